@@ -1,0 +1,47 @@
+# Every command of this repository. `make` alone lists them.
+# Needed: Python 3.11 or newer, git and make. uv is used where it is, else brought into .uv/.
+
+PYTHON ?= python3
+UV := $(or $(shell command -v uv 2>/dev/null),$(CURDIR)/.uv/bin/uv)
+RUN := "$(UV)" run --no-sync
+
+# What runs below finds the same uv, and no other project's environment.
+export PATH := $(CURDIR)/.uv/bin:$(PATH)
+unexport VIRTUAL_ENV PYTHONPATH PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check install clean
+
+help: ## List these commands
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+demo: install ## Bake the example project and turn the whole wheel once, on real data
+	@$(RUN) python tests/demo.py
+
+test: install ## Run every test, those of a baked project included (about 10 minutes)
+	@$(RUN) pytest
+
+test-fast: install ## Run the tests that need no baked project's environment (under a minute)
+	@$(RUN) pytest -m "not slow"
+
+check: install ## Check formatting, lint and types of the template's own code
+	@$(RUN) ruff format --check hooks tests
+	@$(RUN) ruff check hooks tests
+	@$(RUN) mypy
+
+install: uv ## Make .venv with what the commands above need
+	@"$(UV)" sync --quiet || { \
+	  echo "Not to be had as of pyproject.toml's exclude-newer; trying without that date." >&2; \
+	  "$(UV)" sync --quiet --no-config; }
+
+clean: ## Remove everything the commands above made
+	@rm -rf build .venv .uv uv.lock .pytest_cache .mypy_cache .ruff_cache
+	@find hooks tests -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: uv
+uv:
+	@test -x "$(UV)" || { \
+	  "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "Python 3.11 or newer is needed, and $(PYTHON) is not: try make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	  echo "Bringing uv into .uv/" && "$(PYTHON)" -m venv --clear .uv && \
+	  .uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.7'; }

@@ -1,0 +1,134 @@
+"""Refuse answers that could not become a working project: one line, exit status 1.
+
+Cookiecutter renders this file before it runs it. The answers come in as one JSON literal, in
+which the template engine has escaped everything a Python string could trip over; so this file is
+plain Python as it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping
+
+RENDERED = r"""<< cookiecutter | tojson >>"""
+
+FREE_TEXT = ("project_name", "description", "author_name", "author_email")
+DELIMITERS = ("<<", "<%", "<#")
+LONGEST = 60
+SHOWN = 60
+
+# Everything a generated project installs, as distributions and as modules, "-" written "_".
+# A project or package of that name would stand in its own dependency's place.
+TAKEN = frozenset(
+    """
+    alembic cookiecutter dvc fastapi httpx hypothesis importlinter import_linter mlflow mypy numpy
+    onnx onnxruntime optuna pandas pandera polars prefect prometheus_client pydantic
+    pydantic_settings pytest rich ruff schemathesis scikit_learn skl2onnx sklearn sqlalchemy
+    starlette structlog typer uvicorn yaml
+    """.split()
+)
+FOLDERS = frozenset({"conftest", "deploy", "docs", "notebooks", "src", "tests"})
+WINDOWS_DEVICES = frozenset(
+    {"aux", "con", "nul", "prn"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(10)}
+)
+
+
+def main() -> int:
+    for refusal in refusals(json.loads(RENDERED)):
+        print(f"Refused: {refusal}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def refusals(answers: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is wrong with `answers`, each as one line that names the value and the remedy."""
+    # Derived in cookiecutter.json, which swaps an unsafe slug for a harmless folder name.
+    slug = answers.get("__project_slug_given", answers["project_slug"])
+    checks = [(field, answers[field], text_fault(answers[field])) for field in FREE_TEXT]
+    checks += [
+        ("author_email", answers["author_email"], email_fault(answers["author_email"])),
+        ("project_slug", slug, slug_fault(slug)),
+        ("package_name", answers["package_name"], package_fault(answers["package_name"])),
+    ]
+    for field, value, fault in checks:
+        if fault:
+            yield f"{field} {shown(value)} {fault}"
+
+
+def text_fault(value: str) -> str | None:
+    if not value:
+        return "is empty: give it at least one character."
+    if value != value.strip():
+        return "begins or ends with a space: leave that out."
+    for character in value:
+        if unprintable(character):
+            return f"holds the control character U+{ord(character):04X}: write one plain line."
+    for delimiter in DELIMITERS:
+        if delimiter in value:
+            return f"holds {delimiter}, which is this template's own syntax: write it otherwise."
+    return None
+
+
+def email_fault(value: str) -> str | None:
+    plain = r"[^\s@<>()\[\],;:\\\"]+"
+    if not re.fullmatch(rf"{plain}@{plain}\.{plain}", value):
+        return "is no email address: write it like you@example.com."
+    return None
+
+
+def slug_fault(value: str) -> str | None:
+    if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", value):
+        return (
+            "is no folder and distribution name: use lower-case letters and digits, "
+            "joined by single hyphens, like flight-delays."
+        )
+    return name_fault(value.replace("-", "_"))
+
+
+def package_fault(value: str) -> str | None:
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", value):
+        return (
+            "is no package name: use lower-case letters and digits, "
+            "joined by single underscores and starting with a letter, like flight_delays."
+        )
+    if keyword.iskeyword(value) or keyword.issoftkeyword(value):
+        return f"is a word of the Python language: choose another, like {value}_project."
+    if value in sys.stdlib_module_names:
+        return f"would hide Python's own module of that name: choose another, like {value}_project."
+    return name_fault(value)
+
+
+def name_fault(value: str) -> str | None:
+    if len(value) > LONGEST:
+        return f"is {len(value)} characters long: use at most {LONGEST}."
+    if value in WINDOWS_DEVICES:
+        return "is a device name on Windows, where nobody could check the project out: rename it."
+    if value in FOLDERS:
+        return f"is the name of a folder in the project: choose another, like my_{value}."
+    if value in TAKEN:
+        return (
+            "is the name of a library that the project installs: "
+            f"choose another, like {value}_project."
+        )
+    return None
+
+
+def unprintable(character: str) -> bool:
+    """Whether TOML, YAML, JSON, Python and a terminal do not all take it within one line."""
+    bidirectional_override = character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    noncharacter = ord(character) & 0xFFFE == 0xFFFE
+    line_or_control = unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
+    return line_or_control or noncharacter or bidirectional_override
+
+
+def shown(value: str) -> str:
+    """Return `value` in quotes, on one line, cut to a readable length."""
+    return ascii(value) if len(value) <= SHOWN else f"{ascii(value[:SHOWN])}..."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
