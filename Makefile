@@ -7,6 +7,10 @@ RUN := "$(UV)" run --no-sync
 
 # What runs below finds the same uv, and no other project's environment.
 export PATH := $(CURDIR)/.uv/bin:$(PATH)
+# uv trusts what the system trusts, where the system keeps its certificates in a usual place.
+CERTIFICATES := $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem)
+export UV_SYSTEM_CERTS ?= $(if $(CERTIFICATES),true,false)
+export UV_NATIVE_TLS ?= $(UV_SYSTEM_CERTS)
 unexport VIRTUAL_ENV PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help

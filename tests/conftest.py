@@ -1,0 +1,98 @@
+"""Baking: the template as git holds it, into a fresh folder, through cookiecutter's own API."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cookiecutter.main import cookiecutter
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GIT = ["git", "-c", "core.quotePath=false"]
+
+Bake = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_environment() -> Iterator[None]:
+    """Keep a user's git settings, enclosing git hooks and active environments out of the bakes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [*os.environ]:
+            if name.startswith("GIT_") or name in {"VIRTUAL_ENV", "PYTHONPATH", "CI"}:
+                patch.delenv(name)
+        patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        patch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+        patch.setenv("DO_NOT_TRACK", "1")
+        yield
+
+
+def tracked_files() -> list[Path]:
+    """Return the files of this repository that a clone would hold, relative to its root."""
+    command = [*GIT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    paths = [Path(name) for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if (REPOSITORY / path).is_file()]
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the template without what git ignores: what a file's absence breaks, breaks here."""
+    copy = tmp_path_factory.mktemp("template") / "flywheel"
+    for path in tracked_files():
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / path, copy / path)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cookiecutter settings that keep its own files out of the user's home."""
+    home = tmp_path_factory.mktemp("cookiecutter")
+    path = home / "settings.yaml"
+    path.write_text(f"cookiecutters_dir: {home}/templates\nreplay_dir: {home}/replay\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def bake(template: Path, settings_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Bake:
+    """Return a function from answers to the folder of a freshly baked project."""
+
+    def bake(output: Path | None = None, **answers: str) -> Path:
+        project = cookiecutter(
+            str(template),
+            no_input=True,
+            extra_context=answers,
+            output_dir=str(output or tmp_path_factory.mktemp("bake")),
+            config_file=str(settings_file),
+        )
+        return Path(project)
+
+    return bake
+
+
+@pytest.fixture(scope="session")
+def baked(bake: Bake) -> Path:
+    """The default project, to be read and not changed."""
+    return bake()
+
+
+def questions() -> dict[str, Any]:
+    """Return cookiecutter.json's questions and defaults, without derived and private values."""
+    asked = json.loads((REPOSITORY / "cookiecutter.json").read_text(encoding="utf-8"))
+    return {key: value for key, value in asked.items() if not key.startswith("_")}
+
+
+def option_cases() -> list[dict[str, str]]:
+    """Return the default answers and, for every further choice of an option, that answer."""
+    options = {key: value for key, value in questions().items() if isinstance(value, list)}
+    return [{}] + [{key: choice} for key, choices in options.items() for choice in choices[1:]]
+
+
+def case_name(case: dict[str, str]) -> str:
+    return "-".join(f"{key}={value}" for key, value in case.items()) or "default"

@@ -1,0 +1,276 @@
+"""The default project does what its README says, by its own Makefile."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import pre_gen_project
+from conftest import Bake
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_S = 120.0
+KEEPS_RUNNING = re.compile(r"^make (serve|ui)\b", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def project(bake: Bake) -> Path:
+    """The default project with its environment, made by its own Makefile."""
+    project = bake()
+    make(project, "install")
+    return project
+
+
+@pytest.fixture(scope="module")
+def turned(project: Path) -> Path:
+    """The project after its first `make run`."""
+    make(project, "run")
+    return project
+
+
+def test_help_lists_the_commands(project: Path) -> None:
+    text = make(project, "help")
+    for verb in ("run", "serve", "score", "monitor", "test", "check", "clean", "help"):
+        assert re.search(rf"\b{verb}\b", text), verb
+
+
+def test_its_own_checks_pass(project: Path) -> None:
+    """Formatter, linter, mypy strict and import-linter."""
+    make(project, "check")
+
+
+def test_its_own_tests_pass(project: Path) -> None:
+    make(project, "test")
+
+
+def test_no_installed_library_may_be_a_projects_name(project: Path) -> None:
+    """The hook's list of taken names is complete: whatever is installed, no package may hide it."""
+    (site,) = (project / ".venv" / "lib").glob("python*/site-packages")
+    names = set()
+    for distribution in importlib.metadata.distributions(path=[str(site)]):
+        names.add(re.sub(r"[-_.]+", "_", distribution.metadata["Name"]).lower())
+    names.discard("flight_delays")
+    possible = {name for name in names if re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name)}
+    assert possible - pre_gen_project.TAKEN == set()
+
+
+def test_a_second_run_does_nothing(turned: Path) -> None:
+    before = made(turned)
+    make(turned, "run")
+    assert made(turned) == before
+
+
+def test_the_first_run_leaves_nothing_that_git_should_not_see(turned: Path) -> None:
+    command = ["git", "status", "--porcelain"]
+    done = subprocess.run(command, cwd=turned, check=True, capture_output=True, text=True)
+    # Lock files are the user's to commit, cards and metrics are theirs to compare.
+    unexpected = [
+        line
+        for line in done.stdout.splitlines()
+        if re.search(r"\.(db|sqlite|log|onnx|parquet|joblib)\b|/__pycache__|\bvar/", line)
+    ]
+    assert unexpected == []
+
+
+def test_data_and_models_are_pushed_and_pulled_back(turned: Path) -> None:
+    """The default remote works as it comes: cache and outputs gone, pull restores them all."""
+    dvc = str(turned / ".venv" / "bin" / "dvc")
+    run(turned, dvc, "push", "--quiet")
+    outputs = json.loads(run(turned, dvc, "list", ".", "--dvc-only", "--recursive", "--json"))
+    assert outputs
+    shutil.rmtree(turned / ".dvc" / "cache")
+    for entry in outputs:
+        (turned / entry["path"]).unlink(missing_ok=True)
+    run(turned, dvc, "pull", "--quiet")
+    missing = [entry["path"] for entry in outputs if not (turned / entry["path"]).exists()]
+    assert missing == []
+
+
+def test_it_predicts_over_a_socket(turned: Path) -> None:
+    port = free_port()
+    server = running(turned, "make", "serve", f"PORT={port}")
+    base_url = f"http://127.0.0.1:{port}"
+    with server, httpx.Client(base_url=base_url, timeout=30) as client:
+        wait_until_ready(client)
+        request = example_request(client.get("/openapi.json").json())
+
+        answer = client.post("/predict", json=request)
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert len(body["predictions"]) == len(request["instances"])
+        assert body["degraded"] is False
+
+        label = {"id": body["predictions"][0]["id"], "label": body["predictions"][0]["prediction"]}
+        assert client.post("/feedback", json={"labels": [label]}).is_success
+
+        broken = {"instances": [{**request["instances"][0], "no_such_column": 1}]}
+        refused = client.post("/predict", json=broken)
+        assert refused.status_code == 422
+        assert refused.headers["content-type"].startswith("application/problem+json")
+        assert "no_such_column" in refused.text
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_the_readmes_commands_work_word_for_word(turned: Path) -> None:
+    """Every ```sh block, in order, in one project; servers run until the last block is done."""
+    blocks = shell_blocks((turned / "README.md").read_text(encoding="utf-8"))
+    assert blocks
+    servers = []
+    try:
+        for block in blocks:
+            script = ["bash", "-euo", "pipefail", "-c", block]
+            if KEEPS_RUNNING.search(block):
+                servers.append(start(turned, *script))
+                wait_for_port(port_named_in(block), servers[-1])
+            else:
+                run(turned, *script)
+    finally:
+        for server in servers:
+            stop(server)
+
+
+def shell_blocks(markdown: str) -> list[str]:
+    return re.findall(r"^```(?:sh|bash|shell)\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
+
+
+def port_named_in(block: str) -> int:
+    named = re.search(r"PORT=(\d+)", block)
+    return int(named[1]) if named else 8000
+
+
+def made(project: Path) -> dict[str, Any]:
+    """Return what a run could change: tracked outputs by content, the registry by its rows."""
+    lock = (project / "dvc.lock").read_bytes()
+    database = sqlite3.connect(f"file:{project}/mlflow.db?mode=ro", uri=True)
+    try:
+        rows = [
+            database.execute(f"select count(*) from {table}").fetchone()[0]  # noqa: S608
+            for table in ("runs", "model_versions", "registered_model_aliases")
+        ]
+    finally:
+        database.close()
+    serving = project / "var" / "serving"
+    served = {str(path): path.stat().st_mtime_ns for path in serving.rglob("*") if path.is_file()}
+    assert served
+    return {"lock": lock, "registry": rows, "served": served}
+
+
+def make(project: Path, *arguments: str) -> str:
+    return run(project, "make", "--no-print-directory", *arguments)
+
+
+def run(project: Path, *command: str) -> str:
+    """Run `command` in `project` to its end; what it printed is shown when it fails."""
+    process = start(project, *command, capture=True)
+    try:
+        output, _ = process.communicate(timeout=600)
+    finally:
+        stop(process)
+    text = output.decode("utf-8", errors="replace")
+    assert process.returncode == 0, f"{' '.join(command)}\n{text[-6000:]}"
+    return text
+
+
+def start(project: Path, *command: str, capture: bool = False) -> subprocess.Popen[bytes]:
+    """Start `command` as the head of a process group of its own."""
+    return subprocess.Popen(
+        command,
+        cwd=project,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if capture else subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the whole group that `process` heads: politely, then not."""
+    for number, patience_s in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline and group_lives(process):
+            time.sleep(0.05)
+    process.wait(timeout=10)
+
+
+def group_lives(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextmanager
+def running(project: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = start(project, *command)
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"it ended at once, with status {process.returncode}"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"nothing listens on port {port}")
+
+
+def wait_until_ready(client: httpx.Client) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("the server is not ready")
+
+
+def example_request(document: Any) -> dict[str, Any]:
+    """Return the first example of a prediction request that the API's own description gives."""
+    if isinstance(document, dict):
+        instances = document.get("instances")
+        if isinstance(instances, list) and instances and isinstance(instances[0], dict):
+            return {"instances": instances}
+    nested = document.values() if isinstance(document, dict) else document
+    if isinstance(document, dict | list):
+        for part in nested:
+            found = example_request(part)
+            if found:
+                return found
+    return {}

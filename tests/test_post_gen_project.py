@@ -1,0 +1,154 @@
+"""A fresh project is finished, committed and explained, whatever it lands in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import post_gen_project as hook
+from conftest import Bake, questions
+
+ANSWERS = {"license": "MIT", "ci": "github", "project_name": "P", "_template": "gh:a/b"}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_table_covers_every_choice_of_its_options() -> None:
+    for option, choices in hook.PRUNE.items():
+        assert list(choices) == questions()[option]
+
+
+def test_pruning_removes_files_and_folders_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".github" / "workflows").mkdir(parents=True)
+    (tmp_path / ".github" / "workflows" / "ci.yml").write_text("on: push\n")
+    for choice in questions()["license"]:
+        (tmp_path / f"LICENSE.{choice}").write_text(choice)
+    hook.prune(tmp_path, {"license": "MIT", "ci": "none"})
+    hook.name_license(tmp_path, "MIT")
+    assert [path.name for path in tmp_path.iterdir()] == ["LICENSE"]
+    assert (tmp_path / "LICENSE").read_text() == "MIT"
+
+
+@pytest.mark.parametrize(
+    ("template", "kept"),
+    [
+        ("https://example.com/flywheel.git", True),
+        ("git@example.com:team/flywheel.git", True),
+        ("gh:team/flywheel", True),
+        ("../flywheel", False),
+        ("/home/ada/flywheel", False),
+    ],
+)
+def test_the_answers_file_holds_no_path_of_this_machine(
+    tmp_path: Path, template: str, kept: bool
+) -> None:
+    private = {"_output_dir": "/home/ada", "_repo_dir": "/home/ada/x", "__derived": "y"}
+    hook.store_answers(tmp_path, {**ANSWERS, **private, "_template": template, "_checkout": "v1"})
+    stored = json.loads((tmp_path / ".cookiecutter.json").read_text())
+    expected = {key: value for key, value in ANSWERS.items() if not key.startswith("_")}
+    if kept:
+        expected |= {"_template": template, "_checkout": "v1"}
+    assert stored == expected
+
+
+def test_the_commit_is_the_users_own_where_git_knows_them(
+    bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tmp_path / "gitconfig"
+    settings.write_text(
+        "[user]\n name = Grace\n email = grace@example.com\n"
+        "[init]\n defaultBranch = trunk\n[commit]\n gpgSign = true\n"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    project = bake()
+    assert git(project, "log", "--format=%an <%ae>") == "Grace <grace@example.com>"
+    assert git(project, "branch", "--show-current") == "trunk"
+
+
+def test_a_git_hooks_environment_does_not_lead_the_commit_astray(
+    bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "init", "--quiet")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / ".git" / "index"))
+    project = bake()
+    monkeypatch.undo()
+    assert git(project, "log", "--format=%s") == "Start from the Flywheel template"
+    assert not (tmp_path / ".git" / "index").exists()
+
+
+def test_inside_a_repository_the_project_stays_part_of_it(
+    bake: Bake, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    git(tmp_path, "init", "--quiet")
+    project = bake(tmp_path)
+    assert not (project / ".git").exists()
+    said = capfd.readouterr().out
+    assert f"part of the git repository {tmp_path}" in said
+    assert "commit it there" in said
+
+
+def test_inside_a_folder_that_a_repository_ignores_it_gets_its_own(
+    bake: Bake, tmp_path: Path
+) -> None:
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / ".gitignore").write_text("/build/\n")
+    project = bake(tmp_path / "build")
+    assert git(project, "rev-parse", "--show-toplevel") == str(project)
+    assert git(project, "rev-list", "--count", "HEAD") == "1"
+
+
+def test_a_second_bake_over_a_project_commits_nothing(
+    template: Path, settings_file: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "cookiecutter", str(template), "--no-input"]
+    command += ["--config-file", str(settings_file), "--output-dir", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    project = tmp_path / "flight-delays"
+    mine = project / "notes.md"
+    mine.write_text("mine\n")
+    again = [*command, "--overwrite-if-exists"]
+    done = subprocess.run(again, check=True, capture_output=True, text=True)
+    assert "git repository already" in done.stdout
+    assert mine.read_text() == "mine\n"
+    assert git(project, "status", "--porcelain") == "?? notes.md"
+
+
+def test_without_git_the_project_is_whole_and_says_so(
+    bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    project = bake()
+    assert (project / "LICENSE").is_file()
+    assert not (project / ".git").exists()
+    assert "git is not installed" in capfd.readouterr().out
+
+
+def test_when_git_fails_the_project_is_kept_and_the_reason_given(
+    bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "git"
+    broken.write_text("#!/bin/sh\necho 'fatal: the disk is on fire' >&2\nexit 128\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.environ["PATH"])
+    project = bake()
+    assert (project / "LICENSE").is_file()
+    assert "fatal: the disk is on fire" in capfd.readouterr().out
+
+
+def test_it_ends_with_the_two_next_commands(
+    bake: Bake, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "with space"
+    output.mkdir()
+    project = bake(output)
+    assert capfd.readouterr().out.endswith(f"Next:\n  cd '{project}'\n  make run\n")
