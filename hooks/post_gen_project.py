@@ -31,7 +31,9 @@ PRUNE = {
     },
 }
 
+# battenberg updates a project by committing a newer bake to this branch and merging that.
 UPDATER = "battenberg"
+TEMPLATE_BRANCH = "template"
 
 
 def main() -> int:
@@ -94,6 +96,7 @@ def first_commit(project: Path, author_name: str, author_email: str) -> str:
         who = identity(project, author_name, author_email)
         flags = ["--quiet", "--no-verify", "--no-gpg-sign"]
         git(project, *who, "commit", *flags, "--message", "Start from the Flywheel template")
+        git(project, "branch", TEMPLATE_BRANCH)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
         return f"git could not make the first commit ({reason}): run git commit yourself."

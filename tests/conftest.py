@@ -42,7 +42,7 @@ def tracked_files() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the template without what git ignores: what a file's absence breaks, breaks here."""
+    """A copy of the template as a clone would hold it, without what git ignores."""
     copy = tmp_path_factory.mktemp("template") / "flywheel"
     for path in tracked_files():
         (copy / path).parent.mkdir(parents=True, exist_ok=True)

@@ -113,6 +113,17 @@ def test_one_quoted_form_serves_toml_yaml_json_and_python(name: str, template: P
     assert ast.literal_eval(quoted) == name
 
 
+def test_the_markdown_form_shows_the_name_as_heading_and_as_paragraph(
+    name: str, template: Path
+) -> None:
+    context = generate_context(
+        str(template / "cookiecutter.json"), extra_context={"description": name}
+    )
+    written = prompt_for_config(context, no_input=True)["__description_markdown"]
+    shown = [plain(token) for token in MarkdownIt().parse(f"# {written}\n\n{written}\n")]
+    assert shown == ["", name, "", "", name, ""]
+
+
 @pytest.mark.parametrize(
     ("project_name", "slug", "package"),
     [

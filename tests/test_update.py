@@ -26,43 +26,65 @@ def battenberg(folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_an_update_keeps_the_users_changes_and_brings_the_templates(
-    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = tmp_path / "gitconfig"
+@pytest.fixture
+def address(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a repository that holds the template, at tag v1, with a home of its own."""
+    settings = tmp_path / ".gitconfig"
     settings.write_text("[user]\n name = Ada\n email = ada@example.com\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
-    (tmp_path / ".gitconfig").write_text(settings.read_text())
-
     released = tmp_path / "flywheel"
     shutil.copytree(template, released)
     git(released, "init", "--quiet", "--initial-branch=main")
     git(released, "add", "--all")
     git(released, "commit", "--quiet", "--message", "One")
     git(released, "tag", "v1")
+    return f"git+{released.as_uri()}"
 
-    project = tmp_path / "project"
-    project.mkdir()
-    git(project, "init", "--quiet", "--initial-branch=main")
-    git(project, "commit", "--quiet", "--allow-empty", "--message", "Start")
-    url = f"git+{released.as_uri()}"
-    battenberg(project, "install", "--no-input", "--checkout", "v1", url)
-    answers = json.loads((project / ".cookiecutter.json").read_text())
-    assert answers["_template"] == url
-    assert (project / "LICENSE").is_file()
 
-    params = project / "params.yaml"
-    params.write_text(params.read_text() + "# mine\n")
-    git(project, "commit", "--quiet", "--all", "--message", "Change params.yaml")
-
-    ours = released / "<<cookiecutter.project_slug>>" / ".editorconfig"
-    ours.write_text(ours.read_text() + "\n[*.sql]\nindent_size = 2\n")
+def release_a_change(released: Path) -> None:
+    changed = released / "<<cookiecutter.project_slug>>" / ".editorconfig"
+    changed.write_text(changed.read_text() + "\n[*.sql]\nindent_size = 2\n")
     git(released, "commit", "--quiet", "--all", "--message", "Two")
     git(released, "tag", "v2")
 
+
+def change_and_update(project: Path, released: Path) -> None:
+    """Change the project as its user would, and see both changes after the update."""
+    params = project / "params.yaml"
+    params.write_text(params.read_text() + "# mine\n")
+    git(project, "commit", "--quiet", "--all", "--message", "Change params.yaml")
+    release_a_change(released)
     battenberg(project, "upgrade", "--no-input", "--checkout", "v2")
     assert params.read_text().endswith("# mine\n")
     assert "[*.sql]" in (project / ".editorconfig").read_text()
+    answers = json.loads((project / ".cookiecutter.json").read_text())
+    assert answers["_checkout"] == "v2"
+    assert answers["project_name"] == 'Anna\'s "Best" Model'
     assert git(project, "status", "--porcelain") == ""
+
+
+def test_a_baked_project_takes_an_update_and_keeps_its_users_changes(
+    address: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "cookiecutter", "--no-input", "--checkout", "v1"]
+    command += ["--output-dir", str(tmp_path), address, 'project_name=Anna\'s "Best" Model']
+    subprocess.run(command, check=True, capture_output=True)
+    project = tmp_path / "anna-s-best-model"
+    assert json.loads((project / ".cookiecutter.json").read_text())["_template"] == address
+    change_and_update(project, tmp_path / "flywheel")
+
+
+def test_a_repository_that_was_there_first_takes_the_template_and_its_updates(
+    address: str, tmp_path: Path
+) -> None:
+    project = tmp_path / "older"
+    project.mkdir()
+    git(project, "init", "--quiet", "--initial-branch=main")
+    git(project, "commit", "--quiet", "--allow-empty", "--message", "Start")
+    defaults = tmp_path / ".cookiecutterrc"
+    defaults.write_text('default_context:\n  project_name: Anna\'s "Best" Model\n')
+    battenberg(project, "install", "--no-input", "--checkout", "v1", address)
+    assert (project / "LICENSE").is_file()
+    change_and_update(project, tmp_path / "flywheel")
