@@ -137,8 +137,10 @@ def test_the_readmes_commands_work_word_for_word(turned: Path) -> None:
         for block in blocks:
             script = ["bash", "-euo", "pipefail", "-c", block]
             if KEEPS_RUNNING.search(block):
+                port = port_named_in(block)
+                assert not listens(port), f"port {port}, which the README names, is in use"
                 servers.append(start(turned, *script))
-                wait_for_port(port_named_in(block), servers[-1])
+                wait_for_port(port, servers[-1])
             else:
                 run(turned, *script)
     finally:
@@ -238,13 +240,17 @@ def free_port() -> int:
         return port
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         assert process.poll() is None, f"it ended at once, with status {process.returncode}"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        if listens(port):
+            return
         time.sleep(0.1)
     raise AssertionError(f"nothing listens on port {port}")
 

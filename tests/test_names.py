@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import json
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -122,6 +123,19 @@ def test_the_markdown_form_shows_the_name_as_heading_and_as_paragraph(
     written = prompt_for_config(context, no_input=True)["__description_markdown"]
     shown = [plain(token) for token in MarkdownIt().parse(f"# {written}\n\n{written}\n")]
     assert shown == ["", name, "", "", name, ""]
+
+
+def test_no_name_of_the_example_stands_in_a_project_of_another_name(bake: Bake) -> None:
+    project = bake(project_name="Churn", project_slug="churn", package_name="customers")
+    assert (project / "src" / "customers").is_dir()
+    left = [
+        str(path.relative_to(project))
+        for path in project.rglob("*")
+        if path.is_file()
+        and ".git" not in path.relative_to(project).parts
+        and re.search(rb"flight[-_ ]delays", path.read_bytes(), re.IGNORECASE)
+    ]
+    assert left == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import pre_gen_project as hook
+from conftest import questions
 
 GOOD = {
     "project_name": "Flight Delays",
@@ -153,6 +155,25 @@ def test_an_answer_that_is_template_syntax_leaves_nothing_on_disk(
 ) -> None:
     done = refused_bake(template, settings_file, tmp_path, "description", "a << b")
     assert done.returncode != 0
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_typed_at_the_prompts_every_question_is_put_in_words(
+    template: Path, settings_file: Path, tmp_path: Path
+) -> None:
+    """Template syntax that is typed, and so not rendered, is refused by the hook."""
+    command = [sys.executable, "-m", "cookiecutter", str(template)]
+    command += ["--config-file", str(settings_file), "--output-dir", str(tmp_path)]
+    typed = "\n".join(["Typed", "a << b", *[""] * 7]) + "\n"
+    done = subprocess.run(command, input=typed, capture_output=True, text=True, check=False)
+    said = " ".join(done.stdout.split())
+    prompts = json.loads((template / "cookiecutter.json").read_text())["__prompts__"]
+    assert list(prompts) == list(questions())
+    for prompt in prompts.values():
+        words = [prompt] if isinstance(prompt, str) else list(prompt.values())
+        assert [line for line in words if line not in said] == []
+    assert done.returncode == 1
+    assert "Refused: description 'a << b' holds <<" in done.stderr
     assert [*tmp_path.iterdir()] == []
 
 
