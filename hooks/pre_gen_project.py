@@ -110,14 +110,14 @@ def text_fault(value: str) -> str | None:
 def email_fault(value: str) -> str | None:
     plain = r"[^\s@<>()\[\],;:\\\"]+"
     if not re.fullmatch(rf"{plain}@{plain}\.{plain}", value):
-        return "is no email address: write it like you@example.com."
+        return "is not an email address: write it like you@example.com."
     return None
 
 
 def slug_fault(value: str) -> str | None:
     if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", value):
         return (
-            "is no folder and distribution name: use lower-case letters and digits, "
+            "is not a valid folder and distribution name: use lower-case letters and digits, "
             "joined by single hyphens, like flight-delays."
         )
     return name_fault(value.replace("-", "_"))
@@ -126,7 +126,7 @@ def slug_fault(value: str) -> str | None:
 def package_fault(value: str) -> str | None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", value):
         return (
-            "is no package name: use lower-case letters and digits, "
+            "is not a valid package name: use lower-case letters and digits, "
             "joined by single underscores and starting with a letter, like flight_delays."
         )
     if keyword.iskeyword(value) or keyword.issoftkeyword(value):

@@ -30,9 +30,9 @@ KEEPS_RUNNING = re.compile(r"^make (serve|ui)\b", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def project(bake: Bake) -> Path:
-    """The default project with its environment, made by its own Makefile."""
-    project = bake()
+def project(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default project with its environment, made by its own Makefile, below a spaced path."""
+    project = bake(tmp_path_factory.mktemp("my projects"))
     make(project, "install")
     return project
 

@@ -84,6 +84,20 @@ def test_both_workflows_pin_their_actions_and_ask_for_little() -> None:
         assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
 
 
+@pytest.mark.parametrize("command", [["actionlint"], ["zizmor", "--offline", "--quiet"]])
+def test_both_workflows_satisfy_their_linters(baked: Path, command: list[str]) -> None:
+    program = Path(sys.executable).with_name(command[0])
+    for folder in (REPOSITORY, baked):
+        done = subprocess.run(
+            [str(program), *command[1:], ".github/workflows/ci.yml"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_changelog_names_this_version() -> None:
     document = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
