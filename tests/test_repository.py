@@ -16,7 +16,7 @@ import yaml
 from conftest import REPOSITORY, tracked_files
 
 MACHINE = re.compile(
-    r"/home/(?!ada\b)\w+|/Users/\w+|/root\b|(?<![\w.])/work/|/tmp/|file://\w"
+    r"/home/(?!ada\b)\w+|/Users/\w+|/root\b|(?<![\w.])/work/|(?<![\w.])/tmp/|file://\w"
     r"|pypi\.org/simple|files\.pythonhosted|index-url|extra-index|proxy\.golang|registry\.npmjs"
 )
 SELF = Path("tests/test_repository.py")
