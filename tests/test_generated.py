@@ -11,11 +11,13 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -104,10 +106,9 @@ def test_data_and_models_are_pushed_and_pulled_back(turned: Path) -> None:
 
 def test_it_predicts_over_a_socket(turned: Path) -> None:
     port = free_port()
-    server = running(turned, "make", "serve", f"PORT={port}")
+    server = running(turned, port)
     base_url = f"http://127.0.0.1:{port}"
     with server, httpx.Client(base_url=base_url, timeout=30) as client:
-        wait_until_ready(client)
         request = example_request(client.get("/openapi.json").json())
 
         answer = client.post("/predict", json=request)
@@ -180,7 +181,7 @@ def make(project: Path, *arguments: str) -> str:
 
 def run(project: Path, *command: str) -> str:
     """Run `command` in `project` to its end; what it printed is shown when it fails."""
-    process = start(project, *command, capture=True)
+    process = start(project, *command, output=subprocess.PIPE)
     try:
         output, _ = process.communicate(timeout=600)
     finally:
@@ -190,13 +191,15 @@ def run(project: Path, *command: str) -> str:
     return text
 
 
-def start(project: Path, *command: str, capture: bool = False) -> subprocess.Popen[bytes]:
+def start(
+    project: Path, *command: str, output: int | IO[bytes] = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
     """Start `command` as the head of a process group of its own."""
     return subprocess.Popen(
         command,
         cwd=project,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if capture else subprocess.DEVNULL,
+        stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
@@ -225,12 +228,20 @@ def group_lives(process: subprocess.Popen[bytes]) -> bool:
 
 
 @contextmanager
-def running(project: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = start(project, *command)
-    try:
-        yield process
-    finally:
-        stop(process)
+def running(project: Path, port: int) -> Iterator[None]:
+    """Serve the project's champion on `port`, ready to answer; what it printed is shown if not."""
+    with tempfile.TemporaryFile() as log:
+        process = start(project, "make", "serve", f"PORT={port}", output=log)
+        try:
+            wait_for_port(port, process)
+            wait_until_ready(port)
+            yield
+        except BaseException:
+            log.seek(0)
+            sys.stderr.write(log.read().decode("utf-8", errors="replace")[-6000:])
+            raise
+        finally:
+            stop(process)
 
 
 def free_port() -> int:
@@ -255,14 +266,11 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"nothing listens on port {port}")
 
 
-def wait_until_ready(client: httpx.Client) -> None:
+def wait_until_ready(port: int) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
+        if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+            return
         time.sleep(0.1)
     raise AssertionError("the server is not ready")
 

@@ -162,9 +162,10 @@ def test_no_option_changes_python(bakes: Bakes) -> None:
 
 def test_the_package_holds_no_template_syntax() -> None:
     source = REPOSITORY / "<<cookiecutter.project_slug>>" / "src"
-    for path in source.rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"<<|<%|<#|cookiecutter", text), path
+    for path in source.rglob("*"):
+        if path.is_file() and path.suffix != ".pyc":
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"<<|<%|<#|cookiecutter", text), path
 
 
 @pytest.mark.slow
