@@ -1,0 +1,1 @@
+"""What the model met after training, against what it was trained on."""

@@ -1,0 +1,150 @@
+"""What somebody should be told about a window: records in a file, and a webhook where one is configured."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from .. import strict
+from ..errors import ConfigError, ProjectError
+from ..files import canonical
+from .result import Result
+
+TIMEOUT_SECONDS = 10.0
+
+
+class AlertError(ProjectError):
+    """Alerts that could not be delivered; they are in the alerts file all the same."""
+
+    transient = True
+
+
+class Alert(strict.Strict):
+    """One thing to be told: how bad, what, why, what to do first, and the page that says more."""
+
+    at: datetime
+    severity: Literal["critical", "warning", "info"]
+    what: str
+    evidence: str
+    first_steps: tuple[str, ...]
+    runbook: str
+    model: str
+    source: str
+
+    def text(self) -> str:
+        """The alert as one line of canonical JSON."""
+        return canonical(self.model_dump(mode="json"))
+
+
+def of(result: Result) -> tuple[Alert, ...]:
+    """The alerts of a result, worst first; a window in which nothing is wrong has none."""
+    return tuple(
+        Alert(
+            at=result.at,
+            severity=severity,
+            what=what,
+            evidence=evidence,
+            first_steps=steps,
+            runbook=f"docs/runbook.md#{anchor}",
+            model=f"{result.model.name} {result.model.version}",
+            source=result.source,
+        )
+        for severity, what, evidence, steps, anchor in _found(result)
+    )
+
+
+def append(path: Path, alerts: Sequence[Alert]) -> None:
+    """Add one JSON line per alert; a single write, so lines of several processes do not mix."""
+    if not alerts:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(alert.text() + "\n" for alert in alerts).encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, lines)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def deliver(url: str, alerts: Sequence[Alert], timeout: float = TIMEOUT_SECONDS) -> None:
+    """POST the alerts to a webhook as `{"text": …, "alerts": […]}`, once; the caller retries.
+
+    Args:
+        url: setting ML_ALERT_WEBHOOK; chat systems show `text`.
+        alerts: nothing is sent when there are none.
+        timeout: seconds to wait.
+
+    Raises:
+        ConfigError: the URL is none that can be posted to.
+        AlertError: it did not take the alerts.
+    """
+    if not alerts:
+        return
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError("ML_ALERT_WEBHOOK: the address must start with http:// or https://")
+    text = "\n".join(f"[{alert.severity}] {alert.what}: {alert.evidence}" for alert in alerts)
+    body = json.dumps({"text": text, "alerts": [alert.model_dump(mode="json") for alert in alerts]}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout):
+            return
+    except urllib.error.HTTPError as error:
+        fault = f"answered {error.code}"
+        error.close()
+    except (OSError, ValueError) as error:
+        fault = str(getattr(error, "reason", error))
+    # The address may hold a secret token, so it is not repeated.
+    raise AlertError(f"{len(alerts)} alerts were not delivered: the webhook {fault}; see ML_ALERT_WEBHOOK")
+
+
+Found = tuple[Literal["critical", "warning", "info"], str, str, tuple[str, ...], str]
+
+
+def _found(result: Result) -> Iterator[Found]:
+    if result.quality.verdict == "degraded":
+        yield (
+            "critical",
+            "the model has become worse",
+            result.quality.reason,
+            ("Check that the labels are right.", "Roll back if an older version does better on them.", "Retrain."),
+            "degraded-quality",
+        )
+    if result.drift.verdict == "drift":
+        yield (
+            "warning",
+            "the data have drifted",
+            result.drift.reason,
+            ("Look at the plots of the changed columns.", "Ask their source what changed.", "Retrain if it lasts."),
+            "drift",
+        )
+    if result.violations:
+        rows = ", ".join(f"{v.column}: {v.rows:,} rows {v.rule}" for v in result.violations[:5])
+        yield (
+            "warning",
+            "rows break the contract",
+            rows,
+            ("Find the sender of these rows.", "Mend the sender, or the contract if the world has changed."),
+            "contract-violations",
+        )
+    if result.volume.degraded:
+        share = result.volume.degraded / result.volume.rows
+        yield (
+            "warning",
+            "a fallback answered instead of the model",
+            f"{result.volume.degraded:,} rows ({share:.1%})",
+            ("See the server's log for why the model failed.",),
+            "degraded-answers",
+        )
+    if result.verdict == "insufficient data":
+        yield (
+            "info",
+            "too little data to judge",
+            result.drift.reason,
+            ("Widen the window.", "Check that requests reach the server."),
+            "insufficient-data",
+        )

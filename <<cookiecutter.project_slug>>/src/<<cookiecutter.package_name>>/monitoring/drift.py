@@ -1,0 +1,237 @@
+"""Whether a window's rows still look like the reference rows; pure functions over two profiles.
+
+A column counts as drifted when the difference is both significant and large enough to matter:
+its Holm-corrected p-value is at most alpha, and its effect reaches a floor. docs/monitoring.md gives
+the reasons, the sources and the measured rates of false and missed alarms.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from scipy import stats
+
+from .. import strict
+from ..params import MonitorParams
+from ..profile import PREDICTION, Counts, Profile
+from .ks import distance, p_value, widest
+
+MIN_PRESENT = 30
+"""Rows with a value, on either side, below which a column's values are not compared."""
+MIN_EXPECTED = 5
+"""Smallest expected count of a chi-square cell (Cochran 1954, "Some Methods for Strengthening the Common χ² Tests")."""
+SHOWN_CATEGORIES = 3
+
+Aspect = Literal["values", "missing", "unseen"]
+
+
+class Comparison(strict.Strict):
+    """One comparison of the window with the reference.
+
+    `effect` and `floor` are shares in [0, 1]: the KS distance for numbers, the total variation distance for
+    categories, the difference of rates for missing and unseen values. `reference` and `window` hold what a
+    person compares: quartiles and the share of values up to the one where the two differ most, the shares of
+    the categories that moved most, or the rate.
+    """
+
+    column: str
+    aspect: Aspect
+    statistic: Literal["KS distance", "total variation", "rate difference"]
+    effect: float
+    floor: float
+    p_value: float
+    adjusted: float
+    drifted: bool
+    reference: dict[str, float]
+    window: dict[str, float]
+
+
+class Drift(strict.Strict):
+    """All comparisons, the strongest first."""
+
+    verdict: Literal["ok", "drift", "insufficient data"]
+    reason: str
+    alpha: float
+    comparisons: tuple[Comparison, ...] = ()
+    skipped: tuple[str, ...] = Field(default=(), description="columns with too few values to compare")
+
+    @property
+    def drifted(self) -> tuple[str, ...]:
+        """Names of the drifted columns, the model's own output not among them, strongest first."""
+        return tuple(
+            dict.fromkeys(test.column for test in self.comparisons if test.drifted and test.column != PREDICTION)
+        )
+
+    @property
+    def prediction_drifted(self) -> bool:
+        """Whether the distribution of the model's own output has moved."""
+        return any(test.drifted for test in self.comparisons if test.column == PREDICTION)
+
+
+def compare(reference: Profile, window: Profile, params: MonitorParams, untested: Collection[str] = ()) -> Drift:
+    """Compare a window with the reference it was counted against.
+
+    Args:
+        reference: profile of the reference rows.
+        window: profile of the window, in the bins and categories of `reference`.
+        params: alpha, floors and the smallest number of rows.
+        untested: columns that differ by their nature, such as dates.
+    """
+    for name, profile in (("window", window), ("reference", reference)):
+        if profile.rows < params.min_rows:
+            reason = f"the {name} has {profile.rows:,} rows; {params.min_rows:,} are needed to compare"
+            return Drift(verdict="insufficient data", reason=reason, alpha=params.alpha)
+    tests, skipped = [], []
+    for name, counts in reference.columns.items():
+        if name in window.columns and name not in untested:
+            found = list(_tests(name, counts, window.columns[name], params))
+            tests += found
+            if not any(test.aspect == "values" for test in found) and not _constant(counts, window.columns[name]):
+                skipped.append(name)
+    if not tests:
+        reason = "no column has enough values to compare"
+        return Drift(verdict="insufficient data", reason=reason, alpha=params.alpha, skipped=tuple(skipped))
+    judged = sorted(
+        _holm(tests, params.alpha), key=lambda test: (not test.drifted, -test.effect / test.floor, test.column)
+    )
+    drift = Drift(verdict="ok", reason="", alpha=params.alpha, comparisons=tuple(judged), skipped=tuple(skipped))
+    columns = [*drift.drifted, *(["the prediction"] if drift.prediction_drifted else [])]
+    if not columns:
+        return drift.model_copy(update={"reason": f"none of {len(judged)} comparisons found a difference that matters"})
+    return drift.model_copy(update={"verdict": "drift", "reason": f"changed: {', '.join(columns)}"})
+
+
+def _tests(name: str, reference: Counts, window: Counts, params: MonitorParams) -> Iterator[Comparison]:
+    if min(reference.present, window.present) >= MIN_PRESENT:
+        if reference.kind == "numeric":
+            floor = params.prediction_floor if name == PREDICTION else params.numeric_floor
+            yield from _numbers(name, reference, window, floor)
+        else:
+            yield from _categories(name, reference, window, params.category_floor)
+    missing = (reference.missing, reference.rows), (window.missing, window.rows)
+    yield from _rates(name, "missing", *missing, floor=params.category_floor)
+    unseen = (reference.unseen, reference.present), (window.unseen, window.present)
+    yield from _rates(name, "unseen", *unseen, floor=params.category_floor)
+
+
+def _numbers(name: str, reference: Counts, window: Counts, floor: float) -> Iterator[Comparison]:
+    before, after = np.array(reference.counts), np.array(window.counts)
+    if _constant(reference, window):
+        return
+    seen = quartiles(reference), quartiles(window)
+    split = widest(before, after)
+    for counts, summary in zip((before, after), seen, strict=True):
+        summary |= {
+            "split": reference.edges[split],
+            "share up to split": float(counts[: split + 1].sum() / counts.sum()),
+        }
+    yield _comparison(name, "values", "KS distance", distance(before, after), floor, p_value(before, after), *seen)
+
+
+def _categories(name: str, reference: Counts, window: Counts, floor: float) -> Iterator[Comparison]:
+    table = pooled(np.array([(*reference.counts, reference.unseen), (*window.counts, window.unseen)]))
+    if table.shape[1] < 2:
+        return
+    shares = table / table.sum(axis=1, keepdims=True)
+    effect = float(np.abs(shares[0] - shares[1]).sum() / 2)
+    p = float(stats.chi2_contingency(table, correction=False).pvalue)
+    yield _comparison(name, "values", "total variation", effect, floor, p, *_movers(reference, window))
+
+
+def _rates(
+    name: str, aspect: Aspect, reference: tuple[int, int], window: tuple[int, int], floor: float
+) -> Iterator[Comparison]:
+    hits = reference[0] + window[0]
+    # A margin of zero can never be significant, so it is no test and costs the others no power (Tarone 1990).
+    if hits in (0, reference[1] + window[1]) or not (reference[1] and window[1]):
+        return
+    before, after = reference[0] / reference[1], window[0] / window[1]
+    table = np.array([[reference[0], reference[1] - reference[0]], [window[0], window[1] - window[0]]])
+    expected = table.sum(axis=0).min() * table.sum(axis=1).min() / table.sum()
+    exact = expected < MIN_EXPECTED
+    p = stats.fisher_exact(table).pvalue if exact else stats.chi2_contingency(table, correction=False).pvalue
+    yield _comparison(
+        name, aspect, "rate difference", abs(after - before), floor, float(p), {"rate": before}, {"rate": after}
+    )
+
+
+def _comparison(
+    column: str,
+    aspect: Aspect,
+    statistic: Literal["KS distance", "total variation", "rate difference"],
+    effect: float,
+    floor: float,
+    p_value: float,
+    reference: dict[str, float],
+    window: dict[str, float],
+) -> Comparison:
+    return Comparison(
+        column=column,
+        aspect=aspect,
+        statistic=statistic,
+        effect=effect,
+        floor=floor,
+        p_value=p_value,
+        adjusted=1.0,
+        drifted=False,
+        reference=reference,
+        window=window,
+    )
+
+
+def _holm(tests: list[Comparison], alpha: float) -> list[Comparison]:
+    """Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure": adjusted p-values, then the verdicts."""
+    order = np.argsort([test.p_value for test in tests], kind="stable")
+    judged, running = [], 0.0
+    for rank, at in enumerate(order):
+        test = tests[at]
+        running = max(running, min(1.0, test.p_value * (len(tests) - rank)))
+        drifted = running <= alpha and test.effect >= test.floor
+        judged.append(test.model_copy(update={"adjusted": running, "drifted": drifted}))
+    return judged
+
+
+def pooled(table: np.ndarray) -> np.ndarray:
+    """Pool the rarest columns of a 2 × k table until every expected count is at least 5; empty columns vanish.
+
+    Which ones are pooled depends on the column totals alone, which keeps the chi-square test valid.
+    """
+    totals = table.sum(axis=0)
+    table = table[:, np.argsort(-totals, kind="stable")]
+    totals = table.sum(axis=0)
+    needed = MIN_EXPECTED * table.sum() / table.sum(axis=1).min()
+    kept = int((totals >= needed).sum())
+    rest = int(totals[kept:].sum())
+    if rest == 0:
+        return table[:, :kept]
+    if rest < needed and kept:
+        kept -= 1
+    return np.column_stack((table[:, :kept], table[:, kept:].sum(axis=1)))
+
+
+def quartiles(counts: Counts) -> dict[str, float]:
+    """Quartiles of a counted numeric column, interpolated within bins, which are narrow; {} without values."""
+    if not counts.present:
+        return {}
+    edges = np.array((counts.edges[0], *counts.edges, counts.edges[-1]))
+    cumulative = np.concatenate(([0], np.cumsum(counts.counts))) / counts.present
+    low, median, high = np.interp([0.25, 0.5, 0.75], cumulative, edges)
+    return {"lower quartile": float(low), "median": float(median), "upper quartile": float(high)}
+
+
+def shares(counts: Counts) -> dict[str, float]:
+    """Share of every category among the rows with a value."""
+    return {name: times / max(1, counts.present) for name, times in zip(counts.categories, counts.counts, strict=True)}
+
+
+def _movers(reference: Counts, window: Counts) -> tuple[dict[str, float], dict[str, float]]:
+    before, after = shares(reference), shares(window)
+    moved = sorted(before, key=lambda name: (-abs(after[name] - before[name]), name))[:SHOWN_CATEGORIES]
+    return {name: before[name] for name in moved}, {name: after[name] for name in moved}
+
+
+def _constant(reference: Counts, window: Counts) -> bool:
+    """Whether all rows of both sides share one bin, so that there is nothing to compare."""
+    both = (*(a + b for a, b in zip(reference.counts, window.counts, strict=True)), reference.unseen + window.unseen)
+    return sum(count > 0 for count in both) == 1

@@ -1,0 +1,316 @@
+"""Small pictures as inline SVG: no scripts, no fonts, coloured by the page's style sheet for light, dark and print."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from ..profile import Counts
+from .drift import shares
+from .quality import Measure
+from .result import Volume
+from .words import day, minute, percent
+
+WIDE, NARROW = 920, 320
+"""Widths of pictures: across the page, and in a card or on a phone; about as many pixels as they are shown at."""
+DISPLAY_BINS = 32
+MAX_VALUES = 40
+"""Numeric columns with fewer different values than this are drawn value by value."""
+CUT = 5
+"""A bar more than this many times as tall as the next is cut."""
+SPIKE = 0.01
+"""Share of reference rows from which the lowest value is one of its own, not the tail of a range."""
+SHOWN_OUTSIDE = 0.005
+MAX_CATEGORIES = 6
+MAX_LABEL = 16
+
+
+class Frame(NamedTuple):
+    """The drawing area inside a picture, in its own units."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def x(self, share: float) -> float:
+        """Position of a share of the width."""
+        return self.left + share * self.width
+
+    def y(self, share: float) -> float:
+        """Position of a share of the height, counted from below."""
+        return self.top + (1 - share) * self.height
+
+
+def distribution(
+    reference: Counts, window: Counts, title: str, write: Callable[[float], str], size: tuple[int, int] = (NARROW, 150)
+) -> Markup:
+    """Reference and window of one column: a histogram for numbers, bars for categories; `write` says a value."""
+    if not reference.present or not window.present:
+        return Markup("")
+    if reference.kind == "categorical":
+        return _bars(reference, window, title)
+    return _histogram(reference, window, title, write, size)
+
+
+def both_widths(draw: Callable[[int], Markup]) -> Markup:
+    """A picture twice, for a desk and for a phone; the style sheet shows one, so that text keeps its size."""
+    return Markup('<div class="desk">{}</div><div class="phone">{}</div>').format(draw(WIDE), draw(NARROW))
+
+
+def interval(measure: Measure, limit: float, width: int) -> Markup:
+    """The window's ROC AUC with its interval, against the reference and the limit."""
+    assert measure.low is not None
+    assert measure.high is not None
+    assert measure.reference is not None
+    values = (measure.low, measure.high, measure.reference, limit)
+    frame = Frame(85, 30, width - 180, 20)
+    low, high = min(values), max(values)
+
+    def at(value: float) -> float:
+        return frame.x((value - low) / (high - low))
+
+    middle = frame.y(0.5)
+    parts = [
+        _rect(0, frame.top, at(limit), frame.height, "below"),
+        _line(0, middle, width, middle, "axis"),
+        _line(at(limit), frame.top - 4, at(limit), frame.y(0) + 4, "limit"),
+        _line(at(measure.reference), frame.top - 4, at(measure.reference), frame.y(0) + 4, "mark"),
+        _line(at(measure.low), middle, at(measure.high), middle, "interval"),
+        _line(at(measure.low), middle - 6, at(measure.low), middle + 6, "window"),
+        _line(at(measure.high), middle - 6, at(measure.high), middle + 6, "window"),
+        _dot(at(measure.value), middle, 6, "window"),
+        # The limit lies below the reference by definition, so their labels grow apart.
+        _text(at(limit) + 3, 18, f"limit {limit:.3f}", "end"),
+        _text(at(measure.reference) - 3, 18, f"tested {measure.reference:.3f}", "start"),
+        _text(at(measure.value), 70, f"now {measure.value:.3f}", "middle", "strong"),
+    ]
+    return _svg(
+        width, 78, parts, f"ROC AUC now {measure.value:.3f}, when tested {measure.reference:.3f}, limit {limit:.3f}"
+    )
+
+
+def roc(points: Sequence[dict[str, float]]) -> Markup:
+    """The ROC curve."""
+    curve = [(point["false_positive_rate"], point["true_positive_rate"]) for point in points]
+    return _square(curve, 1.0, "false positive rate", "true positive rate", "ROC curve", dots=False)
+
+
+def calibration(points: Sequence[dict[str, float]]) -> Markup:
+    """Mean score against share of positives, one dot per bin of about equally many rows."""
+    curve = [(point["predicted"], point["observed"]) for point in points]
+    top = min(1.0, _ceiling(max(max(x, y) for x, y in curve)))
+    return _square(curve, top, "mean score", "share of positives", "Calibration", dots=True)
+
+
+def volume(found: Volume, width: int) -> Markup:
+    """Rows over time."""
+    frame = Frame(44, 10, width - 52, 96)
+    most = max(bucket.rows for bucket in found.buckets)
+    top = _ceiling(most)
+    step = frame.width / len(found.buckets)
+    parts = list(_grid(frame, top, lambda value: f"{value:,.0f}"))
+    for at, bucket in enumerate(found.buckets):
+        y = frame.y(bucket.rows / top)
+        parts.append(_rect(frame.left + (at + 0.08) * step, y, 0.84 * step, frame.y(0) - y, "window"))
+    write = day if found.bucket_hours >= 24 else minute
+    first, last = found.buckets[0].start, found.buckets[-1].start
+    parts.append(_text(frame.left, 122, write(first), "start"))
+    if len(found.buckets) > 1:
+        parts.append(_text(frame.x(1), 122, write(last), "end"))
+    return _svg(width, 128, parts, f"Rows over time, {write(first)} to {write(last)}, at most {most:,}")
+
+
+def meter(effect: float, floor: float) -> Markup:
+    """How large an effect is beside its floor."""
+    full = max(4 * floor, 1e-9)
+    parts = [
+        _rect(0, 3, 64, 6, "track"),
+        _rect(0, 3, 64 * min(1.0, effect / full), 6, "over" if effect >= floor else "under"),
+        _line(64 * floor / full, 0, 64 * floor / full, 12, "limit"),
+    ]
+    return _svg(64, 12, parts, f"{effect:.3f}, floor {floor:.3f}", "meter")
+
+
+class _Bars(NamedTuple):
+    """Shares per bar of both sides, where the bars begin and end, and what lies outside."""
+
+    reference: np.ndarray
+    window: np.ndarray
+    low: float
+    high: float
+    below: float
+    above: float
+
+
+def _histogram(
+    reference: Counts, window: Counts, title: str, write: Callable[[float], str], size: tuple[int, int]
+) -> Markup:
+    by_value = len(reference.edges) <= MAX_VALUES
+    bars = _values(reference, window) if by_value else _bins(reference, window)
+    both = np.maximum(bars.reference, bars.window)
+    tallest, second = np.sort(both)[::-1][[0, min(1, len(both) - 1)]]
+    # One value that most rows share would flatten all others: its bar is cut and says its shares.
+    cut = second > 0 and tallest > CUT * second
+    top = 1.6 * second if cut else 1.04 * tallest
+    width, height = size
+    frame = Frame(6, 16, width - 12, height - 38)
+    step = frame.width / len(both)
+    gap = 0.1 * step if by_value else 0.0
+    parts = [
+        _rect(frame.left + i * step + gap, frame.y(share), step - 2 * gap, frame.height * share, "reference")
+        for i, share in enumerate(np.minimum(bars.reference / top, 1.0))
+        if share > 0
+    ]
+    parts.append(_steps(frame, np.minimum(bars.window / top, 1.0)))
+    if cut:
+        at = int(np.argmax(both))
+        left = at < len(both) / 2
+        shown = f"{percent(bars.reference[at])} → {percent(bars.window[at])}"
+        parts.append(
+            _text(
+                frame.left + (at + left) * step + (5 if left else -5), 28, shown, "start" if left else "end", "strong"
+            )
+        )
+    parts.append(_line(frame.left, frame.y(0), frame.x(1), frame.y(0), "axis"))
+    labels = write(bars.low), write(bars.high)
+    parts.append(_text(frame.left, height - 8, labels[0], "start"))
+    parts.append(_text(frame.x(1), height - 8, labels[1], "end"))
+    for share, side, anchor, x in ((bars.below, "below", "start", 0.0), (bars.above, "above", "end", 1.0)):
+        if share >= SHOWN_OUTSIDE:
+            parts.append(_text(frame.x(x), 10, f"{percent(share)} {side}", anchor, "strong"))
+    return _svg(width, height, parts, f"{title}: distribution from {labels[0]} to {labels[1]}, reference and window")
+
+
+def _values(reference: Counts, window: Counts) -> _Bars:
+    """One bar per value that the reference knows; what lies between two of them counts to the upper one."""
+    before, after = _cumulative(reference), _cumulative(window)
+    return _Bars(
+        np.diff(before, prepend=0.0),
+        np.diff(after, prepend=0.0),
+        reference.edges[0],
+        reference.edges[-1],
+        below=0.0,
+        above=float(1 - after[-1]),
+    )
+
+
+def _bins(reference: Counts, window: Counts) -> _Bars:
+    """Bars of equal width over all but the outermost half percent of either side."""
+    edges = np.array(reference.edges)
+    before, after = _cumulative(reference), _cumulative(window)
+    last = len(edges) - 1
+    low = min(float(edges[min(int(np.searchsorted(side, 0.005)), last)]) for side in (before, after))
+    high = max(float(edges[min(int(np.searchsorted(side, 0.995)), last)]) for side in (before, after))
+    if low == high:
+        low, high = float(edges[0]), float(edges[-1])
+    display = np.linspace(low, high, DISPLAY_BINS + 1)
+    shares_before, shares_after = np.interp(display, edges, before), np.interp(display, edges, after)
+    below = float(shares_after[0])
+    if low == edges[0] and before[0] >= SPIKE:
+        # Many reference rows share the lowest value, which belongs into the first bar and not below it.
+        shares_before[0] = shares_after[0] = below = 0.0
+    return _Bars(np.diff(shares_before), np.diff(shares_after), low, high, below, float(1 - shares_after[-1]))
+
+
+def _bars(reference: Counts, window: Counts, title: str) -> Markup:
+    before, after = shares(reference), shares(window)
+    moved = sorted(before, key=lambda name: (-abs(after[name] - before[name]), -before[name], name))
+    shown = sorted(moved[:MAX_CATEGORIES], key=lambda name: (-before[name], name))
+    rows = [(name, before[name], after[name]) for name in shown]
+    if len(before) > len(shown):
+        rest = [name for name in before if name not in set(shown)]
+        rows.append((f"{len(rest)} others", sum(before[n] for n in rest), sum(after[n] for n in rest)))
+    if reference.unseen or window.unseen:
+        rows.append(("never seen", reference.unseen / reference.present, window.unseen / window.present))
+    top = max(max(ref, win) for _, ref, win in rows) or 1.0
+    frame = Frame(104, 8, 120, 22 * len(rows))
+    parts = []
+    for at, (name, ref, win) in enumerate(rows):
+        y = frame.top + 22 * at
+        short = name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "…"
+        parts += [
+            _text(98, y + 13, short, "end"),
+            _rect(frame.left, y + 2, frame.width * ref / top, 7, "reference"),
+            _rect(frame.left, y + 9, frame.width * win / top, 7, "window"),
+            _text(
+                frame.left + frame.width * max(ref, win) / top + 5, y + 13, f"{percent(ref)} → {percent(win)}", "start"
+            ),
+        ]
+    return _svg(320, frame.top + frame.height + 4, parts, f"{title}: shares of categories, reference and window")
+
+
+def _square(points: list[tuple[float, float]], top: float, across: str, up: str, title: str, dots: bool) -> Markup:
+    frame = Frame(40, 10, 250, 220)
+    points = [(x / top, y / top) for x, y in points]
+    parts = list(_grid(frame, top, lambda value: f"{value:g}"))
+    parts.append(_line(frame.x(0), frame.y(0), frame.x(1), frame.y(1), "mark"))
+    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
+    parts.append(Markup('<polyline class="curve" points="{}"/>').format(path))
+    if dots:
+        parts += [_dot(frame.x(x), frame.y(y), 3.5, "window") for x, y in points]
+    parts += [
+        _text(frame.x(0), 246, "0", "middle"),
+        _text(frame.x(1), 246, f"{top:g}", "middle"),
+        _text(frame.x(0.5), 246, across, "middle"),
+        Markup(
+            '<text class="label" text-anchor="middle" transform="translate(12 {:.0f}) rotate(-90)">{}</text>'
+        ).format(frame.y(0.5), up),
+    ]
+    return _svg(300, 254, parts, title)
+
+
+def _cumulative(counts: Counts) -> np.ndarray:
+    """Share of values up to each edge."""
+    below: np.ndarray = np.cumsum(counts.counts[:-1]) / counts.present
+    return below
+
+
+def _ceiling(value: float) -> float:
+    scale = 10.0 ** np.floor(np.log10(max(value, 1e-3)))
+    return float(next(step * scale for step in (1, 2, 2.5, 5, 10) if step * scale >= value))
+
+
+def _grid(frame: Frame, top: float, write: Callable[[float], str]) -> list[Markup]:
+    parts = []
+    for share in (0.0, 0.5, 1.0):
+        parts.append(_line(frame.left, frame.y(share), frame.x(1), frame.y(share), "grid" if share else "axis"))
+        parts.append(_text(frame.left - 6, frame.y(share) + 4, write(share * top), "end"))
+    return parts
+
+
+def _steps(frame: Frame, heights: np.ndarray) -> Markup:
+    step = frame.width / len(heights)
+    corners = [(frame.left, frame.y(0))]
+    for at, height in enumerate(heights):
+        corners += [(frame.left + at * step, frame.y(height)), (frame.left + (at + 1) * step, frame.y(height))]
+    corners.append((frame.x(1), frame.y(0)))
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+    return Markup('<polyline class="outline" points="{}"/>').format(path)
+
+
+def _svg(width: float, height: float, parts: Sequence[Markup], title: str, kind: str = "plot") -> Markup:
+    return Markup('<svg class="{}" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
+        kind, width, height, title, Markup("").join(parts)
+    )
+
+
+def _rect(x: float, y: float, width: float, height: float, kind: str) -> Markup:
+    return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+        kind, x, y, max(0.0, width), max(0.0, height)
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(kind, x1, y1, x2, y2)
+
+
+def _dot(x: float, y: float, radius: float, kind: str) -> Markup:
+    return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{:g}"/>').format(kind, x, y, radius)
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> Markup:
+    return Markup('<text class="label {}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        kind, x, y, anchor, escape(text)
+    )

@@ -1,0 +1,225 @@
+"""The outcome of monitoring one window: verdict, evidence and the words for both; JSON and exit status from it."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import numpy as np
+
+from .. import strict
+from ..bundle import Bundle
+from ..contract import Contract
+from ..files import canonical
+from ..params import Params
+from ..profile import PREDICTION
+from .drift import Drift, compare
+from .quality import JUDGED, Quality, assess
+from .window import Window
+
+Verdict = Literal["ok", "insufficient data", "drift", "degraded"]
+EXIT_STATUS: dict[Verdict, int] = {"ok": 0, "insufficient data": 3, "drift": 4, "degraded": 5}
+"""What the command line exits with; 1 and 2 are errors."""
+BUCKETS = ((1, 72), (24, 120), (7 * 24, 120), (28 * 24, 10_000))
+"""Hours of a bucket, and how many of its kind are drawn before the next size is taken."""
+
+
+class Violation(strict.Strict):
+    """Rows of the window that break the contract."""
+
+    column: str
+    rule: str
+    rows: int
+    share: float
+
+
+class Bucket(strict.Strict):
+    """Rows of one stretch of time, `hours` long."""
+
+    start: datetime
+    rows: int
+
+
+class Volume(strict.Strict):
+    """How many rows came, and when; without times there are no buckets."""
+
+    rows: int
+    degraded: int
+    first: datetime | None
+    last: datetime | None
+    rows_per_hour: float | None
+    clock: str
+    bucket_hours: int
+    buckets: tuple[Bucket, ...]
+
+
+class Model(strict.Strict):
+    """The model that the window was compared with."""
+
+    name: str
+    version: str
+    estimator: str
+    target: str
+    digest: str
+    reference_rows: int
+
+
+class Result(strict.Strict):
+    """Everything that monitoring found out about one window."""
+
+    format: Literal[1] = 1
+    at: datetime
+    verdict: Verdict
+    headline: str
+    sentences: tuple[str, ...]
+    source: str
+    versions: dict[str, int]
+    model: Model
+    volume: Volume
+    violations: tuple[Violation, ...]
+    drift: Drift
+    quality: Quality
+
+    @property
+    def exit_status(self) -> int:
+        """0 ok, 3 insufficient data, 4 drift, 5 degraded."""
+        return EXIT_STATUS[self.verdict]
+
+    def text(self) -> str:
+        """The result as canonical JSON."""
+        return canonical(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def judge(window: Window, bundle: Bundle, params: Params, at: datetime) -> Result:
+    """Compare a window with the model's reference, and say what that means.
+
+    Args:
+        window: the rows, counted against this bundle's reference.
+        bundle: the model.
+        params: thresholds of `monitor`, costs and slices of `evaluate`.
+        at: time of the judgement, aware.
+    """
+    contract, reference = bundle.contract, bundle.profile
+    # A date of any later window lies outside the reference; its hour of day is counted apart and compared.
+    dates = [column.name for column in contract.inputs if column.type == "datetime"]
+    drift = compare(reference, window.profile, params.monitor, untested=dates)
+    quality = assess(window, bundle.manifest, params.monitor, params.evaluate)
+    violations = tuple(_violations(window, contract))
+    verdict = _verdict(drift, quality)
+    return Result(
+        at=at.astimezone(UTC),
+        verdict=verdict,
+        headline=_headline(verdict, drift, quality),
+        sentences=tuple(_sentences(window, drift, quality, violations)),
+        source=window.source,
+        versions=dict(window.versions),
+        model=Model(
+            name=bundle.manifest.name,
+            version=", ".join(window.versions) or "none",
+            estimator=bundle.manifest.estimator,
+            target=bundle.manifest.target,
+            digest=bundle.digest,
+            reference_rows=reference.rows,
+        ),
+        volume=_volume(window),
+        violations=violations,
+        drift=drift,
+        quality=quality,
+    )
+
+
+def _verdict(drift: Drift, quality: Quality) -> Verdict:
+    """The worst of both; where neither found anything, too little to compare is never ok."""
+    if quality.verdict == "degraded":
+        return "degraded"
+    return drift.verdict
+
+
+def _headline(verdict: Verdict, drift: Drift, quality: Quality) -> str:
+    if verdict == "degraded":
+        judged = quality.measures[JUDGED]
+        return f"The model has become worse: ROC AUC {judged.value:.3f}, {judged.reference:.3f} when it was tested."
+    if verdict == "insufficient data":
+        return f"Too little data to say anything: {drift.reason}."
+    if verdict == "ok":
+        if quality.verdict == "ok":
+            return "All is well: the data look as they did when the model was tested, and no loss of quality shows."
+        return "The data look as they did when the model was tested. Whether it is still as good is not known yet."
+    changed = len(drift.drifted)
+    if not changed:
+        return "The model's answers are distributed differently than when it was tested."
+    inputs = sum(1 for name in {test.column for test in drift.comparisons} if name != PREDICTION)
+    verb = "looks" if changed == 1 else "look"
+    answers = ", nor do its answers" if drift.prediction_drifted else ""
+    return f"{changed} of {inputs} inputs no longer {verb} as when the model was tested{answers}."
+
+
+def _sentences(window: Window, drift: Drift, quality: Quality, violations: tuple[Violation, ...]) -> Iterator[str]:
+    if quality.verdict == "degraded" or (quality.verdict == "ok" and drift.verdict == "drift"):
+        meaning = "" if quality.verdict == "degraded" else "; the drift has not cost quality so far"
+        yield f"Quality: {quality.reason}{meaning}."
+    elif quality.verdict == "ok":
+        yield f"Quality: {quality.reason}, from {quality.labelled:,} labelled rows."
+    else:
+        yield f"Quality cannot be judged: {quality.reason}."
+    if drift.verdict == "drift":
+        names = [f"‘{name}’" for name in drift.drifted[:3]]
+        if names:
+            more = f" and {len(drift.drifted) - 3} more" if len(drift.drifted) > 3 else ""
+            yield f"Changed most: {', '.join(names)}{more}."
+    elif quality.verdict == "degraded":
+        yield f"Drift: {drift.reason}."
+    if drift.skipped:
+        yield f"Too few values to compare: {', '.join(drift.skipped)}."
+    if violations:
+        worst = violations[0]
+        more = f" and {len(violations) - 1} more" if len(violations) > 1 else ""
+        yield f"The contract is broken by {worst.rows:,} rows of ‘{worst.column}’ ({worst.rule}){more}."
+    if window.degraded:
+        yield f"A fallback, not the model, answered {window.degraded / window.rows:.1%} of the rows."
+    if len(window.versions) > 1:
+        yield f"The window mixes {len(window.versions)} model versions: {', '.join(window.versions)}."
+    yield from quality.cautions
+
+
+def _violations(window: Window, contract: Contract) -> Iterator[Violation]:
+    found = []
+    for column in contract.inputs:
+        counts = window.profile.columns.get(column.name)
+        if counts is None or not window.rows:
+            continue
+        if counts.missing and not column.nullable:
+            found.append((column.name, "missing, and the column is not nullable", counts.missing))
+        if column.categories is not None and counts.unseen > column.unseen * counts.present:
+            beyond = f", beyond the {column.unseen:.1%} that is tolerated" if column.unseen else ""
+            found.append((column.name, f"no category of the contract{beyond}", counts.unseen))
+        if outside := window.out_of_range.get(column.name):
+            assert column.range is not None
+            unit = f" {column.unit}" if column.unit else ""
+            found.append((column.name, f"outside {column.range[0]:g} to {column.range[1]:g}{unit}", outside))
+    for name, rule, rows in sorted(found, key=lambda violation: -violation[2]):
+        yield Violation(column=name, rule=rule, rows=rows, share=rows / window.rows)
+
+
+def _volume(window: Window) -> Volume:
+    hours = np.array(list(window.hours), dtype=np.int64)
+    rows = np.array(list(window.hours.values()), dtype=np.int64)
+    span = int(hours[-1] - hours[0]) + 1 if len(hours) else 0
+    size = next((size for size, most in BUCKETS if span <= size * most), BUCKETS[-1][0])
+    buckets: list[Bucket] = []
+    if span:
+        # Weeks begin on Monday: the first one after 1970-01-01 lies 4 days in.
+        shift = 4 * 24 if size % (7 * 24) == 0 else 0
+        place = (hours - shift) // size
+        for number in range(int(place[0]), int(place[-1]) + 1):
+            start = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(hours=number * size + shift)
+            buckets.append(Bucket(start=start.replace(tzinfo=None), rows=int(rows[place == number].sum())))
+    return Volume(
+        rows=window.rows,
+        degraded=window.degraded,
+        first=window.first,
+        last=window.last,
+        rows_per_hour=float(rows.sum()) / span if span else None,
+        clock=window.clock,
+        bucket_hours=size if buckets else 0,
+        buckets=tuple(buckets),
+    )

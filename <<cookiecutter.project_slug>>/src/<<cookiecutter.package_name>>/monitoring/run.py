@@ -1,0 +1,48 @@
+"""Monitor one window: judge it, write the report, keep the alerts."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from ..bundle import Bundle
+from ..files import replacing
+from ..params import Params
+from . import alerts, report
+from .result import Result, judge
+from .window import Window
+
+ALERTS = "alerts.jsonl"
+
+
+class Monitored(NamedTuple):
+    """What one run found, and where it wrote it."""
+
+    result: Result
+    alerts: tuple[alerts.Alert, ...]
+    json: Path
+    html: Path
+
+
+def monitor(window: Window, bundle: Bundle, params: Params, out_dir: Path, now: datetime | None = None) -> Monitored:
+    """Judge a window and write `<stamp>.json`, `<stamp>.html`, the same as `latest.*`, and new lines of `alerts.jsonl`.
+
+    Every file is whole or absent. Delivering the alerts is the caller's part (`alerts.deliver`).
+
+    Args:
+        window: the rows, counted against this bundle's reference.
+        bundle: the model.
+        params: thresholds, costs and slices.
+        out_dir: the reports' folder, made if absent.
+        now: time of the judgement, aware; the present one by default.
+    """
+    at = (now or datetime.now(UTC)).astimezone(UTC)
+    result = judge(window, bundle, params, at)
+    texts = {"json": result.text(), "html": report.html(result, window, bundle)}
+    stamp = f"{at:%Y%m%dT%H%M%S.%fZ}"
+    for name in (stamp, "latest"):
+        for suffix, text in texts.items():
+            with replacing(out_dir / f"{name}.{suffix}") as part:
+                part.write_text(text, encoding="utf-8")
+    raised = alerts.of(result)
+    alerts.append(out_dir / ALERTS, raised)
+    return Monitored(result, raised, out_dir / f"{stamp}.json", out_dir / f"{stamp}.html")

@@ -1,0 +1,279 @@
+"""The rows that are monitored: logged predictions of a stretch of time, or a scored file, counted chunk by chunk.
+
+A window keeps counts, and single values of labelled rows only, so its size does not grow with the rows
+whose label is unknown. Adding windows is exact: parts of a fleet's log, counted apart, make the whole.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from .. import profile
+from ..bundle import Bundle
+from ..contract import Columns, Contract, from_rows
+from ..data import tables
+from ..errors import DataError
+from ..prediction_log import Logged, Reader
+
+CHUNK_ROWS = 20_000
+MISSING_SLICE = "(missing)"
+_FOLD = 32
+_HOUR_US = 3_600_000_000
+
+
+class Chunk(NamedTuple):
+    """Rows as they come in: the contract's input columns, and of each row [n_rows] what became of it.
+
+    `labels` are 1.0 for the positive class, 0.0 for the other, NaN where none has arrived; `times` are
+    datetime64[us] or None; `degraded` marks rows that a fallback answered, not the model.
+    """
+
+    columns: Columns
+    scores: np.ndarray
+    labels: np.ndarray
+    times: np.ndarray | None
+    versions: np.ndarray
+    degraded: np.ndarray
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is monitored of n_rows rows.
+
+    Attributes:
+        source: where the rows came from, in words.
+        profile: counts of the inputs and of the model's own scores, in the reference's bins.
+        rows: all rows; `degraded` of them were answered by a fallback.
+        versions: model version → rows.
+        out_of_range: column → rows beyond the contract's range.
+        hours: hours since 1970 → rows, where the rows have times; `first` and `last` are the extreme times.
+        clock: what the times mean.
+        scores, labels: float32 and bool [n_labelled], the rows that the model scored and whose label is known.
+        slices: column → the row's value as str object [n_labelled].
+    """
+
+    source: str
+    profile: profile.Profile
+    rows: int
+    degraded: int
+    versions: Mapping[str, int]
+    out_of_range: Mapping[str, int]
+    hours: Mapping[int, int]
+    first: datetime | None
+    last: datetime | None
+    clock: str
+    scores: np.ndarray
+    labels: np.ndarray
+    slices: Columns
+
+
+def from_log(
+    reader: Reader,
+    bundle: Bundle,
+    slices: Sequence[str] = (),
+    since_us: int = 0,
+    until_us: int | None = None,
+    model_version: str | None = None,
+    chunk_rows: int = CHUNK_ROWS,
+) -> Window:
+    """Logged predictions with since ≤ time < until, of one model version or of all.
+
+    Args:
+        reader: the log.
+        bundle: the model whose reference the rows are counted against.
+        slices: columns by whose values quality is told apart.
+        since_us, until_us: microseconds since 1970, UTC.
+        model_version: only predictions of this version.
+        chunk_rows: rows held in memory at once.
+    """
+    logged = reader.predictions(since_us, until_us, model_version)
+    chunks = iter(lambda: list(itertools.islice(logged, chunk_rows)), [])
+    parts = (_logged(chunk, bundle) for chunk in chunks)
+    return _collect(parts, bundle, slices, source="prediction log", clock="time of the prediction (UTC)")
+
+
+def from_file(path: Path, bundle: Bundle, slices: Sequence[str] = (), chunk_rows: int = CHUNK_ROWS) -> Window:
+    """A table that batch scoring wrote: the input columns and `score`; the target's column where labels are known.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, or holds values of another type than the contract says.
+    """
+    parts = (_scored(frame, bundle.contract, path) for frame in tables.chunks(path, bundle.contract, chunk_rows))
+    moment = bundle.contract.time
+    return _collect(parts, bundle, slices, source=f"scored file {path.name}", clock=moment.name if moment else "")
+
+
+def merge(windows: Iterable[Window]) -> Window:
+    """The window of all rows together; exact.
+
+    Raises:
+        ConfigError: they were counted against different references, or there is none.
+    """
+    parts = list(windows)
+    first = parts[0]
+    return Window(
+        source=first.source,
+        profile=profile.merge(part.profile for part in parts),
+        rows=sum(part.rows for part in parts),
+        degraded=sum(part.degraded for part in parts),
+        versions=_added(part.versions for part in parts),
+        out_of_range=_added(part.out_of_range for part in parts),
+        hours=_added(part.hours for part in parts),
+        first=min((part.first for part in parts if part.first), default=None),
+        last=max((part.last for part in parts if part.last), default=None),
+        clock=first.clock,
+        scores=np.concatenate([part.scores for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        slices={name: np.concatenate([part.slices[name] for part in parts]) for name in first.slices},
+    )
+
+
+def count(
+    chunk: Chunk, contract: Contract, reference: profile.Profile, slices: Sequence[str], source: str, clock: str
+) -> Window:
+    """The window of one chunk."""
+    answered = ~chunk.degraded
+    labelled = answered & ~np.isnan(chunk.labels)
+    return Window(
+        source=source,
+        profile=profile.count(reference, chunk.columns, chunk.scores[answered].astype(np.float64)),
+        rows=len(chunk.scores),
+        degraded=int(chunk.degraded.sum()),
+        versions=dict(Counter(chunk.versions.tolist())),
+        out_of_range=_out_of_range(contract, chunk.columns),
+        hours=_hours(chunk.times),
+        first=_extreme(np.min, chunk.times),
+        last=_extreme(np.max, chunk.times),
+        clock=clock,
+        scores=chunk.scores[labelled].astype(np.float32),
+        labels=chunk.labels[labelled] == 1.0,
+        slices={name: _groups(chunk.columns[name][labelled]) for name in slices},
+    )
+
+
+def _collect(chunks: Iterable[Chunk], bundle: Bundle, slices: Sequence[str], source: str, clock: str) -> Window:
+    reference = bundle.profile
+    slices = [column.name for column in bundle.contract.inputs if column.name in slices]
+    parts = [count(_nothing(bundle.contract), bundle.contract, reference, slices, source, clock)]
+    for chunk in chunks:
+        parts.append(count(chunk, bundle.contract, reference, slices, source, clock))
+        if len(parts) == _FOLD:
+            parts = [merge(parts)]
+    return merge(parts)
+
+
+def _nothing(contract: Contract) -> Chunk:
+    none = np.empty(0)
+    return Chunk(from_rows(contract.inputs, []), none, none, None, np.empty(0, dtype=object), np.empty(0, dtype=bool))
+
+
+def _logged(rows: Sequence[Logged], bundle: Bundle) -> Chunk:
+    predictions = [row.prediction for row in rows]
+    return Chunk(
+        columns=from_rows(bundle.contract.inputs, [json.loads(p.inputs) for p in predictions]),
+        scores=np.array([p.score for p in predictions], dtype=np.float32),
+        labels=np.array([_label(row.label, bundle.manifest.classes) for row in rows]),
+        times=np.array([p.at_us for p in predictions], dtype="datetime64[us]"),
+        versions=np.array([p.model_version for p in predictions], dtype=object),
+        degraded=np.array([p.degraded for p in predictions], dtype=bool),
+    )
+
+
+def _label(text: str | None, classes: Sequence[Any]) -> float:
+    if text is None:
+        return float("nan")
+    value = json.loads(text)
+    return 1.0 if value == classes[-1] else 0.0 if value in classes else float("nan")
+
+
+def _scored(frame: pl.DataFrame, contract: Contract, path: Path) -> Chunk:
+    target = contract.target
+    has_labels = target.name in frame.columns
+    wanted = (*contract.inputs, target) if has_labels else contract.inputs
+    if absent := [name for name in (*(c.name for c in contract.inputs), "score") if name not in frame.columns]:
+        raise DataError(
+            f"{path} has no column '{absent[0]}'; give a file that batch scoring wrote, with its input columns"
+        )
+    frame = frame.with_columns(
+        pl.col(c.name).cast(tables.DTYPES[c.type]) for c in wanted if frame.schema[c.name] == pl.Null()
+    )
+    for column in wanted:
+        found = frame.schema[column.name]
+        if found != tables.DTYPES[column.type]:
+            raise DataError(
+                f"{path}: column '{column.name}' is {found} where the contract says {column.type}; score it again"
+            )
+    scores = frame["score"].cast(pl.Float32, strict=False)
+    if not scores.is_between(0, 1).fill_null(value=False).all():
+        raise DataError(f"{path}: column 'score' holds values that are no probabilities; score the table again")
+    columns = tables.to_columns(frame, wanted)
+    rows = frame.height
+    return Chunk(
+        columns={column.name: columns[column.name] for column in contract.inputs},
+        scores=scores.to_numpy(),
+        labels=columns[target.name] if has_labels else np.full(rows, np.nan),
+        times=columns[contract.time.name] if contract.time else None,
+        versions=_texts(frame, "model_version"),
+        degraded=np.zeros(rows, dtype=bool),
+    )
+
+
+def _texts(frame: pl.DataFrame, name: str) -> np.ndarray:
+    texts: np.ndarray = (
+        frame[name].cast(pl.String).fill_null("unknown").to_numpy()
+        if name in frame.columns
+        else np.full(frame.height, "unknown", dtype=object)
+    )
+    return texts
+
+
+def _out_of_range(contract: Contract, columns: Columns) -> dict[str, int]:
+    found = {}
+    for column in contract.inputs:
+        if column.range is not None:
+            values = columns[column.name]
+            outside = (values < column.range[0]) | (values > column.range[1])
+            if outside.any():
+                found[column.name] = int(outside.sum())
+    return found
+
+
+def _hours(times: np.ndarray | None) -> dict[int, int]:
+    if times is None:
+        return {}
+    hours, rows = np.unique(times[~np.isnat(times)].astype(np.int64) // _HOUR_US, return_counts=True)
+    return dict(zip(hours.tolist(), rows.tolist(), strict=True))
+
+
+def _extreme(of: Any, times: np.ndarray | None) -> datetime | None:
+    if times is None or np.isnat(times).all():
+        return None
+    found: datetime = of(times[~np.isnat(times)]).item()
+    return found
+
+
+def _groups(values: np.ndarray) -> np.ndarray:
+    """Values as evaluation names slices by them, one str object for all equal ones."""
+    if values.dtype.kind == "f":
+        texts = np.where(np.isnan(values), MISSING_SLICE, np.where(values != 0, "true", "false"))
+    else:
+        missing = np.array([value is None for value in values], dtype=bool)
+        texts = np.where(missing, MISSING_SLICE, values).astype(str)
+    names, place = np.unique(texts, return_inverse=True)
+    groups: np.ndarray = names.astype(object)[place]
+    return groups
+
+
+def _added(counts: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
+    total: Counter[Any] = Counter()
+    for part in counts:
+        total.update(part)
+    return dict(sorted(total.items()))

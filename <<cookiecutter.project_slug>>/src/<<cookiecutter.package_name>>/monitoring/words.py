@@ -1,0 +1,79 @@
+"""Numbers and moments as a person reads them."""
+
+from datetime import datetime
+
+MEASURES = {
+    "roc_auc": "ROC AUC",
+    "average_precision": "PR AUC",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "calibration_error": "calibration error",
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "prevalence": "share of positives",
+    "mean_cost": "cost per row",
+}
+"""Every measure of metrics.py in the order it is shown."""
+_SHARES = {"accuracy", "precision", "recall", "prevalence"}
+
+
+def percent(share: float) -> str:
+    """A share as a percentage; what is not zero never looks like it."""
+    if 0 < share < 0.0005:
+        return "< 0.1%"
+    if share in (0.0, 1.0):
+        return f"{share:.0%}"
+    return f"{share:.1%}"
+
+
+def number(value: float, unit: str = "") -> str:
+    """Three significant digits, thousands apart, with the unit."""
+    size = abs(value)
+    if size >= 1000:
+        shown = f"{value:,.0f}"
+    elif size >= 100:
+        shown = f"{value:.0f}"
+    elif size and size < 0.001:
+        shown = f"{value:.2g}"
+    else:
+        shown = f"{value:.3g}"
+    joint = "" if unit in ("", "%", "°") else "\N{NO-BREAK SPACE}"
+    return f"{shown.replace('-', '−')}{joint}{unit}"
+
+
+def measure(name: str, value: float) -> str:
+    """A measure's value: shares as percentages, the rest with three decimals."""
+    return percent(value) if name in _SHARES else f"{value:.3f}"
+
+
+def change(name: str, before: float, after: float) -> str:
+    """How a measure moved, with its sign; shares in percentage points."""
+    difference = after - before
+    sign = "+" if difference > 0 else "−" if difference < 0 else "±"
+    return f"{sign}{abs(difference) * 100:.1f} pp" if name in _SHARES else f"{sign}{abs(difference):.3f}"
+
+
+def p_value(p: float) -> str:
+    """A p-value; below one in ten thousand only that it is."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
+
+
+def day(moment: datetime) -> str:
+    """A date such as 3 Nov 2013."""
+    return f"{moment.day} {moment:%b %Y}"
+
+
+def minute(moment: datetime) -> str:
+    """A date and time such as 3 Nov 2013 14:05."""
+    return f"{day(moment)} {moment:%H:%M}"
+
+
+def span(first: datetime | None, last: datetime | None) -> str:
+    """A stretch of time: by days when it is longer than two, else by minutes."""
+    if first is None or last is None:
+        return "no times"
+    if (last - first).days >= 2:
+        return f"{day(first)} to {day(last)}"
+    return f"{minute(first)} to {minute(last)}"
