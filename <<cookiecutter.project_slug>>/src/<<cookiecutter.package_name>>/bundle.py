@@ -1,0 +1,197 @@
+"""What training hands to serving: a folder of plain files, hashed, with the one way to a prediction.
+
+    model.onnx      the graph: `num` float32 [n, k] and `cat` string [n, m] in, probabilities [n, classes] out
+    contract.yaml   what a row is
+    profile.json    what the reference rows looked like
+    card.md         the model card
+    manifest.json   what the model is and is good for, and the sha256 of every file above
+
+Nothing here is unpickled and nothing but ONNX Runtime is needed to predict.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import onnxruntime
+from pydantic import Field
+
+from . import strict
+from .contract import Columns, Contract, Task
+from .errors import ConfigError, IntegrityError
+from .features import Featurizer
+from .files import canonical, sha256_file, sha256_text
+from .profile import Profile
+
+MODEL, CONTRACT, PROFILE, CARD, MANIFEST = "model.onnx", "contract.yaml", "profile.json", "card.md", "manifest.json"
+LINEAGE = "lineage.json"
+"""Where a bundle came from; added by the registry beside the hashed files, because it differs between equal bundles."""
+
+Label = bool | int | str
+
+
+class Slice(strict.Strict):
+    """A metric table of the rows that share one value of one column."""
+
+    column: str
+    value: str
+    rows: int
+    enough: bool
+    metrics: dict[str, float]
+
+
+class Manifest(strict.Strict):
+    """What a bundle says of itself; content only, so equal inputs give equal bytes."""
+
+    format: Literal[1] = 1
+    name: str
+    task: Task
+    target: str
+    classes: tuple[Label, ...] = Field(min_length=2)
+    threshold: float = Field(ge=0, le=1)
+    estimator: str
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+    derived: dict[str, str]
+    min_batch: int = Field(ge=1)
+    prior: float = Field(ge=0, le=1)
+    rows: dict[str, int]
+    metrics: dict[str, dict[str, float]]
+    slices: tuple[Slice, ...]
+    parity: float = Field(ge=0)
+    data: dict[str, str]
+    params_sha256: str
+    contract_sha256: str
+    libraries: dict[str, str]
+    files: dict[str, str]
+
+
+class Predictions(NamedTuple):
+    """Answers for n_rows: `values` [n_rows] in the classes' own type, `probabilities` float [n_rows, n_classes]."""
+
+    values: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Probability of the positive (last) class, float [n_rows]: what is profiled and measured."""
+        return self.probabilities[:, -1]
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> Manifest:
+    """Hash the files in `folder` and write their manifest; `facts` are the manifest's other fields."""
+    files = {name: sha256_file(folder / name) for name in (MODEL, CONTRACT, PROFILE, CARD)}
+    manifest = Manifest.model_validate({**facts, "files": files}, strict=False)
+    text = canonical(manifest.model_dump(mode="json"), indent=2) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return manifest
+
+
+class Bundle:
+    """An opened, verified bundle. Safe to share between threads."""
+
+    def __init__(self, path: Path, digest: str, manifest: Manifest, contract: Contract, session: Any) -> None:
+        self.path = path
+        self.digest = digest
+        self.manifest = manifest
+        self.contract = contract
+        self._session = session
+        self._featurizer = Featurizer(contract, _functions(manifest, path))
+        self._feeds = [feed.name for feed in session.get_inputs()]
+        self._classes = np.array(manifest.classes, dtype=bool if manifest.task == "binary" else object)
+        layout = (self._featurizer.numeric, tuple(column.name for column in self._featurizer.categorical))
+        if layout != (manifest.numeric, manifest.categorical):
+            raise IntegrityError(f"bundle {path}: its {CONTRACT} gives other model inputs than its {MANIFEST} lists")
+
+    @classmethod
+    def open(cls, path: Path, digest: str | None = None) -> Self:
+        """Verify every hash, then load.
+
+        Args:
+            path: the bundle's folder.
+            digest: sha256 of the manifest that is expected, where the caller knows it.
+
+        Raises:
+            IntegrityError: a file is missing or changed, or its parts do not belong together.
+            ConfigError: it was trained with another definition of a derived feature.
+        """
+        manifest = verify(path, digest)
+        contract = Contract.load(path / CONTRACT)
+        if contract.fingerprint() != manifest.contract_sha256:
+            raise IntegrityError(f"bundle {path}: {CONTRACT} is not the contract that the model was trained with")
+        options = onnxruntime.SessionOptions()
+        # More threads change low bits of a sum; serving scales by processes.
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            session = onnxruntime.InferenceSession(path / MODEL, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise IntegrityError(
+                f"bundle {path}: {MODEL} does not load: {' '.join(str(error).split())[:200]}"
+            ) from None
+        return cls(path, sha256_file(path / MANIFEST), manifest, contract, session)
+
+    @property
+    def profile(self) -> Profile:
+        """The reference profile, read from disk."""
+        return Profile.load(self.path / PROFILE)
+
+    def predict(self, columns: Columns) -> Predictions:
+        """Predict n_rows from the contract's input columns; a row's answer does not depend on its neighbours.
+
+        Raises:
+            IntegrityError: the model answered with something that is no probability.
+        """
+        inputs = self._featurizer.encode(columns)
+        n_rows = len(inputs.num)
+        if n_rows == 0:
+            return Predictions(self._classes[:0], np.empty((0, len(self._classes)), dtype=np.float32))
+        if n_rows < self.manifest.min_batch:
+            repeat = np.resize(np.arange(n_rows), self.manifest.min_batch)
+            inputs = type(inputs)(inputs.num[repeat], inputs.cat[repeat])
+        feeds = {name: getattr(inputs, name) for name in self._feeds}
+        probabilities = self._session.run(None, feeds)[0][:n_rows]
+        if not np.isfinite(probabilities).all():
+            raise IntegrityError(f"bundle {self.path}: the model returned a value that is no probability")
+        positive = probabilities[:, -1] >= self.manifest.threshold
+        return Predictions(self._classes[positive.astype(np.intp)], probabilities)
+
+
+def verify(path: Path, digest: str | None = None) -> Manifest:
+    """Check that a bundle's folder holds exactly what was sealed; arguments and errors as `Bundle.open`."""
+    if not (path / MANIFEST).is_file():
+        raise IntegrityError(f"bundle {path}: {MANIFEST} is missing")
+    text = (path / MANIFEST).read_text(encoding="utf-8")
+    if digest is not None and sha256_text(text) != digest:
+        raise IntegrityError(f"bundle {path}: {MANIFEST} was changed after it was registered")
+    try:
+        manifest = Manifest.model_validate_json(text, strict=False)
+    except ValueError as error:
+        raise IntegrityError(f"bundle {path}: {MANIFEST} is malformed: {str(error).splitlines()[0]}") from None
+    for name, expected in manifest.files.items():
+        if not (path / name).is_file():
+            raise IntegrityError(f"bundle {path}: {name} is missing")
+        if sha256_file(path / name) != expected:
+            raise IntegrityError(f"bundle {path}: {name} was changed after it was sealed")
+    return manifest
+
+
+def _functions(manifest: Manifest, path: Path) -> list[Any]:
+    """The derived features the model was trained with, if they still mean what they meant then."""
+    from .derived import DERIVED
+    from .features import definition
+
+    known = {function.__name__: function for function in DERIVED}
+    for name, expected in manifest.derived.items():
+        if name not in known:
+            raise ConfigError(
+                f"bundle {path}: needs the derived feature '{name}', which derived.py no longer has; restore it"
+            )
+        if definition(known[name]) != expected:
+            raise ConfigError(
+                f"bundle {path}: was trained with another definition of '{name}'; "
+                "restore it in derived.py and give the new definition a new name"
+            )
+    return [known[name] for name in manifest.derived]

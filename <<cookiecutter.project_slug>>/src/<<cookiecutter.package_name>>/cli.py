@@ -1,0 +1,264 @@
+"""The command line: one verb each; every verb stands in the Makefile too."""
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from . import stage
+from .contract import Contract
+from .errors import GateRefusal
+from .params import Params
+from .settings import QUIET, Settings
+
+if TYPE_CHECKING:
+    from .model.gate import Check
+    from .model.registry import Registry
+
+R = TypeVar("R")
+
+# Heavy libraries are imported in the verb that needs them: `--help` and `serve` must not wait for MLflow.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help=__doc__,
+    pretty_exceptions_enable=False,
+)
+rollout_app = typer.Typer(no_args_is_help=True, help="Which version answers: status, promote, rollback.")
+app.add_typer(rollout_app, name="rollout")
+
+console = Console(highlight=False)
+
+# OpenMP threads that spin while they wait make a shared machine many times slower.
+_ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def main() -> NoReturn:
+    """Entry point: a `ProjectError` becomes one line and its exit status."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    stage.run(app)
+
+
+@app.command()
+def run(force: Annotated[bool, typer.Option(help="Go through every step even if nothing changed.")] = False) -> None:
+    """Train: raw data, stages, gates, registry, rollout. Does nothing when nothing changed."""
+    from .flows import done, graph
+    from .flows.progress import Progress
+
+    settings, params, progress = Settings.read(), Params.load(stage.PARAMS), Progress(console)
+    last = None if force else done.last(settings, params)
+    if last is not None:
+        with progress.step("dvc", "has anything changed?") as step:
+            current = not graph.outdated()
+            step.note = "nothing changed since the last run" if current else "something changed"
+            step.idle = current
+        if current:
+            console.print(
+                f"Up to date: version {last['version']}, {last['role']}. [dim]`run --force` goes through all steps.[/]"
+            )
+            return
+    from .flows import training
+
+    outcome = training.run(settings, progress)
+    _show_checks(outcome.checks)
+    total = sum(progress.seconds.values())
+    console.print(f"[bold]Version {outcome.version}: {outcome.role}[/], after {total:.0f} s.")
+    _next_steps(outcome.role)
+    if outcome.role == "refused":
+        raise GateRefusal(f"version {outcome.version} was refused by its gates and will not serve")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Answer predictions over HTTP from the serving folder."""
+    from .serving.server import run as serve_forever
+
+    serve_forever(Settings.read(), host=host, port=port, workers=workers)
+
+
+@app.command()
+def score(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Parquet or CSV.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Parquet.")],
+    prefect: Annotated[bool, typer.Option(help="As a Prefect flow run.")] = False,
+) -> None:
+    """Score a table with the champion."""
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from .data.tables import count_rows
+    from .flows import scoring
+
+    settings, params = Settings.read(), Params.load(stage.PARAMS)
+    columns = (SpinnerColumn(), TextColumn("scoring"), MofNCompleteColumn(), TextColumn("rows"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        shown = bar.add_task("score", total=count_rows(source) if source.is_file() else None)
+        done = _flow(
+            "scoring",
+            lambda: scoring.score(source, output, settings, params.score, lambda rows: bar.advance(shown, rows)),
+            prefect,
+        )
+    speed = done.rows / done.seconds
+    console.print(
+        f"{done.rows:,} rows in {done.seconds:.1f} s ({speed:,.0f} a second) by version {done.model_version} → {output}"
+    )
+
+
+@app.command()
+def window(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Parquet.")],
+    since: Annotated[datetime | None, typer.Option(help="First moment; `data.until` if not given.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="First moment after; the table's end if not given.")] = None,
+) -> None:
+    """Cut a span of the raw table into a file, for example the month after `data.until`."""
+    from .data.window import export
+
+    rows = export(output, Contract.load(stage.CONTRACT), Params.load(stage.PARAMS), since, until)
+    console.print(f"{rows:,} rows → {output}")
+
+
+@rollout_app.command("status")
+def rollout_status() -> None:
+    """What the registry and the serving folder hold, and the last changes."""
+    from .flows import rollout
+    from .serving import routing
+
+    settings, registry = Settings.read(), _registry()
+    roles = {role: found.number for role in ("champion", "challenger") if (found := registry.alias(role))}
+    table = Table("version", "role", "ROC AUC", "gates", box=None, header_style="bold")
+    for version in registry.versions()[:10]:
+        role = ", ".join(role for role, number in roles.items() if number == version.number)
+        auc = f"{version.metrics['roc_auc']:.4f}" if version.metrics else "–"
+        table.add_row(version.number, role, auc, "passed" if version.passed else f"refused: {version.refused}")
+    console.print(table)
+    if (settings.serving_folder / routing.ROUTING).is_file():
+        now = routing.read(settings.serving_folder)
+        console.print(
+            f"serving: version {now.champion.version if now.champion else 'none'} since {now.updated_at} ({now.reason})"
+        )
+    for entry in rollout.audit(settings.serving_folder)[-5:]:
+        console.print(
+            f"[dim]{entry['at']}  {entry['who']}: {entry['from'] or 'nothing'} → {entry['to']} ({entry['why']})[/]"
+        )
+
+
+@rollout_app.command("promote")
+def rollout_promote(
+    version: Annotated[str | None, typer.Argument(help="The challenger if not given.")] = None,
+    override: Annotated[
+        str, typer.Option(metavar="REASON", help="Promote a refused version all the same; the reason is kept.")
+    ] = "",
+) -> None:
+    """Make a version champion and serve it."""
+    from .flows import rollout
+
+    promoted = rollout.promote(_registry(), Settings.read(), version, override)
+    console.print(f"Version {promoted.number} is champion; servers take it up within a second.")
+
+
+@rollout_app.command("rollback")
+def rollout_rollback() -> None:
+    """Go back to the version that was champion before."""
+    from .flows import rollout
+
+    promoted = rollout.rollback(_registry(), Settings.read())
+    console.print(f"Version {promoted.number} is champion again; servers take it up within a second.")
+
+
+@rollout_app.command("sync")
+def rollout_sync() -> None:
+    """Make the serving folder equal to the registry, for example after it was lost."""
+    from .flows import rollout
+
+    now = rollout.sync(_registry(), Settings.read(), why="synced")
+    console.print(f"The serving folder holds version {now.champion.version if now.champion else 'none'}.")
+
+
+@app.command()
+def monitor(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[SCORED]", help="A scored file; the prediction log if not given.")
+    ] = None,
+    since: Annotated[datetime | None, typer.Option(help="Of the log: first moment (UTC).")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Of the log: first moment after (UTC).")] = None,
+    prefect: Annotated[bool, typer.Option(help="As a Prefect flow run.")] = False,
+) -> None:
+    """Judge predictions against the reference. Exit status: 0 ok, 3 insufficient data, 4 drift, 5 degraded."""
+    from .flows.monitoring import watch
+    from .monitoring.result import EXIT_STATUS
+
+    settings, params = Settings.read(), Params.load(stage.PARAMS)
+    found = _flow("monitoring", lambda: watch(settings, params, source, since, until), prefect)
+    for alert in found.alerts:
+        console.print(f"[bold]{alert.severity}[/]: {alert.what}: {escape(alert.evidence)}")
+    console.print(f"[bold]{found.result.verdict}[/]: {found.result.volume.rows:,} rows; report: {found.html}")
+    raise typer.Exit(EXIT_STATUS[found.result.verdict])
+
+
+@app.command()
+def ui() -> None:
+    """Open MLflow's and Prefect's pages: starts both servers and prints their addresses."""
+    from .flows import consoles
+    from .flows.progress import Progress
+    from .model.registry import Registry
+
+    settings = Settings.read()
+    Registry.open(settings, Contract.load(stage.CONTRACT).name)
+    consoles.show(settings, Progress(console))
+
+
+@app.command()
+def schedules() -> None:
+    """Serve the schedules of prefect.yaml until stopped."""
+    from .flows import done, engine
+
+    with engine.api(done.FOLDER / "prefect", ephemeral=False):
+        from .flows.scheduled import serve_all
+
+        serve_all(Path("prefect.yaml"))
+
+
+def _flow(name: str, body: Callable[[], R], prefect: bool) -> R:
+    """Run plainly, or under Prefect where that is asked for or an API is configured."""
+    from .flows import done, engine
+
+    if not prefect and "PREFECT_API_URL" not in os.environ:
+        return body()
+    with engine.api(done.FOLDER / "prefect"):
+        return engine.run_flow(name, body)
+
+
+def _registry() -> "Registry":
+    from .model.registry import Registry
+
+    return Registry.open(Settings.read(), Contract.load(stage.CONTRACT).name)
+
+
+def _show_checks(checks: "list[Check]") -> None:
+    for check in checks:
+        mark = "[green]passed [/]" if check.passed else "[red]REFUSED[/]"
+        console.print(f"  {mark} {check.gate}: {check.reason}", soft_wrap=True)
+
+
+def _next_steps(role: str) -> None:
+    if role == "champion":
+        console.print("Next: `make serve` answers predictions, `make ui` shows the run.")
+    elif role == "challenger":
+        console.print(f"Next: `{Path(sys.argv[0]).name} rollout promote` makes it champion.", markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What a row is: the one truth behind table check, request model, model inputs, drift profile and data card.
+
+Columns travel through the package as `Columns`: one NumPy array of n_rows per name.
+`float`, `integer` and `boolean` are float64 with NaN for missing, `string` is object with None,
+`datetime` is datetime64[us] with NaT (a time zone, where one is given, is converted to UTC).
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from . import strict
+from .errors import ConfigError
+from .files import canonical, sha256_text
+
+ColumnType = Literal["float", "integer", "string", "boolean", "datetime"]
+Role = Literal["id", "time", "target", "feature", "ignored"]
+Task = Literal["binary"]
+Columns = Mapping[str, np.ndarray]
+
+MISSING = "__missing__"
+"""What a missing string becomes before the model sees it; no category may be called so."""
+
+
+_NOTHING = np.array(None, dtype=object)
+
+
+class Column(strict.Strict):
+    """One column: its type, its role and the values it may take."""
+
+    name: str = Field(min_length=1)
+    type: ColumnType
+    role: Role = "feature"
+    nullable: bool = False
+    range: tuple[float, float] | None = None
+    categories: tuple[str, ...] | None = None
+    unseen: float = Field(default=0.0, ge=0.0, le=1.0)
+    unit: str = ""
+    description: str = ""
+    personal: bool = False
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.range is not None:
+            if self.type not in ("float", "integer"):
+                raise ValueError(f"column '{self.name}': a range needs type float or integer, not {self.type}")
+            if self.range[0] > self.range[1]:
+                raise ValueError(f"column '{self.name}': the range {list(self.range)} is upside down")
+        if self.categories is not None:
+            if self.type != "string":
+                raise ValueError(f"column '{self.name}': categories need type string, not {self.type}")
+            if len(set(self.categories)) != len(self.categories):
+                raise ValueError(f"column '{self.name}': a category stands twice")
+            if MISSING in self.categories:
+                raise ValueError(f"column '{self.name}': the category '{MISSING}' is reserved")
+        if self.unseen and self.categories is None:
+            raise ValueError(f"column '{self.name}': 'unseen' needs categories")
+        if self.role == "time" and self.type != "datetime":
+            raise ValueError(f"column '{self.name}': role time needs type datetime, not {self.type}")
+        return self
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the column's values are numbers (booleans count as 0 and 1)."""
+        return self.type in ("float", "integer", "boolean")
+
+
+class Contract(strict.Strict):
+    """All columns of the table, in order."""
+
+    version: Literal[1] = 1
+    name: str = Field(min_length=1)
+    description: str = ""
+    columns: tuple[Column, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        names = [column.name for column in self.columns]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"column '{twice[0]}' stands twice")
+        for role in ("id", "time", "target"):
+            found = [column.name for column in self.columns if column.role == role]
+            if len(found) > 1:
+                raise ValueError(f"role {role} is given to {len(found)} columns ({', '.join(found)}); give it to one")
+        if not any(column.role == "target" for column in self.columns):
+            raise ValueError("no column has role target; give it to the column to predict")
+        if not self.inputs:
+            raise ValueError("no column has role feature; the model needs at least one")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read contract.yaml.
+
+        Raises:
+            ConfigError: the file is missing, malformed or contradicts itself.
+        """
+        return strict.load(path, cls)
+
+    def _with_role(self, role: Role) -> Column | None:
+        return next((column for column in self.columns if column.role == role), None)
+
+    @property
+    def id(self) -> Column | None:
+        """The column that names a row, if there is one."""
+        return self._with_role("id")
+
+    @property
+    def time(self) -> Column | None:
+        """The column that says when a row happened, if there is one."""
+        return self._with_role("time")
+
+    @property
+    def target(self) -> Column:
+        """The column to predict."""
+        found = self._with_role("target")
+        assert found is not None
+        return found
+
+    @property
+    def inputs(self) -> tuple[Column, ...]:
+        """The columns a prediction is made from: features, and the time of the row."""
+        return tuple(column for column in self.columns if column.role in ("feature", "time"))
+
+    @property
+    def task(self) -> Task:
+        """What kind of prediction the target asks for.
+
+        Raises:
+            ConfigError: the target's type has no task yet.
+        """
+        if self.target.type != "boolean":
+            raise ConfigError(
+                f"contract.yaml: the target '{self.target.name}' is {self.target.type}; "
+                "only boolean targets (binary classification) can be trained so far"
+            )
+        return "binary"
+
+    def __getitem__(self, name: str) -> Column:
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise ConfigError(
+            f"contract.yaml has no column '{name}'; {strict.nearest(name, [column.name for column in self.columns])}"
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 over what the contract says, whatever its layout and comments."""
+        return sha256_text(canonical(self.model_dump(mode="json")))
+
+
+def as_array(column: Column, values: Sequence[Any]) -> np.ndarray:
+    """A column's Python values (None for missing) as the array type of `Columns`."""
+    if column.is_numeric:
+        return np.array(values, dtype=np.float64)
+    if column.type == "datetime":
+        return np.array([_moment(value) for value in values], dtype="datetime64[us]")
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def missing(values: np.ndarray) -> np.ndarray:
+    """Which values of a `Columns` array are missing, bool [n_rows]."""
+    if values.dtype.kind == "O":
+        absent: np.ndarray = np.equal(values, _NOTHING)
+        return absent.astype(bool)
+    gaps: np.ndarray = np.isnat(values) if values.dtype.kind == "M" else np.isnan(values)
+    return gaps
+
+
+def from_rows(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """`Columns` of the named columns from rows of Python values; an absent key counts as missing."""
+    return {column.name: as_array(column, [row.get(column.name) for row in rows]) for column in columns}
+
+
+def _moment(value: datetime | str | None) -> datetime | None:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if value is not None and value.tzinfo is not None:
+        value = value.astimezone(UTC).replace(tzinfo=None)
+    return value

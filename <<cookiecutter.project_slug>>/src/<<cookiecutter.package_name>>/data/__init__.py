@@ -1,0 +1,1 @@
+"""From the outside world to three checked, split tables."""

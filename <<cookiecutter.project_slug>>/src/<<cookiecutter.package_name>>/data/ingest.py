@@ -1,0 +1,55 @@
+"""Stage 1: from the raw table to the rows that exist and have a label."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+import polars as pl
+
+from .. import stage
+from ..contract import Contract
+from ..files import sha256_file, write_json
+from ..params import Params
+from . import tables
+
+
+class Ingested(NamedTuple):
+    """The table and what was left out of it."""
+
+    table: pl.DataFrame
+    later: int
+    unlabelled: int
+
+
+def ingest(raw: pl.DataFrame, contract: Contract, until: datetime | None) -> Ingested:
+    """Rows before `until` that have a label, sorted by time and id.
+
+    Columns that the contract misses or does not know are passed on: `validate` reports them.
+    """
+    table = raw
+    time = contract.time.name if contract.time else None
+    if until is not None and time in raw.columns and raw[time].dtype == pl.Datetime:
+        table = table.filter(pl.col(time).is_null() | (pl.col(time) < until))
+    labelled = table.drop_nulls(contract.target.name) if contract.target.name in table.columns else table
+    keys = [column.name for column in (contract.time, contract.id) if column and column.name in table.columns]
+    ordered = labelled.sort(keys, maintain_order=True) if keys else labelled
+    return Ingested(ordered, raw.height - table.height, table.height - labelled.height)
+
+
+def main() -> None:
+    """Read the raw table, leave out what has no place, write the rest."""
+    contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
+    done = ingest(tables.read(params.data.raw, contract), contract, params.data.until)
+    tables.write(done.table, stage.TABLE)
+    write_json(
+        stage.REPORTS / "ingest.json",
+        {
+            "rows": done.table.height,
+            "rows_after_until": done.later,
+            "rows_without_label": done.unlabelled,
+            "sha256": sha256_file(stage.TABLE),
+        },
+    )
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,39 @@
+"""A span of the raw table as a file of its own: the month to score, the week to replay."""
+
+from datetime import datetime
+from pathlib import Path
+
+import polars as pl
+
+from ..contract import Contract
+from ..errors import ConfigError, DataError
+from ..params import Params
+from . import tables
+
+
+def cut(table: pl.DataFrame, contract: Contract, since: datetime | None, until: datetime | None) -> pl.DataFrame:
+    """Rows with since ≤ time < until.
+
+    Raises:
+        ConfigError: the contract has no time column.
+        DataError: no row lies in the span.
+    """
+    if contract.time is None:
+        raise ConfigError("contract.yaml: no column has role time, so there is no span to cut")
+    time = pl.col(contract.time.name)
+    rows = table
+    if since is not None:
+        rows = rows.filter(time >= since)
+    if until is not None:
+        rows = rows.filter(time < until)
+    if rows.is_empty():
+        moments = table[contract.time.name]
+        raise DataError(f"no row lies from {since} until {until}; the table spans {tables.span(moments)}")
+    return rows
+
+
+def export(output: Path, contract: Contract, params: Params, since: datetime | None, until: datetime | None) -> int:
+    """Write a span of the raw table to `output`, from `data.until` on if `since` is not given; returns its rows."""
+    rows = cut(tables.read(params.data.raw, contract), contract, since or params.data.until, until)
+    tables.write(rows, output)
+    return rows.height

@@ -1,0 +1,23 @@
+"""Your own features: one function each, and its row in `DERIVED`.
+
+A function takes the contract's columns it names as parameters (arrays of n_rows, see `contract.py`)
+and returns one number per row as float (NaN for missing). Training, batch scoring, streams and the API
+all call this same function, so what it computes cannot differ between them.
+
+A bundle remembers the definition of every function it was trained with and refuses to run with another one.
+To change a feature that a served model uses, add a new function under a new name.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def plane_age(scheduled_departure: np.ndarray, plane_year: np.ndarray) -> np.ndarray:
+    """Years between the plane's manufacture and the flight."""
+    flight_year = scheduled_departure.astype("datetime64[Y]").astype(np.float64) + 1970
+    age: np.ndarray = flight_year - plane_year
+    return age
+
+
+DERIVED: tuple[Callable[..., np.ndarray], ...] = (plane_age,)

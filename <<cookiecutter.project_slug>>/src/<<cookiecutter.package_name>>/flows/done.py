@@ -1,0 +1,44 @@
+"""Whether a run went all the way to its end, told without starting a server."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import bundle, stage
+from ..errors import ProjectError
+from ..files import canonical, read_json, sha256_file, sha256_text, write_json
+from ..params import Params
+from ..serving import routing
+from ..settings import Settings
+
+FOLDER = Path("var")
+STATE = FOLDER / "run.json"
+
+
+def record(settings: Settings, params: Params, outcome: Mapping[str, Any]) -> None:
+    """Note that the present bundle, judged by the present gates, was taken to its end."""
+    write_json(STATE, {**outcome, **_state(settings, params)})
+
+
+def last(settings: Settings, params: Params) -> Mapping[str, Any] | None:
+    """The outcome of the last run, if bundle, gates, registry and serving folder are as it left them."""
+    try:
+        found: Mapping[str, Any] = read_json(STATE)
+        if any(found.get(key) != value for key, value in _state(settings, params).items()):
+            return None
+        champion = routing.read(settings.serving_folder).champion if found["role"] == "champion" else None
+        if champion:
+            bundle.verify(routing.bundle_folder(settings.serving_folder, champion), champion.digest)
+    except (OSError, ValueError, KeyError, ProjectError):
+        return None
+    return found
+
+
+def _state(settings: Settings, params: Params) -> dict[str, str]:
+    gates = params.model_dump(mode="json", include={"gates", "rollout"})
+    store = settings.tracking_uri.removeprefix("sqlite:///")
+    return {
+        "bundle": sha256_file(stage.BUNDLE / bundle.MANIFEST),
+        "gates": sha256_text(canonical(gates)),
+        "registry": store if store == settings.tracking_uri or Path(store).is_file() else "missing",
+    }

@@ -1,0 +1,44 @@
+"""The monitoring flow: a window of the log or a scored file against the champion's reference."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .. import stage
+from ..monitoring import alerts, window
+from ..monitoring.run import Monitored, monitor
+from ..params import Params
+from ..prediction_log import Reader
+from ..settings import Settings
+from . import engine
+from .scoring import champion
+
+FOLDER = stage.REPORTS / "monitoring"
+
+
+def watch(
+    settings: Settings, params: Params, source: Path | None, since: datetime | None, until: datetime | None
+) -> Monitored:
+    """Judge a scored file, or the champion's predictions logged with since ≤ time < until; report, and raise alerts.
+
+    Raises:
+        DataError: the file cannot be read.
+        AlertError: the alerts are on file, but the webhook did not take them.
+    """
+    version, opened = champion(settings)
+    slices: Sequence[str] = params.evaluate.slices
+    if source is not None:
+        rows = window.from_file(source, opened, slices)
+    else:
+        rows = window.from_log(Reader(settings.prediction_log), opened, slices, _us(since) or 0, _us(until), version)
+    found = engine.task("monitor", monitor, rows, opened, params, FOLDER)
+    if settings.alert_webhook:
+        engine.task("alert", alerts.deliver, settings.alert_webhook, found.alerts)
+    return found
+
+
+def _us(moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(aware.timestamp() * 1_000_000)

@@ -1,0 +1,46 @@
+"""What a person sees while a flow runs: one line a step, with its result and its seconds."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+
+WIDTH = 10
+
+
+class Step:
+    """A running step; set `note` to what came of it, and `idle` where there was nothing to do."""
+
+    def __init__(self) -> None:
+        self.note = ""
+        self.idle = False
+
+
+class Progress:
+    """Prints steps as they end and, on a terminal, the running one."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self.seconds: dict[str, float] = {}
+
+    def say(self, text: str = "") -> None:
+        """Print a line of rich markup."""
+        self._console.print(text)
+
+    @contextmanager
+    def step(self, name: str, doing: str) -> Iterator[Step]:
+        """Time a block; print its line when it ends, well or badly."""
+        step, start = Step(), time.perf_counter()
+        if self._console.is_terminal:
+            # No spinner: a stage is a process of its own and may print at any moment.
+            self._console.print(f"[dim]… {name:<{WIDTH}}          {escape(doing)}[/]", end="\r")
+        mark = "[red]✗[/]"
+        try:
+            yield step
+            mark = "[dim]·[/]" if step.idle else "[green]✓[/]"
+        finally:
+            self.seconds[name] = time.perf_counter() - start
+            line = f"{name:<{WIDTH}} {self.seconds[name]:6.1f} s  {escape(step.note or doing)}"
+            self._console.print(f"{mark} {line}" + (" " * 20 if self._console.is_terminal else ""))

@@ -1,0 +1,191 @@
+"""The training flow: raw table → DVC's stages → gates → MLflow's registry → serving folder."""
+
+import getpass
+import subprocess
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from .. import bundle, metrics, stage
+from ..contract import Contract
+from ..data import source, tables
+from ..errors import ConfigError, DataError, ProjectError
+from ..files import read_json, sha256_file, sweep
+from ..model import figures
+from ..model.gate import Candidate, Check, judge
+from ..model.registry import CHALLENGER, CHAMPION, Registry, Version
+from ..params import Params
+from ..serving import routing
+from ..settings import Settings
+from . import done, engine, graph, rollout
+from .progress import Progress
+
+NAME = "training"
+
+
+class Outcome(NamedTuple):
+    """What a training run ended with: a version, its role (champion, challenger or refused) and the gates' answers."""
+
+    version: str
+    role: str
+    checks: list[Check]
+
+
+def run(settings: Settings, progress: Progress) -> Outcome:
+    """Train under Prefect, with a server of this process's own unless one is configured.
+
+    Raises:
+        Busy: another run holds the project.
+        ProjectError: a stage refused to go on.
+    """
+    with engine.exclusive(done.FOLDER, "run"), ExitStack() as stack:
+        sweep(
+            Path(), *(path.parent for path in (stage.TABLE, *stage.SPLITS.values(), stage.PLOTS / "x")), stage.REPORTS
+        )
+        contract = Contract.load(stage.CONTRACT)
+        _ = contract.task, Params.load(stage.PARAMS)
+        with progress.step("prepare", "flow server and model registry") as step:
+            # Opening the registry, mostly imports and migrations, overlaps with the server's start.
+            started = stack.enter_context(
+                engine.api(done.FOLDER / "prefect", lambda: Registry.open(settings, contract.name))
+            )
+            abandoned = engine.crash_abandoned(NAME) if started else 0
+            step.note = "flow server and model registry are ready"
+            if abandoned:
+                step.note += f"; {abandoned} killed run(s) marked as crashed"
+        return engine.run_flow(NAME, lambda: train(settings, progress))
+
+
+def train(settings: Settings, progress: Progress) -> Outcome:
+    """The flow's body: every step is idempotent, so that a run after a crash completes what was left."""
+    contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
+    registry = Registry.open(settings, contract.name)
+    with progress.step("raw data", str(params.data.raw)) as step:
+        step.note = engine.task("raw data", raw_data, params.data.raw)
+    for name, doing in graph.stages().items():
+        with progress.step(name, doing) as step:
+            step.idle = not engine.task(name, graph.reproduce, name)
+            if step.idle:
+                step.note = "unchanged"
+    with progress.step("gates", "may it be promoted?") as step:
+        candidate = engine.task("compare", compare, registry, settings, contract)
+        checks = judge(candidate, params.gates)
+        failed = [check for check in checks if not check.passed]
+        step.note = f"{len(checks) - len(failed)} of {len(checks)} passed"
+    with progress.step("register", "log the run, register the bundle") as step:
+        version = engine.task("register", register, registry, contract, params, checks)
+        role = engine.task("decide", decide, registry, version, params)
+        step.note = f"version {version.number}: {role}"
+    with progress.step("roll out", "serving folder") as step:
+        served = engine.task("roll out", _roll_out, registry, settings)
+        step.note = f"the champion is version {served}" if served else "no champion to serve"
+        step.idle = not served
+    done.record(settings, params, {"version": version.number, "role": role, "seconds": progress.seconds})
+    return Outcome(version.number, role, checks)
+
+
+def raw_data(path: Path) -> str:
+    """Have the raw table in place and on record with DVC; says what that took."""
+    if path.is_file():
+        return f"{path} changed: recorded with DVC; commit {path}.dvc" if graph.track(path) else f"{path} as recorded"
+    if graph.raw_is_tracked(path) and graph.restore(path):
+        return f"{path} restored by DVC"
+    source.fetch(path)
+    graph.track(path)
+    return f"{path} fetched and recorded with DVC"
+
+
+def compare(registry: Registry, settings: Settings, contract: Contract) -> Candidate:
+    """The bundle that the stages left, and what the champion makes of the same test rows."""
+    manifest = bundle.verify(stage.BUNDLE)
+    champion = registry.alias(CHAMPION)
+    if champion is None:
+        return Candidate(manifest)
+    split = read_json(stage.REPORTS / "split.json")
+    rows = tables.read_verified(stage.SPLITS["test"], split["test"]["sha256"])
+    try:
+        with TemporaryDirectory() as scratch:
+            opened = _open_champion(registry, champion, settings, Path(scratch))
+            missing = [column.name for column in opened.contract.inputs if column.name not in rows.columns]
+            if missing:
+                return Candidate(
+                    manifest, champion_problem=f"it needs the column '{missing[0]}', which the table no longer has"
+                )
+            answers = opened.predict(tables.to_columns(rows, opened.contract.inputs))
+    except (ConfigError, DataError) as error:
+        return Candidate(manifest, champion_problem=str(error))
+    labels = rows[contract.target.name].to_numpy()
+    return Candidate(manifest, metrics.binary(labels, answers.scores, opened.manifest.threshold)["roc_auc"])
+
+
+def register(registry: Registry, contract: Contract, params: Params, checks: list[Check]) -> Version:
+    """Register the bundle with the gates' answers, once for each bundle and verdict."""
+    found = registry.find(sha256_file(stage.BUNDLE / bundle.MANIFEST))
+    if found and found.passed == all(check.passed for check in checks):
+        return found
+    plots = {path.stem: read_json(path) for path in stage.PLOTS.glob("*.json")}
+    figures.evaluation(stage.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
+    shaping = params.model_dump(mode="json", include={"seed", "data", "split", "train", "evaluate"})
+    return registry.register(stage.BUNDLE, checks, flatten(shaping), lineage(), [stage.REPORTS])
+
+
+def decide(registry: Registry, version: Version, params: Params) -> str:
+    """Give a version its role: the first that passes is champion, later ones challenge unless params say otherwise."""
+    champion = registry.alias(CHAMPION)
+    if champion and champion.number == version.number:
+        return CHAMPION
+    if not version.passed:
+        return "refused"
+    if champion is None or params.rollout.auto_promote:
+        registry.promote(version.number, champion.number if champion else None)
+        return CHAMPION
+    registry.challenge(version.number)
+    return CHALLENGER
+
+
+def lineage() -> dict[str, Any]:
+    """Where a bundle came from: what differs between two runs that made equal bundles."""
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dvc_lock_sha256": graph.lock_hash(),
+        "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "trained_by": getpass.getuser(),
+    }
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` → `{"a.b": 1}`, as MLflow logs parameters."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _open_champion(registry: Registry, champion: Version, settings: Settings, scratch: Path) -> bundle.Bundle:
+    served = settings.serving_folder / routing.BUNDLES / champion.number
+    try:
+        return bundle.Bundle.open(served, champion.digest)
+    except ProjectError:
+        registry.download(champion, scratch)
+        return bundle.Bundle.open(scratch, champion.digest)
+
+
+def _roll_out(registry: Registry, settings: Settings) -> str:
+    champion = registry.alias(CHAMPION)
+    if champion is None:
+        return ""
+    rollout.sync(registry, settings, why="first champion" if champion.number == "1" else "trained")
+    return champion.number
+
+
+def _git(*words: str) -> str:
+    try:
+        answer = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""

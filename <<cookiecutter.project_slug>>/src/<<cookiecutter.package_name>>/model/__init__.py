@@ -1,0 +1,1 @@
+"""From split tables to a judged, sealed bundle, and to the registry."""

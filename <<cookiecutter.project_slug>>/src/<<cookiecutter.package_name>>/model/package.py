@@ -1,0 +1,152 @@
+"""Stage 6: the model as a bundle: ONNX in canonical bytes, checked against scikit-learn on every test row."""
+
+import shutil
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from .. import bundle, profile, stage
+from ..contract import Columns, Contract
+from ..data import tables
+from ..errors import IntegrityError
+from ..features import Featurizer
+from ..files import read_json, replacing_folder
+from ..params import Params
+from . import card
+from .evaluate import load, score
+from .train import read_split
+
+LIBRARIES = ("numpy", "onnxruntime", "polars", "scikit-learn", "skl2onnx")
+
+
+def to_onnx(pipeline: Any, featurizer: Featurizer) -> bytes:
+    """The fitted pipeline as ONNX: `num` and `cat` in, probabilities out; the same pipeline gives the same bytes."""
+    from skl2onnx import to_onnx as convert
+    from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+
+    kinds = {"num": (FloatTensorType, featurizer.numeric), "cat": (StringTensorType, featurizer.categorical)}
+    inputs = [(name, kind([None, len(names)])) for name, (kind, names) in kinds.items() if names]
+    with warnings.catch_warnings():
+        # skl2onnx writes booleans where protobuf wants integers; pyproject.toml caps protobuf below where that fails.
+        warnings.filterwarnings("ignore", "Field onnx.AttributeProto.ints", DeprecationWarning)
+        model = convert(
+            pipeline,
+            initial_types=inputs,
+            options={id(pipeline[-1]): {"zipmap": False}},
+            target_opset={"": 18, "ai.onnx.ml": 3},
+        )
+    for output in [output for output in model.graph.output if output.name != "probabilities"]:
+        model.graph.output.remove(output)
+    # skl2onnx draws the graph's name and orders the opsets by hash seed.
+    model.graph.name = "model"
+    opsets = sorted((opset.domain, opset.version) for opset in model.opset_import)
+    del model.opset_import[:]
+    for domain, number in opsets:
+        model.opset_import.add(domain=domain, version=number)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def min_batch(opened: bundle.Bundle, columns: Columns) -> int:
+    """The smallest batch whose rows get the same bits as in one large batch.
+
+    It is 1 for trees, and 2 where a matrix product takes another path for a single row.
+
+    Raises:
+        IntegrityError: no such batch was found, so the API and batch scoring would disagree.
+    """
+    whole = opened.predict(columns).probabilities
+    n_rows = len(whole)
+    for smallest in (1, 2):
+        opened.manifest = opened.manifest.model_copy(update={"min_batch": smallest})
+        if all(
+            np.array_equal(opened.predict(_rows(columns, at, size)).probabilities, whole[at : at + size])
+            for size in (1, 2, 3, 7, 64, 1000)
+            for at in range(0, max(1, n_rows - size), max(1, n_rows // 50))
+        ):
+            return smallest
+    raise IntegrityError(
+        "the ONNX model answers differently for one row and for many; choose another estimator in params.yaml"
+    )
+
+
+def main() -> None:
+    """Convert, compare, profile, describe, seal."""
+    params = Params.load(stage.PARAMS)
+    split, trained = read_json(stage.REPORTS / "split.json"), read_json(stage.REPORTS / "train.json")
+    evaluation = read_json(stage.REPORTS / "evaluation.json")
+    pack(
+        stage.BUNDLE,
+        stage.CONTRACT,
+        load(stage.MODEL, trained["sha256"]),
+        {name: read_split(name, split) for name in ("train", "test")},
+        params,
+        {"split": split, "trained": trained, "evaluation": evaluation},
+    )
+
+
+def pack(
+    path: Path,
+    contract_path: Path,
+    pipeline: Any,
+    parts: dict[str, pl.DataFrame],
+    params: Params,
+    reports: dict[str, Any],
+) -> bundle.Manifest:
+    """Write the bundle of a fitted pipeline to `path`, whole or not at all.
+
+    Args:
+        parts: `train`, the rows it was fitted on, and `test`, the rows that ONNX is compared and profiled on.
+        reports: what the stages `split`, `trained` and `evaluation` reported.
+    """
+    contract = Contract.load(contract_path)
+    featurizer = Featurizer(contract)
+    test = tables.to_columns(parts["test"], contract.inputs)
+    facts: dict[str, Any] = {
+        "name": contract.name,
+        "task": contract.task,
+        "target": contract.target.name,
+        "classes": [False, True],
+        "threshold": reports["evaluation"]["threshold"],
+        "estimator": reports["trained"]["estimator"],
+        "numeric": featurizer.numeric,
+        "categorical": [column.name for column in featurizer.categorical],
+        "derived": featurizer.definitions,
+        "min_batch": 1,
+        "prior": reports["trained"]["prior"],
+        "rows": {name: part["rows"] for name, part in reports["split"].items()},
+        "metrics": reports["evaluation"]["metrics"],
+        "slices": reports["evaluation"]["slices"],
+        "parity": 0.0,
+        "data": {name: part["sha256"] for name, part in reports["split"].items()},
+        "params_sha256": params.training_fingerprint(),
+        "contract_sha256": contract.fingerprint(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+    with replacing_folder(path) as folder:
+        (folder / bundle.MODEL).write_bytes(to_onnx(pipeline, featurizer))
+        shutil.copyfile(contract_path, folder / bundle.CONTRACT)
+        (folder / bundle.PROFILE).touch()
+        (folder / bundle.CARD).touch()
+        bundle.seal(folder, facts)
+        opened = bundle.Bundle.open(folder)
+        facts["min_batch"] = min_batch(opened, test)
+        answers = opened.predict(test).scores
+        facts["parity"] = float(np.abs(answers - score(pipeline, test, contract)).max())
+        (folder / bundle.PROFILE).write_text(
+            profile.build(contract, test, answers.astype(np.float64)).text(), encoding="utf-8"
+        )
+        (folder / bundle.CARD).write_text(card.text(facts, contract, reports["split"]), encoding="utf-8")
+        return bundle.seal(folder, facts)
+
+
+def _rows(columns: Columns, at: int, size: int) -> dict[str, np.ndarray]:
+    return {name: values[at : at + size] for name, values in columns.items()}
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,334 @@
+"""What was tried, and which version is champion: MLflow, and the only place that writes to it."""
+
+import getpass
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import filelock
+import mlflow
+import sqlalchemy as sa
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+from .. import bundle
+from ..contract import Contract
+from ..errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
+from ..files import sha256_file, write_json
+from ..settings import Settings
+from . import pyfunc
+from .gate import Check
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+DIGEST, GATES, REFUSED = "bundle_sha256", "gates", "refused"
+LOCK_SECONDS = 60
+REQUIREMENTS = ("numpy", "onnxruntime", "pandas", "pydantic", "pydantic-settings", "pyyaml")
+
+_SCRIPT = """import mlflow
+
+from {package}.model.pyfunc import BundleModel
+
+mlflow.models.set_model(BundleModel())
+"""
+"""What MLflow runs to load a model; the package itself is shipped with it."""
+
+_PATHS = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "model_versions": ("source", "storage_location"),
+    "logged_models": ("artifact_location",),
+}
+"""Columns in which MLflow stores absolute paths of a local store."""
+
+
+class Version(NamedTuple):
+    """A registered model."""
+
+    number: str
+    digest: str
+    run_id: str
+    refused: str
+    metrics: Mapping[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate let it pass."""
+        return not self.refused
+
+
+class Registry:
+    """One project's experiment and registered model, both called `name`."""
+
+    def __init__(self, client: MlflowClient, name: str, settings: Settings) -> None:
+        self._client = client
+        self._settings = settings
+        self.name = name
+
+    @classmethod
+    def open(cls, settings: Settings, name: str) -> Self:
+        """Connect; a local store is made, migrated, or mended after its folder moved, by one process at a time.
+
+        Raises:
+            ConfigError: the tracking URI cannot be used.
+        """
+        uri = settings.tracking_uri
+        # Read by everything in MLflow that resolves `models:/` and `runs:/` addresses.
+        mlflow.set_tracking_uri(uri)
+        try:
+            with _lock("mlflow-store", settings):
+                client = MlflowClient(uri, uri)
+                if uri.startswith("sqlite:///"):
+                    _mend_moved_paths(uri, Path(settings.artifact_root).absolute())
+                if client.get_experiment_by_name(name) is None:
+                    client.create_experiment(
+                        name, artifact_location=settings.artifact_root if uri.startswith("sqlite:") else None
+                    )
+                try:
+                    client.get_registered_model(name)
+                except MlflowException as error:
+                    if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                        raise
+                    client.create_registered_model(name)
+        except (MlflowException, sa.exc.SQLAlchemyError, OSError) as error:
+            raise ConfigError(
+                f"ML_TRACKING_URI: '{_masked(uri)}' cannot be used: {str(error).splitlines()[0]}"
+            ) from None
+        return cls(client, name, settings)
+
+    def find(self, digest: str) -> Version | None:
+        """The version that holds the bundle with this manifest hash, the newest if there are several."""
+        found = [version for version in self.versions() if version.digest == digest]
+        return found[0] if found else None
+
+    def versions(self) -> list[Version]:
+        """All versions, newest first."""
+        found = self._client.search_model_versions(f"name = '{self.name}'")
+        return [_version(version) for version in sorted(found, key=lambda version: -int(version.version))]
+
+    def alias(self, alias: str) -> Version | None:
+        """The version that holds an alias."""
+        try:
+            return _version(self._client.get_model_version_by_alias(self.name, alias))
+        except MlflowException:
+            return None
+
+    def get(self, number: str) -> Version:
+        """One version.
+
+        Raises:
+            ProjectError: there is none of this number.
+        """
+        try:
+            return _version(self._client.get_model_version(self.name, number))
+        except MlflowException:
+            known = ", ".join(version.number for version in self.versions()) or "none"
+            raise ProjectError(f"model '{self.name}' has no version '{number}'; known: {known}") from None
+
+    def register(
+        self,
+        path: Path,
+        checks: Sequence[Check],
+        params: Mapping[str, Any],
+        lineage: Mapping[str, Any],
+        reports: Sequence[Path],
+    ) -> Version:
+        """Log the run that made a bundle and register the bundle, with the gates' answers; it gets no alias here.
+
+        A run that a crash left half-logged stays behind, marked as failed; the bundle is registered once.
+
+        Args:
+            path: the bundle's folder.
+            params: flat names and values, as logged.
+            lineage: where the bundle came from; written beside it as lineage.json and as tags.
+            reports: files and folders logged beside the model.
+        """
+        manifest = bundle.verify(path)
+        digest = sha256_file(path / bundle.MANIFEST)
+        experiment = self._client.get_experiment_by_name(self.name)
+        refused = "; ".join(f"{check.gate}: {check.reason}" for check in checks if not check.passed)
+        self._fail_unfinished_runs(experiment.experiment_id)
+        tags = {DIGEST: digest, "user": getpass.getuser(), "pid": str(os.getpid())}
+        tags |= {key: str(value) for key, value in lineage.items()}
+        run_id: str = self._client.create_run(experiment.experiment_id, tags=tags, run_name=digest[:8]).info.run_id
+        now = int(datetime.now(UTC).timestamp() * 1000)
+        metrics = {f"{part}.{name}": value for part, table in manifest.metrics.items() for name, value in table.items()}
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
+            params=[Param(key, str(value)) for key, value in params.items()],
+            tags=[
+                RunTag(f"gate.{check.gate}", f"{'passed' if check.passed else 'REFUSED'}: {check.reason}")
+                for check in checks
+            ],
+        )
+        for report in reports:
+            log = self._client.log_artifacts if report.is_dir() else self._client.log_artifact
+            log(run_id, str(report), report.name if report.is_dir() else None)
+        with tempfile.TemporaryDirectory() as scratch:
+            self._save_model(path, Path(scratch), {**lineage, "run_id": run_id, "bundle_sha256": digest})
+            self._client.log_artifacts(run_id, scratch)
+        version = self._client.create_model_version(
+            self.name,
+            source=f"runs:/{run_id}/model",
+            run_id=run_id,
+            tags={
+                DIGEST: digest,
+                GATES: "refused" if refused else "passed",
+                "roc_auc": str(manifest.metrics["test"].get("roc_auc", "")),
+                **({REFUSED: refused[:5000]} if refused else {}),
+            },
+            description=f"Refused: {refused}" if refused else "Passed every gate.",
+        )
+        self._client.set_terminated(run_id)
+        return _version(version)
+
+    def promote(self, number: str, expected: str | None, override: str = "") -> Version:
+        """Make a version champion, if the champion still is `expected` (None: there is none).
+
+        Raises:
+            GateRefusal: a gate refused the version, and no `override` reason is given.
+            PromotionConflict: somebody else promoted in the meantime.
+        """
+        with _lock("promotion", self._settings):
+            version = self.get(number)
+            if not version.passed and not override:
+                raise GateRefusal(
+                    f"version {number} was refused ({version.refused}); train a better one, or override with a reason"
+                )
+            champion = self.alias(CHAMPION)
+            found = champion.number if champion else None
+            if found != expected:
+                raise PromotionConflict(
+                    f"version {number} was not promoted: the champion is version {found or 'none'}, "
+                    f"not {expected or 'none'} as expected; look at `rollout status` and decide anew"
+                )
+            if override:
+                self._client.set_model_version_tag(self.name, number, "override", override)
+            self._client.set_registered_model_alias(self.name, CHAMPION, number)
+            challenger = self.alias(CHALLENGER)
+            if challenger and challenger.number == number:
+                self._client.delete_registered_model_alias(self.name, CHALLENGER)
+        return version
+
+    def challenge(self, number: str) -> Version:
+        """Make a version challenger.
+
+        Raises:
+            GateRefusal: a gate refused the version.
+        """
+        version = self.get(number)
+        if not version.passed:
+            raise GateRefusal(f"version {number} was refused ({version.refused}); it cannot challenge")
+        self._client.set_registered_model_alias(self.name, CHALLENGER, number)
+        return version
+
+    def download(self, version: Version, path: Path) -> None:
+        """Copy a version's bundle and its lineage.json into the folder `path`.
+
+        Raises:
+            ProjectError: the artifact store does not have it.
+        """
+        address = f"models:/{self.name}/{version.number}/artifacts/bundle"
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                found = mlflow.artifacts.download_artifacts(address, dst_path=scratch)
+                shutil.copytree(found, path, dirs_exist_ok=True)
+        except (MlflowException, OSError) as error:
+            raise ProjectError(f"{address} cannot be downloaded: {str(error).splitlines()[0]}") from None
+
+    def _save_model(self, path: Path, scratch: Path, lineage: Mapping[str, Any]) -> None:
+        package = Path(__file__).parent.parent
+        script = scratch / "pyfunc_model.py"
+        script.write_text(_SCRIPT.format(package=package.name), encoding="utf-8")
+        copy = scratch / "bundle"
+        shutil.copytree(path, copy)
+        write_json(copy / bundle.LINEAGE, dict(lineage))
+        code = scratch / package.name
+        shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__"))
+        manifest = bundle.verify(path)
+        with warnings.catch_warnings():
+            # MLflow would rather infer the signature from an example; ours comes from the contract.
+            warnings.simplefilter("ignore", UserWarning)
+            mlflow.pyfunc.save_model(
+                scratch / "model",
+                python_model=str(script),
+                artifacts={"bundle": str(copy)},
+                code_paths=[str(code)],
+                signature=pyfunc.signature(Contract.load(path / bundle.CONTRACT)),
+                pip_requirements=[
+                    f"mlflow=={mlflow.__version__}",
+                    *(_pinned(name, manifest.libraries) for name in REQUIREMENTS),
+                ],
+            )
+        for spent in (script, copy, code):
+            shutil.rmtree(spent) if spent.is_dir() else spent.unlink()
+
+    def _fail_unfinished_runs(self, experiment: str) -> None:
+        for run in self._client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+            if run.data.tags.get("user") == getpass.getuser() and not _alive(run.data.tags.get("pid")):
+                self._client.set_terminated(run.info.run_id, "FAILED")
+
+
+def _version(found: ModelVersion) -> Version:
+    tags = found.tags
+    metrics = {"roc_auc": float(tags["roc_auc"])} if tags.get("roc_auc") else {}
+    refused = tags.get(REFUSED) or ("" if tags.get(GATES) == "passed" else "no gate has judged it")
+    return Version(str(found.version), tags.get(DIGEST, ""), found.run_id or "", refused, metrics)
+
+
+def _alive(pid: str | None) -> bool:
+    try:
+        os.kill(int(pid or 0), 0)
+    except (OSError, ValueError):
+        return False
+    return pid is not None
+
+
+def _pinned(name: str, libraries: Mapping[str, str]) -> str:
+    from importlib.metadata import version
+
+    return f"{name}=={libraries.get(name) or version(name)}"
+
+
+def _lock(name: str, settings: Settings) -> filelock.BaseFileLock:
+    folder = settings.serving_folder.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder / f".{name}.lock", timeout=LOCK_SECONDS)
+
+
+def _mend_moved_paths(uri: str, artifact_root: Path) -> None:
+    """MLflow stores absolute paths; where the project folder moved, put the new ones in their place."""
+    engine = sa.create_engine(uri)
+    try:
+        with engine.begin() as connection:
+            query: sa.Select[Any] = (
+                sa.select(sa.column("artifact_location")).select_from(sa.table("experiments")).distinct()
+            )
+            for old in connection.scalars(query).all():
+                if old and Path(old).name == artifact_root.name and old != str(artifact_root):
+                    _repoint(connection, old, str(artifact_root))
+    finally:
+        engine.dispose()
+
+
+def _repoint(connection: sa.Connection, old: str, new: str) -> None:
+    for table, names in _PATHS.items():
+        for column in [sa.column(name, sa.String()) for name in names]:
+            moved = sa.literal(new) + sa.func.substr(column, len(old) + 1)
+            begins = sa.or_(column == old, column.startswith(f"{old}/", autoescape=True))
+            connection.execute(sa.update(sa.table(table, column)).where(begins).values({column.name: moved}))
+
+
+def _masked(uri: str) -> str:
+    try:
+        return sa.make_url(uri).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return uri

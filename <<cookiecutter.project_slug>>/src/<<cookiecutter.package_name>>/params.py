@@ -1,0 +1,146 @@
+"""Everything that changes a result, typed: the model of params.yaml."""
+
+from datetime import date, datetime
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from . import strict
+from .files import canonical, sha256_text
+
+Share = Field(ge=0.0, le=1.0)
+
+
+class DataParams(strict.Strict):
+    """Where the raw table lies and how much of it exists."""
+
+    raw: Path
+    until: datetime | None = None
+
+    @field_validator("until", mode="before")
+    @classmethod
+    def _is_quoted(cls, value: object) -> object:
+        if isinstance(value, date):
+            raise ValueError(f'write it in quotes, "{value}": DVC takes no bare dates')
+        return value
+
+
+class SplitParams(strict.Strict):
+    """Days at the end of the table kept for the test, and before them for validation."""
+
+    validation_days: int = Field(gt=0)
+    test_days: int = Field(gt=0)
+
+
+class HistGradientBoostingParams(strict.Strict):
+    """See sklearn.ensemble.HistGradientBoostingClassifier."""
+
+    learning_rate: float = Field(default=0.1, gt=0)
+    max_iter: int = Field(default=100, gt=0)
+    max_leaf_nodes: int = Field(default=31, gt=1)
+    min_samples_leaf: int = Field(default=20, gt=0)
+    l2_regularization: float = Field(default=0.0, ge=0)
+
+
+class LogisticRegressionParams(strict.Strict):
+    """See sklearn.linear_model.LogisticRegression."""
+
+    C: float = Field(default=1.0, gt=0)
+    max_iter: int = Field(default=200, gt=0)
+
+
+EstimatorName = Literal["hist_gradient_boosting", "logistic_regression"]
+
+
+class TrainParams(strict.Strict):
+    """Which estimator is trained, and the parameters of each."""
+
+    estimator: EstimatorName
+    hist_gradient_boosting: HistGradientBoostingParams = HistGradientBoostingParams()
+    logistic_regression: LogisticRegressionParams = LogisticRegressionParams()
+    baseline_rows: int = Field(default=20_000, gt=0)
+
+
+class CostParams(strict.Strict):
+    """What each kind of wrong answer costs; the decision threshold minimises the sum on the validation rows."""
+
+    false_positive: float = Field(default=1.0, gt=0)
+    false_negative: float = Field(default=1.0, gt=0)
+
+
+class EvaluateParams(strict.Strict):
+    """How the trained model is judged."""
+
+    costs: CostParams = CostParams()
+    slices: tuple[str, ...] = ()
+    min_slice_rows: int = Field(default=200, gt=0)
+
+
+class GateParams(strict.Strict):
+    """What a model must meet before it may be promoted; see model/gate.py."""
+
+    roc_auc_floor: float = Share
+    log_loss_gain_over_trivial: float = Field(ge=0)
+    roc_auc_gain_over_linear: float = Field(ge=-1, le=1)
+    roc_auc_loss_to_champion: float = Field(ge=0, le=1)
+    parity_tolerance: float = Field(gt=0)
+
+
+class RolloutParams(strict.Strict):
+    """What happens to a model that passed its gates."""
+
+    auto_promote: bool = False
+
+
+class ScoreParams(strict.Strict):
+    """Batch scoring."""
+
+    chunk_rows: int = Field(default=65_536, gt=0)
+
+
+class MonitorParams(strict.Strict):
+    """When a window counts as drifted or degraded; the method is in docs/monitoring.md."""
+
+    min_rows: int = Field(default=200, gt=0)
+    alpha: float = Field(default=0.01, gt=0, lt=1)
+    numeric_floor: float = Field(default=0.05, gt=0, le=1)
+    category_floor: float = Field(default=0.05, gt=0, le=1)
+    prediction_floor: float = Field(default=0.05, gt=0, le=1)
+    min_labels: int = Field(default=200, gt=0)
+    roc_auc_drop: float = Field(default=0.03, gt=0, le=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+
+
+class Params(strict.Strict):
+    """The whole of params.yaml."""
+
+    seed: int = Field(ge=0)
+    data: DataParams
+    split: SplitParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    gates: GateParams
+    rollout: RolloutParams = RolloutParams()
+    score: ScoreParams = ScoreParams()
+    monitor: MonitorParams = MonitorParams()
+
+    @model_validator(mode="after")
+    def _is_relative(self) -> Self:
+        if self.data.raw.is_absolute():
+            raise ValueError(f"data.raw: '{self.data.raw}' is absolute; give a path inside the project")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read params.yaml.
+
+        Raises:
+            ConfigError: the file is missing or malformed.
+        """
+        return strict.load(path, cls)
+
+    def training_fingerprint(self) -> str:
+        """sha256 over the parameters that reach the bundle; thresholds of gates and monitoring do not."""
+        shaping = self.model_dump(mode="json", include={"seed", "data", "split", "train", "evaluate"})
+        return sha256_text(canonical(shaping))

@@ -1,0 +1,348 @@
+"""What was predicted, and what turned out.
+
+A prediction may be acknowledged once `Writer.append` has resolved: its row is then committed, and a
+`kill -9` no longer loses it. Commits are grouped naturally: whatever queued while the last transaction
+ran is the next one. There is no timer, so a lone request waits for nothing but its own commit.
+
+In a folder, each process writes a SQLite file of its own (SQLite before 3.51.3 can lose pages when two
+connections checkpoint one WAL) and readers open all files as one log. Given a database URL, all write there.
+"""
+
+import itertools
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import filelock
+import sqlalchemy as sa
+from pydantic_core import to_json
+
+from .errors import ConfigError, ProjectError
+
+SCHEMA_VERSION = 1
+
+metadata = sa.MetaData()
+
+versions = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, primary_key=True))
+
+predictions = sa.Table(
+    "predictions",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("at_us", sa.BigInteger, nullable=False, index=True),
+    sa.Column("entity", sa.Text),
+    sa.Column("variant", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("inputs", sa.Text, nullable=False),
+    sa.Column("output", sa.Text, nullable=False),
+    sa.Column("score", sa.Float, nullable=False),
+    sa.Column("latency_us", sa.Integer, nullable=False),
+    sa.Column("degraded", sa.Boolean, nullable=False),
+)
+
+labels = sa.Table(
+    "labels",
+    metadata,
+    sa.Column("prediction_id", sa.String(32), primary_key=True),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("input", sa.Text, nullable=False),
+    sa.Column("output", sa.Text, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+)
+
+
+class Prediction(NamedTuple):
+    """One logged prediction; `inputs` and `output` are JSON texts."""
+
+    id: str
+    at_us: int
+    entity: str | None
+    variant: str
+    model_version: str
+    inputs: str
+    output: str
+    score: float
+    latency_us: int
+    degraded: bool
+
+
+class Outcome(NamedTuple):
+    """What turned out for one prediction; `label` is a JSON text."""
+
+    prediction_id: str
+    at_us: int
+    label: str
+
+
+class Job(NamedTuple):
+    """One batch job; the file it wrote is the log of its rows."""
+
+    id: str
+    at_us: int
+    model_version: str
+    input: str
+    output: str
+    rows: int
+    seconds: float
+
+
+Row = Prediction | Outcome | Job
+_TABLES: dict[type, sa.Table] = {Prediction: predictions, Outcome: labels, Job: jobs}
+
+
+class Logged(NamedTuple):
+    """A prediction read back, with its label (a JSON text) where one has arrived."""
+
+    prediction: Prediction
+    label: str | None
+
+
+def now_us() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+def new_id() -> str:
+    """32 hex digits that sort by time of creation: 48 bits of milliseconds, 80 random ones."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def moment(at_us: int) -> datetime:
+    """A log time as an aware datetime."""
+    return datetime.fromtimestamp(at_us / 1e6, tz=UTC)
+
+
+class Writer:
+    """Appends rows from any thread; one background thread owns the connection.
+
+    Args:
+        target: a folder, or a database URL.
+        role: who writes; in a folder, the first of `<role>-0.db`, `<role>-1.db`, … that no living process holds.
+        synchronous: SQLite's setting; NORMAL survives a kill -9, FULL a power loss too.
+
+    Raises:
+        ConfigError: the target cannot be opened, or a newer version of this package wrote it.
+    """
+
+    def __init__(self, target: str, role: str, synchronous: str = "NORMAL") -> None:
+        self._claim: filelock.BaseFileLock | None = None
+        if "://" not in target:
+            path, self._claim = _claim(Path(target), role)
+            target = f"sqlite:///{path}"
+        self._engine = _open(target, synchronous)
+        self._queue: queue.SimpleQueue[tuple[Sequence[Row], Future[None]] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+        self._thread.start()
+
+    def append(self, rows: Sequence[Row]) -> Future[None]:
+        """Queue rows for the next transaction; the future resolves once they are committed, or with its error."""
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()  # A caller that gives up must not take the result from the thread.
+        if self._closed:
+            done.set_exception(ProjectError("the prediction log is closed"))
+        elif not rows:
+            done.set_result(None)
+        else:
+            self._queue.put((rows, done))
+        return done
+
+    def close(self) -> None:
+        """Commit what is queued and close the file."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join()
+            self._engine.dispose()
+            if self._claim is not None:
+                self._claim.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            batch = [self._queue.get()]
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            running = None not in batch
+            work = [item for item in batch if item is not None]
+            if not work:
+                continue
+            try:
+                self._commit([row for rows, _ in work for row in rows])
+            except Exception:
+                # One bad row must not take its neighbours down: each caller hears of its own.
+                for rows, done in work:
+                    self._commit_alone(rows, done)
+            else:
+                for _, done in work:
+                    done.set_result(None)
+
+    def _commit_alone(self, rows: Sequence[Row], done: Future[None]) -> None:
+        try:
+            self._commit(rows)
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    def _commit(self, rows: Sequence[Row]) -> None:
+        with self._engine.begin() as connection:
+            for kind, table in _TABLES.items():
+                if values := [row._asdict() for row in rows if isinstance(row, kind)]:
+                    connection.execute(sa.insert(table), values)
+
+
+class Reader:
+    """Reads a whole log, all files of a folder as one. Never writes.
+
+    Raises:
+        ConfigError: a file was written by a newer version of this package.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+
+    def predictions(
+        self,
+        since_us: int = 0,
+        until_us: int | None = None,
+        model_version: str | None = None,
+        variant: str | None = None,
+    ) -> Iterator[Logged]:
+        """Predictions with since ≤ time < until, in the order of each file, joined with their labels."""
+        outcomes = self.labels()
+        query = sa.select(predictions).where(predictions.c.at_us >= since_us).order_by(predictions.c.id)
+        if until_us is not None:
+            query = query.where(predictions.c.at_us < until_us)
+        if model_version is not None:
+            query = query.where(predictions.c.model_version == model_version)
+        if variant is not None:
+            query = query.where(predictions.c.variant == variant)
+        for row in self._rows(query):
+            prediction = Prediction._make(row)
+            yield Logged(prediction, outcomes.get(prediction.id))
+
+    def labels(self, ids: Sequence[str] | None = None) -> dict[str, str]:
+        """Prediction id → label (a JSON text); of all, or of the ids given."""
+        query = sa.select(labels.c.prediction_id, labels.c.label)
+        if ids is not None:
+            query = query.where(labels.c.prediction_id.in_(ids))
+        return dict(self._rows(query))
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are predictions in the log."""
+        query = sa.select(predictions.c.id).where(predictions.c.id.in_(ids))
+        return {found for (found,) in self._rows(query)}
+
+    def jobs(self) -> list[Job]:
+        """All batch jobs, oldest first."""
+        return sorted((Job._make(row) for row in self._rows(sa.select(jobs))), key=lambda job: job.at_us)
+
+    def _rows(self, query: sa.Select[Any]) -> Iterator[Any]:
+        for engine in self._engines():
+            try:
+                with engine.connect() as connection:
+                    yield from connection.execution_options(yield_per=5000).execute(query)
+            finally:
+                engine.dispose()
+
+    def _engines(self) -> Iterator[sa.Engine]:
+        if "://" in self._target:
+            yield _open(self._target, "NORMAL")
+            return
+        for path in sorted(Path(self._target).glob("*.db")):
+            engine = sa.create_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
+            if _version(engine, str(path)):
+                yield engine
+
+
+def dumps(content: Mapping[str, Any]) -> str:
+    """JSON text as the log stores it."""
+    return to_json(content).decode()
+
+
+def _claim(folder: Path, role: str) -> tuple[Path, filelock.BaseFileLock]:
+    """A SQLite file that this process alone writes; the operating system frees the claim when the process dies."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"ML_PREDICTION_LOG: the folder '{folder}' cannot be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"ML_PREDICTION_LOG: the folder '{folder}' is not writable")
+    for number in itertools.count():
+        lock = filelock.FileLock(folder / f".{role}-{number}.lock", timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            continue
+        return folder / f"{role}-{number}.db", lock
+    raise AssertionError("unreachable")
+
+
+def _open(url: str, synchronous: str) -> sa.Engine:
+    engine = sa.create_engine(url)
+    if engine.dialect.name == "sqlite":
+
+        @sa.event.listens_for(engine, "connect")
+        def _pragmas(connection: Any, _: Any) -> None:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA synchronous={synchronous}")
+            connection.execute("PRAGMA busy_timeout=5000")
+
+    with _explained(engine):
+        if not _version(engine, _shown(engine)):
+            metadata.create_all(engine)
+            with engine.begin() as connection:
+                if connection.scalar(sa.select(sa.func.max(versions.c.version))) is None:
+                    connection.execute(sa.insert(versions), {"version": SCHEMA_VERSION})
+    return engine
+
+
+def _version(engine: sa.Engine, shown: str) -> int:
+    """Schema version found; 0 in an empty database."""
+    with _explained(engine), engine.connect() as connection:
+        if not sa.inspect(connection).has_table(versions.name):
+            return 0
+        found = connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0
+    if found > SCHEMA_VERSION:
+        raise ConfigError(
+            f"prediction log {shown} has schema version {found}, "
+            f"this package knows {SCHEMA_VERSION}; update the package"
+        )
+    return int(found)
+
+
+@contextmanager
+def _explained(engine: sa.Engine) -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        raise ConfigError(f"prediction log {_shown(engine)} cannot be used: {error.orig}") from None
+
+
+def _shown(engine: sa.Engine) -> str:
+    return engine.url.render_as_string(hide_password=True)

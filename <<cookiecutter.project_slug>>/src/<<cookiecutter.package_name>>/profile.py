@@ -1,0 +1,184 @@
+"""Mergeable counts of a table, by contract: the reference that drift is measured against.
+
+Numbers are counted in bins whose edges are quantiles of the reference rows, so no bin holds more than
+1/256 of them unless one value repeats; a Kolmogorov-Smirnov distance taken on the bins is then
+within 0.005 of the exact one. Counting a window with the reference's bins and adding counts is exact.
+
+A moment is counted twice, as it is and, under `<column>.hour`, by its hour of day: the date of any later
+window lies outside the reference, so only the hour can be compared.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field
+
+from . import strict
+from .contract import Column, Columns, Contract, missing
+from .errors import ConfigError
+from .features import DATE_PARTS
+from .files import canonical, read_json
+
+BINS = 256
+MAX_CATEGORIES = 1000
+PREDICTION = "prediction"
+"""Name under which a profile counts the model's own output."""
+
+
+class Counts(strict.Strict):
+    """Counts of one column.
+
+    A numeric column has `edges` e0 < … < ek and k + 2 counts: (-inf, e0], (e0, e1], …, (ek, inf).
+    A categorical one has `categories` and as many counts; values beyond them are `unseen`.
+    """
+
+    kind: Literal["numeric", "categorical"]
+    edges: tuple[float, ...] = ()
+    categories: tuple[str, ...] = ()
+    counts: tuple[int, ...]
+    missing: int = Field(default=0, ge=0)
+    unseen: int = Field(default=0, ge=0)
+
+    @property
+    def present(self) -> int:
+        """Rows with a value."""
+        return sum(self.counts) + self.unseen
+
+    @property
+    def rows(self) -> int:
+        """All rows counted."""
+        return self.present + self.missing
+
+
+class Profile(strict.Strict):
+    """Counts of every input column and, under `prediction`, of the model's output."""
+
+    version: Literal[1] = 1
+    rows: int = Field(ge=0)
+    columns: dict[str, Counts]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read profile.json."""
+        return strict.parse(read_json(path), cls, name=path.name)
+
+    def text(self) -> str:
+        """The profile as canonical JSON."""
+        return canonical(self.model_dump(mode="json")) + "\n"
+
+
+def build(contract: Contract, columns: Columns, prediction: np.ndarray) -> Profile:
+    """Profile of reference rows: chooses the bins and categories, and counts.
+
+    Args:
+        contract: says which columns are counted and how.
+        columns: n_rows of every input column.
+        prediction: float [n_rows], the model's output (a probability, or a value).
+    """
+    inputs = {column.name: columns[column.name] for column in contract.inputs}
+    counted = {name: _count(_numeric_frame(hours), hours) for name, hours in _hours(inputs).items()}
+    counted |= {
+        column.name: _count(_frame(column, inputs[column.name]), inputs[column.name]) for column in contract.inputs
+    }
+    counted[PREDICTION] = _count(_numeric_frame(prediction), prediction)
+    return Profile(rows=len(prediction), columns=counted)
+
+
+def count(reference: Profile, columns: Columns, prediction: np.ndarray | None = None) -> Profile:
+    """Profile of a window, counted in the bins and categories of `reference`; columns it lacks are left out."""
+    present = {**_hours(columns), **columns}
+    if prediction is not None:
+        present[PREDICTION] = prediction
+    counted = {name: _count(frame, present[name]) for name, frame in reference.columns.items() if name in present}
+    return Profile(rows=len(next(iter(columns.values()))), columns=counted)
+
+
+def merge(profiles: Iterable[Profile]) -> Profile:
+    """The profile of all rows together; exact.
+
+    Raises:
+        ConfigError: the profiles were counted in different bins, or there is none.
+    """
+    first, *rest = profiles
+    merged: Mapping[str, Counts] = first.columns
+    for other in rest:
+        if merged.keys() != other.columns.keys():
+            raise ConfigError("profiles of different columns cannot be merged; count them against one reference")
+        merged = {name: _add(name, counts, other.columns[name]) for name, counts in merged.items()}
+    return Profile(rows=sum(profile.rows for profile in (first, *rest)), columns=dict(merged))
+
+
+def _add(name: str, a: Counts, b: Counts) -> Counts:
+    if (a.kind, a.edges, a.categories) != (b.kind, b.edges, b.categories):
+        raise ConfigError(f"column '{name}' was counted in different bins; count both profiles against one reference")
+    return a.model_copy(
+        update={
+            "counts": tuple(x + y for x, y in zip(a.counts, b.counts, strict=True)),
+            "missing": a.missing + b.missing,
+            "unseen": a.unseen + b.unseen,
+        }
+    )
+
+
+def _hours(columns: Columns) -> dict[str, np.ndarray]:
+    return {f"{name}.hour": DATE_PARTS["hour"](v) for name, v in columns.items() if v.dtype.kind == "M"}
+
+
+def _frame(column: Column, values: np.ndarray) -> Counts:
+    if column.type == "boolean":
+        return Counts(kind="categorical", categories=("false", "true"), counts=(0, 0))
+    if column.type != "string":
+        return _numeric_frame(_as_float(values))
+    if column.categories is not None:
+        names = column.categories
+    else:
+        seen, times = np.unique(values[~missing(values)].astype(str), return_counts=True)
+        names = tuple(sorted(str(name) for name in seen[np.argsort(-times, kind="stable")][:MAX_CATEGORIES]))
+    return Counts(kind="categorical", categories=names, counts=(0,) * len(names))
+
+
+def _numeric_frame(values: np.ndarray) -> Counts:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return Counts(kind="numeric", edges=(0.0,), counts=(0, 0))
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1), method="inverted_cdf"))
+    return Counts(kind="numeric", edges=tuple(edges.tolist()), counts=(0,) * (len(edges) + 1))
+
+
+def _count(frame: Counts, values: np.ndarray) -> Counts:
+    update: dict[str, Any]
+    if frame.kind == "numeric":
+        numbers = _as_float(values)
+        absent = np.isnan(numbers)
+        bins = np.searchsorted(np.array(frame.edges), numbers[~absent], side="left")
+        counts = np.bincount(bins, minlength=len(frame.counts))
+        update = {"counts": tuple(counts.tolist()), "missing": int(absent.sum())}
+    else:
+        names, times = np.unique(_as_text(values), return_counts=True)
+        seen = dict(zip(names.tolist(), times.tolist(), strict=True))
+        counts_by_name = [seen.get(name, 0) for name in frame.categories]
+        present = sum(seen.values())
+        update = {
+            "counts": tuple(counts_by_name),
+            "missing": len(values) - present,
+            "unseen": present - sum(counts_by_name),
+        }
+    return frame.model_copy(update=update)
+
+
+def _as_float(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind != "M":
+        return values.astype(np.float64, copy=False)
+    seconds = values.astype("datetime64[us]").astype(np.int64) / 1e6
+    return np.where(np.isnat(values), np.nan, seconds)
+
+
+def _as_text(values: np.ndarray) -> np.ndarray:
+    """Present values as str; booleans, which travel as 0.0 and 1.0, as "false" and "true"."""
+    if values.dtype.kind == "f":
+        present = values[~np.isnan(values)]
+        return np.where(present != 0, "true", "false")
+    texts: np.ndarray = values[~missing(values)].astype(str)
+    return texts

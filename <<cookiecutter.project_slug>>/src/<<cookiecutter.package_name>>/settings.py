@@ -1,0 +1,66 @@
+"""Where things are, and secrets: read from the environment and .env, never versioned."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import ConfigError
+from .strict import nearest
+
+PREFIX = "ML_"
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+}
+"""Switches that keep every tool from phoning home, and from talking over what a person should see."""
+
+
+class Settings(BaseSettings):
+    """All settings; each is the environment variable ML_<NAME> or a line of .env."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", frozen=True, extra="ignore")
+
+    tracking_uri: str = "sqlite:///mlflow.db"
+    artifact_root: str = "mlartifacts"
+    prediction_log: str = "var/log"
+    serving_folder: Path = Path("var/serving")
+    environment: Literal["development", "production"] = "development"
+    api_keys: SecretStr = SecretStr("")
+    max_body_bytes: int = Field(default=10_000_000, gt=0)
+    max_instances: int = Field(default=10_000, gt=0)
+    drain_seconds: float = Field(default=1.0, ge=0)
+    log_synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+    alert_webhook: str = ""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Settings from the environment and .env of the current folder.
+
+        Raises:
+            ConfigError: a value does not fit, or a variable starts with ML_ and is no setting.
+        """
+        names = [PREFIX + name.upper() for name in cls.model_fields]
+        for variable in os.environ if environ is None else environ:
+            if variable.startswith(PREFIX) and variable not in names:
+                raise ConfigError(f"environment: '{variable}' is no setting; {nearest(variable, names)}")
+        try:
+            return cls()
+        except ValidationError as error:
+            fault = error.errors(include_input=False)[0]
+            name = PREFIX + str(fault["loc"][0]).upper()
+            raise ConfigError(f"{name}: {fault['msg']}; see .env.example") from None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The API keys that are accepted; none means that no key is asked for."""
+        return tuple(key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip())

@@ -1,0 +1,52 @@
+"""What every pipeline stage and command shares: where the project is, and how an error ends a process."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from .errors import ProjectError
+from .settings import QUIET
+
+CONTRACT, PARAMS = Path("contract.yaml"), Path("params.yaml")
+TABLE = Path("data/table.parquet")
+SPLITS = {name: Path(f"data/split/{name}.parquet") for name in ("train", "validation", "test")}
+MODEL, BASELINE = Path("model/pipeline.joblib"), Path("model/baseline.joblib")
+BUNDLE = Path("bundle")
+REPORTS = Path("reports")
+PLOTS = REPORTS / "plots"
+TRACE = Path("var/last-error.txt")
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a stage or command as a process: a `ProjectError` becomes one line and a non-zero exit status."""
+    os.environ.update(QUIET)
+    try:
+        main()
+    except ProjectError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        TRACE.parent.mkdir(exist_ok=True)
+        TRACE.write_text(traceback.format_exc(), encoding="utf-8")
+        fail(
+            ProjectError(
+                f"unexpected {type(error).__name__}: {_one_line(error)} (a fault of this program: see {TRACE})"
+            )
+        )
+    sys.exit(0)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+def fail(error: ProjectError) -> NoReturn:
+    """Say the error and leave with its exit status."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
