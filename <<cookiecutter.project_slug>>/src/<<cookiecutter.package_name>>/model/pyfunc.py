@@ -27,7 +27,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """Verify and open the bundle."""
         self._bundle = Bundle.open(Path(context.artifacts["bundle"]))
 
-    def predict(self, _context: Any, model_input: pd.DataFrame, _params: Any = None) -> pd.DataFrame:
+    # MLflow goes by these names.
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:  # noqa: ARG002
         """Predict a frame of n_rows × contract columns.
 
         Returns:
