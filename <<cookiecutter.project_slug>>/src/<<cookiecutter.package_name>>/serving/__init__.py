@@ -1,0 +1,1 @@
+"""From a rolled-out bundle to answers over HTTP."""

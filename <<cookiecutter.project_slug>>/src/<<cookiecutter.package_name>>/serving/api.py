@@ -1,0 +1,190 @@
+"""The routes: who may call, what is read, which status answers."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from ..settings import Settings
+from .feedback import Labeller
+from .live import Live, Models
+from .openapi import ANY_ERRORS, KEYS, UNAVAILABLE, asset, describe, problems
+from .predict import Predictor
+from .problems import Problem
+from .schemas import Health, ModelInfo, Schema
+from .security import Guard
+from .telemetry import Metrics
+
+RETRY = {"Retry-After": "1"}
+
+
+class Service:
+    """What the routes work with; `predictor` and `labeller` are there once the app has started."""
+
+    predictor: Predictor
+    labeller: Labeller
+
+    def __init__(self, settings: Settings, guard: Guard, models: Models, metrics: Metrics) -> None:
+        self.settings = settings
+        self.guard = guard
+        self.models = models
+        self.metrics = metrics
+        self.draining = False
+        self._described: tuple[Schema | None, dict[str, Any]] | None = None
+
+    @property
+    def live(self) -> Live:
+        """The model that answers now.
+
+        Raises:
+            Problem: 503 when there is none.
+        """
+        if self.models.live is None:
+            raise Problem(503, "no-model", "no model can be served now; the log says why", RETRY)
+        return self.models.live
+
+    def description(self, app: FastAPI) -> dict[str, Any]:
+        """The OpenAPI document, made once per model."""
+        schema = self.models.live.schema if self.models.live else None
+        if self._described is None or self._described[0] is not schema:
+            self._described = (schema, describe(app, schema))
+        return self._described[1]
+
+
+def add_routes(app: FastAPI, service: Service) -> frozenset[str]:
+    """Give the app its routes; returns their paths."""
+    # The two routes that take bodies stand outside FastAPI's own validation: their models change with the bundle.
+    app.router.routes.append(Route("/predict", _predict(service), methods=["POST"]))
+    app.router.routes.append(Route("/feedback", _feedback(service), methods=["POST"]))
+    app.include_router(_status(service))
+    app.include_router(_for_developers(app, service))
+    return frozenset({"/predict", "/feedback", "/model", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
+
+
+def _predict(service: Service) -> Any:
+    async def predict(request: Request) -> Response:
+        service.guard.require(request)
+        live = service.live
+        body = await _body(request, service.settings.max_body_bytes)
+        return Response(await service.predictor.predict(live, body), media_type="application/json")
+
+    return predict
+
+
+def _feedback(service: Service) -> Any:
+    async def feedback(request: Request) -> Response:
+        service.guard.require(request)
+        live = service.live
+        labels = live.schema.labels(await _body(request, service.settings.max_body_bytes))
+        accepted = await service.labeller.accept(labels)
+        service.metrics.labels.inc(accepted)
+        return JSONResponse({"accepted": accepted})
+
+    return feedback
+
+
+def _status(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.get(
+        "/model",
+        summary="The model that answers now",
+        responses=problems(ANY_ERRORS | UNAVAILABLE),
+        dependencies=[*KEYS, Depends(service.guard.require)],
+    )
+    async def model() -> ModelInfo:
+        return _info(service.live, service.models)
+
+    @router.get("/healthz", summary="Whether the process lives")
+    async def healthz() -> Health:
+        return Health(status="alive")
+
+    @router.get("/readyz", summary="Whether traffic may be sent here", responses=problems(UNAVAILABLE))
+    async def readyz() -> Health:
+        if service.draining:
+            raise Problem(503, "draining", "this server is shutting down", RETRY)
+        assert service.live
+        return Health(status="ready")
+
+    return router
+
+
+def _for_developers(app: FastAPI, service: Service) -> APIRouter:
+    router = APIRouter(include_in_schema=False, dependencies=[Depends(service.guard.require_in_production)])
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/openapi.json")
+    def openapi() -> JSONResponse:
+        return JSONResponse(service.description(app))
+
+    @router.get("/docs")
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            swagger_js_url="docs/swagger-ui-bundle.js",
+            swagger_css_url="docs/swagger-ui.css",
+            swagger_favicon_url="docs/favicon.png",
+        )
+
+    @router.get("/docs/{name}")
+    async def docs_file(name: str) -> FileResponse:
+        if (path := asset(name)) is None:
+            raise Problem(404, "not-found", "the docs have no such file")
+        return FileResponse(path)
+
+    return router
+
+
+def _info(live: Live, models: Models) -> ModelInfo:
+    manifest, asked, refused = live.bundle.manifest, live.routing, models.refused
+    return ModelInfo.model_validate(
+        {
+            "name": manifest.name,
+            "version": live.ref.version,
+            "digest": live.ref.digest,
+            "variant": live.variant,
+            "degraded": live.degraded,
+            "task": manifest.task,
+            "target": manifest.target,
+            "classes": list(manifest.classes),
+            "threshold": manifest.threshold,
+            "estimator": manifest.estimator,
+            "metrics": manifest.metrics,
+            "loaded_at": live.loaded_at,
+            "champion": asked.champion and asked.champion.model_dump(),
+            "previous": asked.previous and asked.previous.model_dump(),
+            "rollout_reason": asked.reason,
+            "refused": refused and {"version": refused.version, "reason": refused.reason, "at": refused.at},
+        }
+    )
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The body of a JSON request, at most `limit` bytes of it ever held.
+
+    Raises:
+        Problem: 413 or 415.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Problem(415, "unsupported-media-type", "send 'Content-Type: application/json'")
+    declared = request.headers.get("content-length", "")
+    too_large = Problem(413, "body-too-large", f"a body may have at most {limit} bytes")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    chunks: list[bytes] = []
+    held = 0
+    async for chunk in request.stream():
+        held += len(chunk)
+        if held > limit:
+            raise too_large
+        chunks.append(chunk)
+    return b"".join(chunks)

@@ -1,0 +1,50 @@
+"""The application: its parts, made and put together."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from ..prediction_log import Writer
+from ..settings import Settings
+from .api import Service, add_routes
+from .feedback import Labeller
+from .live import Models
+from .predict import Predictor
+from .problems import Problem, on_http_exception, on_problem
+from .security import Guard
+from .telemetry import Metrics, Telemetry, logger
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application; nothing is opened before it starts.
+
+    Raises:
+        ConfigError: production mode without an API key.
+    """
+    metrics, log = Metrics(), logger()
+    guard = Guard(settings)
+    models = Models(settings.serving_folder, settings.max_instances, metrics, log)
+    service = Service(settings, guard, models, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with Writer(settings.prediction_log, "serve", settings.log_synchronous) as writer:
+            service.predictor = Predictor(writer, metrics)
+            service.labeller = Labeller(settings.prediction_log, writer)
+            await asyncio.to_thread(models.refresh)
+            following = asyncio.create_task(models.follow())
+            try:
+                yield
+            finally:
+                following.cancel()
+                service.predictor.close()
+
+    app = FastAPI(title="Predictions", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.service = service
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_middleware(Telemetry, metrics=metrics, log=log, routes=add_routes(app, service))
+    return app

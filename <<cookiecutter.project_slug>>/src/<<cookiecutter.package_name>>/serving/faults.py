@@ -1,0 +1,97 @@
+"""From a validation error to the field, the value and the rule it broke, in bounded space."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..strict import nearest
+from .problems import Problem, shortened
+
+SHOWN = 20
+MANY = 1000
+MAX_NAME = 100
+MAX_VALUE = 80
+
+Details = Mapping[str, Any]
+
+_RULES: dict[str, Callable[[Details], str]] = {
+    "missing": lambda _: "is required",
+    "finite_number": lambda _: "must be a finite number",
+    "float_type": lambda _: "must be a number",
+    "int_type": lambda _: "must be an integer",
+    "bool_type": lambda _: "must be true or false",
+    "string_type": lambda _: "must be a string",
+    "string_pattern_mismatch": lambda _: "must not contain a NUL character",
+    "string_too_short": lambda facts: f"must have at least {facts['min_length']} character",
+    "string_too_long": lambda facts: f"must have at most {facts['max_length']} characters",
+    "dict_type": lambda _: "must be an object",
+    "list_type": lambda _: "must be an array",
+    "too_short": lambda facts: f"must have at least {facts['min_length']} item",
+    "too_long": lambda facts: f"must have at most {facts['max_length']} items",
+    "greater_than_equal": lambda facts: f"must be >= {_number(facts['ge'])}",
+    "less_than_equal": lambda facts: f"must be <= {_number(facts['le'])}",
+    "literal_error": lambda facts: f"must be one of {facts['expected']}",
+    "value_error": lambda facts: str(facts["error"]),
+}
+
+
+class Fields:
+    """The names a row may have; `target` is the one that clients send by mistake."""
+
+    def __init__(self, names: Sequence[str], target: str | None = None) -> None:
+        self._names = list(names)
+        self._target = target
+
+    def unknown(self, name: str) -> str:
+        """The rule that an unknown field broke."""
+        if name == self._target:
+            return "is what the model predicts; leave it out"
+        return f"unknown field; {nearest(name, self._names)}"
+
+
+def problem(error: ValidationError, fields: Fields) -> Problem:
+    """400 for what is no JSON, otherwise 422 with the first faults."""
+    details = error.errors(include_url=False)
+    if details[0]["type"] == "json_invalid":
+        return Problem(400, "malformed-json", f"the body is not valid JSON: {details[0]['ctx']['error']}")
+    count = len(details)
+    told = f"; the first {SHOWN} are listed" if count > SHOWN else ""
+    noun = "value does" if count == 1 else "values do"
+    detail = f"{count} {noun} not fit the model's contract{told}"
+    return Problem(422, "invalid-input", detail, errors=[_fault(fault, fields) for fault in details[:SHOWN]])
+
+
+def _fault(fault: Any, fields: Fields) -> dict[str, Any]:
+    # The place is ("instances", 3, "distance"), or shorter where the request's frame itself is wrong.
+    kind, place = fault["type"], fault["loc"]
+    index = place[1] if len(place) > 1 else None
+    name = shortened(str(place[2] if len(place) > 2 else place[0]), MAX_NAME) if len(place) != 2 and place else None
+    if kind == "extra_forbidden":
+        rule = fields.unknown(name or "") if index is not None else "unknown member of the request"
+    elif fault["input"] is None and kind != "missing":
+        rule = "must not be null"
+    else:
+        rule = _RULES[kind](fault.get("ctx", {})) if kind in _RULES else fault["msg"]
+    told: dict[str, Any] = {"instance": index, "field": name}
+    if kind != "missing":
+        told["value"] = _shown(fault["input"])
+    return {**told, "rule": shortened(rule)}
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if abs(value) <= 2**53 and value == int(value) else repr(value)
+
+
+def _shown(value: Any) -> Any:
+    """A value short enough to repeat and fit for JSON."""
+    if isinstance(value, str):
+        return shortened(value, MAX_VALUE)
+    if isinstance(value, list | dict):
+        return f"an {'array' if isinstance(value, list) else 'object'} of {len(value)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 2**53:
+        return shortened(str(value), MAX_VALUE)
+    return value

@@ -1,0 +1,87 @@
+"""Labels: what turned out, for predictions made earlier."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ..files import canonical
+from ..prediction_log import Outcome, Reader, Writer, now_us
+from .predict import log_problem
+from .problems import Problem
+
+LOCK_SECONDS = 5.0
+SHOWN = 20
+
+
+class Labeller:
+    """Takes labels into the log.
+
+    Args:
+        target: the log's folder or database URL.
+        log: this process's writer to it.
+    """
+
+    def __init__(self, target: str, log: Writer) -> None:
+        self._target = target
+        self._log = log
+        self._reader = Reader(target)
+        self._turn = asyncio.Lock()
+
+    async def accept(self, labels: Sequence[Mapping[str, Any]]) -> int:
+        """Commit labels; how many of them the log holds now.
+
+        Args:
+            labels: `id` of a prediction and its `label`; the same label again is no fault.
+
+        Raises:
+            Problem: 404 for ids that nobody predicted, 409 for a label that contradicts an earlier one,
+                503 when the log takes nothing. Nothing of the request is stored then.
+        """
+        asked: dict[str, str] = {}
+        for label in labels:
+            text = canonical(label["label"])
+            if asked.setdefault(label["id"], text) != text:
+                raise _conflict([label["id"]])
+        async with self._turn:
+            return await asyncio.to_thread(self._store, asked)
+
+    def _store(self, asked: Mapping[str, str]) -> int:
+        try:
+            with self._alone():
+                self._append_new(asked)
+        except Problem:
+            raise
+        except Exception:
+            raise log_problem() from None
+        return len(asked)
+
+    def _append_new(self, asked: Mapping[str, str]) -> None:
+        ids = list(asked)
+        known = self._reader.known(ids)
+        if unknown := [one for one in ids if one not in known]:
+            raise Problem(
+                404, "unknown-prediction", f"{len(unknown)} of the ids belong to no prediction", ids=unknown[:SHOWN]
+            )
+        stored = self._reader.labels(ids)
+        if contradicted := [one for one in ids if stored.get(one, asked[one]) != asked[one]]:
+            raise _conflict(contradicted)
+        at_us = now_us()
+        self._log.append([Outcome(one, at_us, asked[one]) for one in ids if one not in stored]).result()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # Workers write files of their own, so no database forbids two labels of one prediction.
+        if "://" in self._target:
+            yield
+        else:
+            with filelock.FileLock(Path(self._target) / ".feedback.lock", timeout=LOCK_SECONDS):
+                yield
+
+
+def _conflict(ids: Sequence[str]) -> Problem:
+    detail = f"{len(ids)} of the predictions already have another label; the first one counts"
+    return Problem(409, "conflicting-label", detail, ids=list(ids[:SHOWN]))

@@ -1,0 +1,175 @@
+"""The model that answers now: follows the serving folder, and swaps it without dropping a request."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from ..bundle import Bundle, verify
+from ..contract import from_rows
+from ..errors import ProjectError
+from . import routing
+from .routing import Ref, Routing
+from .schemas import Schema
+from .telemetry import Metrics, explained
+
+POLL_SECONDS = 0.5
+
+Variant = Literal["champion", "fallback"]
+Signature = tuple[tuple[str, int, int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Live:
+    """A verified bundle in service; requests hold the one they began with."""
+
+    bundle: Bundle
+    ref: Ref
+    schema: Schema
+    routing: Routing
+    variant: Variant
+    loaded_at: datetime
+
+    @property
+    def degraded(self) -> bool:
+        """Whether this is not the model that routing names as champion."""
+        return self.variant != "champion"
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes as keys of a JSON object, in the order of the probabilities."""
+        return [str(label).lower() if isinstance(label, bool) else str(label) for label in self.bundle.manifest.classes]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A bundle (or, without a version, a routing) that was turned down."""
+
+    version: str | None
+    reason: str
+    at: datetime
+
+
+class Models:
+    """Keeps `live` equal to what the serving folder asks for, as far as that can be trusted.
+
+    A refused champion leaves the model in memory in service; without one, the previous model answers
+    as fallback; without that, `live` is None until the folder becomes good.
+    """
+
+    def __init__(
+        self, folder: Path, max_instances: int, metrics: Metrics, log: structlog.typing.FilteringBoundLogger
+    ) -> None:
+        self.live: Live | None = None
+        self.refused: Refusal | None = None
+        self._folder = folder
+        self._max_instances = max_instances
+        self._metrics = metrics
+        self._log = log
+        self._refs: tuple[Ref, ...] = ()
+        self._seen: Signature | None = None
+
+    async def follow(self) -> None:
+        """Look at the folder about twice a second, for ever."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception as error:
+                # Whatever it was, the model in memory answers on and the next look may succeed.
+                self._log.error("serving_folder", **explained(error))
+
+    def refresh(self) -> None:
+        """Load what changed; blocking. What cannot be trusted is refused, not raised."""
+        # Taken before reading: a change while loading shows at the next look.
+        signature = self._signature()
+        if signature == self._seen:
+            return
+        refusals: list[Refusal] = []
+        try:
+            asked = routing.read(self._folder)
+        except ProjectError as error:
+            refusals.append(Refusal(None, str(error), datetime.now(UTC)))
+        else:
+            self._refs = tuple(ref for ref in (asked.champion, asked.previous) if ref is not None)
+            self._serve(asked, refusals)
+        self._seen = signature if signature == self._signature() else None
+        self._report(refusals)
+
+    def _serve(self, asked: Routing, refusals: list[Refusal]) -> None:
+        found = self._try(asked.champion, asked, "champion", refusals)
+        if found is None and self.live is not None and asked.champion is not None:
+            same = self.live.ref == asked.champion
+            found = replace(self.live, routing=asked, variant="champion" if same else "fallback")
+        if found is None:
+            found = self._try(asked.previous, asked, "fallback", refusals)
+        if found is not None and (self.live is None or self.live.bundle is not found.bundle):
+            self._metrics.reloads.inc()
+            self._log.info("bundle_loaded", version=found.ref.version, digest=found.ref.digest, variant=found.variant)
+        self.live = found
+        if found is None:
+            self._metrics.no_model()
+        else:
+            self._metrics.model(found.bundle.manifest.name, found.ref.version, found.ref.digest, found.variant)
+
+    def _try(self, ref: Ref | None, asked: Routing, variant: Variant, refusals: list[Refusal]) -> Live | None:
+        if ref is None:
+            return None
+        path = routing.bundle_folder(self._folder, ref)
+        try:
+            if self.live is not None and self.live.ref == ref:
+                verify(path, ref.digest)
+                return replace(self.live, routing=asked, variant=variant)
+            return self._load(path, ref, asked, variant)
+        except Exception as error:
+            # A caller learns the version, not where this machine keeps it.
+            reason = (
+                str(error).replace(str(path), ref.version) if isinstance(error, ProjectError) else type(error).__name__
+            )
+            refusals.append(Refusal(ref.version, reason, datetime.now(UTC)))
+            return None
+
+    def _load(self, path: Path, ref: Ref, asked: Routing, variant: Variant) -> Live:
+        bundle = Bundle.open(path, ref.digest)
+        schema = Schema(bundle.contract, bundle.profile, self._max_instances)
+        # A model that cannot answer a typical row is refused here rather than by the first caller.
+        bundle.predict(from_rows(bundle.contract.inputs, [schema.example]))
+        return Live(bundle, ref, schema, asked, variant, datetime.now(UTC))
+
+    def _report(self, refusals: list[Refusal]) -> None:
+        known = (self.refused.version, self.refused.reason) if self.refused else None
+        for refusal in refusals:
+            if (refusal.version, refusal.reason) != known:
+                self._metrics.refused.inc()
+                self._log.error("bundle_refused", version=refusal.version, reason=refusal.reason)
+        if not refusals:
+            self.refused = None
+        elif (refusals[0].version, refusals[0].reason) != known:
+            self.refused = refusals[0]
+
+    def _signature(self) -> Signature:
+        folders = [routing.bundle_folder(self._folder, ref) for ref in self._refs]
+        return tuple(_stat(path) for path in (self._folder / routing.ROUTING, *_files(folders)))
+
+
+def _files(folders: list[Path]) -> Iterator[Path]:
+    for folder in folders:
+        yield folder
+        try:
+            yield from sorted(Path(entry) for entry in os.scandir(folder))
+        except OSError:
+            continue
+
+
+def _stat(path: Path) -> tuple[str, int, int, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (str(path), 0, 0, 0, 0)
+    # The change time cannot be set back by a program that rewrites a file and restores its dates.
+    return (str(path), found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)

@@ -1,0 +1,216 @@
+"""What a request may hold, made from the contract, and what an answer holds."""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, NotRequired
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
+
+# Python 3.11's own TypedDict cannot carry the configuration that pydantic reads.
+from typing_extensions import TypedDict
+
+from ..bundle import Label
+from ..contract import Column, Contract
+from ..profile import Counts, Profile
+from . import faults
+
+FLOAT_LIMIT = float(np.finfo(np.float32).max)
+"""Models see float32; beyond this a number would reach them as infinity."""
+INTEGER_LIMIT = 2**53
+"""Columns travel as float64; beyond this neighbours are not told apart."""
+MAX_LABELS = 10_000
+
+_CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Answer(BaseModel):
+    """One prediction: `id` is what /feedback asks for, `probabilities` has one number in [0, 1] per class."""
+
+    id: str
+    prediction: Label
+    probabilities: dict[str, float]
+
+
+class Answers(BaseModel):
+    """The predictions of a request, in the order of its instances."""
+
+    predictions: list[Answer]
+    model_version: str
+    variant: Literal["champion", "fallback"]
+    degraded: bool
+
+
+class Accepted(BaseModel):
+    """How many labels are in the log now: new ones, and repeated ones that were there already."""
+
+    accepted: int
+
+
+class ModelRef(BaseModel):
+    """A bundle by version and manifest digest."""
+
+    version: str
+    digest: str
+
+
+class Refused(BaseModel):
+    """Why the model that routing asks for does not answer."""
+
+    version: str | None
+    reason: str
+    at: datetime
+
+
+class ModelInfo(BaseModel):
+    """The model that answers now."""
+
+    name: str
+    version: str
+    digest: str
+    variant: Literal["champion", "fallback"]
+    degraded: bool
+    task: str
+    target: str
+    classes: list[Label]
+    threshold: float
+    estimator: str
+    metrics: dict[str, dict[str, float]]
+    loaded_at: datetime
+    champion: ModelRef | None
+    previous: ModelRef | None
+    rollout_reason: str
+    refused: Refused | None
+
+
+class Health(BaseModel):
+    """Whether the process lives, or may be sent traffic."""
+
+    status: Literal["alive", "ready"]
+
+
+class Schema:
+    """The request model of one contract. Rows are plain dicts, so a column may have any name.
+
+    Args:
+        contract: what a row is.
+        profile: the reference rows, from which a typical one becomes the example.
+        max_instances: most instances in one request.
+    """
+
+    def __init__(self, contract: Contract, profile: Profile, max_instances: int) -> None:
+        self.example = {column.name: _typical(column, profile.columns[column.name]) for column in contract.inputs}
+        self.fields = faults.Fields([*self.example, *([contract.id.name] if contract.id else [])], contract.target.name)
+        instance = _instance(contract, self.example)
+        label = _typed(contract.target)
+        self.predict_request = _request("PredictRequest", "instances", instance, max_instances)
+        self.feedback_request = _request("FeedbackRequest", "labels", _label(label), MAX_LABELS)
+        self._predict: TypeAdapter[Any] = TypeAdapter(self.predict_request)
+        self._feedback: TypeAdapter[Any] = TypeAdapter(self.feedback_request)
+        self._first_fault: TypeAdapter[Any] = TypeAdapter(
+            _request("PredictRequest", "instances", instance, max_instances, stop_at_first=True)
+        )
+
+    def instances(self, body: bytes) -> list[dict[str, Any]]:
+        """The instances of a /predict body.
+
+        Raises:
+            Problem: 400 when it is no JSON, 422 when it breaks the contract.
+        """
+        try:
+            rows: list[dict[str, Any]] = self._predict.validate_json(body)["instances"]
+        except ValidationError as error:
+            if error.error_count() > faults.MANY:
+                error = self._first(body, error)
+            raise faults.problem(error, self.fields) from None
+        return rows
+
+    def labels(self, body: bytes) -> list[dict[str, Any]]:
+        """The labels of a /feedback body, each with `id` and `label`; raises as `instances`."""
+        try:
+            rows: list[dict[str, Any]] = self._feedback.validate_json(body)["labels"]
+        except ValidationError as error:
+            raise faults.problem(error, faults.Fields(["id", "label"])) from None
+        return rows
+
+    def _first(self, body: bytes, error: ValidationError) -> ValidationError:
+        # Listing a million faults would keep everybody else waiting.
+        try:
+            self._first_fault.validate_json(body)
+        except ValidationError as first:
+            return first
+        return error
+
+
+def _request(name: str, field: str, item: Any, most: int, stop_at_first: bool = False) -> Any:
+    bounds: list[Any] = [Field(min_length=1, max_length=most), *([FailFast()] if stop_at_first else [])]
+    items = Annotated[(list[item], *bounds)]
+    return _closed(name, {field: items})
+
+
+def _closed(name: str, fields: Mapping[str, Any]) -> Any:
+    typed_dict: Any = TypedDict  # Type checkers follow only literal ones.
+    made = typed_dict(name, dict(fields))
+    made.__pydantic_config__ = _CLOSED
+    return made
+
+
+def _instance(contract: Contract, example: Mapping[str, Any]) -> Any:
+    fields = {column.name: _field(column, column.nullable, example[column.name]) for column in contract.inputs}
+    if contract.id is not None:
+        fields[contract.id.name] = _field(contract.id, optional=True)
+    return _closed("Instance", fields)
+
+
+def _label(label: Any) -> Any:
+    return _closed("Label", {"id": Annotated[str, Field(min_length=1, max_length=64)], "label": label})
+
+
+def _field(column: Column, optional: bool, example: Any = None) -> Any:
+    unit = f" [{column.unit}]" if column.unit else ""
+    facts: dict[str, Any] = {"description": f"{column.description}{unit}".strip() or None}
+    if example is not None:
+        facts["examples"] = [example]
+    typed = _typed(column)
+    return NotRequired[Annotated[typed | None, Field(**facts)]] if optional else Annotated[typed, Field(**facts)]
+
+
+def _typed(column: Column) -> Any:
+    low, high = column.range or (-math.inf, math.inf)
+    if column.type == "float":
+        return Annotated[float, Field(ge=max(low, -FLOAT_LIMIT), le=min(high, FLOAT_LIMIT))]
+    if column.type == "integer":
+        return Annotated[int, Field(ge=math.ceil(max(low, -INTEGER_LIMIT)), le=math.floor(min(high, INTEGER_LIMIT)))]
+    if column.type == "boolean":
+        return bool
+    if column.type == "datetime":
+        return Annotated[str, AfterValidator(_is_moment), Field(json_schema_extra={"format": "date-time"})]
+    if column.categories and not column.unseen:
+        return Literal[column.categories]
+    # PostgreSQL takes no NUL in a text, and an id is stored as one.
+    return Annotated[str, Field(pattern=r"^[^\x00]*$")] if column.role == "id" else str
+
+
+def _is_moment(text: str) -> str:
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("must be an ISO 8601 date and time, such as 2013-06-15T08:30:00") from None
+    return text
+
+
+def _typical(column: Column, counts: Counts) -> Any:
+    """A JSON value from the middle of the reference rows; None where they have none."""
+    if not counts.present:
+        return None
+    if counts.kind == "categorical":
+        mode = counts.categories[int(np.argmax(counts.counts))]
+        return mode == "true" if column.type == "boolean" else mode
+    at = int(np.searchsorted(np.cumsum(counts.counts), counts.present / 2))
+    median = counts.edges[min(at, len(counts.edges) - 1)]
+    if column.type == "datetime":
+        return (datetime(1970, 1, 1) + timedelta(seconds=median)).isoformat()
+    return round(median) if column.type == "integer" else median

@@ -1,0 +1,203 @@
+"""What the server tells of itself: metrics for Prometheus, and JSON log lines on stderr."""
+
+import logging
+import re
+import secrets
+import sys
+import time
+import traceback
+from collections import Counter as Tally
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .problems import Problem
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+CLIENT_LEFT = 499
+"""Logged and counted for a client that hung up before its answer (nginx's convention)."""
+
+
+class Metrics:
+    """The series of one server process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "http_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "http_request_seconds", "Time to answer, by route.", ["route"], buckets=SECONDS, registry=self.registry
+        )
+        self.in_flight = Gauge("http_requests_in_flight", "Requests being answered.", registry=self.registry)
+        self._predictions = Counter(
+            "predictions", "Acknowledged predictions.", ["version", "variant", "prediction"], registry=self.registry
+        )
+        self.degraded = Counter("predictions_degraded", "Predictions not made by the champion.", registry=self.registry)
+        self.labels = Counter("labels_accepted", "Labels acknowledged.", registry=self.registry)
+        self.log_pending = Gauge("prediction_log_pending", "Requests waiting for their commit.", registry=self.registry)
+        self.log_seconds = Histogram(
+            "prediction_log_commit_seconds",
+            "Time from queueing rows to their commit.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.log_failures = Counter("prediction_log_failures", "Commits that failed.", registry=self.registry)
+        self.refused = Counter("bundle_refused", "Bundles or routings that were turned down.", registry=self.registry)
+        self.reloads = Counter("bundle_loaded", "Bundles taken into service.", registry=self.registry)
+        self._model = Gauge(
+            "model_info",
+            "1 for the model that answers.",
+            ["name", "version", "digest", "variant"],
+            registry=self.registry,
+        )
+        self._worker = Gauge(
+            "worker_info", "Which worker this scrape came from.", ["worker", "workers"], registry=self.registry
+        )
+
+    def worker(self, number: int, workers: int) -> None:
+        """Say which of how many processes these series belong to."""
+        self._worker.labels(str(number), str(workers)).set(1)
+
+    def model(self, name: str, version: str, digest: str, variant: str) -> None:
+        """Say which model answers now."""
+        self._model.clear()
+        self._model.labels(name, version, digest, variant).set(1)
+
+    def no_model(self) -> None:
+        """Say that none does."""
+        self._model.clear()
+
+    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count an answered request."""
+        self._requests.labels(route, method, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def predicted(self, version: str, variant: str, names: Sequence[str], degraded: bool) -> None:
+        """Count acknowledged predictions; `names` has the predicted class of each."""
+        for name, count in Tally(names).items():
+            self._predictions.labels(version, variant, name).inc(count)
+        if degraded:
+            self.degraded.inc(len(names))
+
+
+class Telemetry:
+    """ASGI middleware around everything: request id, count, log line, and an answer for what nobody caught.
+
+    Args:
+        app: what it wraps.
+        metrics: where requests are counted.
+        log: where they are written.
+        routes: known paths; others are counted as one.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, log: structlog.typing.FilteringBoundLogger, routes: frozenset[str]
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._log = log
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _request_id(Headers(scope=scope).get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = CLIENT_LEFT
+        except Exception as error:
+            self._log.error("unexpected", request_id=request_id, **explained(error))
+            if not status:
+                problem = Problem(
+                    500, "internal-error", "something went wrong here; the log has it under the request id"
+                )
+                await problem.response(scope["path"], request_id)(scope, receive, send_with_id)
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.in_flight.dec()
+            self._report(scope, request_id, status, seconds)
+
+    def _report(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = scope["path"] if scope["path"] in self._routes else "other"
+        method = (
+            scope["method"]
+            if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
+            else "other"
+        )
+        self._metrics.request(route, method, status, seconds)
+        is_routine = route in ("/healthz", "/readyz", "/metrics") and status == 200
+        (self._log.debug if is_routine else self._log.info)(
+            "request", request_id=request_id, method=method, route=route, status=status, ms=round(seconds * 1000, 2)
+        )
+
+
+def logger(stream: TextIO | None = None) -> structlog.typing.FilteringBoundLogger:
+    """A logger that writes one JSON object per line."""
+    made: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
+        structlog.WriteLogger(stream or sys.stderr),
+        processors=[*_PROCESSORS, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )
+    return made
+
+
+def unify_logging() -> None:
+    """Give what libraries log through the standard library the same form; called by a process that serves."""
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*_PROCESSORS, _without_trace],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def explained(error: BaseException) -> dict[str, Any]:
+    """An error's type and the functions it passed through; its message may hold a caller's data and is left out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return {
+        "error": type(error).__name__,
+        "where": [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-8:]],
+    }
+
+
+def _without_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    raised = event.pop("exc_info", None)
+    if isinstance(raised, tuple) and raised[1] is not None:
+        event.update(explained(raised[1]))
+    return event
+
+
+def _request_id(given: str | None) -> str:
+    return given if given is not None and REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+
+_PROCESSORS: list[Any] = [
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+]

@@ -1,0 +1,108 @@
+"""One process that serves: it drains before it stops."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from ..errors import ServingError
+from ..settings import Settings
+from .api import Service
+from .app import create_app
+
+LONGEST_REQUEST_SECONDS = 10
+"""How long a stopping server waits for requests in flight."""
+
+
+class DrainingServer(uvicorn.Server):
+    """On the first signal /readyz says no while all else goes on; after `drain_seconds`, or a second signal, it stops.
+
+    Args:
+        config: uvicorn's.
+        service: told that it drains.
+        on_ready: called once requests are answered.
+        parent: process id of the supervisor; the server stops when that is gone.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, service: Service, on_ready: Callable[[], None], parent: int | None
+    ) -> None:
+        super().__init__(config)
+        self._service = service
+        self._on_ready = on_ready
+        self._parent = parent
+        self._stop_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the socket, then say so."""
+        await super().startup(sockets)
+        self._on_ready()
+
+    def handle_exit(self, sig: int, _: FrameType | None) -> None:
+        """Begin to drain; a second signal cuts it short."""
+        if sig == signal.SIGINT and self._parent is not None:
+            return  # A terminal sends it to the supervisor too, which passes its own signal on.
+        wait = self._service.settings.drain_seconds if self._stop_at is None else 0.0
+        self._service.draining = True
+        self._stop_at = time.monotonic() + wait
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to stop now."""
+        if self._parent is not None and os.getppid() != self._parent and self._stop_at is None:
+            self.handle_exit(signal.SIGTERM, None)
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self.should_exit = True
+        stopping = await super().on_tick(counter)
+        if self._service.draining and CLOSE not in self.server_state.default_headers:
+            # A client that keeps its connection would otherwise lose a request to its closing.
+            self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
+        return stopping
+
+
+CLOSE = (b"connection", b"close")
+
+
+def serve(
+    settings: Settings,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+    worker: int = 0,
+    workers: int = 1,
+    parent: int | None = None,
+) -> None:
+    """Serve on a bound socket until a signal ends it.
+
+    Raises:
+        ConfigError: production mode without an API key, or a prediction log that cannot be opened.
+        ServingError: another process took the address.
+    """
+    app = create_app(settings)
+    service: Service = app.state.service
+    service.metrics.worker(worker, workers)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=LONGEST_REQUEST_SECONDS,
+    )
+    server = DrainingServer(config, service, on_ready, parent)
+
+    async def main() -> None:
+        # Entered here and not by uvicorn, so that what stops a start comes out as it was raised.
+        async with app.router.lifespan_context(app):
+            await server.serve(sockets=[listener])
+
+    try:
+        asyncio.run(main())
+    except OSError as error:
+        raise ServingError(f"cannot listen: {error.strerror or error}") from None
