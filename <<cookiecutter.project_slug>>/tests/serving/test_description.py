@@ -1,0 +1,78 @@
+"""The API's description is true, and its page needs no network."""
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.serving.schemas import Answers, ModelInfo
+
+
+def test_the_example_of_the_docs_page_is_answered_as_it_stands(client: httpx.Client, example: dict[str, Any]) -> None:
+    response = client.post("/predict", json={"instances": [example]})
+    assert response.status_code == httpx.codes.OK
+    Answers.model_validate_json(response.content)
+
+
+def test_every_input_is_described_with_its_bounds_and_nothing_else(client: httpx.Client, contract: Contract) -> None:
+    instance = client.get("/openapi.json").json()["components"]["schemas"]["Instance"]
+    names = {column.name for column in contract.inputs} | ({contract.id.name} if contract.id else set())
+    assert instance["properties"].keys() == names
+    assert set(instance["required"]) == {column.name for column in contract.inputs if not column.nullable}
+    assert instance["additionalProperties"] is False
+    for column in contract.inputs:
+        described = instance["properties"][column.name]
+        assert column.unit in described.get("description", "")
+        if column.range:
+            bounds = described["anyOf"][0] if column.nullable else described
+            assert (bounds["minimum"], bounds["maximum"]) == column.range
+
+
+def test_every_reference_in_the_description_leads_somewhere(client: httpx.Client) -> None:
+    response = client.get("/openapi.json")
+    known = response.json()["components"]["schemas"].keys()
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', response.text)) <= known
+
+
+def test_every_described_route_exists(client: httpx.Client) -> None:
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            assert client.request(method, path).status_code not in (404, 405)
+
+
+def test_the_docs_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert page.status_code == httpx.codes.OK
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert files
+    assert not [name for name in files if "//" in name]
+    assert all(client.get(f"/{name}").status_code == httpx.codes.OK for name in files)
+
+
+@pytest.mark.parametrize("name", ["core.py", "..%2fcore.py", "x"])
+def test_the_docs_page_serves_no_other_file(client: httpx.Client, name: str) -> None:
+    assert client.get(f"/docs/{name}").status_code == httpx.codes.NOT_FOUND
+
+
+def test_model_tells_what_answers(client: httpx.Client) -> None:
+    found = ModelInfo.model_validate_json(client.get("/model").content)
+    assert (found.version, found.variant, found.degraded, found.refused) == ("1", "champion", False, None)
+    assert found.classes == [False, True]
+    assert found.champion is not None
+    assert found.champion.digest == found.digest
+
+
+def test_metrics_count_requests_predictions_and_the_model(client: httpx.Client, example: dict[str, Any]) -> None:
+    def counted(text: str) -> float:
+        return sum(
+            float(number) for number in re.findall(r'^predictions_total\{.*version="1"\} (\S+)$', text, re.MULTILINE)
+        )
+
+    before = counted(client.get("/metrics").text)
+    client.post("/predict", json={"instances": [example] * 3})
+    text = client.get("/metrics").text
+    assert counted(text) == before + 3
+    assert re.search(r'^model_info\{.*variant="champion",version="1"\} 1\.0$', text, re.MULTILINE)
+    assert 'http_request_seconds_count{route="/predict"}' in text

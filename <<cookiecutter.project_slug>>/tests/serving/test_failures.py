@@ -1,0 +1,110 @@
+"""What callers hear when something behind the API breaks."""
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from << cookiecutter.package_name >>.bundle import MODEL
+from << cookiecutter.package_name >>.prediction_log import Reader
+from << cookiecutter.package_name >>.serving.app import create_app
+from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
+from << cookiecutter.package_name >>.settings import Settings
+
+from .support import Folder, InProcess, eventually
+
+
+def test_without_a_model_the_server_waits_for_one(folder: Folder, tmp_path: Path, example: dict[str, Any]) -> None:
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+    with InProcess(app) as caller:
+        assert caller.request("GET", "/healthz").status_code == 200
+        for method, path in (("GET", "/readyz"), ("GET", "/model"), ("POST", "/predict"), ("POST", "/feedback")):
+            response = caller.request(method, path)
+            assert response.status_code == 503
+            assert response.json()["type"] == "urn:problem:no-model"
+            assert int(response.headers["retry-after"]) > 0
+        assert caller.request("GET", "/openapi.json").status_code == 200
+        folder.roll_out("1")
+        eventually(lambda: caller.request("GET", "/readyz").status_code == 200)
+        assert caller.request("POST", "/predict", json={"instances": [example]}).json()["degraded"] is False
+        # No champion at all, on purpose: nothing answers in its place.
+        folder.point(None)
+        eventually(lambda: caller.request("GET", "/readyz").status_code == 503)
+
+
+def test_a_champion_broken_at_start_leaves_the_previous_model_answering_degraded(
+    folder: Folder, tmp_path: Path, example: dict[str, Any]
+) -> None:
+    previous, champion = folder.add("1"), folder.add("2")
+    folder.point(champion, previous)
+    (folder.bundle("2") / MODEL).unlink()
+    log = str(tmp_path / "log")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=log))
+    with InProcess(app) as caller:
+        answer = caller.request("POST", "/predict", json={"instances": [example]}).json()
+        assert (answer["model_version"], answer["variant"], answer["degraded"]) == ("1", "fallback", True)
+        assert f"{MODEL} is missing" in caller.request("GET", "/model").json()["refused"]["reason"]
+        assert "predictions_degraded_total 1.0" in caller.request("GET", "/metrics").text
+    row = next(Reader(log).predictions()).prediction
+    assert (row.variant, row.degraded) == ("fallback", True)
+
+
+def test_a_large_request_is_worked_on_beside_the_loop_and_answered_alike(
+    folder: Folder, tmp_path: Path, example: dict[str, Any]
+) -> None:
+    folder.roll_out("1")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+    with InProcess(app) as caller:
+        body = {"instances": [example] * 500}
+        assert len(json.dumps(body)) > INLINE_BYTES
+        many = caller.request("POST", "/predict", json=body).json()["predictions"]
+        one = caller.request("POST", "/predict", json={"instances": [example]}).json()["predictions"][0]
+    assert len(many) == 500
+    assert all(answer["probabilities"] == one["probabilities"] for answer in many)
+
+
+def test_without_a_commit_there_is_no_answer(folder: Folder, tmp_path: Path, example: dict[str, Any]) -> None:
+    folder.roll_out("1")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+    with InProcess(app) as caller:
+        kept = caller.request("POST", "/predict", json={"instances": [example]}).json()["predictions"][0]["id"]
+        with sqlite3.connect(tmp_path / "log" / "serve-0.db") as other:
+            other.execute("ALTER TABLE predictions RENAME TO gone")
+            other.execute("ALTER TABLE labels RENAME TO gone_too")
+        other.close()
+        for path, body in (
+            ("/predict", {"instances": [example]}),
+            ("/feedback", {"labels": [{"id": kept, "label": True}]}),
+        ):
+            refused = caller.request("POST", path, json=body)
+            assert refused.status_code == 503
+            assert refused.json()["type"] == "urn:problem:prediction-log-unavailable"
+            assert int(refused.headers["retry-after"]) > 0
+            assert "gone" not in refused.text
+        assert "prediction_log_failures_total 1.0" in caller.request("GET", "/metrics").text
+
+
+def test_an_unforeseen_error_tells_the_caller_nothing_and_the_log_where(
+    folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.roll_out("1")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("the caller's own data")
+
+    with InProcess(app) as caller:
+        answer = caller.request("GET", "/broken")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == "urn:problem:internal-error"
+    assert "RuntimeError" not in answer.text
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    line = next(line for line in lines if line["event"] == "unexpected")
+    assert line["error"] == "RuntimeError"
+    assert line["request_id"] == answer.json()["request_id"]
+    assert any(frame.endswith(" broken") for frame in line["where"])
+    assert "own data" not in json.dumps(lines)

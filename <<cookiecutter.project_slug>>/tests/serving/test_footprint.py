@@ -1,0 +1,44 @@
+"""A server needs nothing that training needs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from .support import Folder
+
+TRAINING = {
+    "dvc", "jinja2", "joblib", "matplotlib", "mlflow", "onnx", "pandas", "pandera", "polars", "prefect", "pyarrow",
+    "scipy", "skl2onnx", "sklearn",
+}  # fmt: skip
+
+SCRIPT = """
+import asyncio, json, sys
+from pathlib import Path
+import httpx
+import << cookiecutter.package_name >>.cli
+from << cookiecutter.package_name >>.serving.app import create_app
+from << cookiecutter.package_name >>.settings import Settings
+
+async def main():
+    app = create_app(Settings(_env_file=None, serving_folder=Path(sys.argv[1]), prediction_log=sys.argv[2]))
+    async with app.router.lifespan_context(app):
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
+        description = (await client.get("/openapi.json")).json()
+        body = description["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        answer = await client.post("/predict", json=body["examples"][0])
+        id = answer.json()["predictions"][0]["id"]
+        return answer, await client.post("/feedback", json={"labels": [{"id": id, "label": True}]})
+
+answer, labelled = asyncio.run(main())
+print(json.dumps([answer.status_code, labelled.status_code, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+
+
+def test_a_serving_process_loads_no_library_of_training(folder: Folder, tmp_path: Path) -> None:
+    folder.roll_out("1")
+    command = [sys.executable, "-c", SCRIPT, str(folder.path), str(tmp_path / "log")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
+    predicted, labelled, modules = json.loads(result.stdout)
+    assert (predicted, labelled) == (200, 200)
+    assert TRAINING.isdisjoint(modules)

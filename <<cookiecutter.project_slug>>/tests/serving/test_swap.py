@@ -1,0 +1,162 @@
+"""The model changes under a running server: swapped, refused, repaired."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from << cookiecutter.package_name >>.bundle import CARD, MODEL
+from << cookiecutter.package_name >>.contract import Contract
+
+from .support import Folder, Server, eventually, load
+
+Instance = dict[str, Any]
+
+
+class Site:
+    """A server, its folder and a client; every test rolls out versions of its own."""
+
+    def __init__(self, server: Server, folder: Folder, client: httpx.Client) -> None:
+        self.server = server
+        self.folder = folder
+        self.client = client
+
+    def model(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.get("/model").json()
+        return found
+
+    def waits_for(self, version: str) -> None:
+        eventually(lambda: self.model()["version"] == version and self.model()["refused"] is None)
+
+    def predict(self, instance: Instance) -> dict[str, Any]:
+        answer: dict[str, Any] = self.client.post("/predict", json={"instances": [instance]}).json()
+        return answer
+
+    def refusals(self) -> list[dict[str, Any]]:
+        return [line for line in self.server.log_lines() if line["event"] == "bundle_refused"]
+
+    def refused_total(self) -> float:
+        lines = self.client.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("bundle_refused_total"))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterator[Site]:
+    home = tmp_path_factory.mktemp("swap")
+    folder = Folder(home / "serving", bundle_path)
+    folder.roll_out("first")
+    with Server(home) as server, server.client() as client:
+        yield Site(server, folder, client)
+
+
+def damage(path: Path) -> bytes:
+    """Flip one bit in the middle of a file; returns what it was."""
+    content = path.read_bytes()
+    changed = bytearray(content)
+    changed[len(changed) // 2] ^= 1
+    path.write_bytes(changed)
+    return content
+
+
+def test_a_swap_under_load_fails_no_request(site: Site, example: Instance) -> None:
+    # Version `always` says true whatever the probability, so an answer shows which model gave it.
+    old, new = site.folder.roll_out("never", threshold=1.0), site.folder.add("always", threshold=0.0)
+    site.waits_for("never")
+    with load(site.server, example) as crowd:
+        for ref in (new, old, new):
+            site.folder.point(ref)
+            site.waits_for(ref.version)
+            crowd.sees(20)
+    assert crowd.failures == []
+    given = {(answer["model_version"], answer["predictions"][0]["prediction"]) for answer in crowd.answers}
+    assert given == {("never", False), ("always", True)}
+
+
+def test_a_tampered_new_bundle_is_refused_and_the_old_one_goes_on(site: Site, example: Instance) -> None:
+    site.folder.roll_out("good")
+    site.waits_for("good")
+    before = site.refused_total()
+    ref = site.folder.add("bad")
+    content = damage(site.folder.bundle("bad") / MODEL)
+    site.folder.point(ref)
+    eventually(lambda: site.model()["refused"] is not None)
+
+    model = site.model()
+    assert model["refused"]["version"] == "bad"
+    assert f"{MODEL} was changed" in model["refused"]["reason"]
+    assert str(site.folder.path) not in json.dumps(model)
+    answer = site.predict(example)
+    assert (answer["model_version"], answer["variant"], answer["degraded"]) == ("good", "fallback", True)
+    assert site.refused_total() == before + 1
+    assert [line["level"] for line in site.refusals() if line["version"] == "bad"] == ["error"]
+
+    (site.folder.bundle("bad") / MODEL).write_bytes(content)
+    site.waits_for("bad")
+    assert site.predict(example)["degraded"] is False
+
+
+def test_tampering_with_the_live_bundle_is_noticed_while_its_copy_in_memory_answers(
+    site: Site, example: Instance
+) -> None:
+    site.folder.roll_out("live")
+    site.waits_for("live")
+    content = damage(site.folder.bundle("live") / CARD)
+    eventually(lambda: site.model()["refused"] is not None)
+    assert f"{CARD} was changed" in site.model()["refused"]["reason"]
+    answer = site.predict(example)
+    assert (answer["model_version"], answer["variant"], answer["degraded"]) == ("live", "champion", False)
+    (site.folder.bundle("live") / CARD).write_bytes(content)
+    site.waits_for("live")
+
+
+def test_a_bundle_that_is_not_the_registered_one_is_refused(site: Site) -> None:
+    site.folder.roll_out("registered")
+    site.waits_for("registered")
+    ref = site.folder.add("resealed")
+    site.folder.point(ref.model_copy(update={"digest": "0" * 64}))
+    eventually(lambda: site.model()["refused"] is not None)
+    assert "manifest.json was changed after it was registered" in site.model()["refused"]["reason"]
+    assert site.model()["version"] == "registered"
+
+
+@pytest.mark.parametrize("content", ["{", '{"format": 1}', "[]", None])
+def test_a_broken_or_lost_routing_changes_nothing_but_is_told(site: Site, content: str | None) -> None:
+    ref = site.folder.add(f"kept-{content is None}-{len(content or '')}")
+    site.folder.point(ref)
+    site.waits_for(ref.version)
+    path = site.folder.path / "routing.json"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    eventually(lambda: site.model()["refused"] is not None)
+    assert "routing.json" in site.model()["refused"]["reason"]
+    assert site.model()["version"] == ref.version
+
+
+def test_the_request_model_changes_with_the_contract(site: Site, example: Instance, contract: Contract) -> None:
+    column = contract.inputs[0]
+
+    def turned(text: str) -> str:
+        content = yaml.safe_load(text)
+        next(found for found in content["columns"] if found["name"] == column.name)["nullable"] = not column.nullable
+        return yaml.safe_dump(content)
+
+    def required() -> bool:
+        instance = {name: value for name, value in example.items() if name != column.name}
+        response = site.client.post("/predict", json={"instances": [instance]})
+        assert response.status_code in {200, 422}
+        schema = site.client.get("/openapi.json").json()["components"]["schemas"]["Instance"]
+        assert (column.name in schema.get("required", [])) == (response.status_code == 422)
+        return response.status_code == 422
+
+    site.folder.roll_out("as-it-was")
+    site.waits_for("as-it-was")
+    assert required() is not column.nullable
+    site.folder.point(site.folder.add("turned", turned))
+    site.waits_for("turned")
+    assert required() is column.nullable
