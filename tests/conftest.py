@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,7 @@ from typing import Any
 import pytest
 from cookiecutter.main import cookiecutter
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-GIT = ["git", "-c", "core.quotePath=false"]
+from checkout import REPOSITORY, copy_template
 
 Bake = Callable[..., Path]
 
@@ -32,22 +29,10 @@ def quiet_environment() -> Iterator[None]:
         yield
 
 
-def tracked_files() -> list[Path]:
-    """Return the files of this repository that a clone would hold, relative to its root."""
-    command = [*GIT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
-    paths = [Path(name) for name in listed.stdout.split("\0") if name]
-    return [path for path in paths if (REPOSITORY / path).is_file()]
-
-
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the template as a clone would hold it, without what git ignores."""
-    copy = tmp_path_factory.mktemp("template") / "flywheel"
-    for path in tracked_files():
-        (copy / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(REPOSITORY / path, copy / path)
-    return copy
+    return copy_template(tmp_path_factory.mktemp("template") / "flywheel")
 
 
 @pytest.fixture(scope="session")

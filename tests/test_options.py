@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import GIT, REPOSITORY, Bake, case_name, option_cases, questions
+from checkout import GIT, REPOSITORY
+from conftest import Bake, case_name, option_cases, questions
 
 EMPTY_BY_DESIGN = {"__init__.py", "py.typed"}
 DELIMITER = re.compile(r"<<|>>|<%|%>|<#|#>|\bcookiecutter\.[a-z_]+")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import REPOSITORY, tracked_files
+from checkout import REPOSITORY, tracked_files
 
 MACHINE = re.compile(
     r"/home/(?!ada\b)\w+|/Users/\w+|/root\b|(?<![\w.])/work/|(?<![\w.])/tmp/|file://\w"

@@ -121,7 +121,7 @@ def score(
 def window(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Parquet.")],
     since: Annotated[datetime | None, typer.Option(help="First moment; `data.until` if not given.")] = None,
-    until: Annotated[datetime | None, typer.Option(help="First moment after; the table's end if not given.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="First moment after; a month on if not given.")] = None,
 ) -> None:
     """Cut a span of the raw table into a file, for example the month after `data.until`."""
     from .data.window import export

@@ -33,7 +33,12 @@ def cut(table: pl.DataFrame, contract: Contract, since: datetime | None, until: 
 
 
 def export(output: Path, contract: Contract, params: Params, since: datetime | None, until: datetime | None) -> int:
-    """Write a span of the raw table to `output`, from `data.until` on if `since` is not given; returns its rows."""
-    rows = cut(tables.read(params.data.raw, contract), contract, since or params.data.until, until)
+    """Write a span of the raw table to `output`; returns its rows.
+
+    It begins at `data.until` of params.yaml if `since` is not given, and is a month long if `until` is not.
+    """
+    start = since or params.data.until
+    end = until or (start and pl.Series([start]).dt.offset_by("1mo")[0])
+    rows = cut(tables.read(params.data.raw, contract), contract, start, end)
     tables.write(rows, output)
     return rows.height
