@@ -38,10 +38,14 @@ class Folder:
         """The bundle's folder."""
         return self.path / routing.BUNDLES / version
 
-    def add(self, version: str, edit: Callable[[str], str] = str, **facts: Any) -> routing.Ref:
-        """Put a bundle in place: the tiny one with a card of its own, other facts, another contract text."""
+    def add(
+        self, version: str, edit: Callable[[str], str] = str, model: bytes | None = None, **facts: Any
+    ) -> routing.Ref:
+        """Put a bundle in place: the tiny one with a card of its own, and another contract text, model or facts."""
         path = self.bundle(version)
         shutil.copytree(self._source, path)
+        if model is not None:
+            (path / bundle.MODEL).write_bytes(model)
         manifest = bundle.Manifest.model_validate_json((path / bundle.MANIFEST).read_text(), strict=False)
         (path / bundle.CARD).write_text(f"version {version}\n")
         contract = path / bundle.CONTRACT

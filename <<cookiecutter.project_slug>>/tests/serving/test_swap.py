@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from onnx import TensorProto, helper
 
-from << cookiecutter.package_name >>.bundle import CARD, MODEL
+from << cookiecutter.package_name >>.bundle import CARD, MODEL, Bundle
 from << cookiecutter.package_name >>.contract import Contract
 
 from .support import Folder, Server, eventually, load
@@ -59,6 +60,26 @@ def damage(path: Path) -> bytes:
     changed = bytearray(content)
     changed[len(changed) // 2] ^= 1
     path.write_bytes(changed)
+    return content
+
+
+def nowhere(bundle: Bundle) -> bytes:
+    """An ONNX model with the bundle's inputs that finds every probability to be NaN."""
+    wide = len(bundle.manifest.numeric)
+    tensor, number, text = helper.make_tensor_value_info, TensorProto.FLOAT, TensorProto.STRING
+    inputs = [tensor("num", number, [None, wide])]
+    if bundle.manifest.categorical:
+        inputs.append(tensor("cat", text, [None, len(bundle.manifest.categorical)]))
+    weights = helper.make_tensor("weights", number, [wide, 2], [float("nan")] * wide * 2)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["num", "weights"], ["probabilities"])],
+        "model",
+        inputs,
+        [tensor("probabilities", number, [None, 2])],
+        [weights],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    content: bytes = made.SerializeToString()
     return content
 
 
@@ -121,6 +142,15 @@ def test_a_bundle_that_is_not_the_registered_one_is_refused(site: Site) -> None:
     eventually(lambda: site.model()["refused"] is not None)
     assert "manifest.json was changed after it was registered" in site.model()["refused"]["reason"]
     assert site.model()["version"] == "registered"
+
+
+def test_a_model_that_cannot_answer_a_typical_row_is_refused(site: Site, bundle_path: Path) -> None:
+    site.folder.roll_out("answering")
+    site.waits_for("answering")
+    site.folder.point(site.folder.add("speechless", model=nowhere(Bundle.open(bundle_path))))
+    eventually(lambda: site.model()["refused"] is not None)
+    assert "no probability" in site.model()["refused"]["reason"]
+    assert site.model()["version"] == "answering"
 
 
 @pytest.mark.parametrize("content", ["{", '{"format": 1}', "[]", None])
