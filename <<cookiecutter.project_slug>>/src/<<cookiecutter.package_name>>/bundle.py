@@ -20,11 +20,14 @@ from pydantic import Field
 from . import strict
 from .contract import Columns, Contract, Task
 from .errors import ConfigError, IntegrityError
-from .features import Featurizer
-from .files import canonical, sha256_file, sha256_text
+from .derived import DERIVED
+from .features import Featurizer, Inputs, definition
+from .files import canonical, read_json, sha256_file
 from .profile import Profile
 
 MODEL, CONTRACT, PROFILE, CARD, MANIFEST = "model.onnx", "contract.yaml", "profile.json", "card.md", "manifest.json"
+HASHED = (MODEL, CONTRACT, PROFILE, CARD)
+FORMAT = 1
 LINEAGE = "lineage.json"
 """Where a bundle came from; added by the registry beside the hashed files, because it differs between equal bundles."""
 
@@ -81,7 +84,7 @@ class Predictions(NamedTuple):
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> Manifest:
     """Hash the files in `folder` and write their manifest; `facts` are the manifest's other fields."""
-    files = {name: sha256_file(folder / name) for name in (MODEL, CONTRACT, PROFILE, CARD)}
+    files = {name: sha256_file(folder / name) for name in HASHED}
     manifest = Manifest.model_validate({**facts, "files": files}, strict=False)
     text = canonical(manifest.model_dump(mode="json"), indent=2) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
@@ -101,8 +104,13 @@ class Bundle:
         self._feeds = [feed.name for feed in session.get_inputs()]
         self._classes = np.array(manifest.classes, dtype=bool if manifest.task == "binary" else object)
         layout = (self._featurizer.numeric, tuple(column.name for column in self._featurizer.categorical))
-        if layout != (manifest.numeric, manifest.categorical):
-            raise IntegrityError(f"bundle {path}: its {CONTRACT} gives other model inputs than its {MANIFEST} lists")
+        if (contract.target.name, *layout) != (manifest.target, manifest.numeric, manifest.categorical):
+            raise IntegrityError(
+                f"bundle {path}: its {CONTRACT} gives another target or other model inputs than its {MANIFEST} lists"
+            )
+        widths = {"num": len(manifest.numeric), "cat": len(manifest.categorical)}
+        if {feed.name: feed.shape[1] for feed in session.get_inputs()} != {k: n for k, n in widths.items() if n}:
+            raise IntegrityError(f"bundle {path}: its {MODEL} takes other inputs than its {MANIFEST} lists")
 
     @classmethod
     def open(cls, path: Path, digest: str | None = None) -> Self:
@@ -114,7 +122,8 @@ class Bundle:
 
         Raises:
             IntegrityError: a file is missing or changed, or its parts do not belong together.
-            ConfigError: it was trained with another definition of a derived feature.
+            ConfigError: it was trained with another definition of a derived feature, or written by a newer version
+                of this package.
         """
         manifest = verify(path, digest)
         contract = Contract.load(path / CONTRACT)
@@ -144,32 +153,33 @@ class Bundle:
         Raises:
             IntegrityError: the model answered with something that is no probability.
         """
-        inputs = self._featurizer.encode(columns)
-        n_rows = len(inputs.num)
-        if n_rows == 0:
-            return Predictions(self._classes[:0], np.empty((0, len(self._classes)), dtype=np.float32))
-        if n_rows < self.manifest.min_batch:
-            repeat = np.resize(np.arange(n_rows), self.manifest.min_batch)
-            inputs = type(inputs)(inputs.num[repeat], inputs.cat[repeat])
-        feeds = {name: getattr(inputs, name) for name in self._feeds}
-        probabilities = self._session.run(None, feeds)[0][:n_rows]
+        probabilities = self.run(self._featurizer.encode(columns))
         if not np.isfinite(probabilities).all():
             raise IntegrityError(f"bundle {self.path}: the model returned a value that is no probability")
         positive = probabilities[:, -1] >= self.manifest.threshold
         return Predictions(self._classes[positive.astype(np.intp)], probabilities)
 
+    def run(self, inputs: Inputs) -> np.ndarray:
+        """What the ONNX session answers to encoded inputs: probabilities, float32 [n_rows, n_classes]."""
+        n_rows = len(inputs.num)
+        if n_rows == 0:
+            return np.empty((0, len(self._classes)), dtype=np.float32)
+        if n_rows < self.manifest.min_batch:
+            repeat = np.resize(np.arange(n_rows), self.manifest.min_batch)
+            inputs = Inputs(inputs.num[repeat], inputs.cat[repeat])
+        probabilities: np.ndarray = self._session.run(None, {name: getattr(inputs, name) for name in self._feeds})[0]
+        return probabilities[:n_rows]
+
 
 def verify(path: Path, digest: str | None = None) -> Manifest:
-    """Check that a bundle's folder holds exactly what was sealed; arguments and errors as `Bundle.open`."""
+    """Check that a bundle's folder still holds what was sealed; arguments and errors as `Bundle.open`."""
     if not (path / MANIFEST).is_file():
         raise IntegrityError(f"bundle {path}: {MANIFEST} is missing")
-    text = (path / MANIFEST).read_text(encoding="utf-8")
-    if digest is not None and sha256_text(text) != digest:
+    if digest is not None and sha256_file(path / MANIFEST) != digest:
         raise IntegrityError(f"bundle {path}: {MANIFEST} was changed after it was registered")
-    try:
-        manifest = Manifest.model_validate_json(text, strict=False)
-    except ValueError as error:
-        raise IntegrityError(f"bundle {path}: {MANIFEST} is malformed: {str(error).splitlines()[0]}") from None
+    manifest = _manifest(path)
+    if manifest.files.keys() != set(HASHED):
+        raise IntegrityError(f"bundle {path}: {MANIFEST} lists other files than {', '.join(HASHED)}")
     for name, expected in manifest.files.items():
         if not (path / name).is_file():
             raise IntegrityError(f"bundle {path}: {name} is missing")
@@ -178,11 +188,22 @@ def verify(path: Path, digest: str | None = None) -> Manifest:
     return manifest
 
 
+def _manifest(path: Path) -> Manifest:
+    try:
+        content = read_json(path / MANIFEST)
+    except ValueError:
+        raise IntegrityError(f"bundle {path}: {MANIFEST} is not JSON") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise ConfigError(f"bundle {path} has format {found}, this package knows {FORMAT}; update the package")
+    try:
+        return strict.parse(content, Manifest, name=MANIFEST)
+    except ConfigError as error:
+        raise IntegrityError(f"bundle {path}: {error}") from None
+
+
 def _functions(manifest: Manifest, path: Path) -> list[Any]:
     """The derived features the model was trained with, if they still mean what they meant then."""
-    from .derived import DERIVED
-    from .features import definition
-
     known = {function.__name__: function for function in DERIVED}
     for name, expected in manifest.derived.items():
         if name not in known:
