@@ -1,6 +1,5 @@
 """Any contract gives a request model, whatever its columns are called."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -66,9 +65,9 @@ def test_the_example_is_a_typical_row() -> None:
     }
 
 
-def test_bounds_that_json_cannot_say_become_what_the_model_can_see() -> None:
-    column = Column(name="x", type="float", range=(0, math.inf))
-    schema = schema_of(column, Column(name="n", type="integer"), rows=[{"x": 1.0, "n": 1}])
+def test_without_a_range_the_bounds_are_what_the_model_can_see() -> None:
+    columns = (Column(name="x", type="float"), Column(name="n", type="integer"))
+    schema = schema_of(*columns, rows=[{"x": 1.0, "n": 1}])
     described = TypeAdapter(schema.predict_request).json_schema()
     assert described["$defs"]["Instance"]["properties"]["x"]["maximum"] == float(np.finfo(np.float32).max)
     with pytest.raises(Problem):
