@@ -34,6 +34,8 @@ from << cookiecutter.package_name >>.settings import Settings
 ROUNDS = 5
 ROWS = 300_000
 OUTPUT = Path("build/bench.json")
+NOTE = f"""batch scoring: {ROWS:,} rows, file to file; beside ONNX Runtime, one thread, on the same rows in memory.
+server start: from nothing to the first answer; beside the imports of its libraries alone."""
 BARE = "import fastapi, numpy, onnxruntime, pydantic_settings, sqlalchemy, structlog, uvicorn"
 
 
@@ -47,12 +49,7 @@ def main() -> None:
     table.add_row("batch scoring", f"{scored:,.0f} rows/s", f"{alone:,.0f} rows/s", f"{scored / alone:.2f}")
     table.add_row("server start", f"{start:.2f} s", f"{bare:.2f} s", f"{start / bare:.2f}")
     console.print(table)
-    console.print(
-        f"[dim]batch scoring: {ROWS:,} rows, file to file; its yardstick: ONNX Runtime on one thread, the same"
-    )
-    console.print(
-        "rows encoded in memory. server start: from nothing to the first answer; its yardstick: imports alone.[/]"
-    )
+    console.print(NOTE, style="dim")
     found = {
         "batch": {"rows": ROWS, "rows_per_second": scored, "onnxruntime_rows_per_second": alone},
         "cold_start": {"seconds": start, "import_seconds": bare},
