@@ -1,0 +1,75 @@
+"""How often the drift check errs: false alarms on clean windows, and shifts it misses.
+
+    uv run python benchmarks/drift_power.py [--windows 1000]
+
+Draws tables of 20 independent standard normal columns and a prediction, counts them as monitoring does,
+and compares. Every window has a reference of its own, so the figures are averages over both.
+"""
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from << cookiecutter.package_name >> import profile
+from << cookiecutter.package_name >>.contract import Column, Contract
+from << cookiecutter.package_name >>.monitoring.drift import compare
+from << cookiecutter.package_name >>.params import MonitorParams
+
+COLUMNS = 20
+
+
+class Case(NamedTuple):
+    """Reference and window sizes, the shift in standard deviations, how many columns have it, and the target."""
+
+    name: str
+    reference: int
+    window: int
+    shift: float
+    shifted: int
+    target: str
+
+
+CASES = (
+    Case("no drift", 5_000, 1_000, 0.0, 0, "at most 1.8% alarms"),
+    Case("0.20 σ in one column", 5_000, 1_000, 0.2, 1, "at least 90% found"),
+    Case("0.25 σ in one column", 5_000, 1_000, 0.25, 1, "at least 99% found"),
+    Case("0.03 σ in all columns", 50_000, 50_000, 0.03, COLUMNS, "at most 1% alarms"),
+)
+
+
+def contract() -> Contract:
+    """A contract of 20 unbounded numbers."""
+    numbers = [Column(name=f"x{at}", type="float") for at in range(COLUMNS)]
+    return Contract(name="drawn", columns=(*numbers, Column(name="y", type="boolean", role="target")))
+
+
+def alarmed(case: Case, seed: int) -> bool:
+    """Whether one window of the case is called drift."""
+    rng = np.random.default_rng(seed)
+    drawn = contract()
+    before = {f"x{at}": rng.normal(size=case.reference) for at in range(COLUMNS)}
+    after = {f"x{at}": rng.normal(case.shift * (at < case.shifted), 1, case.window) for at in range(COLUMNS)}
+    reference = profile.build(drawn, before, rng.random(case.reference))
+    window = profile.count(reference, after, rng.random(case.window))
+    return compare(reference, window, MonitorParams()).verdict == "drift"
+
+
+def main() -> None:
+    """Print one line per case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=1000)
+    windows = parser.parse_args().windows
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for number, case in enumerate(CASES):
+            seeds = range(number * windows, (number + 1) * windows)
+            found = sum(pool.map(alarmed, [case] * windows, seeds, chunksize=20))
+            sizes = f"{case.reference:,} against {case.window:,} rows"
+            rate = f"{found} of {windows} windows = {found / windows:.1%}"
+            print(f"{case.name:24} {sizes:32} {rate:32} ({case.target})", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""A bundle, rows like its reference, and rows that are not."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from << cookiecutter.package_name >>.bundle import Bundle
+from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.data.split import split
+from << cookiecutter.package_name >>.params import Params
+
+from .. import rows
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_path: Path) -> Bundle:
+    return Bundle.open(bundle_path)
+
+
+@pytest.fixture(scope="session")
+def alike(table: pl.DataFrame, contract: Contract, params: Params) -> pl.DataFrame:
+    """1,500 labelled rows drawn anew from the rows that the model was tested on."""
+    return split(table, contract, params.split, None)["test"].sample(1500, with_replacement=True, seed=1)
+
+
+@pytest.fixture(scope="session")
+def moved(contract: Contract) -> pl.DataFrame:
+    """Labelled rows whose numbers all lie in the upper half of their range."""
+    frame = rows.make(contract, 4000, seed=2)
+    name = next(column.name for column in contract.inputs if column.type == "float")
+    middle = frame[name].median()
+    return frame.filter(pl.col(name) > middle)

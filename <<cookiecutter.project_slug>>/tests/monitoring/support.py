@@ -1,0 +1,44 @@
+"""Profiles of drawn tables, and the windows that tests monitor."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from << cookiecutter.package_name >> import profile
+from << cookiecutter.package_name >>.bundle import Bundle
+from << cookiecutter.package_name >>.contract import Column, Contract
+from << cookiecutter.package_name >>.data import tables
+from << cookiecutter.package_name >>.profile import Profile
+
+
+def features(count: int) -> Contract:
+    """A contract of `count` unbounded numbers, one category and a target."""
+    numbers = [Column(name=f"x{at}", type="float", nullable=True) for at in range(count)]
+    kind = Column(name="kind", type="string", nullable=True, categories=tuple("abcdefgh"))
+    return Contract(name="drawn", columns=(*numbers, kind, Column(name="y", type="boolean", role="target")))
+
+
+def draw(
+    contract: Contract, rows: int, rng: np.random.Generator, shift: dict[str, float] | None = None
+) -> dict[str, np.ndarray]:
+    """Standard normal numbers, shifted where asked, and equally likely categories."""
+    columns = {c.name: rng.normal((shift or {}).get(c.name, 0.0), 1, rows) for c in contract.inputs if c.is_numeric}
+    kinds = np.array(contract["kind"].categories, dtype=object)
+    return {**columns, "kind": kinds[rng.integers(0, len(kinds), rows)]}
+
+
+def reference(contract: Contract, columns: dict[str, np.ndarray], prediction: np.ndarray) -> Profile:
+    return profile.build(contract, columns, prediction)
+
+
+def scored(frame: pl.DataFrame, bundle: Bundle, path: Path, version: str = "1") -> Path:
+    """A file as batch scoring writes it: the rows, their answers, and who gave them."""
+    answers = bundle.predict(tables.to_columns(frame, bundle.contract.inputs))
+    answered = frame.with_columns(
+        pl.Series("prediction", answers.values.astype(bool)),
+        pl.Series("score", answers.scores),
+        pl.lit(version).alias("model_version"),
+    )
+    tables.write(answered, path)
+    return path

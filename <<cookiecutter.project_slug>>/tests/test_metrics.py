@@ -1,0 +1,112 @@
+"""The measures agree with their definitions, and say nothing where they have nothing to say."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from << cookiecutter.package_name >> import metrics
+
+
+def scored(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrated scores and the labels drawn from them."""
+    rng = np.random.default_rng(seed)
+    scores = rng.random(rows).astype(np.float32)
+    return rng.random(rows) < scores, scores
+
+
+def cost(labels: np.ndarray, scores: np.ndarray, threshold: float, alarm: float, miss: float) -> float:
+    counts = metrics.confusion(labels, scores, threshold)
+    return counts.false_positive * alarm + counts.false_negative * miss
+
+
+def test_a_worked_example_gives_the_numbers_computed_by_hand() -> None:
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9])
+    found = metrics.binary(labels, scores, threshold=0.5, false_positive=2.0, false_negative=3.0)
+    assert found["accuracy"] == found["precision"] == found["recall"] == found["f1"] == 0.5
+    assert found["roc_auc"] == 0.75
+    assert found["brier"] == pytest.approx((0.01 + 0.36 + 0.36 + 0.01) / 4)
+    assert found["mean_cost"] == (2.0 + 3.0) / 4
+    assert found["log_loss"] == pytest.approx(-np.mean(np.log([0.9, 0.4, 0.4, 0.9])))
+    assert found["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_a_perfect_and_a_useless_model_reach_the_ends_of_the_scale() -> None:
+    labels = np.array([False, True] * 50)
+    perfect = metrics.binary(labels, labels.astype(float), 0.5)
+    assert perfect["roc_auc"] == perfect["average_precision"] == perfect["f1"] == 1.0
+    assert perfect["brier"] == perfect["calibration_error"] == perfect["mean_cost"] == 0.0
+    useless = metrics.binary(labels, np.full(100, 0.5), 0.5)
+    assert useless["roc_auc"] == 0.5
+    assert useless["log_loss"] == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize("labels", [np.zeros(20), np.ones(20), np.empty(0)], ids=["no 1", "no 0", "no row"])
+def test_a_measure_without_a_meaning_is_absent_and_the_rest_is_valid_json(labels: np.ndarray) -> None:
+    found = metrics.binary(labels, np.linspace(0, 1, len(labels)), 0.5)
+    assert "roc_auc" not in found
+    json.dumps([found, metrics.curves(labels, np.linspace(0, 1, len(labels)))], allow_nan=False)
+
+
+def test_a_threshold_that_calls_nothing_positive_has_no_precision() -> None:
+    found = metrics.binary(np.array([0, 1]), np.array([0.1, 0.2]), 0.9)
+    assert "precision" not in found
+    assert found["recall"] == found["f1"] == 0.0
+
+
+def test_calibrated_scores_have_a_small_calibration_error_and_shifted_ones_a_large_one() -> None:
+    labels, scores = scored(20_000)
+    assert metrics.calibration_error(labels, scores) < 0.02
+    assert metrics.calibration_error(labels, np.clip(scores + 0.2, 0, 1)) > 0.1
+
+
+def test_the_order_of_rows_does_not_move_the_calibration_bins() -> None:
+    labels, scores = scored(2000)
+    scores = scores.round(1)
+    order = np.random.default_rng(1).permutation(2000)
+    a, b = metrics.reliability(labels, scores), metrics.reliability(labels[order], scores[order])
+    assert a.rows.tolist() == b.rows.tolist()
+    assert a.observed.tolist() == b.observed.tolist()
+
+
+@given(
+    rows=st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=1, max_size=40),
+    alarm=st.integers(1, 5),
+    miss=st.integers(1, 5),
+)
+def test_no_threshold_is_cheaper_than_the_chosen_one(rows: list[tuple[bool, int]], alarm: int, miss: int) -> None:
+    labels = np.array([label for label, _ in rows])
+    scores = np.array([score / 10 for _, score in rows], dtype=np.float32)
+    chosen = metrics.choose_threshold(labels, scores, alarm, miss)
+    assert 0 <= chosen <= 1
+    cheapest = min(cost(labels, scores, threshold, alarm, miss) for threshold in np.linspace(0, 1, 101))
+    assert cost(labels, scores, chosen, alarm, miss) <= cheapest
+
+
+def test_the_chosen_threshold_decides_alike_in_single_and_double_precision() -> None:
+    labels, scores = scored(5000)
+    chosen = metrics.choose_threshold(labels, scores, 1.0, 3.0)
+    assert ((scores >= chosen) == (scores.astype(np.float64) >= chosen)).all()
+    assert chosen == pytest.approx(0.25, abs=0.05)
+
+
+def test_equally_cheap_thresholds_are_told_apart_by_the_costs() -> None:
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.7, 0.8])
+    assert metrics.choose_threshold(labels, scores, 1.0, 1.0) == 0.7
+    tied = np.array([0, 1, 0, 1]), np.array([0.2, 0.4, 0.6, 0.8])
+    assert metrics.choose_threshold(*tied, 1.0, 1.0) == 0.4
+    assert metrics.choose_threshold(np.empty(0), np.empty(0), 1.0, 3.0) == 0.25
+
+
+def test_curves_keep_their_ends_and_at_most_200_points() -> None:
+    labels, scores = scored(50_000)
+    found = metrics.curves(labels, scores)
+    assert {name: len(points) <= 200 for name, points in found.items()} == dict.fromkeys(found, True)
+    assert found["roc"][0] == {"false_positive_rate": 0.0, "true_positive_rate": 0.0}
+    assert found["roc"][-1] == {"false_positive_rate": 1.0, "true_positive_rate": 1.0}
+    xs = [point["false_positive_rate"] for point in found["roc"]]
+    area = np.trapezoid([point["true_positive_rate"] for point in found["roc"]], xs)
+    assert area == pytest.approx(metrics.binary(labels, scores, 0.5)["roc_auc"], abs=0.002)
+    assert sum(point["rows"] for point in found["calibration"]) == 50_000
