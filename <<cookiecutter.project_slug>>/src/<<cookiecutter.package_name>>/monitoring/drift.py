@@ -24,6 +24,7 @@ MIN_EXPECTED = 5
 SHOWN_CATEGORIES = 3
 
 Aspect = Literal["values", "missing", "unseen"]
+Verdict = Literal["ok", "drift", "insufficient data"]
 
 
 class Comparison(strict.Strict):
@@ -50,7 +51,7 @@ class Comparison(strict.Strict):
 class Drift(strict.Strict):
     """All comparisons, the strongest first."""
 
-    verdict: Literal["ok", "drift", "insufficient data"]
+    verdict: Verdict
     reason: str
     alpha: float
     comparisons: tuple[Comparison, ...] = ()

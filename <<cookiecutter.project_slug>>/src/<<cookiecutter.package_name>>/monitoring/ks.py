@@ -10,7 +10,7 @@ Distributions" (Biometrika 65). With many narrow bins it is the textbook one.
 import numpy as np
 from scipy import special
 
-NODES = 401
+NODES = 201
 FAR = 4.0
 """Beyond this scaled distance the p-value is below 3e-14, and the continuous one is used."""
 FINEST = 1e-3
