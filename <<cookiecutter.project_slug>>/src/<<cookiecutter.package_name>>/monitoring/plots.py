@@ -147,6 +147,7 @@ class _Bars(NamedTuple):
 def _histogram(
     reference: Counts, window: Counts, title: str, write: Callable[[float], str], size: tuple[int, int]
 ) -> Markup:
+    reference, window = reference.merged(), window.merged()
     by_value = len(reference.edges) <= MAX_VALUES
     bars = _values(reference, window) if by_value else _bins(reference, window)
     both = np.maximum(bars.reference, bars.window)

@@ -29,9 +29,9 @@ def percent(share: float) -> str:
 
 
 def number(value: float, unit: str = "") -> str:
-    """Three significant digits, thousands apart, with the unit."""
+    """Three significant digits or all before the point, with the unit; four digits (years) stand together."""
     size = abs(value)
-    if size >= 1000:
+    if size >= 10_000:
         shown = f"{value:,.0f}"
     elif size >= 100:
         shown = f"{value:.0f}"
