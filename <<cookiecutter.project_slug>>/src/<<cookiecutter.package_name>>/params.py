@@ -1,6 +1,6 @@
 """Everything that changes a result, typed: the model of params.yaml."""
 
-from datetime import date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
 
@@ -13,17 +13,24 @@ Share = Field(ge=0.0, le=1.0)
 
 
 class DataParams(strict.Strict):
-    """Where the raw table lies and how much of it exists."""
+    """Where the raw table lies and how much of it exists.
+
+    `until` is a moment without a time zone, as the table's are; one with a zone is converted to UTC.
+    """
 
     raw: Path
     until: datetime | None = None
 
     @field_validator("until", mode="before")
     @classmethod
-    def _is_quoted(cls, value: object) -> object:
-        if isinstance(value, date):
-            raise ValueError(f'write it in quotes, "{value}": DVC takes no bare dates')
-        return value
+    def _as_moment(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("expected a date or a moment in ISO 8601, such as 2013-11-01") from None
+        return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
 class SplitParams(strict.Strict):

@@ -1,10 +1,10 @@
 """Where things are, and secrets: read from the environment and .env, never versioned."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -43,16 +43,17 @@ class Settings(BaseSettings):
     alert_webhook: str = ""
 
     @classmethod
-    def read(cls, environ: Mapping[str, str] | None = None) -> Self:
+    def read(cls) -> Self:
         """Settings from the environment and .env of the current folder.
 
         Raises:
             ConfigError: a value does not fit, or a variable starts with ML_ and is no setting.
         """
         names = [PREFIX + name.upper() for name in cls.model_fields]
-        for variable in os.environ if environ is None else environ:
-            if variable.startswith(PREFIX) and variable not in names:
-                raise ConfigError(f"environment: '{variable}' is no setting; {nearest(variable, names)}")
+        for place, variables in (("environment", list(os.environ)), (".env", list(dotenv_values(".env")))):
+            for variable in variables:
+                if variable.upper().startswith(PREFIX) and variable.upper() not in names:
+                    raise ConfigError(f"{place}: '{variable}' is no setting; {nearest(variable.upper(), names)}")
         try:
             return cls()
         except ValidationError as error:

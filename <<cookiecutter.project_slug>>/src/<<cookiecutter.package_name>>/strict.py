@@ -1,20 +1,24 @@
 """Frozen, typed, strict configuration: an unknown key is an error that names the nearest valid one."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
 
 from .errors import ConfigError
 
+SHOWN_NAMES = 12
+
 
 class Strict(BaseModel):
-    """Base of every configuration model: immutable, no unknown keys, no silent coercion of strings."""
+    """Base of every configuration model: immutable, no unknown keys, finite numbers, no text taken for a number."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -35,9 +39,12 @@ def load(path: Path, model: type[Model]) -> Model:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     try:
-        content = yaml.safe_load(text)
+        content = _Loader(text).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path.name}{line}: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
     return parse(content, model, name=path.name)
 
 
@@ -50,7 +57,8 @@ def parse(content: Any, model: type[Model], name: str) -> Model:
     if not isinstance(content, Mapping):
         raise ConfigError(f"{name}: expected keys and values, found {type(content).__name__}")
     try:
-        return model.model_validate(content, strict=False)
+        # As JSON, whose lists may be tuples and whose texts may be paths, while `strict` still holds for the rest.
+        return model.model_validate_json(to_json(content))
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(error, model, name))) from None
 
@@ -58,7 +66,45 @@ def parse(content: Any, model: type[Model], name: str) -> Model:
 def nearest(word: str, known: list[str]) -> str:
     """`", did you mean …?"` for a misspelt word, or the list of what is known."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+    if close:
+        return f"did you mean '{close[0]}'?"
+    names = sorted(known)
+    return f"known: {', '.join(names[:SHOWN_NAMES])}{', …' if len(names) > SHOWN_NAMES else ''}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values as YAML 1.2 and DVC read them (NO is a text, 1e-5 a number); no key twice, no bare dates."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def refuse_date(self, node: yaml.ScalarNode) -> None:
+        problem = f'write the date in quotes, "{node.value}": DVC takes no bare dates'
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_PLAIN: dict[str, tuple[str, Iterable[str]]] = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "int": (r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "timestamp": (r"[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].*)?", "0123456789"),
+}
+for _kind, (_pattern, _first) in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.refuse_date)
 
 
 def _explain(error: ValidationError, model: type[BaseModel], name: str) -> Iterator[str]:
