@@ -3,12 +3,16 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.(part|old)")
+"""Names that `tempfile` makes for the two functions below; a person's own hidden files are not touched."""
 
 
 @contextmanager
@@ -30,7 +34,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Like `replacing` for a folder: what was at `path` gives way only when the new one is complete."""
+    """Like `replacing` for a folder: what was at `path` gives way only when the new one is complete.
+
+    No file system call swaps two folders, so a process killed in between leaves the former one set aside;
+    `sweep` puts it back.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
     try:
@@ -42,9 +50,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 path.replace(old / path.name)
             part.replace(path)
         finally:
-            shutil.rmtree(old, ignore_errors=True)
+            _put_back(old, path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    """Take back what was set aside, unless something else stands in its place by now."""
+    for kept in old.iterdir():
+        if not (folder / kept.name).exists():
+            kept.replace(folder / kept.name)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -78,8 +94,13 @@ def sha256_file(path: Path) -> str:
 
 
 def sweep(*folders: Path) -> None:
-    """Remove what killed processes left half-written in these folders; only the holder of the project's lock may."""
+    """Clear away what killed processes left half-written in these folders; only the holder of the project's lock may.
+
+    A folder that was set aside when its successor never came is put back.
+    """
     for folder in folders:
-        for pattern in (".*.part", ".*.old"):
-            for left in folder.glob(pattern):
+        for left in [path for path in folder.glob(".*") if _LEFT.fullmatch(path.name)]:
+            if left.suffix == ".part":
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+            elif left.is_dir():
+                _put_back(left, folder)

@@ -30,15 +30,23 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        # A full disk, a missing right, a stage run before its predecessor: the world, not this program.
+        name = f"{error.filename}: " if error.filename else ""
+        fail(ProjectError(f"{name}{error.strerror or _one_line(error)}{_trace()}"))
     except Exception as error:
-        TRACE.parent.mkdir(exist_ok=True)
-        TRACE.write_text(traceback.format_exc(), encoding="utf-8")
-        fail(
-            ProjectError(
-                f"unexpected {type(error).__name__}: {_one_line(error)} (a fault of this program: see {TRACE})"
-            )
-        )
+        fail(ProjectError(f"unexpected {type(error).__name__}: {_one_line(error)}: a fault of this program{_trace()}"))
     sys.exit(0)
+
+
+def _trace() -> str:
+    """Keep the traceback, where that can be done, and say where."""
+    try:
+        TRACE.parent.mkdir(parents=True, exist_ok=True)
+        TRACE.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError:
+        return ""
+    return f" (see {TRACE})"
 
 
 def _one_line(error: Exception) -> str:
