@@ -23,8 +23,15 @@ Task = Literal["binary"]
 Columns = Mapping[str, np.ndarray]
 
 MISSING = "__missing__"
-"""What a missing string becomes before the model sees it; no category may be called so."""
+"""What a missing string becomes before the model sees it; no value may be called so."""
 
+SCORED = ("prediction", "score", "model_version")
+"""What scoring adds to a table; no column may be called so."""
+
+FLOAT_LIMIT = float(np.finfo(np.float32).max)
+"""Models see float32; beyond this a number would reach them as infinity."""
+INTEGER_LIMIT = 2**53
+"""Columns travel as float64; beyond this neighbouring integers are not told apart."""
 
 _NOTHING = np.array(None, dtype=object)
 
@@ -44,7 +51,7 @@ class Column(strict.Strict):
     personal: bool = False
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
+    def _values_fit_type(self) -> Self:
         if self.range is not None:
             if self.type not in ("float", "integer"):
                 raise ValueError(f"column '{self.name}': a range needs type float or integer, not {self.type}")
@@ -59,9 +66,26 @@ class Column(strict.Strict):
                 raise ValueError(f"column '{self.name}': the category '{MISSING}' is reserved")
         if self.unseen and self.categories is None:
             raise ValueError(f"column '{self.name}': 'unseen' needs categories")
+        return self
+
+    @model_validator(mode="after")
+    def _role_fits_type(self) -> Self:
         if self.role == "time" and self.type != "datetime":
             raise ValueError(f"column '{self.name}': role time needs type datetime, not {self.type}")
+        if self.role == "id" and self.type not in ("string", "integer"):
+            raise ValueError(f"column '{self.name}': role id needs type string or integer, not {self.type}")
+        if self.role in ("id", "time") and self.nullable:
+            raise ValueError(f"column '{self.name}': every row needs its {self.role}; drop 'nullable'")
+        if self.name in SCORED:
+            raise ValueError(f"column '{self.name}': scoring adds a column of this name; rename yours")
         return self
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Lowest and highest value of a numeric column: its range, within what every part here can tell apart."""
+        most = INTEGER_LIMIT if self.type == "integer" else FLOAT_LIMIT
+        low, high = self.range or (-most, most)
+        return max(low, -most), min(high, most)
 
     @property
     def is_numeric(self) -> bool:
@@ -158,7 +182,8 @@ def as_array(column: Column, values: Sequence[Any]) -> np.ndarray:
     if column.is_numeric:
         return np.array(values, dtype=np.float64)
     if column.type == "datetime":
-        return np.array([_moment(value) for value in values], dtype="datetime64[us]")
+        moments = (moment(value) if isinstance(value, str) else value for value in values)
+        return np.array([None if value is None else naive(value) for value in moments], dtype="datetime64[us]")
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
@@ -178,9 +203,18 @@ def from_rows(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> d
     return {column.name: as_array(column, [row.get(column.name) for row in rows]) for column in columns}
 
 
-def _moment(value: datetime | str | None) -> datetime | None:
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    if value is not None and value.tzinfo is not None:
-        value = value.astimezone(UTC).replace(tzinfo=None)
-    return value
+def moment(text: str) -> datetime:
+    """The moment that a text in ISO 8601 names, without a time zone (in UTC where the text gives one).
+
+    Raises:
+        ValueError: the text names none.
+    """
+    try:
+        return naive(datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
+        raise ValueError("must be an ISO 8601 date and time, such as 2013-06-15T08:30:00") from None
+
+
+def naive(value: datetime) -> datetime:
+    """A moment without its time zone, after conversion to UTC."""
+    return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo is not None else value

@@ -52,7 +52,7 @@ def _row(series: pl.Series, column: Column) -> str:
         _found(series, column),
         missing,
     )
-    return f"| {' | '.join((*cells, _cell(column.description)))} |"
+    return f"| {' | '.join(_cell(cell) for cell in (*cells, column.description))} |"
 
 
 def _allowed(column: Column) -> str:

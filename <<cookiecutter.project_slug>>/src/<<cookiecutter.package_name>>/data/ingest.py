@@ -7,6 +7,7 @@ import polars as pl
 
 from .. import stage
 from ..contract import Contract
+from ..errors import ConfigError, DataError
 from ..files import sha256_file, write_json
 from ..params import Params
 from . import tables
@@ -23,15 +24,26 @@ class Ingested(NamedTuple):
 def ingest(raw: pl.DataFrame, contract: Contract, until: datetime | None) -> Ingested:
     """Rows before `until` that have a label, sorted by time and id.
 
-    Columns that the contract misses or does not know are passed on: `validate` reports them.
+    Columns that are missing, mistyped or not of the contract are passed on: `validate` reports them.
+
+    Raises:
+        ConfigError: there is an `until`, and the contract has no time column.
+        DataError: no row is left.
     """
+    if until is not None and contract.time is None:
+        raise ConfigError("params.yaml: data.until needs a column with role time in contract.yaml; drop it or add one")
     table = raw
-    time = contract.time.name if contract.time else None
-    if until is not None and time in raw.columns and raw[time].dtype == pl.Datetime:
-        table = table.filter(pl.col(time).is_null() | (pl.col(time) < until))
+    if until is not None and contract.time and raw.schema.get(contract.time.name) == tables.DTYPES["datetime"]:
+        time = pl.col(contract.time.name)
+        table = table.filter(time.is_null() | (time < until))
     labelled = table.drop_nulls(contract.target.name) if contract.target.name in table.columns else table
     keys = [column.name for column in (contract.time, contract.id) if column and column.name in table.columns]
     ordered = labelled.sort(keys, maintain_order=True) if keys else labelled
+    if ordered.is_empty():
+        raise DataError(
+            f"no row is left of {raw.height:,}: {raw.height - table.height:,} are not before data.until ({until}), "
+            f"{table.height:,} have no label in '{contract.target.name}'"
+        )
     return Ingested(ordered, raw.height - table.height, table.height - labelled.height)
 
 

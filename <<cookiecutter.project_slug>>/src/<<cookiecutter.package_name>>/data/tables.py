@@ -1,15 +1,18 @@
 """Tables on disk: read with a clear word on what is wrong, written whole, hashed before they are trusted."""
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..contract import Column, Contract
+from ..contract import INTEGER_LIMIT, Column, Contract, moment
 from ..errors import DataError, IntegrityError
 from ..files import replacing, sha256_file
 from ..strict import nearest
@@ -21,9 +24,20 @@ DTYPES: dict[str, pl.DataType] = {
     "boolean": pl.Boolean(),
     "datetime": pl.Datetime("us"),
 }
-_MAGIC = b"PAR1"
+_PARQUET = b"PAR1"
+_OTHERS = {
+    _PARQUET: (".parquet", "name it .parquet"),
+    b"PK\x03\x04": ("zip (or Excel)", "unpack it, or save it as CSV"),
+    b"\x1f\x8b": ("gzip", "unpack it"),
+    b"\xd0\xcf\x11\xe0": ("Excel", "save it as CSV"),
+}
+"""How files begin that are often given by mistake."""
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+_BOOLEANS = {
+    **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0"), False),
+}
+_ABSENT = ["", "na", "n/a", "nan", "null", "none"]
 
 
 def read(path: Path, contract: Contract) -> pl.DataFrame:
@@ -43,9 +57,10 @@ def chunks(path: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
 
 def count_rows(path: Path) -> int | None:
     """Rows of a Parquet file from its footer; None where only reading all of it would tell."""
-    if path.suffix != ".parquet":
+    try:
+        return int(pq.read_metadata(path).num_rows) if path.suffix.lower() == ".parquet" else None
+    except (pa.ArrowException, OSError):
         return None
-    return int(pq.read_metadata(path).num_rows)
 
 
 def write(frame: pl.DataFrame, path: Path) -> None:
@@ -81,46 +96,76 @@ def span(moments: pl.Series) -> str:
 
 
 def conform(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
-    """Cast every column to its contract type if that loses nothing; columns that do not fit stay as they are."""
+    """Cast every column to its contract type if that loses nothing; columns that do not fit stay as they are.
+
+    NaN counts as missing. In texts, so do an empty cell and the usual words (NA, NaN, null, none) where a number,
+    a boolean or a moment is wanted; moments are ISO 8601, converted to UTC where they name a time zone.
+    """
     types = {column.name: column for column in contract.columns}
-    return frame.with_columns(_cast(frame[name], types[name]) for name in frame.columns if name in types)
+    return frame.with_columns(_conform(frame[name], types[name]) for name in frame.columns if name in types)
 
 
-def conform_value(value: str | None, column: Column) -> bool:
-    """Whether a text reads as a value of the column's type."""
-    return _parse(pl.Series([value], dtype=pl.String), column).dtype == DTYPES[column.type]
+def misfits(series: pl.Series, column: Column) -> pl.Series:
+    """Which values keep a column from its contract type, bool [n_rows]."""
+    return _fit(series, column)[1]
 
 
-def _cast(series: pl.Series, column: Column) -> pl.Series:
-    wanted = DTYPES[column.type]
-    if series.dtype == wanted:
-        return series
-    if isinstance(series.dtype, pl.Datetime) and column.type == "datetime":
-        naive = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if series.dtype.time_zone else series
-        return naive.cast(wanted)
-    if series.dtype == pl.String:
+def _conform(series: pl.Series, column: Column) -> pl.Series:
+    values, wrong = _fit(series, column)
+    return series if wrong.any() else values
+
+
+def _fit(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:
+    """The values in the contract's type, and which of them have no place in it."""
+    wanted, found = DTYPES[column.type], series.dtype
+    if found.is_float():
+        series = series.fill_nan(None)
+    values = None
+    if found == wanted:
+        values = series
+    elif isinstance(found, pl.Categorical | pl.Enum) and column.type == "string":
+        values = series.cast(wanted)
+    elif isinstance(found, pl.Datetime | pl.Date) and column.type == "datetime":
+        zone = found.time_zone if isinstance(found, pl.Datetime) else None
+        values = (series.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if zone else series).cast(wanted)
+    elif isinstance(found, pl.String):
         return _parse(series, column)
-    if column.type == "string" or series.dtype in (pl.Boolean, pl.Categorical):
-        return series
-    cast = series.cast(wanted, strict=False)
-    same = cast.null_count() == series.null_count() and (
-        not series.dtype.is_float() or column.type == "float" or (cast.cast(series.dtype) == series).all()
-    )
-    return cast if same else series
+    elif found.is_numeric() and column.is_numeric:
+        cast = series.cast(wanted, strict=False)
+        values = _only(cast, cast.cast(found, strict=False) == series)
+    if values is None:
+        values = pl.repeat(None, len(series), dtype=wanted, eager=True)
+    return values.rename(series.name), values.is_null() & series.is_not_null()
 
 
-def _parse(series: pl.Series, column: Column) -> pl.Series:
+def _parse(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:
     text = series.str.strip_chars()
-    text = pl.select(pl.when(text != "").then(text)).to_series().rename(series.name)
+    absent = text.is_null() | text.str.to_lowercase().is_in(_ABSENT)
+    text = _only(text, ~absent)
     if column.type == "boolean":
-        parsed = text.str.to_lowercase().replace_strict(_BOOLEANS, default=None, return_dtype=pl.Boolean)
+        values = text.str.to_lowercase().replace_strict(_BOOLEANS, default=None, return_dtype=pl.Boolean)
     elif column.type == "datetime":
-        parsed = text.str.to_datetime(time_unit="us", strict=False)
-        if parsed.dtype != DTYPES["datetime"]:
-            parsed = parsed.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        values = pl.Series(text.name, [_moment(value) for value in text], dtype=DTYPES["datetime"])
+    elif column.type == "integer":
+        # pandas writes an integer column that has gaps as 3.0.
+        number = text.cast(pl.Float64, strict=False)
+        whole = number.cast(pl.Int64, strict=False)
+        exact = (whole.cast(pl.Float64) == number) & (number.abs() <= INTEGER_LIMIT)
+        values = pl.select(pl.coalesce(text.cast(pl.Int64, strict=False), _only(whole, exact))).to_series()
     else:
-        parsed = text.cast(DTYPES[column.type], strict=False)
-    return parsed if parsed.null_count() == text.null_count() else series
+        values = text.cast(pl.Float64, strict=False)
+    return values.rename(series.name), values.is_null() & ~absent
+
+
+def _only(values: pl.Series, kept: pl.Series) -> pl.Series:
+    return pl.select(pl.when(kept).then(values)).to_series()
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        return moment(text) if text is not None else None
+    except ValueError:
+        return None
 
 
 def _to_array(series: pl.Series, column: Column) -> np.ndarray:
@@ -131,32 +176,37 @@ def _to_array(series: pl.Series, column: Column) -> np.ndarray:
 
 
 def _raw_chunks(path: Path, contract: Contract, rows: int | None) -> Iterator[pl.DataFrame]:
-    if not path.is_file():
-        near = nearest(path.name, [other.name for other in path.parent.glob("*") if other.is_file()] or ["nothing"])
-        raise DataError(f"{path} does not exist; in that folder: {near}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes); give a table with a header and rows")
-    readers = {".parquet": _parquet, ".csv": _csv}
-    if path.suffix.lower() not in readers:
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give one .parquet or .csv file")
+    if not path.exists():
+        beside = [other.name for other in path.parent.glob("*") if other.is_file()]
+        raise DataError(f"{path} does not exist; in that folder: {nearest(path.name, beside) if beside else 'no file'}")
+    if path.suffix.lower() not in _READERS:
         raise DataError(f"{path}: a table's name ends in .parquet or .csv, not in '{path.suffix}'")
-    empty = True
-    for chunk in readers[path.suffix.lower()](path, contract, rows):
-        empty = empty and chunk.is_empty()
+    with path.open("rb") as stream:
+        head = stream.read(4)
+    if not head:
+        raise DataError(f"{path} is empty (0 bytes); give a table with a header and rows")
+    for magic, (kind, remedy) in _OTHERS.items():
+        if head.startswith(magic) and kind != path.suffix.lower():
+            raise DataError(f"{path} is {kind.removeprefix('.')} by its content, not {path.suffix[1:]}; {remedy}")
+    read, columns = False, 0
+    for chunk in _READERS[path.suffix.lower()](path, contract, rows):
+        read, columns = read or not chunk.is_empty(), chunk.width
         yield chunk
-    if empty:
-        raise DataError(f"{path} has a header but no rows; there is nothing to read")
+    if not read:
+        found = f"a header of {columns} columns but no rows" if columns else "neither columns nor rows"
+        raise DataError(f"{path} has {found}; there is nothing to read")
 
 
 def _parquet(path: Path, _: Contract, rows: int | None) -> Iterator[pl.DataFrame]:
     with path.open("rb") as stream:
         head = stream.read(4)
-        stream.seek(max(0, path.stat().st_size - 4))
+        stream.seek(-min(4, path.stat().st_size), os.SEEK_END)
         tail = stream.read(4)
-    if head != _MAGIC:
-        raise DataError(
-            f"{path} is no Parquet file (it starts with {head!r}, not with {_MAGIC!r}); rename or convert it"
-        )
-    if tail != _MAGIC:
+    if head != _PARQUET:
+        raise DataError(f"{path} is no Parquet file (it starts with {head!r}); rename or convert it")
+    if tail != _PARQUET:
         raise DataError(f"{path} is cut off: its Parquet footer is missing; copy or download it again")
     try:
         if rows is None:
@@ -164,8 +214,10 @@ def _parquet(path: Path, _: Contract, rows: int | None) -> Iterator[pl.DataFrame
             return
         for batch in pq.ParquetFile(path).iter_batches(batch_size=rows):
             yield _frame(batch)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} is damaged and cannot be read as Parquet ({_first_line(error)}); copy or download it again"
+        ) from None
 
 
 def _frame(batch: Any) -> pl.DataFrame:
@@ -175,31 +227,56 @@ def _frame(batch: Any) -> pl.DataFrame:
 
 
 def _csv(path: Path, contract: Contract, rows: int | None) -> Iterator[pl.DataFrame]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            header = stream.readline().rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text; save it as UTF-8") from None
-    names = {column.name for column in contract.columns}
-    best = max(_DELIMITERS, key=lambda d: len(names.intersection(_cells(header, d))))
-    if best != "," and not names.intersection(_cells(header, ",")) and names.intersection(_cells(header, best)):
-        raise DataError(
-            f"{path} is delimited by {_DELIMITERS[best]}s, not by commas; "
-            f"save it with commas (its header starts with {header[:40]!r})"
-        )
+    _check_header(path, {column.name for column in contract.columns})
     try:
         # All text: the contract, not a guess from the first rows, says what a value is.
         lazy = pl.scan_csv(path, infer_schema=False)
         if rows is None:
-            yield lazy.collect()
+            yield _without_blank_lines(lazy.collect())
         else:
             for chunk in lazy.collect_batches(chunk_size=rows, maintain_order=True):
-                yield from chunk.iter_slices(rows)
+                yield from _without_blank_lines(chunk).iter_slices(rows)
     except pl.exceptions.NoDataError:
         raise DataError(f"{path} is empty; give a table with a header and rows") from None
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path} cannot be read as CSV: {str(error).splitlines()[0]}") from None
+        if "utf-8" in str(error):
+            raise _not_utf8(path) from None
+        raise DataError(f"{path} cannot be read as CSV: {_first_line(error)}") from None
+
+
+_READERS = {".parquet": _parquet, ".csv": _csv}
+
+
+def _check_header(path: Path, known: set[str]) -> None:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            header = stream.readline().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    best = max(_DELIMITERS, key=lambda delimiter: len(known.intersection(_cells(header, delimiter))))
+    if best != ",":
+        raise DataError(
+            f"{path} is delimited by {_DELIMITERS[best]}s, not by commas; "
+            f"save it with commas (its header starts with {header[:40]!r})"
+        )
+    names = _cells(header, ",")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}: the column '{twice[0]}' stands twice in the header; rename or drop one")
 
 
 def _cells(header: str, delimiter: str) -> list[str]:
     return next(csv.reader([header], delimiter=delimiter), [])
+
+
+def _without_blank_lines(frame: pl.DataFrame) -> pl.DataFrame:
+    if frame.width < 2:
+        return frame
+    return frame.filter(~pl.all_horizontal(pl.all().is_null()))
+
+
+def _not_utf8(path: Path) -> DataError:
+    return DataError(f"{path} is not UTF-8 text (Latin-1, perhaps, or UTF-16); save it as CSV in UTF-8")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,24 +1,26 @@
 """Stage 2: every row against the contract. The only place that knows pandera."""
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pandera.polars as pa
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from .. import stage
-from ..contract import Column, Contract
+from ..contract import MISSING, Column, Contract
 from ..errors import ContractViolation
 from ..files import read_json, write_json
 from ..strict import nearest
 from . import card, tables
 
 EXAMPLES = 5
+EXAMPLE_LENGTH = 80
 
 
 class Violation(BaseModel):
-    """One rule that rows broke; `examples` are the first (row number, value) pairs."""
+    """One rule that rows broke; `examples` are the first (row number, value) pairs, rows counted from 0."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,38 +31,61 @@ class Violation(BaseModel):
 
     def __str__(self) -> str:
         counted = f"{self.rows:,} row{'s' if self.rows != 1 else ''}: " if self.rows else ""
-        shown = ", ".join(f"{value!r} (row {row:,})" for row, value in self.examples)
+        shown = ", ".join(f"{value} (row {row})" for row, value in self.examples)
         return f"{self.column}: {counted}{self.rule}" + (f"; first: {shown}" if shown else "")
 
 
-def schema(contract: Contract) -> pa.DataFrameSchema:
-    """The contract as a pandera schema for Polars frames."""
+class Rule(NamedTuple):
+    """What every present value of a column must keep: how it is told, and the values that break it."""
+
+    text: str
+    broken: pl.Expr
+
+
+def rules(column: Column) -> list[Rule]:
+    """The rules that a column's values must keep, besides type, uniqueness and presence."""
+    value = pl.col(column.name)
+    found = []
+    if column.type in ("float", "integer"):
+        low, high = column.limits
+        told = f"outside [{low:g}, {high:g}]{f' {column.unit}' if column.unit else ''}"
+        beyond = "" if column.range else ", more than a model can tell apart"
+        found.append(Rule(told + beyond, ~value.is_between(low, high)))
+    if column.type == "string":
+        found.append(Rule(f"the text '{MISSING}' is reserved for missing values", value == MISSING))
+    if column.categories is not None:
+        unknown = ~value.is_in(list(column.categories))
+        beyond = f", beyond the {column.unseen:.1%} that the contract tolerates" if column.unseen else ""
+        found.append(Rule(f"no category of the contract{beyond}", unknown & (unknown.mean() > column.unseen)))
+    return found
+
+
+def schema(columns: Sequence[Column]) -> pa.DataFrameSchema:
+    """Columns of the contract as a pandera schema for Polars frames."""
     return pa.DataFrameSchema(
         {
             column.name: pa.Column(
                 tables.DTYPES[column.type],
-                checks=_checks(column),
+                checks=[pa.Check(_keeps(rule), error=rule.text) for rule in rules(column)],
                 nullable=column.nullable,
                 unique=column.role == "id",
-                required=True,
             )
-            for column in contract.columns
+            for column in columns
         },
         strict=True,
     )
 
 
 def check(table: pl.DataFrame, contract: Contract) -> list[Violation]:
-    """All violations of a table, most rows first; none means that the table keeps the contract."""
-    shape = _shape(table, contract)
-    if shape:
-        # Row rules on columns that are absent or of another type would only repeat the same fault.
-        return shape
+    """All violations of a table that was read by `tables.read`, most rows first; none means it keeps the contract."""
+    found = _shape(table, contract)
+    # Rules about the values of a column that is absent or mistyped would only repeat that fault.
+    judged = [column for column in contract.columns if column.name not in {violation.column for violation in found}]
     try:
-        schema(contract).validate(table, lazy=True)
+        schema(judged).validate(table.select(column.name for column in judged), lazy=True)
     except pa.errors.SchemaErrors as errors:
-        return _violations(table, contract, errors)
-    return []
+        found += [_violation(table, contract, error) for error in errors.schema_errors]
+    return sorted(found, key=lambda violation: -violation.rows)
 
 
 def main() -> None:
@@ -81,9 +106,9 @@ def main() -> None:
         for violation in found:
             print(f"  ✗ {violation}", file=sys.stderr)
         raise ContractViolation(
-            f"the table breaks contract.yaml in {len(found)} way{'s' if len(found) != 1 else ''} "
+            f"{stage.TABLE} breaks contract.yaml in {len(found)} way{'s' if len(found) != 1 else ''} "
             f"({found[0].column}: {found[0].rule}); mend the data or the contract; "
-            f"all of it is in {stage.REPORTS / 'validation.json'}"
+            f"all of it is in {stage.REPORTS / 'validation.json'}, rows counted from 0"
         )
     card.write(table, contract, ingested)
 
@@ -94,83 +119,55 @@ def _shape(table: pl.DataFrame, contract: Contract) -> list[Violation]:
     for column in contract.columns:
         if column.name not in table.columns:
             extra = [name for name in table.columns if name not in names]
-            hint = f"; {nearest(column.name, extra)}" if extra else ""
+            hint = f"; the table has others ({nearest(column.name, extra)})" if extra else ""
             found.append(Violation(column=column.name, rule=f"the column is missing{hint}", rows=0))
         elif table.schema[column.name] != tables.DTYPES[column.type]:
             found.append(_mistyped(table[column.name], column))
     for name in table.columns:
         if name not in names:
-            rule = f"the column is not in the contract; {nearest(name, names)}"
+            rule = f"the column is not in the contract ({nearest(name, names)}); drop it, or add it with role ignored"
             found.append(Violation(column=name, rule=rule, rows=0))
     return found
 
 
 def _mistyped(series: pl.Series, column: Column) -> Violation:
-    rule = f"type {series.dtype} where the contract says {column.type}"
-    if series.dtype != pl.String:
-        return Violation(column=column.name, rule=rule, rows=0)
-    fits = pl.Series([tables.conform_value(value, column) for value in series.unique()], dtype=pl.Boolean)
-    bad = series.unique().filter(~fits)
-    wrong = series.is_in(bad.implode()) & series.is_not_null()
-    return Violation(
-        column=column.name, rule=f"not of type {column.type}", rows=int(wrong.sum()), examples=_examples(series, wrong)
-    )
+    wrong = tables.misfits(series, column)
+    found = "" if series.dtype == pl.String else f" (the file says {series.dtype})"
+    return _broken(series, column, f"not of type {column.type}{found}", wrong)
 
 
-def _checks(column: Column) -> list[pa.Check]:
-    checks = []
-    if column.range is not None:
-        low, high = column.range
-        checks.append(pa.Check.in_range(low, high, error=f"outside [{low:g}, {high:g}]{_unit(column)}"))
-    if column.categories is not None:
-        checks.append(pa.Check(_known(column), error=_unknown_rule(column)))
-    return checks
-
-
-def _known(column: Column) -> Any:
-    def known(data: pa.PolarsData) -> pl.LazyFrame:
-        is_known = pl.col(data.key).is_in(list(column.categories or ()))
-        tolerated = (~is_known).mean() <= column.unseen
+def _keeps(rule: Rule) -> Any:
+    def keeps(data: pa.PolarsData) -> pl.LazyFrame:
         frame: pl.LazyFrame = data.lazyframe
-        return frame.select(pl.when(tolerated).then(pl.lit(True)).otherwise(is_known))
+        return frame.select(~rule.broken.fill_null(value=False))
 
-    return known
-
-
-def _unknown_rule(column: Column) -> str:
-    beyond = f", beyond the {column.unseen:.1%} that the contract tolerates" if column.unseen else ""
-    return f"no category of the contract{beyond}"
+    return keeps
 
 
-def _unit(column: Column) -> str:
-    return f" {column.unit}" if column.unit else ""
+def _violation(table: pl.DataFrame, contract: Contract, error: Any) -> Violation:
+    column = contract[str(error.schema.name)]
+    series = table[column.name]
+    if error.reason_code == pa.errors.SchemaErrorReason.SERIES_CONTAINS_NULLS:
+        return _broken(series, column, "missing, and the column is not nullable", series.is_null())
+    if error.reason_code == pa.errors.SchemaErrorReason.SERIES_CONTAINS_DUPLICATES:
+        return _broken(series, column, "the id stands more than once", series.is_duplicated() & series.is_not_null())
+    broken = {rule.text: rule.broken for rule in rules(column)}[error.check.error]
+    return _broken(series, column, error.check.error, table.select(broken.fill_null(value=False)).to_series())
 
 
-def _violations(table: pl.DataFrame, contract: Contract, errors: pa.errors.SchemaErrors) -> list[Violation]:
-    found = []
-    for error in errors.schema_errors:
-        column = contract[str(error.schema.name)]
-        series = table[column.name]
-        if error.reason_code == pa.errors.SchemaErrorReason.SERIES_CONTAINS_NULLS:
-            wrong, rule = series.is_null(), "missing, and the column is not nullable"
-        elif error.reason_code == pa.errors.SchemaErrorReason.SERIES_CONTAINS_DUPLICATES:
-            wrong, rule = series.is_duplicated() & series.is_not_null(), "the id stands more than once"
-        else:
-            wrong, rule = _broken(series, column, error)
-        found.append(Violation(column=column.name, rule=rule, rows=int(wrong.sum()), examples=_examples(series, wrong)))
-    return sorted(found, key=lambda violation: -violation.rows)
-
-
-def _broken(series: pl.Series, column: Column, error: Any) -> tuple[pl.Series, str]:
-    if column.range is not None:
-        low, high = column.range
-        return ~series.is_between(low, high).fill_null(True), str(error.check.error)
-    return (~series.is_in(list(column.categories or ()))) & series.is_not_null(), str(error.check.error)
-
-
-def _examples(series: pl.Series, wrong: pl.Series) -> tuple[tuple[int, str], ...]:
+def _broken(series: pl.Series, column: Column, rule: str, wrong: pl.Series) -> Violation:
     rows = wrong.arg_true()[:EXAMPLES]
-    return tuple((int(row), str(series[int(row)])) for row in rows)
+    examples = tuple((int(row), _shown(series[int(row)], column)) for row in rows)
+    return Violation(column=column.name, rule=rule, rows=int(wrong.sum()), examples=examples)
+
+
+def _shown(value: object, column: Column) -> str:
+    if value is None:
+        return "no value"
+    if column.personal:
+        return "(personal, not shown)"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= EXAMPLE_LENGTH else f"{text[:EXAMPLE_LENGTH]}…"
 
 
 if __name__ == "__main__":

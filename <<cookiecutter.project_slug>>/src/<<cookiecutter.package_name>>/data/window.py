@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..contract import Contract
+from ..contract import Contract, naive
 from ..errors import ConfigError, DataError
 from ..params import Params
 from . import tables
@@ -20,12 +20,14 @@ def cut(table: pl.DataFrame, contract: Contract, since: datetime | None, until: 
     """
     if contract.time is None:
         raise ConfigError("contract.yaml: no column has role time, so there is no span to cut")
+    if table.schema.get(contract.time.name) != tables.DTYPES["datetime"]:
+        raise DataError(f"the table has no moments in '{contract.time.name}', so there is no span to cut")
     time = pl.col(contract.time.name)
     rows = table
     if since is not None:
-        rows = rows.filter(time >= since)
+        rows = rows.filter(time >= naive(since))
     if until is not None:
-        rows = rows.filter(time < until)
+        rows = rows.filter(time < naive(until))
     if rows.is_empty():
         moments = table[contract.time.name]
         raise DataError(f"no row lies from {since} until {until}; the table spans {tables.span(moments)}")

@@ -131,7 +131,7 @@ def _checked(source: Path, contract: Contract, chunk_rows: int) -> Iterator[pl.D
 def _misfit(series: pl.Series, column: Column, at: int) -> str:
     if series.dtype != pl.String:
         return f"column '{column.name}' has type {series.dtype}, the contract says {column.type}"
-    row = next(row for row, value in enumerate(series) if not tables.conform_value(value, column))
+    row = tables.misfits(series, column).arg_true()[0]
     return f"column '{column.name}', row {at + row:,}: {series[row]!r} is not of type {column.type}"
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
@@ -12,14 +12,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Typ
 from typing_extensions import TypedDict
 
 from ..bundle import Label
-from ..contract import Column, Contract
+from ..contract import Column, Contract, moment
 from ..profile import Counts, Profile
 from . import faults
 
-FLOAT_LIMIT = float(np.finfo(np.float32).max)
-"""Models see float32; beyond this a number would reach them as infinity."""
-INTEGER_LIMIT = 2**53
-"""Columns travel as float64; beyond this neighbours are not told apart."""
 MAX_LABELS = 10_000
 
 _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -177,11 +173,11 @@ def _field(column: Column, optional: bool, example: Any = None) -> Any:
 
 
 def _typed(column: Column) -> Any:
-    low, high = column.range or (-math.inf, math.inf)
+    low, high = column.limits
     if column.type == "float":
-        return Annotated[float, Field(ge=max(low, -FLOAT_LIMIT), le=min(high, FLOAT_LIMIT))]
+        return Annotated[float, Field(ge=low, le=high)]
     if column.type == "integer":
-        return Annotated[int, Field(ge=math.ceil(max(low, -INTEGER_LIMIT)), le=math.floor(min(high, INTEGER_LIMIT)))]
+        return Annotated[int, Field(ge=math.ceil(low), le=math.floor(high))]
     if column.type == "boolean":
         return bool
     if column.type == "datetime":
@@ -193,12 +189,7 @@ def _typed(column: Column) -> Any:
 
 
 def _is_moment(text: str) -> str:
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is not None:
-            moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError("must be an ISO 8601 date and time, such as 2013-06-15T08:30:00") from None
+    moment(text)
     return text
 
 
@@ -209,6 +200,7 @@ def _typical(column: Column, counts: Counts) -> Any:
     if counts.kind == "categorical":
         mode = counts.categories[int(np.argmax(counts.counts))]
         return mode == "true" if column.type == "boolean" else mode
+    counts = counts.merged()
     at = int(np.searchsorted(np.cumsum(counts.counts), counts.present / 2))
     median = counts.edges[min(at, len(counts.edges) - 1)]
     if column.type == "datetime":
