@@ -19,8 +19,8 @@ from pydantic import Field
 
 from . import strict
 from .contract import Columns, Contract, Task
-from .errors import ConfigError, IntegrityError
 from .derived import DERIVED
+from .errors import ConfigError, IntegrityError
 from .features import Featurizer, Inputs, definition
 from .files import canonical, read_json, sha256_file
 from .profile import Profile

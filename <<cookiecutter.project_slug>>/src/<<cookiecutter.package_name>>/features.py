@@ -44,7 +44,8 @@ class Featurizer:
     """Turns `Columns` into `Inputs`, in an order fixed by the contract and the table of derived features.
 
     Raises:
-        ConfigError: a derived feature asks for a column that the contract does not have as an input.
+        ConfigError: a derived feature asks for a column that the contract does not have as an input, or two
+            features have one name.
     """
 
     def __init__(self, contract: Contract, derived: Sequence[Derived] = DERIVED) -> None:
@@ -61,11 +62,13 @@ class Featurizer:
                     f"derived.py: '{_name(function)}' takes '{absent[0]}', which is no input column of contract.yaml; "
                     + nearest(absent[0], names)
                 )
-            if _name(function) in names:
-                raise ConfigError(
-                    f"derived.py: '{_name(function)}' is also a column of contract.yaml; rename the function"
-                )
             self._derived.append((function, needs))
+        features = [*self.numeric, *(column.name for column in self._strings)]
+        if twice := sorted({name for name in features if features.count(name) > 1}):
+            raise ConfigError(
+                f"two features are called '{twice[0]}': columns of contract.yaml, parts of its moments "
+                f"(<column>.{', <column>.'.join(DATE_PARTS)}) and functions of derived.py; rename one"
+            )
 
     @property
     def numeric(self) -> tuple[str, ...]:
@@ -80,15 +83,18 @@ class Featurizer:
 
     @property
     def definitions(self) -> dict[str, str]:
-        """Derived feature → sha256 of its code (comments, docstring and layout left out)."""
+        """Derived feature → sha256 of what it computes, see `definition`."""
         return {_name(function): definition(function) for function, _ in self._derived}
 
     def encode(self, columns: Columns) -> Inputs:
-        """Inputs for n_rows; pure, and row by row: a row's result does not depend on its neighbours."""
+        """Inputs for n_rows; pure, and row by row: a row's result does not depend on its neighbours.
+
+        A number that float32 cannot hold, an infinity say, counts as missing.
+        """
         n_rows = len(next(iter(columns.values())))
         num = np.empty((n_rows, len(self.numeric)), dtype=np.float32)
         at = 0
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             for name, _ in self._numeric:
                 num[:, at] = columns[name]
                 at += 1
@@ -99,6 +105,7 @@ class Featurizer:
             for function, needs in self._derived:
                 num[:, at] = function(*(columns[need] for need in needs))
                 at += 1
+        num[np.isinf(num)] = np.nan
         cat = np.empty((n_rows, len(self._strings)), dtype=object)
         for position, column in enumerate(self._strings):
             values = columns[column.name]
@@ -108,12 +115,38 @@ class Featurizer:
 
 
 def definition(function: Derived) -> str:
-    """sha256 of a function's syntax tree without docstrings: moves with meaning, not with layout."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    """sha256 of what a function computes: moves with its meaning, not with comments, docstrings or layout.
+
+    The functions and constants of its own module that it uses belong to it.
+    """
+    module = inspect.getmodule(function)
+    beside = _by_name(ast.parse(inspect.getsource(module))) if module else {}
+    waiting, told = _by_name(ast.parse(textwrap.dedent(inspect.getsource(function)))), dict[str, str]()
+    while waiting:
+        name, node = waiting.popitem()
+        told[name] = ast.unparse(_without_docstrings(node))
+        used = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        waiting |= {name: beside[name] for name in used & beside.keys() - told.keys()}
+    return sha256_text("\n".join(told[name] for name in sorted(told)))
+
+
+def _by_name(module: ast.Module) -> dict[str, ast.stmt]:
+    """The statements of a module that define something, by what they define; imports belong to others."""
+    found: dict[str, ast.stmt] = {}
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {inner.id: node for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)}
+    return found
+
+
+def _without_docstrings(tree: ast.stmt) -> ast.stmt:
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return sha256_text(ast.unparse(tree))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
 
 
 def _name(function: Derived) -> str:

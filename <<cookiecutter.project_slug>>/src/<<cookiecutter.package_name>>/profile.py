@@ -1,13 +1,15 @@
 """Mergeable counts of a table, by contract: the reference that drift is measured against.
 
-Numbers are counted in bins whose edges are quantiles of the reference rows, so no bin holds more than
-1/256 of them unless one value repeats; a Kolmogorov-Smirnov distance taken on the bins is then
-within 0.005 of the exact one. Counting a window with the reference's bins and adding counts is exact.
+Numbers are counted in bins whose edges are quantiles of the reference rows, and a value that repeats has a
+bin of its own: what lies strictly between two edges is at most 1/256 of the reference rows. A
+Kolmogorov-Smirnov distance taken on the bins is therefore within 0.005 of the exact one, ties or none.
+Counting a window with the reference's bins and adding counts is exact.
 
 A moment is counted twice, as it is and, under `<column>.hour`, by its hour of day: the date of any later
 window lies outside the reference, so only the hour can be compared.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,6 +24,8 @@ from .features import DATE_PARTS
 from .files import canonical, read_json
 
 BINS = 256
+OWN_BIN = 0.001
+"""Share of the reference rows from which one value gets a bin of its own."""
 MAX_CATEGORIES = 1000
 PREDICTION = "prediction"
 """Name under which a profile counts the model's own output."""
@@ -50,6 +54,14 @@ class Counts(strict.Strict):
     def rows(self) -> int:
         """All rows counted."""
         return self.present + self.missing
+
+    def merged(self) -> "Counts":
+        """The same counts without the bins that separate a repeated value from what lies below it: for showing."""
+        edges = np.array(self.edges)
+        kept = np.append(np.nextafter(edges[:-1], np.inf) != edges[1:], True)
+        cumulative = np.cumsum(self.counts)[:-1][kept]
+        counts = np.diff(cumulative, prepend=0, append=sum(self.counts))
+        return self.model_copy(update={"edges": tuple(edges[kept].tolist()), "counts": tuple(counts.tolist())})
 
 
 class Profile(strict.Strict):
@@ -134,8 +146,8 @@ def _frame(column: Column, values: np.ndarray) -> Counts:
     if column.categories is not None:
         names = column.categories
     else:
-        seen, times = np.unique(values[~missing(values)].astype(str), return_counts=True)
-        names = tuple(sorted(str(name) for name in seen[np.argsort(-times, kind="stable")][:MAX_CATEGORIES]))
+        seen = _tally(values)
+        names = tuple(sorted(sorted(seen, key=lambda name: (-seen[name], name))[:MAX_CATEGORIES]))
     return Counts(kind="categorical", categories=names, counts=(0,) * len(names))
 
 
@@ -143,7 +155,10 @@ def _numeric_frame(values: np.ndarray) -> Counts:
     values = values[~np.isnan(values)]
     if not len(values):
         return Counts(kind="numeric", edges=(0.0,), counts=(0, 0))
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1), method="inverted_cdf"))
+    quantiles = np.quantile(values, np.linspace(0, 1, BINS + 1), method="inverted_cdf")
+    distinct, times = np.unique(values, return_counts=True)
+    repeated = np.intersect1d(quantiles, distinct[times > OWN_BIN * len(values)])
+    edges = np.union1d(quantiles, np.nextafter(repeated, -np.inf))
     return Counts(kind="numeric", edges=tuple(edges.tolist()), counts=(0,) * (len(edges) + 1))
 
 
@@ -156,8 +171,7 @@ def _count(frame: Counts, values: np.ndarray) -> Counts:
         counts = np.bincount(bins, minlength=len(frame.counts))
         update = {"counts": tuple(counts.tolist()), "missing": int(absent.sum())}
     else:
-        names, times = np.unique(_as_text(values), return_counts=True)
-        seen = dict(zip(names.tolist(), times.tolist(), strict=True))
+        seen = _tally(values)
         counts_by_name = [seen.get(name, 0) for name in frame.categories]
         present = sum(seen.values())
         update = {
@@ -175,10 +189,10 @@ def _as_float(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnat(values), np.nan, seconds)
 
 
-def _as_text(values: np.ndarray) -> np.ndarray:
-    """Present values as str; booleans, which travel as 0.0 and 1.0, as "false" and "true"."""
+def _tally(values: np.ndarray) -> Counter[str]:
+    """How often each present value occurs; booleans, which travel as 0.0 and 1.0, as "false" and "true"."""
+    present = values[~missing(values)]
     if values.dtype.kind == "f":
-        present = values[~np.isnan(values)]
-        return np.where(present != 0, "true", "false")
-    texts: np.ndarray = values[~missing(values)].astype(str)
-    return texts
+        return Counter({"true": int((present != 0).sum()), "false": int((present == 0).sum())})
+    # Not np.unique: its array of fixed width would be as wide as the longest text for every row.
+    return Counter(present.tolist())
