@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from urllib.parse import quote
 
 import filelock
 import sqlalchemy as sa
@@ -28,6 +29,10 @@ from pydantic_core import to_json
 from .errors import ConfigError, ProjectError
 
 SCHEMA_VERSION = 1
+MAX_VARIABLES = 10_000
+"""Ids asked for in one query; SQLite takes at most 32,766."""
+
+_READ_ONLY = {"mode": "ro", "uri": "true"}
 
 metadata = sa.MetaData()
 
@@ -144,12 +149,18 @@ class Writer:
 
     def __init__(self, target: str, role: str, synchronous: str = "NORMAL") -> None:
         self._claim: filelock.BaseFileLock | None = None
+        url: str | sa.URL = target
         if "://" not in target:
             path, self._claim = _claim(Path(target), role)
-            target = f"sqlite:///{path}"
-        self._engine = _open(target, synchronous)
+            url = sa.URL.create("sqlite", database=str(path))
+        try:
+            self._engine = _open(url, synchronous)
+        except BaseException:
+            self._release()
+            raise
         self._queue: queue.SimpleQueue[tuple[Sequence[Row], Future[None]] | None] = queue.SimpleQueue()
         self._closed = False
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
@@ -157,29 +168,36 @@ class Writer:
         """Queue rows for the next transaction; the future resolves once they are committed, or with its error."""
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()  # A caller that gives up must not take the result from the thread.
-        if self._closed:
-            done.set_exception(ProjectError("the prediction log is closed"))
-        elif not rows:
+        if not rows:
             done.set_result(None)
-        else:
-            self._queue.put((rows, done))
+            return done
+        with self._closing:
+            if self._closed:
+                done.set_exception(ProjectError("the prediction log is closed"))
+            else:
+                self._queue.put((rows, done))
         return done
 
     def close(self) -> None:
         """Commit what is queued and close the file."""
-        if not self._closed:
+        with self._closing:
+            if self._closed:
+                return
             self._closed = True
             self._queue.put(None)
-            self._thread.join()
-            self._engine.dispose()
-            if self._claim is not None:
-                self._claim.release()
+        self._thread.join()
+        self._engine.dispose()
+        self._release()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
 
     def _run(self) -> None:
         running = True
@@ -249,14 +267,18 @@ class Reader:
     def labels(self, ids: Sequence[str] | None = None) -> dict[str, str]:
         """Prediction id → label (a JSON text); of all, or of the ids given."""
         query = sa.select(labels.c.prediction_id, labels.c.label)
-        if ids is not None:
-            query = query.where(labels.c.prediction_id.in_(ids))
-        return dict(self._rows(query))
+        if ids is None:
+            return dict(self._rows(query))
+        return {
+            found: label
+            for some in _batches(ids)
+            for found, label in self._rows(query.where(labels.c.prediction_id.in_(some)))
+        }
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that are predictions in the log."""
-        query = sa.select(predictions.c.id).where(predictions.c.id.in_(ids))
-        return {found for (found,) in self._rows(query)}
+        query = sa.select(predictions.c.id)
+        return {found for some in _batches(ids) for (found,) in self._rows(query.where(predictions.c.id.in_(some)))}
 
     def jobs(self) -> list[Job]:
         """All batch jobs, oldest first."""
@@ -265,18 +287,19 @@ class Reader:
     def _rows(self, query: sa.Select[Any]) -> Iterator[Any]:
         for engine in self._engines():
             try:
-                with engine.connect() as connection:
+                with _explained(engine), engine.connect() as connection:
                     yield from connection.execution_options(yield_per=5000).execute(query)
             finally:
                 engine.dispose()
 
     def _engines(self) -> Iterator[sa.Engine]:
-        if "://" in self._target:
-            yield _open(self._target, "NORMAL")
-            return
-        for path in sorted(Path(self._target).glob("*.db")):
-            engine = sa.create_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
-            if _version(engine, str(path)):
+        urls: list[str | sa.URL] = [self._target]
+        if "://" not in self._target:
+            paths = sorted(Path(self._target).glob("*.db"))
+            urls = [sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query=_READ_ONLY) for path in paths]
+        for url in urls:
+            engine = sa.create_engine(url)
+            if _version(engine):
                 yield engine
 
 
@@ -299,11 +322,13 @@ def _claim(folder: Path, role: str) -> tuple[Path, filelock.BaseFileLock]:
             lock.acquire()
         except filelock.Timeout:
             continue
+        except OSError as error:
+            raise ConfigError(f"ML_PREDICTION_LOG: '{lock.lock_file}' cannot be locked: {error.strerror}") from None
         return folder / f"{role}-{number}.db", lock
     raise AssertionError("unreachable")
 
 
-def _open(url: str, synchronous: str) -> sa.Engine:
+def _open(url: str | sa.URL, synchronous: str) -> sa.Engine:
     engine = sa.create_engine(url)
     if engine.dialect.name == "sqlite":
 
@@ -313,16 +338,24 @@ def _open(url: str, synchronous: str) -> sa.Engine:
             connection.execute(f"PRAGMA synchronous={synchronous}")
             connection.execute("PRAGMA busy_timeout=5000")
 
-    with _explained(engine):
-        if not _version(engine, _shown(engine)):
-            metadata.create_all(engine)
-            with engine.begin() as connection:
-                if connection.scalar(sa.select(sa.func.max(versions.c.version))) is None:
-                    connection.execute(sa.insert(versions), {"version": SCHEMA_VERSION})
+    if not _version(engine):
+        with _explained(engine):
+            _create(engine)
     return engine
 
 
-def _version(engine: sa.Engine, shown: str) -> int:
+def _create(engine: sa.Engine) -> None:
+    try:
+        metadata.create_all(engine)
+        with engine.begin() as connection:
+            connection.execute(sa.insert(versions), {"version": SCHEMA_VERSION})
+    except sa.exc.DBAPIError:
+        # Another process that shares this database may have been quicker.
+        if not _version(engine):
+            raise
+
+
+def _version(engine: sa.Engine) -> int:
     """Schema version found; 0 in an empty database."""
     with _explained(engine), engine.connect() as connection:
         if not sa.inspect(connection).has_table(versions.name):
@@ -330,7 +363,7 @@ def _version(engine: sa.Engine, shown: str) -> int:
         found = connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0
     if found > SCHEMA_VERSION:
         raise ConfigError(
-            f"prediction log {shown} has schema version {found}, "
+            f"prediction log {_shown(engine)} has schema version {found}, "
             f"this package knows {SCHEMA_VERSION}; update the package"
         )
     return int(found)
@@ -346,3 +379,7 @@ def _explained(engine: sa.Engine) -> Iterator[None]:
 
 def _shown(engine: sa.Engine) -> str:
     return engine.url.render_as_string(hide_password=True)
+
+
+def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[at : at + MAX_VARIABLES] for at in range(0, len(ids), MAX_VARIABLES))
