@@ -1,8 +1,8 @@
 """What was tried, and which version is champion: MLflow, and the only place that writes to it."""
 
-import getpass
 import os
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from .. import bundle
 from ..contract import Contract
 from ..errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
 from ..files import sha256_file, write_json
+from ..process import is_alive, user
 from ..settings import Settings
 from . import pyfunc
 from .gate import Check
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-DIGEST, GATES, REFUSED = "bundle_sha256", "gates", "refused"
+DIGEST, GATES, REFUSED, OVERRIDE = "bundle_sha256", "gates", "refused", "override"
 LOCK_SECONDS = 60
+CONNECTION_RETRIES = 3
 REQUIREMENTS = ("numpy", "onnxruntime", "pandas", "pydantic", "pydantic-settings", "pyyaml")
 
 _SCRIPT = """import mlflow
@@ -80,12 +82,14 @@ class Registry:
             ConfigError: the tracking URI cannot be used.
         """
         uri = settings.tracking_uri
+        # Left alone, MLflow tries a server that is not there for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(CONNECTION_RETRIES))
         # Read by everything in MLflow that resolves `models:/` and `runs:/` addresses.
         mlflow.set_tracking_uri(uri)
         try:
             with _lock("mlflow-store", settings):
                 client = MlflowClient(uri, uri)
-                if uri.startswith("sqlite:///"):
+                if uri.startswith("sqlite:///") and "://" not in settings.artifact_root:
                     _mend_moved_paths(uri, Path(settings.artifact_root).absolute())
                 if client.get_experiment_by_name(name) is None:
                     client.create_experiment(
@@ -94,18 +98,18 @@ class Registry:
                 try:
                     client.get_registered_model(name)
                 except MlflowException as error:
-                    if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                    if not _is_absent(error):
                         raise
                     client.create_registered_model(name)
-        except (MlflowException, sa.exc.SQLAlchemyError, OSError) as error:
-            raise ConfigError(
-                f"ML_TRACKING_URI: '{_masked(uri)}' cannot be used: {str(error).splitlines()[0]}"
-            ) from None
+        except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
+            masked = _masked(uri)
+            reason = " ".join(str(error).replace(uri, masked).split())
+            raise ConfigError(f"ML_TRACKING_URI: '{masked}' cannot be used: {reason[:300]}") from None
         return cls(client, name, settings)
 
-    def find(self, digest: str) -> Version | None:
-        """The version that holds the bundle with this manifest hash, the newest if there are several."""
-        found = [version for version in self.versions() if version.digest == digest]
+    def find(self, digest: str, passed: bool) -> Version | None:
+        """The version that holds the bundle with this manifest hash and verdict, the newest if there are several."""
+        found = [version for version in self.versions() if version.digest == digest and version.passed == passed]
         return found[0] if found else None
 
     def versions(self) -> list[Version]:
@@ -117,7 +121,10 @@ class Registry:
         """The version that holds an alias."""
         try:
             return _version(self._client.get_model_version_by_alias(self.name, alias))
-        except MlflowException:
+        except MlflowException as error:
+            # Only a clear no counts: a store that does not answer must not look like one without a champion.
+            if not _is_absent(error):
+                raise
             return None
 
     def get(self, number: str) -> Version:
@@ -128,7 +135,9 @@ class Registry:
         """
         try:
             return _version(self._client.get_model_version(self.name, number))
-        except MlflowException:
+        except MlflowException as error:
+            if not _is_absent(error):
+                raise
             known = ", ".join(version.number for version in self.versions()) or "none"
             raise ProjectError(f"model '{self.name}' has no version '{number}'; known: {known}") from None
 
@@ -155,7 +164,7 @@ class Registry:
         experiment = self._client.get_experiment_by_name(self.name)
         refused = "; ".join(f"{check.gate}: {check.reason}" for check in checks if not check.passed)
         self._fail_unfinished_runs(experiment.experiment_id)
-        tags = {DIGEST: digest, "user": getpass.getuser(), "pid": str(os.getpid())}
+        tags = {DIGEST: digest, **_owner()}
         tags |= {key: str(value) for key, value in lineage.items()}
         run_id: str = self._client.create_run(experiment.experiment_id, tags=tags, run_name=digest[:8]).info.run_id
         now = int(datetime.now(UTC).timestamp() * 1000)
@@ -175,6 +184,8 @@ class Registry:
         with tempfile.TemporaryDirectory() as scratch:
             self._save_model(path, Path(scratch), {**lineage, "run_id": run_id, "bundle_sha256": digest})
             self._client.log_artifacts(run_id, scratch)
+        # The run ends before its version exists: a crash in between leaves no version whose run is unfinished.
+        self._client.set_terminated(run_id)
         version = self._client.create_model_version(
             self.name,
             source=f"runs:/{run_id}/model",
@@ -187,7 +198,6 @@ class Registry:
             },
             description=f"Refused: {refused}" if refused else "Passed every gate.",
         )
-        self._client.set_terminated(run_id)
         return _version(version)
 
     def promote(self, number: str, expected: str | None, override: str = "") -> Version:
@@ -199,24 +209,26 @@ class Registry:
         """
         with _lock("promotion", self._settings):
             version = self.get(number)
-            if not version.passed and not override:
-                raise GateRefusal(
-                    f"version {number} was refused ({version.refused}); train a better one, or override with a reason"
-                )
             champion = self.alias(CHAMPION)
             found = champion.number if champion else None
-            if found != expected:
-                raise PromotionConflict(
-                    f"version {number} was not promoted: the champion is version {found or 'none'}, "
-                    f"not {expected or 'none'} as expected; look at `rollout status` and decide anew"
-                )
-            if override:
-                self._client.set_model_version_tag(self.name, number, "override", override)
-            self._client.set_registered_model_alias(self.name, CHAMPION, number)
+            if found != number:
+                if not version.passed and not override:
+                    raise GateRefusal(
+                        f"version {number} was refused ({version.refused}); train a better one, "
+                        "or promote it with --override REASON"
+                    )
+                if found != expected:
+                    raise PromotionConflict(
+                        f"version {number} was not promoted: the champion is version {found or 'none'}, "
+                        f"not {expected or 'none'} as expected; look at `rollout status` and decide anew"
+                    )
+                if override and not version.passed:
+                    self._client.set_model_version_tag(self.name, number, OVERRIDE, f"{user()}: {override}")
+                self._client.set_registered_model_alias(self.name, CHAMPION, number)
             challenger = self.alias(CHALLENGER)
             if challenger and challenger.number == number:
                 self._client.delete_registered_model_alias(self.name, CHALLENGER)
-        return version
+        return self.get(number)
 
     def challenge(self, number: str) -> Version:
         """Make a version challenger.
@@ -242,7 +254,11 @@ class Registry:
                 found = mlflow.artifacts.download_artifacts(address, dst_path=scratch)
                 shutil.copytree(found, path, dirs_exist_ok=True)
         except (MlflowException, OSError) as error:
-            raise ProjectError(f"{address} cannot be downloaded: {str(error).splitlines()[0]}") from None
+            reason = " ".join(str(error).split())
+            raise ProjectError(
+                f"{address} cannot be downloaded: {reason[:300]}; "
+                "bring its files back into the artifact store, or promote another version"
+            ) from None
 
     def _save_model(self, path: Path, scratch: Path, lineage: Mapping[str, Any]) -> None:
         package = Path(__file__).parent.parent
@@ -272,8 +288,11 @@ class Registry:
             shutil.rmtree(spent) if spent.is_dir() else spent.unlink()
 
     def _fail_unfinished_runs(self, experiment: str) -> None:
+        mine = _owner()
         for run in self._client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-            if run.data.tags.get("user") == getpass.getuser() and not _alive(run.data.tags.get("pid")):
+            tags = run.data.tags
+            same_place = all(tags.get(key) == mine[key] for key in ("user", "host"))
+            if same_place and tags.get("pid", "").isdigit() and not is_alive(int(tags["pid"])):
                 self._client.set_terminated(run.info.run_id, "FAILED")
 
 
@@ -284,12 +303,13 @@ def _version(found: ModelVersion) -> Version:
     return Version(str(found.version), tags.get(DIGEST, ""), found.run_id or "", refused, metrics)
 
 
-def _alive(pid: str | None) -> bool:
-    try:
-        os.kill(int(pid or 0), 0)
-    except (OSError, ValueError):
-        return False
-    return pid is not None
+def _owner() -> dict[str, str]:
+    return {"user": user(), "host": socket.gethostname(), "pid": str(os.getpid())}
+
+
+def _is_absent(error: MlflowException) -> bool:
+    """MLflow's two ways to say that something is not there; the second is that of aliases."""
+    return error.error_code in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))
 
 
 def _pinned(name: str, libraries: Mapping[str, str]) -> str:
@@ -305,7 +325,11 @@ def _lock(name: str, settings: Settings) -> filelock.BaseFileLock:
 
 
 def _mend_moved_paths(uri: str, artifact_root: Path) -> None:
-    """MLflow stores absolute paths; where the project folder moved, put the new ones in their place."""
+    """MLflow stores absolute paths; where the project folder moved, put the new ones in their place.
+
+    In a store that lies outside the project, and may be another one's too, only what is gone from its old place.
+    """
+    own = not Path(uri.removeprefix("sqlite:///")).is_absolute()
     engine = sa.create_engine(uri)
     try:
         with engine.begin() as connection:
@@ -313,7 +337,8 @@ def _mend_moved_paths(uri: str, artifact_root: Path) -> None:
                 sa.select(sa.column("artifact_location")).select_from(sa.table("experiments")).distinct()
             )
             for old in connection.scalars(query).all():
-                if old and Path(old).name == artifact_root.name and old != str(artifact_root):
+                moved = old and Path(old).name == artifact_root.name and old != str(artifact_root)
+                if moved and (own or not Path(old).exists()):
                     _repoint(connection, old, str(artifact_root))
     finally:
         engine.dispose()
