@@ -7,6 +7,7 @@ from typing import Any
 from .. import bundle, stage
 from ..errors import ProjectError
 from ..files import canonical, read_json, sha256_file, sha256_text, write_json
+from ..model import gate
 from ..params import Params
 from ..serving import routing
 from ..settings import Settings
@@ -21,24 +22,27 @@ def record(settings: Settings, params: Params, outcome: Mapping[str, Any]) -> No
 
 
 def last(settings: Settings, params: Params) -> Mapping[str, Any] | None:
-    """The outcome of the last run, if bundle, gates, registry and serving folder are as it left them."""
+    """The outcome of the last run, if bundle, gates, registry and serving folder still are what they led to."""
     try:
         found: Mapping[str, Any] = read_json(STATE)
         if any(found.get(key) != value for key, value in _state(settings, params).items()):
             return None
-        champion = routing.read(settings.serving_folder).champion if found["role"] == "champion" else None
+        champion = routing.read(settings.serving_folder).champion if found["role"] != "refused" else None
         if champion:
             bundle.verify(routing.bundle_folder(settings.serving_folder, champion), champion.digest)
+            # Promoted or rolled back since: only a run can say what the version is now.
+            if (champion.version == found["version"]) != (found["role"] == "champion"):
+                return None
     except (OSError, ValueError, KeyError, ProjectError):
         return None
     return found
 
 
 def _state(settings: Settings, params: Params) -> dict[str, str]:
-    gates = params.model_dump(mode="json", include={"gates", "rollout"})
+    thresholds = params.model_dump(mode="json", include={"gates", "rollout"})
     store = settings.tracking_uri.removeprefix("sqlite:///")
     return {
         "bundle": sha256_file(stage.BUNDLE / bundle.MANIFEST),
-        "gates": sha256_text(canonical(gates)),
+        "gates": sha256_text(canonical(thresholds) + sha256_file(Path(gate.__file__))),
         "registry": store if store == settings.tracking_uri or Path(store).is_file() else "missing",
     }

@@ -6,30 +6,43 @@ A flow is a plain function that calls its steps through `task`. Run plainly, the
 
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import filelock
+from dotenv import dotenv_values
 
-from ..errors import Busy, ProjectError
+from ..errors import Busy, ConfigError, ProjectError
+from ..process import is_alive
 from ..settings import QUIET
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 START_SECONDS = 120
-RETRIES = 3
-FIRST_DELAY = 1.0
+SERVER_LOG = "server.log"
 
+
+class Patience(NamedTuple):
+    """How often a step is tried again, and how long the first wait is, in seconds; each wait doubles."""
+
+    retries: int = 3
+    first_delay: float = 1.0
+
+
+patience: ContextVar[Patience] = ContextVar("patience", default=Patience())  # noqa: B039 (a named tuple)
+
+_RUN_NAME = re.compile(r".+ by process (\d+) on (.+)")
 _FAULTS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError)
 """Faults of a program, which trying again does not mend."""
 
@@ -44,7 +57,7 @@ def run_flow(name: str, body: Callable[[], R]) -> R:
     def run() -> R:
         return inside(body)
 
-    return flow(name=name, flow_run_name=f"{name} by process {os.getpid()}")(run)()
+    return flow(name=name, flow_run_name=f"{name} by process {os.getpid()} on {socket.gethostname()}")(run)()
 
 
 def inside(body: Callable[[], R]) -> R:
@@ -57,7 +70,10 @@ def inside(body: Callable[[], R]) -> R:
 
 
 def task(name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a step that touches the world: tried again, later and later, unless it failed for a reason of its own."""
+    """Call a step that touches the world: tried again, later and later, unless it failed for a reason of its own.
+
+    How often and how late is what `patience` says.
+    """
     if not _under_prefect.get():
         return _retried(function, *args, **kwargs)
     from prefect import task as prefect_task
@@ -67,10 +83,11 @@ def task(name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     def step() -> R:
         return function(*args, **kwargs)
 
+    retries, first_delay = patience.get()
     decorated = prefect_task(
         name=name,
-        retries=RETRIES,
-        retry_delay_seconds=exponential_backoff(backoff_factor=FIRST_DELAY),
+        retries=retries,
+        retry_delay_seconds=exponential_backoff(backoff_factor=first_delay),
         retry_jitter_factor=0.5,
         retry_condition_fn=_may_retry,
         cache_policy=NO_CACHE,
@@ -79,92 +96,150 @@ def task(name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     return decorated()
 
 
+def has_api() -> bool:
+    """Whether the environment or .env names a Prefect API."""
+    return "PREFECT_API_URL" in {**dotenv_values(".env"), **os.environ}
+
+
 @contextmanager
-def api(home: Path, meanwhile: Callable[[], object] = lambda: None, ephemeral: bool = True) -> Iterator[bool]:
-    """Make a Prefect API reachable; yields whether it had to start one.
+def api(home: Path, meanwhile: Callable[[], object] = lambda: None, scheduling: bool = False) -> Iterator[int]:
+    """Make a Prefect API reachable, and mark the runs that killed processes left behind; yields how many.
 
     The one that PREFECT_API_URL names is used if there is one. Otherwise a server of this process's own is
     started on a free port, with its database in `home`; it ends with this process, however that ends.
-    It takes seconds to start, in which `meanwhile` is called. A server that is not `ephemeral` also runs schedules.
+
+    Args:
+        meanwhile: called while the server starts, which takes seconds.
+        scheduling: the server also runs schedules. One process at a time may ask for that.
 
     Raises:
         ProjectError: the server does not start.
+        ConfigError: nothing answers at PREFECT_API_URL.
     """
     os.environ.update(QUIET)
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    if "PREFECT_API_URL" in os.environ:
+    if has_api():
         meanwhile()
-        yield False
+        _check_api()
+        yield _crash_abandoned(scheduled=False)
         return
-    home.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
-    own = {"PREFECT_HOME": str(home.absolute()), "PREFECT_API_URL": url}
-    os.environ.update(own)
-    log = home / "server.log"
-    with log.open("wb") as output:
-        # Its standard input is this process's life line: the server ends when it closes.
-        server = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.prefect_server", str(port), str(int(ephemeral))],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        import prefect  # noqa: F401  (its import overlaps with the server's start)
-
-        meanwhile()
-        _wait(server, url, log)
-        yield True
-    finally:
-        for name in own:
-            os.environ.pop(name, None)
-        assert server.stdin is not None
-        _send_logs()
-        server.stdin.close()
+    with server(home, "schedules" if scheduling else "api") as (process, url):
+        own = {"PREFECT_HOME": str(home.absolute()), "PREFECT_API_URL": url}
+        os.environ.update(own)
         try:
-            server.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+            import prefect  # noqa: F401  (its import overlaps with the server's start)
 
-
-def crash_abandoned(name: str) -> int:
-    """Mark runs of a flow that a killed process left as running; returns how many. Hold the project's lock."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import (
-        FlowFilter,
-        FlowFilterName,
-        FlowRunFilter,
-        FlowRunFilterState,
-        FlowRunFilterStateType,
-    )
-    from prefect.client.schemas.objects import StateType
-    from prefect.states import Crashed
-
-    running = FlowRunFilter(
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
-    )
-    with get_client(sync_client=True) as client:
-        left = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[name])), flow_run_filter=running)
-        for run in left:
-            client.set_flow_run_state(run.id, Crashed(message="its process was killed"), force=True)
-    return len(left)
+            meanwhile()
+            await_answer(process, f"{url}/health", "Prefect", home / SERVER_LOG)
+            yield _crash_abandoned(scheduling)
+            _send_logs()
+        finally:
+            for name in own:
+                os.environ.pop(name, None)
 
 
 @contextmanager
-def exclusive(folder: Path, name: str) -> Iterator[None]:
+def server(home: Path, mode: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A Prefect server that is starting, and its API's address; it ends with the block or with this process.
+
+    Args:
+        home: where its database is.
+        mode: one of `prefect_server.MODES`.
+        port: on 127.0.0.1; 0 takes a free one.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    # The socket is bound here and handed over, so that no other process can take the port in between.
+    with socket.create_server(("127.0.0.1", port)) as bound:
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/api"
+        command = ["-m", f"{__package__}.prefect_server", str(bound.fileno()), mode]
+        environ = {"PREFECT_HOME": str(home.absolute()), "PREFECT_API_URL": url}
+        process = spawn(command, home / SERVER_LOG, environ, pass_fds=(bound.fileno(),))
+    with ending(process):
+        yield process, url
+
+
+def spawn(
+    command: Sequence[str], log: Path, environ: Mapping[str, str], pass_fds: tuple[int, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start Python on a command that is tied to its standard input, see `leash`."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            pass_fds=pass_fds,
+            env={**os.environ, **environ},
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a process of `spawn` with the block."""
+    try:
+        yield
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+
+
+def await_answer(process: subprocess.Popen[bytes], url: str, name: str, log: Path) -> None:
+    """Wait until an address answers.
+
+    Raises:
+        ProjectError: the process ended, or it took too long.
+    """
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise ProjectError(f"{name}'s server did not start (exit status {process.poll()}); its output is in {log}")
+
+
+def _check_api() -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        if fault := client.api_healthcheck():
+            raise ConfigError(f"PREFECT_API_URL: nothing answers at '{client.api_url}' ({fault}); unset it, or mend it")
+
+
+def _crash_abandoned(scheduled: bool) -> int:
+    """Mark runs of this machine whose process is gone, and if `scheduled` what schedules began; returns how many."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    unfinished = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
+    )
+    crashed = 0
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=unfinished):
+            named = _RUN_NAME.fullmatch(run.name)
+            gone = bool(named and named[2] == socket.gethostname() and not is_alive(int(named[1])))
+            if gone or (scheduled and not named):
+                client.set_flow_run_state(run.id, Crashed(message="its process was killed"), force=True)
+                crashed += 1
+    return crashed
+
+
+@contextmanager
+def exclusive(folder: Path, name: str, wait_seconds: float = 0) -> Iterator[None]:
     """Hold the project for one process; the operating system frees it when the process dies.
 
     Raises:
-        Busy: another process holds it.
+        Busy: another process holds it, after `wait_seconds` still.
     """
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / f".{name}.pid"
-    lock = filelock.FileLock(folder / f".{name}.lock", timeout=0)
+    lock = filelock.FileLock(folder / f".{name}.lock", timeout=wait_seconds)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -194,24 +269,12 @@ def _is_transient(error: object) -> bool:
 
 
 def _retried(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    for attempt in range(RETRIES):
+    retries, first_delay = patience.get()
+    for attempt in range(retries):
         try:
             return function(*args, **kwargs)
         except Exception as error:
             if not _is_transient(error):
                 raise
-            time.sleep(FIRST_DELAY * 2**attempt * random.uniform(1, 1.5))  # noqa: S311
+            time.sleep(first_delay * 2**attempt * random.uniform(1, 1.5))  # noqa: S311
     return function(*args, **kwargs)
-
-
-def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        if server.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
-    raise ProjectError(f"Prefect's server did not start (exit status {server.poll()}); its output is in {log}")

@@ -4,24 +4,32 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..errors import Busy, DataError, ProjectError
+from ..errors import Busy, ConfigError, DataError, ProjectError
 from ..files import sha256_file
 from ..settings import QUIET
 
-LOCK = Path("dvc.lock")
+GRAPH, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 _RWLOCK = Path(".dvc/tmp/rwlock")
 
 
 def stages() -> dict[str, str]:
-    """Stage name → what it does, in the order of dvc.yaml."""
-    content = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))
-    return {name: stage.get("desc", "") for name, stage in content["stages"].items()}
+    """Stage name → what it does, in the order of dvc.yaml.
+
+    Raises:
+        ConfigError: the file is missing or is not what DVC reads.
+    """
+    try:
+        content = yaml.safe_load(GRAPH.read_text(encoding="utf-8"))
+        return {name: stage.get("desc", "") for name, stage in content["stages"].items()}
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{GRAPH} has no readable stages: {' '.join(str(error).split())}; restore it") from None
 
 
 def outdated() -> bool:
@@ -39,6 +47,7 @@ def restore(raw: Path) -> bool:
     """Bring the raw table back from the cache or the remote; False where neither has it."""
     with _repo() as repo:
         for bring in (repo.checkout, repo.pull):
+            # Cloud libraries fail in ways of their own; whatever the reason, there is no copy to be had.
             with contextlib.suppress(Exception):
                 bring(targets=[str(_pointer(raw))])
             if raw.is_file():
@@ -62,7 +71,8 @@ def reproduce(stage: str) -> bool:
         ProjectError: the stage failed; it has printed why.
     """
     with _repo() as repo:
-        return bool(repo.reproduce(targets=[stage], single_item=True))
+        # With what it stands on, which is a matter of milliseconds where that is up to date already.
+        return any(done.addressing == stage for done in repo.reproduce(targets=[stage]))
 
 
 def lock_hash() -> str:
@@ -73,36 +83,42 @@ def lock_hash() -> str:
 @contextlib.contextmanager
 def _repo() -> Iterator[Any]:
     os.environ.update(QUIET)
+    # Stages are run as `python -m …`: by this Python, whichever comes first on the path otherwise.
+    here, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+    if path.split(os.pathsep)[0] != here:
+        os.environ["PATH"] = here + os.pathsep + path
     from dvc.exceptions import DvcException, ReproductionError
     from dvc.lock import LockError
     from dvc.repo import Repo
-    from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError
 
     logging.getLogger("dvc").setLevel(logging.CRITICAL)
-    _drop_broken_lock()
     try:
+        _drop_broken_lock()
         with Repo() as repo:
             yield repo
     except ReproductionError as error:
-        raise ProjectError(
-            f"stage {error} failed; its message stands above".replace("failed to reproduce ", "")
-        ) from None
-    except (LockError, RWLockFileCorruptedError, RWLockFileFormatError) as error:
-        raise Busy(
-            f"DVC is at work in this project already ({str(error).splitlines()[0]}); wait for it to end"
-        ) from None
+        name = str(error).removeprefix("failed to reproduce ")
+        raise ProjectError(f"stage {name} failed; its message stands above") from None
+    except LockError as error:
+        raise Busy(f"DVC is at work in this project ({str(error).splitlines()[0]}); wait for it to end") from None
     except DvcException as error:
         raise DataError(f"DVC: {' '.join(str(error).split())}") from None
 
 
 def _drop_broken_lock() -> None:
     """A process killed while it wrote this file would stop DVC for ever."""
-    try:
-        json.loads(_RWLOCK.read_text(encoding="utf-8") or "{}")
-    except FileNotFoundError:
-        pass
-    except ValueError:
-        _RWLOCK.unlink()
+    from dvc.lock import make_lock
+    from dvc.rwlock import RWLOCK_LOCK, SCHEMA
+    from voluptuous import Invalid
+
+    if not _RWLOCK.is_file():
+        return
+    folder = _RWLOCK.parent
+    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):
+        try:
+            SCHEMA(json.loads(_RWLOCK.read_text(encoding="utf-8")))
+        except (ValueError, Invalid):
+            _RWLOCK.unlink()
 
 
 def _pointer(raw: Path) -> Path:

@@ -1,25 +1,28 @@
-"""A Prefect API server that ends when its standard input closes, that is with the process that started it."""
+"""A Prefect API server that ends with the process that started it."""
 
-import os
+import socket
 import sys
-import threading
+from typing import Any
+
+from . import leash
+
+MODES: dict[str, dict[str, Any]] = {
+    "api": {"ephemeral": True},
+    "pages": {"webserver_only": True},
+    "schedules": {},
+}
+"""What a server does: answer flows only, show pages too, or also start what is scheduled."""
 
 
 def main() -> None:
-    """Arguments: the port on 127.0.0.1, and 1 to leave out the scheduler and the pages, 0 to have them."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Arguments: the number of the open socket to listen on, and the mode."""
+    leash.hold()
 
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = create_app(ephemeral=sys.argv[2] == "1")
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", lifespan="on")
-
-
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    # Not sys.exit: nothing may keep an orphan alive.
-    os._exit(0)
+    config = uvicorn.Config(create_app(**MODES[sys.argv[2]]), log_level="error", lifespan="on")
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.control import Control
 from rich.markup import escape
+from rich.segment import ControlType
 
 WIDTH = 10
 
@@ -22,7 +24,7 @@ class Progress:
     """Prints steps as they end and, on a terminal, the running one."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or Console(highlight=False)
         self.seconds: dict[str, float] = {}
 
     def say(self, text: str = "") -> None:
@@ -33,14 +35,17 @@ class Progress:
     def step(self, name: str, doing: str) -> Iterator[Step]:
         """Time a block; print its line when it ends, well or badly."""
         step, start = Step(), time.perf_counter()
+        # No spinner: a stage is a process of its own and may print at any moment.
         if self._console.is_terminal:
-            # No spinner: a stage is a process of its own and may print at any moment.
-            self._console.print(f"[dim]… {name:<{WIDTH}}          {escape(doing)}[/]", end="\r")
+            running = f"… {name:<{WIDTH}}           {doing}"[: self._console.width - 1]
+            self._console.print(f"[dim]{escape(running)}[/]", end="\r", soft_wrap=True)
         mark = "[red]✗[/]"
         try:
             yield step
             mark = "[dim]·[/]" if step.idle else "[green]✓[/]"
         finally:
             self.seconds[name] = time.perf_counter() - start
-            line = f"{name:<{WIDTH}} {self.seconds[name]:6.1f} s  {escape(step.note or doing)}"
-            self._console.print(f"{mark} {line}" + (" " * 20 if self._console.is_terminal else ""))
+            self._console.control(Control((ControlType.ERASE_IN_LINE, 2)))
+            self._console.print(
+                f"{mark} {name:<{WIDTH}} {self.seconds[name]:6.1f} s  {escape(step.note or doing)}", soft_wrap=True
+            )

@@ -1,11 +1,14 @@
 """The flows as Prefect deployments, for prefect.yaml and `make schedules`."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 from prefect import Flow, flow, serve
+from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
 
 from .. import stage
 from ..errors import ConfigError
@@ -50,21 +53,19 @@ def serve_all(path: Path) -> None:
     Raises:
         ConfigError: the file names a flow that does not exist.
     """
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    deployments: list[Any] = []
-    for entry in content["deployments"]:
-        name = entry["entrypoint"].rpartition(":")[2]
-        if name not in FLOWS:
-            raise ConfigError(
-                f"{path}: deployment '{entry['name']}' names the flow '{name}'; {nearest(name, list(FLOWS))}"
-            )
-        crons = [schedule["cron"] for schedule in entry.get("schedules", [])]
-        deployments.append(
-            FLOWS[name].to_deployment(
-                name=entry["name"],
-                cron=crons or None,
-                parameters=entry.get("parameters", {}),
-                description=entry.get("description"),
-            )
-        )
-    serve(*deployments)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    serve(*(_deployment(path, entry) for entry in content["deployments"]))
+
+
+def _deployment(path: Path, entry: Mapping[str, Any]) -> Any:
+    name = entry["entrypoint"].rpartition(".")[2]
+    if name not in FLOWS:
+        raise ConfigError(f"{path}: deployment '{entry['name']}' names the flow '{name}'; {nearest(name, list(FLOWS))}")
+    return FLOWS[name].to_deployment(
+        name=entry["name"],
+        schedules=[Cron(found["cron"], timezone=found.get("timezone")) for found in entry.get("schedules", [])],
+        parameters=entry.get("parameters", {}),
+        description=entry.get("description"),
+        # By the module's name: loaded from its file alone, its relative imports would fail.
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )

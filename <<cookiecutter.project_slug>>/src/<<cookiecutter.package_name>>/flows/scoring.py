@@ -1,8 +1,10 @@
 """Batch scoring: a table in, a table with predictions out, in pieces, through the bundle that serves."""
 
+import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -24,6 +26,7 @@ from . import engine
 
 PREDICTION, SCORE, VERSION = "prediction", "score", "model_version"
 ADDED = (PREDICTION, SCORE, VERSION)
+_ROWS = "rows"
 AHEAD = 2
 """Pieces read ahead of the model, and written behind it."""
 
@@ -31,12 +34,13 @@ T = TypeVar("T")
 
 
 class Scored(NamedTuple):
-    """A finished job."""
+    """A finished job; `violations` says which rule of the contract how many rows broke."""
 
     job: str
     rows: int
     seconds: float
     model_version: str
+    violations: dict[str, int]
 
 
 def champion(settings: Settings) -> tuple[str, Bundle]:
@@ -58,26 +62,27 @@ def score(
     """Score a Parquet or CSV file into a Parquet file, whole or not at all; one log row records the job.
 
     The output has the input's columns and `prediction`, `score` (probability of the positive class) and
-    `model_version`. Memory does not grow with the rows. A row gets the same bits as from the API.
+    `model_version`. Memory does not grow with the rows. A row gets the same bits as from the API. Rows whose
+    values break the contract (out of range, unknown, missing) are scored all the same, and counted.
 
     Args:
         advance: called with the number of rows after each piece.
 
     Raises:
-        DataError: the input cannot be read, misses a column, or holds values of another type.
+        DataError: the input cannot be read, misses a column, or holds values of another type; or the output
+            cannot be written.
     """
-    if output.suffix != ".parquet":
-        raise DataError(f"OUTPUT: '{output}' must end in .parquet")
-    if output.resolve() == source.resolve():
-        raise DataError(f"OUTPUT: '{output}' is the input; name another file")
+    _check_output(source, output)
     version, opened = champion(settings)
-    start = time.perf_counter()
-    rows = engine.task("score", _write, source, output, opened, version, params.chunk_rows, advance)
-    seconds = time.perf_counter() - start
-    job = Job(prediction_log.new_id(), prediction_log.now_us(), version, str(source), str(output), rows, seconds)
+    # Opened first: a log that cannot be written is to be known before the work, not after it.
     with Writer(settings.prediction_log, "batch", settings.log_synchronous) as log:
+        start = time.perf_counter()
+        broken = engine.task("score", _write, source, output, opened, version, params.chunk_rows, advance)
+        seconds = time.perf_counter() - start
+        rows = broken.pop(_ROWS)
+        job = Job(prediction_log.new_id(), prediction_log.now_us(), version, str(source), str(output), rows, seconds)
         log.append([job]).result()
-    return Scored(job.id, rows, seconds, version)
+    return Scored(job.id, rows, seconds, version, {rule: count for rule, count in broken.most_common() if count})
 
 
 def answer(chunk: pl.DataFrame, opened: Bundle, version: str) -> pl.DataFrame:
@@ -90,10 +95,43 @@ def answer(chunk: pl.DataFrame, opened: Bundle, version: str) -> pl.DataFrame:
     )
 
 
+def counts(contract: Contract) -> dict[str, pl.Expr]:
+    """For each rule on the values of an input column, how many rows of a frame break it."""
+    found = {}
+    for column in contract.inputs:
+        value = pl.col(column.name)
+        if not column.nullable:
+            found[f"{column.name}: missing, and the column is not nullable"] = value.is_null().sum()
+        if column.range is not None:
+            low, high = column.range
+            unit = f" {column.unit}" if column.unit else ""
+            found[f"{column.name}: outside [{low:g}, {high:g}]{unit}"] = (~value.is_between(low, high)).sum()
+        if column.categories is not None:
+            found[f"{column.name}: no category of the contract"] = (~value.is_in(list(column.categories))).sum()
+    return found
+
+
+def _check_output(source: Path, output: Path) -> None:
+    if output.suffix != ".parquet":
+        raise DataError(f"OUTPUT: '{output}' must end in .parquet")
+    if output.resolve() == source.resolve():
+        raise DataError(f"OUTPUT: '{output}' is the input; name another file")
+    if output.is_dir():
+        raise DataError(f"OUTPUT: '{output}' is a folder; name a file in it")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"OUTPUT: the folder '{output.parent}' cannot be made: {error.strerror}") from None
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise DataError(f"OUTPUT: the folder '{output.parent}' is not writable")
+
+
 def _write(
     source: Path, output: Path, opened: Bundle, version: str, chunk_rows: int, advance: Callable[[int], object]
-) -> int:
-    rows = 0
+) -> Counter[str]:
+    """Score all rows; returns their number under `_ROWS`, and by rule of the contract how many broke it."""
+    rules = counts(opened.contract)
+    found: Counter[str] = Counter()
     with replacing(output) as part, ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
         writer: pq.ParquetWriter | None = None
         pending = writing.submit(int)
@@ -104,13 +142,14 @@ def _write(
                 pending.result()
                 writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
                 pending = writing.submit(writer.write_table, table)
-                rows += chunk.height
+                found.update({_ROWS: chunk.height, **chunk.select(**rules).to_dicts()[0]})
                 advance(chunk.height)
             pending.result()
         finally:
+            wait([pending])
             if writer is not None:
                 writer.close()
-    return rows
+    return found
 
 
 def _checked(source: Path, contract: Contract, chunk_rows: int) -> Iterator[pl.DataFrame]:

@@ -1,27 +1,28 @@
 """The training flow: raw table → DVC's stages → gates → MLflow's registry → serving folder."""
 
-import getpass
-import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import bundle, metrics, stage
+from .. import bundle, stage
 from ..contract import Contract
-from ..data import source, tables
-from ..errors import ConfigError, DataError, ProjectError
+from ..errors import DataError, ProjectError
 from ..files import read_json, sha256_file, sweep
-from ..model import figures
 from ..model.gate import Candidate, Check, judge
-from ..model.registry import CHALLENGER, CHAMPION, Registry, Version
 from ..params import Params
+from ..process import user
 from ..serving import routing
 from ..settings import Settings
-from . import done, engine, graph, rollout
+from . import done, engine, git, graph
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..model.registry import Registry, Version
+
+# MLflow and scikit-learn are imported where they are needed: Prefect's server, which takes longest, starts first.
 
 NAME = "training"
 
@@ -41,18 +42,11 @@ def run(settings: Settings, progress: Progress) -> Outcome:
         Busy: another run holds the project.
         ProjectError: a stage refused to go on.
     """
+    name = Contract.load(stage.CONTRACT).name
     with engine.exclusive(done.FOLDER, "run"), ExitStack() as stack:
-        sweep(
-            Path(), *(path.parent for path in (stage.TABLE, *stage.SPLITS.values(), stage.PLOTS / "x")), stage.REPORTS
-        )
-        contract = Contract.load(stage.CONTRACT)
-        _ = contract.task, Params.load(stage.PARAMS)
         with progress.step("prepare", "flow server and model registry") as step:
             # Opening the registry, mostly imports and migrations, overlaps with the server's start.
-            started = stack.enter_context(
-                engine.api(done.FOLDER / "prefect", lambda: Registry.open(settings, contract.name))
-            )
-            abandoned = engine.crash_abandoned(NAME) if started else 0
+            abandoned = stack.enter_context(engine.api(done.FOLDER / "prefect", lambda: _open(settings, name)))
             step.note = "flow server and model registry are ready"
             if abandoned:
                 step.note += f"; {abandoned} killed run(s) marked as crashed"
@@ -62,7 +56,9 @@ def run(settings: Settings, progress: Progress) -> Outcome:
 def train(settings: Settings, progress: Progress) -> Outcome:
     """The flow's body: every step is idempotent, so that a run after a crash completes what was left."""
     contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
-    registry = Registry.open(settings, contract.name)
+    _ = contract.task
+    sweep(Path(), stage.TABLE.parent, *{path.parent for path in stage.SPLITS.values()}, stage.REPORTS, stage.PLOTS)
+    registry = _open(settings, contract.name)
     with progress.step("raw data", str(params.data.raw)) as step:
         step.note = engine.task("raw data", raw_data, params.data.raw)
     for name, doing in graph.stages().items():
@@ -90,16 +86,29 @@ def train(settings: Settings, progress: Progress) -> Outcome:
 def raw_data(path: Path) -> str:
     """Have the raw table in place and on record with DVC; says what that took."""
     if path.is_file():
-        return f"{path} changed: recorded with DVC; commit {path}.dvc" if graph.track(path) else f"{path} as recorded"
-    if graph.raw_is_tracked(path) and graph.restore(path):
+        return f"{path} changed: recorded with DVC" if graph.track(path) else f"{path} as recorded"
+    tracked = graph.raw_is_tracked(path)
+    if tracked and graph.restore(path):
         return f"{path} restored by DVC"
+    # The one module that a user replaces; what it imports is its own affair.
+    from ..data import source
+
     source.fetch(path)
-    graph.track(path)
-    return f"{path} fetched and recorded with DVC"
+    if not path.is_file():
+        raise DataError(f"{path} is not there after data/source.py fetched it; write the table to the path it is given")
+    differs = graph.track(path)
+    if not tracked:
+        return f"{path} fetched and recorded with DVC"
+    told = "it differs from what was recorded" if differs else "it is the one that was recorded"
+    return f"{path} fetched anew, since DVC has no copy; {told}"
 
 
-def compare(registry: Registry, settings: Settings, contract: Contract) -> Candidate:
+def compare(registry: "Registry", settings: Settings, contract: Contract) -> Candidate:
     """The bundle that the stages left, and what the champion makes of the same test rows."""
+    from .. import metrics
+    from ..data import tables
+    from ..model.registry import CHAMPION
+
     manifest = bundle.verify(stage.BUNDLE)
     champion = registry.alias(CHAMPION)
     if champion is None:
@@ -115,16 +124,19 @@ def compare(registry: Registry, settings: Settings, contract: Contract) -> Candi
                     manifest, champion_problem=f"it needs the column '{missing[0]}', which the table no longer has"
                 )
             answers = opened.predict(tables.to_columns(rows, opened.contract.inputs))
-    except (ConfigError, DataError) as error:
+    except ProjectError as error:
         return Candidate(manifest, champion_problem=str(error))
     labels = rows[contract.target.name].to_numpy()
-    return Candidate(manifest, metrics.binary(labels, answers.scores, opened.manifest.threshold)["roc_auc"])
+    found = metrics.binary(labels, answers.scores, opened.manifest.threshold).get("roc_auc")
+    return Candidate(manifest, found, "" if found is not None else "the test rows hold one class only")
 
 
-def register(registry: Registry, contract: Contract, params: Params, checks: list[Check]) -> Version:
+def register(registry: "Registry", contract: Contract, params: Params, checks: list[Check]) -> "Version":
     """Register the bundle with the gates' answers, once for each bundle and verdict."""
-    found = registry.find(sha256_file(stage.BUNDLE / bundle.MANIFEST))
-    if found and found.passed == all(check.passed for check in checks):
+    from ..model import figures
+
+    passed = all(check.passed for check in checks)
+    if found := registry.find(sha256_file(stage.BUNDLE / bundle.MANIFEST), passed):
         return found
     plots = {path.stem: read_json(path) for path in stage.PLOTS.glob("*.json")}
     figures.evaluation(stage.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
@@ -132,8 +144,10 @@ def register(registry: Registry, contract: Contract, params: Params, checks: lis
     return registry.register(stage.BUNDLE, checks, flatten(shaping), lineage(), [stage.REPORTS])
 
 
-def decide(registry: Registry, version: Version, params: Params) -> str:
+def decide(registry: "Registry", version: "Version", params: Params) -> str:
     """Give a version its role: the first that passes is champion, later ones challenge unless params say otherwise."""
+    from ..model.registry import CHALLENGER, CHAMPION
+
     champion = registry.alias(CHAMPION)
     if champion and champion.number == version.number:
         return CHAMPION
@@ -149,11 +163,11 @@ def decide(registry: Registry, version: Version, params: Params) -> str:
 def lineage() -> dict[str, Any]:
     """Where a bundle came from: what differs between two runs that made equal bundles."""
     return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_commit": git.commit(),
+        "git_dirty": git.is_dirty(),
         "dvc_lock_sha256": graph.lock_hash(),
         "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "trained_by": getpass.getuser(),
+        "trained_by": user(),
     }
 
 
@@ -166,7 +180,13 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _open_champion(registry: Registry, champion: Version, settings: Settings, scratch: Path) -> bundle.Bundle:
+def _open(settings: Settings, name: str) -> "Registry":
+    from ..model.registry import Registry
+
+    return Registry.open(settings, name)
+
+
+def _open_champion(registry: "Registry", champion: "Version", settings: Settings, scratch: Path) -> bundle.Bundle:
     served = settings.serving_folder / routing.BUNDLES / champion.number
     try:
         return bundle.Bundle.open(served, champion.digest)
@@ -175,17 +195,12 @@ def _open_champion(registry: Registry, champion: Version, settings: Settings, sc
         return bundle.Bundle.open(scratch, champion.digest)
 
 
-def _roll_out(registry: Registry, settings: Settings) -> str:
+def _roll_out(registry: "Registry", settings: Settings) -> str:
+    from ..model.registry import CHAMPION
+    from . import rollout
+
     champion = registry.alias(CHAMPION)
     if champion is None:
         return ""
     rollout.sync(registry, settings, why="first champion" if champion.number == "1" else "trained")
     return champion.number
-
-
-def _git(*words: str) -> str:
-    try:
-        answer = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""

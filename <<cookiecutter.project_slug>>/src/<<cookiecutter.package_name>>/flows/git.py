@@ -1,0 +1,29 @@
+"""What git knows of this project. Without git, or outside a repository, it knows nothing."""
+
+import subprocess
+
+VERSIONED = ("params.yaml", "contract.yaml", "dvc.yaml", "dvc.lock", "data/*.dvc", "data/*.gitignore", "reports")
+"""What a run changes, or is changed by, and what a commit must hold for the run to be found again."""
+
+
+def commit() -> str:
+    """The present commit."""
+    return _git("rev-parse", "HEAD").strip()
+
+
+def is_dirty() -> bool:
+    """Whether a versioned file differs from the present commit."""
+    return bool(_git("status", "--porcelain", "--untracked-files=no"))
+
+
+def uncommitted() -> list[str]:
+    """Those of `VERSIONED` that are not as in the present commit."""
+    return [name for name in VERSIONED if _git("status", "--porcelain", "--untracked-files=all", "--", name)]
+
+
+def _git(*words: str) -> str:
+    try:
+        answer = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
