@@ -14,7 +14,7 @@ from rich.table import Table
 
 from . import stage
 from .contract import Contract
-from .errors import GateRefusal
+from .errors import ConfigError, GateRefusal
 from .params import Params
 from .settings import QUIET, Settings
 
@@ -43,14 +43,30 @@ _ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def main() -> NoReturn:
-    """Entry point: a `ProjectError` becomes one line and its exit status."""
+    """Entry point: an error becomes one line and an exit status other than 0."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    stage.run(app)
+    stage.run(_invoke)
+
+
+def _invoke() -> None:
+    try:
+        status = app(standalone_mode=False)
+    except typer.TyperException as error:
+        if not error.format_message():  # No verb was given: the help stands above.
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else Path(sys.argv[0]).name
+        raise ConfigError(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{path} --help`") from None
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    sys.exit(status)
 
 
 @app.command()
-def run(force: Annotated[bool, typer.Option(help="Go through every step even if nothing changed.")] = False) -> None:
+def run(
+    force: Annotated[bool, typer.Option("--force", help="Go through every step even if nothing changed.")] = False,
+) -> None:
     """Train: raw data, stages, gates, registry, rollout. Does nothing when nothing changed."""
     from .flows import done, graph
     from .flows.progress import Progress
@@ -66,6 +82,7 @@ def run(force: Annotated[bool, typer.Option(help="Go through every step even if 
             console.print(
                 f"Up to date: version {last['version']}, {last['role']}. [dim]`run --force` goes through all steps.[/]"
             )
+            _say_uncommitted()
             return
     from .flows import training
 
@@ -73,6 +90,7 @@ def run(force: Annotated[bool, typer.Option(help="Go through every step even if 
     _show_checks(outcome.checks)
     total = sum(progress.seconds.values())
     console.print(f"[bold]Version {outcome.version}: {outcome.role}[/], after {total:.0f} s.")
+    _say_uncommitted()
     _next_steps(outcome.role)
     if outcome.role == "refused":
         raise GateRefusal(f"version {outcome.version} was refused by its gates and will not serve")
@@ -94,7 +112,7 @@ def serve(
 def score(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Parquet or CSV.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Parquet.")],
-    prefect: Annotated[bool, typer.Option(help="As a Prefect flow run.")] = False,
+    prefect: Annotated[bool, typer.Option("--prefect", help="As a Prefect flow run.")] = False,
 ) -> None:
     """Score a table with the champion."""
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -104,16 +122,22 @@ def score(
 
     settings, params = Settings.read(), Params.load(stage.PARAMS)
     columns = (SpinnerColumn(), TextColumn("scoring"), MofNCompleteColumn(), TextColumn("rows"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        shown = bar.add_task("score", total=count_rows(source) if source.is_file() else None)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("score", total=count_rows(source))
         done = _flow(
             "scoring",
             lambda: scoring.score(source, output, settings, params.score, lambda rows: bar.advance(shown, rows)),
             prefect,
         )
     speed = done.rows / done.seconds
+    for rule, count in list(done.violations.items())[:5]:
+        console.print(f"[yellow]![/] {count:,} rows: {escape(rule)}", soft_wrap=True)
+    if done.violations:
+        console.print("[yellow]![/] Rows that break the contract are scored all the same; trust them less.")
     console.print(
-        f"{done.rows:,} rows in {done.seconds:.1f} s ({speed:,.0f} a second) by version {done.model_version} → {output}"
+        f"{done.rows:,} rows in {done.seconds:.1f} s ({speed:,.0f} a second) "
+        f"by version {done.model_version} → {output}",
+        soft_wrap=True,
     )
 
 
@@ -142,16 +166,18 @@ def rollout_status() -> None:
     for version in registry.versions()[:10]:
         role = ", ".join(role for role, number in roles.items() if number == version.number)
         auc = f"{version.metrics['roc_auc']:.4f}" if version.metrics else "–"
-        table.add_row(version.number, role, auc, "passed" if version.passed else f"refused: {version.refused}")
+        table.add_row(version.number, role, auc, "passed" if version.passed else f"refused: {escape(version.refused)}")
     console.print(table)
     if (settings.serving_folder / routing.ROUTING).is_file():
         now = routing.read(settings.serving_folder)
         console.print(
-            f"serving: version {now.champion.version if now.champion else 'none'} since {now.updated_at} ({now.reason})"
+            f"serving: version {now.champion.version if now.champion else 'none'} "
+            f"since {now.updated_at} ({escape(now.reason)})"
         )
     for entry in rollout.audit(settings.serving_folder)[-5:]:
         console.print(
-            f"[dim]{entry['at']}  {entry['who']}: {entry['from'] or 'nothing'} → {entry['to']} ({entry['why']})[/]"
+            f"[dim]{entry['at']}  {escape(entry['who'])}: "
+            f"{entry['from'] or 'nothing'} → {entry['to']} ({escape(entry['why'])})[/]"
         )
 
 
@@ -194,7 +220,7 @@ def monitor(
     ] = None,
     since: Annotated[datetime | None, typer.Option(help="Of the log: first moment (UTC).")] = None,
     until: Annotated[datetime | None, typer.Option(help="Of the log: first moment after (UTC).")] = None,
-    prefect: Annotated[bool, typer.Option(help="As a Prefect flow run.")] = False,
+    prefect: Annotated[bool, typer.Option("--prefect", help="As a Prefect flow run.")] = False,
 ) -> None:
     """Judge predictions against the reference. Exit status: 0 ok, 3 insufficient data, 4 drift, 5 degraded."""
     from .flows.monitoring import watch
@@ -225,7 +251,7 @@ def schedules() -> None:
     """Serve the schedules of prefect.yaml until stopped."""
     from .flows import done, engine
 
-    with engine.api(done.FOLDER / "prefect", ephemeral=False):
+    with engine.exclusive(done.FOLDER, "schedules"), engine.api(done.FOLDER / "prefect", scheduling=True):
         from .flows.scheduled import serve_all
 
         serve_all(Path("prefect.yaml"))
@@ -235,7 +261,7 @@ def _flow(name: str, body: Callable[[], R], prefect: bool) -> R:
     """Run plainly, or under Prefect where that is asked for or an API is configured."""
     from .flows import done, engine
 
-    if not prefect and "PREFECT_API_URL" not in os.environ:
+    if not prefect and not engine.has_api():
         return body()
     with engine.api(done.FOLDER / "prefect"):
         return engine.run_flow(name, body)
@@ -250,7 +276,15 @@ def _registry() -> "Registry":
 def _show_checks(checks: "list[Check]") -> None:
     for check in checks:
         mark = "[green]passed [/]" if check.passed else "[red]REFUSED[/]"
-        console.print(f"  {mark} {check.gate}: {check.reason}", soft_wrap=True)
+        console.print(f"  {mark} {check.gate}: {escape(check.reason)}", soft_wrap=True)
+
+
+def _say_uncommitted() -> None:
+    from .flows import git
+
+    if changed := git.uncommitted():
+        words = " ".join(f"'{name}'" if "*" in name else name for name in changed)
+        console.print(f"Not in git yet, and needed to find this version again: git add {words}", soft_wrap=True)
 
 
 def _next_steps(role: str) -> None:

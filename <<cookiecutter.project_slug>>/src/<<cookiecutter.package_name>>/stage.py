@@ -1,5 +1,6 @@
 """What every pipeline stage and command shares: where the project is, and how an error ends a process."""
 
+import gc
 import os
 import sys
 import traceback
@@ -36,6 +37,9 @@ def run(main: Callable[[], None]) -> NoReturn:
         fail(ProjectError(f"{name}{error.strerror or _one_line(error)}{_trace()}"))
     except Exception as error:
         fail(ProjectError(f"unexpected {type(error).__name__}: {_one_line(error)}: a fault of this program{_trace()}"))
+    finally:
+        # What is frozen is left out of the interpreter's last collections: seconds, with all that MLflow imports.
+        gc.freeze()
     sys.exit(0)
 
 
