@@ -100,7 +100,7 @@ _PLAIN: dict[str, tuple[str, Iterable[str]]] = {
         r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
         "-+.0123456789",
     ),
-    "timestamp": (r"[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].*)?", "0123456789"),
+    "timestamp": (r"[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ]+[0-9]{1,2}:[0-9]{2}:[0-9]{2}.*)?", "0123456789"),
 }
 for _kind, (_pattern, _first) in _PLAIN.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))

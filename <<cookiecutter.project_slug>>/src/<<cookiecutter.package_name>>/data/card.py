@@ -77,8 +77,8 @@ def _found(series: pl.Series, column: Column) -> str:
 
 def _balance(series: pl.Series) -> str:
     # Counted, not averaged: Polars' mean changes low bits from run to run.
-    share = int(series.sum()) / max(1, len(series) - series.null_count())
-    return f"{share:.1%} true"
+    present = len(series) - series.null_count()
+    return f"{int(series.sum()) / present:.1%} true" if present else "–"
 
 
 def _span(table: pl.DataFrame, contract: Contract) -> str:

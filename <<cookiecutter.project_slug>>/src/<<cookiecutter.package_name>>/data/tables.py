@@ -190,13 +190,12 @@ def _raw_chunks(path: Path, contract: Contract, rows: int | None) -> Iterator[pl
     for magic, (kind, remedy) in _OTHERS.items():
         if head.startswith(magic) and kind != path.suffix.lower():
             raise DataError(f"{path} is {kind.removeprefix('.')} by its content, not {path.suffix[1:]}; {remedy}")
-    read, columns = False, 0
+    empty = True
     for chunk in _READERS[path.suffix.lower()](path, contract, rows):
-        read, columns = read or not chunk.is_empty(), chunk.width
+        empty = empty and chunk.is_empty()
         yield chunk
-    if not read:
-        found = f"a header of {columns} columns but no rows" if columns else "neither columns nor rows"
-        raise DataError(f"{path} has {found}; there is nothing to read")
+    if empty:
+        raise DataError(f"{path} has no rows; there is nothing to read")
 
 
 def _parquet(path: Path, _: Contract, rows: int | None) -> Iterator[pl.DataFrame]:
@@ -227,10 +226,10 @@ def _frame(batch: Any) -> pl.DataFrame:
 
 
 def _csv(path: Path, contract: Contract, rows: int | None) -> Iterator[pl.DataFrame]:
-    _check_header(path, {column.name for column in contract.columns})
+    names = _header(path, {column.name for column in contract.columns})
     try:
         # All text: the contract, not a guess from the first rows, says what a value is.
-        lazy = pl.scan_csv(path, infer_schema=False)
+        lazy = pl.scan_csv(path, infer_schema=False, new_columns=names)
         if rows is None:
             yield _without_blank_lines(lazy.collect())
         else:
@@ -247,21 +246,25 @@ def _csv(path: Path, contract: Contract, rows: int | None) -> Iterator[pl.DataFr
 _READERS = {".parquet": _parquet, ".csv": _csv}
 
 
-def _check_header(path: Path, known: set[str]) -> None:
+def _header(path: Path, known: set[str]) -> list[str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            header = stream.readline().rstrip("\r\n")
+            names = next(csv.reader(stream), [])
+            stream.seek(0)
+            line = stream.readline().rstrip("\r\n")
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
-    best = max(_DELIMITERS, key=lambda delimiter: len(known.intersection(_cells(header, delimiter))))
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as CSV: {error} in its header") from None
+    best = max(_DELIMITERS, key=lambda delimiter: len(known.intersection(_cells(line, delimiter))))
     if best != ",":
         raise DataError(
             f"{path} is delimited by {_DELIMITERS[best]}s, not by commas; "
-            f"save it with commas (its header starts with {header[:40]!r})"
+            f"save it with commas (its header starts with {line[:40]!r})"
         )
-    names = _cells(header, ",")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path}: the column '{twice[0]}' stands twice in the header; rename or drop one")
+    return names
 
 
 def _cells(header: str, delimiter: str) -> list[str]:

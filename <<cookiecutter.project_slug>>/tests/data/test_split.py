@@ -1,0 +1,94 @@
+"""The split is by time: a model is judged on its future only."""
+
+from datetime import datetime, timedelta
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from << cookiecutter.package_name >> import strict
+from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.data.split import split
+from << cookiecutter.package_name >>.errors import ConfigError, DataError
+from << cookiecutter.package_name >>.params import SplitParams
+
+from .conftest import SHOP
+
+FIRST = datetime(2020, 1, 1)
+DAYS = SplitParams(validation_days=20, test_days=10)
+
+
+def test_the_test_is_the_last_days_and_validation_the_days_before(orders: pl.DataFrame, shop: Contract) -> None:
+    parts = split(orders, shop, DAYS, FIRST + timedelta(days=100))
+    assert {name: part.height for name, part in parts.items()} == {"train": 70, "validation": 20, "test": 10}
+    assert list(parts) == ["train", "validation", "test"]
+    assert_frame_equal(pl.concat(parts.values()), orders)
+
+
+def test_a_row_at_a_boundary_belongs_to_the_later_part(orders: pl.DataFrame, shop: Contract) -> None:
+    parts = split(orders, shop, DAYS, FIRST + timedelta(days=100))
+    assert parts["test"]["placed"].min() == FIRST + timedelta(days=90)
+    assert parts["validation"]["placed"].min() == FIRST + timedelta(days=70)
+
+
+def test_rows_of_one_moment_are_never_parted(orders: pl.DataFrame, shop: Contract) -> None:
+    tied = orders.with_columns(pl.col("placed").dt.truncate("10d"))
+    parts = split(tied, shop, DAYS, None)
+    seen = [set(part["placed"]) for part in parts.values()]
+    assert len(set.union(*seen)) == sum(map(len, seen))
+    assert sum(part.height for part in parts.values()) == 100
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 60 * 24), min_size=3, max_size=40),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.none() | st.integers(0, 70),
+)
+def test_no_row_is_lost_doubled_or_earlier_than_what_the_model_learnt_from(
+    shop: Contract, hours: list[int], validation_days: int, test_days: int, until: int | None
+) -> None:
+    end = FIRST + timedelta(days=until) if until is not None else None
+    moments = [moment for hour in hours if (moment := FIRST + timedelta(hours=hour)) < (end or datetime.max)]
+    table = pl.DataFrame({"placed": pl.Series(sorted(moments), dtype=pl.Datetime("us"))}).with_row_index()
+    if table.is_empty():
+        return
+    try:
+        parts = split(table, shop, SplitParams(validation_days=validation_days, test_days=test_days), end)
+    except DataError:
+        return
+    assert_frame_equal(pl.concat(parts.values()), table)
+    spans = [part["placed"].to_list() for part in parts.values()]
+    assert max(spans[0]) < min(spans[1])
+    assert max(spans[1]) < min(spans[2])
+    assert max(spans[2]) - min(spans[2]) < timedelta(days=test_days)
+
+
+def test_a_table_that_ends_before_until_is_split_from_its_own_end(orders: pl.DataFrame, shop: Contract) -> None:
+    late = split(orders, shop, DAYS, FIRST + timedelta(days=1000))
+    assert {name: part.height for name, part in late.items()} == {"train": 70, "validation": 20, "test": 10}
+
+
+@pytest.mark.parametrize(("validation", "test", "empty"), [(95, 10, "train"), (1, 100, "validation|train")])
+def test_an_empty_part_is_refused_with_what_to_lower(
+    orders: pl.DataFrame, shop: Contract, validation: int, test: int, empty: str
+) -> None:
+    days = SplitParams(validation_days=validation, test_days=test)
+    with pytest.raises(DataError, match=rf"the ({empty}) part is empty: the table spans 2020-01-01 .*; lower them"):
+        split(orders, shop, days, None)
+
+
+def test_a_gap_that_empties_the_validation_part_is_refused(orders: pl.DataFrame, shop: Contract) -> None:
+    gap = orders.filter(~pl.col("placed").is_between(FIRST + timedelta(days=60), FIRST + timedelta(days=95)))
+    with pytest.raises(DataError, match=r"the validation part is empty"):
+        split(gap, shop, DAYS, None)
+
+
+def test_a_contract_without_time_is_refused(orders: pl.DataFrame) -> None:
+    columns = [column for column in SHOP["columns"] if column["name"] != "placed"]
+    timeless = strict.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
+    with pytest.raises(ConfigError, match=r"the split is by time, and no column has role time"):
+        split(orders, timeless, DAYS, None)

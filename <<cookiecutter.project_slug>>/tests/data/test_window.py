@@ -1,0 +1,67 @@
+"""A span of the raw table: from its first moment on, up to its last and without it."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from << cookiecutter.package_name >> import strict
+from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.data import tables
+from << cookiecutter.package_name >>.data.window import cut, export
+from << cookiecutter.package_name >>.errors import ConfigError, DataError
+from << cookiecutter.package_name >>.params import Params
+
+from .conftest import SHOP
+
+FIRST = datetime(2020, 1, 1)
+
+
+def test_a_span_holds_its_first_moment_and_not_its_last(orders: pl.DataFrame, shop: Contract) -> None:
+    found = cut(orders, shop, FIRST + timedelta(days=10), FIRST + timedelta(days=20))
+    assert_frame_equal(found, orders[10:20])
+
+
+def test_an_open_span_reaches_to_the_end_of_the_table(orders: pl.DataFrame, shop: Contract) -> None:
+    assert cut(orders, shop, FIRST + timedelta(days=95), None).height == 5
+    assert cut(orders, shop, None, FIRST + timedelta(days=5)).height == 5
+
+
+def test_spans_that_meet_share_no_row_and_lose_none(orders: pl.DataFrame, shop: Contract) -> None:
+    middle = FIRST + timedelta(days=33)
+    assert_frame_equal(pl.concat([cut(orders, shop, None, middle), cut(orders, shop, middle, None)]), orders)
+
+
+def test_a_moment_with_a_time_zone_is_taken_in_utc(orders: pl.DataFrame, shop: Contract) -> None:
+    east = datetime(2020, 1, 2, 2, tzinfo=timezone(timedelta(hours=2)))
+    assert cut(orders, shop, east, None).height == 99
+    assert cut(orders, shop, None, datetime(2020, 1, 2, tzinfo=UTC)).height == 1
+
+
+def test_an_empty_span_is_refused_with_what_the_table_spans(orders: pl.DataFrame, shop: Contract) -> None:
+    with pytest.raises(DataError, match=r"no row lies from 2030.*; the table spans 2020-01-01 00:00:00 to 2020-04-09"):
+        cut(orders, shop, datetime(2030, 1, 1), None)
+
+
+def test_a_table_or_a_contract_without_moments_is_refused(orders: pl.DataFrame, shop: Contract) -> None:
+    columns = [column for column in SHOP["columns"] if column["name"] != "placed"]
+    timeless = strict.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
+    with pytest.raises(ConfigError, match=r"no column has role time"):
+        cut(orders, timeless, FIRST, None)
+    for other in (orders.drop("placed"), orders.with_columns(pl.lit("?").alias("placed"))):
+        with pytest.raises(DataError, match=r"no moments in 'placed'"):
+            cut(other, shop, FIRST, None)
+
+
+def test_an_export_begins_at_until_and_is_a_month_long(
+    tmp_path: Path, orders: pl.DataFrame, shop: Contract, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tables.write(orders, tmp_path / "raw.parquet")
+    data = params.data.model_copy(update={"raw": Path("raw.parquet"), "until": datetime(2020, 2, 1)})
+    params = params.model_copy(update={"data": data})
+    assert export(Path("out/month.parquet"), shop, params, None, None) == 29
+    assert_frame_equal(tables.read(Path("out/month.parquet"), shop), orders[31:60])
+    assert export(Path("out/day.parquet"), shop, params, FIRST, FIRST + timedelta(days=1)) == 1

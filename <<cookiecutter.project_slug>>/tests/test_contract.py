@@ -1,0 +1,173 @@
+"""The contract: contradictions are refused, and values travel as arrays one way only."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from << cookiecutter.package_name >> import strict
+from << cookiecutter.package_name >>.contract import (
+    FLOAT_LIMIT,
+    INTEGER_LIMIT,
+    SCORED,
+    Column,
+    Contract,
+    as_array,
+    from_rows,
+    missing,
+    moment,
+    naive,
+)
+from << cookiecutter.package_name >>.errors import ConfigError
+
+GOOD: list[dict[str, Any]] = [
+    {"name": "key", "type": "string", "role": "id"},
+    {"name": "at", "type": "datetime", "role": "time"},
+    {"name": "size", "type": "float", "range": [0, 10]},
+    {"name": "colour", "type": "string", "categories": ["red", "blue"], "unseen": 0.1},
+    {"name": "sold", "type": "boolean", "role": "target"},
+]
+
+
+def make(*columns: dict[str, Any], without: str = "") -> Contract:
+    kept = [column for column in GOOD if column["name"] not in {without, *(new["name"] for new in columns)}]
+    return strict.parse({"name": "things", "columns": [*kept, *columns]}, Contract, "contract.yaml")
+
+
+def test_the_project_s_own_contract_can_be_used(contract: Contract) -> None:
+    assert contract.task == "binary"
+    assert contract.target not in contract.inputs
+    assert len({column.name for column in contract.columns}) == len(contract.columns)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"name": "size", "type": "number"}, "columns.4.type: Input should be 'float', 'integer'"),
+        ({"name": "size", "type": "float", "role": "label"}, "columns.4.role: "),
+        ({"name": "", "type": "float"}, "columns.5.name: "),
+        ({"name": "size", "type": "float", "range": [10, 0]}, "'size': the range .10.0, 0.0. is upside down"),
+        ({"name": "size", "type": "string", "range": [0, 1]}, "'size': a range needs type float or integer"),
+        ({"name": "size", "type": "float", "range": [0, float("inf")]}, "columns.4.range.1: .*finite"),
+        ({"name": "size", "type": "float", "unseen": 0.5}, "'size': 'unseen' needs categories"),
+        ({"name": "size", "type": "float", "unseen": 1.5}, "columns.4.unseen: "),
+        ({"name": "colour", "type": "float", "categories": ["red"]}, "'colour': categories need type string"),
+        ({"name": "colour", "type": "string", "categories": ["red", "red"]}, "'colour': a category stands twice"),
+        ({"name": "colour", "type": "string", "categories": ["red", 1]}, "columns.4.categories.1: .*string .found 1"),
+        ({"name": "colour", "type": "string", "categories": ["__missing__"]}, "'__missing__' is reserved"),
+        ({"name": "at", "type": "string", "role": "time"}, "'at': role time needs type datetime"),
+        ({"name": "at", "type": "datetime", "role": "time", "nullable": True}, "'at': every row needs its time"),
+        ({"name": "key", "type": "float", "role": "id"}, "'key': role id needs type string or integer"),
+        ({"name": "key", "type": "string", "role": "id", "nullable": True}, "'key': every row needs its id"),
+        ({"name": "key2", "type": "string", "role": "id"}, "role id is given to 2 columns .key, key2.; give it to one"),
+        (
+            {"name": "size", "type": "float", "nulable": True},
+            "unknown key 'columns.4.nulable'; did you mean 'nullable'",
+        ),
+        *(({"name": name, "type": "float"}, f"'{name}': scoring adds a column of this name") for name in SCORED),
+    ],
+)
+def test_a_contradiction_is_refused_by_name(column: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(column)
+
+
+def test_a_column_that_stands_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"column 'size' stands twice"):
+        strict.parse({"name": "things", "columns": [*GOOD, GOOD[2]]}, Contract, "contract.yaml")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ([], "columns: "),
+        ([{"name": "size", "type": "float"}], "no column has role target"),
+        ([{"name": "sold", "type": "boolean", "role": "target"}], "no column has role feature"),
+    ],
+)
+def test_a_contract_without_something_to_predict_or_to_predict_from_is_refused(
+    columns: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        strict.parse({"name": "things", "columns": columns}, Contract, "contract.yaml")
+
+
+def test_a_target_that_cannot_be_trained_yet_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"the target 'sold' is float; only boolean targets"):
+        _ = make({"name": "sold", "type": "float", "role": "target"}).task
+
+
+def test_a_column_that_is_not_there_is_answered_with_the_nearest() -> None:
+    assert make()["size"].range == (0, 10)
+    with pytest.raises(ConfigError, match=r"no column 'sise'; did you mean 'size'"):
+        make()["sise"]
+
+
+def test_the_inputs_are_features_and_time_alone() -> None:
+    contract = make({"name": "note", "type": "string", "role": "ignored"})
+    assert [column.name for column in contract.inputs] == ["at", "size", "colour"]
+
+
+def test_the_fingerprint_follows_meaning_and_not_layout(tmp_path: Path) -> None:
+    texts = [
+        "name: a\ncolumns:\n- {name: x, type: float}\n- {name: y, type: boolean, role: target}",
+        "# why\ncolumns:\n  - type: float\n    name: 'x'\n    role: feature\n"
+        "  - {role: target, name: y, type: boolean}\nname: a",
+        "name: a\ncolumns:\n- {name: x, type: float, nullable: true}\n- {name: y, type: boolean, role: target}",
+    ]
+    prints = []
+    for text in texts:
+        (tmp_path / "contract.yaml").write_text(text)
+        prints.append(Contract.load(tmp_path / "contract.yaml").fingerprint())
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize(
+    ("column", "limits"),
+    [
+        (Column(name="x", type="float"), (-FLOAT_LIMIT, FLOAT_LIMIT)),
+        (Column(name="x", type="integer"), (-INTEGER_LIMIT, INTEGER_LIMIT)),
+        (Column(name="x", type="float", range=(0, 1e300)), (0, FLOAT_LIMIT)),
+        (Column(name="x", type="integer", range=(1, 5)), (1, 5)),
+    ],
+)
+def test_the_limits_of_a_column_are_its_range_within_what_a_model_can_tell_apart(
+    column: Column, limits: tuple[float, float]
+) -> None:
+    assert column.limits == limits
+
+
+@pytest.mark.parametrize("kind", ["float", "integer", "boolean", "string", "datetime"])
+def test_a_missing_value_of_every_type_is_seen_as_missing(kind: Any) -> None:
+    values = {"float": 1.5, "integer": 1, "boolean": True, "string": "a", "datetime": datetime(2013, 1, 1)}
+    array = as_array(Column(name="x", type=kind), [values[kind], None])
+    assert missing(array).tolist() == [False, True]
+    assert missing(as_array(Column(name="x", type=kind), [])).tolist() == []
+
+
+def test_an_empty_text_is_a_value() -> None:
+    assert missing(as_array(Column(name="x", type="string"), ["", None])).tolist() == [False, True]
+
+
+def test_rows_become_columns_and_an_absent_key_counts_as_missing() -> None:
+    columns = from_rows(make().inputs, [{"at": "2013-06-15T08:30:00", "size": 1, "colour": "red"}, {"colour": None}])
+    assert columns["at"].tolist() == [datetime(2013, 6, 15, 8, 30), None]
+    np.testing.assert_array_equal(columns["size"], [1.0, np.nan])
+    assert columns["colour"].tolist() == ["red", None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2013-06-15T08:30:00", "2013-06-15 08:30", "2013-06-15T08:30:00Z", "2013-06-15T04:30-04:00", "20130615T0830"],
+)
+def test_one_moment_has_one_value_however_it_is_written(text: str) -> None:
+    assert moment(text) == datetime(2013, 6, 15, 8, 30)
+    assert naive(datetime(2013, 6, 15, 8, 30, tzinfo=UTC)) == moment(text)
+
+
+@pytest.mark.parametrize("text", ["", "today", "15/06/2013", "2013-13-01", "0001-01-01T00:00+14:00"])
+def test_what_is_no_moment_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"must be an ISO 8601 date and time"):
+        moment(text)

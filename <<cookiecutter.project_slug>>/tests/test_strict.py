@@ -1,0 +1,146 @@
+"""Configuration is strict, and its errors say where, what and what was meant."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from << cookiecutter.package_name >> import strict
+from << cookiecutter.package_name >>.errors import ConfigError
+
+
+class Inner(strict.Strict):
+    depth: int = 1
+    label: str = ""
+
+
+class Outer(strict.Strict):
+    seed: int = 0
+    rate: float = 0.5
+    on: bool = True
+    name: str | None = None
+    pair: tuple[float, float] | None = None
+    folder: Path = Path()
+    inner: Inner = Inner()
+    several: tuple[Inner, ...] = ()
+    by_name: dict[str, Inner] = Field(default_factory=dict)
+
+
+def load(tmp_path: Path, text: str) -> Outer:
+    path = tmp_path / "some.yaml"
+    path.write_text(text, encoding="utf-8")
+    return strict.load(path, Outer)
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "meant"),
+    [
+        ("sead: 1", "'sead'", "'seed'"),
+        ("inner: {dept: 2}", "'inner.dept'", "'depth'"),
+        ("several: [{depth: 1}, {lable: x}]", "'several.1.lable'", "'label'"),
+        ("by_name: {first: {dpeth: 1}}", "'by_name.first.dpeth'", "'depth'"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path, text: str, where: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"some.yaml: unknown key {where}; did you mean {meant}"):
+        load(tmp_path, text)
+
+
+def test_a_key_like_no_other_is_answered_with_what_is_known(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"known: by_name, folder, inner"):
+        load(tmp_path, "zzz: 1")
+
+
+def test_a_long_list_of_known_names_is_cut() -> None:
+    assert strict.nearest("zzz", [f"name{at:02d}" for at in range(100)]).endswith("name11, …")
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"seed: .*; .*rate: "):
+        load(tmp_path, "seed: x\nrate: y")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'seed: "5"',
+        "seed: 5.0",
+        "seed: true",
+        'rate: "0.5"',
+        "rate: .inf",
+        "rate: .nan",
+        'on: "yes"',
+        "on: yes",
+        "on: 1",
+        "name: 5",
+        "pair: [1]",
+        "inner: 3",
+    ],
+)
+def test_a_value_of_another_kind_is_refused_and_shown(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"some.yaml: '?{text.partition(':')[0]}"):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("rate: 1e-5", "rate", 1e-5),
+        ("rate: 3", "rate", 3.0),
+        ("name: NO", "name", "NO"),
+        ("name: off", "name", "off"),
+        ("name: 007", "name", "007"),
+        ("name: 12:30", "name", "12:30"),
+        ("name: ~", "name", None),
+        ("name:", "name", None),
+        ("pair: [1, 2.5]", "pair", (1.0, 2.5)),
+        ("folder: a/b", "folder", Path("a/b")),
+    ],
+)
+def test_plain_values_read_as_in_yaml_1_2(tmp_path: Path, text: str, key: str, value: object) -> None:
+    assert getattr(load(tmp_path, text), key) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nrate: 0.1\nseed: 2", "some.yaml, line 3: the key 'seed' stands twice"),
+        ("inner:\n  depth: 1\n  depth: 1", "some.yaml, line 3: the key 'depth' stands twice"),
+        ("seed: 1\nname: 2013-11-01", 'line 2: write the date in quotes, "2013-11-01"'),
+        ("seed: [1", "some.yaml, line 1: "),
+        ("seed: \x00", "some.yaml is not valid YAML"),
+        ("- 1", "expected keys and values, found list"),
+        ("", "expected keys and values, found NoneType"),
+    ],
+)
+def test_what_is_not_one_mapping_of_single_keys_is_refused_with_its_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    class Needy(strict.Strict):
+        inner: Inner
+        size: int
+
+    with pytest.raises(ConfigError, match=r"x.yaml: 'size' is missing"):
+        strict.parse({"inner": {}}, Needy, "x.yaml")
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.yaml does not exist; run this from the project's folder"):
+        strict.load(tmp_path / "nowhere.yaml", Outer)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "some.yaml").write_bytes(b"name: \xe9")
+    with pytest.raises(ConfigError, match=r"cannot be read"):
+        strict.load(tmp_path / "some.yaml", Outer)
+
+
+def test_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match=r"frozen"):
+        Outer().seed = 3  # type: ignore[misc]
