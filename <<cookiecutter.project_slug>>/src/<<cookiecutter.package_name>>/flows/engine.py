@@ -132,8 +132,9 @@ def api(home: Path, meanwhile: Callable[[], object] = lambda: None, scheduling: 
             meanwhile()
             await_answer(process, f"{url}/health", "Prefect", home / SERVER_LOG)
             yield _crash_abandoned(scheduling)
-            _send_logs()
         finally:
+            # After a failure too: Prefect would wait for them when the process ends, with no server to take them.
+            _send_logs()
             for name in own:
                 os.environ.pop(name, None)
 
