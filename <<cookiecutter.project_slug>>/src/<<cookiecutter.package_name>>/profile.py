@@ -113,13 +113,16 @@ def merge(profiles: Iterable[Profile]) -> Profile:
     Raises:
         ConfigError: the profiles were counted in different bins, or there is none.
     """
-    first, *rest = profiles
+    parts = list(profiles)
+    if not parts:
+        raise ConfigError("there is nothing to merge: no profile was given")
+    first, *rest = parts
     merged: Mapping[str, Counts] = first.columns
     for other in rest:
         if merged.keys() != other.columns.keys():
             raise ConfigError("profiles of different columns cannot be merged; count them against one reference")
         merged = {name: _add(name, counts, other.columns[name]) for name, counts in merged.items()}
-    return Profile(rows=sum(profile.rows for profile in (first, *rest)), columns=dict(merged))
+    return Profile(rows=sum(profile.rows for profile in parts), columns=dict(merged))
 
 
 def _add(name: str, a: Counts, b: Counts) -> Counts:

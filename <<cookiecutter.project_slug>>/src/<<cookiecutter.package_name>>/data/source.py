@@ -39,11 +39,14 @@ def flights(flown: pl.DataFrame, weather: pl.DataFrame, planes: pl.DataFrame) ->
     """One row per scheduled flight × contract columns; `late` is null for the cancelled and the diverted."""
     departure = _clock("sched_dep_time")
     return (
-        flown.join(weather.select("origin", "time_hour", *_WEATHER), on=["origin", "time_hour"], how="left")
+        flown.join(
+            weather.select("origin", "time_hour", *_WEATHER), on=["origin", "time_hour"], how="left", validate="m:1"
+        )
         .join(
             planes.select("tailnum", pl.col("year").alias("plane_year"), pl.col("seats").alias("plane_seats")),
             on="tailnum",
             how="left",
+            validate="m:1",
         )
         .select(
             pl.format(
