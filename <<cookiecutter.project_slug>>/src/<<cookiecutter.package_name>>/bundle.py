@@ -153,11 +153,11 @@ class Bundle:
         Raises:
             IntegrityError: the model answered with something that is no probability.
         """
-        probabilities = self.run(self._featurizer.encode(columns))
-        if not np.isfinite(probabilities).all():
-            raise IntegrityError(f"bundle {self.path}: the model returned a value that is no probability")
-        positive = probabilities[:, -1] >= self.manifest.threshold
-        return Predictions(self._classes[positive.astype(np.intp)], probabilities)
+        return self.decide(self.run(self.encode(columns)))
+
+    def encode(self, columns: Columns) -> Inputs:
+        """What the model sees of n_rows of the contract's input columns."""
+        return self._featurizer.encode(columns)
 
     def run(self, inputs: Inputs) -> np.ndarray:
         """What the ONNX session answers to encoded inputs: probabilities, float32 [n_rows, n_classes]."""
@@ -169,6 +169,13 @@ class Bundle:
             inputs = Inputs(inputs.num[repeat], inputs.cat[repeat])
         probabilities: np.ndarray = self._session.run(None, {name: getattr(inputs, name) for name in self._feeds})[0]
         return probabilities[:n_rows]
+
+    def decide(self, probabilities: np.ndarray) -> Predictions:
+        """The answers that probabilities [n_rows, n_classes] stand for; raises as `predict` does."""
+        if not np.isfinite(probabilities).all():
+            raise IntegrityError(f"bundle {self.path}: the model returned a value that is no probability")
+        positive = probabilities[:, -1] >= self.manifest.threshold
+        return Predictions(self._classes[positive.astype(np.intp)], probabilities)
 
 
 def verify(path: Path, digest: str | None = None) -> Manifest:

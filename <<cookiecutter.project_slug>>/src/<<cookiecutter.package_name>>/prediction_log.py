@@ -251,8 +251,10 @@ class Reader:
         model_version: str | None = None,
         variant: str | None = None,
     ) -> Iterator[Logged]:
-        """Predictions with since ≤ time < until, in the order of each file, joined with their labels."""
-        outcomes = self.labels()
+        """Predictions with since ≤ time < until, in the order of each file, joined with their labels.
+
+        A label may stand in another file than its prediction; they are looked up in step, so that memory stays flat.
+        """
         query = sa.select(predictions).where(predictions.c.at_us >= since_us).order_by(predictions.c.id)
         if until_us is not None:
             query = query.where(predictions.c.at_us < until_us)
@@ -260,9 +262,10 @@ class Reader:
             query = query.where(predictions.c.model_version == model_version)
         if variant is not None:
             query = query.where(predictions.c.variant == variant)
-        for row in self._rows(query):
-            prediction = Prediction._make(row)
-            yield Logged(prediction, outcomes.get(prediction.id))
+        found = map(Prediction._make, self._rows(query))
+        while some := list(itertools.islice(found, MAX_VARIABLES)):
+            outcomes = self.labels([prediction.id for prediction in some])
+            yield from (Logged(prediction, outcomes.get(prediction.id)) for prediction in some)
 
     def labels(self, ids: Sequence[str] | None = None) -> dict[str, str]:
         """Prediction id → label (a JSON text); of all, or of the ids given."""

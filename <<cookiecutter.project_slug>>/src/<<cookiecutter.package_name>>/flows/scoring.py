@@ -4,18 +4,20 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
 from .. import prediction_log
-from ..bundle import Bundle
+from ..bundle import Bundle, Predictions
 from ..contract import Column, Contract
 from ..data import tables
 from ..errors import DataError, ProjectError
+from ..features import Inputs
 from ..files import replacing
 from ..params import ScoreParams
 from ..prediction_log import Job, Writer
@@ -85,14 +87,12 @@ def score(
     return Scored(job.id, rows, seconds, version, {rule: count for rule, count in broken.most_common() if count})
 
 
-def answer(chunk: pl.DataFrame, opened: Bundle, version: str) -> pl.DataFrame:
-    """A piece of the table with its predictions beside it."""
-    predictions = opened.predict(tables.to_columns(chunk, opened.contract.inputs))
-    return chunk.with_columns(
-        pl.Series(PREDICTION, predictions.values),
-        pl.Series(SCORE, predictions.scores),
-        pl.lit(version).alias(VERSION),
-    )
+class Piece(NamedTuple):
+    """Some rows on their way: as read, as the model sees them, and by rule of the contract how many break it."""
+
+    frame: pl.DataFrame
+    inputs: Inputs
+    broken: dict[str, int]
 
 
 def counts(contract: Contract) -> dict[str, pl.Expr]:
@@ -130,26 +130,47 @@ def _write(
     source: Path, output: Path, opened: Bundle, version: str, chunk_rows: int, advance: Callable[[int], object]
 ) -> Counter[str]:
     """Score all rows; returns their number under `_ROWS`, and by rule of the contract how many broke it."""
-    rules = counts(opened.contract)
     found: Counter[str] = Counter()
     with replacing(output) as part, ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
         writer: pq.ParquetWriter | None = None
-        pending = writing.submit(int)
+        pending: Future[object] = writing.submit(int)
+
+        def write(frame: pl.DataFrame, probabilities: np.ndarray) -> None:
+            nonlocal writer
+            table = answered(frame, opened.decide(probabilities), version).to_arrow()
+            writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
+            writer.write_table(table)
+
         try:
-            # The model runs without the interpreter's lock: reading and writing cost little beside it.
-            for chunk in _ahead(_checked(source, opened.contract, chunk_rows), reading):
-                table = answer(chunk, opened, version).to_arrow()
+            # This thread only runs the model, which needs no interpreter lock; all else happens beside it.
+            for piece in _ahead(_pieces(source, opened, chunk_rows), reading):
+                probabilities = opened.run(piece.inputs)
                 pending.result()
-                writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
-                pending = writing.submit(writer.write_table, table)
-                found.update({_ROWS: chunk.height, **chunk.select(**rules).to_dicts()[0]})
-                advance(chunk.height)
+                pending = writing.submit(write, piece.frame, probabilities)
+                found.update({_ROWS: piece.frame.height, **piece.broken})
+                advance(piece.frame.height)
             pending.result()
         finally:
             wait([pending])
             if writer is not None:
                 writer.close()
     return found
+
+
+def answered(frame: pl.DataFrame, predictions: Predictions, version: str) -> pl.DataFrame:
+    """Rows with their predictions beside them."""
+    return frame.with_columns(
+        pl.Series(PREDICTION, predictions.values),
+        pl.Series(SCORE, predictions.scores),
+        pl.lit(version).alias(VERSION),
+    )
+
+
+def _pieces(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[Piece]:
+    rules = counts(opened.contract)
+    for frame in _checked(source, opened.contract, chunk_rows):
+        inputs = opened.encode(tables.to_columns(frame, opened.contract.inputs))
+        yield Piece(frame, inputs, frame.select(**rules).to_dicts()[0])
 
 
 def _checked(source: Path, contract: Contract, chunk_rows: int) -> Iterator[pl.DataFrame]:
