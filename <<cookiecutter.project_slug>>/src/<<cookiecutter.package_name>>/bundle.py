@@ -222,4 +222,5 @@ def _functions(manifest: Manifest, path: Path) -> list[Any]:
                 f"bundle {path}: was trained with another definition of '{name}'; "
                 "restore it in derived.py and give the new definition a new name"
             )
-    return [known[name] for name in manifest.derived]
+    # The order of the model's inputs: that of a JSON object's keys says nothing.
+    return [known[name] for name in manifest.numeric if name in manifest.derived]
