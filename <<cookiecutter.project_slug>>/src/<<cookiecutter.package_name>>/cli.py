@@ -21,6 +21,7 @@ from .settings import QUIET, Settings
 if TYPE_CHECKING:
     from .model.gate import Check
     from .model.registry import Registry
+    from .monitoring.run import Monitored
 
 R = TypeVar("R")
 
@@ -227,10 +228,7 @@ def monitor(
     from .monitoring.result import EXIT_STATUS
 
     settings, params = Settings.read(), Params.load(stage.PARAMS)
-    found = _flow("monitoring", lambda: watch(settings, params, source, since, until), prefect)
-    for alert in found.alerts:
-        console.print(f"[bold]{alert.severity}[/]: {alert.what}: {escape(alert.evidence)}")
-    console.print(f"[bold]{found.result.verdict}[/]: {found.result.volume.rows:,} rows; report: {found.html}")
+    found = _flow("monitoring", lambda: watch(settings, params, source, since, until, _show_window), prefect)
     raise typer.Exit(EXIT_STATUS[found.result.verdict])
 
 
@@ -271,6 +269,12 @@ def _registry() -> "Registry":
     from .model.registry import Registry
 
     return Registry.open(Settings.read(), Contract.load(stage.CONTRACT).name)
+
+
+def _show_window(found: "Monitored") -> None:
+    for alert in found.alerts:
+        console.print(f"[bold]{alert.severity}[/]: {alert.what}: {escape(alert.evidence)}")
+    console.print(f"[bold]{found.result.verdict}[/]: {found.result.volume.rows:,} rows; report: {found.html}")
 
 
 def _show_checks(checks: "list[Check]") -> None:

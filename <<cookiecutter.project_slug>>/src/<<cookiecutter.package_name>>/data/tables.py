@@ -179,7 +179,7 @@ def _raw_chunks(path: Path, contract: Contract, rows: int | None) -> Iterator[pl
     if path.is_dir():
         raise DataError(f"{path} is a folder; give one .parquet or .csv file")
     if not path.exists():
-        beside = [other.name for other in path.parent.glob("*") if other.is_file()]
+        beside = [other.name for other in path.parent.glob("*") if other.is_file() and not other.name.startswith(".")]
         raise DataError(f"{path} does not exist; in that folder: {nearest(path.name, beside) if beside else 'no file'}")
     if path.suffix.lower() not in _READERS:
         raise DataError(f"{path}: a table's name ends in .parquet or .csv, not in '{path.suffix}'")

@@ -1,6 +1,6 @@
 """The monitoring flow: a window of the log or a scored file against the champion's reference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,9 +17,17 @@ FOLDER = stage.REPORTS / "monitoring"
 
 
 def watch(
-    settings: Settings, params: Params, source: Path | None, since: datetime | None, until: datetime | None
+    settings: Settings,
+    params: Params,
+    source: Path | None,
+    since: datetime | None,
+    until: datetime | None,
+    tell: Callable[[Monitored], object] = id,
 ) -> Monitored:
     """Judge a scored file, or the champion's predictions logged with since ≤ time < until; report, and raise alerts.
+
+    Args:
+        tell: called with what was found before alerts are delivered, which may fail.
 
     Raises:
         DataError: the file cannot be read.
@@ -32,6 +40,7 @@ def watch(
     else:
         rows = window.from_log(Reader(settings.prediction_log), opened, slices, _us(since) or 0, _us(until), version)
     found = engine.task("monitor", monitor, rows, opened, params, FOLDER)
+    tell(found)
     if settings.alert_webhook:
         engine.task("alert", alerts.deliver, settings.alert_webhook, found.alerts)
     return found
