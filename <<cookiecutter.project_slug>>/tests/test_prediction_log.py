@@ -1,0 +1,383 @@
+"""The prediction log loses nothing that it acknowledged, whoever is killed, and says so when it cannot write."""
+
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from << cookiecutter.package_name >>.errors import ConfigError, ProjectError
+from << cookiecutter.package_name >>.prediction_log import (
+    MAX_VARIABLES,
+    SCHEMA_VERSION,
+    Job,
+    Outcome,
+    Prediction,
+    Reader,
+    Writer,
+    dumps,
+    moment,
+    new_id,
+    now_us,
+)
+
+
+def made(row_id: str = "", at_us: int = 0, **changed: Any) -> Prediction:
+    values: dict[str, Any] = {
+        "entity": None,
+        "variant": "champion",
+        "model_version": "1",
+        "inputs": dumps({"x": 1.5, "name": "ä"}),
+        "output": dumps({"prediction": True}),
+        "score": 0.25,
+        "latency_us": 900,
+        "degraded": False,
+    }
+    return Prediction(id=row_id or new_id(), at_us=at_us or now_us(), **{**values, **changed})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def writer(folder: Path) -> Iterator[Writer]:
+    with Writer(str(folder), "serving") as opened:
+        yield opened
+
+
+def logged_ids(folder: Path) -> set[str]:
+    return {row.prediction.id for row in Reader(str(folder)).predictions()}
+
+
+def test_what_was_written_is_read_back_as_it_was(folder: Path, writer: Writer) -> None:
+    row = made(entity="flight 7", score=0.1 + 0.2, degraded=True)
+    writer.append([row]).result(10)
+    (found,) = Reader(str(folder)).predictions()
+    assert (found.prediction, found.label) == (row, None)
+    assert json.loads(found.prediction.inputs) == {"x": 1.5, "name": "ä"}
+
+
+def test_rows_are_there_for_readers_as_soon_as_they_are_acknowledged(folder: Path, writer: Writer) -> None:
+    for _ in range(20):
+        row = made()
+        writer.append([row]).result(10)
+        assert row.id in logged_ids(folder)
+
+
+def test_every_thread_gets_its_own_acknowledgement(folder: Path, writer: Writer) -> None:
+    rows = [[made() for _ in range(3)] for _ in range(200)]
+    done: list[Any] = [None] * len(rows)
+
+    def append(first: int) -> None:
+        for at in range(first, len(rows), 4):
+            done[at] = writer.append(rows[at])
+
+    threads = [threading.Thread(target=append, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(future.result(10) is None for future in done)
+    assert logged_ids(folder) == {row.id for group in rows for row in group}
+
+
+def test_nothing_to_append_is_acknowledged_at_once(writer: Writer) -> None:
+    assert writer.append([]).result(0) is None
+
+
+def test_closing_commits_what_is_queued_and_later_rows_are_refused(folder: Path) -> None:
+    opened = Writer(str(folder), "serving")
+    futures = [opened.append([made()]) for _ in range(500)]
+    opened.close()
+    assert all(future.done() and future.exception() is None for future in futures)
+    assert len(logged_ids(folder)) == 500
+    with pytest.raises(ProjectError, match="the prediction log is closed"):
+        opened.append([made()]).result(0)
+    opened.close()
+
+
+def test_a_row_appended_while_closing_is_either_committed_or_refused(folder: Path) -> None:
+    for _ in range(20):
+        opened = Writer(str(folder), "serving")
+        futures: list[Any] = []
+        rows = [made() for _ in range(200)]
+        thread = threading.Thread(target=lambda o=opened, r=rows, f=futures: f.extend(o.append([row]) for row in r))
+        thread.start()
+        opened.close()
+        thread.join()
+        assert not wait(futures, timeout=5).not_done
+        acknowledged = {row.id for row, future in zip(rows, futures, strict=True) if future.exception() is None}
+        assert acknowledged == logged_ids(folder) & {row.id for row in rows}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"score": float("nan")},
+        {"score": None},
+        {"inputs": None},
+        {"latency_us": 2**70},
+        {"entity": object()},
+    ],
+)
+def test_one_bad_row_does_not_take_down_its_neighbours(folder: Path, writer: Writer, bad: dict[str, Any]) -> None:
+    good = [made() for _ in range(100)]
+    futures = [writer.append([row]) for row in good[:50]]
+    refused = writer.append([made(**bad)])
+    futures += [writer.append([row]) for row in good[50:]]
+    assert refused.exception(10) is not None
+    assert [future.exception(10) for future in futures] == [None] * 100
+    assert logged_ids(folder) == {row.id for row in good}
+
+
+def test_an_id_is_logged_once(folder: Path, writer: Writer) -> None:
+    row = made()
+    writer.append([row]).result(10)
+    assert writer.append([row._replace(score=0.9)]).exception(10) is not None
+    (found,) = Reader(str(folder)).predictions()
+    assert found.prediction == row
+
+
+def test_the_rows_of_one_call_are_committed_together_or_not_at_all(folder: Path, writer: Writer) -> None:
+    assert writer.append([made(), made(score=float("nan"))]).exception(10) is not None
+    assert logged_ids(folder) == set()
+
+
+KILLED = """
+import sys
+from << cookiecutter.package_name >>.prediction_log import Prediction, Writer, new_id, now_us
+writer = Writer(sys.argv[1], "serving")
+while True:
+    rows = [Prediction(new_id(), now_us(), None, "champion", "1", "{}", "{}", 0.5, 1, False) for _ in range(8)]
+    pending = [writer.append([row]) for row in rows]
+    for row, future in zip(rows, pending):
+        future.result()
+        print(row.id, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [0.1, 0.3, 0.5])
+def test_kill_9_loses_no_acknowledged_row(folder: Path, after: float) -> None:
+    with subprocess.Popen([sys.executable, "-c", KILLED, folder], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        threading.Timer(after, process.kill).start()
+        told = [first, *process.stdout]
+    assert process.returncode == -signal.SIGKILL
+    acknowledged = {line.strip() for line in told if line.endswith("\n")}
+    assert len(acknowledged) > 1
+    assert acknowledged <= logged_ids(folder)
+    # The next process takes the same file over, the operating system having freed the claim.
+    with Writer(str(folder), "serving") as next_one:
+        next_one.append([made()]).result(10)
+    assert [path.name for path in folder.glob("*.db")] == ["serving-0.db"]
+    assert acknowledged <= logged_ids(folder)
+
+
+def test_a_copy_of_the_folder_of_a_killed_writer_is_whole(folder: Path, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", KILLED, folder], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = [process.stdout.readline() for _ in range(200)]
+        process.kill()
+    shutil.copytree(folder, tmp_path / "copy")
+    assert {line.strip() for line in told} <= logged_ids(tmp_path / "copy")
+
+
+def test_two_processes_write_two_files_that_are_read_as_one_log(folder: Path, writer: Writer) -> None:
+    with subprocess.Popen([sys.executable, "-c", KILLED, folder], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        other = process.stdout.readline().strip()
+        mine = made()
+        writer.append([mine]).result(10)
+        process.kill()
+    assert sorted(path.name for path in folder.glob("*.db")) == ["serving-0.db", "serving-1.db"]
+    assert {mine.id, other} <= logged_ids(folder)
+
+
+def test_another_role_in_one_process_gets_a_file_of_its_own(folder: Path, writer: Writer) -> None:
+    with Writer(str(folder), "batch") as batch, Writer(str(folder), "serving") as second:
+        batch.append([made()]).result(10)
+        second.append([made()]).result(10)
+    assert sorted(path.name for path in folder.glob("*.db")) == ["batch-0.db", "serving-0.db", "serving-1.db"]
+    assert len(logged_ids(folder)) == 2
+
+
+def test_a_label_joins_its_prediction_from_another_file(folder: Path, writer: Writer) -> None:
+    rows = [made() for _ in range(3)]
+    writer.append(rows).result(10)
+    with Writer(str(folder), "serving") as other:
+        other.append([Outcome(rows[1].id, now_us(), "true"), Outcome("unknown", now_us(), "false")]).result(10)
+    reader = Reader(str(folder))
+    assert {row.prediction.id: row.label for row in reader.predictions()} == {
+        rows[0].id: None,
+        rows[1].id: "true",
+        rows[2].id: None,
+    }
+    assert reader.labels() == {rows[1].id: "true", "unknown": "false"}
+    assert reader.labels([rows[0].id, rows[1].id]) == {rows[1].id: "true"}
+    assert reader.known([rows[0].id, "unknown"]) == {rows[0].id}
+
+
+def test_a_window_begins_with_its_first_moment_and_ends_before_its_last(folder: Path, writer: Writer) -> None:
+    writer.append([made(at_us=at) for at in (10, 20, 30)]).result(10)
+    found = [row.prediction.at_us for row in Reader(str(folder)).predictions(since_us=10, until_us=30)]
+    assert sorted(found) == [10, 20]
+
+
+def test_rows_are_chosen_by_version_and_variant(folder: Path, writer: Writer) -> None:
+    writer.append([made(model_version=version, variant=variant) for version in "12" for variant in ("a", "b")]).result(
+        10
+    )
+    reader = Reader(str(folder))
+    assert len(list(reader.predictions(model_version="2"))) == 2
+    assert [row.prediction.variant for row in reader.predictions(model_version="2", variant="b")] == ["b"]
+
+
+def test_more_ids_than_one_query_may_hold_are_looked_up(folder: Path, writer: Writer) -> None:
+    rows = [made(at_us=1) for _ in range(4 * MAX_VARIABLES)]
+    writer.append(rows).result(60)
+    ids = [row.id for row in rows]
+    reader = Reader(str(folder))
+    assert reader.known(ids) == set(ids)
+    assert reader.labels(ids) == {}
+
+
+def test_jobs_are_listed_oldest_first(folder: Path) -> None:
+    jobs = [Job(new_id(), at, "1", "in.csv", "out.parquet", 10**10, 1.5) for at in (30, 10, 20)]
+    with Writer(str(folder), "batch") as batch:
+        batch.append(jobs[:2]).result(10)
+    with Writer(str(folder), "other") as other:
+        other.append(jobs[2:]).result(10)
+    assert Reader(str(folder)).jobs() == sorted(jobs, key=lambda job: job.at_us)
+
+
+def test_a_log_that_does_not_exist_yet_is_empty_and_reading_makes_none(tmp_path: Path) -> None:
+    for target in (str(tmp_path / "nowhere"), f"sqlite:///{tmp_path}/absent.db"):
+        reader = Reader(target)
+        assert (list(reader.predictions()), reader.labels(), reader.jobs()) == ([], {}, [])
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_database_url_is_one_shared_log(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db"
+    with Writer(url, "serving") as first, Writer(url, "serving") as second:
+        first.append([made()]).result(10)
+        second.append([made()]).result(10)
+    assert len(list(Reader(url).predictions())) == 2
+
+
+def test_processes_that_start_at_once_on_one_empty_database_all_succeed(tmp_path: Path) -> None:
+    script = "import sys\nfrom << cookiecutter.package_name >>.prediction_log import Writer\nWriter(sys.argv[1], 'x').close()\n"
+    url = f"sqlite:///{tmp_path}/shared.db"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, url], stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 3
+    with sqlite3.connect(tmp_path / "shared.db") as connection:
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(SCHEMA_VERSION,)]
+
+
+@pytest.mark.parametrize("name", ["with space", "per%20cent", "que?stion", "ha#sh", "größe", "a&b=c", "+plus"])
+def test_the_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    with Writer(str(folder), "serving") as opened:
+        opened.append([made()]).result(10)
+    assert (folder / "serving-0.db").is_file()
+    assert len(logged_ids(folder)) == 1
+
+
+# What cannot be used is refused by name.
+
+
+def newer(folder: Path) -> None:
+    with Writer(str(folder), "serving") as opened:
+        opened.append([made()]).result(10)
+    with sqlite3.connect(folder / "serving-0.db") as connection:
+        connection.execute("UPDATE schema_version SET version = ?", (SCHEMA_VERSION + 1,))
+    connection.close()
+
+
+def test_a_log_of_a_newer_version_is_neither_written_nor_read(folder: Path) -> None:
+    newer(folder)
+    before = (folder / "serving-0.db").read_bytes()
+    message = rf"serving-0.db.* has schema version {SCHEMA_VERSION + 1}, this package knows {SCHEMA_VERSION}; update"
+    with pytest.raises(ConfigError, match=message):
+        Writer(str(folder), "serving")
+    with pytest.raises(ConfigError, match=message):
+        list(Reader(str(folder)).predictions())
+    assert (folder / "serving-0.db").read_bytes() == before
+    # The refusal holds no claim: the file is free for a process that knows it.
+    with sqlite3.connect(folder / "serving-0.db") as connection:
+        connection.execute("UPDATE schema_version SET version = ?", (SCHEMA_VERSION,))
+    connection.close()
+    with Writer(str(folder), "serving"):
+        assert [path.name for path in folder.glob("*.db")] == ["serving-0.db"]
+
+
+def test_a_file_that_is_no_database_is_refused_by_name(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "serving-0.db").write_bytes(b"no database at all" * 100)
+    for use in (lambda: Writer(str(folder), "serving"), lambda: list(Reader(str(folder)).predictions())):
+        with pytest.raises(ConfigError, match=r"serving-0.db.* cannot be used: file is not a database"):
+            use()
+
+
+def test_a_database_that_is_damaged_inside_is_refused_while_reading(folder: Path) -> None:
+    with Writer(str(folder), "serving") as opened:
+        opened.append([made() for _ in range(2000)]).result(10)
+    path = folder / "serving-0.db"
+    content = bytearray(path.read_bytes())
+    content[20_000 : len(content) - 4096] = b"\xff" * (len(content) - 24_096)
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"serving-0.db.* cannot be used: database disk image is malformed"):
+        list(Reader(str(folder)).predictions())
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ConfigError, match=r"ML_PREDICTION_LOG: the folder '.*file/log' cannot be made: Not a directory"
+    ):
+        Writer(str(tmp_path / "file" / "log"), "serving")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_its_setting(folder: Path) -> None:
+    (folder / ".serving-0.lock").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"ML_PREDICTION_LOG: '.*serving-0.lock' cannot be locked"):
+        Writer(str(folder), "serving")
+
+
+def test_a_write_that_fails_is_told_to_its_caller_and_the_writer_goes_on(folder: Path, writer: Writer) -> None:
+    writer.append([made()]).result(10)
+    with sqlite3.connect(folder / "serving-0.db", isolation_level=None) as connection:
+        connection.execute("ALTER TABLE predictions RENAME TO aside")
+        assert writer.append([made()]).exception(10) is not None
+        connection.execute("ALTER TABLE aside RENAME TO predictions")
+    connection.close()
+    writer.append([made()]).result(10)
+    assert len(logged_ids(folder)) == 2
+
+
+def test_ids_sort_by_time_and_never_meet() -> None:
+    early = new_id()
+    time.sleep(0.002)
+    ids = [new_id() for _ in range(5000)]
+    assert len(set(ids)) == 5000
+    assert all(len(one) == 32 and early < one for one in ids)
+
+
+def test_log_times_are_in_utc() -> None:
+    assert moment(0) == datetime(1970, 1, 1, tzinfo=UTC)
+    assert abs((moment(now_us()) - datetime.now(UTC)).total_seconds()) < 5
