@@ -12,8 +12,13 @@ START = datetime(2013, 1, 1, 5, 0)
 DAYS = 120
 
 
+def signals(contract: Contract) -> list[Column]:
+    """The features that the target of `make` follows: those among the first columns."""
+    return [column for column in contract.columns[:7] if column.role == "feature"]
+
+
 def make(contract: Contract, rows: int, seed: int = 0) -> pl.DataFrame:
-    """A table of `rows` rows over `DAYS` days; the target follows the first inputs, with noise."""
+    """A table of `rows` rows over `DAYS` days; the target follows the first features, with noise."""
     rng = np.random.default_rng(seed)
     signal = np.zeros(rows)
     columns: dict[str, pl.Series] = {}
@@ -22,7 +27,7 @@ def make(contract: Contract, rows: int, seed: int = 0) -> pl.DataFrame:
             continue
         codes = rng.random(rows)
         columns[column.name] = _values(column, codes, rng)
-        if column.role == "feature" and len(columns) < 8:
+        if column in signals(contract):
             signal += codes - 0.5
     likely = 1 / (1 + np.exp(-6 * signal + 1.0))
     columns[contract.target.name] = pl.Series(rng.random(rows) < likely)

@@ -22,7 +22,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 from .. import bundle
 from ..contract import Contract
 from ..errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
-from ..files import sha256_file, write_json
+from ..files import replacing, sha256_file, write_json
 from ..process import is_alive, user
 from ..settings import Settings
 from . import pyfunc
@@ -32,6 +32,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST, GATES, REFUSED, OVERRIDE = "bundle_sha256", "gates", "refused", "override"
 LOCK_SECONDS = 60
 CONNECTION_RETRIES = 3
+_SQLITE = "sqlite:///"
 REQUIREMENTS = ("numpy", "onnxruntime", "pandas", "pydantic", "pydantic-settings", "pyyaml")
 
 _SCRIPT = """import mlflow
@@ -88,12 +89,14 @@ class Registry:
         mlflow.set_tracking_uri(uri)
         try:
             with _lock("mlflow-store", settings):
+                if uri.startswith(_SQLITE):
+                    _make(Path(uri.removeprefix(_SQLITE)))
                 client = MlflowClient(uri, uri)
-                if uri.startswith("sqlite:///") and "://" not in settings.artifact_root:
+                if uri.startswith(_SQLITE) and "://" not in settings.artifact_root:
                     _mend_moved_paths(uri, Path(settings.artifact_root).absolute())
                 if client.get_experiment_by_name(name) is None:
                     client.create_experiment(
-                        name, artifact_location=settings.artifact_root if uri.startswith("sqlite:") else None
+                        name, artifact_location=settings.artifact_root if uri.startswith(_SQLITE) else None
                     )
                 try:
                     client.get_registered_model(name)
@@ -324,12 +327,29 @@ def _lock(name: str, settings: Settings) -> filelock.BaseFileLock:
     return filelock.FileLock(folder / f".{name}.lock", timeout=LOCK_SECONDS)
 
 
+def _make(database: Path) -> None:
+    """A new store is built beside its place: a process killed amid MLflow's migrations would leave one of no use."""
+    if database.exists():
+        return
+
+    def hasten(connection: Any, _: Any) -> None:
+        # Until it is in place, there is nothing to lose to a power cut.
+        connection.execute("PRAGMA synchronous=OFF")
+
+    with replacing(database) as part:
+        sa.event.listen(sa.Engine, "connect", hasten)
+        try:
+            MlflowClient(f"{_SQLITE}{part}").search_experiments(max_results=1)
+        finally:
+            sa.event.remove(sa.Engine, "connect", hasten)
+
+
 def _mend_moved_paths(uri: str, artifact_root: Path) -> None:
     """MLflow stores absolute paths; where the project folder moved, put the new ones in their place.
 
-    In a store that lies outside the project, and may be another one's too, only what is gone from its old place.
+    In a store outside the project, which others may share, only what is gone from its old place is touched.
     """
-    own = not Path(uri.removeprefix("sqlite:///")).is_absolute()
+    own = Path(uri.removeprefix(_SQLITE)).resolve().is_relative_to(Path.cwd())
     engine = sa.create_engine(uri)
     try:
         with engine.begin() as connection:

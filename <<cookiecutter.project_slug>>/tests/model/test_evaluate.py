@@ -1,0 +1,103 @@
+"""Evaluation judges the model beside its baselines, by slice, and trusts only the files that training wrote."""
+
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import polars as pl
+import pytest
+
+from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.data import tables
+from << cookiecutter.package_name >>.errors import ConfigError, IntegrityError
+from << cookiecutter.package_name >>.files import sha256_file
+from << cookiecutter.package_name >>.model import evaluate, train
+from << cookiecutter.package_name >>.params import Params
+
+from .. import rows
+
+
+@pytest.fixture(scope="module")
+def fitted(table: pl.DataFrame, contract: Contract, params: Params) -> train.Fitted:
+    return train.train(table.head(1500), contract, params)
+
+
+@pytest.fixture(scope="module")
+def found(fitted: train.Fitted, table: pl.DataFrame, contract: Contract, params: Params) -> dict[str, Any]:
+    parts = {"validation": table[1500:2200], "test": table[2200:]}
+    return evaluate.evaluate({"model": fitted.model, "linear": fitted.baseline}, parts, contract, params, fitted.prior)
+
+
+def test_the_model_stands_beside_both_baselines_on_the_same_rows(found: dict[str, Any]) -> None:
+    metrics = found["metrics"]
+    assert set(metrics) == {"validation", "test", "linear", "trivial"}
+    assert metrics["trivial"]["roc_auc"] == 0.5
+    assert metrics["test"]["prevalence"] == metrics["linear"]["prevalence"] == metrics["trivial"]["prevalence"]
+
+
+def test_the_threshold_is_the_cheapest_on_the_validation_rows(
+    found: dict[str, Any], fitted: train.Fitted, table: pl.DataFrame, contract: Contract, params: Params
+) -> None:
+    part, costs = table[1500:2200], params.evaluate.costs
+    scores = evaluate.score(fitted.model, tables.to_columns(part, contract.inputs), contract)
+    labels = part[contract.target.name].to_numpy()
+
+    def cost(threshold: float) -> float:
+        positive = scores >= threshold
+        return float(
+            costs.false_positive * (positive & ~labels).sum() + costs.false_negative * (~positive & labels).sum()
+        )
+
+    assert cost(found["threshold"]) <= min(cost(threshold) for threshold in np.linspace(0, 1, 101))
+
+
+def test_slices_cover_all_rows_and_say_which_are_too_small(
+    found: dict[str, Any], table: pl.DataFrame, params: Params
+) -> None:
+    slices = found["slices"]
+    for column in params.evaluate.slices:
+        counts = [part["rows"] for part in slices if part["column"] == column]
+        assert sum(counts) == table[2200:].height
+        assert counts == sorted(counts, reverse=True)
+    assert all(part["enough"] == (part["rows"] >= params.evaluate.min_slice_rows) for part in slices)
+
+
+def test_missing_values_are_a_slice_of_their_own(params: Params) -> None:
+    places = pl.DataFrame({"place": ["a", None, "a", None]})
+    judged = params.evaluate.model_copy(update={"slices": ("place",)})
+    found = evaluate.by_slice(places, np.array([True, False, False, True]), np.full(4, 0.5), 0.5, judged)
+    assert [(part["value"], part["rows"]) for part in found] == [("(missing)", 2), ("a", 2)]
+
+
+@pytest.mark.parametrize("kind", ["float", "datetime"])
+def test_a_slice_over_a_column_of_numbers_or_moments_is_refused(
+    table: pl.DataFrame, contract: Contract, params: Params, kind: str
+) -> None:
+    column = next((column for column in contract.columns if column.type == kind), None)
+    if column is None:
+        pytest.skip(f"the contract has no {kind} column")
+    bent = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"slices": (column.name,)})})
+    with pytest.raises(ConfigError, match=f"evaluate.slices: '{column.name}' is {kind}; slices need string or boolean"):
+        evaluate.evaluate({}, {"test": table}, contract, bent, 0.5)
+
+
+def test_importance_names_every_input_and_finds_what_decides(
+    found: dict[str, Any], fitted: train.Fitted, table: pl.DataFrame, contract: Contract
+) -> None:
+    losses = {point["column"]: point["loss"] for point in found["importance"]}
+    assert set(losses) == {column.name for column in contract.inputs}
+    assert list(losses.values()) == sorted(losses.values(), reverse=True)
+    assert next(iter(losses)) in {column.name for column in rows.signals(contract)}
+
+
+def test_a_pipeline_that_was_changed_is_never_unpickled(tmp_path: Path) -> None:
+    path = tmp_path / "pipeline.joblib"
+    joblib.dump({"a": 1}, path)
+    hashes = {path.name: sha256_file(path)}
+    assert evaluate.load(path, hashes) == {"a": 1}
+    joblib.dump({"a": 2}, path)
+    with pytest.raises(
+        IntegrityError, match=r"is not the file that the train stage wrote; run `dvc repro --force train`"
+    ):
+        evaluate.load(path, hashes)

@@ -1,0 +1,117 @@
+"""A bundle answers as scikit-learn does, in any batch size, in canonical bytes, and whole or not at all."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import polars as pl
+import pytest
+
+from << cookiecutter.package_name >> import bundle
+from << cookiecutter.package_name >>.bundle import Bundle
+from << cookiecutter.package_name >>.contract import Columns, Contract
+from << cookiecutter.package_name >>.errors import IntegrityError
+from << cookiecutter.package_name >>.features import Featurizer
+from << cookiecutter.package_name >>.model import evaluate, package, train
+from << cookiecutter.package_name >>.params import EstimatorName, Params
+
+from .. import conftest, project
+
+BATCHES = (1, 2, 3, 10, 500)
+
+
+@pytest.fixture(scope="module", params=["hist_gradient_boosting", "logistic_regression"])
+def trained(
+    request: pytest.FixtureRequest, table: pl.DataFrame, contract: Contract, params: Params
+) -> tuple[train.Fitted, Params]:
+    name: EstimatorName = request.param
+    chosen = params.model_copy(update={"train": params.train.model_copy(update={"estimator": name})})
+    return train.train(table.head(1500), contract, chosen), chosen
+
+
+def test_onnx_answers_as_scikit_learn_does_on_rows_it_never_saw(
+    trained: tuple[train.Fitted, Params], table: pl.DataFrame, contract: Contract, tmp_path: Path
+) -> None:
+    chosen = trained[1]
+    opened = Bundle.open(conftest.make_bundle(tmp_path / "bundle", table, contract, chosen))
+    assert opened.manifest.estimator == chosen.train.estimator
+    assert opened.manifest.parity < chosen.gates.parity_tolerance
+
+
+def test_the_same_pipeline_gives_the_same_graph_with_fixed_names(
+    trained: tuple[train.Fitted, Params], contract: Contract
+) -> None:
+    featurizer = Featurizer(contract)
+    content = package.to_onnx(trained[0].model, featurizer)
+    assert content == package.to_onnx(trained[0].model, featurizer)
+    graph = onnx.load_from_string(content)
+    assert graph.graph.name == "model"
+    assert [opset.domain for opset in graph.opset_import] == sorted(opset.domain for opset in graph.opset_import)
+    assert [output.name for output in graph.graph.output] == ["probabilities"]
+
+
+@pytest.mark.parametrize("size", BATCHES)
+def test_a_row_gets_the_same_bits_in_any_batch(bundle_path: Path, columns: Columns, size: int) -> None:
+    opened = Bundle.open(bundle_path)
+    whole = opened.predict(columns).probabilities
+    for at in (0, 7, len(whole) - size):
+        part = {name: values[at : at + size] for name, values in columns.items()}
+        assert conftest.same_bits(opened.predict(part).probabilities, whole[at : at + size])
+
+
+def test_a_linear_model_needs_two_rows_to_be_steady_and_gets_them(
+    table: pl.DataFrame, columns: Columns, contract: Contract, params: Params, tmp_path: Path
+) -> None:
+    linear = params.model_copy(update={"train": params.train.model_copy(update={"estimator": "logistic_regression"})})
+    opened = Bundle.open(conftest.make_bundle(tmp_path / "bundle", table, contract, linear))
+    assert opened.manifest.min_batch in (1, 2)
+    whole = opened.predict(columns).probabilities
+    alone = [
+        opened.predict({name: values[at : at + 1] for name, values in columns.items()}).probabilities
+        for at in range(200)
+    ]
+    assert conftest.same_bits(np.concatenate(alone), whole[:200])
+
+
+def test_a_graph_whose_bits_depend_on_the_batch_is_refused(bundle_path: Path, columns: Columns) -> None:
+    class Unsteady(Bundle):
+        def predict(self, columns: Columns) -> bundle.Predictions:
+            found = super().predict(columns)
+            return found._replace(probabilities=found.probabilities + np.float32(len(found.values)))
+
+    with pytest.raises(IntegrityError, match="answers differently for one row and for many"):
+        package.min_batch(Unsteady.open(bundle_path), columns)
+
+
+def test_a_bundle_says_what_it_was_made_from_and_no_more(bundle_path: Path, contract: Contract, params: Params) -> None:
+    manifest = bundle.verify(bundle_path)
+    assert manifest.contract_sha256 == contract.fingerprint()
+    assert manifest.params_sha256 == params.training_fingerprint()
+    assert set(manifest.libraries) == set(package.LIBRARIES)
+    assert set(manifest.rows) == {"train", "validation", "test"}
+    text = (bundle_path / bundle.MANIFEST).read_text()
+    assert str(project.ROOT) not in text
+    assert not re.search(r"\d{4}-\d\d-\d\dT\d\d:\d\d", text), "a time of making would differ between equal bundles"
+
+
+def test_a_bundle_that_cannot_be_finished_leaves_the_former_one(
+    bundle_path: Path, table: pl.DataFrame, contract: Contract, params: Params, tmp_path: Path
+) -> None:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "former").touch()
+    evaluation = {"threshold": 0.5, "metrics": {}, "slices": []}
+    reports = {"split": {}, "trained": {"estimator": "x", "prior": 0.5}, "evaluation": evaluation}
+    with pytest.raises(TypeError):
+        package.pack(path, project.ROOT / "contract.yaml", None, {"test": table}, params, reports)
+    assert [found.name for found in tmp_path.iterdir()] == ["bundle"]
+    assert (path / "former").exists()
+
+
+def test_the_parity_of_a_foreign_model_shows(
+    bundle_path: Path, columns: Columns, table: pl.DataFrame, contract: Contract, params: Params
+) -> None:
+    other = train.train(table.head(300), contract, params).model
+    answers = Bundle.open(bundle_path).predict(columns).scores
+    assert np.abs(answers - evaluate.score(other, columns, contract)).max() > 0.05

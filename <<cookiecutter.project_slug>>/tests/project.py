@@ -1,0 +1,132 @@
+"""Small projects: this one's contract and graph, a table of a few thousand rows, a model that trains in a moment."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from << cookiecutter.package_name >> import stage
+from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.data import tables
+
+from . import rows
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "<< cookiecutter.package_name >>"
+SPY = Path(__file__).parent / "spy"
+RAW = Path("data/raw/table.parquet")
+FILES = ("contract.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore")
+SMALL: dict[str, Any] = {
+    "data": {"raw": str(RAW), "until": None},
+    "split": {"validation_days": 20, "test_days": 20},
+    "train": {"hist_gradient_boosting": {"max_iter": 15}, "baseline_rows": 500},
+    "evaluate": {"min_slice_rows": 20},
+    "gates": {"roc_auc_floor": 0.5, "log_loss_gain_over_trivial": 0.0, "roc_auc_gain_over_linear": -0.5},
+    "monitor": {},
+}
+
+
+def make(path: Path, n_rows: int = 2000) -> Path:
+    """A project folder under git, with a raw table and nothing else done."""
+    path.mkdir(parents=True)
+    for name in FILES:
+        shutil.copyfile(ROOT / name, path / name)
+    shutil.copytree(ROOT / "src", path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (path / ".dvc").mkdir()
+    shutil.copyfile(ROOT / ".dvc" / "config", path / ".dvc" / "config")
+    # A remote of its own: whatever the real one is, a test must not reach it.
+    (path / ".dvc" / "config.local").write_text("['remote \"storage\"']\n    url = ../.dvc-storage\n")
+    set_params(path, SMALL)
+    write_raw(path, rows.make(Contract.load(ROOT / stage.CONTRACT), n_rows))
+    git(path, "init", "--quiet")
+    commit(path, "Start")
+    return path
+
+
+def copy(project: Path, to: Path) -> Path:
+    """The same project elsewhere, as if it were moved there."""
+    shutil.copytree(project, to, symlinks=True, ignore=shutil.ignore_patterns("prefect", ".*.lock"))
+    return to
+
+
+def set_params(path: Path, changes: Mapping[str, Any]) -> None:
+    """Change params.yaml, group by group."""
+    source = path / stage.PARAMS if (path / stage.PARAMS).is_file() else ROOT / stage.PARAMS
+    content = yaml.safe_load(source.read_text())
+    (path / stage.PARAMS).write_text(yaml.safe_dump(_merged(content, changes)))
+
+
+def write_raw(path: Path, table: pl.DataFrame) -> None:
+    """Write the raw table."""
+    (path / RAW).parent.mkdir(parents=True, exist_ok=True)
+    tables.write(table, path / RAW)
+
+
+def git(path: Path, *words: str) -> str:
+    """Run git with an identity; returns what it printed."""
+    command = ["git", "-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false", *words]
+    return subprocess.run(command, cwd=path, check=True, capture_output=True, text=True).stdout
+
+
+def commit(path: Path, message: str) -> None:
+    """Commit everything that git does not ignore."""
+    git(path, "add", "--all")
+    git(path, "commit", "--quiet", "--message", message)
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """A process's environment with a home of its own, without settings of this machine, and not under CI."""
+    outside = ("ML_", "PREFECT_", "MLFLOW_", "DVC_", "CI", "GITHUB_", "PYTHON")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(outside)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {
+        **inherited,
+        "HOME": str(home),
+        "PATH": path,
+        "DVC_SITE_CACHE_DIR": str(home / "dvc"),
+        "COLUMNS": "200",
+        **more,
+    }
+
+
+def start(path: Path, *words: str, stdin: int = subprocess.DEVNULL, **more: str) -> subprocess.Popen[str]:
+    """Start Python in a project; `words` is its command line, `more` goes into its environment."""
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=path,
+        env=environment(path.parent, **more),
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(path: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """As `start`, to its end."""
+    process = start(path, *words, stdin=subprocess.DEVNULL, **more)
+    output, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)
+
+
+def cli(path: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run this project's command line."""
+    return run(path, "-m", f"{PACKAGE}.cli", *words, **more)
+
+
+def leftovers(path: Path) -> list[str]:
+    """Half-written files and folders anywhere in a project."""
+    return [str(found) for pattern in (".*.part", ".*.old") for found in path.rglob(pattern)]
+
+
+def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(content)
+    for key, value in changes.items():
+        merged[key] = _merged(content.get(key) or {}, value) if isinstance(value, Mapping) else value
+    return merged
