@@ -1,0 +1,96 @@
+"""A window of the log or of a file becomes a verdict, a report and alerts, which a webhook may fail to take."""
+
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from << cookiecutter.package_name >>.bundle import MANIFEST, Bundle
+from << cookiecutter.package_name >>.contract import Columns, Contract
+from << cookiecutter.package_name >>.data import tables
+from << cookiecutter.package_name >>.files import sha256_file
+from << cookiecutter.package_name >>.flows import engine, monitoring, scoring
+from << cookiecutter.package_name >>.monitoring.alerts import AlertError
+from << cookiecutter.package_name >>.monitoring.run import Monitored
+from << cookiecutter.package_name >>.params import Params, ScoreParams
+from << cookiecutter.package_name >>.prediction_log import Outcome, Prediction, Writer, dumps, new_id, now_us
+from << cookiecutter.package_name >>.serving import routing
+from << cookiecutter.package_name >>.settings import Settings
+
+from .. import rows
+from ..conftest import python_rows
+
+
+@pytest.fixture
+def settings(tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The tiny bundle is champion of the current folder."""
+    monkeypatch.chdir(tmp_path)
+    found = Settings()
+    ref = routing.Ref(version="7", digest=sha256_file(bundle_path / MANIFEST))
+    shutil.copytree(bundle_path, routing.bundle_folder(found.serving_folder, ref))
+    now = routing.Routing(name="small", champion=ref, updated_at="2013-11-01T00:00:00+00:00")
+    routing.write(found.serving_folder, now)
+    return found
+
+
+def drifted(contract: Contract) -> pl.DataFrame:
+    """Rows in which the first ranged column sits at the top of its range."""
+    table = rows.make(contract, 1500, seed=5)
+    column = next(column for column in contract.inputs if column.range is not None)
+    assert column.range is not None
+    top = pl.lit(column.range[1]).cast(table.schema[column.name])
+    return table.with_columns(top.alias(column.name))
+
+
+def test_a_scored_file_is_judged_and_reported(settings: Settings, params: Params, contract: Contract) -> None:
+    tables.write(drifted(contract), Path("in.parquet"))
+    scoring.score(Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
+    found = monitoring.watch(settings, params, Path("out.parquet"), None, None)
+    assert found.result.verdict in ("drift", "degraded")
+    assert found.result.volume.rows == 1500
+    assert json.loads(Path("reports/monitoring/latest.json").read_text())["verdict"] == found.result.verdict
+
+
+def test_logged_predictions_of_a_span_are_judged_with_their_labels(
+    settings: Settings, params: Params, contract: Contract, table: pl.DataFrame, columns: Columns, bundle_path: Path
+) -> None:
+    answers = Bundle.open(bundle_path).predict(columns)
+    start = now_us()
+    labels = table[contract.target.name].to_list()
+    ids = [new_id() for _ in labels]
+    inputs = python_rows(table, contract)
+    with Writer(settings.prediction_log, "serve") as log:
+        done = [
+            log.append(
+                [
+                    Prediction(
+                        ids[at], start + at, None, "champion", "7", dumps(inputs[at]), "{}", float(score), 10, False
+                    ),
+                    Outcome(ids[at], start + at, json.dumps(labels[at])),
+                ]
+            )
+            for at, score in enumerate(answers.scores[:600])
+        ]
+        for future in done:
+            future.result()
+    whole = monitoring.watch(settings, params, None, None, None)
+    assert whole.result.volume.rows == 600
+    assert whole.result.quality.labelled == 600
+    assert monitoring.watch(settings, params, None, whole.result.at, None).result.verdict == "insufficient data"
+
+
+def test_alerts_that_no_webhook_takes_are_on_file_and_the_verdict_is_told_first(
+    settings: Settings, params: Params, contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "FIRST_DELAY", 0.01)
+    tables.write(drifted(contract), Path("in.parquet"))
+    scoring.score(Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
+    # Nothing listens on the discard port of this machine.
+    deaf = settings.model_copy(update={"alert_webhook": "http://127.0.0.1:9/hook"})
+    told: list[Monitored] = []
+    with pytest.raises(AlertError, match="were not delivered"):
+        monitoring.watch(deaf, params, Path("out.parquet"), None, None, told.append)
+    assert told[0].alerts
+    assert Path("reports/monitoring/alerts.jsonl").read_text().count("\n") == len(told[0].alerts)
