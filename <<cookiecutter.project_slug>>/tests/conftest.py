@@ -1,5 +1,8 @@
 """What every test may use: the project's own contract and parameters, a small table, a small real bundle."""
 
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,19 @@ from << cookiecutter.package_name >>.contract import Columns, Contract
 from << cookiecutter.package_name >>.data import tables
 from << cookiecutter.package_name >>.data.split import split
 from << cookiecutter.package_name >>.model import evaluate, package, train
+from << cookiecutter.package_name >>.model.gate import Check
+from << cookiecutter.package_name >>.model.registry import Registry, Version
 from << cookiecutter.package_name >>.params import Params
+from << cookiecutter.package_name >>.settings import QUIET
 
-from . import rows
+from . import project, rows, store
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure() -> None:
+    """What the tests import is as quiet, towards people and the world, as when the command line imports it."""
+    os.environ.update(QUIET)
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +62,9 @@ def columns(table: pl.DataFrame, contract: Contract) -> Columns:
 
 
 @pytest.fixture(scope="session")
-def bundle_path(tmp_path_factory: pytest.TempPathFactory, table: pl.DataFrame, contract: Contract, params: Params) -> Path:
+def bundle_path(
+    tmp_path_factory: pytest.TempPathFactory, table: pl.DataFrame, contract: Contract, params: Params
+) -> Path:
     """A sealed bundle, made of the table by the project's own stages. Tests that change it take a copy."""
     return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle", table, contract, params)
 
@@ -66,7 +79,12 @@ def make_bundle(path: Path, table: pl.DataFrame, contract: Contract, params: Par
     moments = {name: part[contract.time.name] if contract.time else pl.Series([0]) for name, part in parts.items()}
     reports: dict[str, Any] = {
         "split": {
-            name: {"rows": part.height, "sha256": "0" * 64, "first": str(moments[name][0]), "last": str(moments[name][-1])}
+            name: {
+                "rows": part.height,
+                "sha256": "0" * 64,
+                "first": str(moments[name][0]),
+                "last": str(moments[name][-1]),
+            }
             for name, part in parts.items()
         },
         "trained": {"estimator": params.train.estimator, "prior": fitted.prior},
@@ -88,3 +106,50 @@ def python_rows(frame: pl.DataFrame, contract: Contract) -> list[dict[str, Any]]
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two float arrays are equal to the last bit."""
     return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+@pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[store.Store]:
+    """MLflow's store that four processes opened at once when it was not there yet."""
+    with store.opened_by_four(tmp_path_factory.mktemp("store") / "project") as opened:
+        yield opened
+
+
+@pytest.fixture
+def folder(fresh_store: store.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a copy of the fresh store."""
+    path = shutil.copytree(fresh_store.untouched, tmp_path / "project")
+    monkeypatch.chdir(path)
+    return path
+
+
+@pytest.fixture
+def registry(folder: Path) -> Registry:
+    """An empty registry in the current folder."""
+    return Registry.open(store.settings(folder), store.NAME)
+
+
+@pytest.fixture
+def register(registry: Registry, bundle_path: Path) -> Callable[[Sequence[Check]], Version]:
+    """Registers the tiny bundle with the answers of gates."""
+
+    def call(checks: Sequence[Check]) -> Version:
+        return registry.register(bundle_path, checks, {"seed": 1}, {"git_commit": "abc"}, [])
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> project.Turned:
+    """A small project through which the wheel was turned, killed three times on the way."""
+    return project.turn(tmp_path_factory.mktemp("turned") / "project")
+
+
+@pytest.fixture
+def finished(turned: project.Turned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the turned project, as the current folder."""
+    path = project.copy(turned.path, tmp_path / "project")
+    monkeypatch.chdir(path)
+    for name, value in project.environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    return path

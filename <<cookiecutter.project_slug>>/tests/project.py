@@ -4,16 +4,19 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import matplotlib
 import polars as pl
 import yaml
 
 from << cookiecutter.package_name >> import stage
 from << cookiecutter.package_name >>.contract import Contract
 from << cookiecutter.package_name >>.data import tables
+from << cookiecutter.package_name >>.process import is_alive
 
 from . import rows
 
@@ -30,6 +33,16 @@ SMALL: dict[str, Any] = {
     "gates": {"roc_auc_floor": 0.5, "log_loss_gain_over_trivial": 0.0, "roc_auc_gain_over_linear": -0.5},
     "monitor": {},
 }
+
+
+TRAIN = f"""
+from {PACKAGE} import stage
+from {PACKAGE}.flows import training
+from {PACKAGE}.flows.progress import Progress
+from {PACKAGE}.settings import Settings
+stage.run(lambda: training.train(Settings.read(), Progress()))
+"""
+"""The training flow, plainly."""
 
 
 def make(path: Path, n_rows: int = 2000) -> Path:
@@ -88,6 +101,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {
         **inherited,
         "HOME": str(home),
+        "MPLCONFIGDIR": str(matplotlib.get_cachedir()),  # Looking for fonts anew takes seconds.
         "PATH": path,
         "DVC_SITE_CACHE_DIR": str(home / "dvc"),
         "COLUMNS": "200",
@@ -118,6 +132,44 @@ def run(path: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str
 def cli(path: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run this project's command line."""
     return run(path, "-m", f"{PACKAGE}.cli", *words, **more)
+
+
+class Turned(NamedTuple):
+    """What came of a run that was killed in a stage, as it decided, as it rolled out, and was then left alone."""
+
+    path: Path
+    servers_left: list[str]
+    killed: list[int]
+    first: subprocess.CompletedProcess[str]
+    again: subprocess.CompletedProcess[str]
+    places: set[str]
+
+
+def turn(path: Path) -> Turned:
+    """Turn the wheel in a new project at `path`, against every hindrance."""
+    make(path)
+    log = path.parent / "places"
+    watched = {"PYTHONPATH": str(SPY), "SPY_LOG": str(log)}
+    killed = []
+    with start(path, "-m", f"{PACKAGE}.cli", "run", stdin=subprocess.DEVNULL, **watched) as process:
+        while process.poll() is None and not (path / stage.REPORTS / "validation.json").exists():
+            time.sleep(0.01)
+        servers = children(process.pid)
+        process.kill()
+    killed.append(process.returncode)
+    deadline = time.monotonic() + 10
+    while (left := [pid for pid in servers if is_alive(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    crashes = (r"open:\.promotion\.lock", r"os.rename:routing\.json")
+    killed += [run(path, "-c", TRAIN, **watched, SPY_KILL=point).returncode for point in crashes]
+    first, again = cli(path, "run", **watched), cli(path, "run", **watched)
+    return Turned(path, [str(pid) for pid in left], killed, first, again, set(log.read_text().split()))
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in found.stdout.split()]
 
 
 def leftovers(path: Path) -> list[str]:

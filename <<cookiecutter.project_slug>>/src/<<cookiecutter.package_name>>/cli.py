@@ -288,7 +288,7 @@ def _say_uncommitted() -> None:
 
     if changed := git.uncommitted():
         words = " ".join(f"'{name}'" if "*" in name else name for name in changed)
-        console.print(f"Not in git yet, and needed to find this version again: git add {words}", soft_wrap=True)
+        console.print(f"Not in git yet, and needed to find this version again: git add {words} && git commit", soft_wrap=True)
 
 
 def _next_steps(role: str) -> None:

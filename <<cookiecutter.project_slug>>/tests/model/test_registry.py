@@ -25,7 +25,7 @@ from << cookiecutter.package_name >>.model.registry import CHALLENGER, CHAMPION,
 from << cookiecutter.package_name >>.settings import Settings
 
 from .. import project
-from .conftest import NAME, PASSED, REFUSED, Store, settings
+from ..store import NAME, PASSED, REFUSED, Store, settings
 
 Register = Callable[[Sequence[Check]], Version]
 

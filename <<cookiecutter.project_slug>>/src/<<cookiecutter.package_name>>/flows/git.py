@@ -2,7 +2,7 @@
 
 import subprocess
 
-VERSIONED = ("params.yaml", "contract.yaml", "dvc.yaml", "dvc.lock", "data/*.dvc", "data/*.gitignore", "reports")
+VERSIONED = ("params.yaml", "contract.yaml", "dvc.yaml", "dvc.lock", "data/*.dvc", "reports")
 """What a run changes, or is changed by, and what a commit must hold for the run to be found again."""
 
 

@@ -33,6 +33,8 @@ def promote(registry: Registry, settings: Settings, number: str | None, override
     chosen, champion = number or _challenger(registry), registry.alias(CHAMPION)
     expected = champion.number if champion else None
     with _changing(settings.serving_folder):
+        # The bundle before the alias: what cannot be had is no champion.
+        _fetch(registry, registry.promotable(chosen, override), settings.serving_folder)
         version = registry.promote(chosen, expected, override)
         _serve(registry, version, settings.serving_folder, why=override or "promoted")
     return version
@@ -48,6 +50,7 @@ def rollback(registry: Registry, settings: Settings) -> Version:
         now = routing.read(settings.serving_folder)
         if now.previous is None or now.champion is None:
             raise ProjectError("there is no version to roll back to; `rollout status` shows what there is")
+        _fetch(registry, registry.get(now.previous.version), settings.serving_folder)
         version = registry.promote(now.previous.version, now.champion.version, override="rolled back")
         _serve(registry, version, settings.serving_folder, why="rolled back")
     return version
@@ -72,7 +75,9 @@ def audit(folder: Path) -> list[dict[str, Any]]:
     path = folder / AUDIT
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    # What a crash cut off is no record.
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
 def _changing(folder: Path) -> AbstractContextManager[None]:
@@ -80,23 +85,31 @@ def _changing(folder: Path) -> AbstractContextManager[None]:
     return exclusive(folder, "rollout", wait_seconds=WAIT_SECONDS)
 
 
-def _serve(registry: Registry, version: Version, folder: Path, why: str) -> Routing:
+def _fetch(registry: Registry, version: Version, folder: Path) -> Ref:
     sweep(folder, folder / routing.BUNDLES)
     ref = Ref(version=version.number, digest=version.digest)
-    task("fetch bundle", _fetch, registry, version, routing.bundle_folder(folder, ref))
+    path = routing.bundle_folder(folder, ref)
+    if not _is_whole(path, version.digest):
+        task("fetch bundle", _download, registry, version, path)
+    return ref
+
+
+def _serve(registry: Registry, version: Version, folder: Path, why: str) -> Routing:
+    ref = _fetch(registry, version, folder)
     before = _read(folder)
     if before and before.champion == ref:
+        _record(folder, before)
         return before
     after = Routing(
         name=registry.name,
         champion=ref,
         previous=before.champion if before else None,
-        updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        updated_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         reason=why,
     )
     # Bundle first, then the pointer to it, then the record: a crash in between leaves a folder that serves.
     routing.write(folder, after)
-    _record(folder, before, after, why)
+    _record(folder, after)
     _prune(folder, after)
     return after
 
@@ -108,9 +121,7 @@ def _challenger(registry: Registry) -> str:
     return challenger.number
 
 
-def _fetch(registry: Registry, version: Version, path: Path) -> None:
-    if _is_whole(path, version.digest):
-        return
+def _download(registry: Registry, version: Version, path: Path) -> None:
     with replacing_folder(path) as part:
         registry.download(version, part)
         bundle.verify(part, version.digest)
@@ -132,13 +143,22 @@ def _read(folder: Path) -> Routing | None:
         return None
 
 
-def _record(folder: Path, before: Routing | None, after: Routing, why: str) -> None:
-    def number(found: Routing | None) -> str | None:
-        return found.champion.version if found and found.champion else None
-
-    entry = {"at": after.updated_at, "who": user(), "from": number(before), "to": number(after), "why": why}
-    with (folder / AUDIT).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+def _record(folder: Path, now: Routing) -> None:
+    """Add the change that led to `now`, unless it is on record."""
+    entries = audit(folder)
+    if entries and entries[-1]["at"] == now.updated_at:
+        return
+    entry = {
+        "at": now.updated_at,
+        "who": user(),
+        "from": now.previous.version if now.previous else None,
+        "to": now.champion.version if now.champion else None,
+        "why": now.reason,
+    }
+    path = folder / AUDIT
+    torn = path.is_file() and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write("\n" * torn + json.dumps(entry, ensure_ascii=False) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -203,6 +203,20 @@ class Registry:
         )
         return _version(version)
 
+    def promotable(self, number: str, override: str = "") -> Version:
+        """A version that may become champion: passed by its gates, champion already, or overridden with a reason.
+
+        Raises:
+            GateRefusal: a gate refused it.
+        """
+        version = self.get(number)
+        if version.passed or override or self.alias(CHAMPION) == version:
+            return version
+        raise GateRefusal(
+            f"version {number} was refused ({version.refused}); train a better one, "
+            "or promote it with --override REASON"
+        )
+
     def promote(self, number: str, expected: str | None, override: str = "") -> Version:
         """Make a version champion, if the champion still is `expected` (None: there is none).
 
@@ -211,15 +225,10 @@ class Registry:
             PromotionConflict: somebody else promoted in the meantime.
         """
         with _lock("promotion", self._settings):
-            version = self.get(number)
+            version = self.promotable(number, override)
             champion = self.alias(CHAMPION)
             found = champion.number if champion else None
             if found != number:
-                if not version.passed and not override:
-                    raise GateRefusal(
-                        f"version {number} was refused ({version.refused}); train a better one, "
-                        "or promote it with --override REASON"
-                    )
                 if found != expected:
                     raise PromotionConflict(
                         f"version {number} was not promoted: the champion is version {found or 'none'}, "

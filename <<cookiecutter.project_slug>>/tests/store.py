@@ -2,18 +2,16 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
+from << cookiecutter.package_name >> import bundle
 from << cookiecutter.package_name >>.model.gate import Check
-from << cookiecutter.package_name >>.model.registry import Registry, Version
 from << cookiecutter.package_name >>.settings import Settings
 
-from .. import project
+from . import project
 
 NAME = "small"
 OPEN = f"""
@@ -45,27 +43,16 @@ class Store(NamedTuple):
     untouched: Path
 
 
-@pytest.fixture(scope="session")
-def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    path = tmp_path_factory.mktemp("store") / "project"
+@contextmanager
+def opened_by_four(path: Path) -> Iterator[Store]:
+    """The store at `path`, which is not there yet."""
     path.mkdir()
     with ExitStack() as stack:
         processes = [stack.enter_context(project.start(path, "-c", OPEN, stdin=subprocess.PIPE)) for _ in range(4)]
-        answers = []
-        for process in processes:
-            assert process.stdout is not None
-            answers.append(process.stdout.readline())
+        answers = [process.stdout.readline() for process in processes if process.stdout]
         yield Store(path, answers, processes[:2], shutil.copytree(path, path.with_name("untouched")))
         for process in processes:
             process.communicate(timeout=60)
-
-
-@pytest.fixture
-def folder(fresh_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the fresh store, as the current folder."""
-    path = shutil.copytree(fresh_store.untouched, tmp_path / "project")
-    monkeypatch.chdir(path)
-    return path
 
 
 def settings(folder: Path) -> Settings:
@@ -73,16 +60,9 @@ def settings(folder: Path) -> Settings:
     return Settings(tracking_uri=f"sqlite:///{folder}/mlflow.db")
 
 
-@pytest.fixture
-def registry(folder: Path) -> Registry:
-    return Registry.open(settings(folder), NAME)
-
-
-@pytest.fixture
-def register(registry: Registry, bundle_path: Path) -> Callable[[Sequence[Check]], Version]:
-    """Registers the tiny bundle with the answers of gates."""
-
-    def call(checks: Sequence[Check]) -> Version:
-        return registry.register(bundle_path, checks, {"seed": 1}, {"git_commit": "abc"}, [])
-
-    return call
+def another(bundle_path: Path, to: Path) -> Path:
+    """A bundle that predicts the same but is another one: its card differs."""
+    shutil.copytree(bundle_path, to)
+    (to / bundle.CARD).write_text(f"{to.name}\n")
+    bundle.seal(to, bundle.verify(bundle_path).model_dump(exclude={"files"}))
+    return to
