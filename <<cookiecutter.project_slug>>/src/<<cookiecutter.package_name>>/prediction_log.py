@@ -149,6 +149,10 @@ class Writer:
 
     def __init__(self, target: str, role: str, synchronous: str = "NORMAL") -> None:
         self._claim: filelock.BaseFileLock | None = None
+        if target.startswith("sqlite") and "://" in target:
+            raise ConfigError(
+                "ML_PREDICTION_LOG: a SQLite file has one writer; give a folder, where each process makes its own"
+            )
         url: str | sa.URL = target
         if "://" not in target:
             path, self._claim = _claim(Path(target), role)
@@ -300,8 +304,7 @@ class Reader:
         if "://" not in self._target:
             paths = sorted(Path(self._target).glob("*.db"))
             urls = [sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query=_READ_ONLY) for path in paths]
-        for url in urls:
-            engine = sa.create_engine(url)
+        for engine in map(_engine, urls):
             if _version(engine):
                 yield engine
 
@@ -331,8 +334,16 @@ def _claim(folder: Path, role: str) -> tuple[Path, filelock.BaseFileLock]:
     raise AssertionError("unreachable")
 
 
+def _engine(url: str | sa.URL) -> sa.Engine:
+    try:
+        return sa.create_engine(url)
+    except (sa.exc.ArgumentError, ImportError) as error:
+        # Without the address, which may hold a password.
+        raise ConfigError(f"ML_PREDICTION_LOG: no database can be opened by this address ({error})") from None
+
+
 def _open(url: str | sa.URL, synchronous: str) -> sa.Engine:
-    engine = sa.create_engine(url)
+    engine = _engine(url)
     if engine.dialect.name == "sqlite":
 
         @sa.event.listens_for(engine, "connect")
@@ -349,8 +360,8 @@ def _open(url: str | sa.URL, synchronous: str) -> sa.Engine:
 
 def _create(engine: sa.Engine) -> None:
     try:
-        metadata.create_all(engine)
         with engine.begin() as connection:
+            metadata.create_all(connection)
             connection.execute(sa.insert(versions), {"version": SCHEMA_VERSION})
     except sa.exc.DBAPIError:
         # Another process that shares this database may have been quicker.

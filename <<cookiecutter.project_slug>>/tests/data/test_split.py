@@ -33,6 +33,24 @@ def test_a_row_at_a_boundary_belongs_to_the_later_part(orders: pl.DataFrame, sho
     assert parts["validation"]["placed"].min() == FIRST + timedelta(days=70)
 
 
+def test_days_are_whole_whatever_the_hour_of_the_last_row(orders: pl.DataFrame, shop: Contract) -> None:
+    evening = orders.with_columns(pl.col("placed") + timedelta(hours=22))
+    parts = split(evening, shop, DAYS, None)
+    assert {name: part.height for name, part in parts.items()} == {"train": 70, "validation": 20, "test": 10}
+
+
+def test_until_may_stand_within_a_day(orders: pl.DataFrame, shop: Contract) -> None:
+    parts = split(orders, shop, DAYS, FIRST + timedelta(days=99, hours=6))
+    assert parts["test"]["placed"].min() == FIRST + timedelta(days=90)
+    assert {name: part.height for name, part in parts.items()} == {"train": 70, "validation": 20, "test": 10}
+
+
+def test_a_row_in_the_year_9999_is_told_by_its_date(orders: pl.DataFrame, shop: Contract) -> None:
+    far = pl.concat([orders.head(99), orders.tail(1).with_columns(pl.lit(datetime(9999, 12, 31)).alias("placed"))])
+    with pytest.raises(DataError, match=r"the validation part is empty: the table spans 2020-01-01 .* to 9999-12-31"):
+        split(far, shop, DAYS, None)
+
+
 def test_rows_of_one_moment_are_never_parted(orders: pl.DataFrame, shop: Contract) -> None:
     tied = orders.with_columns(pl.col("placed").dt.truncate("10d"))
     parts = split(tied, shop, DAYS, None)

@@ -1,6 +1,6 @@
 """Stage 3: one table into train, validation and test, by time."""
 
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from typing import Any
 
 import polars as pl
@@ -16,8 +16,9 @@ from . import tables
 def split(
     table: pl.DataFrame, contract: Contract, params: SplitParams, until: datetime | None
 ) -> dict[str, pl.DataFrame]:
-    """Test is the last `test_days` before `until`, validation the days before those, train the rest.
+    """Test is the last `test_days`, validation the `validation_days` before those, train the rest.
 
+    Days are counted back from `until`, or from the midnight after the last row where that is earlier.
     No row of an earlier part is later than a row of a later one, so a model is judged on its future.
 
     Raises:
@@ -28,17 +29,18 @@ def split(
         raise ConfigError(
             "contract.yaml: the split is by time, and no column has role time; give it to a datetime column"
         )
-    time = pl.col(contract.time.name)
+    moment = pl.col(contract.time.name)
     moments = table[contract.time.name]
     last = moments.max()
     assert isinstance(last, datetime)
-    end = min(until, last + timedelta(microseconds=1)) if until else last + timedelta(microseconds=1)
-    test_from = end - timedelta(days=params.test_days)
+    test_from = datetime.combine(last.date(), time.min) - timedelta(days=params.test_days - 1)
+    if until is not None:
+        test_from = min(test_from, until - timedelta(days=params.test_days))
     validation_from = test_from - timedelta(days=params.validation_days)
     parts = {
-        "train": table.filter(time < validation_from),
-        "validation": table.filter((time >= validation_from) & (time < test_from)),
-        "test": table.filter(time >= test_from),
+        "train": table.filter(moment < validation_from),
+        "validation": table.filter((moment >= validation_from) & (moment < test_from)),
+        "test": table.filter(moment >= test_from),
     }
     for name, part in parts.items():
         if part.is_empty():
