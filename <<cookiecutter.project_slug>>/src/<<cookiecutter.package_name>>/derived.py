@@ -16,8 +16,7 @@ import numpy as np
 def plane_age(scheduled_departure: np.ndarray, plane_year: np.ndarray) -> np.ndarray:
     """Years between the plane's manufacture and the flight."""
     flight_year = scheduled_departure.astype("datetime64[Y]").astype(np.float64) + 1970
-    age: np.ndarray = flight_year - plane_year
-    return age
+    return np.where(np.isnat(scheduled_departure), np.nan, flight_year - plane_year)
 
 
 DERIVED: tuple[Callable[..., np.ndarray], ...] = (plane_age,)

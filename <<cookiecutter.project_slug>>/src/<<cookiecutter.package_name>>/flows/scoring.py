@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from .. import prediction_log
 from ..bundle import Bundle, Predictions
-from ..contract import Column, Contract
+from ..contract import SCORED, Column, Contract
 from ..data import tables
 from ..errors import DataError, ProjectError
 from ..features import Inputs
@@ -26,8 +26,7 @@ from ..settings import Settings
 from ..strict import nearest
 from . import engine
 
-PREDICTION, SCORE, VERSION = "prediction", "score", "model_version"
-ADDED = (PREDICTION, SCORE, VERSION)
+PREDICTION, SCORE, VERSION = SCORED
 _ROWS = "rows"
 AHEAD = 2
 """Pieces read ahead of the model, and written behind it."""
@@ -179,7 +178,7 @@ def _checked(source: Path, contract: Contract, chunk_rows: int) -> Iterator[pl.D
         for column in contract.inputs:
             if column.name not in chunk.columns:
                 raise DataError(f"{source} has no column '{column.name}'; {nearest(column.name, chunk.columns)}")
-        if taken := [name for name in ADDED if name in chunk.columns]:
+        if taken := [name for name in SCORED if name in chunk.columns]:
             raise DataError(f"{source} has a column '{taken[0]}' already, which scoring adds; rename it")
         for column in contract.columns:
             if column.name in chunk.columns and chunk.schema[column.name] != tables.DTYPES[column.type]:
