@@ -86,7 +86,8 @@ def test_data_and_models_are_pushed_and_pulled_back(turned: Path) -> None:
     dvc = str(turned / ".venv" / "bin" / "dvc")
     run(turned, dvc, "push", "--quiet")
     outputs = json.loads(run(turned, dvc, "list", ".", "--dvc-only", "--recursive", "--json"))
-    assert outputs
+    folders = {str(Path(entry["path"]).parent) for entry in outputs}
+    assert {"data/raw", "data", "data/split", "model", "bundle"} <= folders
     shutil.rmtree(turned / ".dvc" / "cache")
     for entry in outputs:
         (turned / entry["path"]).unlink(missing_ok=True)

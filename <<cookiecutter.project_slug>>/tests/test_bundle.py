@@ -1,5 +1,6 @@
 """A bundle answers row by row, as scikit-learn does; one that was touched is not opened."""
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from << cookiecutter.package_name >> import bundle, files
+from << cookiecutter.package_name >> import bundle, features, files
 from << cookiecutter.package_name >>.bundle import CARD, CONTRACT, HASHED, LINEAGE, MANIFEST, MODEL, PROFILE, Bundle, verify
 from << cookiecutter.package_name >>.contract import Columns, Contract, from_rows
 from << cookiecutter.package_name >>.data import tables
@@ -285,6 +286,10 @@ def doubled(x: np.ndarray) -> np.ndarray:
     return 2 * x
 
 
+def tripled(x: np.ndarray) -> np.ndarray:
+    return 3 * x
+
+
 @pytest.mark.parametrize(
     ("known", "message"),
     [
@@ -315,6 +320,22 @@ def test_every_refusal_is_one_line_that_says_which_bundle(copied: Path) -> None:
         Bundle.open(copied)
     assert str(copied) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_derived_features_keep_the_order_in_which_they_were_trained(
+    tmp_path: Path, table: pl.DataFrame, contract: Contract, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON sorts their names; the model's inputs do not."""
+    column = next(column.name for column in contract.inputs if column.type == "float")
+    one_input = inspect.Signature([inspect.Parameter(column, inspect.Parameter.POSITIONAL_OR_KEYWORD)])
+    for function in (tripled, doubled):
+        monkeypatch.setattr(function, "__signature__", one_input, raising=False)
+    backwards = (tripled, doubled)
+    for module in (bundle, features):
+        monkeypatch.setattr(module, "DERIVED", backwards)
+    monkeypatch.setattr(Featurizer.__init__, "__defaults__", (backwards,))
+    opened = Bundle.open(make_bundle(tmp_path / "bundle", table, contract, params))
+    assert opened.manifest.numeric[-2:] == ("tripled", "doubled")
 
 
 def test_equal_bundles_are_equal_bytes(

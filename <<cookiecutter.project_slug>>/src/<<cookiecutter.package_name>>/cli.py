@@ -288,14 +288,16 @@ def _say_uncommitted() -> None:
 
     if changed := git.uncommitted():
         words = " ".join(f"'{name}'" if "*" in name else name for name in changed)
-        console.print(f"Not in git yet, and needed to find this version again: git add {words} && git commit", soft_wrap=True)
+        console.print(
+            f"Not in git yet, and needed to find this version again: git add {words} && git commit", soft_wrap=True
+        )
 
 
 def _next_steps(role: str) -> None:
     if role == "champion":
         console.print("Next: `make serve` answers predictions, `make ui` shows the run.")
     elif role == "challenger":
-        console.print(f"Next: `{Path(sys.argv[0]).name} rollout promote` makes it champion.", markup=False)
+        console.print("Next: `make promote` makes it champion, `make rollout` shows all versions.")
 
 
 if __name__ == "__main__":

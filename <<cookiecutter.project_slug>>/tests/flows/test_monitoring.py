@@ -82,9 +82,9 @@ def test_logged_predictions_of_a_span_are_judged_with_their_labels(
 
 
 def test_alerts_that_no_webhook_takes_are_on_file_and_the_verdict_is_told_first(
-    settings: Settings, params: Params, contract: Contract, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, params: Params, contract: Contract
 ) -> None:
-    monkeypatch.setattr(engine, "FIRST_DELAY", 0.01)
+    hasty = engine.patience.set(engine.Patience(retries=1, first_delay=0.01))
     tables.write(drifted(contract), Path("in.parquet"))
     scoring.score(Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
     # Nothing listens on the discard port of this machine.
@@ -92,5 +92,6 @@ def test_alerts_that_no_webhook_takes_are_on_file_and_the_verdict_is_told_first(
     told: list[Monitored] = []
     with pytest.raises(AlertError, match="were not delivered"):
         monitoring.watch(deaf, params, Path("out.parquet"), None, None, told.append)
+    engine.patience.reset(hasty)
     assert told[0].alerts
     assert Path("reports/monitoring/alerts.jsonl").read_text().count("\n") == len(told[0].alerts)

@@ -108,9 +108,9 @@ def test_a_column_that_is_missing_mistyped_or_taken_is_refused_by_name(
     first = next(column for column in contract.inputs if column.is_numeric)
     with pytest.raises(DataError, match=f"has no column '{first.name}'"):
         scored(folder, settings, table.drop(first.name))
+    texts = table[first.name].cast(pl.String).to_list()
+    texts[5] = "much"
     with pytest.raises(DataError, match="row 5: 'much' is not of type"):
-        texts = table[first.name].cast(pl.String).to_list()
-        texts[5] = "much"
         scored(folder, settings, table.with_columns(pl.Series(first.name, texts)))
     with pytest.raises(DataError, match="has a column 'score' already"):
         scored(folder, settings, table.with_columns(score=0.5))

@@ -65,7 +65,9 @@ def test_a_large_request_is_worked_on_beside_the_loop_and_answered_alike(
     assert all(answer["probabilities"] == one["probabilities"] for answer in many)
 
 
-def test_without_a_commit_there_is_no_answer(folder: Folder, tmp_path: Path, example: dict[str, Any]) -> None:
+def test_without_a_commit_there_is_no_answer_and_the_log_says_why(
+    folder: Folder, tmp_path: Path, example: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     folder.roll_out("1")
     app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
     with InProcess(app) as caller:
@@ -84,6 +86,9 @@ def test_without_a_commit_there_is_no_answer(folder: Folder, tmp_path: Path, exa
             assert int(refused.headers["retry-after"]) > 0
             assert "gone" not in refused.text
         assert "prediction_log_failures_total 1.0" in caller.request("GET", "/metrics").text
+    said = [record.getMessage() for record in caplog.records if record.name.endswith("serving.predict")]
+    assert said[0] == "prediction log: no such table: predictions"
+    assert "no such table" in said[1]
 
 
 def test_an_unforeseen_error_tells_the_caller_nothing_and_the_log_where(

@@ -55,8 +55,8 @@ class Labeller:
                 self._append_new(asked)
         except Problem:
             raise
-        except Exception:
-            raise log_problem() from None
+        except Exception as error:
+            raise log_problem(error) from None
         return len(asked)
 
     def _append_new(self, asked: Mapping[str, str]) -> None:

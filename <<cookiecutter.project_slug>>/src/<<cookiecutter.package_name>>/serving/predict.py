@@ -5,6 +5,7 @@ say what is told and logged, `answer` writes. None of them waits; only the commi
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from pydantic_core import to_json
 
 from ..bundle import Predictions
 from ..contract import from_rows
+from ..errors import ProjectError
 from ..prediction_log import Prediction, Writer, dumps, new_id, now_us
 from .live import Live
 from .problems import Problem
@@ -71,9 +73,9 @@ class Predictor:
             with self._metrics.log_seconds.time():
                 # The writer's future is shared with its thread: a request that is cancelled must not cancel it.
                 await asyncio.shield(asyncio.wrap_future(self._log.append(logged)))
-        except Exception:
+        except Exception as error:
             self._metrics.log_failures.inc()
-            raise log_problem() from None
+            raise log_problem(error) from None
         finally:
             self._metrics.log_pending.dec()
 
@@ -137,8 +139,11 @@ def answer(live: Live, logged: Sequence[Prediction], told: Sequence[Output]) -> 
     )
 
 
-def log_problem() -> Problem:
-    """What a caller hears when nothing can be logged: no answer without a record."""
+def log_problem(error: Exception) -> Problem:
+    """What a caller hears when nothing can be logged: no answer without a record. The server's log says why."""
+    # The driver's own words name the fault; SQLAlchemy's would repeat the row, which is the caller's.
+    reason = error if isinstance(error, ProjectError) else getattr(error, "orig", type(error).__name__)
+    logging.getLogger(__name__).error("prediction log: %s", reason)
     return Problem(
         503, "prediction-log-unavailable", "the prediction log takes no rows now; try again", {"Retry-After": "1"}
     )
