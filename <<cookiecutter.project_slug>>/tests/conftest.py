@@ -141,7 +141,7 @@ def register(registry: Registry, bundle_path: Path) -> Callable[[Sequence[Check]
 
 @pytest.fixture(scope="session")
 def turned(tmp_path_factory: pytest.TempPathFactory) -> project.Turned:
-    """A small project through which the wheel was turned, killed three times on the way."""
+    """A small project through which the wheel was turned, after a first run that was killed."""
     return project.turn(tmp_path_factory.mktemp("turned") / "project")
 
 
@@ -153,3 +153,10 @@ def finished(turned: project.Turned, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, value in project.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share out whole files; all that stands on the one turned project goes to one worker."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("turned" if "turned" in fixtures else str(item.path)))

@@ -35,16 +35,6 @@ SMALL: dict[str, Any] = {
 }
 
 
-TRAIN = f"""
-from {PACKAGE} import stage
-from {PACKAGE}.flows import training
-from {PACKAGE}.flows.progress import Progress
-from {PACKAGE}.settings import Settings
-stage.run(lambda: training.train(Settings.read(), Progress()))
-"""
-"""The training flow, plainly."""
-
-
 def make(path: Path, n_rows: int = 2000) -> Path:
     """A project folder under git, with a raw table and nothing else done."""
     path.mkdir(parents=True)
@@ -135,35 +125,31 @@ def cli(path: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str
 
 
 class Turned(NamedTuple):
-    """What came of a run that was killed in a stage, as it decided, as it rolled out, and was then left alone."""
+    """What came of a run that was killed in a stage, of the next one, and of one after that."""
 
     path: Path
-    servers_left: list[str]
-    killed: list[int]
+    killed: int
+    servers_left: list[int]
     first: subprocess.CompletedProcess[str]
     again: subprocess.CompletedProcess[str]
     places: set[str]
 
 
 def turn(path: Path) -> Turned:
-    """Turn the wheel in a new project at `path`, against every hindrance."""
+    """Turn the wheel in a new project at `path`."""
     make(path)
     log = path.parent / "places"
     watched = {"PYTHONPATH": str(SPY), "SPY_LOG": str(log)}
-    killed = []
     with start(path, "-m", f"{PACKAGE}.cli", "run", stdin=subprocess.DEVNULL, **watched) as process:
         while process.poll() is None and not (path / stage.REPORTS / "validation.json").exists():
             time.sleep(0.01)
-        servers = children(process.pid)
+        started = children(process.pid)
         process.kill()
-    killed.append(process.returncode)
     deadline = time.monotonic() + 10
-    while (left := [pid for pid in servers if is_alive(pid)]) and time.monotonic() < deadline:
+    while (left := [pid for pid in started if is_alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    crashes = (r"open:\.promotion\.lock", r"os.rename:routing\.json")
-    killed += [run(path, "-c", TRAIN, **watched, SPY_KILL=point).returncode for point in crashes]
     first, again = cli(path, "run", **watched), cli(path, "run", **watched)
-    return Turned(path, [str(pid) for pid in left], killed, first, again, set(log.read_text().split()))
+    return Turned(path, process.returncode, left, first, again, set(log.read_text().split()))
 
 
 def children(pid: int) -> list[int]:

@@ -1,34 +1,48 @@
-"""The wheel turns to its end, whatever stops it on the way, and what the gates refuse changes nothing."""
+"""The wheel turns to its end whatever stopped it before; a bundle is registered once and gets its due role."""
 
 import json
+import shutil
+from pathlib import Path
 
+import pytest
 import yaml
 from mlflow import MlflowClient
 
 from << cookiecutter.package_name >> import bundle, stage
-from << cookiecutter.package_name >>.flows import rollout
+from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.flows import rollout, training
+from << cookiecutter.package_name >>.model.gate import Check
+from << cookiecutter.package_name >>.model.registry import Registry
+from << cookiecutter.package_name >>.params import Params, RolloutParams
 from << cookiecutter.package_name >>.serving import routing
 
-from .. import project
+from .. import project, store
 
 
-def test_a_run_that_is_killed_in_a_stage_leaves_no_server_behind(turned: project.Turned) -> None:
-    assert turned.killed == [-9, -9, -9]
+def test_a_run_that_is_killed_in_a_stage_leaves_no_process_behind(turned: project.Turned) -> None:
+    assert turned.killed == -9
     assert turned.servers_left == []
 
 
-def test_after_three_kills_the_next_run_completes(turned: project.Turned) -> None:
+def test_after_a_kill_the_next_run_completes(turned: project.Turned) -> None:
     assert turned.first.returncode == 0, turned.first.stderr
     assert "Version 1: champion" in turned.first.stdout
     assert turned.first.stderr == ""
     assert project.leftovers(turned.path) == []
 
 
-def test_one_bundle_is_registered_once_however_often_its_run_was_killed(turned: project.Turned) -> None:
+def test_the_run_is_in_mlflow_with_parameters_figures_and_reports(turned: project.Turned) -> None:
     client = MlflowClient(f"sqlite:///{turned.path}/mlflow.db")
-    versions = client.search_model_versions()
-    assert [int(version.version) for version in versions] == [1]
-    assert {run.info.status for run in client.search_runs(["1"])} == {"FINISHED"}
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.hist_gradient_boosting.max_iter"] == "15"
+    assert {"test.roc_auc", "linear.roc_auc", "trivial.log_loss"} <= set(run.data.metrics)
+    assert {found.path for found in client.list_artifacts(run.info.run_id)} >= {"reports", "model"}
+    assert {found.path for found in client.list_artifacts(run.info.run_id, "reports")} >= {
+        "reports/evaluation.png",
+        "reports/metrics.json",
+        "reports/data_card.md",
+    }
 
 
 def test_the_killed_run_ends_as_crashed_in_prefect(turned: project.Turned) -> None:
@@ -71,3 +85,53 @@ def test_every_stage_of_the_graph_is_a_line_of_the_run(turned: project.Turned) -
     stages = yaml.safe_load((turned.path / "dvc.yaml").read_text())["stages"]
     told = [line.split()[1] for line in turned.first.stdout.splitlines() if line.startswith(("✓", "·"))]
     assert [name for name in told if name in stages] == list(stages)
+
+
+@pytest.fixture
+def packaged(registry: Registry, bundle_path: Path, folder: Path, turned: project.Turned) -> Registry:
+    """An empty registry in a folder where the stages have left a bundle and their reports."""
+    shutil.copytree(bundle_path, folder / stage.BUNDLE)
+    shutil.copytree(turned.path / stage.REPORTS, folder / stage.REPORTS)
+    return registry
+
+
+def test_a_bundle_is_registered_once_for_each_verdict(packaged: Registry, contract: Contract, params: Params) -> None:
+    def number(checks: list[Check]) -> str:
+        return training.register(packaged, contract, params, checks).number
+
+    assert [number(checks) for checks in (store.PASSED, store.PASSED)] == ["1", "1"]
+    assert [number(checks) for checks in (store.REFUSED, store.PASSED, store.REFUSED)] == ["2", "1", "2"]
+
+
+def test_the_first_to_pass_is_champion_and_later_ones_challenge(
+    registry: Registry, bundle_path: Path, tmp_path: Path, params: Params
+) -> None:
+    def role(name: str, checks: list[Check], chosen: Params = params) -> str:
+        version = registry.register(store.another(bundle_path, tmp_path / name), checks, {}, {}, [])
+        return training.decide(registry, version, chosen)
+
+    assert role("1", store.REFUSED) == "refused"
+    assert role("2", store.PASSED) == "champion"
+    assert training.decide(registry, registry.get("2"), params) == "champion"
+    assert role("3", store.PASSED) == "challenger"
+    at_once = params.model_copy(update={"rollout": RolloutParams(auto_promote=True)})
+    assert role("4", store.REFUSED, at_once) == "refused"
+    assert role("5", store.PASSED, at_once) == "champion"
+    aliases = {alias: found.number for alias in ("champion", "challenger") if (found := registry.alias(alias))}
+    assert aliases == {"champion": "5", "challenger": "3"}
+
+
+def test_a_champion_that_cannot_be_had_or_read_is_a_reason_not_a_crash(finished: Path, contract: Contract) -> None:
+    settings = store.settings(finished)
+    registry = Registry.open(settings, contract.name)
+    same = training.compare(registry, settings, contract)
+    assert same.champion_roc_auc == same.manifest.metrics["test"]["roc_auc"]
+    shutil.rmtree(settings.serving_folder)
+    assert training.compare(registry, settings, contract) == same, "from the registry, where the served copy is lost"
+    shutil.rmtree(finished / "mlartifacts")
+    lost = training.compare(registry, settings, contract)
+    assert "cannot be downloaded" in lost.champion_problem
+
+
+def test_nested_parameters_are_logged_by_their_path() -> None:
+    assert training.flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}

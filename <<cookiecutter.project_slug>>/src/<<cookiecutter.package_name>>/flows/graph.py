@@ -57,11 +57,12 @@ def restore(raw: Path) -> bool:
 
 def track(raw: Path) -> bool:
     """Record the raw table as it now is; says whether it differs from what was recorded."""
+    before = _pointer(raw).read_text(encoding="utf-8") if raw_is_tracked(raw) else ""
     with _repo() as repo:
-        if raw_is_tracked(raw) and not repo.status(targets=[str(_pointer(raw))]):
+        if before and not repo.status(targets=[str(_pointer(raw))]):
             return False
         repo.add(targets=[str(raw)])
-    return True
+    return _pointer(raw).read_text(encoding="utf-8") != before
 
 
 def reproduce(stage: str) -> bool:
@@ -91,7 +92,8 @@ def _repo() -> Iterator[Any]:
     from dvc.lock import LockError
     from dvc.repo import Repo
 
-    logging.getLogger("dvc").setLevel(logging.CRITICAL)
+    for name in ("dvc", "dvc_data", "dvc_objects"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         _drop_broken_lock()
         with Repo() as repo:

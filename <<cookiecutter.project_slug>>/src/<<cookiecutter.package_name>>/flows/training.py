@@ -115,8 +115,8 @@ def compare(registry: "Registry", settings: Settings, contract: Contract) -> Can
         return Candidate(manifest)
     split = read_json(stage.REPORTS / "split.json")
     rows = tables.read_verified(stage.SPLITS["test"], split["test"]["sha256"])
-    try:
-        with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch:
+        try:
             opened = _open_champion(registry, champion, settings, Path(scratch))
             missing = [column.name for column in opened.contract.inputs if column.name not in rows.columns]
             if missing:
@@ -124,8 +124,9 @@ def compare(registry: "Registry", settings: Settings, contract: Contract) -> Can
                     manifest, champion_problem=f"it needs the column '{missing[0]}', which the table no longer has"
                 )
             answers = opened.predict(tables.to_columns(rows, opened.contract.inputs))
-    except ProjectError as error:
-        return Candidate(manifest, champion_problem=str(error))
+        except ProjectError as error:
+            problem = str(error).replace(scratch, f"of version {champion.number}")
+            return Candidate(manifest, champion_problem=problem)
     labels = rows[contract.target.name].to_numpy()
     found = metrics.binary(labels, answers.scores, opened.manifest.threshold).get("roc_auc")
     return Candidate(manifest, found, "" if found is not None else "the test rows hold one class only")
