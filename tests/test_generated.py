@@ -180,7 +180,7 @@ def run(project: Path, *command: str) -> str:
     """Run `command` in `project` to its end; what it printed is shown when it fails."""
     process = start(project, *command, output=subprocess.PIPE)
     try:
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate(timeout=1800)
     finally:
         stop(process)
     text = output.decode("utf-8", errors="replace")

@@ -52,9 +52,9 @@ def make(path: Path, n_rows: int = 2000) -> Path:
     return path
 
 
-def copy(project: Path, to: Path) -> Path:
-    """The same project elsewhere, as if it were moved there."""
-    shutil.copytree(project, to, symlinks=True, ignore=shutil.ignore_patterns("prefect", ".*.lock"))
+def copy(project: Path, to: Path, history: bool = False) -> Path:
+    """The same project elsewhere, as if it were moved there; with Prefect's database if `history`."""
+    shutil.copytree(project, to, symlinks=True, ignore=None if history else shutil.ignore_patterns("prefect"))
     return to
 
 
