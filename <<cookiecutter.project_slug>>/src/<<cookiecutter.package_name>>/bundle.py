@@ -9,12 +9,12 @@
 Nothing here is unpickled and nothing but ONNX Runtime is needed to predict.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
-import onnxruntime
 from pydantic import Field
 
 from . import strict
@@ -129,18 +129,7 @@ class Bundle:
         contract = Contract.load(path / CONTRACT)
         if contract.fingerprint() != manifest.contract_sha256:
             raise IntegrityError(f"bundle {path}: {CONTRACT} is not the contract that the model was trained with")
-        options = onnxruntime.SessionOptions()
-        # More threads change low bits of a sum; serving scales by processes.
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            session = onnxruntime.InferenceSession(path / MODEL, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise IntegrityError(
-                f"bundle {path}: {MODEL} does not load: {' '.join(str(error).split())[:200]}"
-            ) from None
-        return cls(path, sha256_file(path / MANIFEST), manifest, contract, session)
+        return cls(path, sha256_file(path / MANIFEST), manifest, contract, _session(path))
 
     @property
     def profile(self) -> Profile:
@@ -207,6 +196,22 @@ def _manifest(path: Path) -> Manifest:
         return strict.parse(content, Manifest, name=MANIFEST)
     except ConfigError as error:
         raise IntegrityError(f"bundle {path}: {error}") from None
+
+
+def _session(path: Path) -> Any:
+    # ONNX Runtime's wheels report to their maker unless told otherwise before the first import in a process.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # More threads change low bits of a sum; serving scales by processes.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path / MODEL, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise IntegrityError(f"bundle {path}: {MODEL} does not load: {' '.join(str(error).split())[:200]}") from None
 
 
 def _functions(manifest: Manifest, path: Path) -> list[Any]:
