@@ -3,8 +3,8 @@
 import contextlib
 import errno
 import os
+import signal
 import socket
-import threading
 from contextlib import ExitStack
 
 from ..settings import Settings
@@ -25,7 +25,8 @@ def show(settings: Settings, progress: Progress) -> None:
         # Both start at once; each takes seconds.
         prefect, api = stack.enter_context(engine.server(home, "pages", _free_port(PREFECT_PORT)))
         port, log = _free_port(MLFLOW_PORT), done.FOLDER / "mlflow-ui.log"
-        mlflow = engine.spawn(_mlflow(settings, port), log, {})
+        # Its job workers, nine processes for features that need a language model, stay away.
+        mlflow = engine.spawn(_mlflow(settings, port), log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
         stack.enter_context(engine.ending(mlflow))
         for name, address, server, output in (
             ("MLflow", f"http://127.0.0.1:{port}", mlflow, log),
@@ -35,7 +36,9 @@ def show(settings: Settings, progress: Progress) -> None:
                 engine.await_answer(server, address, name, output)
                 step.note = address
         progress.say("Ctrl-C ends both.")
-        threading.Event().wait()
+        # Not a wait that a library's signal handler, as Polars' is, would quietly go back to.
+        while True:
+            signal.pause()
 
 
 def _mlflow(settings: Settings, port: int) -> list[str]:
