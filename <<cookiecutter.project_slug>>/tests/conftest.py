@@ -1,39 +1,48 @@
 """What every test may use: the project's own contract and parameters, a small table, a small real bundle."""
 
 import os
+import pickle
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import filelock
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from << cookiecutter.package_name >> import stage
-from << cookiecutter.package_name >>.contract import Columns, Contract
+from << cookiecutter.package_name >>.cli import ENVIRONMENT
+from << cookiecutter.package_name >>.contract import Column, Columns, Contract
 from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.data.split import split
-from << cookiecutter.package_name >>.model import evaluate, package, train
+from << cookiecutter.package_name >>.data.split import first_and_last, split
 from << cookiecutter.package_name >>.model.gate import Check
-from << cookiecutter.package_name >>.model.registry import Registry, Version
 from << cookiecutter.package_name >>.params import Params
-from << cookiecutter.package_name >>.settings import QUIET
 
 from . import project, rows, store
 
+if TYPE_CHECKING:
+    # Heavy, and imported where they are used: the process that hands out the tests needs none of it.
+    from << cookiecutter.package_name >>.model.registry import Registry, Version
+
 ROOT = Path(__file__).parent.parent
+Made = TypeVar("Made")
 
 
 def pytest_configure() -> None:
-    """What the tests import is as quiet, towards people and the world, as when the command line imports it."""
-    os.environ.update(QUIET)
+    """Everything runs in the environment that the command line makes for itself."""
+    os.environ.update(ENVIRONMENT)
 
 
 @pytest.fixture(scope="session")
 def contract() -> Contract:
-    """The project's contract."""
-    return Contract.load(ROOT / stage.CONTRACT)
+    """The project's contract, its target made a boolean where it is none; tests/test_tasks.py tries the others."""
+    own = Contract.load(ROOT / stage.CONTRACT)
+    target = Column(name=own.target.name, type="boolean", role="target", description=own.target.description)
+    columns = tuple(target if column.role == "target" else column for column in own.columns)
+    return own if own.target.type == "boolean" else own.model_copy(update={"columns": columns})
 
 
 @pytest.fixture(scope="session")
@@ -71,26 +80,25 @@ def bundle_path(
 
 def make_bundle(path: Path, table: pl.DataFrame, contract: Contract, params: Params) -> Path:
     """Split, train, evaluate and package a table, as the pipeline does."""
+    from << cookiecutter.package_name >>.model import evaluate, package, train
+
     parts = split(table, contract, params.split, None)
     fitted = train.train(parts["train"], contract, params)
     judged = {name: parts[name] for name in ("validation", "test")}
     pipelines = {"model": fitted.model, "linear": fitted.baseline}
     evaluation = evaluate.evaluate(pipelines, judged, contract, params, fitted.prior)
-    moments = {name: part[contract.time.name] if contract.time else pl.Series([0]) for name, part in parts.items()}
     reports: dict[str, Any] = {
         "split": {
-            name: {
-                "rows": part.height,
-                "sha256": "0" * 64,
-                "first": str(moments[name][0]),
-                "last": str(moments[name][-1]),
-            }
+            name: {"rows": part.height, "sha256": "0" * 64, **first_and_last(part, contract)}
             for name, part in parts.items()
         },
         "trained": {"estimator": params.train.estimator, "prior": fitted.prior},
         "evaluation": evaluation,
     }
-    package.pack(path, ROOT / stage.CONTRACT, fitted.model, parts, params, reports)
+    described = path.with_name("contract.yaml")
+    described.parent.mkdir(parents=True, exist_ok=True)
+    described.write_text(yaml.safe_dump(contract.model_dump(mode="json", exclude_defaults=True), sort_keys=False))
+    package.pack(path, described, fitted.model, parts, params, reports)
     return path
 
 
@@ -108,32 +116,43 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
+    """What every worker of the tests shares: made in a folder of that name by the first that asks for it."""
+    shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    made = shared / f"{name}.pickle"
+    with filelock.FileLock(shared / f"{name}.lock"):
+        if not made.is_file():
+            made.write_bytes(pickle.dumps(make(shared / name / "project")))
+        return cast("Made", pickle.loads(made.read_bytes()))
+
+
 @pytest.fixture(scope="session")
-def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[store.Store]:
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> store.Store:
     """MLflow's store that four processes opened at once when it was not there yet."""
-    with store.opened_by_four(tmp_path_factory.mktemp("store") / "project") as opened:
-        yield opened
+    return once(tmp_path_factory, "store", store.opened_by_four)
 
 
 @pytest.fixture
 def folder(fresh_store: store.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a copy of the fresh store."""
-    path = shutil.copytree(fresh_store.untouched, tmp_path / "project")
+    path = shutil.copytree(fresh_store.path, tmp_path / "project")
     monkeypatch.chdir(path)
     return path
 
 
 @pytest.fixture
-def registry(folder: Path) -> Registry:
+def registry(folder: Path) -> "Registry":
     """An empty registry in the current folder."""
+    from << cookiecutter.package_name >>.model.registry import Registry
+
     return Registry.open(store.settings(folder), store.NAME)
 
 
 @pytest.fixture
-def register(registry: Registry, bundle_path: Path) -> Callable[[Sequence[Check]], Version]:
+def register(registry: "Registry", bundle_path: Path) -> "Callable[[Sequence[Check]], Version]":
     """Registers the tiny bundle with the answers of gates."""
 
-    def call(checks: Sequence[Check]) -> Version:
+    def call(checks: Sequence[Check]) -> "Version":
         return registry.register(bundle_path, checks, {"seed": 1}, {"git_commit": "abc"}, [])
 
     return call
@@ -142,7 +161,7 @@ def register(registry: Registry, bundle_path: Path) -> Callable[[Sequence[Check]
 @pytest.fixture(scope="session")
 def turned(tmp_path_factory: pytest.TempPathFactory) -> project.Turned:
     """A small project through which the wheel was turned, after a first run that was killed."""
-    return project.turn(tmp_path_factory.mktemp("turned") / "project")
+    return once(tmp_path_factory, "turned", project.turn)
 
 
 @pytest.fixture
@@ -156,7 +175,9 @@ def finished(turned: project.Turned, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share out whole files; all that stands on the one turned project goes to one worker."""
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("turned" if "turned" in fixtures else str(item.path)))
+    """While one worker makes the turned project, which takes longest, the others begin with what needs none."""
+    files = list(dict.fromkeys(item.path for item in reversed(items)))
+    needing = {item.path for item in items if "turned" in getattr(item, "fixturenames", ())}
+    first = next((file for file in files if file in needing), None)
+    order = sorted(files, key=lambda file: (file != first, file in needing))
+    items.sort(key=lambda item: order.index(item.path))

@@ -27,10 +27,9 @@ RAW = Path("data/raw/table.parquet")
 FILES = ("contract.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore")
 SMALL: dict[str, Any] = {
     "data": {"raw": str(RAW), "until": None},
-    "split": {"validation_days": 20, "test_days": 20},
     "train": {"hist_gradient_boosting": {"max_iter": 15}, "baseline_rows": 500},
     "evaluate": {"min_slice_rows": 20},
-    "gates": {"roc_auc_floor": 0.5, "log_loss_gain_over_trivial": 0.0, "roc_auc_gain_over_linear": -0.5},
+    "gates": {"floor": 0.5, "skill_over_trivial": 0.0, "gain_over_linear": -0.5},
     "monitor": {},
 }
 
@@ -45,8 +44,11 @@ def make(path: Path, n_rows: int = 2000) -> Path:
     shutil.copyfile(ROOT / ".dvc" / "config", path / ".dvc" / "config")
     # A remote of its own: whatever the real one is, a test must not reach it.
     (path / ".dvc" / "config.local").write_text("['remote \"storage\"']\n    url = ../.dvc-storage\n")
-    set_params(path, SMALL)
-    write_raw(path, rows.make(Contract.load(ROOT / stage.CONTRACT), n_rows))
+    contract = Contract.load(ROOT / stage.CONTRACT)
+    days = 20 if contract.time else None
+    by = "time" if contract.time else "hash"
+    set_params(path, {**SMALL, "split": {"by": by, "validation_days": days, "test_days": days, "group": None}})
+    write_raw(path, rows.make(contract, n_rows))
     git(path, "init", "--quiet")
     commit(path, "Start")
     return path

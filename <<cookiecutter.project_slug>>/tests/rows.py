@@ -1,9 +1,11 @@
 """Small tables that keep any contract, with a target that can be learnt."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
+import pytest
 
 from << cookiecutter.package_name >>.contract import Column, Contract
 from << cookiecutter.package_name >>.data.tables import DTYPES
@@ -15,6 +17,14 @@ DAYS = 120
 def signals(contract: Contract) -> list[Column]:
     """The features that the target of `make` follows: those among the first columns."""
     return [column for column in contract.columns[:7] if column.role == "feature"]
+
+
+def one(contract: Contract, wanted: Callable[[Column], bool], kind: str) -> Column:
+    """The contract's first such input column; a test that needs one is left out where there is none."""
+    found = next((column for column in contract.inputs if wanted(column)), None)
+    if found is None:
+        pytest.skip(f"the contract has no {kind}")
+    return found
 
 
 def make(contract: Contract, rows: int, seed: int = 0) -> pl.DataFrame:
@@ -29,10 +39,23 @@ def make(contract: Contract, rows: int, seed: int = 0) -> pl.DataFrame:
         columns[column.name] = _values(column, codes, rng)
         if column in signals(contract):
             signal += codes - 0.5
-    likely = 1 / (1 + np.exp(-6 * signal + 1.0))
-    columns[contract.target.name] = pl.Series(rng.random(rows) < likely)
+    columns[contract.target.name] = _target(contract, 6 * signal - 1.0, rng)
     frame = pl.DataFrame({column.name: columns[column.name] for column in contract.columns})
     return frame.sort(contract.time.name) if contract.time else frame
+
+
+def _target(contract: Contract, signal: np.ndarray, rng: np.random.Generator) -> pl.Series:
+    """Values in the target's type that follow a signal [n_rows]."""
+    target, classes = contract.target, contract.classes
+    if not classes:
+        low, high = target.range or (0.0, 100.0)
+        values = low + (high - low) / (1 + np.exp(-(signal + rng.normal(size=len(signal)))))
+        return pl.Series(values.round() if target.type == "integer" else values).cast(DTYPES[target.type])
+    # Each further class is likely where the signal is larger still.
+    steps = np.arange(1, len(classes)) * 2.0 - len(classes)
+    chance = 1 / (1 + np.exp(-(signal[:, None] - steps)))
+    place = (rng.random(len(signal))[:, None] < chance).sum(axis=1)
+    return pl.Series([classes[at] for at in place.tolist()], dtype=DTYPES[target.type])
 
 
 def _values(column: Column, codes: np.ndarray, rng: np.random.Generator) -> pl.Series:

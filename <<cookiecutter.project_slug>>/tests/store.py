@@ -1,9 +1,6 @@
-"""A real MLflow store, made once: several processes open it at the same moment, as on a first morning."""
+"""A real MLflow store, made once: four processes open it at the same moment, as on a first morning."""
 
 import shutil
-import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,44 +12,56 @@ from . import project
 
 NAME = "small"
 OPEN = f"""
-import sys
+import multiprocessing, sys
 from {project.PACKAGE}.errors import ProjectError
 from {project.PACKAGE}.model.registry import Registry
 from {project.PACKAGE}.settings import Settings
-registry = Registry.open(Settings.read(), {NAME!r})
-print(len(registry.versions()), flush=True)
-for number in sys.stdin:
-    try:
-        registry.promote(number.strip(), None)
-    except ProjectError as error:
-        print(type(error).__name__, error)
+
+def one(start, promote):
+    start.wait()
+    registry = Registry.open(Settings.read(), {NAME!r})
+    if promote is None:
+        answer = len(registry.versions())
     else:
-        print("promoted")
+        start.wait()
+        try:
+            answer = f"promoted {{registry.promote(promote, None).number}}"
+        except ProjectError as error:
+            answer = f"{{type(error).__name__}} {{error}}"
+    print(answer, flush=True)
+
+versions = [version or None for version in sys.argv[1:]]
+fork = multiprocessing.get_context("fork")  # The imports, seconds of them, happen once.
+start = fork.Barrier(len(versions))
+processes = [fork.Process(target=one, args=(start, version)) for version in versions]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
 """
-"""Opens the store, says how many versions there are, then promotes what it reads, expecting no champion."""
+"""A process for each argument: all open the store at the same moment, and promote the version that is named, if any."""
 PASSED = [Check("metric floor", True, "ROC AUC 0.7, floor 0.6")]
 REFUSED = [Check("metric floor", False, "ROC AUC 0.5, floor 0.6"), Check("same answers", True, "0")]
 
 
 class Store(NamedTuple):
-    """MLflow's store as four processes left it that opened it at once: their answers, two of them, and a copy of it."""
+    """MLflow's store as four processes left it that opened it at once, and what each found."""
 
     path: Path
     answers: list[str]
-    promoters: Sequence[subprocess.Popen[str]]
-    untouched: Path
 
 
-@contextmanager
-def opened_by_four(path: Path) -> Iterator[Store]:
+def opened_by_four(path: Path) -> Store:
     """The store at `path`, which is not there yet."""
-    path.mkdir()
-    with ExitStack() as stack:
-        processes = [stack.enter_context(project.start(path, "-c", OPEN, stdin=subprocess.PIPE)) for _ in range(4)]
-        answers = [process.stdout.readline() for process in processes if process.stdout]
-        yield Store(path, answers, processes[:2], shutil.copytree(path, path.with_name("untouched")))
-        for process in processes:
-            process.communicate(timeout=60)
+    path.mkdir(parents=True)
+    return Store(path, at_once(path, "", "", "", ""))
+
+
+def at_once(path: Path, *versions: str) -> list[str]:
+    """What processes that opened the store at the same moment found there: one for each version, which it promotes."""
+    done = project.run(path, "-c", OPEN, *versions)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def settings(folder: Path) -> Settings:

@@ -25,6 +25,7 @@ from << cookiecutter.package_name >>.model import estimators, evaluate, package,
 from << cookiecutter.package_name >>.params import EstimatorName, Params
 
 from .conftest import make_bundle, python_rows, same_bits
+from .rows import one
 
 ESTIMATORS: tuple[EstimatorName, ...] = ("hist_gradient_boosting", "logistic_regression")
 
@@ -62,15 +63,15 @@ def test_a_row_s_bits_depend_neither_on_its_neighbours_nor_on_their_number(
 ) -> None:
     whole = trained.bundle.predict(columns)
     some = trained.bundle.predict(take(columns, rows))
-    assert same_bits(some.probabilities, whole.probabilities[rows])
+    assert same_bits(some.output, whole.output[rows])
     assert some.values.tolist() == whole.values[rows].tolist()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 32, 33, 255, 256, 257, 1000])
 def test_batches_of_every_size_give_the_bits_of_the_whole(trained: Trained, columns: Columns, size: int) -> None:
-    whole = trained.bundle.predict(columns).probabilities
+    whole = trained.bundle.predict(columns).output
     for first in range(0, 3000 - size, max(size, 300)):
-        part = trained.bundle.predict(take(columns, slice(first, first + size))).probabilities
+        part = trained.bundle.predict(take(columns, slice(first, first + size))).output
         assert same_bits(part, whole[first : first + size])
 
 
@@ -88,19 +89,20 @@ def test_missing_values_and_unseen_categories_are_answered_as_scikit_learn_does(
                     row[column.name] = (None, float("nan"), float("inf"), -1e39)[rng.integers(0, 4)]
     columns = from_rows(contract.inputs, rows)
     expected = evaluate.score(trained.pipeline, columns, contract)
-    np.testing.assert_allclose(trained.bundle.predict(columns).scores, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(trained.bundle.run(trained.bundle.encode(columns)), expected, rtol=0, atol=1e-5)
 
 
 def test_a_row_without_any_value_is_answered_as_scikit_learn_does(trained: Trained, contract: Contract) -> None:
     columns = from_rows(contract.inputs, [{}])
     expected = evaluate.score(trained.pipeline, columns, contract)
-    np.testing.assert_allclose(trained.bundle.predict(columns).scores, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(trained.bundle.run(trained.bundle.encode(columns)), expected, rtol=0, atol=1e-5)
 
 
 def test_the_whole_table_is_answered_as_scikit_learn_does(
     trained: Trained, columns: Columns, contract: Contract, params: Params
 ) -> None:
-    gap = np.abs(trained.bundle.predict(columns).scores - evaluate.score(trained.pipeline, columns, contract)).max()
+    answers = trained.bundle.run(trained.bundle.encode(columns))
+    gap = np.abs(answers - evaluate.score(trained.pipeline, columns, contract)).max()
     assert gap <= params.gates.parity_tolerance
     assert trained.bundle.manifest.parity <= params.gates.parity_tolerance
 
@@ -112,14 +114,14 @@ def test_nan_null_and_a_number_too_large_are_one_and_the_same(
     answers = []
     for value in (float("nan"), float("inf"), float("-inf"), 1e39):
         some = {**take(columns, slice(0, 20)), **{name: np.full(20, value) for name in numbers}}
-        answers.append(trained.bundle.predict(some).probabilities)
+        answers.append(trained.bundle.predict(some).output)
     assert all(same_bits(answer, answers[0]) for answer in answers)
 
 
 def test_answers_are_probabilities_and_the_class_follows_the_threshold(trained: Trained, columns: Columns) -> None:
     answers = trained.bundle.predict(columns)
-    assert answers.probabilities.shape == (3000, 2)
-    np.testing.assert_allclose(answers.probabilities.sum(axis=1), 1, atol=1e-6)
+    assert answers.output.shape == (3000, 2)
+    np.testing.assert_allclose(answers.output.sum(axis=1), 1, atol=1e-6)
     assert (answers.values == (answers.scores >= trained.bundle.manifest.threshold)).all()
     assert answers.values.dtype == bool
     assert set(answers.values.tolist()) == {True, False}
@@ -127,14 +129,14 @@ def test_answers_are_probabilities_and_the_class_follows_the_threshold(trained: 
 
 def test_no_rows_get_no_answers(trained: Trained, contract: Contract) -> None:
     answers = trained.bundle.predict(from_rows(contract.inputs, []))
-    assert (answers.values.shape, answers.probabilities.shape) == ((0,), (0, 2))
+    assert (answers.values.shape, answers.output.shape) == ((0,), (0, 2))
 
 
 def test_an_estimator_that_answers_single_rows_otherwise_gets_two(trained: Trained, columns: Columns) -> None:
     opened = Bundle.open(trained.bundle.path)
     opened.manifest = opened.manifest.model_copy(update={"min_batch": 1})
-    whole = opened.predict(columns).probabilities
-    alone = [same_bits(opened.predict(take(columns, [at])).probabilities, whole[[at]]) for at in range(200)]
+    whole = opened.predict(columns).output
+    alone = [same_bits(opened.predict(take(columns, [at])).output, whole[[at]]) for at in range(200)]
     assert all(alone) == (trained.bundle.manifest.min_batch == 1)
 
 
@@ -156,7 +158,7 @@ def test_an_untouched_copy_opens_wherever_it_lies(copied: Path, columns: Columns
     opened = Bundle.open(copied, digest)
     assert opened.digest == digest
     assert opened.profile.columns
-    assert same_bits(opened.predict(columns).probabilities, Bundle.open(bundle_path).predict(columns).probabilities)
+    assert same_bits(opened.predict(columns).output, Bundle.open(bundle_path).predict(columns).output)
 
 
 @pytest.mark.parametrize("name", HASHED)
@@ -217,7 +219,7 @@ def test_another_model_that_is_whole_is_refused_if_it_takes_other_inputs(
     featurizer = Featurizer(contract.model_copy(update={"columns": kept}))
     frame = estimators.to_frame(featurizer.encode(tables.to_columns(table.head(500), contract.inputs)))
     labels = table.head(500)[contract.target.name].to_numpy()
-    other = estimators.build("logistic_regression", params.train, featurizer, 0).fit(frame, labels)
+    other = estimators.build("logistic_regression", "binary", params.train, featurizer, 0).fit(frame, labels)
     (copied / MODEL).write_bytes(package.to_onnx(other, featurizer))
     bundle.seal(copied, facts(copied))
     with pytest.raises(IntegrityError, match=r"model.onnx takes other inputs than its manifest.json lists"):
@@ -309,9 +311,9 @@ def test_a_derived_feature_that_changed_or_went_is_refused_by_name(
 def test_a_new_derived_feature_does_not_disturb_an_old_bundle(
     copied: Path, columns: Columns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = Bundle.open(copied).predict(columns).probabilities
+    before = Bundle.open(copied).predict(columns).output
     monkeypatch.setattr(bundle, "DERIVED", (*DERIVED, doubled))
-    assert same_bits(Bundle.open(copied).predict(columns).probabilities, before)
+    assert same_bits(Bundle.open(copied).predict(columns).output, before)
 
 
 def test_every_refusal_is_one_line_that_says_which_bundle(copied: Path) -> None:
@@ -326,8 +328,10 @@ def test_derived_features_keep_the_order_in_which_they_were_trained(
     tmp_path: Path, table: pl.DataFrame, contract: Contract, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """JSON sorts their names; the model's inputs do not."""
-    column = next(column.name for column in contract.inputs if column.type == "float")
-    one_input = inspect.Signature([inspect.Parameter(column, inspect.Parameter.POSITIONAL_OR_KEYWORD)])
+    column = one(contract, lambda column: column.type == "float", "float column").name
+    one_input = inspect.Signature(
+        [inspect.Parameter(features.parameter(column), inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    )
     for function in (tripled, doubled):
         monkeypatch.setattr(function, "__signature__", one_input, raising=False)
     backwards = (tripled, doubled)
@@ -352,4 +356,4 @@ def test_rows_from_json_and_from_a_table_get_the_same_bits(
 ) -> None:
     from_json = from_rows(contract.inputs, json.loads(json.dumps(python_rows(table, contract))))
     from_table = tables.to_columns(table, contract.inputs)
-    assert same_bits(trained.bundle.predict(from_json).probabilities, trained.bundle.predict(from_table).probabilities)
+    assert same_bits(trained.bundle.predict(from_json).output, trained.bundle.predict(from_table).output)

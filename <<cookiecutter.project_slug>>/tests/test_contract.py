@@ -14,6 +14,8 @@ from << cookiecutter.package_name >>.contract import (
     SCORED,
     Column,
     Contract,
+    Label,
+    Task,
     as_array,
     from_rows,
     missing,
@@ -55,7 +57,10 @@ def test_the_project_s_own_contract_can_be_used(contract: Contract) -> None:
         ({"name": "size", "type": "float", "unseen": 1.5}, "columns.4.unseen: "),
         ({"name": "colour", "type": "float", "categories": ["red"]}, "'colour': categories need type string"),
         ({"name": "colour", "type": "string", "categories": ["red", "red"]}, "'colour': a category stands twice"),
-        ({"name": "colour", "type": "string", "categories": ["red", 1]}, "columns.4.categories.1: .*string .found 1"),
+        (
+            {"name": "colour", "type": "string", "categories": ["red", 1]},
+            "column .*: the category 1 is not of type string",
+        ),
         ({"name": "colour", "type": "string", "categories": ["__missing__"]}, "'__missing__' is reserved"),
         ({"name": "at", "type": "string", "role": "time"}, "'at': role time needs type datetime"),
         ({"name": "at", "type": "datetime", "role": "time", "nullable": True}, "'at': every row needs its time"),
@@ -94,9 +99,41 @@ def test_a_contract_without_something_to_predict_or_to_predict_from_is_refused(
         strict.parse({"name": "things", "columns": columns}, Contract, "contract.yaml")
 
 
-def test_a_target_that_cannot_be_trained_yet_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"the target 'sold' is float; only boolean targets"):
-        _ = make({"name": "sold", "type": "float", "role": "target"}).task
+TARGETS: list[tuple[dict[str, Any], Task, tuple[Label, ...]]] = [
+    ({"type": "boolean"}, "binary", (False, True)),
+    ({"type": "string", "categories": ["no", "yes"]}, "binary", ("no", "yes")),
+    ({"type": "string", "categories": ["a", "b", "c"]}, "multiclass", ("a", "b", "c")),
+    ({"type": "integer", "categories": [3, 1, 2]}, "multiclass", (3, 1, 2)),
+    ({"type": "integer"}, "regression", ()),
+    ({"type": "float", "range": [0, 1]}, "regression", ()),
+]
+
+
+@pytest.mark.parametrize(("target", "task", "classes"), TARGETS)
+def test_the_target_says_what_kind_of_prediction_is_asked_for(
+    target: dict[str, Any], task: Task, classes: tuple[Label, ...]
+) -> None:
+    contract = make({"name": "sold", "role": "target", **target})
+    assert (contract.task, contract.classes) == (task, classes)
+    values = as_array(contract.target, [*(classes or (0.25, 7)), None])
+    assert contract.truth(values)[:-1].tolist() == ([*range(len(classes))] or [0.25, 7.0])
+    assert np.isnan(contract.truth(values)[-1])
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ({"type": "string"}, "is string without categories; list its classes"),
+        ({"type": "datetime"}, "is datetime without categories"),
+        ({"type": "string", "categories": ["only"]}, "has one class only"),
+        ({"type": "string", "categories": ["a", "b"], "unseen": 0.1}, "every row needs a class"),
+        ({"type": "integer", "categories": [1, "b"]}, "the category 'b' is not of type integer"),
+        ({"type": "float", "categories": [1, 2]}, "categories need type string, not float"),
+    ],
+)
+def test_a_target_that_asks_for_no_prediction_is_refused(target: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make({"name": "sold", "role": "target", **target})
 
 
 def test_a_column_that_is_not_there_is_answered_with_the_nearest() -> None:

@@ -16,7 +16,7 @@ from << cookiecutter.package_name >> import strict
 from << cookiecutter.package_name >>.contract import MISSING, Columns, Contract, from_rows
 from << cookiecutter.package_name >>.derived import DERIVED
 from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.features import Featurizer, definition
+from << cookiecutter.package_name >>.features import Featurizer, definition, parameter
 
 from .conftest import same_bits
 
@@ -148,6 +148,27 @@ def size(count: np.ndarray) -> np.ndarray:
 def test_a_derived_feature_that_cannot_be_is_refused_by_name(function: Callable[..., np.ndarray], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Featurizer(make(), [function])
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("temp", "temp"),
+        ("size (m2)", "size__m2_"),
+        ("class", "_class"),
+        ("2nd", "_2nd"),
+        ("größe", "größe"),
+        ("a.b", "a_b"),
+    ],
+)
+def test_a_column_of_any_name_can_feed_a_derived_feature(name: str, called: str) -> None:
+    assert parameter(name) == called
+    space: dict[str, Any] = {}
+    exec(f"def twice({called}):\n    return 2 * {called}", space)
+    columns = [{"name": name, "type": "float"}, {"name": "y", "type": "boolean", "role": "target"}]
+    contract = strict.parse({"name": "any", "columns": columns}, Contract, "contract.yaml")
+    encoded = Featurizer(contract, (space["twice"],)).encode({name: np.array([1.5])})
+    assert encoded.num.tolist() == [[1.5, 3.0]]
 
 
 def test_two_functions_of_one_name_are_refused() -> None:

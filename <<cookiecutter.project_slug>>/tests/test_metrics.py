@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from << cookiecutter.package_name >> import metrics
+from << cookiecutter.package_name >>.contract import Task
 
 
 def scored(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +48,7 @@ def test_a_perfect_and_a_useless_model_reach_the_ends_of_the_scale() -> None:
 def test_a_measure_without_a_meaning_is_absent_and_the_rest_is_valid_json(labels: np.ndarray) -> None:
     found = metrics.binary(labels, np.linspace(0, 1, len(labels)), 0.5)
     assert "roc_auc" not in found
-    json.dumps([found, metrics.curves(labels, np.linspace(0, 1, len(labels)))], allow_nan=False)
+    json.dumps([found, metrics.binary_curves(labels, np.linspace(0, 1, len(labels)))], allow_nan=False)
 
 
 def test_a_threshold_that_calls_nothing_positive_has_no_precision() -> None:
@@ -102,7 +103,7 @@ def test_equally_cheap_thresholds_are_told_apart_by_the_costs() -> None:
 
 def test_curves_keep_their_ends_and_at_most_200_points() -> None:
     labels, scores = scored(50_000)
-    found = metrics.curves(labels, scores)
+    found = metrics.binary_curves(labels, scores)
     assert {name: len(points) <= 200 for name, points in found.items()} == dict.fromkeys(found, True)
     assert found["roc"][0] == {"false_positive_rate": 0.0, "true_positive_rate": 0.0}
     assert found["roc"][-1] == {"false_positive_rate": 1.0, "true_positive_rate": 1.0}
@@ -110,3 +111,64 @@ def test_curves_keep_their_ends_and_at_most_200_points() -> None:
     area = np.trapezoid([point["true_positive_rate"] for point in found["roc"]], xs)
     assert area == pytest.approx(metrics.binary(labels, scores, 0.5)["roc_auc"], abs=0.002)
     assert sum(point["rows"] for point in found["calibration"]) == 50_000
+
+
+def test_of_more_classes_right_answers_score_best_and_the_prior_scores_half() -> None:
+    truth = np.array([0, 1, 2] * 50)
+    perfect = metrics.multiclass(truth, np.eye(3)[truth])
+    assert perfect["accuracy"] == perfect["macro_f1"] == perfect["roc_auc"] == 1.0
+    assert perfect["calibration_error"] == 0.0
+    prior = metrics.multiclass(truth, np.full((150, 3), 1 / 3))
+    assert prior["roc_auc"] == 0.5
+    assert prior["log_loss"] == pytest.approx(np.log(3))
+
+
+def test_a_class_that_does_not_occur_is_no_reason_not_to_judge_the_others() -> None:
+    truth, output = (
+        np.array([0, 0, 1, 1]),
+        np.array([[0.8, 0.1, 0.1], [0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]]),
+    )
+    found = metrics.multiclass(truth, output)
+    assert found["accuracy"] == 0.75
+    assert found["roc_auc"] == 1.0
+    assert "roc_auc" not in metrics.multiclass(np.zeros(3, dtype=int), output[:3])
+    assert metrics.multiclass(truth[:0], output[:0]) == {}
+
+
+def test_of_numbers_errors_have_their_unit_and_the_mean_explains_nothing() -> None:
+    truth = np.array([1.0, 2.0, 3.0, 6.0])
+    value = np.full(4, truth.mean())
+    found = metrics.regression(truth, np.stack((value, value - 1, value + 1), axis=1))
+    assert found == {
+        "mae": 1.5,
+        "rmse": pytest.approx(truth.std()),
+        "bias": 0.0,
+        "coverage": 0.5,
+        "interval_width": 2.0,
+        "r2": 0.0,
+    }
+    shifted = metrics.regression(truth, np.stack((truth + 2, truth, truth + 4), axis=1))
+    assert (shifted["bias"], shifted["mae"], shifted["coverage"]) == (2.0, 2.0, 1.0)
+    assert "r2" not in metrics.regression(np.ones(3), np.ones((3, 3)))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.9])
+def test_a_conformal_interval_holds_the_truth_as_often_as_it_says(level: float) -> None:
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(300):
+        known, new = rng.exponential(size=60), rng.exponential(size=60)
+        half = metrics.conformal(known, np.ones(60), level)
+        held.append((np.abs(new - 1) <= half).mean())
+    assert np.mean(held) == pytest.approx(level + (1 - level) / 61, abs=0.03)
+    assert np.mean(held) > level - 0.01
+
+
+def test_with_few_rows_a_conformal_interval_is_as_wide_as_any_error() -> None:
+    assert metrics.conformal(np.array([0.0, 5.0]), np.zeros(2), 0.9) == 5.0
+
+
+@pytest.mark.parametrize(("task", "output"), [("multiclass", np.empty((0, 3))), ("regression", np.empty((0, 3)))])
+def test_no_rows_have_no_measures_and_no_curves(task: Task, output: np.ndarray) -> None:
+    assert metrics.judge(task, np.empty(0), output) == {}
+    assert not any(metrics.curves(task, np.empty(0), output).values())

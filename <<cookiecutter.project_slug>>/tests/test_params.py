@@ -35,8 +35,8 @@ def load(tmp_path: Path, change: dict[str, Any]) -> Params:
         ({"train.hist_gradient_boosting.max_itter": 3}, "hist_gradient_boosting.max_itter'; did you mean 'max_iter'"),
         ({"seed": -1}, "seed: .*greater than or equal to 0 .found -1"),
         ({"seed": "13"}, "seed: .*valid integer"),
-        ({"train.estimator": "xgboost"}, "train.estimator: Input should be 'hist_gradient_boosting' or"),
-        ({"gates.roc_auc_floor": 1.2}, "gates.roc_auc_floor: "),
+        ({"train.estimator": "xgboost"}, "train.estimator: Input should be 'hist_gradient_boosting',"),
+        ({"gates.floor": 1.2}, "gates.floor: "),
         ({"evaluate.costs.false_positive": 0}, "evaluate.costs.false_positive: "),
         ({"split.test_days": 0}, "split.test_days: "),
         ({"data.raw": "/data/raw.parquet"}, "data.raw: '/data/raw.parquet' is absolute"),
@@ -78,12 +78,12 @@ def test_until_has_no_time_zone_as_the_table_has_none(
 def test_the_fingerprint_follows_what_shapes_a_bundle_and_nothing_else(tmp_path: Path) -> None:
     same = load(tmp_path, {}).training_fingerprint()
     changes: list[dict[str, Any]] = [
-        {"gates.roc_auc_floor": 0.99},
+        {"gates.floor": 0.99},
         {"monitor.alpha": 0.2},
         {"rollout.auto_promote": True},
     ]
     for change in changes:
         assert load(tmp_path, change).training_fingerprint() == same
-    changes = [{"seed": 14}, {"data.until": "2001-01-01"}, {"split.test_days": 3}, {"train.baseline_rows": 5}]
+    changes = [{"seed": 14}, {"data.until": "2001-01-01"}, {"split.test_share": 0.2}, {"train.baseline_rows": 5}]
     for change in changes:
         assert load(tmp_path, change).training_fingerprint() != same

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from . import strict
-from .contract import Columns, Contract, Task
+from .contract import Columns, Contract, Label, Task
 from .derived import DERIVED
 from .errors import ConfigError, IntegrityError
 from .features import Featurizer, Inputs, definition
@@ -30,8 +30,6 @@ HASHED = (MODEL, CONTRACT, PROFILE, CARD)
 FORMAT = 1
 LINEAGE = "lineage.json"
 """Where a bundle came from; added by the registry beside the hashed files, because it differs between equal bundles."""
-
-Label = bool | int | str
 
 
 class Slice(strict.Strict):
@@ -51,14 +49,15 @@ class Manifest(strict.Strict):
     name: str
     task: Task
     target: str
-    classes: tuple[Label, ...] = Field(min_length=2)
-    threshold: float = Field(ge=0, le=1)
+    classes: tuple[Label, ...]
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    half_width: float | None = Field(default=None, ge=0)
     estimator: str
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
     derived: dict[str, str]
     min_batch: int = Field(ge=1)
-    prior: float = Field(ge=0, le=1)
+    prior: tuple[float, ...]
     rows: dict[str, int]
     metrics: dict[str, dict[str, float]]
     slices: tuple[Slice, ...]
@@ -71,15 +70,18 @@ class Manifest(strict.Strict):
 
 
 class Predictions(NamedTuple):
-    """Answers for n_rows: `values` [n_rows] in the classes' own type, `probabilities` float [n_rows, n_classes]."""
+    """Answers for n_rows.
+
+    Attributes:
+        values: [n_rows] in the classes' own type, or float.
+        output: float [n_rows, n_classes] of probabilities, or [n_rows, 3]: value, low and high end of its interval.
+        scores: float [n_rows], what is profiled and logged: the probability of the positive class of two, of the
+            likeliest of more, or the value.
+    """
 
     values: np.ndarray
-    probabilities: np.ndarray
-
-    @property
-    def scores(self) -> np.ndarray:
-        """Probability of the positive (last) class, float [n_rows]: what is profiled and measured."""
-        return self.probabilities[:, -1]
+    output: np.ndarray
+    scores: np.ndarray
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> Manifest:
@@ -102,7 +104,7 @@ class Bundle:
         self._session = session
         self._featurizer = Featurizer(contract, _functions(manifest, path))
         self._feeds = [feed.name for feed in session.get_inputs()]
-        self._classes = np.array(manifest.classes, dtype=bool if manifest.task == "binary" else object)
+        self._classes = np.array(manifest.classes, dtype=object if contract.target.type == "string" else None)
         layout = (self._featurizer.numeric, tuple(column.name for column in self._featurizer.categorical))
         if (contract.target.name, *layout) != (manifest.target, manifest.numeric, manifest.categorical):
             raise IntegrityError(
@@ -140,7 +142,7 @@ class Bundle:
         """Predict n_rows from the contract's input columns; a row's answer does not depend on its neighbours.
 
         Raises:
-            IntegrityError: the model answered with something that is no probability.
+            IntegrityError: the model answered with something that is no number.
         """
         return self.decide(self.run(self.encode(columns)))
 
@@ -149,22 +151,29 @@ class Bundle:
         return self._featurizer.encode(columns)
 
     def run(self, inputs: Inputs) -> np.ndarray:
-        """What the ONNX session answers to encoded inputs: probabilities, float32 [n_rows, n_classes]."""
+        """The session's float32 answers to encoded inputs: probabilities [n_rows, n_classes] or values [n_rows, 1]."""
         n_rows = len(inputs.num)
         if n_rows == 0:
-            return np.empty((0, len(self._classes)), dtype=np.float32)
+            return np.empty((0, len(self._classes) or 1), dtype=np.float32)
         if n_rows < self.manifest.min_batch:
             repeat = np.resize(np.arange(n_rows), self.manifest.min_batch)
             inputs = Inputs(inputs.num[repeat], inputs.cat[repeat])
-        probabilities: np.ndarray = self._session.run(None, {name: getattr(inputs, name) for name in self._feeds})[0]
-        return probabilities[:n_rows]
+        answers: np.ndarray = self._session.run(None, {name: getattr(inputs, name) for name in self._feeds})[0]
+        return answers[:n_rows]
 
-    def decide(self, probabilities: np.ndarray) -> Predictions:
-        """The answers that probabilities [n_rows, n_classes] stand for; raises as `predict` does."""
-        if not np.isfinite(probabilities).all():
-            raise IntegrityError(f"bundle {self.path}: the model returned a value that is no probability")
-        positive = probabilities[:, -1] >= self.manifest.threshold
-        return Predictions(self._classes[positive.astype(np.intp)], probabilities)
+    def decide(self, answers: np.ndarray) -> Predictions:
+        """The answers that the session's own stand for; raises as `predict` does."""
+        if not np.isfinite(answers).all():
+            raise IntegrityError(f"bundle {self.path}: the model returned a value that is no number")
+        if self.manifest.task == "regression":
+            assert self.manifest.half_width is not None
+            values, half = answers[:, 0], np.float32(self.manifest.half_width)
+            return Predictions(values, np.stack((values, values - half, values + half), axis=1), values)
+        if self.manifest.task == "binary":
+            assert self.manifest.threshold is not None
+            positive = answers[:, -1] >= self.manifest.threshold
+            return Predictions(self._classes[positive.astype(np.intp)], answers, answers[:, -1])
+        return Predictions(self._classes[answers.argmax(axis=1)], answers, answers.max(axis=1))
 
 
 def verify(path: Path, digest: str | None = None) -> Manifest:

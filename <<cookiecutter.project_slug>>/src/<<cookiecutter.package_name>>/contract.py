@@ -19,13 +19,14 @@ from .files import canonical, sha256_text
 
 ColumnType = Literal["float", "integer", "string", "boolean", "datetime"]
 Role = Literal["id", "time", "target", "feature", "ignored"]
-Task = Literal["binary"]
+Task = Literal["binary", "multiclass", "regression"]
+Label = bool | int | str
 Columns = Mapping[str, np.ndarray]
 
 MISSING = "__missing__"
 """What a missing string becomes before the model sees it; no value may be called so."""
 
-SCORED = ("prediction", "score", "model_version")
+SCORED = ("prediction", "score", "probabilities", "low", "high", "model_version")
 """What scoring adds to a table; no column may be called so."""
 
 FLOAT_LIMIT = float(np.finfo(np.float32).max)
@@ -44,7 +45,7 @@ class Column(strict.Strict):
     role: Role = "feature"
     nullable: bool = False
     range: tuple[float, float] | None = None
-    categories: tuple[str, ...] | None = None
+    categories: tuple[str | int, ...] | None = None
     unseen: float = Field(default=0.0, ge=0.0, le=1.0)
     unit: str = ""
     description: str = ""
@@ -58,8 +59,14 @@ class Column(strict.Strict):
             if self.range[0] > self.range[1]:
                 raise ValueError(f"column '{self.name}': the range {list(self.range)} is upside down")
         if self.categories is not None:
-            if self.type != "string":
-                raise ValueError(f"column '{self.name}': categories need type string, not {self.type}")
+            if self.type != "string" and (self.type, self.role) != ("integer", "target"):
+                raise ValueError(
+                    f"column '{self.name}': categories need type string, not {self.type}; "
+                    "only a target's classes may be integers"
+                )
+            wanted = str if self.type == "string" else int
+            if odd := [category for category in self.categories if type(category) is not wanted]:
+                raise ValueError(f"column '{self.name}': the category {odd[0]!r} is not of type {self.type}")
             if len(set(self.categories)) != len(self.categories):
                 raise ValueError(f"column '{self.name}': a category stands twice")
             if MISSING in self.categories:
@@ -114,6 +121,15 @@ class Contract(strict.Strict):
             raise ValueError("no column has role target; give it to the column to predict")
         if not self.inputs:
             raise ValueError("no column has role feature; the model needs at least one")
+        if self.target.type == "datetime" or (self.target.type == "string" and not self.target.categories):
+            raise ValueError(
+                f"the target '{self.target.name}' is {self.target.type} without categories; list its classes, "
+                "or give the role to a boolean or a number"
+            )
+        if self.target.categories is not None and len(self.target.categories) < 2:
+            raise ValueError(f"the target '{self.target.name}' has one class only; there is nothing to tell apart")
+        if self.target.unseen:
+            raise ValueError(f"the target '{self.target.name}': every row needs a class of the contract; drop 'unseen'")
         return self
 
     @classmethod
@@ -152,17 +168,25 @@ class Contract(strict.Strict):
 
     @property
     def task(self) -> Task:
-        """What kind of prediction the target asks for.
+        """What kind of prediction the target asks for: two classes, more of them, or a number."""
+        return {0: "regression", 2: "binary"}.get(len(self.classes), "multiclass")  # type: ignore[return-value]
 
-        Raises:
-            ConfigError: the target's type has no task yet.
+    @property
+    def classes(self) -> tuple[Label, ...]:
+        """What the target may be, the positive one of two last; nothing where it is a number."""
+        if self.target.type == "boolean":
+            return (False, True)
+        return self.target.categories or ()
+
+    def truth(self, values: np.ndarray) -> np.ndarray:
+        """The target's array of `Columns` as numbers, float64 [n_rows]: the place of its class, or its value.
+
+        NaN stands for what is missing or no class of the contract.
         """
-        if self.target.type != "boolean":
-            raise ConfigError(
-                f"contract.yaml: the target '{self.target.name}' is {self.target.type}; "
-                "only boolean targets (binary classification) can be trained so far"
-            )
-        return "binary"
+        if self.target.type != "string" and self.target.categories is None:
+            return values.astype(np.float64)
+        places = {label: at for at, label in enumerate(self.classes)}
+        return np.array([places.get(value, np.nan) for value in values.tolist()], dtype=np.float64)
 
     def __getitem__(self, name: str) -> Column:
         for column in self.columns:

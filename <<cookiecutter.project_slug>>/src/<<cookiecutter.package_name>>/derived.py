@@ -1,8 +1,8 @@
 """Your own features: one function each, and its row in `DERIVED`.
 
-A function takes the contract's columns it names as parameters (arrays of n_rows, see `contract.py`)
-and returns one number per row as float (NaN for missing). Training, batch scoring, streams and the API
-all call this same function, so what it computes cannot differ between them.
+A function takes the contract's columns it names as parameters (arrays of n_rows, see `contract.py`) and returns
+one number per row as float (NaN for missing). A column `size (m2)` is the parameter `size__m2_`. Training, batch
+scoring, streams and the API all call this same function, so what it computes cannot differ between them.
 
 A bundle remembers the definition of every function it was trained with and refuses to run with another one.
 To change a feature that a served model uses, add a new function under a new name.

@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import keyword
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -54,15 +56,15 @@ class Featurizer:
         self._moments: list[Column] = [c for c in inputs if c.type == "datetime"]
         self._strings: list[Column] = [c for c in inputs if c.type == "string"]
         self._derived: list[tuple[Derived, list[str]]] = []
-        names = [c.name for c in inputs]
+        names = {parameter(c.name): c.name for c in inputs}
         for function in derived:
             needs = list(inspect.signature(function).parameters)
             if absent := [need for need in needs if need not in names]:
                 raise ConfigError(
                     f"derived.py: '{_name(function)}' takes '{absent[0]}', which is no input column of contract.yaml; "
-                    + nearest(absent[0], names)
+                    + nearest(absent[0], list(names))
                 )
-            self._derived.append((function, needs))
+            self._derived.append((function, [names[need] for need in needs]))
         features = [*self.numeric, *(column.name for column in self._strings)]
         if twice := sorted({name for name in features if features.count(name) > 1}):
             raise ConfigError(
@@ -112,6 +114,12 @@ class Featurizer:
             absent = missing(values)
             cat[:, position] = np.where(absent, MISSING, values) if absent.any() else values
         return Inputs(num, cat)
+
+
+def parameter(column: str) -> str:
+    """What a derived feature calls a column: its name, with "_" for all that no Python name can have."""
+    name = re.sub(r"\W", "_", column)
+    return name if name.isidentifier() and not keyword.iskeyword(name) else f"_{name}"
 
 
 def definition(function: Derived) -> str:

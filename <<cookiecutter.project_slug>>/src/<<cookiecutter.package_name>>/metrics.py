@@ -1,8 +1,8 @@
 """The measures, used by evaluation, monitoring and experiments.
 
-Labels are 0 and 1 (or booleans), scores the probability of the positive class in [0, 1], both of n_rows.
-Every result is a plain float and finite; a measure that the rows leave undefined (no positive row, no
-negative row, no row at all) is absent. Nothing here uses threads, so the bits do not depend on their number.
+`judge` takes any task; its parts are for one. Every result is a plain float and finite; a measure that the rows
+leave undefined (no positive row, no negative row, no row at all) is absent. Nothing here uses threads, so the bits
+do not depend on their number.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,24 @@ import numpy as np
 from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
+    f1_score,
     log_loss,
     precision_recall_curve,
     roc_auc_score,
     roc_curve,
 )
 
+from .contract import Task
+
 CALIBRATION_BINS = 15
 MAX_POINTS = 200
 
 Points = list[dict[str, float]]
+
+HEADLINE: dict[Task, str] = {"binary": "roc_auc", "multiclass": "roc_auc", "regression": "r2"}
+"""The measure that gates and tables go by; higher is better."""
+LOSS: dict[Task, str] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
+"""The measure of distance to the truth; lower is better."""
 
 
 class Confusion(NamedTuple):
@@ -38,6 +46,105 @@ class Reliability(NamedTuple):
     predicted: np.ndarray
     observed: np.ndarray
     rows: np.ndarray
+
+
+class Decision(NamedTuple):
+    """Where two classes part: the threshold, and the costs of a false alarm and of a miss."""
+
+    threshold: float
+    false_positive: float = 1.0
+    false_negative: float = 1.0
+
+
+def judge(task: Task, truth: np.ndarray, output: np.ndarray, decision: Decision | None = None) -> dict[str, float]:
+    """All measures of a model's output, whatever the task.
+
+    Args:
+        truth: float [n_rows], the place of the true class or the true value; see `Contract.truth`.
+        output: float [n_rows, n_classes] of probabilities, or [n_rows, 3]: value, low and high end of its interval.
+        decision: for two classes.
+    """
+    if task == "regression":
+        return regression(truth, output)
+    if task == "multiclass":
+        return multiclass(truth.astype(np.intp), output)
+    assert decision is not None
+    return binary(truth, output[:, -1], *decision)
+
+
+def scores(task: Task, output: np.ndarray) -> np.ndarray:
+    """One number for each row of an output, float [n_rows]: what is profiled and sorted by.
+
+    The probability of the positive class of two, of the likeliest of more, or the value itself.
+    """
+    if task == "regression":
+        return output[:, 0]
+    found: np.ndarray = output[:, -1] if task == "binary" else output.max(axis=1)
+    return found
+
+
+def regression(truth: np.ndarray, output: np.ndarray) -> dict[str, float]:
+    """mae, rmse, bias (mean of value − truth), coverage and width of the intervals; r2 where the truth varies.
+
+    Args:
+        truth: float [n_rows].
+        output: float [n_rows, 3]: value, low and high end of its interval.
+    """
+    if len(truth) == 0:
+        return {}
+    value, low, high = output.astype(np.float64).T
+    error = value - truth
+    measures = {
+        "mae": np.abs(error).mean(),
+        "rmse": np.sqrt((error**2).mean()),
+        "bias": error.mean(),
+        "coverage": ((low <= truth) & (truth <= high)).mean(),
+        "interval_width": (high - low).mean(),
+    }
+    spread = ((truth - truth.mean()) ** 2).mean()
+    if spread > 0:
+        measures["r2"] = 1 - (error**2).mean() / spread
+    return {name: float(found) for name, found in measures.items()}
+
+
+def multiclass(truth: np.ndarray, output: np.ndarray) -> dict[str, float]:
+    """accuracy, log_loss, macro_f1 and calibration_error of the answers given; roc_auc where it is defined.
+
+    ROC AUC is each class against the rest, averaged over the classes that occur beside others (Fawcett 2006, "An
+    introduction to ROC analysis"); macro F1 averages over the classes that occur.
+
+    Args:
+        truth: int [n_rows], the place of the true class.
+        output: float [n_rows, n_classes] of probabilities.
+    """
+    if len(truth) == 0:
+        return {}
+    output = output.astype(np.float64)
+    output = output / output.sum(axis=1, keepdims=True)  # float32 sums to 1 only nearly.
+    answer = output.argmax(axis=1)
+    present = np.unique(truth)
+    right = answer == truth
+    measures = {
+        "accuracy": right.mean(),
+        "log_loss": log_loss(truth, output, labels=np.arange(output.shape[1])),
+        "macro_f1": f1_score(truth, answer, labels=present, average="macro", zero_division=0.0),
+        "calibration_error": calibration_error(right, output.max(axis=1)),
+    }
+    if len(present) > 1:
+        measures["roc_auc"] = np.mean([roc_auc_score(truth == place, output[:, place]) for place in present])
+    return {name: float(found) for name, found in measures.items()}
+
+
+def conformal(truth: np.ndarray, values: np.ndarray, level: float) -> float:
+    """Half the width of an interval around a value that holds the truth in a share `level` of new rows.
+
+    Split conformal prediction on rows that the model has not seen: the ⌈(n + 1) · level⌉-th smallest absolute error,
+    after Lei et al. 2018, "Distribution-Free Predictive Inference for Regression". The largest, where there are too
+    few rows for the level.
+    """
+    errors = np.sort(np.abs(values.astype(np.float64) - truth))
+    place = min(int(np.ceil((len(errors) + 1) * level)), len(errors)) - 1
+    return float(errors[place])
 
 
 def binary(
@@ -146,7 +253,30 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, false_positive: flo
     return float(cheapest[np.argmin(np.abs(cheapest - calibrated))])
 
 
-def curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, Points]:
+def curves(task: Task, truth: np.ndarray, output: np.ndarray) -> dict[str, Points]:
+    """Points for plots, at most 200 each; an undefined curve is empty. Arguments as of `judge`.
+
+    Of two classes ROC, precision and recall, and calibration; of more the calibration of the answers given; of
+    numbers the values found beside the values predicted, and how large the errors are.
+    """
+    if task == "binary":
+        return binary_curves(truth, output[:, -1])
+    if task == "multiclass":
+        right = output.argmax(axis=1) == truth
+        groups = reliability(right, output.max(axis=1)) if len(truth) else Reliability(*[np.empty(0)] * 3)
+        return {
+            "calibration": _points(predicted=groups.predicted, observed=groups.observed, rows=groups.rows),
+        }
+    order = np.argsort(output[:, 0], kind="stable")
+    errors = np.sort(np.abs(output[:, 0].astype(np.float64) - truth))
+    share = (np.arange(len(errors)) + 1) / max(1, len(errors))
+    return {
+        "predicted": _spread(predicted=output[order, 0].astype(np.float64), observed=truth[order]),
+        "errors": _spread(error=errors, share=share),
+    }
+
+
+def binary_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, Points]:
     """ROC, precision-recall and calibration points for plots, at most 200 each; an undefined curve is empty."""
     truth, scores = _as_truth(labels), scores.astype(np.float64)
     found: dict[str, Points] = {"roc": [], "precision_recall": [], "calibration": []}
@@ -165,6 +295,13 @@ def curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, Points]:
 
 def _as_truth(labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.int64)
+
+
+def _spread(**axes: np.ndarray) -> Points:
+    """Records of the axes, of at most 200 rows, evenly spaced."""
+    n_rows = len(next(iter(axes.values())))
+    kept = np.linspace(0, n_rows - 1, min(n_rows, MAX_POINTS)).astype(np.intp)
+    return [{name: float(values[at]) for name, values in axes.items()} for at in kept]
 
 
 def _points(**axes: np.ndarray) -> Points:

@@ -7,9 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from . import strict
+from .contract import Task
 from .files import canonical, sha256_text
-
-Share = Field(ge=0.0, le=1.0)
 
 
 class DataParams(strict.Strict):
@@ -34,20 +33,35 @@ class DataParams(strict.Strict):
 
 
 class SplitParams(strict.Strict):
-    """Days at the end of the table kept for the test, and before them for validation."""
+    """How rows are divided; see data/split.py. By time, either days or shares say how much is kept."""
 
-    validation_days: int = Field(gt=0)
-    test_days: int = Field(gt=0)
+    by: Literal["time", "hash"] = "time"
+    group: str | None = None
+    validation_days: int | None = Field(default=None, gt=0)
+    test_days: int | None = Field(default=None, gt=0)
+    validation_share: float = Field(default=0.15, gt=0, lt=0.5)
+    test_share: float = Field(default=0.15, gt=0, lt=0.5)
+
+    @model_validator(mode="after")
+    def _is_one_way(self) -> Self:
+        if (self.validation_days is None) != (self.test_days is None):
+            raise ValueError("validation_days and test_days go together; give both, or shares in place of both")
+        if self.by == "hash" and self.test_days is not None:
+            raise ValueError("days need `by: time`; give validation_share and test_share for a split by hash")
+        if self.by == "time" and self.group is not None:
+            raise ValueError("group needs `by: hash`; a split by time keeps no group together")
+        return self
 
 
 class HistGradientBoostingParams(strict.Strict):
-    """See sklearn.ensemble.HistGradientBoostingClassifier."""
+    """See sklearn.ensemble.HistGradientBoostingClassifier, and -Regressor."""
 
     learning_rate: float = Field(default=0.1, gt=0)
     max_iter: int = Field(default=100, gt=0)
     max_leaf_nodes: int = Field(default=31, gt=1)
     min_samples_leaf: int = Field(default=20, gt=0)
     l2_regularization: float = Field(default=0.0, ge=0)
+    early_stopping: bool = False
 
 
 class LogisticRegressionParams(strict.Strict):
@@ -57,7 +71,21 @@ class LogisticRegressionParams(strict.Strict):
     max_iter: int = Field(default=200, gt=0)
 
 
-EstimatorName = Literal["hist_gradient_boosting", "logistic_regression"]
+class RidgeParams(strict.Strict):
+    """See sklearn.linear_model.Ridge."""
+
+    alpha: float = Field(default=1.0, ge=0)
+
+
+EstimatorName = Literal["hist_gradient_boosting", "logistic_regression", "ridge"]
+
+
+LINEAR: dict[Task, EstimatorName] = {
+    "binary": "logistic_regression",
+    "multiclass": "logistic_regression",
+    "regression": "ridge",
+}
+"""The linear baseline of each task."""
 
 
 class TrainParams(strict.Strict):
@@ -66,6 +94,7 @@ class TrainParams(strict.Strict):
     estimator: EstimatorName
     hist_gradient_boosting: HistGradientBoostingParams = HistGradientBoostingParams()
     logistic_regression: LogisticRegressionParams = LogisticRegressionParams()
+    ridge: RidgeParams = RidgeParams()
     baseline_rows: int = Field(default=20_000, gt=0)
 
 
@@ -77,20 +106,24 @@ class CostParams(strict.Strict):
 
 
 class EvaluateParams(strict.Strict):
-    """How the trained model is judged."""
+    """How the trained model is judged; `costs` matter to two classes, `interval_level` to numbers."""
 
     costs: CostParams = CostParams()
+    interval_level: float = Field(default=0.9, gt=0, lt=1)
     slices: tuple[str, ...] = ()
     min_slice_rows: int = Field(default=200, gt=0)
 
 
 class GateParams(strict.Strict):
-    """What a model must meet before it may be promoted; see model/gate.py."""
+    """What a model must meet before it may be promoted; see model/gate.py.
 
-    roc_auc_floor: float = Share
-    log_loss_gain_over_trivial: float = Field(ge=0)
-    roc_auc_gain_over_linear: float = Field(ge=-1, le=1)
-    roc_auc_loss_to_champion: float = Field(ge=0, le=1)
+    Floor, gain and loss are in ROC AUC for classes, in R² for numbers.
+    """
+
+    floor: float = Field(ge=-1, le=1)
+    skill_over_trivial: float = Field(ge=-1, le=1)
+    gain_over_linear: float = Field(ge=-1, le=1)
+    loss_to_champion: float = Field(ge=0, le=1)
     parity_tolerance: float = Field(gt=0)
 
 
@@ -115,7 +148,8 @@ class MonitorParams(strict.Strict):
     category_floor: float = Field(default=0.05, gt=0, le=1)
     prediction_floor: float = Field(default=0.05, gt=0, le=1)
     min_labels: int = Field(default=200, gt=0)
-    roc_auc_drop: float = Field(default=0.03, gt=0, le=1)
+    quality_drop: float = Field(default=0.03, gt=0, le=1)
+    error_rise: float = Field(default=0.1, gt=0)
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
 

@@ -147,7 +147,7 @@ def _frame(column: Column, values: np.ndarray) -> Counts:
     if column.type != "string":
         return _numeric_frame(_as_float(values))
     if column.categories is not None:
-        names = column.categories
+        names = tuple(str(name) for name in column.categories)
     else:
         seen = _tally(values)
         names = tuple(sorted(sorted(seen, key=lambda name: (-seen[name], name))[:MAX_CATEGORIES]))

@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     max_instances: int = Field(default=10_000, gt=0)
     drain_seconds: float = Field(default=1.0, ge=0)
     log_synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
-    alert_webhook: str = ""
+    alert_webhook: SecretStr = SecretStr("")
 
     @classmethod
     def read(cls) -> Self:

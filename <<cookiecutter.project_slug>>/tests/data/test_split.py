@@ -1,6 +1,7 @@
 """The split is by time: a model is judged on its future only."""
 
 from datetime import datetime, timedelta
+from typing import Any
 
 import polars as pl
 import pytest
@@ -47,7 +48,9 @@ def test_until_may_stand_within_a_day(orders: pl.DataFrame, shop: Contract) -> N
 
 def test_a_row_in_the_year_9999_is_told_by_its_date(orders: pl.DataFrame, shop: Contract) -> None:
     far = pl.concat([orders.head(99), orders.tail(1).with_columns(pl.lit(datetime(9999, 12, 31)).alias("placed"))])
-    with pytest.raises(DataError, match=r"the validation part is empty: the table spans 2020-01-01 .* to 9999-12-31"):
+    with pytest.raises(
+        DataError, match=r"the validation part is empty: the table has 100 rows from 2020-01-01 .* to 9999-12-31"
+    ):
         split(far, shop, DAYS, None)
 
 
@@ -95,7 +98,9 @@ def test_an_empty_part_is_refused_with_what_to_lower(
     orders: pl.DataFrame, shop: Contract, validation: int, test: int, empty: str
 ) -> None:
     days = SplitParams(validation_days=validation, test_days=test)
-    with pytest.raises(DataError, match=rf"the ({empty}) part is empty: the table spans 2020-01-01 .*; lower them"):
+    with pytest.raises(
+        DataError, match=rf"the ({empty}) part is empty: the table has 100 rows from 2020-01-01 .*; change split"
+    ):
         split(orders, shop, days, None)
 
 
@@ -110,3 +115,88 @@ def test_a_contract_without_time_is_refused(orders: pl.DataFrame) -> None:
     timeless = strict.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
     with pytest.raises(ConfigError, match=r"the split is by time, and no column has role time"):
         split(orders, timeless, DAYS, None)
+
+
+HASHED = SplitParams(by="hash", validation_share=0.2, test_share=0.2)
+
+
+def contract_of(*columns: dict[str, Any]) -> Contract:
+    target = {"name": "kind", "type": "string", "role": "target", "categories": ["rare", "common"]}
+    return strict.parse({"name": "things", "columns": [*columns, target]}, Contract, "contract.yaml")
+
+
+def things(rows: int) -> pl.DataFrame:
+    at = pl.int_range(rows, eager=True)
+    return pl.DataFrame(
+        {
+            "x": at.cast(pl.Float64),
+            "who": (at % 40).cast(pl.String),
+            "kind": (at % 20 == 0).replace_strict({True: "rare", False: "common"}),
+        }
+    )
+
+
+def test_by_hash_each_class_is_shared_out_alike_and_no_row_is_lost() -> None:
+    table = things(1000)
+    parts = split(table, contract_of({"name": "x", "type": "float"}, {"name": "who", "type": "string"}), HASHED, None)
+    assert_frame_equal(pl.concat(parts.values()).sort("x"), table)
+    rare = {name: part.filter(pl.col("kind") == "rare").height for name, part in parts.items()}
+    assert rare == {"train": 30, "validation": 10, "test": 10}
+
+
+def test_by_hash_a_row_s_part_follows_from_what_it_is_not_from_its_place() -> None:
+    contract = contract_of({"name": "x", "type": "float"}, {"name": "who", "type": "string"})
+    table = things(400)
+    one = split(table, contract, HASHED, None)
+    other = split(table.reverse(), contract, HASHED, None)
+    assert {name: set(part["x"]) for name, part in one.items()} == {
+        name: set(part["x"]) for name, part in other.items()
+    }
+
+
+def test_by_hash_equal_rows_stay_together() -> None:
+    contract = contract_of({"name": "x", "type": "float"}, {"name": "who", "type": "string"})
+    table = pl.concat([things(200)] * 3)
+    seen = [set(part["x"]) for part in split(table, contract, HASHED, None).values()]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 200
+
+
+def test_by_hash_a_group_stays_together_and_where_it_was_when_others_join() -> None:
+    contract = contract_of({"name": "x", "type": "float"}, {"name": "who", "type": "string"})
+    grouped = HASHED.model_copy(update={"group": "who"})
+    before, after = (
+        {who: name for name, part in split(table, contract, grouped, None).items() for who in part["who"]}
+        for table in (
+            things(400),
+            pl.concat([things(400), things(800).with_columns(("1" + pl.col("who")).alias("who"))]),
+        )
+    )
+    assert len(before) == 40
+    assert {who: after[who] for who in before} == before
+    parts = split(things(400), contract, grouped, None)
+    assert sum(part["who"].n_unique() for part in parts.values()) == 40
+
+
+def test_a_group_that_the_contract_does_not_have_is_refused_with_the_nearest() -> None:
+    grouped = HASHED.model_copy(update={"group": "whom"})
+    with pytest.raises(ConfigError, match=r"no column 'whom'; did you mean 'who'"):
+        split(things(50), contract_of({"name": "x", "type": "float"}, {"name": "who", "type": "string"}), grouped, None)
+
+
+def test_by_time_shares_take_the_place_of_days(orders: pl.DataFrame, shop: Contract) -> None:
+    parts = split(orders, shop, SplitParams(validation_share=0.2, test_share=0.1), None)
+    assert {name: part.height for name, part in parts.items()} == {"train": 70, "validation": 20, "test": 10}
+    assert parts["train"]["placed"].max() < parts["validation"]["placed"].min()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"test_days": 3}, "go together"),
+        ({"by": "hash", "validation_days": 3, "test_days": 3}, "days need `by: time`"),
+        ({"group": "who"}, "group needs `by: hash`"),
+    ],
+)
+def test_ways_to_split_that_contradict_each_other_are_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        strict.parse(change, SplitParams, "split")

@@ -206,10 +206,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "train": {"estimator": "logistic_regression"},
         "evaluate": {},
         "gates": {
-            "roc_auc_floor": 0.5,
-            "log_loss_gain_over_trivial": 0.0,
-            "roc_auc_gain_over_linear": 0.0,
-            "roc_auc_loss_to_champion": 0.0,
+            "floor": 0.5,
+            "skill_over_trivial": 0.0,
+            "gain_over_linear": 0.0,
+            "loss_to_champion": 0.0,
             "parity_tolerance": 1.0,
         },
     }

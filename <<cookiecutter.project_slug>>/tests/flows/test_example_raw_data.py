@@ -1,5 +1,6 @@
 """From nothing, the example's raw table is fetched; where one was on record, the two are compared."""
 
+import shutil
 from pathlib import Path
 
 from << cookiecutter.package_name >>.flows import training
@@ -12,7 +13,5 @@ def test_a_raw_table_that_is_nowhere_is_fetched_and_recorded(finished: Path) -> 
     assert RAW.with_name(RAW.name + ".dvc").is_file()
 
     RAW.unlink()
-    import shutil
-
     shutil.rmtree(".dvc/cache")
     assert training.raw_data(RAW) == f"{RAW} fetched anew, since DVC has no copy; it is the one that was recorded"

@@ -31,9 +31,7 @@ def test_after_a_run_nothing_is_out_of_date(finished: Path) -> None:
 
 
 def test_parameters_that_reach_no_stage_rerun_none(finished: Path) -> None:
-    project.set_params(
-        finished, {"gates": {"roc_auc_floor": 0.55}, "monitor": {"alpha": 0.02}, "score": {"chunk_rows": 9}}
-    )
+    project.set_params(finished, {"gates": {"floor": 0.55}, "monitor": {"alpha": 0.02}, "score": {"chunk_rows": 9}})
     assert not graph.outdated()
     assert ran() == []
 
@@ -67,11 +65,12 @@ def test_a_dvc_that_somebody_else_runs_is_busy_not_broken(finished: Path) -> Non
 
 
 def test_a_stage_that_fails_is_named_after_its_own_message(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    project.set_params(finished, {"split": {"validation_days": 5000}})
+    nowhere = {"by": "hash", "group": "no such column", "validation_days": None, "test_days": None}
+    project.set_params(finished, {"split": nowhere})
     with pytest.raises(ProjectError, match=r"^stage 'split' failed; its message stands above$"):
         graph.reproduce("split")
     told = capfd.readouterr().err
-    assert told.startswith("error: the train part is empty")
+    assert told.startswith("error: contract.yaml has no column 'no such column'")
     assert len(told.splitlines()) == 1
 
 

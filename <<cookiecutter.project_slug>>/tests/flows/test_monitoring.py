@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from pydantic import SecretStr
 
 from << cookiecutter.package_name >>.bundle import MANIFEST, Bundle
 from << cookiecutter.package_name >>.contract import Columns, Contract
@@ -88,7 +89,7 @@ def test_alerts_that_no_webhook_takes_are_on_file_and_the_verdict_is_told_first(
     tables.write(drifted(contract), Path("in.parquet"))
     scoring.score(Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
     # Nothing listens on the discard port of this machine.
-    deaf = settings.model_copy(update={"alert_webhook": "http://127.0.0.1:9/hook"})
+    deaf = settings.model_copy(update={"alert_webhook": SecretStr("http://127.0.0.1:9/hook")})
     told: list[Monitored] = []
     with pytest.raises(AlertError, match="were not delivered"):
         monitoring.watch(deaf, params, Path("out.parquet"), None, None, told.append)

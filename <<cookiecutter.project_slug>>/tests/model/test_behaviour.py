@@ -41,8 +41,8 @@ def test_clear_cases_are_answered_clearly(
 def test_the_order_of_rows_does_not_matter(opened: Bundle, columns: Columns) -> None:
     """Invariance."""
     order = np.random.default_rng(0).permutation(len(next(iter(columns.values()))))
-    whole = opened.predict(columns).probabilities
-    shuffled = opened.predict({name: values[order] for name, values in columns.items()}).probabilities
+    whole = opened.predict(columns).output
+    shuffled = opened.predict({name: values[order] for name, values in columns.items()}).output
     assert conftest.same_bits(shuffled, whole[order])
 
 
@@ -51,8 +51,8 @@ def test_columns_that_are_no_inputs_do_not_matter(opened: Bundle, table: pl.Data
     inputs = [column.name for column in contract.inputs]
     others = [name for name in table.columns if name not in inputs]
     bent = table.with_columns(pl.lit("anything").alias(name) for name in [*others, "a stranger"])
-    whole = opened.predict(tables.to_columns(table, contract.inputs)).probabilities
-    assert conftest.same_bits(opened.predict(tables.to_columns(bent, contract.inputs)).probabilities, whole)
+    whole = opened.predict(tables.to_columns(table, contract.inputs)).output
+    assert conftest.same_bits(opened.predict(tables.to_columns(bent, contract.inputs)).output, whole)
 
 
 def test_an_unknown_category_is_answered_like_any_other_unknown_one(
@@ -64,7 +64,7 @@ def test_an_unknown_category_is_answered_like_any_other_unknown_one(
         pytest.skip("the contract has no text columns")
     n_rows = len(columns[texts[0]])
     first, second = (
-        opened.predict({**columns, texts[0]: np.full(n_rows, word, dtype=object)}).probabilities
+        opened.predict({**columns, texts[0]: np.full(n_rows, word, dtype=object)}).output
         for word in ("never seen", "nor this")
     )
     assert conftest.same_bits(first, second)

@@ -23,7 +23,7 @@ def test_the_card_shows_every_measure_of_the_model_beside_its_baselines(
     text = card.text(facts, contract, SPLIT)
     assert f"# Model card: {facts['name']}" in text
     assert f"`{contract.target.name}`" in text
-    assert "| measure | model | linear baseline | always the prior | model on validation |" in text
+    assert "| measure | model | linear baseline | always the average | model on validation |" in text
     assert f"| ROC AUC | {facts['metrics']['test']['roc_auc']:.4f} |" in text
     assert "train: 1,234 rows, 2020-01-01 to 2020-02-01" in text
 
@@ -31,7 +31,7 @@ def test_the_card_shows_every_measure_of_the_model_beside_its_baselines(
 def test_a_slice_that_is_too_small_makes_no_claim(facts: dict[str, Any], contract: Contract) -> None:
     part = {"column": "c", "value": "a|b\nc", "rows": 3, "enough": False, "metrics": {"roc_auc": 1.0}}
     text = card.text({**facts, "slices": [part]}, contract, SPLIT)
-    assert "| c | a\\|b c | 3 | *too small* | |  |" in text
+    assert "| c | a\\|b c | 3 | *too small* | | |" in text
     assert "1.0000" not in text.split("## By slice")[1]
 
 

@@ -8,40 +8,71 @@ import polars as pl
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.contract import MISSING, Columns, Contract
+from << cookiecutter.package_name >> import metrics, strict
+from << cookiecutter.package_name >>.contract import MISSING, Columns, Contract, Task
 from << cookiecutter.package_name >>.data import tables
+from << cookiecutter.package_name >>.errors import ConfigError
 from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.model import estimators, package
+from << cookiecutter.package_name >>.model import estimators, evaluate, package, train
 from << cookiecutter.package_name >>.params import EstimatorName, Params
 
 from .. import rows
 
-NAMES = get_args(EstimatorName)
+TARGETS: dict[Task, dict[str, Any]] = {
+    "binary": {"type": "boolean"},
+    "multiclass": {"type": "string", "categories": ["low", "middle", "high"]},
+    "regression": {"type": "float", "range": [-50, 1000]},
+}
+PAIRS = [(name, task) for task in get_args(Task) for name in estimators.choices(task)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_estimator_learns_the_same_model_from_the_same_rows(
-    name: EstimatorName, columns: Columns, table: pl.DataFrame, contract: Contract, params: Params
-) -> None:
-    featurizer = Featurizer(contract)
-    frame = estimators.to_frame(featurizer.encode(columns))
-    labels = table[contract.target.name].to_numpy()
+def contract_of(task: Task, *columns: dict[str, Any]) -> Contract:
+    return strict.parse(
+        {"name": task, "columns": [*columns, {"name": "target", "role": "target", **TARGETS[task]}]}, Contract, task
+    )
 
-    def fitted() -> np.ndarray:
-        pipeline = estimators.build(name, params.train, featurizer, seed=params.seed).fit(frame, labels)
-        scores: np.ndarray = pipeline.predict_proba(frame)[:, 1]
-        return scores
 
-    first = fitted()
-    assert first[labels].mean() > first[~labels].mean() + 0.2
-    assert first.tobytes() == fitted().tobytes()
+def fit(name: EstimatorName, contract: Contract, table: pl.DataFrame, params: Params) -> Any:
+    featurizer = Featurizer(contract, derived=())
+    frame = estimators.to_frame(featurizer.encode(tables.to_columns(table, contract.inputs)))
+    return estimators.build(name, contract.task, params.train, featurizer, params.seed).fit(
+        frame, tables.truth(table, contract)
+    )
+
+
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_an_estimator_learns_the_same_model_from_the_same_rows(name: EstimatorName, task: Task, params: Params) -> None:
+    contract = contract_of(task, *KINDS["numbers"], *KINDS["texts"])
+    table = rows.make(contract, 1500)
+    truth, prior = tables.truth(table, contract), np.tile(train.prior(table, contract), (1500, 1))
+
+    def answers() -> np.ndarray:
+        pipeline = fit(name, contract, table, params)
+        frame = estimators.to_frame(Featurizer(contract, derived=()).encode(tables.to_columns(table, contract.inputs)))
+        found: np.ndarray = pipeline.predict_proba(frame) if contract.classes else pipeline.predict(frame)[:, None]
+        return found
+
+    def loss(found: np.ndarray) -> float:
+        return metrics.judge(
+            task, truth, evaluate.bounded(found, None if contract.classes else 1.0), metrics.Decision(0.5)
+        )[metrics.LOSS[task]]
+
+    first = answers()
+    assert loss(first) < 0.9 * loss(prior)
+    assert first.tobytes() == answers().tobytes()
+
+
+def test_an_estimator_of_another_task_is_refused_with_those_of_this_one(contract: Contract, params: Params) -> None:
+    with pytest.raises(
+        ConfigError, match=r"'ridge' is not for binary, .*choose one of hist_gradient_boosting, logistic_regression"
+    ):
+        estimators.build("ridge", "binary", params.train, Featurizer(contract), seed=0)
 
 
 def test_each_estimator_takes_its_parameters_and_the_seed(contract: Contract, params: Params) -> None:
     featurizer = Featurizer(contract)
-    booster = estimators.build("hist_gradient_boosting", params.train, featurizer, seed=5)[-1]
-    linear = estimators.build("logistic_regression", params.train, featurizer, seed=5)[-1]
+    booster = estimators.build("hist_gradient_boosting", "binary", params.train, featurizer, seed=5)[-1]
+    linear = estimators.build("logistic_regression", "binary", params.train, featurizer, seed=5)[-1]
     assert isinstance(booster, HistGradientBoostingClassifier)
     wanted = params.train.hist_gradient_boosting.model_dump()
     assert {name: booster.get_params()[name] for name in wanted} == wanted
@@ -54,7 +85,7 @@ def test_native_categories_stay_off_for_they_convert_wrongly(
 ) -> None:
     featurizer = Featurizer(contract)
     frame = estimators.to_frame(featurizer.encode(tables.to_columns(table.head(200), contract.inputs)))
-    pipeline = estimators.build("hist_gradient_boosting", params.train, featurizer, seed=0)
+    pipeline = estimators.build("hist_gradient_boosting", "binary", params.train, featurizer, seed=0)
     assert pipeline.fit(frame, table.head(200)[contract.target.name].to_numpy())[-1].is_categorical_ is None
 
 
@@ -84,22 +115,53 @@ KINDS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "task"), PAIRS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_columns_of_one_kind_alone_train_and_convert(kind: str, name: EstimatorName, params: Params) -> None:
-    columns = [
-        {"name": "when", "type": "datetime", "role": "ignored"},
-        *KINDS[kind],
-        {"name": "target", "type": "boolean", "role": "target"},
-    ]
-    contract = strict.parse({"name": kind, "columns": columns}, Contract, kind)
+def test_columns_of_one_kind_alone_train_and_convert(
+    kind: str, name: EstimatorName, task: Task, params: Params
+) -> None:
+    contract = contract_of(task, {"name": "when", "type": "datetime", "role": "ignored"}, *KINDS[kind])
     table = rows.make(contract, 400)
+    pipeline = fit(name, contract, table, params)
     featurizer = Featurizer(contract, derived=())
     inputs = featurizer.encode(tables.to_columns(table, contract.inputs))
-    frame, labels = estimators.to_frame(inputs), table["target"].to_numpy()
-    pipeline = estimators.build(name, params.train, featurizer, seed=0).fit(frame, labels)
     session = onnxruntime.InferenceSession(package.to_onnx(pipeline, featurizer))
+    (output,) = session.get_outputs()
     feeds = {feed.name: getattr(inputs, feed.name) for feed in session.get_inputs()}
-    answers = session.run(None, feeds)[0][:, 1]
-    assert np.abs(answers - pipeline.predict_proba(frame)[:, 1]).max() < 1e-5
+    answers = session.run([output.name], feeds)[0]
+    frame = estimators.to_frame(inputs)
+    wanted = pipeline.predict_proba(frame) if contract.classes else pipeline.predict(frame)[:, None]
+    assert np.abs(answers - wanted).max() < 1e-6 * max(1.0, np.abs(wanted).max()) * 10
     assert answers.std() > 0
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_a_split_between_two_neighbouring_floats_sends_both_where_scikit_learn_does(task: Task, params: Params) -> None:
+    contract = contract_of(task, {"name": "x", "type": "float"})
+    below = np.linspace(1, 9, 40, dtype=np.float32)
+    pairs = np.stack((below, np.nextafter(below, np.float32(np.inf))), axis=1)
+    x = np.repeat(pairs.ravel().astype(np.float64), 25)
+    # The upper one of each pair is another kind of row than the lower one.
+    upper = np.tile(np.repeat([False, True], 25), 40)
+    target = contract.target
+    values = (
+        np.where(upper, 1000.0, 0.0)
+        if not contract.classes
+        else np.array(contract.classes, dtype=object)[upper.astype(int)]
+    )
+    table = pl.DataFrame({"x": x, "target": pl.Series(values.tolist(), dtype=tables.DTYPES[target.type])})
+    if task == "multiclass":
+        table = pl.concat([table, pl.DataFrame({"x": [99.0] * 30, "target": ["high"] * 30})])
+    thorough = params.train.hist_gradient_boosting.model_copy(
+        update={"max_iter": 30, "max_leaf_nodes": 200, "min_samples_leaf": 5}
+    )
+    chosen = params.model_copy(update={"train": params.train.model_copy(update={"hist_gradient_boosting": thorough})})
+    pipeline = fit("hist_gradient_boosting", contract, table, chosen)
+    featurizer = Featurizer(contract, derived=())
+    inputs = featurizer.encode(tables.to_columns(table, contract.inputs))
+    session = onnxruntime.InferenceSession(package.to_onnx(pipeline, featurizer))
+    answers = session.run(None, {"num": inputs.num})[0]
+    frame = estimators.to_frame(inputs)
+    wanted = pipeline.predict_proba(frame) if contract.classes else pipeline.predict(frame)[:, None]
+    assert np.abs(answers - wanted).max() < 1e-5 * max(1.0, np.abs(wanted).max())
+    assert answers.std() > 0.2 * (1 if contract.classes else 1000)

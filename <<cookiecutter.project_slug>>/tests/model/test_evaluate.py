@@ -1,5 +1,6 @@
 """Evaluation judges the model beside its baselines, by slice, and trusts only the files that training wrote."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from << cookiecutter.package_name >>.contract import Contract
 from << cookiecutter.package_name >>.data import tables
 from << cookiecutter.package_name >>.errors import ConfigError, IntegrityError
 from << cookiecutter.package_name >>.files import sha256_file
+from << cookiecutter.package_name >>.metrics import Decision
 from << cookiecutter.package_name >>.model import evaluate, train
 from << cookiecutter.package_name >>.params import Params
 
@@ -40,7 +42,7 @@ def test_the_threshold_is_the_cheapest_on_the_validation_rows(
     found: dict[str, Any], fitted: train.Fitted, table: pl.DataFrame, contract: Contract, params: Params
 ) -> None:
     part, costs = table[1500:2200], params.evaluate.costs
-    scores = evaluate.score(fitted.model, tables.to_columns(part, contract.inputs), contract)
+    scores = evaluate.score(fitted.model, tables.to_columns(part, contract.inputs), contract)[:, -1]
     labels = part[contract.target.name].to_numpy()
 
     def cost(threshold: float) -> float:
@@ -63,10 +65,12 @@ def test_slices_cover_all_rows_and_say_which_are_too_small(
     assert all(part["enough"] == (part["rows"] >= params.evaluate.min_slice_rows) for part in slices)
 
 
-def test_missing_values_are_a_slice_of_their_own(params: Params) -> None:
+def test_missing_values_are_a_slice_of_their_own(contract: Contract, params: Params) -> None:
     places = pl.DataFrame({"place": ["a", None, "a", None]})
     judged = params.evaluate.model_copy(update={"slices": ("place",)})
-    found = evaluate.by_slice(places, np.array([True, False, False, True]), np.full(4, 0.5), 0.5, judged)
+    found = evaluate.by_slice(
+        places, contract, np.array([1.0, 0.0, 0.0, 1.0]), np.full((4, 2), 0.5), Decision(0.5), judged
+    )
     assert [(part["value"], part["rows"]) for part in found] == [("(missing)", 2), ("a", 2)]
 
 
@@ -78,8 +82,10 @@ def test_a_slice_over_a_column_of_numbers_or_moments_is_refused(
     if column is None:
         pytest.skip(f"the contract has no {kind} column")
     bent = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"slices": (column.name,)})})
-    with pytest.raises(ConfigError, match=f"evaluate.slices: '{column.name}' is {kind}; slices need string or boolean"):
-        evaluate.evaluate({}, {"test": table}, contract, bent, 0.5)
+    with pytest.raises(
+        ConfigError, match=f"evaluate.slices: '{re.escape(column.name)}' is {kind}; slices need string or boolean"
+    ):
+        evaluate.evaluate({}, {"test": table}, contract, bent, [0.5, 0.5])
 
 
 def test_importance_names_every_input_and_finds_what_decides(

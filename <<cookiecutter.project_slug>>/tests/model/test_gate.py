@@ -12,10 +12,10 @@ from << cookiecutter.package_name >>.model.gate import Candidate
 from << cookiecutter.package_name >>.params import GateParams
 
 PARAMS = GateParams(
-    roc_auc_floor=0.6,
-    log_loss_gain_over_trivial=0.01,
-    roc_auc_gain_over_linear=0.0,
-    roc_auc_loss_to_champion=0.01,
+    floor=0.6,
+    skill_over_trivial=0.01,
+    gain_over_linear=0.0,
+    loss_to_champion=0.01,
     parity_tolerance=1e-5,
 )
 GOOD = {
@@ -41,7 +41,7 @@ def refusals(candidate: Candidate) -> Mapping[str, str]:
 
 def test_a_good_model_passes_every_gate(manifest: bundle.Manifest) -> None:
     assert not refusals(Candidate(manifest))
-    assert not refusals(Candidate(manifest, champion_roc_auc=0.759))
+    assert not refusals(Candidate(manifest, champion=0.759))
     assert len(gate.judge(Candidate(manifest), PARAMS)) == len(gate.GATES)
 
 
@@ -63,7 +63,7 @@ def test_a_model_worse_than_the_linear_one_is_refused(manifest: bundle.Manifest)
 
 
 def test_a_model_worse_than_the_champion_beyond_the_margin_is_refused(manifest: bundle.Manifest) -> None:
-    assert list(refusals(Candidate(manifest, champion_roc_auc=0.7611))) == ["keeps up with the champion"]
+    assert list(refusals(Candidate(manifest, champion=0.7611))) == ["keeps up with the champion"]
 
 
 def test_a_model_is_refused_where_the_champion_cannot_be_compared(manifest: bundle.Manifest) -> None:
@@ -89,7 +89,7 @@ def test_a_bundle_that_answers_otherwise_than_scikit_learn_is_refused(manifest: 
 def test_what_was_not_measured_never_passes(
     manifest: bundle.Manifest, part: str, name: str, gates: set[str], value: float | None
 ) -> None:
-    candidate = Candidate(with_metric(manifest, part, name, value), champion_roc_auc=0.7)
+    candidate = Candidate(with_metric(manifest, part, name, value), champion=0.7)
     found = refusals(candidate)
     assert set(found) == gates
     assert all(name in reason for reason in found.values())
@@ -100,7 +100,7 @@ def test_a_champion_or_a_parity_that_is_no_number_never_lets_a_model_pass(
     manifest: bundle.Manifest, value: float
 ) -> None:
     wrong = manifest.model_copy(update={"parity": value})
-    assert set(refusals(Candidate(wrong, champion_roc_auc=value))) == {
+    assert set(refusals(Candidate(wrong, champion=value))) == {
         "keeps up with the champion",
         "same answers as scikit-learn",
     }
@@ -118,6 +118,6 @@ def test_a_gate_is_added_by_one_function_and_one_row(
 
 
 def test_the_thresholds_come_from_the_parameters(manifest: bundle.Manifest) -> None:
-    strict = PARAMS.model_copy(update={"roc_auc_floor": 0.9})
+    strict = PARAMS.model_copy(update={"floor": 0.9})
     found = [check.gate for check in gate.judge(Candidate(manifest), strict) if not check.passed]
     assert found == ["metric floor"]

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +13,8 @@ from << cookiecutter.package_name >> import bundle
 from << cookiecutter.package_name >>.bundle import Bundle
 from << cookiecutter.package_name >>.contract import Columns, Contract
 from << cookiecutter.package_name >>.errors import IntegrityError
-from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.model import evaluate, package, train
+from << cookiecutter.package_name >>.features import Featurizer, Inputs
+from << cookiecutter.package_name >>.model import package, train
 from << cookiecutter.package_name >>.params import EstimatorName, Params
 
 from .. import conftest, project
@@ -54,10 +55,10 @@ def test_the_same_pipeline_gives_the_same_graph_with_fixed_names(
 @pytest.mark.parametrize("size", BATCHES)
 def test_a_row_gets_the_same_bits_in_any_batch(bundle_path: Path, columns: Columns, size: int) -> None:
     opened = Bundle.open(bundle_path)
-    whole = opened.predict(columns).probabilities
+    whole = opened.predict(columns).output
     for at in (0, 7, len(whole) - size):
         part = {name: values[at : at + size] for name, values in columns.items()}
-        assert conftest.same_bits(opened.predict(part).probabilities, whole[at : at + size])
+        assert conftest.same_bits(opened.predict(part).output, whole[at : at + size])
 
 
 def test_a_linear_model_needs_two_rows_to_be_steady_and_gets_them(
@@ -66,19 +67,18 @@ def test_a_linear_model_needs_two_rows_to_be_steady_and_gets_them(
     linear = params.model_copy(update={"train": params.train.model_copy(update={"estimator": "logistic_regression"})})
     opened = Bundle.open(conftest.make_bundle(tmp_path / "bundle", table, contract, linear))
     assert opened.manifest.min_batch in (1, 2)
-    whole = opened.predict(columns).probabilities
+    whole = opened.predict(columns).output
     alone = [
-        opened.predict({name: values[at : at + 1] for name, values in columns.items()}).probabilities
-        for at in range(200)
+        opened.predict({name: values[at : at + 1] for name, values in columns.items()}).output for at in range(200)
     ]
     assert conftest.same_bits(np.concatenate(alone), whole[:200])
 
 
 def test_a_graph_whose_bits_depend_on_the_batch_is_refused(bundle_path: Path, columns: Columns) -> None:
     class Unsteady(Bundle):
-        def predict(self, columns: Columns) -> bundle.Predictions:
-            found = super().predict(columns)
-            return found._replace(probabilities=found.probabilities + np.float32(len(found.values)))
+        def run(self, inputs: Inputs) -> np.ndarray:
+            found = super().run(inputs)
+            return found + np.float32(len(found))
 
     with pytest.raises(IntegrityError, match="answers differently for one row and for many"):
         package.min_batch(Unsteady.open(bundle_path), columns)
@@ -101,8 +101,8 @@ def test_a_bundle_that_cannot_be_finished_leaves_the_former_one(
     path = tmp_path / "bundle"
     path.mkdir()
     (path / "former").touch()
-    evaluation = {"threshold": 0.5, "metrics": {}, "slices": []}
-    reports = {"split": {}, "trained": {"estimator": "x", "prior": 0.5}, "evaluation": evaluation}
+    evaluation: dict[str, Any] = {"threshold": 0.5, "half_width": None, "metrics": {}, "slices": []}
+    reports = {"split": {}, "trained": {"estimator": "x", "prior": [0.5, 0.5]}, "evaluation": evaluation}
     with pytest.raises(TypeError):
         package.pack(path, project.ROOT / "contract.yaml", None, {"test": table}, params, reports)
     assert [found.name for found in tmp_path.iterdir()] == ["bundle"]
@@ -110,8 +110,7 @@ def test_a_bundle_that_cannot_be_finished_leaves_the_former_one(
 
 
 def test_the_parity_of_a_foreign_model_shows(
-    bundle_path: Path, columns: Columns, table: pl.DataFrame, contract: Contract, params: Params
+    bundle_path: Path, table: pl.DataFrame, contract: Contract, params: Params
 ) -> None:
     other = train.train(table.head(300), contract, params).model
-    answers = Bundle.open(bundle_path).predict(columns).scores
-    assert np.abs(answers - evaluate.score(other, columns, contract)).max() > 0.05
+    assert package.parity(Bundle.open(bundle_path), other, table) > 0.05

@@ -25,7 +25,7 @@ from << cookiecutter.package_name >>.model.registry import CHALLENGER, CHAMPION,
 from << cookiecutter.package_name >>.settings import Settings
 
 from .. import project
-from ..store import NAME, PASSED, REFUSED, Store, settings
+from ..store import NAME, PASSED, REFUSED, Store, at_once, settings
 
 Register = Callable[[Sequence[Check]], Version]
 
@@ -40,7 +40,7 @@ numpy.savez(sys.argv[2], values=answer["prediction"].to_numpy(), scores=answer["
 
 
 def test_four_processes_open_a_fresh_store_at_once_and_all_succeed(fresh_store: Store) -> None:
-    assert fresh_store.answers == ["0\n"] * 4
+    assert fresh_store.answers == ["0"] * 4
 
 
 def test_a_registered_model_carries_its_run_metrics_gates_lineage_and_bundle(
@@ -66,7 +66,7 @@ def test_a_registered_model_carries_its_run_metrics_gates_lineage_and_bundle(
 def test_a_refused_model_keeps_its_reasons_and_gets_no_alias_by_any_way(registry: Registry, register: Register) -> None:
     version = register(REFUSED)
     assert version.refused == "metric floor: ROC AUC 0.5, floor 0.6"
-    with pytest.raises(GateRefusal, match=r"version 1 was refused .*ROC AUC 0.5.*--override"):
+    with pytest.raises(GateRefusal, match=r"version 1 was refused .*ROC AUC 0.5.*OVERRIDE="):
         registry.promote("1", None)
     with pytest.raises(GateRefusal, match="cannot challenge"):
         registry.challenge("1")
@@ -93,25 +93,19 @@ def test_a_version_that_no_gate_has_judged_cannot_be_promoted(registry: Registry
 
 
 def test_of_two_processes_that_promote_at_once_one_wins_and_one_is_told(
-    fresh_store: Store, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, registry: Registry, register: Register
 ) -> None:
-    monkeypatch.chdir(fresh_store.path)
-    registry = Registry.open(settings(fresh_store.path), NAME)
     for _ in range(2):
-        registry.register(bundle_path, PASSED, {}, {}, [])
-    for number, process in enumerate(fresh_store.promoters, start=1):
-        assert process.stdin is not None
-        process.stdin.write(f"{number}\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=60)[0] for process in fresh_store.promoters]
+        register(PASSED)
+    answers = at_once(folder, "1", "2")
     winner = registry.alias(CHAMPION)
     assert winner is not None
     loser = "2" if winner.number == "1" else "1"
     assert sorted(answers) == sorted(
         [
-            "promoted\n",
+            f"promoted {winner.number}",
             f"PromotionConflict version {loser} was not promoted: the champion is version {winner.number}, "
-            "not none as expected; look at `rollout status` and decide anew\n",
+            "not none as expected; look at `rollout status` and decide anew",
         ]
     )
 

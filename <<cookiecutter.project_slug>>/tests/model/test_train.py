@@ -16,13 +16,14 @@ from << cookiecutter.package_name >>.params import Params
 @pytest.mark.parametrize("label", [True, False])
 def test_rows_of_one_class_teach_nothing(table: pl.DataFrame, contract: Contract, params: Params, label: bool) -> None:
     target = contract.target.name
-    with pytest.raises(DataError, match=f"the 50 training rows hold one class of '{target}' only"):
+    with pytest.raises(DataError, match=f"none of the 50 training rows has the class {not label} of '{target}'"):
         train.train(table.head(50).with_columns(pl.lit(label).alias(target)), contract, params)
 
 
-def test_the_prior_is_the_share_of_positive_rows(table: pl.DataFrame, contract: Contract, params: Params) -> None:
+def test_the_prior_is_the_share_of_each_class(table: pl.DataFrame, contract: Contract, params: Params) -> None:
     fitted = train.train(table.head(400), contract, params)
-    assert fitted.prior == table.head(400)[contract.target.name].mean()
+    share = table.head(400)[contract.target.name].mean()
+    assert fitted.prior == pytest.approx((1 - share, share))  # type: ignore[operator]
 
 
 def test_the_baseline_is_linear_whatever_the_model_is(table: pl.DataFrame, contract: Contract, params: Params) -> None:

@@ -28,6 +28,6 @@ def alike(table: pl.DataFrame, contract: Contract, params: Params) -> pl.DataFra
 def moved(contract: Contract) -> pl.DataFrame:
     """Labelled rows whose numbers all lie in the upper half of their range."""
     frame = rows.make(contract, 4000, seed=2)
-    name = next(column.name for column in contract.inputs if column.type == "float")
+    name = rows.one(contract, lambda column: column.is_numeric and column.type != "boolean", "number").name
     middle = frame[name].median()
     return frame.filter(pl.col(name) > middle)

@@ -29,13 +29,15 @@ def assess(window: Window, bundle: Bundle, params: Params) -> quality.Quality:
 def cut(window: Window, rows: int) -> Window:
     """The window with the labels of its first rows only."""
     slices = {name: values[:rows] for name, values in window.slices.items()}
-    return replace(window, labels=window.labels[:rows], scores=window.scores[:rows], slices=slices)
+    return replace(window, truth=window.truth[:rows], output=window.output[:rows], slices=slices)
 
 
 def test_a_window_is_measured_as_evaluation_measures(window: Window, bundle: Bundle, params: Params) -> None:
     found = assess(window, bundle, params)
     costs = params.evaluate.costs.model_dump()
-    expected = metrics.binary(window.labels, window.scores, bundle.manifest.threshold, **costs)
+    expected = metrics.judge(
+        "binary", window.truth, window.output, metrics.Decision(bundle.manifest.threshold or 0.0, **costs)
+    )
     assert {name: measure.value for name, measure in found.measures.items()} == expected
     assert {name: m.reference for name, m in found.measures.items()} == bundle.manifest.metrics["test"]
     assert found.coverage == 1.0
@@ -46,10 +48,10 @@ def test_rows_like_the_test_rows_are_as_good(window: Window, bundle: Bundle, par
 
 
 def test_scores_that_no_longer_tell_the_outcome_are_degraded(window: Window, bundle: Bundle, params: Params) -> None:
-    shuffled = np.random.default_rng(0).permutation(window.labels)
-    found = assess(replace(window, labels=shuffled), bundle, params)
+    shuffled = np.random.default_rng(0).permutation(window.truth)
+    found = assess(replace(window, truth=shuffled), bundle, params)
     assert found.verdict == "degraded"
-    assert any(part.worse for part in found.slices)
+    assert not found.slices or any(part.worse for part in found.slices)
 
 
 @pytest.mark.parametrize("labels", [0, 1, 50, 199])
@@ -60,7 +62,7 @@ def test_too_few_labels_are_never_ok_nor_degraded(window: Window, bundle: Bundle
 
 
 def test_labels_of_one_class_alone_are_insufficient(window: Window, bundle: Bundle, params: Params) -> None:
-    found = assess(replace(window, labels=np.zeros_like(window.labels)), bundle, params)
+    found = assess(replace(window, truth=np.zeros_like(window.truth)), bundle, params)
     assert found.verdict == "insufficient data"
     assert "roc_auc" not in found.measures
 

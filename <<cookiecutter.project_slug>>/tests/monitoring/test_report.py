@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 import polars as pl
 import pytest
 
+from << cookiecutter.package_name >> import words
 from << cookiecutter.package_name >>.bundle import Bundle
 from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.monitoring import report, words
+from << cookiecutter.package_name >>.monitoring import report
 from << cookiecutter.package_name >>.monitoring.result import judge
 from << cookiecutter.package_name >>.monitoring.window import from_file, from_log
 from << cookiecutter.package_name >>.params import Params

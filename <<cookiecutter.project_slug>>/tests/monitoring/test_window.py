@@ -16,6 +16,7 @@ from << cookiecutter.package_name >>.monitoring.window import Window, from_file,
 from << cookiecutter.package_name >>.params import Params
 from << cookiecutter.package_name >>.prediction_log import Outcome, Prediction, Reader, Writer, dumps
 
+from .. import rows
 from ..conftest import python_rows
 from .support import scored
 
@@ -68,7 +69,7 @@ def test_a_file_read_in_chunks_gives_the_window_of_one_read(
     path = scored(alike, bundle, tmp_path / "scored.parquet")
     whole = from_file(path, bundle, params.evaluate.slices, chunk_rows=10_000)
     assert_same(whole, from_file(path, bundle, params.evaluate.slices, chunk_rows=37))
-    assert whole.rows == len(whole.scores) == 1500
+    assert whole.rows == len(whole.output) == 1500
     assert whole.versions == {"1": 1500}
 
 
@@ -92,8 +93,8 @@ def test_the_log_and_the_file_of_the_same_rows_hold_the_same(
     logged = from_log(log(tmp_path / "log", alike, bundle, labelled=1500), bundle, slices, chunk_rows=200)
     filed = from_file(scored(alike, bundle, tmp_path / "scored.parquet"), bundle, slices)
     assert logged.profile == filed.profile
-    assert logged.scores.tolist() == filed.scores.tolist()
-    assert logged.labels.tolist() == filed.labels.tolist()
+    assert logged.output.tolist() == filed.output.tolist()
+    assert logged.truth.tolist() == filed.truth.tolist()
     assert all(logged.slices[name].tolist() == values.tolist() for name, values in filed.slices.items())
     assert logged.versions == {"7": 1500}
     assert sum(logged.hours.values()) == 1500
@@ -112,7 +113,7 @@ def test_what_a_fallback_answered_is_counted_but_neither_profiled_nor_measured(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle
 ) -> None:
     window = from_log(log(tmp_path, alike.head(300), bundle, labelled=300, degraded=40), bundle)
-    assert (window.rows, window.degraded, len(window.scores)) == (300, 40, 260)
+    assert (window.rows, window.degraded, len(window.output)) == (300, 40, 260)
     assert window.profile.rows == 300
     assert window.profile.columns["prediction"].present == 260
 
@@ -124,13 +125,13 @@ def test_a_label_that_is_no_class_of_the_model_counts_as_none(
     with Writer(str(tmp_path), "late") as writer:
         odd = [Outcome(f"{7:032d}", START_US, '"maybe"'), Outcome(f"{8:032d}", START_US, "null")]
         writer.append(odd).result(timeout=30)
-    assert len(from_log(reader, bundle).labels) == 5
+    assert len(from_log(reader, bundle).truth) == 5
 
 
 def test_a_file_without_the_target_has_no_labels(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle) -> None:
     path = scored(alike.drop(bundle.contract.target.name), bundle, tmp_path / "scored.parquet")
     window = from_file(path, bundle)
-    assert (window.rows, len(window.labels)) == (1500, 0)
+    assert (window.rows, len(window.truth)) == (1500, 0)
 
 
 def test_a_label_that_has_not_arrived_leaves_its_row_unmeasured(
@@ -139,13 +140,13 @@ def test_a_label_that_has_not_arrived_leaves_its_row_unmeasured(
     target = bundle.contract.target.name
     some = alike.with_columns(pl.when(pl.int_range(pl.len()) < 100).then(pl.col(target)).alias(target))
     window = from_file(scored(some, bundle, tmp_path / "scored.parquet"), bundle)
-    assert window.labels.tolist() == alike[target].head(100).to_list()
+    assert window.truth.tolist() == alike[target].head(100).to_list()
 
 
 def test_a_column_that_is_empty_throughout_is_read_as_missing(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, contract: Contract
 ) -> None:
-    column = next(column for column in contract.inputs if column.nullable)
+    column = rows.one(contract, lambda column: column.nullable, "nullable column")
     path = scored(alike, bundle, tmp_path / "scored.parquet")
     tables.write(pl.read_parquet(path).with_columns(pl.lit(None).alias(column.name)), path)
     assert from_file(path, bundle).profile.columns[column.name].missing == 1500

@@ -57,11 +57,12 @@ def test_a_large_request_is_worked_on_beside_the_loop_and_answered_alike(
     folder.roll_out("1")
     app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
     with InProcess(app) as caller:
-        body = {"instances": [example] * 500}
+        count = 2 * INLINE_BYTES // len(json.dumps(example))
+        body = {"instances": [example] * count}
         assert len(json.dumps(body)) > INLINE_BYTES
         many = caller.request("POST", "/predict", json=body).json()["predictions"]
         one = caller.request("POST", "/predict", json={"instances": [example]}).json()["predictions"][0]
-    assert len(many) == 500
+    assert len(many) == count
     assert all(answer["probabilities"] == one["probabilities"] for answer in many)
 
 

@@ -45,8 +45,10 @@ class TestAnswers:
     def test_one_instance_gets_one_prediction_with_probabilities(self, client: httpx.Client, example: Instance) -> None:
         answers = Answers.model_validate_json(predict(client, example).content)
         assert len(answers.predictions) == 1
-        assert answers.predictions[0].probabilities.keys() == {"false", "true"}
-        assert sum(answers.predictions[0].probabilities.values()) == pytest.approx(1, abs=1e-6)
+        probabilities = answers.predictions[0].probabilities
+        assert probabilities is not None
+        assert probabilities.keys() == {"false", "true"}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
         assert (answers.model_version, answers.variant, answers.degraded) == ("1", "champion", False)
 
     def test_many_instances_are_answered_in_order_and_as_if_alone(

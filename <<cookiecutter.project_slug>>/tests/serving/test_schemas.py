@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from << cookiecutter.package_name >>.contract import Column, Contract, from_rows
+from << cookiecutter.package_name >>.contract import MISSING, Column, Contract, from_rows
 from << cookiecutter.package_name >>.files import canonical
 from << cookiecutter.package_name >>.profile import build
 from << cookiecutter.package_name >>.serving.problems import Problem
@@ -85,6 +85,7 @@ COLUMNS = (
     Column(name="when", type="datetime", role="time"),
 )
 ROW = {"number": 700.0, "count": 1999, "closed": "JFK", "open": "UA", "when": "2013-06-15T08:30:00"}
+RESERVED = "is reserved for missing values; leave the field out, or send null, where there is none"
 NO_MOMENT = "must be an ISO 8601 date and time, such as 2013-06-15T08:30:00"
 
 
@@ -107,6 +108,8 @@ NO_MOMENT = "must be an ISO 8601 date and time, such as 2013-06-15T08:30:00"
         ({"when": "yesterday"}, NO_MOMENT),
         ({"when": "0001-01-01T00:00+05:00"}, NO_MOMENT),
         ({"key": "a\x00b"}, "must not contain a NUL character"),
+        ({"open": MISSING}, RESERVED),
+        ({"key": MISSING}, RESERVED),
         ({"y": True}, "is what the model predicts; leave it out"),
         ({"numbre": 1}, "unknown field; did you mean 'number'?"),
         ({"quite other": 1}, "unknown field; known: closed, count, key, number, open, when"),

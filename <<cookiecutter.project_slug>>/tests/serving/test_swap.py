@@ -149,7 +149,7 @@ def test_a_model_that_cannot_answer_a_typical_row_is_refused(site: Site, bundle_
     site.waits_for("answering")
     site.folder.point(site.folder.add("speechless", model=nowhere(Bundle.open(bundle_path))))
     eventually(lambda: site.model()["refused"] is not None)
-    assert "no probability" in site.model()["refused"]["reason"]
+    assert "no number" in site.model()["refused"]["reason"]
     assert site.model()["version"] == "answering"
 
 

@@ -29,7 +29,7 @@ def text(table: pl.DataFrame, contract: Contract, ingested: dict[str, int]) -> s
         f"- {table.height:,} rows × {len(contract.columns)} columns{_span(table, contract)}",
         f"- left out: {ingested['rows_after_until']:,} rows later than `data.until`, "
         f"{ingested['rows_without_label']:,} without a label",
-        f"- target: `{target.name}`, {_balance(table[target.name])}. {target.description}",
+        f"- target: `{target.name}`, {_found(table[target.name], target)}. {target.description}",
         f"- personal data: {', '.join(f'`{c.name}`' for c in contract.columns if c.personal) or 'none declared'}",
         "",
         "| column | role | type | unit | allowed | found | missing | meaning |",
@@ -65,6 +65,9 @@ def _allowed(column: Column) -> str:
 
 
 def _found(series: pl.Series, column: Column) -> str:
+    if column.role == "target" and column.categories is not None:
+        shares = ((label, int((series == label).sum()) / max(1, len(series))) for label in column.categories)
+        return ", ".join(f"{share:.1%} {label}" for label, share in shares)
     if column.type in ("float", "integer"):
         found: list[Any] = [series.min(), series.median(), series.max()]
         return "–" if found[0] is None else " … ".join(format(value, "g") for value in found)

@@ -1,8 +1,10 @@
-"""Stage 3: one table into train, validation and test, by time."""
+"""Stage 3: one table into train, validation and test: by time, or by the hash of what a row is."""
 
+import zlib
 from datetime import datetime, time, timedelta
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from .. import stage
@@ -12,43 +14,98 @@ from ..files import read_json, sha256_file, write_json
 from ..params import Params, SplitParams
 from . import tables
 
+_SALT = b"split:"
+
 
 def split(
     table: pl.DataFrame, contract: Contract, params: SplitParams, until: datetime | None
 ) -> dict[str, pl.DataFrame]:
-    """Test is the last `test_days`, validation the `validation_days` before those, train the rest.
+    """Train, validation and test, each in the table's order.
 
-    Days are counted back from `until`, or from the midnight after the last row where that is earlier.
-    No row of an earlier part is later than a row of a later one, so a model is judged on its future.
+    By time, test is the most recent part and validation the one before it, so a model is judged on its future: the
+    last `test_days` and the `validation_days` before those, counted back from `until` or from the midnight after
+    the last row, where that is earlier; or shares of the rows. No row of an earlier part is later than one of a
+    later part.
+
+    By hash, each row's place follows from its group, id or content, so that equal rows and rows of one group stay
+    together and a row stays where it was when others join; without a group each class is shared out by itself.
 
     Raises:
-        ConfigError: the contract has no time column.
+        ConfigError: the columns that it goes by are not in the contract.
         DataError: a part would be empty.
     """
+    places = _by_time(table, contract, params, until) if params.by == "time" else _by_hash(table, contract, params)
+    parts = {name: table.filter(places == at) for at, name in enumerate(("train", "validation", "test"))}
+    for name, part in parts.items():
+        if part.is_empty():
+            kept = (
+                f"{params.validation_days} days for validation and {params.test_days} for the test"
+                if params.test_days
+                else f"{params.validation_share:.0%} for validation and {params.test_share:.0%} for the test"
+            )
+            raise DataError(
+                f"the {name} part is empty: the table has {table.height:,} rows{_told(table, contract)}, "
+                f"and params.yaml keeps {kept}; change split there"
+            )
+    return parts
+
+
+def first_and_last(part: pl.DataFrame, contract: Contract) -> dict[str, str]:
+    """The extreme moments of a part, where rows have any."""
+    if contract.time is None:
+        return {}
+    moments = part[contract.time.name]
+    return {"first": str(moments.min()), "last": str(moments.max())}
+
+
+def _by_time(table: pl.DataFrame, contract: Contract, params: SplitParams, until: datetime | None) -> pl.Series:
     if contract.time is None:
         raise ConfigError(
-            "contract.yaml: the split is by time, and no column has role time; give it to a datetime column"
+            "contract.yaml: the split is by time, and no column has role time; "
+            "give it to a datetime column, or split `by: hash` in params.yaml"
         )
-    moment = pl.col(contract.time.name)
     moments = table[contract.time.name]
     last = moments.max()
     assert isinstance(last, datetime)
-    test_from = datetime.combine(last.date(), time.min) - timedelta(days=params.test_days - 1)
-    if until is not None:
-        test_from = min(test_from, until - timedelta(days=params.test_days))
-    validation_from = test_from - timedelta(days=params.validation_days)
-    parts = {
-        "train": table.filter(moment < validation_from),
-        "validation": table.filter((moment >= validation_from) & (moment < test_from)),
-        "test": table.filter(moment >= test_from),
-    }
-    for name, part in parts.items():
-        if part.is_empty():
-            raise DataError(
-                f"the {name} part is empty: the table spans {tables.span(moments)}, and params.yaml keeps "
-                f"{params.validation_days} days for validation and {params.test_days} for the test; lower them"
-            )
-    return parts
+    if params.test_days is not None and params.validation_days is not None:
+        test_from = datetime.combine(last.date(), time.min) - timedelta(days=params.test_days - 1)
+        if until is not None:
+            test_from = min(test_from, until - timedelta(days=params.test_days))
+        validation_from = test_from - timedelta(days=params.validation_days)
+    else:
+        ordered = moments.sort()
+        test_from = ordered[int(len(ordered) * (1 - params.test_share))]
+        validation_from = ordered[int(len(ordered) * (1 - params.test_share - params.validation_share))]
+    return (moments >= validation_from).cast(pl.Int8) + (moments >= test_from).cast(pl.Int8)
+
+
+def _by_hash(table: pl.DataFrame, contract: Contract, params: SplitParams) -> pl.Series:
+    if params.group is not None:
+        drawn = _drawn(table[contract[params.group].name])
+    else:
+        key = table[contract.id.name] if contract.id else _content(table)
+        drawn = _drawn(key)
+        if contract.classes:
+            # The hash's rank within its class, in (0, 1]: each class is shared out alike, however rare it is.
+            rank = (pl.col("drawn").rank("max") / pl.len()).over("class")
+            drawn = pl.DataFrame({"drawn": drawn, "class": table[contract.target.name]}).select(rank).to_series()
+    edges = (1 - params.test_share - params.validation_share, 1 - params.test_share)
+    return (drawn > edges[0]).cast(pl.Int8) + (drawn > edges[1]).cast(pl.Int8)
+
+
+def _content(table: pl.DataFrame) -> pl.Series:
+    texts = (pl.col(name).cast(pl.String).fill_null("\x00") for name in table.columns)
+    return table.select(pl.concat_str(*texts, separator="\x1f")).to_series()
+
+
+def _drawn(keys: pl.Series) -> pl.Series:
+    """A number in [0, 1) for each key, the same one in every version of every library."""
+    hashes = (zlib.crc32(_SALT + key.encode()) for key in keys.cast(pl.String).fill_null("").to_list())
+    return pl.Series(np.fromiter(hashes, dtype=np.uint32, count=len(keys)) / 2**32)
+
+
+def _told(table: pl.DataFrame, contract: Contract) -> str:
+    return f" from {tables.span(table[contract.time.name])}" if contract.time else ""
 
 
 def main() -> None:
@@ -59,14 +116,12 @@ def main() -> None:
     report: dict[str, Any] = {}
     for name, part in parts.items():
         tables.write(part, stage.SPLITS[name])
-        report[name] = {"rows": part.height, "sha256": sha256_file(stage.SPLITS[name]), **_span(part, contract)}
+        report[name] = {
+            "rows": part.height,
+            "sha256": sha256_file(stage.SPLITS[name]),
+            **first_and_last(part, contract),
+        }
     write_json(stage.REPORTS / "split.json", report)
-
-
-def _span(part: pl.DataFrame, contract: Contract) -> dict[str, str]:
-    assert contract.time is not None
-    moments = part[contract.time.name]
-    return {"first": str(moments.min()), "last": str(moments.max())}
 
 
 if __name__ == "__main__":

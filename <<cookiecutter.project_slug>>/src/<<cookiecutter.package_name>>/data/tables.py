@@ -33,11 +33,34 @@ _OTHERS = {
 }
 """How files begin that are often given by mistake."""
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-_BOOLEANS = {
+BOOLEANS = {
     **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
     **dict.fromkeys(("false", "f", "no", "n", "0", "0.0"), False),
 }
-_ABSENT = ["", "na", "n/a", "nan", "null", "none"]
+ABSENT = [
+    "",
+    "na",
+    "n/a",
+    "#n/a",
+    "nan",
+    "null",
+    "(null)",
+    "none",
+    "nil",
+    "missing",
+    "unknown",
+    "k.a.",
+    "k. a.",
+    "n.a.",
+    "n.d.",
+    "s/d",
+    "?",
+    "-",
+    "--",
+    ".",
+    "\\n",
+]
+"""Words for a missing value in texts that stand for numbers, booleans or moments; in lower case."""
 
 
 def read(path: Path, contract: Contract) -> pl.DataFrame:
@@ -90,6 +113,12 @@ def to_columns(frame: pl.DataFrame, columns: Sequence[Column]) -> dict[str, np.n
     return {column.name: _to_array(frame[column.name], column) for column in columns}
 
 
+def truth(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
+    """The target of n_rows as numbers, see `Contract.truth`."""
+    target = contract.target
+    return contract.truth(_to_array(frame[target.name], target))
+
+
 def span(moments: pl.Series) -> str:
     """The first and the last of a column of moments, in words."""
     return f"{moments.min()!s} to {moments.max()!s}"
@@ -140,10 +169,10 @@ def _fit(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:
 
 def _parse(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:
     text = series.str.strip_chars()
-    absent = text.is_null() | text.str.to_lowercase().is_in(_ABSENT)
+    absent = text.is_null() | text.str.to_lowercase().is_in(ABSENT)
     text = _only(text, ~absent)
     if column.type == "boolean":
-        values = text.str.to_lowercase().replace_strict(_BOOLEANS, default=None, return_dtype=pl.Boolean)
+        values = text.str.to_lowercase().replace_strict(BOOLEANS, default=None, return_dtype=pl.Boolean)
     elif column.type == "datetime":
         values = pl.Series(text.name, [_moment(value) for value in text], dtype=DTYPES["datetime"])
     elif column.type == "integer":

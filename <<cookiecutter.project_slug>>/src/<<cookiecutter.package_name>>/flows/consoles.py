@@ -23,7 +23,7 @@ def show(settings: Settings, progress: Progress) -> None:
     home = done.FOLDER / "prefect"
     with ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         # Both start at once; each takes seconds.
-        prefect, api = stack.enter_context(engine.server(home, "pages", _free_port(PREFECT_PORT)))
+        prefect, api = stack.enter_context(engine.server(home, whole=True, port=_free_port(PREFECT_PORT)))
         port, log = _free_port(MLFLOW_PORT), done.FOLDER / "mlflow-ui.log"
         # Its job workers, nine processes for features that need a language model, stay away.
         mlflow = engine.spawn(_mlflow(settings, port), log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})

@@ -123,7 +123,7 @@ def api(home: Path, meanwhile: Callable[[], object] = lambda: None, scheduling: 
         _check_api()
         yield _crash_abandoned(scheduled=False)
         return
-    with server(home, "schedules" if scheduling else "api") as (process, url):
+    with server(home, whole=scheduling) as (process, url):
         own = {"PREFECT_HOME": str(home.absolute()), "PREFECT_API_URL": url}
         os.environ.update(own)
         try:
@@ -140,19 +140,19 @@ def api(home: Path, meanwhile: Callable[[], object] = lambda: None, scheduling: 
 
 
 @contextmanager
-def server(home: Path, mode: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def server(home: Path, whole: bool, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A Prefect server that is starting, and its API's address; it ends with the block or with this process.
 
     Args:
         home: where its database is.
-        mode: one of `prefect_server.MODES`.
+        whole: with pages, and with the services that start what is scheduled.
         port: on 127.0.0.1; 0 takes a free one.
     """
     home.mkdir(parents=True, exist_ok=True)
     # The socket is bound here and handed over, so that no other process can take the port in between.
     with socket.create_server(("127.0.0.1", port)) as bound:
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/api"
-        command = ["-m", f"{__package__}.prefect_server", str(bound.fileno()), mode]
+        command = ["-m", f"{__package__}.prefect_server", str(bound.fileno()), str(int(whole))]
         environ = {"PREFECT_HOME": str(home.absolute()), "PREFECT_API_URL": url}
         process = spawn(command, home / SERVER_LOG, environ, pass_fds=(bound.fileno(),))
     with ending(process):

@@ -1,6 +1,8 @@
 """What git knows of this project. Without git, or outside a repository, it knows nothing."""
 
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
 VERSIONED = ("params.yaml", "contract.yaml", "dvc.yaml", "dvc.lock", "data/*.dvc", "reports")
 """What a run changes, or is changed by, and what a commit must hold for the run to be found again."""
@@ -19,6 +21,12 @@ def is_dirty() -> bool:
 def uncommitted() -> list[str]:
     """Those of `VERSIONED` that are not as in the present commit."""
     return [name for name in VERSIONED if _git("status", "--porcelain", "--untracked-files=all", "--", name)]
+
+
+def edited(paths: Sequence[Path]) -> list[str]:
+    """Those of the files that git knows and that are not as in the present commit."""
+    names = _git("diff", "--name-only", "--relative", "HEAD", "--", *map(str, paths))
+    return names.splitlines()
 
 
 def _git(*words: str) -> str:

@@ -41,8 +41,8 @@ def watch(
         rows = window.from_log(Reader(settings.prediction_log), opened, slices, _us(since) or 0, _us(until), version)
     found = engine.task("monitor", monitor, rows, opened, params, FOLDER)
     tell(found)
-    if settings.alert_webhook:
-        engine.task("alert", alerts.deliver, settings.alert_webhook, found.alerts)
+    if webhook := settings.alert_webhook.get_secret_value():
+        engine.task("alert", alerts.deliver, webhook, found.alerts)
     return found
 
 

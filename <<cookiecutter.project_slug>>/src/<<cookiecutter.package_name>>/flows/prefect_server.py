@@ -2,26 +2,18 @@
 
 import socket
 import sys
-from typing import Any
 
 from . import leash
 
-MODES: dict[str, dict[str, Any]] = {
-    "api": {"ephemeral": True},
-    "pages": {"webserver_only": True},
-    "schedules": {},
-}
-"""What a server does: answer flows only, show pages too, or also start what is scheduled."""
-
 
 def main() -> None:
-    """Arguments: the number of the open socket to listen on, and the mode."""
+    """Arguments: the number of the open socket to listen on; 1 for a whole server, 0 for flows only."""
     leash.hold()
 
     import uvicorn
     from prefect.server.api.server import create_app
 
-    config = uvicorn.Config(create_app(**MODES[sys.argv[2]]), log_level="error", lifespan="on")
+    config = uvicorn.Config(create_app(ephemeral=sys.argv[2] == "0"), log_level="error", lifespan="on")
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
 
 

@@ -1,5 +1,6 @@
 """The flows as Prefect deployments, for prefect.yaml and `make schedules`."""
 
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,6 +54,8 @@ def serve_all(path: Path) -> None:
     Raises:
         ConfigError: the file names a flow that does not exist.
     """
+    # Prefect's own, when it is told to stop.
+    warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited", RuntimeWarning)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     serve(*(_deployment(path, entry) for entry in content["deployments"]))
 

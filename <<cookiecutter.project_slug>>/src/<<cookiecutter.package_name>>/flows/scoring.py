@@ -2,14 +2,14 @@
 
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import prediction_log
@@ -17,7 +17,6 @@ from ..bundle import Bundle, Predictions
 from ..contract import SCORED, Column, Contract
 from ..data import tables
 from ..errors import DataError, ProjectError
-from ..features import Inputs
 from ..files import replacing
 from ..params import ScoreParams
 from ..prediction_log import Job, Writer
@@ -26,12 +25,13 @@ from ..settings import Settings
 from ..strict import nearest
 from . import engine
 
-PREDICTION, SCORE, VERSION = SCORED
+PREDICTION, SCORE, PROBABILITIES, LOW, HIGH, VERSION = SCORED
 _ROWS = "rows"
-AHEAD = 2
-"""Pieces read ahead of the model, and written behind it."""
+MOST_THREADS = 8
+"""Each holds a piece of the table in memory."""
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Scored(NamedTuple):
@@ -62,9 +62,10 @@ def score(
 ) -> Scored:
     """Score a Parquet or CSV file into a Parquet file, whole or not at all; one log row records the job.
 
-    The output has the input's columns and `prediction`, `score` (probability of the positive class) and
-    `model_version`. Memory does not grow with the rows. A row gets the same bits as from the API. Rows whose
-    values break the contract (out of range, unknown, missing) are scored all the same, and counted.
+    The output has the input's columns and `prediction`, `score` (see `Predictions`) and `model_version`; of more
+    than two classes also `probabilities`, of a number `low` and `high`. Memory does not grow with the rows. A row
+    gets the same bits as from the API. Rows whose values break the contract (out of range, unknown, missing) are
+    scored all the same, and counted.
 
     Args:
         advance: called with the number of rows after each piece.
@@ -84,14 +85,6 @@ def score(
         job = Job(prediction_log.new_id(), prediction_log.now_us(), version, str(source), str(output), rows, seconds)
         log.append([job]).result()
     return Scored(job.id, rows, seconds, version, {rule: count for rule, count in broken.most_common() if count})
-
-
-class Piece(NamedTuple):
-    """Some rows on their way: as read, as the model sees them, and by rule of the contract how many break it."""
-
-    frame: pl.DataFrame
-    inputs: Inputs
-    broken: dict[str, int]
 
 
 def counts(contract: Contract) -> dict[str, pl.Expr]:
@@ -130,46 +123,37 @@ def _write(
 ) -> Counter[str]:
     """Score all rows; returns their number under `_ROWS`, and by rule of the contract how many broke it."""
     found: Counter[str] = Counter()
-    with replacing(output) as part, ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
+    rules = counts(opened.contract)
+
+    def answer(frame: pl.DataFrame) -> tuple[pa.Table, dict[str, int]]:
+        predictions = opened.predict(tables.to_columns(frame, opened.contract.inputs))
+        return answered(frame, predictions, opened.contract, version).to_arrow(), frame.select(**rules).to_dicts()[0]
+
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    with replacing(output) as part, ThreadPoolExecutor(threads) as pool:
         writer: pq.ParquetWriter | None = None
-        pending: Future[object] = writing.submit(int)
-
-        def write(frame: pl.DataFrame, probabilities: np.ndarray) -> None:
-            nonlocal writer
-            table = answered(frame, opened.decide(probabilities), version).to_arrow()
-            writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
-            writer.write_table(table)
-
         try:
-            # This thread only runs the model, which needs no interpreter lock; all else happens beside it.
-            for piece in _ahead(_pieces(source, opened, chunk_rows), reading):
-                probabilities = opened.run(piece.inputs)
-                pending.result()
-                pending = writing.submit(write, piece.frame, probabilities)
-                found.update({_ROWS: piece.frame.height, **piece.broken})
-                advance(piece.frame.height)
-            pending.result()
+            # This thread reads and writes, in order; each of the others answers a piece with the model, as one alone.
+            for table, broken in _in_order(pool, answer, _checked(source, opened.contract, chunk_rows), threads + 1):
+                writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
+                writer.write_table(table)
+                found.update({_ROWS: table.num_rows, **broken})
+                advance(table.num_rows)
         finally:
-            wait([pending])
             if writer is not None:
                 writer.close()
     return found
 
 
-def answered(frame: pl.DataFrame, predictions: Predictions, version: str) -> pl.DataFrame:
+def answered(frame: pl.DataFrame, predictions: Predictions, contract: Contract, version: str) -> pl.DataFrame:
     """Rows with their predictions beside them."""
-    return frame.with_columns(
-        pl.Series(PREDICTION, predictions.values),
-        pl.Series(SCORE, predictions.scores),
-        pl.lit(version).alias(VERSION),
-    )
-
-
-def _pieces(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[Piece]:
-    rules = counts(opened.contract)
-    for frame in _checked(source, opened.contract, chunk_rows):
-        inputs = opened.encode(tables.to_columns(frame, opened.contract.inputs))
-        yield Piece(frame, inputs, frame.select(**rules).to_dicts()[0])
+    kind = tables.DTYPES[contract.target.type] if contract.classes else None
+    found = [pl.Series(PREDICTION, predictions.values, dtype=kind), pl.Series(SCORE, predictions.scores)]
+    if contract.task == "multiclass":
+        found.append(pl.Series(PROBABILITIES, predictions.output))
+    elif contract.task == "regression":
+        found += [pl.Series(LOW, predictions.output[:, 1]), pl.Series(HIGH, predictions.output[:, 2])]
+    return frame.with_columns(*found, pl.lit(version).alias(VERSION))
 
 
 def _checked(source: Path, contract: Contract, chunk_rows: int) -> Iterator[pl.DataFrame]:
@@ -194,10 +178,12 @@ def _misfit(series: pl.Series, column: Column, at: int) -> str:
     return f"column '{column.name}', row {at + row:,}: {series[row]!r} is not of type {column.type}"
 
 
-def _ahead(items: Iterator[T], pool: ThreadPoolExecutor) -> Iterator[T]:
-    """The same items, the next ones being made in `pool` while the present one is used."""
-    end = object()
-    waiting = [pool.submit(next, items, end) for _ in range(AHEAD)]
-    while (item := waiting.pop(0).result()) is not end:
-        waiting.append(pool.submit(next, items, end))
-        yield item  # type: ignore[misc]
+def _in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterator[T], ahead: int) -> Iterator[R]:
+    """What `function` makes of each item, in their order; the pool works on at most `ahead` items beyond."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

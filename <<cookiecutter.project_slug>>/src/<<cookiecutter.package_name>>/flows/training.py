@@ -56,7 +56,6 @@ def run(settings: Settings, progress: Progress) -> Outcome:
 def train(settings: Settings, progress: Progress) -> Outcome:
     """The flow's body: every step is idempotent, so that a run after a crash completes what was left."""
     contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
-    _ = contract.task
     sweep(Path(), stage.TABLE.parent, *{path.parent for path in stage.SPLITS.values()}, stage.REPORTS, stage.PLOTS)
     registry = _open(settings, contract.name)
     with progress.step("raw data", str(params.data.raw)) as step:
@@ -123,12 +122,15 @@ def compare(registry: "Registry", settings: Settings, contract: Contract) -> Can
                 return Candidate(
                     manifest, champion_problem=f"it needs the column '{missing[0]}', which the table no longer has"
                 )
+            if (opened.manifest.target, opened.manifest.classes) != (manifest.target, manifest.classes):
+                return Candidate(manifest, champion_problem="it predicts another target or other classes")
             answers = opened.predict(tables.to_columns(rows, opened.contract.inputs))
         except ProjectError as error:
             problem = str(error).replace(scratch, f"of version {champion.number}")
             return Candidate(manifest, champion_problem=problem)
-    labels = rows[contract.target.name].to_numpy()
-    found = metrics.binary(labels, answers.scores, opened.manifest.threshold).get("roc_auc")
+    truth = tables.truth(rows, contract)
+    decision = metrics.Decision(opened.manifest.threshold) if opened.manifest.threshold is not None else None
+    found = metrics.judge(contract.task, truth, answers.output, decision).get(metrics.HEADLINE[contract.task])
     return Candidate(manifest, found, "" if found is not None else "the test rows hold one class only")
 
 

@@ -3,25 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..contract import Contract
+from ..contract import Contract, Task
+from ..words import MEASURES
 
-_NAMES = {
-    "roc_auc": "ROC AUC",
-    "average_precision": "average precision (PR AUC)",
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "calibration_error": "calibration error",
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "prevalence": "share of positives",
-    "mean_cost": "mean cost per row",
+_SHOWN: dict[Task, tuple[str, ...]] = {
+    "binary": ("prevalence", "roc_auc", "calibration_error"),
+    "multiclass": ("accuracy", "log_loss", "calibration_error"),
+    "regression": ("mae", "bias", "coverage"),
 }
+"""Measures of a slice."""
 _COLUMNS = {
     "test": "model",
     "linear": "linear baseline",
-    "trivial": "always the prior",
+    "trivial": "always the average",
     "validation": "model on validation",
 }
 
@@ -43,11 +37,12 @@ def text(facts: Mapping[str, Any], contract: Contract, split: Mapping[str, Any])
         f"- inputs: {len(contract.inputs)} columns of contract.yaml"
         + (f", and derived: {', '.join(f'`{name}`' for name in facts['derived'])}" if facts["derived"] else ""),
         *(
-            f"- {name}: {part['rows']:,} rows, {part['first']} to {part['last']}"
+            f"- {name}: {part['rows']:,} rows" + (f", {part['first']} to {part['last']}" if "first" in part else "")
             for name, part in ((name, split[name]) for name in ("train", "validation", "test"))
         ),
-        f"- decision threshold: {facts['threshold']:.4f} (cheapest on the validation rows)",
-        f"- largest difference between ONNX and scikit-learn on the test rows: {facts['parity']:.2g}",
+        *_decided(facts),
+        f"- largest difference between ONNX and scikit-learn on the test rows: {facts['parity']:.2g}"
+        + ("" if facts["classes"] else " standard deviations"),
         "",
         "## On the test rows",
         "",
@@ -55,7 +50,7 @@ def text(facts: Mapping[str, Any], contract: Contract, split: Mapping[str, Any])
         "",
         "## By slice",
         "",
-        *_slices(facts["slices"]),
+        *_slices(facts["slices"], facts["task"]),
         "",
         "## Use and limits",
         "",
@@ -68,36 +63,60 @@ def text(facts: Mapping[str, Any], contract: Contract, split: Mapping[str, Any])
     return "\n".join(lines)
 
 
-def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
-    columns = [name for name in _COLUMNS if name in metrics]
-    rows = [name for name in _NAMES if any(name in metrics[column] for column in columns)]
+def _decided(facts: Mapping[str, Any]) -> list[str]:
+    if facts["task"] == "binary":
+        return [
+            f"- classes: {' and '.join(f'`{_label(label)}`' for label in facts['classes'])}, the latter being positive",
+            f"- decision threshold: {facts['threshold']:.4f} (cheapest on the validation rows)",
+        ]
+    if facts["task"] == "multiclass":
+        return [
+            f"- classes: {', '.join(f'`{_label(label)}`' for label in facts['classes'])}; the likeliest is answered"
+        ]
     return [
-        f"| measure | {' | '.join(_COLUMNS[column] for column in columns)} |",
-        f"| --- |{' ---: |' * len(columns)}",
-        *(f"| {_NAMES[row]} | {' | '.join(_number(metrics[column].get(row)) for column in columns)} |" for row in rows),
+        f"- interval: ± {facts['half_width']:.4g} around each value, by conformal prediction on the validation rows"
     ]
 
 
-def _slices(slices: list[Mapping[str, Any]]) -> list[str]:
+def _label(label: object) -> str:
+    return str(label).lower() if isinstance(label, bool) else str(label)
+
+
+def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    columns = [name for name in _COLUMNS if name in metrics]
+    rows = [name for name in MEASURES if any(name in metrics[column] for column in columns)]
+    return [
+        f"| measure | {' | '.join(_COLUMNS[column] for column in columns)} |",
+        f"| --- |{' ---: |' * len(columns)}",
+        *(
+            f"| {MEASURES[row]} | {' | '.join(_number(metrics[column].get(row)) for column in columns)} |"
+            for row in rows
+        ),
+    ]
+
+
+def _slices(slices: list[Mapping[str, Any]], task: Task) -> list[str]:
     if not slices:
         return ["No slices are listed in params.yaml (`evaluate.slices`)."]
+    shown = _SHOWN[task]
     return [
-        "| column | value | rows | share of positives | ROC AUC | calibration error |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        f"| column | value | rows | {' | '.join(MEASURES[name] for name in shown)} |",
+        f"| --- | --- | ---: |{' ---: |' * len(shown)}",
         *(
             f"| {part['column']} | {_cell(part['value'])} | {part['rows']:,} | "
-            f"{_judged(part['metrics']) if part['enough'] else '*too small* | | '} |"
+            + (
+                " | ".join(_number(part["metrics"].get(name)) for name in shown)
+                if part["enough"]
+                else "*too small*" + " |" * (len(shown) - 1)
+            )
+            + " |"
             for part in slices
         ),
     ]
 
 
-def _judged(metrics: Mapping[str, float]) -> str:
-    return " | ".join(_number(metrics.get(name)) for name in ("prevalence", "roc_auc", "calibration_error"))
-
-
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    return "–" if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def _cell(text: str) -> str:

@@ -9,20 +9,36 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from ..contract import MISSING, Column
+from ..contract import MISSING, Column, Task
+from ..errors import ConfigError
 from ..features import Featurizer, Inputs
 from ..params import EstimatorName, TrainParams
 
 
-def build(name: EstimatorName, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
-    """An unfitted pipeline for the columns that `featurizer` makes."""
-    return _BUILDERS[name](params, featurizer, seed)
+def build(name: EstimatorName, task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+    """An unfitted pipeline for the columns that `featurizer` makes.
+
+    Raises:
+        ConfigError: the estimator is none for this task.
+    """
+    known = choices(task)
+    if name not in known:
+        raise ConfigError(
+            f"params.yaml: train.estimator '{name}' is not for {task}, which the target asks for; "
+            f"choose one of {', '.join(known)}"
+        )
+    return _BUILDERS[name](task, params, featurizer, seed)
+
+
+def choices(task: Task) -> list[EstimatorName]:
+    """The estimators that can be trained for a task."""
+    return [name for name, tasks in _TASKS.items() if task in tasks]
 
 
 def to_frame(inputs: Inputs) -> pl.DataFrame:
@@ -32,7 +48,7 @@ def to_frame(inputs: Inputs) -> pl.DataFrame:
     return pl.DataFrame({**numeric, **categorical})
 
 
-def _hist_gradient_boosting(params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+def _hist_gradient_boosting(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
     # Ordered codes, not `categorical_features=`: that converts to ONNX without a word and predicts otherwise.
     numeric, categorical = _positions(featurizer)
     encoder = OrdinalEncoder(
@@ -41,29 +57,41 @@ def _hist_gradient_boosting(params: TrainParams, featurizer: Featurizer, seed: i
         unknown_value=-1,
         dtype=np.float32,
     )
+    estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     return make_pipeline(
         ColumnTransformer([("num", "passthrough", numeric), ("cat", encoder, categorical)]),
-        HistGradientBoostingClassifier(
-            **params.hist_gradient_boosting.model_dump(), early_stopping=False, random_state=seed
-        ),
+        estimator(**params.hist_gradient_boosting.model_dump(), random_state=seed),
     )
 
 
-def _logistic_regression(params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+def _logistic_regression(_: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+    estimator = LogisticRegression(**params.logistic_regression.model_dump(), random_state=seed)
+    return make_pipeline(_scaled(featurizer), estimator)
+
+
+def _ridge(_: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+    return make_pipeline(_scaled(featurizer), Ridge(**params.ridge.model_dump(), random_state=seed))
+
+
+def _scaled(featurizer: Featurizer) -> ColumnTransformer:
+    """What a linear model sees: numbers without gaps, of mean 0 and deviation 1, and a column for each category."""
     numeric, categorical = _positions(featurizer)
     filled = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
     encoder = OneHotEncoder(
         categories=_categories(featurizer.categorical), handle_unknown="ignore", sparse_output=False, dtype=np.float32
     )
-    return make_pipeline(
-        ColumnTransformer([("num", filled, numeric), ("cat", encoder, categorical)]),
-        LogisticRegression(**params.logistic_regression.model_dump(), random_state=seed),
-    )
+    return ColumnTransformer([("num", filled, numeric), ("cat", encoder, categorical)])
 
 
 _BUILDERS = {
     "hist_gradient_boosting": _hist_gradient_boosting,
     "logistic_regression": _logistic_regression,
+    "ridge": _ridge,
+}
+_TASKS: dict[EstimatorName, tuple[Task, ...]] = {
+    "hist_gradient_boosting": ("binary", "multiclass", "regression"),
+    "logistic_regression": ("binary", "multiclass"),
+    "ridge": ("regression",),
 }
 
 
@@ -76,4 +104,4 @@ def _categories(columns: Sequence[Column]) -> list[list[str]] | str:
     """The contract's categories and the code for missing; learnt from the data where the contract lists none."""
     if not columns or any(column.categories is None for column in columns):
         return "auto"
-    return [[*(column.categories or ()), MISSING] for column in columns]
+    return [[*(str(category) for category in column.categories or ()), MISSING] for column in columns]

@@ -1,6 +1,6 @@
 """Stage 5: what the model is worth on rows that it has not seen, overall and by slice, beside its baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..data import tables
 from ..errors import ConfigError, IntegrityError
 from ..features import Featurizer
 from ..files import read_json, sha256_file, write_json
+from ..metrics import Decision
 from ..params import EvaluateParams, Params
 from . import estimators
 from .train import read_split
@@ -22,18 +23,26 @@ IMPORTANCE_ROWS = 4_000
 
 
 def score(pipeline: Any, columns: Columns, contract: Contract) -> np.ndarray:
-    """Probability of the positive class, float64 [n_rows]."""
+    """What a pipeline answers, float64: probabilities [n_rows, n_classes], or values [n_rows, 1]."""
     frame = estimators.to_frame(Featurizer(contract).encode(columns))
-    probabilities: np.ndarray = pipeline.predict_proba(frame)[:, -1]
-    return probabilities
+    answers: np.ndarray = pipeline.predict_proba(frame) if contract.classes else pipeline.predict(frame)[:, None]
+    return answers
 
 
 def by_slice(
-    rows: pl.DataFrame, labels: np.ndarray, scores: np.ndarray, threshold: float, params: EvaluateParams
+    rows: pl.DataFrame,
+    contract: Contract,
+    truth: np.ndarray,
+    output: np.ndarray,
+    decision: Decision | None,
+    params: EvaluateParams,
 ) -> list[dict[str, Any]]:
-    """A metric table per value of each column of `params.slices`, the largest slice first; small ones are marked."""
+    """A metric table per value of each column of `params.slices`, the largest slice first; small ones are marked.
+
+    Of more than two classes each is a slice as well: its accuracy is the recall of the class.
+    """
     found = []
-    for column in params.slices:
+    for column in (*params.slices, *([contract.target.name] if contract.task == "multiclass" else [])):
         values = rows[column].cast(pl.String).fill_null("(missing)").to_numpy()
         names, counts = np.unique(values.astype(str), return_counts=True)
         for at in np.argsort(-counts, kind="stable"):
@@ -44,63 +53,95 @@ def by_slice(
                     "value": str(names[at]),
                     "rows": int(counts[at]),
                     "enough": bool(counts[at] >= params.min_slice_rows),
-                    "metrics": metrics.binary(labels[member], scores[member], threshold, **params.costs.model_dump()),
+                    "metrics": metrics.judge(contract.task, truth[member], output[member], decision),
                 }
             )
     return found
 
 
 def importance(
-    pipeline: Any, columns: Columns, labels: np.ndarray, contract: Contract, seed: int
+    pipeline: Any, columns: Columns, truth: np.ndarray, contract: Contract, seed: int
 ) -> list[dict[str, Any]]:
-    """Permutation importance (Breiman, 2001): ROC AUC lost when one contract column is shuffled, largest first."""
-    from sklearn.metrics import roc_auc_score
+    """Permutation importance (Breiman, 2001): what shuffling one contract column adds to the loss, largest first.
 
-    spread = np.linspace(0, len(labels) - 1, min(len(labels), IMPORTANCE_ROWS)).astype(np.intp)
+    The loss is log loss for classes, root mean squared error for numbers.
+    """
+    spread = np.linspace(0, len(truth) - 1, min(len(truth), IMPORTANCE_ROWS)).astype(np.intp)
     sample = {name: values[spread] for name, values in columns.items()}
-    whole = roc_auc_score(labels[spread], score(pipeline, sample, contract))
+
+    def loss(changed: Columns) -> float:
+        answers = score(pipeline, changed, contract)
+        if contract.task == "regression":
+            return float(np.sqrt(((answers[:, 0] - truth[spread]) ** 2).mean()))
+        likely = answers[np.arange(len(spread)), truth[spread].astype(np.intp)]
+        return float(-np.log(np.clip(likely, np.finfo(np.float64).eps, None)).mean())
+
+    whole = loss(sample)
     order = np.random.default_rng(seed).permutation(len(spread))
-    losses = {
-        name: whole - roc_auc_score(labels[spread], score(pipeline, {**sample, name: values[order]}, contract))
-        for name, values in sample.items()
-    }
-    return [{"column": name, "loss": float(loss)} for name, loss in sorted(losses.items(), key=lambda item: -item[1])]
+    losses = {name: loss({**sample, name: values[order]}) - whole for name, values in sample.items()}
+    return [{"column": name, "loss": found} for name, found in sorted(losses.items(), key=lambda item: -item[1])]
 
 
 def evaluate(
-    pipelines: Mapping[str, Any], parts: Mapping[str, pl.DataFrame], contract: Contract, params: Params, prior: float
+    pipelines: Mapping[str, Any],
+    parts: Mapping[str, pl.DataFrame],
+    contract: Contract,
+    params: Params,
+    prior: Sequence[float],
 ) -> dict[str, Any]:
-    """Threshold, metrics of the model and its baselines, slices, curves and importance.
+    """Threshold or interval, metrics of the model and its baselines, slices, curves and importance.
 
     Args:
         pipelines: `model` and `linear`, fitted.
-        parts: `validation`, where the threshold is chosen, and `test`, where everything is measured.
-        prior: share of positive training labels, which the trivial baseline always answers.
+        parts: `validation`, where threshold and interval are chosen, and `test`, where everything is measured.
+        prior: shares of the classes or mean of the training rows, which the trivial baseline always answers.
     """
     for column in params.evaluate.slices:
         if contract[column].type not in ("string", "boolean"):
             raise ConfigError(
                 f"params.yaml: evaluate.slices: '{column}' is {contract[column].type}; slices need string or boolean"
             )
-    costs = params.evaluate.costs.model_dump()
+    task, costs = contract.task, params.evaluate.costs
     columns = {name: tables.to_columns(part, contract.inputs) for name, part in parts.items()}
-    labels = {name: part[contract.target.name].to_numpy() for name, part in parts.items()}
-    scores = {name: score(pipelines["model"], columns[name], contract) for name in parts}
-    threshold = metrics.choose_threshold(labels["validation"], scores["validation"], **costs)
-    answers = {
+    truth = {name: tables.truth(part, contract) for name, part in parts.items()}
+    answers = {name: score(pipelines["model"], columns[name], contract) for name in parts}
+    threshold = half_width = decision = None
+    if task == "binary":
+        threshold = metrics.choose_threshold(
+            truth["validation"], answers["validation"][:, -1], costs.false_positive, costs.false_negative
+        )
+        decision = Decision(threshold, costs.false_positive, costs.false_negative)
+    elif task == "regression":
+        level = params.evaluate.interval_level
+        half_width = metrics.conformal(truth["validation"], answers["validation"][:, 0], level)
+
+    def judge(name: str, found: np.ndarray) -> dict[str, float]:
+        return metrics.judge(task, truth[name], bounded(found, half_width), decision)
+
+    baselines = {
         "linear": score(pipelines["linear"], columns["test"], contract),
-        "trivial": np.full(len(labels["test"]), prior),
+        "trivial": np.tile(prior, (len(truth["test"]), 1)),
     }
+    output = bounded(answers["test"], half_width)
     return {
         "threshold": threshold,
+        "half_width": half_width,
         "metrics": {
-            **{name: metrics.binary(labels[name], scores[name], threshold, **costs) for name in parts},
-            **{name: metrics.binary(labels["test"], answer, threshold, **costs) for name, answer in answers.items()},
+            **{name: judge(name, answers[name]) for name in parts},
+            **{name: judge("test", found) for name, found in baselines.items()},
         },
-        "slices": by_slice(parts["test"], labels["test"], scores["test"], threshold, params.evaluate),
-        "curves": metrics.curves(labels["test"], scores["test"]),
-        "importance": importance(pipelines["model"], columns["test"], labels["test"], contract, params.seed),
+        "slices": by_slice(parts["test"], contract, truth["test"], output, decision, params.evaluate),
+        "curves": metrics.curves(task, truth["test"], output),
+        "importance": importance(pipelines["model"], columns["test"], truth["test"], contract, params.seed),
     }
+
+
+def bounded(answers: np.ndarray, half_width: float | None) -> np.ndarray:
+    """Answers as an output (see `metrics.judge`): values get their interval, probabilities stay."""
+    if half_width is None:
+        return answers
+    value = answers[:, 0]
+    return np.stack((value, value - half_width, value + half_width), axis=1)
 
 
 def load(path: Path, hashes: Mapping[str, str]) -> Any:

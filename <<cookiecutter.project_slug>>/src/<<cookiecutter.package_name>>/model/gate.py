@@ -4,19 +4,22 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .. import words
 from ..bundle import Manifest
-from ..params import GateParams
+from ..metrics import HEADLINE, LOSS
+from ..params import LINEAR, GateParams
 
 
 class Candidate(NamedTuple):
     """What the gates look at.
 
-    `champion_roc_auc` is the champion's ROC AUC on the candidate's own test rows; None where there is no
-    champion. Where there is one that cannot predict those rows, `champion_problem` says why.
+    `champion` is the champion's headline measure (ROC AUC for classes, R² for numbers) on the candidate's own test
+    rows; None where there is no champion. Where there is one that cannot predict those rows, `champion_problem`
+    says why.
     """
 
     manifest: Manifest
-    champion_roc_auc: float | None = None
+    champion: float | None = None
     champion_problem: str = ""
 
 
@@ -36,38 +39,42 @@ Gate = Callable[[Candidate, GateParams], tuple[bool, str]]
 
 
 def floor(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """ROC AUC on the test rows reaches an absolute floor."""
-    found = measure(candidate, "test", "roc_auc")
-    return found >= params.roc_auc_floor, f"ROC AUC {found:.4f}, floor {params.roc_auc_floor:g}"
+    """The headline measure on the test rows reaches an absolute floor."""
+    name, found = _headline(candidate, "test")
+    return found >= params.floor, f"{name} {found:.4f}, floor {params.floor:g}"
 
 
 def beats_trivial(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """Log loss is lower than that of always answering the training prior, by a margin."""
-    gain = measure(candidate, "trivial", "log_loss") - measure(candidate, "test", "log_loss")
-    return gain >= params.log_loss_gain_over_trivial, (
-        f"log loss gain over the prior {gain:+.4f}, wanted {params.log_loss_gain_over_trivial:+g}"
+    """The loss is lower, by a share of it, than that of always answering what the training rows are on average."""
+    loss = LOSS[candidate.manifest.task]
+    trivial, found = measure(candidate, "trivial", loss), measure(candidate, "test", loss)
+    skill = 1 - found / trivial if trivial else 0.0
+    return skill >= params.skill_over_trivial, (
+        f"{words.MEASURES[loss]} {found:.4g} against {trivial:.4g} of the prior, {skill:+.1%} better, "
+        f"wanted {params.skill_over_trivial:+.1%}"
     )
 
 
 def beats_linear(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """ROC AUC is higher than the linear baseline's, by a margin; a linear model need only equal it."""
-    gain = measure(candidate, "test", "roc_auc") - measure(candidate, "linear", "roc_auc")
-    return gain >= params.roc_auc_gain_over_linear, (
-        f"ROC AUC {gain:+.4f} against the linear baseline, wanted {params.roc_auc_gain_over_linear:+g}"
+    """The headline measure is higher than the linear baseline's, by a margin; a linear model need only equal it."""
+    (name, found), (_, linear) = _headline(candidate, "test"), _headline(candidate, "linear")
+    passed = found - linear >= params.gain_over_linear
+    advice = "" if passed else f"; `train.estimator: {LINEAR[candidate.manifest.task]}` in params.yaml would be better"
+    return passed, (
+        f"{name} {found - linear:+.4f} against the linear baseline, wanted {params.gain_over_linear:+g}{advice}"
     )
 
 
 def keeps_up_with_champion(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """ROC AUC is not below the champion's on the same rows, beyond a margin."""
+    """The headline measure is not below the champion's on the same rows, beyond a margin."""
     if candidate.champion_problem:
         return False, f"the champion cannot be compared: {candidate.champion_problem}"
-    if candidate.champion_roc_auc is None:
+    if candidate.champion is None:
         return True, "there is no champion yet"
-    found = measure(candidate, "test", "roc_auc")
-    champion = _finite(candidate.champion_roc_auc, "the champion's roc_auc")
-    return champion - found <= params.roc_auc_loss_to_champion, (
-        f"ROC AUC {found:.4f}, the champion's on the same rows {champion:.4f}, "
-        f"allowed loss {params.roc_auc_loss_to_champion:g}"
+    name, found = _headline(candidate, "test")
+    champion = _finite(candidate.champion, f"the champion's {name}")
+    return champion - found <= params.loss_to_champion, (
+        f"{name} {found:.4f}, the champion's on the same rows {champion:.4f}, allowed loss {params.loss_to_champion:g}"
     )
 
 
@@ -103,6 +110,12 @@ def measure(candidate: Candidate, part: str, name: str) -> float:
     if found is None:
         raise Unmeasured(f"the evaluation has no {part} {name}")
     return _finite(found, f"{part} {name}")
+
+
+def _headline(candidate: Candidate, part: str) -> tuple[str, float]:
+    """The headline measure of the task: its name in words, and its value."""
+    name = HEADLINE[candidate.manifest.task]
+    return words.MEASURES[name], measure(candidate, part, name)
 
 
 def _finite(found: float, name: str) -> float:

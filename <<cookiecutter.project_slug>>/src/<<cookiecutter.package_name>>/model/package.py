@@ -1,5 +1,6 @@
 """Stage 6: the model as a bundle: ONNX in canonical bytes, checked against scikit-learn on every test row."""
 
+import copy
 import shutil
 import warnings
 from importlib.metadata import version
@@ -24,22 +25,23 @@ LIBRARIES = ("numpy", "onnxruntime", "polars", "scikit-learn", "skl2onnx")
 
 
 def to_onnx(pipeline: Any, featurizer: Featurizer) -> bytes:
-    """The fitted pipeline as ONNX: `num` and `cat` in, probabilities out; the same pipeline gives the same bytes."""
+    """The fitted pipeline as ONNX: `num` and `cat` in, probabilities or values out; equal pipelines, equal bytes."""
     from skl2onnx import to_onnx as convert
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 
     kinds = {"num": (FloatTensorType, featurizer.numeric), "cat": (StringTensorType, featurizer.categorical)}
     inputs = [(name, kind([None, len(names)])) for name, (kind, names) in kinds.items() if names]
+    pipeline = _in_single_precision(pipeline)
     with warnings.catch_warnings():
         # skl2onnx writes booleans where protobuf wants integers; pyproject.toml caps protobuf below where that fails.
         warnings.filterwarnings("ignore", "Field onnx.AttributeProto.ints", DeprecationWarning)
         model = convert(
             pipeline,
             initial_types=inputs,
-            options={id(pipeline[-1]): {"zipmap": False}},
+            options={id(pipeline[-1]): {"zipmap": False}} if hasattr(pipeline[-1], "classes_") else None,
             target_opset={"": 18, "ai.onnx.ml": 3},
         )
-    for output in [output for output in model.graph.output if output.name != "probabilities"]:
+    for output in [output for output in model.graph.output if output.name not in ("probabilities", "variable")]:
         model.graph.output.remove(output)
     # skl2onnx draws the graph's name and orders the opsets by hash seed.
     model.graph.name = "model"
@@ -51,6 +53,22 @@ def to_onnx(pipeline: Any, featurizer: Featurizer) -> bytes:
     return content
 
 
+def _in_single_precision(pipeline: Any) -> Any:
+    """A copy that answers float32 inputs alike, and whose trees lose nothing when their thresholds become float32.
+
+    Rounded up, a threshold between two neighbouring float32 numbers would send the upper one down the other branch.
+    """
+    copied = copy.deepcopy(pipeline)
+    for trees in getattr(copied[-1], "_predictors", []):
+        for tree in trees:
+            exact = tree.nodes["num_threshold"]
+            single = exact.astype(np.float32)
+            above = single > exact
+            single[above] = np.nextafter(single[above], np.float32(-np.inf))
+            tree.nodes["num_threshold"] = single
+    return copied
+
+
 def min_batch(opened: bundle.Bundle, columns: Columns) -> int:
     """The smallest batch whose rows get the same bits as in one large batch.
 
@@ -59,19 +77,32 @@ def min_batch(opened: bundle.Bundle, columns: Columns) -> int:
     Raises:
         IntegrityError: no such batch was found, so the API and batch scoring would disagree.
     """
-    whole = opened.predict(columns).probabilities
+    whole = opened.run(opened.encode(columns))
     n_rows = len(whole)
     for smallest in (1, 2):
         opened.manifest = opened.manifest.model_copy(update={"min_batch": smallest})
         if all(
-            np.array_equal(opened.predict(_rows(columns, at, size)).probabilities, whole[at : at + size])
+            np.array_equal(opened.run(opened.encode(_rows(columns, at, size))), whole[at : at + size])
             for size in (1, 2, 3, 7, 64, 1000)
             for at in range(0, max(1, n_rows - size), max(1, n_rows // 50))
         ):
             return smallest
     raise IntegrityError(
-        "the ONNX model answers differently for one row and for many; choose another estimator in params.yaml"
+        "the bundle answers differently for one row and for many: a function of derived.py looks at other rows, "
+        "or the estimator of params.yaml does; change the one or the other"
     )
+
+
+def parity(opened: bundle.Bundle, pipeline: Any, rows: pl.DataFrame) -> float:
+    """Largest difference between the bundle and scikit-learn on n_rows.
+
+    In probability for classes; for numbers in standard deviations of the rows' own truth.
+    """
+    contract = opened.contract
+    columns = tables.to_columns(rows, contract.inputs)
+    apart = np.abs(opened.run(opened.encode(columns)) - score(pipeline, columns, contract)).max()
+    scale = 1.0 if contract.classes else float(tables.truth(rows, contract).std()) or 1.0
+    return float(apart / scale)
 
 
 def main() -> None:
@@ -110,8 +141,9 @@ def pack(
         "name": contract.name,
         "task": contract.task,
         "target": contract.target.name,
-        "classes": [False, True],
+        "classes": list(contract.classes),
         "threshold": reports["evaluation"]["threshold"],
+        "half_width": reports["evaluation"]["half_width"],
         "estimator": reports["trained"]["estimator"],
         "numeric": featurizer.numeric,
         "categorical": [column.name for column in featurizer.categorical],
@@ -135,10 +167,9 @@ def pack(
         bundle.seal(folder, facts)
         opened = bundle.Bundle.open(folder)
         facts["min_batch"] = min_batch(opened, test)
-        answers = opened.predict(test).scores
-        facts["parity"] = float(np.abs(answers - score(pipeline, test, contract)).max())
+        facts["parity"] = parity(opened, pipeline, parts["test"])
         (folder / bundle.PROFILE).write_text(
-            profile.build(contract, test, answers.astype(np.float64)).text(), encoding="utf-8"
+            profile.build(contract, test, opened.predict(test).scores.astype(np.float64)).text(), encoding="utf-8"
         )
         (folder / bundle.CARD).write_text(card.text(facts, contract, reports["split"]), encoding="utf-8")
         return bundle.seal(folder, facts)

@@ -32,13 +32,19 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """Predict a frame of n_rows × contract columns.
 
         Returns:
-            Frame of n_rows: `prediction`, and `probability` of the positive class.
+            Frame of n_rows: `prediction`; for two classes the `probability` of the positive one, for more that of the
+            likeliest; for numbers the interval's `low` and `high`.
         """
         frame = model_input.astype(object).where(model_input.notna(), None)
         records: list[dict[str, Any]] = frame.to_dict(orient="records")  # type: ignore[assignment]
         columns = from_rows(self._bundle.contract.inputs, records)
         answer = self._bundle.predict(columns)
-        return pd.DataFrame({"prediction": answer.values, "probability": answer.scores}, index=model_input.index)
+        beside = (
+            {"low": answer.output[:, 1], "high": answer.output[:, 2]}
+            if self._bundle.manifest.task == "regression"
+            else {"probability": answer.scores}
+        )
+        return pd.DataFrame({"prediction": answer.values, **beside}, index=model_input.index)
 
 
 def signature(contract: Contract) -> ModelSignature:

@@ -23,6 +23,7 @@ from .. import bundle
 from ..contract import Contract
 from ..errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
 from ..files import replacing, sha256_file, write_json
+from ..metrics import HEADLINE
 from ..process import is_alive, user
 from ..settings import Settings
 from . import pyfunc
@@ -184,6 +185,7 @@ class Registry:
         for report in reports:
             log = self._client.log_artifacts if report.is_dir() else self._client.log_artifact
             log(run_id, str(report), report.name if report.is_dir() else None)
+        headline = HEADLINE[manifest.task]
         with tempfile.TemporaryDirectory() as scratch:
             self._save_model(path, Path(scratch), {**lineage, "run_id": run_id, "bundle_sha256": digest})
             self._client.log_artifacts(run_id, scratch)
@@ -196,7 +198,7 @@ class Registry:
             tags={
                 DIGEST: digest,
                 GATES: "refused" if refused else "passed",
-                "roc_auc": str(manifest.metrics["test"].get("roc_auc", "")),
+                **({headline: str(manifest.metrics["test"][headline])} if headline in manifest.metrics["test"] else {}),
                 **({REFUSED: refused[:5000]} if refused else {}),
             },
             description=f"Refused: {refused}" if refused else "Passed every gate.",
@@ -214,7 +216,7 @@ class Registry:
             return version
         raise GateRefusal(
             f"version {number} was refused ({version.refused}); train a better one, "
-            "or promote it with --override REASON"
+            f"or overrule the gates: make promote VERSION={number} OVERRIDE='your reason'"
         )
 
     def promote(self, number: str, expected: str | None, override: str = "") -> Version:
@@ -310,7 +312,7 @@ class Registry:
 
 def _version(found: ModelVersion) -> Version:
     tags = found.tags
-    metrics = {"roc_auc": float(tags["roc_auc"])} if tags.get("roc_auc") else {}
+    metrics = {name: float(tags[name]) for name in set(HEADLINE.values()) if tags.get(name)}
     refused = tags.get(REFUSED) or ("" if tags.get(GATES) == "passed" else "no gate has judged it")
     return Version(str(found.version), tags.get(DIGEST, ""), found.run_id or "", refused, metrics)
 

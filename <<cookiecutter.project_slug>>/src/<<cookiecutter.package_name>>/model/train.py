@@ -1,6 +1,7 @@
 """Stage 4: fit the model, and the linear baseline that it has to beat."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import joblib
@@ -14,36 +15,60 @@ from ..data import tables
 from ..errors import DataError
 from ..features import Featurizer
 from ..files import read_json, replacing_folder, sha256_file, write_json
-from ..params import Params
+from ..params import LINEAR, Params
 from . import estimators
 
 
 class Fitted(NamedTuple):
-    """The model, its baseline, and the share of positive labels among the training rows."""
+    """The model, its linear baseline, and what is answered without either: shares of the classes, or the mean."""
 
     model: Pipeline
     baseline: Pipeline
-    prior: float
+    prior: tuple[float, ...]
 
 
 def train(rows: pl.DataFrame, contract: Contract, params: Params) -> Fitted:
     """Fit on n_rows × contract columns; the same rows and parameters give the same model, bit for bit.
 
     Raises:
-        DataError: the training rows hold one class only.
+        DataError: the training rows lack a class, or hold one value of the target only.
+        ConfigError: the estimator is none for this task.
     """
-    labels = rows[contract.target.name].to_numpy()
-    if labels.all() or not labels.any():
-        raise DataError(
-            f"the {len(labels):,} training rows hold one class of '{contract.target.name}' only; nothing can be learnt"
-        )
+    shares = prior(rows, contract)
+    truth = tables.truth(rows, contract)
     featurizer = Featurizer(contract)
     frame = estimators.to_frame(featurizer.encode(tables.to_columns(rows, contract.inputs)))
-    model = estimators.build(params.train.estimator, params.train, featurizer, params.seed).fit(frame, labels)
+    labels = truth if contract.task == "regression" else truth.astype(np.int64)
+    build = partial(estimators.build, task=contract.task, params=params.train, featurizer=featurizer, seed=params.seed)
+    model = build(params.train.estimator).fit(frame, labels)
     spread = np.linspace(0, len(labels) - 1, min(len(labels), params.train.baseline_rows)).astype(np.intp)
-    baseline = estimators.build("logistic_regression", params.train, featurizer, params.seed)
-    baseline.fit(frame[spread], labels[spread])
-    return Fitted(model, baseline, int(labels.sum()) / len(labels))
+    if contract.classes:
+        # The first row of each class as well: a rare one must not be missing from the baseline.
+        spread = np.union1d(spread, np.unique(labels, return_index=True)[1])
+    baseline = build(LINEAR[contract.task]).fit(frame[spread], labels[spread])
+    return Fitted(model, baseline, shares)
+
+
+def prior(rows: pl.DataFrame, contract: Contract) -> tuple[float, ...]:
+    """Shares of the classes among n_rows, or the mean of a number.
+
+    Raises:
+        DataError: a class is absent, or all values are the same.
+    """
+    target, truth = contract.target.name, tables.truth(rows, contract)
+    if not contract.classes:
+        if truth.min() == truth.max():
+            raise DataError(
+                f"the {len(truth):,} training rows hold one value of '{target}' only; nothing can be learnt"
+            )
+        return (float(truth.mean()),)
+    counts = np.bincount(truth.astype(np.intp), minlength=len(contract.classes))
+    if absent := [label for label, count in zip(contract.classes, counts.tolist(), strict=True) if not count]:
+        raise DataError(
+            f"none of the {len(truth):,} training rows has the class {absent[0]!r} of '{target}', so it cannot be "
+            "learnt; add such rows, or drop the class from contract.yaml"
+        )
+    return tuple((counts / len(truth)).tolist())
 
 
 def read_split(name: str, report: Mapping[str, Any]) -> pl.DataFrame:
@@ -54,7 +79,6 @@ def read_split(name: str, report: Mapping[str, Any]) -> pl.DataFrame:
 def main() -> None:
     """Read the training part, fit, write both pipelines."""
     contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
-    _ = contract.task
     split = read_json(stage.REPORTS / "split.json")
     fitted = train(read_split("train", split), contract, params)
     with replacing_folder(stage.MODEL.parent) as folder:
@@ -65,7 +89,7 @@ def main() -> None:
         {
             "estimator": params.train.estimator,
             "rows": split["train"]["rows"],
-            "prior": fitted.prior,
+            "prior": list(fitted.prior),
             "sha256": {path.name: sha256_file(path) for path in (stage.MODEL, stage.BASELINE)},
         },
     )

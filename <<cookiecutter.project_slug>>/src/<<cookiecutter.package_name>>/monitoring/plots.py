@@ -7,10 +7,11 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from ..profile import Counts
+from ..words import MEASURES, day, minute, number, percent
+from ..words import measure as words_measure
 from .drift import shares
-from .quality import Measure
+from .quality import Measure, is_error
 from .result import Volume
-from .words import day, minute, percent
 
 WIDE, NARROW = 920, 320
 """Widths of pictures: across the page, and in a card or on a phone; about as many pixels as they are shown at."""
@@ -59,21 +60,24 @@ def both_widths(draw: Callable[[int], Markup]) -> Markup:
     return Markup('<div class="desk">{}</div><div class="phone">{}</div>').format(draw(WIDE), draw(NARROW))
 
 
-def interval(measure: Measure, limit: float, width: int) -> Markup:
-    """The window's ROC AUC with its interval, against the reference and the limit."""
+def interval(name: str, measure: Measure, limit: float, width: int) -> Markup:
+    """A measure of the window with its interval, against the reference and the limit."""
     assert measure.low is not None
     assert measure.high is not None
     assert measure.reference is not None
     values = (measure.low, measure.high, measure.reference, limit)
     frame = Frame(85, 30, width - 180, 20)
-    low, high = min(values), max(values)
+    low, high, error = min(values), max(values), is_error(name)
+    now, tested, edge = (words_measure(name, value) for value in (measure.value, measure.reference, limit))
 
     def at(value: float) -> float:
         return frame.x((value - low) / (high - low))
 
     middle = frame.y(0.5)
     parts = [
-        _rect(0, frame.top, at(limit), frame.height, "below"),
+        _rect(at(limit), frame.top, width - at(limit), frame.height, "below")
+        if error
+        else _rect(0, frame.top, at(limit), frame.height, "below"),
         _line(0, middle, width, middle, "axis"),
         _line(at(limit), frame.top - 4, at(limit), frame.y(0) + 4, "limit"),
         _line(at(measure.reference), frame.top - 4, at(measure.reference), frame.y(0) + 4, "mark"),
@@ -81,27 +85,33 @@ def interval(measure: Measure, limit: float, width: int) -> Markup:
         _line(at(measure.low), middle - 6, at(measure.low), middle + 6, "window"),
         _line(at(measure.high), middle - 6, at(measure.high), middle + 6, "window"),
         _dot(at(measure.value), middle, 6, "window"),
-        # The limit lies below the reference by definition, so their labels grow apart.
-        _text(at(limit) + 3, 18, f"limit {limit:.3f}", "end"),
-        _text(at(measure.reference) - 3, 18, f"tested {measure.reference:.3f}", "start"),
-        _text(at(measure.value), 70, f"now {measure.value:.3f}", "middle", "strong"),
+        # The limit lies on the worse side of the reference by definition, so their labels grow apart.
+        _text(at(limit) + (-3 if error else 3), 18, f"limit {edge}", "start" if error else "end"),
+        _text(at(measure.reference) + (3 if error else -3), 18, f"tested {tested}", "end" if error else "start"),
+        _text(at(measure.value), 70, f"now {now}", "middle", "strong"),
     ]
-    return _svg(
-        width, 78, parts, f"ROC AUC now {measure.value:.3f}, when tested {measure.reference:.3f}, limit {limit:.3f}"
-    )
+    return _svg(width, 78, parts, f"{MEASURES[name]} now {now}, when tested {tested}, limit {edge}")
 
 
 def roc(points: Sequence[dict[str, float]]) -> Markup:
     """The ROC curve."""
     curve = [(point["false_positive_rate"], point["true_positive_rate"]) for point in points]
-    return _square(curve, 1.0, "false positive rate", "true positive rate", "ROC curve", dots=False)
+    return _square(curve, (0.0, 1.0), "false positive rate", "true positive rate", "ROC curve", "line")
 
 
 def calibration(points: Sequence[dict[str, float]]) -> Markup:
     """Mean score against share of positives, one dot per bin of about equally many rows."""
     curve = [(point["predicted"], point["observed"]) for point in points]
     top = min(1.0, _ceiling(max(max(x, y) for x, y in curve)))
-    return _square(curve, top, "mean score", "share of positives", "Calibration", dots=True)
+    return _square(curve, (0.0, top), "mean score", "share of positives", "Calibration", "line", "dots")
+
+
+def predicted(points: Sequence[dict[str, float]]) -> Markup:
+    """What was predicted against what turned out, a dot for some of the rows."""
+    curve = [(point["predicted"], point["observed"]) for point in points]
+    low, high = min(map(min, curve)), max(map(max, curve))
+    ends = (low, high if high > low else low + 1.0)
+    return _square(curve, ends, "predicted", "observed", "Predicted and observed", "dots")
 
 
 def volume(found: Volume, width: int) -> Markup:
@@ -110,7 +120,7 @@ def volume(found: Volume, width: int) -> Markup:
     most = max(bucket.rows for bucket in found.buckets)
     top = _ceiling(most)
     step = frame.width / len(found.buckets)
-    parts = list(_grid(frame, top, lambda value: f"{value:,.0f}"))
+    parts = list(_grid(frame, 0.0, top, lambda value: f"{value:,.0f}"))
     for at, bucket in enumerate(found.buckets):
         y = frame.y(bucket.rows / top)
         parts.append(_rect(frame.left + (at + 0.08) * step, y, 0.84 * step, frame.y(0) - y, "window"))
@@ -242,18 +252,25 @@ def _bars(reference: Counts, window: Counts, title: str) -> Markup:
     return _svg(320, frame.top + frame.height + 4, parts, f"{title}: shares of categories, reference and window")
 
 
-def _square(points: list[tuple[float, float]], top: float, across: str, up: str, title: str, dots: bool) -> Markup:
-    frame = Frame(40, 10, 250, 220)
-    points = [(x / top, y / top) for x, y in points]
-    parts = list(_grid(frame, top, lambda value: f"{value:g}"))
+def _square(
+    points: list[tuple[float, float]], ends: tuple[float, float], across: str, up: str, title: str, *marks: str
+) -> Markup:
+    """Points between the same ends on both axes, beside the diagonal; `marks` are "line", "dots" or both."""
+    low, top = ends
+    # Room for the longest number on the left.
+    room = 40 + 8 * max(0, max(len(number(end)) for end in ends) - 3)
+    frame = Frame(room, 10, 290 - room, 220)
+    points = [((x - low) / (top - low), (y - low) / (top - low)) for x, y in points]
+    parts = list(_grid(frame, low, top, number))
     parts.append(_line(frame.x(0), frame.y(0), frame.x(1), frame.y(1), "mark"))
-    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
-    parts.append(Markup('<polyline class="curve" points="{}"/>').format(path))
-    if dots:
+    if "line" in marks:
+        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
+        parts.append(Markup('<polyline class="curve" points="{}"/>').format(path))
+    if "dots" in marks:
         parts += [_dot(frame.x(x), frame.y(y), 3.5, "window") for x, y in points]
     parts += [
-        _text(frame.x(0), 246, "0", "middle"),
-        _text(frame.x(1), 246, f"{top:g}", "middle"),
+        _text(frame.x(0), 246, number(low), "start"),
+        _text(frame.x(1), 246, number(top), "end"),
         _text(frame.x(0.5), 246, across, "middle"),
         Markup(
             '<text class="label" text-anchor="middle" transform="translate(12 {:.0f}) rotate(-90)">{}</text>'
@@ -273,11 +290,11 @@ def _ceiling(value: float) -> float:
     return float(next(step * scale for step in (1, 2, 2.5, 5, 10) if step * scale >= value))
 
 
-def _grid(frame: Frame, top: float, write: Callable[[float], str]) -> list[Markup]:
+def _grid(frame: Frame, low: float, top: float, write: Callable[[float], str]) -> list[Markup]:
     parts = []
     for share in (0.0, 0.5, 1.0):
         parts.append(_line(frame.left, frame.y(share), frame.x(1), frame.y(share), "grid" if share else "axis"))
-        parts.append(_text(frame.left - 6, frame.y(share) + 4, write(share * top), "end"))
+        parts.append(_text(frame.left - 6, frame.y(share) + 4, write(low + share * (top - low)), "end"))
     return parts
 
 

@@ -1,17 +1,20 @@
 """How good the model was on the rows whose outcome is known, with confidence intervals, beside its test."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from .. import metrics, strict
+from .. import metrics, strict, words
 from ..bundle import Manifest
+from ..contract import Task
 from ..params import EvaluateParams, MonitorParams
 from .window import Window
 
-JUDGED = "roc_auc"
+JUDGED: dict[Task, str] = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "mae"}
+"""The measure by which quality is judged."""
 MIN_OF_EACH = 10
 """Rows of the rarer class without which the interval of the ROC AUC means nothing."""
 LOW_COVERAGE = 0.5
@@ -36,9 +39,9 @@ class Measure(strict.Strict):
 
 
 class SliceQuality(strict.Strict):
-    """ROC AUC, and all measures, of the labelled rows that share one value of one column.
+    """All measures of the labelled rows that share one value of one column.
 
-    `worse` when the whole interval lies below the slice's own reference less the tolerated drop.
+    `worse` when the whole interval of the judged measure lies beyond the slice's own reference and what is tolerated.
     """
 
     column: str
@@ -53,8 +56,8 @@ class SliceQuality(strict.Strict):
 class Quality(strict.Strict):
     """Quality of the labelled rows.
 
-    `limit` is the reference ROC AUC less the tolerated drop. The verdict is `degraded` when the whole interval
-    of the window's ROC AUC lies below it.
+    `judged` names the measure that decides. `limit` is its reference less the tolerated drop (of an error: and the
+    tolerated rise). The verdict is `degraded` when the measure's whole interval lies beyond it.
     """
 
     verdict: Literal["ok", "degraded", "insufficient data"]
@@ -62,6 +65,7 @@ class Quality(strict.Strict):
     confidence: float
     labelled: int
     coverage: float
+    judged: str
     limit: float | None = None
     measures: dict[str, Measure]
     slices: tuple[SliceQuality, ...]
@@ -78,9 +82,9 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
         monitor: smallest number of labels, tolerated drop, confidence.
         evaluate: costs and the smallest slice.
     """
-    labels, scores, reference = window.labels, window.scores, manifest.metrics.get("test", {})
-    found = metrics.binary(labels, scores, manifest.threshold, **evaluate.costs.model_dump())
-    spread = intervals(labels, scores, manifest.threshold, monitor.confidence)
+    task, reference = manifest.task, manifest.metrics.get("test", {})
+    found = metrics.judge(task, window.truth, window.output, _decision(manifest, evaluate))
+    spread = intervals(manifest, window.truth, window.output, monitor.confidence)
     measures = {
         name: Measure(
             value=value,
@@ -90,34 +94,53 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
         )
         for name, value in found.items()
     }
-    limit = reference[JUDGED] - monitor.roc_auc_drop if JUDGED in reference else None
-    verdict, reason = _verdict(labels, measures, limit, monitor)
+    limit = _limit(task, reference.get(JUDGED[task]), monitor)
+    verdict, reason = _verdict(window.truth, task, measures, limit, monitor)
     return Quality(
         verdict=verdict,
         reason=reason,
         confidence=monitor.confidence,
-        labelled=len(labels),
-        coverage=len(labels) / window.rows if window.rows else 0.0,
+        labelled=len(window.truth),
+        coverage=len(window.truth) / window.rows if window.rows else 0.0,
+        judged=JUDGED[task],
         limit=limit,
         measures=measures,
         slices=tuple(_slices(window, manifest, monitor, evaluate)),
-        curves=metrics.curves(labels, scores),
+        curves=metrics.curves(task, window.truth, window.output),
         cautions=tuple(_cautions(window, monitor)),
     )
 
 
-def intervals(labels: np.ndarray, scores: np.ndarray, threshold: float, confidence: float) -> dict[str, Interval]:
+def is_error(measure: str) -> bool:
+    """Whether less of a measure is better."""
+    return measure == "mae"
+
+
+def intervals(manifest: Manifest, truth: np.ndarray, output: np.ndarray, confidence: float) -> dict[str, Interval]:
     """Confidence intervals in closed form, so they cost one pass and need no seed.
 
     ROC AUC after DeLong et al. 1988, "Comparing the Areas under Two or More Correlated Receiver Operating
     Characteristic Curves"; shares after Wilson 1927, "Probable Inference, the Law of Succession, and
-    Statistical Inference"; Brier score and log loss, which are means over rows, by the central limit theorem.
+    Statistical Inference"; losses and errors, which are means over rows, by the central limit theorem.
     """
-    if len(labels) < 2:
+    if len(truth) < 2:
         return {}
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    if manifest.task == "binary":
+        assert manifest.threshold is not None
+        return _binary_intervals(truth == 1, output[:, -1], manifest.threshold, z)
+    if manifest.task == "multiclass":
+        place = truth.astype(np.intp)
+        likely = np.clip(output[np.arange(len(place)), place].astype(np.float64), np.finfo(np.float64).eps, None)
+        right = int((output.argmax(axis=1) == place).sum())
+        return {"accuracy": wilson(right, len(place), z), "log_loss": _mean(-np.log(likely), z)}
+    held = int(((output[:, 1] <= truth) & (truth <= output[:, 2])).sum())
+    return {"mae": _mean(np.abs(output[:, 0] - truth), z), "coverage": wilson(held, len(truth), z)}
+
+
+def _binary_intervals(labels: np.ndarray, scores: np.ndarray, threshold: float, z: float) -> dict[str, Interval]:
     counts = metrics.confusion(labels, scores, threshold)
     hits, positives, called = counts.true_positive, int(labels.sum()), counts.true_positive + counts.false_positive
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
     truth = labels.astype(np.float64)
     likely = np.clip(np.where(labels, scores, 1 - scores.astype(np.float64)), np.finfo(np.float64).eps, None)
     found = {
@@ -131,7 +154,7 @@ def intervals(labels: np.ndarray, scores: np.ndarray, threshold: float, confiden
     if positives:
         found["recall"] = wilson(hits, positives, z)
     if min(positives, len(labels) - positives) >= MIN_OF_EACH:
-        found[JUDGED] = delong(labels, scores, z)
+        found["roc_auc"] = delong(labels, scores, z)
     return found
 
 
@@ -159,30 +182,56 @@ def _mean(values: np.ndarray, z: float) -> Interval:
     return Interval(mean, max(0.0, mean - half), mean + half)
 
 
+def _decision(manifest: Manifest, evaluate: EvaluateParams) -> metrics.Decision | None:
+    if manifest.threshold is None:
+        return None
+    return metrics.Decision(manifest.threshold, evaluate.costs.false_positive, evaluate.costs.false_negative)
+
+
+def _limit(task: Task, reference: float | None, monitor: MonitorParams) -> float | None:
+    if reference is None:
+        return None
+    return reference * (1 + monitor.error_rise) if is_error(JUDGED[task]) else reference - monitor.quality_drop
+
+
+def _beyond(name: str, found: Interval | Measure, limit: float) -> bool:
+    """Whether the whole interval of a measure is worse than its limit."""
+    low, high = found.low, found.high
+    assert low is not None
+    assert high is not None
+    return low > limit if is_error(name) else high < limit
+
+
 def _verdict(
-    labels: np.ndarray, measures: Mapping[str, Measure], limit: float | None, params: MonitorParams
+    truth: np.ndarray, task: Task, measures: Mapping[str, Measure], limit: float | None, params: MonitorParams
 ) -> tuple[Literal["ok", "degraded", "insufficient data"], str]:
-    rare = int(min(labels.sum(), (~labels).sum()))
-    if len(labels) < params.min_labels:
-        shown = f"{len(labels):,} rows have a label" if len(labels) else "no row has a label"
+    if len(truth) < params.min_labels:
+        shown = f"{len(truth):,} rows have a label" if len(truth) else "no row has a label"
         return "insufficient data", f"{shown}; {params.min_labels:,} are needed to judge"
-    if rare < MIN_OF_EACH:
+    if task == "binary" and (rare := int(min(truth.sum(), (1 - truth).sum()))) < MIN_OF_EACH:
         return (
             "insufficient data",
             f"only {rare} labelled rows are of the rarer class; {MIN_OF_EACH} are needed to judge",
         )
+    name = JUDGED[task]
+    shown, write = words.MEASURES[name], partial(words.measure, name)
     if limit is None:
-        return "insufficient data", "the bundle stores no ROC AUC of its test rows to compare with"
-    judged = measures[JUDGED]
+        return "insufficient data", f"the bundle stores no {shown} of its test rows to compare with"
+    judged = measures[name]
+    assert judged.low is not None
     assert judged.high is not None
-    if judged.high < limit:
-        return "degraded", f"ROC AUC {judged.value:.3f} (at most {judged.high:.3f}) is below the limit of {limit:.3f}"
-    return "ok", f"ROC AUC {judged.value:.3f} (up to {judged.high:.3f}) reaches the limit of {limit:.3f}"
+    if _beyond(name, judged, limit):
+        edge, side = ("at least", "above") if is_error(name) else ("at most", "below")
+        end = judged.low if is_error(name) else judged.high
+        return "degraded", f"{shown} {write(judged.value)} ({edge} {write(end)}) is {side} the limit of {write(limit)}"
+    if is_error(name):
+        return "ok", f"{shown} {write(judged.value)} (down to {write(judged.low)}) keeps the limit of {write(limit)}"
+    return "ok", f"{shown} {write(judged.value)} (up to {write(judged.high)}) reaches the limit of {write(limit)}"
 
 
 def _cautions(window: Window, params: MonitorParams) -> list[str]:
     found = []
-    labelled, answered = len(window.labels), window.rows - window.degraded
+    labelled, answered = len(window.truth), window.rows - window.degraded
     if params.min_labels <= labelled < LOW_COVERAGE * answered:
         found.append(
             f"Only {labelled / answered:.0%} of the answered rows have a label. If labels arrive sooner for some kinds "
@@ -196,20 +245,22 @@ def _cautions(window: Window, params: MonitorParams) -> list[str]:
 def _slices(
     window: Window, manifest: Manifest, monitor: MonitorParams, evaluate: EvaluateParams
 ) -> Iterator[SliceQuality]:
-    tested = {(part.column, part.value): part.metrics.get(JUDGED) for part in manifest.slices}
+    task, name = manifest.task, JUDGED[manifest.task]
+    tested = {(part.column, part.value): part.metrics.get(name) for part in manifest.slices}
     for column, values in window.slices.items():
         names, place, counts = np.unique(values.astype(str), return_inverse=True, return_counts=True)
         members = np.split(np.argsort(place, kind="stable"), np.cumsum(counts)[:-1])
         for at in np.argsort(-counts, kind="stable")[:MAX_SLICES]:
-            labels, scores, value = window.labels[members[at]], window.scores[members[at]], str(names[at])
+            truth, output, value = window.truth[members[at]], window.output[members[at]], str(names[at])
             reference, enough = tested.get((column, value)), bool(counts[at] >= evaluate.min_slice_rows)
-            area = intervals(labels, scores, manifest.threshold, monitor.confidence).get(JUDGED)
+            found = intervals(manifest, truth, output, monitor.confidence).get(name)
+            limit = _limit(task, reference, monitor)
             yield SliceQuality(
                 column=column,
                 value=value,
                 rows=int(counts[at]),
                 enough=enough,
-                worse=bool(enough and area and reference is not None and area.high < reference - monitor.roc_auc_drop),
+                worse=bool(enough and found and limit is not None and _beyond(name, found, limit)),
                 reference=reference,
-                metrics=metrics.binary(labels, scores, manifest.threshold, **evaluate.costs.model_dump()),
+                metrics=metrics.judge(task, truth, output, _decision(manifest, evaluate)),
             )

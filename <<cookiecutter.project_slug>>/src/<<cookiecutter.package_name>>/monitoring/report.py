@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from .. import words
 from ..bundle import Bundle
 from ..contract import Contract
 from ..profile import PREDICTION
-from . import plots, words
+from . import plots
 from .drift import Comparison
-from .quality import JUDGED, SliceQuality
+from .quality import SliceQuality
 from .result import Result, Volume
 from .window import Window
 
@@ -86,7 +87,7 @@ def html(result: Result, window: Window, bundle: Bundle) -> str:
     )
     environment.filters |= {"percent": words.percent, "number": words.number, "minute": words.minute}
     reference, contract = bundle.profile, bundle.contract
-    drifted = [*result.drift.drifted][:MAX_PLOTS]
+    drifted, answer = [*result.drift.drifted][:MAX_PLOTS], _answer(bundle.contract)
     return environment.get_template(TEMPLATE).render(
         result=result,
         title=f"{result.model.name}, model {result.model.version}",
@@ -100,19 +101,15 @@ def html(result: Result, window: Window, bundle: Bundle) -> str:
             lambda width: plots.distribution(
                 reference.columns[PREDICTION],
                 window.profile.columns[PREDICTION],
-                "predicted probability",
-                words.percent,
+                "predicted probability" if bundle.contract.classes else "predicted value",
+                answer,
                 (width, 170),
             )
         )
         if window.profile.columns[PREDICTION].present
         else "",
         prediction_change=next(
-            (
-                _change(c, words.percent)
-                for c in result.drift.comparisons
-                if c.column == PREDICTION and c.aspect == "values"
-            ),
+            (_change(c, answer) for c in result.drift.comparisons if c.column == PREDICTION and c.aspect == "values"),
             "",
         ),
         measures=[*_measures(result)],
@@ -121,7 +118,12 @@ def html(result: Result, window: Window, bundle: Bundle) -> str:
         calibration=plots.calibration(result.quality.curves["calibration"])
         if result.quality.curves.get("calibration")
         else "",
-        slices=_slices(result.quality.slices),
+        predicted=plots.predicted(result.quality.curves["predicted"]) if result.quality.curves.get("predicted") else "",
+        judged=_title(result.quality.judged),
+        answers="predicted probability of the class answered"
+        if bundle.manifest.task == "multiclass"
+        else f"predicted {'probability of ' if bundle.manifest.task == 'binary' else ''}{result.model.target}",
+        slices=_slices(result.quality.slices, result.quality.judged),
         volume=plots.both_widths(lambda width: plots.volume(result.volume, width)) if result.volume.buckets else "",
         volume_step=_step(result.volume),
         facts=list(_facts(result, bundle)),
@@ -138,12 +140,14 @@ def _tiles(result: Result) -> Iterator[tuple[str, str, str]]:
         yield "Inputs that drifted", f"{len(result.drift.drifted)} of {len(tested)}", answers
     else:
         yield "Inputs that drifted", "–", "not compared"
-    if JUDGED in quality.measures:
-        judged = quality.measures[JUDGED]
-        known = f"{judged.reference:.3f} when tested" if judged.reference is not None else "no reference"
-        yield "ROC AUC", f"{judged.value:.3f}", known
+    name = quality.judged
+    if judged := quality.measures.get(name):
+        known = (
+            f"{words.measure(name, judged.reference)} when tested" if judged.reference is not None else "no reference"
+        )
+        yield _title(name), words.measure(name, judged.value), known
     else:
-        yield "ROC AUC", "–", "no labels to measure it on"
+        yield _title(name), "–", "no labels to measure it on"
     yield "Labelled", words.percent(quality.coverage), f"{quality.labelled:,} rows"
     broken = len(result.violations)
     yield "Contract violations", str(broken) if broken else "none", "rules broken" if broken else "all rows keep it"
@@ -162,7 +166,8 @@ def _facts(result: Result, bundle: Bundle) -> Iterator[tuple[str, str]]:
         f"{result.model.reference_rows:,} reference rows of {result.model.name}, {result.model.estimator}",
     )
     yield "Predicts", f"{result.model.target}: {bundle.contract.target.description or 'no description'}"
-    yield "Decision threshold", words.number(bundle.manifest.threshold)
+    if bundle.manifest.threshold is not None:
+        yield "Decision threshold", words.number(bundle.manifest.threshold)
     yield "Bundle", f"sha256 {result.model.digest[:16]}…"
     yield "Judged", f"{words.minute(result.at)} UTC"
 
@@ -180,7 +185,7 @@ def _row(comparison: Comparison, contract: Contract) -> Row:
     return Row(
         name=_shown(comparison.column),
         aspect=_aspect(comparison),
-        change=_change(comparison, words.percent if comparison.column == PREDICTION else _written(unit)),
+        change=_change(comparison, _answer(contract) if comparison.column == PREDICTION else _written(unit)),
         statistic=comparison.statistic,
         effect=f"{comparison.effect:.3f}",
         p=words.p_value(comparison.adjusted),
@@ -190,10 +195,15 @@ def _row(comparison: Comparison, contract: Contract) -> Row:
 
 
 def _interval(result: Result) -> Markup:
-    judged, limit = result.quality.measures.get(JUDGED), result.quality.limit
+    name, limit = result.quality.judged, result.quality.limit
+    judged = result.quality.measures.get(name)
     if judged is None or judged.low is None or judged.reference is None or limit is None:
         return Markup("")
-    return plots.both_widths(lambda width: plots.interval(judged, limit, width))
+    return plots.both_widths(lambda width: plots.interval(name, judged, limit, width))
+
+
+def _answer(contract: Contract) -> Write:
+    return words.percent if contract.classes else _written(contract.target.unit)
 
 
 def _written(unit: str) -> Write:
@@ -261,18 +271,23 @@ def _measures(result: Result) -> Iterator[Measured]:
             )
 
 
-def _slices(found: tuple[SliceQuality, ...]) -> list[dict[str, Any]]:
+def _title(measure: str) -> str:
+    name = words.MEASURES[measure]
+    return name[0].upper() + name[1:]
+
+
+def _slices(found: tuple[SliceQuality, ...], judged: str) -> list[dict[str, Any]]:
     tables: dict[str, list[Sliced]] = {}
     for part in found:
-        area, before = part.metrics.get(JUDGED), part.reference
+        area, before = part.metrics.get(judged), part.reference
         tables.setdefault(part.column, []).append(
             Sliced(
                 value=part.value,
                 rows=f"{part.rows:,}",
                 enough=part.enough,
-                area=words.measure(JUDGED, area) if area is not None else "–",
-                reference=words.measure(JUDGED, before) if before is not None else "–",
-                change=words.change(JUDGED, before, area) if area is not None and before is not None else "–",
+                area=words.measure(judged, area) if area is not None else "–",
+                reference=words.measure(judged, before) if before is not None else "–",
+                change=words.change(judged, before, area) if area is not None and before is not None else "–",
                 worse=part.worse,
             )
         )

@@ -6,14 +6,14 @@ from typing import Literal
 
 import numpy as np
 
-from .. import strict
+from .. import strict, words
 from ..bundle import Bundle
 from ..contract import Contract
 from ..files import canonical
 from ..params import Params
 from ..profile import PREDICTION
 from .drift import Drift, compare
-from .quality import JUDGED, Quality, assess
+from .quality import Quality, assess
 from .window import Window
 
 Verdict = Literal["ok", "insufficient data", "drift", "degraded"]
@@ -136,8 +136,10 @@ def _verdict(drift: Drift, quality: Quality) -> Verdict:
 
 def _headline(verdict: Verdict, drift: Drift, quality: Quality) -> str:
     if verdict == "degraded":
-        judged = quality.measures[JUDGED]
-        return f"The model has become worse: ROC AUC {judged.value:.3f}, {judged.reference:.3f} when it was tested."
+        judged, name = quality.measures[quality.judged], quality.judged
+        assert judged.reference is not None
+        now, tested = words.measure(name, judged.value), words.measure(name, judged.reference)
+        return f"The model has become worse: {words.MEASURES[name]} {now}, {tested} when it was tested."
     if verdict == "insufficient data":
         return f"Too little data to say anything: {drift.reason}."
     if verdict == "ok":

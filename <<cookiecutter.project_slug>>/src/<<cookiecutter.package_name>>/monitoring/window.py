@@ -6,6 +6,7 @@ whose label is unknown. Adding windows is exact: parts of a fleet's log, counted
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,13 +33,15 @@ _HOUR_US = 3_600_000_000
 class Chunk(NamedTuple):
     """Rows as they come in: the contract's input columns, and of each row [n_rows] what became of it.
 
-    `labels` are 1.0 for the positive class, 0.0 for the other, NaN where none has arrived; `times` are
-    datetime64[us] or None; `degraded` marks rows that a fallback answered, not the model.
+    `truth` is what `Contract.truth` makes of the labels, NaN where none has arrived; `output` [n_rows, k] as in
+    `metrics.judge`, needed only where there is a label; `times` are datetime64[us] or None; `degraded` marks rows
+    that a fallback answered, not the model.
     """
 
     columns: Columns
     scores: np.ndarray
-    labels: np.ndarray
+    output: np.ndarray
+    truth: np.ndarray
     times: np.ndarray | None
     versions: np.ndarray
     degraded: np.ndarray
@@ -56,7 +59,8 @@ class Window:
         out_of_range: column → rows beyond the contract's range.
         hours: hours since 1970 → rows, where the rows have times; `first` and `last` are the extreme times.
         clock: what the times mean.
-        scores, labels: float32 and bool [n_labelled], the rows that the model scored and whose label is known.
+        output, truth: float32 [n_labelled, k] and float64 [n_labelled], as in `metrics.judge`: the rows that the model
+            scored and whose label is known.
         slices: column → the row's value as str object [n_labelled].
     """
 
@@ -70,8 +74,8 @@ class Window:
     first: datetime | None
     last: datetime | None
     clock: str
-    scores: np.ndarray
-    labels: np.ndarray
+    output: np.ndarray
+    truth: np.ndarray
     slices: Columns
 
 
@@ -130,8 +134,8 @@ def merge(windows: Iterable[Window]) -> Window:
         first=min((part.first for part in parts if part.first), default=None),
         last=max((part.last for part in parts if part.last), default=None),
         clock=first.clock,
-        scores=np.concatenate([part.scores for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
+        output=np.concatenate([part.output for part in parts]),
+        truth=np.concatenate([part.truth for part in parts]),
         slices={name: np.concatenate([part.slices[name] for part in parts]) for name in first.slices},
     )
 
@@ -141,7 +145,7 @@ def count(
 ) -> Window:
     """The window of one chunk."""
     answered = ~chunk.degraded
-    labelled = answered & ~np.isnan(chunk.labels)
+    labelled = answered & ~np.isnan(chunk.truth)
     return Window(
         source=source,
         profile=profile.count(reference, chunk.columns, chunk.scores[answered].astype(np.float64)),
@@ -153,8 +157,8 @@ def count(
         first=_extreme(np.min, chunk.times),
         last=_extreme(np.max, chunk.times),
         clock=clock,
-        scores=chunk.scores[labelled].astype(np.float32),
-        labels=chunk.labels[labelled] == 1.0,
+        output=chunk.output[labelled].astype(np.float32),
+        truth=chunk.truth[labelled],
         slices={name: _groups(chunk.columns[name][labelled]) for name in slices},
     )
 
@@ -172,7 +176,10 @@ def _collect(chunks: Iterable[Chunk], bundle: Bundle, slices: Sequence[str], sou
 
 def _nothing(contract: Contract) -> Chunk:
     none = np.empty(0)
-    return Chunk(from_rows(contract.inputs, []), none, none, None, np.empty(0, dtype=object), np.empty(0, dtype=bool))
+    output = np.empty((0, len(contract.classes) or 3))
+    return Chunk(
+        from_rows(contract.inputs, []), none, output, none, None, np.empty(0, dtype=object), np.empty(0, dtype=bool)
+    )
 
 
 def _logged(rows: Sequence[Logged], bundle: Bundle) -> Chunk:
@@ -180,18 +187,39 @@ def _logged(rows: Sequence[Logged], bundle: Bundle) -> Chunk:
     return Chunk(
         columns=from_rows(bundle.contract.inputs, [json.loads(p.inputs) for p in predictions]),
         scores=np.array([p.score for p in predictions], dtype=np.float32),
-        labels=np.array([_label(row.label, bundle.manifest.classes) for row in rows]),
+        output=_logged_output(rows, bundle.contract),
+        truth=np.array([_true(row.label, bundle.contract) for row in rows], dtype=np.float64),
         times=np.array([p.at_us for p in predictions], dtype="datetime64[us]"),
         versions=np.array([p.model_version for p in predictions], dtype=object),
         degraded=np.array([p.degraded for p in predictions], dtype=bool),
     )
 
 
-def _label(text: str | None, classes: Sequence[Any]) -> float:
+def _true(text: str | None, contract: Contract) -> float:
+    """A label as `Contract.truth` has it; NaN for none, and for one that the target cannot have."""
     if text is None:
-        return float("nan")
+        return math.nan
     value = json.loads(text)
-    return 1.0 if value == classes[-1] else 0.0 if value in classes else float("nan")
+    if contract.classes:
+        return float(contract.classes.index(value)) if value in contract.classes else math.nan
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _logged_output(rows: Sequence[Logged], contract: Contract) -> np.ndarray:
+    """Outputs [n_rows, k] of labelled rows; nobody asks for the others'."""
+    output = np.full((len(rows), len(contract.classes) or 3), np.nan)
+    for at, (prediction, label) in enumerate(rows):
+        if label is None:
+            continue
+        if contract.task == "binary":
+            score = np.float32(prediction.score)
+            output[at] = 1 - score, score
+            continue
+        told = json.loads(prediction.output)
+        output[at] = (
+            list(told["probabilities"].values()) if contract.classes else [told["prediction"], *told["interval"]]
+        )
+    return output
 
 
 def _scored(frame: pl.DataFrame, contract: Contract, path: Path) -> Chunk:
@@ -212,18 +240,34 @@ def _scored(frame: pl.DataFrame, contract: Contract, path: Path) -> Chunk:
                 f"{path}: column '{column.name}' is {found} where the contract says {column.type}; score it again"
             )
     scores = frame["score"].cast(pl.Float32, strict=False)
-    if not scores.is_between(0, 1).fill_null(value=False).all():
+    if contract.classes and not scores.is_between(0, 1).fill_null(value=False).all():
         raise DataError(f"{path}: column 'score' holds values that are no probabilities; score the table again")
     columns = tables.to_columns(frame, wanted)
     rows = frame.height
     return Chunk(
         columns={column.name: columns[column.name] for column in contract.inputs},
         scores=scores.to_numpy(),
-        labels=columns[target.name] if has_labels else np.full(rows, np.nan),
+        output=_scored_output(frame, contract, path) if has_labels else np.empty((rows, len(contract.classes) or 3)),
+        truth=contract.truth(columns[target.name]) if has_labels else np.full(rows, np.nan),
         times=columns[contract.time.name] if contract.time else None,
         versions=_texts(frame, "model_version"),
         degraded=np.zeros(rows, dtype=bool),
     )
+
+
+def _scored_output(frame: pl.DataFrame, contract: Contract, path: Path) -> np.ndarray:
+    """What `flows/scoring.py` wrote, as outputs [n_rows, k]."""
+    wanted = {"binary": ["score"], "multiclass": ["probabilities"], "regression": ["prediction", "low", "high"]}
+    if absent := [name for name in wanted[contract.task] if name not in frame.columns]:
+        raise DataError(f"{path} has no column '{absent[0]}', which batch scoring adds; score the table again")
+    output: np.ndarray
+    if contract.task == "multiclass":
+        output = np.array(frame["probabilities"].to_list(), dtype=np.float32).reshape(frame.height, -1)
+        if output.shape[1] != len(contract.classes):
+            raise DataError(f"{path}: column 'probabilities' has not one number per class; score the table again")
+        return output
+    output = frame.select(pl.col(wanted[contract.task]).cast(pl.Float32)).to_numpy()
+    return np.concatenate((1 - output, output), axis=1) if contract.task == "binary" else output
 
 
 def _texts(frame: pl.DataFrame, name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Literal
 import structlog
 
 from ..bundle import Bundle, verify
-from ..contract import from_rows
+from ..contract import Label, from_rows
 from ..errors import ProjectError
 from . import routing
 from .routing import Ref, Routing
@@ -43,7 +43,7 @@ class Live:
     @property
     def class_names(self) -> list[str]:
         """The classes as keys of a JSON object, in the order of the probabilities."""
-        return [str(label).lower() if isinstance(label, bool) else str(label) for label in self.bundle.manifest.classes]
+        return [name_of(label) for label in self.bundle.manifest.classes]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class Refusal:
     version: str | None
     reason: str
     at: datetime
+
+
+def name_of(label: Label) -> str:
+    """A class as JSON would write it, for keys and metrics."""
+    return str(label).lower() if isinstance(label, bool) else str(label)
 
 
 class Models:

@@ -17,7 +17,7 @@ from ..bundle import Predictions
 from ..contract import from_rows
 from ..errors import ProjectError
 from ..prediction_log import Prediction, Writer, dumps, new_id, now_us
-from .live import Live
+from .live import Live, name_of
 from .problems import Problem
 from .telemetry import Metrics
 
@@ -86,9 +86,11 @@ def work(live: Live, body: bytes) -> Work:
     instances = live.schema.instances(body)
     predictions = score(live, instances)
     told = outputs(live, predictions)
+    # All numbers count as one.
+    classes = [name_of(output["prediction"]) if live.class_names else "value" for output in told]
     latency_us = round((time.perf_counter() - started) * 1e6)
     logged = rows(live, instances, told, predictions.scores.tolist(), latency_us)
-    return Work(logged, answer(live, logged, told), [str(output["prediction"]).lower() for output in told])
+    return Work(logged, answer(live, logged, told), classes)
 
 
 def score(live: Live, instances: Sequence[Instance]) -> Predictions:
@@ -98,11 +100,11 @@ def score(live: Live, instances: Sequence[Instance]) -> Predictions:
 
 def outputs(live: Live, predictions: Predictions) -> list[Output]:
     """What each instance is told, and the log keeps."""
+    answers = zip(predictions.values.tolist(), predictions.output.tolist(), strict=True)
     names = live.class_names
-    return [
-        {"prediction": value, "probabilities": dict(zip(names, probabilities, strict=True))}
-        for value, probabilities in zip(predictions.values.tolist(), predictions.probabilities.tolist(), strict=True)
-    ]
+    if not names:
+        return [{"prediction": value, "interval": output[1:]} for value, output in answers]
+    return [{"prediction": value, "probabilities": dict(zip(names, output, strict=True))} for value, output in answers]
 
 
 def rows(

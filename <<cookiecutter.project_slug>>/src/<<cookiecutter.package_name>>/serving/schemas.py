@@ -11,8 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Typ
 # Python 3.11's own TypedDict cannot carry the configuration that pydantic reads.
 from typing_extensions import TypedDict
 
-from ..bundle import Label
-from ..contract import Column, Contract, moment
+from ..contract import MISSING, Column, Contract, Label, moment
 from ..profile import Counts, Profile
 from . import faults
 
@@ -22,11 +21,16 @@ _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Answer(BaseModel):
-    """One prediction: `id` is what /feedback asks for, `probabilities` has one number in [0, 1] per class."""
+    """One prediction: `id` is what /feedback asks for.
+
+    Of classes, `probabilities` has a number in [0, 1] for each; of a number, `interval` has the ends between which it
+    lies at the level that the model card states.
+    """
 
     id: str
-    prediction: Label
-    probabilities: dict[str, float]
+    prediction: Label | float
+    probabilities: dict[str, float] | None = None
+    interval: tuple[float, float] | None = None
 
 
 class Answers(BaseModel):
@@ -70,7 +74,7 @@ class ModelInfo(BaseModel):
     task: str
     target: str
     classes: list[Label]
-    threshold: float
+    threshold: float | None
     estimator: str
     metrics: dict[str, dict[str, float]]
     loaded_at: datetime
@@ -174,6 +178,8 @@ def _field(column: Column, optional: bool, example: Any = None) -> Any:
 
 def _typed(column: Column) -> Any:
     low, high = column.limits
+    if column.categories and not column.unseen:
+        return Literal[column.categories]
     if column.type == "float":
         return Annotated[float, Field(ge=low, le=high)]
     if column.type == "integer":
@@ -182,14 +188,19 @@ def _typed(column: Column) -> Any:
         return bool
     if column.type == "datetime":
         return Annotated[str, AfterValidator(_is_moment), Field(json_schema_extra={"format": "date-time"})]
-    if column.categories and not column.unseen:
-        return Literal[column.categories]
     # PostgreSQL takes no NUL in a text, and an id is stored as one.
-    return Annotated[str, Field(pattern=r"^[^\x00]*$")] if column.role == "id" else str
+    text = Annotated[str, Field(pattern=r"^[^\x00]*$")] if column.role == "id" else str
+    return Annotated[text, AfterValidator(_is_free), Field(json_schema_extra={"not": {"const": MISSING}})]
 
 
 def _is_moment(text: str) -> str:
     moment(text)
+    return text
+
+
+def _is_free(text: str) -> str:
+    if text == MISSING:
+        raise ValueError("is reserved for missing values; leave the field out, or send null, where there is none")
     return text
 
 

@@ -4,8 +4,15 @@ from datetime import datetime
 
 MEASURES = {
     "roc_auc": "ROC AUC",
+    "r2": "R²",
     "average_precision": "PR AUC",
     "log_loss": "log loss",
+    "macro_f1": "macro F1",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+    "bias": "bias",
+    "coverage": "coverage of the intervals",
+    "interval_width": "width of the intervals",
     "brier": "Brier score",
     "calibration_error": "calibration error",
     "accuracy": "accuracy",
@@ -16,7 +23,8 @@ MEASURES = {
     "mean_cost": "cost per row",
 }
 """Every measure of metrics.py in the order it is shown."""
-_SHARES = {"accuracy", "precision", "recall", "prevalence"}
+_IN_UNITS = {"mae", "rmse", "bias", "interval_width"}
+_SHARES = {"accuracy", "precision", "recall", "prevalence", "coverage"}
 
 
 def percent(share: float) -> str:
@@ -44,15 +52,19 @@ def number(value: float, unit: str = "") -> str:
 
 
 def measure(name: str, value: float) -> str:
-    """A measure's value: shares as percentages, the rest with three decimals."""
-    return percent(value) if name in _SHARES else f"{value:.3f}"
+    """A measure's value: shares as percentages, what has the target's unit in three digits, else three decimals."""
+    if name in _SHARES:
+        return percent(value)
+    return number(value) if name in _IN_UNITS else f"{value:.3f}".replace("-", "−")
 
 
 def change(name: str, before: float, after: float) -> str:
     """How a measure moved, with its sign; shares in percentage points."""
     difference = after - before
     sign = "+" if difference > 0 else "−" if difference < 0 else "±"
-    return f"{sign}{abs(difference) * 100:.1f} pp" if name in _SHARES else f"{sign}{abs(difference):.3f}"
+    if name in _SHARES:
+        return f"{sign}{abs(difference) * 100:.1f} pp"
+    return f"{sign}{number(abs(difference)) if name in _IN_UNITS else format(abs(difference), '.3f')}"
 
 
 def p_value(p: float) -> str:

@@ -1,0 +1,1 @@
+"""From any table to a project about it: read, profiled, proposed, put in place."""

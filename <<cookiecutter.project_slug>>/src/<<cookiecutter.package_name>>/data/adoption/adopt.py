@@ -1,0 +1,160 @@
+"""A person's own table in the place of the one this project is about."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import yaml
+
+from ... import stage
+from ...contract import Contract
+from ...errors import ConfigError, DataError
+from ...features import parameter
+from ...params import Params
+from ...settings import Settings
+from .. import tables
+from . import applying, inference, parsing, profiling, reading, writing
+from .inference import Proposal
+from .overrides import Overrides
+from .profiling import Profile
+from .reading import Opened
+
+PYPROJECT = Path("pyproject.toml")
+TESTS = Path("tests")
+RAW = Path("data/raw")
+
+
+class Examined(NamedTuple):
+    """A table that was read through, and what is proposed for it; nothing is changed yet."""
+
+    source: str
+    rows: pl.LazyFrame
+    profile: Profile
+    proposal: Proposal
+
+
+@contextmanager
+def examined(source: str, query: str, target: str, overrides: Overrides, now: datetime) -> Iterator[Examined]:
+    """Read a table through and propose; while this is open, `take` may follow.
+
+    Raises:
+        ConfigError: an override does not fit the table.
+        DataError: the source cannot be read, or nothing can be learnt from it.
+    """
+    applying.start()
+    try:
+        with reading.opened(source, query, applying.SCRATCH) as opened:
+            overrides.check(target, opened.columns)
+            profile = profiling.profile(opened, target)
+            proposal = inference.propose(profile, target, overrides, now)
+            yield Examined(source, _in_contract_types(opened, profile, proposal), profile, proposal)
+    finally:
+        applying.clear()
+
+
+def take(found: Examined, settings: Settings) -> Path:
+    """Make the project one about this table, wholly or not at all; the folder where everything former is kept.
+
+    Raises:
+        ConfigError: a file of the project is not as it must be to be changed.
+        DataError: a hazard forbids it, or the table cannot be read a second time.
+    """
+    refused = [hazard for hazard in found.proposal.hazards if hazard.severity == "refused"]
+    if refused:
+        where = f"'{refused[0].column}': " if refused[0].column else ""
+        raise DataError(f"{where}{refused[0].kind}: {refused[0].evidence}; {refused[0].remedy}")
+    raw = RAW / f"{found.proposal.name}.parquet"
+    texts = {
+        stage.CONTRACT: writing.contract(found.proposal, _text(stage.CONTRACT), _told(found.source)),
+        stage.PARAMS: writing.params(found.proposal, _text(stage.PARAMS), raw),
+        _source(): writing.SOURCE,
+        _derived(): writing.derived(_text(_derived()), _inputs(found.proposal)),
+        PYPROJECT: writing.without_example(_text(PYPROJECT)),
+    }
+    for path, text in texts.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            (applying.NEW / path).parent.mkdir(parents=True, exist_ok=True)
+            (applying.NEW / path).write_text(text, encoding="utf-8")
+    # What comes out must be what every command can read.
+    for path, load in ((stage.CONTRACT, Contract.load), (stage.PARAMS, Params.load)):
+        load(applying.NEW / path if (applying.NEW / path).is_file() else path)
+    (applying.NEW / raw).parent.mkdir(parents=True, exist_ok=True)
+    writing.sink(found.rows, applying.NEW / raw)
+    return applying.swap(_gone(settings, found.proposal.name))
+
+
+def overwritten() -> list[Path]:
+    """Files of a person's that adopting replaces or removes."""
+    return [stage.CONTRACT, stage.PARAMS, _source(), _derived(), *_examples()]
+
+
+def _gone(settings: Settings, name: str) -> list[Path]:
+    """What belongs to the table that was: its rows, what was made of them, and the example's tests."""
+    former = yaml.safe_load(_text(stage.PARAMS))
+    raw = Path(former["data"]["raw"])
+    gone = [
+        raw,
+        raw.with_name(raw.name + ".dvc"),
+        *(Path(name) for name in ("dvc.lock", "var/run.json")),
+        stage.TABLE,
+        *stage.SPLITS.values(),
+        stage.MODEL.parent,
+        stage.BUNDLE,
+        stage.REPORTS,
+        settings.serving_folder,
+        *_examples(),
+    ]
+    if "://" not in settings.prediction_log:
+        gone.append(Path(settings.prediction_log))
+    if yaml.safe_load(_text(stage.CONTRACT)).get("name") == name:
+        # Versions of a model are versions of one contract: under the same name begins another model.
+        gone += [Path(settings.tracking_uri.removeprefix("sqlite:///")), Path(settings.artifact_root)]
+    here = Path.cwd()
+    return [path for path in gone if "://" not in str(path) and path.resolve().is_relative_to(here)]
+
+
+def _in_contract_types(opened: Opened, profile: Profile, proposal: Proposal) -> pl.LazyFrame:
+    at = {name: str(position) for position, name in enumerate(opened.columns)}
+    read = parsing.read(opened.rows, {at[name]: column.parse for name, column in profile.columns.items()})
+    return read.select(
+        pl.col(at[proposal.sources[column["name"]]]).cast(tables.DTYPES[column["type"]]).alias(column["name"])
+        for column in proposal.columns
+    )
+
+
+def _inputs(proposal: Proposal) -> list[str]:
+    """What derived features call the columns that they may take."""
+    roles = {column["name"]: column.get("role", "feature") for column in proposal.columns}
+    return [parameter(name) for name, role in roles.items() if role in ("feature", "time")]
+
+
+def _told(source: str) -> str:
+    return "a query" if "://" in source else Path(source).name
+
+
+def _package() -> Path:
+    return Path("src") / Path(__file__).parents[2].name
+
+
+def _source() -> Path:
+    return _package() / "data" / "source.py"
+
+
+def _derived() -> Path:
+    return _package() / "derived.py"
+
+
+def _examples() -> list[Path]:
+    return sorted(TESTS.rglob("test_example_*.py"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist; run this from the project's folder, or restore it from git"
+        ) from None

@@ -1,0 +1,101 @@
+"""Entries of contract.yaml: names, types, ranges, categories."""
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from ...contract import SCORED, Role
+from . import words
+from .labels import Labels
+from .profiling import ColumnProfile
+
+Entry = dict[str, Any]
+"""A column as contract.yaml has it: name, type, and whatever else is not the default."""
+
+UNSEEN = 0.01
+MARGIN = 0.5
+"""How far a range reaches beyond the values that were seen, on each side, in spans of them."""
+
+
+def names(of_table: Collection[str]) -> dict[str, str]:
+    """The table's names → those in the contract: the same, but where scoring needs the name for itself."""
+    named = {}
+    for name in of_table:
+        new = name
+        while new in SCORED or (new != name and new in of_table):
+            new += "_given" if new == name else "_"
+        named[name] = new
+    return named
+
+
+def entry(name: str, column: ColumnProfile, role: Role, labels: Labels) -> Entry:
+    """What contract.yaml says of a column."""
+    found: Entry = {"name": name, "type": column.parse.type}
+    if role == "target":
+        classes = (
+            {
+                "type": "integer" if isinstance(labels.classes[0], int) else "string",
+                "role": "target",
+                "categories": list(labels.classes),
+            }
+            if labels.classes
+            else {"role": "target"}
+        )
+        return found | classes
+    if role != "feature":
+        found["role"] = role
+    if column.missing and role in ("feature", "ignored"):
+        found["nullable"] = True
+    if role == "feature":
+        found |= _values(column)
+    if column.parse.unit:
+        found["unit"] = column.parse.unit
+    if words.is_personal(column.name):
+        found["personal"] = True
+    return found
+
+
+def _values(column: ColumnProfile) -> Entry:
+    if column.parse.type == "string":
+        return {"categories": sorted(column.values), "unseen": UNSEEN} if column.values else {}
+    limits = allowed(column)
+    return {"range": limits} if limits else {}
+
+
+def allowed(column: ColumnProfile) -> list[float] | None:
+    """The range of a number: wider than what was seen by `MARGIN`, rounded outward, not across zero; None if flat."""
+    low, high = column.minimum, column.maximum
+    if column.parse.type not in ("float", "integer") or low is None or low == high:
+        return None
+    if column.parse.type == "integer" and (low, high) == (0, 1):
+        return [0, 1]
+    span = float(high) - float(low)
+    if not math.isfinite(span * 2):
+        return None
+    limits = [_rounded(low - span * MARGIN, span, math.floor), _rounded(high + span * MARGIN, span, math.ceil)]
+    if low >= 0:
+        limits[0] = max(0.0, limits[0])
+    if high <= 0:
+        limits[1] = min(0.0, limits[1])
+    if column.parse.type == "integer":
+        return [math.floor(limits[0]), math.ceil(limits[1])]
+    return [int(limit) for limit in limits] if all(limit.is_integer() for limit in limits) else limits
+
+
+def _rounded(value: float, span: float, towards: Callable[[float], int]) -> float:
+    step = 10.0 ** math.floor(math.log10(span) - 1)
+    # Through text, so that 0.30000000000000004 is written 0.3.
+    return float(f"{towards(value / step) * step:.12g}")
+
+
+def described(column: Entry) -> Iterator[str]:
+    """What a column may hold, in a few words each."""
+    if "range" in column:
+        yield "{:g} to {:g}".format(*column["range"])
+    if "categories" in column:
+        shown = ", ".join(str(value) for value in column["categories"][:4])
+        yield shown + (f", … ({len(column['categories'])})" if len(column["categories"]) > 4 else "")
+    if column.get("nullable"):
+        yield "may be missing"
+    if column.get("personal"):
+        yield "personal"

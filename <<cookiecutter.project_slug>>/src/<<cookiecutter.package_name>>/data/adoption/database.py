@@ -1,0 +1,125 @@
+"""The rows of a SQL query, streamed to disk; the password of a URL is never shown."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from ...errors import DataError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+BATCH_ROWS = 50_000
+_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+
+
+def masked(source: str) -> str:
+    """A URL as it may be shown: without its password; any other source as it is."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    if "://" not in source:
+        return source
+    try:
+        url = make_url(source)
+    except (ArgumentError, ValueError):
+        return f"{source.partition('://')[0]}://…"
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def fetch(source: str, query: str, scratch: Path) -> pl.LazyFrame:
+    """A scan over the rows of `query`, which are copied to Parquet files in `scratch` first, batch by batch.
+
+    Raises:
+        DataError: the URL, the database or the query does not answer.
+    """
+    from sqlalchemy import create_engine, inspect, text
+
+    url = _url(source)
+    with _explained(source):
+        engine = create_engine(url)
+    try:
+        with _explained(source), engine.connect() as connection:
+            if not query:
+                tables = ", ".join(sorted(inspect(connection).get_table_names())[:12])
+                raise DataError(
+                    f'{masked(source)}: say which rows, with --query "select …"; tables: {tables or "none"}'
+                )
+            result = connection.execution_options(stream_results=True, yield_per=BATCH_ROWS).execute(text(query))
+            if not result.returns_rows:
+                raise DataError(f"the query gives no rows: {query[:60]!r}; start it with select")
+            names = list(result.keys())
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(f"the query gives the column '{twice[0]}' twice; name its columns one by one")
+            pieces: list[Path] = []
+            for batch in result.partitions():
+                pieces.append(scratch / f"rows-{len(pieces):05d}.parquet")
+                _frame(names, batch).write_parquet(pieces[-1], compression="lz4")
+    finally:
+        engine.dispose()
+    if not pieces:
+        raise DataError(f"the query gives no rows: {query[:60]!r}; there is nothing to read")
+    # Pieces may differ in type: a column of a piece that is all null, or a column that holds numbers and texts.
+    return pl.concat([pl.scan_parquet(piece) for piece in pieces], how="vertical_relaxed")
+
+
+def _frame(names: Sequence[str], rows: Sequence[Any]) -> pl.DataFrame:
+    frame = pl.DataFrame([tuple(row) for row in rows], names, orient="row", infer_schema_length=None, strict=False)
+    return frame.select(_storable(column) for column in frame.iter_columns())
+
+
+def _storable(column: pl.Series) -> pl.Series:
+    """A column as Parquet holds it, of one type in every batch."""
+    if column.dtype.is_decimal():
+        return column.cast(pl.Float64)
+    if column.dtype.is_nested():
+        # Left out later, as all that is nested; its type may differ from batch to batch.
+        return pl.Series(column.name, [None] * len(column), dtype=pl.Binary)
+    if column.dtype == pl.Object:
+        # UUIDs, addresses and the like.
+        return pl.Series(column.name, [None if value is None else str(value) for value in column], dtype=pl.String)
+    return column
+
+
+def _url(source: str) -> "URL":
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(source)
+    except (ArgumentError, ValueError):
+        raise DataError(
+            f"{masked(source)} is no database URL; write postgresql://user:password@host/database or sqlite:///file"
+        ) from None
+    if url.drivername in ("http", "https", "ftp", "s3", "gs", "az", "file"):
+        raise DataError(f"{masked(source)} is no database; download the file and give its path")
+    if url.drivername == "sqlite" and not (url.database and Path(url.database).is_file()):
+        raise DataError(
+            f"{masked(source)}: the file '{url.database}' does not exist; an absolute path has four slashes"
+        )
+    return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+
+    try:
+        yield
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        package = error.name if isinstance(error, ModuleNotFoundError) else ""
+        remedy = f"uv add --group train {package}" if package else "known: postgresql, sqlite and SQLAlchemy's others"
+        raise DataError(f"{masked(source)}: there is no driver for this kind of database; {remedy}") from None
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise DataError(f"{masked(source)}: {_scrubbed(' '.join(str(cause).split()), source)}") from None
+
+
+def _scrubbed(message: str, source: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    password = make_url(source).password
+    return (message.replace(str(password), "***") if password else message)[:300]

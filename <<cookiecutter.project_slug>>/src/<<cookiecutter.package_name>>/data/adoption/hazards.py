@@ -1,0 +1,288 @@
+"""What is wrong, or may be, with a table: told before anything is trained, each with evidence and remedy."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from . import words
+from .profiling import Profile
+
+Severity = Literal["refused", "warned", "handled"]
+SEVERITIES: tuple[Severity, ...] = ("refused", "warned", "handled")
+
+FEWEST_ROWS, FEW_ROWS = 20, 50
+FEWEST_OF_A_CLASS, FEW_OF_A_CLASS = 2, 20
+IMBALANCE = 0.01
+NEAR_CONSTANT = 0.995
+MANY_VALUES = 128
+ALONE = 0.995
+"""ROC AUC, accuracy or R² beyond which one column is taken to give the target away."""
+_LEAK_ROWS, _LEAK_CELLS = 20_000, 20_000_000
+_SURE_ROWS = 200
+_BINS = 64
+_WORDS = 4
+
+
+class Hazard(NamedTuple):
+    """One danger: its kind, the column (empty for the table), what was seen, what to do, and what adopt does."""
+
+    kind: str
+    column: str
+    severity: Severity
+    evidence: str
+    remedy: str
+
+
+def judge(
+    profile: Profile,
+    target: str,
+    task: str,
+    roles: Mapping[str, str],
+    now: datetime,
+    named: Mapping[str, str],
+) -> list[Hazard]:
+    """All hazards but leakage, see `leakage`."""
+    return [
+        *_of_the_table(profile),
+        *_of_the_target(profile, target, task),
+        *(hazard for name in profile.columns for hazard in _of_a_column(profile, name, roles[name], now)),
+        *_late_moments(profile, roles),
+        *(
+            Hazard(
+                "reserved name", new, "handled", f"'{old}' is a name that scoring gives", f"call it '{new}' in requests"
+            )
+            for old, new in named.items()
+            if new != old
+        ),
+    ]
+
+
+def _of_the_table(profile: Profile) -> Iterator[Hazard]:
+    rows = profile.rows
+    if rows < FEW_ROWS:
+        severity: Severity = "refused" if rows < FEWEST_ROWS else "warned"
+        yield Hazard("few rows", "", severity, f"{rows} rows", f"bring more: below {FEW_ROWS} no measure means much")
+    if profile.repeated:
+        evidence = f"{profile.repeated:,} of {rows:,} rows stand there before, equal in every column"
+        remedy = "drop them if a row stands for one event; a split by hash keeps them on one side"
+        yield Hazard("duplicate rows", "", "warned", evidence, remedy)
+    for name in profile.left_out:
+        yield Hazard("nested values", name, "handled", "lists, records or bytes", "left out; unfold it into columns")
+
+
+def _of_the_target(profile: Profile, target: str, task: str) -> Iterator[Hazard]:
+    column = profile.columns[target]
+    if column.missing:
+        yield Hazard(
+            "target missing",
+            target,
+            "handled",
+            f"missing in {column.missing:,} of {profile.rows:,} rows",
+            "those rows are left out of training and counted",
+        )
+    if task == "regression" or not column.values:
+        return
+    rarest, count = min(column.values.items(), key=lambda found: found[1])
+    if count < FEW_OF_A_CLASS:
+        severity: Severity = "refused" if count < FEWEST_OF_A_CLASS else "warned"
+        small = sum(other < FEW_OF_A_CLASS for other in column.values.values())
+        told = f"'{rarest}' has {count} row{'s' if count != 1 else ''}" + (
+            f", {small} classes have few" if small > 1 else ""
+        )
+        yield Hazard("small class", target, severity, told, "bring more of it, join it with another, or drop its rows")
+    share = count / sum(column.values.values())
+    if task == "binary" and share < IMBALANCE:
+        yield Hazard(
+            "imbalance",
+            target,
+            "warned",
+            f"'{rarest}' is {share:.2%} of rows",
+            "judge by PR AUC, and set evaluate.costs to what each kind of mistake costs",
+        )
+
+
+def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Hazard]:
+    column = profile.columns[name]
+    told, values = column.parse.told, column.values
+    if column.misfits:
+        huge = all(_is_number(example) for example in column.examples)
+        yield Hazard(
+            "infinite or huge" if huge else "mixed types",
+            name,
+            "warned" if role == "target" else "handled",
+            f"{column.misfits:,} of {profile.rows:,} cells cannot be read as {column.parse.type}: "
+            + ", ".join(f"'{example}'" for example in column.examples),
+            "they become missing",
+        )
+    if column.parse.unclear:
+        what = "day or month first" if column.parse.unclear == "date" else "thousands or decimals"
+        yield Hazard("ambiguous", name, "warned", f"{what}? taken as: {told}", "write ISO dates and plain numbers")
+    if column.distinct == 1 and role == "ignored" and not column.missing:
+        yield Hazard("constant", name, "handled", "the same value in every row", "ignored; drop it")
+    elif values and role == "feature" and max(values.values()) >= NEAR_CONSTANT * profile.rows:
+        usual = max(values, key=values.__getitem__)
+        yield Hazard(
+            "near-constant",
+            name,
+            "warned",
+            f"'{usual}' in {max(values.values()):,} of {profile.rows:,} rows",
+            "--ignore it if the rest is noise",
+        )
+    if column.parse.type == "datetime":
+        yield from _of_moments(profile, name, role, now)
+    elif role == "ignored":
+        yield from _of_names(profile, name)
+
+
+def _of_moments(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Hazard]:
+    column = profile.columns[name]
+    if column.parse.told.startswith(("date written", "s since", "ms since")):
+        yield Hazard("dates as texts", name, "handled", column.parse.told, "read as moments")
+    if (share := future(profile.sample[name], now)) > 0:
+        yield Hazard("future", name, "warned", f"{share:.1%} of rows are after now", "check the clock and the format")
+    if role == "time" and column.backwards:
+        evidence = f"{column.backwards:,} rows are earlier than the row before"
+        yield Hazard("time runs backwards", name, "handled", evidence, "rows are sorted by time before they are split")
+
+
+def _of_names(profile: Profile, name: str) -> Iterator[Hazard]:
+    """Of ignored columns that name or tell rather than measure."""
+    column, remedy = profile.columns[name], "ignored; --feature keeps it"
+    if column.parse.type == "string" and not column.parse.unclear:
+        if is_free_text(profile.sample[name]):
+            yield Hazard("free text", name, "handled", f"{_words(profile.sample[name]):.0f} words a row", remedy)
+        elif column.values is None or len(column.values) > MANY_VALUES:
+            yield Hazard("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
+    elif column.parse.type == "integer" and (column.unique or (words.names_a_row(name) and column.distinct > 1)):
+        yield Hazard("id as number", name, "handled", "a number that names, and does not measure", remedy)
+
+
+def leakage(sample: pl.DataFrame, target: str, features: Sequence[str], task: str) -> list[Hazard]:
+    """Columns that give the target away, on at most 20,000 rows.
+
+    A column leaks if its values alone, learnt on half the rows, predict the other half with a ROC AUC (binary),
+    an accuracy (multi-class) or an R² (regression) beyond `ALONE`, or if its order is the target's.
+    """
+    most = min(_LEAK_ROWS, _LEAK_CELLS // max(1, len(features)))
+    rows = sample.gather_every(max(1, sample.height // most))
+    if rows.height < FEWEST_ROWS or not features:
+        return []
+    labels = rows[target]
+    half = np.random.default_rng(0).random(rows.height) < 0.5
+    wanted = _target(labels, task)
+    codes = _codes(rows.select(features))
+    found = []
+    for name in features:
+        score, measure = _alone(rows[name], codes[name].to_numpy(), wanted, half, task)
+        if score > ALONE:
+            copy = rows[name].dtype == labels.dtype and rows[name].equals(labels)
+            evidence = "a copy of the target" if copy else f"{measure} {score:.3f} by itself"
+            if copy or rows.height >= _SURE_ROWS:
+                remedy = "ignored; --feature keeps it if it is known before the target is"
+                found.append(Hazard("leakage", name, "handled", evidence, remedy))
+            else:
+                remedy = "--ignore it if it is known only afterwards"
+                found.append(Hazard("leakage", name, "warned", evidence, remedy))
+    return found
+
+
+def _target(labels: pl.Series, task: str) -> np.ndarray:
+    """Class codes (int, from 0) or numbers, [n_rows]."""
+    found: np.ndarray = labels.to_numpy() if task == "regression" else (labels.rank("dense") - 1).to_numpy()
+    return found.astype(np.float64 if task == "regression" else np.int64)
+
+
+def _alone(values: pl.Series, codes: np.ndarray, wanted: np.ndarray, half: np.ndarray, task: str) -> tuple[float, str]:
+    n_bins = int(codes.max()) + 1
+    if n_bins > len(codes) // 4:
+        return 0.0, ""
+    learnt, judged = codes[half], codes[~half]
+    if task == "regression":
+        if values.dtype.is_numeric() and (order := _same_order(values, wanted)) > ALONE:
+            return order, "rank correlation"
+        sums = np.bincount(learnt, wanted[half], n_bins)
+        counts = np.bincount(learnt, minlength=n_bins)
+        means = np.where(counts, sums / np.maximum(counts, 1), wanted[half].mean())
+        rest = ((wanted[~half] - means[judged]) ** 2).sum()
+        spread = ((wanted[~half] - wanted[~half].mean()) ** 2).sum()
+        return (1 - rest / spread if spread else 0.0), "R²"
+    n_classes = int(wanted.max()) + 1
+    counts = np.bincount(learnt * n_classes + wanted[half], minlength=n_bins * n_classes).reshape(n_bins, n_classes)
+    if n_classes == 2:
+        rates = (counts[:, 1] + 0.5) / (counts.sum(axis=1) + 1)
+        return _roc_auc(rates[judged], wanted[~half]), "ROC AUC"
+    right = float((counts.argmax(axis=1)[judged] == wanted[~half]).mean())
+    most = np.bincount(wanted[~half]).max() / len(judged)
+    return (right if 1 - right < (1 - most) / 4 else 0.0), "accuracy"
+
+
+def _codes(rows: pl.DataFrame) -> pl.DataFrame:
+    """The bin of each value, int: its own where there are few distinct ones, else a quantile; 0 for missing."""
+    distinct = rows.select(pl.all().n_unique()).row(0, named=True)
+    few = [name for name, kind in rows.schema.items() if distinct[name] <= _BINS or kind == pl.String]
+    many = list(set(rows.columns) - set(few))
+    return rows.select(
+        pl.col(few).rank("dense").fill_null(0).cast(pl.Int64),
+        (pl.col(many).rank() / (rows.height + 1) * _BINS).floor().cast(pl.Int64).fill_null(-1) + 1,
+    )
+
+
+def _same_order(values: pl.Series, wanted: np.ndarray) -> float:
+    pairs = pl.DataFrame({"a": values.cast(pl.Float64), "b": wanted}).drop_nulls()
+    if pairs.height < FEWEST_ROWS or pairs["a"].n_unique() < 3:
+        return 0.0
+    found = pairs.select(pl.corr(pl.col("a").rank(), pl.col("b").rank())).item()
+    # Not 0.995: length and weight of one thing may well agree as closely as that.
+    return abs(found) if found is not None and abs(found) > 0.999 else 0.0
+
+
+def _roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if not positives or not negatives:
+        return 0.0
+    ranks = pl.Series(scores).rank("average").to_numpy()
+    return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _late_moments(profile: Profile, roles: Mapping[str, str]) -> Iterator[Hazard]:
+    time = next((name for name, role in roles.items() if role == "time"), None)
+    if time is None:
+        return
+    for name, column in profile.columns.items():
+        if column.parse.type == "datetime" and roles[name] == "feature":
+            later = (profile.sample[name] > profile.sample[time]).mean() or 0.0
+            if isinstance(later, float) and later > 0.5:
+                yield Hazard(
+                    "known too late",
+                    name,
+                    "warned",
+                    f"later than '{time}' in {later:.0%} of rows",
+                    "--ignore it if it is written only after the prediction is wanted",
+                )
+
+
+def future(moments: pl.Series, now: datetime) -> float:
+    """Share of moments that have not been yet."""
+    return float((moments > now).mean() or 0.0)  # type: ignore[arg-type]
+
+
+def is_free_text(texts: pl.Series) -> bool:
+    """Whether texts are sentences rather than names: several words each, and seldom the same twice."""
+    return _words(texts) >= _WORDS and texts.n_unique() > 0.5 * len(texts)
+
+
+def _words(texts: pl.Series) -> float:
+    found = texts.head(2000).str.count_matches(r"\S+").mean()
+    return float(found) if isinstance(found, float) else 0.0
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

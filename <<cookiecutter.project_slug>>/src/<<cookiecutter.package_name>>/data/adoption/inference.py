@@ -1,0 +1,135 @@
+"""From a profile to a proposal: contract, split and slices, each decision with its reason, and the hazards.
+
+Nothing here reads or writes: what is proposed depends on the profile, the target, the overrides and the moment.
+"""
+
+import re
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from ...errors import DataError
+from . import columns, hazards, labels, roles
+from .columns import Entry
+from .hazards import Hazard
+from .overrides import Overrides, Task
+from .profiling import Profile
+from .roles import Given, Roles
+
+VALIDATION, TEST = 0.15, 0.15
+SLICES, MOST_SLICE_VALUES = 3, 20
+LARGE, ROWS_A_CLASS = 10_000, 20
+FLOORS = {"binary": 0.5, "multiclass": 0.5, "regression": 0.0}
+"""ROC AUC or R² of a model that knows nothing."""
+
+
+class Decision(NamedTuple):
+    """What was decided, on a column or on the whole (`column` empty), and why."""
+
+    column: str
+    what: str
+    why: str
+
+
+class Proposal(NamedTuple):
+    """All that adopting a table decides. `columns` are entries of contract.yaml, in the table's order.
+
+    `sources` maps each of their names to the column's name in the person's own table.
+    """
+
+    name: str
+    task: Task
+    columns: tuple[Entry, ...]
+    sources: dict[str, str]
+    split: dict[str, Any]
+    slices: tuple[str, ...]
+    min_slice_rows: int
+    floor: float
+    early_stopping: bool
+    decisions: tuple[Decision, ...]
+    hazards: tuple[Hazard, ...]
+
+
+def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) -> Proposal:
+    """Decide everything; `now` (UTC, no time zone) is what "in the future" is measured by.
+
+    Raises:
+        ConfigError: an override names what the table does not have, or contradicts another.
+        DataError: there is nothing that a model could learn from.
+    """
+    overrides.check(target, profile.columns, profile.left_out)
+    wanted = labels.told(profile.columns[target], overrides)
+    found = roles.give(profile, target, overrides, now)
+    labelled = profile.sample.filter(pl.col(target).is_not_null())
+    leaks = [
+        leak._replace(severity="warned") if leak.column in overrides.feature else leak
+        for leak in hazards.leakage(labelled, target, found.features, wanted.task)
+    ]
+    for leak in leaks:
+        if leak.severity == "handled":
+            found.given[leak.column] = Given("ignored", f"{leak.evidence}, so most likely known only afterwards")
+    if not found.features and not found.time:
+        raise DataError(f"{profile.name}: no column is left to learn '{target}' from; --feature COLUMN keeps one")
+    named = columns.names(profile.columns)
+    entries = tuple(
+        columns.entry(named[name], column, found.given[name].role, wanted) for name, column in profile.columns.items()
+    )
+    told = [
+        *hazards.judge(profile, target, wanted.task, {n: g.role for n, g in found.given.items()}, now, named),
+        *leaks,
+    ]
+    split, why = _split(found, profile, named)
+    return Proposal(
+        slug(overrides.name or profile.name),
+        wanted.task,
+        entries,
+        {new: old for old, new in named.items()},
+        split,
+        _slices(entries),
+        max(20, min(200, profile.rows // 100)),
+        FLOORS[wanted.task],
+        _stops_early(profile, target, wanted.task),
+        (
+            Decision("", f"task: {wanted.task}", wanted.why),
+            Decision("", f"split: by {found.by}", why),
+            *(Decision(named[name], given.role, given.why) for name, given in found.given.items()),
+        ),
+        tuple(sorted(told, key=lambda hazard: hazards.SEVERITIES.index(hazard.severity))),
+    )
+
+
+def _stops_early(profile: Profile, target: str, task: Task) -> bool:
+    """As scikit-learn decides by itself, unless a class might be missing among the rows set aside for it."""
+    rarest = min((profile.columns[target].values or {}).values(), default=0)
+    return profile.rows > LARGE and (task == "regression" or rarest >= ROWS_A_CLASS)
+
+
+def slug(name: str) -> str:
+    """A name that can be a file's and a model's: lower-case letters, digits and hyphens."""
+    return "-".join(re.findall(r"[a-z0-9]+", name.lower())) or "table"
+
+
+def _split(found: Roles, profile: Profile, named: dict[str, str]) -> tuple[dict[str, Any], str]:
+    shares = {"by": found.by, "validation_share": VALIDATION, "test_share": TEST}
+    if found.by == "time":
+        return shares, f"a model is judged on its future, as '{found.time}' tells it"
+    if found.group:
+        rows = profile.rows / profile.columns[found.group].distinct
+        return {
+            **shares,
+            "group": named[found.group],
+        }, f"rows that share '{found.group}' ({rows:.1f} each) stay together"
+    return shares, "you said so" if found.time else "no column says when a row happened"
+
+
+def _slices(entries: tuple[Entry, ...]) -> tuple[str, ...]:
+    """The features of fewest categories, in the table's order."""
+    counts = {
+        entry["name"]: 2 if entry["type"] == "boolean" else len(entry.get("categories", ()))
+        for entry in entries
+        if entry.get("role", "feature") == "feature"
+    }
+    fitting = [name for name, count in counts.items() if 2 <= count <= MOST_SLICE_VALUES]
+    chosen = sorted(fitting, key=lambda name: counts[name])[:SLICES]
+    return tuple(name for name in fitting if name in chosen)

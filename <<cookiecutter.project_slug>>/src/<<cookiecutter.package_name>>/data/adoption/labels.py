@@ -1,0 +1,101 @@
+"""From the target's values to the task and its classes."""
+
+from typing import Any, NamedTuple
+
+from ...errors import ConfigError, DataError
+from ...strict import nearest
+from .overrides import Overrides, Task
+from .profiling import ColumnProfile
+
+MOST_CLASSES = 200
+MOST_WHOLE_CLASSES = 12
+ROWS_A_CLASS = 10
+POSITIVE = frozenset(
+    ("yes", "y", "t", "positive", "pos", "bad", "fraud", "default", "churn", "sick", "malignant", "fail", "spam")
+)  # fmt: skip
+NEGATIVE = frozenset(
+    ("no", "n", "f", "negative", "neg", "good", "none", "normal", "healthy", "benign", "pass", "ham")
+)  # fmt: skip
+
+
+class Labels(NamedTuple):
+    """The task, its classes in the person's own values (the positive one last; None for numbers and booleans), why."""
+
+    task: Task
+    classes: tuple[str | int, ...] | None
+    why: str
+
+
+def told(column: ColumnProfile, overrides: Overrides) -> Labels:
+    """What kind of prediction a target asks for.
+
+    Raises:
+        ConfigError: an override does not fit the values.
+        DataError: the values leave nothing to learn.
+    """
+    if column.distinct < 2:
+        value = next(iter(column.values or {}), None)
+        held = "no value in any row" if column.distinct == 0 else f"one value only ({value!r})"
+        raise DataError(f"the target '{column.name}' has {held}; there is nothing to learn")
+    if column.parse.type == "datetime":
+        raise DataError(f"the target '{column.name}' is a date; choose a number, a text or a boolean to predict")
+    if column.parse.type in ("float", "integer"):
+        found = _of_numbers(column, overrides.task)
+    elif overrides.task == "regression":
+        raise ConfigError(f"--task regression: the target '{column.name}' holds no numbers ({column.parse.told})")
+    elif column.parse.type == "boolean":
+        found = Labels("binary", None, "true or false")
+    else:
+        found = _of_texts(column)
+    if overrides.task not in (None, found.task):
+        raise ConfigError(f"--task {overrides.task}: the target '{column.name}' has {found.why}, which is {found.task}")
+    return _with_positive(found, column, overrides.positive)
+
+
+def _of_numbers(column: ColumnProfile, asked: Task | None) -> Labels:
+    counts = column.values
+    if counts is None or asked == "regression" or not all(float(value).is_integer() for value in counts):
+        if asked in ("binary", "multiclass"):
+            raise ConfigError(f"--task {asked}: '{column.name}' has {column.distinct:,} distinct numbers, not classes")
+        return Labels("regression", None, "you said so" if asked else f"{column.distinct:,} distinct numbers")
+    few = len(counts) <= MOST_WHOLE_CLASSES and sum(counts.values()) >= ROWS_A_CLASS * len(counts)
+    if not asked and not few and len(counts) > 2:
+        return Labels("regression", None, f"{len(counts)} distinct whole numbers, too many or too rare for classes")
+    task: Task = "binary" if len(counts) == 2 else "multiclass"
+    return Labels(task, tuple(sorted(int(value) for value in counts)), f"{len(counts)} whole numbers")
+
+
+def _of_texts(column: ColumnProfile) -> Labels:
+    counts = column.values
+    if counts is None or len(counts) > MOST_CLASSES:
+        raise DataError(
+            f"the target '{column.name}' has {column.distinct:,} distinct texts, and more than {MOST_CLASSES} are no "
+            "classes; choose another target, or group them"
+        )
+    return Labels("binary" if len(counts) == 2 else "multiclass", tuple(sorted(counts)), f"{len(counts)} classes")
+
+
+def _with_positive(found: Labels, column: ColumnProfile, positive: str) -> Labels:
+    if found.classes is None or found.task != "binary":
+        if positive and not (column.parse.type == "boolean" and positive.lower() == "true"):
+            held = "is boolean, and true is its positive class" if found.task == "binary" else f"asks for {found.task}"
+            raise ConfigError(f"--positive needs two classes to choose from, and '{column.name}' {held}; leave it out")
+        return found
+    names = [str(label) for label in found.classes]
+    if positive and positive not in names:
+        raise ConfigError(f"--positive: '{column.name}' has no class '{positive}'; {nearest(positive, names)}")
+    chosen, why = (names.index(positive), "you said so") if positive else _likely_positive(found.classes, column)
+    ordered = (found.classes[1 - chosen], found.classes[chosen])
+    return found._replace(classes=ordered, why=f"{found.why}; '{ordered[1]}' is the positive one, {why}")
+
+
+def _likely_positive(classes: tuple[str | int, ...], column: ColumnProfile) -> tuple[int, str]:
+    if column.parse.type != "string":
+        return 1, "the larger number"
+    first, second = (str(label).lower() for label in classes)
+    if second in POSITIVE or first in NEGATIVE:
+        return 1, "by its name"
+    if first in POSITIVE or second in NEGATIVE:
+        return 0, "by its name"
+    counts: dict[Any, int] = column.values or {}
+    return (0 if counts[classes[0]] < counts[classes[1]] else 1), "the rarer one (--positive says otherwise)"

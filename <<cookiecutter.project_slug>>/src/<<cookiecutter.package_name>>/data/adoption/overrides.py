@@ -1,0 +1,56 @@
+"""What a person may say instead of leaving it to adopt."""
+
+from collections.abc import Collection
+from typing import Literal, NamedTuple
+
+from ...errors import ConfigError
+from ...strict import nearest
+
+Task = Literal["binary", "multiclass", "regression"]
+By = Literal["time", "hash"]
+NO_TIME = "none"
+
+
+class Overrides(NamedTuple):
+    """The options of the command line; empty means that adopt decides."""
+
+    name: str = ""
+    id: str = ""
+    time: str = ""
+    group: str = ""
+    ignore: tuple[str, ...] = ()
+    feature: tuple[str, ...] = ()
+    task: Task | None = None
+    split: By | None = None
+    positive: str = ""
+
+    def check(self, target: str, known: Collection[str], nested: Collection[str] = ()) -> None:
+        """Hold the names against a table's columns, and against those that hold lists, records or bytes.
+
+        Raises:
+            ConfigError: a column does not exist, or is given to two options.
+        """
+        options = {
+            "target": (target,),
+            "id": (self.id,),
+            "time": (self.time if self.time != NO_TIME else "",),
+            "group": (self.group,),
+            "ignore": self.ignore,
+            "feature": self.feature,
+        }
+        if not target:
+            raise ConfigError(f"--target: say which column to predict; {nearest(target, list(known))}")
+        taken: dict[str, str] = {}
+        for option, names in options.items():
+            for name in filter(None, names):
+                if name in nested:
+                    raise ConfigError(f"--{option}: '{name}' holds lists, records or bytes; unfold it into columns")
+                if name not in known:
+                    raise ConfigError(f"--{option}: the table has no column '{name}'; {nearest(name, list(known))}")
+                if name in taken:
+                    raise ConfigError(
+                        f"--{option}: the column '{name}' is given to --{taken[name]} too; give it to one"
+                    )
+                taken[name] = option
+        if self.split == "time" and self.time == NO_TIME:
+            raise ConfigError("--split time needs a time column, and --time none says that there is none")

@@ -1,0 +1,263 @@
+"""What a table holds: how each column reads, and exact counts of every row, in one pass of bounded memory."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from ...errors import DataError
+from . import parsing
+from .parsing import Hints, Parse
+from .reading import Opened
+
+BATCH_ROWS = 200_000
+HEAD_ROWS, HEAD_CELLS = 20_000, 2_000_000
+SAMPLE_ROWS = 200_000
+SAMPLE_CELLS = 20_000_000
+FEW = 1000
+"""Distinct values up to which each one is counted."""
+MISFITS = 100
+"""Cells that could not be read of which a column keeps hold."""
+_SKETCH = 4096
+_HASHES = float(2**64)
+
+
+class ColumnProfile(NamedTuple):
+    """A column of n_rows, once read: counts are exact but for `distinct` beyond 4,096, which is within a few percent.
+
+    `values` counts each value where there are at most `FEW`, else it is None. `misfits` are cells that held something
+    which could not be read, `examples` the first of them. `backwards` counts moments earlier than the row before.
+    """
+
+    name: str
+    parse: Parse
+    missing: int
+    misfits: int
+    examples: tuple[str, ...]
+    minimum: Any
+    maximum: Any
+    distinct: int
+    unique: bool
+    values: dict[Any, int] | None
+    backwards: int
+
+
+class Profile(NamedTuple):
+    """A table: its columns by name, up to `SAMPLE_ROWS` of its rows (columns in contract types), what was left out.
+
+    `repeated` is the number of rows that equal an earlier row in all columns.
+    """
+
+    name: str
+    rows: int
+    columns: dict[str, ColumnProfile]
+    sample: pl.DataFrame
+    repeated: int
+    left_out: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+
+
+def profile(table: Opened, target: str) -> Profile:
+    """Read every row once (columns whose first rows misled, twice); the target's yes and no stay texts.
+
+    Raises:
+        DataError: the table has no rows, or one column only.
+    """
+    head = table.rows.head(max(FEW, min(HEAD_ROWS, HEAD_CELLS // len(table.columns)))).collect()
+    if head.is_empty():
+        raise DataError(f"{table.name} has no rows, only a header; there is nothing to learn from")
+    if len(table.columns) < 2:
+        raise DataError(
+            f"{table.name} has one column only ('{table.columns[0]}'); a target needs columns to learn it from"
+        )
+    named = dict(zip(map(str, range(len(table.columns))), table.columns, strict=True))
+    plan, hints = parsing.guess_all(head.rename(named), Hints(table.semicolons, target=target))
+    parses = {at: parse for at, name in named.items() if (parse := plan[name]) is not None}
+    counted = _count(table.rows, parses)
+    columns = dict(counted.columns)
+    changed = {
+        at: better
+        for at, name in named.items()
+        if at in columns and (better := _reread(columns[at], counted, name, hints)) is not None
+    }
+    if changed:
+        columns |= _count(table.rows.select(list(changed)), changed).columns
+        parses |= changed
+    sample = parsing.read(counted.sample, parses).rename({at: named[at] for at in parses})
+    return Profile(
+        table.name,
+        counted.rows,
+        {named[at]: columns[at]._replace(name=named[at]) for at in parses},
+        sample,
+        counted.repeated,
+        tuple(name for at, name in named.items() if at not in parses),
+        table.told,
+    )
+
+
+class _Counted(NamedTuple):
+    rows: int
+    columns: dict[str, ColumnProfile]
+    sample: pl.DataFrame
+    repeated: int
+    unread: dict[str, pl.Series]
+
+
+def _reread(column: ColumnProfile, counted: _Counted, name: str, hints: Hints) -> Parse | None:
+    """Another way to read a column of texts, where rows beyond the first ones show that it is needed."""
+    cells = counted.sample[column.name]
+    is_text = column.parse is parsing.TEXT and column.distinct > 0 and counted.rows > FEW
+    if cells.dtype != pl.String or not (is_text or column.misfits):
+        return None
+    held = cells.drop_nulls()
+    some = held.sample(min(len(held), HEAD_ROWS), seed=0)
+    # In proportion: few misfits must not outvote a sample.
+    unread = counted.unread[column.name].head(max(1, round(len(some) * parsing.TOLERANCE / 2)))
+    gaps = pl.Series(cells.name, [None] if column.missing else [], dtype=pl.String)
+    better = parsing.guess(pl.concat([some, unread, gaps]).rename(name), hints) or parsing.TEXT
+    if not better.same(column.parse):
+        return better
+    present = counted.rows - column.missing + column.misfits
+    return parsing.TEXT if column.misfits > parsing.TOLERANCE * present else None
+
+
+def _count(rows: pl.LazyFrame, parses: dict[str, Parse]) -> _Counted:
+    schema = rows.collect_schema()
+    counts = [_Count(at, parse) for at, parse in parses.items()]
+    sampler = _Sampler(min(SAMPLE_ROWS, SAMPLE_CELLS // len(schema)))
+    rows_seen, hashes = 0, list[pl.Series]()
+    for batch in _batches(rows):
+        values = parsing.read(batch, parses)
+        totals = _totals(values, counts)
+        # Frame by frame rather than column by column: a table may have ten thousand columns.
+        distinct = values.select(pl.all().drop_nulls().n_unique()).row(0, named=True)
+        hashed = values.select(pl.all().hash(0))
+        for count in counts:
+            count.add(batch[count.at], values[count.at], hashed[count.at], distinct[count.at], totals)
+        rows_seen += batch.height
+        hashes.append(values.hash_rows())
+        sampler.add(batch)
+    return _Counted(
+        rows_seen,
+        {count.at: count.result(rows_seen) for count in counts},
+        sampler.rows(),
+        rows_seen - pl.concat(hashes).n_unique(),
+        {count.at: count.unread for count in counts},
+    )
+
+
+def _batches(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    for batch in rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
+        yield from batch.iter_slices(BATCH_ROWS)
+
+
+def _totals(values: pl.DataFrame, counts: "list[_Count]") -> dict[str, Any]:
+    wanted = []
+    for count in counts:
+        value = pl.col(f"{count.at}")
+        wanted.append(value.null_count().alias(f"missing {count.at}"))
+        if count.parse.type != "string":
+            wanted += [value.min().alias(f"minimum {count.at}"), value.max().alias(f"maximum {count.at}")]
+        if count.parse.type == "datetime":
+            wanted.append((value.diff() < pl.duration()).sum().alias(f"backwards {count.at}"))
+    return values.select(wanted).row(0, named=True)
+
+
+class _Count:
+    """Running counts of one column."""
+
+    def __init__(self, at: str, parse: Parse) -> None:
+        self.at, self.parse = at, parse
+        self.unread = pl.Series(at, [], dtype=pl.String)
+        self._missing = self._misfits = self._backwards = 0
+        self._ends: list[Any] = []
+        self._values: Counter[Any] | None = Counter()
+        self._sketch = np.empty(0, dtype=np.uint64)
+        self._distinct: list[pl.Series] | None = [] if parse.type in ("string", "integer") else None
+
+    def add(
+        self, cells: pl.Series, values: pl.Series, hashes: pl.Series, distinct: int, totals: dict[str, Any]
+    ) -> None:
+        missing = totals[f"missing {self.at}"]
+        self._missing += missing
+        self._backwards += totals.get(f"backwards {self.at}") or 0
+        self._ends += [end for side in ("minimum", "maximum") if (end := totals.get(f"{side} {self.at}")) is not None]
+        if self.parse.type != "string" and missing > cells.null_count():
+            unread = cells.filter(values.is_null())
+            held = unread.filter(pl.select(parsing.present(pl.lit(unread), cells.dtype)).to_series())
+            self._misfits += len(held)
+            self.unread = self.unread.extend(held.head(MISFITS - len(self.unread)).cast(pl.String).alias(self.at))
+        if missing:
+            hashes, values = hashes.filter(values.is_not_null()), values.drop_nulls()
+        if len(values):
+            self._add_values(values, hashes, distinct)
+
+    def _add_values(self, values: pl.Series, hashes: pl.Series, distinct: int) -> None:
+        if self._values is not None:
+            if distinct <= FEW:
+                counted = values.value_counts(name="rows")
+                self._values.update(dict(zip(counted[values.name], counted["rows"], strict=True)))
+            if max(distinct, len(self._values)) > FEW:
+                self._values = None
+        if self._distinct is not None:
+            # An id has no value twice: most columns are out after one batch.
+            self._distinct = [*self._distinct, hashes] if distinct == len(values) else None
+        lowest = hashes.to_numpy()
+        if len(self._sketch) == _SKETCH:
+            lowest = lowest[lowest < self._sketch[-1]]
+        ordered = np.sort(np.concatenate([self._sketch, lowest]))
+        self._sketch = ordered[np.append(True, ordered[1:] != ordered[:-1])][:_SKETCH]
+
+    def result(self, rows: int) -> ColumnProfile:
+        unique = self._distinct is not None and rows == self._missing + sum(map(len, self._distinct))
+        if unique and self._distinct:
+            unique = pl.concat(self._distinct).n_unique() == rows - self._missing
+        distinct = len(self._sketch)
+        if distinct == _SKETCH:
+            # The k smallest of n hashes spread evenly tell n (Bar-Yossef et al., 2002).
+            distinct = round((_SKETCH - 1) / (float(self._sketch[-1]) / _HASHES))
+        return ColumnProfile(
+            self.at,
+            self.parse,
+            self._missing,
+            self._misfits,
+            tuple(self.unread.head(3)),
+            min(self._ends, default=None),
+            max(self._ends, default=None),
+            distinct if self._values is None else len(self._values),
+            unique,
+            dict(self._values) if self._values is not None else None,
+            self._backwards,
+        )
+
+
+class _Sampler:
+    """Up to `limit` rows, each as likely as any other, in order; the same ones every time."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._share, self._rng = limit, 1.0, np.random.default_rng(0)
+        self._kept: list[pl.DataFrame] = []
+        self._rows = 0
+
+    def add(self, batch: pl.DataFrame) -> None:
+        self._keep(batch, self._share)
+        while self._rows > 2 * self._limit:
+            self._thin(0.5)
+            self._share /= 2
+
+    def rows(self) -> pl.DataFrame:
+        if self._rows > self._limit:
+            self._thin(self._limit / self._rows)
+        return pl.concat(self._kept)
+
+    def _thin(self, share: float) -> None:
+        whole, self._kept, self._rows = self._kept, [], 0
+        for frame in whole:
+            self._keep(frame, share)
+
+    def _keep(self, frame: pl.DataFrame, share: float) -> None:
+        kept = frame if share >= 1 else frame.filter(pl.Series(self._rng.random(frame.height) < share))
+        self._kept.append(kept)
+        self._rows += kept.height

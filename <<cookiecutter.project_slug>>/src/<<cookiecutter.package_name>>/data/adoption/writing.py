@@ -1,0 +1,216 @@
+"""The texts of a project that is about another table: contract.yaml, params.yaml, and code without the example."""
+
+import ast
+import io
+import json
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from ...errors import ConfigError
+from ...params import LINEAR
+from .inference import Proposal
+
+LINE = 120
+GATES = "{skill_over_trivial: 0.0, gain_over_linear: -0.02, loss_to_champion: 0.01, parity_tolerance: 0.00001}"
+"""What is asked of a model of any table, besides its floor: ties with the linear baseline pass."""
+
+SOURCE = '''"""Where the raw table comes from: the one file to replace for a source of your own.
+
+`fetch` is called once, when the raw table that params.yaml names is not there and DVC has no copy of it.
+From then on DVC versions the file, and everything else reads only that.
+
+This project's table was adopted from a file or a query, and there is no way back to it from here. To have the table
+fetched instead, write it to `path` as Parquet, with the columns of contract.yaml.
+"""
+
+from pathlib import Path
+
+from ..errors import DataError
+
+
+def fetch(path: Path) -> None:
+    """Say how to have the raw table again.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(
+        f"{path} is not there and DVC has no copy; run `.venv/bin/dvc pull`, or `make adopt` with the table once more"
+    )
+'''
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.()/-]*(?: [A-Za-z0-9_.()/-]+)*")
+_WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "null", "nan", "inf"))
+_UNPRINTABLE = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+
+
+def contract(proposal: Proposal, before: str, source: str) -> str:
+    """contract.yaml; of `before`, the present one, the opening comment stays. `source` is where the rows came from."""
+    comment = [line for line in before.splitlines() if line.startswith("#")]
+    lines = [
+        *comment,
+        "version: 1",
+        f"name: {scalar(proposal.name)}",
+        f"description: {scalar(f'Rows of {source}.')}",
+        "columns:",
+        *(line for column in proposal.columns for line in _entry(column)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def params(proposal: Proposal, before: str, raw: Path) -> str:
+    """params.yaml with the parts that follow from the table set anew; everything else, comments too, stays.
+
+    Raises:
+        ConfigError: the present text is no YAML mapping.
+    """
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.width = LINE
+    yaml.preserve_quotes = True
+    content = yaml.load(before)
+    if not isinstance(content, CommentedMap):
+        raise ConfigError("params.yaml: expected keys and values; restore it from git")
+    _update(content, "data", {"raw": raw.as_posix(), "until": None})
+    _update(content, "split", proposal.split, whole=True)
+    linear = LINEAR[proposal.task]
+    if content["train"].get("estimator") in set(LINEAR.values()) - {linear}:
+        content["train"]["estimator"] = linear
+    if "hist_gradient_boosting" in content["train"]:
+        _update(content["train"], "hist_gradient_boosting", {"early_stopping": proposal.early_stopping})
+    slices = CommentedSeq([_quoted(name) for name in proposal.slices])
+    slices.fa.set_flow_style()
+    _update(content, "evaluate", {"slices": slices, "min_slice_rows": proposal.min_slice_rows})
+    if "costs" in content["evaluate"]:
+        _update(content["evaluate"], "costs", {"false_positive": 1.0, "false_negative": 1.0})
+    _update(content, "gates", {"floor": proposal.floor, **yaml.load(GATES)})
+    written = io.StringIO()
+    yaml.dump(content, written)
+    # The blank line after a group went with its last key.
+    return re.sub(r"(?<=[^\n]\n)(?=(?:train|evaluate):)", "\n", written.getvalue())
+
+
+def without_example(pyproject: str) -> str:
+    """pyproject.toml without the dependencies of the example."""
+    kept = re.sub(r"^example = \[[^\]]*\]\n", "", pyproject, flags=re.MULTILINE)
+    return re.sub(r'^(default-groups = \[.*?)"example",? ?', r"\1", kept, flags=re.MULTILINE)
+
+
+def derived(before: str, columns: Collection[str]) -> str:
+    """derived.py without the features that take a column which is no longer there."""
+    tree = ast.parse(before)
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    table = next(
+        node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "DERIVED"
+    )
+    listed = [ast.unparse(item) for item in table.value.elts] if isinstance(table.value, ast.Tuple) else []
+    gone = [
+        name
+        for name in listed
+        if name in functions and not {argument.arg for argument in functions[name].args.args} <= set(columns)
+    ]
+    if not gone:
+        return before
+    lines: list[str | None] = list(before.splitlines())
+    for name in gone:
+        node = functions[name]
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        assert node.end_lineno is not None
+        end = node.end_lineno
+        while end < len(lines) and not (lines[end] or "").strip():
+            end += 1
+        lines[first - 1 : end] = [None] * (end - first + 1)
+    kept = [name for name in listed if name not in gone]
+    assert table.value is not None
+    assert table.end_lineno is not None
+    value = f"({', '.join(kept)}{',' if len(kept) == 1 else ''})"
+    lines[table.lineno - 1 : table.end_lineno] = [
+        f"DERIVED: {ast.unparse(table.annotation)} = {value}",
+        *[None] * (table.end_lineno - table.lineno),
+    ]
+    text = "\n".join(line for line in lines if line is not None) + "\n"
+    # One blank line parts a constant from imports, two part it from a function.
+    return text if functions.keys() - set(gone) else re.sub(r"\n{3,}(?=DERIVED)", "\n\n", text)
+
+
+def sink(rows: pl.LazyFrame, path: Path) -> None:
+    """Write rows as Parquet without holding them in memory."""
+    rows.sink_parquet(path, compression="zstd", statistics=True)
+
+
+def scalar(value: Any) -> str:
+    """A value as YAML 1.1 and 1.2 both read it back."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
+        return value
+    return _UNPRINTABLE.sub(_escape, json.dumps(value, ensure_ascii=False))
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found.group()):04x}"
+
+
+def _entry(column: dict[str, Any]) -> Iterator[str]:
+    pairs = [(key, _flow(value)) for key, value in column.items()]
+    line = "  - {" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
+    if len(line) <= LINE:
+        yield line
+        return
+    for at, (key, value) in enumerate(pairs):
+        start = f"{'  - ' if at == 0 else '    '}{key}:"
+        if len(start) + len(value) < LINE or key != "categories":
+            yield f"{start} {value}"
+        else:
+            yield start
+            yield from _wrapped([scalar(item) for item in column[key]])
+
+
+def _wrapped(items: list[str]) -> Iterator[str]:
+    line = "      ["
+    for at, item in enumerate(items):
+        word = item + ("]" if at == len(items) - 1 else ",")
+        if len(line) + len(word) > LINE and not line.endswith("["):
+            yield line.rstrip()
+            line = "       "
+        line += f"{word} "
+    yield line.rstrip()
+
+
+def _flow(value: Any) -> str:
+    return f"[{', '.join(scalar(item) for item in value)}]" if isinstance(value, list) else scalar(value)
+
+
+def _update(content: CommentedMap, group: str, values: dict[str, Any], whole: bool = False) -> None:
+    part = content.setdefault(group, CommentedMap())
+    if whole:
+        for key in [key for key in part if key not in values]:
+            del part[key]
+    for key, value in values.items():
+        if part.get(key) != value:
+            part[key] = _quoted(value) if isinstance(value, str) else value
+
+
+def _quoted(text: str) -> str:
+    return text if scalar(text) == text else DoubleQuotedScalarString(text)
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes what is empty as `null`, not as nothing."""
+
+
+def _null(representer: RoundTripRepresenter, _: None) -> ScalarNode:
+    node: ScalarNode = representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    return node
+
+
+_Representer.add_representer(type(None), _null)

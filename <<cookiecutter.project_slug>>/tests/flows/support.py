@@ -1,0 +1,23 @@
+"""What the tests of long-running commands share."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+
+def get(address: str, body: Any = None) -> Any:
+    """What an address answers; a body is posted as JSON."""
+    request = urllib.request.Request(address, headers={"Content-Type": "application/json"})
+    content = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(request, content, timeout=30) as answer:
+        return answer.read()
+
+
+def until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something to happen."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
