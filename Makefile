@@ -19,8 +19,8 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONDONTWRITEBYTECODE
 help: ## List these commands
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
-demo: install ## Bake the example project and turn the whole wheel once, on real data
-	@$(RUN) python tests/demo.py
+demo: install ## Bake a project and turn the whole wheel once, on real data or your own table (DATA= TARGET=)
+	@$(RUN) python tests/demo.py $(if $(DATA),"$(DATA)") $(if $(TARGET),"$(TARGET)")
 
 test: install ## Run every test, those of a baked project included (about 10 minutes)
 	@$(RUN) pytest

@@ -1,7 +1,8 @@
 """Turn the whole wheel once, on real data: bake, train, serve, predict, label, score, monitor.
 
 `make demo` runs this. Every step is checked; the exit status is 0 only if all of them truly worked.
-What it made stays in build/demo/flight-delays to explore.
+What it made stays in build/demo to explore. With a table of one's own, `make demo DATA=… TARGET=…`,
+the project adopts that table first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,25 +30,27 @@ from rich.markup import escape
 from checkout import REPOSITORY, copy_template
 
 OUTPUT = REPOSITORY / "build" / "demo"
-SLUG = "flight-delays"
 ROWS = 500
 PATIENCE_S = 60.0
 VERDICTS = {0: "ok", 3: "insufficient data", 4: "drift", 5: "degraded"}
 
-# Printed by the project's own Python: rows of the month that the model has not seen, as JSON.
+# Printed by the project's own Python: scored rows, what they were answered, what a row is.
 SAMPLE = """
 import json, sys
+from importlib import import_module
 from pathlib import Path
 import polars as pl
-from flight_delays.contract import Contract
-contract = Contract.load(Path("contract.yaml"))
+contract = import_module(sys.argv[1] + ".contract").Contract.load(Path("contract.yaml"))
 rows = pl.read_parquet("build/scored.parquet")
-rows = rows.filter(pl.col(contract.target.name).is_not_null()).gather_every(rows.height // ROWS)
+rows = rows.filter(pl.col(contract.target.name).is_not_null())
+rows = rows.gather_every(max(1, rows.height // ROWS))
 names = [column.name for column in (contract.id, *contract.inputs) if column]
 print(json.dumps({
     "instances": json.loads(rows.select(pl.col(names).name.keep()).write_json()),
     "labels": rows[contract.target.name].to_list(),
+    "predictions": rows["prediction"].to_list(),
     "scores": rows["score"].to_list(),
+    "columns": [column.model_dump(mode="json") for column in contract.inputs],
 }))
 """.replace("ROWS", str(ROWS))
 
@@ -58,10 +62,17 @@ class DemoError(Exception):
 
 
 class Demo:
-    """The steps and what each took."""
+    """The steps and what each took.
 
-    def __init__(self) -> None:
-        self.project = OUTPUT / SLUG
+    Args:
+        table: a table to adopt, and the column to predict; the flights of the example if not given.
+    """
+
+    def __init__(self, table: tuple[Path, str] | None = None) -> None:
+        self.table = table
+        self.name = words(table[0].name) if table else "Flight Delays"
+        self.slug = self.name.lower().replace(" ", "-")
+        self.project = OUTPUT / self.slug
         self.seconds: dict[str, float] = {}
         self.told: list[tuple[str, str]] = []
 
@@ -87,6 +98,10 @@ class Demo:
             notes.append(f"{sum(1 for path in self.project.rglob('*') if path.is_file())} files")
         with self.step("install its packages"):
             self.make("install", show=True)
+        if self.table is not None:
+            with self.step("make adopt: its own table, in place of the example"):
+                data, target = self.table
+                self.make("adopt", f"DATA={data}", f"TARGET={target}", "ARGS=--yes", show=True)
         with self.step("make run: data, six stages, gates, registry, rollout") as notes:
             self.make("run", show=True)
             outcome = json.loads((self.project / "var" / "run.json").read_text())
@@ -96,9 +111,12 @@ class Demo:
             text = self.make("run")
             check("Up to date" in text, f"it did something: {text[-300:]}")
             notes.append("did nothing, without starting a server")
-        with self.step("make score: the month that the model has not seen") as notes:
-            notes.append(self.make("score").strip().splitlines()[-1])
-        with self.step("make monitor: that month against the reference") as notes:
+        with self.step(f"make score: {'all rows' if self.table else 'the next month'}") as notes:
+            raw = [
+                f"INPUT={path}" for path in self.project.glob("data/raw/*.parquet") if self.table
+            ]
+            notes.append(self.make("score", *raw).strip().splitlines()[-1])
+        with self.step("make monitor: what was scored, against the reference") as notes:
             notes.append(self.monitor("SCORED=build/scored.parquet"))
         with self.step("serve, up to the first answer") as notes:
             server, address = self.serve()
@@ -121,26 +139,31 @@ class Demo:
             settings.write_text(f"replay_dir: {json.dumps(scratch)}\n", encoding="utf-8")
             template = copy_template(Path(scratch) / "template")
             cookiecutter(
-                str(template), no_input=True, output_dir=str(OUTPUT), config_file=str(settings)
+                str(template),
+                no_input=True,
+                extra_context={"project_name": self.name},
+                output_dir=str(OUTPUT),
+                config_file=str(settings),
             )
 
     def talk(self, client: httpx.Client) -> None:
         """Predictions good and bad, and labels."""
-        with self.step(f"POST /predict: {ROWS} flights, one by one") as notes:
+        with self.step("POST /predict: rows, one by one") as notes:
             python = str(self.project / ".venv" / "bin" / "python")
-            sample = json.loads(self.run(python, "-c", SAMPLE))
+            sample = json.loads(self.run(python, "-c", SAMPLE, self.slug.replace("-", "_")))
             start = time.perf_counter()
             answers = [predict(client, instance) for instance in sample["instances"]]
             speed = len(answers) / (time.perf_counter() - start)
-            for answer, score in zip(answers, sample["scores"], strict=True):
-                given = answer["probabilities"]["true"]
-                check(given == score, f"the API says {given}, batch scoring said {score}")
+            batch = zip(sample["predictions"], sample["scores"], strict=True)
+            for answer, told in zip(answers, batch, strict=True):
+                given = (answer["prediction"], score(answer))
+                check(given == told, f"the API says {given}, batch scoring said {told}")
             notes.append(
                 f"{len(answers)} answered and logged ({speed:,.0f} a second over one connection), "
                 "each equal to batch scoring's to the last bit"
             )
         with self.step("POST /predict: malformed requests") as notes:
-            for name, broken in malformed(sample["instances"][0]).items():
+            for name, broken in malformed(sample["instances"][0], sample["columns"]).items():
                 refused = client.post("/predict", json={"instances": [broken]})
                 status = refused.status_code
                 check(status == 422, f"{name}: status {status}: {refused.text}")
@@ -157,14 +180,15 @@ class Demo:
 
     def serve(self) -> tuple[subprocess.Popen[str], str]:
         """Start the server on a free port; returns it and its address once it answers."""
-        server = subprocess.Popen(
-            [str(self.project / ".venv" / "bin" / SLUG), "serve", "--port", "0"],
-            cwd=self.project,
-            stdout=subprocess.PIPE,
-            stderr=(self.project / "var" / "serve.log").open("w"),
-            text=True,
-            start_new_session=True,
-        )
+        with (self.project / "var" / "serve.log").open("w") as log:
+            server = subprocess.Popen(
+                [str(self.project / ".venv" / "bin" / self.slug), "serve", "--port", "0"],
+                cwd=self.project,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
         assert server.stdout is not None
         line = server.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:\d+", line)
@@ -214,15 +238,38 @@ def predict(client: httpx.Client, instance: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def malformed(instance: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The same flight, wrong in four ways."""
-    without = {name: value for name, value in instance.items() if name != "carrier"}
-    return {
-        "unknown field": {**instance, "distnace": 1},
-        "missing field": without,
-        "wrong type": {**instance, "distance": "far"},
-        "out of range": {**instance, "distance": -5},
+def score(answer: dict[str, Any]) -> float:
+    """What batch scoring calls the score of an answer."""
+    probabilities = answer.get("probabilities")
+    if probabilities is None:
+        return float(answer["prediction"])
+    found = [float(share) for share in probabilities.values()]
+    return found[-1] if len(found) == 2 else max(found)
+
+
+def malformed(instance: dict[str, Any], columns: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same row, wrong in each way that its columns allow."""
+    first = columns[0]["name"]
+    found = {
+        "unknown field": {**instance, f"{first}_": 1},
+        "wrong type": {**instance, first: {}},
     }
+    for column in columns:
+        name = column["name"]
+        if not column["nullable"] and "missing field" not in found:
+            found["missing field"] = {key: instance[key] for key in instance if key != name}
+        if column["range"]:
+            found["out of range"] = {**instance, name: column["range"][1] + 1}
+    return found
+
+
+def words(name: str) -> str:
+    """A project's name from a file's: its words of plain letters and digits."""
+    stem = unicodedata.normalize("NFKD", name.split(".")[0]).encode("ascii", "ignore").decode()
+    found = re.findall(r"[A-Za-z0-9]+", stem)
+    name = " ".join(word.capitalize() for word in found)[:40].strip()
+    # A folder of its own: `iris-table` shadows no library, `test` or `data` might.
+    return f"{name} Table" if name[:1].isalpha() else "My Table"
 
 
 def check(holds: bool, otherwise: str) -> None:
@@ -245,9 +292,23 @@ def stop(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
-def main() -> int:
-    """Run the demo; returns the exit status."""
-    demo = Demo()
+def main(arguments: list[str]) -> int:
+    """Run the demo; returns the exit status.
+
+    Args:
+        arguments: nothing, or a table's file and the column to predict.
+    """
+    if arguments and len(arguments) != 2:
+        console.print("[red]✗ give both: make demo DATA=your-table.csv TARGET=column[/]")
+        return 2
+    table = None
+    if arguments:
+        path = Path(arguments[0]).expanduser().absolute()
+        if not path.exists():
+            console.print(f"[red]✗ DATA: {escape(str(path))} does not exist[/]")
+            return 2
+        table = path, arguments[1]
+    demo = Demo(table)
     try:
         demo.turn()
     except DemoError as error:
@@ -278,4 +339,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -3,9 +3,10 @@
 import os
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -19,11 +20,15 @@ from .params import Params
 from .settings import QUIET, Settings
 
 if TYPE_CHECKING:
+    from .data.adoption.adopt import Examined
     from .model.gate import Check
     from .model.registry import Registry
     from .monitoring.run import Monitored
 
 R = TypeVar("R")
+Task = Literal["binary", "multiclass", "regression"]
+By = Literal["time", "hash"]
+SHOWN_COLUMNS = 60
 
 # Heavy libraries are imported in the verb that needs them: `--help` and `serve` must not wait for MLflow.
 
@@ -39,13 +44,13 @@ app.add_typer(rollout_app, name="rollout")
 
 console = Console(highlight=False)
 
-# OpenMP threads that spin while they wait make a shared machine many times slower.
-_ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
+ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
+"""Tools are quiet; OpenMP threads that spin while they wait would make a shared machine many times slower."""
 
 
 def main() -> NoReturn:
     """Entry point: an error becomes one line and an exit status other than 0."""
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     stage.run(_invoke)
 
@@ -69,9 +74,13 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Go through every step even if nothing changed.")] = False,
 ) -> None:
     """Train: raw data, stages, gates, registry, rollout. Does nothing when nothing changed."""
-    from .flows import done, graph
+    from .data.adoption import applying
+    from .flows import done, engine, graph
     from .flows.progress import Progress
 
+    if applying.JOURNAL.is_file():
+        with engine.exclusive(done.FOLDER, "run"):
+            applying.recover()
     settings, params, progress = Settings.read(), Params.load(stage.PARAMS), Progress(console)
     last = None if force else done.last(settings, params)
     if last is not None:
@@ -159,15 +168,20 @@ def window(
 def rollout_status() -> None:
     """What the registry and the serving folder hold, and the last changes."""
     from .flows import rollout
+    from .metrics import HEADLINE
     from .serving import routing
+    from .words import MEASURES
 
     settings, registry = Settings.read(), _registry()
     roles = {role: found.number for role in ("champion", "challenger") if (found := registry.alias(role))}
-    table = Table("version", "role", "ROC AUC", "gates", box=None, header_style="bold")
+    headline = HEADLINE[Contract.load(stage.CONTRACT).task]
+    table = Table("version", "role", MEASURES[headline], "gates", box=None, header_style="bold")
     for version in registry.versions()[:10]:
         role = ", ".join(role for role, number in roles.items() if number == version.number)
-        auc = f"{version.metrics['roc_auc']:.4f}" if version.metrics else "–"
-        table.add_row(version.number, role, auc, "passed" if version.passed else f"refused: {escape(version.refused)}")
+        measure = f"{version.metrics[headline]:.4f}" if headline in version.metrics else "–"
+        table.add_row(
+            version.number, role, measure, "passed" if version.passed else f"refused: {escape(version.refused)}"
+        )
     console.print(table)
     if (settings.serving_folder / routing.ROUTING).is_file():
         now = routing.read(settings.serving_folder)
@@ -245,6 +259,51 @@ def ui() -> None:
 
 
 @app.command()
+def adopt(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder of Parquet files, or a database URL.")],
+    target: Annotated[str, typer.Option(metavar="COLUMN", help="What to predict.")],
+    query: Annotated[str, typer.Option(metavar="SQL", help="With a database URL: which rows.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that have uncommitted edits, too.")] = False,
+    name: Annotated[str, typer.Option(help="Of table and model; the file's name if not given.")] = "",
+    id: Annotated[str, typer.Option("--id", metavar="COLUMN", help="Names each row.")] = "",  # noqa: A002
+    time: Annotated[str, typer.Option(metavar="COLUMN", help="When each row happened, or `none`.")] = "",
+    group: Annotated[str, typer.Option(metavar="COLUMN", help="Whose rows stay on one side of the split.")] = "",
+    ignore: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="No input; may be repeated.")] = None,
+    feature: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="An input; may be repeated.")] = None,
+    task: Annotated[Task | None, typer.Option(help="If the target could be read in two ways.")] = None,
+    split: Annotated[By | None, typer.Option(help="Into train, validation and test by time, or by chance.")] = None,
+    positive: Annotated[str, typer.Option(metavar="LABEL", help="Of two classes, the one to look for.")] = "",
+) -> None:
+    """Put your own table in the place of this one: contract, parameters and rows; nothing is left half-done."""
+    from .data.adoption import adopt as adoption
+    from .data.adoption.overrides import Overrides
+    from .flows import done, engine, git
+
+    overrides = Overrides(name, id, time, group, tuple(ignore or ()), tuple(feature or ()), task, split, positive)
+    with engine.exclusive(done.FOLDER, "run"):
+        if not force and (edited := git.edited(adoption.overwritten())):
+            raise ConfigError(
+                f"edits that are not in git would be lost: {', '.join(edited)}; commit them, or pass --force"
+            )
+        now = datetime.now(UTC).replace(tzinfo=None)
+        with ExitStack() as stack:
+            with console.status("reading the table"):
+                found = stack.enter_context(adoption.examined(data, query, target, overrides, now))
+            _show_proposal(found)
+            if not yes and not any(hazard.severity == "refused" for hazard in found.proposal.hazards):
+                if not sys.stdin.isatty():
+                    raise ConfigError(
+                        "nothing was changed: there is no terminal to ask at; pass --yes (make: ARGS=--yes)"
+                    )
+                typer.confirm("Make this project about it?", abort=True)
+            with console.status("writing the project's own copy"):
+                before = adoption.take(found, Settings.read())
+    console.print(f"Adopted. What was here is in {before}; `git diff` shows what changed.", soft_wrap=True)
+    console.print("Next: read contract.yaml, then `make run` trains, `make serve` answers.")
+
+
+@app.command()
 def schedules() -> None:
     """Serve the schedules of prefect.yaml until stopped."""
     from .flows import done, engine
@@ -252,6 +311,7 @@ def schedules() -> None:
     with engine.exclusive(done.FOLDER, "schedules"), engine.api(done.FOLDER / "prefect", scheduling=True):
         from .flows.scheduled import serve_all
 
+        console.print(f"Prefect {os.environ['PREFECT_API_URL'].removesuffix('/api')}", soft_wrap=True)
         serve_all(Path("prefect.yaml"))
 
 
@@ -271,10 +331,37 @@ def _registry() -> "Registry":
     return Registry.open(Settings.read(), Contract.load(stage.CONTRACT).name)
 
 
+def _show_proposal(found: "Examined") -> None:
+    from .data.adoption.columns import described
+
+    profile, proposal = found.profile, found.proposal
+    read = f" ({', '.join(profile.told)})" if profile.told else ""
+    console.print(f"{profile.rows:,} rows × {len(profile.columns):,} columns{read}")
+    of_all, by_column = proposal.decisions[:2], proposal.decisions[2:]
+    for decision in of_all:
+        console.print(f"[bold]{decision.what}[/]: {escape(decision.why)}", soft_wrap=True)
+    table = Table("column", "role", "type", "values", "why", box=None, header_style="bold")
+    for column, decision in list(zip(proposal.columns, by_column, strict=True))[:SHOWN_COLUMNS]:
+        cells = (column["name"], decision.what, column["type"], "; ".join(described(column)), decision.why)
+        table.add_row(*map(escape, cells), style="dim" if decision.what == "ignored" else None)
+    console.print(table)
+    if len(by_column) > SHOWN_COLUMNS:
+        console.print(f"… and {len(by_column) - SHOWN_COLUMNS:,} more columns; contract.yaml will name them all")
+    for hazard in proposal.hazards[:SHOWN_COLUMNS]:
+        colour = {"refused": "red", "warned": "yellow", "handled": "dim"}[hazard.severity]
+        where = f"{escape(hazard.column)}: " if hazard.column else ""
+        told = f"{hazard.kind}: {escape(hazard.evidence)}; {escape(hazard.remedy)}"
+        console.print(f"  [{colour}]{hazard.severity:8}[/] {where}{told}", soft_wrap=True)
+    if len(proposal.hazards) > SHOWN_COLUMNS:
+        console.print(f"… and {len(proposal.hazards) - SHOWN_COLUMNS:,} more hazards")
+
+
 def _show_window(found: "Monitored") -> None:
     for alert in found.alerts:
-        console.print(f"[bold]{alert.severity}[/]: {alert.what}: {escape(alert.evidence)}")
-    console.print(f"[bold]{found.result.verdict}[/]: {found.result.volume.rows:,} rows; report: {found.html}")
+        console.print(f"[bold]{alert.severity}[/]: {alert.what}: {escape(alert.evidence)}", soft_wrap=True)
+    console.print(
+        f"[bold]{found.result.verdict}[/]: {found.result.volume.rows:,} rows; report: {found.html}", soft_wrap=True
+    )
 
 
 def _show_checks(checks: "list[Check]") -> None:

@@ -1,0 +1,56 @@
+"""Tables in files as people have them, and what adopt makes of them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from << cookiecutter.package_name >>.data.adoption import inference, profiling, reading
+from << cookiecutter.package_name >>.data.adoption.hazards import Hazard
+from << cookiecutter.package_name >>.data.adoption.inference import Proposal
+from << cookiecutter.package_name >>.data.adoption.overrides import Overrides
+from << cookiecutter.package_name >>.data.adoption.profiling import Profile
+
+NOW = datetime(2024, 6, 1)
+
+
+def profiled(source: Path | str, target: str, query: str = "") -> Profile:
+    """The profile of a file or a query; scratch files go into a folder beside the file."""
+    folder = Path(str(source).rpartition("://")[2]).parent / "scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    with reading.opened(str(source), query, folder) as opened:
+        return profiling.profile(opened, target)
+
+
+def proposed(table: pl.DataFrame, target: str, folder: Path, **said: Any) -> Proposal:
+    """What adopt proposes for a frame, taken through a Parquet file."""
+    path = folder / "shop.parquet"
+    table.write_parquet(path)
+    return inference.propose(profiled(path, target), target, Overrides(**said), NOW)
+
+
+def shop(rows: int = 400, **columns: Any) -> pl.DataFrame:
+    """A small table without hazards, a number that says a little on `bought`, and further columns."""
+    rng = np.random.default_rng(1)
+    spent = rng.normal(50, 10, rows)
+    bought = np.where(spent + rng.normal(0, 20, rows) > 55, "buyer", "guest")
+    shelf = rng.choice(["left", "middle", "right"], rows)
+    return pl.DataFrame({"spent": spent, "shelf": shelf, **columns, "bought": bought})
+
+
+def entry(proposal: Proposal, name: str) -> dict[str, Any]:
+    """A column as contract.yaml would have it."""
+    return next(column for column in proposal.columns if column["name"] == name)
+
+
+def role(proposal: Proposal, name: str) -> str:
+    """The role of a column."""
+    return str(entry(proposal, name).get("role", "feature"))
+
+
+def told(hazards: Sequence[Hazard]) -> set[tuple[str, str, str]]:
+    """Hazards as (kind, column, severity)."""
+    return {(hazard.kind, hazard.column, hazard.severity) for hazard in hazards}

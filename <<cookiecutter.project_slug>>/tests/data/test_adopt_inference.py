@@ -1,0 +1,372 @@
+"""From a table to a contract: every decision has its reason, every danger its name, every flag its effect."""
+
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import datasets
+
+from << cookiecutter.package_name >>.contract import SCORED
+from << cookiecutter.package_name >>.data.adoption import columns, hazards, words
+from << cookiecutter.package_name >>.data.adoption.parsing import TEXT
+from << cookiecutter.package_name >>.data.adoption.profiling import ColumnProfile
+from << cookiecutter.package_name >>.errors import ConfigError, DataError
+
+from .adopting import entry, proposed, role, shop, told
+
+ROWS = 400
+RNG = np.random.default_rng(2)
+MOMENTS = [datetime(2023, 1, 1) + timedelta(hours=at) for at in range(ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "classes"),
+    [
+        ("iris", "multiclass", [0, 1, 2]),
+        ("wine", "multiclass", [0, 1, 2]),
+        ("digits", "multiclass", list(range(10))),
+        ("breast_cancer", "binary", [0, 1]),
+        ("diabetes", "regression", None),
+    ],
+)
+def test_real_tables_ask_for_what_they_are_known_for(
+    tmp_path: Path, name: str, task: str, classes: list[int] | None
+) -> None:
+    bunch = getattr(datasets, f"load_{name}")()
+    table = pl.DataFrame(bunch.data, schema=list(map(str, bunch.feature_names)))
+    found = proposed(table.with_columns(target=pl.Series(bunch.target)), "target", tmp_path)
+    assert found.task == task
+    assert entry(found, "target").get("categories") == classes
+    assert found.split == {"by": "hash", "validation_share": 0.15, "test_share": 0.15}
+    assert not [hazard for hazard in found.hazards if hazard.severity == "refused" or hazard.kind == "leakage"]
+    for column in table.columns:
+        low, high = entry(found, column).get("range", (-np.inf, np.inf))
+        assert low <= table[column].min() <= table[column].max() <= high, column  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "classes"),
+    [
+        ([True, False], "binary", None),
+        (["yes", "no"], "binary", ["no", "yes"]),
+        (["pass", "fail"], "binary", ["pass", "fail"]),
+        (["b", "a", "b"], "binary", ["b", "a"]),
+        ([1, 2], "binary", [1, 2]),
+        ([1.0, 0.0, None], "binary", [0, 1]),
+        (["a", "b", "c"], "multiclass", ["a", "b", "c"]),
+        ([3, 4, 5], "multiclass", [3, 4, 5]),
+        (list(range(50)), "regression", None),
+        ([0.5, 1.5], "regression", None),
+    ],
+)
+def test_the_target_decides_the_task(tmp_path: Path, values: list[Any], task: str, classes: list[Any] | None) -> None:
+    found = proposed(shop(ROWS, y=[values[at % len(values)] for at in range(ROWS)]), "y", tmp_path)
+    assert (found.task, entry(found, "y").get("categories")) == (task, classes)
+
+
+def test_a_column_is_an_input_by_its_type_and_few_values(tmp_path: Path) -> None:
+    table = shop(
+        ROWS,
+        gift=[(True, False, None)[at % 3] for at in range(ROWS)],
+        age=RNG.integers(18, 90, ROWS),
+        flag=RNG.integers(0, 2, ROWS),
+        share=RNG.random(ROWS),
+        loss=-RNG.random(ROWS),
+        email=[f"{at}@example.org" for at in range(ROWS)],
+    )
+    found = proposed(table, "bought", tmp_path)
+    assert entry(found, "gift") == {"name": "gift", "type": "boolean", "nullable": True}
+    assert entry(found, "age") == {"name": "age", "type": "integer", "range": [0, 125]}
+    assert entry(found, "flag") == {"name": "flag", "type": "integer", "range": [0, 1]}
+    assert entry(found, "share")["range"] == [0, 1.5]
+    assert entry(found, "loss")["range"] == [-1.5, 0]
+    assert entry(found, "shelf")["categories"] == ["left", "middle", "right"]
+    assert entry(found, "email") == {"name": "email", "type": "string", "role": "ignored", "personal": True}
+    assert found.slices == ("shelf", "gift")
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=2, unique=True))
+def test_a_range_is_wider_than_what_was_seen_and_does_not_cross_zero(ends: list[float]) -> None:
+    low, high = sorted(ends)
+    parse = TEXT._replace(type="float")
+    limits = columns.allowed(ColumnProfile("x", parse, 0, 0, (), low, high, 2, False, None, 0))
+    assert limits is not None
+    assert limits[0] <= low <= high <= limits[1]
+    assert not low >= 0 > limits[0]
+    assert not high <= 0 < limits[1]
+
+
+def test_a_time_that_every_row_has_splits_the_table(tmp_path: Path) -> None:
+    table = shop(ROWS, born=MOMENTS, created_at=MOMENTS, seen=[*MOMENTS[1:], None])
+    found = proposed(table, "bought", tmp_path)
+    assert found.split["by"] == "time"
+    assert [role(found, name) for name in ("born", "created_at", "seen")] == ["feature", "time", "feature"]
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [[MOMENTS[0]] * ROWS, [*MOMENTS[1:], None], [moment + timedelta(days=9999) for moment in MOMENTS]],
+    ids=["one", "gap", "future"],
+)
+def test_a_time_that_cannot_be_trusted_does_not(tmp_path: Path, moments: list[datetime | None]) -> None:
+    assert proposed(shop(ROWS, at=pl.Series(moments)), "bought", tmp_path).split["by"] == "hash"
+
+
+def test_rows_of_one_entity_stay_together(tmp_path: Path) -> None:
+    table = shop(ROWS, customer_id=RNG.integers(0, 150, ROWS), patient_age=RNG.integers(0, 90, ROWS))
+    found = proposed(table, "bought", tmp_path)
+    assert found.split["group"] == "customer_id"
+    assert role(found, "customer_id") == "ignored"
+    assert role(found, "patient_age") == "feature"
+
+
+def test_an_id_names_rows_and_is_no_input(tmp_path: Path) -> None:
+    table = shop(ROWS, order_id=range(1000, 1000 + ROWS), uuid=[f"u{at}" for at in range(ROWS)], row=range(ROWS))
+    found = proposed(table, "bought", tmp_path)
+    assert [role(found, name) for name in ("order_id", "uuid", "row")] == ["id", "ignored", "ignored"]
+    assert ("id as number", "row", "handled") in told(found.hazards)
+
+
+Hazardous = tuple[str, str, str]
+
+
+@pytest.mark.parametrize(
+    ("change", "hazard", "became"),
+    [
+        (lambda t: t.with_columns(c=pl.col("bought")), ("leakage", "c", "handled"), "ignored"),
+        (lambda t: t.with_columns(c=(pl.col("bought") == "buyer") * 3 + 0.5), ("leakage", "c", "handled"), "ignored"),
+        (
+            lambda t: t.with_columns(c=pl.when(pl.col("bought") == "buyer").then(pl.col("spent"))),
+            ("leakage", "c", "handled"),
+            "ignored",
+        ),
+        (lambda t: t.with_columns(c=pl.lit(1.0)), ("constant", "c", "handled"), "ignored"),
+        (lambda t: t.with_columns(c=(pl.int_range(pl.len()) == 7) * 5), ("near-constant", "c", "warned"), "feature"),
+        (lambda t: pl.concat([t, t.head(5)]), ("duplicate rows", "", "warned"), ""),
+        (
+            lambda t: t.with_columns(bought=pl.when(pl.int_range(pl.len()) > 9).then(pl.col("bought"))),
+            ("target missing", "bought", "handled"),
+            "",
+        ),
+        (
+            lambda t: t.with_columns(c=pl.format("the quick brown {} jumps", pl.int_range(pl.len()))),
+            ("free text", "c", "handled"),
+            "ignored",
+        ),
+        (
+            lambda t: t.with_columns(c=pl.format("k{}", pl.int_range(pl.len()) // 2)),
+            ("many values", "c", "handled"),
+            "ignored",
+        ),
+        (
+            lambda t: t.with_columns(c=pl.Series([np.inf, 1e300, *RNG.random(t.height - 2)])),
+            ("infinite or huge", "c", "handled"),
+            "feature",
+        ),
+        (
+            lambda t: t.with_columns(c=pl.Series(["oops", *map(str, RNG.random(t.height - 1))])),
+            ("mixed types", "c", "handled"),
+            "feature",
+        ),
+        (
+            lambda t: t.with_columns(c=pl.Series(["1,234", "5,678"] * (t.height // 2))),
+            ("ambiguous", "c", "warned"),
+            "feature",
+        ),
+        (
+            lambda t: t.with_columns(c=pl.Series([f"2023-01-{at % 28 + 1:02d}" for at in range(t.height)])),
+            ("dates as texts", "c", "handled"),
+            "time",
+        ),
+        (
+            lambda t: t.with_columns(c=pl.Series(MOMENTS[::-1])),
+            ("time runs backwards", "c", "handled"),
+            "time",
+        ),
+        (
+            lambda t: t.with_columns(c=pl.Series([datetime(2099, 1, 1), *MOMENTS[1:]])),
+            ("future", "c", "warned"),
+            "time",
+        ),
+        (
+            lambda t: t.with_columns(at=pl.Series(MOMENTS), c=pl.Series(MOMENTS) + timedelta(days=1)),
+            ("known too late", "c", "warned"),
+            "feature",
+        ),
+        (lambda t: t.with_columns(c=pl.lit([1])), ("nested values", "c", "handled"), None),
+        (lambda t: t.head(30), ("few rows", "", "warned"), ""),
+        (lambda t: t.head(10), ("few rows", "", "refused"), ""),
+        (
+            lambda t: t.with_columns(bought=pl.Series(["rare", *t["bought"][1:]])),
+            ("small class", "bought", "refused"),
+            "",
+        ),
+        (
+            lambda t: t.with_columns(bought=pl.Series(["rare"] * 9 + list(t["bought"][9:]))),
+            ("small class", "bought", "warned"),
+            "",
+        ),
+        (
+            lambda t: t.with_columns(bought=pl.Series(["a"] * 3 + ["b"] * (t.height - 3))),
+            ("imbalance", "bought", "warned"),
+            "",
+        ),
+    ],
+)  # fmt: skip
+def test_a_danger_is_named_before_anything_is_trained(
+    tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], hazard: Hazardous, became: str | None
+) -> None:
+    table = shop(ROWS)
+    assert told(proposed(table, "bought", tmp_path).hazards) == set()
+    found = proposed(change(table), "bought", tmp_path)
+    assert hazard in told(found.hazards)
+    if became:
+        assert role(found, hazard[1]) == became
+    assert (became is None) == ("c" in change(table).columns and "c" not in [c["name"] for c in found.columns])
+
+
+@pytest.mark.parametrize("target", ["number", "kind"])
+def test_leaks_are_found_for_numbers_and_many_classes_too(tmp_path: Path, target: str) -> None:
+    number = RNG.normal(size=ROWS)
+    kind = RNG.choice(["a", "b", "c"], ROWS)
+    table = pl.DataFrame(
+        {
+            "honest": number + RNG.normal(size=ROWS),
+            "number": number,
+            "kind": kind,
+            "exponential": np.exp(number),
+            "code": [{"a": 7, "b": 3, "c": 5}[value] for value in kind],
+        }
+    )
+    leaks = {hazard.column for hazard in proposed(table, target, tmp_path).hazards if hazard.kind == "leakage"}
+    assert leaks == ({"exponential"} if target == "number" else {"code"})
+
+
+def test_no_column_of_noise_is_taken_for_a_leak(tmp_path: Path) -> None:
+    for rows in (60, 3000):
+        table = pl.DataFrame({f"x{at}": RNG.normal(size=rows) for at in range(30)})
+        table = table.with_columns(ids=pl.Series([f"s{at}" for at in range(rows)]), y=pl.Series(RNG.random(rows) < 0.3))
+        labels = table["y"]
+        assert hazards.leakage(table, labels.name, [name for name in table.columns if name != "y"], "binary") == []
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_a_name_that_scoring_needs_is_changed(tmp_path: Path, name: str) -> None:
+    found = proposed(shop(ROWS, **{name: RNG.random(ROWS), f"{name}_given": RNG.random(ROWS)}), "bought", tmp_path)
+    assert found.sources[f"{name}_given_"] == name
+    assert found.sources[f"{name}_given"] == f"{name}_given"
+    assert ("reserved name", f"{name}_given_", "handled") in told(found.hazards)
+
+
+@pytest.mark.parametrize("name", ["two words", 'a "quote"', "größe", "class", "__proto__", "a,b", "0", "a\nb", "%"])
+def test_any_name_may_be_that_of_a_column(tmp_path: Path, name: str) -> None:
+    found = proposed(shop(ROWS, **{name: RNG.random(ROWS)}), "bought", tmp_path)
+    assert role(found, name) == "feature"
+    assert proposed(shop(ROWS, **{name: RNG.random(ROWS)}), name, tmp_path).task == "regression"
+
+
+@pytest.mark.parametrize(
+    ("said", "became"),
+    [
+        ({"ignore": ("shelf",)}, ("shelf", "ignored")),
+        ({"feature": ("note",)}, ("note", "feature")),
+        ({"feature": ("leak",)}, ("leak", "feature")),
+        ({"id": "note"}, ("note", "id")),
+        ({"time": "born"}, ("born", "time")),
+        ({"time": "none"}, ("at", "feature")),
+        ({"group": "shelf"}, ("shelf", "ignored")),
+    ],
+)
+def test_a_flag_overrides_a_role(tmp_path: Path, said: dict[str, Any], became: tuple[str, str]) -> None:
+    table = shop(ROWS, at=MOMENTS, born=MOMENTS, note=[f"n{at}" for at in range(ROWS)])
+    table = table.with_columns(leak=pl.col("bought"))
+    assert role(proposed(table, "bought", tmp_path), became[0]) != became[1]
+    assert role(proposed(table, "bought", tmp_path, **said), became[0]) == became[1]
+
+
+@pytest.mark.parametrize(
+    ("said", "key", "value"),
+    [
+        ({"name": "tills"}, "name", "tills"),
+        ({"task": "regression"}, "task", "regression"),
+        ({"split": "hash"}, "split", {"by": "hash", "validation_share": 0.15, "test_share": 0.15}),
+        (
+            {"group": "shelf"},
+            "split",
+            {"by": "hash", "validation_share": 0.15, "test_share": 0.15, "group": "shelf"},
+        ),
+    ],
+)
+def test_a_flag_overrides_what_holds_for_the_whole(tmp_path: Path, said: dict[str, Any], key: str, value: Any) -> None:
+    table = shop(ROWS, at=MOMENTS, grade=RNG.integers(0, 3, ROWS))
+    assert getattr(proposed(table, "grade", tmp_path), key) != value
+    assert getattr(proposed(table, "grade", tmp_path, **said), key) == value
+
+
+def test_the_positive_class_can_be_chosen(tmp_path: Path) -> None:
+    for label, other in (("buyer", "guest"), ("guest", "buyer")):
+        found = proposed(shop(ROWS), "bought", tmp_path, positive=label)
+        assert entry(found, "bought")["categories"] == [other, label]
+
+
+@pytest.mark.parametrize(
+    ("target", "said", "message"),
+    [
+        ("", {}, "say which column to predict; known: bought, shelf, spent"),
+        ("bougth", {}, "did you mean 'bought'?"),
+        ("bought", {"id": "shlef"}, "did you mean 'shelf'?"),
+        ("bought", {"id": "shelf"}, "does not name each row"),
+        ("bought", {"time": "spent"}, "holds no dates"),
+        ("bought", {"ignore": ("bought",)}, "is given to --target too"),
+        ("bought", {"task": "regression"}, "holds no numbers"),
+        ("bought", {"task": "multiclass"}, "2 classes"),
+        ("spent", {"task": "binary"}, "not classes"),
+        ("bought", {"positive": "byer"}, "did you mean 'buyer'?"),
+        ("shelf", {"positive": "left"}, "needs two classes"),
+        ("bought", {"split": "time"}, "no column can be the time"),
+        ("bought", {"split": "time", "time": "none"}, "needs a time column"),
+    ],
+)
+def test_a_flag_that_does_not_fit_the_table_is_said(
+    tmp_path: Path, target: str, said: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        proposed(shop(ROWS), target, tmp_path, **said)
+
+
+@pytest.mark.parametrize(
+    ("table", "target", "message"),
+    [
+        (shop(ROWS, y=[None] * ROWS), "y", "no value in any row"),
+        (shop(ROWS, y=["a"] * ROWS), "y", "one value only ('a')"),
+        (shop(ROWS, y=MOMENTS), "y", "is a date"),
+        (shop(ROWS, y=[f"t{at}" for at in range(ROWS)]), "y", "400 distinct texts"),
+        (pl.DataFrame({"a": [1] * ROWS, "y": [0, 1] * (ROWS // 2)}), "y", "no column is left"),
+    ],
+)
+def test_a_table_that_nothing_can_be_learnt_from_is_refused(
+    tmp_path: Path, table: pl.DataFrame, target: str, message: str
+) -> None:
+    with pytest.raises(DataError) as raised:
+        proposed(table, target, tmp_path)
+    assert message in str(raised.value)
+
+
+def test_ten_thousand_columns_take_seconds(tmp_path: Path) -> None:
+    table = pl.DataFrame(RNG.normal(size=(100, 10_000)), schema=[f"x{at}" for at in range(10_000)])
+    found = proposed(table.with_columns(y=pl.Series([0, 1] * 50)), "y", tmp_path)
+    assert len(found.columns) == 10_001
+
+
+def test_names_are_cut_into_words() -> None:
+    assert words.words("CustomerID") == words.words("customer-id") == words.words("customer_id") == ["customer", "id"]
+    assert words.words("HTTPStatus2") == ["http", "status", "2"]
+    assert words.words("Größe") == ["größe"]

@@ -1,0 +1,309 @@
+"""A table is read right, or refused in one line, whatever made the file."""
+
+import gzip
+import json
+import sqlite3
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from << cookiecutter.package_name >>.data.adoption import database, parsing
+from << cookiecutter.package_name >>.data.adoption.parsing import Hints
+from << cookiecutter.package_name >>.errors import DataError
+
+from .adopting import profiled
+
+ROWS = [("1", "Zoë", "1.5", "yes"), ("2", 'a "b", c', "-2", "no"), ("3", "plain", "", "yes")]
+TYPES = {"n": "integer", "name": "string", "x": "float", "ok": "boolean"}
+
+
+def delimited(by: str, quote_all: bool = False) -> str:
+    def cell(value: str) -> str:
+        quoted = '"' + value.replace('"', '""') + '"'
+        return quoted if quote_all or by in value or '"' in value else value
+
+    return "".join(by.join(cell(value) for value in row) + "\n" for row in [tuple(TYPES), *ROWS])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.csv", delimited(",").encode(), ("commas",)),
+        ("t.csv", delimited(";").encode("utf-8-sig"), ("semicolons",)),
+        ("t.tsv", delimited("\t").encode("utf-16"), ("UTF-16", "tabs")),
+        ("t.txt", delimited("|").encode("utf-16-le"), ("UTF-16-LE", "bars")),
+        ("t.data", delimited(",").encode("cp1252"), ("CP1252", "commas")),
+        ("t.csv.gz", gzip.compress(delimited(",").encode("latin-1"), mtime=0), ("gzip", "CP1252", "commas")),
+        ("t.csv", delimited(",").replace("\n", "\r\n").encode(), ("commas",)),
+        ("t.csv", delimited(",").replace("\n", "\r").encode(), ("commas",)),
+        ("t.csv", delimited(",", quote_all=True).encode(), ("commas",)),
+        ("t.csv", delimited(",").replace("\n1,", "\n\n1,").encode(), ("commas",)),
+        ("noname", delimited(";").encode(), ("semicolons",)),
+    ],
+)
+def test_text_of_any_make_is_the_same_table(tmp_path: Path, name: str, content: bytes, said: tuple[str, ...]) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = profiled(tmp_path / name, "n")
+    assert found.told == said
+    assert found.name == name.partition(".")[0]
+    assert {name: column.parse.type for name, column in found.columns.items()} == TYPES
+    assert found.sample.rows() == [(1, "Zoë", 1.5, True), (2, 'a "b", c', -2.0, False), (3, "plain", None, True)]
+
+
+def frame() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "n": [1, 2, 3],
+            "kind": pl.Series(["a", "b", None], dtype=pl.Categorical),
+            "at": pl.Series([datetime(2020, 1, day) for day in (1, 2, 3)]).dt.replace_time_zone("Europe/Berlin"),
+            "tags": [["x"], [], None],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("t.parquet", lambda table, path: table.write_parquet(path)),
+        ("t.arrow", lambda table, path: table.write_ipc(path)),
+        ("t.feather", lambda table, path: table.write_ipc(path, compression="lz4")),
+        ("t", lambda table, path: table.write_parquet(path, partition_by="n", mkdir=True)),
+    ],
+)
+def test_typed_files_keep_their_types_and_lose_what_no_model_takes(
+    tmp_path: Path, name: str, write: Callable[[pl.DataFrame, Path], None]
+) -> None:
+    write(frame(), tmp_path / name)
+    found = profiled(tmp_path / name, "kind")
+    assert found.left_out == ("tags",)
+    assert found.columns["kind"].values == {"a": 1, "b": 1}
+    assert found.columns["at"].minimum == datetime(2019, 12, 31, 23)
+    assert sorted(found.sample["n"]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["\n".join(json.dumps(row) for row in ({"a": 1, "b": "x"}, {"a": 2.5}, {"a": None, "b": "y"})),
+     json.dumps([{"a": 1, "b": "x"}, {"a": 2.5}, {"a": None, "b": "y"}])],
+    ids=["lines", "list"],
+)  # fmt: skip
+def test_json_may_be_lines_or_a_list(tmp_path: Path, content: str) -> None:
+    (tmp_path / "t.json").write_text(content)
+    assert profiled(tmp_path / "t.json", "a").sample.rows() == [(1.0, "x"), (2.5, None), (None, "y")]
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "values"),
+    [
+        (["1,5", "2,25", "-3"], "float", [1.5, 2.25, -3.0]),
+        (["1.234,5", "12,0"], "float", [1234.5, 12.0]),
+        (["1,234,567", "12"], "integer", [1234567, 12]),
+        (["1,234.5", "12"], "float", [1234.5, 12.0]),
+        (["1 234", "12"], "integer", [1234, 12]),
+        (["$5", "$1.50"], "float", [5.0, 1.5]),
+        (["12%", "3 %"], "float", [12.0, 3.0]),
+        (["1e5", ".5", "+3."], "float", [1e5, 0.5, 3.0]),
+        (["3.0", "", "4.0"], "integer", [3, None, 4]),
+        (["3.0", "4.0"], "float", [3.0, 4.0]),
+        ([" 1", "2 ", "?"], "integer", [1, 2, None]),
+        (["1.5", "n/a", "NULL", "-"], "float", [1.5, None, None, None]),
+        (["007", "123"], "string", ["007", "123"]),
+        (["12345678901234567890", "1"], "string", ["12345678901234567890", "1"]),
+        (["True", "FALSE", ""], "boolean", [True, False, None]),
+        (["Y", "n", "N"], "boolean", [True, False, False]),
+        (["0", "1", "1"], "integer", [0, 1, 1]),
+        (["a", "", " b "], "string", ["a", None, "b"]),
+        (["__missing__", "b"], "string", [None, "b"]),
+        (["2020-01-31", "2020-02-01"], "datetime", [datetime(2020, 1, 31), datetime(2020, 2, 1)]),
+        (["31.01.2020 08:15", "01.02.2020 09:00"], "datetime", [datetime(2020, 1, 31, 8, 15), datetime(2020, 2, 1, 9)]),
+        (["1/31/2020", "2/1/2020"], "datetime", [datetime(2020, 1, 31), datetime(2020, 2, 1)]),
+        (["31/01/20", "01/02/20"], "datetime", [datetime(2020, 1, 31), datetime(2020, 2, 1)]),
+        (["Jan 5, 2020", "Feb 10, 2020"], "datetime", [datetime(2020, 1, 5), datetime(2020, 2, 10)]),
+        (["2020-01-31T10:00:00+02:00", "2020-01-31T10:00:00Z"], "datetime",
+         [datetime(2020, 1, 31, 8), datetime(2020, 1, 31, 10)]),
+        (["01/31/2020 3:05 PM", "02/01/2020 11:00 AM"], "datetime",
+         [datetime(2020, 1, 31, 15, 5), datetime(2020, 2, 1, 11)]),
+    ],
+)  # fmt: skip
+def test_cells_are_read_as_what_they_mean(cells: list[str], kind: str, values: list[object]) -> None:
+    series = pl.Series("c", cells)
+    parse = parsing.guess(series, Hints())
+    assert parse is not None
+    assert (parse.type, parsing.read_one(series, parse).to_list()) == (kind, values)
+
+
+def test_a_thousand_or_one_and_a_bit_is_not_guessed_unless_the_table_tells() -> None:
+    unclear = pl.DataFrame({"price": ["1,234", "5,678"], "note": ["a", "b"]})
+    found, _ = parsing.guess_all(unclear, Hints())
+    assert found["price"] is not None
+    assert (found["price"].type, found["price"].unclear) == ("string", "number")
+    found, _ = parsing.guess_all(unclear.with_columns(weight=pl.Series(["1,5", "22,75"])), Hints())
+    assert found["price"] is not None
+    assert parsing.read_one(unclear["price"], found["price"]).to_list() == [1.234, 5.678]
+
+
+def test_dates_that_may_be_either_are_read_in_the_order_that_runs_forward() -> None:
+    series = pl.Series("c", ["01/11/2020", "02/11/2020", "01/12/2020", "02/12/2020"])
+    parse = parsing.guess(series, Hints())
+    assert parse is not None
+    assert parse.unclear == "date"
+    assert parsing.read_one(series, parse).is_sorted()
+
+
+@pytest.mark.parametrize(("name", "values"), [("date", [20200131, 20200201]), ("timestamp", [1580428800, 1580515200])])
+def test_numbers_that_are_dates_by_name_are_dates(name: str, values: list[int]) -> None:
+    for series in (pl.Series(name, values), pl.Series(name, list(map(str, values)))):
+        parse = parsing.guess(series, Hints())
+        assert parse is not None
+        assert parsing.read_one(series, parse).to_list() == [datetime(2020, 1, 31), datetime(2020, 2, 1)]
+    assert getattr(parsing.guess(pl.Series("count", values), Hints()), "type", "") == "integer"
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=20))
+def test_every_number_that_was_written_is_read_back(numbers: list[float]) -> None:
+    series = pl.Series("c", [repr(number) for number in numbers])
+    parse = parsing.guess(series, Hints())
+    assert parse is not None
+    assert parse.type == "float"
+    assert parsing.read_one(series, parse).to_list() == numbers
+
+
+def test_what_the_first_rows_hide_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.profiling.HEAD_ROWS", 100)
+    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.profiling.FEW", 100)
+    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.profiling.BATCH_ROWS", 130)
+    rows = 1000
+    table = pl.DataFrame(
+        {
+            "late_fraction": ["1"] * 998 + ["2.5", "3"],
+            "late_text": ["1"] * 500 + ["word"] * 500,
+            "late_start": [""] * 900 + ["7"] * 100,
+            "one_word": ["1"] * 995 + ["oops"] + ["2"] * 4,
+            "n": list(map(str, range(rows))),
+        }
+    )
+    table.write_csv(tmp_path / "t.csv")
+    found = profiled(tmp_path / "t.csv", "n").columns
+    assert [found[name].parse.type for name in table.columns] == ["float", "string", "integer", "integer", "integer"]
+    assert (found["one_word"].misfits, found["one_word"].examples) == (1, ("oops",))
+    assert (found["late_start"].missing, found["late_fraction"].maximum) == (900, 3.0)
+    assert (found["n"].unique, found["n"].distinct, found["n"].minimum, found["n"].maximum) == (True, rows, 0, 999)
+
+
+def test_counts_over_many_batches_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.profiling.BATCH_ROWS", 1000)
+    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.profiling.SAMPLE_ROWS", 2000)
+    rng = np.random.default_rng(0)
+    rows = 20_000
+    table = pl.DataFrame(
+        {
+            "x": rng.normal(size=rows),
+            "k": rng.integers(0, 7, rows),
+            "id": rng.permutation(rows),
+            "twice": [*range(rows - 1), 0],
+            "y": rng.random(rows) < 0.3,
+        }
+    )
+    pl.concat([table, table.head(3)]).write_parquet(tmp_path / "t.parquet")
+    found = profiled(tmp_path / "t.parquet", "y")
+    assert (found.rows, found.repeated) == (rows + 3, 3)
+    assert found.columns["x"].minimum == table["x"].min()
+    assert found.columns["k"].values == dict(pl.concat([table, table.head(3)])["k"].value_counts().iter_rows())
+    assert found.columns["x"].distinct == pytest.approx(rows, rel=0.05)
+    assert not found.columns["twice"].unique
+    assert not found.columns["id"].unique
+    assert 1500 < found.sample.height < 2500
+    assert found.sample["k"].mean() == pytest.approx(3.0, abs=0.2)
+
+
+def test_a_query_is_read_in_batches_and_types_may_differ_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BATCH_ROWS", 2)
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table orders (id integer, amount, note text)")
+        connection.executemany("insert into orders values (?, ?, ?)", [(1, 2, None), (2, 3, None), (3, 4.5, "x")])
+    connection.close()
+    found = profiled(f"sqlite:///{tmp_path}/shop.db", "amount", "select * from orders order by id")
+    assert found.sample.rows() == [(1, 2.0, None), (2, 3.0, None), (3, 4.5, "x")]
+
+
+def wrong(name: str, content: bytes) -> Callable[[Path], str]:
+    def write(folder: Path) -> str:
+        (folder / name).write_bytes(content)
+        return str(folder / name)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (wrong("t.csv", b""), "is empty (0 bytes)"),
+        (wrong("t.csv", b"  \n\n"), "nothing but blanks"),
+        (wrong("t.csv", b"a,b\n"), "has no rows, only a header"),
+        (wrong("t.csv", b"b\n1\n2\n"), "has one column only ('b')"),
+        (wrong("t.csv", b"a,b,a\n1,2,3\n"), "the column 'a' stands twice"),
+        (wrong("t.csv", b"1,2\n3,4\n"), "has no header"),
+        (wrong("t.csv", b"a,b\n1,2\n1,2,3,4\n"), "cannot be read"),
+        (wrong("t.csv", b"a,b\x00\x01\n1,2\n"), "is no readable text"),
+        (wrong("t.csv", b"PAR1xxxxxPAR1"), "is Parquet by its content, not csv"),
+        (wrong("t.parquet", b"a,b\n1,2\n"), "is no Parquet file"),
+        (wrong("t.parquet", b"PAR1 and then nothing"), "cannot be read"),
+        (wrong("t.xlsx", b"PK\x03\x04xxxxxx"), "zip (or Excel) by its content; unpack it, or save it as CSV"),
+        (wrong("t.csv", gzip.compress(b"a,b\n1,2\n", mtime=0)), "is gzip by its content; rename it"),
+        (wrong("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 999, mtime=0)[:40]), "is damaged gzip"),
+        (wrong("t.json", b"b,c"), "is no JSON of rows"),
+        (wrong("t.db", b"SQLite format 3\0"), "sqlite:///PATH"),
+        (lambda folder: str(folder / "t.cvs"), "does not exist"),
+        (str, "is a folder without Parquet files"),
+        (lambda _: "https://example.org/t.csv", "is no database; download the file"),
+        (lambda _: "nosuch://me:secret@host/db", "no driver"),
+        (lambda folder: f"sqlite:///{folder}/none.db", "does not exist"),
+        (lambda _: "postgresql://me:secret@localhost:port/db", "postgresql://…"),
+    ],
+)
+def test_what_is_no_table_is_said_in_one_line(tmp_path: Path, make: Callable[[Path], str], said: str) -> None:
+    with pytest.raises(DataError) as raised:
+        profiled(make(tmp_path), "b")
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("", "tables: orders"),
+        ("select * from order", "syntax error"),
+        ("select 1 as a, 2 as a", "gives the column 'a' twice"),
+        ("select * from orders", "gives no rows"),
+        ("create table more (a)", "gives no rows"),
+    ],
+)
+def test_a_query_that_gives_no_table_is_said_in_one_line(tmp_path: Path, query: str, said: str) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table orders (id integer, a)")
+    connection.close()
+    with pytest.raises(DataError) as raised:
+        profiled(f"sqlite:///{tmp_path}/shop.db", "a", query)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://me:hush%40@host/db", "postgresql://host/db?user=me&password=hush", "postgresql://me:hush@host:x/db"],
+)
+def test_a_password_is_never_shown(url: str) -> None:
+    assert "hush" not in database.masked(url)
+    with pytest.raises(DataError) as raised:
+        database.fetch(url.replace("host", "127.0.0.1:1"), "select 1", Path())
+    assert "hush" not in str(raised.value)

@@ -1,0 +1,145 @@
+"""The command line: what each verb says, and that every mistake is one line and an exit status."""
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import pytest
+from typer.main import get_command
+
+from << cookiecutter.package_name >> import cli
+from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.monitoring.result import EXIT_STATUS
+
+from . import project
+
+
+class Said(NamedTuple):
+    """Exit status and lines of one command."""
+
+    status: int
+    output: str
+    errors: str
+
+
+class Say:
+    """Calls the command line in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch = monkeypatch
+        self.capsys = capsys
+
+    def __call__(self, *words: str) -> Said:
+        self.monkeypatch.setattr(sys, "argv", ["<< cookiecutter.project_slug >>", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        output, errors = self.capsys.readouterr()
+        return Said(int(left.value.code or 0), output, errors)
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+    monkeypatch.setattr(cli.console, "width", 200)
+    return Say(monkeypatch, capsys)
+
+
+def test_help_names_every_verb_with_a_line_and_make_has_each(say: Say) -> None:
+    told = say("--help")
+    assert told.status == 0
+    verbs = get_command(cli.app).commands  # type: ignore[attr-defined]
+    makefile = (project.ROOT / "Makefile").read_text()
+    for verb, command in verbs.items():
+        assert re.search(rf"\b{verb}\b.*{re.escape(command.get_short_help_str(200)[:20])}", told.output), verb
+        assert f"$(CLI) {verb}" in makefile, f"make has no target for `{verb}`"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serv"], "No such command 'serv'"),
+        (["score"], "Missing argument 'INPUT'"),
+        (["score", "a.parquet"], "Missing argument 'OUTPUT'"),
+        (["run", "--forse"], "No such option"),
+        (["serve", "--port", "many"], "'many' is not a valid int"),
+        (["serve", "--workers", "0"], "0 is not in the range"),
+        (["window", "o.parquet", "--since", "yesterday"], "'yesterday' does not match the formats"),
+        (["rollout", "forward"], "No such command 'forward'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_that_names_it(say: Say, words: list[str], said: str) -> None:
+    told = say(*words)
+    assert told.status == 2
+    assert told.output == ""
+    assert told.errors.startswith("error: ")
+    assert said in told.errors
+    assert told.errors.rstrip().endswith("--help`")
+    assert told.errors.count("\n") == 1
+
+
+def test_without_a_verb_the_help_is_shown_and_nothing_is_done(say: Say) -> None:
+    told = say()
+    assert told.status == 2
+    assert "Usage" in told.output + told.errors
+
+
+@pytest.mark.parametrize("words", [["run"], ["rollout", "status"], ["monitor"], ["score", "a", "b"], ["window", "o"]])
+def test_outside_a_project_every_verb_says_what_is_missing(
+    say: Say, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = say(*words)
+    assert told.status != 0
+    assert re.match(r"error: (params|contract)\.yaml", told.errors), told.errors
+    assert told.errors.count("\n") == 1
+
+
+def test_from_the_command_line_a_table_is_scored_and_judged(say: Say, finished: Path) -> None:
+    told = say("score", str(project.RAW), "build/scored.parquet")
+    assert told.status == 0, told.errors
+    assert re.fullmatch(
+        r"2,000 rows in \d+\.\d s \([\d,]+ a second\) by version 1 → build/scored\.parquet",
+        told.output.splitlines()[-1],
+    )
+    assert pl.read_parquet("build/scored.parquet").height == 2000
+
+    judged = say("monitor", "build/scored.parquet")
+    verdict = judged.output.splitlines()[-1].partition(":")[0]
+    assert judged.status == EXIT_STATUS[verdict]  # type: ignore[index]
+    report = judged.output.splitlines()[-1].rpartition("report: ")[2]
+    assert Path(report).read_text().startswith("<!doctype html>")
+
+
+def test_a_span_of_the_raw_table_is_cut_out(say: Say, finished: Path, contract: Contract) -> None:
+    if contract.time is None:
+        pytest.skip("the contract has no time")
+    moments = pl.read_parquet(project.RAW)[contract.time.name].sort()
+    middle = str(moments[1000]).partition(".")[0]
+    told = say("window", "build/later.parquet", "--since", middle, "--until", "2200-01-01")
+    found = pl.read_parquet("build/later.parquet")
+    assert told.output == f"{found.height:,} rows → build/later.parquet\n"
+    assert 0 < found.height < 2000
+    assert say("window", "build/none.parquet", "--since", "2200-01-01").errors.startswith("error: no row lies from")
+    assert not Path("build/none.parquet").exists()
+
+
+def test_versions_are_shown_and_an_unknown_one_is_refused_by_name(say: Say, finished: Path) -> None:
+    shown = say("rollout", "status")
+    assert shown.status == 0, shown.errors
+    assert re.search(r"^ 1 +champion +0\.\d{4} +passed", shown.output, re.MULTILINE)
+    assert re.search(r"serving: version 1 since .* \(first champion\)", shown.output)
+    assert "nothing → 1 (first champion)" in shown.output
+
+    unknown = say("rollout", "promote", "9")
+    assert (unknown.status, unknown.errors.count("\n")) == (1, 1)
+    assert "has no version '9'; known: 1" in unknown.errors
+    assert say("rollout", "promote").errors.startswith("error: ")
+    assert say("rollout", "rollback").errors.startswith("error: ")
+
+
+def test_a_lost_serving_folder_is_mended_from_the_registry(say: Say, finished: Path) -> None:
+    (finished / "var" / "serving").rename(finished / "lost")
+    told = say("rollout", "sync")
+    assert told.output == "The serving folder holds version 1.\n"
+    assert (finished / "var" / "serving" / "routing.json").is_file()
