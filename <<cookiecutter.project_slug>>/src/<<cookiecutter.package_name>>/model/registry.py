@@ -18,6 +18,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.store.db.db_types import DATABASE_ENGINES
 
 from .. import bundle
 from ..contract import Contract
@@ -92,6 +93,8 @@ class Registry:
             with _lock("mlflow-store", settings):
                 if uri.startswith(_SQLITE):
                     _make(Path(uri.removeprefix(_SQLITE)))
+                elif uri.startswith(tuple(DATABASE_ENGINES)):
+                    _connect(uri)
                 client = MlflowClient(uri, uri)
                 if uri.startswith(_SQLITE) and "://" not in settings.artifact_root:
                     _mend_moved_paths(uri, Path(settings.artifact_root).absolute())
@@ -353,6 +356,15 @@ def _make(database: Path) -> None:
             MlflowClient(f"{_SQLITE}{part}").search_experiments(max_results=1)
         finally:
             sa.event.remove(sa.Engine, "connect", hasten)
+
+
+def _connect(uri: str) -> None:
+    """See once whether a database answers: MLflow would ask it for a minute and a half."""
+    engine = sa.create_engine(uri)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 def _mend_moved_paths(uri: str, artifact_root: Path) -> None:
