@@ -15,7 +15,7 @@ from << cookiecutter.package_name >>.contract import Column, Contract
 from << cookiecutter.package_name >>.data import card, tables
 from << cookiecutter.package_name >>.flows import scoring
 from << cookiecutter.package_name >>.metrics import HEADLINE
-from << cookiecutter.package_name >>.model import figures, gate
+from << cookiecutter.package_name >>.model import figures, gate, speed
 from << cookiecutter.package_name >>.monitoring import run
 from << cookiecutter.package_name >>.monitoring.window import Window, from_file, from_log
 from << cookiecutter.package_name >>.params import Params, ScoreParams
@@ -66,19 +66,28 @@ def adapted(params: Params, contract: Contract) -> Params:
     """The project's parameters, without what they say about its own table."""
     split = strict.parse({"by": "hash"}, type(params.split), "split")
     evaluate = params.evaluate.model_copy(update={"slices": slices(contract)})
-    gates = params.gates.model_copy(update={"floor": 0.3, "gain_over_linear": -0.2, "skill_over_trivial": 0.0})
+    wanted = {"floor": 0.3, "gain_over_linear": -0.2, "skill_over_trivial": 0.0, "slice_floor": 0.0, "slice_loss": None}
+    gates = params.gates.model_copy(update=wanted)
     return params.model_copy(update={"split": split, "evaluate": evaluate, "gates": gates})
 
 
+def candidate(made: Made, params: Params) -> gate.Candidate:
+    found = tables.to_columns(made.table.head(20), made.contract.inputs)
+    latency, size = speed.latency_ms(made.bundle, found), speed.size_mb(made.path)
+    return gate.Candidate(
+        made.bundle.manifest, latency_ms=latency, size_mb=size, interval_level=params.evaluate.interval_level
+    )
+
+
 def test_the_model_beats_the_average_and_passes_every_gate(made: Made, params: Params) -> None:
-    checks = gate.judge(gate.Candidate(made.bundle.manifest), adapted(params, made.contract).gates)
+    checks = gate.judge(candidate(made, params), adapted(params, made.contract).gates)
     assert [check for check in checks if not check.passed] == []
     assert made.bundle.manifest.metrics["test"][HEADLINE[made.contract.task]] > 0.3
 
 
 def test_a_champion_that_is_better_keeps_its_place(made: Made, params: Params) -> None:
-    candidate = gate.Candidate(made.bundle.manifest, champion=0.9999)
-    failed = {check.gate for check in gate.judge(candidate, adapted(params, made.contract).gates) if not check.passed}
+    beaten = candidate(made, params)._replace(champion=0.9999)
+    failed = {check.gate for check in gate.judge(beaten, adapted(params, made.contract).gates) if not check.passed}
     assert failed == {"keeps up with the champion"}
 
 

@@ -117,7 +117,8 @@ class EvaluateParams(strict.Strict):
 class GateParams(strict.Strict):
     """What a model must meet before it may be promoted; see model/gate.py.
 
-    Floor, gain and loss are in ROC AUC for classes, in R² for numbers.
+    Floor, gain and loss are in ROC AUC for classes, in R² for numbers. Sampling noise of few rows is allowed for in
+    the gates themselves. A `slice_loss` of None leaves the floor of slices alone to judge.
     """
 
     floor: float = Field(ge=-1, le=1)
@@ -125,6 +126,13 @@ class GateParams(strict.Strict):
     gain_over_linear: float = Field(ge=-1, le=1)
     loss_to_champion: float = Field(ge=0, le=1)
     parity_tolerance: float = Field(gt=0)
+    slice_floor: float = Field(default=0.5, ge=-1, le=1)
+    slice_loss: float | None = Field(default=None, ge=0, le=2)
+    class_recall: float = Field(default=0.0, ge=0, le=1)
+    calibration_error: float = Field(default=0.15, gt=0, le=1)
+    coverage_tolerance: float = Field(default=0.1, ge=0, le=1)
+    latency_ms: float = Field(default=20.0, gt=0)
+    size_mb: float = Field(default=200.0, gt=0)
 
 
 class RolloutParams(strict.Strict):

@@ -244,8 +244,10 @@ def test_params_keep_their_comments_and_what_a_table_does_not_decide(tmp_path: P
         "# every knob\nseed: 13 # luck\n\ndata:\n  raw: data/raw/tills.parquet   # here\n  until: null\n\n"
         "split:\n  by: hash\n  validation_share: 0.15\n  test_share: 0.15\n\n"
         "train:\n  estimator: logistic_regression\n\nevaluate:\n  slices: [shelf]\n  min_slice_rows: 20\n\n"
-        "gates:\n  own: 1\n  floor: 0.5\n  skill_over_trivial: 0.0\n  gain_over_linear: -0.02\n"
+        "gates:\n  own: 1\n  floor: 0.5\n  slice_floor: 0.5\n  skill_over_trivial: 0.0\n  gain_over_linear: -0.02\n"
         "  loss_to_champion: 0.01\n  parity_tolerance: 0.00001\n"
+        "  slice_loss: null\n  class_recall: 0.0\n  calibration_error: 0.15\n  coverage_tolerance: 0.1\n"
+        "  latency_ms: 20.0\n  size_mb: 200.0\n"
     )
 
 

@@ -1,13 +1,16 @@
 """Each gate can say no alone, and nothing that was not measured passes."""
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from << cookiecutter.package_name >> import bundle
-from << cookiecutter.package_name >>.model import gate
+from << cookiecutter.package_name >>.bundle import Bundle, Slice
+from << cookiecutter.package_name >>.contract import Columns
+from << cookiecutter.package_name >>.model import gate, speed
 from << cookiecutter.package_name >>.model.gate import Candidate
 from << cookiecutter.package_name >>.params import GateParams
 
@@ -17,17 +20,29 @@ PARAMS = GateParams(
     gain_over_linear=0.0,
     loss_to_champion=0.01,
     parity_tolerance=1e-5,
+    slice_floor=0.6,
+    slice_loss=0.1,
+    class_recall=0.3,
+    calibration_error=0.05,
+    coverage_tolerance=0.02,
+    latency_ms=10.0,
+    size_mb=5.0,
 )
+MEASURED = {"latency_ms": 0.2, "size_mb": 0.5, "interval_level": 0.9}
+ROWS = {"train": 30_000, "validation": 10_000, "test": 10_000}
 GOOD = {
-    "test": {"roc_auc": 0.75, "log_loss": 0.5},
+    "test": {"roc_auc": 0.75, "log_loss": 0.5, "brier": 0.15, "calibration_error": 0.02},
     "linear": {"roc_auc": 0.7, "log_loss": 0.55},
     "trivial": {"roc_auc": 0.5, "log_loss": 0.6},
 }
 
 
+OF_SLICES = ("no slice is left behind",)
+
+
 @pytest.fixture
 def manifest(bundle_path: Path) -> bundle.Manifest:
-    return bundle.verify(bundle_path).model_copy(update={"metrics": GOOD, "parity": 1e-7})
+    return bundle.verify(bundle_path).model_copy(update={"metrics": GOOD, "parity": 1e-7, "slices": (), "rows": ROWS})
 
 
 def with_metric(manifest: bundle.Manifest, part: str, name: str, value: float | None) -> bundle.Manifest:
@@ -35,8 +50,13 @@ def with_metric(manifest: bundle.Manifest, part: str, name: str, value: float | 
     return manifest.model_copy(update={"metrics": {**GOOD, part: table}})
 
 
+def measured(candidate: Candidate) -> Candidate:
+    """With what the flow measures, where the candidate says nothing of it."""
+    return candidate._replace(**{name: value for name, value in MEASURED.items() if getattr(candidate, name) is None})
+
+
 def refusals(candidate: Candidate) -> Mapping[str, str]:
-    return {check.gate: check.reason for check in gate.judge(candidate, PARAMS) if not check.passed}
+    return {check.gate: check.reason for check in gate.judge(measured(candidate), PARAMS) if not check.passed}
 
 
 def test_a_good_model_passes_every_gate(manifest: bundle.Manifest) -> None:
@@ -47,7 +67,7 @@ def test_a_good_model_passes_every_gate(manifest: bundle.Manifest) -> None:
 
 def test_a_model_below_the_floor_is_refused(manifest: bundle.Manifest) -> None:
     poor = manifest.model_copy(
-        update={"metrics": {**GOOD, "test": {"roc_auc": 0.59, "log_loss": 0.5}, "linear": {"roc_auc": 0.58}}}
+        update={"metrics": {**GOOD, "test": {**GOOD["test"], "roc_auc": 0.59}, "linear": {"roc_auc": 0.58}}}
     )
     assert refusals(Candidate(poor)) == {"metric floor": "ROC AUC 0.5900, floor 0.6"}
 
@@ -80,7 +100,7 @@ def test_a_bundle_that_answers_otherwise_than_scikit_learn_is_refused(manifest: 
 @pytest.mark.parametrize(
     ("part", "name", "gates"),
     [
-        ("test", "roc_auc", {"metric floor", "beats the linear baseline", "keeps up with the champion"}),
+        ("test", "roc_auc", {"metric floor", "beats the linear baseline", "keeps up with the champion", *OF_SLICES}),
         ("test", "log_loss", {"beats the trivial baseline"}),
         ("linear", "roc_auc", {"beats the linear baseline"}),
         ("trivial", "log_loss", {"beats the trivial baseline"}),
@@ -119,5 +139,108 @@ def test_a_gate_is_added_by_one_function_and_one_row(
 
 def test_the_thresholds_come_from_the_parameters(manifest: bundle.Manifest) -> None:
     strict = PARAMS.model_copy(update={"floor": 0.9})
-    found = [check.gate for check in gate.judge(Candidate(manifest), strict) if not check.passed]
+    found = [check.gate for check in gate.judge(measured(Candidate(manifest)), strict) if not check.passed]
     assert found == ["metric floor"]
+
+
+def part(value: str, rows: int, enough: bool = True, column: str = "place", **metrics: float) -> Slice:
+    return Slice(column=column, value=value, rows=rows, enough=enough, metrics=metrics)
+
+
+def answer(name: str, candidate: Candidate) -> gate.Check:
+    (found,) = [check for check in gate.judge(measured(candidate), PARAMS) if check.gate == name]
+    return found
+
+
+def sliced(manifest: bundle.Manifest, *parts: Slice) -> Candidate:
+    return Candidate(manifest.model_copy(update={"slices": parts}))
+
+
+def of_numbers(manifest: bundle.Manifest, *parts: Slice, **test: float) -> Candidate:
+    found = {"r2": 0.8, "rmse": 2.0, "coverage": 0.9, **test}
+    tables = {"test": found, "linear": {"r2": 0.7}, "trivial": {"rmse": 4.5}}
+    facts = {"task": "regression", "classes": (), "metrics": tables, "slices": parts}
+    return Candidate(manifest.model_copy(update=facts))
+
+
+def of_three(manifest: bundle.Manifest, *parts: Slice, **test: float) -> Candidate:
+    tables = {**GOOD, "test": {**GOOD["test"], "accuracy": 0.7, **test}}
+    facts = {"task": "multiclass", "classes": ("a", "b", "c"), "metrics": tables, "slices": parts}
+    return Candidate(manifest.model_copy(update=facts))
+
+
+def test_a_slice_that_falls_behind_is_refused_and_named(manifest: bundle.Manifest) -> None:
+    fine, poor = part("X", 5000, roc_auc=0.76, prevalence=0.3), part("Y", 4000, roc_auc=0.55, prevalence=0.3)
+    assert not refusals(sliced(manifest, fine))
+    found = refusals(sliced(manifest, fine, poor, part("Z", 3, enough=False)))
+    assert list(found) == ["no slice is left behind"]
+    assert "place 'Y' (4,000 rows): ROC AUC 0.5500" in found["no slice is left behind"]
+    assert "wanted 0.6500; 1 too small to judge" in found["no slice is left behind"]
+
+
+def test_what_a_small_slice_may_miss_by_chance_is_not_held_against_it(manifest: bundle.Manifest) -> None:
+    assert not refusals(sliced(manifest, part("Y", 40, roc_auc=0.55, prevalence=0.3)))
+    alone = answer("no slice is left behind", sliced(manifest, part("Y", 400, prevalence=0.0)))
+    assert alone == (alone.gate, True, "does not apply: none of 1 slices can be judged; 1 of one class alone")
+    assert "lists no column" in answer("no slice is left behind", sliced(manifest)).reason
+
+
+def test_a_slice_of_numbers_is_refused_when_it_is_badly_explained_and_far_off(manifest: bundle.Manifest) -> None:
+    flat, large = part("flat", 900, r2=-3.0, rmse=0.5), part("large", 900, r2=0.75, rmse=9.0)
+    assert not refusals(of_numbers(manifest, flat, large, part("constant", 900, rmse=0.0)))
+    assert list(refusals(of_numbers(manifest, flat, part("far off", 900, r2=-0.5, rmse=6.0)))) == [
+        "no slice is left behind"
+    ]
+
+
+def test_a_class_that_is_hardly_ever_found_is_refused(manifest: bundle.Manifest) -> None:
+    target = manifest.target
+    fine, few = part("a", 900, column=target, accuracy=0.8), part("c", 4, False, target, accuracy=0.0)
+    assert not refusals(of_three(manifest, fine, few))
+    found = refusals(of_three(manifest, fine, part("b", 900, column=target, accuracy=0.2), few))
+    assert found == {
+        "recall of every class": "the worst of 2 classes is 'b' (900 rows): recall 0.2000, wanted 0.3; "
+        "1 classes too small to judge"
+    }
+    assert answer("recall of every class", Candidate(manifest)).reason == "does not apply to two classes"
+
+
+@pytest.mark.parametrize("make", [lambda m, **t: Candidate(with_metric(m, "test", *next(iter(t.items())))), of_three])
+def test_probabilities_that_are_far_off_are_refused(manifest: bundle.Manifest, make: Callable[..., Candidate]) -> None:
+    assert list(refusals(make(manifest, calibration_error=0.1))) == ["calibrated probabilities"]
+    few = make(manifest.model_copy(update={"rows": {**ROWS, "test": 60}}), calibration_error=0.1)
+    assert not refusals(few), "sixty rows in fifteen bins are off by as much by chance"
+
+
+def test_intervals_that_hold_the_truth_too_seldom_are_refused(manifest: bundle.Manifest) -> None:
+    assert not refusals(of_numbers(manifest, coverage=0.88))
+    assert not refusals(of_numbers(manifest, coverage=1.0)), "ties and errors of zero make them hold more"
+    assert list(refusals(of_numbers(manifest, coverage=0.86))) == ["honest intervals"]
+    few = manifest.model_copy(update={"rows": {**ROWS, "validation": 40, "test": 40}})
+    assert not refusals(of_numbers(few, coverage=0.8))
+    assert answer("honest intervals", Candidate(manifest)).reason == "does not apply to two classes"
+    assert answer("calibrated probabilities", of_numbers(manifest)).reason == "does not apply to numbers"
+
+
+def test_a_slow_or_large_bundle_is_refused(manifest: bundle.Manifest) -> None:
+    assert list(refusals(Candidate(manifest, latency_ms=10.1))) == ["single-row latency"]
+    assert list(refusals(Candidate(manifest, size_mb=5.1))) == ["bundle size"]
+    failed = [check.gate for check in gate.judge(Candidate(manifest), PARAMS) if not check.passed]
+    assert failed == ["single-row latency", "bundle size"], "what nobody measured never passes"
+
+
+def test_speed_and_size_are_measured_of_the_bundle_itself(
+    bundle_path: Path, columns: Columns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Bundle.open(bundle_path)
+    assert 0 < speed.latency_ms(opened, columns) < 20
+    assert speed.size_mb(bundle_path) == sum(path.stat().st_size for path in bundle_path.iterdir()) / 1e6
+    predict = opened.predict
+
+    def slow(columns: Columns) -> object:
+        time.sleep(0.002)
+        return predict(columns)
+
+    monkeypatch.setattr(opened, "predict", slow)
+    monkeypatch.setattr(speed, "ROWS", 10)
+    assert speed.latency_ms(opened, columns) > 2

@@ -67,7 +67,7 @@ def train(settings: Settings, progress: Progress) -> Outcome:
                 step.note = "unchanged"
     with progress.step("gates", "may it be promoted?") as step:
         candidate = engine.task("compare", compare, registry, settings, contract)
-        checks = judge(candidate, params.gates)
+        checks = judge(candidate._replace(**engine.task("measure", measure, contract, params)), params.gates)
         failed = [check for check in checks if not check.passed]
         step.note = f"{len(checks) - len(failed)} of {len(checks)} passed"
     with progress.step("register", "log the run, register the bundle") as step:
@@ -132,6 +132,21 @@ def compare(registry: "Registry", settings: Settings, contract: Contract) -> Can
     decision = metrics.Decision(opened.manifest.threshold) if opened.manifest.threshold is not None else None
     found = metrics.judge(contract.task, truth, answers.output, decision).get(metrics.HEADLINE[contract.task])
     return Candidate(manifest, found, "" if found is not None else "the test rows hold one class only")
+
+
+def measure(contract: Contract, params: Params) -> dict[str, float]:
+    """What the gates ask of the bundle that its content does not tell, as fields of `Candidate`."""
+    from ..data import tables
+    from ..model import speed
+
+    split = read_json(stage.REPORTS / "split.json")
+    rows = tables.read_verified(stage.SPLITS["test"], split["test"]["sha256"]).head(speed.ROWS)
+    opened = bundle.Bundle.open(stage.BUNDLE)
+    return {
+        "latency_ms": speed.latency_ms(opened, tables.to_columns(rows, contract.inputs)),
+        "size_mb": speed.size_mb(stage.BUNDLE),
+        "interval_level": params.evaluate.interval_level,
+    }
 
 
 def register(registry: "Registry", contract: Contract, params: Params, checks: list[Check]) -> "Version":

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .. import words
-from ..bundle import Manifest
-from ..metrics import HEADLINE, LOSS
+from ..bundle import Manifest, Slice
+from ..metrics import CALIBRATION_BINS, HEADLINE, LOSS
 from ..params import LINEAR, GateParams
+
+NOISE = 2.0
+"""Standard errors by which few rows may miss a limit: an honest model of a small table is not refused by chance."""
 
 
 class Candidate(NamedTuple):
@@ -15,12 +18,16 @@ class Candidate(NamedTuple):
 
     `champion` is the champion's headline measure (ROC AUC for classes, R² for numbers) on the candidate's own test
     rows; None where there is no champion. Where there is one that cannot predict those rows, `champion_problem`
-    says why.
+    says why. `latency_ms` is the median time of a single row and `size_mb` that of all files, both measured by the
+    flow, for they are no part of the bundle's content; `interval_level` is what params.yaml promises of intervals.
     """
 
     manifest: Manifest
     champion: float | None = None
     champion_problem: str = ""
+    latency_ms: float | None = None
+    size_mb: float | None = None
+    interval_level: float | None = None
 
 
 class Check(NamedTuple):
@@ -86,12 +93,118 @@ def parity(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     )
 
 
+def slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """Every slice that can be judged reaches a floor, and does not lose too much against all test rows."""
+    name, whole = _headline(candidate, "test")
+    target = candidate.manifest.target
+    found = [part for part in candidate.manifest.slices if part.column != target]
+    if not found:
+        return True, "does not apply: `evaluate.slices` in params.yaml lists no column"
+    small = sum(not part.enough for part in found)
+    judged = [(value, part) for part in found if part.enough and (value := _of_slice(candidate, part)) is not None]
+    aside = [
+        *([f"{small} too small to judge"] if small else []),
+        *([f"{alone} of one class alone"] if (alone := len(found) - small - len(judged)) else []),
+    ]
+    told = f"; {', '.join(aside)}" if aside else ""
+    if not judged:
+        return True, f"does not apply: none of {len(found)} slices can be judged{told}"
+    limit = max(params.slice_floor, whole - params.slice_loss if params.slice_loss is not None else -math.inf)
+    reach = [(value + NOISE * _error(candidate.manifest, value, part), value, part) for value, part in judged]
+    best, value, worst = min(reach, key=lambda one: one[0])
+    return best >= limit, (
+        f"the worst of {len(judged)} slices is {worst.column} '{worst.value}' ({worst.rows:,} rows): {name} "
+        f"{value:.4f}, by chance up to {best:.4f}, wanted {limit:.4f}{told}"
+    )
+
+
+def class_recall(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """Of more than two classes, each with enough rows is found in a share of them."""
+    if candidate.manifest.task != "multiclass":
+        return True, f"does not apply to {_TASKS[candidate.manifest.task]}"
+    found = [part for part in candidate.manifest.slices if part.column == candidate.manifest.target]
+    judged = [part for part in found if part.enough]
+    small = len(found) - len(judged)
+    told = f"; {small} classes too small to judge" if small else ""
+    if not judged:
+        return True, f"does not apply: no class can be judged{told}"
+    wanted = params.class_recall
+
+    def reach(part: Slice) -> float:
+        return _known(part, "accuracy") + NOISE * math.sqrt(wanted * (1 - wanted) / part.rows)
+
+    worst = min(judged, key=reach)
+    return reach(worst) >= wanted, (
+        f"the worst of {len(judged)} classes is '{worst.value}' ({worst.rows:,} rows): recall "
+        f"{_known(worst, 'accuracy'):.4f}, wanted {wanted:g}{told}"
+    )
+
+
+def calibration(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """Predicted probabilities are close to observed shares, but for what binning so few rows adds by chance.
+
+    Each bin of a perfectly calibrated model is off by a half-normal error, whose mean and spread are added.
+    """
+    task = candidate.manifest.task
+    if task == "regression":
+        return True, f"does not apply to {_TASKS[task]}"
+    found = measure(candidate, "test", "calibration_error")
+    if task == "binary":
+        variance = measure(candidate, "test", "brier")
+    else:
+        accuracy = measure(candidate, "test", "accuracy")
+        variance = accuracy * (1 - accuracy)
+    bins = math.sqrt(2 * CALIBRATION_BINS / math.pi) + NOISE * math.sqrt(1 - 2 / math.pi)
+    chance = bins * math.sqrt(variance / _rows(candidate, "test"))
+    return found <= params.calibration_error + chance, (
+        f"calibration error {found:.4f}, allowed {params.calibration_error:g} and {chance:.4f} for chance"
+    )
+
+
+def coverage(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """Intervals hold the truth as often as they say; more often is no lie, and ties of errors bring it about."""
+    if candidate.manifest.task != "regression":
+        return True, f"does not apply to {_TASKS[candidate.manifest.task]}"
+    if candidate.interval_level is None:
+        raise Unmeasured("the level of the intervals is not known")
+    level, found = candidate.interval_level, measure(candidate, "test", "coverage")
+    rows = sum(1 / _rows(candidate, part) for part in ("validation", "test"))
+    chance = NOISE * math.sqrt(level * (1 - level) * rows)
+    return found >= level - params.coverage_tolerance - chance, (
+        f"intervals hold {found:.1%} of the truth, stated {level:.0%}, allowed {params.coverage_tolerance:g} less "
+        f"and {chance:.4f} for chance"
+    )
+
+
+def latency(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """A single row is answered in time."""
+    if candidate.latency_ms is None:
+        raise Unmeasured("the latency of single rows was not measured")
+    found = _finite(candidate.latency_ms, "the latency of single rows")
+    return found <= params.latency_ms, f"median of single rows {found:.2g} ms, allowed {params.latency_ms:g} ms"
+
+
+def size(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """The bundle is small enough to be copied and held in memory."""
+    if candidate.size_mb is None:
+        raise Unmeasured("the bundle's size was not measured")
+    found = _finite(candidate.size_mb, "the bundle's size")
+    return found <= params.size_mb, f"{found:.2f} MB, allowed {params.size_mb:g} MB"
+
+
+_TASKS = {"binary": "two classes", "multiclass": "classes", "regression": "numbers"}
 GATES: dict[str, Gate] = {
     "metric floor": floor,
     "beats the trivial baseline": beats_trivial,
     "beats the linear baseline": beats_linear,
     "keeps up with the champion": keeps_up_with_champion,
     "same answers as scikit-learn": parity,
+    "no slice is left behind": slices,
+    "recall of every class": class_recall,
+    "calibrated probabilities": calibration,
+    "honest intervals": coverage,
+    "single-row latency": latency,
+    "bundle size": size,
 }
 
 
@@ -116,6 +229,53 @@ def _headline(candidate: Candidate, part: str) -> tuple[str, float]:
     """The headline measure of the task: its name in words, and its value."""
     name = HEADLINE[candidate.manifest.task]
     return words.MEASURES[name], measure(candidate, part, name)
+
+
+def _of_slice(candidate: Candidate, part: Slice) -> float | None:
+    """The headline measure of a slice; None where one class alone leaves it undefined.
+
+    R² goes by the slice's own spread or by that of all test rows, whichever is kinder: a slice whose numbers hardly
+    vary leaves nothing to explain, and one of large numbers has large errors.
+    """
+    name, own = HEADLINE[candidate.manifest.task], part.metrics.get(HEADLINE[candidate.manifest.task])
+    if own is not None:
+        own = _finite(own, f"{name} of {part.column} '{part.value}'")
+    if candidate.manifest.task != "regression":
+        return own
+    error, unexplained = measure(candidate, "test", "rmse"), 1 - measure(candidate, "test", "r2")
+    beside = 1 - unexplained * (_known(part, "rmse") / error) ** 2 if error else 1.0 - (_known(part, "rmse") > 0)
+    return beside if own is None else max(own, beside)
+
+
+def _error(manifest: Manifest, value: float, part: Slice) -> float:
+    """Standard error of a slice's headline measure, from above.
+
+    Of an area A it is at most √(A (1 − A) / rows of the rarer class) (Birnbaum & Klose 1957, "Bounds for the Variance
+    of the Mann-Whitney Statistic"), more classes being taken as equally common; of R², for normal errors, about
+    2 (1 − R²) / √rows.
+    """
+    if manifest.task == "regression":
+        return 2 * (1 - value) / math.sqrt(part.rows)
+    if manifest.task == "binary":
+        positive = _known(part, "prevalence")
+        rarer = part.rows * min(positive, 1 - positive)
+    else:
+        rarer = part.rows / len(manifest.classes)
+    return math.sqrt(value * (1 - value) / max(rarer, 1.0))
+
+
+def _known(part: Slice, name: str) -> float:
+    found = part.metrics.get(name)
+    if found is None:
+        raise Unmeasured(f"the evaluation has no {name} of {part.column} '{part.value}'")
+    return _finite(found, f"{name} of {part.column} '{part.value}'")
+
+
+def _rows(candidate: Candidate, part: str) -> int:
+    found = candidate.manifest.rows.get(part, 0)
+    if found < 1:
+        raise Unmeasured(f"the evaluation has no {part} rows")
+    return found
 
 
 def _finite(found: float, name: str) -> float:

@@ -20,8 +20,20 @@ from ...params import LINEAR
 from .inference import Proposal
 
 LINE = 120
-GATES = "{skill_over_trivial: 0.0, gain_over_linear: -0.02, loss_to_champion: 0.01, parity_tolerance: 0.00001}"
-"""What is asked of a model of any table, besides its floor: ties with the linear baseline pass."""
+GATES = """
+skill_over_trivial: 0.0
+gain_over_linear: -0.02
+loss_to_champion: 0.01
+parity_tolerance: 0.00001
+slice_loss: null
+class_recall: 0.0
+calibration_error: 0.15
+coverage_tolerance: 0.1
+latency_ms: 20.0
+size_mb: 200.0
+"""
+"""What is asked of a model of any table, besides its floor: ties with the linear baseline pass, slices must beat
+knowing nothing (a column that is itself telling leaves less to tell within its slices), a rare class may go unanswered."""
 
 SOURCE = '''"""Where the raw table comes from: the one file to replace for a source of your own.
 
@@ -92,7 +104,7 @@ def params(proposal: Proposal, before: str, raw: Path) -> str:
     _update(content, "evaluate", {"slices": slices, "min_slice_rows": proposal.min_slice_rows})
     if "costs" in content["evaluate"]:
         _update(content["evaluate"], "costs", {"false_positive": 1.0, "false_negative": 1.0})
-    _update(content, "gates", {"floor": proposal.floor, **yaml.load(GATES)})
+    _update(content, "gates", {"floor": proposal.floor, "slice_floor": proposal.floor, **yaml.load(GATES)})
     written = io.StringIO()
     yaml.dump(content, written)
     # The blank line after a group went with its last key.
@@ -196,7 +208,7 @@ def _update(content: CommentedMap, group: str, values: dict[str, Any], whole: bo
         for key in [key for key in part if key not in values]:
             del part[key]
     for key, value in values.items():
-        if part.get(key) != value:
+        if key not in part or part[key] != value:
             part[key] = _quoted(value) if isinstance(value, str) else value
 
 
