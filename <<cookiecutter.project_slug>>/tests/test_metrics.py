@@ -130,6 +130,7 @@ def test_a_class_that_does_not_occur_is_no_reason_not_to_judge_the_others() -> N
     )
     found = metrics.multiclass(truth, output)
     assert found["accuracy"] == 0.75
+    assert found["lowest_recall"] == 0.5
     assert found["roc_auc"] == 1.0
     assert "roc_auc" not in metrics.multiclass(np.zeros(3, dtype=int), output[:3])
     assert metrics.multiclass(truth[:0], output[:0]) == {}

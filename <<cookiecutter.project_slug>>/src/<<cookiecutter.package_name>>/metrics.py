@@ -108,10 +108,11 @@ def regression(truth: np.ndarray, output: np.ndarray) -> dict[str, float]:
 
 
 def multiclass(truth: np.ndarray, output: np.ndarray) -> dict[str, float]:
-    """accuracy, log_loss, macro_f1 and calibration_error of the answers given; roc_auc where it is defined.
+    """accuracy, log_loss, macro_f1, lowest_recall and calibration_error of the answers; roc_auc where it is defined.
 
     ROC AUC is each class against the rest, averaged over the classes that occur beside others (Fawcett 2006, "An
-    introduction to ROC analysis"); macro F1 averages over the classes that occur.
+    introduction to ROC analysis"); macro F1 averages over the classes that occur, and the lowest
+    recall is that of the one among them which is found least.
 
     Args:
         truth: int [n_rows], the place of the true class.
@@ -128,6 +129,7 @@ def multiclass(truth: np.ndarray, output: np.ndarray) -> dict[str, float]:
         "accuracy": right.mean(),
         "log_loss": log_loss(truth, output, labels=np.arange(output.shape[1])),
         "macro_f1": f1_score(truth, answer, labels=present, average="macro", zero_division=0.0),
+        "lowest_recall": min(right[truth == place].mean() for place in present),
         "calibration_error": calibration_error(right, output.max(axis=1)),
     }
     if len(present) > 1:

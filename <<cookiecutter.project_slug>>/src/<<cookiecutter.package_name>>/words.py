@@ -8,6 +8,7 @@ MEASURES = {
     "average_precision": "PR AUC",
     "log_loss": "log loss",
     "macro_f1": "macro F1",
+    "lowest_recall": "recall of the class found least",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
     "bias": "bias",
@@ -24,7 +25,7 @@ MEASURES = {
 }
 """Every measure of metrics.py in the order it is shown."""
 _IN_UNITS = {"mae", "rmse", "bias", "interval_width"}
-_SHARES = {"accuracy", "precision", "recall", "prevalence", "coverage"}
+_SHARES = {"accuracy", "precision", "recall", "lowest_recall", "prevalence", "coverage"}
 
 
 def percent(share: float) -> str:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ PARAMS = GateParams(
     latency_ms=10.0,
     size_mb=5.0,
 )
-MEASURED = {"latency_ms": 0.2, "size_mb": 0.5, "interval_level": 0.9}
+MEASURED: dict[str, Any] = {"latency_ms": 0.2, "size_mb": 0.5, "interval_level": 0.9}
 ROWS = {"train": 30_000, "validation": 10_000, "test": 10_000}
 GOOD = {
     "test": {"roc_auc": 0.75, "log_loss": 0.5, "brier": 0.15, "calibration_error": 0.02},

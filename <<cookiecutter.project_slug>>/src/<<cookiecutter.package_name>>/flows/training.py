@@ -134,7 +134,7 @@ def compare(registry: "Registry", settings: Settings, contract: Contract) -> Can
     return Candidate(manifest, found, "" if found is not None else "the test rows hold one class only")
 
 
-def measure(contract: Contract, params: Params) -> dict[str, float]:
+def measure(contract: Contract, params: Params) -> dict[str, Any]:
     """What the gates ask of the bundle that its content does not tell, as fields of `Candidate`."""
     from ..data import tables
     from ..model import speed

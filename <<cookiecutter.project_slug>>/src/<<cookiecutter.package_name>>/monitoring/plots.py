@@ -71,7 +71,7 @@ def interval(name: str, measure: Measure, limit: float, width: int) -> Markup:
     now, tested, edge = (words_measure(name, value) for value in (measure.value, measure.reference, limit))
 
     def at(value: float) -> float:
-        return frame.x((value - low) / (high - low))
+        return frame.x((value - low) / (high - low or 1.0))
 
     middle = frame.y(0.5)
     parts = [

@@ -33,7 +33,7 @@ latency_ms: 20.0
 size_mb: 200.0
 """
 """What is asked of a model of any table, besides its floor: ties with the linear baseline pass, slices must beat
-knowing nothing (a column that is itself telling leaves less to tell within its slices), a rare class may go unanswered."""
+knowing nothing (a telling column leaves less to tell within its slices), and a rare class may go unanswered."""
 
 SOURCE = '''"""Where the raw table comes from: the one file to replace for a source of your own.
 
