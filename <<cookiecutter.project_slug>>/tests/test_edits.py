@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,7 +121,7 @@ def turn(tmp_path_factory: pytest.TempPathFactory) -> Turn:
         scored = scoring.score(folder / "in.parquet", folder / "out.parquet", settings, params.score)
         opened = Bundle.open(path)
         found = window.from_file(folder / "out.parquet", opened, params.evaluate.slices)
-        monitored = result.judge(found, opened, params, result.datetime(2024, 1, 1, tzinfo=result.UTC))
+        monitored = result.judge(found, opened, params, datetime(2024, 1, 1, tzinfo=UTC))
 
         def ask(*without: str, **changes: Any) -> tuple[int, dict[str, Any]]:
             row = {name: value for name, value in {**INSTANCE, **changes}.items() if name not in without}
@@ -268,7 +269,8 @@ def test_slices_and_their_least_rows_are_those_of_the_file(turn: Turn) -> None:
     now = turn(lambda contract, params: params["evaluate"].update(slices=["shelf"], min_slice_rows=10_000))
     assert {part.column for part in now.bundle.manifest.slices} == {"shelf"}
     assert {part.column for part in now.monitored.quality.slices} == {"shelf"}
-    assert not any(part.enough for part in (*now.bundle.manifest.slices, *now.monitored.quality.slices))
+    assert not any(part.enough for part in now.bundle.manifest.slices)
+    assert not any(part.enough for part in now.monitored.quality.slices)
     assert "*too small*" in (now.bundle.path / "card.md").read_text()
 
 

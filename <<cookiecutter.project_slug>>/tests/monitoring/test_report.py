@@ -12,7 +12,8 @@ import pytest
 from << cookiecutter.package_name >> import words
 from << cookiecutter.package_name >>.bundle import Bundle
 from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.monitoring import report
+from << cookiecutter.package_name >>.monitoring import plots, report
+from << cookiecutter.package_name >>.monitoring.quality import Measure
 from << cookiecutter.package_name >>.monitoring.result import judge
 from << cookiecutter.package_name >>.monitoring.window import from_file, from_log
 from << cookiecutter.package_name >>.params import Params
@@ -128,3 +129,8 @@ def test_every_drifted_input_has_a_picture(page: Page, moved: pl.DataFrame, bund
 )
 def test_numbers_read_as_people_write_them(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_a_model_without_any_error_is_drawn_as_well() -> None:
+    never = Measure(value=0.0, low=0.0, high=0.0, reference=0.0)
+    assert "now 0" in plots.interval("mae", never, 0.0, plots.WIDE)
