@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "<< cookiecutter.package_name >>"
 SPY = Path(__file__).parent / "spy"
 RAW = Path("data/raw/table.parquet")
-FILES = ("contract.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore")
+FILES = ("contract.yaml", "decisions.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore")
 SMALL: dict[str, Any] = {
     "data": {"raw": str(RAW), "until": None},
     "train": {"hist_gradient_boosting": {"max_iter": 15}, "baseline_rows": 500},

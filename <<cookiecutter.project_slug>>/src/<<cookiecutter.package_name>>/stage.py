@@ -11,7 +11,7 @@ from typing import NoReturn
 from .errors import ProjectError
 from .settings import QUIET
 
-CONTRACT, PARAMS = Path("contract.yaml"), Path("params.yaml")
+CONTRACT, PARAMS, DECISIONS = Path("contract.yaml"), Path("params.yaml"), Path("decisions.yaml")
 TABLE = Path("data/table.parquet")
 SPLITS = {name: Path(f"data/split/{name}.parquet") for name in ("train", "validation", "test")}
 MODEL, BASELINE = Path("model/pipeline.joblib"), Path("model/baseline.joblib")

@@ -1,6 +1,8 @@
 """A project becomes one about another table wholly or not at all, and says what it is about in every file."""
 
 import io
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,20 @@ dev = ["pytest>=8.4"]
 [tool.uv]
 default-groups = ["train", "example", "dev"]
 """
+README = """# Parcels
+
+<!-- about the table: `adopt` writes this part anew -->
+
+Parcels come late.
+
+<!-- /about the table -->
+
+Mine.
+"""
 FORMER = {
+    "README.md": README,
+    "Makefile": "INPUT ?= build/next-month.parquet\nscore:\n",
+    "decisions.yaml": "# For people.\ndecisions: []\n",
     "contract.yaml": "# What a row is.\nversion: 1\nname: parcels\ncolumns: [{name: late, role: target}]\n",
     "pyproject.toml": PYPROJECT,
     str(PACKAGE / "derived.py"): DERIVED,
@@ -62,6 +77,7 @@ FORMER = {
     "bundle/model.onnx": "model",
     "model/pipeline.joblib": "model",
     "reports/metrics.json": "{}",
+    "reports/data_card.md": "# Data card: parcels",
     "dvc.lock": "lock",
     "var/serving/routing.json": "{}",
     "var/log/predictions.sqlite": "log",
@@ -130,16 +146,54 @@ def test_what_belonged_to_the_former_table_is_set_aside_and_kept(former: Path, t
     assert {name: now[name] for name in KEPT} == {name: before[name] for name in KEPT}
     assert sorted(name for name in now if not name.startswith("var/before")) == sorted(
         [
+            "Makefile",
+            "README.md",
             "contract.yaml",
             "data/raw/my-shop-2024.parquet",
+            "decisions.yaml",
             "mlflow.db",
             "params.yaml",
             "pyproject.toml",
+            "reports/data_card.md",
             str(PACKAGE / "data/source.py"),
             str(PACKAGE / "derived.py"),
             "tests/data/test_card.py",
         ]
     )
+
+
+def test_the_readme_tells_about_the_new_table_and_keeps_the_rest(former: Path, table: Path) -> None:
+    take(table)
+    text = Path("README.md").read_text()
+    assert "Parcels come late" not in text
+    assert text.startswith("# Parcels\n")
+    assert text.endswith("\nMine.\n")
+    assert r"**my\-shop\-2024** (400 rows, from My Shop 2024.csv)" in text
+    assert "from 2 columns of a row it predicts bought, one of two classes" in text
+    asked = re.search(r"--data '(\{\"instances.*)'", text)
+    assert asked is not None
+    (instance,) = json.loads(asked[1])["instances"]
+    assert (set(instance), instance["shelf"]) == ({"spent", "shelf"}, "left")
+    assert '"label": "buyer"' in text
+    assert Path("Makefile").read_text().startswith("INPUT ?= data/raw/my-shop-2024.parquet\n")
+    take(table, target="spent")
+    assert "it predicts spent, a number" in Path("README.md").read_text()
+
+
+def test_a_readme_of_ones_own_stays(former: Path, table: Path) -> None:
+    Path("README.md").write_text("# Mine alone\n")
+    take(table)
+    assert Path("README.md").read_text() == "# Mine alone\n"
+
+
+def test_the_data_card_tells_what_was_decided_and_seen(former: Path, table: Path) -> None:
+    take(table)
+    text = Path("reports/data_card.md").read_text()
+    assert "- 400 rows × 4 columns" in text
+    assert "| – | task: binary |" in text
+    assert "| `empty` | ignored |" in text
+    assert "| constant | `empty` | handled |" in text
+    assert Path("decisions.yaml").read_text().startswith("# For people.\n")
 
 
 def test_it_can_be_done_again_with_a_model_of_its_own(former: Path, table: Path) -> None:

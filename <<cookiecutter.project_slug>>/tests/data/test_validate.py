@@ -192,13 +192,14 @@ def test_any_row_changed_at_random_in_any_column_of_the_project_is_found(
             assert any(found.examples[0][0] == row for found in check(changed, contract))
 
 
-# The stages as the pipeline runs them, on a project of two files.
+# The stages as the pipeline runs them, on a project of three files.
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "contract.yaml").write_text(yaml.safe_dump(SHOP))
+    (tmp_path / "decisions.yaml").write_text(yaml.safe_dump({"decisions": [{"what": "split: by time", "why": "so"}]}))
     params: dict[str, Any] = {
         "seed": 1,
         "data": {"raw": "raw.csv", "until": None},

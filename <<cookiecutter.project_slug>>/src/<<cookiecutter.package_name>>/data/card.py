@@ -1,10 +1,10 @@
-"""The data card: what the table is, written from the contract and the rows."""
+"""The data card: what the table is, written from the contract, the rows, and what was decided about them."""
 
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
-from .. import stage
+from .. import stage, strict
 from ..contract import Column, Contract
 from ..files import replacing
 from . import tables
@@ -12,21 +12,55 @@ from . import tables
 PATH = stage.REPORTS / "data_card.md"
 
 
+class Decided(strict.Strict):
+    """What was decided, of a column or (`column` empty) of the whole, and why."""
+
+    column: str = ""
+    what: str
+    why: str
+
+
+class Danger(strict.Strict):
+    """A hazard: what was seen, what is to be done, and whether it was dealt with (`handled`) or is open (`warned`)."""
+
+    kind: str
+    column: str = ""
+    severity: Literal["warned", "handled"]
+    evidence: str
+    remedy: str
+
+
+class Record(strict.Strict):
+    """decisions.yaml: what people should know of a table, and its rows do not tell."""
+
+    decisions: tuple[Decided, ...] = ()
+    hazards: tuple[Danger, ...] = ()
+
+
 def write(table: pl.DataFrame, contract: Contract, ingested: dict[str, int]) -> None:
-    """Write reports/data_card.md, atomically."""
+    """Write reports/data_card.md, atomically.
+
+    Raises:
+        ConfigError: decisions.yaml is missing or malformed.
+    """
+    record = strict.load(stage.DECISIONS, Record)
     with replacing(PATH) as part:
-        part.write_text(text(table, contract, ingested), encoding="utf-8")
+        part.write_text(text(table, contract, ingested, record), encoding="utf-8")
 
 
-def text(table: pl.DataFrame, contract: Contract, ingested: dict[str, int]) -> str:
-    """The card as Markdown: counts from the run, meanings from the contract."""
-    target = contract.target
+def text(table: pl.DataFrame, contract: Contract, ingested: dict[str, int], record: Record | None = None) -> str:
+    """The card as Markdown: counts from the run, meanings from the contract, reasons from the record.
+
+    Where `ingested` has more `rows` than the table, the table is a sample of them, and the card says so.
+    """
+    target, rows, record = contract.target, ingested.get("rows", table.height), record or Record()
     lines = [
         f"# Data card: {contract.name}",
         "",
         contract.description,
         "",
-        f"- {table.height:,} rows × {len(contract.columns)} columns{_span(table, contract)}",
+        f"- {rows:,} rows × {len(contract.columns)} columns{_span(table, contract)}",
+        *([f"- as found in {table.height:,} rows, chosen by chance"] if rows > table.height else []),
         f"- left out: {ingested['rows_after_until']:,} rows later than `data.until`, "
         f"{ingested['rows_without_label']:,} without a label",
         f"- target: `{target.name}`, {_found(table[target.name], target)}. {target.description}",
@@ -36,8 +70,31 @@ def text(table: pl.DataFrame, contract: Contract, ingested: dict[str, int]) -> s
         "| --- | --- | --- | --- | --- | --- | ---: | --- |",
         *(_row(table[column.name], column) for column in contract.columns),
         "",
+        *_decisions(record),
+        *_hazards(record),
     ]
     return "\n".join(lines)
+
+
+def _decisions(record: Record) -> list[str]:
+    if not record.decisions:
+        return []
+    rows = (
+        f"| {f'`{_cell(one.column)}`' if one.column else '–'} | {_cell(one.what)} | {_cell(one.why)} |"
+        for one in record.decisions
+    )
+    return ["## Decisions", "", "| column | decided | why |", "| --- | --- | --- |", *rows, ""]
+
+
+def _hazards(record: Record) -> list[str]:
+    if not record.hazards:
+        return []
+    rows = (
+        f"| {_cell(one.kind)} | {f'`{_cell(one.column)}`' if one.column else '–'} | {one.severity} "
+        f"| {_cell(one.evidence)} | {_cell(one.remedy)} |"
+        for one in record.hazards
+    )
+    return ["## Hazards", "", "| hazard | column | | seen | to do |", "| --- | --- | --- | --- | --- |", *rows, ""]
 
 
 def _row(series: pl.Series, column: Column) -> str:

@@ -9,20 +9,20 @@ from typing import NamedTuple
 import polars as pl
 import yaml
 
-from ... import stage
+from ... import stage, strict
 from ...contract import Contract
 from ...errors import ConfigError, DataError
 from ...features import parameter
 from ...params import Params
 from ...settings import Settings
-from .. import tables
+from .. import card, tables
 from . import applying, inference, parsing, profiling, reading, writing
 from .inference import Proposal
 from .overrides import Overrides
 from .profiling import Profile
 from .reading import Opened
 
-PYPROJECT = Path("pyproject.toml")
+PYPROJECT, README, MAKEFILE = Path("pyproject.toml"), Path("README.md"), Path("Makefile")
 TESTS = Path("tests")
 RAW = Path("data/raw")
 
@@ -66,21 +66,19 @@ def take(found: Examined, settings: Settings) -> Path:
     if refused:
         where = f"'{refused[0].column}': " if refused[0].column else ""
         raise DataError(f"{where}{refused[0].kind}: {refused[0].evidence}; {refused[0].remedy}")
-    raw = RAW / f"{found.proposal.name}.parquet"
-    texts = {
-        stage.CONTRACT: writing.contract(found.proposal, _text(stage.CONTRACT), _told(found.source)),
-        stage.PARAMS: writing.params(found.proposal, _text(stage.PARAMS), raw),
-        _source(): writing.SOURCE,
-        _derived(): writing.derived(_text(_derived()), _inputs(found.proposal)),
-        PYPROJECT: writing.without_example(_text(PYPROJECT)),
-    }
-    for path, text in texts.items():
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            (applying.NEW / path).parent.mkdir(parents=True, exist_ok=True)
-            (applying.NEW / path).write_text(text, encoding="utf-8")
+    raw, told = RAW / f"{found.proposal.name}.parquet", _told(found.source)
+    _renew(stage.CONTRACT, writing.contract(found.proposal, _text(stage.CONTRACT), told))
+    _renew(stage.PARAMS, writing.params(found.proposal, _text(stage.PARAMS), raw))
+    _renew(stage.DECISIONS, writing.decisions(found.proposal, _text(stage.DECISIONS)))
     # What comes out must be what every command can read.
-    for path, load in ((stage.CONTRACT, Contract.load), (stage.PARAMS, Params.load)):
-        load(applying.NEW / path if (applying.NEW / path).is_file() else path)
+    contract, params = Contract.load(_present(stage.CONTRACT)), Params.load(_present(stage.PARAMS))
+    record = strict.load(_present(stage.DECISIONS), card.Record)
+    _renew(_source(), writing.SOURCE)
+    _renew(_derived(), writing.derived(_text(_derived()), _inputs(found.proposal)))
+    _renew(PYPROJECT, writing.without_example(_text(PYPROJECT)))
+    _renew(MAKEFILE, writing.makefile(_text(MAKEFILE), raw))
+    _renew(README, writing.readme(_text(README), contract, params.split.by, found.profile.rows, told, raw))
+    _renew(card.PATH, card.text(_sample(found, contract), contract, _counts(found, contract), record))
     (applying.NEW / raw).parent.mkdir(parents=True, exist_ok=True)
     writing.sink(found.rows, applying.NEW / raw)
     return applying.swap(_gone(settings, found.proposal.name))
@@ -88,7 +86,32 @@ def take(found: Examined, settings: Settings) -> Path:
 
 def overwritten() -> list[Path]:
     """Files of a person's that adopting replaces or removes."""
-    return [stage.CONTRACT, stage.PARAMS, _source(), _derived(), *_examples()]
+    return [stage.CONTRACT, stage.PARAMS, stage.DECISIONS, README, MAKEFILE, _source(), _derived(), *_examples()]
+
+
+def _renew(path: Path, text: str) -> None:
+    """Put a file's text to come below `NEW`, unless it is the present one."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        (applying.NEW / path).parent.mkdir(parents=True, exist_ok=True)
+        (applying.NEW / path).write_text(text, encoding="utf-8")
+
+
+def _present(path: Path) -> Path:
+    return applying.NEW / path if (applying.NEW / path).is_file() else path
+
+
+def _sample(found: Examined, contract: Contract) -> pl.DataFrame:
+    """Rows of the profile as the contract calls and types them."""
+    sources = found.proposal.sources
+    return found.profile.sample.select(
+        pl.col(sources[column.name]).cast(tables.DTYPES[column.type]).alias(column.name) for column in contract.columns
+    ).drop_nulls(contract.target.name)
+
+
+def _counts(found: Examined, contract: Contract) -> dict[str, int]:
+    """What `ingest` would count, see `card.text`."""
+    unlabelled = found.profile.columns[found.proposal.sources[contract.target.name]].missing
+    return {"rows": found.profile.rows - unlabelled, "rows_after_until": 0, "rows_without_label": unlabelled}
 
 
 def _gone(settings: Settings, name: str) -> list[Path]:
@@ -103,7 +126,8 @@ def _gone(settings: Settings, name: str) -> list[Path]:
         *stage.SPLITS.values(),
         stage.MODEL.parent,
         stage.BUNDLE,
-        stage.REPORTS,
+        # One by one, since the new data card comes to lie among them.
+        *(stage.REPORTS.iterdir() if stage.REPORTS.is_dir() else ()),
         settings.serving_folder,
         *_examples(),
     ]

@@ -55,7 +55,8 @@ def fetch(source: str, query: str, scratch: Path) -> pl.LazyFrame:
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise DataError(f"the query gives the column '{twice[0]}' twice; name its columns one by one")
             pieces: list[Path] = []
-            for batch in result.partitions():
+            # The size is said here again: `yield_per` alone makes partitions of one row each.
+            for batch in result.partitions(BATCH_ROWS):
                 pieces.append(scratch / f"rows-{len(pieces):05d}.parquet")
                 _frame(names, batch).write_parquet(pieces[-1], compression="lz4")
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import polars as pl
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -15,6 +16,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from ...contract import Column, Contract
 from ...errors import ConfigError
 from ...params import LINEAR
 from .inference import Proposal
@@ -60,6 +62,15 @@ def fetch(path: Path) -> None:
     )
 '''
 
+README = "readme.md.jinja"
+_OPEN, _CLOSE = "<!-- about the table: `adopt` writes this part anew -->", "<!-- /about the table -->"
+_KINDS = {"binary": "one of two classes", "multiclass": "one of {} classes", "regression": "a number"}
+_ANSWERS = {
+    "binary": "the class and the probability of each",
+    "multiclass": "the likeliest class and the probability of each",
+    "regression": "the number, and an interval around it",
+}
+
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.()/-]*(?: [A-Za-z0-9_.()/-]+)*")
 _WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "null", "nan", "inf"))
 _UNPRINTABLE = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -67,9 +78,8 @@ _UNPRINTABLE = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U000
 
 def contract(proposal: Proposal, before: str, source: str) -> str:
     """contract.yaml; of `before`, the present one, the opening comment stays. `source` is where the rows came from."""
-    comment = [line for line in before.splitlines() if line.startswith("#")]
     lines = [
-        *comment,
+        *_comment(before),
         "version: 1",
         f"name: {scalar(proposal.name)}",
         f"description: {scalar(f'Rows of {source}.')}",
@@ -77,6 +87,51 @@ def contract(proposal: Proposal, before: str, source: str) -> str:
         *(line for column in proposal.columns for line in _entry(column)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def decisions(proposal: Proposal, before: str) -> str:
+    """decisions.yaml; of `before`, the present one, the opening comment stays."""
+    lines = [*_comment(before), "decisions:"]
+    for decision in proposal.decisions:
+        lines += _entry({"column": decision.column, "what": decision.what, "why": decision.why})
+    lines.append("hazards:" if proposal.hazards else "hazards: []")
+    for hazard in proposal.hazards:
+        lines += _entry({key: getattr(hazard, key) for key in ("kind", "column", "severity", "evidence", "remedy")})
+    return "\n".join(lines) + "\n"
+
+
+def readme(before: str, contract: Contract, by: str, rows: int, source: str, raw: Path) -> str:
+    """README.md with the part about the table written anew; without the marks around it, it stays as it is."""
+    start, end = before.find(_OPEN), before.find(_CLOSE)
+    if not 0 <= start < end:
+        return before
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        # Markdown, not HTML: what could break it is escaped by `_markdown`.
+        autoescape=False,  # noqa: S701
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    instance = {column.name: _example(column) for column in contract.inputs}
+    about = environment.get_template(README).render(
+        name=_markdown(contract.name),
+        rows=rows,
+        source=_markdown(source),
+        inputs=len(contract.inputs),
+        target=_markdown(contract.target.name),
+        kind=_KINDS[contract.task].format(len(contract.classes)),
+        by=by,
+        instance=_quotable(json.dumps({"instances": [instance]}, ensure_ascii=False)),
+        answer=_ANSWERS[contract.task],
+        label=_quotable(json.dumps(contract.classes[-1] if contract.classes else _example(contract.target))),
+        raw=raw.as_posix(),
+    )
+    return f"{before[:start]}{_OPEN}\n\n{about}\n{before[end:]}"
+
+
+def makefile(before: str, raw: Path) -> str:
+    """The Makefile, in which `make score` scores the adopted table unless told otherwise."""
+    return re.sub(r"^(INPUT \?= ).*$", rf"\g<1>{raw.as_posix()}", before, count=1, flags=re.MULTILINE)
 
 
 def params(proposal: Proposal, before: str, raw: Path) -> str:
@@ -170,6 +225,31 @@ def scalar(value: Any) -> str:
 
 def _escape(found: re.Match[str]) -> str:
     return f"\\u{ord(found.group()):04x}"
+
+
+def _comment(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("#")]
+
+
+def _example(column: Column) -> Any:
+    """A value that the contract allows."""
+    if column.categories:
+        return column.categories[0]
+    if column.type in ("float", "integer"):
+        low, high = column.range or (0.0, 2.0)
+        middle = float(f"{(low + high) / 2:.3g}")
+        inside = middle if low <= middle <= high else low
+        return round(inside) if column.type == "integer" else inside
+    return {"boolean": True, "datetime": "2024-01-31T12:00:00"}.get(column.type, "text")
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~-])", r"\\\1", " ".join(text.split()))
+
+
+def _quotable(text: str) -> str:
+    """As it stands between single quotes in a shell, in one block of Markdown."""
+    return text.replace("'", "'\\''")
 
 
 def _entry(column: dict[str, Any]) -> Iterator[str]:
