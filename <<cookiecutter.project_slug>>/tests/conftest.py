@@ -86,6 +86,8 @@ def make_bundle(path: Path, table: pl.DataFrame, contract: Contract, params: Par
     fitted = train.train(parts["train"], contract, params)
     judged = {name: parts[name] for name in ("validation", "test")}
     pipelines = {"model": fitted.model, "linear": fitted.baseline}
+    if fitted.yardstick is not None:
+        pipelines["yardstick"] = fitted.yardstick
     evaluation = evaluate.evaluate(pipelines, judged, contract, params, fitted.prior)
     reports: dict[str, Any] = {
         "split": {

@@ -42,6 +42,15 @@ class Slice(strict.Strict):
     metrics: dict[str, float]
 
 
+class Tuned(strict.Strict):
+    """What a search for parameters came to: the chosen ones (none: those of params.yaml), and validation losses."""
+
+    trials: int
+    parameters: dict[str, float | int | str]
+    loss: float
+    loss_untuned: float
+
+
 class Manifest(strict.Strict):
     """What a bundle says of itself; content only, so equal inputs give equal bytes."""
 
@@ -53,6 +62,7 @@ class Manifest(strict.Strict):
     threshold: float | None = Field(default=None, ge=0, le=1)
     half_width: float | None = Field(default=None, ge=0)
     estimator: str
+    tuned: Tuned | None = None
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
     derived: dict[str, str]

@@ -72,6 +72,19 @@ def judge(task: Task, truth: np.ndarray, output: np.ndarray, decision: Decision 
     return binary(truth, output[:, -1], *decision)
 
 
+def loss(task: Task, truth: np.ndarray, answers: np.ndarray) -> float:
+    """The measure of `LOSS` alone, of answers that need no decision and no interval.
+
+    Args:
+        truth: float [n_rows], as of `judge`.
+        answers: float [n_rows, n_classes] of probabilities, or [n_rows, 1] of values.
+    """
+    if task == "regression":
+        return float(np.sqrt(((answers[:, 0].astype(np.float64) - truth) ** 2).mean()))
+    likely = answers[np.arange(len(truth)), truth.astype(np.intp)].astype(np.float64)
+    return float(-np.log(np.clip(likely, np.finfo(np.float64).eps, None)).mean())
+
+
 def scores(task: Task, output: np.ndarray) -> np.ndarray:
     """One number for each row of an output, float [n_rows]: what is profiled and sorted by.
 

@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from . import strict
 from .contract import Task
@@ -77,7 +77,29 @@ class RidgeParams(strict.Strict):
     alpha: float = Field(default=1.0, ge=0)
 
 
-EstimatorName = Literal["hist_gradient_boosting", "logistic_regression", "ridge"]
+class RandomForestParams(strict.Strict):
+    """See sklearn.ensemble.RandomForestClassifier, and -Regressor; the leaves bound what the model weighs."""
+
+    n_estimators: int = Field(default=100, gt=0, le=2000)
+    max_leaf_nodes: int = Field(default=1000, gt=1, le=100_000)
+    min_samples_leaf: int = Field(default=2, gt=0)
+    max_features: float = Field(default=0.5, gt=0, le=1)
+
+
+class MlpParams(strict.Strict):
+    """See sklearn.neural_network.MLPClassifier, and -Regressor; `steps` bounds how long it learns.
+
+    An epoch is one pass over the rows, a step one batch of them: a small table gets more epochs than a large one.
+    """
+
+    hidden_layer_sizes: tuple[PositiveInt, ...] = Field(default=(64, 32), min_length=1, max_length=8)
+    alpha: float = Field(default=0.001, ge=0)
+    learning_rate_init: float = Field(default=0.003, gt=0)
+    batch_size: int = Field(default=256, gt=0)
+    steps: int = Field(default=5000, gt=0)
+
+
+EstimatorName = Literal["hist_gradient_boosting", "random_forest", "mlp", "logistic_regression", "ridge"]
 
 
 LINEAR: dict[Task, EstimatorName] = {
@@ -95,7 +117,25 @@ class TrainParams(strict.Strict):
     hist_gradient_boosting: HistGradientBoostingParams = HistGradientBoostingParams()
     logistic_regression: LogisticRegressionParams = LogisticRegressionParams()
     ridge: RidgeParams = RidgeParams()
+    random_forest: RandomForestParams = RandomForestParams()
+    mlp: MlpParams = MlpParams()
     baseline_rows: int = Field(default=20_000, gt=0)
+    yardstick: bool = True
+
+    @field_validator("estimator", mode="before")
+    @classmethod
+    def _is_known(cls, value: object) -> object:
+        known = list(get_args(EstimatorName))
+        if isinstance(value, str) and value not in known:
+            raise ValueError(f"no such estimator; {strict.nearest(value, known)}")
+        return value
+
+
+class TuneParams(strict.Strict):
+    """How many configurations of the estimator are tried before it is trained, on at most how many rows; 0: none."""
+
+    trials: int = Field(default=0, ge=0)
+    rows: int = Field(default=50_000, gt=0)
 
 
 class CostParams(strict.Strict):
@@ -161,6 +201,10 @@ class MonitorParams(strict.Strict):
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
 
+SHAPING = {"seed", "data", "split", "train", "tune", "evaluate"}
+"""The groups of parameters that reach the bundle."""
+
+
 class Params(strict.Strict):
     """The whole of params.yaml."""
 
@@ -168,6 +212,7 @@ class Params(strict.Strict):
     data: DataParams
     split: SplitParams
     train: TrainParams
+    tune: TuneParams = TuneParams()
     evaluate: EvaluateParams
     gates: GateParams
     rollout: RolloutParams = RolloutParams()
@@ -191,5 +236,5 @@ class Params(strict.Strict):
 
     def training_fingerprint(self) -> str:
         """sha256 over the parameters that reach the bundle; thresholds of gates and monitoring do not."""
-        shaping = self.model_dump(mode="json", include={"seed", "data", "split", "train", "evaluate"})
+        shaping = self.model_dump(mode="json", include=SHAPING)
         return sha256_text(canonical(shaping))

@@ -14,10 +14,11 @@ from .settings import QUIET
 CONTRACT, PARAMS, DECISIONS = Path("contract.yaml"), Path("params.yaml"), Path("decisions.yaml")
 TABLE = Path("data/table.parquet")
 SPLITS = {name: Path(f"data/split/{name}.parquet") for name in ("train", "validation", "test")}
-MODEL, BASELINE = Path("model/pipeline.joblib"), Path("model/baseline.joblib")
+MODEL, BASELINE, YARDSTICK = (Path(f"model/{name}.joblib") for name in ("pipeline", "baseline", "yardstick"))
 BUNDLE = Path("bundle")
 REPORTS = Path("reports")
 PLOTS = REPORTS / "plots"
+TUNING = Path("var/tuning")
 TRACE = Path("var/last-error.txt")
 
 

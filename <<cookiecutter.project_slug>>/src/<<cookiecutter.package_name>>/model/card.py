@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..contract import Contract, Task
+from ..metrics import LOSS
 from ..words import MEASURES
 
 _SHOWN: dict[Task, tuple[str, ...]] = {
@@ -14,6 +15,7 @@ _SHOWN: dict[Task, tuple[str, ...]] = {
 """Measures of a slice."""
 _COLUMNS = {
     "test": "model",
+    "yardstick": "gradient boosting by default",
     "linear": "linear baseline",
     "trivial": "always the average",
     "validation": "model on validation",
@@ -34,6 +36,7 @@ def text(facts: Mapping[str, Any], contract: Contract, split: Mapping[str, Any])
         f"Predicts `{target.name}` ({target.description or 'no description'}).",
         "",
         f"- estimator: {facts['estimator'].replace('_', ' ')}, served as ONNX",
+        *_tuned(facts),
         f"- inputs: {len(contract.inputs)} columns of contract.yaml"
         + (f", and derived: {', '.join(f'`{name}`' for name in facts['derived'])}" if facts["derived"] else ""),
         *(
@@ -61,6 +64,20 @@ def text(facts: Mapping[str, Any], contract: Contract, split: Mapping[str, Any])
         "",
     ]
     return "\n".join(lines)
+
+
+def _tuned(facts: Mapping[str, Any]) -> list[str]:
+    tuned = facts["tuned"]
+    if not tuned:
+        return []
+    chosen = ", ".join(
+        f"`{name}` {value:.4g}" if isinstance(value, float) else f"`{name}` {value}"
+        for name, value in tuned["parameters"].items()
+    )
+    return [
+        f"- tuned in {tuned['trials']} trials: {chosen or 'params.yaml was best'}; {MEASURES[LOSS[facts['task']]]} on "
+        f"the validation rows {tuned['loss']:.4g}, with params.yaml {tuned['loss_untuned']:.4g}"
+    ]
 
 
 def _decided(facts: Mapping[str, Any]) -> list[str]:

@@ -4,12 +4,21 @@ A pipeline takes one frame: the numeric columns of `features.Inputs` first, then
 Columns are selected by position, which is what skl2onnx converts.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import polars as pl
+from joblib import parallel_config
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -18,7 +27,22 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from ..contract import MISSING, Column, Task
 from ..errors import ConfigError
 from ..features import Featurizer, Inputs
-from ..params import EstimatorName, TrainParams
+from ..params import EstimatorName, HistGradientBoostingParams, TrainParams
+from . import networks
+
+YARDSTICK_CATEGORIES = 250
+"""Scikit-learn's gradient boosting takes 255 categories of a column at most; the rarer ones become one."""
+YARDSTICK_STOPS_EARLY = 10_000
+"""By itself it does so on more rows than these."""
+BELOW_ALL = -1e30
+"""What a missing number is for a forest: less than any other, hence a value of its own."""
+
+
+class Estimator(NamedTuple):
+    """How an estimator is built, and the tasks that it is for."""
+
+    build: Callable[[Task, TrainParams, Featurizer, int], Pipeline]
+    tasks: tuple[Task, ...]
 
 
 def build(name: EstimatorName, task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
@@ -33,12 +57,59 @@ def build(name: EstimatorName, task: Task, params: TrainParams, featurizer: Feat
             f"params.yaml: train.estimator '{name}' is not for {task}, which the target asks for; "
             f"choose one of {', '.join(known)}"
         )
-    return _BUILDERS[name](task, params, featurizer, seed)
+    return ESTIMATORS[name].build(task, params, featurizer, seed)
 
 
 def choices(task: Task) -> list[EstimatorName]:
     """The estimators that can be trained for a task."""
-    return [name for name, tasks in _TASKS.items() if task in tasks]
+    return [name for name, estimator in ESTIMATORS.items() if task in estimator.tasks]
+
+
+def fit(pipeline: Pipeline, frame: pl.DataFrame, labels: np.ndarray) -> Pipeline:
+    """Fit on all cores; how many there are changes nothing, for only what is independent runs side by side."""
+    with warnings.catch_warnings(), parallel_config(backend="threading", n_jobs=-1):
+        # How long it learns is a parameter; whether that was enough is for the gates to judge.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted: Pipeline = pipeline.fit(frame, labels)
+    return fitted
+
+
+def spread(labels: np.ndarray, n_rows: int, task: Task) -> np.ndarray:
+    """Places of about `n_rows` rows, evenly spaced; the first of each class too, lest a rare one is left out."""
+    chosen = np.linspace(0, len(labels) - 1, min(len(labels), n_rows)).astype(np.intp)
+    return chosen if task == "regression" else np.union1d(chosen, np.unique(labels, return_index=True)[1])
+
+
+def answers(pipeline: Any, frame: pl.DataFrame, task: Task) -> np.ndarray:
+    """What a pipeline answers, float: probabilities [n_rows, n_classes], or values [n_rows, 1]."""
+    found: np.ndarray = pipeline.predict(frame)[:, None] if task == "regression" else pipeline.predict_proba(frame)
+    return found
+
+
+def yardstick(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
+    """Scikit-learn's gradient boosting as it comes: default settings, and categories as categories.
+
+    It sees the columns that the model sees. It is never served: its categories do not convert to ONNX.
+    """
+    numeric, categorical = _positions(featurizer)
+    encoder = OrdinalEncoder(
+        handle_unknown="use_encoded_value", unknown_value=-1, max_categories=YARDSTICK_CATEGORIES, dtype=np.float32
+    )
+    estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
+    return make_pipeline(
+        ColumnTransformer([("num", "passthrough", numeric), ("cat", encoder, categorical)]),
+        estimator(categorical_features=categorical or None, random_state=seed),
+    )
+
+
+def is_yardstick(params: TrainParams, featurizer: Featurizer, n_rows: int) -> bool:
+    """Whether the model and the yardstick are one and the same, so that fitting one of them is enough."""
+    by_itself = HistGradientBoostingParams(early_stopping=n_rows > YARDSTICK_STOPS_EARLY)
+    return (
+        params.estimator == "hist_gradient_boosting"
+        and not featurizer.categorical
+        and params.hist_gradient_boosting == by_itself
+    )
 
 
 def to_frame(inputs: Inputs) -> pl.DataFrame:
@@ -49,19 +120,23 @@ def to_frame(inputs: Inputs) -> pl.DataFrame:
 
 
 def _hist_gradient_boosting(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
-    # Ordered codes, not `categorical_features=`: that converts to ONNX without a word and predicts otherwise.
-    numeric, categorical = _positions(featurizer)
-    encoder = OrdinalEncoder(
-        categories=_categories(featurizer.categorical),
-        handle_unknown="use_encoded_value",
-        unknown_value=-1,
-        dtype=np.float32,
-    )
     estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     return make_pipeline(
-        ColumnTransformer([("num", "passthrough", numeric), ("cat", encoder, categorical)]),
-        estimator(**params.hist_gradient_boosting.model_dump(), random_state=seed),
+        _ordered(featurizer), estimator(**params.hist_gradient_boosting.model_dump(), random_state=seed)
     )
+
+
+def _random_forest(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+    # No `n_jobs`: `fit` has all cores, and answers are summed by one thread, hence in one order.
+    estimator = RandomForestRegressor if task == "regression" else RandomForestClassifier
+    filled = SimpleImputer(strategy="constant", fill_value=BELOW_ALL, keep_empty_features=True)
+    forest = estimator(**params.random_forest.model_dump(), random_state=seed)
+    return make_pipeline(_ordered(featurizer), filled, forest)
+
+
+def _mlp(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+    estimator = networks.Regressor if task == "regression" else networks.Classifier
+    return make_pipeline(_scaled(featurizer), estimator(**params.mlp.model_dump(), random_state=seed))
 
 
 def _logistic_regression(_: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
@@ -73,8 +148,21 @@ def _ridge(_: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> P
     return make_pipeline(_scaled(featurizer), Ridge(**params.ridge.model_dump(), random_state=seed))
 
 
+def _ordered(featurizer: Featurizer) -> ColumnTransformer:
+    """What trees see: numbers as they are, missing ones too, and categories as codes."""
+    # Not `categorical_features=`: that converts to ONNX without a word and predicts otherwise.
+    numeric, categorical = _positions(featurizer)
+    encoder = OrdinalEncoder(
+        categories=_categories(featurizer.categorical),
+        handle_unknown="use_encoded_value",
+        unknown_value=-1,
+        dtype=np.float32,
+    )
+    return ColumnTransformer([("num", "passthrough", numeric), ("cat", encoder, categorical)])
+
+
 def _scaled(featurizer: Featurizer) -> ColumnTransformer:
-    """What a linear model sees: numbers without gaps, of mean 0 and deviation 1, and a column for each category."""
+    """For linear models and networks: numbers without gaps, of mean 0 and deviation 1, and a column a category."""
     numeric, categorical = _positions(featurizer)
     filled = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
     encoder = OneHotEncoder(
@@ -83,16 +171,14 @@ def _scaled(featurizer: Featurizer) -> ColumnTransformer:
     return ColumnTransformer([("num", filled, numeric), ("cat", encoder, categorical)])
 
 
-_BUILDERS = {
-    "hist_gradient_boosting": _hist_gradient_boosting,
-    "logistic_regression": _logistic_regression,
-    "ridge": _ridge,
+ESTIMATORS: dict[EstimatorName, Estimator] = {
+    "hist_gradient_boosting": Estimator(_hist_gradient_boosting, get_args(Task)),
+    "random_forest": Estimator(_random_forest, get_args(Task)),
+    "mlp": Estimator(_mlp, get_args(Task)),
+    "logistic_regression": Estimator(_logistic_regression, ("binary", "multiclass")),
+    "ridge": Estimator(_ridge, ("regression",)),
 }
-_TASKS: dict[EstimatorName, tuple[Task, ...]] = {
-    "hist_gradient_boosting": ("binary", "multiclass", "regression"),
-    "logistic_regression": ("binary", "multiclass"),
-    "ridge": ("regression",),
-}
+"""Every estimator there is; a further one is a row here, and its parameters in params.py."""
 
 
 def _positions(featurizer: Featurizer) -> tuple[list[int], list[int]]:

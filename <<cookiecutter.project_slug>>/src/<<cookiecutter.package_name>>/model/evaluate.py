@@ -24,9 +24,7 @@ IMPORTANCE_ROWS = 4_000
 
 def score(pipeline: Any, columns: Columns, contract: Contract) -> np.ndarray:
     """What a pipeline answers, float64: probabilities [n_rows, n_classes], or values [n_rows, 1]."""
-    frame = estimators.to_frame(Featurizer(contract).encode(columns))
-    answers: np.ndarray = pipeline.predict_proba(frame) if contract.classes else pipeline.predict(frame)[:, None]
-    return answers
+    return estimators.answers(pipeline, estimators.to_frame(Featurizer(contract).encode(columns)), contract.task)
 
 
 def by_slice(
@@ -70,11 +68,7 @@ def importance(
     sample = {name: values[spread] for name, values in columns.items()}
 
     def loss(changed: Columns) -> float:
-        answers = score(pipeline, changed, contract)
-        if contract.task == "regression":
-            return float(np.sqrt(((answers[:, 0] - truth[spread]) ** 2).mean()))
-        likely = answers[np.arange(len(spread)), truth[spread].astype(np.intp)]
-        return float(-np.log(np.clip(likely, np.finfo(np.float64).eps, None)).mean())
+        return metrics.loss(contract.task, truth[spread], score(pipeline, changed, contract))
 
     whole = loss(sample)
     order = np.random.default_rng(seed).permutation(len(spread))
@@ -92,7 +86,7 @@ def evaluate(
     """Threshold or interval, metrics of the model and its baselines, slices, curves and importance.
 
     Args:
-        pipelines: `model` and `linear`, fitted.
+        pipelines: `model` and `linear`, and `yardstick` where it is wanted; fitted.
         parts: `validation`, where threshold and interval are chosen, and `test`, where everything is measured.
         prior: shares of the classes or mean of the training rows, which the trivial baseline always answers.
     """
@@ -119,7 +113,7 @@ def evaluate(
         return metrics.judge(task, truth[name], bounded(found, half_width), decision)
 
     baselines = {
-        "linear": score(pipelines["linear"], columns["test"], contract),
+        **{name: score(found, columns["test"], contract) for name, found in pipelines.items() if name != "model"},
         "trivial": np.tile(prior, (len(truth["test"]), 1)),
     }
     output = bounded(answers["test"], half_width)
@@ -163,6 +157,8 @@ def main() -> None:
         "model": load(stage.MODEL, trained["sha256"]),
         "linear": load(stage.BASELINE, trained["sha256"]),
     }
+    if stage.YARDSTICK.name in trained["sha256"]:
+        pipelines["yardstick"] = load(stage.YARDSTICK, trained["sha256"])
     parts = {name: read_split(name, split) for name in ("validation", "test")}
     found = evaluate(pipelines, parts, contract, params, trained["prior"])
     for name, points in (*found.pop("curves").items(), ("importance", found.pop("importance"))):

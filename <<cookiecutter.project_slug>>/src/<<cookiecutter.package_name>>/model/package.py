@@ -17,7 +17,7 @@ from ..errors import IntegrityError
 from ..features import Featurizer
 from ..files import read_json, replacing_folder
 from ..params import Params
-from . import card
+from . import card, networks
 from .evaluate import load, score
 from .train import read_split
 
@@ -59,6 +59,7 @@ def _in_single_precision(pipeline: Any) -> Any:
     Rounded up, a threshold between two neighbouring float32 numbers would send the upper one down the other branch.
     """
     copied = copy.deepcopy(pipeline)
+    networks.plain(copied[-1])
     for trees in getattr(copied[-1], "_predictors", []):
         for tree in trees:
             exact = tree.nodes["num_threshold"]
@@ -145,6 +146,7 @@ def pack(
         "threshold": reports["evaluation"]["threshold"],
         "half_width": reports["evaluation"]["half_width"],
         "estimator": reports["trained"]["estimator"],
+        "tuned": reports["trained"].get("tuned"),
         "numeric": featurizer.numeric,
         "categorical": [column.name for column in featurizer.categorical],
         "derived": featurizer.definitions,

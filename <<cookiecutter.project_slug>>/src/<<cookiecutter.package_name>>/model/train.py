@@ -16,15 +16,19 @@ from ..errors import DataError
 from ..features import Featurizer
 from ..files import read_json, replacing_folder, sha256_file, write_json
 from ..params import LINEAR, Params
-from . import estimators
+from . import estimators, tune
 
 
 class Fitted(NamedTuple):
-    """The model, its linear baseline, and what is answered without either: shares of the classes, or the mean."""
+    """The model, its linear baseline, and what is answered without either: shares of the classes, or the mean.
+
+    `yardstick` is scikit-learn's gradient boosting with default settings, where params.yaml wants it.
+    """
 
     model: Pipeline
     baseline: Pipeline
     prior: tuple[float, ...]
+    yardstick: Pipeline | None = None
 
 
 def train(rows: pl.DataFrame, contract: Contract, params: Params) -> Fitted:
@@ -40,13 +44,15 @@ def train(rows: pl.DataFrame, contract: Contract, params: Params) -> Fitted:
     frame = estimators.to_frame(featurizer.encode(tables.to_columns(rows, contract.inputs)))
     labels = truth if contract.task == "regression" else truth.astype(np.int64)
     build = partial(estimators.build, task=contract.task, params=params.train, featurizer=featurizer, seed=params.seed)
-    model = build(params.train.estimator).fit(frame, labels)
-    spread = np.linspace(0, len(labels) - 1, min(len(labels), params.train.baseline_rows)).astype(np.intp)
-    if contract.classes:
-        # The first row of each class as well: a rare one must not be missing from the baseline.
-        spread = np.union1d(spread, np.unique(labels, return_index=True)[1])
-    baseline = build(LINEAR[contract.task]).fit(frame[spread], labels[spread])
-    return Fitted(model, baseline, shares)
+    model = estimators.fit(build(params.train.estimator), frame, labels)
+    spread = estimators.spread(labels, params.train.baseline_rows, contract.task)
+    baseline = estimators.fit(build(LINEAR[contract.task]), frame[spread], labels[spread])
+    yardstick = None
+    if params.train.yardstick:
+        same = estimators.is_yardstick(params.train, featurizer, len(labels))
+        other = estimators.yardstick(contract.task, featurizer, params.seed)
+        yardstick = model if same else estimators.fit(other, frame, labels)
+    return Fitted(model, baseline, shares, yardstick)
 
 
 def prior(rows: pl.DataFrame, contract: Contract) -> tuple[float, ...]:
@@ -77,20 +83,39 @@ def read_split(name: str, report: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def main() -> None:
-    """Read the training part, fit, write both pipelines."""
+    """Read the training part, tune where that is wanted, fit, write the pipelines."""
     contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
     split = read_json(stage.REPORTS / "split.json")
-    fitted = train(read_split("train", split), contract, params)
+    rows, tuned = read_split("train", split), None
+    report: dict[str, Any] = {"trials": []}
+    if params.tune.trials:
+        prior(rows, contract)  # What cannot be learnt is refused before, not after, the search.
+        hashes = {name: split[name]["sha256"] for name in ("train", "validation")}
+        found = tune.search(rows, read_split("validation", split), contract, params, hashes)
+        params = params.model_copy(update={"train": tune.applied(params.train, found.best.parameters)})
+        report = found.report()
+        tuned = {
+            "trials": len(found.trials),
+            "parameters": dict(found.best.parameters),
+            "loss": found.best.loss,
+            "loss_untuned": found.trials[0].loss,
+        }
+    fitted = train(rows, contract, params)
+    pipelines = {stage.MODEL: fitted.model, stage.BASELINE: fitted.baseline}
+    if fitted.yardstick is not None:
+        pipelines[stage.YARDSTICK] = fitted.yardstick
     with replacing_folder(stage.MODEL.parent) as folder:
-        joblib.dump(fitted.model, folder / stage.MODEL.name)
-        joblib.dump(fitted.baseline, folder / stage.BASELINE.name)
+        for path, pipeline in pipelines.items():
+            joblib.dump(pipeline, folder / path.name)
+    write_json(stage.REPORTS / "tuning.json", report)
     write_json(
         stage.REPORTS / "train.json",
         {
             "estimator": params.train.estimator,
             "rows": split["train"]["rows"],
             "prior": list(fitted.prior),
-            "sha256": {path.name: sha256_file(path) for path in (stage.MODEL, stage.BASELINE)},
+            "sha256": {path.name: sha256_file(path) for path in pipelines},
+            "tuned": tuned,
         },
     )
 

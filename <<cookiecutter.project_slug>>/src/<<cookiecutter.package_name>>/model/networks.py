@@ -1,0 +1,85 @@
+"""Scikit-learn's multi-layer perceptrons, bounded in steps, and for numbers of any size."""
+
+import math
+from typing import Any, Self
+
+import numpy as np
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from threadpoolctl import threadpool_limits
+
+
+class Classifier(MLPClassifier):  # type: ignore[misc]
+    """Learns from a number of batches (`steps`), however many rows there are."""
+
+    def __init__(
+        self,
+        hidden_layer_sizes: tuple[int, ...] = (64, 32),
+        alpha: float = 0.001,
+        learning_rate_init: float = 0.003,
+        batch_size: int = 256,
+        steps: int = 5000,
+        random_state: int = 0,
+    ) -> None:
+        super().__init__(
+            hidden_layer_sizes,
+            alpha=alpha,
+            learning_rate_init=learning_rate_init,
+            batch_size=batch_size,
+            random_state=random_state,
+        )
+        self.steps = steps
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> Self:
+        """Fit on float32 [n_rows, n_columns] and labels [n_rows]."""
+        _bound(self, len(x))
+        # One thread: how a matrix product is cut up moves the last bits.
+        with threadpool_limits(1, user_api="blas"):
+            super().fit(x, y)
+        return self
+
+
+class Regressor(MLPRegressor):  # type: ignore[misc]
+    """As `Classifier`; learns the target in standard deviations, and answers in its own unit."""
+
+    def __init__(
+        self,
+        hidden_layer_sizes: tuple[int, ...] = (64, 32),
+        alpha: float = 0.001,
+        learning_rate_init: float = 0.003,
+        batch_size: int = 256,
+        steps: int = 5000,
+        random_state: int = 0,
+    ) -> None:
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes,
+            alpha=alpha,
+            learning_rate_init=learning_rate_init,
+            batch_size=batch_size,
+            random_state=random_state,
+        )
+        self.steps = steps
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> Self:
+        """Fit on float32 [n_rows, n_columns] and values [n_rows]."""
+        _bound(self, len(x))
+        mean, deviation = float(y.mean()), float(y.std()) or 1.0
+        with threadpool_limits(1, user_api="blas"):
+            super().fit(x, (y - mean) / deviation)
+        # The last layer is linear: it takes the unit upon itself.
+        self.coefs_[-1] = (self.coefs_[-1] * deviation).astype(self.coefs_[-1].dtype)
+        self.intercepts_[-1] = (self.intercepts_[-1] * deviation + mean).astype(self.intercepts_[-1].dtype)
+        return self
+
+
+def plain(estimator: Any) -> Any:
+    """The estimator as scikit-learn's own class, which is what skl2onnx knows; any other as it is."""
+    for known in (MLPClassifier, MLPRegressor):
+        if isinstance(estimator, known):
+            estimator.__class__ = known
+    return estimator
+
+
+def _bound(network: Any, n_rows: int) -> None:
+    """Set the epochs and the batch: a batch is no larger than the table."""
+    network.batch_size = min(network.batch_size, n_rows)
+    network.max_iter = max(1, round(network.steps / math.ceil(n_rows / network.batch_size)))
