@@ -215,6 +215,7 @@ def test_rows_like_the_test_rows_are_ok_and_labels_dealt_anew_degrade(
     page = worse.html.read_text()
     assert worse.result.headline.startswith("The model has become worse: ")
     assert worse.result.headline in page
+    assert ("share of right answers" in page) == (made.contract.task == "multiclass")
     assert "None" not in page
     assert "nan" not in page.lower().replace("finance", "")
 

@@ -99,11 +99,11 @@ def roc(points: Sequence[dict[str, float]]) -> Markup:
     return _square(curve, (0.0, 1.0), "false positive rate", "true positive rate", "ROC curve", "line")
 
 
-def calibration(points: Sequence[dict[str, float]]) -> Markup:
-    """Mean score against share of positives, one dot per bin of about equally many rows."""
+def calibration(points: Sequence[dict[str, float]], up: str = "share of positives") -> Markup:
+    """Mean score against the share that came true, `up` in words, one dot per bin of about equally many rows."""
     curve = [(point["predicted"], point["observed"]) for point in points]
     top = min(1.0, _ceiling(max(max(x, y) for x, y in curve)))
-    return _square(curve, (0.0, top), "mean score", "share of positives", "Calibration", "line", "dots")
+    return _square(curve, (0.0, top), "mean score", up, "Calibration", "line", "dots")
 
 
 def predicted(points: Sequence[dict[str, float]]) -> Markup:

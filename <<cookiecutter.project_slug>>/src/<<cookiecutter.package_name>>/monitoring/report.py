@@ -115,7 +115,10 @@ def html(result: Result, window: Window, bundle: Bundle) -> str:
         measures=[*_measures(result)],
         interval=_interval(result),
         roc=plots.roc(result.quality.curves["roc"]) if result.quality.curves.get("roc") else "",
-        calibration=plots.calibration(result.quality.curves["calibration"])
+        calibration=plots.calibration(
+            result.quality.curves["calibration"],
+            "share of positives" if bundle.manifest.task == "binary" else "share of right answers",
+        )
         if result.quality.curves.get("calibration")
         else "",
         predicted=plots.predicted(result.quality.curves["predicted"]) if result.quality.curves.get("predicted") else "",
