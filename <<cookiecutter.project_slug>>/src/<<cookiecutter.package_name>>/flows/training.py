@@ -7,12 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import bundle, stage
+from .. import bundle, metrics, stage, words
 from ..contract import Contract
 from ..errors import DataError, ProjectError
 from ..files import read_json, sha256_file, sweep
 from ..model.gate import Candidate, Check, judge
-from ..params import Params
+from ..params import SHAPING, Params
 from ..process import user
 from ..serving import routing
 from ..settings import Settings
@@ -21,6 +21,7 @@ from .progress import Progress
 
 if TYPE_CHECKING:
     from ..model.registry import Registry, Version
+    from ..model.tune import Trial
 
 # MLflow and scikit-learn are imported where they are needed: Prefect's server, which takes longest, starts first.
 
@@ -65,6 +66,8 @@ def train(settings: Settings, progress: Progress) -> Outcome:
             step.idle = not engine.task(name, graph.reproduce, name)
             if step.idle:
                 step.note = "unchanged"
+            elif told := _told(name, contract):
+                step.note = told
     with progress.step("gates", "may it be promoted?") as step:
         candidate = engine.task("compare", compare, registry, settings, contract)
         checks = judge(candidate._replace(**engine.task("measure", measure, contract, params)), params.gates)
@@ -104,7 +107,6 @@ def raw_data(path: Path) -> str:
 
 def compare(registry: "Registry", settings: Settings, contract: Contract) -> Candidate:
     """The bundle that the stages left, and what the champion makes of the same test rows."""
-    from .. import metrics
     from ..data import tables
     from ..model.registry import CHAMPION
 
@@ -158,8 +160,22 @@ def register(registry: "Registry", contract: Contract, params: Params, checks: l
         return found
     plots = {path.stem: read_json(path) for path in stage.PLOTS.glob("*.json")}
     figures.evaluation(stage.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
-    shaping = params.model_dump(mode="json", include={"seed", "data", "split", "train", "evaluate"})
-    return registry.register(stage.BUNDLE, checks, flatten(shaping), lineage(), [stage.REPORTS])
+    shaping = params.model_dump(mode="json", include=SHAPING)
+    return registry.register(stage.BUNDLE, checks, flatten(shaping), lineage(), [stage.REPORTS], trials())
+
+
+def trials() -> list["Trial"]:
+    """What the train stage tried, with the seconds where this machine knows them."""
+    report = read_json(stage.REPORTS / "tuning.json")
+    if not report["trials"]:
+        return []
+    from ..model import tune
+
+    seconds = tune.seconds(report["key"])
+    return [
+        tune.Trial(found["parameters"], found["loss"], seconds[at] if at < len(seconds) else None)
+        for at, found in enumerate(report["trials"])
+    ]
 
 
 def decide(registry: "Registry", version: "Version", params: Params) -> str:
@@ -196,6 +212,25 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
+
+
+def _told(name: str, contract: Contract) -> str:
+    """What a person wants to know at once of a stage that has run; empty where that is nothing."""
+    if name == "train" and (found := trials()):
+        loss, spent = words.MEASURES[metrics.LOSS[contract.task]], sum(trial.seconds or 0.0 for trial in found)
+        best = min(trial.loss for trial in found)
+        return f"{len(found)} trials took {spent:.0f} s: {loss} on validation {found[0].loss:.4g} → {best:.4g}"
+    if name == "evaluate":
+        headline = metrics.HEADLINE[contract.task]
+        measured = read_json(stage.REPORTS / "metrics.json")
+        shown = {"test": "model", "yardstick": "scikit-learn's boosting by default", "linear": "linear"}
+        told = [
+            f"{label} {measured[part][headline]:.4f}"
+            for part, label in shown.items()
+            if headline in measured.get(part, {})
+        ]
+        return f"{words.MEASURES[headline]} on the test rows: {', '.join(told)}"
+    return ""
 
 
 def _open(settings: Settings, name: str) -> "Registry":

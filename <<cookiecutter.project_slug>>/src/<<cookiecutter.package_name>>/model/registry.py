@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import filelock
 import mlflow
@@ -19,16 +19,20 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from .. import bundle
 from ..contract import Contract
 from ..errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
 from ..files import replacing, sha256_file, write_json
-from ..metrics import HEADLINE
+from ..metrics import HEADLINE, LOSS
 from ..process import is_alive, user
 from ..settings import Settings
 from . import pyfunc
 from .gate import Check
+
+if TYPE_CHECKING:
+    from .tune import Trial
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST, GATES, REFUSED, OVERRIDE = "bundle_sha256", "gates", "refused", "override"
@@ -155,6 +159,7 @@ class Registry:
         params: Mapping[str, Any],
         lineage: Mapping[str, Any],
         reports: Sequence[Path],
+        trials: "Sequence[Trial]" = (),
     ) -> Version:
         """Log the run that made a bundle and register the bundle, with the gates' answers; it gets no alias here.
 
@@ -165,6 +170,7 @@ class Registry:
             params: flat names and values, as logged.
             lineage: where the bundle came from; written beside it as lineage.json and as tags.
             reports: files and folders logged beside the model.
+            trials: what was tried before; each is a run nested in this one.
         """
         manifest = bundle.verify(path)
         digest = sha256_file(path / bundle.MANIFEST)
@@ -188,6 +194,8 @@ class Registry:
         for report in reports:
             log = self._client.log_artifacts if report.is_dir() else self._client.log_artifact
             log(run_id, str(report), report.name if report.is_dir() else None)
+        for number, trial in enumerate(trials):
+            self._log_trial(experiment.experiment_id, run_id, number, trial, f"validation.{LOSS[manifest.task]}")
         headline = HEADLINE[manifest.task]
         with tempfile.TemporaryDirectory() as scratch:
             self._save_model(path, Path(scratch), {**lineage, "run_id": run_id, "bundle_sha256": digest})
@@ -276,6 +284,18 @@ class Registry:
                 f"{address} cannot be downloaded: {reason[:300]}; "
                 "bring its files back into the artifact store, or promote another version"
             ) from None
+
+    def _log_trial(self, experiment: str, parent: str, number: int, trial: "Trial", measure: str) -> None:
+        tags = {MLFLOW_PARENT_RUN_ID: parent, **_owner()}
+        run_id: str = self._client.create_run(experiment, tags=tags, run_name=f"trial {number}").info.run_id
+        now = int(datetime.now(UTC).timestamp() * 1000)
+        known = {measure: trial.loss, "seconds": trial.seconds}
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(key, value, now, number) for key, value in known.items() if value is not None],
+            params=[Param(key, str(value)) for key, value in trial.parameters.items()],
+        )
+        self._client.set_terminated(run_id)
 
     def _save_model(self, path: Path, scratch: Path, lineage: Mapping[str, Any]) -> None:
         package = Path(__file__).parent.parent

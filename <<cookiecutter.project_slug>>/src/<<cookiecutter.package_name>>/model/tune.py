@@ -67,11 +67,14 @@ SPACES: dict[EstimatorName, dict[str, Between | Choice]] = {
 
 
 class Trial(NamedTuple):
-    """What was tried: parameters as recorded (none: those of params.yaml), loss on the validation rows, and seconds."""
+    """What was tried: parameters as recorded (none: those of params.yaml), loss on the validation rows, and seconds.
+
+    The seconds are not known where DVC restored what another machine tried.
+    """
 
     parameters: Mapping[str, Any]
     loss: float
-    seconds: float
+    seconds: float | None
 
 
 class Search(NamedTuple):

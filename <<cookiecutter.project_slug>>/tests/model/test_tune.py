@@ -1,0 +1,122 @@
+"""A search for parameters is a pure function of what it is given: killed and resumed, it chooses what it would have."""
+
+import signal
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from << cookiecutter.package_name >> import stage
+from << cookiecutter.package_name >>.errors import Busy
+from << cookiecutter.package_name >>.model import tune
+from << cookiecutter.package_name >>.params import Params, TrainParams
+
+from .. import project
+
+TRIALS = 14
+SEARCH = f"""
+import os, sys, time
+from pathlib import Path
+from {project.PACKAGE} import stage
+from {project.PACKAGE}.model import tune
+from {project.PACKAGE}.params import Params
+
+def loss(tried):
+    print("trial", flush=True)
+    time.sleep(float(sys.argv[2]))
+    found = tried.hist_gradient_boosting
+    return (found.learning_rate - 0.07) ** 2 + (found.max_leaf_nodes - 40) ** 2 / 1e4
+
+stage.TUNING = Path(sys.argv[1])
+params = Params.load(stage.PARAMS)
+params = params.model_copy(update={{"tune": params.tune.model_copy(update={{"trials": {TRIALS}}})}})
+print(tune.run(loss, params, "k" * 64, lambda text: None).report())
+"""
+
+
+@pytest.fixture
+def tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(stage, "TUNING", tmp_path / "tuning")
+    return tmp_path / "tuning"
+
+
+def with_trials(params: Params, trials: int) -> Params:
+    return params.model_copy(update={"tune": params.tune.model_copy(update={"trials": trials})})
+
+
+def loss(tried: TrainParams) -> float:
+    return abs(tried.hist_gradient_boosting.learning_rate - 0.07) + tried.hist_gradient_boosting.max_leaf_nodes / 1e4
+
+
+def completed(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    try:
+        with sqlite3.connect(path) as database:
+            return int(database.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_a_search_that_was_killed_goes_on_and_chooses_as_one_that_was_not(tmp_path: Path) -> None:
+    (tmp_path / stage.PARAMS).write_text((project.ROOT / stage.PARAMS).read_text())
+    straight = project.run(tmp_path, "-c", SEARCH, "straight", "0")
+    assert straight.returncode == 0, straight.stderr
+    with project.start(tmp_path, "-c", SEARCH, "killed", "0.1") as process:
+        assert process.stdout is not None
+        for _ in range(6):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    before = completed(tmp_path / "killed" / f"{'k' * 16}.db")
+    assert 5 <= before < TRIALS
+    resumed = project.run(tmp_path, "-c", SEARCH, "killed", "0")
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.count("trial\n") == TRIALS - before
+    assert resumed.stdout.splitlines()[-1] == straight.stdout.splitlines()[-1]
+
+
+def test_more_trials_add_to_those_there_are(tuning: Path, params: Params) -> None:
+    few = tune.run(loss, with_trials(params, 3), "k", print)
+    tried: list[TrainParams] = []
+    many = tune.run(lambda found: tried.append(found) or loss(found), with_trials(params, 6), "k", print)
+    assert (many.trials[:3], len(tried)) == (few.trials, 3)
+    assert tune.run(loss, with_trials(params, 3), "k", print).trials == few.trials
+
+
+def test_the_first_trial_is_what_the_parameters_say_so_the_choice_is_never_worse(tuning: Path, params: Params) -> None:
+    found = tune.run(loss, with_trials(params, 5), "k", print)
+    assert found.trials[0].parameters == {}
+    assert tune.applied(params.train, {}) == params.train
+    assert found.best.loss <= loss(params.train)
+
+
+def test_parameters_that_cannot_be_learnt_with_are_bad_ones(tuning: Path, params: Params) -> None:
+    def fragile(tried: TrainParams) -> float:
+        if tried != params.train:
+            raise ValueError("Solver produced non-finite parameter weights")
+        return 1.0
+
+    assert tune.run(fragile, with_trials(params, 4), "k", print).best.parameters == {}
+    with pytest.raises(ValueError, match="none at all"):
+        tune.run(lambda _: (_ for _ in ()).throw(ValueError("none at all")), with_trials(params, 2), "other", print)
+
+
+def test_two_searches_for_the_same_at_once_are_refused(tuning: Path, params: Params) -> None:
+    def nested(_: TrainParams) -> float:
+        with pytest.raises(Busy, match="another process is tuning"):
+            tune.run(loss, with_trials(params, 1), "k", print)
+        return 1.0
+
+    tune.run(nested, with_trials(params, 1), "k", print)
+
+
+@pytest.mark.parametrize("name", list(tune.SPACES))
+def test_every_parameter_that_is_searched_is_one_of_the_estimator(name: str, params: Params) -> None:
+    train = params.train.model_copy(update={"estimator": name})
+    for key, space in tune.SPACES[name].items():  # type: ignore[index]
+        ends = (space.low, space.high) if isinstance(space, tune.Between) else tuple(space)
+        for end in ends:
+            tune.applied(train, {key: end})
+    assert yaml.safe_load((project.ROOT / stage.PARAMS).read_text())["train"][name]
