@@ -10,10 +10,11 @@ import pytest
 
 from << cookiecutter.package_name >> import bundle
 from << cookiecutter.package_name >>.bundle import Bundle, Slice
-from << cookiecutter.package_name >>.contract import Columns
+from << cookiecutter.package_name >>.contract import Columns, Task
+from << cookiecutter.package_name >>.metrics import HEADLINE
 from << cookiecutter.package_name >>.model import gate, speed
 from << cookiecutter.package_name >>.model.gate import Candidate
-from << cookiecutter.package_name >>.params import GateParams
+from << cookiecutter.package_name >>.params import LINEAR, GateParams
 
 PARAMS = GateParams(
     floor=0.6,
@@ -81,6 +82,16 @@ def test_a_model_no_better_than_the_prior_is_refused(manifest: bundle.Manifest) 
 def test_a_model_worse_than_the_linear_one_is_refused(manifest: bundle.Manifest) -> None:
     poor = with_metric(manifest, "linear", "roc_auc", 0.7501)
     assert list(refusals(Candidate(poor))) == ["beats the linear baseline"]
+
+
+@pytest.mark.parametrize("task", list(LINEAR))
+def test_where_the_linear_baseline_is_better_it_is_offered_by_name(manifest: bundle.Manifest, task: Task) -> None:
+    headline = HEADLINE[task]
+    metrics = {**GOOD, "test": {headline: 0.7}, "linear": {headline: 0.72}}
+    poor = manifest.model_copy(update={"task": task, "metrics": metrics})
+    told = refusals(Candidate(poor))["beats the linear baseline"]
+    assert "-0.0200 against the linear baseline" in told
+    assert f"`train.estimator: {LINEAR[task]}` in params.yaml would be better" in told
 
 
 def test_a_model_worse_than_the_champion_beyond_the_margin_is_refused(manifest: bundle.Manifest) -> None:

@@ -19,9 +19,11 @@ from << cookiecutter.package_name >>.contract import Columns, Contract
 from << cookiecutter.package_name >>.data import tables
 from << cookiecutter.package_name >>.errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
 from << cookiecutter.package_name >>.files import sha256_file
+from << cookiecutter.package_name >>.metrics import LOSS
 from << cookiecutter.package_name >>.model.gate import Check
 from << cookiecutter.package_name >>.model.pyfunc import signature
 from << cookiecutter.package_name >>.model.registry import CHALLENGER, CHAMPION, Registry, Version
+from << cookiecutter.package_name >>.model.tune import Trial
 from << cookiecutter.package_name >>.settings import Settings
 
 from .. import project
@@ -265,3 +267,17 @@ def test_the_signature_takes_rows_with_gaps_and_without(columns: Columns, contra
     assert found.input_names() == list(columns)
     nullable = {column.name for column in contract.inputs if column.nullable}
     assert {spec.name for spec in found.inputs if not spec.required} == nullable
+
+
+def test_every_trial_is_a_run_nested_in_that_of_the_model(registry: Registry, bundle_path: Path) -> None:
+    trials = [Trial({}, 0.6, 1.5), Trial({"max_iter": 80, "learning_rate": 0.2}, 0.5, None)]
+    version = registry.register(bundle_path, [], {"seed": 1}, {}, [], trials)
+    client = registry._client
+    experiment = client.get_experiment_by_name(registry.name).experiment_id
+    nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{version.run_id}'")
+    told = {run.info.run_name: (run.data.params, run.data.metrics, run.info.status) for run in nested}
+    loss = f"validation.{LOSS[bundle.verify(bundle_path).task]}"
+    assert told == {
+        "trial 0": ({}, {loss: 0.6, "seconds": 1.5}, "FINISHED"),
+        "trial 1": ({"max_iter": "80", "learning_rate": "0.2"}, {loss: 0.5}, "FINISHED"),
+    }

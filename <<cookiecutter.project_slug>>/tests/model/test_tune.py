@@ -2,6 +2,7 @@
 
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 import yaml
 
 from << cookiecutter.package_name >> import stage
+from << cookiecutter.package_name >>.contract import Contract
 from << cookiecutter.package_name >>.errors import Busy
+from << cookiecutter.package_name >>.files import read_json
+from << cookiecutter.package_name >>.flows import training
 from << cookiecutter.package_name >>.model import tune
 from << cookiecutter.package_name >>.params import Params, TrainParams
 
@@ -75,6 +79,26 @@ def test_a_search_that_was_killed_goes_on_and_chooses_as_one_that_was_not(tmp_pa
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.count("trial\n") == TRIALS - before
     assert resumed.stdout.splitlines()[-1] == straight.stdout.splitlines()[-1]
+
+
+def test_a_train_stage_that_was_killed_while_it_tuned_writes_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    project.set_params(finished, {"tune": {"trials": 8, "rows": 500}})
+    other = project.copy(finished, tmp_path / "other")
+    stage_of = ("-m", f"{project.PACKAGE}.model.train")
+    assert project.run(finished, *stage_of).returncode == 0
+    with project.start(other, *stage_of) as process:
+        while process.poll() is None and not any(completed(kept) >= 2 for kept in other.glob("var/tuning/*.db")):
+            time.sleep(0.005)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    resumed = project.run(other, *stage_of)
+    assert "trial(s) of an earlier run" in resumed.stdout
+    for name in ("train", "tuning"):
+        report = stage.REPORTS / f"{name}.json"
+        assert (other / report).read_bytes() == (finished / report).read_bytes()
+    tuned = read_json(finished / stage.REPORTS / "train.json")["tuned"]
+    assert (tuned["trials"], tuned["loss"] <= tuned["loss_untuned"]) == (8, True)
+    assert "trials took" in training._told("train", Contract.load(finished / stage.CONTRACT))
 
 
 def test_more_trials_add_to_those_there_are(tuning: Path, params: Params) -> None:
