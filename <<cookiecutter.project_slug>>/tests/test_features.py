@@ -16,7 +16,7 @@ from << cookiecutter.package_name >> import strict
 from << cookiecutter.package_name >>.contract import MISSING, Columns, Contract, from_rows
 from << cookiecutter.package_name >>.derived import DERIVED
 from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.features import Featurizer, definition, parameter
+from << cookiecutter.package_name >>.features import Featurizer, definition, parameter, tokens
 
 from .conftest import same_bits
 
@@ -92,6 +92,43 @@ def test_values_are_what_their_names_say() -> None:
     inputs = FEATURIZER.encode(from_rows(make().inputs, [row]))
     assert inputs.num.tolist() == [[3.0, 2.0, 1.0, 8.75, 5.0, 1.5]]
     assert inputs.cat.tolist() == [["red"]]
+
+
+def test_every_part_of_a_moment_is_what_its_name_says() -> None:
+    parts = ["hour", "weekday", "month", "day", "hour_cycle", "weekday_cycle", "year_cycle", "elapsed"]
+    born = {"name": "born", "type": "datetime", "nullable": True, "parts": parts}
+    featurizer = Featurizer(make(born=born), ())
+    rows = [{"at": datetime(2013, 6, 15), "born": datetime(2013, 6, 11, 6)}, {"at": datetime(2013, 6, 15)}]
+    columns = from_rows(make(born=born).inputs, rows)
+    found = dict(zip(featurizer.numeric, featurizer.encode(columns).num.T.tolist(), strict=True))
+    assert [found[f"born.{part}"][0] for part in parts[:4]] == [6, 1, 6, 11]
+    assert found["born.elapsed"][0] == 3.75
+    assert found["born.hour_sin"][0] == pytest.approx(1)
+    assert found["born.hour_cos"][0] == pytest.approx(0, abs=1e-6)
+    assert found["born.year_sin"][0] ** 2 + found["born.year_cos"][0] ** 2 == pytest.approx(1)
+    assert all(np.isnan(values[1]) for name, values in found.items() if name.startswith("born."))
+    assert list(featurizer.watched(columns)) == ["born.elapsed"]
+
+
+def test_the_row_s_own_time_elapses_since_a_fixed_day() -> None:
+    columns = [{"name": "at", "type": "datetime", "role": "time", "parts": ["elapsed"]}, CONTRACT["columns"][-1]]
+    contract = strict.parse({"name": "time", "columns": columns}, Contract, "contract.yaml")
+    found = Featurizer(contract, ()).encode(from_rows(contract.inputs, [{"at": datetime(2000, 1, 3, 12)}]))
+    assert found.num.tolist() == [[2.5]]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Good, BAD!\nugly", "good bad ugly"),
+        ("", MISSING),
+        ("...", MISSING),
+        ("Ärger 3.5", "ärger 3 5"),
+        ("a " * 300, " ".join("a" * 200)),
+    ],
+)
+def test_a_text_is_its_first_words_in_lower_case(text: str, words: str) -> None:
+    assert tokens(text) == words
 
 
 def test_missing_values_stay_missing_numbers_and_become_one_text() -> None:

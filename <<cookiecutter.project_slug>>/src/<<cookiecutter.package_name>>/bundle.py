@@ -160,6 +160,10 @@ class Bundle:
         """What the model sees of n_rows of the contract's input columns."""
         return self._featurizer.encode(columns)
 
+    def watched(self, columns: Columns) -> dict[str, np.ndarray]:
+        """What the profile counts of n_rows beyond their own columns, see `Featurizer.watched`."""
+        return self._featurizer.watched(columns)
+
     def run(self, inputs: Inputs) -> np.ndarray:
         """The session's float32 answers to encoded inputs: probabilities [n_rows, n_classes] or values [n_rows, 1]."""
         n_rows = len(inputs.num)

@@ -20,6 +20,7 @@ from .files import canonical, sha256_text
 ColumnType = Literal["float", "integer", "string", "boolean", "datetime"]
 Role = Literal["id", "time", "target", "feature", "ignored"]
 Task = Literal["binary", "multiclass", "regression"]
+Part = Literal["hour", "weekday", "month", "day", "hour_cycle", "weekday_cycle", "year_cycle", "elapsed"]
 Label = bool | int | str
 Columns = Mapping[str, np.ndarray]
 
@@ -28,6 +29,9 @@ MISSING = "__missing__"
 
 SCORED = ("prediction", "score", "probabilities", "low", "high", "model_version")
 """What scoring adds to a table; no column may be called so."""
+
+PARTS: tuple[Part, ...] = ("hour", "weekday")
+"""What a moment is expanded into where the contract does not say."""
 
 FLOAT_LIMIT = float(np.finfo(np.float32).max)
 """Models see float32; beyond this a number would reach them as infinity."""
@@ -38,7 +42,10 @@ _NOTHING = np.array(None, dtype=object)
 
 
 class Column(strict.Strict):
-    """One column: its type, its role and the values it may take."""
+    """One column: its type, its role, the values it may take, and what the model sees of a moment or a text.
+
+    `parts` are those of a datetime (see `features.PARTS`); `text` is true where words count, not the whole.
+    """
 
     name: str = Field(min_length=1)
     type: ColumnType
@@ -47,6 +54,8 @@ class Column(strict.Strict):
     range: tuple[float, float] | None = None
     categories: tuple[str | int, ...] | None = None
     unseen: float = Field(default=0.0, ge=0.0, le=1.0)
+    parts: tuple[Part, ...] = PARTS
+    text: bool = False
     unit: str = ""
     description: str = ""
     personal: bool = False
@@ -73,6 +82,12 @@ class Column(strict.Strict):
                 raise ValueError(f"column '{self.name}': the category '{MISSING}' is reserved")
         if self.unseen and self.categories is None:
             raise ValueError(f"column '{self.name}': 'unseen' needs categories")
+        if "parts" in self.model_fields_set and self.type != "datetime":
+            raise ValueError(f"column '{self.name}': parts need type datetime, not {self.type}")
+        if len(set(self.parts)) != len(self.parts):
+            raise ValueError(f"column '{self.name}': a part stands twice")
+        if self.text and (self.type != "string" or self.categories is not None):
+            raise ValueError(f"column '{self.name}': text needs type string without categories")
         return self
 
     @model_validator(mode="after")
@@ -121,6 +136,8 @@ class Contract(strict.Strict):
             raise ValueError("no column has role target; give it to the column to predict")
         if not self.inputs:
             raise ValueError("no column has role feature; the model needs at least one")
+        if not any(column.type != "datetime" or column.parts for column in self.inputs):
+            raise ValueError("no feature is left: the only inputs are moments without parts; give one of them parts")
         if self.target.type == "datetime" or (self.target.type == "string" and not self.target.categories):
             raise ValueError(
                 f"the target '{self.target.name}' is {self.target.type} without categories; list its classes, "

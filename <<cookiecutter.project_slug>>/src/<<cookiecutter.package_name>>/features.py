@@ -2,21 +2,26 @@
 
 import ast
 import inspect
+import itertools
 import keyword
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .contract import MISSING, Column, Columns, Contract, missing
+from .contract import MISSING, SCORED, Column, Columns, Contract, Part, missing
 from .derived import DERIVED
 from .errors import ConfigError
 from .files import sha256_text
 from .strict import nearest
 
 Derived = Callable[..., np.ndarray]
+
+MOST_WORDS = 200
+"""Words of a text that are looked at; a batch of texts takes room for as many words a row as its longest has."""
+_WORD = re.compile(r"\w+")
 
 
 class Inputs(NamedTuple):
@@ -38,8 +43,61 @@ def _weekday(moment: np.ndarray) -> np.ndarray:
     return weekday
 
 
-DATE_PARTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"hour": _hour, "weekday": _weekday}
-"""What a datetime column is expanded into: hour of day [0, 24) with minutes as fraction, weekday 0 (Monday) to 6."""
+def _month(moment: np.ndarray) -> np.ndarray:
+    months = (moment.astype("datetime64[M]") - np.datetime64("1970-01")) / np.timedelta64(1, "M")
+    month: np.ndarray = np.mod(months, 12) + 1
+    return month
+
+
+def _day(moment: np.ndarray) -> np.ndarray:
+    day: np.ndarray = (moment.astype("datetime64[D]") - moment.astype("datetime64[M]")) / np.timedelta64(1, "D") + 1
+    return day
+
+
+def _year(moment: np.ndarray) -> np.ndarray:
+    """Days since the year began."""
+    days: np.ndarray = (moment - moment.astype("datetime64[Y]")) / np.timedelta64(1, "D")
+    return days
+
+
+def _elapsed(moment: np.ndarray) -> np.ndarray:
+    days: np.ndarray = (moment - np.datetime64("2000-01-01")) / np.timedelta64(1, "D")
+    return days
+
+
+def _cycle(
+    name: str, of: Callable[[np.ndarray], np.ndarray], period: float
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    return {
+        f"{name}_sin": lambda moment: np.sin(of(moment) * (2 * np.pi / period)),
+        f"{name}_cos": lambda moment: np.cos(of(moment) * (2 * np.pi / period)),
+    }
+
+
+PARTS: dict[Part, dict[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "hour": {"hour": _hour},
+    "weekday": {"weekday": _weekday},
+    "month": {"month": _month},
+    "day": {"day": _day},
+    "hour_cycle": _cycle("hour", _hour, 24),
+    "weekday_cycle": _cycle("weekday", _weekday, 7),
+    "year_cycle": _cycle("year", _year, 365.2425),
+    "elapsed": {"elapsed": _elapsed},
+}
+"""What a datetime column can be expanded into, and the features that each part gives.
+
+Hour of day [0, 24) with minutes as fraction, weekday 0 (Monday) to 6, month 1 to 12, day of month 1 to 31; sine and
+cosine of hour, weekday and day of year; days since 2000. For a column beside the row's time, `elapsed` is instead the
+days from the column to that time.
+"""
+
+
+def tokens(text: str) -> str:
+    """The words of a text in lower case, the first `MOST_WORDS` of them, one space between; MISSING where it has none.
+
+    Everything that languages, libraries and locales could disagree on happens here: the graph splits at spaces only.
+    """
+    return " ".join(itertools.islice((found.group().lower() for found in _WORD.finditer(text)), MOST_WORDS)) or MISSING
 
 
 class Featurizer:
@@ -52,9 +110,16 @@ class Featurizer:
 
     def __init__(self, contract: Contract, derived: Sequence[Derived] = DERIVED) -> None:
         inputs = contract.inputs
-        self._numeric: list[tuple[str, Column]] = [(c.name, c) for c in inputs if c.is_numeric]
-        self._moments: list[Column] = [c for c in inputs if c.type == "datetime"]
-        self._strings: list[Column] = [c for c in inputs if c.type == "string"]
+        time = contract.time.name if contract.time else ""
+        self._numeric = [c.name for c in inputs if c.is_numeric]
+        self._moments = [
+            (f"{c.name}.{name}", c.name, time if part == "elapsed" and c.name != time else "", function)
+            for c in inputs
+            if c.type == "datetime"
+            for part in c.parts
+            for name, function in PARTS[part].items()
+        ]
+        self._strings = [c for c in inputs if c.type == "string"]
         self._derived: list[tuple[Derived, list[str]]] = []
         names = {parameter(c.name): c.name for c in inputs}
         for function in derived:
@@ -65,23 +130,17 @@ class Featurizer:
                     + nearest(absent[0], list(names))
                 )
             self._derived.append((function, [names[need] for need in needs]))
-        features = [*self.numeric, *(column.name for column in self._strings)]
-        if twice := sorted({name for name in features if features.count(name) > 1}):
+        made = [*(name for name, *_ in self._moments), *(_name(function) for function, _ in self._derived)]
+        taken = [*made, *(column.name for column in inputs)]
+        if twice := sorted({name for name in taken if taken.count(name) > 1}):
             raise ConfigError(
                 f"two features are called '{twice[0]}': columns of contract.yaml, parts of its moments "
-                f"(<column>.{', <column>.'.join(DATE_PARTS)}) and functions of derived.py; rename one"
+                "(<column>.hour and the like) and functions of derived.py; rename one"
             )
-
-    @property
-    def numeric(self) -> tuple[str, ...]:
-        """Names of the columns of `Inputs.num`."""
-        parts = [f"{c.name}.{part}" for c in self._moments for part in DATE_PARTS]
-        return (*(name for name, _ in self._numeric), *parts, *(_name(function) for function, _ in self._derived))
-
-    @property
-    def categorical(self) -> tuple[Column, ...]:
-        """The contract columns behind `Inputs.cat`."""
-        return tuple(self._strings)
+        if reserved := [name for name in made if name in SCORED]:
+            raise ConfigError(f"derived.py: scoring adds a column called '{reserved[0]}'; rename the function")
+        self.numeric: tuple[str, ...] = (*self._numeric, *made)
+        self.categorical: tuple[Column, ...] = tuple(self._strings)
 
     @property
     def definitions(self) -> dict[str, str]:
@@ -95,25 +154,49 @@ class Featurizer:
         """
         n_rows = len(next(iter(columns.values())))
         num = np.empty((n_rows, len(self.numeric)), dtype=np.float32)
-        at = 0
         with np.errstate(all="ignore"):
-            for name, _ in self._numeric:
+            for at, name in enumerate(self._numeric):
                 num[:, at] = columns[name]
-                at += 1
-            for column in self._moments:
-                for part in DATE_PARTS.values():
-                    num[:, at] = part(columns[column.name])
-                    at += 1
-            for function, needs in self._derived:
-                num[:, at] = function(*(columns[need] for need in needs))
-                at += 1
+            for at, values in enumerate(self._made(columns), start=len(self._numeric)):
+                num[:, at] = values
         num[np.isinf(num)] = np.nan
         cat = np.empty((n_rows, len(self._strings)), dtype=object)
         for position, column in enumerate(self._strings):
             values = columns[column.name]
+            if column.text:
+                cat[:, position] = [MISSING if value is None else tokens(value) for value in values]
+                continue
             absent = missing(values)
             cat[:, position] = np.where(absent, MISSING, values) if absent.any() else values
         return Inputs(num, cat)
+
+    def watched(self, columns: Columns) -> dict[str, np.ndarray]:
+        """The features beyond the contract's columns that drift is looked for in, float64 [n_rows] each.
+
+        They are the derived ones and the days from a moment to its row's time: parts of the calendar differ between
+        any two windows.
+        """
+        wanted = {
+            *(name for name, _, time, _ in self._moments if time),
+            *(_name(function) for function, _ in self._derived),
+        }
+        names = self.numeric[len(self._numeric) :]
+        with np.errstate(all="ignore"):
+            made = {
+                name: np.asarray(values, dtype=np.float32).astype(np.float64)
+                for name, values in zip(names, self._made(columns), strict=True)
+                if name in wanted
+            }
+        return {name: np.where(np.isinf(values), np.nan, values) for name, values in made.items()}
+
+    def _made(self, columns: Columns) -> Iterator[np.ndarray]:
+        for _, name, time, function in self._moments:
+            if time:
+                yield (columns[time] - columns[name]) / np.timedelta64(1, "D")
+            else:
+                yield function(columns[name])
+        for derive, needs in self._derived:
+            yield derive(*(columns[need] for need in needs))
 
 
 def parameter(column: str) -> str:

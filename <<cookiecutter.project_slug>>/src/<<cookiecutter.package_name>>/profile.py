@@ -6,7 +6,7 @@ Kolmogorov-Smirnov distance taken on the bins is therefore within 0.005 of the e
 Counting a window with the reference's bins and adding counts is exact.
 
 A moment is counted twice, as it is and, under `<column>.hour`, by its hour of day: the date of any later
-window lies outside the reference, so only the hour can be compared.
+window lies outside the reference, so only the hour can be compared. A free text is counted by its number of words.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from pydantic import Field
 from . import strict
 from .contract import Column, Columns, Contract, missing
 from .errors import ConfigError
-from .features import DATE_PARTS
+from .features import PARTS
 from .files import canonical, read_json
 
 BINS = 256
@@ -65,7 +65,7 @@ class Counts(strict.Strict):
 
 
 class Profile(strict.Strict):
-    """Counts of every input column and, under `prediction`, of the model's output."""
+    """Counts of every input column, of derived features and, under `prediction`, of the model's output."""
 
     version: Literal[1] = 1
     rows: int = Field(ge=0)
@@ -81,25 +81,32 @@ class Profile(strict.Strict):
         return canonical(self.model_dump(mode="json")) + "\n"
 
 
-def build(contract: Contract, columns: Columns, prediction: np.ndarray) -> Profile:
+def build(
+    contract: Contract, columns: Columns, prediction: np.ndarray, watched: Mapping[str, np.ndarray] | None = None
+) -> Profile:
     """Profile of reference rows: chooses the bins and categories, and counts.
 
     Args:
         contract: says which columns are counted and how.
         columns: n_rows of every input column.
         prediction: float [n_rows], the model's output (a probability, or a value).
+        watched: what else is counted, see `Featurizer.watched`.
     """
     inputs = {column.name: columns[column.name] for column in contract.inputs}
     counted = {name: _count(_numeric_frame(hours), hours) for name, hours in _hours(inputs).items()}
     counted |= {
         column.name: _count(_frame(column, inputs[column.name]), inputs[column.name]) for column in contract.inputs
     }
+    counted |= {name: _count(_numeric_frame(values), values) for name, values in (watched or {}).items()}
     counted[PREDICTION] = _count(_numeric_frame(prediction), prediction)
     return Profile(rows=len(prediction), columns=counted)
 
 
 def count(reference: Profile, columns: Columns, prediction: np.ndarray | None = None) -> Profile:
-    """Profile of a window, counted in the bins and categories of `reference`; columns it lacks are left out."""
+    """Profile of a window, counted in the bins and categories of `reference`; columns it lacks are left out.
+
+    `columns` may hold more than the contract's: derived features are counted like any number.
+    """
     present = {**_hours(columns), **columns}
     if prediction is not None:
         present[PREDICTION] = prediction
@@ -138,13 +145,13 @@ def _add(name: str, a: Counts, b: Counts) -> Counts:
 
 
 def _hours(columns: Columns) -> dict[str, np.ndarray]:
-    return {f"{name}.hour": DATE_PARTS["hour"](v) for name, v in columns.items() if v.dtype.kind == "M"}
+    return {f"{name}.hour": PARTS["hour"]["hour"](v) for name, v in columns.items() if v.dtype.kind == "M"}
 
 
 def _frame(column: Column, values: np.ndarray) -> Counts:
     if column.type == "boolean":
         return Counts(kind="categorical", categories=("false", "true"), counts=(0, 0))
-    if column.type != "string":
+    if column.type != "string" or column.text:
         return _numeric_frame(_as_float(values))
     if column.categories is not None:
         names = tuple(str(name) for name in column.categories)
@@ -186,6 +193,8 @@ def _count(frame: Counts, values: np.ndarray) -> Counts:
 
 
 def _as_float(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "O":
+        return np.array([np.nan if text is None else len(text.split()) for text in values], dtype=np.float64)
     if values.dtype.kind != "M":
         return values.astype(np.float64, copy=False)
     seconds = values.astype("datetime64[us]").astype(np.int64) / 1e6

@@ -104,6 +104,22 @@ def test_a_range_is_wider_than_what_was_seen_and_does_not_cross_zero(ends: list[
     assert not high <= 0 < limits[1]
 
 
+def test_texts_too_many_to_list_are_inputs_by_their_words_or_by_the_target_s_mean(tmp_path: Path) -> None:
+    note = [f"the quick brown {at} jumps" for at in range(ROWS * 2)]
+    found = proposed(shop(ROWS * 2, note=note, town=[f"t{at % 200}" for at in range(ROWS * 2)]), "bought", tmp_path)
+    assert entry(found, "note") == {"name": "note", "type": "string", "text": True}
+    assert entry(found, "town") == {"name": "town", "type": "string"}
+    assert {("free text", "note", "handled"), ("many values", "town", "handled")} <= told(found.hazards)
+
+
+def test_a_moment_is_expanded_into_what_its_span_and_its_precision_tell(tmp_path: Path) -> None:
+    days = [datetime(2020, 1, 1) + timedelta(days=4 * at) for at in range(ROWS)]
+    found = proposed(shop(ROWS, at=days, born=[*MOMENTS[1:], None]), "bought", tmp_path)
+    assert entry(found, "at")["parts"] == ["weekday", "year_cycle"]
+    assert entry(found, "born")["parts"] == ["hour", "weekday", "elapsed"]
+    assert "dates without a time of day; 4 years" in next(told.why for told in found.decisions if told.column == "at")
+
+
 def test_a_time_that_every_row_has_splits_the_table(tmp_path: Path) -> None:
     table = shop(ROWS, born=MOMENTS, created_at=MOMENTS, seen=[*MOMENTS[1:], None])
     found = proposed(table, "bought", tmp_path)
@@ -159,7 +175,7 @@ Hazardous = tuple[str, str, str]
         (
             lambda t: t.with_columns(c=pl.format("the quick brown {} jumps", pl.int_range(pl.len()))),
             ("free text", "c", "handled"),
-            "ignored",
+            "feature",
         ),
         (
             lambda t: t.with_columns(c=pl.format("k{}", pl.int_range(pl.len()) // 2)),

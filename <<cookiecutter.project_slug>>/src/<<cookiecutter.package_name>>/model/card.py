@@ -22,12 +22,15 @@ _COLUMNS = {
 }
 
 
-def text(facts: Mapping[str, Any], contract: Contract, split: Mapping[str, Any]) -> str:
+def text(
+    facts: Mapping[str, Any], contract: Contract, split: Mapping[str, Any], words: Mapping[str, Any] | None = None
+) -> str:
     """The card as Markdown.
 
     Args:
         facts: the manifest's fields.
         split: rows and time span of each part, as the split stage reported them.
+        words: whether free texts were worth their words, as the train stage reported it.
     """
     target = contract.target
     lines = [
@@ -39,6 +42,7 @@ def text(facts: Mapping[str, Any], contract: Contract, split: Mapping[str, Any])
         *_tuned(facts),
         f"- inputs: {len(contract.inputs)} columns of contract.yaml"
         + (f", and derived: {', '.join(f'`{name}`' for name in facts['derived'])}" if facts["derived"] else ""),
+        *_words(words, contract),
         *(
             f"- {name}: {part['rows']:,} rows" + (f", {part['first']} to {part['last']}" if "first" in part else "")
             for name, part in ((name, split[name]) for name in ("train", "validation", "test"))
@@ -77,6 +81,17 @@ def _tuned(facts: Mapping[str, Any]) -> list[str]:
     return [
         f"- tuned in {tuned['trials']} trials: {chosen or 'params.yaml was best'}; {MEASURES[LOSS[facts['task']]]} on "
         f"the validation rows {tuned['loss']:.4g}, with params.yaml {tuned['loss_untuned']:.4g}"
+    ]
+
+
+def _words(words: Mapping[str, Any] | None, contract: Contract) -> list[str]:
+    if words is None:
+        return []
+    names = ", ".join(f"`{column.name}`" for column in contract.inputs if column.text)
+    measure = "mean squared error" if contract.task == "regression" else "log loss"
+    return [
+        f"- free text ({names}): {'used' if words['kept'] else 'left out'}, {measure} on the validation rows "
+        f"{words['with_text']:.4g} with its words, {words['without_text']:.4g} without"
     ]
 
 

@@ -5,7 +5,7 @@ Columns are selected by position, which is what skl2onnx converts.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -22,13 +22,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import OrdinalEncoder
 
-from ..contract import MISSING, Column, Task
+from ..contract import Task
 from ..errors import ConfigError
 from ..features import Featurizer, Inputs
 from ..params import EstimatorName, HistGradientBoostingParams, TrainParams
-from . import networks
+from . import encoders, networks
 
 YARDSTICK_CATEGORIES = 250
 """Scikit-learn's gradient boosting takes 255 categories of a column at most; the rarer ones become one."""
@@ -89,16 +89,18 @@ def answers(pipeline: Any, frame: pl.DataFrame, task: Task) -> np.ndarray:
 def yardstick(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
     """Scikit-learn's gradient boosting as it comes: default settings, and categories as categories.
 
-    It sees the columns that the model sees. It is never served: its categories do not convert to ONNX.
+    It sees the columns that the model sees, but for free texts. It is never served: its categories do not convert to
+    ONNX.
     """
-    numeric, categorical = _positions(featurizer)
+    numeric, listed, unlisted, _ = encoders.positions(featurizer)
+    categorical = [*listed, *unlisted]
     encoder = OrdinalEncoder(
         handle_unknown="use_encoded_value", unknown_value=-1, max_categories=YARDSTICK_CATEGORIES, dtype=np.float32
     )
     estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     return make_pipeline(
         ColumnTransformer([("num", "passthrough", numeric), ("cat", encoder, categorical)]),
-        estimator(categorical_features=categorical or None, random_state=seed),
+        estimator(categorical_features=list(range(len(numeric), len(numeric) + len(categorical))) or None, random_state=seed),
     )
 
 
@@ -122,7 +124,8 @@ def to_frame(inputs: Inputs) -> pl.DataFrame:
 def _hist_gradient_boosting(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
     estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     return make_pipeline(
-        _ordered(featurizer), estimator(**params.hist_gradient_boosting.model_dump(), random_state=seed)
+        encoders.coded(task, featurizer, seed),
+        estimator(**params.hist_gradient_boosting.model_dump(), random_state=seed),
     )
 
 
@@ -131,44 +134,21 @@ def _random_forest(task: Task, params: TrainParams, featurizer: Featurizer, seed
     estimator = RandomForestRegressor if task == "regression" else RandomForestClassifier
     filled = SimpleImputer(strategy="constant", fill_value=BELOW_ALL, keep_empty_features=True)
     forest = estimator(**params.random_forest.model_dump(), random_state=seed)
-    return make_pipeline(_ordered(featurizer), filled, forest)
+    return make_pipeline(encoders.coded(task, featurizer, seed), filled, forest)
 
 
 def _mlp(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
     estimator = networks.Regressor if task == "regression" else networks.Classifier
-    return make_pipeline(_scaled(featurizer), estimator(**params.mlp.model_dump(), random_state=seed))
+    return make_pipeline(encoders.scaled(task, featurizer, seed), estimator(**params.mlp.model_dump(), random_state=seed))
 
 
-def _logistic_regression(_: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+def _logistic_regression(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
     estimator = LogisticRegression(**params.logistic_regression.model_dump(), random_state=seed)
-    return make_pipeline(_scaled(featurizer), estimator)
+    return make_pipeline(encoders.scaled(task, featurizer, seed), estimator)
 
 
-def _ridge(_: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
-    return make_pipeline(_scaled(featurizer), Ridge(**params.ridge.model_dump(), random_state=seed))
-
-
-def _ordered(featurizer: Featurizer) -> ColumnTransformer:
-    """What trees see: numbers as they are, missing ones too, and categories as codes."""
-    # Not `categorical_features=`: that converts to ONNX without a word and predicts otherwise.
-    numeric, categorical = _positions(featurizer)
-    encoder = OrdinalEncoder(
-        categories=_categories(featurizer.categorical),
-        handle_unknown="use_encoded_value",
-        unknown_value=-1,
-        dtype=np.float32,
-    )
-    return ColumnTransformer([("num", "passthrough", numeric), ("cat", encoder, categorical)])
-
-
-def _scaled(featurizer: Featurizer) -> ColumnTransformer:
-    """For linear models and networks: numbers without gaps, of mean 0 and deviation 1, and a column a category."""
-    numeric, categorical = _positions(featurizer)
-    filled = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
-    encoder = OneHotEncoder(
-        categories=_categories(featurizer.categorical), handle_unknown="ignore", sparse_output=False, dtype=np.float32
-    )
-    return ColumnTransformer([("num", filled, numeric), ("cat", encoder, categorical)])
+def _ridge(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+    return make_pipeline(encoders.scaled(task, featurizer, seed), Ridge(**params.ridge.model_dump(), random_state=seed))
 
 
 ESTIMATORS: dict[EstimatorName, Estimator] = {
@@ -179,15 +159,3 @@ ESTIMATORS: dict[EstimatorName, Estimator] = {
     "ridge": Estimator(_ridge, ("regression",)),
 }
 """Every estimator there is; a further one is a row here, and its parameters in params.py."""
-
-
-def _positions(featurizer: Featurizer) -> tuple[list[int], list[int]]:
-    split = len(featurizer.numeric)
-    return list(range(split)), list(range(split, split + len(featurizer.categorical)))
-
-
-def _categories(columns: Sequence[Column]) -> list[list[str]] | str:
-    """The contract's categories and the code for missing; learnt from the data where the contract lists none."""
-    if not columns or any(column.categories is None for column in columns):
-        return "auto"
-    return [[*(str(category) for category in column.categories or ()), MISSING] for column in columns]

@@ -17,7 +17,7 @@ from ..errors import IntegrityError
 from ..features import Featurizer
 from ..files import read_json, replacing_folder
 from ..params import Params
-from . import card, networks
+from . import card, encoders, networks
 from .evaluate import load, score
 from .train import read_split
 
@@ -32,6 +32,7 @@ def to_onnx(pipeline: Any, featurizer: Featurizer) -> bytes:
     kinds = {"num": (FloatTensorType, featurizer.numeric), "cat": (StringTensorType, featurizer.categorical)}
     inputs = [(name, kind([None, len(names)])) for name, (kind, names) in kinds.items() if names]
     pipeline = _in_single_precision(pipeline)
+    encoders.register()
     with warnings.catch_warnings():
         # skl2onnx writes booleans where protobuf wants integers; pyproject.toml caps protobuf below where that fails.
         warnings.filterwarnings("ignore", "Field onnx.AttributeProto.ints", DeprecationWarning)
@@ -171,9 +172,12 @@ def pack(
         facts["min_batch"] = min_batch(opened, test)
         facts["parity"] = parity(opened, pipeline, parts["test"])
         (folder / bundle.PROFILE).write_text(
-            profile.build(contract, test, opened.predict(test).scores.astype(np.float64)).text(), encoding="utf-8"
+            profile.build(contract, test, opened.predict(test).scores.astype(np.float64), opened.watched(test)).text(),
+            encoding="utf-8",
         )
-        (folder / bundle.CARD).write_text(card.text(facts, contract, reports["split"]), encoding="utf-8")
+        (folder / bundle.CARD).write_text(
+            card.text(facts, contract, reports["split"], reports["trained"].get("text")), encoding="utf-8"
+        )
         return bundle.seal(folder, facts)
 
 

@@ -16,23 +16,31 @@ from ..errors import DataError
 from ..features import Featurizer
 from ..files import read_json, replacing_folder, sha256_file, write_json
 from ..params import LINEAR, Params
-from . import estimators, tune
+from . import estimators, free_text, tune
 
 
 class Fitted(NamedTuple):
     """The model, its linear baseline, and what is answered without either: shares of the classes, or the mean.
 
-    `yardstick` is scikit-learn's gradient boosting with default settings, where params.yaml wants it.
+    `yardstick` is scikit-learn's gradient boosting with default settings, where params.yaml wants it; `text` says
+    whether free texts were worth their words, where there are any.
     """
 
     model: Pipeline
     baseline: Pipeline
     prior: tuple[float, ...]
     yardstick: Pipeline | None = None
+    text: free_text.Judged | None = None
 
 
-def train(rows: pl.DataFrame, contract: Contract, params: Params) -> Fitted:
+def train(rows: pl.DataFrame, contract: Contract, params: Params, validation: pl.DataFrame | None = None) -> Fitted:
     """Fit on n_rows × contract columns; the same rows and parameters give the same model, bit for bit.
+
+    Args:
+        rows: what is learnt from.
+        contract: what a row is.
+        params: which estimator, with which parameters.
+        validation: rows that say whether the words of free texts help; without them the words are kept.
 
     Raises:
         DataError: the training rows lack a class, or hold one value of the target only.
@@ -41,18 +49,28 @@ def train(rows: pl.DataFrame, contract: Contract, params: Params) -> Fitted:
     shares = prior(rows, contract)
     truth = tables.truth(rows, contract)
     featurizer = Featurizer(contract)
-    frame = estimators.to_frame(featurizer.encode(tables.to_columns(rows, contract.inputs)))
+    frame = _frame(rows, contract, featurizer)
     labels = truth if contract.task == "regression" else truth.astype(np.int64)
     build = partial(estimators.build, task=contract.task, params=params.train, featurizer=featurizer, seed=params.seed)
-    model = estimators.fit(build(params.train.estimator), frame, labels)
+    model, judged = estimators.fit(build(params.train.estimator), frame, labels), None
+    if validation is not None and any(column.text for column in featurizer.categorical):
+        seen = free_text.Rows(_frame(validation, contract, featurizer), tables.truth(validation, contract))
+        model, judged = free_text.judge(
+            partial(build, params.train.estimator), free_text.Rows(frame, labels), seen, model
+        )
+    linear = build(LINEAR[contract.task])
     spread = estimators.spread(labels, params.train.baseline_rows, contract.task)
-    baseline = estimators.fit(build(LINEAR[contract.task]), frame[spread], labels[spread])
+    baseline = estimators.fit(judged.arrange(linear) if judged else linear, frame[spread], labels[spread])
     yardstick = None
     if params.train.yardstick:
         same = estimators.is_yardstick(params.train, featurizer, len(labels))
         other = estimators.yardstick(contract.task, featurizer, params.seed)
         yardstick = model if same else estimators.fit(other, frame, labels)
-    return Fitted(model, baseline, shares, yardstick)
+    return Fitted(model, baseline, shares, yardstick, judged)
+
+
+def _frame(rows: pl.DataFrame, contract: Contract, featurizer: Featurizer) -> pl.DataFrame:
+    return estimators.to_frame(featurizer.encode(tables.to_columns(rows, contract.inputs)))
 
 
 def prior(rows: pl.DataFrame, contract: Contract) -> tuple[float, ...]:
@@ -87,11 +105,14 @@ def main() -> None:
     contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
     split = read_json(stage.REPORTS / "split.json")
     rows, tuned = read_split("train", split), None
+    needed = params.tune.trials or any(column.text for column in contract.inputs)
+    validation = read_split("validation", split) if needed else None
     report: dict[str, Any] = {"trials": []}
     if params.tune.trials:
+        assert validation is not None
         prior(rows, contract)  # What cannot be learnt is refused before, not after, the search.
         hashes = {name: split[name]["sha256"] for name in ("train", "validation")}
-        found = tune.search(rows, read_split("validation", split), contract, params, hashes)
+        found = tune.search(rows, validation, contract, params, hashes)
         params = params.model_copy(update={"train": tune.applied(params.train, found.best.parameters)})
         report = found.report()
         tuned = {
@@ -100,7 +121,7 @@ def main() -> None:
             "loss": found.best.loss,
             "loss_untuned": found.trials[0].loss,
         }
-    fitted = train(rows, contract, params)
+    fitted = train(rows, contract, params, validation)
     pipelines = {stage.MODEL: fitted.model, stage.BASELINE: fitted.baseline}
     if fitted.yardstick is not None:
         pipelines[stage.YARDSTICK] = fitted.yardstick
@@ -114,6 +135,7 @@ def main() -> None:
             "estimator": params.train.estimator,
             "rows": split["train"]["rows"],
             "prior": list(fitted.prior),
+            **({"text": fitted.text._asdict()} if fitted.text else {}),
             "sha256": {path.name: sha256_file(path) for path in pipelines},
             "tuned": tuned,
         },

@@ -251,7 +251,9 @@ def _shown(name: str) -> str:
 def _meaning(name: str, contract: Contract) -> tuple[str, str]:
     for column in contract.columns:
         if column.name == name:
-            return column.unit, column.description
+            return ("words" if column.text else column.unit), column.description
+        if f"{column.name}.elapsed" == name:
+            return "d", f"days from {column.name} to the row's time"
         if f"{column.name}.hour" == name:
             return "h", f"{column.description}, hour of day" if column.description else "hour of day"
     return "", ""

@@ -166,12 +166,16 @@ def count(
 def _collect(chunks: Iterable[Chunk], bundle: Bundle, slices: Sequence[str], source: str, clock: str) -> Window:
     reference = bundle.profile
     slices = [column.name for column in bundle.contract.inputs if column.name in slices]
-    parts = [count(_nothing(bundle.contract), bundle.contract, reference, slices, source, clock)]
+    parts = [count(_watched(_nothing(bundle.contract), bundle), bundle.contract, reference, slices, source, clock)]
     for chunk in chunks:
-        parts.append(count(chunk, bundle.contract, reference, slices, source, clock))
+        parts.append(count(_watched(chunk, bundle), bundle.contract, reference, slices, source, clock))
         if len(parts) == _FOLD:
             parts = [merge(parts)]
     return merge(parts)
+
+
+def _watched(chunk: Chunk, bundle: Bundle) -> Chunk:
+    return chunk._replace(columns={**chunk.columns, **bundle.watched(chunk.columns)})
 
 
 def _nothing(contract: Contract) -> Chunk:

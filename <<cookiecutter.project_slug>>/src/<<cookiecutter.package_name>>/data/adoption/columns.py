@@ -2,17 +2,24 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator
+from datetime import timedelta
 from typing import Any
 
-from ...contract import SCORED, Role
-from . import words
+import polars as pl
+
+from ...contract import PARTS, SCORED, Part, Role
+from . import hazards, words
 from .labels import Labels
 from .profiling import ColumnProfile
 
 Entry = dict[str, Any]
 """A column as contract.yaml has it: name, type, and whatever else is not the default."""
 
+MOST_CATEGORIES = 128
+"""Categories that are listed; a text column of more is known by the target's mean in each."""
 UNSEEN = 0.01
+YEARS = timedelta(days=700)
+"""From this span on, what comes back every year is told from what grows."""
 MARGIN = 0.5
 """How far a range reaches beyond the values that were seen, on each side, in spans of them."""
 
@@ -28,8 +35,8 @@ def names(of_table: Collection[str]) -> dict[str, str]:
     return named
 
 
-def entry(name: str, column: ColumnProfile, role: Role, labels: Labels) -> Entry:
-    """What contract.yaml says of a column."""
+def entry(name: str, column: ColumnProfile, role: Role, labels: Labels, sample: pl.Series) -> Entry:
+    """What contract.yaml says of a column; `sample` holds some of its values."""
     found: Entry = {"name": name, "type": column.parse.type}
     if role == "target":
         classes = (
@@ -47,7 +54,10 @@ def entry(name: str, column: ColumnProfile, role: Role, labels: Labels) -> Entry
     if column.missing and role in ("feature", "ignored"):
         found["nullable"] = True
     if role == "feature":
-        found |= _values(column)
+        found |= _values(column, sample)
+    if role in ("feature", "time") and column.parse.type == "datetime":
+        chosen, _ = parts(column, role, sample)
+        found |= {} if tuple(chosen) == PARTS else {"parts": chosen}
     if column.parse.unit:
         found["unit"] = column.parse.unit
     if words.is_personal(column.name):
@@ -55,9 +65,32 @@ def entry(name: str, column: ColumnProfile, role: Role, labels: Labels) -> Entry
     return found
 
 
-def _values(column: ColumnProfile) -> Entry:
+def parts(column: ColumnProfile, role: Role, sample: pl.Series) -> tuple[list[Part], str]:
+    """What the model is to see of a moment, and why."""
+    chosen: list[Part] = []
+    why = []
+    if (sample.dt.truncate("1d") == sample).all():
+        why.append("dates without a time of day")
+    else:
+        chosen.append("hour")
+    chosen.append("weekday")
+    span = column.maximum - column.minimum if column.distinct else timedelta()
+    if span >= YEARS:
+        chosen.append("year_cycle")
+        why.append(f"{span.days / 365.25:.0f} years")
+    else:
+        # A split by time would take what grows within one year for the season.
+        why.append("less than two years, so no seasons")
+    if role == "feature":
+        chosen.append("elapsed")
+    return chosen, f"{', '.join(chosen)} ({'; '.join(why)})"
+
+
+def _values(column: ColumnProfile, sample: pl.Series) -> Entry:
     if column.parse.type == "string":
-        return {"categories": sorted(column.values), "unseen": UNSEEN} if column.values else {}
+        if column.values and len(column.values) <= MOST_CATEGORIES:
+            return {"categories": sorted(column.values), "unseen": UNSEEN}
+        return {"text": True} if hazards.is_free_text(sample) else {}
     limits = allowed(column)
     return {"range": limits} if limits else {}
 

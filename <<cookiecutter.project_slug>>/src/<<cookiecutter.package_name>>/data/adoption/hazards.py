@@ -133,6 +133,8 @@ def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Itera
         )
     if column.parse.type == "datetime":
         yield from _of_moments(profile, name, role, now)
+    elif role == "feature" and column.parse.type == "string" and (values is None or len(values) > MANY_VALUES):
+        yield _of_many_texts(profile, name)
     elif role == "ignored":
         yield from _of_names(profile, name)
 
@@ -146,6 +148,16 @@ def _of_moments(profile: Profile, name: str, role: str, now: datetime) -> Iterat
     if role == "time" and column.backwards:
         evidence = f"{column.backwards:,} rows are earlier than the row before"
         yield Hazard("time runs backwards", name, "handled", evidence, "rows are sorted by time before they are split")
+
+
+def _of_many_texts(profile: Profile, name: str) -> Hazard:
+    """Of an input whose values are too many to list."""
+    texts, column = profile.sample[name], profile.columns[name]
+    if is_free_text(texts):
+        remedy = "its words are used if they help on the validation rows; --ignore drops it"
+        return Hazard("free text", name, "handled", f"{_words(texts):.0f} words a row", remedy)
+    remedy = "encoded by the target's mean in each, cross-fitted; --ignore drops it"
+    return Hazard("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
 
 
 def _of_names(profile: Profile, name: str) -> Iterator[Hazard]:

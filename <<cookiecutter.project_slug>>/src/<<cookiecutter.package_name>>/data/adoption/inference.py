@@ -73,7 +73,8 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
         raise DataError(f"{profile.name}: no column is left to learn '{target}' from; --feature COLUMN keeps one")
     named = columns.names(profile.columns)
     entries = tuple(
-        columns.entry(named[name], column, found.given[name].role, wanted) for name, column in profile.columns.items()
+        columns.entry(named[name], column, found.given[name].role, wanted, profile.sample[name])
+        for name, column in profile.columns.items()
     )
     told = [
         *hazards.judge(profile, target, wanted.task, {n: g.role for n, g in found.given.items()}, now, named),
@@ -93,10 +94,17 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
         (
             Decision("", f"task: {wanted.task}", wanted.why),
             Decision("", f"split: by {found.by}", why),
-            *(Decision(named[name], given.role, given.why) for name, given in found.given.items()),
+            *(Decision(named[name], given.role, _why(name, given, profile)) for name, given in found.given.items()),
         ),
         tuple(sorted(told, key=lambda hazard: hazards.SEVERITIES.index(hazard.severity))),
     )
+
+
+def _why(name: str, given: Given, profile: Profile) -> str:
+    column = profile.columns[name]
+    if given.role not in ("feature", "time") or column.parse.type != "datetime":
+        return given.why
+    return f"{given.why}; parts: {columns.parts(column, given.role, profile.sample[name])[1]}"
 
 
 def _stops_early(profile: Profile, target: str, task: Task) -> bool:

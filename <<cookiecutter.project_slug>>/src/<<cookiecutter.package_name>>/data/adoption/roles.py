@@ -8,10 +8,10 @@ import polars as pl
 from ...contract import Role
 from ...errors import ConfigError
 from . import hazards, words
+from .columns import MOST_CATEGORIES
 from .overrides import NO_TIME, By, Overrides
 from .profiling import ColumnProfile, Profile
 
-MOST_CATEGORIES = 128
 ROWS_A_CATEGORY = 3
 FEWEST_MOMENTS = 20
 FEWEST_ENTITIES = 20
@@ -163,11 +163,14 @@ def _role_of_text(column: ColumnProfile, profile: Profile) -> Given:
         if count <= 2 or present >= ROWS_A_CATEGORY * count:
             return Given("feature", f"{count} categor{'ies' if count != 1 else 'y'}")
     if hazards.is_free_text(profile.sample[column.name]):
-        return Given("ignored", "free text")
-    if column.parse.unclear:
-        return Given("ignored", column.parse.told)
-    if column.unique:
-        return Given("ignored", "a different text in every row")
+        return Given("feature", "free text: its words count, if they help on the validation rows")
+    if column.parse.unclear or column.unique:
+        return Given("ignored", column.parse.told if column.parse.unclear else "a different text in every row")
+    if not words.names_a_row(column.name) and present >= ROWS_A_CATEGORY * column.distinct:
+        each = present / column.distinct
+        return Given(
+            "feature", f"{_about(column.distinct)} categories of {each:.0f} rows each: the target's mean in each"
+        )
     return Given("ignored", f"{_about(column.distinct)} distinct texts in {present:,} rows: too many for categories")
 
 

@@ -1,0 +1,60 @@
+"""Whether the words of free texts are worth having, decided on the validation rows."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from sklearn.pipeline import Pipeline
+
+from . import encoders, estimators
+
+_ERRORS = 2
+
+
+class Rows(NamedTuple):
+    """Model inputs as `estimators.to_frame` makes them, n_rows, and their target [n_rows]."""
+
+    frame: pl.DataFrame
+    labels: np.ndarray
+
+
+class Judged(NamedTuple):
+    """Validation losses (log loss, or mean squared error) with and without the words, and whether they stay."""
+
+    kept: bool
+    with_text: float
+    without_text: float
+
+    def arrange(self, pipeline: Pipeline) -> Pipeline:
+        """An unfitted pipeline with or without words, as was decided."""
+        return pipeline if self.kept else encoders.without_text(pipeline)
+
+
+def judge(build: Callable[[], Pipeline], train: Rows, validation: Rows, fitted: Pipeline) -> tuple[Pipeline, Judged]:
+    """The better of two fitted pipelines: `fitted`, and one that sees no words.
+
+    Words stay if they lower the loss by more than `_ERRORS` standard errors: noise wins half the time.
+
+    Args:
+        build: makes the unfitted pipeline with words.
+        train: what both are fitted on.
+        validation: what both are judged by.
+        fitted: the pipeline with words.
+    """
+    bare = estimators.fit(encoders.without_text(build()), *train)
+    with_text, without_text = (_losses(pipeline, validation) for pipeline in (fitted, bare))
+    gain = without_text - with_text
+    sure = gain.mean() > _ERRORS * gain.std() / np.sqrt(len(gain))
+    found = Judged(bool(sure), float(with_text.mean()), float(without_text.mean()))
+    return (fitted if found.kept else bare), found
+
+
+def _losses(pipeline: Any, rows: Rows) -> np.ndarray:
+    """Of each row, float64 [n_rows]."""
+    if not hasattr(pipeline, "predict_proba"):
+        squares: np.ndarray = (pipeline.predict(rows.frame) - rows.labels) ** 2
+        return squares
+    likely = pipeline.predict_proba(rows.frame)[np.arange(len(rows.labels)), rows.labels.astype(np.intp)]
+    losses: np.ndarray = -np.log(np.maximum(likely, np.finfo(np.float64).eps))
+    return losses
