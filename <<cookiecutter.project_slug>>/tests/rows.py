@@ -61,7 +61,7 @@ def _target(contract: Contract, signal: np.ndarray, rng: np.random.Generator) ->
 def _values(column: Column, codes: np.ndarray, rng: np.random.Generator) -> pl.Series:
     rows = len(codes)
     if column.role == "id":
-        series = pl.Series([f"row-{at:06d}" for at in range(rows)])
+        series = pl.Series(range(rows) if column.type == "integer" else [f"row-{at:06d}" for at in range(rows)])
     elif column.type == "datetime":
         minutes = np.sort(rng.integers(0, DAYS * 24 * 60, rows))
         series = pl.Series([START + timedelta(minutes=int(minute)) for minute in minutes])

@@ -233,6 +233,8 @@ def test_a_query_is_read_in_batches_and_types_may_differ_between_them(
     connection.close()
     found = profiled(f"sqlite:///{tmp_path}/shop.db", "amount", "select * from orders order by id")
     assert found.sample.rows() == [(1, 2.0, None), (2, 3.0, None), (3, 4.5, "x")]
+    pieces = sorted((tmp_path / "scratch").glob("rows-*.parquet"))
+    assert [pl.read_parquet(piece).height for piece in pieces] == [2, 1]
 
 
 def wrong(name: str, content: bytes) -> Callable[[Path], str]:

@@ -1,0 +1,92 @@
+"""Real tables that were made elsewhere, from adopt to answers over HTTP and a drift report, in one process."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from sklearn import datasets
+
+from << cookiecutter.package_name >> import bundle, stage
+from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.data import ingest, split, validate
+from << cookiecutter.package_name >>.data.adoption import adopt
+from << cookiecutter.package_name >>.data.adoption.overrides import Overrides
+from << cookiecutter.package_name >>.features import Featurizer
+from << cookiecutter.package_name >>.flows import monitoring, scoring
+from << cookiecutter.package_name >>.metrics import HEADLINE
+from << cookiecutter.package_name >>.model import evaluate, package, train
+from << cookiecutter.package_name >>.params import Params
+from << cookiecutter.package_name >>.serving.app import create_app
+from << cookiecutter.package_name >>.settings import Settings
+
+from . import project
+from .conftest import python_rows
+from .data.adopting import NOW
+from .serving.support import Folder, InProcess
+
+FILES = (
+    *("contract.yaml", "decisions.yaml", "params.yaml", "pyproject.toml", "README.md", "Makefile"),
+    *(f"src/{project.PACKAGE}/{name}" for name in ("derived.py", "data/source.py")),
+)
+REAL: dict[str, tuple[Any, str, str]] = {
+    "iris": (datasets.load_iris, "multiclass", "kind of iris"),
+    "breast cancer": (datasets.load_breast_cancer, "binary", "class"),
+    "diabetes": (datasets.load_diabetes, "regression", "progress (after a year)"),
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: this project without anything that was run, and without features of its own."""
+    path = tmp_path / "project"
+    for name in FILES:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(project.ROOT / name, path / name)
+    monkeypatch.chdir(path)
+    monkeypatch.setattr(Featurizer.__init__, "__defaults__", ((),))
+    return path
+
+
+def real(name: str, path: Path) -> tuple[str, str]:
+    """Write a table of scikit-learn's as a CSV file; its task and its target."""
+    load, task, target = REAL[name]
+    found = load()
+    labels = [str(found.target_names[at]) for at in found.target] if task != "regression" else found.target
+    columns = {str(column): found.data[:, at] for at, column in enumerate(found.feature_names)}
+    pl.DataFrame({**columns, target: labels}).write_csv(path)
+    return task, target
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_it_is_trained_served_and_monitored(name: str, here: Path) -> None:
+    table = here.parent / f"{name}.csv"
+    task, target = real(name, table)
+    with adopt.examined(str(table), "", target, Overrides(), NOW) as found:
+        adopt.take(found, Settings())
+    project.set_params(here, {"train": {"hist_gradient_boosting": {"max_iter": 20, "min_samples_leaf": 5}}})
+    for step in (ingest, validate, split, train, evaluate, package):
+        step.main()
+    contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
+    made = bundle.verify(stage.BUNDLE)
+    assert (contract.task, made.target) == (task, target)
+    assert made.metrics["test"][HEADLINE[contract.task]] > 0.3
+    assert "## Decisions" in (stage.REPORTS / "data_card.md").read_text()
+
+    Folder(Path("var/serving"), stage.BUNDLE).roll_out("1")
+    scored = Path("build/scored.parquet")
+    scoring.score(params.data.raw, scored, Settings(), params.score)
+    rows = pl.read_parquet(scored).head(60)
+    with InProcess(create_app(Settings())) as server:
+        answer = server.request("POST", "/predict", json={"instances": python_rows(rows, contract)})
+        assert answer.status_code == 200, answer.text
+        told = answer.json()["predictions"]
+        assert [one["prediction"] for one in told] == rows["prediction"].to_list()
+        asked = Path("README.md").read_text().partition("--data '")[2].partition("'\n")[0].replace("'\\''", "'")
+        example = server.request("POST", "/predict", json=json.loads(asked))
+        assert example.status_code == 200, example.text
+    watched = monitoring.watch(Settings(), params, scored, None, None)
+    assert watched.result.volume.rows == pl.read_parquet(scored).height
+    assert watched.html.is_file()
