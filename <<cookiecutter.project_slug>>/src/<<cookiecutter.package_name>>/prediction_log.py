@@ -1,8 +1,8 @@
 """What was predicted, and what turned out.
 
-A prediction may be acknowledged once `Writer.append` has resolved: its row is then committed, and a
-`kill -9` no longer loses it. Commits are grouped naturally: whatever queued while the last transaction
-ran is the next one. There is no timer, so a lone request waits for nothing but its own commit.
+A prediction may be acknowledged once `Writer.commit` said yes or `Writer.append` has resolved: its row is then
+committed, and a `kill -9` no longer loses it. Commits are grouped naturally: whatever queued while the last
+transaction ran is the next one. There is no timer, so a lone request waits for nothing but its own commit.
 
 In a folder, each process writes a SQLite file of its own (SQLite before 3.51.3 can lose pages when two
 connections checkpoint one WAL) and readers open all files as one log. Given a database URL, all write there.
@@ -12,11 +12,12 @@ import itertools
 import os
 import queue
 import secrets
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -25,12 +26,17 @@ from urllib.parse import quote
 import filelock
 import sqlalchemy as sa
 from pydantic_core import to_json
+from sqlalchemy.dialects import sqlite
 
 from .errors import ConfigError, ProjectError
 
 SCHEMA_VERSION = 1
 MAX_VARIABLES = 10_000
 """Ids asked for in one query; SQLite takes at most 32,766."""
+BUSY_MS = 5000
+"""How long the background thread waits for a SQLite file that somebody locked."""
+CHECKPOINT_PAGES = 4000
+"""About how much of SQLite's journal is written before its pages go to their places: 16 MB."""
 
 _READ_ONLY = {"mode": "ro", "uri": "true"}
 
@@ -111,6 +117,9 @@ class Job(NamedTuple):
 
 Row = Prediction | Outcome | Job
 _TABLES: dict[type, sa.Table] = {Prediction: predictions, Outcome: labels, Job: jobs}
+_INSERTS = {
+    kind: str(sa.insert(table).compile(dialect=sqlite.dialect(paramstyle="qmark"))) for kind, table in _TABLES.items()
+}
 
 
 class Logged(NamedTuple):
@@ -127,7 +136,13 @@ def now_us() -> int:
 
 def new_id() -> str:
     """32 hex digits that sort by time of creation: 48 bits of milliseconds, 80 random ones."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+    return new_ids(1)[0]
+
+
+def new_ids(count: int) -> list[str]:
+    """So many of them, made at one moment."""
+    moment_ms, drawn = f"{time.time_ns() // 1_000_000:012x}", secrets.token_hex(10 * count)
+    return [moment_ms + drawn[at : at + 20] for at in range(0, 20 * count, 20)]
 
 
 def moment(at_us: int) -> datetime:
@@ -136,7 +151,7 @@ def moment(at_us: int) -> datetime:
 
 
 class Writer:
-    """Appends rows from any thread; one background thread owns the connection.
+    """Commits rows: on the caller's own thread with `commit`, or from any thread with `append`.
 
     Args:
         target: a folder, or a database URL.
@@ -153,20 +168,40 @@ class Writer:
             raise ConfigError(
                 "ML_PREDICTION_LOG: a SQLite file has one writer; give a folder, where each process makes its own"
             )
-        url: str | sa.URL = target
-        if "://" not in target:
+        self._store: _File | _Database
+        if "://" in target:
+            self._store = _Database(target)
+        else:
             path, self._claim = _claim(Path(target), role)
-            url = sa.URL.create("sqlite", database=str(path))
-        try:
-            self._engine = _open(url, synchronous)
-        except BaseException:
-            self._release()
-            raise
+            try:
+                self._store = _File(path, synchronous)
+            except BaseException:
+                self._claim.release()
+                raise
+        # A commit that waits for the disk, or for a server, belongs beside the caller's thread.
+        self._is_quick = isinstance(self._store, _File) and synchronous == "NORMAL"
+        self._turn = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[Sequence[Row], Future[None]] | None] = queue.SimpleQueue()
         self._closed = False
         self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
+
+    def commit(self, rows: Sequence[Row]) -> bool:
+        """Commit now, where that takes microseconds and waits for nobody; False: nothing was done, use `append`."""
+        if not self._is_quick or not self._turn.acquire(blocking=False):
+            return False
+        try:
+            if self._closed:
+                return False
+            self._store.commit(rows)
+        except Exception:
+            return False  # The background thread will wait for what is locked, and tell rows apart.
+        finally:
+            self._turn.release()
+        if self._store.wants_checkpoint:
+            self._queue.put(((), Future()))
+        return True
 
     def append(self, rows: Sequence[Row]) -> Future[None]:
         """Queue rows for the next transaction; the future resolves once they are committed, or with its error."""
@@ -190,18 +225,16 @@ class Writer:
             self._closed = True
             self._queue.put(None)
         self._thread.join()
-        self._engine.dispose()
-        self._release()
+        with self._turn:
+            self._store.close()
+        if self._claim is not None:
+            self._claim.release()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _release(self) -> None:
-        if self._claim is not None:
-            self._claim.release()
 
     def _run(self) -> None:
         running = True
@@ -210,32 +243,114 @@ class Writer:
             while not self._queue.empty():
                 batch.append(self._queue.get())
             running = None not in batch
-            work = [item for item in batch if item is not None]
-            if not work:
-                continue
-            try:
-                self._commit([row for rows, _ in work for row in rows])
-            except Exception:
-                # One bad row must not take its neighbours down: each caller hears of its own.
-                for rows, done in work:
-                    self._commit_alone(rows, done)
-            else:
-                for _, done in work:
-                    done.set_result(None)
+            work = [item for item in batch if item is not None and item[0]]
+            with self._turn:
+                self._write(work)
+                if self._store.wants_checkpoint:
+                    self._store.checkpoint()
 
-    def _commit_alone(self, rows: Sequence[Row], done: Future[None]) -> None:
+    def _write(self, work: Sequence[tuple[Sequence[Row], Future[None]]]) -> None:
+        if not work:
+            return
         try:
-            self._commit(rows)
+            self._store.commit([row for rows, _ in work for row in rows], BUSY_MS)
+        except (sqlite3.OperationalError, sa.exc.OperationalError) as error:
+            for _, done in work:  # It is the database's fault, and waiting for it once is enough.
+                done.set_exception(error)
+        except Exception:
+            # One bad row must not take its neighbours down: each caller hears of its own.
+            for rows, done in work:
+                self._write_alone(rows, done)
+        else:
+            for _, done in work:
+                done.set_result(None)
+
+    def _write_alone(self, rows: Sequence[Row], done: Future[None]) -> None:
+        try:
+            self._store.commit(rows, BUSY_MS)
         except Exception as error:
             done.set_exception(error)
         else:
             done.set_result(None)
 
-    def _commit(self, rows: Sequence[Row]) -> None:
+
+class _File:
+    """One SQLite file, written through the driver itself: SQLAlchemy's part would cost more than SQLite's."""
+
+    def __init__(self, path: Path, synchronous: str) -> None:
+        engine = _open(sa.URL.create("sqlite", database=str(path)))
+        with _explained(engine):
+            engine.dispose()
+        # Autocommit: transactions begin where it is said. Threads take turns by the writer's lock.
+        self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        # A checkpoint waits for the disk, so it is made when the background thread has time for it.
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "wal_autocheckpoint=0"):
+            self._connection.execute(f"PRAGMA {pragma}")
+        self._pages = 0
+
+    def commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:
+        run = self._connection.execute
+        if busy_ms:
+            run(f"PRAGMA busy_timeout={busy_ms}")
+        try:
+            run("BEGIN IMMEDIATE")
+            try:
+                for kind, some in _by_kind(rows):
+                    self._connection.executemany(_INSERTS[kind], some)
+                run("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    run("ROLLBACK")
+                raise
+        finally:
+            if busy_ms:
+                run("PRAGMA busy_timeout=0")
+        self._pages += _PAGES_OF_A_COMMIT + len(rows)
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        return self._pages >= CHECKPOINT_PAGES
+
+    def checkpoint(self) -> None:
+        self._pages = 0
+        # It is for speed alone: one that fails now is made up for by the next, and the rows are safe where they are.
+        with suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class _Database:
+    """A database that looks after itself."""
+
+    wants_checkpoint = False
+
+    def __init__(self, url: str) -> None:
+        self._engine = _open(url)
+
+    def commit(self, rows: Sequence[Row], _: int = 0) -> None:
         with self._engine.begin() as connection:
-            for kind, table in _TABLES.items():
-                if values := [row._asdict() for row in rows if isinstance(row, kind)]:
-                    connection.execute(sa.insert(table), values)
+            for kind, some in _by_kind(rows):
+                connection.execute(sa.insert(_TABLES[kind]), [row._asdict() for row in some])
+
+    def checkpoint(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+_PAGES_OF_A_COMMIT = 3
+
+
+def _by_kind(rows: Sequence[Row]) -> Iterator[tuple[type, Sequence[Row]]]:
+    kinds = set(map(type, rows))
+    if len(kinds) == 1:
+        yield kinds.pop(), rows
+        return
+    for kind in kinds:
+        yield kind, [row for row in rows if type(row) is kind]
 
 
 class Reader:
@@ -342,16 +457,8 @@ def _engine(url: str | sa.URL) -> sa.Engine:
         raise ConfigError(f"ML_PREDICTION_LOG: no database can be opened by this address ({error})") from None
 
 
-def _open(url: str | sa.URL, synchronous: str) -> sa.Engine:
+def _open(url: str | sa.URL) -> sa.Engine:
     engine = _engine(url)
-    if engine.dialect.name == "sqlite":
-
-        @sa.event.listens_for(engine, "connect")
-        def _pragmas(connection: Any, _: Any) -> None:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(f"PRAGMA synchronous={synchronous}")
-            connection.execute("PRAGMA busy_timeout=5000")
-
     if not _version(engine):
         with _explained(engine):
             _create(engine)

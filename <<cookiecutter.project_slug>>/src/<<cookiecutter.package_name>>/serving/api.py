@@ -1,15 +1,18 @@
 """The routes: who may call, what is read, which status answers."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.requests import Request
+from pydantic_core import to_json
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..settings import Settings
+from .admission import RETRY, Admission
 from .feedback import Labeller
 from .live import Live, Models
 from .openapi import ANY_ERRORS, KEYS, UNAVAILABLE, asset, describe, problems
@@ -18,8 +21,6 @@ from .problems import Problem
 from .schemas import Health, ModelInfo, Schema
 from .security import Guard
 from .telemetry import Metrics
-
-RETRY = {"Retry-After": "1"}
 
 
 class Service:
@@ -33,6 +34,8 @@ class Service:
         self.guard = guard
         self.models = models
         self.metrics = metrics
+        self.admission = Admission(settings.max_body_bytes, settings.body_seconds, settings.max_concurrent, metrics)
+        self.hot: dict[str, ASGIApp] = {"/predict": _Hot(self, _predict), "/feedback": _Hot(self, _feedback)}
         self.draining = False
         self._described: tuple[Schema | None, dict[str, Any]] | None = None
 
@@ -58,33 +61,45 @@ class Service:
 def add_routes(app: FastAPI, service: Service) -> frozenset[str]:
     """Give the app its routes; returns their paths."""
     # The two routes that take bodies stand outside FastAPI's own validation: their models change with the bundle.
-    app.router.routes.append(Route("/predict", _predict(service), methods=["POST"]))
-    app.router.routes.append(Route("/feedback", _feedback(service), methods=["POST"]))
+    for path, route in service.hot.items():
+        app.router.routes.append(Route(path, route, methods=["POST"]))
     app.include_router(_status(service))
     app.include_router(_for_developers(app, service))
     return frozenset({"/predict", "/feedback", "/model", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
 
 
-def _predict(service: Service) -> Any:
-    async def predict(request: Request) -> Response:
-        service.guard.require(request)
-        live = service.live
-        body = await _body(request, service.settings.max_body_bytes)
-        return Response(await service.predictor.predict(live, body), media_type="application/json")
+class _Hot:
+    """A route in ASGI itself: what frameworks add to a request costs more than a prediction."""
 
-    return predict
+    def __init__(self, service: Service, answer: Callable[[Service, Live, bytes], Awaitable[bytes]]) -> None:
+        self._service = service
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, if its key, the model and the limits allow."""
+        service = self._service
+        try:
+            service.guard.admit(scope["headers"])
+            live = service.live
+            body = await service.admission.body(scope, receive)
+            with service.admission.place():
+                content = await self._answer(service, live, body)
+        except Problem as problem:
+            await problem.response(scope["path"], scope["state"]["request_id"])(scope, receive, send)
+            return
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
 
 
-def _feedback(service: Service) -> Any:
-    async def feedback(request: Request) -> Response:
-        service.guard.require(request)
-        live = service.live
-        labels = live.schema.labels(await _body(request, service.settings.max_body_bytes))
-        accepted = await service.labeller.accept(labels)
-        service.metrics.labels.inc(accepted)
-        return JSONResponse({"accepted": accepted})
+async def _predict(service: Service, live: Live, body: bytes) -> bytes:
+    return await service.predictor.predict(live, body)
 
-    return feedback
+
+async def _feedback(service: Service, live: Live, body: bytes) -> bytes:
+    accepted = await service.labeller.accept(live.schema.labels(body))
+    service.metrics.labels.inc(accepted)
+    return to_json({"accepted": accepted})
 
 
 def _status(service: Service) -> APIRouter:
@@ -165,26 +180,3 @@ def _info(live: Live, models: Models) -> ModelInfo:
             "refused": refused and {"version": refused.version, "reason": refused.reason, "at": refused.at},
         }
     )
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """The body of a JSON request, at most `limit` bytes of it ever held.
-
-    Raises:
-        Problem: 413 or 415.
-    """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Problem(415, "unsupported-media-type", "send 'Content-Type: application/json'")
-    declared = request.headers.get("content-length", "")
-    too_large = Problem(413, "body-too-large", f"a body may have at most {limit} bytes")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
-    chunks: list[bytes] = []
-    held = 0
-    async for chunk in request.stream():
-        held += len(chunk)
-        if held > limit:
-            raise too_large
-        chunks.append(chunk)
-    return b"".join(chunks)

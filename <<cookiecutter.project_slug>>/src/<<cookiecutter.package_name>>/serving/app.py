@@ -46,5 +46,5 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_middleware(Telemetry, metrics=metrics, log=log, routes=add_routes(app, service))
+    app.add_middleware(Telemetry, metrics=metrics, log=log, routes=add_routes(app, service), hot=service.hot)
     return app

@@ -5,10 +5,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import structlog
+from pydantic_core import to_json
 
 from ..bundle import Bundle, verify
 from ..contract import Label, from_rows
@@ -40,10 +42,27 @@ class Live:
         """Whether this is not the model that routing names as champion."""
         return self.variant != "champion"
 
-    @property
+    @cached_property
     def class_names(self) -> list[str]:
         """The classes as keys of a JSON object, in the order of the probabilities."""
         return [name_of(label) for label in self.bundle.manifest.classes]
+
+    @cached_property
+    def class_texts(self) -> dict[Label, str]:
+        """Each class in its own type → its JSON text."""
+        return {label: to_json(label).decode() for label in self.bundle.manifest.classes}
+
+    @cached_property
+    def probabilities_form(self) -> str:
+        """The member `probabilities` of an answer, to be filled with one number per class."""
+        names = (to_json(name).decode().replace("%", "%%") for name in self.class_names)
+        return f'"probabilities":{{{",".join(f"{name}:%r" for name in names)}}}'
+
+    @cached_property
+    def closing(self) -> str:
+        """The end of every answer's JSON text: which model gave it."""
+        facts = {"model_version": self.ref.version, "variant": self.variant, "degraded": self.degraded}
+        return to_json(facts).decode()[1:]
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,41 @@
-"""The hot path: a body in, committed rows and a body out.
+"""The hot path: bodies in, committed rows and answers out.
 
-Its phases are functions of their own: `Schema.instances` checks, `score` asks the model, `outputs` and `rows`
-say what is told and logged, `answer` writes. None of them waits; only the commit does.
+What came in while the last batch was worked on is the next batch: checked, scored by one call of the model,
+committed by one transaction, answered. There is no timer, so a lone request waits for nobody. The phases are
+functions of their own: `Schema.instances` checks, `score` asks the model, `outputs` and `rows` say what is told
+and logged, `answer` writes.
 """
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from typing import Any, NamedTuple
-
-from pydantic_core import to_json
 
 from ..bundle import Predictions
 from ..contract import from_rows
 from ..errors import ProjectError
-from ..prediction_log import Prediction, Writer, dumps, new_id, now_us
+from ..prediction_log import Prediction, Writer, dumps, new_ids, now_us
 from .live import Live, name_of
 from .problems import Problem
 from .telemetry import Metrics
 
 INLINE_BYTES = 32_768
 """A larger body is worked on beside the event loop, so that others need not wait for it."""
+BATCH_REQUESTS = 128
+"""Most requests in a batch: so many take some milliseconds, and health checks wait no longer."""
 
 Instance = Mapping[str, Any]
-Output = dict[str, Any]
+
+
+class Asked(NamedTuple):
+    """A request's body, and when it came (`time.perf_counter`)."""
+
+    body: bytes
+    at: float
 
 
 class Work(NamedTuple):
@@ -36,8 +46,24 @@ class Work(NamedTuple):
     classes: list[str]
 
 
+class _Waiting(NamedTuple):
+    live: Live
+    asked: Asked
+    answer: asyncio.Future[bytes]
+
+
+class _Batch(NamedTuple):
+    live: Live
+    waiting: list[_Waiting]
+    works: list[Work]
+
+    def split(self) -> "list[_Batch]":
+        pairs = zip(self.waiting, self.works, strict=True)
+        return [_Batch(self.live, [waiting], [work]) for waiting, work in pairs]
+
+
 class Predictor:
-    """Answers prediction requests; `close` when done.
+    """Answers prediction requests, within one event loop; `close` when done.
 
     Args:
         log: where every prediction is committed before it is acknowledged.
@@ -48,6 +74,10 @@ class Predictor:
         self._log = log
         self._metrics = metrics
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="large-request")
+        self._waiting: list[_Waiting] = []
+        self._is_busy = False
+        self._commits = 0
+        metrics.queued.set_function(lambda: len(self._waiting))
 
     async def predict(self, live: Live, body: bytes) -> bytes:
         """The answer to a body, after its rows were committed.
@@ -55,42 +85,138 @@ class Predictor:
         Raises:
             Problem: 400 or 422 for the body; 503 when the log takes nothing.
         """
-        if len(body) <= INLINE_BYTES:
-            done = work(live, body)
-        else:
-            done = await asyncio.get_running_loop().run_in_executor(self._pool, work, live, body)
-        await self._commit(done.rows)
-        self._metrics.predicted(live.ref.version, live.variant, done.classes, live.degraded)
-        return done.answer
+        asked, loop = Asked(body, time.perf_counter()), asyncio.get_running_loop()
+        if len(body) > INLINE_BYTES:
+            done = await loop.run_in_executor(self._pool, self._work_alone, live, asked)
+            self._count(live, [done])
+            return done.answer
+        answer: asyncio.Future[bytes] = loop.create_future()
+        self._waiting.append(_Waiting(live, asked, answer))
+        if not self._is_busy:
+            # Called after whatever else arrived in this turn of the loop.
+            self._is_busy = True
+            loop.call_soon(self._next_batch)
+        return await answer
 
     def close(self) -> None:
         """Stop the thread for large requests."""
         self._pool.shutdown()
 
-    async def _commit(self, logged: Sequence[Prediction]) -> None:
-        self._metrics.log_pending.inc()
-        try:
-            with self._metrics.log_seconds.time():
-                # The writer's future is shared with its thread: a request that is cancelled must not cancel it.
-                await asyncio.shield(asyncio.wrap_future(self._log.append(logged)))
-        except Exception as error:
+    def _next_batch(self) -> None:
+        taken, self._waiting = self._waiting[:BATCH_REQUESTS], self._waiting[BATCH_REQUESTS:]
+        batches = [_worked(list(some)) for _, some in groupby(taken, key=lambda one: id(one.live))]
+        started = time.perf_counter()
+        rows = _rows(batches)
+        if not rows or self._log.commit(rows):
+            self._metrics.log_seconds.observe(time.perf_counter() - started)
+            self._acknowledge(batches)
+            self._go_on()
+        else:
+            self._commit_beside(batches, rows)
+
+    def _go_on(self) -> None:
+        self._is_busy = bool(self._waiting)
+        if self._is_busy:
+            asyncio.get_running_loop().call_soon(self._next_batch)
+
+    def _commit_beside(self, batches: list[_Batch], rows: list[Prediction]) -> None:
+        loop, started = asyncio.get_running_loop(), time.perf_counter()
+        self._commits += 1
+        self._log.append(rows).add_done_callback(
+            lambda committed: loop.call_soon_threadsafe(self._after_commit, batches, committed, started)
+        )
+
+    def _after_commit(self, batches: list[_Batch], committed: "Future[None]", started: float) -> None:
+        self._commits -= 1
+        self._metrics.log_seconds.observe(time.perf_counter() - started)
+        if (error := committed.exception()) is None:
+            self._acknowledge(batches)
+        elif len(alone := [one for batch in batches for one in batch.split()]) > 1:
+            for one in alone:  # Whose row it was shall hear of it, and nobody else.
+                self._commit_beside([one], _rows([one]))
+        else:
             self._metrics.log_failures.inc()
-            raise log_problem(error) from None
-        finally:
-            self._metrics.log_pending.dec()
+            _fail(batches[0].waiting[0].answer, log_problem(error))
+        if not self._commits:
+            self._go_on()
+
+    def _acknowledge(self, batches: list[_Batch]) -> None:
+        for batch in batches:
+            for waiting, work in zip(batch.waiting, batch.works, strict=True):
+                if not waiting.answer.done():
+                    waiting.answer.set_result(work.answer)
+            self._count(batch.live, batch.works)
+
+    def _count(self, live: Live, works: Sequence[Work]) -> None:
+        self._metrics.batches.inc()
+        names = [name for work in works for name in work.classes]
+        self._metrics.predicted(live.ref.version, live.variant, names, live.degraded)
+
+    def _work_alone(self, live: Live, asked: Asked) -> Work:
+        (done,) = work(live, [asked])
+        if isinstance(done, Exception):
+            raise done
+        with self._metrics.log_seconds.time():
+            try:
+                if not self._log.commit(done.rows):
+                    self._log.append(done.rows).result()
+            except Exception as error:
+                self._metrics.log_failures.inc()
+                raise log_problem(error) from None
+        return done
 
 
-def work(live: Live, body: bytes) -> Work:
-    """All phases before the commit."""
-    started = time.perf_counter()
-    instances = live.schema.instances(body)
-    predictions = score(live, instances)
-    told = outputs(live, predictions)
-    # All numbers count as one.
-    classes = [name_of(output["prediction"]) if live.class_names else "value" for output in told]
-    latency_us = round((time.perf_counter() - started) * 1e6)
-    logged = rows(live, instances, told, predictions.scores.tolist(), latency_us)
-    return Work(logged, answer(live, logged, told), classes)
+def _worked(waiting: list[_Waiting]) -> _Batch:
+    """Those of the requests, all for one model, that can be answered; the others hear why not."""
+    live = waiting[0].live
+    try:
+        found = work(live, [one.asked for one in waiting])
+    except Exception as error:
+        found = [error] * len(waiting)
+    good = _Batch(live, [], [])
+    for one, done in zip(waiting, found, strict=True):
+        if isinstance(done, Work):
+            good.waiting.append(one)
+            good.works.append(done)
+        else:
+            _fail(one.answer, done)
+    return good
+
+
+def _fail(answer: "asyncio.Future[bytes]", error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+
+
+def _rows(batches: Sequence[_Batch]) -> list[Prediction]:
+    return [row for batch in batches for work in batch.works for row in work.rows]
+
+
+def work(live: Live, asked: Sequence[Asked]) -> list[Work | Exception]:
+    """All phases before the commit, in one call of the model; a request with a fault has that in place of its work."""
+    checked: list[list[dict[str, Any]] | Problem] = []
+    for one in asked:
+        try:
+            checked.append(live.schema.instances(one.body))
+        except Problem as problem:
+            checked.append(problem)
+    together = [instance for instances in checked if not isinstance(instances, Problem) for instance in instances]
+    try:
+        predictions = score(live, together)
+    except Exception as error:
+        # The others shall not suffer from the one whose answer is no number.
+        return [work(live, [one])[0] for one in asked] if len(asked) > 1 else [error]
+    told, classes, scores = outputs(live, predictions), named(live, predictions), predictions.scores.tolist()
+    found: list[Work | Exception] = []
+    at = 0
+    for one, instances in zip(asked, checked, strict=True):
+        if isinstance(instances, Problem):
+            found.append(instances)
+            continue
+        own = slice(at, at := at + len(instances))
+        logged = rows(live, instances, told[own], scores[own], one.at)
+        found.append(Work(logged, answer(live, logged), classes[own]))
+    return found
 
 
 def score(live: Live, instances: Sequence[Instance]) -> Predictions:
@@ -98,53 +224,58 @@ def score(live: Live, instances: Sequence[Instance]) -> Predictions:
     return live.bundle.predict(from_rows(live.bundle.contract.inputs, instances))
 
 
-def outputs(live: Live, predictions: Predictions) -> list[Output]:
-    """What each instance is told, and the log keeps."""
-    answers = zip(predictions.values.tolist(), predictions.output.tolist(), strict=True)
-    names = live.class_names
-    if not names:
-        return [{"prediction": value, "interval": output[1:]} for value, output in answers]
-    return [{"prediction": value, "probabilities": dict(zip(names, output, strict=True))} for value, output in answers]
+def outputs(live: Live, predictions: Predictions) -> list[str]:
+    """What each instance is told and the log keeps, as JSON objects."""
+    values, numbers = predictions.values.tolist(), predictions.output.tolist()
+    if not live.class_names:
+        return [
+            f'{{"prediction":{value!r},"interval":[{own[1]!r},{own[2]!r}]}}'
+            for value, own in zip(values, numbers, strict=True)
+        ]
+    names, form = live.class_texts, live.probabilities_form
+    return [f'{{"prediction":{names[value]},{form % tuple(own)}}}' for value, own in zip(values, numbers, strict=True)]
+
+
+def named(live: Live, predictions: Predictions) -> list[str]:
+    """Each prediction's class as the metrics name it; all numbers count as one."""
+    values = predictions.values.tolist()
+    return [name_of(value) for value in values] if live.class_names else ["value"] * len(values)
 
 
 def rows(
-    live: Live, instances: Sequence[Instance], told: Sequence[Output], scores: Sequence[float], latency_us: int
+    live: Live, instances: Sequence[Instance], told: Sequence[str], scores: Sequence[float], since: float
 ) -> list[Prediction]:
-    """What the log keeps of each instance; `latency_us` is the request's, from checking to scoring."""
-    at_us, key = now_us(), live.bundle.contract.id
+    """What the log keeps of each instance; its latency is the request's, from its arrival to its scores."""
+    at_us, latency_us = now_us(), round((time.perf_counter() - since) * 1e6)
+    key, variant, version, degraded = live.bundle.contract.id, live.variant, live.ref.version, live.degraded
     return [
         Prediction(
-            id=new_id(),
-            at_us=at_us,
-            entity=None if key is None or instance.get(key.name) is None else str(instance[key.name]),
-            variant=live.variant,
-            model_version=live.ref.version,
-            inputs=dumps(instance),
-            output=dumps(output),
-            score=score,
-            latency_us=latency_us,
-            degraded=live.degraded,
+            name,
+            at_us,
+            None if key is None or instance.get(key.name) is None else str(instance[key.name]),
+            variant,
+            version,
+            dumps(instance),
+            output,
+            score,
+            latency_us,
+            degraded,
         )
-        for instance, output, score in zip(instances, told, scores, strict=True)
+        for name, instance, output, score in zip(new_ids(len(instances)), instances, told, scores, strict=True)
     ]
 
 
-def answer(live: Live, logged: Sequence[Prediction], told: Sequence[Output]) -> bytes:
+def answer(live: Live, logged: Sequence[Prediction]) -> bytes:
     """The body of the response."""
-    return to_json(
-        {
-            "predictions": [{"id": row.id, **output} for row, output in zip(logged, told, strict=True)],
-            "model_version": live.ref.version,
-            "variant": live.variant,
-            "degraded": live.degraded,
-        }
-    )
+    told = ",".join([f'{{"id":"{row.id}",{row.output[1:]}' for row in logged])
+    return f'{{"predictions":[{told}],{live.closing}'.encode()
 
 
-def log_problem(error: Exception) -> Problem:
+def log_problem(error: BaseException) -> Problem:
     """What a caller hears when nothing can be logged: no answer without a record. The server's log says why."""
     # The driver's own words name the fault; SQLAlchemy's would repeat the row, which is the caller's.
-    reason = error if isinstance(error, ProjectError) else getattr(error, "orig", type(error).__name__)
+    told = isinstance(error, ProjectError | sqlite3.OperationalError)
+    reason = error if told else getattr(error, "orig", type(error).__name__)
     logging.getLogger(__name__).error("prediction log: %s", reason)
     return Problem(
         503, "prediction-log-unavailable", "the prediction log takes no rows now; try again", {"Retry-After": "1"}

@@ -40,16 +40,21 @@ def run(settings: Settings, host: str, port: int, workers: int) -> None:
     """
     Guard(settings)
     unify_logging()
-    with _listener(host, port) as listener:
+    with listen(host, port) as listener:
         if workers == 1:
             from .worker import serve
 
-            serve(settings, listener, lambda: _announce(listener))
+            serve(settings, listener, lambda: announce(listener))
         else:
             Supervisor(settings, listener, workers).run()
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to an address; port 0 takes a free one.
+
+    Raises:
+        ServingError: the address is taken or is none.
+    """
     # asyncio sends small answers at once only on sockets that name their protocol; others wait 40 ms for Nagle.
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -64,7 +69,8 @@ def _listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(listener: socket.socket) -> None:
+def announce(listener: socket.socket) -> None:
+    """Print the line that says where to ask."""
     host, port = listener.getsockname()[:2]
     print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 
@@ -100,7 +106,7 @@ class Supervisor:
                     worker.note_ready(log)
                 if not announced and all(worker.ready for worker in self._workers):
                     announced = True
-                    _announce(self._listener)
+                    announce(self._listener)
                 for number, worker in enumerate(self._workers):
                     if worker.process.is_alive() or self._stopping:
                         continue

@@ -1,5 +1,6 @@
 """What the server tells of itself: metrics for Prometheus, and JSON log lines on stderr."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -7,20 +8,22 @@ import sys
 import time
 import traceback
 from collections import Counter as Tally
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .problems import Problem
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 CLIENT_LEFT = 499
 """Logged and counted for a client that hung up before its answer (nginx's convention)."""
 
@@ -37,16 +40,21 @@ class Metrics:
         self._seconds = Histogram(
             "http_request_seconds", "Time to answer, by route.", ["route"], buckets=SECONDS, registry=self.registry
         )
+        self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
         self.in_flight = Gauge("http_requests_in_flight", "Requests being answered.", registry=self.registry)
+        self.turned_away = Counter(
+            "http_requests_turned_away", "Requests refused for want of room.", registry=self.registry
+        )
+        self.batches = Counter("prediction_batches", "Calls of the model.", registry=self.registry)
         self._predictions = Counter(
             "predictions", "Acknowledged predictions.", ["version", "variant", "prediction"], registry=self.registry
         )
         self.degraded = Counter("predictions_degraded", "Predictions not made by the champion.", registry=self.registry)
         self.labels = Counter("labels_accepted", "Labels acknowledged.", registry=self.registry)
-        self.log_pending = Gauge("prediction_log_pending", "Requests waiting for their commit.", registry=self.registry)
+        self.queued = Gauge("prediction_queue", "Requests waiting to be scored or committed.", registry=self.registry)
         self.log_seconds = Histogram(
             "prediction_log_commit_seconds",
-            "Time from queueing rows to their commit.",
+            "Time of a commit, from handing its rows over.",
             buckets=SECONDS,
             registry=self.registry,
         )
@@ -78,8 +86,14 @@ class Metrics:
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request."""
-        self._requests.labels(route, method, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        series = (route, method, status)
+        if series not in self._answered:
+            # Looking a series up costs more than counting in it.
+            counter = self._requests.labels(route, method, str(status))
+            self._answered[series] = (counter.inc, self._seconds.labels(route).observe)
+        count, observe = self._answered[series]
+        count()
+        observe(seconds)
 
     def predicted(self, version: str, variant: str, names: Sequence[str], degraded: bool) -> None:
         """Count acknowledged predictions; `names` has the predicted class of each."""
@@ -95,17 +109,27 @@ class Telemetry:
     Args:
         app: what it wraps.
         metrics: where requests are counted.
-        log: where they are written.
+        log: where what goes wrong is written.
         routes: known paths; others are counted as one.
+        hot: routes for POST that are reached from here, past all that lies between.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, log: structlog.typing.FilteringBoundLogger, routes: frozenset[str]
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        log: structlog.typing.FilteringBoundLogger,
+        routes: frozenset[str],
+        hot: Mapping[str, ASGIApp],
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._log = log
+        self._lines = Lines()
         self._routes = routes
+        self._hot = hot
+        self._in_flight = 0
+        metrics.in_flight.set_function(lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -113,7 +137,7 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = _request_id(Headers(scope=scope).get("x-request-id"))
+        request_id = _request_id(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
 
@@ -121,12 +145,13 @@ class Telemetry:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
-        self._metrics.in_flight.inc()
+        self._in_flight += 1
         try:
-            await self._app(scope, receive, send_with_id)
+            hot = self._hot.get(scope["path"]) if scope["method"] == "POST" else None
+            await (hot or self._app)(scope, receive, send_with_id)
         except ClientDisconnect:
             status = CLIENT_LEFT
         except Exception as error:
@@ -138,21 +163,40 @@ class Telemetry:
                 await problem.response(scope["path"], request_id)(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
-            self._metrics.in_flight.dec()
+            self._in_flight -= 1
             self._report(scope, request_id, status, seconds)
 
     def _report(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = scope["path"] if scope["path"] in self._routes else "other"
-        method = (
-            scope["method"]
-            if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
-            else "other"
-        )
+        method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.request(route, method, status, seconds)
-        is_routine = route in ("/healthz", "/readyz", "/metrics") and status == 200
-        (self._log.debug if is_routine else self._log.info)(
-            "request", request_id=request_id, method=method, route=route, status=status, ms=round(seconds * 1000, 2)
-        )
+        if route not in ("/healthz", "/readyz", "/metrics") or status != 200:
+            self._lines.write(
+                f'{{"event":"request","level":"info","request_id":"{request_id}","method":"{method}",'
+                f'"route":"{route}","status":{status},"ms":{seconds * 1000:.2f}'
+            )
+
+
+class Lines:
+    """Access lines: those of one turn of the event loop go out as one write."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._waiting: list[str] = []
+
+    def write(self, begun: str) -> None:
+        """Write a JSON object, given without its end, which is the time."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append(begun)
+
+    def _flush(self) -> None:
+        end = f',"at":"{datetime.now(UTC).isoformat()}"}}\n'
+        text = "".join(line + end for line in self._waiting)
+        self._waiting.clear()
+        with suppress(OSError, ValueError):  # Nobody reads it any more: no reason to stop answering.
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def logger(stream: TextIO | None = None) -> structlog.typing.FilteringBoundLogger:
@@ -193,8 +237,11 @@ def _without_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableM
     return event
 
 
-def _request_id(given: str | None) -> str:
-    return given if given is not None and REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    for name, value in headers:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            return value.decode()
+    return secrets.token_hex(16)
 
 
 _PROCESSORS: list[Any] = [

@@ -1,0 +1,236 @@
+"""How fast the API answers, beside a FastAPI endpoint that does nothing, server by server in turn.
+
+    make bench                                        # after `make run`
+    python benchmarks/serving.py --rounds 7 --seconds 2 --mlflow
+
+Every round measures each pair of server and number of connections once; what counts are ratios of medians over the
+rounds, because the machine's own speed wanders. The crowd of clients is a process of its own. Results are printed
+and written to build/bench/serving.json and serving.png.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from rich.console import Console
+from rich.table import Table
+
+from << cookiecutter.package_name >> import stage
+from << cookiecutter.package_name >>.bundle import Bundle
+from << cookiecutter.package_name >>.errors import ProjectError
+from << cookiecutter.package_name >>.files import write_json
+from << cookiecutter.package_name >>.serving import routing
+from << cookiecutter.package_name >>.serving.schemas import Schema
+from << cookiecutter.package_name >>.settings import Settings
+
+HERE = Path(__file__).parent
+OUTPUT = Path("build/bench")
+CONNECTIONS = (1, 8, 32, 64)
+MANY = 1000
+NOOP, NORMAL, FULL, UNLOGGED, TWO, MLFLOW = "no-op FastAPI", "ours", "ours, FULL", "ours, log off", "ours, 2 workers", "mlflow"
+TARGETS = {NORMAL: (0.6, 1.2, 1.7, 2.0), FULL: (0.45, 0.95, 1.4, 1.8)}
+"""Requests a second over the no-op's that this project promises, by number of connections."""
+
+
+class Case(NamedTuple):
+    """Something to measure: a server, so many connections, one request."""
+
+    server: str
+    connections: int
+    request: Path
+
+
+Figures = dict[str, float]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = _options()
+    console = Console(highlight=False)
+    ref, bundle = _champion()
+    row = Schema(bundle.contract, bundle.profile, MANY).example
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        one, many = _request(home / "one", [row]), _request(home / "many", [row] * MANY)
+        ports = {
+            NOOP: stack.enter_context(_server([str(HERE / "noop.py"), str(bundle.path)])),
+            NORMAL: stack.enter_context(_ours(home / "normal")),
+            FULL: stack.enter_context(_ours(home / "full", ML_LOG_SYNCHRONOUS="FULL")),
+            UNLOGGED: stack.enter_context(_server([str(HERE / "unlogged.py")])),
+            TWO: stack.enter_context(_ours(home / "two", workers=2)),
+        }
+        cases = [Case(name, count, one) for count in CONNECTIONS for name in (NOOP, NORMAL, FULL, UNLOGGED)]
+        cases += [Case(TWO, count, one) for count in CONNECTIONS[2:]]
+        cases += [Case(NORMAL, count, many) for count in (1, 2)]
+        if options.mlflow:
+            ports[MLFLOW] = stack.enter_context(_mlflow(bundle, home))
+            cases.append(Case(MLFLOW, 32, _request(home / "mlflow", [row], "/invocations", "dataframe_records")))
+        console.print(f"{len(cases)} cases, {options.rounds} rounds of {options.seconds:g} s; {os.cpu_count()} cores")
+        found = measure(cases, ports, options.rounds, options.seconds)
+    told = [_told(case, figures, found, one) for case, figures in found.items()]
+    _print(console, told)
+    write_json(OUTPUT / "serving.json", {"model": ref.version, "rounds": options.rounds, "cases": told})
+    _plot(told)
+    console.print(f"[dim]written to {OUTPUT}/serving.json and serving.png[/]")
+
+
+def measure(cases: Sequence[Case], ports: Mapping[str, int], rounds: int, seconds: float) -> dict[Case, list[Figures]]:
+    """Each case once a round, after a round that does not count."""
+    found: dict[Case, list[Figures]] = {case: [] for case in cases}
+    for turn in range(rounds + 1):
+        for case in cases:
+            figures = _load(ports[case.server], case, seconds if turn else 0.3)
+            if turn:
+                found[case].append(figures)
+    return found
+
+
+def _load(port: int, case: Case, seconds: float) -> Figures:
+    command = [sys.executable, HERE / "load.py", str(port), str(case.connections), str(seconds), case.request]
+    figures: Figures = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    if figures["failures"]:
+        sys.exit(f"error: {figures['failures']} requests failed: {case.server} at {case.connections} connections")
+    return figures
+
+
+def _told(case: Case, figures: list[Figures], found: Mapping[Case, list[Figures]], one: Path) -> dict[str, Any]:
+    yardstick = found.get(Case(NOOP, case.connections, one)) if case.request == one else None
+    promised = dict(zip(CONNECTIONS, TARGETS.get(case.server, ()), strict=False))
+    return {
+        "server": case.server,
+        "connections": case.connections,
+        "rows": MANY if case.request.name == "many" else 1,
+        "requests_per_second": _median(figures, "per_second"),
+        "p50_ms": _median(figures, "p50_ms"),
+        "p99_ms": _median(figures, "p99_ms"),
+        "over_noop": yardstick and _median(figures, "per_second") / _median(yardstick, "per_second"),
+        "promised": promised.get(case.connections) if yardstick else None,
+    }
+
+
+def _median(figures: list[Figures], name: str) -> float:
+    return statistics.median(figure[name] for figure in figures)
+
+
+def _print(console: Console, told: Sequence[Mapping[str, Any]]) -> None:
+    table = Table("server", "connections", "rows/s", "p50 ms", "p99 ms", "over no-op", "promised", box=None, header_style="bold")
+    for case in told:
+        ratio, promised = case["over_noop"], case["promised"]
+        name = f"{case['server']}, {case['rows']:,} rows each" if case["rows"] > 1 else case["server"]
+        table.add_row(
+            name,
+            str(case["connections"]),
+            f"{case['requests_per_second'] * case['rows']:,.0f}",
+            f"{case['p50_ms']:.2f}",
+            f"{case['p99_ms']:.2f}",
+            f"{ratio:.2f}" if ratio else "",
+            f"{promised:g}" if promised else "",
+            style="yellow" if promised and ratio < promised else None,
+        )
+    console.print(table)
+
+
+def _plot(told: Sequence[Mapping[str, Any]]) -> None:
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, (speed, tail) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name in (NOOP, NORMAL, FULL, UNLOGGED):
+        own = [case for case in told if case["server"] == name and case["rows"] == 1]
+        speed.plot([case["connections"] for case in own], [case["requests_per_second"] for case in own], "o-", label=name)
+        tail.plot([case["connections"] for case in own], [case["p99_ms"] for case in own], "o-", label=name)
+    for axes, title in ((speed, "requests a second"), (tail, "p99, milliseconds")):
+        axes.set(xscale="log", xlabel="connections", title=title, ylim=(0, None), xticks=CONNECTIONS)
+        axes.set_xticks(CONNECTIONS, [str(count) for count in CONNECTIONS])
+        axes.minorticks_off()
+    speed.legend()
+    figure.savefig(OUTPUT / "serving.png", dpi=120)
+
+
+def _champion() -> tuple[routing.Ref, Bundle]:
+    folder = Settings().serving_folder
+    ref = routing.read(folder).champion
+    if ref is None:
+        sys.exit("error: there is no champion to serve; run `make run`")
+    return ref, Bundle.open(routing.bundle_folder(folder, ref), ref.digest)
+
+
+def _request(path: Path, rows: Sequence[Mapping[str, Any]], route: str = "/predict", field: str = "instances") -> Path:
+    body = json.dumps({field: rows}).encode()
+    head = f"POST {route} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    path.write_bytes(head.encode() + body)
+    return path
+
+
+@contextmanager
+def _ours(log: Path, workers: int = 1, **settings: str) -> Iterator[int]:
+    command = ["-m", f"{stage.__package__}.cli", "serve", "--port", "0", "--workers", str(workers)]
+    with _server(command, ML_PREDICTION_LOG=str(log), **settings) as port:
+        yield port
+
+
+@contextmanager
+def _server(arguments: Sequence[str], **settings: str) -> Iterator[int]:
+    """A server that says where it is; yields its port."""
+    environ = {**os.environ, "ML_DRAIN_SECONDS": "0", **settings}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, *arguments], env=environ, **pipes) as process:
+        try:
+            found = re.search(r"http://\S+?:(\d+)", process.stdout.readline() if process.stdout else "")
+            if found is None:
+                sys.exit(f"error: {' '.join(arguments)} did not start")
+            yield int(found[1])
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def _mlflow(bundle: Bundle, home: Path) -> Iterator[int]:
+    """`mlflow models serve` on the same bundle, which takes half a minute to start."""
+    import mlflow
+    import urllib.request
+
+    from << cookiecutter.package_name >>.model import pyfunc
+
+    mlflow.pyfunc.save_model(home / "model", python_model=pyfunc.__file__, artifacts={"bundle": str(bundle.path)}, pip_requirements=[])
+    port = 18_321
+    command = [shutil.which("mlflow") or "mlflow", "models", "serve", "-m", str(home / "model"), "--env-manager", "local", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            for _ in range(120):
+                time.sleep(0.5)
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=1).read()
+                    break
+                except OSError:
+                    continue
+            yield port
+        finally:
+            os.killpg(process.pid, 15)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure the API beside a FastAPI endpoint that does nothing.")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count")
+    parser.add_argument("--seconds", type=float, default=1.5, help="seconds of each measurement")
+    parser.add_argument("--mlflow", action="store_true", help="measure `mlflow models serve` too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ProjectError, OSError) as error:
+        sys.exit(f"error: {error}")

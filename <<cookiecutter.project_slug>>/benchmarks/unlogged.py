@@ -1,0 +1,29 @@
+"""This project's server with a log that keeps nothing: what durability costs. For benchmarks only."""
+
+from concurrent.futures import Future
+from typing import Any
+
+from << cookiecutter.package_name >>.serving import app, server
+from << cookiecutter.package_name >>.settings import Settings
+
+
+class Nowhere:
+    """Takes rows and forgets them."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __enter__(self) -> "Nowhere":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def commit(self, _: Any) -> bool:
+        return True
+
+    def append(self, _: Any) -> "Future[None]":
+        raise NotImplementedError
+
+
+if __name__ == "__main__":
+    app.Writer = Nowhere  # type: ignore[misc,assignment]
+    server.run(Settings(), "127.0.0.1", 0, 1)

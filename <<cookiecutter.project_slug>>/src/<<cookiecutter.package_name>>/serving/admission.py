@@ -1,0 +1,94 @@
+"""How much is worked on at once: what comes on top is turned away at once, so that the rest is answered in time."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+from .problems import Problem
+from .telemetry import Metrics
+
+RETRY = {"Retry-After": "1"}
+BODIES = 8
+"""So many bodies of the largest size may be arriving at once, or more smaller ones."""
+
+
+class Admission:
+    """Reads bodies and lets requests in, within limits.
+
+    Args:
+        body_bytes: most bytes of a body.
+        body_seconds: most time from a request's head to the end of its body.
+        requests: most requests worked on at once.
+        metrics: where refusals for want of room are counted.
+    """
+
+    def __init__(self, body_bytes: int, body_seconds: float, requests: int, metrics: Metrics) -> None:
+        self._body_bytes = body_bytes
+        self._body_seconds = body_seconds
+        self._most_requests = requests
+        self._metrics = metrics
+        self._requests = 0
+        self._held = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place among the requests that are worked on.
+
+        Raises:
+            Problem: 503 when there is none.
+        """
+        if self._requests >= self._most_requests:
+            raise self._full()
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+
+    async def body(self, scope: Scope, receive: Receive) -> bytes:
+        """The body of a JSON request, at most as much of it as may be in memory.
+
+        Raises:
+            Problem: 408, 413, 415, or 503 when other bodies take up the memory.
+            ClientDisconnect: the client left.
+        """
+        headers = dict(scope["headers"])
+        kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise Problem(415, "unsupported-media-type", "send 'Content-Type: application/json'")
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > self._body_bytes:
+            raise self._too_large()
+        chunks: list[bytes] = []
+        held = 0
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                    held += len(chunk)
+                    self._held += len(chunk)
+                    if held > self._body_bytes:
+                        raise self._too_large()
+                    if self._held > BODIES * self._body_bytes:
+                        raise self._full()
+                    chunks.append(chunk)
+        except TimeoutError:
+            told = f"the body was not there within {self._body_seconds:g} s"
+            raise Problem(408, "body-too-slow", told, {"Connection": "close"}) from None
+        finally:
+            self._held -= held
+        return b"".join(chunks) if len(chunks) > 1 else chunks[0]
+
+    def _too_large(self) -> Problem:
+        return Problem(413, "body-too-large", f"a body may have at most {self._body_bytes} bytes")
+
+    def _full(self) -> Problem:
+        self._metrics.turned_away.inc()
+        return Problem(503, "overloaded", "more requests came than can be answered in time; try again", RETRY)
