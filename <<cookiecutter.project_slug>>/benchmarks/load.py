@@ -61,7 +61,9 @@ async def crowd(port: int, connections: int, seconds: float, request: bytes) -> 
     loop, taken, failures = asyncio.get_running_loop(), list[float](), list[bytes]()
     started = time.perf_counter()
     clients = [
-        (await loop.create_connection(lambda: Client(request, started + seconds, taken, failures), "127.0.0.1", port))[1]
+        (await loop.create_connection(lambda: Client(request, started + seconds, taken, failures), "127.0.0.1", port))[
+            1
+        ]
         for _ in range(connections)
     ]
     await asyncio.gather(*(client.ended for client in clients))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import uvicorn
 from fastapi import FastAPI
-from pydantic import BaseModel, Field, create_model
+from pydantic import Field, create_model
 
 from << cookiecutter.package_name >>.contract import Column, Contract
 from << cookiecutter.package_name >>.serving.schemas import Answer, Answers
@@ -23,8 +23,9 @@ TYPES: dict[str, Any] = {"integer": int, "string": str, "boolean": bool, "dateti
 
 def app(contract: Contract) -> FastAPI:
     """What the FastAPI tutorial would make of a contract."""
-    instance = create_model("Instance", **{f"column_{at}": _field(c) for at, c in enumerate(contract.inputs)})
-    request: Any = create_model("PredictRequest", instances=(list[instance], Field(min_length=1)))  # type: ignore[valid-type]
+    make: Any = create_model
+    instance = make("Instance", **{f"column_{at}": _field(column) for at, column in enumerate(contract.inputs)})
+    request = make("PredictRequest", instances=(list[instance], Field(min_length=1)))
     made = FastAPI()
     constant = Answers(
         predictions=[Answer(id="0" * 32, prediction=True, probabilities={"false": 0.25, "true": 0.75})],
@@ -33,7 +34,7 @@ def app(contract: Contract) -> FastAPI:
         degraded=False,
     )
 
-    async def predict(body: Any) -> Answers:
+    async def predict(body: Any) -> Answers:  # noqa: ARG001
         return constant
 
     predict.__annotations__["body"] = request
@@ -50,7 +51,9 @@ def _field(column: Column) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    config = uvicorn.Config(app(Contract.load(Path(sys.argv[1]) / "contract.yaml")), http="httptools", access_log=False, log_level="warning")
+    config = uvicorn.Config(
+        app(Contract.load(Path(sys.argv[1]) / "contract.yaml")), http="httptools", access_log=False, log_level="warning"
+    )
     with listen("127.0.0.1", 0) as listener:
         listener.listen()
         announce(listener)

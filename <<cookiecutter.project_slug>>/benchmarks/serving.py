@@ -39,7 +39,14 @@ HERE = Path(__file__).parent
 OUTPUT = Path("build/bench")
 CONNECTIONS = (1, 8, 32, 64)
 MANY = 1000
-NOOP, NORMAL, FULL, UNLOGGED, TWO, MLFLOW = "no-op FastAPI", "ours", "ours, FULL", "ours, log off", "ours, 2 workers", "mlflow"
+NOOP, NORMAL, FULL, UNLOGGED, TWO, MLFLOW = (
+    "no-op FastAPI",
+    "ours",
+    "ours, FULL",
+    "ours, log off",
+    "ours, 2 workers",
+    "mlflow",
+)
 TARGETS = {NORMAL: (0.6, 1.2, 1.7, 2.0), FULL: (0.45, 0.95, 1.4, 1.8)}
 """Requests a second over the no-op's that this project promises, by number of connections."""
 
@@ -98,7 +105,7 @@ def measure(cases: Sequence[Case], ports: Mapping[str, int], rounds: int, second
 
 
 def _load(port: int, case: Case, seconds: float) -> Figures:
-    command = [sys.executable, HERE / "load.py", str(port), str(case.connections), str(seconds), case.request]
+    command = [sys.executable, str(HERE / "load.py"), str(port), str(case.connections), str(seconds), str(case.request)]
     figures: Figures = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     if figures["failures"]:
         sys.exit(f"error: {figures['failures']} requests failed: {case.server} at {case.connections} connections")
@@ -125,7 +132,9 @@ def _median(figures: list[Figures], name: str) -> float:
 
 
 def _print(console: Console, told: Sequence[Mapping[str, Any]]) -> None:
-    table = Table("server", "connections", "rows/s", "p50 ms", "p99 ms", "over no-op", "promised", box=None, header_style="bold")
+    table = Table(
+        "server", "connections", "rows/s", "p50 ms", "p99 ms", "over no-op", "promised", box=None, header_style="bold"
+    )
     for case in told:
         ratio, promised = case["over_noop"], case["promised"]
         name = f"{case['server']}, {case['rows']:,} rows each" if case["rows"] > 1 else case["server"]
@@ -149,7 +158,9 @@ def _plot(told: Sequence[Mapping[str, Any]]) -> None:
     figure, (speed, tail) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name in (NOOP, NORMAL, FULL, UNLOGGED):
         own = [case for case in told if case["server"] == name and case["rows"] == 1]
-        speed.plot([case["connections"] for case in own], [case["requests_per_second"] for case in own], "o-", label=name)
+        speed.plot(
+            [case["connections"] for case in own], [case["requests_per_second"] for case in own], "o-", label=name
+        )
         tail.plot([case["connections"] for case in own], [case["p99_ms"] for case in own], "o-", label=name)
     for axes, title in ((speed, "requests a second"), (tail, "p99, milliseconds")):
         axes.set(xscale="log", xlabel="connections", title=title, ylim=(0, None), xticks=CONNECTIONS)
@@ -169,7 +180,9 @@ def _champion() -> tuple[routing.Ref, Bundle]:
 
 def _request(path: Path, rows: Sequence[Mapping[str, Any]], route: str = "/predict", field: str = "instances") -> Path:
     body = json.dumps({field: rows}).encode()
-    head = f"POST {route} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {route} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     path.write_bytes(head.encode() + body)
     return path
 
@@ -199,15 +212,30 @@ def _server(arguments: Sequence[str], **settings: str) -> Iterator[int]:
 @contextmanager
 def _mlflow(bundle: Bundle, home: Path) -> Iterator[int]:
     """`mlflow models serve` on the same bundle, which takes half a minute to start."""
-    import mlflow
     import urllib.request
+
+    import mlflow
 
     from << cookiecutter.package_name >>.model import pyfunc
 
-    mlflow.pyfunc.save_model(home / "model", python_model=pyfunc.__file__, artifacts={"bundle": str(bundle.path)}, pip_requirements=[])
+    mlflow.pyfunc.save_model(
+        home / "model", python_model=pyfunc.__file__, artifacts={"bundle": str(bundle.path)}, pip_requirements=[]
+    )
     port = 18_321
-    command = [shutil.which("mlflow") or "mlflow", "models", "serve", "-m", str(home / "model"), "--env-manager", "local", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+    command = [
+        shutil.which("mlflow") or "mlflow",
+        "models",
+        "serve",
+        "-m",
+        str(home / "model"),
+        "--env-manager",
+        "local",
+        "-p",
+        str(port),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
         try:
             for _ in range(120):
                 time.sleep(0.5)

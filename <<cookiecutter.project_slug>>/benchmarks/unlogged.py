@@ -25,5 +25,5 @@ class Nowhere:
 
 
 if __name__ == "__main__":
-    app.Writer = Nowhere  # type: ignore[misc,assignment]
+    app.Writer = Nowhere  # type: ignore[assignment,attr-defined]
     server.run(Settings(), "127.0.0.1", 0, 1)

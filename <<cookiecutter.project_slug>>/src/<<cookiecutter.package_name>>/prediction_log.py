@@ -35,6 +35,8 @@ MAX_VARIABLES = 10_000
 """Ids asked for in one query; SQLite takes at most 32,766."""
 BUSY_MS = 5000
 """How long the background thread waits for a SQLite file that somebody locked."""
+QUICK_SECONDS = 0.001
+"""Commits that usually take longer are left to the background thread."""
 CHECKPOINT_PAGES = 4000
 """About how much of SQLite's journal is written before its pages go to their places: 16 MB."""
 
@@ -178,8 +180,8 @@ class Writer:
             except BaseException:
                 self._claim.release()
                 raise
-        # A commit that waits for the disk, or for a server, belongs beside the caller's thread.
-        self._is_quick = isinstance(self._store, _File) and synchronous == "NORMAL"
+        self._is_local = isinstance(self._store, _File)
+        self._usual_seconds = 0.0
         self._turn = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[Sequence[Row], Future[None]] | None] = queue.SimpleQueue()
         self._closed = False
@@ -189,12 +191,13 @@ class Writer:
 
     def commit(self, rows: Sequence[Row]) -> bool:
         """Commit now, where that takes microseconds and waits for nobody; False: nothing was done, use `append`."""
-        if not self._is_quick or not self._turn.acquire(blocking=False):
+        # A commit that waits for a slow disk, or for a server, belongs beside the caller's thread.
+        if not self._is_local or self._usual_seconds > QUICK_SECONDS or not self._turn.acquire(blocking=False):
             return False
         try:
             if self._closed:
                 return False
-            self._store.commit(rows)
+            self._timed_commit(rows)
         except Exception:
             return False  # The background thread will wait for what is locked, and tell rows apart.
         finally:
@@ -253,7 +256,7 @@ class Writer:
         if not work:
             return
         try:
-            self._store.commit([row for rows, _ in work for row in rows], BUSY_MS)
+            self._timed_commit([row for rows, _ in work for row in rows], BUSY_MS)
         except (sqlite3.OperationalError, sa.exc.OperationalError) as error:
             for _, done in work:  # It is the database's fault, and waiting for it once is enough.
                 done.set_exception(error)
@@ -264,6 +267,11 @@ class Writer:
         else:
             for _, done in work:
                 done.set_result(None)
+
+    def _timed_commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:
+        started = time.perf_counter()
+        self._store.commit(rows, busy_ms)
+        self._usual_seconds += (time.perf_counter() - started - self._usual_seconds) / 16
 
     def _write_alone(self, rows: Sequence[Row], done: Future[None]) -> None:
         try:

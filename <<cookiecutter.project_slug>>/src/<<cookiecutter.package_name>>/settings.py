@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=10_000_000, gt=0)
     max_instances: int = Field(default=10_000, gt=0)
     max_concurrent: int = Field(default=256, gt=0)
+    head_seconds: float = Field(default=10.0, gt=0)
     body_seconds: float = Field(default=10.0, gt=0)
     drain_seconds: float = Field(default=1.0, ge=0)
     log_synchronous: Literal["NORMAL", "FULL"] = "NORMAL"

@@ -13,7 +13,7 @@ import structlog
 from pydantic_core import to_json
 
 from ..bundle import Bundle, verify
-from ..contract import Label, from_rows
+from ..contract import Column, Label, from_rows
 from ..errors import ProjectError
 from . import routing
 from .routing import Ref, Routing
@@ -46,6 +46,16 @@ class Live:
     def class_names(self) -> list[str]:
         """The classes as keys of a JSON object, in the order of the probabilities."""
         return [name_of(label) for label in self.bundle.manifest.classes]
+
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """Names of the input columns that are numbers."""
+        return tuple(column.name for column in self.bundle.contract.inputs if column.is_numeric)
+
+    @cached_property
+    def others(self) -> tuple[Column, ...]:
+        """The other input columns."""
+        return tuple(column for column in self.bundle.contract.inputs if not column.is_numeric)
 
     @cached_property
     def class_texts(self) -> dict[Label, str]:

@@ -10,10 +10,12 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..bundle import Predictions
 from ..contract import from_rows
@@ -77,6 +79,8 @@ class Predictor:
         self._waiting: list[_Waiting] = []
         self._is_busy = False
         self._commits = 0
+        self.under_way: Callable[[], int] = lambda: BATCH_REQUESTS
+        """How many requests of any kind have come and are not answered; a server replaces it by what it knows."""
         metrics.queued.set_function(lambda: len(self._waiting))
 
     async def predict(self, live: Live, body: bytes) -> bytes:
@@ -93,9 +97,11 @@ class Predictor:
         answer: asyncio.Future[bytes] = loop.create_future()
         self._waiting.append(_Waiting(live, asked, answer))
         if not self._is_busy:
-            # Called after whatever else arrived in this turn of the loop.
             self._is_busy = True
-            loop.call_soon(self._next_batch)
+            if self.under_way() <= len(self._waiting):
+                self._next_batch()
+            else:  # After whatever else arrived in this turn of the loop.
+                loop.call_soon(self._next_batch)
         return await answer
 
     def close(self) -> None:
@@ -221,7 +227,12 @@ def work(live: Live, asked: Sequence[Asked]) -> list[Work | Exception]:
 
 def score(live: Live, instances: Sequence[Instance]) -> Predictions:
     """All instances in one call of the model."""
-    return live.bundle.predict(from_rows(live.bundle.contract.inputs, instances))
+    columns = from_rows(live.others, instances)
+    if names := live.numbers:
+        # As `from_rows` makes them, all at once: one array of numbers instead of one for each column.
+        found = np.array([[row.get(name) for name in names] for row in instances], dtype=np.float64)
+        columns |= zip(names, found.reshape(-1, len(names)).T, strict=True)
+    return live.bundle.predict(columns)
 
 
 def outputs(live: Live, predictions: Predictions) -> list[str]:

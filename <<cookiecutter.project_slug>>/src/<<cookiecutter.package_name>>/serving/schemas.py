@@ -16,6 +16,8 @@ from ..profile import Counts, Profile
 from . import faults
 
 MAX_LABELS = 10_000
+MAX_TEXT = 10_000
+"""Most characters of one text."""
 
 _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -189,7 +191,8 @@ def _typed(column: Column) -> Any:
     if column.type == "datetime":
         return Annotated[str, AfterValidator(_is_moment), Field(json_schema_extra={"format": "date-time"})]
     # PostgreSQL takes no NUL in a text, and an id is stored as one.
-    text = Annotated[str, Field(pattern=r"^[^\x00]*$")] if column.role == "id" else str
+    pattern = r"^[^\x00]*$" if column.role == "id" else None
+    text = Annotated[str, Field(max_length=MAX_TEXT, pattern=pattern)]
     return Annotated[text, AfterValidator(_is_free), Field(json_schema_extra={"not": {"const": MISSING}})]
 
 

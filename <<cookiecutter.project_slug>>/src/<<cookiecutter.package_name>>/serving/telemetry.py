@@ -23,6 +23,8 @@ from .problems import Problem
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+LINE_SECONDS = 0.05
+"""How long an access line may wait for others."""
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 CLIENT_LEFT = 499
 """Logged and counted for a client that hung up before its answer (nginx's convention)."""
@@ -178,7 +180,7 @@ class Telemetry:
 
 
 class Lines:
-    """Access lines: those of one turn of the event loop go out as one write."""
+    """Access lines: those of a moment go out as one write."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -187,12 +189,12 @@ class Lines:
     def write(self, begun: str) -> None:
         """Write a JSON object, given without its end, which is the time."""
         if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._waiting.append(begun)
+            asyncio.get_running_loop().call_later(LINE_SECONDS, self.flush)
+        self._waiting.append(f'{begun},"at":"{datetime.now(UTC).isoformat()}"}}\n')
 
-    def _flush(self) -> None:
-        end = f',"at":"{datetime.now(UTC).isoformat()}"}}\n'
-        text = "".join(line + end for line in self._waiting)
+    def flush(self) -> None:
+        """Write what waits."""
+        text = "".join(self._waiting)
         self._waiting.clear()
         with suppress(OSError, ValueError):  # Nobody reads it any more: no reason to stop answering.
             self._stream.write(text)

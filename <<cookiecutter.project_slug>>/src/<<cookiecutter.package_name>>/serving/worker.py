@@ -16,6 +16,7 @@ from ..errors import ServingError
 from ..settings import Settings
 from .api import Service
 from .app import create_app
+from .protocol import Protocol
 
 LONGEST_REQUEST_SECONDS = 10
 """How long a stopping server waits for requests in flight."""
@@ -49,8 +50,9 @@ class DrainingServer(uvicorn.Server):
         """Open the socket, then say so."""
         await super().startup(sockets)
         # What is there by now stays: collecting garbage need not look at it again.
-        gc.collect()
         gc.freeze()
+        tasks = self.server_state.tasks
+        self._service.predictor.under_way = lambda: len(tasks)
         self._on_ready()
 
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
@@ -67,6 +69,10 @@ class DrainingServer(uvicorn.Server):
             self.handle_exit(signal.SIGTERM, None)
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
+        before = time.monotonic() - self._service.settings.head_seconds
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Protocol):
+                connection.close_if_slow(before)
         stopping = await super().on_tick(counter)
         if self._service.draining and CLOSE not in self.server_state.default_headers:
             # A client that keeps its connection would otherwise lose a request to its closing.
@@ -98,7 +104,7 @@ def serve(
     service.metrics.worker(worker, workers)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
