@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from << cookiecutter.package_name >> import prediction_log
 from << cookiecutter.package_name >>.errors import ConfigError, ProjectError
 from << cookiecutter.package_name >>.prediction_log import (
+    CHECKPOINT_PAGES,
     MAX_VARIABLES,
     SCHEMA_VERSION,
     Job,
@@ -93,6 +94,50 @@ def test_every_thread_gets_its_own_acknowledgement(folder: Path, writer: Writer)
         thread.join()
     assert all(future.result(10) is None for future in done)
     assert logged_ids(folder) == {row.id for group in rows for row in group}
+
+
+def test_a_quick_commit_is_there_at_once(folder: Path, writer: Writer) -> None:
+    row = made()
+    assert writer.commit([row])
+    assert logged_ids(folder) == {row.id}
+
+
+def test_a_commit_that_would_wait_or_fails_leaves_nothing_and_the_thread_takes_over(
+    folder: Path, writer: Writer
+) -> None:
+    first, second = made(), made()
+    assert writer.commit([first])
+    assert not writer.commit([second, made(score=float("nan"))])
+    with sqlite3.connect(folder / "serving-0.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        assert not writer.commit([second])
+        assert time.monotonic() - started < 1
+        waiting = writer.append([second])
+        assert not writer.commit([made()])
+        other.execute("ROLLBACK")
+    other.close()
+    waiting.result(10)
+    assert logged_ids(folder) == {first.id, second.id}
+
+
+def test_where_commits_are_slow_they_are_left_to_the_thread(folder: Path) -> None:
+    with Writer(str(folder), "serving", "FULL") as opened:
+        opened._usual_seconds = 1.0
+        row = made()
+        assert not opened.commit([row])
+        opened.append([row]).result(10)
+        assert opened._usual_seconds < 1.0
+    assert not opened.commit([made()])
+    assert logged_ids(folder) == {row.id}
+
+
+def test_the_journal_does_not_grow_for_ever(folder: Path, writer: Writer) -> None:
+    for _ in range(8):
+        assert writer.commit([made() for _ in range(CHECKPOINT_PAGES)]) or writer.append([made()]).result(30) is None
+        writer.append([made()]).result(30)
+    # Had nothing been put in its place, the journal would hold every row.
+    assert (folder / "serving-0.db").stat().st_size > (folder / "serving-0.db-wal").stat().st_size
 
 
 def test_nothing_to_append_is_acknowledged_at_once(writer: Writer) -> None:

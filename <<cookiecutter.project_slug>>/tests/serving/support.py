@@ -1,5 +1,6 @@
 """What the tests of a running server share."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -146,6 +147,15 @@ class InProcess:
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request and its answer."""
         return self._portal.call(partial(self._client.request, method, path, **options))
+
+    def together(self, path: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
+        """POST requests that arrive in one turn of the event loop, and their answers."""
+
+        async def all_at_once() -> list[httpx.Response]:
+            headers = {"Content-Type": "application/json"}
+            return await asyncio.gather(*(self._client.post(path, content=body, headers=headers) for body in bodies))
+
+        return self._portal.call(all_at_once)
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -2,14 +2,19 @@
 
 import json
 import sqlite3
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from << cookiecutter.package_name >>.bundle import MODEL
+from << cookiecutter.package_name >>.bundle import MODEL, Predictions
+from << cookiecutter.package_name >>.errors import IntegrityError
 from << cookiecutter.package_name >>.prediction_log import Reader
+from << cookiecutter.package_name >>.serving import predict
 from << cookiecutter.package_name >>.serving.app import create_app
+from << cookiecutter.package_name >>.serving.live import Live
 from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
 from << cookiecutter.package_name >>.settings import Settings
 
@@ -64,6 +69,67 @@ def test_a_large_request_is_worked_on_beside_the_loop_and_answered_alike(
         one = caller.request("POST", "/predict", json={"instances": [example]}).json()["predictions"][0]
     assert len(many) == count
     assert all(answer["probabilities"] == one["probabilities"] for answer in many)
+
+
+def batches(caller: InProcess) -> float:
+    lines = caller.request("GET", "/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("prediction_batches_total"))
+
+
+def test_requests_that_meet_share_a_call_of_the_model_and_no_fault(
+    folder: Folder, tmp_path: Path, example: dict[str, Any]
+) -> None:
+    folder.roll_out("1")
+    log = str(tmp_path / "log")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=log))
+    with InProcess(app) as caller:
+        alone = caller.request("POST", "/predict", json={"instances": [example]}).json()["predictions"][0]
+        before = batches(caller)
+        good, two = (json.dumps({"instances": [example] * count}).encode() for count in (1, 2))
+        answers = caller.together("/predict", [good, b"{", two, b'{"instances": [{}]}', good])
+        assert batches(caller) == before + 1
+    assert [answer.status_code for answer in answers] == [200, 400, 200, 422, 200]
+    told = [one for answer in (answers[0], answers[2], answers[4]) for one in answer.json()["predictions"]]
+    assert [one["probabilities"] for one in told] == [alone["probabilities"]] * 4
+    assert {alone["id"], *(one["id"] for one in told)} == {row.prediction.id for row in Reader(log).predictions()}
+
+
+def test_an_instance_that_breaks_the_model_breaks_no_other_request(
+    folder: Folder, tmp_path: Path, example: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.roll_out("1")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+    usual = predict.score
+
+    def score(live: Live, instances: Sequence[Any]) -> Predictions:
+        if len(instances) in (2, 4):
+            raise IntegrityError("no number")
+        return usual(live, instances)
+
+    monkeypatch.setattr(predict, "score", score)
+    with InProcess(app) as caller:
+        good, broken = (json.dumps({"instances": [example] * count}).encode() for count in (1, 2))
+        answers = caller.together("/predict", [good, broken, good])
+    assert [answer.status_code for answer in answers] == [200, 500, 200]
+
+
+def test_a_locked_log_delays_answers_and_holds_up_nothing_else(
+    folder: Folder, tmp_path: Path, example: dict[str, Any]
+) -> None:
+    folder.roll_out("1")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+    with InProcess(app) as caller, ThreadPoolExecutor(2) as pool:
+        with sqlite3.connect(tmp_path / "log" / "serve-0.db", isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            asked = [pool.submit(caller.request, "POST", "/predict", json={"instances": [example]}) for _ in range(2)]
+            assert caller.request("GET", "/healthz").status_code == 200
+            assert not any(one.done() for one in asked)
+            other.execute("ROLLBACK")
+        other.close()
+        found = [one.result(10) for one in asked]
+    assert [answer.status_code for answer in found] == [200, 200]
+    given = {answer.json()["predictions"][0]["id"] for answer in found}
+    assert {row.prediction.id for row in Reader(str(tmp_path / "log")).predictions()} == given
 
 
 def test_without_a_commit_there_is_no_answer_and_the_log_says_why(

@@ -108,6 +108,7 @@ NO_MOMENT = "must be an ISO 8601 date and time, such as 2013-06-15T08:30:00"
         ({"when": "yesterday"}, NO_MOMENT),
         ({"when": "0001-01-01T00:00+05:00"}, NO_MOMENT),
         ({"key": "a\x00b"}, "must not contain a NUL character"),
+        ({"open": "x" * 10_001}, "must have at most 10000 characters"),
         ({"open": MISSING}, RESERVED),
         ({"key": MISSING}, RESERVED),
         ({"y": True}, "is what the model predicts; leave it out"),

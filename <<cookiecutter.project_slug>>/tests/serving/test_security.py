@@ -1,5 +1,6 @@
 """Who may ask what."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def test_in_production_docs_and_metrics_need_a_key_too(folder: Folder, tmp_path:
 def test_without_keys_development_is_open(folder: Folder, tmp_path: Path) -> None:
     with client(folder, tmp_path) as caller:
         assert caller.request("GET", "/model").status_code == 200
+
+
+def test_a_key_may_be_kept_as_its_digest_alone(folder: Folder, tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"told to nobody").hexdigest()
+    with client(folder, tmp_path, api_keys=f"plain,sha256:{digest}") as caller:
+        for key, status in (("told to nobody", 200), ("plain", 200), (digest, 401), (f"sha256:{digest}", 401)):
+            assert caller.request("GET", "/model", headers={"X-API-Key": key}).status_code == status
+
+
+@pytest.mark.parametrize("digits", ["", "abc", "g" * 64, "0" * 65])
+def test_half_a_digest_is_no_key(digits: str) -> None:
+    with pytest.raises(ConfigError, match="ML_API_KEYS: after 'sha256:'"):
+        create_app(Settings(_env_file=None, api_keys=f"sha256:{digits}"))
 
 
 def test_production_without_a_key_is_no_application(tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""Attacks on a running server: it turns away what is too slow or too much, at once, and serves everybody else."""
+
+import asyncio
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from << cookiecutter.package_name >>.serving.problems import ProblemDocument
+
+from .support import Folder, Server
+
+SOON = 5.0
+"""Seconds; far more than it takes here, far less than the client would wait."""
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterator[Server]:
+    """A server with little patience and few places."""
+    home = tmp_path_factory.mktemp("guarded")
+    Folder(home / "serving", bundle_path).roll_out("1")
+    with Server(home, ML_HEAD_SECONDS="0.5", ML_BODY_SECONDS="0.5", ML_MAX_CONCURRENT="4") as running:
+        yield running
+
+
+def connected(server: Server) -> socket.socket:
+    address = urlsplit(server.url)
+    return socket.create_connection((address.hostname or "", address.port or 0), timeout=SOON)
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the server hangs up."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def request_for(*instances: Any) -> bytes:
+    body = json.dumps({"instances": instances}).encode()
+    return b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /predict HTT", b"POST /predict HTTP/1.1\r\nHost: x\r\nX-A: 1\r\n"])
+def test_a_head_that_never_ends_is_hung_up_on(guarded: Server, sent: bytes) -> None:
+    with connected(guarded) as connection:
+        connection.sendall(sent)
+        assert everything(connection) == b""
+
+
+def test_a_head_that_drips_after_an_answer_is_hung_up_on_too(guarded: Server) -> None:
+    with connected(guarded) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n")
+        ended = time.monotonic() + SOON
+        try:
+            while time.monotonic() < ended:
+                connection.sendall(b"X-Drip: 1\r\n")
+                time.sleep(0.05)
+        except OSError:
+            return
+    pytest.fail("the server listened on")
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
+def test_a_body_that_never_ends_gets_408(guarded: Server, length: bytes) -> None:
+    with connected(guarded) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n\r\n1\r\n{")
+        head, _, body = everything(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408")
+    assert ProblemDocument.model_validate_json(body).type == "urn:problem:body-too-slow"
+
+
+def test_slow_clients_take_no_place_from_others(guarded: Server, example: dict[str, Any]) -> None:
+    slow = [connected(guarded) for _ in range(40)]
+    try:
+        for at, connection in enumerate(slow):
+            connection.sendall(request_for(example)[: -1 if at % 2 else 20])
+        with guarded.client() as client:
+            assert client.post("/predict", json={"instances": [example]}).status_code == httpx.codes.OK
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_deep_nesting_is_refused(guarded: Server, opening: str) -> None:
+    with guarded.client() as client:
+        for depth in (100, 1_000_000):
+            body = '{"instances": [{"x": ' + opening * depth
+            response = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
+            assert response.status_code == httpx.codes.BAD_REQUEST
+
+
+async def closed_loop(server: Server, request: bytes, seconds: float, answers: list[tuple[bytes, float]]) -> None:
+    """One client that never pauses; notes the head of each answer and the seconds it took."""
+    address = urlsplit(server.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    ended = time.monotonic() + seconds
+    while time.monotonic() < ended:
+        sent = time.monotonic()
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        await reader.readexactly(length)
+        answers.append((head, time.monotonic() - sent))
+    writer.close()
+    await writer.wait_closed()
+
+
+def test_a_crowd_is_turned_away_at_once_and_forgotten_when_it_leaves(guarded: Server, example: dict[str, Any]) -> None:
+    answers: list[tuple[bytes, float]] = []
+
+    async def crowd() -> None:
+        await asyncio.gather(*(closed_loop(guarded, request_for(example), 1.0, answers) for _ in range(40)))
+
+    asyncio.run(crowd())
+    refused = [(head, seconds) for head, seconds in answers if not head.startswith(b"http/1.1 200")]
+    assert refused
+    assert len(refused) < len(answers)
+    assert all(head.startswith(b"http/1.1 503") and b"\r\nretry-after: 1\r\n" in head for head, _ in refused)
+    assert max(seconds for _, seconds in answers) < SOON
+    left = time.monotonic()
+    with guarded.client() as client:
+        assert client.post("/predict", json={"instances": [example]}).status_code == httpx.codes.OK
+        assert "http_requests_turned_away_total 0.0" not in client.get("/metrics").text
+    assert time.monotonic() - left < 2
+
+
+class TestFraming:
+    """The answer's head and body travel together, whatever the request looks like."""
+
+    def test_two_requests_in_one_packet_get_two_answers(self, guarded: Server, example: dict[str, Any]) -> None:
+        with connected(guarded) as connection:
+            ending = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            connection.sendall(request_for(example) + ending)
+            assert everything(connection).count(b"HTTP/1.1 200") == 2
+
+    def test_a_client_that_asks_before_it_sends_is_told_to_go_on(
+        self, guarded: Server, example: dict[str, Any]
+    ) -> None:
+        head, _, body = request_for(example).partition(b"\r\n\r\n")
+        with connected(guarded) as connection:
+            connection.sendall(head + b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
+            assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.sendall(body)
+            assert everything(connection).startswith(b"HTTP/1.1 200")
+
+    def test_head_is_answered_without_a_body(self, guarded: Server) -> None:
+        with connected(guarded) as connection:
+            connection.sendall(b"HEAD /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert everything(connection).endswith(b"\r\n\r\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_needs_less_than_150_mb(server: Server, client: httpx.Client, instances: list[Any]) -> None:
+    client.post("/predict", json={"instances": instances})
+    lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
+    assert int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) < 150_000
