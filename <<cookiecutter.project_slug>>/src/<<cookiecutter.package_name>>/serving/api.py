@@ -24,8 +24,12 @@ from .telemetry import Metrics
 
 
 class Service:
-    """What the routes work with; `predictor` and `labeller` are there once the app has started."""
+    """What the routes work with; `predictor` and `labeller` are there once the app has started.
 
+    `front` is the outermost part that every request has to pass; a server may hand it those for `hot` paths directly.
+    """
+
+    front: ASGIApp
     predictor: Predictor
     labeller: Labeller
 

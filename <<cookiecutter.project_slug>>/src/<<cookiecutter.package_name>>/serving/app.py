@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from ..prediction_log import Writer
 from ..settings import Settings
@@ -46,5 +47,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_middleware(Telemetry, metrics=metrics, log=log, routes=add_routes(app, service), hot=service.hot)
+    routes = add_routes(app, service)
+
+    def telemetry(inner: ASGIApp) -> Telemetry:
+        service.front = Telemetry(inner, metrics, log, routes, service.hot)
+        return service.front
+
+    app.add_middleware(telemetry)
+    app.middleware_stack = app.build_middleware_stack()
     return app

@@ -48,6 +48,11 @@ class Live:
         return [name_of(label) for label in self.bundle.manifest.classes]
 
     @cached_property
+    def key(self) -> str | None:
+        """Name of the column that names a row, if there is one."""
+        return self.bundle.contract.id.name if self.bundle.contract.id else None
+
+    @cached_property
     def numbers(self) -> tuple[str, ...]:
         """Names of the input columns that are numbers."""
         return tuple(column.name for column in self.bundle.contract.inputs if column.is_numeric)

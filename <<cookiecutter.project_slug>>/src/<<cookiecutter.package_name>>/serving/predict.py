@@ -258,12 +258,12 @@ def rows(
 ) -> list[Prediction]:
     """What the log keeps of each instance; its latency is the request's, from its arrival to its scores."""
     at_us, latency_us = now_us(), round((time.perf_counter() - since) * 1e6)
-    key, variant, version, degraded = live.bundle.contract.id, live.variant, live.ref.version, live.degraded
+    key, variant, version, degraded = live.key, live.variant, live.ref.version, live.degraded
     return [
         Prediction(
             name,
             at_us,
-            None if key is None or instance.get(key.name) is None else str(instance[key.name]),
+            None if key is None or instance.get(key) is None else str(instance[key]),
             variant,
             version,
             dumps(instance),

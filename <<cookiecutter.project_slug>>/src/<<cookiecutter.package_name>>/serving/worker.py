@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from starlette.types import Receive, Scope, Send
 
 from ..errors import ServingError
 from ..settings import Settings
@@ -102,8 +103,14 @@ def serve(
     app = create_app(settings)
     service: Service = app.state.service
     service.metrics.worker(worker, workers)
+
+    async def entrance(scope: Scope, receive: Receive, send: Send) -> None:
+        # What FastAPI puts around its own routes does nothing for these.
+        is_hot = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in service.hot
+        await (service.front if is_hot else app)(scope, receive, send)
+
     config = uvicorn.Config(
-        app,
+        entrance,
         http=Protocol,
         ws="none",
         lifespan="off",
