@@ -40,13 +40,23 @@ class Admission:
         Raises:
             Problem: 503 when there is none.
         """
-        if self._requests >= self._most_requests:
-            raise self._full()
-        self._requests += 1
+        if not self.take_place():
+            raise self.full()
         try:
             yield
         finally:
-            self._requests -= 1
+            self.give_place()
+
+    def take_place(self) -> bool:
+        """Like `place`: whether there was one; if so, `give_place` has to follow."""
+        if self._requests >= self._most_requests:
+            return False
+        self._requests += 1
+        return True
+
+    def give_place(self) -> None:
+        """Leave a place that was taken."""
+        self._requests -= 1
 
     async def body(self, scope: Scope, receive: Receive) -> bytes:
         """The body of a JSON request, at most as much of it as may be in memory.
@@ -77,18 +87,23 @@ class Admission:
                     if held > self._body_bytes:
                         raise self._too_large()
                     if self._held > BODIES * self._body_bytes:
-                        raise self._full()
+                        raise self.full()
                     chunks.append(chunk)
         except TimeoutError:
-            told = f"the body was not there within {self._body_seconds:g} s"
-            raise Problem(408, "body-too-slow", told, {"Connection": "close"}) from None
+            raise self.too_slow() from None
         finally:
             self._held -= held
         return b"".join(chunks) if len(chunks) > 1 else chunks[0]
 
+    def too_slow(self) -> Problem:
+        """What a client is told whose body does not end."""
+        told = f"the body was not there within {self._body_seconds:g} s"
+        return Problem(408, "body-too-slow", told, {"Connection": "close"})
+
     def _too_large(self) -> Problem:
         return Problem(413, "body-too-large", f"a body may have at most {self._body_bytes} bytes")
 
-    def _full(self) -> Problem:
+    def full(self) -> Problem:
+        """What those are told that there is no room for."""
         self._metrics.turned_away.inc()
         return Problem(503, "overloaded", "more requests came than can be answered in time; try again", RETRY)

@@ -20,7 +20,7 @@ from .predict import Predictor
 from .problems import Problem
 from .schemas import Health, ModelInfo, Schema
 from .security import Guard
-from .telemetry import Metrics
+from .telemetry import Metrics, Telemetry
 
 
 class Service:
@@ -29,7 +29,7 @@ class Service:
     `front` is the outermost part that every request has to pass; a server may hand it those for `hot` paths directly.
     """
 
-    front: ASGIApp
+    front: Telemetry
     predictor: Predictor
     labeller: Labeller
 

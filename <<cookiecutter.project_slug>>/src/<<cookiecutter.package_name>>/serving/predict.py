@@ -31,6 +31,7 @@ BATCH_REQUESTS = 128
 """Most requests in a batch: so many take some milliseconds, and health checks wait no longer."""
 
 Instance = Mapping[str, Any]
+Done = Callable[[bytes | Exception], None]
 
 
 class Asked(NamedTuple):
@@ -51,7 +52,7 @@ class Work(NamedTuple):
 class _Waiting(NamedTuple):
     live: Live
     asked: Asked
-    answer: asyncio.Future[bytes]
+    done: Done
 
 
 class _Batch(NamedTuple):
@@ -79,8 +80,8 @@ class Predictor:
         self._waiting: list[_Waiting] = []
         self._is_busy = False
         self._commits = 0
-        self.under_way: Callable[[], int] = lambda: BATCH_REQUESTS
-        """How many requests of any kind have come and are not answered; a server replaces it by what it knows."""
+        self.connections: Callable[[], int] = lambda: BATCH_REQUESTS
+        """How many clients there are; a server replaces it by what it knows."""
         metrics.queued.set_function(lambda: len(self._waiting))
 
     async def predict(self, live: Live, body: bytes) -> bytes:
@@ -89,20 +90,28 @@ class Predictor:
         Raises:
             Problem: 400 or 422 for the body; 503 when the log takes nothing.
         """
-        asked, loop = Asked(body, time.perf_counter()), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         if len(body) > INLINE_BYTES:
-            done = await loop.run_in_executor(self._pool, self._work_alone, live, asked)
+            done = await loop.run_in_executor(self._pool, self._work_alone, live, Asked(body, time.perf_counter()))
             self._count(live, [done])
             return done.answer
-        answer: asyncio.Future[bytes] = loop.create_future()
-        self._waiting.append(_Waiting(live, asked, answer))
-        if not self._is_busy:
-            self._is_busy = True
-            if self.under_way() <= len(self._waiting):
-                self._next_batch()
-            else:  # After whatever else arrived in this turn of the loop.
-                loop.call_soon(self._next_batch)
-        return await answer
+        answer: asyncio.Future[bytes | Exception] = loop.create_future()
+        self.submit(live, body, lambda found: None if answer.done() else answer.set_result(found))
+        found = await answer
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def submit(self, live: Live, body: bytes, done: Done) -> None:
+        """Like `predict` for a body of at most `INLINE_BYTES`; `done` is called with the answer or the error."""
+        self._waiting.append(_Waiting(live, Asked(body, time.perf_counter()), done))
+        if self._is_busy:
+            return
+        self._is_busy = True
+        if self.connections() <= len(self._waiting):
+            self._next_batch()  # Nobody else can come.
+        else:  # After whatever else arrives in this turn of the loop.
+            asyncio.get_running_loop().call_soon(self._next_batch)
 
     def close(self) -> None:
         """Stop the thread for large requests."""
@@ -142,15 +151,14 @@ class Predictor:
                 self._commit_beside([one], _rows([one]))
         else:
             self._metrics.log_failures.inc()
-            _fail(batches[0].waiting[0].answer, log_problem(error))
+            batches[0].waiting[0].done(log_problem(error))
         if not self._commits:
             self._go_on()
 
     def _acknowledge(self, batches: list[_Batch]) -> None:
         for batch in batches:
             for waiting, work in zip(batch.waiting, batch.works, strict=True):
-                if not waiting.answer.done():
-                    waiting.answer.set_result(work.answer)
+                waiting.done(work.answer)
             self._count(batch.live, batch.works)
 
     def _count(self, live: Live, works: Sequence[Work]) -> None:
@@ -185,13 +193,8 @@ def _worked(waiting: list[_Waiting]) -> _Batch:
             good.waiting.append(one)
             good.works.append(done)
         else:
-            _fail(one.answer, done)
+            one.done(done)
     return good
-
-
-def _fail(answer: "asyncio.Future[bytes]", error: Exception) -> None:
-    if not answer.done():
-        answer.set_exception(error)
 
 
 def _rows(batches: Sequence[_Batch]) -> list[Prediction]:

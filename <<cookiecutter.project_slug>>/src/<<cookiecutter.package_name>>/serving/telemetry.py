@@ -139,7 +139,7 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = _request_id(scope["headers"])
+        request_id = request_id_of(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
 
@@ -150,27 +150,34 @@ class Telemetry:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
-        self._in_flight += 1
+        self.enter()
         try:
             hot = self._hot.get(scope["path"]) if scope["method"] == "POST" else None
             await (hot or self._app)(scope, receive, send_with_id)
         except ClientDisconnect:
             status = CLIENT_LEFT
         except Exception as error:
-            self._log.error("unexpected", request_id=request_id, **explained(error))
+            problem = self.unexpected(error, request_id)
             if not status:
-                problem = Problem(
-                    500, "internal-error", "something went wrong here; the log has it under the request id"
-                )
                 await problem.response(scope["path"], request_id)(scope, receive, send_with_id)
         finally:
-            seconds = time.perf_counter() - started
-            self._in_flight -= 1
-            self._report(scope, request_id, status, seconds)
+            self.leave(scope["path"], scope["method"], request_id, status, started)
 
-    def _report(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        route = scope["path"] if scope["path"] in self._routes else "other"
-        method = scope["method"] if scope["method"] in METHODS else "other"
+    def unexpected(self, error: Exception, request_id: str) -> Problem:
+        """Write down what nobody foresaw; what the caller is told of it."""
+        self._log.error("unexpected", request_id=request_id, **explained(error))
+        return Problem(500, "internal-error", "something went wrong here; the log has it under the request id")
+
+    def enter(self) -> None:
+        """A request came."""
+        self._in_flight += 1
+
+    def leave(self, path: str, method: str, request_id: str, status: int, started: float) -> None:
+        """It was answered; `started` is `time.perf_counter` when it came."""
+        seconds = time.perf_counter() - started
+        self._in_flight -= 1
+        route = path if path in self._routes else "other"
+        method = method if method in METHODS else "other"
         self._metrics.request(route, method, status, seconds)
         if route not in ("/healthz", "/readyz", "/metrics") or status != 200:
             self._lines.write(
@@ -239,7 +246,8 @@ def _without_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableM
     return event
 
 
-def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The id that a request's sender gave it, if that is a sane one, or a new one."""
     for name, value in headers:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return value.decode()

@@ -17,7 +17,7 @@ from ..errors import ServingError
 from ..settings import Settings
 from .api import Service
 from .app import create_app
-from .protocol import Protocol
+from .protocol import Protocol, protocol_for
 
 LONGEST_REQUEST_SECONDS = 10
 """How long a stopping server waits for requests in flight."""
@@ -52,8 +52,8 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         # What is there by now stays: collecting garbage need not look at it again.
         gc.freeze()
-        tasks = self.server_state.tasks
-        self._service.predictor.under_way = lambda: len(tasks)
+        connections = self.server_state.connections
+        self._service.predictor.connections = lambda: len(connections)
         self._on_ready()
 
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
@@ -70,10 +70,10 @@ class DrainingServer(uvicorn.Server):
             self.handle_exit(signal.SIGTERM, None)
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
-        before = time.monotonic() - self._service.settings.head_seconds
+        now = time.monotonic()
         for connection in list(self.server_state.connections):
             if isinstance(connection, Protocol):
-                connection.close_if_slow(before)
+                connection.end_if_slow(now)
         stopping = await super().on_tick(counter)
         if self._service.draining and CLOSE not in self.server_state.default_headers:
             # A client that keeps its connection would otherwise lose a request to its closing.
@@ -111,7 +111,7 @@ def serve(
 
     config = uvicorn.Config(
         entrance,
-        http=Protocol,
+        http=protocol_for(service),
         ws="none",
         lifespan="off",
         log_config=None,
