@@ -82,6 +82,10 @@ class Column(strict.Strict):
                 raise ValueError(f"column '{self.name}': the category '{MISSING}' is reserved")
         if self.unseen and self.categories is None:
             raise ValueError(f"column '{self.name}': 'unseen' needs categories")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_model_sees_fits_type(self) -> Self:
         if "parts" in self.model_fields_set and self.type != "datetime":
             raise ValueError(f"column '{self.name}': parts need type datetime, not {self.type}")
         if len(set(self.parts)) != len(self.parts):

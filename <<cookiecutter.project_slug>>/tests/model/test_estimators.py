@@ -64,7 +64,8 @@ def test_an_estimator_learns_the_same_model_from_the_same_rows(name: EstimatorNa
 
 def test_an_estimator_of_another_task_is_refused_with_those_of_this_one(contract: Contract, params: Params) -> None:
     with pytest.raises(
-        ConfigError, match=r"'ridge' is not for binary, .*choose one of hist_gradient_boosting, random_forest, mlp, logistic"
+        ConfigError,
+        match=r"'ridge' is not for binary, .*choose one of hist_gradient_boosting, random_forest, mlp, logistic",
     ):
         estimators.build("ridge", "binary", params.train, Featurizer(contract), seed=0)
 

@@ -94,13 +94,14 @@ def yardstick(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
     """
     numeric, listed, unlisted, _ = encoders.positions(featurizer)
     categorical = [*listed, *unlisted]
+    places = [len(numeric) + at for at in range(len(categorical))]
     encoder = OrdinalEncoder(
         handle_unknown="use_encoded_value", unknown_value=-1, max_categories=YARDSTICK_CATEGORIES, dtype=np.float32
     )
     estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     return make_pipeline(
         ColumnTransformer([("num", "passthrough", numeric), ("cat", encoder, categorical)]),
-        estimator(categorical_features=list(range(len(numeric), len(numeric) + len(categorical))) or None, random_state=seed),
+        estimator(categorical_features=places or None, random_state=seed),
     )
 
 
@@ -139,7 +140,9 @@ def _random_forest(task: Task, params: TrainParams, featurizer: Featurizer, seed
 
 def _mlp(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
     estimator = networks.Regressor if task == "regression" else networks.Classifier
-    return make_pipeline(encoders.scaled(task, featurizer, seed), estimator(**params.mlp.model_dump(), random_state=seed))
+    return make_pipeline(
+        encoders.scaled(task, featurizer, seed), estimator(**params.mlp.model_dump(), random_state=seed)
+    )
 
 
 def _logistic_regression(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
