@@ -3,7 +3,6 @@
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,7 @@ print(tune.run(loss, params, "k" * 64, lambda text: None).report())
 
 
 @pytest.fixture
-def tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(stage, "TUNING", tmp_path / "tuning")
     return tmp_path / "tuning"
 
@@ -104,7 +103,12 @@ def test_a_train_stage_that_was_killed_while_it_tuned_writes_the_same_bytes(fini
 def test_more_trials_add_to_those_there_are(tuning: Path, params: Params) -> None:
     few = tune.run(loss, with_trials(params, 3), "k", print)
     tried: list[TrainParams] = []
-    many = tune.run(lambda found: tried.append(found) or loss(found), with_trials(params, 6), "k", print)
+
+    def counted(found: TrainParams) -> float:
+        tried.append(found)
+        return loss(found)
+
+    many = tune.run(counted, with_trials(params, 6), "k", print)
     assert (many.trials[:3], len(tried)) == (few.trials, 3)
     assert tune.run(loss, with_trials(params, 3), "k", print).trials == few.trials
 
@@ -122,9 +126,12 @@ def test_parameters_that_cannot_be_learnt_with_are_bad_ones(tuning: Path, params
             raise ValueError("Solver produced non-finite parameter weights")
         return 1.0
 
+    def hopeless(_: TrainParams) -> float:
+        raise ValueError("none at all")
+
     assert tune.run(fragile, with_trials(params, 4), "k", print).best.parameters == {}
     with pytest.raises(ValueError, match="none at all"):
-        tune.run(lambda _: (_ for _ in ()).throw(ValueError("none at all")), with_trials(params, 2), "other", print)
+        tune.run(hopeless, with_trials(params, 2), "other", print)
 
 
 def test_two_searches_for_the_same_at_once_are_refused(tuning: Path, params: Params) -> None:
