@@ -186,13 +186,14 @@ def test_a_readme_of_ones_own_stays(former: Path, table: Path) -> None:
     assert Path("README.md").read_text() == "# Mine alone\n"
 
 
-def test_the_data_card_tells_what_was_decided_and_seen(former: Path, table: Path) -> None:
-    take(table)
+def test_the_data_card_tells_what_was_decided_and_seen(former: Path, tmp_path: Path) -> None:
+    shop(400, flat=["x"] * 400).write_csv(tmp_path / "tills.csv")
+    take(tmp_path / "tills.csv")
     text = Path("reports/data_card.md").read_text()
     assert "- 400 rows × 4 columns" in text
     assert "| – | task: binary |" in text
-    assert "| `empty` | ignored |" in text
-    assert "| constant | `empty` | handled |" in text
+    assert "| `flat` | ignored |" in text
+    assert "| `flat` | handled |" in text
     assert Path("decisions.yaml").read_text().startswith("# For people.\n")
 
 
