@@ -3,7 +3,7 @@
     make bench
 
 Each figure stands beside a yardstick measured in turn with it, in the same run; the ratios travel between
-machines, the seconds do not. Results are printed and written to build/bench.json. Needs a champion (`make run`).
+machines, the seconds do not. Results are printed and written to build/bench/bench.json. Needs a champion (`make run`).
 """
 
 import json
@@ -34,7 +34,7 @@ from << cookiecutter.package_name >>.settings import Settings
 
 ROUNDS = 5
 ROWS = 300_000
-OUTPUT = Path("build/bench.json")
+OUTPUT = Path("build/bench/bench.json")
 NOTE = f"""batch scoring: {ROWS:,} rows, file to file, a thread for each core; beside ONNX Runtime alone, one thread,
 as every bundle runs it, on the same rows ready in memory.
 server start: from nothing to the first answer; beside the imports of its libraries alone."""

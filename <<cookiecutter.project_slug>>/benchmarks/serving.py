@@ -5,11 +5,12 @@
 
 Every round measures each pair of server and number of connections once; what counts are ratios of medians over the
 rounds, because the machine's own speed wanders. The crowd of clients is a process of its own. Results are printed
-and written to build/bench/serving.json and serving.png.
+and written to build/bench/serving.json and serving.png. `CPU µs` is the server's own time for one request.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -59,6 +60,13 @@ class Case(NamedTuple):
     request: Path
 
 
+class Running(NamedTuple):
+    """A server's port and process id."""
+
+    port: int
+    pid: int
+
+
 Figures = dict[str, float]
 
 
@@ -71,7 +79,7 @@ def main() -> None:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         one, many = _request(home / "one", [row]), _request(home / "many", [row] * MANY)
-        ports = {
+        servers = {
             NOOP: stack.enter_context(_server([str(HERE / "noop.py"), str(bundle.path)])),
             NORMAL: stack.enter_context(_ours(home / "normal")),
             FULL: stack.enter_context(_ours(home / "full", ML_LOG_SYNCHRONOUS="FULL")),
@@ -82,10 +90,10 @@ def main() -> None:
         cases += [Case(TWO, count, one) for count in CONNECTIONS[2:]]
         cases += [Case(NORMAL, count, many) for count in (1, 2)]
         if options.mlflow:
-            ports[MLFLOW] = stack.enter_context(_mlflow(bundle, home))
+            servers[MLFLOW] = stack.enter_context(_mlflow(bundle, home))
             cases.append(Case(MLFLOW, 32, _request(home / "mlflow", [row], "/invocations", "dataframe_records")))
         console.print(f"{len(cases)} cases, {options.rounds} rounds of {options.seconds:g} s; {os.cpu_count()} cores")
-        found = measure(cases, ports, options.rounds, options.seconds)
+        found = measure(cases, servers, options.rounds, options.seconds)
     told = [_told(case, figures, found, one) for case, figures in found.items()]
     _print(console, told)
     write_json(OUTPUT / "serving.json", {"model": ref.version, "rounds": options.rounds, "cases": told})
@@ -93,23 +101,43 @@ def main() -> None:
     console.print(f"[dim]written to {OUTPUT}/serving.json and serving.png[/]")
 
 
-def measure(cases: Sequence[Case], ports: Mapping[str, int], rounds: int, seconds: float) -> dict[Case, list[Figures]]:
+def measure(
+    cases: Sequence[Case], servers: Mapping[str, Running], rounds: int, seconds: float
+) -> dict[Case, list[Figures]]:
     """Each case once a round, after a round that does not count."""
     found: dict[Case, list[Figures]] = {case: [] for case in cases}
     for turn in range(rounds + 1):
         for case in cases:
-            figures = _load(ports[case.server], case, seconds if turn else 0.3)
+            figures = _load(servers[case.server], case, seconds if turn else 0.3)
             if turn:
                 found[case].append(figures)
     return found
 
 
-def _load(port: int, case: Case, seconds: float) -> Figures:
-    command = [sys.executable, str(HERE / "load.py"), str(port), str(case.connections), str(seconds), str(case.request)]
+def _load(server: Running, case: Case, seconds: float) -> Figures:
+    command = [
+        sys.executable,
+        str(HERE / "load.py"),
+        str(server.port),
+        str(case.connections),
+        str(seconds),
+        str(case.request),
+    ]
+    before = _cpu_seconds(server.pid)
     figures: Figures = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    figures["cpu_us"] = (_cpu_seconds(server.pid) - before) / figures["answers"] * 1e6
     if figures["failures"]:
         sys.exit(f"error: {figures['failures']} requests failed: {case.server} at {case.connections} connections")
     return figures
+
+
+def _cpu_seconds(pid: int) -> float:
+    """What a process has used so far; NaN where there is no /proc. Says more than the clock on a busy machine."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _told(case: Case, figures: list[Figures], found: Mapping[Case, list[Figures]], one: Path) -> dict[str, Any]:
@@ -122,6 +150,7 @@ def _told(case: Case, figures: list[Figures], found: Mapping[Case, list[Figures]
         "requests_per_second": _median(figures, "per_second"),
         "p50_ms": _median(figures, "p50_ms"),
         "p99_ms": _median(figures, "p99_ms"),
+        "cpu_us": _median(figures, "cpu_us") if case.server != TWO else None,
         "over_noop": yardstick and _median(figures, "per_second") / _median(yardstick, "per_second"),
         "promised": promised.get(case.connections) if yardstick else None,
     }
@@ -133,7 +162,16 @@ def _median(figures: list[Figures], name: str) -> float:
 
 def _print(console: Console, told: Sequence[Mapping[str, Any]]) -> None:
     table = Table(
-        "server", "connections", "rows/s", "p50 ms", "p99 ms", "over no-op", "promised", box=None, header_style="bold"
+        "server",
+        "connections",
+        "rows/s",
+        "p50 ms",
+        "p99 ms",
+        "CPU µs",
+        "over no-op",
+        "promised",
+        box=None,
+        header_style="bold",
     )
     for case in told:
         ratio, promised = case["over_noop"], case["promised"]
@@ -144,6 +182,7 @@ def _print(console: Console, told: Sequence[Mapping[str, Any]]) -> None:
             f"{case['requests_per_second'] * case['rows']:,.0f}",
             f"{case['p50_ms']:.2f}",
             f"{case['p99_ms']:.2f}",
+            f"{case['cpu_us']:.0f}" if case["cpu_us"] else "",
             f"{ratio:.2f}" if ratio else "",
             f"{promised:g}" if promised else "",
             style="yellow" if promised and ratio < promised else None,
@@ -188,14 +227,14 @@ def _request(path: Path, rows: Sequence[Mapping[str, Any]], route: str = "/predi
 
 
 @contextmanager
-def _ours(log: Path, workers: int = 1, **settings: str) -> Iterator[int]:
+def _ours(log: Path, workers: int = 1, **settings: str) -> Iterator[Running]:
     command = ["-m", f"{stage.__package__}.cli", "serve", "--port", "0", "--workers", str(workers)]
-    with _server(command, ML_PREDICTION_LOG=str(log), **settings) as port:
-        yield port
+    with _server(command, ML_PREDICTION_LOG=str(log), **settings) as running:
+        yield running
 
 
 @contextmanager
-def _server(arguments: Sequence[str], **settings: str) -> Iterator[int]:
+def _server(arguments: Sequence[str], **settings: str) -> Iterator[Running]:
     """A server that says where it is; yields its port."""
     environ = {**os.environ, "ML_DRAIN_SECONDS": "0", **settings}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
@@ -204,13 +243,13 @@ def _server(arguments: Sequence[str], **settings: str) -> Iterator[int]:
             found = re.search(r"http://\S+?:(\d+)", process.stdout.readline() if process.stdout else "")
             if found is None:
                 sys.exit(f"error: {' '.join(arguments)} did not start")
-            yield int(found[1])
+            yield Running(int(found[1]), process.pid)
         finally:
             process.terminate()
 
 
 @contextmanager
-def _mlflow(bundle: Bundle, home: Path) -> Iterator[int]:
+def _mlflow(bundle: Bundle, home: Path) -> Iterator[Running]:
     """`mlflow models serve` on the same bundle, which takes half a minute to start."""
     import urllib.request
 
@@ -244,7 +283,7 @@ def _mlflow(bundle: Bundle, home: Path) -> Iterator[int]:
                     break
                 except OSError:
                     continue
-            yield port
+            yield Running(port, process.pid)
         finally:
             os.killpg(process.pid, 15)
 
