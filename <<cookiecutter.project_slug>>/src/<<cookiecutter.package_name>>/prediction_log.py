@@ -36,7 +36,9 @@ MAX_VARIABLES = 10_000
 BUSY_MS = 5000
 """How long the background thread waits for a SQLite file that somebody locked."""
 QUICK_SECONDS = 0.001
-"""Commits that usually take longer are left to the background thread."""
+"""Where commits usually take longer, they are left to the background thread."""
+SMALL = 128
+"""Most rows of a commit that tells how quick commits are here."""
 CHECKPOINT_PAGES = 4000
 """About how much of SQLite's journal is written before its pages go to their places: 16 MB."""
 
@@ -271,7 +273,8 @@ class Writer:
     def _timed_commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:
         started = time.perf_counter()
         self._store.commit(rows, busy_ms)
-        self._usual_seconds += (time.perf_counter() - started - self._usual_seconds) / 16
+        if len(rows) <= SMALL:
+            self._usual_seconds += (time.perf_counter() - started - self._usual_seconds) / 16
 
     def _write_alone(self, rows: Sequence[Row], done: Future[None]) -> None:
         try:
