@@ -167,6 +167,25 @@ class TestRefusals:
         assert problem_of(response).instance == path
 
 
+@pytest.mark.parametrize("change", [{}, {"no such field": 1}, None])
+def test_the_short_way_and_the_long_way_tell_the_same(
+    client: httpx.Client, example: Instance, change: Instance | None
+) -> None:
+    body = b"{" if change is None else json.dumps({"instances": [{**example, **change}]}).encode()
+    headers = {**JSON, "X-Request-ID": "same"}
+    # A body of declared length goes straight from the parser into a batch, a chunked one through the framework.
+    short, long = (client.post("/predict", content=content, headers=headers) for content in (body, iter([body])))
+    assert short.status_code == long.status_code
+    ways = [{name for name, _ in answer.headers.items()} - {"date"} for answer in (short, long)]
+    assert ways[0] == ways[1]
+    assert short.headers["x-request-id"] == long.headers["x-request-id"] == "same"
+    told, same = short.json(), long.json()
+    for answer in (told, same):
+        for prediction in answer.get("predictions", ()):
+            assert len(prediction.pop("id")) == 32
+    assert told == same
+
+
 class TestBodyLimit:
     def test_a_declared_length_beyond_the_limit_is_refused_unread(self, client: httpx.Client) -> None:
         response = client.post("/predict", content=b" " * 200_001, headers=JSON)
