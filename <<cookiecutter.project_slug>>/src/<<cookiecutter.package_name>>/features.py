@@ -6,6 +6,7 @@ import itertools
 import keyword
 import re
 import textwrap
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -201,7 +202,9 @@ class Featurizer:
 
 def parameter(column: str) -> str:
     """What a derived feature calls a column: its name, with "_" for all that no Python name can have."""
-    name = re.sub(r"\W", "_", column)
+    # Python reads names in this normal form, in which "ﬁ" is "fi".
+    normal = unicodedata.normalize("NFKC", column)
+    name = "".join(letter if f"_{letter}".isidentifier() else "_" for letter in normal)
     return name if name.isidentifier() and not keyword.iskeyword(name) else f"_{name}"
 
 

@@ -36,6 +36,8 @@ size_mb: 200.0
 """
 """What is asked of a model of any table, besides its floor: ties with the linear baseline pass, slices must beat
 knowing nothing (a telling column leaves less to tell within its slices), and a rare class may go unanswered."""
+L2 = 1.0
+"""Without it the leaves of a rare class grow beyond bounds: on the carriers of 20,000 flights, log loss 29.5, not 0.22."""
 
 SOURCE = '''"""Where the raw table comes from: the one file to replace for a source of your own.
 
@@ -153,7 +155,8 @@ def params(proposal: Proposal, before: str, raw: Path) -> str:
     if content["train"].get("estimator") in set(LINEAR.values()) - {linear}:
         content["train"]["estimator"] = linear
     if "hist_gradient_boosting" in content["train"]:
-        _update(content["train"], "hist_gradient_boosting", {"early_stopping": proposal.early_stopping})
+        boosting = {"l2_regularization": L2, "early_stopping": proposal.early_stopping}
+        _update(content["train"], "hist_gradient_boosting", boosting)
     slices = CommentedSeq([_quoted(name) for name in proposal.slices])
     slices.fa.set_flow_style()
     _update(content, "evaluate", {"slices": slices, "min_slice_rows": proposal.min_slice_rows})
