@@ -37,7 +37,7 @@ size_mb: 200.0
 """What is asked of a model of any table, besides its floor: ties with the linear baseline pass, slices must beat
 knowing nothing (a telling column leaves less to tell within its slices), and a rare class may go unanswered."""
 L2 = 1.0
-"""Without it the leaves of a rare class grow beyond bounds: on the carriers of 20,000 flights, log loss 29.5, not 0.22."""
+"""Without it leaves of a rare class grow beyond bounds: for the carriers of 20,000 flights, log loss 29.5, not 0.22."""
 
 SOURCE = '''"""Where the raw table comes from: the one file to replace for a source of your own.
 
