@@ -259,7 +259,9 @@ def malformed(instance: dict[str, Any], columns: list[dict[str, Any]]) -> dict[s
         if not column["nullable"] and "missing field" not in found:
             found["missing field"] = {key: instance[key] for key in instance if key != name}
         if column["range"]:
-            found["out of range"] = {**instance, name: column["range"][1] + 1}
+            above = column["range"][1] + 1
+            beyond = int(above) if column["type"] == "integer" else above
+            found["out of range"] = {**instance, name: beyond}
     return found
 
 
