@@ -31,7 +31,7 @@ TAKEN = frozenset(
     async_timeout asyncpg asyncssh atpublic attr attrs azure azure_core azure_identity
     azure_storage_blob battenberg beartype billiard blinker botocore burner_redis cachetools
     celery certifi cffi charset_normalizer click click_didyoumean click_plugins click_repl
-    cloudpickle colorama configobj contourpy cookiecutter coolname coverage cronsim cryptography
+    cloudpickle colorama colorlog configobj contourpy cookiecutter coolname coverage cronsim cryptography
     cycler cyclopts databricks databricks_sdk dateparser dateparser_cli dateparser_data
     dateparser_scripts dateutil decorator dictdiffer diskcache distro docker docket
     docstring_parser dotenv dpath dulwich dvc dvc_azure dvc_data dvc_gs dvc_http dvc_objects
