@@ -30,9 +30,9 @@ SMALL: dict[str, Any] = {
     "train": {"hist_gradient_boosting": {"max_iter": 15}, "baseline_rows": 500},
     "evaluate": {"min_slice_rows": 20},
     "gates": {
-        "floor": 0.5,
+        "floor": -1.0,
         "skill_over_trivial": 0.0,
-        "gain_over_linear": -0.5,
+        "gain_over_linear": -1.0,
         "slice_floor": 0.0,
         "slice_loss": None,
         "calibration_error": 1.0,

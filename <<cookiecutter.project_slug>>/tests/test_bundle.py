@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -226,13 +227,17 @@ def test_another_model_that_is_whole_is_refused_if_it_takes_other_inputs(
         Bundle.open(copied)
 
 
-def rename_last_input(text: str, contract: Contract) -> str:
-    return text.replace(f"name: {contract.inputs[-1].name}", "name: something_else", 1)
+def rename(path: Path, column: str) -> None:
+    """Give a column of a contract another name."""
+    content = yaml.safe_load(path.read_text())
+    (found,) = (entry for entry in content["columns"] if entry["name"] == column)
+    found["name"] = "something_else"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def test_a_foreign_contract_is_refused_even_when_its_own_hash_is_right(copied: Path, contract: Contract) -> None:
     path = copied / CONTRACT
-    path.write_text(rename_last_input(path.read_text(), contract))
+    rename(path, contract.inputs[-1].name)
     bundle.seal(copied, facts(copied))
     with pytest.raises(IntegrityError, match=r"contract.yaml is not the contract that the model was trained with"):
         Bundle.open(copied)
@@ -243,8 +248,7 @@ def test_a_foreign_contract_is_refused_even_when_all_hashes_are_right(
     copied: Path, contract: Contract, which: str
 ) -> None:
     path = copied / CONTRACT
-    old = contract.inputs[-1].name if which == "inputs" else contract.target.name
-    path.write_text(path.read_text().replace(f"name: {old}", "name: something_else", 1))
+    rename(path, contract.inputs[-1].name if which == "inputs" else contract.target.name)
     bundle.seal(copied, {**facts(copied), "contract_sha256": Contract.load(path).fingerprint()})
     with pytest.raises(IntegrityError, match=r"contract.yaml gives another target or other model inputs"):
         Bundle.open(copied)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import bundle, stage
+from << cookiecutter.package_name >> import bundle, metrics, stage, words
 from << cookiecutter.package_name >>.contract import Contract
 from << cookiecutter.package_name >>.errors import GateRefusal, IntegrityError, ProjectError
 from << cookiecutter.package_name >>.flows import graph, rollout, training
@@ -18,6 +18,7 @@ from << cookiecutter.package_name >>.flows.progress import Progress
 from << cookiecutter.package_name >>.flows.training import Outcome
 from << cookiecutter.package_name >>.model import evaluate, package, train
 from << cookiecutter.package_name >>.model.registry import Registry
+from << cookiecutter.package_name >>.params import LINEAR
 from << cookiecutter.package_name >>.serving import routing
 
 from . import project, rows, store
@@ -49,10 +50,11 @@ def test_a_run_elsewhere_in_another_world_gives_every_byte_again(turned: project
 
 
 def test_a_linear_model_too_is_equal_in_every_byte(finished: Path, tmp_path: Path) -> None:
-    project.set_params(finished, {"train": {"estimator": "logistic_regression"}})
+    linear = LINEAR[Contract.load(stage.CONTRACT).task]
+    project.set_params(finished, {"train": {"estimator": linear}})
     other = project.copy(finished, tmp_path / "another place")
     produce(("model.train", "model.evaluate", "model.package"), {finished: WORLDS[0], other: WORLDS[1]})
-    assert bundle.verify(other / stage.BUNDLE).estimator == "logistic_regression"
+    assert bundle.verify(other / stage.BUNDLE).estimator == linear
     assert_same_results(finished, other)
 
 
@@ -184,7 +186,8 @@ def test_a_worse_model_is_registered_with_its_reasons_and_the_champion_stays(
     assert contents(finished / "var" / "serving") == serving
 
     registry = Registry.open(store.settings(finished), contract.name)
-    with pytest.raises(GateRefusal, match=r"^version 2 was refused \(keeps up with the champion: ROC AUC"):
+    measure = words.MEASURES[metrics.HEADLINE[Contract.load(stage.CONTRACT).task]]
+    with pytest.raises(GateRefusal, match=rf"^version 2 was refused \(keeps up with the champion: {measure}"):
         rollout.promote(registry, store.settings(finished), "2")
     now = routing.read(finished / "var" / "serving")
     assert now.champion is not None

@@ -1,5 +1,8 @@
 """What is learnt from texts: means without leaks, words that convert bit by bit, and only where they help."""
 
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ from << cookiecutter.package_name >>.contract import Contract, Task, from_rows
 from << cookiecutter.package_name >>.data import tables
 from << cookiecutter.package_name >>.data.split import split
 from << cookiecutter.package_name >>.features import Featurizer, parameter
-from << cookiecutter.package_name >>.model import package, train
-from << cookiecutter.package_name >>.model.encoders import Means
+from << cookiecutter.package_name >>.model import estimators, package, train
+from << cookiecutter.package_name >>.model.encoders import Means, Terms
 from << cookiecutter.package_name >>.monitoring import window
 from << cookiecutter.package_name >>.params import Params
 
@@ -117,6 +120,26 @@ def test_words_are_kept_where_they_help_and_left_out_where_they_do_not(
             assert any(name.startswith("words") for name, *_ in pipeline[0].transformers_) is kept
     featurizer = Featurizer(contract)
     assert package.to_onnx(fitted.model, featurizer) == package.to_onnx(fitted.model, featurizer)
+
+
+def test_words_that_all_rows_have_are_learnt_by_several_threads_without_a_warning(params: Params) -> None:
+    columns = [{"name": f"note {at}", "type": "string", "text": True} for at in range(6)]
+    target = {"name": "y", "role": "target", "type": "boolean"}
+    contract = strict.parse({"name": "notes", "columns": [*columns, target]}, Contract, "contract.yaml")
+    featurizer, labels = Featurizer(contract, ()), np.arange(60) % 2
+    frame = pl.DataFrame({f"c{at}": [f"same number{row % 7}" for row in range(60)] for at in range(6)})
+    for _ in range(5):
+        pipeline = estimators.build("logistic_regression", "binary", params.train, featurizer, 0)
+        assert estimators.fit(pipeline, frame, labels).predict(frame).shape == (60,)
+
+
+def test_what_is_kept_of_words_is_the_same_in_every_process() -> None:
+    learnt = Terms().fit(["good", "bad", "good bad"], [1, 0, 1])
+    learnt.transform(["good"])
+    code = f"import pickle, sys, {Terms.__module__} as m; words = m.Terms().fit(['good', 'bad', 'good bad'], [1, 0, 1])"
+    told = f"{code}; words.transform(['good']); sys.stdout.buffer.write(pickle.dumps(words))"
+    elsewhere = subprocess.run([sys.executable, "-c", told], capture_output=True, check=True).stdout
+    assert elsewhere == pickle.dumps(learnt)
 
 
 def test_no_row_s_own_target_reaches_its_mean() -> None:

@@ -4,7 +4,6 @@ Texts are in three ways: listed categories by their place or by a column each, o
 rows, and free texts by their words. What trees see of them is the same float32 number in both libraries.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +25,11 @@ TERMS = 128
 """Words and pairs of words of a text column that a model sees."""
 _WORDS = "words"
 _CANDIDATES, _CANDIDATE_ROWS = 20_000, 20_000
+EXPECTED_WARNINGS = ("The least populated class", "Features .* are constant")
+"""What scikit-learn says of data that these transformers bear: a class with fewer rows than folds is missing in some
+of them, and a word of every row tells nothing. Whoever fits ignores them, for columns are fitted by threads, and Python
+3.11 knows one list of ignored warnings for all of them.
+"""
 
 
 class Means(TargetEncoder):  # type: ignore[misc]
@@ -39,10 +43,7 @@ class Means(TargetEncoder):  # type: ignore[misc]
 
     def fit_transform(self, X: Any, y: Any) -> np.ndarray:  # noqa: N803 - scikit-learn's name.
         """As scikit-learn's, for texts [n_rows, n_columns] and the target [n_rows]."""
-        with warnings.catch_warnings():
-            # A class with fewer rows than folds is missing in some of them, which their means bear.
-            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-            means: np.ndarray = super().fit_transform(X, y)
+        means: np.ndarray = super().fit_transform(X, y)
         self.encodings_ = [found.astype(np.float32).astype(np.float64) for found in self.encodings_]
         self.target_mean_ = np.asarray(self.target_mean_).astype(np.float32).astype(np.float64)
         return means
@@ -73,8 +74,7 @@ class Terms(TfidfVectorizer):  # type: ignore[misc]
         self._fixed(None)
         counts = super().fit_transform(texts[some])
         judge = f_regression if self.task == "regression" else f_classif
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with np.errstate(all="ignore"):
             scores = np.nan_to_num(judge(counts, truth[some])[0], nan=0.0, posinf=np.finfo(np.float64).max)
         names = self.get_feature_names_out()
         best = np.argsort(-scores, kind="stable")[:TERMS]
@@ -85,6 +85,10 @@ class Terms(TfidfVectorizer):  # type: ignore[misc]
         """As `fit_transform`."""
         self.fit_transform(raw_documents, y)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without an address in memory that scikit-learn keeps, lest two runs pickle different bytes."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_stop_words_id"}
 
     def _fixed(self, terms: list[str] | None) -> None:
         self.vocabulary = terms

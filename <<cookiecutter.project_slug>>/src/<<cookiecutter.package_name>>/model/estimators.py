@@ -70,6 +70,8 @@ def fit(pipeline: Pipeline, frame: pl.DataFrame, labels: np.ndarray) -> Pipeline
     with warnings.catch_warnings(), parallel_config(backend="threading", n_jobs=-1):
         # How long it learns is a parameter; whether that was enough is for the gates to judge.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        for expected in encoders.EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", expected, UserWarning)
         fitted: Pipeline = pipeline.fit(frame, labels)
     return fitted
 
