@@ -131,11 +131,17 @@ def _count(rows: pl.LazyFrame, parses: dict[str, Parse]) -> _Counted:
     for batch in _batches(rows):
         values = parsing.read(batch, parses)
         totals = _totals(values, counts)
-        # Frame by frame rather than column by column: a table may have ten thousand columns.
-        distinct = values.select(pl.all().drop_nulls().n_unique()).row(0, named=True)
-        hashed = values.select(pl.all().hash(0))
+        # Frame by frame rather than column by column: a table may have ten thousand columns. Values are told apart only
+        # where they may still be few: that costs more than all the rest.
+        few = [count.at for count in counts if count.is_few]
+        counted = values.select(pl.col(few).drop_nulls().value_counts(name="rows").implode())
+        hashed = values.select(pl.col([count.at for count in counts if not count.is_few]).hash(0))
         for count in counts:
-            count.add(batch[count.at], values[count.at], hashed[count.at], distinct[count.at], totals)
+            count.add(batch[count.at], values[count.at], totals)
+            if count.is_few:
+                count.add_values(*counted[count.at][0].struct.unnest().get_columns())
+            else:
+                count.add_hashes(hashed[count.at].filter(values[count.at].is_not_null()))
         rows_seen += batch.height
         hashes.append(values.hash_rows())
         sampler.add(batch)
@@ -143,7 +149,7 @@ def _count(rows: pl.LazyFrame, parses: dict[str, Parse]) -> _Counted:
         rows_seen,
         {count.at: count.result(rows_seen) for count in counts},
         sampler.rows(),
-        rows_seen - pl.concat(hashes).n_unique(),
+        rows_seen - len(_distinct(pl.concat(hashes).to_numpy())),
         {count.at: count.unread for count in counts},
     )
 
@@ -177,9 +183,13 @@ class _Count:
         self._sketch = np.empty(0, dtype=np.uint64)
         self._distinct: list[pl.Series] | None = [] if parse.type in ("string", "integer") else None
 
-    def add(
-        self, cells: pl.Series, values: pl.Series, hashes: pl.Series, distinct: int, totals: dict[str, Any]
-    ) -> None:
+    @property
+    def is_few(self) -> bool:
+        """Whether each value is counted, as there are not too many of them so far."""
+        return self._values is not None
+
+    def add(self, cells: pl.Series, values: pl.Series, totals: dict[str, Any]) -> None:
+        """Count what is missing, and the ends, of a batch."""
         missing = totals[f"missing {self.at}"]
         self._missing += missing
         self._backwards += totals.get(f"backwards {self.at}") or 0
@@ -189,31 +199,36 @@ class _Count:
             held = unread.filter(pl.select(parsing.present(pl.lit(unread), cells.dtype)).to_series())
             self._misfits += len(held)
             self.unread = self.unread.extend(held.head(MISFITS - len(self.unread)).cast(pl.String).alias(self.at))
-        if missing:
-            hashes, values = hashes.filter(values.is_not_null()), values.drop_nulls()
-        if len(values):
-            self._add_values(values, hashes, distinct)
 
-    def _add_values(self, values: pl.Series, hashes: pl.Series, distinct: int) -> None:
-        if self._values is not None:
-            if distinct <= FEW:
-                counted = values.value_counts(name="rows")
-                self._values.update(dict(zip(counted[values.name], counted["rows"], strict=True)))
-            if max(distinct, len(self._values)) > FEW:
-                self._values = None
+    def add_values(self, values: pl.Series, rows: pl.Series) -> None:
+        """Count the distinct values of a batch, each with its rows; once there are too many, only their hashes."""
+        assert self._values is not None
+        if self._distinct is not None:
+            self._distinct = [*self._distinct, values.hash(0)] if len(values) == rows.sum() else None
+        if len(values) <= FEW:
+            self._values.update(dict(zip(values, rows, strict=True)))
+        if max(len(values), len(self._values)) > FEW:
+            self._add_to_sketch(values.hash(0))
+            self._add_to_sketch(pl.Series(list(self._values), dtype=values.dtype).hash(0))
+            self._values = None
+
+    def add_hashes(self, hashes: pl.Series) -> None:
+        """Count the values of a batch by their hashes."""
         if self._distinct is not None:
             # An id has no value twice: most columns are out after one batch.
-            self._distinct = [*self._distinct, hashes] if distinct == len(values) else None
+            self._distinct = [*self._distinct, hashes] if _are_distinct(hashes) else None
+        self._add_to_sketch(hashes)
+
+    def _add_to_sketch(self, hashes: pl.Series) -> None:
         lowest = hashes.to_numpy()
         if len(self._sketch) == _SKETCH:
             lowest = lowest[lowest < self._sketch[-1]]
-        ordered = np.sort(np.concatenate([self._sketch, lowest]))
-        self._sketch = ordered[np.append(True, ordered[1:] != ordered[:-1])][:_SKETCH]
+        self._sketch = _distinct(np.concatenate([self._sketch, lowest]))[:_SKETCH]
 
     def result(self, rows: int) -> ColumnProfile:
         unique = self._distinct is not None and rows == self._missing + sum(map(len, self._distinct))
         if unique and self._distinct:
-            unique = pl.concat(self._distinct).n_unique() == rows - self._missing
+            unique = _are_distinct(pl.concat(self._distinct))
         distinct = len(self._sketch)
         if distinct == _SKETCH:
             # The k smallest of n hashes spread evenly tell n (Bar-Yossef et al., 2002).
@@ -231,6 +246,16 @@ class _Count:
             dict(self._values) if self._values is not None else None,
             self._backwards,
         )
+
+
+def _distinct(hashes: np.ndarray) -> np.ndarray:
+    # Sorting 64-bit numbers is several times as quick as a hash table of them.
+    ordered = np.sort(hashes)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
+
+
+def _are_distinct(hashes: pl.Series) -> bool:
+    return len(_distinct(hashes.to_numpy())) == len(hashes)
 
 
 class _Sampler:
