@@ -1,5 +1,6 @@
 """What callers hear when something behind the API breaks."""
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Sequence
@@ -111,6 +112,29 @@ def test_an_instance_that_breaks_the_model_breaks_no_other_request(
         good, broken = (json.dumps({"instances": [example] * count}).encode() for count in (1, 2))
         answers = caller.together("/predict", [good, broken, good])
     assert [answer.status_code for answer in answers] == [200, 500, 200]
+
+
+def test_a_connection_that_breaks_while_it_is_answered_holds_up_no_other(
+    folder: Folder, tmp_path: Path, example: dict[str, Any]
+) -> None:
+    folder.roll_out("1")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+    body, heard = json.dumps({"instances": [example]}).encode(), list[bytes | Exception]()
+
+    def gone(_: bytes | Exception) -> None:
+        raise ConnectionResetError
+
+    async def ask() -> None:
+        async with app.router.lifespan_context(app), asyncio.timeout(10):
+            service = app.state.service
+            for done in (gone, heard.append, gone, heard.append):
+                service.predictor.submit(service.live, body, done)
+                await asyncio.sleep(0)
+            while len(heard) < 2:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(ask())
+    assert all(isinstance(found, bytes) for found in heard)
 
 
 def test_a_locked_log_delays_answers_and_holds_up_nothing_else(

@@ -54,6 +54,13 @@ class _Waiting(NamedTuple):
     asked: Asked
     done: Done
 
+    def tell(self, found: bytes | Exception) -> None:
+        """Whatever is wrong with one connection, the others are told too, and the next batch comes."""
+        try:
+            self.done(found)
+        except Exception:
+            logging.getLogger(__name__).exception("an answer could not be handed on")
+
 
 class _Batch(NamedTuple):
     live: Live
@@ -151,14 +158,14 @@ class Predictor:
                 self._commit_beside([one], _rows([one]))
         else:
             self._metrics.log_failures.inc()
-            batches[0].waiting[0].done(log_problem(error))
+            batches[0].waiting[0].tell(log_problem(error))
         if not self._commits:
             self._go_on()
 
     def _acknowledge(self, batches: list[_Batch]) -> None:
         for batch in batches:
             for waiting, work in zip(batch.waiting, batch.works, strict=True):
-                waiting.done(work.answer)
+                waiting.tell(work.answer)
             self._count(batch.live, batch.works)
 
     def _count(self, live: Live, works: Sequence[Work]) -> None:
@@ -193,7 +200,7 @@ def _worked(waiting: list[_Waiting]) -> _Batch:
             good.waiting.append(one)
             good.works.append(done)
         else:
-            one.done(done)
+            one.tell(done)
     return good
 
 
