@@ -4,12 +4,13 @@ from pathlib import Path
 
 from << cookiecutter.package_name >>.model import figures
 
+NAMES = ("a $name_ with signs", r"from $\nowhere to $there", "leaf 🌸", "葉")
 CURVE = [{"x": 0.0, "y": 0.0}, {"x": 1.0, "y": 1.0}]
 PLOTS: dict[str, figures.Points] = {
     "roc": [{"false_positive_rate": at, "true_positive_rate": at} for at in (0.0, 1.0)],
     "precision_recall": [{"recall": at, "precision": 1 - at} for at in (0.0, 1.0)],
     "calibration": [{"predicted": at, "observed": at} for at in (0.1, 0.9)],
-    "importance": [{"column": "a $name_ with signs", "loss": 0.1}],  # type: ignore[dict-item]
+    "importance": [{"column": name, "loss": 0.1} for name in NAMES],  # type: ignore[dict-item]
 }
 
 

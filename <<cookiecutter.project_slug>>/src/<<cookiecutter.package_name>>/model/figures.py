@@ -1,5 +1,6 @@
 """The evaluation as one picture, for MLflow and for people who would rather look than read."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,19 +19,23 @@ def evaluation(path: Path, title: str, plots: Mapping[str, Points]) -> None:
     curves = [name for name in _PANELS if plots.get(name)]
     figure = Figure(figsize=(11, 8.5 if len(curves) > 1 else 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=14, fontweight="bold")
+    figure.suptitle(title, fontsize=14, fontweight="bold", parse_math=False)
     panels = figure.subplots(2 if len(curves) > 1 else 1, 2).flatten()
     for name, panel in zip(curves, panels, strict=False):
         _PANELS[name](panel, plots[name])
     importance = panels[len(curves)]
     top = list(plots["importance"])[:12][::-1]
-    importance.barh([str(point["column"]) for point in top], [point["loss"] for point in top], color=_BLUE)
+    importance.barh(range(len(top)), [point["loss"] for point in top], color=_BLUE)
+    # Names are names: a dollar sign in them begins no formula.
+    importance.set_yticks(range(len(top)), [str(point["column"]) for point in top], parse_math=False)
     importance.set_title("Importance (what shuffling the column adds to the loss)", loc="left", fontsize=11)
     for panel in panels[: len(curves) + 1]:
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(curves) + 1 :]:
         panel.set_axis_off()
-    with replacing(path) as part:
+    with replacing(path) as part, warnings.catch_warnings():
+        # A character that matplotlib's own font lacks is drawn as an empty box.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
         figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
 
 
