@@ -29,6 +29,7 @@ R = TypeVar("R")
 Task = Literal["binary", "multiclass", "regression"]
 By = Literal["time", "hash"]
 SHOWN_COLUMNS = 60
+INTERRUPTED = 130
 
 # Heavy libraries are imported in the verb that needs them: `--help` and `serve` must not wait for MLflow.
 
@@ -66,6 +67,8 @@ def _invoke() -> None:
         raise ConfigError(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{path} --help`") from None
     except typer.Abort:
         raise KeyboardInterrupt from None
+    if status == INTERRUPTED:  # Typer's own way of an interrupt, which says nothing.
+        raise KeyboardInterrupt
     sys.exit(status)
 
 
@@ -78,7 +81,7 @@ def run(
     from .flows import done, engine, graph
     from .flows.progress import Progress
 
-    if applying.JOURNAL.is_file():
+    if applying.FOLDER.is_dir():
         with engine.exclusive(done.FOLDER, "run"):
             applying.recover()
     settings, params, progress = Settings.read(), Params.load(stage.PARAMS), Progress(console)

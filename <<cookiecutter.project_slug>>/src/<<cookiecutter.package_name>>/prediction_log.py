@@ -510,7 +510,8 @@ def _explained(engine: sa.Engine) -> Iterator[None]:
 
 
 def _shown(engine: sa.Engine) -> str:
-    return engine.url.render_as_string(hide_password=True)
+    # Its query may hold a password as well.
+    return engine.url.set(query={}).render_as_string(hide_password=True)
 
 
 def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:

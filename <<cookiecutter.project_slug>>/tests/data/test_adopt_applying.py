@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ConfigDict
 
 from << cookiecutter.package_name >> import cli, stage, strict
-from << cookiecutter.package_name >>.data.adoption import adopt, applying, writing
+from << cookiecutter.package_name >>.data.adoption import adopt, applying, profiling, writing
 from << cookiecutter.package_name >>.data.adoption.overrides import Overrides
 from << cookiecutter.package_name >>.errors import ConfigError, DataError
 from << cookiecutter.package_name >>.files import sha256_file
@@ -269,9 +269,32 @@ def test_a_table_that_fails_while_it_is_written_changes_nothing(
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(writing, "sink", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DataError, match=r"the disk that holds .* is full; nothing was changed"):
         take(table)
     assert content(former) == before
+
+
+def test_a_disk_that_is_full_is_not_blamed_on_the_table(
+    former: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise pl.exceptions.ComputeError("parquet: underlying IO error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(writing, "sink", full)
+    with pytest.raises(DataError, match=r"the disk that holds .* is full"):
+        take(table)
+
+
+@pytest.mark.parametrize("there", ["contract.yaml", "data/raw"])
+def test_a_file_that_cannot_be_replaced_leaves_all_as_it_was(former: Path, table: Path, there: str) -> None:
+    path = former / there
+    shutil.move(path, former / "elsewhere")
+    (path / "inside").mkdir(parents=True) if path.suffix else path.write_text("a file")
+    before = content(former)
+    with pytest.raises(OSError, match=re.escape(there)):
+        take(table)
+    assert content(former) == before
+    assert not applying.FOLDER.exists()
 
 
 def test_a_refused_table_changes_nothing(former: Path, tmp_path: Path) -> None:
@@ -280,6 +303,34 @@ def test_a_refused_table_changes_nothing(former: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"few rows: 12 rows; bring more"):
         take(tmp_path / "few.csv")
     assert content(former) == before
+
+
+def test_what_a_killed_process_had_begun_is_cleared_away_by_the_next_run(
+    former: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (former / applying.NEW).mkdir(parents=True)
+    (former / applying.NEW / "half.parquet").write_bytes(b"half")
+    (former / stage.PARAMS).write_text("no params: true\n")
+    with pytest.raises(ConfigError):
+        cli.run()
+    assert not applying.FOLDER.exists()
+
+
+def test_an_interrupt_while_a_table_is_read_is_one_line_and_changes_nothing(
+    former: Path, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = content(former)
+    monkeypatch.setattr(profiling, "profile", interrupted)
+    monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought", "--yes", "--force"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+    assert not applying.FOLDER.exists()
+    shutil.rmtree(former / "var", ignore_errors=True)
+    assert content(former) == {name: digest for name, digest in before.items() if not name.startswith("var/")}
 
 
 def test_the_table_may_be_the_very_file_that_is_replaced(former: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sqlite3
 from collections.abc import Callable
 from datetime import datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -302,10 +304,36 @@ def test_a_query_that_gives_no_table_is_said_in_one_line(tmp_path: Path, query: 
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql://me:hush%40@host/db", "postgresql://host/db?user=me&password=hush", "postgresql://me:hush@host:x/db"],
+    [
+        "postgresql://me:hush%40@host/db",
+        "postgresql://host/db?user=me&password=hush",
+        "postgresql://me:hush@host:x/db",
+        "postgresql://me:hush@host/db?sslmode=hush",
+        "postgresql:/me:hush@host/db",
+        "me:hush@host/db",
+        "host=host user=me password=hush",
+    ],
 )
 def test_a_password_is_never_shown(url: str) -> None:
     assert "hush" not in database.masked(url)
     with pytest.raises(DataError) as raised:
-        database.fetch(url.replace("host", "127.0.0.1:1"), "select 1", Path())
+        profiled(url.replace("host", "127.0.0.1:1"), "a", "select 1")
     assert "hush" not in str(raised.value)
+
+
+def test_a_driver_s_own_fault_does_not_tell_a_password_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(url: sa.URL) -> None:
+        raise KeyError(f"{url.render_as_string(hide_password=False)} p%40ss p@ss")
+
+    monkeypatch.setattr(sa, "create_engine", faulty)
+    with pytest.raises(DataError, match=r"me:\*\*\*@127.0.0.1/db: unexpected KeyError") as raised:
+        database.fetch("postgresql://me:p%40ss@127.0.0.1/db", "select 1", Path())
+    assert "p@ss" not in str(raised.value)
+    assert "p%40ss" not in str(raised.value)
+    assert raised.value.__suppress_context__
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.csv")
+    with pytest.raises(DataError, match=r"rows.csv is a pipe or a device"):
+        profiled(tmp_path / "rows.csv", "a")

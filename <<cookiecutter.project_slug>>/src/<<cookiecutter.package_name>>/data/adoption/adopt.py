@@ -1,5 +1,6 @@
 """A person's own table in the place of the one this project is about."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -42,7 +43,7 @@ def examined(source: str, query: str, target: str, overrides: Overrides, now: da
 
     Raises:
         ConfigError: an override does not fit the table.
-        DataError: the source cannot be read, or nothing can be learnt from it.
+        DataError: the source cannot be read, nothing can be learnt from it, or the disk is full.
     """
     applying.start()
     try:
@@ -51,6 +52,12 @@ def examined(source: str, query: str, target: str, overrides: Overrides, now: da
             profile = profiling.profile(opened, target)
             proposal = inference.propose(profile, target, overrides, now)
             yield Examined(source, _in_contract_types(opened, profile, proposal), profile, proposal)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DataError(
+            f"the disk that holds {Path.cwd()} is full; nothing was changed: make room, then adopt again"
+        ) from None
     finally:
         applying.clear()
 

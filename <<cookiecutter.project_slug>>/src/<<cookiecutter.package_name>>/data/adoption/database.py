@@ -1,19 +1,27 @@
 """The rows of a SQL query, streamed to disk; the password of a URL is never shown."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus
 
 import polars as pl
 
-from ...errors import DataError
+from ...errors import DataError, ProjectError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 BATCH_ROWS = 50_000
+_SECRETIVE = re.compile(r":.*@|password=", re.IGNORECASE)
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is a URL, or no file and near enough to one that it may hold a password."""
+    return "://" in source or (_SECRETIVE.search(source) is not None and not Path(source).exists())
 
 
 def masked(source: str) -> str:
@@ -21,12 +29,13 @@ def masked(source: str) -> str:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
-    if "://" not in source:
+    if not is_url(source):
         return source
     try:
         url = make_url(source)
     except (ArgumentError, ValueError):
-        return f"{source.partition('://')[0]}://…"
+        # Where a password begins in what is no URL, nobody knows.
+        return f"{re.split('[:=@]', source)[0]}:…"
     return url.set(query={}).render_as_string(hide_password=True)
 
 
@@ -116,11 +125,23 @@ def _explained(source: str) -> Iterator[None]:
         raise DataError(f"{masked(source)}: there is no driver for this kind of database; {remedy}") from None
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
-        raise DataError(f"{masked(source)}: {_scrubbed(' '.join(str(cause).split()), source)}") from None
+        raise DataError(f"{masked(source)}: {_scrubbed(cause, source)}") from None
+    except (ProjectError, OSError, pl.exceptions.PolarsError):
+        raise
+    except Exception as error:
+        # A driver's fault, whose traceback would be kept in a file: it may hold the address.
+        raise DataError(f"{masked(source)}: unexpected {type(error).__name__}: {_scrubbed(error, source)}") from None
 
 
-def _scrubbed(message: str, source: str) -> str:
+def _scrubbed(error: BaseException, source: str) -> str:
+    """An error's text in one line, without the address and without what is secret in it, however it is written."""
     from sqlalchemy.engine import make_url
 
-    password = make_url(source).password
-    return (message.replace(str(password), "***") if password else message)[:300]
+    url = make_url(source)
+    given = [url.password, *(value for key, value in url.query.items() if "pass" in key.lower())]
+    secrets = {str(secret) for secret in given if secret}
+    written = {source, url.render_as_string(hide_password=False)}
+    message = " ".join(str(error).split())
+    for secret in sorted({*written, *secrets, *map(quote, secrets), *map(quote_plus, secrets)}, key=len, reverse=True):
+        message = message.replace(secret, "***")
+    return message[:300]

@@ -1,5 +1,7 @@
 """A table of any format, opened as a Polars scan: CSV and its kin, Parquet, NDJSON, Arrow IPC, a SQL query."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,13 +66,16 @@ def opened(source: str, query: str, scratch: Path) -> Iterator[Opened]:
 
     Raises:
         DataError: the source is missing, empty, unreadable, or not what its name says.
+        OSError: the disk is full.
     """
     try:
-        if "://" in source:
+        if database.is_url(source):
             yield _numbered(database.fetch(source, query, scratch), "query")
         else:
             yield _file(source, query, scratch)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        if f"os error {errno.ENOSPC}" in str(error):  # Of what is written while it is read.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         raise DataError(f"{database.masked(source)} cannot be read: {_first_line(error)}") from None
 
 
@@ -84,6 +89,8 @@ def _file(source: str, query: str, scratch: Path) -> Opened:
         raise DataError(f"{path} does not exist; in that folder: {hint}")
     if path.is_dir():
         return _numbered(_folder(path), path.resolve().name)
+    if not path.is_file():
+        raise DataError(f"{path} is a pipe or a device, and a table is read more than once; save it as a file")
     name, kind = _stem(path), _kind(path)
     if kind == "Parquet":
         return _numbered(pl.scan_parquet(path), name)
