@@ -164,6 +164,7 @@ Hazardous = tuple[str, str, str]
             ("leakage", "c", "handled"),
             "ignored",
         ),
+        (lambda t: t.with_columns(c=pl.lit(None, pl.Float64)), ("all missing", "c", "handled"), "ignored"),
         (lambda t: t.with_columns(c=pl.lit(1.0)), ("constant", "c", "handled"), "ignored"),
         (lambda t: t.with_columns(c=(pl.int_range(pl.len()) == 7) * 5), ("near-constant", "c", "warned"), "feature"),
         (lambda t: pl.concat([t, t.head(5)]), ("duplicate rows", "", "warned"), ""),
@@ -386,3 +387,14 @@ def test_names_are_cut_into_words() -> None:
     assert words.words("CustomerID") == words.words("customer-id") == words.words("customer_id") == ["customer", "id"]
     assert words.words("HTTPStatus2") == ["http", "status", "2"]
     assert words.words("Größe") == ["größe"]
+
+
+@pytest.mark.parametrize(("split", "said"), [("time", "both sides"), ("hash", "one side")])
+def test_it_is_said_on_which_side_of_the_split_duplicates_stand(tmp_path: Path, split: str, said: str) -> None:
+    table = shop(ROWS).with_columns(at=pl.Series(MOMENTS))
+    table = pl.concat([table, table.tail(5)])
+    time = "at" if split == "time" else "none"
+    found = proposed(table, "bought", tmp_path, time=time)
+    assert found.split["by"] == split
+    (remedy,) = (hazard.remedy for hazard in found.hazards if hazard.kind == "duplicate rows")
+    assert said in remedy

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus
@@ -77,14 +78,14 @@ def fetch(source: str, query: str, scratch: Path) -> pl.LazyFrame:
 
 
 def _frame(names: Sequence[str], rows: Sequence[Any]) -> pl.DataFrame:
-    frame = pl.DataFrame([tuple(row) for row in rows], names, orient="row", infer_schema_length=None, strict=False)
+    # Polars panics at PostgreSQL's NUMERIC 'NaN'; the contract's numbers are floats anyway.
+    plain = [tuple(float(cell) if isinstance(cell, Decimal) else cell for cell in row) for row in rows]
+    frame = pl.DataFrame(plain, names, orient="row", infer_schema_length=None, strict=False)
     return frame.select(_storable(column) for column in frame.iter_columns())
 
 
 def _storable(column: pl.Series) -> pl.Series:
     """A column as Parquet holds it, of one type in every batch."""
-    if column.dtype.is_decimal():
-        return column.cast(pl.Float64)
     if column.dtype.is_nested():
         # Left out later, as all that is nested; its type may differ from batch to batch.
         return pl.Series(column.name, [None] * len(column), dtype=pl.Binary)

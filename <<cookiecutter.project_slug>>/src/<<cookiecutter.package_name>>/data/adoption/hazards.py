@@ -46,7 +46,7 @@ def judge(
 ) -> list[Hazard]:
     """All hazards but leakage, see `leakage`."""
     return [
-        *_of_the_table(profile),
+        *_of_the_table(profile, "time" in roles.values()),
         *_of_the_target(profile, target, task),
         *(hazard for name in profile.columns for hazard in _of_a_column(profile, name, roles[name], now)),
         *_late_moments(profile, roles),
@@ -60,14 +60,15 @@ def judge(
     ]
 
 
-def _of_the_table(profile: Profile) -> Iterator[Hazard]:
+def _of_the_table(profile: Profile, by_time: bool) -> Iterator[Hazard]:
     rows = profile.rows
     if rows < FEW_ROWS:
         severity: Severity = "refused" if rows < FEWEST_ROWS else "warned"
         yield Hazard("few rows", "", severity, f"{rows} rows", f"bring more: below {FEW_ROWS} no measure means much")
     if profile.repeated:
         evidence = f"{profile.repeated:,} of {rows:,} rows stand there before, equal in every column"
-        remedy = "drop them if a row stands for one event; a split by hash keeps them on one side"
+        side = "a split by time may put them on both sides" if by_time else "a split by hash keeps them on one side"
+        remedy = f"drop them if a row stands for one event; {side}"
         yield Hazard("duplicate rows", "", "warned", evidence, remedy)
     for name in profile.left_out:
         yield Hazard("nested values", name, "handled", "lists, records or bytes", "left out; unfold it into columns")
@@ -120,7 +121,11 @@ def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Itera
     if column.parse.unclear:
         what = "day or month first" if column.parse.unclear == "date" else "thousands or decimals"
         yield Hazard("ambiguous", name, "warned", f"{what}? taken as: {told}", "write ISO dates and plain numbers")
-    if column.distinct == 1 and role == "ignored" and not column.missing:
+    if not column.distinct and role == "ignored":
+        yield Hazard(
+            "all missing", name, "handled", "no value in any row", "ignored; drop it, or mend where it comes from"
+        )
+    elif column.distinct == 1 and role == "ignored" and not column.missing:
         yield Hazard("constant", name, "handled", "the same value in every row", "ignored; drop it")
     elif values and role == "feature" and max(values.values()) >= NEAR_CONSTANT * profile.rows:
         usual = max(values, key=values.__getitem__)

@@ -1,0 +1,100 @@
+"""A query's rows come from a real PostgreSQL server, and the prediction log lives in one."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from << cookiecutter.package_name >>.prediction_log import Outcome, Prediction, Reader, Writer, dumps, new_id, now_us
+
+from .adopting import profiled
+
+TABLE = """create table orders as select i as order_no, (i % 97)::numeric(10, 2) as price,
+case when i = 1 then 'NaN'::numeric when i % 7 > 0 then i % 13 end as tax, date '2023-01-01' + i as day,
+timestamptz '2023-01-01 02:00+02' + i * interval '1 hour' as placed, gen_random_uuid() as token,
+jsonb_build_object('a', i) as doc, array[i] as list, null::text as nothing, i % 3 = 0 as late
+from generate_series(1, 100) i"""
+
+
+def programs() -> Path | None:
+    """Where initdb is: on the path, or where Debian puts it."""
+    found = shutil.which("initdb")
+    if found is not None:
+        return Path(found).parent
+    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of one's own, with a password in it."""
+    found = programs()
+    if found is None:
+        pytest.skip("no PostgreSQL server here (initdb is neither on PATH nor in /usr/lib/postgresql)")
+    folder = Path(f"/tmp/pg-{os.getpid()}")  # Root's own folders are closed to the user that the server runs as.
+    folder.mkdir()
+    as_user: list[str] = []
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root.
+        user = next((name for name in ("postgres", "nobody") if name in {each.pw_name for each in pwd.getpwall()}), "")
+        if not user or shutil.which("runuser") is None:
+            folder.rmdir()
+            pytest.skip("PostgreSQL does not run as root, and there is no other user")
+        shutil.chown(folder, user)
+        as_user = ["runuser", "-u", user, "--"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def call(program: str, *words: str) -> None:
+        command = [*as_user, str(found / program), "-D", str(folder / "data"), *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+    try:
+        call("initdb", "-A", "trust", "-U", "me", "-E", "UTF8", "--no-sync")
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        call("pg_ctl", "start", "-w", "-o", options, "-l", str(folder / "log"))
+        try:
+            yield f"postgresql+psycopg://me:hush@127.0.0.1:{port}/postgres"
+        finally:
+            call("pg_ctl", "stop", "-m", "immediate")
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_every_type_of_a_query_is_read(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = sa.create_engine(server)
+    with engine.begin() as connection:
+        connection.execute(sa.text(TABLE))
+    engine.dispose()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.database.BATCH_ROWS", 30)
+    found = profiled(server, "late", "select * from orders order by order_no")
+    assert {name: column.parse.type for name, column in found.columns.items()} == {
+        "order_no": "integer",
+        "price": "float",
+        "tax": "float",
+        "day": "datetime",
+        "placed": "datetime",
+        "token": "string",
+        "nothing": "string",
+        "late": "boolean",
+    }
+    assert found.left_out == ("doc", "list")
+    assert (found.columns["tax"].missing, found.columns["nothing"].missing) == (15, 100)
+    assert str(found.columns["placed"].minimum) == "2023-01-01 01:00:00"
+
+
+def test_the_prediction_log_lives_in_it(server: str) -> None:
+    row = Prediction(
+        new_id(), now_us(), "k", "champion", "1", dumps({"x": 1}), dumps({"prediction": 1}), 0.25, 9, False
+    )
+    with Writer(server, "serving") as writer, Writer(server, "feedback") as other:
+        writer.append([row]).result()
+        other.append([Outcome(row.id, now_us(), "true")]).result()
+    (logged,) = Reader(server).predictions()
+    assert (logged.prediction, logged.label) == (row, "true")
