@@ -176,3 +176,17 @@ def test_a_new_function_reaches_training_one_row_many_rows_and_the_drift_profile
     chunk = window._nothing(contract)._replace(columns=some)
     counted = window._watched(chunk, bundle)
     assert np.array_equal(counted.columns["twice"].astype(np.float32), many, equal_nan=True)
+
+
+def test_a_table_of_texts_alone_keeps_its_words_whether_they_help_or_not(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("<< cookiecutter.package_name >>.features.Featurizer.__init__.__defaults__", ((),))
+    contract, table = make("binary")
+    columns = tuple(column for column in contract.columns if column.name in ("note", contract.target.name))
+    contract = contract.model_copy(update={"columns": columns})
+    table = table.select(column.name for column in columns).with_columns(table["note"].shuffle(seed=1))
+    parts = split(table, contract, own(params).split, None)
+    fitted = train.train(parts["train"], contract, own(params), parts["validation"])
+    assert fitted.text is None
+    assert fitted.model.predict_proba is not None

@@ -53,7 +53,10 @@ def train(rows: pl.DataFrame, contract: Contract, params: Params, validation: pl
     labels = truth if contract.task == "regression" else truth.astype(np.int64)
     build = partial(estimators.build, task=contract.task, params=params.train, featurizer=featurizer, seed=params.seed)
     model, judged = estimators.fit(build(params.train.estimator), frame, labels), None
-    if validation is not None and any(column.text for column in featurizer.categorical):
+    texts = sum(column.text for column in featurizer.categorical)
+    # Without its words a table of texts alone has nothing left to learn from, and the yardstick reads none.
+    texts_alone = texts == len(featurizer.numeric) + len(featurizer.categorical)
+    if validation is not None and texts and not texts_alone:
         seen = free_text.Rows(_frame(validation, contract, featurizer), tables.truth(validation, contract))
         model, judged = free_text.judge(
             partial(build, params.train.estimator), free_text.Rows(frame, labels), seen, model
@@ -62,7 +65,7 @@ def train(rows: pl.DataFrame, contract: Contract, params: Params, validation: pl
     spread = estimators.spread(labels, params.train.baseline_rows, contract.task)
     baseline = estimators.fit(judged.arrange(linear) if judged else linear, frame[spread], labels[spread])
     yardstick = None
-    if params.train.yardstick:
+    if params.train.yardstick and not texts_alone:
         same = estimators.is_yardstick(params.train, featurizer, len(labels))
         other = estimators.yardstick(contract.task, featurizer, params.seed)
         yardstick = model if same else estimators.fit(other, frame, labels)
