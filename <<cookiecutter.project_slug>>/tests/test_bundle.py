@@ -220,7 +220,8 @@ def test_another_model_that_is_whole_is_refused_if_it_takes_other_inputs(
     featurizer = Featurizer(contract.model_copy(update={"columns": kept}))
     frame = estimators.to_frame(featurizer.encode(tables.to_columns(table.head(500), contract.inputs)))
     labels = table.head(500)[contract.target.name].to_numpy()
-    other = estimators.build("logistic_regression", "binary", params.train, featurizer, 0).fit(frame, labels)
+    linear = estimators.build("logistic_regression", "binary", params.train, featurizer, 0)
+    other = estimators.fit(linear, frame, labels)
     (copied / MODEL).write_bytes(package.to_onnx(other, featurizer))
     bundle.seal(copied, facts(copied))
     with pytest.raises(IntegrityError, match=r"model.onnx takes other inputs than its manifest.json lists"):

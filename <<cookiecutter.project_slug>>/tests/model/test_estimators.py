@@ -87,7 +87,8 @@ def test_native_categories_stay_off_for_they_convert_wrongly(
     featurizer = Featurizer(contract)
     frame = estimators.to_frame(featurizer.encode(tables.to_columns(table.head(200), contract.inputs)))
     pipeline = estimators.build("hist_gradient_boosting", "binary", params.train, featurizer, seed=0)
-    assert pipeline.fit(frame, table.head(200)[contract.target.name].to_numpy())[-1].is_categorical_ is None
+    fitted = estimators.fit(pipeline, frame, table.head(200)[contract.target.name].to_numpy())
+    assert fitted[-1].is_categorical_ is None
 
 
 def test_the_frame_holds_float32_numbers_and_texts_by_position(columns: Columns, contract: Contract) -> None:
