@@ -5,6 +5,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,13 +32,13 @@ def programs() -> Path | None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """The address of a server of one's own, with a password in it."""
     found = programs()
     if found is None:
         pytest.skip("no PostgreSQL server here (initdb is neither on PATH nor in /usr/lib/postgresql)")
-    folder = Path(f"/tmp/pg-{os.getpid()}")  # Root's own folders are closed to the user that the server runs as.
-    folder.mkdir()
+    # Not below pytest's own folders: those of root are closed to the user that the server runs as.
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
     as_user: list[str] = []
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root.
         user = next((name for name in ("postgres", "nobody") if name in {each.pw_name for each in pwd.getpwall()}), "")

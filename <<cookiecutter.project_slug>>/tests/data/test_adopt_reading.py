@@ -271,7 +271,7 @@ def wrong(name: str, content: bytes) -> Callable[[Path], str]:
         (lambda _: "https://example.org/t.csv", "is no database; download the file"),
         (lambda _: "nosuch://me:secret@host/db", "no driver"),
         (lambda folder: f"sqlite:///{folder}/none.db", "does not exist"),
-        (lambda _: "postgresql://me:secret@localhost:port/db", "postgresql://…"),
+        (lambda _: "postgresql://me:secret@localhost:port/db", "postgresql:… is no database URL"),
     ],
 )
 def test_what_is_no_table_is_said_in_one_line(tmp_path: Path, make: Callable[[Path], str], said: str) -> None:
