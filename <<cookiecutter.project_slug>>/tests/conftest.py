@@ -177,9 +177,18 @@ def finished(turned: project.Turned, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """While one worker makes the turned project, which takes longest, the others begin with what needs none."""
+    """One worker makes the turned project, which takes longest; files that need none fill the time until it is there.
+
+    The others of those come last: they are short, so that the workers end together.
+    """
     files = list(dict.fromkeys(item.path for item in reversed(items)))
-    needing = {item.path for item in items if "turned" in getattr(item, "fixturenames", ())}
-    first = next((file for file in files if file in needing), None)
-    order = sorted(files, key=lambda file: (file != first, file in needing))
+    needing = [file for file in files if any("turned" in fixtures(item) for item in items if item.path == file)]
+    others = [file for file in files if file not in needing]
+    half = len(others) // 2
+    order = [*needing[:1], *others[:half], *needing[1:], *others[half:]]
     items.sort(key=lambda item: order.index(item.path))
+
+
+def fixtures(item: pytest.Item) -> list[str]:
+    """Names of the fixtures that a test uses."""
+    return getattr(item, "fixturenames", [])

@@ -41,7 +41,9 @@ def load(path: Path, model: type[Model]) -> Model:
     try:
         content = _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        # What is missing at the end of a text is missed on the line after it.
+        last = len(text.rstrip().splitlines())
+        line = f", line {min(error.problem_mark.line + 1, last)}" if error.problem_mark else ""
         raise ConfigError(f"{path.name}{line}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
@@ -72,7 +74,7 @@ def nearest(word: str, known: list[str]) -> str:
     return f"known: {', '.join(names[:SHOWN_NAMES])}{', …' if len(names) > SHOWN_NAMES else ''}"
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):
     """Plain values as YAML 1.2 and DVC read them (NO is a text, 1e-5 a number); no key twice, no bare dates."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]

@@ -24,20 +24,31 @@ rollout.promote(Registry.open(Settings.read(), {store.NAME!r}), Settings.read(),
 """
 
 
+@pytest.fixture(scope="module")
+def rolled_out(fresh_store: store.Store, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose registry has two versions that passed; the first is champion and serves, the second challenges."""
+    path = shutil.copytree(fresh_store.path, tmp_path_factory.mktemp("rolled out") / "project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        registry = Registry.open(store.settings(path), store.NAME)
+        for name in ("first", "second"):
+            registry.register(store.another(bundle_path, path.with_name(name)), store.PASSED, {}, {}, [])
+        registry.promote("1", None)
+        rollout.sync(registry, store.settings(path), why="first champion")
+        registry.challenge("2")
+    return path
+
+
 @pytest.fixture
 def settings(folder: Path) -> Settings:
     return store.settings(folder)
 
 
 @pytest.fixture
-def two(registry: Registry, bundle_path: Path, settings: Settings, tmp_path: Path) -> Registry:
-    """A registry with two versions that passed; the first is champion and serves, the second challenges."""
-    for name in ("first", "second"):
-        registry.register(store.another(bundle_path, tmp_path / name), store.PASSED, {}, {}, [])
-    registry.promote("1", None)
-    rollout.sync(registry, settings, why="first champion")
-    registry.challenge("2")
-    return registry
+def two(rolled_out: Path, folder: Path) -> Registry:
+    """The registry with two versions, moved into the current folder."""
+    shutil.copytree(rolled_out, folder, dirs_exist_ok=True)
+    return Registry.open(store.settings(folder), store.NAME)
 
 
 def serving(folder: Path) -> str:

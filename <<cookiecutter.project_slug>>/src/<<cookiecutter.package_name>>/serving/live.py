@@ -20,7 +20,7 @@ from .routing import Ref, Routing
 from .schemas import Schema
 from .telemetry import Metrics, explained
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.2
 
 Variant = Literal["champion", "fallback"]
 Signature = tuple[tuple[str, int, int, int, int], ...]
@@ -114,7 +114,7 @@ class Models:
         self._seen: Signature | None = None
 
     async def follow(self) -> None:
-        """Look at the folder about twice a second, for ever."""
+        """Look at the folder every `POLL_SECONDS`, for ever."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
