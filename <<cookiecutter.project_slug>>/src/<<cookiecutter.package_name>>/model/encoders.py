@@ -24,6 +24,8 @@ _TARGET_TYPES: dict[Task, str] = {"binary": "binary", "multiclass": "multiclass"
 TERMS = 128
 """Words and pairs of words of a text column that a model sees."""
 _WORDS = "words"
+SET_CATEGORIES = 255
+"""Scikit-learn's gradient boosting takes as many categories of a column."""
 _CANDIDATES, _CANDIDATE_ROWS = 20_000, 20_000
 EXPECTED_WARNINGS = ("The least populated class", "Features .* are constant")
 """What scikit-learn says of data that these transformers bear: a class with fewer rows than folds is missing in some
@@ -161,6 +163,16 @@ def positions(featurizer: Featurizer) -> tuple[list[int], list[int], list[int], 
         [at for at, column in columns if column.categories is None and not column.text],
         [at for at, column in columns if column.text],
     )
+
+
+def sets(featurizer: Featurizer) -> list[int]:
+    """Places, in what `coded` makes, of categories that scikit-learn can split into sets: more than two, few enough."""
+    first = len(featurizer.numeric)
+    sizes = [
+        len(names) + column.nullable for column in featurizer.categorical if (names := column.categories) is not None
+    ]
+    # One more code is for what the contract tolerates unlisted.
+    return [first + at for at, size in enumerate(sizes) if 2 < size < SET_CATEGORIES]
 
 
 def _categories(columns: Sequence[Column]) -> list[list[str]]:

@@ -30,12 +30,19 @@ from ..features import Featurizer, Inputs
 from ..params import EstimatorName, HistGradientBoostingParams, TrainParams
 from . import encoders, networks
 
-YARDSTICK_CATEGORIES = 250
-"""Scikit-learn's gradient boosting takes 255 categories of a column at most; the rarer ones become one."""
+YARDSTICK_CATEGORIES = encoders.SET_CATEGORIES - 5
+"""Of a column; the rarer ones become one."""
 YARDSTICK_STOPS_EARLY = 10_000
 """By itself it does so on more rows than these."""
 BELOW_ALL = -1e30
 """What a missing number is for a forest: less than any other, hence a value of its own."""
+
+
+class Rows(NamedTuple):
+    """Model inputs as `to_frame` makes them, n_rows, and their target [n_rows]."""
+
+    frame: pl.DataFrame
+    labels: np.ndarray
 
 
 class Estimator(NamedTuple):
@@ -65,15 +72,25 @@ def choices(task: Task) -> list[EstimatorName]:
     return [name for name, estimator in ESTIMATORS.items() if task in estimator.tasks]
 
 
-def fit(pipeline: Pipeline, frame: pl.DataFrame, labels: np.ndarray) -> Pipeline:
-    """Fit on all cores; how many there are changes nothing, for only what is independent runs side by side."""
+def fit(pipeline: Pipeline, frame: pl.DataFrame, labels: np.ndarray, validation: Rows | None = None) -> Pipeline:
+    """Fit on all cores; how many there are changes nothing, for only what is independent runs side by side.
+
+    Args:
+        validation: where gradient boosting sees that it gains no more, if it is to stop early; without them it sets a
+            tenth of the rows aside for that, drawn at random.
+    """
     with warnings.catch_warnings(), parallel_config(backend="threading", n_jobs=-1):
         # How long it learns is a parameter; whether that was enough is for the gates to judge.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for expected in encoders.EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected, UserWarning)
-        fitted: Pipeline = pipeline.fit(frame, labels)
-    return fitted
+        if validation is None or not getattr(pipeline[-1], "early_stopping", False):
+            pipeline.fit(frame, labels)
+        else:
+            columns, booster = pipeline
+            inputs = columns.fit_transform(frame, labels)
+            booster.fit(inputs, labels, X_val=columns.transform(validation.frame), y_val=validation.labels)
+    return pipeline
 
 
 def spread(labels: np.ndarray, n_rows: int, task: Task) -> np.ndarray:
@@ -109,12 +126,25 @@ def yardstick(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
 
 def is_yardstick(params: TrainParams, featurizer: Featurizer, n_rows: int) -> bool:
     """Whether the model and the yardstick are one and the same, so that fitting one of them is enough."""
-    by_itself = HistGradientBoostingParams(early_stopping=n_rows > YARDSTICK_STOPS_EARLY)
+    # On more rows it stops early by rows that it draws itself, the model by the validation rows.
     return (
         params.estimator == "hist_gradient_boosting"
         and not featurizer.categorical
-        and params.hist_gradient_boosting == by_itself
+        and n_rows <= YARDSTICK_STOPS_EARLY
+        and params.hist_gradient_boosting.settings == HistGradientBoostingParams().settings
     )
+
+
+def may_split_into_sets(params: TrainParams, featurizer: Featurizer) -> bool:
+    """Whether the validation rows are to say how trees split categories."""
+    left_open = params.hist_gradient_boosting.categories == "auto"
+    return params.estimator == "hist_gradient_boosting" and left_open and bool(encoders.sets(featurizer))
+
+
+def splitting_into_sets(params: TrainParams) -> TrainParams:
+    """The same parameters, but that trees split categories into sets."""
+    chosen = params.hist_gradient_boosting.model_copy(update={"categories": "sets"})
+    return params.model_copy(update={"hist_gradient_boosting": chosen})
 
 
 def to_frame(inputs: Inputs) -> pl.DataFrame:
@@ -126,9 +156,11 @@ def to_frame(inputs: Inputs) -> pl.DataFrame:
 
 def _hist_gradient_boosting(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
     estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
+    chosen = params.hist_gradient_boosting
+    in_sets = encoders.sets(featurizer) if chosen.categories == "sets" else []
     return make_pipeline(
         encoders.coded(task, featurizer, seed),
-        estimator(**params.hist_gradient_boosting.model_dump(), random_state=seed),
+        estimator(**chosen.settings, categorical_features=in_sets or None, random_state=seed),
     )
 
 

@@ -4,19 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 from sklearn.pipeline import Pipeline
 
 from . import encoders, estimators
+from .estimators import Rows
 
 _ERRORS = 2
-
-
-class Rows(NamedTuple):
-    """Model inputs as `estimators.to_frame` makes them, n_rows, and their target [n_rows]."""
-
-    frame: pl.DataFrame
-    labels: np.ndarray
 
 
 class Judged(NamedTuple):
@@ -42,7 +35,7 @@ def judge(build: Callable[[], Pipeline], train: Rows, validation: Rows, fitted: 
         validation: what both are judged by.
         fitted: the pipeline with words.
     """
-    bare = estimators.fit(encoders.without_text(build()), *train)
+    bare = estimators.fit(encoders.without_text(build()), *train, validation)
     with_text, without_text = (_losses(pipeline, validation) for pipeline in (fitted, bare))
     gain = without_text - with_text
     sure = gain.mean() > _ERRORS * gain.std() / np.sqrt(len(gain))

@@ -17,7 +17,7 @@ from ..errors import IntegrityError
 from ..features import Featurizer
 from ..files import read_json, replacing_folder
 from ..params import Params
-from . import card, encoders, networks
+from . import card, categories, encoders, networks
 from .evaluate import load, score
 from .train import read_split
 
@@ -32,6 +32,7 @@ def to_onnx(pipeline: Any, featurizer: Featurizer) -> bytes:
     kinds = {"num": (FloatTensorType, featurizer.numeric), "cat": (StringTensorType, featurizer.categorical)}
     inputs = [(name, kind([None, len(names)])) for name, (kind, names) in kinds.items() if names]
     pipeline = _in_single_precision(pipeline)
+    blocks = categories.as_equalities(pipeline[-1])
     encoders.register()
     with warnings.catch_warnings():
         # skl2onnx writes booleans where protobuf wants integers; pyproject.toml caps protobuf below where that fails.
@@ -42,6 +43,8 @@ def to_onnx(pipeline: Any, featurizer: Featurizer) -> bytes:
             options={id(pipeline[-1]): {"zipmap": False}} if hasattr(pipeline[-1], "classes_") else None,
             target_opset={"": 18, "ai.onnx.ml": 3},
         )
+    if blocks:
+        categories.attach(model, blocks)
     for output in [output for output in model.graph.output if output.name not in ("probabilities", "variable")]:
         model.graph.output.remove(output)
     # skl2onnx draws the graph's name and orders the opsets by hash seed.
@@ -176,7 +179,7 @@ def pack(
             encoding="utf-8",
         )
         (folder / bundle.CARD).write_text(
-            card.text(facts, contract, reports["split"], reports["trained"].get("text")), encoding="utf-8"
+            card.text(facts, contract, reports["split"], reports["trained"]), encoding="utf-8"
         )
         return bundle.seal(folder, facts)
 

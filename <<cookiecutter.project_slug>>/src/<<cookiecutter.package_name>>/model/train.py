@@ -16,14 +16,16 @@ from ..errors import DataError
 from ..features import Featurizer
 from ..files import read_json, replacing_folder, sha256_file, write_json
 from ..params import LINEAR, Params
-from . import estimators, free_text, tune
+from . import categories, estimators, free_text, tune
+from .estimators import Rows
 
 
 class Fitted(NamedTuple):
     """The model, its linear baseline, and what is answered without either: shares of the classes, or the mean.
 
     `yardstick` is scikit-learn's gradient boosting with default settings, where params.yaml wants it; `text` says
-    whether free texts were worth their words, where there are any.
+    whether free texts were worth their words, where there are any, and `splits` how trees split listed categories,
+    where that was left to the validation rows.
     """
 
     model: Pipeline
@@ -31,6 +33,7 @@ class Fitted(NamedTuple):
     prior: tuple[float, ...]
     yardstick: Pipeline | None = None
     text: free_text.Judged | None = None
+    splits: categories.Judged | None = None
 
 
 def train(rows: pl.DataFrame, contract: Contract, params: Params, validation: pl.DataFrame | None = None) -> Fitted:
@@ -40,7 +43,9 @@ def train(rows: pl.DataFrame, contract: Contract, params: Params, validation: pl
         rows: what is learnt from.
         contract: what a row is.
         params: which estimator, with which parameters.
-        validation: rows that say whether the words of free texts help; without them the words are kept.
+        validation: rows that say whether the words of free texts help, how categories are split, and when boosting
+            that is to stop early gains no more. Without them words are kept, categories are split in their order, and
+            boosting sets rows aside for itself.
 
     Raises:
         DataError: the training rows lack a class, or hold one value of the target only.
@@ -51,25 +56,32 @@ def train(rows: pl.DataFrame, contract: Contract, params: Params, validation: pl
     featurizer = Featurizer(contract)
     frame = _frame(rows, contract, featurizer)
     labels = truth if contract.task == "regression" else truth.astype(np.int64)
+    seen = None
+    if validation is not None:
+        seen = Rows(_frame(validation, contract, featurizer), tables.truth(validation, contract))
     build = partial(estimators.build, task=contract.task, params=params.train, featurizer=featurizer, seed=params.seed)
-    model, judged = estimators.fit(build(params.train.estimator), frame, labels), None
+    model, judged = estimators.fit(build(params.train.estimator), frame, labels, seen), None
     texts = sum(column.text for column in featurizer.categorical)
     # Without its words a table of texts alone has nothing left to learn from, and the yardstick reads none.
     texts_alone = texts == len(featurizer.numeric) + len(featurizer.categorical)
-    if validation is not None and texts and not texts_alone:
-        seen = free_text.Rows(_frame(validation, contract, featurizer), tables.truth(validation, contract))
-        model, judged = free_text.judge(
-            partial(build, params.train.estimator), free_text.Rows(frame, labels), seen, model
-        )
-    linear = build(LINEAR[contract.task])
+    if seen is not None and texts and not texts_alone:
+        model, judged = free_text.judge(partial(build, params.train.estimator), Rows(frame, labels), seen, model)
+
+    def arranged(pipeline: Pipeline) -> Pipeline:
+        return judged.arrange(pipeline) if judged else pipeline
+
+    splits = None
+    if seen is not None and estimators.may_split_into_sets(params.train, featurizer):
+        in_sets = arranged(build("hist_gradient_boosting", params=estimators.splitting_into_sets(params.train)))
+        model, splits = categories.judge(model, estimators.fit(in_sets, frame, labels, seen), seen, contract.task)
     spread = estimators.spread(labels, params.train.baseline_rows, contract.task)
-    baseline = estimators.fit(judged.arrange(linear) if judged else linear, frame[spread], labels[spread])
+    baseline = estimators.fit(arranged(build(LINEAR[contract.task])), frame[spread], labels[spread])
     yardstick = None
     if params.train.yardstick and not texts_alone:
         same = estimators.is_yardstick(params.train, featurizer, len(labels))
         other = estimators.yardstick(contract.task, featurizer, params.seed)
         yardstick = model if same else estimators.fit(other, frame, labels)
-    return Fitted(model, baseline, shares, yardstick, judged)
+    return Fitted(model, baseline, shares, yardstick, judged, splits)
 
 
 def _frame(rows: pl.DataFrame, contract: Contract, featurizer: Featurizer) -> pl.DataFrame:
@@ -108,11 +120,9 @@ def main() -> None:
     contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
     split = read_json(stage.REPORTS / "split.json")
     rows, tuned = read_split("train", split), None
-    needed = params.tune.trials or any(column.text for column in contract.inputs)
-    validation = read_split("validation", split) if needed else None
+    validation = read_split("validation", split)
     report: dict[str, Any] = {"trials": []}
     if params.tune.trials:
-        assert validation is not None
         prior(rows, contract)  # What cannot be learnt is refused before, not after, the search.
         hashes = {name: split[name]["sha256"] for name in ("train", "validation")}
         found = tune.search(rows, validation, contract, params, hashes)
@@ -139,6 +149,7 @@ def main() -> None:
             "rows": split["train"]["rows"],
             "prior": list(fitted.prior),
             **({"text": fitted.text._asdict()} if fitted.text else {}),
+            **({"categories": fitted.splits._asdict()} if fitted.splits else {}),
             "sha256": {path.name: sha256_file(path) for path in pipelines},
             "tuned": tuned,
         },
