@@ -47,13 +47,14 @@ def contract() -> Contract:
 
 @pytest.fixture(scope="session")
 def params() -> Params:
-    """The project's parameters, with a smaller model."""
+    """The project's parameters, with a smaller model; made-up rows have no groups to keep together."""
     params = Params.load(ROOT / stage.PARAMS)
     small = params.train.hist_gradient_boosting.model_copy(update={"max_iter": 15})
     return params.model_copy(
         update={
             "train": params.train.model_copy(update={"hist_gradient_boosting": small, "baseline_rows": 500}),
             "evaluate": params.evaluate.model_copy(update={"min_slice_rows": 20}),
+            "split": params.split.model_copy(update={"group": None}),
         }
     )
 
