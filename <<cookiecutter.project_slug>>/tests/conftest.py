@@ -130,15 +130,15 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made
 
 
 @pytest.fixture(scope="session")
-def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> store.Store:
-    """MLflow's store that four processes opened at once when it was not there yet."""
-    return once(tmp_path_factory, "store", store.opened_by_four)
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with MLflow's store as its first use leaves it."""
+    return once(tmp_path_factory, "store", store.opened)
 
 
 @pytest.fixture
-def folder(fresh_store: store.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(fresh_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a copy of the fresh store."""
-    path = shutil.copytree(fresh_store.path, tmp_path / "project")
+    path = shutil.copytree(fresh_store, tmp_path / "project")
     monkeypatch.chdir(path)
     return path
 

@@ -225,6 +225,7 @@ while True:
 """
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("after", [0.1, 0.3])
 def test_kill_9_loses_no_acknowledged_row(folder: Path, after: float) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, folder], stdout=subprocess.PIPE, text=True) as process:

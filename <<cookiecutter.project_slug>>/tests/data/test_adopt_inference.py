@@ -377,6 +377,7 @@ def test_a_table_that_nothing_can_be_learnt_from_is_refused(
     assert message in str(raised.value)
 
 
+@pytest.mark.chaos
 def test_ten_thousand_columns_take_seconds(tmp_path: Path) -> None:
     table = pl.DataFrame(RNG.normal(size=(100, 10_000)), schema=[f"x{at}" for at in range(10_000)])
     found = proposed(table.with_columns(y=pl.Series([0, 1] * 50)), "y", tmp_path)

@@ -124,6 +124,7 @@ sys.stdin.read()
 '''
 
 
+@pytest.mark.chaos
 def test_what_a_killed_process_started_ends_with_it_down_to_the_grandchildren(tmp_path: Path) -> None:
     with project.start(tmp_path, "-c", TREE, stdin=subprocess.PIPE) as parent:
         assert parent.stdout is not None

@@ -54,6 +54,7 @@ def test_a_lock_file_that_a_killed_process_left_broken_or_held_does_not_stop_dvc
     assert not graph.reproduce("ingest")
 
 
+@pytest.mark.chaos
 def test_a_dvc_that_somebody_else_runs_is_busy_not_broken(finished: Path) -> None:
     with project.start(finished, "-c", HOLD, stdin=-1) as other:
         assert other.stdout is not None

@@ -25,9 +25,9 @@ rollout.promote(Registry.open(Settings.read(), {store.NAME!r}), Settings.read(),
 
 
 @pytest.fixture(scope="module")
-def rolled_out(fresh_store: store.Store, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rolled_out(fresh_store: Path, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose registry has two versions that passed; the first is champion and serves, the second challenges."""
-    path = shutil.copytree(fresh_store.path, tmp_path_factory.mktemp("rolled out") / "project")
+    path = shutil.copytree(fresh_store, tmp_path_factory.mktemp("rolled out") / "project")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         registry = Registry.open(store.settings(path), store.NAME)
@@ -99,6 +99,7 @@ def test_without_a_champion_there_is_nothing_to_roll_out(registry: Registry, set
         rollout.promote(registry, settings, None)
 
 
+@pytest.mark.chaos
 def test_a_kill_between_bundle_and_pointer_leaves_the_old_champion_and_the_next_promotion_completes(
     two: Registry, settings: Settings, folder: Path
 ) -> None:

@@ -150,6 +150,7 @@ def test_a_log_that_cannot_be_written_is_known_before_the_work(
     assert not (folder / "out.parquet").exists()
 
 
+@pytest.mark.chaos
 def test_a_killed_job_leaves_the_former_output_as_it_was(
     folder: Path, settings: Settings, table: pl.DataFrame, contract: Contract
 ) -> None:
@@ -170,6 +171,7 @@ def test_a_killed_job_leaves_the_former_output_as_it_was(
     assert pl.read_parquet(folder / "out.parquet").equals(before)
 
 
+@pytest.mark.chaos
 def test_memory_does_not_grow_with_the_rows(folder: Path, contract: Contract) -> None:
     small = rows.make(contract, 5_000)
     peaks = []

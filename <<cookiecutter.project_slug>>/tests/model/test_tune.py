@@ -65,6 +65,7 @@ def completed(path: Path) -> int:
         return 0
 
 
+@pytest.mark.chaos
 def test_a_search_that_was_killed_goes_on_and_chooses_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_search_that_was_killed_goes_on_and_chooses_as_one_that_was_not(
     assert len(tried) == TRIALS - before
 
 
+@pytest.mark.chaos
 def test_a_train_stage_that_was_killed_while_it_tuned_writes_the_same_bytes(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

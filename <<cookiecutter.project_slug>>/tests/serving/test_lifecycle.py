@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from << cookiecutter.package_name >>.prediction_log import Reader
 
@@ -29,6 +30,7 @@ def serve(home: Path, *options: str, **settings: str) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=30, check=False)
 
 
+@pytest.mark.chaos
 def test_a_killed_server_loses_no_acknowledged_prediction_or_label(
     folder: Folder, tmp_path: Path, example: Instance
 ) -> None:
@@ -95,6 +97,7 @@ def test_a_request_in_flight_is_answered_before_the_server_stops(
         assert server.process.wait(10) == 0
 
 
+@pytest.mark.chaos
 def test_several_workers_share_the_socket_are_replaced_and_drain_together(
     folder: Folder, tmp_path: Path, example: Instance
 ) -> None:
@@ -114,6 +117,7 @@ def test_several_workers_share_the_socket_are_replaced_and_drain_together(
     assert sorted(path.name for path in Path(server.log).glob("*.db")) == ["serve-0.db", "serve-1.db"]
 
 
+@pytest.mark.chaos
 def test_workers_go_when_their_supervisor_is_killed(folder: Folder, tmp_path: Path) -> None:
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2") as server:
