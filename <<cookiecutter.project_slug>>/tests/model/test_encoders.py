@@ -16,7 +16,7 @@ from << cookiecutter.package_name >>.contract import Contract, Task, from_rows
 from << cookiecutter.package_name >>.data import tables
 from << cookiecutter.package_name >>.data.split import split
 from << cookiecutter.package_name >>.features import Featurizer, parameter
-from << cookiecutter.package_name >>.model import estimators, package, train
+from << cookiecutter.package_name >>.model import estimators, free_text, package, train
 from << cookiecutter.package_name >>.model.encoders import Means, Terms
 from << cookiecutter.package_name >>.monitoring import window
 from << cookiecutter.package_name >>.params import Params
@@ -97,6 +97,22 @@ def test_any_text_is_answered_alike_alone_among_others_and_by_scikit_learn(
     assert np.std(together[:, -1]) > 0
     assert bundle.profile.columns["note"].kind == "numeric"
     assert len(bundle.profile.text()) < 50_000
+
+
+def test_many_rows_are_judged_by_some_and_learnt_from_all(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("<< cookiecutter.package_name >>.features.Featurizer.__init__.__defaults__", ((),))
+    contract, table = make("binary")
+    chosen = own(params)
+    parts = split(table, contract, chosen.split, None)
+    of_all = train.train(parts["train"], contract, chosen, parts["validation"])
+    monkeypatch.setattr(free_text, "ROWS", 100)
+    of_some = train.train(parts["train"], contract, chosen, parts["validation"])
+    assert of_all.text is not None
+    assert of_some.text is not None
+    assert (of_some.text.kept, of_some.text.with_text) != (of_all.text.kept, of_all.text.with_text)
+    assert of_some.text.kept
+    featurizer = Featurizer(contract)
+    assert package.to_onnx(of_some.model, featurizer) == package.to_onnx(of_all.model, featurizer)
 
 
 @pytest.mark.parametrize("task", TARGETS)

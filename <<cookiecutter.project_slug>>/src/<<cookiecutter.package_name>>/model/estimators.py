@@ -44,6 +44,10 @@ class Rows(NamedTuple):
     frame: pl.DataFrame
     labels: np.ndarray
 
+    def only(self, places: np.ndarray) -> "Rows":
+        """The rows at these places, int [n]."""
+        return self if len(places) == len(self.labels) else Rows(self.frame[places], self.labels[places])
+
 
 class Estimator(NamedTuple):
     """How an estimator is built, and the tasks that it is for."""

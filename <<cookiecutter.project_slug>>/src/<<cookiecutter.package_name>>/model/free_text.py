@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.pipeline import Pipeline
 
+from ..contract import Task
 from . import encoders, estimators
 from .estimators import Rows
 
 _ERRORS = 2
+ROWS = 100_000
+"""Rows that the words are judged by: a column for each word makes gigabytes of a million."""
 
 
 class Judged(NamedTuple):
@@ -24,23 +27,25 @@ class Judged(NamedTuple):
         return pipeline if self.kept else encoders.without_text(pipeline)
 
 
-def judge(build: Callable[[], Pipeline], train: Rows, validation: Rows, fitted: Pipeline) -> tuple[Pipeline, Judged]:
-    """The better of two fitted pipelines: `fitted`, and one that sees no words.
+def judge(build: Callable[[], Pipeline], train: Rows, validation: Rows, task: Task) -> tuple[Pipeline | None, Judged]:
+    """Whether words are worth having; and the better pipeline, if it was fitted on all rows, not on `ROWS` of them.
 
     Words stay if they lower the loss by more than `_ERRORS` standard errors: noise wins half the time.
 
     Args:
         build: makes the unfitted pipeline with words.
-        train: what both are fitted on.
+        train: what both are fitted on, the pipeline with words and the one without.
         validation: what both are judged by.
-        fitted: the pipeline with words.
+        task: what the pipelines are for.
     """
-    bare = estimators.fit(encoders.without_text(build()), *train, validation)
-    with_text, without_text = (_losses(pipeline, validation) for pipeline in (fitted, bare))
+    some, few = (rows.only(estimators.spread(rows.labels, ROWS, task)) for rows in (train, validation))
+    told, bare = (estimators.fit(pipeline, *some, few) for pipeline in (build(), encoders.without_text(build())))
+    with_text, without_text = (_losses(pipeline, few) for pipeline in (told, bare))
     gain = without_text - with_text
     sure = gain.mean() > _ERRORS * gain.std() / np.sqrt(len(gain))
     found = Judged(bool(sure), float(with_text.mean()), float(without_text.mean()))
-    return (fitted if found.kept else bare), found
+    better = told if found.kept else bare
+    return (better if some is train and few is validation else None), found
 
 
 def _losses(pipeline: Any, rows: Rows) -> np.ndarray:

@@ -60,16 +60,20 @@ def train(rows: pl.DataFrame, contract: Contract, params: Params, validation: pl
     if validation is not None:
         seen = Rows(_frame(validation, contract, featurizer), tables.truth(validation, contract))
     build = partial(estimators.build, task=contract.task, params=params.train, featurizer=featurizer, seed=params.seed)
-    model, judged = estimators.fit(build(params.train.estimator), frame, labels, seen), None
     texts = sum(column.text for column in featurizer.categorical)
     # Without its words a table of texts alone has nothing left to learn from, and the yardstick reads none.
     texts_alone = texts == len(featurizer.numeric) + len(featurizer.categorical)
+    model: Pipeline | None = None
+    judged: free_text.Judged | None = None
     if seen is not None and texts and not texts_alone:
-        model, judged = free_text.judge(partial(build, params.train.estimator), Rows(frame, labels), seen, model)
+        build_own = partial(build, params.train.estimator)
+        model, judged = free_text.judge(build_own, Rows(frame, labels), seen, contract.task)
 
     def arranged(pipeline: Pipeline) -> Pipeline:
         return judged.arrange(pipeline) if judged else pipeline
 
+    if model is None:
+        model = estimators.fit(arranged(build(params.train.estimator)), frame, labels, seen)
     splits = None
     if seen is not None and estimators.may_split_into_sets(params.train, featurizer):
         in_sets = arranged(build("hist_gradient_boosting", params=estimators.splitting_into_sets(params.train)))
