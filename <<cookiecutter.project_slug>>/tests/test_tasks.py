@@ -207,6 +207,11 @@ def test_rows_like_the_test_rows_are_ok_and_labels_dealt_anew_degrade(
     window = from_file(scored, made.bundle, slices(made.contract))
     well = run.monitor(window, made.bundle, adapted(params, made.contract), tmp_path)
     assert well.result.verdict == "ok", well.result.sentences
+    classes = [part for part in well.result.quality.slices if part.column == made.contract.target.name]
+    assert {part.value for part in classes} == (
+        {str(label) for label in made.contract.classes} if made.contract.task == "multiclass" else set()
+    )
+    assert all(part.reference is not None for part in classes)
     dealt = window.truth[np.random.default_rng(0).permutation(len(window.truth))]
     worse = run.monitor(
         Window(**{**vars(window), "truth": dealt}), made.bundle, adapted(params, made.contract), tmp_path

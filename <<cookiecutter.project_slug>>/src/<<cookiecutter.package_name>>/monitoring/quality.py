@@ -247,7 +247,11 @@ def _slices(
 ) -> Iterator[SliceQuality]:
     task, name = manifest.task, JUDGED[manifest.task]
     tested = {(part.column, part.value): part.metrics.get(name) for part in manifest.slices}
-    for column, values in window.slices.items():
+    groups = dict(window.slices)
+    if task == "multiclass":
+        # As in the test: the accuracy among the rows of a class is its recall.
+        groups[manifest.target] = np.array([str(label) for label in manifest.classes])[window.truth.astype(np.intp)]
+    for column, values in groups.items():
         names, place, counts = np.unique(values.astype(str), return_inverse=True, return_counts=True)
         members = np.split(np.argsort(place, kind="stable"), np.cumsum(counts)[:-1])
         for at in np.argsort(-counts, kind="stable")[:MAX_SLICES]:
