@@ -284,7 +284,7 @@ def adopt(
     from .flows import done, engine, git
 
     overrides = Overrides(name, id, time, group, tuple(ignore or ()), tuple(feature or ()), task, split, positive)
-    with engine.exclusive(done.FOLDER, "run"):
+    with engine.exclusive(done.FOLDER, "run", doing="adopt"):
         if not force and (edited := git.edited(adoption.overwritten())):
             raise ConfigError(
                 f"edits that are not in git would be lost: {', '.join(edited)}; commit them, or pass --force"

@@ -72,7 +72,7 @@ HOLD = f"""
 import sys
 from pathlib import Path
 from {project.PACKAGE}.flows import engine
-with engine.exclusive(Path("var"), "run"):
+with engine.exclusive(Path("var"), "run", doing="adopt"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -85,7 +85,7 @@ def test_a_second_process_is_told_who_is_at_work_and_a_killed_one_holds_nothing(
     with project.start(tmp_path, "-c", HOLD, stdin=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(Busy, match=rf"another `run` is at work in this project \(process {other.pid}\); wait"):
+        with pytest.raises(Busy, match=rf"another `adopt` is at work in this project \(process {other.pid}\); wait"):
             engine.exclusive(Path("var"), "run").__enter__()
         other.send_signal(signal.SIGKILL)
         other.communicate()

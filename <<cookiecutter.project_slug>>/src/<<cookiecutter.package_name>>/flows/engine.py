@@ -232,8 +232,12 @@ def _crash_abandoned(scheduled: bool) -> int:
 
 
 @contextmanager
-def exclusive(folder: Path, name: str, wait_seconds: float = 0) -> Iterator[None]:
+def exclusive(folder: Path, name: str, wait_seconds: float = 0, doing: str | None = None) -> Iterator[None]:
     """Hold the project for one process; the operating system frees it when the process dies.
+
+    Args:
+        name: what is held; `run` is the project as a whole.
+        doing: the command that holds it, as others are told; by default the name.
 
     Raises:
         Busy: another process holds it, after `wait_seconds` still.
@@ -244,10 +248,11 @@ def exclusive(folder: Path, name: str, wait_seconds: float = 0) -> Iterator[None
     try:
         lock.acquire()
     except filelock.Timeout:
-        pid = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
-        raise Busy(f"another `{name}` is at work in this project (process {pid}); wait for it to end") from None
+        verb, _, pid = holder.read_text(encoding="utf-8").partition(" ") if holder.is_file() else (name, "", "")
+        process = pid or "unknown"
+        raise Busy(f"another `{verb}` is at work in this project (process {process}); wait for it to end") from None
     try:
-        holder.write_text(str(os.getpid()), encoding="utf-8")
+        holder.write_text(f"{doing or name} {os.getpid()}", encoding="utf-8")
         yield
     finally:
         lock.release()
