@@ -74,11 +74,11 @@ def main() -> None:
     """Measure, print, write."""
     options = _options()
     console = Console(highlight=False)
-    ref, bundle = _champion()
+    ref, bundle = champion()
     row = Schema(bundle.contract, bundle.profile, MANY).example
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        one, many = _request(home / "one", [row]), _request(home / "many", [row] * MANY)
+        one, many = request_file(home / "one", [row]), request_file(home / "many", [row] * MANY)
         servers = {
             NOOP: stack.enter_context(_server([str(HERE / "noop.py"), str(bundle.path)])),
             NORMAL: stack.enter_context(_ours(home / "normal")),
@@ -91,7 +91,7 @@ def main() -> None:
         cases += [Case(NORMAL, count, many) for count in (1, 2)]
         if options.mlflow:
             servers[MLFLOW] = stack.enter_context(_mlflow(bundle, home))
-            cases.append(Case(MLFLOW, 32, _request(home / "mlflow", [row], "/invocations", "dataframe_records")))
+            cases.append(Case(MLFLOW, 32, request_file(home / "mlflow", [row], "/invocations", "dataframe_records")))
         console.print(f"{len(cases)} cases, {options.rounds} rounds of {options.seconds:g} s; {os.cpu_count()} cores")
         found = measure(cases, servers, options.rounds, options.seconds)
     told = [_told(case, figures, found, one) for case, figures in found.items()]
@@ -209,7 +209,8 @@ def _plot(told: Sequence[Mapping[str, Any]]) -> None:
     figure.savefig(OUTPUT / "serving.png", dpi=120)
 
 
-def _champion() -> tuple[routing.Ref, Bundle]:
+def champion() -> tuple[routing.Ref, Bundle]:
+    """The bundle that is served, and its name in the serving folder."""
     folder = Settings().serving_folder
     ref = routing.read(folder).champion
     if ref is None:
@@ -217,7 +218,10 @@ def _champion() -> tuple[routing.Ref, Bundle]:
     return ref, Bundle.open(routing.bundle_folder(folder, ref), ref.digest)
 
 
-def _request(path: Path, rows: Sequence[Mapping[str, Any]], route: str = "/predict", field: str = "instances") -> Path:
+def request_file(
+    path: Path, rows: Sequence[Mapping[str, Any]], route: str = "/predict", field: str = "instances"
+) -> Path:
+    """The bytes of one HTTP request that brings rows, as `load.py` sends them."""
     body = json.dumps({field: rows}).encode()
     head = (
         f"POST {route} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -1,0 +1,131 @@
+"""Where a request's time goes: a flame graph, and a table by module and by function.
+
+    make profile                                                          # after `make run`
+    python benchmarks/flame.py --connections 32 --rows 1 --seconds 5
+
+py-spy looks at the server's stack 400 times a second while a crowd of clients keeps it busy. What a library does is
+counted where this package calls it. Written to build/profile/: flame.svg, to be opened in a browser, stacks.txt, the
+samples themselves, and profile.json. Linux lets a process look at its children; macOS asks for `sudo`.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from << cookiecutter.package_name >> import stage
+from << cookiecutter.package_name >>.errors import ProjectError
+from << cookiecutter.package_name >>.files import write_json
+from << cookiecutter.package_name >>.serving.schemas import Schema
+from serving import champion, request_file
+
+HERE = Path(__file__).parent
+OUTPUT = Path("build/profile")
+PACKAGE = f"{stage.__package__}/"
+RATE = 400
+LOOP = "event loop and sockets"
+SHOWN = 15
+
+
+def main() -> None:
+    """Record twice, for the picture and for the table; print, write."""
+    options = _options()
+    console = Console(highlight=False)
+    _, bundle = champion()
+    row = Schema(bundle.contract, bundle.profile, options.rows).example
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        request = request_file(Path(folder) / "request", [row] * options.rows)
+        load = [str(options.connections), str(options.seconds), str(request)]
+        record("flamegraph", OUTPUT / "flame.svg", load, Path(folder))
+        figures = record("raw", OUTPUT / "stacks.txt", load, Path(folder))
+    places = count((OUTPUT / "stacks.txt").read_text(encoding="utf-8"))
+    if not places:
+        sys.exit("error: py-spy saw nothing of the server; give it more --seconds")
+    micro = 1e6 / figures["per_second"]
+    _print(console, places, micro)
+    found = [{"module": module, "function": name, "samples": count} for (module, name), count in places.items()]
+    write_json(OUTPUT / "profile.json", {**vars(options), **figures, "places": found})
+    console.print(
+        f"{figures['per_second']:,.0f} requests a second over {options.connections} connections, {micro:,.0f} µs each, "
+        f"while being looked at\n[dim]written to {OUTPUT}/flame.svg, stacks.txt and profile.json[/]"
+    )
+
+
+def record(form: str, output: Path, load: list[str], home: Path) -> dict[str, float]:
+    """Serve under py-spy while a crowd asks; what the crowd saw."""
+    spy = ["py-spy", "record", "--rate", str(RATE), "--format", form, "--output", str(output), "--"]
+    command = [*spy, sys.executable, "-m", f"{stage.__package__}.cli", "serve", "--port", "0"]
+    environ = {**os.environ, "ML_DRAIN_SECONDS": "0", "ML_PREDICTION_LOG": str(home / form)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environ, start_new_session=True, **pipes) as process:
+        try:
+            found = None
+            while line := process.stdout.readline() if process.stdout else "":
+                if found := re.search(r"serving on http://\S+?:(\d+)", line):
+                    break
+            if found is None:
+                told = process.stderr.read().strip().splitlines() if process.stderr else []
+                sys.exit(f"error: the server did not start under py-spy: {told[-1] if told else 'no word of it'}")
+            crowd = [sys.executable, str(HERE / "load.py"), found[1], *load]
+            figures: dict[str, float] = json.loads(subprocess.run(crowd, check=True, capture_output=True).stdout)
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            process.communicate(timeout=60)
+    if figures["failures"]:
+        sys.exit(f"error: {figures['failures']:.0f} requests failed")
+    return figures
+
+
+def count(stacks: str) -> Counter[tuple[str, str]]:
+    """Samples by (module, function): the innermost one of this package in each stack that `stacks` lists."""
+    places: Counter[tuple[str, str]] = Counter()
+    for line in stacks.splitlines():
+        stack, _, times = line.rpartition(" ")
+        if "(uvicorn/" not in stack and "asyncio/" not in stack:
+            continue  # The start, and other threads.
+        own = [found for frame in stack.split(";") if (found := re.match(rf"(.+) \(.*?{PACKAGE}(\S+)\.py:", frame))]
+        served = [(found[2].replace("/", "."), found[1]) for found in own if not found[2].endswith(("cli", "stage"))]
+        place = served[-1] if served else (LOOP, "")
+        places[(LOOP, "") if place[0] in ("serving.server", "serving.worker") else place] += int(times)
+    return places
+
+
+def _print(console: Console, places: Counter[tuple[str, str]], micro: float) -> None:
+    total = sum(places.values())
+    modules: Counter[str] = Counter()
+    for (module, _), samples in places.items():
+        modules[module] += samples
+    table = Table("module", "share", "µs a request", box=None, header_style="bold")
+    for module, samples in modules.most_common():
+        table.add_row(module, f"{samples / total:.0%}", f"{samples / total * micro:.1f}")
+    console.print(table, "")
+    table = Table("function", "share", "µs a request", box=None, header_style="bold")
+    for (module, name), samples in places.most_common(SHOWN):
+        table.add_row(f"{module} {name}".strip(), f"{samples / total:.0%}", f"{samples / total * micro:.1f}")
+    console.print(table, "")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--connections", type=int, default=32, help="clients at once")
+    parser.add_argument("--rows", type=int, default=1, help="rows of each request")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each of the two recordings")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ProjectError, OSError) as error:
+        sys.exit(f"error: {error}")
