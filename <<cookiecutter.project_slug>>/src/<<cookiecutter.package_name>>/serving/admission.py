@@ -1,7 +1,7 @@
 """How much is worked on at once: what comes on top is turned away at once, so that the rest is answered in time."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from starlette.requests import ClientDisconnect
@@ -10,9 +10,16 @@ from starlette.types import Receive, Scope
 from .problems import Problem
 from .telemetry import Metrics
 
+JSON = "application/json"
 RETRY = {"Retry-After": "1"}
 BODIES = 8
 """So many bodies of the largest size may be arriving at once, or more smaller ones."""
+
+
+def media_type(scope: Scope) -> str:
+    """What a request's body is declared to be, without parameters; "" where it says nothing."""
+    declared: bytes = dict(scope["headers"]).get(b"content-type", b"")
+    return declared.partition(b";")[0].strip().lower().decode("latin-1")
 
 
 class Admission:
@@ -58,17 +65,17 @@ class Admission:
         """Leave a place that was taken."""
         self._requests -= 1
 
-    async def body(self, scope: Scope, receive: Receive) -> bytes:
-        """The body of a JSON request, at most as much of it as may be in memory.
+    async def body(self, scope: Scope, receive: Receive, kinds: Sequence[str] = (JSON,)) -> bytes:
+        """The body of a request of one of these media types (undeclared, of the first), as much as may be in memory.
 
         Raises:
             Problem: 408, 413, 415, or 503 when other bodies take up the memory.
             ClientDisconnect: the client left.
         """
         headers = dict(scope["headers"])
-        kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
-        if kind != b"application/json":
-            raise Problem(415, "unsupported-media-type", "send 'Content-Type: application/json'")
+        if (media_type(scope) or kinds[0]) not in kinds:
+            ways = " or ".join(f"'{kind}'" for kind in kinds)
+            raise Problem(415, "unsupported-media-type", f"send a 'Content-Type' of {ways}")
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self._body_bytes:
             raise self._too_large()

@@ -1,7 +1,7 @@
 """The routes: who may call, what is read, which status answers."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -12,8 +12,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..settings import Settings
-from .admission import RETRY, Admission
+from .admission import JSON, RETRY, Admission, media_type
 from .feedback import Labeller
+from .invocations import CSV, Invocations
 from .live import Live, Models
 from .openapi import ANY_ERRORS, KEYS, UNAVAILABLE, asset, describe, problems
 from .predict import Predictor
@@ -39,7 +40,11 @@ class Service:
         self.models = models
         self.metrics = metrics
         self.admission = Admission(settings.max_body_bytes, settings.body_seconds, settings.max_concurrent, metrics)
-        self.hot: dict[str, ASGIApp] = {"/predict": _Hot(self, _predict), "/feedback": _Hot(self, _feedback)}
+        self.hot: dict[str, ASGIApp] = {
+            "/predict": Hot(self, _predict),
+            "/feedback": Hot(self, _feedback),
+            "/invocations": Hot(self, _invocations, (JSON, CSV)),
+        }
         self.draining = False
         self._described: tuple[Schema | None, dict[str, Any]] | None = None
 
@@ -53,6 +58,12 @@ class Service:
         if self.models.live is None:
             raise Problem(503, "no-model", "no model can be served now; the log says why", RETRY)
         return self.models.live
+
+    def require_ready(self) -> None:
+        """Whether traffic may be sent here; raises 503 if not."""
+        if self.draining:
+            raise Problem(503, "draining", "this server is shutting down", RETRY)
+        assert self.live
 
     def description(self, app: FastAPI) -> dict[str, Any]:
         """The OpenAPI document, made once per model."""
@@ -69,15 +80,34 @@ def add_routes(app: FastAPI, service: Service) -> frozenset[str]:
         app.router.routes.append(Route(path, route, methods=["POST"]))
     app.include_router(_status(service))
     app.include_router(_for_developers(app, service))
-    return frozenset({"/predict", "/feedback", "/model", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
+    others = {"/model", "/healthz", "/readyz", "/ping", "/metrics", "/docs", "/openapi.json"}
+    return frozenset(others | service.hot.keys())
 
 
-class _Hot:
-    """A route in ASGI itself: what frameworks add to a request costs more than a prediction."""
+class Reply(NamedTuple):
+    """A successful answer."""
 
-    def __init__(self, service: Service, answer: Callable[[Service, Live, bytes], Awaitable[bytes]]) -> None:
+    content: bytes
+    kind: str = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+Answer = Callable[["Service", Live, Scope, bytes], Awaitable[Reply]]
+
+
+class Hot:
+    """A route in ASGI itself: what frameworks add to a request costs more than a prediction.
+
+    Args:
+        service: what it works with.
+        answer: the answer to a body.
+        kinds: the media types of bodies that it takes.
+    """
+
+    def __init__(self, service: Service, answer: Answer, kinds: Sequence[str] = (JSON,)) -> None:
         self._service = service
         self._answer = answer
+        self._kinds = kinds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, if its key, the model and the limits allow."""
@@ -85,25 +115,29 @@ class _Hot:
         try:
             service.guard.admit(scope["headers"])
             live = service.live
-            body = await service.admission.body(scope, receive)
+            body = await service.admission.body(scope, receive, self._kinds)
             with service.admission.place():
-                content = await self._answer(service, live, body)
+                content, kind, more = await self._answer(service, live, scope, body)
         except Problem as problem:
             await problem.response(scope["path"], scope["state"]["request_id"])(scope, receive, send)
             return
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+        headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(content)), *more]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
 
-async def _predict(service: Service, live: Live, body: bytes) -> bytes:
-    return await service.predictor.predict(live, body)
+async def _predict(service: Service, live: Live, _: Scope, body: bytes) -> Reply:
+    return Reply(await service.predictor.predict(live, body))
 
 
-async def _feedback(service: Service, live: Live, body: bytes) -> bytes:
+async def _feedback(service: Service, live: Live, _: Scope, body: bytes) -> Reply:
     accepted = await service.labeller.accept(live.schema.labels(body))
     service.metrics.labels.inc(accepted)
-    return to_json({"accepted": accepted})
+    return Reply(to_json({"accepted": accepted}))
+
+
+async def _invocations(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
+    return Reply(await service.predictor.predict(live, body, Invocations(media_type(scope))))
 
 
 def _status(service: Service) -> APIRouter:
@@ -124,10 +158,12 @@ def _status(service: Service) -> APIRouter:
 
     @router.get("/readyz", summary="Whether traffic may be sent here", responses=problems(UNAVAILABLE))
     async def readyz() -> Health:
-        if service.draining:
-            raise Problem(503, "draining", "this server is shutting down", RETRY)
-        assert service.live
+        service.require_ready()
         return Health(status="ready")
+
+    as_asked = "The same as /readyz, as MLflow and SageMaker ask for it"
+    for method in ("GET", "POST"):
+        router.add_api_route("/ping", readyz, methods=[method], summary=as_asked, responses=problems(UNAVAILABLE))
 
     return router
 

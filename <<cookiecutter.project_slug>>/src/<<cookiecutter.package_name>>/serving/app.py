@@ -12,6 +12,7 @@ from ..prediction_log import Writer
 from ..settings import Settings
 from .api import Service, add_routes
 from .feedback import Labeller
+from .inference_routes import add_inference_routes
 from .live import Models
 from .predict import Predictor
 from .problems import Problem, on_http_exception, on_problem
@@ -47,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)
-    routes = add_routes(app, service)
+    routes = add_routes(app, service) | add_inference_routes(app, service)
 
     def telemetry(inner: ASGIApp) -> Telemetry:
         service.front = Telemetry(inner, metrics, log, routes, service.hot)

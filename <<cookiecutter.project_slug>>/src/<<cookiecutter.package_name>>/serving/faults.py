@@ -37,6 +37,9 @@ _RULES: dict[str, Callable[[Details], str]] = {
 }
 
 
+_KINDS = {"json": "JSON", "csv": "CSV in UTF-8", "arrow": "Arrow IPC stream"}
+
+
 class Fields:
     """The names a row may have; `target` is the one that clients send by mistake."""
 
@@ -55,29 +58,40 @@ def problem(error: ValidationError, fields: Fields) -> Problem:
     """400 for what is no JSON, otherwise 422 with the first faults."""
     details = error.errors(include_url=False)
     if details[0]["type"] == "json_invalid":
-        return Problem(400, "malformed-json", f"the body is not valid JSON: {details[0]['ctx']['error']}")
-    count = len(details)
-    told = f"; the first {SHOWN} are listed" if count > SHOWN else ""
+        return malformed("json", details[0]["ctx"]["error"])
+    return refused(len(details), [_fault(one, fields) for one in details[:SHOWN]])
+
+
+def malformed(kind: str, reason: object) -> Problem:
+    """400: the body is not what its content type says."""
+    return Problem(400, f"malformed-{kind}", f"the body is not valid {_KINDS[kind]}: {reason}")
+
+
+def refused(count: int, listed: Sequence[Details]) -> Problem:
+    """422 for so many faults, the first ones of which are listed as `fault` makes them."""
+    told = f"; the first {len(listed)} are listed" if count > len(listed) else ""
     noun = "value does" if count == 1 else "values do"
-    detail = f"{count} {noun} not fit the model's contract{told}"
-    return Problem(422, "invalid-input", detail, errors=[_fault(fault, fields) for fault in details[:SHOWN]])
+    return Problem(422, "invalid-input", f"{count} {noun} not fit the model's contract{told}", errors=listed)
 
 
-def _fault(fault: Any, fields: Fields) -> dict[str, Any]:
+def fault(field: str | None, rule: str, instance: int | None = None, **found: Any) -> Details:
+    """One fault; `value`, where there is one, is what was found."""
+    told = {name: _shown(value) for name, value in found.items()}
+    return {"instance": instance, "field": field and shortened(field, MAX_NAME), **told, "rule": shortened(rule)}
+
+
+def _fault(details: Any, fields: Fields) -> Details:
     # The place is ("instances", 3, "distance"), or shorter where the request's frame itself is wrong.
-    kind, place = fault["type"], fault["loc"]
+    kind, place = details["type"], details["loc"]
     index = place[1] if len(place) > 1 else None
-    name = shortened(str(place[2] if len(place) > 2 else place[0]), MAX_NAME) if len(place) != 2 and place else None
+    name = str(place[2] if len(place) > 2 else place[0]) if len(place) != 2 and place else None
     if kind == "extra_forbidden":
         rule = fields.unknown(name or "") if index is not None else "unknown member of the request"
-    elif fault["input"] is None and kind != "missing":
+    elif details["input"] is None and kind != "missing":
         rule = "must not be null"
     else:
-        rule = _RULES[kind](fault.get("ctx", {})) if kind in _RULES else fault["msg"]
-    told: dict[str, Any] = {"instance": index, "field": name}
-    if kind != "missing":
-        told["value"] = _shown(fault["input"])
-    return {**told, "rule": shortened(rule)}
+        rule = _RULES[kind](details.get("ctx", {})) if kind in _RULES else details["msg"]
+    return fault(name, rule, index, **({} if kind == "missing" else {"value": details["input"]}))
 
 
 def _number(value: float) -> str:

@@ -1,7 +1,9 @@
 """The description of the API; changes with the model that answers."""
 
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,9 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import TypeAdapter
 
+from .arrow import ARROW
+from .inference_v2 import BINARY, MODEL, VERSIONED, InferRequest, InferResponse
+from .invocations import CSV, Invocation, Invoked
 from .problems import MEDIA_TYPE, ProblemDocument
 from .schemas import Accepted, Answers, Schema
 
@@ -30,10 +35,11 @@ KEYS = [
 _BODY_ERRORS = {
     400: "The body is not valid JSON.",
     413: "The body is too large.",
-    415: "The body is not declared as JSON.",
+    415: "The body is declared as something else.",
     422: "Something does not fit the contract; `errors` lists fields and rules.",
 }
 _FEEDBACK_ERRORS = {404: "Some ids belong to no prediction.", 409: "A prediction already has another label."}
+UNKNOWN_MODEL = {404: "The model in service has another name or version."}
 ANY_ERRORS = {401: "The key is missing or wrong."}
 UNAVAILABLE = {503: "There is no model, or no log, or the server is stopping; try again after `Retry-After` seconds."}
 
@@ -63,34 +69,67 @@ def problems(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
 
 
 def _documented(schema: Schema | None) -> list[APIRoute]:
-    """Routes that are never called: they say in FastAPI's terms what the two plain routes take and answer."""
-
-    def predict(body: Any) -> None: ...
-
-    def feedback(body: Any) -> None: ...
-
-    takes = (schema.predict_request, schema.feedback_request) if schema else (dict[str, Any], dict[str, Any])
-    example: Any = {"examples": [{"instances": [schema.example]}]} if schema else {}
-    predict.__annotations__ = {"body": Annotated[takes[0], Body(**example)]}
-    feedback.__annotations__ = {"body": Annotated[takes[1], Body()]}
+    """Routes that are never called: they say in FastAPI's terms what the plain routes take and answer."""
     errors = ANY_ERRORS | _BODY_ERRORS | UNAVAILABLE
+    row = schema.example if schema else {}
+    split = {"columns": list(row), "data": [list(row.values())]}
+    tensors = [_tensor(name, value) for name, value in row.items() if value is not None]
+    taken, labels = (schema.predict_request, schema.feedback_request) if schema else (dict[str, Any], dict[str, Any])
+    infer = (InferRequest, InferResponse, errors | UNKNOWN_MODEL, {"inputs": tensors}, BINARY, BINARY)
     return [
-        APIRoute(
-            "/predict",
-            predict,
-            methods=["POST"],
-            summary="Predict one or many instances",
-            response_model=Answers,
-            responses=problems(errors),
-            dependencies=KEYS,
+        _route("/predict", "Predict one or many instances", taken, Answers, errors, {"instances": [row]}, ARROW, ARROW),
+        _route("/feedback", "Say what turned out", labels, Accepted, errors | _FEEDBACK_ERRORS),
+        _route(
+            "/invocations",
+            "The same predictions in MLflow's and SageMaker's protocol",
+            Invocation,
+            Invoked,
+            errors,
+            {"dataframe_split": split},
+            CSV,
         ),
-        APIRoute(
-            "/feedback",
-            feedback,
-            methods=["POST"],
-            summary="Say what turned out",
-            response_model=Accepted,
-            responses=problems(errors | _FEEDBACK_ERRORS),
-            dependencies=KEYS,
-        ),
+        _route(f"{MODEL}/infer", "The same predictions in the Open Inference Protocol", *infer),
+        _route(f"{VERSIONED}/infer", "The same, if this version is in service", *infer),
     ]
+
+
+def _route(
+    path: str,
+    summary: str,
+    taken: Any,
+    told: Any,
+    errors: Mapping[int, str],
+    example: Any = None,
+    also_taken: str = "",
+    also_told: str = "",
+) -> APIRoute:
+    def endpoint(body: Any) -> None: ...
+
+    parameters = re.findall(r"{(\w+)}", path)
+    examples: Any = {"examples": [example]} if example else {}
+    endpoint.__annotations__ = {"body": Annotated[taken, Body(**examples)], **dict.fromkeys(parameters, str)}
+    endpoint.__signature__ = Signature(  # type: ignore[attr-defined]
+        [Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind) for name, kind in endpoint.__annotations__.items()]
+    )
+    bytes_of = {"schema": {"type": "string", "format": "binary"}}
+    more: dict[str, Any] = {}
+    if also_taken:
+        more["requestBody"] = {"content": {also_taken: bytes_of}}
+    if also_told:
+        more["responses"] = {"200": {"content": {also_told: bytes_of}}}
+    return APIRoute(
+        path,
+        endpoint,
+        methods=["POST"],
+        summary=summary,
+        response_model=told,
+        response_model_exclude_none=True,
+        responses=problems(errors),
+        dependencies=KEYS,
+        openapi_extra=more,
+    )
+
+
+def _tensor(name: str, value: bool | float | str) -> dict[str, Any]:
+    kinds = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES"}
+    return {"name": name, "datatype": kinds[type(value)], "shape": [1], "data": [value]}

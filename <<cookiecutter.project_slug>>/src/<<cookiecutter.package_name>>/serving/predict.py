@@ -10,17 +10,17 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..bundle import Predictions
 from ..contract import from_rows
 from ..errors import ProjectError
-from ..prediction_log import Prediction, Writer, dumps, new_ids, now_us
+from ..prediction_log import Prediction, Row, Writer, dumps, new_ids, now_us
 from .live import Live, name_of
 from .problems import Problem
 from .telemetry import Metrics
@@ -34,17 +34,30 @@ Instance = Mapping[str, Any]
 Done = Callable[[bytes | Exception], None]
 
 
+class Form(Protocol):
+    """How a protocol writes what all of them say; made anew for a request if it has to remember something of it."""
+
+    def read(self, live: Live, body: bytes) -> list[dict[str, Any]]:
+        """The instances of a body, checked by the contract; raises `Problem` where they are not as agreed."""
+        ...
+
+    def write(self, live: Live, logged: Sequence[Prediction]) -> bytes:
+        """The body of the answer, sent once these rows are committed."""
+        ...
+
+
 class Asked(NamedTuple):
-    """A request's body, and when it came (`time.perf_counter`)."""
+    """A request's body, when it came (`time.perf_counter`), and the protocol it is written in."""
 
     body: bytes
     at: float
+    form: Form
 
 
 class Work(NamedTuple):
     """What one request came to: rows for the log, and the answer that may be sent once they are committed."""
 
-    rows: list[Prediction]
+    rows: Sequence[Row]
     answer: bytes
     classes: list[str]
 
@@ -91,27 +104,31 @@ class Predictor:
         """How many clients there are; a server replaces it by what it knows."""
         metrics.queued.set_function(lambda: len(self._waiting))
 
-    async def predict(self, live: Live, body: bytes) -> bytes:
+    async def predict(self, live: Live, body: bytes, form: Form | None = None) -> bytes:
         """The answer to a body, after its rows were committed.
 
         Raises:
             Problem: 400 or 422 for the body; 503 when the log takes nothing.
         """
-        loop = asyncio.get_running_loop()
         if len(body) > INLINE_BYTES:
-            done = await loop.run_in_executor(self._pool, self._work_alone, live, Asked(body, time.perf_counter()))
-            self._count(live, [done])
-            return done.answer
-        answer: asyncio.Future[bytes | Exception] = loop.create_future()
-        self.submit(live, body, lambda found: None if answer.done() else answer.set_result(found))
+            asked = Asked(body, time.perf_counter(), form or OWN)
+            return await self.alone(live, lambda: _only(work(live, [asked])))
+        answer: asyncio.Future[bytes | Exception] = asyncio.get_running_loop().create_future()
+        self.submit(live, body, lambda found: None if answer.done() else answer.set_result(found), form)
         found = await answer
         if isinstance(found, Exception):
             raise found
         return found
 
-    def submit(self, live: Live, body: bytes, done: Done) -> None:
+    async def alone(self, live: Live, make: Callable[[], Work]) -> bytes:
+        """The answer to one large request, made and committed beside the event loop; raises as `predict` and `make`."""
+        done = await asyncio.get_running_loop().run_in_executor(self._pool, self._made, make)
+        self._count(live, [done])
+        return done.answer
+
+    def submit(self, live: Live, body: bytes, done: Done, form: Form | None = None) -> None:
         """Like `predict` for a body of at most `INLINE_BYTES`; `done` is called with the answer or the error."""
-        self._waiting.append(_Waiting(live, Asked(body, time.perf_counter()), done))
+        self._waiting.append(_Waiting(live, Asked(body, time.perf_counter(), form or OWN), done))
         if self._is_busy:
             return
         self._is_busy = True
@@ -141,7 +158,7 @@ class Predictor:
         if self._is_busy:
             asyncio.get_running_loop().call_soon(self._next_batch)
 
-    def _commit_beside(self, batches: list[_Batch], rows: list[Prediction]) -> None:
+    def _commit_beside(self, batches: list[_Batch], rows: list[Row]) -> None:
         loop, started = asyncio.get_running_loop(), time.perf_counter()
         self._commits += 1
         self._log.append(rows).add_done_callback(
@@ -173,10 +190,8 @@ class Predictor:
         names = [name for work in works for name in work.classes]
         self._metrics.predicted(live.ref.version, live.variant, names, live.degraded)
 
-    def _work_alone(self, live: Live, asked: Asked) -> Work:
-        (done,) = work(live, [asked])
-        if isinstance(done, Exception):
-            raise done
+    def _made(self, make: Callable[[], Work]) -> Work:
+        done = make()
         with self._metrics.log_seconds.time():
             try:
                 if not self._log.commit(done.rows):
@@ -204,8 +219,15 @@ def _worked(waiting: list[_Waiting]) -> _Batch:
     return good
 
 
-def _rows(batches: Sequence[_Batch]) -> list[Prediction]:
+def _rows(batches: Sequence[_Batch]) -> list[Row]:
     return [row for batch in batches for work in batch.works for row in work.rows]
+
+
+def _only(found: Sequence[Work | Exception]) -> Work:
+    (done,) = found
+    if isinstance(done, Exception):
+        raise done
+    return done
 
 
 def work(live: Live, asked: Sequence[Asked]) -> list[Work | Exception]:
@@ -213,7 +235,7 @@ def work(live: Live, asked: Sequence[Asked]) -> list[Work | Exception]:
     checked: list[list[dict[str, Any]] | Problem] = []
     for one in asked:
         try:
-            checked.append(live.schema.instances(one.body))
+            checked.append(one.form.read(live, one.body))
         except Problem as problem:
             checked.append(problem)
     together = [instance for instances in checked if not isinstance(instances, Problem) for instance in instances]
@@ -231,7 +253,7 @@ def work(live: Live, asked: Sequence[Asked]) -> list[Work | Exception]:
             continue
         own = slice(at, at := at + len(instances))
         logged = rows(live, instances, told[own], scores[own], one.at)
-        found.append(Work(logged, answer(live, logged), classes[own]))
+        found.append(Work(logged, one.form.write(live, logged), classes[own]))
     return found
 
 
@@ -286,10 +308,23 @@ def rows(
     ]
 
 
-def answer(live: Live, logged: Sequence[Prediction]) -> bytes:
-    """The body of the response."""
-    told = ",".join([f'{{"id":"{row.id}",{row.output[1:]}' for row in logged])
-    return f'{{"predictions":[{told}],{live.closing}'.encode()
+def answer(live: Live, ids: Iterable[str], told: Iterable[str]) -> bytes:
+    """The body of an answer in the API's own protocol."""
+    each = ",".join([f'{{"id":"{name}",{output[1:]}' for name, output in zip(ids, told, strict=True)])
+    return f'{{"predictions":[{each}],{live.closing}'.encode()
+
+
+class _Own:
+    """The API's own protocol: `{"instances": [{...}]}`."""
+
+    def read(self, live: Live, body: bytes) -> list[dict[str, Any]]:
+        return live.schema.instances(body)
+
+    def write(self, live: Live, logged: Sequence[Prediction]) -> bytes:
+        return answer(live, [row.id for row in logged], [row.output for row in logged])
+
+
+OWN = _Own()
 
 
 def log_problem(error: BaseException) -> Problem:

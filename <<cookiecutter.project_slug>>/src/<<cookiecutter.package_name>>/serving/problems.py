@@ -34,6 +34,7 @@ class ProblemDocument(BaseModel):
     detail: str
     instance: str
     request_id: str
+    error: str | None = None
     errors: list[Fault] | None = None
     ids: list[str] | None = None
 
@@ -68,6 +69,8 @@ class Problem(ProjectError):
             "detail": shortened(self.detail),
             "instance": shortened(path),
             "request_id": request_id,
+            # Where clients of the Open Inference Protocol look.
+            **({"error": shortened(self.detail)} if path.startswith("/v2") else {}),
             **self.extra,
         }
         return Response(to_json(document), self.status, self.headers, MEDIA_TYPE)

@@ -1,7 +1,7 @@
 """What a request may hold, made from the contract, and what an answer holds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -102,6 +102,7 @@ class Schema:
     """
 
     def __init__(self, contract: Contract, profile: Profile, max_instances: int) -> None:
+        self.max_instances = max_instances
         self.example = {column.name: _typical(column, profile.columns[column.name]) for column in contract.inputs}
         self.fields = faults.Fields([*self.example, *([contract.id.name] if contract.id else [])], contract.target.name)
         instance = _instance(contract, self.example)
@@ -120,13 +121,11 @@ class Schema:
         Raises:
             Problem: 400 when it is no JSON, 422 when it breaks the contract.
         """
-        try:
-            rows: list[dict[str, Any]] = self._predict.validate_json(body)["instances"]
-        except ValidationError as error:
-            if error.error_count() > faults.MANY:
-                error = self._first(body, error)
-            raise faults.problem(error, self.fields) from None
-        return rows
+        return self._instances(lambda adapter: adapter.validate_json(body))
+
+    def checked(self, rows: list[Any]) -> list[dict[str, Any]]:
+        """Rows that are Python values already, as `instances` would have read them; raises 422 as it does."""
+        return self._instances(lambda adapter: adapter.validate_python({"instances": rows}))
 
     def labels(self, body: bytes) -> list[dict[str, Any]]:
         """The labels of a /feedback body, each with `id` and `label`; raises as `instances`."""
@@ -136,10 +135,19 @@ class Schema:
             raise faults.problem(error, faults.Fields(["id", "label"])) from None
         return rows
 
-    def _first(self, body: bytes, error: ValidationError) -> ValidationError:
+    def _instances(self, validate: Callable[[TypeAdapter[Any]], Any]) -> list[dict[str, Any]]:
+        try:
+            rows: list[dict[str, Any]] = validate(self._predict)["instances"]
+        except ValidationError as error:
+            if error.error_count() > faults.MANY:
+                error = self._first(validate, error)
+            raise faults.problem(error, self.fields) from None
+        return rows
+
+    def _first(self, validate: Callable[[TypeAdapter[Any]], Any], error: ValidationError) -> ValidationError:
         # Listing a million faults would keep everybody else waiting.
         try:
-            self._first_fault.validate_json(body)
+            validate(self._first_fault)
         except ValidationError as first:
             return first
         return error

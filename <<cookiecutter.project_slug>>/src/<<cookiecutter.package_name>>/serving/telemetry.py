@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .problems import Problem
@@ -26,6 +27,8 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 LINE_SECONDS = 0.05
 """How long an access line may wait for others."""
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
+QUIET = frozenset({"/healthz", "/readyz", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready"})
+"""Asked every few seconds by machines; not worth a line when all is well."""
 CLIENT_LEFT = 499
 """Logged and counted for a client that hung up before its answer (nginx's convention)."""
 
@@ -129,6 +132,7 @@ class Telemetry:
         self._log = log
         self._lines = Lines()
         self._routes = routes
+        self._templates = [(compile_path(route)[0], route) for route in sorted(routes) if "{" in route]
         self._hot = hot
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
@@ -163,6 +167,9 @@ class Telemetry:
         finally:
             self.leave(scope["path"], scope["method"], request_id, status, started)
 
+    def _template(self, path: str) -> str:
+        return next((route for pattern, route in self._templates if pattern.match(path)), "other")
+
     def unexpected(self, error: Exception, request_id: str) -> Problem:
         """Write down what nobody foresaw; what the caller is told of it."""
         self._log.error("unexpected", request_id=request_id, **explained(error))
@@ -176,10 +183,10 @@ class Telemetry:
         """It was answered; `started` is `time.perf_counter` when it came."""
         seconds = time.perf_counter() - started
         self._in_flight -= 1
-        route = path if path in self._routes else "other"
+        route = path if path in self._routes else self._template(path)
         method = method if method in METHODS else "other"
         self._metrics.request(route, method, status, seconds)
-        if route not in ("/healthz", "/readyz", "/metrics") or status != 200:
+        if route not in QUIET or status != 200:
             self._lines.write(
                 f'{{"event":"request","level":"info","request_id":"{request_id}","method":"{method}",'
                 f'"route":"{route}","status":{status},"ms":{seconds * 1000:.2f}'

@@ -1,0 +1,2 @@
+"""x"""
+ARROW = "application/vnd.apache.arrow.stream"

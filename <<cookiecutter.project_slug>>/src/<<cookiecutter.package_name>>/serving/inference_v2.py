@@ -1,0 +1,410 @@
+"""The Open Inference Protocol, version 2, over REST, with its binary tensors: what clients of KServe and Triton speak.
+
+A tensor for each input column, of shape [n] or [n, 1]. Every numeric datatype is taken whose values the column holds.
+Missing values: null in JSON; NaN in floating tensors, which are taken for every numeric or boolean column; the reserved
+text `contract.MISSING` in BYTES; or no tensor at all where all are missing.
+"""
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json, to_json
+
+from ..contract import MISSING, Column, Label
+from ..prediction_log import Prediction
+from ..strict import nearest
+from . import faults
+from .live import Live
+from .problems import Problem, shortened
+from .tabular import fit, none_twice, not_too_many, refused, rows_of
+
+MODEL = "/v2/models/{name}"
+VERSIONED = f"{MODEL}/versions/{{version}}"
+BINARY = "application/octet-stream"
+HEADER_LENGTH = b"inference-header-content-length"
+EXTENSIONS = ("binary_tensor_data",)
+
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+]
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    **{f"{'U' * (kind == 'u')}INT{8 * size}": np.dtype(f"<{kind}{size}") for kind in "ui" for size in (1, 2, 4, 8)},
+    **{f"FP{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
+}
+_TAKEN = {
+    "float": "a number",
+    "integer": "a number",
+    "boolean": "BOOL or floating",
+    "string": "BYTES",
+    "datetime": "BYTES",
+}
+
+
+class RequestTensor(BaseModel):
+    """One column: `data`, flat or nested, or `parameters.binary_data_size` bytes after the JSON."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    shape: list[int] = Field(min_length=1, max_length=2)
+    datatype: Datatype
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class RequestedOutput(BaseModel):
+    """An output that is wanted, in binary form if `parameters.binary_data` is true."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(BaseModel):
+    """Rows to predict; without `outputs`, all are told. `parameters.binary_data_output` asks for binary outputs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str | None = Field(None, max_length=200)
+    parameters: dict[str, Any] = {}
+    inputs: list[RequestTensor] = Field(min_length=1, max_length=10_000)
+    outputs: list[RequestedOutput] | None = None
+
+
+class Tensor(BaseModel):
+    """One output; a number that is no float64 is none of them."""
+
+    name: str
+    shape: list[int]
+    datatype: Datatype
+    parameters: dict[str, Any] | None = None
+    data: list[Label | float] | None = None
+
+
+class InferResponse(BaseModel):
+    """The outputs that were asked for; `parameters` tell `variant` and `degraded`."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    parameters: dict[str, Any]
+    outputs: list[Tensor]
+
+
+class TensorMetadata(BaseModel):
+    """A tensor's name, datatype, and shape with -1 for the number of rows."""
+
+    name: str
+    datatype: Datatype
+    shape: list[int]
+    parameters: dict[str, Any] | None = None
+
+
+class ModelMetadata(BaseModel):
+    """What the model takes and tells. The parameters say whether an input may be left out, and name the classes."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ServerMetadata(BaseModel):
+    """Who answers."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ServerLive(BaseModel):
+    """Whether the process lives."""
+
+    live: bool
+
+
+class ServerReady(BaseModel):
+    """Whether traffic may be sent here."""
+
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    """Whether the model can answer."""
+
+    name: str
+    ready: bool
+
+
+def require(live: Live, name: str, version: str | None = None) -> None:
+    """Whether this is the model that is asked for.
+
+    Raises:
+        Problem: 404.
+    """
+    own = live.bundle.manifest.name
+    if name != own:
+        raise Problem(404, "unknown-model", f"there is no model '{shortened(name, 100)}' here; there is '{own}'")
+    if version is not None and version != live.ref.version:
+        told = f"'{own}' has no version '{shortened(version, 100)}' in service; it has '{live.ref.version}'"
+        raise Problem(404, "unknown-model", told)
+
+
+def metadata(live: Live) -> ModelMetadata:
+    """The model in the protocol's terms."""
+    contract = live.bundle.contract
+    columns = [*contract.inputs, *([contract.id] if contract.id else [])]
+    return ModelMetadata(
+        name=live.bundle.manifest.name,
+        versions=[live.ref.version],
+        platform="onnxruntime_onnx",
+        inputs=[
+            TensorMetadata(
+                name=column.name,
+                datatype=_datatype(column),
+                shape=[-1],
+                parameters={"optional": column.nullable or column.role == "id"},
+            )
+            for column in columns
+        ],
+        outputs=[
+            TensorMetadata(
+                name=name,
+                datatype=datatype,
+                shape=[-1, *([width] if width else [])],
+                parameters={"classes": live.class_names} if name == "probabilities" else None,
+            )
+            for name, (datatype, width) in _outputs(live).items()
+        ],
+    )
+
+
+class Inference:
+    """The `Form` of one request; after `write`, `header_length` is that of the answer, if it has binary tensors.
+
+    Args:
+        header_length: bytes of the request's JSON, where tensors follow it.
+    """
+
+    def __init__(self, header_length: int | None) -> None:
+        self.header_length = header_length
+        self._request: InferRequest
+
+    def read(self, live: Live, body: bytes) -> list[dict[str, Any]]:
+        """The rows of a body; raises 400 where it cannot be read, 422 naming the tensor where that does not fit."""
+        head = body[: self.header_length]
+        if self.header_length is not None and len(head) < self.header_length:
+            raise _malformed_header()
+        self._request = _parsed(head)
+        tensors = self._request.inputs
+        none_twice([tensor.name for tensor in tensors])
+        contract = live.bundle.contract
+        known = {column.name: column for column in (*contract.inputs, *([contract.id] if contract.id else []))}
+        columns: dict[str, list[Any]] = {}
+        at, rows = len(head), tensors[0].shape[0]
+        for tensor in tensors:
+            if (column := known.get(tensor.name)) is None:
+                raise refused(tensor.name, live.schema.fields.unknown(tensor.name))
+            _fits(tensor, column, rows)
+            not_too_many(rows, tensor.name, live.schema)
+            if (size := tensor.parameters.get("binary_data_size")) is None:
+                values = _from_list(tensor)
+            else:
+                values = _from_bytes(tensor, size, memoryview(body)[at:])
+                at += size
+            columns[tensor.name] = [_value(value, column) for value in values]
+        if at != len(body):
+            raise refused(None, f"{len(body) - at} bytes follow the request's last tensor")
+        self._wanted(live)
+        return live.schema.checked(rows_of(columns))
+
+    def write(self, live: Live, logged: Sequence[Prediction]) -> bytes:
+        """The outputs that were asked for, each as its own request wants it."""
+        told = from_json(f"[{','.join(row.output for row in logged)}]")
+        found = {
+            "prediction": [one["prediction"] for one in told],
+            "probabilities": [value for one in told for value in one.get("probabilities", {}).values()],
+            "interval": [end for one in told for end in one.get("interval", ())],
+            "id": [row.id for row in logged],
+        }
+        outputs: list[dict[str, Any]] = []
+        buffers: list[bytes] = []
+        kinds = _outputs(live)
+        for name, is_binary in self._wanted(live).items():
+            datatype, width = kinds[name]
+            told_of = {"name": name, "datatype": datatype, "shape": [len(logged), *([width] if width else [])]}
+            if is_binary:
+                buffers.append(_to_bytes(found[name], datatype))
+                outputs.append({**told_of, "parameters": {"binary_data_size": len(buffers[-1])}})
+            else:
+                outputs.append({**told_of, "data": found[name]})
+        head = to_json(
+            {
+                "model_name": live.bundle.manifest.name,
+                "model_version": live.ref.version,
+                **({"id": self._request.id} if self._request.id is not None else {}),
+                "parameters": {"variant": live.variant, "degraded": live.degraded},
+                "outputs": outputs,
+            }
+        )
+        self.header_length = len(head) if buffers else None
+        return b"".join((head, *buffers))
+
+    def _wanted(self, live: Live) -> dict[str, bool]:
+        """Name of each output that is wanted → whether in binary form."""
+        known, request = _outputs(live), self._request
+        usual = request.parameters.get("binary_data_output") is True
+        if not request.outputs:
+            return dict.fromkeys(known, usual)
+        for output in request.outputs:
+            if output.name not in known:
+                raise refused(output.name, f"unknown output; {nearest(output.name, list(known))}")
+            if "classification" in output.parameters:
+                raise refused(output.name, "classification is not supported; ask for 'probabilities'")
+        return {output.name: output.parameters.get("binary_data", usual) is True for output in request.outputs}
+
+
+def header_length_of(headers: Mapping[bytes, bytes]) -> int | None:
+    """Bytes of a request's JSON, where its head says that tensors follow.
+
+    Raises:
+        Problem: 400 where that is no number.
+    """
+    told = headers.get(HEADER_LENGTH)
+    if told is None:
+        return None
+    if not told.isdigit() or len(told) > 12:
+        raise _malformed_header()
+    return int(told)
+
+
+def _malformed_header() -> Problem:
+    told = "'Inference-Header-Content-Length' must be the number of bytes of the JSON that the body begins with"
+    return Problem(400, "malformed-header", told)
+
+
+def _parsed(head: bytes) -> InferRequest:
+    try:
+        return InferRequest.model_validate_json(head)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = first["loc"]
+        if len(place) < 3 or place[0] not in ("inputs", "outputs"):
+            raise faults.problem(error, faults.Fields(list(InferRequest.model_fields))) from None
+        # A tensor is known by its name, not by its place in a list.
+        name = from_json(head)[place[0]][place[1]].get("name")
+        rule = f"{'.'.join(str(part) for part in place[2:])}: {first['msg']}"
+        found = {} if first["type"] == "missing" else {"value": first["input"]}
+        raise refused(name if isinstance(name, str) else f"{place[0]}.{place[1]}", rule, **found) from None
+
+
+def _fits(tensor: RequestTensor, column: Column, rows: int) -> None:
+    shape = tensor.shape
+    if shape[0] != rows or shape[1:] not in ([], [1]):
+        wanted = f"must have the shape [{rows}] or [{rows}, 1], as the first tensor's"
+        raise refused(tensor.name, wanted, value=str(shape))
+    if rows < 1:
+        raise refused(tensor.name, "must have at least 1 row", value=str(shape))
+    is_text, is_truth = tensor.datatype == "BYTES", tensor.datatype == "BOOL"
+    fitting = {
+        "float": not is_text and not is_truth,
+        "integer": not is_text and not is_truth,
+        "boolean": is_truth or tensor.datatype.startswith("FP"),
+        "string": is_text,
+        "datetime": is_text,
+    }
+    if not fitting[column.type]:
+        rule = f"must have a datatype that is {_TAKEN[column.type]}, such as {_datatype(column)}"
+        raise refused(tensor.name, rule, value=tensor.datatype)
+
+
+def _from_list(tensor: RequestTensor) -> list[Any]:
+    if tensor.data is None:
+        raise refused(tensor.name, "has neither data nor parameters.binary_data_size")
+    data = tensor.data
+    if len(tensor.shape) == 2 and all(isinstance(row, list) for row in data):
+        data = [value for row in data for value in row]
+    if len(data) != tensor.shape[0]:
+        raise refused(tensor.name, f"has {len(data)} values in data, and {tensor.shape[0]} by its shape")
+    kinds = {"B": (str, "a string"), "I": (int, "an integer"), "U": (int, "an integer"), "F": (int | float, "a number")}
+    kind, called = (bool, "true or false") if tensor.datatype == "BOOL" else kinds[tensor.datatype[0]]
+    for at, value in enumerate(data):
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            raise refused(tensor.name, f"must be {called} by its datatype {tensor.datatype}", at, value=value)
+    return data
+
+
+def _from_bytes(tensor: RequestTensor, size: Any, rest: memoryview) -> list[Any]:
+    if type(size) is not int or size < 0 or size > len(rest):
+        raise refused(tensor.name, f"has {len(rest)} bytes left for its binary_data_size", value=size)
+    if tensor.data is not None:
+        raise refused(tensor.name, "has data and binary_data_size; leave one out")
+    if tensor.datatype == "BYTES":
+        return _texts(tensor, bytes(rest[:size]))
+    dtype = _DTYPES[tensor.datatype]
+    if size != tensor.shape[0] * dtype.itemsize:
+        raise refused(tensor.name, f"needs {tensor.shape[0] * dtype.itemsize} bytes by its shape", value=size)
+    values: list[Any] = np.frombuffer(rest, dtype, tensor.shape[0]).tolist()
+    return values
+
+
+def _texts(tensor: RequestTensor, buffer: bytes) -> list[str]:
+    """Each text is preceded by its length: four bytes, the lowest first."""
+    texts: list[str] = []
+    at = 0
+    try:
+        while at < len(buffer) and len(texts) <= tensor.shape[0]:
+            (length,) = struct.unpack_from("<I", buffer, at)
+            at += 4 + length
+            if at > len(buffer):
+                raise refused(tensor.name, "ends within a text", len(texts))
+            texts.append(buffer[at - length : at].decode())
+    except (struct.error, UnicodeDecodeError):
+        raise refused(tensor.name, "must be texts in UTF-8, each after its length in 4 bytes", len(texts)) from None
+    if len(texts) != tensor.shape[0]:
+        raise refused(tensor.name, f"has other than {tensor.shape[0]} texts, which it has by its shape")
+    return texts
+
+
+def _value(value: Any, column: Column) -> Any:
+    if value == MISSING:
+        return None
+    if column.type == "boolean" and isinstance(value, float) and not math.isnan(value):
+        return {0.0: False, 1.0: True}.get(value, value)
+    return fit(value, column)
+
+
+def _datatype(column: Column) -> Datatype:
+    """The one that can say all that the column can hold, missing values included."""
+    if not column.is_numeric:
+        return "BYTES"
+    if column.type == "float" or column.nullable:
+        return "FP64"
+    return "INT64" if column.type == "integer" else "BOOL"
+
+
+def _outputs(live: Live) -> dict[str, tuple[Datatype, int]]:
+    """Name → datatype, and how many numbers a row has (0: a plain column)."""
+    target, classes = live.bundle.contract.target, live.bundle.manifest.classes
+    if not classes:
+        return {"prediction": ("FP64", 0), "interval": ("FP64", 2), "id": ("BYTES", 0)}
+    kinds: dict[str, Datatype] = {"boolean": "BOOL", "integer": "INT64", "string": "BYTES"}
+    return {
+        "prediction": (kinds[target.type], 0),
+        "probabilities": ("FP64", len(classes)),
+        "id": ("BYTES", 0),
+    }
+
+
+def _to_bytes(values: Sequence[Any], datatype: Datatype) -> bytes:
+    if datatype != "BYTES":
+        return np.array(values, _DTYPES[datatype]).tobytes()
+    texts = [value.encode() for value in values]
+    return b"".join(part for text in texts for part in (struct.pack("<I", len(text)), text))
