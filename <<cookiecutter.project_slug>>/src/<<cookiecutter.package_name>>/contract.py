@@ -33,6 +33,8 @@ SCORED = ("prediction", "score", "probabilities", "low", "high", "model_version"
 PARTS: tuple[Part, ...] = ("hour", "weekday")
 """What a moment is expanded into where the contract does not say."""
 
+NO_MOMENT = "must be an ISO 8601 date and time, such as 2013-06-15T08:30:00"
+
 FLOAT_LIMIT = float(np.finfo(np.float32).max)
 """Models see float32; beyond this a number would reach them as infinity."""
 INTEGER_LIMIT = 2**53
@@ -257,7 +259,7 @@ def moment(text: str) -> datetime:
     try:
         return naive(datetime.fromisoformat(text))
     except (ValueError, OverflowError):
-        raise ValueError("must be an ISO 8601 date and time, such as 2013-06-15T08:30:00") from None
+        raise ValueError(NO_MOMENT) from None
 
 
 def naive(value: datetime) -> datetime:

@@ -11,6 +11,7 @@ connections checkpoint one WAL) and readers open all files as one log. Given a d
 import itertools
 import os
 import queue
+import re
 import secrets
 import sqlite3
 import threading
@@ -30,7 +31,8 @@ from sqlalchemy.dialects import sqlite
 
 from .errors import ConfigError, ProjectError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added blocks."""
 MAX_VARIABLES = 10_000
 """Ids asked for in one query; SQLite takes at most 32,766."""
 BUSY_MS = 5000
@@ -42,6 +44,7 @@ SMALL = 128
 CHECKPOINT_PAGES = 4000
 """About how much of SQLite's journal is written before its pages go to their places: 16 MB."""
 
+_IN_BLOCK = re.compile(r"[0-9a-f]{32}")
 _READ_ONLY = {"mode": "ro", "uri": "true"}
 
 metadata = sa.MetaData()
@@ -84,6 +87,22 @@ jobs = sa.Table(
 )
 
 
+blocks = sa.Table(
+    "blocks",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("at_us", sa.BigInteger, nullable=False, index=True),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("key", sa.Text),
+    sa.Column("variant", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("inputs", sa.LargeBinary, nullable=False),
+    sa.Column("outputs", sa.LargeBinary, nullable=False),
+    sa.Column("latency_us", sa.Integer, nullable=False),
+    sa.Column("degraded", sa.Boolean, nullable=False),
+)
+
+
 class Prediction(NamedTuple):
     """One logged prediction; `inputs` and `output` are JSON texts."""
 
@@ -97,6 +116,29 @@ class Prediction(NamedTuple):
     score: float
     latency_us: int
     degraded: bool
+
+
+class Block(NamedTuple):
+    """The predictions of one request in Arrow, read back one by one; see `blocks.py` for `inputs` and `outputs`.
+
+    `id` is that of its first row; the others count on in the last eight digits. `key` names the column of entities.
+    """
+
+    id: str
+    at_us: int
+    rows: int
+    key: str | None
+    variant: str
+    model_version: str
+    inputs: bytes
+    outputs: bytes
+    latency_us: int
+    degraded: bool
+
+    @property
+    def pages(self) -> int:
+        """About how many of SQLite's pages its columns fill."""
+        return (len(self.inputs) + len(self.outputs)) // 4096
 
 
 class Outcome(NamedTuple):
@@ -119,8 +161,8 @@ class Job(NamedTuple):
     seconds: float
 
 
-Row = Prediction | Outcome | Job
-_TABLES: dict[type, sa.Table] = {Prediction: predictions, Outcome: labels, Job: jobs}
+Row = Prediction | Block | Outcome | Job
+_TABLES: dict[type, sa.Table] = {Prediction: predictions, Block: blocks, Outcome: labels, Job: jobs}
 _INSERTS = {
     kind: str(sa.insert(table).compile(dialect=sqlite.dialect(paramstyle="qmark"))) for kind, table in _TABLES.items()
 }
@@ -147,6 +189,12 @@ def new_ids(count: int) -> list[str]:
     """So many of them, made at one moment."""
     moment_ms, drawn = f"{time.time_ns() // 1_000_000:012x}", secrets.token_hex(10 * count)
     return [moment_ms + drawn[at : at + 20] for at in range(0, 20 * count, 20)]
+
+
+def block_ids(count: int) -> list[str]:
+    """Ids of a block's rows: like `new_ids`, but they share all digits save the last eight, which count from 0."""
+    shared = new_id()[:-_COUNTER]
+    return [f"{shared}{at:08x}" for at in range(count)]
 
 
 def moment(at_us: int) -> datetime:
@@ -273,7 +321,7 @@ class Writer:
     def _timed_commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:
         started = time.perf_counter()
         self._store.commit(rows, busy_ms)
-        if len(rows) <= SMALL:
+        if len(rows) <= SMALL and type(rows[0]) is not Block:
             self._usual_seconds += (time.perf_counter() - started - self._usual_seconds) / 16
 
     def _write_alone(self, rows: Sequence[Row], done: Future[None]) -> None:
@@ -308,6 +356,8 @@ class _File:
             try:
                 for kind, some in _by_kind(rows):
                     self._connection.executemany(_INSERTS[kind], some)
+                    if kind is Block:
+                        self._pages += sum(one.pages for one in some if isinstance(one, Block))
                 run("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
@@ -353,6 +403,8 @@ class _Database:
 
 
 _PAGES_OF_A_COMMIT = 3
+_COUNTER = 8
+"""Digits of a block's id that count its rows."""
 
 
 def _by_kind(rows: Sequence[Row]) -> Iterator[tuple[type, Sequence[Row]]]:
@@ -384,15 +436,22 @@ class Reader:
         """Predictions with since ≤ time < until, in the order of each file, joined with their labels.
 
         A label may stand in another file than its prediction; they are looked up in step, so that memory stays flat.
+        Blocks follow what was logged row by row.
+
+        Raises:
+            ConfigError: there are blocks, and pyarrow is not installed.
         """
-        query = sa.select(predictions).where(predictions.c.at_us >= since_us).order_by(predictions.c.id)
-        if until_us is not None:
-            query = query.where(predictions.c.at_us < until_us)
-        if model_version is not None:
-            query = query.where(predictions.c.model_version == model_version)
-        if variant is not None:
-            query = query.where(predictions.c.variant == variant)
-        found = map(Prediction._make, self._rows(query))
+
+        def asked(table: sa.Table) -> sa.Select[Any]:
+            query = sa.select(table).where(table.c.at_us >= since_us).order_by(table.c.id)
+            if until_us is not None:
+                query = query.where(table.c.at_us < until_us)
+            if model_version is not None:
+                query = query.where(table.c.model_version == model_version)
+            return query if variant is None else query.where(table.c.variant == variant)
+
+        of_blocks = (one for row in self._rows(asked(blocks), 2) for one in _unpacked(Block._make(row)))
+        found = itertools.chain(map(Prediction._make, self._rows(asked(predictions))), of_blocks)
         while some := list(itertools.islice(found, MAX_VARIABLES)):
             outcomes = self.labels([prediction.id for prediction in some])
             yield from (Logged(prediction, outcomes.get(prediction.id)) for prediction in some)
@@ -411,28 +470,63 @@ class Reader:
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that are predictions in the log."""
         query = sa.select(predictions.c.id)
-        return {found for some in _batches(ids) for (found,) in self._rows(query.where(predictions.c.id.in_(some)))}
+        found = {found for some in _batches(ids) for (found,) in self._rows(query.where(predictions.c.id.in_(some)))}
+        return found | self._in_blocks([one for one in ids if one not in found and _IN_BLOCK.fullmatch(one)])
+
+    def _in_blocks(self, ids: Sequence[str]) -> set[str]:
+        first = {one: one[:-_COUNTER] + "0" * _COUNTER for one in ids}
+        query = sa.select(blocks.c.id, blocks.c.rows)
+        sizes = {
+            found: rows
+            for some in _batches(sorted(set(first.values())))
+            for found, rows in self._rows(query.where(blocks.c.id.in_(some)), 2)
+        }
+        return {one for one in ids if int(one[-_COUNTER:], 16) < sizes.get(first[one], 0)}
 
     def jobs(self) -> list[Job]:
         """All batch jobs, oldest first."""
         return sorted((Job._make(row) for row in self._rows(sa.select(jobs))), key=lambda job: job.at_us)
 
-    def _rows(self, query: sa.Select[Any]) -> Iterator[Any]:
-        for engine in self._engines():
+    def _rows(self, query: sa.Select[Any], version: int = 1) -> Iterator[Any]:
+        for engine in self._engines(version):
             try:
                 with _explained(engine), engine.connect() as connection:
                     yield from connection.execution_options(yield_per=5000).execute(query)
             finally:
                 engine.dispose()
 
-    def _engines(self) -> Iterator[sa.Engine]:
+    def _engines(self, version: int) -> Iterator[sa.Engine]:
         urls: list[str | sa.URL] = [self._target]
         if "://" not in self._target:
             paths = sorted(Path(self._target).glob("*.db"))
             urls = [sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query=_READ_ONLY) for path in paths]
         for engine in map(_engine, urls):
-            if _version(engine):
+            if _version(engine) >= version:
                 yield engine
+
+
+def _unpacked(block: Block) -> Iterator[Prediction]:
+    from .blocks import rows
+
+    try:
+        for row in rows(block.inputs, block.outputs, block.key):
+            entity = None if row.key is None else str(row.key)
+            yield Prediction(
+                row.id,
+                block.at_us,
+                entity,
+                block.variant,
+                block.model_version,
+                row.inputs,
+                row.output,
+                row.score,
+                block.latency_us,
+                block.degraded,
+            )
+    except ImportError:
+        raise ConfigError(
+            "the prediction log holds requests in Arrow, and pyarrow is not installed; install the extra 'arrow'"
+        ) from None
 
 
 def dumps(content: Mapping[str, Any]) -> str:
@@ -470,7 +564,7 @@ def _engine(url: str | sa.URL) -> sa.Engine:
 
 def _open(url: str | sa.URL) -> sa.Engine:
     engine = _engine(url)
-    if not _version(engine):
+    if _version(engine) < SCHEMA_VERSION:
         with _explained(engine):
             _create(engine)
     return engine
@@ -483,7 +577,7 @@ def _create(engine: sa.Engine) -> None:
             connection.execute(sa.insert(versions), {"version": SCHEMA_VERSION})
     except sa.exc.DBAPIError:
         # Another process that shares this database may have been quicker.
-        if not _version(engine):
+        if _version(engine) < SCHEMA_VERSION:
             raise
 
 

@@ -12,7 +12,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..settings import Settings
+from . import arrow
 from .admission import JSON, RETRY, Admission, media_type
+from .arrow import ARROW
 from .feedback import Labeller
 from .invocations import CSV, Invocations
 from .live import Live, Models
@@ -41,7 +43,7 @@ class Service:
         self.metrics = metrics
         self.admission = Admission(settings.max_body_bytes, settings.body_seconds, settings.max_concurrent, metrics)
         self.hot: dict[str, ASGIApp] = {
-            "/predict": Hot(self, _predict),
+            "/predict": Hot(self, _predict, (JSON, ARROW)),
             "/feedback": Hot(self, _feedback),
             "/invocations": Hot(self, _invocations, (JSON, CSV)),
         }
@@ -126,8 +128,12 @@ class Hot:
         await send({"type": "http.response.body", "body": content})
 
 
-async def _predict(service: Service, live: Live, _: Scope, body: bytes) -> Reply:
-    return Reply(await service.predictor.predict(live, body))
+async def _predict(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
+    if media_type(scope) != ARROW:
+        return Reply(await service.predictor.predict(live, body))
+    wants_arrow = ARROW.encode() in dict(scope["headers"]).get(b"accept", b"").lower()
+    content = await arrow.predict(service.predictor, live, body, wants_arrow, service.settings.max_body_bytes)
+    return Reply(content, ARROW if wants_arrow else JSON)
 
 
 async def _feedback(service: Service, live: Live, _: Scope, body: bytes) -> Reply:

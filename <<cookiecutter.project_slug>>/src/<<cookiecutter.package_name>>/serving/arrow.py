@@ -1,2 +1,142 @@
-"""x"""
+"""Apache Arrow for /predict: an IPC stream of columns by name, checked and scored as columns.
+
+Its rows are logged as one block of columns too, in the transaction before the answer: so many rows as texts would cost
+more than all the rest. While a challenger is tried, rows go one by one through the batch like any others.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic_core import from_json
+
+from .. import blocks
+from ..contract import as_array
+from ..prediction_log import Block, Prediction, block_ids, now_us
+from . import faults
+from .arrow_columns import Checked
+from .ipc import inspect
+from .live import Live
+from .predict import OWN, Predictor, Work, answer, named, outputs
+from .problems import Problem
+from .tabular import none_twice, not_too_many, refused
+
 ARROW = "application/vnd.apache.arrow.stream"
+
+
+class Table(NamedTuple):
+    """A request's rows: as the model takes them, and as the log keeps them (a `pyarrow.Table`)."""
+
+    columns: Mapping[str, np.ndarray]
+    inputs: Any
+
+
+async def predict(predictor: Predictor, live: Live, body: bytes, wants_arrow: bool, limit: int) -> bytes:
+    """The answer to a body, in Arrow or in JSON, after its rows were committed.
+
+    Args:
+        predictor: scores and logs.
+        live: the model.
+        body: an IPC stream, not compressed.
+        wants_arrow: which of the two.
+        limit: most bytes that texts may take up once dictionaries are resolved.
+
+    Raises:
+        Problem: 400, 413, 415 or 422 for the body, 415 if pyarrow is not installed, 503 when the log takes nothing.
+    """
+    since = time.perf_counter()
+    if live.routing.challenger is not None:
+        return await predictor.predict(live, body, _ByRow(wants_arrow, limit))
+    return await predictor.alone(live, lambda: _work(live, read(live, body, limit), wants_arrow, since))
+
+
+def read(live: Live, body: bytes, limit: int) -> Table:
+    """The rows of a body, checked by the contract; raises as `predict`."""
+    try:
+        import pyarrow as pa
+    except ImportError:
+        told = f"this server was installed without pyarrow, which '{ARROW}' needs; install the extra 'arrow', or send JSON"
+        raise Problem(415, "unsupported-media-type", told) from None
+    contract = live.bundle.contract
+    try:
+        not_too_many(inspect(body), "instances", live.schema)
+        table = pa.ipc.open_stream(body, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise faults.malformed("arrow", str(error).partition("\n")[0]) from None
+    if table.num_rows == 0:
+        raise refused("instances", "must have at least 1 row")
+    none_twice(table.column_names)
+    wanted = {column.name: column for column in (*contract.inputs, *([contract.id] if contract.id else []))}
+    if strange := [name for name in table.column_names if name not in wanted]:
+        raise refused(strange[0], live.schema.fields.unknown(strange[0]))
+    if absent := [column.name for column in contract.inputs if not column.nullable and column.name not in table.column_names]:
+        raise refused(absent[0], "is required")
+    found = [Checked(wanted[name], table[name], limit) for name in table.column_names]
+    if broken := [one for one in found if one.broken]:
+        listed = [one.fault() for one in broken[: faults.SHOWN]]
+        raise faults.refused(sum(one.broken for one in broken), listed)
+    nothing = [None] * table.num_rows
+    columns = {column.name: as_array(column, nothing) for column in contract.inputs if column.name not in table.column_names}
+    return Table(
+        columns | {one.column.name: one.array for one in found},
+        pa.table({one.column.name: one.logged() for one in found}),
+    )
+
+
+def _work(live: Live, table: Table, wants_arrow: bool, since: float) -> Work:
+    predictions = live.bundle.predict(table.columns)
+    ids = block_ids(len(predictions.values))
+    told = _told(live, ids, predictions.values, predictions.output)
+    block = Block(
+        ids[0],
+        now_us(),
+        len(ids),
+        live.key if live.key in table.inputs.column_names else None,
+        live.variant,
+        live.ref.version,
+        blocks.pack(table.inputs),
+        blocks.pack(told.append_column("score", [predictions.scores.astype(np.float64)])),
+        round((time.perf_counter() - since) * 1e6),
+        live.degraded,
+    )
+    content = blocks.pack(told) if wants_arrow else answer(live, ids, outputs(live, predictions))
+    return Work([block], content, named(live, predictions))
+
+
+def _told(live: Live, ids: Sequence[str], values: Sequence[Any] | np.ndarray, output: np.ndarray) -> Any:
+    """What a request is told, as a `pyarrow.Table`: `output` as `Predictions` has it; the schema says who answered."""
+    import pyarrow as pa
+
+    numbers = output.astype(np.float64)
+    if live.class_names:
+        beside = pa.StructArray.from_arrays([pa.array(own) for own in numbers.T], live.class_names)
+        columns = {"prediction": pa.array(values), "probabilities": beside}
+    else:
+        ends = pa.FixedSizeListArray.from_arrays(pa.array(numbers[:, 1:].ravel()), 2)
+        columns = {"prediction": pa.array(values, pa.float64()), "interval": ends}
+    facts = {"model_version": live.ref.version, "variant": live.variant, "degraded": str(live.degraded).lower()}
+    return pa.table({"id": pa.array(ids), **columns}).replace_schema_metadata(facts)
+
+
+class _ByRow:
+    """The `Form` of a request whose rows may be answered by different models."""
+
+    def __init__(self, wants_arrow: bool, limit: int) -> None:
+        self._wants_arrow = wants_arrow
+        self._limit = limit
+
+    def read(self, live: Live, body: bytes) -> list[dict[str, Any]]:
+        return blocks.plain(read(live, body, self._limit).inputs)
+
+    def write(self, live: Live, logged: Sequence[Prediction]) -> bytes:
+        if not self._wants_arrow:
+            return OWN.write(live, logged)
+        told = from_json(f"[{','.join(row.output for row in logged)}]")
+        values = [one["prediction"] for one in told]
+        if live.class_names:
+            output = np.array([list(one["probabilities"].values()) for one in told])
+        else:
+            output = np.array([[one["prediction"], *one["interval"]] for one in told])
+        return blocks.pack(_told(live, [row.id for row in logged], values, output))

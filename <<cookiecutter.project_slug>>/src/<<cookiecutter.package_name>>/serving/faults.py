@@ -30,8 +30,8 @@ _RULES: dict[str, Callable[[Details], str]] = {
     "list_type": lambda _: "must be an array",
     "too_short": lambda facts: f"must have at least {facts['min_length']} item",
     "too_long": lambda facts: f"must have at most {facts['max_length']} items",
-    "greater_than_equal": lambda facts: f"must be >= {_number(facts['ge'])}",
-    "less_than_equal": lambda facts: f"must be <= {_number(facts['le'])}",
+    "greater_than_equal": lambda facts: f"must be >= {number(facts['ge'])}",
+    "less_than_equal": lambda facts: f"must be <= {number(facts['le'])}",
     "literal_error": lambda facts: f"must be one of {facts['expected']}",
     "value_error": lambda facts: str(facts["error"]),
 }
@@ -94,7 +94,8 @@ def _fault(details: Any, fields: Fields) -> Details:
     return fault(name, rule, index, **({} if kind == "missing" else {"value": details["input"]}))
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A bound as rules name it."""
     return str(int(value)) if abs(value) <= 2**53 and value == int(value) else repr(value)
 
 

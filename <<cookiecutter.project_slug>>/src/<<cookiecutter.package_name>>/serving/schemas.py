@@ -18,6 +18,7 @@ from . import faults
 MAX_LABELS = 10_000
 MAX_TEXT = 10_000
 """Most characters of one text."""
+RESERVED = "is reserved for missing values; leave the field out, or send null, where there is none"
 
 _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -211,7 +212,7 @@ def _is_moment(text: str) -> str:
 
 def _is_free(text: str) -> str:
     if text == MISSING:
-        raise ValueError("is reserved for missing values; leave the field out, or send null, where there is none")
+        raise ValueError(RESERVED)
     return text
 
 
