@@ -55,13 +55,16 @@ class Folder:
         bundle.seal(path, {**known, **facts})
         return routing.Ref(version=version, digest=files.sha256_file(path / bundle.MANIFEST))
 
-    def point(self, champion: routing.Ref | None, previous: routing.Ref | None = None) -> None:
+    def point(
+        self,
+        champion: routing.Ref | None,
+        previous: routing.Ref | None = None,
+        challenger: routing.Ref | None = None,
+    ) -> None:
         """Name the bundles that answer."""
+        refs = {"champion": champion, "previous": previous, "challenger": challenger}
         routing.write(
-            self.path,
-            routing.Routing(
-                name="flights", champion=champion, previous=previous, updated_at="2013-11-01T00:00:00+00:00"
-            ),
+            self.path, routing.Routing(name="flights", **refs, updated_at="2013-11-01T00:00:00+00:00")
         )
 
     def roll_out(self, version: str, **facts: Any) -> routing.Ref:

@@ -63,7 +63,7 @@ def read(live: Live, body: bytes, limit: int) -> Table:
         not_too_many(inspect(body), "instances", live.schema)
         table = pa.ipc.open_stream(body, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise faults.malformed("arrow", str(error).partition("\n")[0]) from None
     if table.num_rows == 0:
         raise refused("instances", "must have at least 1 row")

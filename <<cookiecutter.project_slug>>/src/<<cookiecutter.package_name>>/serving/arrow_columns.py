@@ -51,9 +51,10 @@ class Checked:
 
     def fault(self) -> faults.Details:
         """The first row that breaks a rule."""
-        value = self._values[self._first].as_py()
-        shown = value if value is None or isinstance(value, bool | int | float) else str(value)
-        return faults.fault(self.column.name, self._rule, self._first, value=shown)
+        value = self._values.slice(self._first, 1).to_numpy(zero_copy_only=False)[0]
+        # A moment beyond what Python's own can tell is a text too.
+        shown = str(value) if isinstance(value, np.datetime64) else getattr(value, "item", lambda: value)()
+        return faults.fault(self.column.name, self._rule, self._first, value=None if _is_gap(value) else shown)
 
     def logged(self) -> Any:
         """The values as `pyarrow.Array` of the contract's own type, null where they are missing."""
@@ -65,6 +66,10 @@ class Checked:
         if self.column.is_numeric and self.column.type != "boolean":
             return pa.array(self.array, from_pandas=True)
         return pa.array(self.array) if self.column.type == "datetime" else self._values
+
+
+def _is_gap(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, np.datetime64) and bool(np.isnat(value)))
 
 
 def _plain(column: Column, values: Any, limit: int) -> Any:
@@ -131,6 +136,8 @@ def _array(column: Column, values: Any) -> np.ndarray:
         return as_array(column, [_moment_or_none(text) for text in values.to_pylist()])
     array = values.to_numpy(zero_copy_only=False)
     if column.type == "datetime":
+        # Nanoseconds cannot tell the first year nor the last, and lie between them.
+        array = array.astype("datetime64[us]") if array.dtype == "datetime64[ns]" else array
         inside = (array >= FIRST) & (array <= LAST)
         return np.where(inside, array, np.datetime64("NaT")).astype("datetime64[us]")
     return array

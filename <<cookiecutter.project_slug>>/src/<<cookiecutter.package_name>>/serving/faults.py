@@ -69,7 +69,8 @@ def malformed(kind: str, reason: object) -> Problem:
 
 def refused(count: int, listed: Sequence[Details]) -> Problem:
     """422 for so many faults, the first ones of which are listed as `fault` makes them."""
-    told = f"; the first {len(listed)} are listed" if count > len(listed) else ""
+    some = "the first is" if len(listed) == 1 else f"the first {len(listed)} are"
+    told = f"; {some} listed" if count > len(listed) else ""
     noun = "value does" if count == 1 else "values do"
     return Problem(422, "invalid-input", f"{count} {noun} not fit the model's contract{told}", errors=listed)
 

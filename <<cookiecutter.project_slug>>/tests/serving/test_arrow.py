@@ -1,0 +1,271 @@
+"""Arrow streams at /predict: every type that a column comes in, and what is refused before it takes up room."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from << cookiecutter.package_name >>.contract import MISSING
+from << cookiecutter.package_name >>.prediction_log import Reader
+from << cookiecutter.package_name >>.serving import arrow
+from << cookiecutter.package_name >>.serving.arrow_columns import Checked
+from << cookiecutter.package_name >>.serving.live import Live, Models
+from << cookiecutter.package_name >>.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
+from << cookiecutter.package_name >>.serving.telemetry import Metrics, logger
+
+from . import speakers
+from .speakers import send_arrow, stream
+from .support import Folder, Server
+from .test_schemas import COLUMNS, ROW, schema_of
+
+Instance = dict[str, Any]
+ROOM = 1000
+"""Most bytes of texts, in the tests of a column alone."""
+
+
+def checked(name: str, values: Any) -> Checked:
+    """Values as the column of that name of tests/serving/test_schemas.py."""
+    column = next(column for column in COLUMNS if column.name == name)
+    return Checked(column, pa.chunked_array([values]), ROOM)
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.float16(), pa.int64(), pa.uint8(), pa.int16()])
+def test_a_number_may_come_in_any_width(kind: pa.DataType) -> None:
+    found = checked("number", pa.array([10, 100, 255]).cast(kind))
+    assert (found.array.tolist(), found.broken) == ([10.0, 100.0, 255.0], 0)
+    assert found.logged().type == pa.float64()
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint16(), pa.float64()])
+def test_an_integer_may_come_as_a_whole_number_and_is_logged_as_an_integer(kind: pa.DataType) -> None:
+    found = checked("count", pa.array([1950, None, 2000]).cast(kind))
+    assert np.array_equal(found.array, [1950, np.nan, 2000], equal_nan=True)
+    assert found.logged().to_pylist() == [1950, None, 2000]
+
+
+def test_nan_counts_as_missing_as_pandas_means_it() -> None:
+    assert checked("count", pa.array([1950.0, float("nan")])).logged().to_pylist() == [1950, None]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
+def test_a_text_may_come_in_any_layout(kind: pa.DataType) -> None:
+    texts = pa.array(["UA", "unseen", "UA"])
+    found = checked("open", texts.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else texts.cast(kind))
+    assert (found.array.tolist(), found.broken) == (["UA", "unseen", "UA"], 0)
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pa.array([datetime(2013, 6, 15, 8, 30)], pa.timestamp("s")),
+        pa.array([datetime(2013, 6, 15, 8, 30)], pa.timestamp("ns")),
+        pa.array([datetime(2013, 6, 15, 8, 30, tzinfo=UTC)], pa.timestamp("ms", "America/New_York")),
+        pa.array(["2013-06-15T10:30:00+02:00"]),
+    ],
+)
+def test_a_moment_may_come_in_any_unit_and_zone(moments: pa.Array) -> None:
+    found = checked("when", moments)
+    assert (found.array.tolist(), found.broken) == ([datetime(2013, 6, 15, 8, 30)], 0)
+    assert found.logged().type == pa.timestamp("us")
+
+
+def test_a_date_is_its_midnight() -> None:
+    found = checked("when", pa.array([datetime(2013, 6, 15).date()]))
+    assert found.array.tolist() == [datetime(2013, 6, 15)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "in_json"),
+    [
+        ("number", 7000.0, 7000.0),
+        ("number", 9.5, 9.5),
+        ("number", float("inf"), float("inf")),
+        ("number", None, None),
+        ("count", 1999.5, 1999.5),
+        ("count", 1939, 1939),
+        ("count", 2**53 + 1, 2**53 + 1),
+        ("closed", "XXX", "XXX"),
+        ("closed", None, None),
+        ("open", "x" * 10_001, "x" * 10_001),
+        ("open", MISSING, MISSING),
+        ("open", None, None),
+        ("when", "yesterday", "yesterday"),
+        ("when", None, None),
+        ("key", "a\x00b", "a\x00b"),
+    ],
+)
+def test_a_value_that_breaks_the_contract_is_refused_in_the_words_of_json(name: str, value: Any, in_json: Any) -> None:
+    column = next(column for column in COLUMNS if column.name == name)
+    found = Checked(column, pa.chunked_array([pa.array([value], pa.null() if value is None else None)]), 100_000)
+    with pytest.raises(Problem) as refused:
+        schema_of(*COLUMNS, rows=[ROW]).checked([{**ROW, name: in_json}])
+    assert found.broken == 1
+    assert found.fault() == {**refused.value.extra["errors"][0], "instance": 0}
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1])
+def test_an_integer_that_float64_would_round_to_the_limit_is_beyond_it(value: int) -> None:
+    column = COLUMNS[2].model_copy(update={"range": None})
+    assert Checked(column, pa.chunked_array([pa.array([value, value // 2])]), ROOM).broken == 1
+
+
+@pytest.mark.parametrize("seconds", [-(2**40), 2**40])
+def test_a_moment_beyond_the_calendar_is_refused(seconds: int) -> None:
+    found = checked("when", pa.array([seconds], pa.timestamp("s")))
+    assert found.broken == 1
+    assert "ISO 8601" in found.fault()["rule"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("number", ["5"]),
+        ("number", [True]),
+        ("closed", [3]),
+        ("when", [1372636800]),
+        ("when", [datetime(2013, 1, 1).time()]),
+        ("open", [["UA"]]),
+        ("open", [b"UA"]),
+    ],
+)
+def test_a_column_of_another_kind_is_refused(name: str, values: list[Any]) -> None:
+    with pytest.raises(Problem) as refused:
+        checked(name, pa.array(values))
+    assert refused.value.extra["errors"][0]["rule"].startswith("must be a")
+
+
+def shared_views(text: str, count: int) -> pa.Array:
+    """An array whose texts are one piece of memory."""
+    one = pa.array([text], pa.string_view())
+    views = one.buffers()[1].to_pybytes() * count
+    return pa.Array.from_buffers(pa.string_view(), count, [None, pa.py_buffer(views), *one.buffers()[2:]])
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int16()), pa.array(["x" * 100])),
+        shared_views("x" * 100, 500),
+    ],
+    ids=["dictionary", "views"],
+)
+def test_a_text_that_many_rows_share_counts_for_each(texts: pa.Array) -> None:
+    with pytest.raises(Problem) as refused:
+        checked("open", texts)
+    assert refused.value.status == 413
+
+
+def table_of(instances: list[Instance]) -> pa.Table:
+    return pa.Table.from_pylist(instances)
+
+
+def refused(response: httpx.Response) -> ProblemDocument:
+    assert response.headers["content-type"] == MEDIA_TYPE
+    return ProblemDocument.model_validate_json(response.content)
+
+
+def test_every_column_that_does_not_fit_is_told_with_its_first_row(
+    client: httpx.Client, instances: list[Instance]
+) -> None:
+    names = list(instances[0])[:2]
+    wrong = [instances[0], {**instances[1], **dict.fromkeys(names)}, {**instances[2], **dict.fromkeys(names)}]
+    problem = refused(send_arrow(client, stream(wrong)))
+    in_json = refused(client.post("/predict", json={"instances": wrong})).errors or []
+    assert [(one.field, one.instance, one.rule) for one in problem.errors or []] == [
+        (one.field, one.instance, one.rule) for one in in_json if one.instance == 1
+    ]
+    assert problem.detail.startswith(f"{len(in_json)} value")
+
+
+def test_columns_unknown_absent_or_repeated_are_named(client: httpx.Client, instances: list[Instance]) -> None:
+    table = table_of(instances[:2])
+    name = table.column_names[0]
+    repeated = pa.Table.from_arrays([*table.columns, table[name]], names=[*table.column_names, name])
+    for wrong, rule in (
+        (table.rename_columns([f"{name}_", *table.column_names[1:]]), f"unknown field; did you mean '{name}'?"),
+        (table.drop_columns([name]), "is required"),
+        (repeated, "stands twice among the columns"),
+        (table.slice(0, 0), "must have at least 1 row"),
+        (pa.concat_tables([table] * 101), "must have at most 200 rows"),
+    ):
+        assert [fault.rule for fault in refused(send_arrow(client, stream(wrong))).errors or []] == [rule]
+
+
+def test_several_batches_are_one_request(client: httpx.Client, instances: list[Instance]) -> None:
+    parts = [table_of(instances[:30]), table_of(instances[30:60])]
+    told = speakers.checked(send_arrow(client, stream(pa.concat_tables(parts)))).json()["predictions"]
+    assert [one["prediction"] for one in told] == speakers.own(client, instances[:60]).predictions
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_a_compressed_stream_is_refused_before_it_is_unpacked(
+    client: httpx.Client, instances: list[Instance], codec: str
+) -> None:
+    answer = send_arrow(client, stream(instances, compression=codec))
+    assert answer.status_code == httpx.codes.UNSUPPORTED_MEDIA_TYPE
+    assert "without compression" in refused(answer).detail
+
+
+@pytest.mark.parametrize("cut", [0, 7, 100, -100])
+def test_what_is_no_stream_gets_400(client: httpx.Client, instances: list[Instance], cut: int) -> None:
+    body = stream(instances)[:cut]
+    assert refused(send_arrow(client, body)).type == "urn:problem:malformed-arrow"
+    assert refused(send_arrow(client, b"x" * 1000)).type == "urn:problem:malformed-arrow"
+
+
+def test_a_body_beyond_the_limit_gets_413(client: httpx.Client) -> None:
+    assert send_arrow(client, b"x" * 200_001).status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE
+
+
+@pytest.fixture(scope="module")
+def live(server: Server) -> Live:
+    """The server's model, in this process."""
+    models = Models(server.home / "serving", 200, Metrics(), logger())
+    models.refresh()
+    assert models.live is not None
+    return models.live
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_no_damaged_stream_is_more_than_a_refusal(live: Live, instances: list[Instance], data: st.DataObject) -> None:
+    table = table_of(instances[:5])
+    coded = pa.table({name: c.dictionary_encode() if pa.types.is_string(c.type) else c for name, c in zip(table.column_names, table.columns, strict=True)})
+    body = bytearray(stream(data.draw(st.sampled_from([table, coded]))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(body) - 1))
+        body[at : at + 4] = data.draw(st.sampled_from([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\x7f"]) | st.binary(max_size=4))
+    try:
+        arrow.read(live, bytes(body), 100_000)
+    except Problem as problem:
+        assert problem.status in {400, 413, 415, 422}
+
+
+def test_while_a_challenger_is_tried_each_row_is_logged_for_itself(
+    folder: Folder, tmp_path: Path, instances: list[Instance]
+) -> None:
+    champion, challenger = folder.add("1"), folder.add("2")
+    folder.point(champion, challenger=challenger)
+    with Server(tmp_path) as running, running.client() as client:
+        told, wanted = speakers.arrow(client, instances[:5]), speakers.own(client, instances[:5])
+    assert told.predictions == wanted.predictions
+    assert told.beside == wanted.beside
+    assert all(one[-8:] != f"{at:08x}" for at, one in enumerate(told.ids))
+    assert {*told.ids, *wanted.ids} == {one.prediction.id for one in Reader(str(tmp_path / "log")).predictions()}
+
+
+def test_without_pyarrow_the_refusal_says_what_to_install(
+    live: Live, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = stream(instances)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(Problem, match="install the extra 'arrow', or send JSON") as refused:
+        arrow.read(live, body, 100_000)
+    assert refused.value.status == 415
