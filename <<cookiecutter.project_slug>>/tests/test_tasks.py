@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 import polars as pl
 import pytest
@@ -25,7 +26,9 @@ from << cookiecutter.package_name >>.settings import Settings
 
 from . import rows
 from .conftest import make_bundle, python_rows
-from .serving.support import Folder, InProcess
+from .serving import speakers
+from .serving.speakers import SPEAKERS
+from .serving.support import Folder, InProcess, Server
 
 TARGETS: dict[str, dict[str, Any]] = {
     "yes or no": {"type": "string", "categories": ["no", "yes"]},
@@ -35,6 +38,10 @@ TARGETS: dict[str, dict[str, Any]] = {
     "price": {"type": "float", "range": [-50000, 1000000], "unit": "€"},
     "visits": {"type": "integer"},
 }
+
+
+STOCKED = ({"type": "string", "categories": ("no", "yes")}, {"type": "integer", "categories": (3, 1, 2, 7)}, {"type": "float", "categories": None})
+"""The targets that are served to stock clients too."""
 
 
 class Made(NamedTuple):
@@ -156,9 +163,46 @@ def test_the_api_tells_what_the_bundle_answers(made: Made, served: Served) -> No
         assert [one["interval"] for one in served.told] == answers.output[:, 1:].tolist()
 
 
+def test_every_protocol_tells_the_same(made: Made, stocked: httpx.Client) -> None:
+    sent = python_rows(made.table.head(20), made.contract)
+    wanted = speakers.own(stocked, sent)
+    for speak in SPEAKERS:
+        told = speak(stocked, sent)
+        assert told.predictions == wanted.predictions, speak.__name__
+        assert {type(one) for one in told.predictions} == {type(one) for one in wanted.predictions}
+        assert told.beside in (None, wanted.beside)
+
+
+def test_mlflows_own_client_is_understood(made: Made, stocked: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.pyfunc.scoring_server.client import ScoringServerClient
+
+    monkeypatch.setenv("NO_PROXY", "*")
+    speaker = ScoringServerClient(stocked.base_url.host, stocked.base_url.port)
+    speaker.ping()
+    some = made.table.head(50).select(column.name for column in made.contract.inputs)
+    wanted = speakers.own(stocked, python_rows(some, made.contract)).predictions
+    # pandas' frame: NaN for what is missing, floats for integers with gaps, moments of its own.
+    frame = some.to_pandas()
+    assert speaker.invoke(frame)["predictions"] == wanted
+    assert speaker.invoke(python_rows(some, made.contract)).get_predictions()[0].tolist() == wanted
+    answer = speakers.send_csv(stocked, frame.to_csv(index=False))
+    assert answer.json()["predictions"] == wanted
+
+
 def test_the_description_asks_for_labels_as_the_contract_has_them(made: Made, served: Served) -> None:
     text = json.dumps(served.documents["components"]) + json.dumps(served.documents["paths"]["/feedback"])
     assert all(json.dumps(label) in text for label in made.contract.classes)
+
+
+@pytest.fixture(scope="module")
+def stocked(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a real server, for three of the tasks: two classes, more of them, a number."""
+    if made.contract.target.model_dump(include={"type", "categories"}) not in STOCKED:
+        pytest.skip("as another one of its task")
+    home = tmp_path_factory.mktemp("stocked")
+    Folder(home / "serving", made.path).roll_out("1")
+    with Server(home) as running, running.client() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
