@@ -14,20 +14,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from << cookiecutter.package_name >> import prediction_log
+from << cookiecutter.package_name >> import blocks, prediction_log
 from << cookiecutter.package_name >>.errors import ConfigError, ProjectError
 from << cookiecutter.package_name >>.prediction_log import (
     CHECKPOINT_PAGES,
     MAX_VARIABLES,
     SCHEMA_VERSION,
+    Block,
     Job,
     Outcome,
     Prediction,
     Reader,
     Writer,
+    block_ids,
     dumps,
     moment,
     new_id,
@@ -363,6 +366,91 @@ def test_the_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
         opened.append([made()]).result(10)
     assert (folder / "serving-0.db").is_file()
     assert len(logged_ids(folder)) == 1
+
+
+# A request in Arrow is one row of the log, and read back as many.
+
+
+def block(at_us: int = 5, **changed: Any) -> Block:
+    ids = block_ids(3)
+    inputs = pa.table({"x": [1.5, None, 2.5], "at": [datetime(2013, 6, 15, 8, 30)] * 3, "key": ["a", None, "c"]})
+    beside = [{"false": 1.0 - score, "true": score} for score in (0.25, 0.5, 0.75)]
+    told = {"id": ids, "prediction": [False, True, True], "probabilities": beside, "score": [0.25, 0.5, 0.75]}
+    packed = Block(
+        ids[0], at_us, 3, "key", "champion", "1", blocks.pack(inputs), blocks.pack(pa.table(told)), 900, False
+    )
+    return packed._replace(**changed)
+
+
+def test_a_block_is_read_back_as_the_rows_it_is_made_of(folder: Path, writer: Writer) -> None:
+    asked = block()
+    assert writer.commit([asked])
+    assert writer.commit([Outcome(asked.id, 6, "true")])
+    first, second, third = Reader(str(folder)).predictions()
+    assert first.prediction == Prediction(
+        asked.id,
+        5,
+        "a",
+        "champion",
+        "1",
+        dumps({"x": 1.5, "at": "2013-06-15T08:30:00", "key": "a"}),
+        dumps({"prediction": False, "probabilities": {"false": 0.75, "true": 0.25}}),
+        0.25,
+        900,
+        False,
+    )
+    assert (first.label, second.label) == ("true", None)
+    assert (second.prediction.entity, json.loads(second.prediction.inputs)["x"]) == (None, None)
+    assert [one.prediction.id[-8:] for one in (first, second, third)] == ["00000000", "00000001", "00000002"]
+
+
+def test_the_rows_of_blocks_are_known_and_no_others(folder: Path, writer: Writer) -> None:
+    asked, alone = block(), made()
+    writer.append([asked, alone]).result(10)
+    shared = asked.id[:-8]
+    known = {f"{shared}{at:08x}" for at in range(3)} | {alone.id}
+    strange = {f"{shared}00000003", f"{shared}0000000g", f"{shared}-0000001", new_id(), "x"}
+    assert Reader(str(folder)).known([*known, *strange]) == known
+
+
+def test_blocks_are_chosen_as_rows_are(folder: Path, writer: Writer) -> None:
+    writer.append([block(5), block(9, model_version="2"), block(9, variant="fallback")]).result(10)
+    reader = Reader(str(folder))
+    for wanted, count in (
+        ({}, 9),
+        ({"since_us": 6}, 6),
+        ({"until_us": 9}, 3),
+        ({"model_version": "2"}, 3),
+        ({"variant": "champion"}, 6),
+    ):
+        assert len(list(reader.predictions(**wanted))) == count  # type: ignore[arg-type]
+
+
+def test_without_pyarrow_a_log_with_blocks_says_what_to_install(
+    folder: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = block()
+    writer.append([asked]).result(10)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    reader = Reader(str(folder))
+    assert reader.known([asked.id]) == {asked.id}
+    with pytest.raises(ConfigError, match="install the extra 'arrow'"):
+        list(reader.predictions())
+
+
+def test_a_log_of_the_version_before_is_read_as_it_is_and_brought_up_to_date_by_its_writer(folder: Path) -> None:
+    row, asked = made(), block()
+    with Writer(str(folder), "serving") as opened:
+        opened.append([row]).result(10)
+    with sqlite3.connect(folder / "serving-0.db") as connection:
+        connection.execute("DROP TABLE blocks")
+        connection.execute("UPDATE schema_version SET version = 1")
+    connection.close()
+    assert logged_ids(folder) == {row.id}
+    assert Reader(str(folder)).known([row.id, asked.id]) == {row.id}
+    with Writer(str(folder), "serving") as opened:
+        opened.append([asked]).result(10)
+    assert len(logged_ids(folder)) == 4
 
 
 # What cannot be used is refused by name.

@@ -5,15 +5,36 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.serving.arrow import ARROW
+from << cookiecutter.package_name >>.serving.inference_v2 import BINARY, MODEL, InferResponse
+from << cookiecutter.package_name >>.serving.invocations import Invoked
 from << cookiecutter.package_name >>.serving.schemas import Answers, ModelInfo
 
 
-def test_the_example_of_the_docs_page_is_answered_as_it_stands(client: httpx.Client, example: dict[str, Any]) -> None:
-    response = client.post("/predict", json={"instances": [example]})
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [("/predict", Answers), ("/invocations", Invoked), (f"{MODEL}/infer", InferResponse)],
+)
+def test_the_examples_of_the_docs_page_are_answered_as_they_stand(
+    client: httpx.Client, path: str, answer: type[BaseModel]
+) -> None:
+    described = client.get("/openapi.json").json()["paths"][path]["post"]["requestBody"]["content"]
+    (example,) = described["application/json"]["schema"]["examples"]
+    response = client.post(path.format(**client.get("/model").json()), json=example)
     assert response.status_code == httpx.codes.OK
-    Answers.model_validate_json(response.content)
+    answer.model_validate_json(response.content)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/invocations", f"{MODEL}/infer", "/feedback"])
+def test_the_media_types_that_are_described_are_the_ones_that_are_taken(client: httpx.Client, path: str) -> None:
+    described = client.get("/openapi.json").json()["paths"][path]["post"]["requestBody"]["content"].keys()
+    where = path.format(**client.get("/model").json())
+    for kind in ("application/json", "text/csv", ARROW, BINARY, "text/plain"):
+        answer = client.post(where, content=b"x", headers={"Content-Type": kind})
+        assert (answer.status_code != httpx.codes.UNSUPPORTED_MEDIA_TYPE) == (kind in described)
 
 
 def test_every_input_is_described_with_its_bounds_and_nothing_else(client: httpx.Client, contract: Contract) -> None:

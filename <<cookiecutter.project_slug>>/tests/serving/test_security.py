@@ -12,8 +12,15 @@ from << cookiecutter.package_name >>.settings import Settings
 
 from .support import Folder, InProcess
 
-PRIVATE = [("POST", "/predict"), ("POST", "/feedback"), ("GET", "/model")]
-OPEN = [("GET", "/healthz"), ("GET", "/readyz")]
+V2 = "/v2/models/any"
+PRIVATE = [
+    *(("POST", path) for path in ("/predict", "/feedback", "/invocations", f"{V2}/infer", f"{V2}/versions/1/infer")),
+    *(("GET", path) for path in ("/model", "/v2", V2, f"{V2}/ready", f"{V2}/versions/1", f"{V2}/versions/1/ready")),
+]
+OPEN = [
+    *(("GET", path) for path in ("/healthz", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready")),
+    ("POST", "/ping"),
+]
 FOR_DEVELOPERS = [("GET", "/metrics"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/docs/swagger-ui.css")]
 
 

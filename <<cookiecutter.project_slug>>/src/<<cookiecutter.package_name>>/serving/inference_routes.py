@@ -78,11 +78,11 @@ def _models(service: Service) -> APIRouter:
         require(live, name, version)
         return live
 
-    @router.get(MODEL, summary="What the model takes and tells, as tensors", responses=found)
+    @router.get(MODEL, summary="What the model takes and tells, as tensors", responses=found, response_model_exclude_none=True)
     async def model_metadata(name: Name) -> ModelMetadata:
         return metadata(required(name))
 
-    @router.get(VERSIONED, summary="The same, if this version is in service", responses=found)
+    @router.get(VERSIONED, summary="The same, if this version is in service", responses=found, response_model_exclude_none=True)
     async def version_metadata(name: Name, version: Version) -> ModelMetadata:
         return metadata(required(name, version))
 
