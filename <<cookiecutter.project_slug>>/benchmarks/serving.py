@@ -5,7 +5,8 @@
 
 Every round measures each pair of server and number of connections once; what counts are ratios of medians over the
 rounds, because the machine's own speed wanders. The crowd of clients is a process of its own. Results are printed
-and written to build/bench/serving.json and serving.png. `CPU µs` is the server's own time for one request.
+and written to build/bench/serving.json and serving.png. `CPU µs` is the server's own time for one request; `over` is
+the ratio of requests to the no-op's, and of many rows in Arrow to as many in JSON.
 """
 
 import argparse
@@ -28,11 +29,13 @@ import matplotlib as mpl
 from rich.console import Console
 from rich.table import Table
 
-from << cookiecutter.package_name >> import stage
+from << cookiecutter.package_name >> import blocks, stage
 from << cookiecutter.package_name >>.bundle import Bundle
+from << cookiecutter.package_name >>.contract import from_rows
 from << cookiecutter.package_name >>.errors import ProjectError
 from << cookiecutter.package_name >>.files import write_json
 from << cookiecutter.package_name >>.serving import routing
+from << cookiecutter.package_name >>.serving.arrow import ARROW
 from << cookiecutter.package_name >>.serving.schemas import Schema
 from << cookiecutter.package_name >>.settings import Settings
 
@@ -50,6 +53,8 @@ NOOP, NORMAL, FULL, UNLOGGED, TWO, MLFLOW = (
 )
 TARGETS = {NORMAL: (0.6, 1.2, 1.7, 2.0), FULL: (0.45, 0.95, 1.4, 1.8)}
 """Requests a second over the no-op's that this project promises, by number of connections."""
+OVER_JSON = 3.0
+"""The same for many rows in Arrow over as many in JSON."""
 
 
 class Case(NamedTuple):
@@ -79,6 +84,7 @@ def main() -> None:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         one, many = request_file(home / "one", [row]), request_file(home / "many", [row] * MANY)
+        columns = _arrow_request(home / "arrow", bundle, [row] * MANY)
         servers = {
             NOOP: stack.enter_context(_server([str(HERE / "noop.py"), str(bundle.path)])),
             NORMAL: stack.enter_context(_ours(home / "normal")),
@@ -88,13 +94,13 @@ def main() -> None:
         }
         cases = [Case(name, count, one) for count in CONNECTIONS for name in (NOOP, NORMAL, FULL, UNLOGGED)]
         cases += [Case(TWO, count, one) for count in CONNECTIONS[2:]]
-        cases += [Case(NORMAL, count, many) for count in (1, 2)]
+        cases += [Case(NORMAL, count, request) for count in (1, 2) for request in (many, columns)]
         if options.mlflow:
             servers[MLFLOW] = stack.enter_context(_mlflow(bundle, home))
             cases.append(Case(MLFLOW, 32, request_file(home / "mlflow", [row], "/invocations", "dataframe_records")))
         console.print(f"{len(cases)} cases, {options.rounds} rounds of {options.seconds:g} s; {os.cpu_count()} cores")
         found = measure(cases, servers, options.rounds, options.seconds)
-    told = [_told(case, figures, found, one) for case, figures in found.items()]
+    told = [_told(case, figures, found, {one: (NOOP, one), columns: (NORMAL, many)}) for case, figures in found.items()]
     _print(console, told)
     write_json(OUTPUT / "serving.json", {"model": ref.version, "rounds": options.rounds, "cases": told})
     _plot(told)
@@ -140,19 +146,24 @@ def _cpu_seconds(pid: int) -> float:
     return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _told(case: Case, figures: list[Figures], found: Mapping[Case, list[Figures]], one: Path) -> dict[str, Any]:
-    yardstick = found.get(Case(NOOP, case.connections, one)) if case.request == one else None
-    promised = dict(zip(CONNECTIONS, TARGETS.get(case.server, ()), strict=False))
+def _told(
+    case: Case, figures: list[Figures], found: Mapping[Case, list[Figures]], beside: Mapping[Path, tuple[str, Path]]
+) -> dict[str, Any]:
+    """`beside`: request → server and request that it is compared with."""
+    server, request = beside.get(case.request, ("", case.request))
+    yardstick = found.get(Case(server, case.connections, request))
+    is_arrow = case.request.name == "arrow"
+    promised = dict(zip(CONNECTIONS, TARGETS.get(case.server, ()), strict=False)).get(case.connections)
     return {
-        "server": case.server,
+        "server": f"{case.server}, Arrow" if is_arrow else case.server,
         "connections": case.connections,
-        "rows": MANY if case.request.name == "many" else 1,
+        "rows": 1 if request.name == "one" else MANY,
         "requests_per_second": _median(figures, "per_second"),
         "p50_ms": _median(figures, "p50_ms"),
         "p99_ms": _median(figures, "p99_ms"),
         "cpu_us": _median(figures, "cpu_us") if case.server != TWO else None,
-        "over_noop": yardstick and _median(figures, "per_second") / _median(yardstick, "per_second"),
-        "promised": promised.get(case.connections) if yardstick else None,
+        "over_yardstick": yardstick and _median(figures, "per_second") / _median(yardstick, "per_second"),
+        "promised": (OVER_JSON if is_arrow else promised) if yardstick else None,
     }
 
 
@@ -168,13 +179,13 @@ def _print(console: Console, told: Sequence[Mapping[str, Any]]) -> None:
         "p50 ms",
         "p99 ms",
         "CPU µs",
-        "over no-op",
+        "over",
         "promised",
         box=None,
         header_style="bold",
     )
     for case in told:
-        ratio, promised = case["over_noop"], case["promised"]
+        ratio, promised = case["over_yardstick"], case["promised"]
         name = f"{case['server']}, {case['rows']:,} rows each" if case["rows"] > 1 else case["server"]
         table.add_row(
             name,
@@ -227,6 +238,18 @@ def request_file(
         f"POST {route} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     path.write_bytes(head.encode() + body)
+    return path
+
+
+def _arrow_request(path: Path, bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> Path:
+    import pyarrow as pa
+
+    columns = from_rows(bundle.contract.inputs, rows)
+    body = blocks.pack(pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()}))
+    kinds = f"Content-Type: {ARROW}\r\nAccept: {ARROW}"
+    path.write_bytes(
+        f"POST /predict HTTP/1.1\r\nHost: bench\r\n{kinds}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    )
     return path
 
 

@@ -423,7 +423,7 @@ def test_blocks_are_chosen_as_rows_are(folder: Path, writer: Writer) -> None:
         ({"model_version": "2"}, 3),
         ({"variant": "champion"}, 6),
     ):
-        assert len(list(reader.predictions(**wanted))) == count  # type: ignore[arg-type]
+        assert len(list(reader.predictions(**wanted))) == count
 
 
 def test_without_pyarrow_a_log_with_blocks_says_what_to_install(

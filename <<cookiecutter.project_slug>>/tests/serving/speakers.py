@@ -136,7 +136,7 @@ def tensor(described: Mapping[str, Any], values: Sequence[Any], binary: bool) ->
         return None
     kind = described["datatype"]
     gap = {"FP64": np.nan, "BYTES": MISSING}.get(kind)
-    array = np.array([gap if value is None else value for value in values], dtype=DTYPES[kind])
+    array: np.ndarray = np.array([gap if value is None else value for value in values], dtype=DTYPES[kind])
     made = triton.InferInput(described["name"], list(array.shape), kind)
     made.set_data_from_numpy(array, binary_data=binary)
     return made

@@ -62,9 +62,15 @@ class Folder:
         challenger: routing.Ref | None = None,
     ) -> None:
         """Name the bundles that answer."""
-        refs = {"champion": champion, "previous": previous, "challenger": challenger}
         routing.write(
-            self.path, routing.Routing(name="flights", **refs, updated_at="2013-11-01T00:00:00+00:00")
+            self.path,
+            routing.Routing(
+                name="flights",
+                champion=champion,
+                previous=previous,
+                challenger=challenger,
+                updated_at="2013-11-01T00:00:00+00:00",
+            ),
         )
 
     def roll_out(self, version: str, **facts: Any) -> routing.Ref:

@@ -21,12 +21,16 @@ from << cookiecutter.package_name >>.settings import Settings
 
 from .support import Folder, InProcess, eventually
 
+V2 = "/v2/models/flights"
+ASKED = ("/readyz", "/ping", "/model", "/v2/health/ready", V2, f"{V2}/ready")
+SENT = ("/ping", "/predict", "/feedback", "/invocations", f"{V2}/infer", f"{V2}/versions/1/infer")
+
 
 def test_without_a_model_the_server_waits_for_one(folder: Folder, tmp_path: Path, example: dict[str, Any]) -> None:
     app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
     with InProcess(app) as caller:
         assert caller.request("GET", "/healthz").status_code == 200
-        for method, path in (("GET", "/readyz"), ("GET", "/model"), ("POST", "/predict"), ("POST", "/feedback")):
+        for method, path in (*(("GET", path) for path in ASKED), *(("POST", path) for path in SENT)):
             response = caller.request(method, path)
             assert response.status_code == 503
             assert response.json()["type"] == "urn:problem:no-model"

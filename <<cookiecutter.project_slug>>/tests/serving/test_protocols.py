@@ -3,26 +3,20 @@
 import json
 import struct
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 import httpx
-import numpy as np
-import polars as pl
-import pyarrow as pa
 import pytest
-import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from << cookiecutter.package_name >>.contract import Column, Contract
 from << cookiecutter.package_name >>.prediction_log import Reader
-from << cookiecutter.package_name >>.serving.arrow import ARROW
 from << cookiecutter.package_name >>.serving.inference_v2 import ModelMetadata
 from << cookiecutter.package_name >>.serving.problems import MEDIA_TYPE, ProblemDocument
 
 from .. import rows
 from . import speakers
-from .speakers import SPEAKERS, Told, send_arrow, send_csv, stream
+from .speakers import SPEAKERS, Told, send_csv
 from .support import Server
 
 Instance = dict[str, Any]

@@ -56,7 +56,7 @@ def read(live: Live, body: bytes, limit: int) -> Table:
     try:
         import pyarrow as pa
     except ImportError:
-        told = f"this server was installed without pyarrow, which '{ARROW}' needs; install the extra 'arrow', or send JSON"
+        told = f"this server has no pyarrow, which '{ARROW}' needs; install the extra 'arrow', or send JSON"
         raise Problem(415, "unsupported-media-type", told) from None
     contract = live.bundle.contract
     try:
@@ -69,18 +69,19 @@ def read(live: Live, body: bytes, limit: int) -> Table:
         raise refused("instances", "must have at least 1 row")
     none_twice(table.column_names)
     wanted = {column.name: column for column in (*contract.inputs, *([contract.id] if contract.id else []))}
-    if strange := [name for name in table.column_names if name not in wanted]:
+    sent = set(table.column_names)
+    if strange := sorted(sent - wanted.keys()):
         raise refused(strange[0], live.schema.fields.unknown(strange[0]))
-    if absent := [column.name for column in contract.inputs if not column.nullable and column.name not in table.column_names]:
-        raise refused(absent[0], "is required")
+    absent = [column for column in contract.inputs if column.name not in sent]
+    if required := [column.name for column in absent if not column.nullable]:
+        raise refused(required[0], "is required")
     found = [Checked(wanted[name], table[name], limit) for name in table.column_names]
     if broken := [one for one in found if one.broken]:
         listed = [one.fault() for one in broken[: faults.SHOWN]]
         raise faults.refused(sum(one.broken for one in broken), listed)
     nothing = [None] * table.num_rows
-    columns = {column.name: as_array(column, nothing) for column in contract.inputs if column.name not in table.column_names}
     return Table(
-        columns | {one.column.name: one.array for one in found},
+        {one.column.name: one.array for one in found} | {column.name: as_array(column, nothing) for column in absent},
         pa.table({one.column.name: one.logged() for one in found}),
     )
 

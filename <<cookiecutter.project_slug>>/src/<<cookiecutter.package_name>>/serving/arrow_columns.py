@@ -1,5 +1,6 @@
 """One column of an Arrow table, judged by the contract as a whole: the rules and words of the API's request model."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -52,9 +53,7 @@ class Checked:
     def fault(self) -> faults.Details:
         """The first row that breaks a rule."""
         value = self._values.slice(self._first, 1).to_numpy(zero_copy_only=False)[0]
-        # A moment beyond what Python's own can tell is a text too.
-        shown = str(value) if isinstance(value, np.datetime64) else getattr(value, "item", lambda: value)()
-        return faults.fault(self.column.name, self._rule, self._first, value=None if _is_gap(value) else shown)
+        return faults.fault(self.column.name, self._rule, self._first, value=_shown(value))
 
     def logged(self) -> Any:
         """The values as `pyarrow.Array` of the contract's own type, null where they are missing."""
@@ -68,8 +67,13 @@ class Checked:
         return pa.array(self.array) if self.column.type == "datetime" else self._values
 
 
-def _is_gap(value: Any) -> bool:
-    return value is None or value != value or (isinstance(value, np.datetime64) and bool(np.isnat(value)))
+def _shown(value: Any) -> Any:
+    if isinstance(value, np.datetime64):
+        # One beyond what Python's own can tell is a text too.
+        return None if np.isnat(value) else str(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _plain(column: Column, values: Any, limit: int) -> Any:

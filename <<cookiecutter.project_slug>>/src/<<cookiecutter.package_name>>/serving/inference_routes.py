@@ -1,6 +1,6 @@
 """The routes of the Open Inference Protocol, version 2."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Path
 from starlette.routing import Route
@@ -68,6 +68,7 @@ def _health(service: Service) -> APIRouter:
 def _models(service: Service) -> APIRouter:
     router = APIRouter(responses=problems(ANY_ERRORS), dependencies=[*KEYS, Depends(service.guard.require)])
     found = problems(UNKNOWN_MODEL | UNAVAILABLE)
+    described: dict[str, Any] = {"responses": found, "response_model_exclude_none": True}
 
     @router.get("/v2", summary="Who answers, and which extensions it knows")
     async def server_metadata() -> ServerMetadata:
@@ -78,11 +79,11 @@ def _models(service: Service) -> APIRouter:
         require(live, name, version)
         return live
 
-    @router.get(MODEL, summary="What the model takes and tells, as tensors", responses=found, response_model_exclude_none=True)
+    @router.get(MODEL, summary="What the model takes and tells, as tensors", **described)
     async def model_metadata(name: Name) -> ModelMetadata:
         return metadata(required(name))
 
-    @router.get(VERSIONED, summary="The same, if this version is in service", responses=found, response_model_exclude_none=True)
+    @router.get(VERSIONED, summary="The same, if this version is in service", **described)
     async def version_metadata(name: Name, version: Version) -> ModelMetadata:
         return metadata(required(name, version))
 

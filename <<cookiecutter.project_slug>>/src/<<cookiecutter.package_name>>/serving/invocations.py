@@ -157,8 +157,7 @@ def _from_csv(live: Live, body: bytes) -> Rows:
     known = {column.name: column for column in live.bundle.contract.columns}
     columns = [known.get(name) for name in names]
     return [
-        {name: _typed(text, column) for name, text, column in zip(names, line, columns, strict=True)}
-        for line in lines
+        {name: _typed(text, column) for name, text, column in zip(names, line, columns, strict=True)} for line in lines
     ]
 
 
