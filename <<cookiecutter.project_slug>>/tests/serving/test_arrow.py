@@ -119,9 +119,13 @@ def test_an_integer_that_float64_would_round_to_the_limit_is_beyond_it(value: in
     assert Checked(column, pa.chunked_array([pa.array([value, value // 2])]), ROOM).broken == 1
 
 
-@pytest.mark.parametrize("seconds", [-(2**40), 2**40])
-def test_a_moment_beyond_the_calendar_is_refused(seconds: int) -> None:
-    found = checked("when", pa.array([seconds], pa.timestamp("s")))
+@pytest.mark.parametrize(
+    ("kind", "most"), [(pa.timestamp("s"), 2**62), (pa.timestamp("us"), 2**62), (pa.date32(), 2**30)]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_moment_beyond_the_calendar_is_refused(kind: pa.DataType, most: int, sign: int) -> None:
+    width = pa.int32() if pa.types.is_date32(kind) else pa.int64()
+    found = checked("when", pa.array([sign * most], width).cast(kind))
     assert found.broken == 1
     assert "ISO 8601" in found.fault()["rule"]
 

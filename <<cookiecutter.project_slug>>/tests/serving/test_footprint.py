@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from .speakers import stream
 from .support import Folder
 
 TRAINING = {
@@ -28,17 +30,26 @@ async def main():
         body = description["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
         answer = await client.post("/predict", json=body["examples"][0])
         id = answer.json()["predictions"][0]["id"]
-        return answer, await client.post("/feedback", json={"labels": [{"id": id, "label": True}]})
+        labelled = await client.post("/feedback", json={"labels": [{"id": id, "label": True}]})
+        before = loaded()
+        kind = {"Content-Type": "application/vnd.apache.arrow.stream"}
+        columns = await client.post("/predict", content=bytes.fromhex(sys.argv[3]), headers=kind)
+        return [one.status_code for one in (answer, labelled, columns)], before, loaded()
 
-answer, labelled = asyncio.run(main())
-print(json.dumps([answer.status_code, labelled.status_code, sorted({name.partition(".")[0] for name in sys.modules})]))
+def loaded():
+    return sorted({name.partition(".")[0] for name in sys.modules})
+
+print(json.dumps(asyncio.run(main())))
 """
 
 
-def test_a_serving_process_loads_no_library_of_training(folder: Folder, tmp_path: Path) -> None:
+def test_a_serving_process_loads_no_library_of_training_and_arrow_when_it_is_spoken(
+    folder: Folder, tmp_path: Path, instances: list[dict[str, Any]]
+) -> None:
     folder.roll_out("1")
-    command = [sys.executable, "-c", SCRIPT, str(folder.path), str(tmp_path / "log")]
+    command = [sys.executable, "-c", SCRIPT, str(folder.path), str(tmp_path / "log"), stream(instances[:5]).hex()]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
-    predicted, labelled, modules = json.loads(result.stdout)
-    assert (predicted, labelled) == (200, 200)
-    assert TRAINING.isdisjoint(modules)
+    statuses, before, after = json.loads(result.stdout)
+    assert statuses == [200, 200, 200]
+    assert TRAINING.isdisjoint(before)
+    assert TRAINING & set(after) == {"pyarrow"}

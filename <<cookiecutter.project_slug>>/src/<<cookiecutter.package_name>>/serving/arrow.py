@@ -12,6 +12,7 @@ import numpy as np
 from pydantic_core import from_json
 
 from .. import blocks
+from ..columnar import array_of
 from ..contract import as_array
 from ..prediction_log import Block, Prediction, block_ids, now_us
 from . import faults
@@ -98,7 +99,7 @@ def _work(live: Live, table: Table, wants_arrow: bool, since: float) -> Work:
         live.variant,
         live.ref.version,
         blocks.pack(table.inputs),
-        blocks.pack(told.append_column("score", [predictions.scores.astype(np.float64)])),
+        blocks.pack(told.append_column("score", array_of(predictions.scores))),
         round((time.perf_counter() - since) * 1e6),
         live.degraded,
     )
@@ -106,19 +107,18 @@ def _work(live: Live, table: Table, wants_arrow: bool, since: float) -> Work:
     return Work([block], content, named(live, predictions))
 
 
-def _told(live: Live, ids: Sequence[str], values: Sequence[Any] | np.ndarray, output: np.ndarray) -> Any:
-    """What a request is told, as a `pyarrow.Table`: `output` as `Predictions` has it; the schema says who answered."""
+def _told(live: Live, ids: Sequence[str], values: np.ndarray, output: np.ndarray) -> Any:
+    """What a request is told, as a `pyarrow.Table`: arrays as `Predictions` has them; the schema says who answered."""
     import pyarrow as pa
 
-    numbers = output.astype(np.float64)
     if live.class_names:
-        beside = pa.StructArray.from_arrays([pa.array(own) for own in numbers.T], live.class_names)
-        columns = {"prediction": pa.array(values), "probabilities": beside}
+        each = [array_of(probabilities) for probabilities in output.T]
+        beside = {"probabilities": pa.StructArray.from_arrays(each, live.class_names)}
     else:
-        ends = pa.FixedSizeListArray.from_arrays(pa.array(numbers[:, 1:].ravel()), 2)
-        columns = {"prediction": pa.array(values, pa.float64()), "interval": ends}
+        beside = {"interval": pa.FixedSizeListArray.from_arrays(array_of(output[:, 1:].ravel()), 2)}
     facts = {"model_version": live.ref.version, "variant": live.variant, "degraded": str(live.degraded).lower()}
-    return pa.table({"id": pa.array(ids), **columns}).replace_schema_metadata(facts)
+    names = array_of(np.array(ids, dtype=object))
+    return pa.table({"id": names, "prediction": array_of(values), **beside}).replace_schema_metadata(facts)
 
 
 class _ByRow:
@@ -135,7 +135,8 @@ class _ByRow:
         if not self._wants_arrow:
             return OWN.write(live, logged)
         told = from_json(f"[{','.join(row.output for row in logged)}]")
-        values = [one["prediction"] for one in told]
+        texts = isinstance(told[0]["prediction"], str)
+        values = np.array([one["prediction"] for one in told], dtype=object if texts else None)
         if live.class_names:
             output = np.array([list(one["probabilities"].values()) for one in told])
         else:

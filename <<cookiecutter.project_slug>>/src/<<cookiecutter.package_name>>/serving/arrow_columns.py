@@ -1,11 +1,11 @@
 """One column of an Arrow table, judged by the contract as a whole: the rules and words of the API's request model."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..columnar import array_of, fixed, lengths, moments, numbers, present, texts, truths
 from ..contract import INTEGER_LIMIT, MISSING, NO_MOMENT, Column, as_array, missing, moment
 from . import faults
 from .problems import Problem
@@ -52,28 +52,28 @@ class Checked:
 
     def fault(self) -> faults.Details:
         """The first row that breaks a rule."""
-        value = self._values.slice(self._first, 1).to_numpy(zero_copy_only=False)[0]
-        return faults.fault(self.column.name, self._rule, self._first, value=_shown(value))
+        return faults.fault(self.column.name, self._rule, self._first, value=self._shown())
+
+    def _shown(self) -> Any:
+        import pyarrow as pa
+
+        value = self._values.slice(self._first, 1)
+        if self.column.type != "datetime" or pa.types.is_large_string(value.type):
+            told = value[0].as_py()
+            return None if told != told else told  # noqa: PLR0124 # NaN counts as null
+        moment_of = moments(value)[0]
+        # One beyond what Python's own can tell is a text too.
+        return None if np.isnat(moment_of) else str(moment_of)
 
     def logged(self) -> Any:
         """The values as `pyarrow.Array` of the contract's own type, null where they are missing."""
         import pyarrow as pa
 
-        if self.column.type == "integer":
-            # Every one of them is a whole number that float64 holds.
-            return pa.array(self.array, from_pandas=True).cast(pa.int64())
-        if self.column.is_numeric and self.column.type != "boolean":
-            return pa.array(self.array, from_pandas=True)
-        return pa.array(self.array) if self.column.type == "datetime" else self._values
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, np.datetime64):
-        # One beyond what Python's own can tell is a text too.
-        return None if np.isnat(value) else str(value)
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value
+        if self.column.type in ("boolean", "string"):
+            return self._values
+        array = array_of(self.array)
+        # Every integer is a whole number that float64 holds.
+        return array.cast(pa.int64()) if self.column.type == "integer" else array
 
 
 def _plain(column: Column, values: Any, limit: int) -> Any:
@@ -111,50 +111,32 @@ def _text_bytes(values: Any) -> int:
     """How many bytes an array of texts has once none is shared: a dictionary, or a view, may repeat a long one."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(values.type):
-        places = values.indices.drop_null().to_numpy(zero_copy_only=False)
-        return int(_lengths(values.dictionary)[places].sum())
-    return int(_lengths(values).sum())
-
-
-def _lengths(texts: Any) -> np.ndarray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_string_view(texts.type):
-        # Sixteen bytes for each text, of which the first four are its length.
-        views = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset * 4 : (texts.offset + len(texts)) * 4 : 4]
-        return np.where(texts.is_valid().to_numpy(zero_copy_only=False), views, 0).astype(np.int64)
-    lengths: np.ndarray = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
-    return lengths.astype(np.int64)
+    if not pa.types.is_dictionary(values.type):
+        return int(lengths(values).sum())
+    places = values.indices.cast(pa.int64())
+    return int(lengths(values.dictionary)[fixed(places, "i8")[present(places)]].sum())
 
 
 def _array(column: Column, values: Any) -> np.ndarray:
     import pyarrow as pa
 
-    array: np.ndarray
     if column.is_numeric:
-        array = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        array = numbers(values)
         return _told_apart(values, array) if column.type == "integer" else array
-    if column.type == "datetime" and pa.types.is_large_string(values.type):
+    if column.type == "string":
+        return texts(values)
+    if pa.types.is_large_string(values.type):
         return as_array(column, [_moment_or_none(text) for text in values.to_pylist()])
-    array = values.to_numpy(zero_copy_only=False)
-    if column.type == "datetime":
-        # Nanoseconds cannot tell the first year nor the last, and lie between them.
-        array = array.astype("datetime64[us]") if array.dtype == "datetime64[ns]" else array
-        inside = (array >= FIRST) & (array <= LAST)
-        return np.where(inside, array, np.datetime64("NaT")).astype("datetime64[us]")
-    return array
+    array = moments(values)
+    # Nanoseconds cannot tell the first year nor the last, and lie between them.
+    array = array.astype("M8[us]") if array.dtype == "M8[ns]" else array
+    return np.where((array >= FIRST) & (array <= LAST), array, np.datetime64("NaT")).astype("M8[us]")
 
 
 def _told_apart(values: Any, array: np.ndarray) -> np.ndarray:
     """The integers beyond the limit that float64 rounded to it are moved beyond it again."""
-    edge = np.flatnonzero(np.abs(array) == INTEGER_LIMIT)
-    if not edge.size:
-        return array
-    array = array.copy()
-    for at in edge:
-        if abs(values[at].as_py()) > INTEGER_LIMIT:
+    for at in np.flatnonzero(np.abs(array) == INTEGER_LIMIT):
+        if abs(values[int(at)].as_py()) > INTEGER_LIMIT:
             array[at] *= 2
     return array
 
@@ -170,7 +152,7 @@ def _broken(column: Column, values: Any, array: np.ndarray) -> Iterator[tuple[np
     """Which rows break a rule, bool [n_rows], and the rule."""
     gaps = missing(array)
     if column.type == "datetime":
-        yield gaps & values.is_valid().to_numpy(zero_copy_only=False), NO_MOMENT
+        yield gaps & present(values), NO_MOMENT
     if not column.nullable and column.role != "id":
         yield gaps, "must not be null"
     if column.type in ("float", "integer"):
@@ -187,20 +169,17 @@ def _broken(column: Column, values: Any, array: np.ndarray) -> Iterator[tuple[np
 
 
 def _broken_texts(column: Column, values: Any) -> Iterator[tuple[np.ndarray, str]]:
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    def rows(found: Any) -> np.ndarray:
-        return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False))
-
     if column.categories and not column.unseen:
-        known = pa.array([*column.categories, None], pa.large_string())
-        yield ~rows(pc.is_in(values, value_set=known)), f"must be one of {_either(column.categories)}"
+        known = array_of(np.array([*column.categories, None], dtype=object))
+        yield ~truths(pc.is_in(values, value_set=known)), f"must be one of {_either(column.categories)}"
         return
-    yield rows(pc.greater(pc.utf8_length(values), MAX_TEXT)), f"must have at most {MAX_TEXT} characters"
-    yield rows(pc.equal(values, MISSING)), RESERVED
+    characters = pc.utf8_length(values)
+    yield present(values) & (fixed(characters, "i8") > MAX_TEXT), f"must have at most {MAX_TEXT} characters"
+    yield truths(pc.is_in(values, value_set=array_of(np.array([MISSING], dtype=object)))), RESERVED
     if column.role == "id":
-        yield rows(pc.match_substring(values, "\x00")), "must not contain a NUL character"
+        yield truths(pc.match_substring(values, "\x00")), "must not contain a NUL character"
 
 
 def _either(names: Sequence[str | int]) -> str:
