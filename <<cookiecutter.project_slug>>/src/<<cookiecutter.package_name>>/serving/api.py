@@ -143,7 +143,7 @@ async def _feedback(service: Service, live: Live, _: Scope, body: bytes) -> Repl
 
 
 async def _invocations(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
-    return Reply(await service.predictor.predict(live, body, Invocations(media_type(scope))))
+    return Reply(await service.predictor.predict(live, body, form=Invocations(media_type(scope))))
 
 
 def _status(service: Service) -> APIRouter:

@@ -1,7 +1,7 @@
 """Apache Arrow for /predict: an IPC stream of columns by name, checked and scored as columns.
 
 Its rows are logged as one block of columns too, in the transaction before the answer: so many rows as texts would cost
-more than all the rest. While a challenger is tried, rows go one by one through the batch like any others.
+more than all the rest. While another model is tried, rows go one by one through the batch like any others.
 """
 
 import time
@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from .. import blocks
 from ..columnar import array_of
 from ..contract import as_array
+from ..errors import IntegrityError
 from ..prediction_log import Block, Prediction, block_ids, now_us
 from . import faults
 from .arrow_columns import Checked
@@ -47,9 +48,12 @@ async def predict(predictor: Predictor, live: Live, body: bytes, wants_arrow: bo
         Problem: 400, 413, 415 or 422 for the body, 415 if pyarrow is not installed, 503 when the log takes nothing.
     """
     since = time.perf_counter()
-    if live.routing.challenger is not None:
-        return await predictor.predict(live, body, _ByRow(wants_arrow, limit))
-    return await predictor.alone(live, lambda: _work(live, read(live, body, limit), wants_arrow, since))
+    if not (live.routing.challenger or live.routing.shadow):
+        try:
+            return await predictor.alone(live, lambda: _work(live, read(live, body, limit), wants_arrow, since))
+        except IntegrityError:
+            pass  # For some row the model has no number: what then happens is the batch's to decide.
+    return await predictor.predict(live, body, form=_ByRow(wants_arrow, limit))
 
 
 def read(live: Live, body: bytes, limit: int) -> Table:

@@ -250,7 +250,7 @@ class Inference:
                 "model_name": live.bundle.manifest.name,
                 "model_version": live.ref.version,
                 **({"id": self._request.id} if self._request.id is not None else {}),
-                "parameters": {"variant": live.variant, "degraded": live.degraded},
+                "parameters": {"variant": live.variant, "degraded": any(row.degraded for row in logged)},
                 "outputs": outputs,
             }
         )

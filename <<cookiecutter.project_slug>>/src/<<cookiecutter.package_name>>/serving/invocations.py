@@ -75,8 +75,15 @@ class Invocations:
     def write(self, live: Live, logged: Sequence[Prediction]) -> bytes:
         """Only what MLflow's server would tell, and which rows of the log these are."""
         told = from_json(f"[{','.join(row.output for row in logged)}]")
-        answer = {"predictions": [one["prediction"] for one in told], "ids": [row.id for row in logged]}
-        return to_json(answer)[:-1] + f",{live.closing}".encode()
+        return to_json(
+            {
+                "predictions": [one["prediction"] for one in told],
+                "ids": [row.id for row in logged],
+                "model_version": live.ref.version,
+                "variant": live.variant,
+                "degraded": any(row.degraded for row in logged),
+            }
+        )
 
 
 def _from_json(live: Live, body: bytes) -> list[Any]:

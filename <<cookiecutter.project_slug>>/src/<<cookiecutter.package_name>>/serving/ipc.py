@@ -32,7 +32,7 @@ def inspect(body: bytes) -> int:
             if _place(metadata, batch, 3):
                 raise Problem(415, "unsupported-media-type", "send the Arrow stream without compression")
             if message.type == RECORD_BATCH and (at := _place(metadata, batch, 0)):
-                rows += struct.unpack_from("<q", metadata, at)[0]
+                rows += max(0, struct.unpack_from("<q", metadata, at)[0])
         except struct.error:
             raise pa.ArrowInvalid("a message ends before its header does") from None
     return rows
