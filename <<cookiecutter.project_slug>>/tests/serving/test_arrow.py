@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from << cookiecutter.package_name >>.contract import MISSING
+from << cookiecutter.package_name >>.contract import MISSING, Contract
 from << cookiecutter.package_name >>.prediction_log import Reader
 from << cookiecutter.package_name >>.serving import arrow
 from << cookiecutter.package_name >>.serving.arrow_columns import Checked
@@ -21,6 +21,7 @@ from << cookiecutter.package_name >>.serving.live import Live, Models
 from << cookiecutter.package_name >>.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
 from << cookiecutter.package_name >>.serving.telemetry import Metrics, logger
 
+from .. import rows
 from . import speakers
 from .speakers import send_arrow, stream
 from .support import Folder, Server
@@ -179,9 +180,10 @@ def refused(response: httpx.Response) -> ProblemDocument:
 
 
 def test_every_column_that_does_not_fit_is_told_with_its_first_row(
-    client: httpx.Client, instances: list[Instance]
+    client: httpx.Client, contract: Contract, instances: list[Instance]
 ) -> None:
-    names = list(instances[0])[:2]
+    rows.one(contract, lambda column: not column.nullable, "column that has to be there")
+    names = [column.name for column in contract.inputs if not column.nullable][:2]
     wrong = [instances[0], {**instances[1], **dict.fromkeys(names)}, {**instances[2], **dict.fromkeys(names)}]
     problem = refused(send_arrow(client, stream(wrong)))
     in_json = refused(client.post("/predict", json={"instances": wrong})).errors or []
@@ -191,12 +193,16 @@ def test_every_column_that_does_not_fit_is_told_with_its_first_row(
     assert problem.detail.startswith(f"{len(in_json)} value")
 
 
-def test_columns_unknown_absent_or_repeated_are_named(client: httpx.Client, instances: list[Instance]) -> None:
+def test_columns_unknown_absent_or_repeated_are_named(
+    client: httpx.Client, contract: Contract, instances: list[Instance]
+) -> None:
     table = table_of(instances[:2])
-    name = table.column_names[0]
-    repeated = pa.Table.from_arrays([*table.columns, table[name]], names=[*table.column_names, name])
+    name = rows.one(contract, lambda column: not column.nullable, "column that has to be there").name
+    names = table.column_names
+    at = names.index(name)
+    repeated = pa.Table.from_arrays([*table.columns, table[name]], names=[*names, name])
     for wrong, rule in (
-        (table.rename_columns([f"{name}_", *table.column_names[1:]]), f"unknown field; did you mean '{name}'?"),
+        (table.rename_columns([*names[:at], f"{name}_", *names[at + 1 :]]), f"unknown field; did you mean '{name}'?"),
         (table.drop_columns([name]), "is required"),
         (repeated, "stands twice among the columns"),
         (table.slice(0, 0), "must have at least 1 row"),

@@ -20,7 +20,7 @@ from . import faults
 from .arrow_columns import Checked
 from .ipc import inspect
 from .live import Live
-from .predict import OWN, Predictor, Work, answer, named, outputs
+from .predict import OWN, Predictor, Work, answer, named, outputs, with_id
 from .problems import Problem
 from .tabular import none_twice, not_too_many, refused
 
@@ -109,7 +109,7 @@ def _work(live: Live, table: Table, wants_arrow: bool, since: float) -> Work:
         round((time.perf_counter() - since) * 1e6),
         live.degraded,
     )
-    content = blocks.pack(told) if wants_arrow else answer(live, ids, outputs(live, predictions))
+    content = blocks.pack(told) if wants_arrow else answer(live, map(with_id, ids, outputs(live, predictions)))
     return Work([block], content, named(live, predictions))
 
 

@@ -308,10 +308,14 @@ def rows(
     ]
 
 
-def answer(live: Live, ids: Iterable[str], told: Iterable[str]) -> bytes:
-    """The body of an answer in the API's own protocol."""
-    each = ",".join([f'{{"id":"{name}",{output[1:]}' for name, output in zip(ids, told, strict=True)])
-    return f'{{"predictions":[{each}],{live.closing}'.encode()
+def answer(live: Live, each: Iterable[str]) -> bytes:
+    """The body of an answer in the API's own protocol, each prediction being as `with_id` makes it."""
+    return f'{{"predictions":[{",".join(each)}],{live.closing}'.encode()
+
+
+def with_id(name: str, output: str) -> str:
+    """What an instance is told, from what `outputs` says of it."""
+    return f'{{"id":"{name}",{output[1:]}'
 
 
 class _Own:
@@ -321,7 +325,7 @@ class _Own:
         return live.schema.instances(body)
 
     def write(self, live: Live, logged: Sequence[Prediction]) -> bytes:
-        return answer(live, [row.id for row in logged], [row.output for row in logged])
+        return answer(live, [with_id(row.id, row.output) for row in logged])
 
 
 OWN = _Own()

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from ..contract import MISSING, Column, Contract, Label, moment
 from ..profile import Counts, Profile
 from . import faults
+from .problems import Problem
 
 MAX_LABELS = 10_000
 MAX_TEXT = 10_000
@@ -122,11 +123,20 @@ class Schema:
         Raises:
             Problem: 400 when it is no JSON, 422 when it breaks the contract.
         """
-        return self._instances(lambda adapter: adapter.validate_json(body))
+        try:
+            rows: list[dict[str, Any]] = self._predict.validate_json(body)["instances"]
+        except ValidationError as error:
+            raise self._refused(error, lambda: self._first_fault.validate_json(body)) from None
+        return rows
 
     def checked(self, rows: list[Any]) -> list[dict[str, Any]]:
         """Rows that are Python values already, as `instances` would have read them; raises 422 as it does."""
-        return self._instances(lambda adapter: adapter.validate_python({"instances": rows}))
+        asked = {"instances": rows}
+        try:
+            found: list[dict[str, Any]] = self._predict.validate_python(asked)["instances"]
+        except ValidationError as error:
+            raise self._refused(error, lambda: self._first_fault.validate_python(asked)) from None
+        return found
 
     def labels(self, body: bytes) -> list[dict[str, Any]]:
         """The labels of a /feedback body, each with `id` and `label`; raises as `instances`."""
@@ -136,22 +146,14 @@ class Schema:
             raise faults.problem(error, faults.Fields(["id", "label"])) from None
         return rows
 
-    def _instances(self, validate: Callable[[TypeAdapter[Any]], Any]) -> list[dict[str, Any]]:
-        try:
-            rows: list[dict[str, Any]] = validate(self._predict)["instances"]
-        except ValidationError as error:
-            if error.error_count() > faults.MANY:
-                error = self._first(validate, error)
-            raise faults.problem(error, self.fields) from None
-        return rows
-
-    def _first(self, validate: Callable[[TypeAdapter[Any]], Any], error: ValidationError) -> ValidationError:
+    def _refused(self, error: ValidationError, find_first: Callable[[], Any]) -> Problem:
         # Listing a million faults would keep everybody else waiting.
-        try:
-            validate(self._first_fault)
-        except ValidationError as first:
-            return first
-        return error
+        if error.error_count() > faults.MANY:
+            try:
+                find_first()
+            except ValidationError as first:
+                error = first
+        return faults.problem(error, self.fields)
 
 
 def _request(name: str, field: str, item: Any, most: int, stop_at_first: bool = False) -> Any:
