@@ -45,9 +45,9 @@ async def _infer(service: Service, live: Live, scope: Scope, body: bytes) -> Rep
     require(live, **scope["path_params"])
     form = Inference(header_length_of(dict(scope["headers"])))
     content = await service.predictor.predict(live, body, form=form)
-    if form.header_length is None:
+    if form.told_header_length is None:
         return Reply(content)
-    return Reply(content, BINARY, ((b"inference-header-content-length", b"%d" % form.header_length),))
+    return Reply(content, BINARY, ((b"inference-header-content-length", b"%d" % form.told_header_length),))
 
 
 def _health(service: Service) -> APIRouter:

@@ -187,20 +187,24 @@ def metadata(live: Live) -> ModelMetadata:
 
 
 class Inference:
-    """The `Form` of one request; after `write`, `header_length` is that of the answer, if it has binary tensors.
+    """The `Form` of one request.
 
     Args:
         header_length: bytes of the request's JSON, where tensors follow it.
+
+    Attributes:
+        told_header_length: the same of the answer, after `write`.
     """
 
     def __init__(self, header_length: int | None) -> None:
-        self.header_length = header_length
+        self.told_header_length: int | None = None
+        self._header_length = header_length
         self._request: InferRequest
 
     def read(self, live: Live, body: bytes) -> list[dict[str, Any]]:
         """The rows of a body; raises 400 where it cannot be read, 422 naming the tensor where that does not fit."""
-        head = body[: self.header_length]
-        if self.header_length is not None and len(head) < self.header_length:
+        head = body[: self._header_length]
+        if self._header_length is not None and len(head) < self._header_length:
             raise _malformed_header()
         self._request = _parsed(head)
         tensors = self._request.inputs
@@ -254,7 +258,7 @@ class Inference:
                 "outputs": outputs,
             }
         )
-        self.header_length = len(head) if buffers else None
+        self.told_header_length = len(head) if buffers else None
         return b"".join((head, *buffers))
 
     def _wanted(self, live: Live) -> dict[str, bool]:
