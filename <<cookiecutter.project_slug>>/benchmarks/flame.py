@@ -9,6 +9,7 @@ samples themselves, and profile.json. Linux lets a process look at its children;
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,6 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -64,24 +64,28 @@ def main() -> None:
 
 def record(form: str, output: Path, load: list[str], home: Path) -> dict[str, float]:
     """Serve under py-spy while a crowd asks; what the crowd saw."""
-    spy = ["py-spy", "record", "--rate", str(RATE), "--format", form, "--output", str(output), "--"]
-    command = [*spy, sys.executable, "-m", f"{stage.__package__}.cli", "serve", "--port", "0"]
+    recording = ["py-spy", "record", "--rate", str(RATE), "--format", form, "--output", str(output), "--"]
+    command = [*recording, sys.executable, "-m", f"{stage.__package__}.cli", "serve", "--port", "0"]
     environ = {**os.environ, "ML_DRAIN_SECONDS": "0", "ML_PREDICTION_LOG": str(home / form)}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environ, start_new_session=True, **pipes) as process:
+    said = home / f"{form}.log"
+    with (
+        said.open("w") as log,
+        subprocess.Popen(
+            command, env=environ, start_new_session=True, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as spy,
+    ):
         try:
-            found = None
-            while line := process.stdout.readline() if process.stdout else "":
-                if found := re.search(r"serving on http://\S+?:(\d+)", line):
-                    break
-            if found is None:
-                told = process.stderr.read().strip().splitlines() if process.stderr else []
+            # py-spy speaks first, on the same pipe.
+            told_ports = (re.search(r"serving on http://\S+?:(\d+)", line) for line in spy.stdout or ())
+            if (found := next(filter(None, told_ports), None)) is None:
+                told = said.read_text(encoding="utf-8").strip().splitlines()
                 sys.exit(f"error: the server did not start under py-spy: {told[-1] if told else 'no word of it'}")
             crowd = [sys.executable, str(HERE / "load.py"), found[1], *load]
             figures: dict[str, float] = json.loads(subprocess.run(crowd, check=True, capture_output=True).stdout)
         finally:
-            os.killpg(process.pid, signal.SIGINT)
-            process.communicate(timeout=60)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(spy.pid, signal.SIGINT)
+            spy.wait(timeout=60)
     if figures["failures"]:
         sys.exit(f"error: {figures['failures']:.0f} requests failed")
     return figures
