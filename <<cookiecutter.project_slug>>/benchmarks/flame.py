@@ -64,7 +64,19 @@ def main() -> None:
 
 def record(form: str, output: Path, load: list[str], home: Path) -> dict[str, float]:
     """Serve under py-spy while a crowd asks; what the crowd saw."""
-    recording = ["py-spy", "record", "--rate", str(RATE), "--format", form, "--output", str(output), "--"]
+    # Without stopping the server for each look: that would make every system call look dear.
+    recording = [
+        "py-spy",
+        "record",
+        "--nonblocking",
+        "--rate",
+        str(RATE),
+        "--format",
+        form,
+        "--output",
+        str(output),
+        "--",
+    ]
     command = [*recording, sys.executable, "-m", f"{stage.__package__}.cli", "serve", "--port", "0"]
     environ = {**os.environ, "ML_DRAIN_SECONDS": "0", "ML_PREDICTION_LOG": str(home / form)}
     said = home / f"{form}.log"
