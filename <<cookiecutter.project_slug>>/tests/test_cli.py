@@ -129,12 +129,18 @@ def test_versions_are_shown_and_an_unknown_one_is_refused_by_name(say: Say, fini
     assert shown.status == 0, shown.errors
     assert re.search(r"^ 1 +champion +0\.\d{4} +passed", shown.output, re.MULTILINE)
     assert re.search(r"serving: version 1 since .* \(first champion\)", shown.output)
-    assert "nothing → 1 (first champion)" in shown.output
+    assert re.search(r"^ champion +1 +100% +\d\d-\d\d \d\d:\d\d +0", shown.output, re.MULTILINE)
+    assert "champion nothing → 1 (first champion)" in shown.output
 
     unknown = say("rollout", "promote", "9")
     assert (unknown.status, unknown.errors.count("\n")) == (1, 1)
     assert "has no version '9'; known: 1" in unknown.errors
-    assert say("rollout", "promote").errors.startswith("error: ")
+    for verb in ("promote", "start"):
+        assert "there is no challenger; name a version" in say("rollout", verb).errors
+    assert "version 1 is champion already" in say("rollout", "start", "1").errors
+    assert "--share is 2; give a number above 0" in say("rollout", "start", "--share", "2").errors
+    assert "a shadow answers nobody" in say("rollout", "start", "--shadow", "--share", "0.1").errors
+    assert say("rollout", "abort").output == "Serving: version 1 alone; servers take it up within a second.\n"
     assert say("rollout", "rollback").errors.startswith("error: ")
 
 

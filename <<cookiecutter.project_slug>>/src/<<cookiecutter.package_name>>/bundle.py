@@ -10,8 +10,9 @@ Nothing here is unpickled and nothing but ONNX Runtime is needed to predict.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -30,6 +31,8 @@ HASHED = (MODEL, CONTRACT, PROFILE, CARD)
 FORMAT = 1
 LINEAGE = "lineage.json"
 """Where a bundle came from; added by the registry beside the hashed files, because it differs between equal bundles."""
+CHEBYSHEV = 10**0.5
+"""Within so many standard deviations lie nine of ten values of any distribution (Chebyshev's inequality)."""
 
 
 class Slice(strict.Strict):
@@ -143,6 +146,23 @@ class Bundle:
             raise IntegrityError(f"bundle {path}: {CONTRACT} is not the contract that the model was trained with")
         return cls(path, sha256_file(path / MANIFEST), manifest, contract, _session(path))
 
+    @classmethod
+    def open_prior(cls, path: Path, digest: str) -> Self:
+        """As `open`, but without the model, which may be missing or changed: every row is answered as `prior` says."""
+        manifest = verify(path, digest, [name for name in HASHED if name != MODEL])
+        return cls(path, digest, manifest, Contract.load(path / CONTRACT), _Prior(manifest)).prior
+
+    @property
+    def prior(self) -> Self:
+        """The bundle that gives every row the trivial answer: the classes' shares, or the mean, of the training rows.
+
+        A mean's interval is wide enough for nine of ten test rows, whatever their distribution.
+        """
+        wide = CHEBYSHEV * self.manifest.metrics.get("trivial", {}).get("rmse", 0.0)
+        half = None if self.manifest.half_width is None else max(wide, self.manifest.half_width)
+        manifest = self.manifest.model_copy(update={"half_width": half})
+        return type(self)(self.path, self.digest, manifest, self.contract, _Prior(manifest))
+
     @property
     def profile(self) -> Profile:
         """The reference profile, read from disk."""
@@ -190,8 +210,26 @@ class Bundle:
         return Predictions(self._classes[answers.argmax(axis=1)], answers, answers.max(axis=1))
 
 
-def verify(path: Path, digest: str | None = None) -> Manifest:
-    """Check that a bundle's folder still holds what was sealed; arguments and errors as `Bundle.open`."""
+class _Prior:
+    """Stands where a session does, and answers every row alike."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._widths = {"num": len(manifest.numeric), "cat": len(manifest.categorical)}
+        self._answer = np.array([manifest.prior], dtype=np.float32)
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name=name, shape=(None, wide)) for name, wide in self._widths.items() if wide]
+
+    def run(self, _: None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return [self._answer.repeat(len(next(iter(feeds.values()))), axis=0)]
+
+
+def verify(path: Path, digest: str | None = None, parts: Collection[str] = HASHED) -> Manifest:
+    """Check that a bundle's folder still holds what was sealed; arguments and errors as `Bundle.open`.
+
+    Args:
+        parts: the files that count.
+    """
     if not (path / MANIFEST).is_file():
         raise IntegrityError(f"bundle {path}: {MANIFEST} is missing")
     if digest is not None and sha256_file(path / MANIFEST) != digest:
@@ -200,6 +238,8 @@ def verify(path: Path, digest: str | None = None) -> Manifest:
     if manifest.files.keys() != set(HASHED):
         raise IntegrityError(f"bundle {path}: {MANIFEST} lists other files than {', '.join(HASHED)}")
     for name, expected in manifest.files.items():
+        if name not in parts:
+            continue
         if not (path / name).is_file():
             raise IntegrityError(f"bundle {path}: {name} is missing")
         if sha256_file(path / name) != expected:
@@ -230,7 +270,8 @@ def _session(path: Path) -> Any:
     # More threads change low bits of a sum; serving scales by processes.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    # Its errors are raised; it would print them as well, in a form of its own.
+    options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(path / MODEL, options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -1,6 +1,8 @@
 """The command line: one verb each; every verb stands in the Makefile too."""
 
+import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
     from .model.gate import Check
     from .model.registry import Registry
     from .monitoring.run import Monitored
+    from .serving.routing import Routing
 
 R = TypeVar("R")
 Task = Literal["binary", "multiclass", "regression"]
 By = Literal["time", "hash"]
 SHOWN_COLUMNS = 60
 INTERRUPTED = 130
+DEFAULT_SHARE = 0.1
 
 # Heavy libraries are imported in the verb that needs them: `--help` and `serve` must not wait for MLflow.
 
@@ -40,7 +44,9 @@ app = typer.Typer(
     help=__doc__,
     pretty_exceptions_enable=False,
 )
-rollout_app = typer.Typer(no_args_is_help=True, help="Which version answers: status, promote, rollback.")
+rollout_app = typer.Typer(
+    no_args_is_help=True, help="Which version answers what share: start, status, promote, abort, rollback, sync."
+)
 app.add_typer(rollout_app, name="rollout")
 
 console = Console(highlight=False)
@@ -167,9 +173,33 @@ def window(
     console.print(f"{rows:,} rows → {output}")
 
 
+@rollout_app.command("start")
+def rollout_start(
+    version: Annotated[str | None, typer.Argument(help="The challenger if not given.")] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Part of the traffic that it answers, above 0 and at most 1; 0.1 if not given.")
+    ] = None,
+    shadow: Annotated[bool, typer.Option("--shadow", help="Ask and log it; the champion answers all.")] = False,
+    why: Annotated[str, typer.Option(metavar="REASON", help="Kept on record.")] = "started",
+) -> None:
+    """Try a version out beside the champion, on a share of the traffic or as its shadow; again: change the share."""
+    from .flows import rollout
+
+    if shadow and share is not None:
+        raise ConfigError("a shadow answers nobody and has no share; give --share or --shadow")
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"--share is {share:g}; give a number above 0 and at most 1")
+    now = rollout.start(_registry(), Settings.read(), version, None if shadow else share or DEFAULT_SHARE, why)
+    console.print(f"Serving: {rollout.described(now)}; servers take it up within a second.")
+
+
 @rollout_app.command("status")
-def rollout_status() -> None:
-    """What the registry and the serving folder hold, and the last changes."""
+def rollout_status(
+    server: Annotated[
+        str, typer.Option(metavar="URL", help="Asked for the state of its breaker.")
+    ] = "http://127.0.0.1:8000",
+) -> None:
+    """Who answers what share since when, how often, and the last changes."""
     from .flows import rollout
     from .metrics import HEADLINE
     from .serving import routing
@@ -188,47 +218,67 @@ def rollout_status() -> None:
     console.print(table)
     if (settings.serving_folder / routing.ROUTING).is_file():
         now = routing.read(settings.serving_folder)
-        console.print(
-            f"serving: version {now.champion.version if now.champion else 'none'} "
-            f"since {now.updated_at} ({escape(now.reason)})"
-        )
+        told = f"serving: {rollout.described(now)} since {now.updated_at} ({escape(now.reason)})"
+        console.print(told, soft_wrap=True)
+        _show_standing(now, server, settings)
     for entry in rollout.audit(settings.serving_folder)[-5:]:
         console.print(
-            f"[dim]{entry['at']}  {escape(entry['who'])}: "
-            f"{entry['from'] or 'nothing'} → {entry['to']} ({escape(entry['why'])})[/]"
+            f"[dim]{entry['at']}  {escape(entry['who'])}: {entry.get('what', 'champion')} "
+            f"{entry['from'] or 'nothing'} → {entry['to'] or 'nothing'} ({escape(entry['why'])})[/]"
         )
 
 
 @rollout_app.command("promote")
 def rollout_promote(
-    version: Annotated[str | None, typer.Argument(help="The challenger if not given.")] = None,
+    version: Annotated[str | None, typer.Argument(help="What is tried out, or the challenger, if not given.")] = None,
     override: Annotated[
         str, typer.Option(metavar="REASON", help="Promote a refused version all the same; the reason is kept.")
     ] = "",
+    why: Annotated[str, typer.Option(metavar="REASON", help="Kept on record.")] = "promoted",
 ) -> None:
-    """Make a version champion and serve it."""
+    """Make a version champion and serve it; what is tried out ends."""
     from .flows import rollout
 
-    promoted = rollout.promote(_registry(), Settings.read(), version, override)
+    promoted = rollout.promote(_registry(), Settings.read(), version, override, why)
     console.print(f"Version {promoted.number} is champion; servers take it up within a second.")
 
 
-@rollout_app.command("rollback")
-def rollout_rollback() -> None:
-    """Go back to the version that was champion before."""
+@rollout_app.command("abort")
+def rollout_abort(why: Annotated[str, typer.Option(metavar="REASON", help="Kept on record.")] = "aborted") -> None:
+    """End what is tried out: the champion answers everything."""
     from .flows import rollout
 
-    promoted = rollout.rollback(_registry(), Settings.read())
+    now = rollout.abort(_registry(), Settings.read(), why)
+    console.print(f"Serving: {rollout.described(now)} alone; servers take it up within a second.")
+
+
+@rollout_app.command("rollback")
+def rollout_rollback(
+    why: Annotated[str, typer.Option(metavar="REASON", help="Kept on record.")] = "rolled back",
+) -> None:
+    """Go back to the version that was champion before; what is tried out ends."""
+    from .flows import rollout
+
+    promoted = rollout.rollback(_registry(), Settings.read(), why)
     console.print(f"Version {promoted.number} is champion again; servers take it up within a second.")
 
 
 @rollout_app.command("sync")
-def rollout_sync() -> None:
+def rollout_sync(
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until stopped, as a sidecar of servers does.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 5.0,
+) -> None:
     """Make the serving folder equal to the registry, for example after it was lost."""
     from .flows import rollout
 
+    if watch:
+        # Every step is safe to be cut off after, so there is nothing to finish.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        rollout.watch(
+            _registry, Settings.read(), every, lambda line: print(f"{datetime.now(UTC):%FT%TZ} {line}", flush=True)
+        )
     now = rollout.sync(_registry(), Settings.read(), why="synced")
-    console.print(f"The serving folder holds version {now.champion.version if now.champion else 'none'}.")
+    console.print(f"The serving folder holds {rollout.described(now)}.")
 
 
 @app.command()
@@ -332,6 +382,28 @@ def _registry() -> "Registry":
     from .model.registry import Registry
 
     return Registry.open(Settings.read(), Contract.load(stage.CONTRACT).name)
+
+
+def _show_standing(now: "Routing", server: str, settings: Settings) -> None:
+    from .flows import rollout, standing
+
+    table = Table("who", "version", "share", "since (UTC)", "rows", "mean score", "ms", "last row")
+    table.box, table.header_style = None, "bold"
+    for one in standing.standings(now, settings):
+        told, cells = one.tally, ["0", "", "", ""]
+        if told:
+            last = datetime.fromtimestamp(told.last_us / 1e6, tz=UTC)
+            cells = [
+                f"{told.rows:,}",
+                "–" if math.isnan(told.mean_score) else f"{told.mean_score:.4f}",
+                f"{told.mean_latency_us / 1000:.2f}",
+                f"{last:%m-%d %R}",
+            ]
+        share = "" if one.share is None else rollout.percent(one.share)
+        table.add_row(one.variant, one.version, share, one.since[5:16].replace("T", " "), *cells)
+    console.print(table)
+    if state := standing.breaker(now, server, settings):
+        console.print(f"breaker: {escape(state)}", soft_wrap=True)
 
 
 def _show_proposal(found: "Examined") -> None:

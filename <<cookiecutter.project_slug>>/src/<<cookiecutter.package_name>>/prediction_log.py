@@ -9,6 +9,7 @@ connections checkpoint one WAL) and readers open all files as one log. Given a d
 """
 
 import itertools
+import math
 import os
 import queue
 import re
@@ -43,6 +44,9 @@ SMALL = 128
 """Most rows of a commit that tells how quick commits are here."""
 CHECKPOINT_PAGES = 4000
 """About how much of SQLite's journal is written before its pages go to their places: 16 MB."""
+
+SHADOW = "shadow"
+"""The variant of rows that were logged beside an answer and sent to nobody."""
 
 _IN_BLOCK = re.compile(r"[0-9a-f]{32}")
 _READ_ONLY = {"mode": "ro", "uri": "true"}
@@ -166,6 +170,18 @@ _TABLES: dict[type, sa.Table] = {Prediction: predictions, Block: blocks, Outcome
 _INSERTS = {
     kind: str(sa.insert(table).compile(dialect=sqlite.dialect(paramstyle="qmark"))) for kind, table in _TABLES.items()
 }
+
+
+class Tally(NamedTuple):
+    """What one model did in one variant; `mean_score` is of the rows that were logged one by one, NaN without any."""
+
+    variant: str
+    model_version: str
+    rows: int
+    degraded: int
+    mean_score: float
+    mean_latency_us: float
+    last_us: int
 
 
 class Logged(NamedTuple):
@@ -435,6 +451,7 @@ class Reader:
     ) -> Iterator[Logged]:
         """Predictions with since ≤ time < until, in the order of each file, joined with their labels.
 
+        What a shadow said was nobody's answer, and is left out unless `variant` asks for it.
         A label may stand in another file than its prediction; they are looked up in step, so that memory stays flat.
         Blocks follow what was logged row by row.
 
@@ -448,13 +465,38 @@ class Reader:
                 query = query.where(table.c.at_us < until_us)
             if model_version is not None:
                 query = query.where(table.c.model_version == model_version)
-            return query if variant is None else query.where(table.c.variant == variant)
+            return query.where(table.c.variant != SHADOW if variant is None else table.c.variant == variant)
 
         of_blocks = (one for row in self._rows(asked(blocks), 2) for one in _unpacked(Block._make(row)))
         found = itertools.chain(map(Prediction._make, self._rows(asked(predictions))), of_blocks)
         while some := list(itertools.islice(found, MAX_VARIABLES)):
             outcomes = self.labels([prediction.id for prediction in some])
             yield from (Logged(prediction, outcomes.get(prediction.id)) for prediction in some)
+
+    def tallies(self, since_us: int = 0) -> list[Tally]:
+        """Counts of each variant and version from a moment on, shadows included, by variant and version."""
+        found: dict[tuple[str, str], list[Tally]] = {}
+        for table, count, version in ((predictions, sa.literal(1), 1), (blocks, blocks.c.rows, 2)):
+            # What a block's rows scored lies packed within it, and counts for nothing here.
+            scores = sa.func.avg(table.c.score) if table is predictions else sa.null()
+            query = (
+                sa.select(
+                    table.c.variant,
+                    table.c.model_version,
+                    sa.func.sum(count),
+                    sa.func.sum(sa.cast(table.c.degraded, sa.Integer) * count),
+                    scores,
+                    sa.func.sum(table.c.latency_us * count),
+                    sa.func.max(table.c.at_us),
+                )
+                .where(table.c.at_us >= since_us)
+                .group_by(table.c.variant, table.c.model_version)
+            )
+            for variant, model, rows, degraded, score, latency, last in self._rows(query, version):
+                mean = math.nan if score is None else float(score)
+                part = Tally(variant, model, int(rows), int(degraded), mean, float(latency) / int(rows), last)
+                found.setdefault((variant, model), []).append(part)
+        return [_together(found[key]) for key in sorted(found)]
 
     def labels(self, ids: Sequence[str] | None = None) -> dict[str, str]:
         """Prediction id → label (a JSON text); of all, or of the ids given."""
@@ -503,6 +545,19 @@ class Reader:
         for engine in map(_engine, urls):
             if _version(engine) >= version:
                 yield engine
+
+
+def _together(parts: Sequence[Tally]) -> Tally:
+    rows = sum(part.rows for part in parts)
+    scored = [part for part in parts if not math.isnan(part.mean_score)]
+    weight = sum(part.rows for part in scored)
+    return parts[0]._replace(
+        rows=rows,
+        degraded=sum(part.degraded for part in parts),
+        mean_score=sum(part.mean_score * part.rows for part in scored) / weight if weight else math.nan,
+        mean_latency_us=sum(part.mean_latency_us * part.rows for part in parts) / rows,
+        last_us=max(part.last_us for part in parts),
+    )
 
 
 def _unpacked(block: Block) -> Iterator[Prediction]:

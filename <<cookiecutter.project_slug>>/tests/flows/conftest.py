@@ -1,15 +1,22 @@
-"""Both consoles, shown for one small project by the command itself."""
+"""Both consoles, shown for one small project by the command itself; a registry with two versions."""
 
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from .. import project
+from << cookiecutter.package_name >>.settings import Settings
+
+from .. import project, store
+
+if TYPE_CHECKING:
+    # Heavy, and imported where they are used: the process that hands out the tests needs none of it.
+    from << cookiecutter.package_name >>.model.registry import Registry
 
 
 class Pages(NamedTuple):
@@ -33,3 +40,36 @@ def pages(turned: project.Turned, tmp_path_factory: pytest.TempPathFactory) -> I
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def rolled_out(fresh_store: Path, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose registry has two versions that passed; the first is champion and serves, the second challenges."""
+    from << cookiecutter.package_name >>.flows import rollout
+    from << cookiecutter.package_name >>.model.registry import Registry
+
+    path = shutil.copytree(fresh_store, tmp_path_factory.mktemp("rolled out") / "project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        registry = Registry.open(store.settings(path), store.NAME)
+        for name in ("first", "second"):
+            registry.register(store.another(bundle_path, path.with_name(name)), store.PASSED, {}, {}, [])
+        registry.promote("1", None)
+        rollout.sync(registry, store.settings(path), why="first champion")
+        registry.challenge("2")
+    return path
+
+
+@pytest.fixture
+def settings(folder: Path) -> Settings:
+    """Settings of the store in the current folder."""
+    return store.settings(folder)
+
+
+@pytest.fixture
+def two(rolled_out: Path, folder: Path) -> "Registry":
+    """The registry with two versions, moved into the current folder."""
+    from << cookiecutter.package_name >>.model.registry import Registry
+
+    shutil.copytree(rolled_out, folder, dirs_exist_ok=True)
+    return Registry.open(store.settings(folder), store.NAME)

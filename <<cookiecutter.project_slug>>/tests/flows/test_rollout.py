@@ -24,33 +24,6 @@ rollout.promote(Registry.open(Settings.read(), {store.NAME!r}), Settings.read(),
 """
 
 
-@pytest.fixture(scope="module")
-def rolled_out(fresh_store: Path, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose registry has two versions that passed; the first is champion and serves, the second challenges."""
-    path = shutil.copytree(fresh_store, tmp_path_factory.mktemp("rolled out") / "project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        registry = Registry.open(store.settings(path), store.NAME)
-        for name in ("first", "second"):
-            registry.register(store.another(bundle_path, path.with_name(name)), store.PASSED, {}, {}, [])
-        registry.promote("1", None)
-        rollout.sync(registry, store.settings(path), why="first champion")
-        registry.challenge("2")
-    return path
-
-
-@pytest.fixture
-def settings(folder: Path) -> Settings:
-    return store.settings(folder)
-
-
-@pytest.fixture
-def two(rolled_out: Path, folder: Path) -> Registry:
-    """The registry with two versions, moved into the current folder."""
-    shutil.copytree(rolled_out, folder, dirs_exist_ok=True)
-    return Registry.open(store.settings(folder), store.NAME)
-
-
 def serving(folder: Path) -> str:
     """The version that servers answer with; its bundle is whole."""
     now = routing.read(folder / "var" / "serving")
@@ -79,7 +52,7 @@ def test_a_promotion_serves_the_version_and_records_who_when_from_to_and_why(
     assert (champion(two), serving(folder)) == ("2", "2")
     assert two.alias(CHALLENGER) is None
     entry = rollout.audit(settings.serving_folder)[-1]
-    assert (entry["from"], entry["to"], entry["why"]) == ("1", "2", "promoted")
+    assert (entry["what"], entry["from"], entry["to"], entry["why"]) == ("champion", "1", "2", "promoted")
     assert entry["who"]
     assert entry["at"].endswith("+00:00")
 
@@ -95,7 +68,7 @@ def test_a_sync_repeated_changes_nothing(two: Registry, settings: Settings) -> N
 def test_without_a_champion_there_is_nothing_to_roll_out(registry: Registry, settings: Settings) -> None:
     with pytest.raises(ProjectError, match="the registry has no champion"):
         rollout.sync(registry, settings, why="x")
-    with pytest.raises(ProjectError, match="there is no challenger to promote"):
+    with pytest.raises(ProjectError, match="there is no challenger; name a version"):
         rollout.promote(registry, settings, None)
 
 
@@ -153,15 +126,18 @@ def test_a_refused_version_is_not_promoted_but_by_an_override_that_is_recorded(
     assert rollout.audit(settings.serving_folder)[-1]["why"] == "the floor is wrong"
 
 
-def test_a_rollback_returns_to_the_version_before_and_back_again(
+def test_a_rollback_returns_to_the_version_before_and_two_in_a_hurry_do_not_roll_forward(
     two: Registry, settings: Settings, folder: Path
 ) -> None:
     rollout.promote(two, settings, "2")
-    assert rollout.rollback(two, settings).number == "1"
-    assert (champion(two), serving(folder)) == ("1", "1")
+    for _ in range(2):
+        assert rollout.rollback(two, settings).number == "1"
+        assert (champion(two), serving(folder)) == ("1", "1")
+    rollout.promote(two, settings, "2")
     rollout.rollback(two, settings)
-    assert (champion(two), serving(folder)) == ("2", "2")
-    assert [entry["why"] for entry in rollout.audit(settings.serving_folder)][-2:] == ["rolled back", "rolled back"]
+    told = [(entry["what"], entry["to"], entry["why"]) for entry in rollout.audit(settings.serving_folder)][-3:]
+    back = ("rollback", "1", "rolled back")
+    assert told == [back, ("champion", "2", "promoted"), back]
 
 
 def test_without_a_version_before_there_is_nothing_to_roll_back_to(two: Registry, settings: Settings) -> None:

@@ -59,19 +59,19 @@ class Folder:
         self,
         champion: routing.Ref | None,
         previous: routing.Ref | None = None,
-        challenger: routing.Ref | None = None,
+        challenger: routing.Challenger | None = None,
+        shadow: routing.Shadow | None = None,
     ) -> None:
         """Name the bundles that answer."""
-        routing.write(
-            self.path,
-            routing.Routing(
-                name="flights",
-                champion=champion,
-                previous=previous,
-                challenger=challenger,
-                updated_at="2013-11-01T00:00:00+00:00",
-            ),
+        now = routing.Routing(
+            name="flights",
+            champion=champion,
+            previous=previous,
+            challenger=challenger,
+            shadow=shadow,
+            updated_at="2013-11-01T00:00:00+00:00",
         )
+        routing.write(self.path, now)
 
     def roll_out(self, version: str, **facts: Any) -> routing.Ref:
         """Put a bundle in place and make it champion."""

@@ -19,6 +19,7 @@ from << cookiecutter.package_name >>.serving import arrow
 from << cookiecutter.package_name >>.serving.arrow_columns import Checked
 from << cookiecutter.package_name >>.serving.live import Live, Models
 from << cookiecutter.package_name >>.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
+from << cookiecutter.package_name >>.serving.routing import Challenger
 from << cookiecutter.package_name >>.serving.telemetry import Metrics, logger
 
 from .. import rows
@@ -264,8 +265,9 @@ def test_no_damaged_stream_is_more_than_a_refusal(live: Live, instances: list[In
 def test_while_a_challenger_is_tried_each_row_is_logged_for_itself(
     folder: Folder, tmp_path: Path, instances: list[Instance]
 ) -> None:
-    champion, challenger = folder.add("1"), folder.add("2")
-    folder.point(champion, challenger=challenger)
+    champion, other = folder.add("1"), folder.add("2")
+    tried = Challenger(ref=other, share=1e-9, salt="5a" * 16, since="2013-11-01")
+    folder.point(champion, challenger=tried)
     with Server(tmp_path) as running, running.client() as client:
         told, wanted = speakers.arrow(client, instances[:5]), speakers.own(client, instances[:5])
     assert told.predictions == wanted.predictions

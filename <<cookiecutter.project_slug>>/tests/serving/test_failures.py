@@ -3,22 +3,19 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from << cookiecutter.package_name >>.bundle import MODEL, Predictions
-from << cookiecutter.package_name >>.errors import IntegrityError
+from << cookiecutter.package_name >>.bundle import MODEL, Bundle
 from << cookiecutter.package_name >>.prediction_log import Reader
-from << cookiecutter.package_name >>.serving import predict
 from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.serving.live import Live
 from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
 from << cookiecutter.package_name >>.settings import Settings
 
+from . import broken
 from .support import Folder, InProcess, eventually
 
 V2 = "/v2/models/flights"
@@ -99,23 +96,57 @@ def test_requests_that_meet_share_a_call_of_the_model_and_no_fault(
     assert {alone["id"], *(one["id"] for one in told)} == {row.prediction.id for row in Reader(log).predictions()}
 
 
-def test_an_instance_that_breaks_the_model_breaks_no_other_request(
-    folder: Folder, tmp_path: Path, example: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", broken.FAULTS)
+def test_rows_that_break_the_model_get_its_prior_and_break_no_other_request(
+    folder: Folder, tmp_path: Path, example: dict[str, Any], fault: broken.Fault, bundle_path: Path
 ) -> None:
-    folder.roll_out("1")
-    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
-    usual = predict.score
-
-    def score(live: Live, instances: Sequence[Any]) -> Predictions:
-        if len(instances) in (2, 4):
-            raise IntegrityError("no number")
-        return usual(live, instances)
-
-    monkeypatch.setattr(predict, "score", score)
+    bundle = Bundle.open(bundle_path)
+    folder.roll_out("1", model=broken.model(bundle, fault))
+    log = str(tmp_path / "log")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=log))
     with InProcess(app) as caller:
-        good, broken = (json.dumps({"instances": [example] * count}).encode() for count in (1, 2))
-        answers = caller.together("/predict", [good, broken, good])
-    assert [answer.status_code for answer in answers] == [200, 500, 200]
+        good, bad = (json.dumps({"instances": [example] * count}).encode() for count in (1, broken.SAFE_ROWS + 1))
+        answers = caller.together("/predict", [good, bad, good])
+        metrics = caller.request("GET", "/metrics").text
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    first, second, third = (answer.json() for answer in answers)
+    assert (first["degraded"], second["degraded"], third["degraded"]) == (False, True, False)
+    given = second["predictions"][-1]
+    assert given.get("variant", second["variant"]) == "fallback"
+    assert list(given["probabilities"].values()) == pytest.approx(bundle.manifest.prior)
+    assert list(first["predictions"][0]["probabilities"].values()) == [0.5, 0.5]
+    stood_in = 1 if fault == "no number" else broken.SAFE_ROWS + 1
+    assert f"predictions_degraded_total {stood_in}.0" in metrics
+    logged = [row.prediction for row in Reader(log).predictions()]
+    assert sorted(row.variant for row in logged) == ["champion"] * (5 - stood_in) + ["fallback"] * stood_in
+    assert all(row.degraded == (row.variant == "fallback") for row in logged)
+
+
+def test_without_any_model_the_prior_answers_until_there_is_one(
+    folder: Folder, tmp_path: Path, example: dict[str, Any], bundle_path: Path
+) -> None:
+    previous, champion = folder.add("1"), folder.add("2")
+    folder.point(champion, previous)
+    models = [folder.bundle(version) / MODEL for version in "12"]
+    content = models[1].read_bytes()
+    for model in models:
+        model.write_bytes(b"x")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+    with InProcess(app) as caller:
+
+        def ask() -> dict[str, Any]:
+            found: dict[str, Any] = caller.request("POST", "/predict", json={"instances": [example]}).json()
+            return found
+
+        answer = ask()
+        assert (answer["model_version"], answer["variant"], answer["degraded"]) == ("2", "fallback", True)
+        prior = Bundle.open(bundle_path).manifest.prior
+        assert list(answer["predictions"][0]["probabilities"].values()) == pytest.approx(prior)
+        assert caller.request("POST", "/predict", json={"instances": [{}]}).status_code == 422
+        assert f"{MODEL} was changed" in caller.request("GET", "/model").json()["refused"]["reason"]
+        models[1].write_bytes(content)
+        eventually(lambda: ask()["degraded"] is False)
+        assert ask()["predictions"][0]["probabilities"] != answer["predictions"][0]["probabilities"]
 
 
 def test_a_connection_that_breaks_while_it_is_answered_holds_up_no_other(

@@ -1,18 +1,40 @@
 """routing.json: written whole, read strictly."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 
 from << cookiecutter.package_name >>.errors import ConfigError, ServingError
 from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.serving.routing import Ref, Routing
+from << cookiecutter.package_name >>.serving.routing import Challenger, Ref, Routing, Shadow
 
-REF = Ref(version="3", digest="a" * 64)
+REF, OTHER, THIRD = (Ref(version=version, digest="a" * 64) for version in "345")
+SALT = "5a" * 16
+REF_JSON = REF.model_dump_json()
+SELF = Shadow(ref=REF, salt=SALT, since="x").model_dump_json()
+KEYS = [str(number).encode() for number in range(100_000)]
+
+
+def challenger(share: float, salt: str = "5a" * 16) -> Challenger:
+    return Challenger(ref=OTHER, share=share, salt=salt, since="2013-11-01")
+
+
+def taken(one: Challenger) -> set[bytes]:
+    return {key for key in KEYS if one.takes(key)}
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    written = Routing(name="flights", champion=REF, share=0.25, shadow=True, updated_at="2013-11-01", reason="promoted")
+    shadow = Shadow(ref=THIRD, salt="00" * 16, since="2013-11-02")
+    written = Routing(
+        name="flights",
+        champion=REF,
+        challenger=challenger(0.25),
+        shadow=shadow,
+        updated_at="2013-11-01",
+        reason="promoted",
+    )
     routing.write(tmp_path / "new", written)
     assert routing.read(tmp_path / "new") == written
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["routing.json"]
@@ -30,7 +52,10 @@ def test_a_version_cannot_lead_out_of_the_folder(version: str) -> None:
         ("{", "not valid JSON"),
         ("[]", "expected keys and values"),
         ('{"name": "f", "updated_at": "x", "champoin": null}', "did you mean 'champion'"),
-        ('{"name": "f", "updated_at": "x", "share": 2}', "share"),
+        ('{"name": "f", "updated_at": "x", "challenger": {"share": 2}}', "share"),
+        (f'{{"name": "f", "updated_at": "x", "shadow": {{"ref": {REF_JSON}, "salt": "1", "since": "x"}}}}', "salt"),
+        (f'{{"name": "f", "updated_at": "x", "shadow": {SELF}}}', "needs a champion"),
+        (f'{{"name": "f", "updated_at": "x", "champion": {REF_JSON}, "shadow": {SELF}}}', "beside itself"),
         ('{"name": "f", "updated_at": "x", "champion": {"version": "1"}}', "digest"),
     ],
 )
@@ -43,3 +68,29 @@ def test_a_broken_routing_is_refused_with_its_fault(tmp_path: Path, content: str
 def test_a_missing_routing_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="roll a model out"):
         routing.read(tmp_path)
+
+
+def test_a_folder_of_the_format_before_serves_on(tmp_path: Path) -> None:
+    old = {"format": 1, "name": "f", "champion": REF.model_dump(), "share": 0.0, "shadow": False, "updated_at": "x"}
+    (tmp_path / routing.ROUTING).write_text(json.dumps({**old, "previous": None, "challenger": None, "reason": ""}))
+    found = routing.read(tmp_path)
+    assert (found.champion, found.challenger, found.shadow) == (REF, None, None)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
+def test_a_share_is_exact_within_three_standard_deviations(share: float) -> None:
+    sigma = math.sqrt(share * (1 - share) / len(KEYS))
+    assert abs(len(taken(challenger(share))) / len(KEYS) - share) <= 3 * sigma
+    assert len(taken(challenger(1.0))) == len(KEYS)
+
+
+def test_each_experiment_draws_anew_and_a_larger_share_keeps_whom_it_had() -> None:
+    small, large, anew = taken(challenger(0.1)), taken(challenger(0.3)), taken(challenger(0.1, "5b" * 16))
+    assert small < large
+    # By chance a tenth of those that one experiment takes are in the other, too.
+    assert abs(len(small & anew) / len(KEYS) - 0.01) <= 3 * math.sqrt(0.01 * 0.99 / len(KEYS))
+
+
+def test_a_key_falls_to_the_same_side_on_every_machine_and_for_ever() -> None:
+    sides = "".join("c" if challenger(0.5).takes(key) else "." for key in KEYS[:32])
+    assert sides == "c.ccc.c...ccc.cc.........c...c.."

@@ -1,20 +1,31 @@
-"""From the registry to the serving folder: which version answers, who decided it, and the way back."""
+"""From the registry to the serving folder: which version answers what share, who decided it, and the way back.
+
+The registry holds what is meant: the champion's alias, and a plan of what is tried out beside it. The folder follows,
+so that any number of folders, each beside its servers, route alike. Every change is: bundle, registry, pointer, record;
+a process killed between two of these leaves a folder that serves, and the same command again completes it.
+"""
 
 import json
 import os
+import secrets
 import shutil
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
-from .. import bundle
-from ..errors import IntegrityError, ProjectError
+from pydantic import Field
+
+from .. import bundle, strict
+from ..contract import Contract
+from ..errors import GateRefusal, IntegrityError, ProjectError
 from ..files import replacing_folder, sweep
-from ..model.registry import CHAMPION, Registry, Version
+from ..model.registry import CHALLENGER, CHAMPION, Registry, Version
 from ..process import user
 from ..serving import routing
-from ..serving.routing import Ref, Routing
+from ..serving.routing import Challenger, Change, Ref, Routing, Shadow
 from ..settings import Settings
 from .engine import exclusive, task
 
@@ -22,26 +33,107 @@ AUDIT = "audit.jsonl"
 KEPT = 5
 """Bundles of this many versions stay in the serving folder."""
 WAIT_SECONDS = 60
+LEADING = ("champion", ROLLBACK := "rollback")
+"""What the record calls a change of champion."""
 
 
-def promote(registry: Registry, settings: Settings, number: str | None, override: str = "") -> Version:
-    """Make a version (the challenger, if none is named) champion, and serve it.
+class Plan(strict.Strict):
+    """What is tried out beside a champion, as the registry keeps it; without a share it is a shadow."""
+
+    champion: str
+    version: str
+    share: float | None = Field(default=None, gt=0, le=1)
+    salt: str
+    since: str
+    who: str
+    why: str
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        return "shadow" if self.share is None else f"challenger {percent(self.share)}"
+
+
+def start(
+    registry: Registry, settings: Settings, number: str | None, share: float | None, why: str = "started"
+) -> Routing:
+    """Try a version (the challenger, if none is named) out beside the champion; the same again changes nothing.
+
+    Args:
+        share: part of the traffic that it answers, in (0, 1]; None: it is a shadow, asked and logged only. Another
+            share for a challenger that answers already keeps those it answers; all else is a new experiment.
+        why: kept on record.
+
+    Raises:
+        ProjectError: there is no champion or no such version, another one is being tried out, or this one cannot
+            answer what the champion can.
+        GateRefusal: a gate refused it.
+    """
+    folder = settings.serving_folder
+    with _changing(folder):
+        champion = _champion(registry)
+        now = _serve(registry, champion, folder, why="synced")
+        running = _plan(registry, champion)
+        chosen = number or (running.version if running else _challenger(registry))
+        if running and running.version != chosen:
+            raise ProjectError(
+                f"version {running.version} is being tried out ({running.what}) since {running.since}; "
+                "end that first: rollout abort, or rollout promote"
+            )
+        if running is None or running.share != share:
+            _check(registry, folder, champion, chosen)
+            is_same = running is not None and running.share is not None and share is not None
+            plan = Plan(
+                champion=champion.number,
+                version=chosen,
+                share=share,
+                salt=running.salt if running and is_same else secrets.token_hex(16),
+                since=_now(),
+                who=user(),
+                why=why,
+            )
+            registry.challenge(chosen)
+            registry.set_plan(plan.model_dump(mode="json"))
+            running = plan
+        return _try_out(registry, now, running, folder, why)
+
+
+def abort(registry: Registry, settings: Settings, why: str = "aborted") -> Routing:
+    """End what is tried out: the champion answers everything; the same again changes nothing.
+
+    Raises:
+        ProjectError: there is no champion.
+    """
+    with _changing(settings.serving_folder):
+        champion = _champion(registry)
+        registry.set_plan(None)
+        now = _serve(registry, champion, settings.serving_folder, why)
+        return _try_out(registry, now, None, settings.serving_folder, why)
+
+
+def promote(
+    registry: Registry, settings: Settings, number: str | None, override: str = "", why: str = "promoted"
+) -> Version:
+    """Make a version (what is tried out, or the challenger, if none is named) champion, and serve it.
 
     Raises:
         ProjectError: there is no such version, a gate refused it, or somebody else promoted in the meantime.
     """
-    chosen, champion = number or _challenger(registry), registry.alias(CHAMPION)
+    champion = registry.alias(CHAMPION)
+    chosen = number or _candidate(registry, champion, settings.serving_folder)
     expected = champion.number if champion else None
     with _changing(settings.serving_folder):
         # The bundle before the alias: what cannot be had is no champion.
         _fetch(registry, registry.promotable(chosen, override), settings.serving_folder)
         version = registry.promote(chosen, expected, override)
-        _serve(registry, version, settings.serving_folder, why=override or "promoted")
+        _serve(registry, version, settings.serving_folder, override or why)
     return version
 
 
-def rollback(registry: Registry, settings: Settings) -> Version:
-    """Serve the version that was champion before, and make it champion again.
+def rollback(registry: Registry, settings: Settings, why: str = "rolled back") -> Version:
+    """Serve the version that was champion before, and make it champion again; what is tried out ends.
+
+    The same again changes nothing: two people in a hurry do not roll forward. An older version is promoted by number.
 
     Raises:
         ProjectError: the serving folder knows no version before this one.
@@ -50,28 +142,68 @@ def rollback(registry: Registry, settings: Settings) -> Version:
         now = routing.read(settings.serving_folder)
         if now.previous is None or now.champion is None:
             raise ProjectError("there is no version to roll back to; `rollout status` shows what there is")
+        _record(settings.serving_folder, now)
+        last = [entry for entry in audit(settings.serving_folder) if entry.get("what") in LEADING][-1:]
+        if last and (last[0]["what"], last[0]["to"]) == (ROLLBACK, now.champion.version):
+            return registry.get(now.champion.version)
         _fetch(registry, registry.get(now.previous.version), settings.serving_folder)
-        version = registry.promote(now.previous.version, now.champion.version, override="rolled back")
-        _serve(registry, version, settings.serving_folder, why="rolled back")
+        version = registry.promote(now.previous.version, now.champion.version, override=why)
+        _serve(registry, version, settings.serving_folder, why, ROLLBACK)
     return version
 
 
 def sync(registry: Registry, settings: Settings, why: str) -> Routing:
-    """Make the serving folder hold what the registry calls champion; safe to repeat, and after a crash.
+    """Make the serving folder hold what the registry calls for; safe to repeat, and after a crash.
 
     Raises:
         ProjectError: the registry has no champion.
         IntegrityError: what the registry delivered is not what was registered.
     """
     with _changing(settings.serving_folder):
-        champion = registry.alias(CHAMPION)
-        if champion is None:
-            raise ProjectError("the registry has no champion; train a model that passes its gates")
-        return _serve(registry, champion, settings.serving_folder, why)
+        champion = _champion(registry)
+        now = _serve(registry, champion, settings.serving_folder, why)
+        return _try_out(registry, now, _plan(registry, champion), settings.serving_folder, why)
+
+
+def watch(connect: Callable[[], Registry], settings: Settings, seconds: float, tell: Callable[[str], object]) -> Never:
+    """Sync every so many seconds, for ever; whatever fails is told once, and tried again.
+
+    Args:
+        connect: opens the registry; called until it succeeds.
+        tell: called with a line whenever there is something new to say.
+    """
+    registry, told = None, ""
+    while True:
+        try:
+            registry = registry or connect()
+            found = f"the serving folder holds {described(sync(registry, settings, why='synced'))}"
+        except Exception as error:
+            # A registry that is away, or wrong, is no reason to stop serving what is there.
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            found = f"the serving folder stays as it is: {reason}"
+        if found != told:
+            tell(found)
+        told = found
+        time.sleep(seconds)
+
+
+def percent(share: float) -> str:
+    """A share as people write it."""
+    return f"{100 * share:.4g}%"
+
+
+def described(now: Routing) -> str:
+    """What answers, in words."""
+    beside = []
+    if now.challenger:
+        beside.append(f"version {now.challenger.ref.version} for {percent(now.challenger.share)} of the keys")
+    if now.shadow:
+        beside.append(f"version {now.shadow.ref.version} as shadow")
+    return ", ".join([f"version {now.champion.version if now.champion else 'none'}", *beside])
 
 
 def audit(folder: Path) -> list[dict[str, Any]]:
-    """Every change of the serving folder, oldest first: when, who, from, to, why."""
+    """Every change of the serving folder, oldest first: when, who, what, from, to, why."""
     path = folder / AUDIT
     if not path.is_file():
         return []
@@ -85,6 +217,51 @@ def _changing(folder: Path) -> AbstractContextManager[None]:
     return exclusive(folder, "rollout", wait_seconds=WAIT_SECONDS)
 
 
+def _champion(registry: Registry) -> Version:
+    champion = registry.alias(CHAMPION)
+    if champion is None:
+        raise ProjectError("the registry has no champion; train a model that passes its gates")
+    return champion
+
+
+def _challenger(registry: Registry) -> str:
+    challenger = registry.alias(CHALLENGER)
+    if challenger is None:
+        raise ProjectError("there is no challenger; name a version, or train one that passes its gates")
+    return challenger.number
+
+
+def _candidate(registry: Registry, champion: Version | None, folder: Path) -> str:
+    """Whom a promotion means that names nobody."""
+    if champion and (running := _plan(registry, champion)):
+        return running.version
+    if champion and registry.alias(CHALLENGER) is None:
+        now, entries = _read(folder), audit(folder)
+        is_done = now and now.champion and now.champion.version == champion.number
+        if not is_done or (now and entries and entries[-1]["at"] != now.updated_at):
+            return champion.number  # A promotion that a crash cut short.
+    return _challenger(registry)
+
+
+def _plan(registry: Registry, champion: Version) -> Plan | None:
+    """What is tried out beside this champion; a plan for another one is void."""
+    content = registry.plan()
+    plan = strict.parse(content, Plan, name="the registry's rollout plan") if content else None
+    return plan if plan and plan.champion == champion.number else None
+
+
+def _check(registry: Registry, folder: Path, champion: Version, number: str) -> None:
+    """Refuse what could not answer, before anything changes."""
+    version = registry.get(number)
+    if version.number == champion.number:
+        raise ProjectError(f"version {number} is champion already; name another, or train one")
+    if not version.passed:
+        raise GateRefusal(f"version {number} was refused ({version.refused}); it cannot be tried out")
+    paths = [routing.bundle_folder(folder, _fetch(registry, one, folder)) for one in (champion, version)]
+    if unfit := routing.unfit(*(Contract.load(path / bundle.CONTRACT) for path in paths)):
+        raise ProjectError(f"version {number} cannot stand beside version {champion.number}: {unfit}")
+
+
 def _fetch(registry: Registry, version: Version, folder: Path) -> Ref:
     sweep(folder, folder / routing.BUNDLES)
     ref = Ref(version=version.number, digest=version.digest)
@@ -94,31 +271,55 @@ def _fetch(registry: Registry, version: Version, folder: Path) -> Ref:
     return ref
 
 
-def _serve(registry: Registry, version: Version, folder: Path, why: str) -> Routing:
+def _serve(registry: Registry, version: Version, folder: Path, why: str, what: str = LEADING[0]) -> Routing:
+    """Have a version answer; another one than before answers alone."""
     ref = _fetch(registry, version, folder)
     before = _read(folder)
     if before and before.champion == ref:
         _record(folder, before)
         return before
+    previous = before.champion if before else None
     after = Routing(
         name=registry.name,
         champion=ref,
-        previous=before.champion if before else None,
-        updated_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        previous=previous,
+        updated_at=_now(),
         reason=why,
+        change=Change(who=user(), what=what, before=previous.version if previous else None, after=ref.version),
     )
+    return _point(folder, after)
+
+
+def _try_out(registry: Registry, now: Routing, plan: Plan | None, folder: Path, why: str) -> Routing:
+    """Have the plan's version stand beside the champion, or nothing."""
+    challenger: Challenger | None = None
+    shadow: Shadow | None = None
+    if plan is not None:
+        ref = _fetch(registry, registry.get(plan.version), folder)
+        if plan.share is None:
+            shadow = Shadow(ref=ref, salt=plan.salt, since=plan.since)
+        else:
+            challenger = Challenger(ref=ref, share=plan.share, salt=plan.salt, since=plan.since)
+    if (now.challenger, now.shadow) == (challenger, shadow):
+        _record(folder, now)
+        return now
+    before = now.challenger or now.shadow
+    change = Change(
+        who=plan.who if plan else user(),
+        what=plan.what if plan else "trial",
+        before=before.ref.version if before else None,
+        after=plan.version if plan else None,
+    )
+    facts = {"challenger": challenger, "shadow": shadow, "updated_at": _now(), "change": change}
+    return _point(folder, now.model_copy(update={**facts, "reason": plan.why if plan else why}))
+
+
+def _point(folder: Path, after: Routing) -> Routing:
     # Bundle first, then the pointer to it, then the record: a crash in between leaves a folder that serves.
     routing.write(folder, after)
     _record(folder, after)
     _prune(folder, after)
     return after
-
-
-def _challenger(registry: Registry) -> str:
-    challenger = registry.alias("challenger")
-    if challenger is None:
-        raise ProjectError("there is no challenger to promote; name a version, or train one that passes its gates")
-    return challenger.number
 
 
 def _download(registry: Registry, version: Version, path: Path) -> None:
@@ -143,16 +344,22 @@ def _read(folder: Path) -> Routing | None:
         return None
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
 def _record(folder: Path, now: Routing) -> None:
     """Add the change that led to `now`, unless it is on record."""
     entries = audit(folder)
-    if entries and entries[-1]["at"] == now.updated_at:
+    if now.change is None or (entries and entries[-1]["at"] == now.updated_at):
         return
+    change = now.change
     entry = {
         "at": now.updated_at,
-        "who": user(),
-        "from": now.previous.version if now.previous else None,
-        "to": now.champion.version if now.champion else None,
+        "who": change.who,
+        "what": change.what,
+        "from": change.before,
+        "to": change.after,
         "why": now.reason,
     }
     path = folder / AUDIT
@@ -164,7 +371,8 @@ def _record(folder: Path, now: Routing) -> None:
 
 
 def _prune(folder: Path, now: Routing) -> None:
-    used = {ref.version for ref in (now.champion, now.previous, now.challenger) if ref}
+    beside = [one.ref for one in (now.challenger, now.shadow) if one]
+    used = {ref.version for ref in (now.champion, now.previous, *beside) if ref}
     unused = [path for path in (folder / routing.BUNDLES).iterdir() if path.name not in used]
     newest_first = sorted(unused, key=lambda path: path.stat().st_mtime, reverse=True)
     for path in newest_first[max(0, KEPT - len(used)) :]:

@@ -1,5 +1,6 @@
 """What was tried, and which version is champion: MLflow, and the only place that writes to it."""
 
+import json
 import os
 import shutil
 import socket
@@ -24,7 +25,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from .. import bundle
 from ..contract import Contract
 from ..errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
-from ..files import replacing, sha256_file, write_json
+from ..files import canonical, replacing, sha256_file, write_json
 from ..metrics import HEADLINE, LOSS
 from ..process import is_alive, user
 from ..settings import Settings
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST, GATES, REFUSED, OVERRIDE = "bundle_sha256", "gates", "refused", "override"
+PLAN = "rollout"
+"""Tag of the registered model that says what is tried out beside the champion."""
 LOCK_SECONDS = 60
 CONNECTION_RETRIES = 3
 _SQLITE = "sqlite:///"
@@ -249,6 +252,9 @@ class Registry:
                     )
                 if override and not version.passed:
                     self._client.set_model_version_tag(self.name, number, OVERRIDE, f"{user()}: {override}")
+                # What was tried out beside the old champion says nothing of the new one. It ends before, so that no
+                # crash leaves it to come back with a later rollback.
+                self.set_plan(None)
                 self._client.set_registered_model_alias(self.name, CHAMPION, number)
             challenger = self.alias(CHALLENGER)
             if challenger and challenger.number == number:
@@ -266,6 +272,22 @@ class Registry:
             raise GateRefusal(f"version {number} was refused ({version.refused}); it cannot challenge")
         self._client.set_registered_model_alias(self.name, CHALLENGER, number)
         return version
+
+    def plan(self) -> Any:
+        """What is tried out beside the champion, as `set_plan` was given it; None for nothing.
+
+        Raises:
+            ConfigError: somebody else wrote it.
+        """
+        text = self._client.get_registered_model(self.name).tags.get(PLAN)
+        try:
+            return json.loads(text) if text else None
+        except ValueError:
+            raise ConfigError(f"model '{self.name}': its tag '{PLAN}' is not JSON; `rollout abort` clears it") from None
+
+    def set_plan(self, plan: Mapping[str, Any] | None) -> None:
+        """Keep what is tried out, for every serving folder to follow; None ends it."""
+        self._client.set_registered_model_tag(self.name, PLAN, canonical(plan) if plan else "")
 
     def download(self, version: Version, path: Path) -> None:
         """Copy a version's bundle and its lineage.json into the folder `path`.

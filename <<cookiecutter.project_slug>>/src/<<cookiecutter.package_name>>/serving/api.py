@@ -21,9 +21,11 @@ from .live import Live, Models
 from .openapi import ANY_ERRORS, KEYS, UNAVAILABLE, asset, describe, problems
 from .predict import Predictor
 from .problems import Problem
+from .routing import Challenger, Shadow
 from .schemas import Health, ModelInfo, Schema
 from .security import Guard
 from .telemetry import Metrics, Telemetry
+from .trial import Trial, Wish, wish_of
 
 
 class Service:
@@ -66,6 +68,10 @@ class Service:
         if self.draining:
             raise Problem(503, "draining", "this server is shutting down", RETRY)
         assert self.live
+
+    def wish(self, scope: Scope) -> Wish:
+        """What a request's headers say of who answers it."""
+        return wish_of(dict(scope["headers"]), self.settings.variant_header)
 
     def description(self, app: FastAPI) -> dict[str, Any]:
         """The OpenAPI document, made once per model."""
@@ -129,10 +135,11 @@ class Hot:
 
 
 async def _predict(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
+    wish = service.wish(scope)
     if media_type(scope) != ARROW:
-        return Reply(await service.predictor.predict(live, body))
+        return Reply(await service.predictor.predict(live, body, wish=wish))
     wants_arrow = ARROW.encode() in dict(scope["headers"]).get(b"accept", b"").lower()
-    content = await arrow.predict(service.predictor, live, body, wants_arrow, service.settings.max_body_bytes)
+    content = await arrow.predict(service.predictor, live, body, wants_arrow, service.settings.max_body_bytes, wish)
     return Reply(content, ARROW if wants_arrow else JSON)
 
 
@@ -143,7 +150,8 @@ async def _feedback(service: Service, live: Live, _: Scope, body: bytes) -> Repl
 
 
 async def _invocations(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
-    return Reply(await service.predictor.predict(live, body, form=Invocations(media_type(scope))))
+    form = Invocations(media_type(scope))
+    return Reply(await service.predictor.predict(live, body, form, service.wish(scope)))
 
 
 def _status(service: Service) -> APIRouter:
@@ -222,7 +230,26 @@ def _info(live: Live, models: Models) -> ModelInfo:
             "loaded_at": live.loaded_at,
             "champion": asked.champion and asked.champion.model_dump(),
             "previous": asked.previous and asked.previous.model_dump(),
+            "challenger": asked.challenger and _experiment(asked.challenger, live.challenger, models),
+            "shadow": asked.shadow and _experiment(asked.shadow, live.shadow, models),
             "rollout_reason": asked.reason,
             "refused": refused and {"version": refused.version, "reason": refused.reason, "at": refused.at},
         }
     )
+
+
+def _experiment(asked: Challenger | Shadow, trial: Trial | None, models: Models) -> dict[str, Any]:
+    paused_at, reason, refused = None, None, models.refused
+    if trial is None:
+        is_told = refused is not None and refused.version == asked.ref.version
+        reason = refused.reason if refused and is_told else "it stands beside no other model than the champion"
+    elif trial.paused:
+        paused_at, reason = trial.paused
+    return {
+        **asked.ref.model_dump(),
+        "share": asked.share if isinstance(asked, Challenger) else None,
+        "since": asked.since,
+        "state": "refused" if trial is None else "paused" if trial.paused else "running",
+        "paused_at": paused_at,
+        "reason": reason,
+    }

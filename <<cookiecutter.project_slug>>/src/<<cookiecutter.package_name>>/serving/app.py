@@ -34,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with Writer(settings.prediction_log, "serve", settings.log_synchronous) as writer:
-            service.predictor = Predictor(writer, metrics)
+            service.predictor = Predictor(writer, metrics, settings.challenger_seconds)
             service.labeller = Labeller(settings.prediction_log, writer)
             await asyncio.to_thread(models.refresh)
             following = asyncio.create_task(models.follow())

@@ -20,9 +20,10 @@ from . import faults
 from .arrow_columns import Checked
 from .ipc import inspect
 from .live import Live
-from .predict import OWN, Predictor, Work, answer, named, outputs, with_id
+from .predict import OWN, Predictor, Work, answer, are_of_several, named, outputs, with_id
 from .problems import Problem
 from .tabular import none_twice, not_too_many, refused
+from .trial import NO_WISH, Wish
 
 ARROW = "application/vnd.apache.arrow.stream"
 
@@ -34,7 +35,9 @@ class Table(NamedTuple):
     inputs: Any
 
 
-async def predict(predictor: Predictor, live: Live, body: bytes, wants_arrow: bool, limit: int) -> bytes:
+async def predict(
+    predictor: Predictor, live: Live, body: bytes, wants_arrow: bool, limit: int, wish: Wish = NO_WISH
+) -> bytes:
     """The answer to a body, in Arrow or in JSON, after its rows were committed.
 
     Args:
@@ -43,6 +46,7 @@ async def predict(predictor: Predictor, live: Live, body: bytes, wants_arrow: bo
         body: an IPC stream, not compressed.
         wants_arrow: which of the two.
         limit: most bytes that texts may take up once dictionaries are resolved.
+        wish: what the request's headers say of who answers it.
 
     Raises:
         Problem: 400, 413, 415 or 422 for the body, 415 if pyarrow is not installed, 503 when the log takes nothing.
@@ -53,7 +57,7 @@ async def predict(predictor: Predictor, live: Live, body: bytes, wants_arrow: bo
             return await predictor.alone(live, lambda: _work(live, read(live, body, limit), wants_arrow, since))
         except IntegrityError:
             pass  # For some row the model has no number: what then happens is the batch's to decide.
-    return await predictor.predict(live, body, form=_ByRow(wants_arrow, limit))
+    return await predictor.predict(live, body, _ByRow(wants_arrow, limit), wish)
 
 
 def read(live: Live, body: bytes, limit: int) -> Table:
@@ -147,4 +151,10 @@ class _ByRow:
             output = np.array([list(one["probabilities"].values()) for one in told])
         else:
             output = np.array([[one["prediction"], *one["interval"]] for one in told])
-        return blocks.pack(_told(live, [row.id for row in logged], values, output))
+        table = _told(live, [row.id for row in logged], values, output)
+        if are_of_several(logged):
+            for name in ("model_version", "variant"):
+                table = table.append_column(
+                    name, array_of(np.array([getattr(row, name) for row in logged], dtype=object))
+                )
+        return blocks.pack(table)

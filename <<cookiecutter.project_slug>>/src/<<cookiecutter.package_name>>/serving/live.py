@@ -14,15 +14,16 @@ from pydantic_core import to_json
 
 from ..bundle import Bundle, verify
 from ..contract import Column, Label, from_rows
-from ..errors import ProjectError
+from ..errors import ConfigError, ProjectError
 from . import routing
-from .routing import Ref, Routing
+from .routing import Challenger, Ref, Routing, Shadow
 from .schemas import Schema
 from .telemetry import Metrics, explained
+from .trial import Trial
 
 POLL_SECONDS = 0.2
 
-Variant = Literal["champion", "fallback"]
+Variant = Literal["champion", "challenger", "shadow", "fallback"]
 Signature = tuple[tuple[str, int, int, int, int], ...]
 
 
@@ -36,11 +37,20 @@ class Live:
     routing: Routing
     variant: Variant
     loaded_at: datetime
+    challenger: Trial | None = None
+    shadow: Trial | None = None
+    is_prior: bool = False
+    """Whether the bundle's prior answers, its model being of no use."""
 
     @property
     def degraded(self) -> bool:
-        """Whether this is not the model that routing names as champion."""
-        return self.variant != "champion"
+        """Whether this stands in for the model that routing asks for."""
+        return self.variant == "fallback"
+
+    @cached_property
+    def prior(self) -> "Live":
+        """What answers the rows that the model cannot: the bundle's prior."""
+        return replace(self, bundle=self.bundle.prior, variant="fallback", challenger=None, shadow=None, is_prior=True)
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -79,6 +89,12 @@ class Live:
         facts = {"model_version": self.ref.version, "variant": self.variant, "degraded": self.degraded}
         return to_json(facts).decode()[1:]
 
+    @cached_property
+    def closing_degraded(self) -> str:
+        """Like `closing`, where another stood in for a row."""
+        facts = {"model_version": self.ref.version, "variant": self.variant, "degraded": True}
+        return to_json(facts).decode()[1:]
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -97,8 +113,9 @@ def name_of(label: Label) -> str:
 class Models:
     """Keeps `live` equal to what the serving folder asks for, as far as that can be trusted.
 
-    A refused champion leaves the model in memory in service; without one, the previous model answers
-    as fallback; without that, `live` is None until the folder becomes good.
+    A refused champion leaves the model in memory in service; without one, the previous model answers as fallback;
+    without that, the prior of either; without that, `live` is None until the folder becomes good. A challenger or
+    shadow that is refused leaves the champion alone.
     """
 
     def __init__(
@@ -135,43 +152,108 @@ class Models:
         except ProjectError as error:
             refusals.append(Refusal(None, str(error), datetime.now(UTC)))
         else:
-            self._refs = tuple(ref for ref in (asked.champion, asked.previous) if ref is not None)
+            beside = (one.ref for one in (asked.challenger, asked.shadow) if one is not None)
+            self._refs = tuple(ref for ref in (asked.champion, asked.previous, *beside) if ref is not None)
             self._serve(asked, refusals)
         self._seen = signature if signature == self._signature() else None
         self._report(refusals)
 
+    @property
+    def _model(self) -> Live | None:
+        """What is in memory and no mere prior."""
+        return None if self.live is None or self.live.is_prior else self.live
+
     def _serve(self, asked: Routing, refusals: list[Refusal]) -> None:
         found = self._try(asked.champion, asked, "champion", refusals)
-        if found is None and self.live is not None and asked.champion is not None:
-            same = self.live.ref == asked.champion
-            found = replace(self.live, routing=asked, variant="champion" if same else "fallback")
-        if found is None:
-            found = self._try(asked.previous, asked, "fallback", refusals)
+        if found is None and self._model is not None and asked.champion is not None:
+            same = self._model.ref == asked.champion
+            found = replace(self._model, routing=asked, variant="champion" if same else "fallback")
+        found = found or self._try(asked.previous, asked, "fallback", refusals)
+        found = found or self._prior(asked.champion, asked) or self._prior(asked.previous, asked)
+        before, found = self.live, self._with_trials(found, asked, refusals)
         if found is not None and (self.live is None or self.live.bundle is not found.bundle):
             self._metrics.reloads.inc()
             self._log.info("bundle_loaded", version=found.ref.version, digest=found.ref.digest, variant=found.variant)
         self.live = found
+        kept = [found.challenger, found.shadow] if found else []
+        for trial in [before.challenger, before.shadow] if before else []:
+            if trial is not None and trial not in kept:
+                trial.close()
+        self._metrics.trials([trial for trial in kept if trial is not None])
         if found is None:
             self._metrics.no_model()
         else:
             self._metrics.model(found.bundle.manifest.name, found.ref.version, found.ref.digest, found.variant)
+
+    def _with_trials(self, found: Live | None, asked: Routing, refusals: list[Refusal]) -> Live | None:
+        if found is None or found.variant != "champion":
+            # Nothing is tried out beside a stand-in.
+            return found and replace(found, challenger=None, shadow=None)
+        return replace(
+            found,
+            challenger=self._trial(found, asked.challenger, "challenger", refusals),
+            shadow=self._trial(found, asked.shadow, "shadow", refusals),
+        )
+
+    def _trial(
+        self, champion: Live, asked: Challenger | Shadow | None, variant: Variant, refusals: list[Refusal]
+    ) -> Trial | None:
+        if asked is None:
+            return None
+        path = routing.bundle_folder(self._folder, asked.ref)
+        trials = [trial for trial in (champion.challenger, champion.shadow) if trial and trial.is_same(asked)]
+        try:
+            if trials:
+                verify(path, asked.ref.digest)
+                trials[0].asked = asked
+                return trials[0]
+            bundle = Bundle.open(path, asked.ref.digest)
+            if unfit := routing.unfit(champion.bundle.contract, bundle.contract):
+                raise ConfigError(f"version {asked.ref.version} cannot stand beside the champion: {unfit}")
+            # Rows are checked by the champion's contract, so its typical row is what has to be answered.
+            bundle.predict(from_rows(bundle.contract.inputs, [champion.schema.example]))
+        except Exception as error:
+            refusals.append(self._refusal(asked.ref, path, error))
+            return None
+        self._log.info("trial_began", version=asked.ref.version, digest=asked.ref.digest, variant=variant)
+        live = Live(bundle, asked.ref, champion.schema, champion.routing, variant, datetime.now(UTC))
+        return Trial(live, asked, self._on_pause)
+
+    def _on_pause(self, trial: Trial, reason: str) -> None:
+        self._metrics.paused(trial)
+        self._log.error("trial_paused", version=trial.live.ref.version, variant=trial.live.variant, reason=reason)
+
+    def _prior(self, ref: Ref | None, asked: Routing) -> Live | None:
+        if ref is None:
+            return None
+        if self.live is not None and self.live.is_prior and self.live.ref == ref:
+            return replace(self.live, routing=asked)
+        path = routing.bundle_folder(self._folder, ref)
+        try:
+            bundle = Bundle.open_prior(path, ref.digest)
+            schema = Schema(bundle.contract, bundle.profile, self._max_instances)
+        except Exception:  # Why the bundle is no good was said when it was tried as a whole.
+            return None
+        return Live(bundle, ref, schema, asked, "fallback", datetime.now(UTC), is_prior=True)
 
     def _try(self, ref: Ref | None, asked: Routing, variant: Variant, refusals: list[Refusal]) -> Live | None:
         if ref is None:
             return None
         path = routing.bundle_folder(self._folder, ref)
         try:
-            if self.live is not None and self.live.ref == ref:
+            if self._model is not None and self._model.ref == ref:
                 verify(path, ref.digest)
-                return replace(self.live, routing=asked, variant=variant)
+                return replace(self._model, routing=asked, variant=variant)
             return self._load(path, ref, asked, variant)
         except Exception as error:
-            # A caller learns the version, not where this machine keeps it.
-            reason = (
-                str(error).replace(str(path), ref.version) if isinstance(error, ProjectError) else type(error).__name__
-            )
-            refusals.append(Refusal(ref.version, reason, datetime.now(UTC)))
+            refusals.append(self._refusal(ref, path, error))
             return None
+
+    @staticmethod
+    def _refusal(ref: Ref, path: Path, error: Exception) -> Refusal:
+        # A caller learns the version, not where this machine keeps it.
+        told = str(error).replace(str(path), ref.version) if isinstance(error, ProjectError) else type(error).__name__
+        return Refusal(ref.version, told, datetime.now(UTC))
 
     def _load(self, path: Path, ref: Ref, asked: Routing, variant: Variant) -> Live:
         bundle = Bundle.open(path, ref.digest)

@@ -7,7 +7,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Security
+from fastapi import Body, FastAPI, Header, Security
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
@@ -39,6 +39,10 @@ _BODY_ERRORS = {
     422: "Something does not fit the contract; `errors` lists fields and rules.",
 }
 _FEEDBACK_ERRORS = {404: "Some ids belong to no prediction.", 409: "A prediction already has another label."}
+_KEY = "Where rows have no id: rows of one key are answered by one model, while one is tried out beside the champion."
+_VARIANT = (
+    "`challenger` or `champion`: who shall answer. For testers; counts only where the server's settings allow it."
+)
 UNKNOWN_MODEL = {404: "The model in service has another name or version."}
 ANY_ERRORS = {401: "The key is missing or wrong."}
 UNAVAILABLE = {503: "There is no model, or no log, or the server is stopping; try again after `Retry-After` seconds."}
@@ -107,9 +111,19 @@ def _route(
 
     parameters = re.findall(r"{(\w+)}", path)
     examples: Any = {"examples": [example]} if example else {}
-    endpoint.__annotations__ = {"body": Annotated[taken, Body(**examples)], **dict.fromkeys(parameters, str)}
+    wishes = {"x_routing_key": _KEY, "x_variant": _VARIANT} if path != "/feedback" else {}
+    endpoint.__annotations__ = {
+        "body": Annotated[taken, Body(**examples)],
+        **dict.fromkeys(parameters, str),
+        **{name: Annotated[str | None, Header(description=text)] for name, text in wishes.items()},
+    }
     endpoint.__signature__ = Signature(  # type: ignore[attr-defined]
-        [Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind) for name, kind in endpoint.__annotations__.items()]
+        [
+            Parameter(
+                name, Parameter.KEYWORD_ONLY, annotation=kind, default=None if name in wishes else Parameter.empty
+            )
+            for name, kind in endpoint.__annotations__.items()
+        ]
     )
     bytes_of = {"schema": {"type": "string", "format": "binary"}}
     more: dict[str, Any] = {}

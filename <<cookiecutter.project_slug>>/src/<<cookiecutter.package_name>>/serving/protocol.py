@@ -17,6 +17,7 @@ from .live import Live
 from .predict import INLINE_BYTES
 from .problems import Problem
 from .telemetry import CLIENT_LEFT, request_id_of
+from .trial import NO_WISH, Wish, wish_of
 
 JSON = b"application/json"
 UNUSUAL = {b"transfer-encoding", b"upgrade"}
@@ -90,7 +91,9 @@ class Protocol(HttpToolsProtocol):
         except Problem:
             return False
         keep_alive = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
-        self.cycle = _Short(self, live, request_id_of(self.headers), keep_alive)  # type: ignore[assignment]
+        # Without a challenger there is nothing to wish for.
+        wish = NO_WISH if live.challenger is None else wish_of(headers, self.service.settings.variant_header)
+        self.cycle = _Short(self, live, request_id_of(self.headers), keep_alive, wish)  # type: ignore[assignment]
         return True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -107,8 +110,9 @@ def protocol_for(service: Service) -> type[Protocol]:
 class _Short:
     """A request on the short way; stands where uvicorn keeps the one that it answers, and is asked the same."""
 
-    def __init__(self, protocol: Protocol, live: Live, request_id: str, keep_alive: bool) -> None:
+    def __init__(self, protocol: Protocol, live: Live, request_id: str, keep_alive: bool, wish: Wish) -> None:
         self.live = live
+        self.wish = wish
         self.body = bytearray()
         self.is_whole = False
         self.since = time.monotonic()
@@ -127,7 +131,7 @@ class _Short:
         service = self._protocol.service
         self._has_place = service.admission.take_place()
         if self._has_place:
-            service.predictor.submit(self.live, bytes(self.body), self.answer)
+            service.predictor.submit(self.live, bytes(self.body), self.answer, wish=self.wish)
         else:
             self.answer(service.admission.full())
 

@@ -24,25 +24,31 @@ RESERVED = "is reserved for missing values; leave the field out, or send null, w
 _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
+Variant = Literal["champion", "challenger", "fallback"]
+
+
 class Answer(BaseModel):
     """One prediction: `id` is what /feedback asks for.
 
     Of classes, `probabilities` has a number in [0, 1] for each; of a number, `interval` has the ends between which it
-    lies at the level that the model card states.
+    lies at the level that the model card states. Where several models answered one request, each prediction names
+    its own.
     """
 
     id: str
     prediction: Label | float
     probabilities: dict[str, float] | None = None
     interval: tuple[float, float] | None = None
+    model_version: str | None = None
+    variant: Variant | None = None
 
 
 class Answers(BaseModel):
-    """The predictions of a request, in the order of its instances."""
+    """The predictions of a request, in the order of its instances; `degraded` if a stand-in answered one of them."""
 
     predictions: list[Answer]
     model_version: str
-    variant: Literal["champion", "fallback"]
+    variant: Variant
     degraded: bool
 
 
@@ -67,13 +73,23 @@ class Refused(BaseModel):
     at: datetime
 
 
+class Experiment(ModelRef):
+    """A model beside the champion: a challenger with its share of the traffic, or a shadow, which answers nobody."""
+
+    share: float | None
+    since: str
+    state: Literal["running", "paused", "refused"]
+    paused_at: datetime | None
+    reason: str | None
+
+
 class ModelInfo(BaseModel):
     """The model that answers now."""
 
     name: str
     version: str
     digest: str
-    variant: Literal["champion", "fallback"]
+    variant: Variant
     degraded: bool
     task: str
     target: str
@@ -84,6 +100,8 @@ class ModelInfo(BaseModel):
     loaded_at: datetime
     champion: ModelRef | None
     previous: ModelRef | None
+    challenger: Experiment | None
+    shadow: Experiment | None
     rollout_reason: str
     refused: Refused | None
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -21,6 +21,9 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .problems import Problem
+
+if TYPE_CHECKING:
+    from .trial import Trial
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -55,6 +58,14 @@ class Metrics:
             "predictions", "Acknowledged predictions.", ["version", "variant", "prediction"], registry=self.registry
         )
         self.degraded = Counter("predictions_degraded", "Predictions not made by the champion.", registry=self.registry)
+        self.replaced = Counter(
+            "challenger_rows_replaced", "A challenger's rows that others answered.", ["reason"], registry=self.registry
+        )
+        self.dropped = Counter("shadow_rows_dropped", "Rows that the shadow did not log.", registry=self.registry)
+        self._trials = Gauge(
+            "trial_running", "0 for a paused challenger or shadow.", ["version", "variant"], registry=self.registry
+        )
+        self._paused = Counter("trials_paused", "Breakers that opened.", ["variant"], registry=self.registry)
         self.labels = Counter("labels_accepted", "Labels acknowledged.", registry=self.registry)
         self.queued = Gauge("prediction_queue", "Requests waiting to be scored or committed.", registry=self.registry)
         self.log_seconds = Histogram(
@@ -88,6 +99,17 @@ class Metrics:
     def no_model(self) -> None:
         """Say that none does."""
         self._model.clear()
+
+    def trials(self, found: "Sequence[Trial]") -> None:
+        """Say which models stand beside the one that answers."""
+        self._trials.clear()
+        for trial in found:
+            self._trials.labels(trial.live.ref.version, trial.live.variant).set(0 if trial.paused else 1)
+
+    def paused(self, trial: "Trial") -> None:
+        """Count a breaker that opened."""
+        self._paused.labels(trial.live.variant).inc()
+        self._trials.labels(trial.live.ref.version, trial.live.variant).set(0)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request."""

@@ -1,0 +1,76 @@
+"""Who answers what share now, since when and how often, and whether a breaker is open."""
+
+import json
+import urllib.request
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from ..prediction_log import Reader, Tally
+from ..serving.routing import Routing
+from ..settings import Settings
+from .rollout import LEADING, audit
+
+SERVER_SECONDS = 2.0
+HASHED = "sha256:"
+
+
+class Standing(NamedTuple):
+    """One variant: its version, its share of the keys (None: it answers nobody, or only in need), and what it did."""
+
+    variant: str
+    version: str
+    share: float | None
+    since: str
+    tally: Tally | None
+
+
+def standings(now: Routing, settings: Settings) -> list[Standing]:
+    """All that answer or are asked now, and all that did since this experiment, or this champion, began."""
+    began = [entry["at"] for entry in audit(settings.serving_folder) if entry.get("what", LEADING[0]) in LEADING]
+    beside = now.challenger or now.shadow
+    champion_since = began[-1] if began else now.updated_at
+    tallies = Reader(settings.prediction_log).tallies(_us(beside.since if beside else champion_since))
+    found = {(tally.variant, tally.model_version): tally for tally in tallies}
+    asked: list[Standing] = []
+    if now.champion:
+        share = 1 - now.challenger.share if now.challenger else 1.0
+        asked.append(Standing("champion", now.champion.version, share, champion_since, None))
+    if now.challenger:
+        one = now.challenger
+        asked.append(Standing("challenger", one.ref.version, one.share, one.since, None))
+    if now.shadow:
+        asked.append(Standing("shadow", now.shadow.ref.version, None, now.shadow.since, None))
+    shown = [one._replace(tally=found.pop((one.variant, one.version), None)) for one in asked]
+    return [*shown, *(Standing(*key, None, "", tally) for key, tally in found.items())]
+
+
+def breaker(now: Routing, server: str, settings: Settings) -> str:
+    """What a running server says of the model beside its champion; empty where there is none."""
+    if now.challenger is None and now.shadow is None:
+        return ""
+    try:
+        told = _model(server, settings)
+    except (OSError, ValueError) as error:
+        return f"unknown: {server} does not answer ({getattr(error, 'reason', error)})"
+    trial = told.get("challenger") or told.get("shadow")
+    if not isinstance(trial, dict):
+        return f"unknown: {server} knows of nobody beside version {told.get('version')} yet"
+    states = {"running": "closed", "paused": f"OPEN since {trial.get('paused_at')}", "refused": "refused by the server"}
+    reason = trial.get("reason")
+    return f"{states.get(str(trial.get('state')), 'unknown')}{f': {reason}' if reason else ''}"
+
+
+def _model(server: str, settings: Settings) -> dict[str, Any]:
+    request = urllib.request.Request(f"{server.rstrip('/')}/model")
+    if plain := [key for key in settings.keys if not key.startswith(HASHED)]:
+        request.add_header("X-API-Key", plain[0])
+    with urllib.request.urlopen(request, timeout=SERVER_SECONDS) as response:
+        content = json.load(response)
+    if not isinstance(content, dict):
+        raise ValueError("it is no server of this project")
+    return content
+
+
+def _us(moment: str) -> int:
+    found = datetime.fromisoformat(moment)
+    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1e6)

@@ -1,0 +1,82 @@
+"""Models that answer a typical row, so that they are taken into service, and fail at more of them."""
+
+from typing import Literal, get_args
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, helper
+
+from << cookiecutter.package_name >>.bundle import Bundle
+
+Fault = Literal["no number", "raised", "slow"]
+FAULTS: tuple[Fault, ...] = ("no number", "raised")
+ALL_FAULTS: tuple[Fault, ...] = get_args(Fault)
+SAFE_ROWS = 2
+"""So many rows in one call are answered: 0.5 for each class. Of more, the fault befalls the call, or the later rows."""
+TURNS = 1_500_000
+"""Of a loop that takes about a second."""
+
+
+def model(bundle: Bundle, fault: Fault, safe_rows: int = SAFE_ROWS, turns: int = TURNS) -> bytes:
+    """An ONNX model with the bundle's inputs and a fault."""
+    tensor, number = helper.make_tensor_value_info, TensorProto.FLOAT
+    widths = {"num": len(bundle.manifest.numeric), "cat": len(bundle.manifest.categorical)}
+    types = {"num": number, "cat": TensorProto.STRING}
+    inputs = [tensor(name, types[name], [None, wide]) for name, wide in widths.items() if wide]
+    classes = len(bundle.manifest.classes)
+
+    def constant(name: str, value: object, kind: type) -> NodeProto:
+        array: np.ndarray = np.array(value, dtype=kind)
+        onnx_type = {np.int64: TensorProto.INT64, np.float32: number, np.bool_: TensorProto.BOOL}[kind]
+        return helper.make_node(
+            "Constant", [], [name], value=helper.make_tensor(name, onnx_type, array.shape, array.ravel())
+        )
+
+    node = helper.make_node
+    nodes = [
+        constant("zero", 0, np.int64),
+        constant("one", 1, np.int64),
+        constant("safe", safe_rows, np.int64),
+        constant("half", 0.5, np.float32),
+        constant("nan", float("nan"), np.float32),
+        constant("far", 10**6, np.int64),
+        constant("halves", [0.5], np.float32),
+        constant("turns", turns, np.int64),
+        constant("yes", True, np.bool_),
+        constant("axes", [1], np.int64),
+        constant("wide", [1, classes], np.int64),
+        node("Shape", [inputs[0].name], ["shape"]),
+        node("Gather", ["shape", "zero"], ["rows"]),
+        node("Range", ["zero", "rows", "one"], ["places"]),
+        node("GreaterOrEqual", ["places", "safe"], ["is late"]),
+        node("Greater", ["rows", "safe"], ["are many"]),
+    ]
+    if fault == "no number":
+        nodes.append(node("Where", ["is late", "nan", "half"], ["value"]))
+    else:
+        if fault == "raised":
+            nodes.append(node("Where", ["are many", "far", "zero"], ["which"]))
+            nodes.append(node("Gather", ["halves", "which"], ["found"]))
+        else:
+            nodes.append(node("Where", ["are many", "turns", "zero"], ["count"]))
+            nodes.append(node("Loop", ["count", "yes", "half"], ["found"], body=_turn()))
+        nodes.append(node("Where", ["is late", "found", "found"], ["value"]))
+    nodes.append(node("Unsqueeze", ["value", "axes"], ["column"]))
+    nodes.append(node("Tile", ["column", "wide"], ["probabilities"]))
+    graph = helper.make_graph(nodes, "model", inputs, [tensor("probabilities", number, [None, classes])])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    content: bytes = made.SerializeToString()
+    return content
+
+
+def _turn() -> GraphProto:
+    """The loop's body: the value is handed on."""
+    tensor, number = helper.make_tensor_value_info, TensorProto.FLOAT
+    return helper.make_graph(
+        [
+            helper.make_node("Identity", ["go on"], ["and on"]),
+            helper.make_node("Identity", ["before"], ["after"]),
+        ],
+        "turn",
+        [tensor("turn", TensorProto.INT64, []), tensor("go on", TensorProto.BOOL, []), tensor("before", number, [])],
+        [tensor("and on", TensorProto.BOOL, []), tensor("after", number, [])],
+    )
