@@ -331,6 +331,7 @@ def test_a_verb_cut_off_between_any_two_steps_leaves_what_serves_and_the_same_ag
     assert [what for what, _, _ in changes(settings)] == whats
 
 
+@pytest.mark.chaos
 def test_a_killed_start_is_completed_by_the_next(two: Registry, settings: Settings, folder: Path) -> None:
     killed = project.run(folder, "-c", START, PYTHONPATH=str(project.SPY), SPY_KILL=r"os.rename:routing\.json")
     assert killed.returncode == -signal.SIGKILL

@@ -367,6 +367,7 @@ def test_what_a_shadow_cannot_keep_up_with_is_dropped_and_counted(
     site.begin()
 
 
+@pytest.mark.chaos
 def test_a_killed_server_has_logged_every_answer_as_it_was_given(site: Site, example: Instance) -> None:
     site.begin(challenger(site.sound, 0.5))
     given = {}
@@ -385,6 +386,7 @@ def test_a_killed_server_has_logged_every_answer_as_it_was_given(site: Site, exa
     assert len(set(given.values())) == 2
 
 
+@pytest.mark.chaos
 def test_every_worker_and_every_restart_decides_alike(folder: Folder, tmp_path: Path, example: Instance) -> None:
     asked = challenger(folder.add("2"), 0.5)
     folder.point(folder.add("1"), challenger=asked)
