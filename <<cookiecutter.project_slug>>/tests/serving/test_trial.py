@@ -18,7 +18,8 @@ from << cookiecutter.package_name >>.contract import Contract
 from << cookiecutter.package_name >>.prediction_log import SHADOW, Prediction, Reader
 from << cookiecutter.package_name >>.serving import routing
 from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES, twin
+from << cookiecutter.package_name >>.serving.phases import twin
+from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
 from << cookiecutter.package_name >>.serving.routing import Challenger, Ref, Shadow
 from << cookiecutter.package_name >>.serving.schemas import Answers
 from << cookiecutter.package_name >>.serving.trial import FAILURES, MOST_ROWS

@@ -20,7 +20,8 @@ from . import faults
 from .arrow_columns import Checked
 from .ipc import inspect
 from .live import Live
-from .predict import OWN, Predictor, Work, answer, are_of_several, named, outputs, with_id
+from .phases import OWN, Work, answer, are_of_several, named, outputs, with_id
+from .predict import Predictor
 from .problems import Problem
 from .tabular import none_twice, not_too_many, refused
 from .trial import NO_WISH, Wish
