@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     serving_folder: Path = Path("var/serving")
     environment: Literal["development", "production"] = "development"
     api_keys: SecretStr = SecretStr("")
+    api_keys_file: str = ""
+    rate_limit: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    rate_burst: int = Field(default=0, ge=0)
+    max_head_bytes: int = Field(default=16_384, ge=1024)
     max_body_bytes: int = Field(default=10_000_000, gt=0)
     max_instances: int = Field(default=10_000, gt=0)
     max_concurrent: int = Field(default=256, gt=0)

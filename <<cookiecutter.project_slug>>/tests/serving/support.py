@@ -167,6 +167,17 @@ class InProcess:
         return self._portal.call(all_at_once)
 
 
+def connected(server: Server) -> socket.socket:
+    """A connection that says nothing by itself."""
+    address = urlsplit(server.url)
+    return socket.create_connection((address.hostname or "", address.port or 0), timeout=10)
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the server hangs up."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
 def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     """Wait until it holds."""
     deadline = time.monotonic() + seconds

@@ -121,7 +121,7 @@ class Hot:
         """Answer one request, if its key, the model and the limits allow."""
         service = self._service
         try:
-            service.guard.admit(scope["headers"])
+            service.guard.admit(scope["headers"], scope["path"])
             live = service.live
             body = await service.admission.body(scope, receive, self._kinds)
             with service.admission.place():

@@ -27,7 +27,7 @@ def create_app(settings: Settings) -> FastAPI:
         ConfigError: production mode without an API key.
     """
     metrics, log = Metrics(), logger()
-    guard = Guard(settings)
+    guard = Guard(settings, metrics, log)
     models = Models(settings.serving_folder, settings.max_instances, metrics, log)
     service = Service(settings, guard, models, metrics)
 
@@ -37,11 +37,12 @@ def create_app(settings: Settings) -> FastAPI:
             service.predictor = Predictor(writer, metrics, settings.challenger_seconds)
             service.labeller = Labeller(settings.prediction_log, writer)
             await asyncio.to_thread(models.refresh)
-            following = asyncio.create_task(models.follow())
+            following = [asyncio.create_task(one.follow()) for one in (models, guard)]
             try:
                 yield
             finally:
-                following.cancel()
+                for task in following:
+                    task.cancel()
                 service.predictor.close()
 
     app = FastAPI(title="Predictions", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)

@@ -1,6 +1,5 @@
 """The model that answers now: follows the serving folder, and swaps it without dropping a request."""
 
-import asyncio
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,15 +15,14 @@ from ..bundle import Bundle, verify
 from ..contract import Column, Label, from_rows
 from ..errors import ConfigError, ProjectError
 from . import routing
+from .following import Stamp, follow, stamp
 from .routing import Challenger, Ref, Routing, Shadow
 from .schemas import Schema
-from .telemetry import Metrics, explained
+from .telemetry import Metrics
 from .trial import Trial
 
-POLL_SECONDS = 0.2
-
 Variant = Literal["champion", "challenger", "shadow", "fallback"]
-Signature = tuple[tuple[str, int, int, int, int], ...]
+Signature = tuple[Stamp, ...]
 
 
 @dataclass(frozen=True)
@@ -131,14 +129,8 @@ class Models:
         self._seen: Signature | None = None
 
     async def follow(self) -> None:
-        """Look at the folder every `POLL_SECONDS`, for ever."""
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            try:
-                await asyncio.to_thread(self.refresh)
-            except Exception as error:
-                # Whatever it was, the model in memory answers on and the next look may succeed.
-                self._log.error("serving_folder", **explained(error))
+        """Look at the folder, for ever."""
+        await follow(self.refresh, self._log, "serving_folder")
 
     def refresh(self) -> None:
         """Load what changed; blocking. What cannot be trusted is refused, not raised."""
@@ -275,7 +267,7 @@ class Models:
 
     def _signature(self) -> Signature:
         folders = [routing.bundle_folder(self._folder, ref) for ref in self._refs]
-        return tuple(_stat(path) for path in (self._folder / routing.ROUTING, *_files(folders)))
+        return tuple(stamp(path) for path in (self._folder / routing.ROUTING, *_files(folders)))
 
 
 def _files(folders: list[Path]) -> Iterator[Path]:
@@ -285,12 +277,3 @@ def _files(folders: list[Path]) -> Iterator[Path]:
             yield from sorted(Path(entry) for entry in os.scandir(folder))
         except OSError:
             continue
-
-
-def _stat(path: Path) -> tuple[str, int, int, int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return (str(path), 0, 0, 0, 0)
-    # The change time cannot be set back by a program that rewrites a file and restores its dates.
-    return (str(path), found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)

@@ -44,7 +44,12 @@ _VARIANT = (
     "`challenger` or `champion`: who shall answer. For testers; counts only where the server's settings allow it."
 )
 UNKNOWN_MODEL = {404: "The model in service has another name or version."}
-ANY_ERRORS = {401: "The key is missing or wrong."}
+ANY_ERRORS = {
+    401: "The key is missing or wrong.",
+    403: "The key lacks the scope that the route needs.",
+    429: "The key asks too often; try again after `Retry-After` seconds.",
+    431: "The request's head is too large.",
+}
 UNAVAILABLE = {503: "There is no model, or no log, or the server is stopping; try again after `Retry-After` seconds."}
 
 

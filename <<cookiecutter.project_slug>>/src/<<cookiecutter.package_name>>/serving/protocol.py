@@ -1,8 +1,8 @@
-"""HTTP/1.1 as uvicorn speaks it, with a limit on how long a request's head may take, and a short way to predictions.
+"""HTTP/1.1 as uvicorn speaks it, with limits on a request's head and its slowness, and a short way to predictions.
 
-A plain request for predictions (POST /predict, a small JSON body of declared length, an accepted key, a model and a
-place) goes from the parser into the next batch and from there to the socket. Everything else, refusals included,
-takes the long way through ASGI, which tells the same `Predictor`, `Guard`, `Admission` and `Telemetry`.
+A plain request for predictions (POST /predict, a small JSON body of declared length, a model) goes from the parser
+into the next batch and from there to the socket, or is refused before its body is read. Everything else takes the
+long way through ASGI, which tells the same `Predictor`, `Guard`, `Admission` and `Telemetry`.
 """
 
 import asyncio
@@ -29,22 +29,60 @@ class Protocol(HttpToolsProtocol):
     service: Service
     head_since: float | None = None
     """Since when a request's head has been awaited or under way (`time.monotonic`); None while there is none."""
+    body_since: float | None = None
+    """The same of its body."""
+    _chunk = 0
+    """Bytes of the read that is being parsed."""
+    _head_bytes = 0
+    """Bytes of the reads before this one that belong to a head under way, except the one in which it began."""
+    _is_head_too_large = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A new connection owes a request."""
         super().connection_made(transport)
         self.head_since = time.monotonic()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left, perhaps before its request was whole."""
+        super().connection_lost(exc)
+        short = self.cycle
+        if isinstance(short, _Short) and not short.is_whole:
+            short.refuse(self.service.admission.too_slow())
+
+    def data_received(self, data: bytes) -> None:
+        """Something came; a head that has grown too large is not listened to any longer."""
+        self._chunk = len(data)
+        super().data_received(data)
+        if self.head_since is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > self.service.settings.max_head_bytes:
+                self._refuse_head()
+
     def on_message_begin(self) -> None:
         """The first byte of a request came."""
         super().on_message_begin()
         self.head_since = time.monotonic()
+        # What else came with it may have been another request's, and is a read at most: it is counted by its headers.
+        self._head_bytes = -self._chunk
 
     def on_headers_complete(self) -> None:
-        """The head is there; the body has a limit of its own."""
-        self.head_since = None
+        """The head is there; the body has limits of its own."""
+        most = self.service.settings.max_head_bytes
+        is_small = self._head_bytes == -self._chunk and self._chunk <= most
+        if not is_small and len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > most:
+            # What is raised here stops the parser, and ends in `send_400_response`.
+            self._is_head_too_large = True
+            raise ValueError("the head is too large")
+        self.head_since, self.body_since = None, time.monotonic()
         if not self._is_plain():
             super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no request, or none that is listened to."""
+        if self._is_head_too_large:
+            self._refuse_head()
+        else:
+            super().send_400_response(msg)
 
     def on_body(self, body: bytes) -> None:
         """A part of the body came."""
@@ -55,6 +93,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        self.body_since = None
         short = self.cycle
         if isinstance(short, _Short) and not short.is_whole:
             short.is_whole = True
@@ -67,14 +106,38 @@ class Protocol(HttpToolsProtocol):
         settings, short = self.service.settings, self.cycle
         if self.head_since is not None and self.head_since < now - settings.head_seconds:
             self.transport.close()
-        elif isinstance(short, _Short) and not short.is_whole and short.since < now - settings.body_seconds:
-            short.is_whole = True
-            short.answer(self.service.admission.too_slow())
+        elif self.body_since is not None and self.body_since < now - settings.body_seconds:
+            if isinstance(short, _Short) and not short.is_whole:
+                short.refuse(self.service.admission.too_slow())
+            elif not self._is_busy():
+                self.transport.close()  # It was answered, and sends on.
+        elif self.head_since is None and self.body_since is None and self._is_idle():
+            self.head_since = now
+
+    def _is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _is_idle(self) -> bool:
+        """Whether something came after an answer that is no request yet: an empty line ends uvicorn's own wait."""
+        return self.timeout_keep_alive_task is None and not self._is_busy()
+
+    def _refuse_head(self) -> None:
+        if not self._is_busy():
+            front, request_id, started = self.service.front, request_id_of(self.headers), time.perf_counter()
+            front.enter()
+            most = self.service.settings.max_head_bytes
+            problem = Problem(431, "head-too-large", f"the head of a request may have at most {most} bytes")
+            path = self.url.partition(b"?")[0].decode("ascii", "replace")
+            status, headers, content = _refusal(problem, path, request_id)
+            self.transport.write(_response(self, status, headers, content, request_id, keep_alive=False))
+            front.leave(path, "", request_id, status, started)
+        self.transport.close()
 
     def _is_plain(self) -> bool:
         """Whether the request may take the short way; if so, it is on it."""
-        busy = self.cycle is not None and not self.cycle.response_complete
-        if busy or self.url != b"/predict" or self.parser.get_method() != b"POST" or self.expect_100_continue:
+        if self._is_busy() or self.url != b"/predict" or self.parser.get_method() != b"POST":
+            return False
+        if self.expect_100_continue:
             return False
         headers, live = dict(self.headers), self.service.models.live
         length = headers.get(b"content-length", b"")
@@ -86,14 +149,18 @@ class Protocol(HttpToolsProtocol):
             return False
         if headers.get(b"content-type", JSON) != JSON or not headers.keys().isdisjoint(UNUSUAL):
             return False
+        refused = None
         try:
-            self.service.guard.admit(self.headers)
-        except Problem:
-            return False
+            self.service.guard.admit(self.headers, "/predict")
+        except Problem as problem:
+            refused = problem
         keep_alive = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
         # Without a challenger there is nothing to wish for.
         wish = NO_WISH if live.challenger is None else wish_of(headers, self.service.settings.variant_header)
-        self.cycle = _Short(self, live, request_id_of(self.headers), keep_alive, wish)  # type: ignore[assignment]
+        short = _Short(self, live, request_id_of(self.headers), keep_alive, wish)
+        self.cycle = short  # type: ignore[assignment]
+        if refused is not None:
+            short.refuse(refused)
         return True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -115,7 +182,6 @@ class _Short:
         self.wish = wish
         self.body = bytearray()
         self.is_whole = False
-        self.since = time.monotonic()
         self.keep_alive = keep_alive
         self.disconnected = False
         self.response_complete = False
@@ -135,6 +201,11 @@ class _Short:
         else:
             self.answer(service.admission.full())
 
+    def refuse(self, problem: Problem) -> None:
+        """Answer without the rest of the body."""
+        self.is_whole = True
+        self.answer(problem)
+
     def answer(self, found: bytes | Exception) -> None:
         """Send an answer or a problem, and be done."""
         protocol = self._protocol
@@ -148,27 +219,34 @@ class _Short:
         status, headers, content = 200, b"content-type: application/json\r\n", found
         if isinstance(content, Exception):
             problem = content if isinstance(content, Problem) else front.unexpected(content, self._request_id)
-            response = problem.response("/predict", self._request_id)
-            status, content = response.status_code, bytes(response.body)
-            own = [pair for pair in response.raw_headers if pair[0] not in (b"content-length", b"connection")]
-            headers = _lines(own)
+            status, headers, content = _refusal(problem, "/predict", self._request_id)
             self.keep_alive = self.keep_alive and "Connection" not in problem.headers
-        protocol.transport.write(
-            b"%b%b%bcontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b"
-            % (
-                STATUS_LINE[status],
-                _lines(protocol.server_state.default_headers),
-                headers,
-                len(content),
-                self._request_id.encode(),
-                b"" if self.keep_alive else b"connection: close\r\n",
-                content,
-            )
-        )
+        protocol.transport.write(_response(protocol, status, headers, content, self._request_id, self.keep_alive))
         front.leave("/predict", "POST", self._request_id, status, self._started)
         if not self.keep_alive:
             protocol.transport.close()
         protocol.on_response_complete()
+
+
+def _refusal(problem: Problem, path: str, request_id: str) -> tuple[int, bytes, bytes]:
+    """The status, the lines of the head and the body that tell a problem."""
+    response = problem.response(path, request_id)
+    own = [pair for pair in response.raw_headers if pair[0] not in (b"content-length", b"connection")]
+    return response.status_code, _lines(own), bytes(response.body)
+
+
+def _response(
+    protocol: Protocol, status: int, headers: bytes, content: bytes, request_id: str, keep_alive: bool
+) -> bytes:
+    return b"%b%b%bcontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
+        STATUS_LINE[status],
+        _lines(protocol.server_state.default_headers),
+        headers,
+        len(content),
+        request_id.encode(),
+        b"" if keep_alive else b"connection: close\r\n",
+        content,
+    )
 
 
 def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -13,7 +13,7 @@ from structlog.typing import FilteringBoundLogger
 
 from ..errors import ProjectError, ServingError
 from ..settings import Settings
-from .security import Guard
+from .keys import at_start
 from .telemetry import logger, unify_logging
 
 RESPAWN_SECONDS = 1.0
@@ -38,7 +38,7 @@ def run(settings: Settings, host: str, port: int, workers: int) -> None:
         ConfigError: production mode without an API key, or a prediction log that cannot be opened.
         ServingError: the address is taken, or a worker cannot start.
     """
-    Guard(settings)
+    at_start(settings)
     unify_logging()
     with listen(host, port) as listener:
         if workers == 1:

@@ -32,6 +32,7 @@ LINE_SECONDS = 0.05
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 QUIET = frozenset({"/healthz", "/readyz", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready"})
 """Asked every few seconds by machines; not worth a line when all is well."""
+MOST_NAMES = 100
 CLIENT_LEFT = 499
 """Logged and counted for a client that hung up before its answer (nginx's convention)."""
 
@@ -53,6 +54,11 @@ class Metrics:
         self.turned_away = Counter(
             "http_requests_turned_away", "Requests refused for want of room.", registry=self.registry
         )
+        self.keys_refused = Counter("api_keys_refused", "Files of keys that were turned down.", registry=self.registry)
+        self._limited = Counter(
+            "http_requests_rate_limited", "Requests that a key sent too many.", ["key"], registry=self.registry
+        )
+        self._limited_names: set[str] = set()
         self.batches = Counter("prediction_batches", "Calls of the model.", registry=self.registry)
         self._predictions = Counter(
             "predictions", "Acknowledged predictions.", ["version", "variant", "prediction"], registry=self.registry
@@ -121,6 +127,13 @@ class Metrics:
         count, observe = self._answered[series]
         count()
         observe(seconds)
+
+    def rate_limited(self, name: str) -> None:
+        """Count a request too many; `name` is a key's, and those beyond the first `MOST_NAMES` count as one."""
+        if name not in self._limited_names and len(self._limited_names) >= MOST_NAMES:
+            name = "other"
+        self._limited_names.add(name)
+        self._limited.labels(name).inc()
 
     def predicted(self, version: str, variant: str, names: Sequence[str], degraded: bool) -> None:
         """Count acknowledged predictions; `names` has the predicted class of each."""

@@ -1,0 +1,146 @@
+"""How keys are written down, in the setting and in a file that is followed."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from << cookiecutter.package_name >>.errors import ConfigError
+from << cookiecutter.package_name >>.serving.app import create_app
+from << cookiecutter.package_name >>.serving.keys import SCOPES, Keyring, parse
+from << cookiecutter.package_name >>.serving.problems import Problem
+from << cookiecutter.package_name >>.serving.security import Guard
+from << cookiecutter.package_name >>.serving.telemetry import Metrics, logger
+from << cookiecutter.package_name >>.settings import Settings
+
+DIGEST = hashlib.sha256(b"secret").hexdigest()
+ALL = frozenset(SCOPES)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "scopes"),
+    [
+        ("secret", "", ALL),
+        (f"sha256:{DIGEST}", "", ALL),
+        (f"shop:sha256:{DIGEST}", "shop", ALL),
+        ("shop:predict:secret", "shop", {"predict"}),
+        (f"shop-2:predict+feedback:sha256:{DIGEST}", "shop-2", {"predict", "feedback"}),
+        (f"x:predict+feedback+admin+metrics:sha256:{DIGEST.upper()}", "x", ALL),
+    ],
+)
+def test_a_key_is_known_in_each_of_its_forms(text: str, name: str, scopes: frozenset[str]) -> None:
+    found = Keyring([parse("another", "here"), parse(text, "here")]).find(b"secret")
+    assert found is not None
+    assert (found.name, found.scopes) == (name, scopes)
+
+
+@pytest.mark.parametrize("text", ["with:colon", "AA:BB:CC", "pass word", "zweiter-schlüssel", DIGEST])
+def test_a_plain_key_stays_what_it_is(text: str) -> None:
+    keys = Keyring([parse(text, "here")])
+    assert keys.find(text.encode()) is not None
+    assert keys.find(b"secret") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sha256:", "sha256:abc", f"sha256:{'g' * 64}", f"sha256:{DIGEST}0", f"shop:sha256:{DIGEST[1:]}",
+        "shop:predct:secret", "shop::secret", "shop:predict+:secret", "shop:predict:", "shop:predict:sha256:",
+        f"shop:predict:sha265:{DIGEST}", f"shop:SHA256:{DIGEST}",
+    ],
+)  # fmt: skip
+def test_what_is_nearly_a_digest_or_a_scope_is_no_key_and_is_not_repeated(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^line 3: ") as caught:
+        parse(text, "line 3")
+    assert not any(part in str(caught.value) for part in (DIGEST[1:], "secret", "predct"))
+
+
+def test_one_key_with_two_meanings_is_refused() -> None:
+    twice = [parse("a:predict:secret", "here"), parse("b:admin:secret", "here")]
+    with pytest.raises(ConfigError, match="'b' is given twice"):
+        Keyring(twice)
+    assert len(Keyring([twice[0], twice[0]])) == 1
+
+
+class Followed:
+    """A guard with a file of keys."""
+
+    def __init__(self, path: Path, **values: Any) -> None:
+        self.path = path
+        self.metrics = Metrics()
+        self._said = io.StringIO()
+        settings = Settings(_env_file=None, api_keys_file=str(path), **values)
+        self.guard = Guard(settings, self.metrics, logger(self._said))
+
+    def accepts(self, key: str) -> bool:
+        try:
+            self.guard.admit([(b"x-api-key", key.encode())], "/predict")
+        except Problem:
+            return False
+        return True
+
+    def refused(self) -> float | None:
+        return self.metrics.registry.get_sample_value("api_keys_refused_total")
+
+    def said(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._said.getvalue().splitlines()]
+
+
+@pytest.fixture
+def followed(tmp_path: Path) -> Followed:
+    """Keys from both places."""
+    path = tmp_path / "keys"
+    path.write_text("# the shop's\n\n  shop:predict:first-secret  \n")
+    return Followed(path, api_keys="own-secret")
+
+
+def test_a_changed_file_replaces_its_own_keys_and_leaves_those_of_the_setting(followed: Followed) -> None:
+    followed.path.write_text("shop:predict:second-secret\nnew:predict:third-secret\n")
+    assert followed.accepts("first-secret")
+    followed.guard.refresh()
+    assert [followed.accepts(f"{key}-secret") for key in ("own", "first", "second", "third")] == [
+        True, False, True, True,
+    ]  # fmt: skip
+    (line,) = followed.said()
+    assert (line["event"], line["keys"], line["names"]) == ("api_keys_loaded", 3, ["new", "shop"])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"# none\n", b"\xff\xfe", b"shop:predct:other-secret\n", b"sha256:12\n", b"k\n" * 500_001, None]
+)
+def test_a_broken_file_keeps_the_former_keys_and_is_told_once(followed: Followed, content: bytes | None) -> None:
+    for _ in range(2):
+        if content is None:
+            followed.path.unlink(missing_ok=True)
+        else:
+            followed.path.write_bytes(content)
+        followed.guard.refresh()
+        followed.guard.refresh()
+    assert followed.accepts("first-secret")
+    assert not followed.accepts("other-secret")
+    assert followed.refused() == 1
+    (line,) = followed.said()
+    assert line["event"] == "api_keys_refused"
+    assert "ML_API_KEYS_FILE" in line["reason"]
+    assert not any(told in json.dumps(line) for told in ("secret", str(followed.path)))
+    followed.path.write_text("shop:predict:second-secret\n")
+    followed.guard.refresh()
+    assert (followed.accepts("first-secret"), followed.accepts("second-secret")) == (False, True)
+
+
+@pytest.mark.parametrize("content", ["", "# none\n", "sha256:12\n", None])
+@pytest.mark.parametrize("own", ["", "own-secret"])
+def test_production_does_not_start_with_a_file_that_holds_no_key(tmp_path: Path, content: str | None, own: str) -> None:
+    if content is not None:
+        (tmp_path / "keys").write_text(content)
+    settings = Settings(_env_file=None, environment="production", api_keys=own, api_keys_file=str(tmp_path / "keys"))
+    with pytest.raises(ConfigError, match="ML_API_KEYS_FILE"):
+        create_app(settings)
+
+
+def test_development_does_not_open_its_doors_because_a_file_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ML_API_KEYS_FILE cannot be read"):
+        create_app(Settings(_env_file=None, api_keys_file=str(tmp_path / "keys")))
