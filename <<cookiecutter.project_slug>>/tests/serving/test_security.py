@@ -5,7 +5,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,7 @@ def test_what_one_caller_sends_reaches_no_other_answer_no_log_line_and_no_metric
             return everything(connection).decode()
 
     post, label = "POST /predict HTTP/1.1", "POST /feedback HTTP/1.1"
-    requests = [
+    requests: list[Callable[[str], str]] = [
         lambda mark: told(post, sane, key=mark),
         lambda mark: told(post, sane, f"Authorization: Bearer {mark}", key=""),
         lambda mark: told(f"POST /predict?token={mark} HTTP/1.1", sane),

@@ -31,6 +31,8 @@ class Protocol(HttpToolsProtocol):
     """Since when a request's head has been awaited or under way (`time.monotonic`); None while there is none."""
     body_since: float | None = None
     """The same of its body."""
+    unread_since: float | None = None
+    """Since when more of answers has been waiting for the client than is kept for it."""
     _chunk = 0
     """Bytes of the read that is being parsed."""
     _head_bytes = 0
@@ -57,6 +59,16 @@ class Protocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > self.service.settings.max_head_bytes:
                 self._refuse_head()
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly."""
+        super().pause_writing()
+        self.unread_since = time.monotonic()
+
+    def resume_writing(self) -> None:
+        """It caught up."""
+        super().resume_writing()
+        self.unread_since = None
 
     def on_message_begin(self) -> None:
         """The first byte of a request came."""
@@ -104,7 +116,9 @@ class Protocol(HttpToolsProtocol):
     def end_if_slow(self, now: float) -> None:
         """Hang up on a client whose request has been under way for too long; `now` is `time.monotonic`."""
         settings, short = self.service.settings, self.cycle
-        if self.head_since is not None and self.head_since < now - settings.head_seconds:
+        if self.unread_since is not None and self.unread_since < now - settings.body_seconds:
+            self.transport.abort()
+        elif self.head_since is not None and self.head_since < now - settings.head_seconds:
             self.transport.close()
         elif self.body_since is not None and self.body_since < now - settings.body_seconds:
             if isinstance(short, _Short) and not short.is_whole:
@@ -137,7 +151,8 @@ class Protocol(HttpToolsProtocol):
         """Whether the request may take the short way; if so, it is on it."""
         if self._is_busy() or self.url != b"/predict" or self.parser.get_method() != b"POST":
             return False
-        if self.expect_100_continue:
+        # Only the long way waits for a client that does not read its answers.
+        if self.expect_100_continue or self.flow.write_paused:
             return False
         headers, live = dict(self.headers), self.service.models.live
         length = headers.get(b"content-length", b"")
