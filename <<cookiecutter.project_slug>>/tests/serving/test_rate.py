@@ -1,9 +1,16 @@
-"""Buckets of tokens."""
+"""How often a key may ask."""
+
+import io
+from typing import Any
 
 import pytest
 
 from << cookiecutter.package_name >>.serving import rate
+from << cookiecutter.package_name >>.serving.problems import Problem
 from << cookiecutter.package_name >>.serving.rate import RateLimit
+from << cookiecutter.package_name >>.serving.security import Guard
+from << cookiecutter.package_name >>.serving.telemetry import MOST_NAMES, Metrics, logger
+from << cookiecutter.package_name >>.settings import Settings
 
 
 class Clock:
@@ -56,3 +63,51 @@ def test_idle_keys_are_forgotten_and_busy_ones_are_not(clock: Clock, monkeypatch
         assert taken(limit, "busy", 5) <= 2
         clock.now += 1.0
     assert len(vars(limit)["_full"]) <= 2 * 11
+
+
+def limited(metrics: Metrics) -> dict[str, float]:
+    return {
+        sample.labels["key"]: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "http_requests_rate_limited_total"
+    }
+
+
+def refusals(tries: int, *headers: tuple[bytes, bytes], **settings: Any) -> tuple[list[Problem], dict[str, float]]:
+    metrics, found = Metrics(), list[Problem]()
+    guard = Guard(Settings(_env_file=None, **settings), metrics, logger(io.StringIO()))
+    for _ in range(tries):
+        try:
+            guard.admit(headers, "/predict")
+        except Problem as problem:
+            found.append(problem)
+    return found, limited(metrics)
+
+
+def test_a_client_is_told_when_its_next_token_comes(clock: Clock) -> None:
+    found, counted = refusals(5, (b"x-api-key", b"secret"), api_keys="shop:predict:secret", rate_limit=0.3)
+    assert [problem.status for problem in found] == [429] * 4
+    assert found[0].headers["Retry-After"] == "4"
+    assert counted == {"shop": 4.0}
+
+
+def test_without_keys_all_callers_share_one_rate(clock: Clock) -> None:
+    found, counted = refusals(5, rate_limit=2)
+    assert len(found) == 3
+    assert counted == {"anonymous": 3.0}
+    assert refusals(500) == ([], {})
+
+
+def test_keys_without_a_name_have_rates_of_their_own_and_one_series(clock: Clock) -> None:
+    found, counted = refusals(5, (b"x-api-key", b"a"), api_keys="a,b", rate_limit=2)
+    assert (len(found), counted) == (3, {"unnamed": 3.0})
+
+
+def test_names_beyond_the_first_hundred_share_a_series() -> None:
+    metrics = Metrics()
+    for name in range(MOST_NAMES + 50):
+        metrics.rate_limited(str(name))
+    counted = limited(metrics)
+    assert len(counted) == MOST_NAMES + 1
+    assert counted["other"] == 50

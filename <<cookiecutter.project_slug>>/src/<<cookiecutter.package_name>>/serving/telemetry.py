@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from .trial import Trial
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+MOST_NAMES = 100
+"""Keys that have a series of their own."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 LINE_SECONDS = 0.05
 """How long an access line may wait for others."""
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 QUIET = frozenset({"/healthz", "/readyz", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready"})
 """Asked every few seconds by machines; not worth a line when all is well."""
-MOST_NAMES = 100
 CLIENT_LEFT = 499
 """Logged and counted for a client that hung up before its answer (nginx's convention)."""
 
