@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from << cookiecutter.package_name >>.serving.arrow import ARROW
+from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
 from << cookiecutter.package_name >>.serving.problems import ProblemDocument
 
 from .speakers import send_arrow, stream
@@ -140,6 +141,12 @@ def test_a_head_without_bounds_gets_431(guarded: Server, path: str, headers: byt
     assert ProblemDocument.model_validate_json(body).type == "urn:problem:head-too-large"
 
 
+def test_empty_lines_without_end_are_hung_up_on(guarded: Server) -> None:
+    with connected(guarded) as connection:
+        drips_until_it_is_hung_up_on(connection, b"\r\n" * 5_000)
+    assert not [line for line in guarded.log_lines() if line["level"] == "error"]
+
+
 def test_a_large_head_is_read_up_to_its_limit_however_it_comes(guarded: Server) -> None:
     padded = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Pad: %b\r\n\r\n" % (b"1" * 15_000)
     body = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"1" * 300_000
@@ -188,10 +195,13 @@ async def closed_loop(server: Server, request: bytes, seconds: float, answers: l
     await writer.wait_closed()
 
 
-@pytest.mark.parametrize("count", [1, 100], ids=["small", "large"])
+@pytest.mark.parametrize("times", [1, 500], ids=["small", "large"])
 def test_clients_who_leave_keep_their_places_until_their_work_has_ended(
-    guarded: Server, instances: list[Any], count: int
+    guarded: Server, instances: list[Any], times: int
 ) -> None:
+    request = request_for(*instances[:1] * times)
+    assert (len(request) > INLINE_BYTES) == (times > 1)
+
     def status() -> int:
         with guarded.client() as client:
             return client.post("/predict", json={"instances": instances[:1]}).status_code
@@ -200,7 +210,7 @@ def test_clients_who_leave_keep_their_places_until_their_work_has_ended(
     with closing(sqlite3.connect(f"{guarded.log}/serve-0.db", isolation_level=None)) as other, ExitStack() as leaving:
         other.execute("BEGIN IMMEDIATE")
         for _ in range(4):
-            leaving.enter_context(connected(guarded)).sendall(request_for(*instances[:count]))
+            leaving.enter_context(connected(guarded)).sendall(request)
         eventually(lambda: in_flight(guarded) == 5)
         leaving.close()
         time.sleep(0.2)

@@ -136,7 +136,7 @@ class Protocol(HttpToolsProtocol):
         return self.timeout_keep_alive_task is None and not self._is_busy()
 
     def _refuse_head(self) -> None:
-        if not self._is_busy():
+        if self.headers is not None and not self._is_busy():
             front, request_id, started = self.service.front, request_id_of(self.headers), time.perf_counter()
             front.enter()
             most = self.service.settings.max_head_bytes
