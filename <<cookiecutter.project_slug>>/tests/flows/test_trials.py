@@ -221,6 +221,7 @@ def test_a_registry_that_is_away_changes_nothing_and_is_followed_again_when_it_i
     ]
 
 
+@pytest.mark.chaos
 def test_the_sidecar_ends_on_sigterm_and_follows_within_moments(
     two: Registry, settings: Settings, folder: Path
 ) -> None:

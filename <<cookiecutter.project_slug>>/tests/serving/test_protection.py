@@ -227,6 +227,7 @@ def in_flight(server: Server) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith("http_requests_in_flight "))
 
 
+@pytest.mark.chaos
 def test_a_crowd_is_turned_away_at_once_and_forgotten_when_it_leaves(guarded: Server, example: dict[str, Any]) -> None:
     answers: list[tuple[bytes, float]] = []
 

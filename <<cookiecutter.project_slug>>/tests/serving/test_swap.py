@@ -83,6 +83,7 @@ def nowhere(bundle: Bundle) -> bytes:
     return content
 
 
+@pytest.mark.chaos
 def test_a_swap_under_load_fails_no_request(site: Site, example: Instance) -> None:
     # Version `always` says true whatever the probability, so an answer shows which model gave it.
     old, new = site.folder.roll_out("never", threshold=1.0), site.folder.add("always", threshold=0.0)

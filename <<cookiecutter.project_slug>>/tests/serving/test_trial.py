@@ -259,6 +259,7 @@ def test_a_broken_challenger_costs_nobody_an_answer_and_is_paused_until_it_is_st
     assert site.ask(example)["variant"] == "challenger"
 
 
+@pytest.mark.chaos
 def test_nobody_waits_for_a_slow_challenger_but_those_whom_it_should_answer(
     site: Site, faulty: dict[broken.Fault, Ref], example: Instance
 ) -> None:
