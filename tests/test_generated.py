@@ -127,7 +127,14 @@ def test_the_readmes_commands_work_word_for_word(turned: Path) -> None:
     """
     blocks = shell_blocks((turned / "README.md").read_text(encoding="utf-8"))
     commands = {line for block in blocks for line in block.splitlines()}
-    assert {"make run", "make serve", "make score", "make test", "make test-chaos", "make check"} <= commands
+    assert {
+        "make run",
+        "make serve",
+        "make score",
+        "make test",
+        "make test-chaos",
+        "make check",
+    } <= commands
     servers = []
     try:
         for block in blocks:
