@@ -138,4 +138,5 @@ def _rewrite(tree: Any, order: np.ndarray, codes: list[np.ndarray], firsts: np.n
 def _members(words: np.ndarray, size: int) -> np.ndarray:
     """Which of `size` numbers are in a set, as booleans; `words` holds their bits."""
     at = np.arange(size)
-    return (np.right_shift(words[at // BLOCK], (at % BLOCK).astype(np.uint32)) & 1).astype(bool)
+    bits: np.ndarray = np.right_shift(words[at // BLOCK], (at % BLOCK).astype(np.uint32)) & 1
+    return bits.astype(bool)
