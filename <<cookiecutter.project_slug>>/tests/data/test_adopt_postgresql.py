@@ -42,11 +42,13 @@ def server() -> Iterator[str]:
     as_user: list[str] = []
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root.
         user = next((name for name in ("postgres", "nobody") if name in {each.pw_name for each in pwd.getpwall()}), "")
-        if not user or shutil.which("runuser") is None:
+        # A plain user's path does not lead there.
+        runuser = shutil.which("runuser", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]))
+        if not user or runuser is None:
             folder.rmdir()
             pytest.skip("PostgreSQL does not run as root, and there is no other user")
         shutil.chown(folder, user)
-        as_user = ["runuser", "-u", user, "--"]
+        as_user = [runuser, "-u", user, "--"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
