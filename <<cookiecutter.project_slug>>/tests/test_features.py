@@ -16,7 +16,7 @@ from << cookiecutter.package_name >> import strict
 from << cookiecutter.package_name >>.contract import MISSING, Columns, Contract, from_rows
 from << cookiecutter.package_name >>.derived import DERIVED
 from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.features import Featurizer, definition, parameter, tokens
+from << cookiecutter.package_name >>.features import PARTS, Featurizer, definition, parameter, tokens
 
 from .conftest import same_bits
 
@@ -71,6 +71,22 @@ def test_a_row_is_encoded_alike_alone_and_among_others(rows: list[dict[str, Any]
         alone = FEATURIZER.encode({name: values[at : at + 1] for name, values in columns.items()})
         assert same_bits(alone.num, together.num[at : at + 1])
         assert alone.cat.tolist() == together.cat[at : at + 1].tolist()
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(some_rows, st.booleans(), st.text(max_size=20))
+def test_rows_of_python_values_are_encoded_as_their_columns_are(
+    rows: list[dict[str, Any]], are_gaps_left_out: bool, words: str
+) -> None:
+    born = {"name": "born", "type": "datetime", "nullable": True, "parts": list(PARTS)}
+    contract = make(born=born, words={"name": "words", "type": "string", "text": True, "nullable": True})
+    rows = [{**row, "born": row["at"] if row["new"] else None, "words": words if row["new"] else None} for row in rows]
+    if are_gaps_left_out:
+        rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    for featurizer in (Featurizer(contract, [per_piece]), Featurizer(contract, ())):
+        columns, direct = featurizer.encode(from_rows(contract.inputs, rows)), featurizer.encode_rows(rows)
+        assert same_bits(columns.num, direct.num)
+        assert columns.cat.tolist() == direct.cat.tolist()
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)

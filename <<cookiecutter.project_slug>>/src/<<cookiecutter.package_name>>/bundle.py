@@ -10,7 +10,7 @@ Nothing here is unpickled and nothing but ONNX Runtime is needed to predict.
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Self
@@ -179,6 +179,10 @@ class Bundle:
     def encode(self, columns: Columns) -> Inputs:
         """What the model sees of n_rows of the contract's input columns."""
         return self._featurizer.encode(columns)
+
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Inputs:
+        """The same of n_rows of Python values."""
+        return self._featurizer.encode_rows(rows)
 
     def watched(self, columns: Columns) -> dict[str, np.ndarray]:
         """What the profile counts of n_rows beyond their own columns, see `Featurizer.watched`."""

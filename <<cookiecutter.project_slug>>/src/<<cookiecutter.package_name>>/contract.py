@@ -41,6 +41,8 @@ INTEGER_LIMIT = 2**53
 """Columns travel as float64; beyond this neighbouring integers are not told apart."""
 
 _NOTHING = np.array(None, dtype=object)
+_EPOCH = datetime(1970, 1, 1)
+_NO_TIME = np.iinfo(np.int64).min
 
 
 class Column(strict.Strict):
@@ -229,11 +231,19 @@ def as_array(column: Column, values: Sequence[Any]) -> np.ndarray:
     if column.is_numeric:
         return np.array(values, dtype=np.float64)
     if column.type == "datetime":
-        moments = (moment(value) if isinstance(value, str) else value for value in values)
-        return np.array([None if value is None else naive(value) for value in moments], dtype="datetime64[us]")
+        # NumPy reads datetimes too, five times as slowly.
+        return np.array([_microseconds(value) for value in values], dtype=np.int64).view("datetime64[us]")
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
+
+
+def _microseconds(value: str | datetime | None) -> int:
+    """What datetime64[us] counts."""
+    if value is None:
+        return _NO_TIME
+    since = (moment(value) if isinstance(value, str) else naive(value)) - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def missing(values: np.ndarray) -> np.ndarray:

@@ -7,12 +7,13 @@ import keyword
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .contract import MISSING, SCORED, Column, Columns, Contract, Part, missing
+from .contract import MISSING, SCORED, Column, Columns, Contract, Part, from_rows, missing
 from .derived import DERIVED
 from .errors import ConfigError
 from .files import sha256_text
@@ -140,6 +141,10 @@ class Featurizer:
             )
         if reserved := [name for name in made if name in SCORED]:
             raise ConfigError(f"derived.py: scoring adds a column called '{reserved[0]}'; rename the function")
+        used = {need for _, column, time, _ in self._moments for need in (column, time)}
+        used.update(need for _, needs in self._derived for need in needs)
+        self._needed = [column for column in inputs if column.name in used]
+        self._take = itemgetter(*self._numeric) if self._numeric else tuple
         self.numeric: tuple[str, ...] = (*self._numeric, *made)
         self.categorical: tuple[Column, ...] = tuple(self._strings)
 
@@ -158,18 +163,28 @@ class Featurizer:
         with np.errstate(all="ignore"):
             for at, name in enumerate(self._numeric):
                 num[:, at] = columns[name]
-            for at, values in enumerate(self._made(columns), start=len(self._numeric)):
-                num[:, at] = values
-        num[np.isinf(num)] = np.nan
+            self._complete(num, columns)
         cat = np.empty((n_rows, len(self._strings)), dtype=object)
         for position, column in enumerate(self._strings):
             values = columns[column.name]
             if column.text:
-                cat[:, position] = [MISSING if value is None else tokens(value) for value in values]
+                cat[:, position] = [_seen(column, value) for value in values]
                 continue
-            absent = missing(values)
-            cat[:, position] = np.where(absent, MISSING, values) if absent.any() else values
+            cat[:, position] = np.where(missing(values), MISSING, values) if None in values.tolist() else values
         return Inputs(num, cat)
+
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Inputs:
+        """As `encode` of `from_rows`, to the last bit: n_rows of Python values, None or no key for missing.
+
+        It is for few rows, where NumPy costs by the call: it is called as seldom as can be.
+        """
+        num = np.empty((len(rows), len(self.numeric)), dtype=np.float32)
+        with np.errstate(all="ignore"):
+            if wide := len(self._numeric):
+                num[:, :wide] = np.array(self._numbers(rows), dtype=np.float64).reshape(-1, wide)
+            self._complete(num, from_rows(self._needed, rows))
+        texts = [[_seen(column, row.get(column.name)) for column in self._strings] for row in rows]
+        return Inputs(num, np.array(texts, dtype=object).reshape(len(rows), len(self._strings)))
 
     def watched(self, columns: Columns) -> dict[str, np.ndarray]:
         """The features beyond the contract's columns that drift is looked for in, float64 [n_rows] each.
@@ -190,6 +205,18 @@ class Featurizer:
             }
         return {name: np.where(np.isinf(values), np.nan, values) for name, values in made.items()}
 
+    def _numbers(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+        try:
+            return list(map(self._take, rows))
+        except KeyError:  # Something was left out.
+            return [[row.get(name) for name in self._numeric] for row in rows]
+
+    def _complete(self, num: np.ndarray, columns: Columns) -> None:
+        """Fill in what is made of columns, where their own numbers are in place."""
+        for at, values in enumerate(self._made(columns), start=len(self._numeric)):
+            num[:, at] = values
+        num[np.isinf(num)] = np.nan
+
     def _made(self, columns: Columns) -> Iterator[np.ndarray]:
         for _, name, time, function in self._moments:
             if time:
@@ -198,6 +225,12 @@ class Featurizer:
                 yield function(columns[name])
         for derive, needs in self._derived:
             yield derive(*(columns[need] for need in needs))
+
+
+def _seen(column: Column, text: str | None) -> str:
+    if text is None:
+        return MISSING
+    return tokens(text) if column.text else text
 
 
 def parameter(column: str) -> str:

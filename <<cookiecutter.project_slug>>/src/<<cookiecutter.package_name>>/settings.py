@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     max_concurrent: int = Field(default=256, gt=0)
     head_seconds: float = Field(default=10.0, gt=0)
     body_seconds: float = Field(default=10.0, gt=0)
+    keep_alive_seconds: float = Field(default=75.0, gt=0)
     challenger_seconds: float = Field(default=0.05, gt=0)
     variant_header: bool = False
     drain_seconds: float = Field(default=1.0, ge=0)

@@ -32,7 +32,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iter
     """A server with little patience and few places."""
     home = tmp_path_factory.mktemp("guarded")
     Folder(home / "serving", bundle_path).roll_out("1")
-    with Server(home, ML_HEAD_SECONDS="0.5", ML_BODY_SECONDS="0.5", ML_MAX_CONCURRENT="4") as running:
+    patience = dict.fromkeys(("ML_HEAD_SECONDS", "ML_BODY_SECONDS", "ML_KEEP_ALIVE_SECONDS"), "0.5")
+    with Server(home, **patience, ML_MAX_CONCURRENT="4") as running:
         yield running
 
 
@@ -87,6 +88,16 @@ def test_a_body_that_drips_after_its_answer_is_hung_up_on(guarded: Server) -> No
         drips_until_it_is_hung_up_on(connection, b"x")
 
 
+@pytest.mark.parametrize("asked", [request_for({}), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_connection_rests_only_so_long_between_requests(guarded: Server, asked: bytes) -> None:
+    with connected(guarded) as connection:
+        for _ in range(4):  # Each within the time, all together beyond it.
+            connection.sendall(asked)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 ")
+            time.sleep(0.25)
+        assert everything(connection) == b""
+
+
 def test_empty_lines_after_an_answer_hold_no_connection(guarded: Server) -> None:
     with connected(guarded) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -101,7 +112,7 @@ def test_a_client_that_reads_no_answer_is_hung_up_on(guarded: Server) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_answers_that_nobody_reads_do_not_pile_up(server: Server) -> None:
-    before, ended = memory(server), time.monotonic() + SOON
+    before, ended = memory(server), time.monotonic() + 4 * SOON
     with connected(server) as connection:
         connection.settimeout(0.5)
         try:

@@ -12,7 +12,7 @@ import structlog
 from pydantic_core import to_json
 
 from ..bundle import Bundle, verify
-from ..contract import Column, Label, from_rows
+from ..contract import Label, from_rows
 from ..errors import ConfigError, ProjectError
 from . import routing
 from .following import Stamp, follow, stamp
@@ -59,16 +59,6 @@ class Live:
     def key(self) -> str | None:
         """Name of the column that names a row, if there is one."""
         return self.bundle.contract.id.name if self.bundle.contract.id else None
-
-    @cached_property
-    def numbers(self) -> tuple[str, ...]:
-        """Names of the input columns that are numbers."""
-        return tuple(column.name for column in self.bundle.contract.inputs if column.is_numeric)
-
-    @cached_property
-    def others(self) -> tuple[Column, ...]:
-        """The other input columns."""
-        return tuple(column for column in self.bundle.contract.inputs if not column.is_numeric)
 
     @cached_property
     def class_texts(self) -> dict[Label, str]:

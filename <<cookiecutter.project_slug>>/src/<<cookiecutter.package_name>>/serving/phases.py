@@ -14,7 +14,6 @@ import numpy as np
 from pydantic_core import to_json
 
 from ..bundle import Predictions
-from ..contract import from_rows
 from ..prediction_log import Prediction, Row, dumps, new_ids, now_us
 from .live import Live, name_of
 from .problems import Problem
@@ -95,6 +94,7 @@ def work(live: Live, asked: Sequence[Asked]) -> list[Work | Exception]:
             return [error]
         return work(live, [_rescued(live, asked[0]._replace(instances=checked[0]), error)])
     told, classes, scores = outputs(live, predictions), named(live, predictions), predictions.scores.tolist()
+    ids = new_ids(len(together))
     found: list[Work | Exception] = []
     at = 0
     for one, instances, own_rows in zip(asked, checked, mine, strict=True):
@@ -106,7 +106,7 @@ def work(live: Live, asked: Sequence[Asked]) -> list[Work | Exception]:
             answers = [Told(*row) for row in zip(told[own], classes[own], scores[own], strict=True)]
             found.append(_composed(live, one, instances, answers))
             continue
-        logged = rows(live, instances, told[own], scores[own], one.at, one.ids)
+        logged = rows(live, instances, told[own], scores[own], one.at, one.ids or ids[own])
         found.append(Work(logged, one.form.write(live, logged), classes[own], instances))
     return found
 
@@ -160,12 +160,12 @@ def _composed(live: Live, asked: Asked, instances: Sequence[Instance], answers: 
 
 def score(live: Live, instances: Sequence[Instance]) -> Predictions:
     """All instances in one call of the model."""
-    return live.bundle.predict(_columns(live, instances))
+    return live.bundle.decide(live.bundle.run(live.bundle.encode_rows(instances)))
 
 
 def attempt(live: Live, instances: Sequence[Instance]) -> list[Told | None]:
     """As `score`, told row by row; None where the model's answer is no number."""
-    answers = live.bundle.run(live.bundle.encode(_columns(live, instances)))
+    answers = live.bundle.run(live.bundle.encode_rows(instances))
     finite = np.isfinite(answers).all(axis=1)
     predictions = live.bundle.decide(answers[finite])
     parts = (outputs(live, predictions), named(live, predictions), predictions.scores.tolist())
@@ -201,15 +201,6 @@ def twin(name: str) -> str:
     return name[:12] + blake2b(name.encode(), digest_size=10).hexdigest()
 
 
-def _columns(live: Live, instances: Sequence[Instance]) -> dict[str, np.ndarray]:
-    columns = from_rows(live.others, instances)
-    if names := live.numbers:
-        # As `from_rows` makes them, all at once: one array of numbers instead of one for each column.
-        found = np.array([[row.get(name) for name in names] for row in instances], dtype=np.float64)
-        columns |= zip(names, found.reshape(-1, len(names)).T, strict=True)
-    return columns
-
-
 def outputs(live: Live, predictions: Predictions) -> list[str]:
     """What each instance is told and the log keeps, as JSON objects."""
     values, numbers = predictions.values.tolist(), predictions.output.tolist()
@@ -234,14 +225,14 @@ def rows(
     told: Sequence[str],
     scores: Sequence[float],
     since: float,
-    ids: Sequence[str] | None = None,
+    ids: Sequence[str],
     key: str | None = None,
 ) -> list[Prediction]:
     """What the log keeps of each instance; its latency is the request's, from its arrival to its scores.
 
     Args:
         since: when the request came (`time.perf_counter`).
-        ids: new ones are made if there are none yet.
+        ids: of the predictions.
         key: the column that names a row; the model's own if not given.
     """
     at_us, latency_us = now_us(), round((time.perf_counter() - since) * 1e6)
@@ -259,7 +250,7 @@ def rows(
             latency_us,
             degraded,
         )
-        for name, instance, output, score in zip(ids or new_ids(len(instances)), instances, told, scores, strict=True)
+        for name, instance, output, score in zip(ids, instances, told, scores, strict=True)
     ]
 
 

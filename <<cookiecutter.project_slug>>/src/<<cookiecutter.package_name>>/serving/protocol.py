@@ -6,8 +6,10 @@ long way through ASGI, which tells the same `Predictor`, `Guard`, `Admission` an
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -33,6 +35,11 @@ class Protocol(HttpToolsProtocol):
     """The same of its body."""
     unread_since: float | None = None
     """Since when more of answers has been waiting for the client than is kept for it."""
+    idle_since: float | None = None
+    """Since when nothing has come after an answer on the short way."""
+    _prefix = ""
+    """What the ids of this connection's requests begin with, where the client gives none."""
+    _requests = 0
     _chunk = 0
     """Bytes of the read that is being parsed."""
     _head_bytes = 0
@@ -43,6 +50,7 @@ class Protocol(HttpToolsProtocol):
         """A new connection owes a request."""
         super().connection_made(transport)
         self.head_since = time.monotonic()
+        self._prefix = secrets.token_hex(12)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left, perhaps before its request was whole."""
@@ -54,6 +62,7 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Something came; a head that has grown too large is not listened to any longer."""
         self._chunk = len(data)
+        self.idle_since = None
         super().data_received(data)
         if self.head_since is not None and not self.transport.is_closing():
             self._head_bytes += len(data)
@@ -71,8 +80,8 @@ class Protocol(HttpToolsProtocol):
         self.unread_since = None
 
     def on_message_begin(self) -> None:
-        """The first byte of a request came."""
-        super().on_message_begin()
+        """The first byte of a request came; what ASGI says of it is made when it takes the long way."""
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         self.head_since = time.monotonic()
         # What else came with it may have been another request's, and is a read at most: it is counted by its headers.
         self._head_bytes = -self._chunk
@@ -87,6 +96,10 @@ class Protocol(HttpToolsProtocol):
             raise ValueError("the head is too large")
         self.head_since, self.body_since = None, time.monotonic()
         if not self._is_plain():
+            url, headers, is_expecting = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()
+            self.url, self.headers, self.expect_100_continue = url, headers, is_expecting
+            self.scope["headers"] = headers
             super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -125,8 +138,19 @@ class Protocol(HttpToolsProtocol):
                 short.refuse(self.service.admission.too_slow())
             elif not self._is_busy():
                 self.transport.close()  # It was answered, and sends on.
+        elif self.idle_since is not None:
+            if self.idle_since < now - settings.keep_alive_seconds:
+                self.transport.close()
         elif self.head_since is None and self.body_since is None and self._is_idle():
             self.head_since = now
+
+    def on_short_response_complete(self) -> None:
+        """As `on_response_complete`, without a timer: whether the client comes again is seen by `end_if_slow`."""
+        if self.pipeline or self.flow.read_paused or self.transport.is_closing():
+            self.on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self.idle_since = time.monotonic()
 
     def _is_busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -172,7 +196,9 @@ class Protocol(HttpToolsProtocol):
         keep_alive = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
         # Without a challenger there is nothing to wish for.
         wish = NO_WISH if live.challenger is None else wish_of(headers, self.service.settings.variant_header)
-        short = _Short(self, live, request_id_of(self.headers), keep_alive, wish)
+        self._requests += 1
+        new_id = f"{self._prefix}{self._requests:08x}"
+        short = _Short(self, live, request_id_of(self.headers, new_id), keep_alive, wish)
         self.cycle = short  # type: ignore[assignment]
         if refused is not None:
             short.refuse(refused)
@@ -192,15 +218,17 @@ def protocol_for(service: Service) -> type[Protocol]:
 class _Short:
     """A request on the short way; stands where uvicorn keeps the one that it answers, and is asked the same."""
 
+    disconnected = False
+    response_complete = False
+    message_event = asyncio.Event()
+    """Uvicorn sets it; nobody waits."""
+
     def __init__(self, protocol: Protocol, live: Live, request_id: str, keep_alive: bool, wish: Wish) -> None:
         self.live = live
         self.wish = wish
         self.body = bytearray()
         self.is_whole = False
         self.keep_alive = keep_alive
-        self.disconnected = False
-        self.response_complete = False
-        self.message_event = asyncio.Event()
         self._protocol = protocol
         self._request_id = request_id
         self._started = time.perf_counter()
@@ -240,7 +268,7 @@ class _Short:
         front.leave("/predict", "POST", self._request_id, status, self._started)
         if not self.keep_alive:
             protocol.transport.close()
-        protocol.on_response_complete()
+        protocol.on_short_response_complete()
 
 
 def _refusal(problem: Problem, path: str, request_id: str) -> tuple[int, bytes, bytes]:
@@ -255,13 +283,19 @@ def _response(
 ) -> bytes:
     return b"%b%b%bcontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
         STATUS_LINE[status],
-        _lines(protocol.server_state.default_headers),
+        _head(tuple(protocol.server_state.default_headers)),
         headers,
         len(content),
         request_id.encode(),
         b"" if keep_alive else b"connection: close\r\n",
         content,
     )
+
+
+@lru_cache(maxsize=8)
+def _head(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """The lines of the headers that every response of this second has."""
+    return _lines(headers)
 
 
 def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

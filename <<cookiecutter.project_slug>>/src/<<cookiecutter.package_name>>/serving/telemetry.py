@@ -289,12 +289,12 @@ def _without_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableM
     return event
 
 
-def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The id that a request's sender gave it, if that is a sane one, or a new one."""
+def request_id_of(headers: Iterable[tuple[bytes, bytes]], new: str = "") -> str:
+    """The id that a request's sender gave it, if that is a sane one, or a new one, which may be given."""
     for name, value in headers:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return value.decode()
-    return secrets.token_hex(16)
+    return new or secrets.token_hex(16)
 
 
 _PROCESSORS: list[Any] = [

@@ -118,6 +118,7 @@ def serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=service.settings.keep_alive_seconds,  # type: ignore[arg-type]
         timeout_graceful_shutdown=LONGEST_REQUEST_SECONDS,
     )
     server = DrainingServer(config, service, on_ready, parent)
