@@ -18,12 +18,9 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from << cookiecutter.package_name >> import blocks, prediction_log
+from << cookiecutter.package_name >> import blocks
 from << cookiecutter.package_name >>.errors import ConfigError, ProjectError
 from << cookiecutter.package_name >>.prediction_log import (
-    CHECKPOINT_PAGES,
-    MAX_VARIABLES,
-    SCHEMA_VERSION,
     Block,
     Job,
     Outcome,
@@ -36,6 +33,10 @@ from << cookiecutter.package_name >>.prediction_log import (
     new_id,
     now_us,
 )
+from << cookiecutter.package_name >>.prediction_log.opening import create
+from << cookiecutter.package_name >>.prediction_log.reader import MAX_VARIABLES
+from << cookiecutter.package_name >>.prediction_log.rows import SCHEMA_VERSION, versions
+from << cookiecutter.package_name >>.prediction_log.stores import CHECKPOINT_PAGES
 
 
 def made(row_id: str = "", at_us: int = 0, **changed: Any) -> Prediction:
@@ -338,9 +339,9 @@ def test_a_database_is_read_by_its_url(folder: Path, writer: Writer) -> None:
 
 def test_the_slower_of_two_first_writers_of_a_database_finds_it_made(folder: Path, writer: Writer) -> None:
     engine = sa.create_engine(f"sqlite:///{folder}/serving-0.db")
-    prediction_log._create(engine)
+    create(engine)
     with engine.connect() as connection:
-        assert connection.execute(sa.select(prediction_log.versions)).all() == [(SCHEMA_VERSION,)]
+        assert connection.execute(sa.select(versions)).all() == [(SCHEMA_VERSION,)]
     engine.dispose()
 
 

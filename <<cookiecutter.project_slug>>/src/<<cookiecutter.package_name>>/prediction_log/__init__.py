@@ -1,0 +1,45 @@
+"""What was predicted, and what turned out.
+
+A prediction may be acknowledged once `Writer.commit` said yes or `Writer.append` has resolved: its row is then
+committed, and a `kill -9` no longer loses it. Commits are grouped naturally: whatever queued while the last
+transaction ran is the next one. There is no timer, so a lone request waits for nothing but its own commit.
+
+In a folder, each process writes a SQLite file of its own (SQLite before 3.51.3 can lose pages when two
+connections checkpoint one WAL) and readers open all files as one log. Given a database URL, all write there.
+"""
+
+from .reader import Logged, Reader, Tally
+from .rows import (
+    SHADOW,
+    Block,
+    Job,
+    Outcome,
+    Prediction,
+    Row,
+    block_ids,
+    dumps,
+    moment,
+    new_id,
+    new_ids,
+    now_us,
+)
+from .writer import Writer
+
+__all__ = [
+    "SHADOW",
+    "Block",
+    "Job",
+    "Logged",
+    "Outcome",
+    "Prediction",
+    "Reader",
+    "Row",
+    "Tally",
+    "Writer",
+    "block_ids",
+    "dumps",
+    "moment",
+    "new_id",
+    "new_ids",
+    "now_us",
+]

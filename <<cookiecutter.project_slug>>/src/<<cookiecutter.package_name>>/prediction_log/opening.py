@@ -1,0 +1,67 @@
+"""Opening a log's database: made where there is none, checked where there is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+
+from ..errors import ConfigError
+from .rows import SCHEMA_VERSION, metadata, versions
+
+
+def engine_of(url: str | sa.URL) -> sa.Engine:
+    """What connects to an address; raises `ConfigError` where that opens no database."""
+    try:
+        return sa.create_engine(url)
+    except (sa.exc.ArgumentError, ImportError) as error:
+        # Without the address, which may hold a password.
+        raise ConfigError(f"ML_PREDICTION_LOG: no database can be opened by this address ({error})") from None
+
+
+def opened(url: str | sa.URL) -> sa.Engine:
+    """The same, its tables being there and of this version; raises `ConfigError` where a newer package made them."""
+    engine = engine_of(url)
+    if version_of(engine) < SCHEMA_VERSION:
+        with explained(engine):
+            create(engine)
+    return engine
+
+
+def create(engine: sa.Engine) -> None:
+    """Make the tables that are missing."""
+    try:
+        with engine.begin() as connection:
+            metadata.create_all(connection)
+            connection.execute(sa.insert(versions), {"version": SCHEMA_VERSION})
+    except sa.exc.DBAPIError:
+        # Another process that shares this database may have been quicker.
+        if version_of(engine) < SCHEMA_VERSION:
+            raise
+
+
+def version_of(engine: sa.Engine) -> int:
+    """Schema version found; 0 in an empty database."""
+    with explained(engine), engine.connect() as connection:
+        if not sa.inspect(connection).has_table(versions.name):
+            return 0
+        found = connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0
+    if found > SCHEMA_VERSION:
+        raise ConfigError(
+            f"prediction log {_shown(engine)} has schema version {found}, "
+            f"this package knows {SCHEMA_VERSION}; update the package"
+        )
+    return int(found)
+
+
+@contextmanager
+def explained(engine: sa.Engine) -> Iterator[None]:
+    """Say which log it is that cannot be used; raises `ConfigError`."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        raise ConfigError(f"prediction log {_shown(engine)} cannot be used: {error.orig}") from None
+
+
+def _shown(engine: sa.Engine) -> str:
+    # Its query may hold a password as well.
+    return engine.url.set(query={}).render_as_string(hide_password=True)

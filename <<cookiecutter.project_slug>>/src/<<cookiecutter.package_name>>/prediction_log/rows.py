@@ -1,0 +1,176 @@
+"""What the log keeps: its tables, their rows, and ids for them."""
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from pydantic_core import to_json
+
+SCHEMA_VERSION = 2
+"""2 added blocks."""
+SHADOW = "shadow"
+"""The variant of rows that were logged beside an answer and sent to nobody."""
+BLOCK_DIGITS = 8
+"""The last digits of a block's id count its rows."""
+
+metadata = sa.MetaData()
+
+versions = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, primary_key=True))
+
+predictions = sa.Table(
+    "predictions",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("at_us", sa.BigInteger, nullable=False, index=True),
+    sa.Column("entity", sa.Text),
+    sa.Column("variant", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("inputs", sa.Text, nullable=False),
+    sa.Column("output", sa.Text, nullable=False),
+    sa.Column("score", sa.Float, nullable=False),
+    sa.Column("latency_us", sa.Integer, nullable=False),
+    sa.Column("degraded", sa.Boolean, nullable=False),
+)
+
+labels = sa.Table(
+    "labels",
+    metadata,
+    sa.Column("prediction_id", sa.String(32), primary_key=True),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("input", sa.Text, nullable=False),
+    sa.Column("output", sa.Text, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+)
+
+
+blocks = sa.Table(
+    "blocks",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("at_us", sa.BigInteger, nullable=False, index=True),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("key", sa.Text),
+    sa.Column("variant", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("inputs", sa.LargeBinary, nullable=False),
+    sa.Column("outputs", sa.LargeBinary, nullable=False),
+    sa.Column("latency_us", sa.Integer, nullable=False),
+    sa.Column("degraded", sa.Boolean, nullable=False),
+)
+
+
+class Prediction(NamedTuple):
+    """One logged prediction; `inputs` and `output` are JSON texts."""
+
+    id: str
+    at_us: int
+    entity: str | None
+    variant: str
+    model_version: str
+    inputs: str
+    output: str
+    score: float
+    latency_us: int
+    degraded: bool
+
+
+class Block(NamedTuple):
+    """The predictions of one request in Arrow, read back one by one; see `blocks.py` for `inputs` and `outputs`.
+
+    `id` is that of its first row; the others count on in the last eight digits. `key` names the column of entities.
+    """
+
+    id: str
+    at_us: int
+    rows: int
+    key: str | None
+    variant: str
+    model_version: str
+    inputs: bytes
+    outputs: bytes
+    latency_us: int
+    degraded: bool
+
+    @property
+    def pages(self) -> int:
+        """About how many of SQLite's pages its columns fill."""
+        return (len(self.inputs) + len(self.outputs)) // 4096
+
+
+class Outcome(NamedTuple):
+    """What turned out for one prediction; `label` is a JSON text."""
+
+    prediction_id: str
+    at_us: int
+    label: str
+
+
+class Job(NamedTuple):
+    """One batch job; the file it wrote is the log of its rows."""
+
+    id: str
+    at_us: int
+    model_version: str
+    input: str
+    output: str
+    rows: int
+    seconds: float
+
+
+Row = Prediction | Block | Outcome | Job
+TABLES: dict[type, sa.Table] = {Prediction: predictions, Block: blocks, Outcome: labels, Job: jobs}
+
+
+def now_us() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+def new_id() -> str:
+    """32 hex digits that sort by time of creation: 48 bits of milliseconds, 80 random ones."""
+    return new_ids(1)[0]
+
+
+def new_ids(count: int) -> list[str]:
+    """So many of them, made at one moment."""
+    moment_ms, drawn = f"{time.time_ns() // 1_000_000:012x}", secrets.token_hex(10 * count)
+    return [moment_ms + drawn[at : at + 20] for at in range(0, 20 * count, 20)]
+
+
+def block_ids(count: int) -> list[str]:
+    """Ids of a block's rows: like `new_ids`, but they share all digits save the last eight, which count from 0."""
+    shared = new_id()[:-BLOCK_DIGITS]
+    return [f"{shared}{at:08x}" for at in range(count)]
+
+
+def moment(at_us: int) -> datetime:
+    """A log time as an aware datetime."""
+    return datetime.fromtimestamp(at_us / 1e6, tz=UTC)
+
+
+def dumps(content: Mapping[str, Any]) -> str:
+    """JSON text as the log stores it."""
+    return to_json(content).decode()
+
+
+def by_kind(rows: Sequence[Row]) -> Iterator[tuple[type, Sequence[Row]]]:
+    """Rows table by table."""
+    kinds = set(map(type, rows))
+    if len(kinds) == 1:
+        yield kinds.pop(), rows
+        return
+    for kind in kinds:
+        yield kind, [row for row in rows if type(row) is kind]
