@@ -95,7 +95,8 @@ days from the column to that time.
 
 
 def tokens(text: str) -> str:
-    """The words of a text in lower case, the first `MOST_WORDS` of them, one space between; MISSING where it has none.
+    """The words of a text in lower case, the first `MOST_WORDS` of them, one space between; MISSING where it has none,
+    or is that itself.
 
     Everything that languages, libraries and locales could disagree on happens here: the graph splits at spaces only.
     """
@@ -168,7 +169,7 @@ class Featurizer:
         for position, column in enumerate(self._strings):
             values = columns[column.name]
             if column.text:
-                cat[:, position] = [_seen(column, value) for value in values]
+                cat[:, position] = [MISSING if value is None else tokens(value) for value in values]
                 continue
             cat[:, position] = np.where(missing(values), MISSING, values) if None in values.tolist() else values
         return Inputs(num, cat)
@@ -183,8 +184,14 @@ class Featurizer:
             if wide := len(self._numeric):
                 num[:, :wide] = np.array(self._numbers(rows), dtype=np.float64).reshape(-1, wide)
             self._complete(num, from_rows(self._needed, rows))
-        texts = [[_seen(column, row.get(column.name)) for column in self._strings] for row in rows]
-        return Inputs(num, np.array(texts, dtype=object).reshape(len(rows), len(self._strings)))
+        names = [column.name for column in self._strings]
+        cat = np.array(
+            [[MISSING if (text := row.get(name)) is None else text for name in names] for row in rows], dtype=object
+        ).reshape(len(rows), len(names))
+        for position, column in enumerate(self._strings):
+            if column.text:
+                cat[:, position] = [tokens(text) for text in cat[:, position].tolist()]
+        return Inputs(num, cat)
 
     def watched(self, columns: Columns) -> dict[str, np.ndarray]:
         """The features beyond the contract's columns that drift is looked for in, float64 [n_rows] each.
@@ -225,12 +232,6 @@ class Featurizer:
                 yield function(columns[name])
         for derive, needs in self._derived:
             yield derive(*(columns[need] for need in needs))
-
-
-def _seen(column: Column, text: str | None) -> str:
-    if text is None:
-        return MISSING
-    return tokens(text) if column.text else text
 
 
 def parameter(column: str) -> str:
