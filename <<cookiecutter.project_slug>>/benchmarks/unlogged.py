@@ -27,5 +27,5 @@ class Nowhere:
 
 
 if __name__ == "__main__":
-    app.Writer = Nowhere  # type: ignore[assignment,attr-defined]
+    app.WatchedWriter = Nowhere  # type: ignore[assignment,attr-defined]
     server.run(Settings(), "127.0.0.1", 0, 1)

@@ -20,7 +20,8 @@ from << cookiecutter.package_name >>.serving.arrow_columns import Checked
 from << cookiecutter.package_name >>.serving.live import Live, Models
 from << cookiecutter.package_name >>.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
 from << cookiecutter.package_name >>.serving.routing import Challenger
-from << cookiecutter.package_name >>.serving.telemetry import Metrics, logger
+from << cookiecutter.package_name >>.serving.series import Metrics
+from << cookiecutter.package_name >>.serving.telemetry import logger
 
 from .. import rows
 from . import speakers

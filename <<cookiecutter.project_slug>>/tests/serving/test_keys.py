@@ -13,7 +13,8 @@ from << cookiecutter.package_name >>.serving.app import create_app
 from << cookiecutter.package_name >>.serving.keys import SCOPES, Keyring, parse
 from << cookiecutter.package_name >>.serving.problems import Problem
 from << cookiecutter.package_name >>.serving.security import Guard
-from << cookiecutter.package_name >>.serving.telemetry import Metrics, logger
+from << cookiecutter.package_name >>.serving.series import Metrics
+from << cookiecutter.package_name >>.serving.telemetry import logger
 from << cookiecutter.package_name >>.settings import Settings
 
 DIGEST = hashlib.sha256(b"secret").hexdigest()

@@ -9,7 +9,8 @@ from << cookiecutter.package_name >>.serving import rate
 from << cookiecutter.package_name >>.serving.problems import Problem
 from << cookiecutter.package_name >>.serving.rate import RateLimit
 from << cookiecutter.package_name >>.serving.security import Guard
-from << cookiecutter.package_name >>.serving.telemetry import MOST_NAMES, Metrics, logger
+from << cookiecutter.package_name >>.serving.series import MOST_NAMES, Metrics
+from << cookiecutter.package_name >>.serving.telemetry import logger
 from << cookiecutter.package_name >>.settings import Settings
 
 

@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from .problems import Problem
-from .telemetry import Metrics
+from .series import Metrics
 
 JSON = "application/json"
 RETRY = {"Retry-After": "1"}

@@ -1,5 +1,6 @@
 """The routes: who may call, what is read, which status answers."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ from .problems import Problem
 from .routing import Challenger, Shadow
 from .schemas import Health, ModelInfo, Schema
 from .security import Guard
-from .telemetry import Metrics, Telemetry
+from .series import Metrics
+from .telemetry import Telemetry
 from .trial import Trial, Wish, wish_of
 
 
@@ -187,7 +189,9 @@ def _for_developers(app: FastAPI, service: Service) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        service.metrics.publish()
+        text = await asyncio.to_thread(generate_latest, service.metrics)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/openapi.json")
     def openapi() -> JSONResponse:

@@ -8,32 +8,33 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from ..prediction_log import Writer
 from ..settings import Settings
 from .api import Service, add_routes
+from .backlog import WatchedWriter
 from .feedback import Labeller
 from .inference_routes import add_inference_routes
 from .live import Models
 from .predict import Predictor
 from .problems import Problem, on_http_exception, on_problem
 from .security import Guard
-from .telemetry import Metrics, Telemetry, logger
+from .series import Metrics
+from .telemetry import Telemetry, logger
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
     """Build the application; nothing is opened before it starts.
 
     Raises:
         ConfigError: production mode without an API key.
     """
-    metrics, log = Metrics(), logger()
+    metrics, log = metrics or Metrics(), logger()
     guard = Guard(settings, metrics, log)
     models = Models(settings.serving_folder, settings.max_instances, metrics, log)
     service = Service(settings, guard, models, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with Writer(settings.prediction_log, "serve", settings.log_synchronous) as writer:
+        with WatchedWriter(metrics.backlog, settings.prediction_log, "serve", settings.log_synchronous) as writer:
             service.predictor = Predictor(writer, metrics, settings.challenger_seconds)
             service.labeller = Labeller(settings.prediction_log, writer)
             await asyncio.to_thread(models.refresh)

@@ -11,14 +11,15 @@ from typing import Literal
 import structlog
 from pydantic_core import to_json
 
-from ..bundle import Bundle, verify
+from ..bundle import LINEAGE, Bundle, verify
 from ..contract import Label, from_rows
 from ..errors import ConfigError, ProjectError
+from ..files import read_json
 from . import routing
 from .following import Stamp, follow, stamp
 from .routing import Challenger, Ref, Routing, Shadow
 from .schemas import Schema
-from .telemetry import Metrics
+from .series import Metrics
 from .trial import Trial
 
 Variant = Literal["champion", "challenger", "shadow", "fallback"]
@@ -165,7 +166,10 @@ class Models:
         if found is None:
             self._metrics.no_model()
         else:
-            self._metrics.model(found.bundle.manifest.name, found.ref.version, found.ref.digest, found.variant)
+            made_at = _trained_at(routing.bundle_folder(self._folder, found.ref)) or found.loaded_at
+            self._metrics.model(
+                found.bundle.manifest.name, found.ref.version, found.ref.digest, found.variant, made_at.timestamp()
+            )
 
     def _with_trials(self, found: Live | None, asked: Routing, refusals: list[Refusal]) -> Live | None:
         if found is None or found.variant != "champion":
@@ -258,6 +262,14 @@ class Models:
     def _signature(self) -> Signature:
         folders = [routing.bundle_folder(self._folder, ref) for ref in self._refs]
         return tuple(stamp(path) for path in (self._folder / routing.ROUTING, *_files(folders)))
+
+
+def _trained_at(bundle: Path) -> datetime | None:
+    # Not among the files that are verified, so it tells a metric and decides nothing.
+    try:
+        return datetime.fromisoformat(read_json(bundle / LINEAGE)["trained_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _files(folders: list[Path]) -> Iterator[Path]:

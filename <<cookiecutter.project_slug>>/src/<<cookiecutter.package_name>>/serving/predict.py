@@ -25,7 +25,7 @@ from ..prediction_log import Prediction, Row, Writer, new_ids
 from .live import Live
 from .phases import OWN, Asked, Form, Told, Work, attempt, shadow_rows, work
 from .problems import Problem
-from .telemetry import Metrics
+from .series import Metrics
 from .trial import BUSY, CHUNK, MOST_ROWS, NO_NUMBER, NO_WISH, RAISED, SLOW, Trial, Wish
 
 INLINE_BYTES = 32_768

@@ -14,7 +14,7 @@ from .following import Stamp, follow, stamp
 from .keys import ADMIN, FEEDBACK, METRICS, PREDICT, Keyring
 from .problems import Problem
 from .rate import RateLimit
-from .telemetry import Metrics
+from .series import Metrics
 
 NEEDS = {
     "/predict": PREDICT,

@@ -8,11 +8,13 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
 from ..errors import ProjectError, ServingError
 from ..settings import Settings
+from . import shared
 from .keys import at_start
 from .telemetry import logger, unify_logging
 
@@ -46,7 +48,8 @@ def run(settings: Settings, host: str, port: int, workers: int) -> None:
 
             serve(settings, listener, lambda: announce(listener))
         else:
-            Supervisor(settings, listener, workers).run()
+            with shared.folder() as counts:
+                Supervisor(settings, listener, workers, counts).run()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -76,12 +79,13 @@ def announce(listener: socket.socket) -> None:
 
 
 class Supervisor:
-    """Keeps `workers` processes serving one socket."""
+    """Keeps `workers` processes serving one socket; `counts` is the folder that they count in."""
 
-    def __init__(self, settings: Settings, listener: socket.socket, workers: int) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, workers: int, counts: Path) -> None:
         self._settings = settings
         self._listener = listener
         self._count = workers
+        self._counts = counts
         # A fork would copy threads of the model runtime in whatever state they are.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -114,6 +118,7 @@ class Supervisor:
                         raise ServingError(
                             f"worker {number} stopped before it was ready (exit status {worker.process.exitcode})"
                         )
+                    shared.forget(self._counts, number)
                     if time.monotonic() - worker.started >= RESPAWN_SECONDS:
                         log.error("worker_died", worker=number, status=worker.process.exitcode)
                         self._workers[number] = self._start(number)
@@ -122,7 +127,7 @@ class Supervisor:
 
     def _start(self, number: int) -> "_Worker":
         receiver, sender = self._context.Pipe(duplex=False)
-        arguments = (self._settings, self._listener, sender, number, self._count, os.getpid())
+        arguments = (self._settings, self._listener, sender, number, self._count, os.getpid(), self._counts)
         process = self._context.Process(target=_work, args=arguments, name=f"worker-{number}")
         process.start()
         sender.close()
@@ -159,14 +164,21 @@ class _Worker:
 
 
 def _work(
-    settings: Settings, listener: socket.socket, ready: Connection, number: int, workers: int, parent: int
+    settings: Settings,
+    listener: socket.socket,
+    ready: Connection,
+    number: int,
+    workers: int,
+    parent: int,
+    counts: Path,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     unify_logging()
+    shared.join(counts, number)
     from .worker import serve
 
     try:
-        serve(settings, listener, lambda: ready.send(True), number, workers, parent)
+        serve(settings, listener, lambda: ready.send(True), number, workers, parent, counts)
     except ProjectError as error:
         print(f"worker {number}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""What the server tells of itself: metrics for Prometheus, and JSON log lines on stderr."""
+"""What the server tells of each request: its series, and JSON log lines on stderr."""
 
 import asyncio
 import logging
@@ -7,27 +7,20 @@ import secrets
 import sys
 import time
 import traceback
-from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .problems import Problem
+from .series import Metrics
 
-if TYPE_CHECKING:
-    from .trial import Trial
-
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-MOST_NAMES = 100
-"""Keys that have a series of their own."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 LINE_SECONDS = 0.05
 """How long an access line may wait for others."""
@@ -36,112 +29,6 @@ QUIET = frozenset({"/healthz", "/readyz", "/ping", "/metrics", "/v2/health/live"
 """Asked every few seconds by machines; not worth a line when all is well."""
 CLIENT_LEFT = 499
 """Logged and counted for a client that hung up before its answer (nginx's convention)."""
-
-
-class Metrics:
-    """The series of one server process, in a registry of their own."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self._requests = Counter(
-            "http_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry
-        )
-        self._seconds = Histogram(
-            "http_request_seconds", "Time to answer, by route.", ["route"], buckets=SECONDS, registry=self.registry
-        )
-        self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
-        self.in_flight = Gauge("http_requests_in_flight", "Requests being answered.", registry=self.registry)
-        self.turned_away = Counter(
-            "http_requests_turned_away", "Requests refused for want of room.", registry=self.registry
-        )
-        self.keys_refused = Counter("api_keys_refused", "Files of keys that were turned down.", registry=self.registry)
-        self._limited = Counter(
-            "http_requests_rate_limited", "Requests that a key sent too many.", ["key"], registry=self.registry
-        )
-        self._limited_names: set[str] = set()
-        self.batches = Counter("prediction_batches", "Calls of the model.", registry=self.registry)
-        self._predictions = Counter(
-            "predictions", "Acknowledged predictions.", ["version", "variant", "prediction"], registry=self.registry
-        )
-        self.degraded = Counter("predictions_degraded", "Predictions not made by the champion.", registry=self.registry)
-        self.replaced = Counter(
-            "challenger_rows_replaced", "A challenger's rows that others answered.", ["reason"], registry=self.registry
-        )
-        self.dropped = Counter("shadow_rows_dropped", "Rows that the shadow did not log.", registry=self.registry)
-        self._trials = Gauge(
-            "trial_running", "0 for a paused challenger or shadow.", ["version", "variant"], registry=self.registry
-        )
-        self._paused = Counter("trials_paused", "Breakers that opened.", ["variant"], registry=self.registry)
-        self.labels = Counter("labels_accepted", "Labels acknowledged.", registry=self.registry)
-        self.queued = Gauge("prediction_queue", "Requests waiting to be scored or committed.", registry=self.registry)
-        self.log_seconds = Histogram(
-            "prediction_log_commit_seconds",
-            "Time of a commit, from handing its rows over.",
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.log_failures = Counter("prediction_log_failures", "Commits that failed.", registry=self.registry)
-        self.refused = Counter("bundle_refused", "Bundles or routings that were turned down.", registry=self.registry)
-        self.reloads = Counter("bundle_loaded", "Bundles taken into service.", registry=self.registry)
-        self._model = Gauge(
-            "model_info",
-            "1 for the model that answers.",
-            ["name", "version", "digest", "variant"],
-            registry=self.registry,
-        )
-        self._worker = Gauge(
-            "worker_info", "Which worker this scrape came from.", ["worker", "workers"], registry=self.registry
-        )
-
-    def worker(self, number: int, workers: int) -> None:
-        """Say which of how many processes these series belong to."""
-        self._worker.labels(str(number), str(workers)).set(1)
-
-    def model(self, name: str, version: str, digest: str, variant: str) -> None:
-        """Say which model answers now."""
-        self._model.clear()
-        self._model.labels(name, version, digest, variant).set(1)
-
-    def no_model(self) -> None:
-        """Say that none does."""
-        self._model.clear()
-
-    def trials(self, found: "Sequence[Trial]") -> None:
-        """Say which models stand beside the one that answers."""
-        self._trials.clear()
-        for trial in found:
-            self._trials.labels(trial.live.ref.version, trial.live.variant).set(0 if trial.paused else 1)
-
-    def paused(self, trial: "Trial") -> None:
-        """Count a breaker that opened."""
-        self._paused.labels(trial.live.variant).inc()
-        self._trials.labels(trial.live.ref.version, trial.live.variant).set(0)
-
-    def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count an answered request."""
-        series = (route, method, status)
-        if series not in self._answered:
-            # Looking a series up costs more than counting in it.
-            counter = self._requests.labels(route, method, str(status))
-            self._answered[series] = (counter.inc, self._seconds.labels(route).observe)
-        count, observe = self._answered[series]
-        count()
-        observe(seconds)
-
-    def rate_limited(self, name: str) -> None:
-        """Count a request too many; `name` is a key's, and those beyond the first `MOST_NAMES` count as one."""
-        if name not in self._limited_names and len(self._limited_names) >= MOST_NAMES:
-            name = "other"
-        self._limited_names.add(name)
-        self._limited.labels(name).inc()
-
-    def predicted(self, version: str, variant: str, names: Sequence[str], degraded: bool) -> None:
-        """Count acknowledged predictions; `names` has the predicted class of each."""
-        for name, count in Tally(names).items():
-            self._predictions.labels(version, variant, name).inc(count)
-        if degraded:
-            self.degraded.inc(len(names))
 
 
 class Telemetry:

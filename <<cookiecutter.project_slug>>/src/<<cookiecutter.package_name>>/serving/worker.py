@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -18,6 +19,7 @@ from ..settings import Settings
 from .api import Service
 from .app import create_app
 from .protocol import Protocol, protocol_for
+from .series import Metrics
 
 LONGEST_REQUEST_SECONDS = 10
 """How long a stopping server waits for requests in flight."""
@@ -70,6 +72,7 @@ class DrainingServer(uvicorn.Server):
             self.handle_exit(signal.SIGTERM, None)
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
+        self._service.metrics.publish()
         now = time.monotonic()
         for connection in list(self.server_state.connections):
             if isinstance(connection, Protocol):
@@ -91,8 +94,9 @@ def serve(
     worker: int = 0,
     workers: int = 1,
     parent: int | None = None,
+    counts: Path | None = None,
 ) -> None:
-    """Serve on a bound socket until a signal ends it.
+    """Serve on a bound socket until a signal ends it; `counts` is the folder that several workers count in.
 
     Raises:
         ConfigError: production mode without an API key, or a prediction log that cannot be opened.
@@ -100,9 +104,10 @@ def serve(
     """
     gc.set_threshold(*GARBAGE)
     sys.setswitchinterval(SWITCH_SECONDS)
-    app = create_app(settings)
+    metrics = Metrics(counts)
+    metrics.worker(worker, workers)
+    app = create_app(settings, metrics)
     service: Service = app.state.service
-    service.metrics.worker(worker, workers)
 
     async def entrance(scope: Scope, receive: Receive, send: Send) -> None:
         # What FastAPI puts around its own routes does nothing for these.

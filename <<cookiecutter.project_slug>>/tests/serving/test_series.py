@@ -1,0 +1,175 @@
+"""What Prometheus reads is true of all workers, dead ones included."""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import filelock
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from << cookiecutter.package_name >>.bundle import LINEAGE
+from << cookiecutter.package_name >>.files import write_json
+from << cookiecutter.package_name >>.prediction_log import Reader
+from << cookiecutter.package_name >>.serving import shared
+from << cookiecutter.package_name >>.serving.app import create_app
+from << cookiecutter.package_name >>.settings import Settings
+
+from .support import Folder, InProcess, Server, eventually, load, workers
+
+Instance = dict[str, Any]
+Series = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+
+COUNTS = ("_total", "_bucket", "_count", "_sum")
+
+
+def scraped(text: str) -> Series:
+    """Series and values of an exposition; fails if it has the same series twice."""
+    found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            series = (sample.name, frozenset(sample.labels.items()))
+            assert series not in found
+            found[series] = sample.value
+    return found
+
+
+def value(series: Series, name: str, **labels: str) -> float:
+    """The sum of the series of a name that have these labels."""
+    return sum(number for (one, has), number in series.items() if one == name and labels.items() <= dict(has).items())
+
+
+@contextmanager
+def scraping(server: Server) -> Iterator[list[Series]]:
+    """Scrapes of whichever worker answers, a fresh connection each, while the block runs."""
+    seen, ended = list[Series](), threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            with server.client() as client:
+                try:
+                    response = client.get("/metrics")
+                except httpx.HTTPError:  # Its worker was killed.
+                    continue
+            assert response.status_code == 200
+            seen.append(scraped(response.text))
+            time.sleep(0.03)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+
+
+def went_back(before: Series, after: Series) -> list[Any]:
+    return [
+        (series, number, after.get(series))
+        for series, number in before.items()
+        if series[0].endswith(COUNTS) and not series[0].startswith("process_") and after.get(series, -1.0) < number
+    ]
+
+
+def kill(server: Server, number: int) -> None:
+    before = workers(server)[number]
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: workers(server)[number] != before)
+
+
+@pytest.mark.chaos
+def test_counts_are_those_of_all_workers_and_outlive_a_killed_one(
+    folder: Folder, tmp_path: Path, example: Instance
+) -> None:
+    folder.roll_out("1")
+    kills = 2
+    with Server(tmp_path, "--workers", "3") as server:
+        with scraping(server) as seen, load(server, example, clients=12) as crowd:
+            crowd.sees(200)
+            for number in range(kills):
+                kill(server, number)
+                crowd.sees(100)
+        answered, lost = len(crowd.answers), len(crowd.failures)
+        assert len(seen) > 5
+        assert [went_back(*pair) for pair in pairwise(seen)] == [[]] * (len(seen) - 1)
+        with server.client() as client:
+            eventually(lambda: value(scraped(client.get("/metrics").text), "http_requests_in_flight") == 1)
+            last = scraped(client.get("/metrics").text)
+        committed = sum(1 for _ in Reader(server.log).predictions())
+        # Counted after the commit and before the answer leaves, so a killed worker leaves nothing out.
+        assert answered <= value(last, "predictions_total") <= committed <= answered + lost
+        # Counted when it has been handed to the network: the request in that very moment may be missing.
+        told = value(last, "http_requests_total", route="/predict", status="200")
+        assert answered - kills <= told <= answered + lost
+        assert value(last, "http_request_seconds_count", route="/predict") == told
+        assert value(last, "worker_starts_total") == 3 + kills
+        assert value(last, "worker_info", workers="3") == 3
+        assert value(last, "model_info") == 1
+        assert value(last, "prediction_queue") == value(last, "prediction_log_waiting_rows") == 0
+        assert value(last, "prediction_log_lag_seconds") == 0
+        living = {dict(has)["process"] for name, has in last if name == "process_resident_memory_bytes"}
+        assert living == {str(pid) for pid in workers(server).values()}
+        mine = [path for path in shared.MEMORY.glob(f"{shared.PREFIX}*") if path.stat().st_mtime > time.time() - 60]
+        assert any((path / "counter_2.db").exists() for path in mine)
+        assert server.stop() == 0
+    assert not any(path.exists() for path in mine if (path / "counter_2.db").exists())
+
+
+def test_folders_of_killed_servers_are_cleared_away_and_those_of_living_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "MEMORY", tmp_path)
+    long_ago = time.time() - 2 * shared.YOUNG_SECONDS
+    left, living, young, strange = (tmp_path / name for name in (*(shared.PREFIX + one for one in "abc"), "other"))
+    for path in (left, living, young, strange):
+        path.mkdir()
+        (path / "counter_0.db").touch()
+        (path / shared.LOCK).touch()
+        if path is not young:
+            os.utime(path, (long_ago, long_ago))
+    with filelock.FileLock(living / shared.LOCK), shared.folder() as made:
+        assert made.parent == tmp_path
+        assert {left.exists(), living.exists(), young.exists(), strange.exists()} == {False, True}
+        assert not left.exists()
+        assert made.stat().st_mode & 0o777 == 0o700
+    assert sorted(tmp_path.iterdir()) == sorted([living, young, strange])
+
+
+def test_the_model_that_answers_tells_its_age(folder: Folder, tmp_path: Path) -> None:
+    folder.roll_out("1")
+    trained_at = datetime.now(UTC) - timedelta(days=2)
+    write_json(folder.bundle("1") / LINEAGE, {"trained_at": trained_at.isoformat(timespec="seconds")})
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+
+    def told(name: str) -> float | None:
+        found = {one: number for (one, _), number in scraped(caller.request("GET", "/metrics").text).items()}
+        return found.get(name)
+
+    with InProcess(app) as caller:
+        assert told("model_age_seconds") == pytest.approx(2 * 86400, abs=60)
+        # Nobody said when this one was made: then it is as old as its service.
+        folder.roll_out("2")
+        (folder.bundle("2") / LINEAGE).write_text("{")
+        eventually(lambda: (told("model_age_seconds") or 99.0) < 60)
+        folder.point(None)
+        eventually(lambda: told("model_age_seconds") is None)
+        assert told("model_info") is None
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_finds_nothing_wrong(server: Server) -> None:
+    with server.client() as client:
+        text = client.get("/metrics").text
+    result = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert "error" not in result.stderr
