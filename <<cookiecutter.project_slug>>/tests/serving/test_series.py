@@ -23,6 +23,7 @@ from << cookiecutter.package_name >>.files import write_json
 from << cookiecutter.package_name >>.prediction_log import Reader
 from << cookiecutter.package_name >>.serving import shared
 from << cookiecutter.package_name >>.serving.app import create_app
+from << cookiecutter.package_name >>.serving.series import PHASES
 from << cookiecutter.package_name >>.settings import Settings
 
 from .support import Folder, InProcess, Server, eventually, load, workers
@@ -173,3 +174,21 @@ def test_promtool_finds_nothing_wrong(server: Server) -> None:
         text = client.get("/metrics").text
     result = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert "error" not in result.stderr
+
+
+def test_the_phases_of_requests_add_up_to_no_more_than_they_took(
+    folder: Folder, tmp_path: Path, example: Instance
+) -> None:
+    folder.roll_out("1")
+    with Server(tmp_path) as server, server.client() as client:
+        sizes = [1] * 20 + [200]  # The last one is worked on beside the event loop.
+        for count in sizes:
+            assert client.post("/predict", json={"instances": [example] * count}).status_code == 200
+        found = scraped(client.get("/metrics").text)
+    phases = {phase: value(found, "prediction_phase_seconds_sum", phase=phase) for phase in PHASES}
+    assert all(seconds > 0 for seconds in phases.values())
+    took = value(found, "http_request_seconds_sum", route="/predict")
+    assert took / 4 < sum(phases.values()) < took
+    for phase in PHASES:
+        batches = len(sizes) - (phase == "answer")
+        assert value(found, "prediction_phase_seconds_count", phase=phase) == batches

@@ -23,6 +23,7 @@ from .live import Live
 from .phases import OWN, Work, answer, are_of_several, named, outputs, with_id
 from .predict import Predictor
 from .problems import Problem
+from .series import Laps
 from .tabular import none_twice, not_too_many, refused
 from .trial import NO_WISH, Wish
 
@@ -55,7 +56,9 @@ async def predict(
     since = time.perf_counter()
     if not (live.routing.challenger or live.routing.shadow):
         try:
-            return await predictor.alone(live, lambda: _work(live, read(live, body, limit), wants_arrow, since))
+            return await predictor.alone(
+                live, lambda laps: _work(live, read(live, body, limit), wants_arrow, since, laps), since
+            )
         except IntegrityError:
             pass  # For some row the model has no number: what then happens is the batch's to decide.
     return await predictor.predict(live, body, _ByRow(wants_arrow, limit), wish)
@@ -98,8 +101,10 @@ def read(live: Live, body: bytes, limit: int) -> Table:
     )
 
 
-def _work(live: Live, table: Table, wants_arrow: bool, since: float) -> Work:
+def _work(live: Live, table: Table, wants_arrow: bool, since: float, laps: Laps) -> Work:
+    laps.lap("check")
     predictions = live.bundle.predict(table.columns)
+    laps.lap("score")
     ids = block_ids(len(predictions.values))
     told = _told(live, ids, predictions.values, predictions.output)
     block = Block(
@@ -115,6 +120,7 @@ def _work(live: Live, table: Table, wants_arrow: bool, since: float) -> Work:
         live.degraded,
     )
     content = blocks.pack(told) if wants_arrow else answer(live, map(with_id, ids, outputs(live, predictions)))
+    laps.lap("write")
     return Work([block], content, named(live, predictions))
 
 

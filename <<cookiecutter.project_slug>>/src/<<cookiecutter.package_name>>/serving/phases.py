@@ -17,6 +17,7 @@ from ..bundle import Predictions
 from ..prediction_log import Prediction, Row, dumps, new_ids, now_us
 from .live import Live, name_of
 from .problems import Problem
+from .series import Laps
 from .trial import NO_WISH, Wish
 
 Instance = Mapping[str, Any]
@@ -71,8 +72,9 @@ class Work(NamedTuple):
     others: Sequence[tuple[Live, Told]] = ()
 
 
-def work(live: Live, asked: Sequence[Asked]) -> list[Work | Exception]:
+def work(live: Live, asked: Sequence[Asked], laps: Laps | None = None) -> list[Work | Exception]:
     """All phases before the commit, in one call of the model; a request with a fault has that in place of its work."""
+    laps = laps if laps is not None else Laps(0.0)
     checked: list[list[dict[str, Any]] | Problem] = []
     for one in asked:
         try:
@@ -84,6 +86,7 @@ def work(live: Live, asked: Sequence[Asked]) -> list[Work | Exception]:
         for one, instances in zip(asked, checked, strict=True)
     ]
     together = [instance for instances in mine if not isinstance(instances, Problem) for instance in instances]
+    laps.lap("check")
     try:
         predictions = score(live, together)
     except Exception as error:
@@ -93,6 +96,7 @@ def work(live: Live, asked: Sequence[Asked]) -> list[Work | Exception]:
         if live.is_prior or isinstance(checked[0], Problem):
             return [error]
         return work(live, [_rescued(live, asked[0]._replace(instances=checked[0]), error)])
+    laps.lap("score")
     told, classes, scores = outputs(live, predictions), named(live, predictions), predictions.scores.tolist()
     ids = new_ids(len(together))
     found: list[Work | Exception] = []
@@ -108,6 +112,7 @@ def work(live: Live, asked: Sequence[Asked]) -> list[Work | Exception]:
             continue
         logged = rows(live, instances, told[own], scores[own], one.at, one.ids or ids[own])
         found.append(Work(logged, one.form.write(live, logged), classes[own], instances))
+    laps.lap("write")
     return found
 
 

@@ -25,7 +25,7 @@ from ..prediction_log import Prediction, Row, Writer, new_ids
 from .live import Live
 from .phases import OWN, Asked, Form, Told, Work, attempt, shadow_rows, work
 from .problems import Problem
-from .series import Metrics
+from .series import Laps, Metrics
 from .trial import BUSY, CHUNK, MOST_ROWS, NO_NUMBER, NO_WISH, RAISED, SLOW, Trial, Wish
 
 INLINE_BYTES = 32_768
@@ -88,7 +88,7 @@ class Predictor:
         """
         if len(body) > INLINE_BYTES:
             asked = Asked(body, time.perf_counter(), form or OWN, wish)
-            return await self.alone(live, lambda: self._work_alone(live, asked))
+            return await self.alone(live, lambda laps: self._work_alone(live, asked, laps), asked.at)
         answer: asyncio.Future[bytes | Exception] = asyncio.get_running_loop().create_future()
         self.submit(live, body, lambda found: None if answer.done() else answer.set_result(found), form, wish)
         found = await answer
@@ -96,10 +96,18 @@ class Predictor:
             raise found
         return found
 
-    async def alone(self, live: Live, make: Callable[[], Work]) -> bytes:
-        """The answer to one large request, made and committed beside the event loop; raises as `predict` and `make`."""
-        done = await asyncio.get_running_loop().run_in_executor(self._pool, self._made, make)
-        self._told(live, [done])
+    async def alone(self, live: Live, make: Callable[[Laps], Work], since: float) -> bytes:
+        """The answer to one large request, made and committed beside the event loop; raises as `predict` and `make`.
+
+        Args:
+            live: the model.
+            make: works on it, and notes its phases.
+            since: when it came (`time.perf_counter`).
+        """
+        done, laps = await asyncio.get_running_loop().run_in_executor(self._pool, self._made, make, since)
+        self._count(live, [done])
+        self._metrics.batch(laps)
+        self._ask_shadow(live, [done])
         return done.answer
 
     def submit(self, live: Live, body: bytes, done: Done, form: Form | None = None, wish: Wish = NO_WISH) -> None:
@@ -119,20 +127,21 @@ class Predictor:
 
     def _next_batch(self) -> None:
         taken, self._waiting = self._waiting[:BATCH_REQUESTS], self._waiting[BATCH_REQUESTS:]
-        batches = [_worked(live, self._not_aside(live, some)) for live, some in _by_model(taken)]
+        laps = Laps(taken[0].asked.at if taken else time.perf_counter())
+        batches = [_worked(live, self._not_aside(live, some), laps) for live, some in _by_model(taken)]
         shadowed, self._shadowed = self._shadowed, []
         started = time.perf_counter()
         rows = _rows(batches)
         if not (rows or shadowed) or self._log.commit([*rows, *shadowed] if shadowed else rows):
             self._metrics.log_seconds.observe(time.perf_counter() - started)
             self._count_shadowed(shadowed)
-            self._acknowledge(batches)
+            self._acknowledge(batches, laps)
             self._go_on()
             return
         if shadowed:  # In a transaction of their own: what is wrong with them must not reach a caller.
             self._log.append(shadowed).add_done_callback(partial(self._after_shadowed, shadowed))
         if rows:
-            self._commit_beside(batches, rows)
+            self._commit_beside(batches, rows, laps)
         else:
             self._go_on()
 
@@ -146,35 +155,40 @@ class Predictor:
             self._is_busy = True
             self._next_batch()
 
-    def _commit_beside(self, batches: list[_Batch], rows: list[Row]) -> None:
+    def _commit_beside(self, batches: list[_Batch], rows: list[Row], laps: Laps) -> None:
         loop, started = asyncio.get_running_loop(), time.perf_counter()
         self._commits += 1
         self._log.append(rows).add_done_callback(
-            lambda committed: loop.call_soon_threadsafe(self._after_commit, batches, committed, started)
+            lambda committed: loop.call_soon_threadsafe(self._after_commit, batches, committed, started, laps)
         )
 
-    def _after_commit(self, batches: list[_Batch], committed: "Future[None]", started: float) -> None:
+    def _after_commit(self, batches: list[_Batch], committed: "Future[None]", started: float, laps: Laps) -> None:
         self._commits -= 1
         self._metrics.log_seconds.observe(time.perf_counter() - started)
         if (error := committed.exception()) is None:
-            self._acknowledge(batches)
+            self._acknowledge(batches, laps)
         elif len(alone := [one for batch in batches for one in batch.split()]) > 1:
             for one in alone:  # Whose row it was shall hear of it, and nobody else.
-                self._commit_beside([one], _rows([one]))
+                self._commit_beside([one], _rows([one]), Laps(one.waiting[0].asked.at))
         else:
             self._metrics.log_failures.inc()
             alone[0].waiting[0].tell(log_problem(error))
         if not self._commits:
             self._go_on()
 
-    def _acknowledge(self, batches: list[_Batch]) -> None:
+    def _acknowledge(self, batches: list[_Batch], laps: Laps) -> None:
+        laps.lap("commit")
+        for batch in batches:  # First, or a process that is killed in between would have told what nobody counted.
+            self._count(batch.live, batch.works)
         for batch in batches:
             for waiting, done in zip(batch.waiting, batch.works, strict=True):
                 waiting.tell(done.answer)
-            self._told(batch.live, batch.works)
+        laps.lap("answer")
+        self._metrics.batch(laps)
+        for batch in batches:
+            self._ask_shadow(batch.live, batch.works)
 
-    def _told(self, live: Live, works: Sequence[Work]) -> None:
-        """What remains once the answers are on their way: count, and ask the shadow."""
+    def _count(self, live: Live, works: Sequence[Work]) -> None:
         self._metrics.batches.inc()
         if names := [name for work in works for name in work.classes]:
             self._metrics.predicted(live.ref.version, live.variant, names, live.degraded)
@@ -183,16 +197,15 @@ class Predictor:
             others[by.ref.version, by.variant, by.degraded].append(told.name)
         for (version, variant, degraded), names in others.items():
             self._metrics.predicted(version, variant, names, degraded)
-        if live.shadow is not None and not live.shadow.paused:
-            self._ask_shadow(live.shadow, works)
 
-    def _work_alone(self, live: Live, asked: Asked) -> Work:
+    def _work_alone(self, live: Live, asked: Asked, laps: Laps) -> Work:
         if live.challenger is not None and not live.challenger.paused:
             asked = self._ask_and_wait(live, live.challenger, asked)
-        return _only(work(live, [asked]))
+        return _only(work(live, [asked], laps))
 
-    def _made(self, make: Callable[[], Work]) -> Work:
-        done = make()
+    def _made(self, make: Callable[[Laps], Work], since: float) -> tuple[Work, Laps]:
+        laps = Laps(since)
+        done = make(laps)
         with self._metrics.log_seconds.time():
             try:
                 if not self._log.commit(done.rows):
@@ -200,7 +213,8 @@ class Predictor:
             except Exception as error:
                 self._metrics.log_failures.inc()
                 raise log_problem(error) from None
-        return done
+        laps.lap("commit")
+        return done, laps
 
     def _not_aside(self, live: Live, waiting: list[_Waiting]) -> list[_Waiting]:
         """Those that can be answered now; the others come back when the challenger has answered, or failed to."""
@@ -319,7 +333,10 @@ class Predictor:
             given |= {at: (trial.live, told) for at, told in zip(some, found, strict=True) if told is not None}
         return asked._replace(given=given)
 
-    def _ask_shadow(self, trial: Trial, works: Sequence[Work]) -> None:
+    def _ask_shadow(self, live: Live, works: Sequence[Work]) -> None:
+        trial = live.shadow
+        if trial is None or trial.paused:
+            return
         pairs = [
             (instance, row)
             for work in works
@@ -399,10 +416,10 @@ def _for(live: Live, trial: Trial, asked: Asked) -> tuple[Asked, list[int]]:
     return asked._replace(instances=instances, ids=ids), trial.chosen(live.key, instances, ids, asked.wish)
 
 
-def _worked(live: Live, waiting: list[_Waiting]) -> _Batch:
+def _worked(live: Live, waiting: list[_Waiting], laps: Laps) -> _Batch:
     """Those of the requests, all for one model, that can be answered; the others hear why not."""
     try:
-        found = work(live, [one.asked for one in waiting])
+        found = work(live, [one.asked for one in waiting], laps)
     except Exception as error:
         found = [error] * len(waiting)
     good = _Batch(live, [], [])
