@@ -64,6 +64,14 @@ def writer(folder: Path) -> Iterator[Writer]:
         yield opened
 
 
+def returned(writer: Writer) -> None:
+    """Wait until an outage is over."""
+    deadline = time.monotonic() + 10
+    while writer.outage is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def logged_ids(folder: Path) -> set[str]:
     return {row.prediction.id for row in Reader(str(folder)).predictions()}
 
@@ -523,6 +531,7 @@ def test_a_write_that_fails_is_told_to_its_caller_and_the_writer_goes_on(folder:
         assert writer.append([made()]).exception(10) is not None
         connection.execute("ALTER TABLE aside RENAME TO predictions")
     connection.close()
+    returned(writer)
     writer.append([made()]).result(10)
     assert len(logged_ids(folder)) == 2
 

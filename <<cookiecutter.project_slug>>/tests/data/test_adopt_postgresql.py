@@ -1,11 +1,5 @@
 """A query's rows come from a real PostgreSQL server, and the prediction log lives in one."""
 
-import os
-import pwd
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +8,7 @@ import sqlalchemy as sa
 
 from << cookiecutter.package_name >>.prediction_log import Outcome, Prediction, Reader, Writer, dumps, new_id, now_us
 
+from .. import postgresql
 from .adopting import profiled
 
 TABLE = """create table orders as select i as order_no, (i % 97)::numeric(10, 2) as price,
@@ -23,50 +18,11 @@ jsonb_build_object('a', i) as doc, array[i] as list, null::text as nothing, i % 
 from generate_series(1, 100) i"""
 
 
-def programs() -> Path | None:
-    """Where initdb is: on the path, or where Debian puts it."""
-    found = shutil.which("initdb")
-    if found is not None:
-        return Path(found).parent
-    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of a server of one's own, with a password in it."""
-    found = programs()
-    if found is None:
-        pytest.skip("no PostgreSQL server here (initdb is neither on PATH nor in /usr/lib/postgresql)")
-    # Not below pytest's own folders: those of root are closed to the user that the server runs as.
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    as_user: list[str] = []
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root.
-        user = next((name for name in ("postgres", "nobody") if name in {each.pw_name for each in pwd.getpwall()}), "")
-        # A plain user's path does not lead there.
-        runuser = shutil.which("runuser", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]))
-        if not user or runuser is None:
-            folder.rmdir()
-            pytest.skip("PostgreSQL does not run as root, and there is no other user")
-        shutil.chown(folder, user)
-        as_user = [runuser, "-u", user, "--"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def call(program: str, *words: str) -> None:
-        command = [*as_user, str(found / program), "-D", str(folder / "data"), *words]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
-
-    try:
-        call("initdb", "-A", "trust", "-U", "me", "-E", "UTF8", "--no-sync")
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        call("pg_ctl", "start", "-w", "-o", options, "-l", str(folder / "log"))
-        try:
-            yield f"postgresql+psycopg://me:hush@127.0.0.1:{port}/postgres"
-        finally:
-            call("pg_ctl", "stop", "-m", "immediate")
-    finally:
-        shutil.rmtree(folder)
+    with postgresql.running() as running:
+        yield running.url
 
 
 def test_every_type_of_a_query_is_read(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

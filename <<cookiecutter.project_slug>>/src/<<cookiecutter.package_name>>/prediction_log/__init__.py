@@ -23,18 +23,23 @@ from .rows import (
     new_ids,
     now_us,
 )
+from .spool import Spool
+from .stores import Contradiction, Unavailable
 from .writer import Writer
 
 __all__ = [
     "SHADOW",
     "Block",
+    "Contradiction",
     "Job",
     "Logged",
     "Outcome",
     "Prediction",
     "Reader",
     "Row",
+    "Spool",
     "Tally",
+    "Unavailable",
     "Writer",
     "block_ids",
     "dumps",

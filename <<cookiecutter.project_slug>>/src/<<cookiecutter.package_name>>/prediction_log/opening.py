@@ -8,11 +8,17 @@ import sqlalchemy as sa
 from ..errors import ConfigError
 from .rows import SCHEMA_VERSION, metadata, versions
 
+TIMEOUTS = {"connect_timeout": 3, "tcp_user_timeout": 5000}
+"""Of a PostgreSQL that cannot be reached: in seconds and milliseconds, as libpq has it."""
 
-def engine_of(url: str | sa.URL) -> sa.Engine:
+
+def engine_of(address: str | sa.URL) -> sa.Engine:
     """What connects to an address; raises `ConfigError` where that opens no database."""
     try:
-        return sa.create_engine(url)
+        url = sa.make_url(address)
+        is_libpq = url.get_backend_name() == "postgresql" and url.get_driver_name().startswith("psycopg")
+        limits = {name: value for name, value in TIMEOUTS.items() if is_libpq and name not in url.query}
+        return sa.create_engine(url, connect_args=limits)
     except (sa.exc.ArgumentError, ImportError) as error:
         # Without the address, which may hold a password.
         raise ConfigError(f"ML_PREDICTION_LOG: no database can be opened by this address ({error})") from None
@@ -21,10 +27,15 @@ def engine_of(url: str | sa.URL) -> sa.Engine:
 def opened(url: str | sa.URL) -> sa.Engine:
     """The same, its tables being there and of this version; raises `ConfigError` where a newer package made them."""
     engine = engine_of(url)
-    if version_of(engine) < SCHEMA_VERSION:
-        with explained(engine):
-            create(engine)
+    with explained(engine):
+        make(engine)
     return engine
+
+
+def make(engine: sa.Engine) -> None:
+    """Make the tables where they are missing; raises as `opened`, and what the driver raises."""
+    if _version(engine) < SCHEMA_VERSION:
+        create(engine)
 
 
 def create(engine: sa.Engine) -> None:
@@ -35,13 +46,18 @@ def create(engine: sa.Engine) -> None:
             connection.execute(sa.insert(versions), {"version": SCHEMA_VERSION})
     except sa.exc.DBAPIError:
         # Another process that shares this database may have been quicker.
-        if version_of(engine) < SCHEMA_VERSION:
+        if _version(engine) < SCHEMA_VERSION:
             raise
 
 
 def version_of(engine: sa.Engine) -> int:
     """Schema version found; 0 in an empty database."""
-    with explained(engine), engine.connect() as connection:
+    with explained(engine):
+        return _version(engine)
+
+
+def _version(engine: sa.Engine) -> int:
+    with engine.connect() as connection:
         if not sa.inspect(connection).has_table(versions.name):
             return 0
         found = connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0

@@ -3,61 +3,121 @@
 import itertools
 import os
 import sqlite3
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import filelock
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql, sqlite
 
-from ..errors import ConfigError
-from .opening import explained, opened
-from .rows import TABLES, Block, Row, by_kind
+from ..errors import ConfigError, ProjectError
+from .opening import engine_of, explained, make, opened
+from .patience import Patience
+from .rows import TABLES, Block, Outcome, Row, by_kind, labels, versions
 
 CHECKPOINT_PAGES = 4000
 """About how much of SQLite's journal is written before its pages go to their places: 16 MB."""
+PAGE_BYTES = 4096
+ANSWER_SECONDS = 5.0
+"""How long a database may take for one transaction."""
 
 _PAGES_OF_A_COMMIT = 3
 _INSERTS = {
     kind: str(sa.insert(table).compile(dialect=sqlite.dialect(paramstyle="qmark"))) for kind, table in TABLES.items()
 }
+_COLUMNS = {kind: ", ".join([f'"{column.name}"' for column in table.columns]) for kind, table in TABLES.items()}
+_COPIES = {kind: f"COPY {table.name} ({_COLUMNS[kind]}) FROM STDIN" for kind, table in TABLES.items()}
+
+
+class Unavailable(ProjectError):
+    """Nothing can be committed now, whoever's rows they are: the disk is full, the database locked or gone."""
+
+    transient = True
+
+
+class Contradiction(ProjectError):
+    """Labels of predictions that have another one already.
+
+    Args:
+        ids: of these predictions.
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        super().__init__(f"{len(ids)} of the predictions already have another label")
+        self.ids = ids
 
 
 class File:
-    """One SQLite file, written through the driver itself: SQLAlchemy's part would cost more than SQLite's."""
+    """One SQLite file, written through the driver itself: SQLAlchemy's part would cost more than SQLite's.
 
-    def __init__(self, path: Path, synchronous: str) -> None:
+    Args:
+        path: its place; made where there is none.
+        synchronous: SQLite's setting.
+        most_bytes: what it may grow to, its journal aside; 0 for any size.
+    """
+
+    def __init__(self, path: Path, synchronous: str, most_bytes: int = 0) -> None:
         engine = opened(sa.URL.create("sqlite", database=str(path)))
         with explained(engine):
             engine.dispose()
-        # Autocommit: transactions begin where it is said. Threads take turns by the writer's lock.
+        # Autocommit: transactions begin where it is said. Threads take turns by the lock of whoever owns this.
         self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         # A checkpoint waits for the disk, so it is made when the background thread has time for it.
-        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "wal_autocheckpoint=0"):
+        pragmas = ["journal_mode=WAL", f"synchronous={synchronous}", "wal_autocheckpoint=0"]
+        if most_bytes:
+            pragmas.append(f"max_page_count={max(1, most_bytes // PAGE_BYTES)}")
+        for pragma in pragmas:
             self._connection.execute(f"PRAGMA {pragma}")
         self._pages = 0
 
     def commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:
-        """One transaction; waits so long for a file that another connection locks."""
-        run = self._connection.execute
-        if busy_ms:
-            run(f"PRAGMA busy_timeout={busy_ms}")
-        try:
-            run("BEGIN IMMEDIATE")
-            try:
-                for kind, some in by_kind(rows):
-                    self._connection.executemany(_INSERTS[kind], some)
-                    if kind is Block:
-                        self._pages += sum(one.pages for one in some if isinstance(one, Block))
-                run("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    run("ROLLBACK")
-                raise
-        finally:
-            if busy_ms:
-                run("PRAGMA busy_timeout=0")
+        """One transaction; waits so long for a file that another connection locks.
+
+        Raises:
+            Unavailable: the file takes nothing now.
+        """
+        with self._transaction(busy_ms):
+            for kind, some in by_kind(rows):
+                self._connection.executemany(_INSERTS[kind], some)
+                if kind is Block:
+                    self._pages += sum(one.pages for one in some if isinstance(one, Block))
+        self._pages += _PAGES_OF_A_COMMIT + len(rows)
+
+    def probe(self) -> None:
+        """Find out whether rows would be taken, by a transaction that changes none; raises as `commit`."""
+        with self._transaction(0):
+            (count,) = self._connection.execute("PRAGMA user_version").fetchone()
+            self._connection.execute(f"PRAGMA user_version={(count + 1) % 2**31}")
+
+    def count(self) -> int:
+        """How many rows there are."""
+        counts = (self._connection.execute(f"SELECT count(*) FROM {table.name}") for table in TABLES.values())  # noqa: S608
+        return sum(found for ((found,),) in counts)
+
+    def first(self, most: int) -> list[Row]:
+        """Some of the rows, of one kind; none where there are none. Blocks are large, and come one by one."""
+        for kind, table in TABLES.items():
+            limit = 1 if kind is Block else most
+            query = f"SELECT {_COLUMNS[kind]} FROM {table.name} LIMIT {limit}"  # noqa: S608
+            found = self._connection.execute(query).fetchall()
+            if found:
+                rows = [kind._make(row) for row in found]  # type: ignore[attr-defined]
+                if "degraded" in table.columns:
+                    rows = [row._replace(degraded=bool(row.degraded)) for row in rows]
+                return rows
+        return []
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """Delete rows by their ids, in one transaction; raises as `commit`."""
+        with self._transaction(0):
+            for kind, some in by_kind(rows):
+                (key,) = TABLES[kind].primary_key
+                self._connection.executemany(
+                    f"DELETE FROM {TABLES[kind].name} WHERE {key.name} = ?",  # noqa: S608
+                    [(row[0],) for row in some],
+                )
         self._pages += _PAGES_OF_A_COMMIT + len(rows)
 
     @property
@@ -76,27 +136,143 @@ class File:
         """Close the file."""
         self._connection.close()
 
+    @contextmanager
+    def _transaction(self, busy_ms: int) -> Iterator[None]:
+        run = self._connection.execute
+        if busy_ms:
+            run(f"PRAGMA busy_timeout={busy_ms}")
+        try:
+            run("BEGIN IMMEDIATE")
+            try:
+                yield
+                run("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    run("ROLLBACK")
+                raise
+        except (sqlite3.OperationalError, sqlite3.InternalError) as error:
+            raise Unavailable(str(error)) from error
+        except sqlite3.DatabaseError as error:
+            if type(error) is sqlite3.DatabaseError:  # Its subclasses blame the rows, or whoever asks.
+                raise Unavailable(str(error)) from error
+            raise
+        finally:
+            if busy_ms:
+                run("PRAGMA busy_timeout=0")
+
 
 class Database:
-    """A database that looks after itself."""
+    """A PostgreSQL database, which looks after itself; may be called from several threads.
+
+    A row that is there already is no fault: whoever does not know whether a transaction was committed, because its
+    answer was lost, commits the same rows again.
+
+    Args:
+        url: its address.
+        may_be_gone: whether it need not be reachable yet.
+    """
 
     wants_checkpoint = False
 
-    def __init__(self, url: str) -> None:
-        self._engine = opened(url)
+    def __init__(self, url: str, may_be_gone: bool = False) -> None:
+        self._engine = engine_of(url)
+        if self._engine.dialect.name != "postgresql":
+            raise ConfigError("ML_PREDICTION_LOG: give a folder, or the address of a PostgreSQL database")
+        self._alone = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._errors: Any = self._engine.dialect.loaded_dbapi
+        self._patience = Patience(ANSWER_SECONDS)
+        self._is_made = False
+        try:
+            with explained(self._engine):
+                self._make()
+        except ConfigError as error:
+            if not (may_be_gone and isinstance(error.__context__, sa.exc.OperationalError)):
+                raise
 
     def commit(self, rows: Sequence[Row], _: int = 0) -> None:
-        """One transaction."""
-        with self._engine.begin() as connection:
-            for kind, some in by_kind(rows):
-                connection.execute(sa.insert(TABLES[kind]), [row._asdict() for row in some])
+        """One transaction.
+
+        Raises:
+            Unavailable: the database takes nothing now, or did not say whether it took them.
+            Contradiction: predictions have another label.
+        """
+        with self._judged():
+            self._make()
+            if self._engine.dialect.driver != "psycopg" or not self._copied(rows):
+                self._inserted(rows)
+
+    def probe(self) -> None:
+        """Find out whether rows would be taken, by a transaction that changes none; raises as `commit`."""
+        with self._judged():
+            self._make()
+            with self._engine.begin() as connection, self._patience.over(connection.connection.driver_connection):
+                connection.execute(sa.update(versions).values(version=versions.c.version))
 
     def checkpoint(self) -> None:
         """Nothing to do."""
 
     def close(self) -> None:
         """Close the connections."""
+        self._patience.close()
         self._engine.dispose()
+
+    def _make(self) -> None:
+        if not self._is_made:
+            make(self._engine)
+            self._is_made = True
+
+    def _copied(self, rows: Sequence[Row]) -> bool:
+        """The quickest way for rows that are new; False: some are there already, or the connection was lost."""
+        kinds = list(by_kind(rows))
+        # A single statement is a transaction by itself, and saves the ways there and back of two others.
+        with (self._alone if len(kinds) == 1 else self._engine).connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            try:
+                with self._patience.over(driver):
+                    for kind, some in kinds:
+                        with driver.cursor() as cursor, cursor.copy(_COPIES[kind]) as copy:
+                            for row in some:
+                                copy.write_row(row)
+                    driver.commit()
+            except self._errors.IntegrityError:
+                driver.rollback()
+                return False
+            except Exception as error:
+                connection.invalidate()
+                if isinstance(error, TimeoutError) or not driver.closed:
+                    raise
+                # The server was started anew since it was last asked, perhaps; then so were all connections lost.
+                self._engine.dispose()
+                return False
+        return True
+
+    def _inserted(self, rows: Sequence[Row]) -> None:
+        with self._engine.begin() as connection, self._patience.over(connection.connection.driver_connection):
+            for kind, some in by_kind(rows):
+                insert = postgresql.insert(TABLES[kind]).on_conflict_do_nothing()
+                connection.execute(insert, [row._asdict() for row in some])
+                if kind is Outcome:
+                    _agree(connection, {row.prediction_id: row.label for row in some if isinstance(row, Outcome)})
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Tells whose fault an error is."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise Unavailable(str(error)) from error
+        except (sa.exc.DBAPIError, self._errors.Error) as error:
+            own = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+            if isinstance(own, self._errors.IntegrityError | self._errors.DataError | self._errors.ProgrammingError):
+                raise
+            # Lines after the first may repeat a row, which is the caller's.
+            raise Unavailable(str(own).partition("\n")[0]) from error
+
+
+def _agree(connection: sa.Connection, asked: dict[str, str]) -> None:
+    query = sa.select(labels.c.prediction_id, labels.c.label).where(labels.c.prediction_id.in_(asked))
+    if others := [name for name, label in connection.execute(query) if label != asked[name]]:
+        raise Contradiction(others)
 
 
 def claim(folder: Path, role: str) -> tuple[Path, filelock.BaseFileLock]:

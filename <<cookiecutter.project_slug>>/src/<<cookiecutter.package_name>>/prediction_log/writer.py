@@ -1,7 +1,7 @@
-"""The writer: rows in, one transaction for all that came meanwhile."""
+"""The writer: rows in, one transaction for all that came meanwhile, and what happens when there can be none."""
 
+import logging
 import queue
-import sqlite3
 import threading
 import time
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Self
 
 import filelock
-import sqlalchemy as sa
 
 from ..errors import ConfigError, ProjectError
 from .rows import Block, Row
-from .stores import Database, File, claim
+from .spool import Spool
+from .stores import Database, File, Unavailable, claim
 
 BUSY_MS = 5000
 """How long the background thread waits for a SQLite file that somebody locked."""
@@ -22,21 +22,36 @@ QUICK_SECONDS = 0.001
 """Where commits usually take longer, they are left to the background thread."""
 SMALL = 128
 """Most rows of a commit that tells how quick commits are here."""
+RETRY_SECONDS = 1.0
+"""How often a log that was out is tried again."""
 
 
 class Writer:
     """Commits rows: on the caller's own thread with `commit`, or from any thread with `append`.
 
+    When the log itself fails, an outage begins: what was to be committed is refused, and so is whatever comes next, at
+    once, until the log takes rows again, which is tried every `RETRY_SECONDS`. With a spool, rows are committed there
+    instead, and moved when the outage is over.
+
     Args:
         target: a folder, or a database URL.
         role: who writes; in a folder, the first of `<role>-0.db`, `<role>-1.db`, … that no living process holds.
         synchronous: SQLite's setting; NORMAL survives a kill -9, FULL a power loss too.
+        spool: where rows wait for a database, if they may; closed by the writer.
+        may_be_gone: whether a database need not be reachable yet, an outage being declared; so with a spool.
 
     Raises:
         ConfigError: the target cannot be opened, or a newer version of this package wrote it.
     """
 
-    def __init__(self, target: str, role: str, synchronous: str = "NORMAL") -> None:
+    def __init__(
+        self,
+        target: str,
+        role: str,
+        synchronous: str = "NORMAL",
+        spool: Spool | None = None,
+        may_be_gone: bool = False,
+    ) -> None:
         self._claim: filelock.BaseFileLock | None = None
         if target.startswith("sqlite") and "://" in target:
             raise ConfigError(
@@ -44,7 +59,7 @@ class Writer:
             )
         self._store: File | Database
         if "://" in target:
-            self._store = Database(target)
+            self._store = Database(target, may_be_gone or spool is not None)
         else:
             path, self._claim = claim(Path(target), role)
             try:
@@ -53,6 +68,14 @@ class Writer:
                 self._claim.release()
                 raise
         self._is_local = isinstance(self._store, File)
+        self.spool = spool
+        self.outage: str | None = None
+        """Why the log takes nothing, while that is so."""
+        self._outage_since = 0.0
+        self._full_until = 0.0
+        self._state = threading.Lock()
+        self._mending: threading.Thread | None = None
+        self._ended = threading.Event()
         self._usual_seconds = 0.0
         self._turn = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[Sequence[Row], Future[None]] | None] = queue.SimpleQueue()
@@ -60,11 +83,29 @@ class Writer:
         self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
+        if spool is not None:
+            self._mend()
+
+    @property
+    def fault(self) -> str | None:
+        """Why rows are refused now, if they are."""
+        if self.outage is None:
+            return None
+        if self.spool is None:
+            return self.outage
+        return "the spool is full" if time.monotonic() < self._full_until else None
+
+    @property
+    def spooled(self) -> int:
+        """How many rows wait in this process's spool."""
+        return self.spool.rows if self.spool else 0
 
     def commit(self, rows: Sequence[Row]) -> bool:
         """Commit now, where that takes microseconds and waits for nobody; False: nothing was done, use `append`."""
         # A commit that waits for a slow disk, or for a server, belongs beside the caller's thread.
-        if not self._is_local or self._usual_seconds > QUICK_SECONDS or not self._turn.acquire(blocking=False):
+        if not self._is_local or self.outage or self._usual_seconds > QUICK_SECONDS:
+            return False
+        if not self._turn.acquire(blocking=False):
             return False
         try:
             if self._closed:
@@ -88,6 +129,8 @@ class Writer:
         with self._closing:
             if self._closed:
                 done.set_exception(ProjectError("the prediction log is closed"))
+            elif (fault := self.fault) is not None:
+                done.set_exception(Unavailable(fault))
             else:
                 self._queue.put((rows, done))
         return done
@@ -100,8 +143,13 @@ class Writer:
             self._closed = True
             self._queue.put(None)
         self._thread.join()
+        self._ended.set()
+        if (mending := self._mending) is not None:
+            mending.join()
         with self._turn:
             self._store.close()
+        if self.spool is not None:
+            self.spool.close()
         if self._claim is not None:
             self._claim.release()
 
@@ -128,9 +176,9 @@ class Writer:
         if not work:
             return
         try:
-            self._timed_commit([row for rows, _ in work for row in rows], BUSY_MS)
-        except (sqlite3.OperationalError, sa.exc.OperationalError) as error:
-            for _, done in work:  # It is the database's fault, and waiting for it once is enough.
+            self._commit([row for rows, _ in work for row in rows])
+        except Unavailable as error:  # Nobody's rows are to blame, and waiting for it once is enough.
+            for _, done in work:
                 done.set_exception(error)
         except Exception:
             # One bad row must not take its neighbours down: each caller hears of its own.
@@ -140,6 +188,24 @@ class Writer:
             for _, done in work:
                 done.set_result(None)
 
+    def _commit(self, rows: Sequence[Row]) -> None:
+        if self.outage is None:
+            try:
+                self._timed_commit(rows, BUSY_MS)
+            except Unavailable as error:
+                self._begin_outage(error)
+            else:
+                return
+        if self.spool is None:
+            raise Unavailable(self.outage or "it has just come back")
+        try:
+            self.spool.commit(rows)
+        except Unavailable as error:
+            self._full_until = time.monotonic() + RETRY_SECONDS
+            logging.getLogger(__name__).error("the spool of the prediction log takes no rows: %s", error)
+            raise
+        self._mend()
+
     def _timed_commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:
         started = time.perf_counter()
         self._store.commit(rows, busy_ms)
@@ -148,8 +214,68 @@ class Writer:
 
     def _write_alone(self, rows: Sequence[Row], done: Future[None]) -> None:
         try:
-            self._store.commit(rows, BUSY_MS)
+            self._commit(rows)
         except Exception as error:
             done.set_exception(error)
         else:
             done.set_result(None)
+
+    def _begin_outage(self, error: Unavailable) -> None:
+        with self._state:
+            if self.outage is None:
+                self._outage_since = time.monotonic()
+                logging.getLogger(__name__).error("the prediction log takes no rows: %s", error)
+            self.outage = str(error)
+        self._mend()
+
+    def _end_outage(self) -> None:
+        with self._state:
+            seconds = time.monotonic() - self._outage_since
+            self.outage = None
+        logging.getLogger(__name__).warning("the prediction log takes rows again, after %.1f s", seconds)
+
+    def _mend(self) -> None:
+        """See to it that a thread tries the log again and empties the spool, until both is done."""
+        with self._state:
+            if self._mending is None:
+                self._mending = threading.Thread(target=self._until_mended, name="prediction-log-mending", daemon=True)
+                self._mending.start()
+
+    def _until_mended(self) -> None:
+        while not self._ended.wait(RETRY_SECONDS):
+            try:
+                if self.outage is not None:
+                    self._probe()
+                    self._end_outage()
+                self._empty_spool()
+            except Unavailable:
+                continue
+            except Exception:
+                logging.getLogger(__name__).exception("the prediction log could not be mended")
+                continue
+            with self._state:
+                if self.outage is None and not self.spooled:
+                    self._mending = None
+                    return
+
+    def _probe(self) -> None:
+        if self._is_local:
+            with self._turn:
+                self._store.probe()
+        else:
+            self._store.probe()
+
+    def _empty_spool(self) -> None:
+        if self.spool is None:
+            return
+        while not self._ended.is_set() and self.spool.move(self._commit_spooled):
+            pass
+        if not self._ended.is_set():
+            self.spool.move_others(self._commit_spooled)
+
+    def _commit_spooled(self, rows: Sequence[Row]) -> None:
+        try:
+            self._store.commit(rows)
+        except Unavailable as error:
+            self._begin_outage(error)
+            raise

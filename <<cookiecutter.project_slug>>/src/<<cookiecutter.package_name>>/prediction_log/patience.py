@@ -1,0 +1,64 @@
+"""Waiting for a database, but not for ever."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+LOOK_SECONDS = 0.5
+
+
+class Patience:
+    """Hangs up on a database that takes too long: one that is frozen, or locked, would keep its callers for ever.
+
+    Args:
+        seconds: how long an answer may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._calls: dict[int, tuple[float, Any]] = {}
+        self._turn = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def over(self, driver: Any) -> Iterator[None]:
+        """While the block uses a driver's connection, hang it up when its time has passed.
+
+        Raises:
+            TimeoutError: it was; what the driver says of that would mislead.
+        """
+        key = id(driver)
+        with self._turn:
+            self._calls[key] = (time.monotonic() + self._seconds, driver)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="prediction-log-patience", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        except Exception:
+            if key not in self._calls:
+                raise TimeoutError(f"no answer within {self._seconds:g} s") from None
+            raise
+        finally:
+            with self._turn:
+                self._calls.pop(key, None)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            with self._turn:
+                now = time.monotonic()
+                for key, (until, driver) in list(self._calls.items()):
+                    if now >= until:
+                        del self._calls[key]
+                        # The driver waits for its socket, and hears of its end from the system itself.
+                        with suppress(Exception), socket.socket(fileno=os.dup(driver.fileno())) as connection:
+                            connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,129 @@
+"""Rows that wait for their database."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import filelock
+from pydantic_core import to_json
+
+from ..errors import ProjectError
+from .reader import Reader
+from .rows import Row
+from .stores import File, Unavailable, claim
+
+MOVED = 500
+"""Most rows moved by one transaction."""
+REFUSED = "refused.jsonl"
+"""Where rows are kept that the database will never take."""
+
+
+class Spool:
+    """A bounded SQLite file of this process's own; what stands in it has been committed, and waits to be moved.
+
+    Args:
+        folder: where such files are, on this machine.
+        role: who writes.
+        synchronous: SQLite's setting.
+        most_bytes: what the file may grow to.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, role: str, synchronous: str, most_bytes: int) -> None:
+        self.folder = folder
+        self._role = role
+        self._path, self._claim = claim(folder, role)
+        try:
+            self._file = File(self._path, synchronous, most_bytes)
+        except BaseException:
+            self._claim.release()
+            raise
+        self._turn = threading.Lock()
+        self._reader = Reader(str(folder))
+        self.rows = self._file.count()
+
+    def commit(self, rows: Sequence[Row]) -> None:
+        """One transaction; raises `Unavailable` when there is no room."""
+        with self._turn:
+            self._file.commit(rows)
+            self.rows += len(rows)
+            if self._file.wants_checkpoint:
+                self._file.checkpoint()
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids whose predictions wait here, in whichever process's file."""
+        return self._reader.known(ids)
+
+    def labels(self, ids: Sequence[str]) -> dict[str, str]:
+        """Prediction id → label, of those that wait here."""
+        return self._reader.labels(ids)
+
+    def move(self, commit: Callable[[Sequence[Row]], None]) -> bool:
+        """Commit some of the rows elsewhere, then delete them here; whether there were any.
+
+        Killed in between, the next process commits them again: so `commit` must not mind rows that are there already.
+
+        Raises:
+            Unavailable: raised by `commit`, or there is something wrong with the spool itself.
+        """
+        with self._turn:
+            rows = self._file.first(MOVED)
+        if rows:
+            self._hand_over(rows, commit)
+            with self._turn:
+                self._file.remove(rows)
+                self.rows -= len(rows)
+        return bool(rows)
+
+    def move_others(self, commit: Callable[[Sequence[Row]], None]) -> None:
+        """The same with all that processes left which live no more; raises as `move`."""
+        for path in sorted(self.folder.glob("*.db")):
+            lock = filelock.FileLock(self.folder / f".{path.stem}.lock", timeout=0, thread_local=False)
+            if path == self._path:
+                continue
+            with suppress(filelock.Timeout), lock:
+                left = File(path, "NORMAL")
+                try:
+                    while rows := left.first(MOVED):
+                        self._hand_over(rows, commit)
+                        left.remove(rows)
+                finally:
+                    left.close()
+
+    def close(self) -> None:
+        """Close the file; what stands in it waits for the next process."""
+        with self._turn:
+            self._file.close()
+        self._claim.release()
+
+    def _hand_over(self, rows: Sequence[Row], commit: Callable[[Sequence[Row]], None]) -> None:
+        try:
+            commit(rows)
+        except Unavailable:
+            raise
+        except Exception:
+            # One that is refused must not keep the others here.
+            for row in rows:
+                try:
+                    commit([row])
+                except Unavailable:
+                    raise
+                except Exception as error:
+                    self._set_aside(row, error)
+
+    def _set_aside(self, row: Row, error: Exception) -> None:
+        kept = {"kind": type(row).__name__, **row._asdict()}
+        try:
+            with (self.folder / REFUSED).open("ab") as file:
+                file.write(to_json(kept, bytes_mode="base64") + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as fault:
+            raise Unavailable(f"the spool cannot be written: {fault.strerror}") from None
+        told = error if isinstance(error, ProjectError) else type(error).__name__
+        logging.getLogger(__name__).error("the database refused a spooled row, kept in %s: %s", REFUSED, told)

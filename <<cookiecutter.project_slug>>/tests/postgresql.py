@@ -1,0 +1,77 @@
+"""A PostgreSQL server of one's own, where one is installed: started, stopped and killed at will."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+class PostgreSQL:
+    """A running server; `url` has a password in it."""
+
+    def __init__(self, programs: Path, folder: Path, as_user: list[str]) -> None:
+        self._programs = programs
+        self._folder = folder
+        self._as_user = as_user
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"postgresql+psycopg://me:hush@127.0.0.1:{self.port}/postgres"
+        self._call("initdb", "-A", "trust", "-U", "me", "-E", "UTF8", "--no-sync")
+
+    def start(self) -> None:
+        """Start it, on the same port as before."""
+        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._call("pg_ctl", "start", "-w", "-o", options, "-l", str(self._folder / "log"))
+
+    def stop(self) -> None:
+        """End it as a crash does: no session is waited for."""
+        self._call("pg_ctl", "stop", "-m", "immediate")
+
+    def _call(self, program: str, *words: str) -> None:
+        command = [*self._as_user, str(self._programs / program), "-D", str(self._folder / "data"), *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+
+@contextmanager
+def running() -> Iterator[PostgreSQL]:
+    """A server that has just been made; skips where there is none to be had."""
+    found = _programs()
+    if found is None:
+        pytest.skip("no PostgreSQL server here (initdb is neither on PATH nor in /usr/lib/postgresql)")
+    # Not below pytest's own folders: those of root are closed to the user that the server runs as.
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    as_user: list[str] = []
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root.
+        user = next((name for name in ("postgres", "nobody") if name in {each.pw_name for each in pwd.getpwall()}), "")
+        # A plain user's path does not lead there.
+        runuser = shutil.which("runuser", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]))
+        if not user or runuser is None:
+            folder.rmdir()
+            pytest.skip("PostgreSQL does not run as root, and there is no other user")
+        shutil.chown(folder, user)
+        as_user = [runuser, "-u", user, "--"]
+    try:
+        server = PostgreSQL(found, folder, as_user)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+def _programs() -> Path | None:
+    """Where initdb is: on the path, or where Debian puts it."""
+    found = shutil.which("initdb")
+    if found is not None:
+        return Path(found).parent
+    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
