@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
 
+from ..prediction_log import Writer
 from . import shared
 from .backlog import ABSENT, Backlog
 
@@ -137,6 +138,11 @@ class Metrics:
         oldest = _least("prediction_log_lag_seconds", "Age of the oldest row that waits for its commit.", registry)
         self.backlog = Backlog(oldest)
         self._waiting_rows.set_function(lambda: len(self.backlog))
+        self._log_up = Sampled(
+            "prediction_log_up", "0 while the log takes no rows.", multiprocess_mode="livemin", registry=registry
+        )
+        self._spooled = _sum("prediction_log_spooled_rows", "Rows that wait in this process's spool.", registry)
+        self.unlogged = Counter("predictions_unlogged", "Predictions answered and not logged.", registry=registry)
         self.refused = Counter("bundle_refused", "Bundles or routings that were turned down.", registry=registry)
         self.reloads = Counter("bundle_loaded", "Bundles taken into service.", registry=registry)
         self._model = _least(
@@ -161,6 +167,11 @@ class Metrics:
         self._model_told = (name, version, digest, variant)
         self._model.labels(*self._model_told).set(1)
         self._made.set(made_at)
+
+    def log(self, log: Writer) -> None:
+        """Follow a prediction log."""
+        self._log_up.set_function(lambda: 0 if log.outage else 1)
+        self._spooled.set_function(lambda: log.spooled)
 
     def no_model(self) -> None:
         """Say that none does."""
@@ -218,7 +229,7 @@ class Metrics:
 
     def publish(self) -> None:
         """Write down what is not counted as it happens; from the event loop, ten times a second and before a scrape."""
-        for gauge in (self.in_flight, self.queued, self._waiting_rows):
+        for gauge in (self.in_flight, self.queued, self._waiting_rows, self._log_up, self._spooled):
             gauge.sample()
         for phase in self._phases.values():
             phase.fold()
