@@ -10,7 +10,10 @@ from << cookiecutter.package_name >>.settings import Settings
 class Nowhere:
     """Takes rows and forgets them."""
 
-    def __init__(self, *_: Any) -> None: ...
+    fault = outage = spool = None
+    spooled = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def __enter__(self) -> "Nowhere":
         return self

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     variant_header: bool = False
     drain_seconds: float = Field(default=1.0, ge=0)
     log_synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+    log_unavailable: Literal["refuse", "spool", "degrade"] = "refuse"
+    log_spool: Path = Path("var/spool")
+    log_spool_bytes: int = Field(default=1_000_000_000, ge=1_000_000)
     alert_webhook: SecretStr = SecretStr("")
 
     @classmethod

@@ -20,7 +20,7 @@ from .feedback import Labeller
 from .invocations import CSV, Invocations
 from .live import Live, Models
 from .openapi import ANY_ERRORS, KEYS, UNAVAILABLE, asset, describe, problems
-from .predict import Predictor
+from .predict import UNLOGGED, Predictor, Unlogged
 from .problems import Problem
 from .routing import Challenger, Shadow
 from .schemas import Health, ModelInfo, Schema
@@ -70,6 +70,8 @@ class Service:
         if self.draining:
             raise Problem(503, "draining", "this server is shutting down", RETRY)
         assert self.live
+        if self.predictor.refusal is not None:
+            raise self.predictor.refusal
 
     def wish(self, scope: Scope) -> Wish:
         """What a request's headers say of who answers it."""
@@ -132,6 +134,8 @@ class Hot:
             await problem.response(scope["path"], scope["state"]["request_id"])(scope, receive, send)
             return
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(content)), *more]
+        if isinstance(content, Unlogged):
+            headers.append(UNLOGGED)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 

@@ -8,9 +8,11 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from ..errors import ConfigError
+from ..prediction_log import Spool, Writer
 from ..settings import Settings
 from .api import Service, add_routes
-from .backlog import WatchedWriter
+from .backlog import Backlog, WatchedWriter
 from .feedback import Labeller
 from .inference_routes import add_inference_routes
 from .live import Models
@@ -34,8 +36,11 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with WatchedWriter(metrics.backlog, settings.prediction_log, "serve", settings.log_synchronous) as writer:
-            service.predictor = Predictor(writer, metrics, settings.challenger_seconds)
+        with opened_log(settings, metrics.backlog) as writer:
+            metrics.log(writer)
+            service.predictor = Predictor(
+                writer, metrics, settings.challenger_seconds, settings.log_unavailable == "degrade"
+            )
             service.labeller = Labeller(settings.prediction_log, writer)
             await asyncio.to_thread(models.refresh)
             following = [asyncio.create_task(one.follow()) for one in (models, guard)]
@@ -59,3 +64,23 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
     app.add_middleware(telemetry)
     app.middleware_stack = app.build_middleware_stack()
     return app
+
+
+def opened_log(settings: Settings, backlog: Backlog) -> Writer:
+    """The log that a server writes, with a spool where the settings ask for one.
+
+    Raises:
+        ConfigError: it cannot be opened, or a spool is asked for where there is no database.
+    """
+    target, role, synchronous = settings.prediction_log, "serve", settings.log_synchronous
+    if settings.log_unavailable != "spool":
+        may_be_gone = settings.log_unavailable == "degrade"
+        return WatchedWriter(backlog, target, role, synchronous=synchronous, may_be_gone=may_be_gone)
+    if "://" not in target:
+        raise ConfigError("ML_LOG_UNAVAILABLE: a spool is for a database; ML_PREDICTION_LOG is a folder: use 'refuse'")
+    spool = Spool(settings.log_spool, role, synchronous, settings.log_spool_bytes)
+    try:
+        return WatchedWriter(backlog, target, role, synchronous=synchronous, spool=spool)
+    except BaseException:
+        spool.close()
+        raise

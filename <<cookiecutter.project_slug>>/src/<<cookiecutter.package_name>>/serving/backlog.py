@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from prometheus_client import Gauge
 
@@ -56,12 +57,12 @@ class WatchedWriter(Writer):
         backlog: where that is kept.
         target: as the writer's.
         role: as the writer's.
-        synchronous: as the writer's.
+        options: as the writer's.
     """
 
-    def __init__(self, backlog: Backlog, target: str, role: str, synchronous: str) -> None:
+    def __init__(self, backlog: Backlog, target: str, role: str, **options: Any) -> None:
         self._backlog = backlog
-        super().__init__(target, role, synchronous)
+        super().__init__(target, role, **options)
 
     def commit(self, rows: Sequence[Row]) -> bool:
         """As the writer's."""

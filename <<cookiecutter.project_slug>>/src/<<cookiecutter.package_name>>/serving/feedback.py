@@ -9,7 +9,7 @@ from typing import Any
 import filelock
 
 from ..files import canonical
-from ..prediction_log import Outcome, Reader, Writer, now_us
+from ..prediction_log import Contradiction, Outcome, Reader, Unavailable, Writer, now_us
 from .predict import log_problem
 from .problems import Problem
 
@@ -26,9 +26,10 @@ class Labeller:
     """
 
     def __init__(self, target: str, log: Writer) -> None:
-        self._target = target
         self._log = log
         self._reader = Reader(target)
+        spooled = log.spool.folder if log.spool else None
+        self._folder = spooled if "://" in target else Path(target)
         self._turn = asyncio.Lock()
 
     async def accept(self, labels: Sequence[Mapping[str, Any]]) -> int:
@@ -46,6 +47,8 @@ class Labeller:
             text = canonical(label["label"])
             if asked.setdefault(label["id"], text) != text:
                 raise _conflict([label["id"]])
+        if (fault := self._log.fault) is not None:
+            raise log_problem(Unavailable(fault))
         async with self._turn:
             return await asyncio.to_thread(self._store, asked)
 
@@ -55,30 +58,46 @@ class Labeller:
                 self._append_new(asked)
         except Problem:
             raise
+        except Contradiction as error:  # Another server was quicker by a moment.
+            raise _conflict(error.ids) from None
         except Exception as error:
             raise log_problem(error) from None
         return len(asked)
 
     def _append_new(self, asked: Mapping[str, str]) -> None:
         ids = list(asked)
-        known = self._reader.known(ids)
+        known, stored = self._found(ids)
         if unknown := [one for one in ids if one not in known]:
             raise Problem(
                 404, "unknown-prediction", f"{len(unknown)} of the ids belong to no prediction", ids=unknown[:SHOWN]
             )
-        stored = self._reader.labels(ids)
         if contradicted := [one for one in ids if stored.get(one, asked[one]) != asked[one]]:
             raise _conflict(contradicted)
         at_us = now_us()
         self._log.append([Outcome(one, at_us, asked[one]) for one in ids if one not in stored]).result()
 
+    def _found(self, ids: Sequence[str]) -> tuple[set[str], dict[str, str]]:
+        """Those of the ids that are predictions, and the labels they have."""
+        if (spool := self._log.spool) is None:
+            return self._reader.known(ids), self._reader.labels(ids)
+        # In this order: rows move from the spool to the database, and none is missed between the two.
+        known, labels = spool.known(ids), spool.labels(ids)
+        try:
+            known |= self._reader.known([one for one in ids if one not in known])
+            labels |= self._reader.labels(ids)
+        except Exception:
+            # The database is gone. What waits for it cannot have a label there yet.
+            if not known.issuperset(ids):
+                raise
+        return known, labels
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         # Workers write files of their own, so no database forbids two labels of one prediction.
-        if "://" in self._target:
+        if self._folder is None:
             yield
         else:
-            with filelock.FileLock(Path(self._target) / ".feedback.lock", timeout=LOCK_SECONDS):
+            with filelock.FileLock(self._folder / ".feedback.lock", timeout=LOCK_SECONDS):
                 yield
 
 

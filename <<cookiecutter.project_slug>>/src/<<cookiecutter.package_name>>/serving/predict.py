@@ -10,7 +10,6 @@ joins a later batch; nobody else waits. A shadow is asked once the answer is on 
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from ..errors import ProjectError
-from ..prediction_log import Prediction, Row, Writer, new_ids
+from ..prediction_log import Prediction, Row, Unavailable, Writer, new_ids
 from .live import Live
 from .phases import OWN, Asked, Form, Told, Work, attempt, shadow_rows, work
 from .problems import Problem
@@ -33,7 +32,14 @@ INLINE_BYTES = 32_768
 BATCH_REQUESTS = 128
 """Most requests in a batch: so many take some milliseconds, and health checks wait no longer."""
 
+UNLOGGED = (b"x-prediction-logged", b"false")
+"""The header of an answer whose predictions are in no log."""
+
 Done = Callable[[bytes | Exception], None]
+
+
+class Unlogged(bytes):
+    """An answer that was sent although nothing could be logged."""
 
 
 class _Waiting(NamedTuple):
@@ -65,10 +71,12 @@ class Predictor:
     Args:
         log: where every prediction is committed before it is acknowledged.
         metrics: where it is counted.
+        degrades: whether answers are sent, as `Unlogged`, while the log takes nothing.
     """
 
-    def __init__(self, log: Writer, metrics: Metrics, challenger_seconds: float = 0.05) -> None:
+    def __init__(self, log: Writer, metrics: Metrics, challenger_seconds: float = 0.05, degrades: bool = False) -> None:
         self._log = log
+        self._degrades = degrades
         self._metrics = metrics
         self._challenger_seconds = challenger_seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="large-request")
@@ -121,15 +129,27 @@ class Predictor:
         else:  # After whatever else arrives in this turn of the loop.
             asyncio.get_running_loop().call_soon(self._next_batch)
 
+    @property
+    def refusal(self) -> Problem | None:
+        """What callers hear now because nothing can be logged."""
+        if self._degrades or (fault := self._log.fault) is None:
+            return None
+        return log_problem(Unavailable(fault))
+
     def close(self) -> None:
         """Stop the thread for large requests."""
         self._pool.shutdown()
 
     def _next_batch(self) -> None:
         taken, self._waiting = self._waiting[:BATCH_REQUESTS], self._waiting[BATCH_REQUESTS:]
+        shadowed, self._shadowed = self._shadowed, []
+        if (fault := self._log.fault) is not None:
+            self._without_log(taken, Unavailable(fault))
+            self._metrics.dropped.inc(len(shadowed))
+            self._go_on()
+            return
         laps = Laps(taken[0].asked.at if taken else time.perf_counter())
         batches = [_worked(live, self._not_aside(live, some), laps) for live, some in _by_model(taken)]
-        shadowed, self._shadowed = self._shadowed, []
         started = time.perf_counter()
         rows = _rows(batches)
         if not (rows or shadowed) or self._log.commit([*rows, *shadowed] if shadowed else rows):
@@ -167,6 +187,9 @@ class Predictor:
         self._metrics.log_seconds.observe(time.perf_counter() - started)
         if (error := committed.exception()) is None:
             self._acknowledge(batches, laps)
+        elif isinstance(error, Unavailable):
+            self._metrics.log_failures.inc()
+            self._unacknowledged(batches, error)
         elif len(alone := [one for batch in batches for one in batch.split()]) > 1:
             for one in alone:  # Whose row it was shall hear of it, and nobody else.
                 self._commit_beside([one], _rows([one]), Laps(one.waiting[0].asked.at))
@@ -175,6 +198,27 @@ class Predictor:
             alone[0].waiting[0].tell(log_problem(error))
         if not self._commits:
             self._go_on()
+
+    def _without_log(self, taken: list[_Waiting], error: Unavailable) -> None:
+        """It is known that nothing can be logged: nobody waits to find out again."""
+        if self._degrades:
+            laps = Laps(0.0)
+            batches = [_worked(live, self._not_aside(live, some), laps) for live, some in _by_model(taken)]
+            self._unacknowledged(batches, error)
+            return
+        for one in taken:
+            one.tell(log_problem(error))
+
+    def _unacknowledged(self, batches: list[_Batch], error: Unavailable) -> None:
+        for batch in batches:
+            for waiting, done in zip(batch.waiting, batch.works, strict=True):
+                waiting.tell(self._unlogged(done) if self._degrades else log_problem(error))
+            if self._degrades:
+                self._count(batch.live, batch.works)
+
+    def _unlogged(self, done: Work) -> Unlogged:
+        self._metrics.unlogged.inc(len(done.classes) + len(done.others))
+        return Unlogged(done.answer)
 
     def _acknowledge(self, batches: list[_Batch], laps: Laps) -> None:
         laps.lap("commit")
@@ -204,6 +248,8 @@ class Predictor:
         return _only(work(live, [asked], laps))
 
     def _made(self, make: Callable[[Laps], Work], since: float) -> tuple[Work, Laps]:
+        if (refusal := self.refusal) is not None:
+            raise refusal
         laps = Laps(since)
         done = make(laps)
         with self._metrics.log_seconds.time():
@@ -212,6 +258,8 @@ class Predictor:
                     self._log.append(done.rows).result()
             except Exception as error:
                 self._metrics.log_failures.inc()
+                if self._degrades and isinstance(error, Unavailable):
+                    return done._replace(answer=self._unlogged(done)), laps
                 raise log_problem(error) from None
         laps.lap("commit")
         return done, laps
@@ -445,10 +493,10 @@ def _only(found: Sequence[Work | Exception]) -> Work:
 
 def log_problem(error: BaseException) -> Problem:
     """What a caller hears when nothing can be logged: no answer without a record. The server's log says why."""
-    # The driver's own words name the fault; SQLAlchemy's would repeat the row, which is the caller's.
-    told = isinstance(error, ProjectError | sqlite3.OperationalError)
-    reason = error if told else getattr(error, "orig", type(error).__name__)
-    logging.getLogger(__name__).error("prediction log: %s", reason)
+    if not isinstance(error, Unavailable):  # Of an outage the log itself tells, once.
+        # The driver's own words name the fault; SQLAlchemy's would repeat the row, which is the caller's.
+        reason = error if isinstance(error, ProjectError) else getattr(error, "orig", type(error).__name__)
+        logging.getLogger(__name__).error("prediction log: %s", reason)
     return Problem(
         503, "prediction-log-unavailable", "the prediction log takes no rows now; try again", {"Retry-After": "1"}
     )

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from .api import Service
 from .live import Live
-from .predict import INLINE_BYTES
+from .predict import INLINE_BYTES, UNLOGGED, Unlogged
 from .problems import Problem
 from .telemetry import CLIENT_LEFT, request_id_of
 from .trial import NO_WISH, Wish, wish_of
@@ -264,6 +264,8 @@ class _Short:
             problem = content if isinstance(content, Problem) else front.unexpected(content, self._request_id)
             status, headers, content = _refusal(problem, "/predict", self._request_id)
             self.keep_alive = self.keep_alive and "Connection" not in problem.headers
+        elif isinstance(content, Unlogged):
+            headers += _lines([UNLOGGED])
         protocol.transport.write(_response(protocol, status, headers, content, self._request_id, self.keep_alive))
         front.leave("/predict", "POST", self._request_id, status, self._started)
         if not self.keep_alive:
