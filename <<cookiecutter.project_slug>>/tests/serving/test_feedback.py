@@ -1,12 +1,15 @@
 """Labels: taken once, kept, and checked like everything else."""
 
 import json
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from << cookiecutter.package_name >>.prediction_log import Reader
+from << cookiecutter.package_name >>.prediction_log import Reader, moment
 
 from .support import Server
 
@@ -55,6 +58,31 @@ def test_unknown_ids_are_listed_and_nothing_of_their_request_is_stored(
     assert response.status_code == 404
     assert response.json()["ids"] == [f"nobody-{at}" for at in range(20)]
     assert Reader(server.log).labels([prediction]) == {}
+
+
+def test_a_label_may_say_when_it_turned_out_however_late(
+    server: Server, client: httpx.Client, prediction: str
+) -> None:
+    labels = [{"id": prediction, "label": True, "at": "2013-06-15T10:30:00+02:00"}]
+    for _ in range(2):
+        assert client.post("/feedback", json={"labels": labels}).json() == {"accepted": 1}
+    assert label(client, (prediction, True)).json() == {"accepted": 1}
+    with sqlite3.connect(Path(server.log) / "serve-0.db") as log:
+        found = log.execute("SELECT at_us FROM labels WHERE prediction_id = ?", (prediction,)).fetchall()
+    log.close()
+    assert [moment(at_us) for (at_us,) in found] == [datetime(2013, 6, 15, 8, 30, tzinfo=UTC)]
+
+
+def test_a_label_from_the_future_is_refused(server: Server, client: httpx.Client, prediction: str) -> None:
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    response = client.post("/feedback", json={"labels": [{"id": prediction, "label": True, "at": tomorrow}]})
+    assert response.status_code == 422
+    (fault,) = response.json()["errors"]
+    assert (fault["field"], fault["rule"]) == ("at", "must not be in the future")
+    assert Reader(server.log).labels([prediction]) == {}
+    # Clocks of two machines never agree.
+    soon = (datetime.now(UTC) + timedelta(seconds=5)).isoformat()
+    assert client.post("/feedback", json={"labels": [{"id": prediction, "label": True, "at": soon}]}).is_success
 
 
 @pytest.mark.parametrize("value", [1, "true", None, 0.0])

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import filelock
 
+from ..contract import moment
 from ..files import canonical
 from ..prediction_log import Contradiction, Outcome, Reader, Unavailable, Writer, now_us
 from .predict import log_problem
@@ -36,23 +38,25 @@ class Labeller:
         """Commit labels; how many of them the log holds now.
 
         Args:
-            labels: `id` of a prediction and its `label`; the same label again is no fault.
+            labels: `id` of a prediction, its `label`, and perhaps when it turned out, as `at`, now if not; the same
+                label again is no fault, and changes nothing.
 
         Raises:
             Problem: 404 for ids that nobody predicted, 409 for a label that contradicts an earlier one,
                 503 when the log takes nothing. Nothing of the request is stored then.
         """
-        asked: dict[str, str] = {}
+        now, asked = now_us(), dict[str, Outcome]()
         for label in labels:
-            text = canonical(label["label"])
-            if asked.setdefault(label["id"], text) != text:
-                raise _conflict([label["id"]])
+            at_us = _us(label["at"]) if "at" in label else now
+            outcome = Outcome(label["id"], at_us, canonical(label["label"]))
+            if asked.setdefault(outcome.prediction_id, outcome).label != outcome.label:
+                raise _conflict([outcome.prediction_id])
         if (fault := self._log.fault) is not None:
             raise log_problem(Unavailable(fault))
         async with self._turn:
             return await asyncio.to_thread(self._store, asked)
 
-    def _store(self, asked: Mapping[str, str]) -> int:
+    def _store(self, asked: Mapping[str, Outcome]) -> int:
         try:
             with self._alone():
                 self._append_new(asked)
@@ -64,17 +68,16 @@ class Labeller:
             raise log_problem(error) from None
         return len(asked)
 
-    def _append_new(self, asked: Mapping[str, str]) -> None:
+    def _append_new(self, asked: Mapping[str, Outcome]) -> None:
         ids = list(asked)
         known, stored = self._found(ids)
         if unknown := [one for one in ids if one not in known]:
             raise Problem(
                 404, "unknown-prediction", f"{len(unknown)} of the ids belong to no prediction", ids=unknown[:SHOWN]
             )
-        if contradicted := [one for one in ids if stored.get(one, asked[one]) != asked[one]]:
+        if contradicted := [one for one in ids if stored.get(one, asked[one].label) != asked[one].label]:
             raise _conflict(contradicted)
-        at_us = now_us()
-        self._log.append([Outcome(one, at_us, asked[one]) for one in ids if one not in stored]).result()
+        self._log.append([asked[one] for one in ids if one not in stored]).result()
 
     def _found(self, ids: Sequence[str]) -> tuple[set[str], dict[str, str]]:
         """Those of the ids that are predictions, and the labels they have."""
@@ -99,6 +102,11 @@ class Labeller:
         else:
             with filelock.FileLock(self._folder / ".feedback.lock", timeout=LOCK_SECONDS):
                 yield
+
+
+def _us(text: str) -> int:
+    """A checked moment as a log time."""
+    return (moment(text) - datetime(1970, 1, 1)) // timedelta(microseconds=1)
 
 
 def _conflict(ids: Sequence[str]) -> Problem:

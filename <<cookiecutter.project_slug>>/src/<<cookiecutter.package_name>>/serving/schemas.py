@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Typ
 # Python 3.11's own TypedDict cannot carry the configuration that pydantic reads.
 from typing_extensions import TypedDict
 
-from ..contract import MISSING, Column, Contract, Label, moment
+from ..contract import MISSING, Column, Contract, Label, moment, naive
 from ..profile import Counts, Profile
 from . import faults
 from .problems import Problem
@@ -19,6 +19,8 @@ from .problems import Problem
 MAX_LABELS = 10_000
 MAX_TEXT = 10_000
 """Most characters of one text."""
+CLOCKS_APART = timedelta(minutes=1)
+"""How far ahead of this machine's clock a client's may be."""
 RESERVED = "is reserved for missing values; leave the field out, or send null, where there is none"
 
 _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -157,11 +159,11 @@ class Schema:
         return found
 
     def labels(self, body: bytes) -> list[dict[str, Any]]:
-        """The labels of a /feedback body, each with `id` and `label`; raises as `instances`."""
+        """The labels of a /feedback body, each with `id`, `label` and perhaps `at`; raises as `instances`."""
         try:
             rows: list[dict[str, Any]] = self._feedback.validate_json(body)["labels"]
         except ValidationError as error:
-            raise faults.problem(error, faults.Fields(["id", "label"])) from None
+            raise faults.problem(error, faults.Fields(["id", "label", "at"])) from None
         return rows
 
     def _refused(self, error: ValidationError, find_first: Callable[[], Any]) -> Problem:
@@ -195,7 +197,9 @@ def _instance(contract: Contract, example: Mapping[str, Any]) -> Any:
 
 
 def _label(label: Any) -> Any:
-    return _closed("Label", {"id": Annotated[str, Field(min_length=1, max_length=64)], "label": label})
+    told = Field(description="when it turned out; now if left out", json_schema_extra={"format": "date-time"})
+    at = NotRequired[Annotated[str, AfterValidator(_is_past), told]]
+    return _closed("Label", {"id": Annotated[str, Field(min_length=1, max_length=64)], "label": label, "at": at})
 
 
 def _field(column: Column, optional: bool, example: Any = None) -> Any:
@@ -227,6 +231,12 @@ def _typed(column: Column) -> Any:
 
 def _is_moment(text: str) -> str:
     moment(text)
+    return text
+
+
+def _is_past(text: str) -> str:
+    if moment(text) > naive(datetime.now(UTC)) + CLOCKS_APART:
+        raise ValueError("must not be in the future")
     return text
 
 
