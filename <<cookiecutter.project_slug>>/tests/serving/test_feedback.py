@@ -60,9 +60,7 @@ def test_unknown_ids_are_listed_and_nothing_of_their_request_is_stored(
     assert Reader(server.log).labels([prediction]) == {}
 
 
-def test_a_label_may_say_when_it_turned_out_however_late(
-    server: Server, client: httpx.Client, prediction: str
-) -> None:
+def test_a_label_may_say_when_it_turned_out_however_late(server: Server, client: httpx.Client, prediction: str) -> None:
     labels = [{"id": prediction, "label": True, "at": "2013-06-15T10:30:00+02:00"}]
     for _ in range(2):
         assert client.post("/feedback", json={"labels": labels}).json() == {"accepted": 1}

@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,16 +110,29 @@ def test_a_client_that_reads_no_answer_is_hung_up_on(guarded: Server) -> None:
         drips_until_it_is_hung_up_on(connection, UNFIT)
 
 
+@pytest.mark.parametrize(("ahead", "is_answered"), [(32, True), (200, False)])
+def test_only_so_many_requests_may_come_ahead_of_their_answers(server: Server, ahead: int, is_answered: bool) -> None:
+    # Beside another client a request waits for the next batch, and those behind it for its answer.
+    with connected(server), connected(server) as connection:
+        connection.sendall(request_for({}) * ahead)
+        found = b""
+        with suppress(ConnectionError):
+            while found.count(b"HTTP/1.1 422") < ahead and (more := connection.recv(65536)):
+                found += more
+    assert (found.count(b"HTTP/1.1 422") == ahead) == is_answered
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_answers_that_nobody_reads_do_not_pile_up(server: Server) -> None:
     before, ended = memory(server), time.monotonic() + 4 * SOON
-    with connected(server) as connection:
+    # Beside another client requests wait for the next batch, and those behind them for their answers.
+    with connected(server), connected(server) as connection:
         connection.settimeout(0.5)
         try:
             while time.monotonic() < ended:
                 connection.sendall(UNFIT)
             pytest.fail("the server listened on")
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):
             pass
     assert memory(server) - before < 20_000
 

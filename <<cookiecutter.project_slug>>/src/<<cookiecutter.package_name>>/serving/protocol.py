@@ -8,10 +8,11 @@ long way through ASGI, which tells the same `Predictor`, `Guard`, `Admission` an
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .api import Service
@@ -23,6 +24,8 @@ from .trial import NO_WISH, Wish, wish_of
 
 JSON = b"application/json"
 UNUSUAL = {b"transfer-encoding", b"upgrade"}
+MOST_AHEAD = 64
+"""Requests that one connection may send ahead of its answers; each takes some 10 KB until its turn comes."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -45,10 +48,12 @@ class Protocol(HttpToolsProtocol):
     _head_bytes = 0
     """Bytes of the reads before this one that belong to a head under way, except the one in which it began."""
     _is_head_too_large = False
+    _is_far_ahead = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A new connection owes a request."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self.head_since = time.monotonic()
         self._prefix = secrets.token_hex(12)
 
@@ -96,6 +101,9 @@ class Protocol(HttpToolsProtocol):
             raise ValueError("the head is too large")
         self.head_since, self.body_since = None, time.monotonic()
         if not self._is_plain():
+            if len(self.pipeline) >= MOST_AHEAD:
+                self._is_far_ahead = True
+                raise ValueError("too many requests ahead of their answers")
             url, headers, is_expecting = self.url, self.headers, self.expect_100_continue
             super().on_message_begin()
             self.url, self.headers, self.expect_100_continue = url, headers, is_expecting
@@ -106,6 +114,8 @@ class Protocol(HttpToolsProtocol):
         """What came is no request, or none that is listened to."""
         if self._is_head_too_large:
             self._refuse_head()
+        elif self._is_far_ahead:
+            self.transport.close()  # Another answer has its turn now.
         else:
             super().send_400_response(msg)
 
@@ -302,6 +312,18 @@ def _head(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
 
 def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([b"%b: %b\r\n" % pair for pair in headers])
+
+
+class _Flow(FlowControl):
+    """Reads no more of a connection while requests that came ahead of their turn wait there, or they would pile up."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Collection[Any]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
 
 
 class _Joined:
