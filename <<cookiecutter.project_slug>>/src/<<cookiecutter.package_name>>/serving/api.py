@@ -143,21 +143,23 @@ class Hot:
 async def _predict(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
     wish = service.wish(scope)
     if media_type(scope) != ARROW:
-        return Reply(await service.predictor.predict(live, body, wish=wish))
+        return Reply(await service.predictor.predict(live, body, wish=wish, origin=scope["state"]["origin"]))
     wants_arrow = ARROW.encode() in dict(scope["headers"]).get(b"accept", b"").lower()
-    content = await arrow.predict(service.predictor, live, body, wants_arrow, service.settings.max_body_bytes, wish)
+    limit, origin = service.settings.max_body_bytes, scope["state"]["origin"]
+    content = await arrow.predict(service.predictor, live, body, wants_arrow, limit, wish, origin)
     return Reply(content, ARROW if wants_arrow else JSON)
 
 
-async def _feedback(service: Service, live: Live, _: Scope, body: bytes) -> Reply:
-    accepted = await service.labeller.accept(live.schema.labels(body))
+async def _feedback(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
+    accepted = await service.labeller.accept(live.schema.labels(body), scope["state"]["origin"])
     service.metrics.labels.inc(accepted)
     return Reply(to_json({"accepted": accepted}))
 
 
 async def _invocations(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
     form = Invocations(media_type(scope))
-    return Reply(await service.predictor.predict(live, body, form, service.wish(scope)))
+    wish, origin = service.wish(scope), scope["state"]["origin"]
+    return Reply(await service.predictor.predict(live, body, form, wish, origin))
 
 
 def _status(service: Service) -> APIRouter:

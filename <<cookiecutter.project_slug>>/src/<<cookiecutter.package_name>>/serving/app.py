@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..prediction_log import Spool, Writer
 from ..settings import Settings
 from .api import Service, add_routes
-from .backlog import Backlog, WatchedWriter
+from .backlog import Backlog
 from .feedback import Labeller
 from .inference_routes import add_inference_routes
 from .live import Models
@@ -21,10 +21,17 @@ from .problems import Problem, on_http_exception, on_problem
 from .security import Guard
 from .series import Metrics
 from .telemetry import Telemetry, logger
+from .tracing import Spans
+from .watched import WatchedWriter
 
 
-def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
+def create_app(settings: Settings, metrics: Metrics | None = None, spans: Spans | None = None) -> FastAPI:
     """Build the application; nothing is opened before it starts.
+
+    Args:
+        settings: where things are, limits and keys.
+        metrics: where it counts.
+        spans: where each request becomes a span; closed when the application stops.
 
     Raises:
         ConfigError: production mode without an API key.
@@ -50,6 +57,8 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
                 for task in following:
                     task.cancel()
                 service.predictor.close()
+                if spans is not None:
+                    await asyncio.to_thread(spans.close)
 
     app = FastAPI(title="Predictions", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.service = service
@@ -58,7 +67,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
     routes = add_routes(app, service) | add_inference_routes(app, service)
 
     def telemetry(inner: ASGIApp) -> Telemetry:
-        service.front = Telemetry(inner, metrics, log, routes, service.hot)
+        service.front = Telemetry(inner, metrics, log, routes, service.hot, spans)
         return service.front
 
     app.add_middleware(telemetry)

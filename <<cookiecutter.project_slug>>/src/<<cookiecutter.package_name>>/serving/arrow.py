@@ -25,6 +25,7 @@ from .predict import Predictor
 from .problems import Problem
 from .series import Laps
 from .tabular import none_twice, not_too_many, refused
+from .tracing import NOBODY, Origin
 from .trial import NO_WISH, Wish
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -38,7 +39,13 @@ class Table(NamedTuple):
 
 
 async def predict(
-    predictor: Predictor, live: Live, body: bytes, wants_arrow: bool, limit: int, wish: Wish = NO_WISH
+    predictor: Predictor,
+    live: Live,
+    body: bytes,
+    wants_arrow: bool,
+    limit: int,
+    wish: Wish = NO_WISH,
+    origin: Origin = NOBODY,
 ) -> bytes:
     """The answer to a body, in Arrow or in JSON, after its rows were committed.
 
@@ -49,6 +56,7 @@ async def predict(
         wants_arrow: which of the two.
         limit: most bytes that texts may take up once dictionaries are resolved.
         wish: what the request's headers say of who answers it.
+        origin: who it is.
 
     Raises:
         Problem: 400, 413, 415 or 422 for the body, 415 if pyarrow is not installed, 503 when the log takes nothing.
@@ -57,11 +65,11 @@ async def predict(
     if not (live.routing.challenger or live.routing.shadow):
         try:
             return await predictor.alone(
-                live, lambda laps: _work(live, read(live, body, limit), wants_arrow, since, laps), since
+                live, lambda laps: _work(live, read(live, body, limit), wants_arrow, since, laps), since, origin
             )
         except IntegrityError:
             pass  # For some row the model has no number: what then happens is the batch's to decide.
-    return await predictor.predict(live, body, _ByRow(wants_arrow, limit), wish)
+    return await predictor.predict(live, body, _ByRow(wants_arrow, limit), wish, origin)
 
 
 def read(live: Live, body: bytes, limit: int) -> Table:

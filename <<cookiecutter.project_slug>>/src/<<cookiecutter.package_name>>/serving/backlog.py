@@ -3,13 +3,8 @@
 import math
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
-from typing import Any
 
 from prometheus_client import Gauge
-
-from ..prediction_log import Row, Writer
 
 ABSENT = math.inf
 """What a gauge is set to that is not there: a series cannot be taken back from the files that workers count in."""
@@ -48,33 +43,3 @@ class Backlog:
         with self._turn:
             del self._open[ticket]
             self._since.set(next(iter(self._open.values()))[0] if self._open else ABSENT)
-
-
-class WatchedWriter(Writer):
-    """A writer whose backlog is known.
-
-    Args:
-        backlog: where that is kept.
-        target: as the writer's.
-        role: as the writer's.
-        options: as the writer's.
-    """
-
-    def __init__(self, backlog: Backlog, target: str, role: str, **options: Any) -> None:
-        self._backlog = backlog
-        super().__init__(target, role, **options)
-
-    def commit(self, rows: Sequence[Row]) -> bool:
-        """As the writer's."""
-        ticket = self._backlog.hand(len(rows))
-        try:
-            return super().commit(rows)
-        finally:
-            self._backlog.settle(ticket)
-
-    def append(self, rows: Sequence[Row]) -> Future[None]:
-        """As the writer's."""
-        ticket = self._backlog.hand(len(rows))
-        committed = super().append(rows)
-        committed.add_done_callback(lambda _: self._backlog.settle(ticket))
-        return committed

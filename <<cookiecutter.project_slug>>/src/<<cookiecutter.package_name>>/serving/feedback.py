@@ -14,6 +14,7 @@ from ..files import canonical
 from ..prediction_log import Contradiction, Outcome, Reader, Unavailable, Writer, now_us
 from .predict import log_problem
 from .problems import Problem
+from .tracing import NOBODY, Origin
 
 LOCK_SECONDS = 5.0
 SHOWN = 20
@@ -34,12 +35,13 @@ class Labeller:
         self._folder = spooled if "://" in target else Path(target)
         self._turn = asyncio.Lock()
 
-    async def accept(self, labels: Sequence[Mapping[str, Any]]) -> int:
+    async def accept(self, labels: Sequence[Mapping[str, Any]], origin: Origin = NOBODY) -> int:
         """Commit labels; how many of them the log holds now.
 
         Args:
             labels: `id` of a prediction, its `label`, and perhaps when it turned out, as `at`, now if not; the same
                 label again is no fault, and changes nothing.
+            origin: the request that brought them.
 
         Raises:
             Problem: 404 for ids that nobody predicted, 409 for a label that contradicts an earlier one,
@@ -52,11 +54,11 @@ class Labeller:
             if asked.setdefault(outcome.prediction_id, outcome).label != outcome.label:
                 raise _conflict([outcome.prediction_id])
         if (fault := self._log.fault) is not None:
-            raise log_problem(Unavailable(fault))
+            raise log_problem(Unavailable(fault), origin)
         async with self._turn:
-            return await asyncio.to_thread(self._store, asked)
+            return await asyncio.to_thread(self._store, asked, origin)
 
-    def _store(self, asked: Mapping[str, Outcome]) -> int:
+    def _store(self, asked: Mapping[str, Outcome], origin: Origin) -> int:
         try:
             with self._alone():
                 self._append_new(asked)
@@ -65,7 +67,7 @@ class Labeller:
         except Contradiction as error:  # Another server was quicker by a moment.
             raise _conflict(error.ids) from None
         except Exception as error:
-            raise log_problem(error) from None
+            raise log_problem(error, origin) from None
         return len(asked)
 
     def _append_new(self, asked: Mapping[str, Outcome]) -> None:

@@ -44,7 +44,8 @@ def add_inference_routes(app: FastAPI, service: Service) -> frozenset[str]:
 async def _infer(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
     require(live, **scope["path_params"])
     form = Inference(header_length_of(dict(scope["headers"])))
-    content = await service.predictor.predict(live, body, form, service.wish(scope))
+    wish, origin = service.wish(scope), scope["state"]["origin"]
+    content = await service.predictor.predict(live, body, form, wish, origin)
     if form.told_header_length is None:
         return Reply(content)
     return Reply(content, BINARY, ((b"inference-header-content-length", b"%d" % form.told_header_length),))

@@ -17,6 +17,7 @@ from ..settings import Settings
 from . import shared
 from .keys import at_start
 from .telemetry import logger, unify_logging
+from .tracing import is_configured
 
 RESPAWN_SECONDS = 1.0
 """Least time between two starts of one worker."""
@@ -37,10 +38,12 @@ def run(settings: Settings, host: str, port: int, workers: int) -> None:
         workers: processes; each loads the model and writes a log file of its own.
 
     Raises:
-        ConfigError: production mode without an API key, or a prediction log that cannot be opened.
+        ConfigError: production mode without an API key, a prediction log that cannot be opened, or traces that cannot
+            be sent as the environment asks.
         ServingError: the address is taken, or a worker cannot start.
     """
     at_start(settings)
+    is_configured(os.environ)
     unify_logging()
     with listen(host, port) as listener:
         if workers == 1:

@@ -2,12 +2,10 @@
 
 import asyncio
 import logging
-import re
-import secrets
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .problems import Problem
 from .series import Metrics
+from .tracing import FIELDS, Headers, Origin, Spans, origin_of
 
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 LINE_SECONDS = 0.05
 """How long an access line may wait for others."""
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
@@ -40,6 +38,7 @@ class Telemetry:
         log: where what goes wrong is written.
         routes: known paths; others are counted as one.
         hot: routes for POST that are reached from here, past all that lies between.
+        spans: where each request becomes a span.
     """
 
     def __init__(
@@ -49,6 +48,7 @@ class Telemetry:
         log: structlog.typing.FilteringBoundLogger,
         routes: frozenset[str],
         hot: Mapping[str, ASGIApp],
+        spans: Spans | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -57,6 +57,7 @@ class Telemetry:
         self._routes = routes
         self._templates = [(compile_path(route)[0], route) for route in sorted(routes) if "{" in route]
         self._hot = hot
+        self._spans = spans
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
 
@@ -66,8 +67,9 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = request_id_of(scope["headers"])
-        scope.setdefault("state", {})["request_id"] = request_id
+        origin = self.origin(scope["headers"], scope["path"])
+        request_id = origin.request_id
+        scope.setdefault("state", {}).update(request_id=request_id, origin=origin)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -84,36 +86,44 @@ class Telemetry:
         except ClientDisconnect:
             status = CLIENT_LEFT
         except Exception as error:
-            problem = self.unexpected(error, request_id)
+            problem = self.unexpected(error, origin)
             if not status:
                 await problem.response(scope["path"], request_id)(scope, receive, send_with_id)
         finally:
-            self.leave(scope["path"], scope["method"], request_id, status, started)
+            self.leave(scope["path"], scope["method"], origin, status, started)
 
     def _template(self, path: str) -> str:
         return next((route for pattern, route in self._templates if pattern.match(path)), "other")
 
-    def unexpected(self, error: Exception, request_id: str) -> Problem:
+    def origin(self, headers: Headers, path: str) -> Origin:
+        """By what a request is known; what machines ask every few seconds is no span."""
+        return origin_of(headers, None if path in QUIET else self._spans)
+
+    def unexpected(self, error: Exception, origin: Origin) -> Problem:
         """Write down what nobody foresaw; what the caller is told of it."""
-        self._log.error("unexpected", request_id=request_id, **explained(error))
+        self._log.error("unexpected", **origin.fields, **explained(error))
         return Problem(500, "internal-error", "something went wrong here; the log has it under the request id")
 
     def enter(self) -> None:
         """A request came."""
         self._in_flight += 1
 
-    def leave(self, path: str, method: str, request_id: str, status: int, started: float) -> None:
+    def leave(self, path: str, method: str, origin: Origin, status: int, started: float) -> None:
         """It was answered; `started` is `time.perf_counter` when it came."""
         seconds = time.perf_counter() - started
         self._in_flight -= 1
         route = path if path in self._routes else self._template(path)
         method = method if method in METHODS else "other"
         self._metrics.request(route, method, status, seconds)
+        trace = origin.trace
         if route not in QUIET or status != 200:
+            traced = "" if trace is None else f'"trace_id":"{trace.trace_id}","span_id":"{trace.span_id}",'
             self._lines.write(
-                f'{{"event":"request","level":"info","request_id":"{request_id}","method":"{method}",'
+                f'{{"event":"request","level":"info","request_id":"{origin.request_id}",{traced}"method":"{method}",'
                 f'"route":"{route}","status":{status},"ms":{seconds * 1000:.2f}'
             )
+        if trace is not None and trace.span is not None and self._spans is not None:
+            self._spans.end(origin, route, method, status)
 
 
 class Lines:
@@ -152,7 +162,7 @@ def logger(stream: TextIO | None = None) -> structlog.typing.FilteringBoundLogge
 def unify_logging() -> None:
     """Give what libraries log through the standard library the same form; called by a process that serves."""
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*_PROCESSORS, _without_trace],
+        foreign_pre_chain=[structlog.stdlib.ExtraAdder(FIELDS), *_PROCESSORS, _without_trace],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -174,14 +184,6 @@ def _without_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableM
     if isinstance(raised, tuple) and raised[1] is not None:
         event.update(explained(raised[1]))
     return event
-
-
-def request_id_of(headers: Iterable[tuple[bytes, bytes]], new: str = "") -> str:
-    """The id that a request's sender gave it, if that is a sane one, or a new one, which may be given."""
-    for name, value in headers:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            return value.decode()
-    return new or secrets.token_hex(16)
 
 
 _PROCESSORS: list[Any] = [

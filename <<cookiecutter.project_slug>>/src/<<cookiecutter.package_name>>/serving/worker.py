@@ -20,6 +20,8 @@ from .api import Service
 from .app import create_app
 from .protocol import Protocol, protocol_for
 from .series import Metrics
+from .telemetry import logger
+from .tracing import Spans, is_configured
 
 LONGEST_REQUEST_SECONDS = 10
 """How long a stopping server waits for requests in flight."""
@@ -106,7 +108,8 @@ def serve(
     sys.setswitchinterval(SWITCH_SECONDS)
     metrics = Metrics(counts)
     metrics.worker(worker, workers)
-    app = create_app(settings, metrics)
+    spans = Spans(metrics, logger(), os.environ) if is_configured(os.environ) else None
+    app = create_app(settings, metrics, spans)
     service: Service = app.state.service
 
     async def entrance(scope: Scope, receive: Receive, send: Send) -> None:

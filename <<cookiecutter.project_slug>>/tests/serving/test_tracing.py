@@ -1,0 +1,258 @@
+"""Traces that requests bring are passed on, and spans reach a collector that is a real server."""
+
+import gzip
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from << cookiecutter.package_name >>.errors import ConfigError
+from << cookiecutter.package_name >>.serving.series import PHASES
+from << cookiecutter.package_name >>.serving.tracing import FLUSH_SECONDS, is_configured, parent_of
+
+from .support import Folder, Server, eventually
+from .test_series import scraped, value
+
+Instance = dict[str, Any]
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+SENT = f"00-{TRACE}-{SPAN}-01"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        SENT,
+        f"00-{TRACE}-{SPAN}-00",
+        f"00-{TRACE}-{SPAN}-ff",
+        f"01-{TRACE}-{SPAN}-01",
+        f"cc-{TRACE}-{SPAN}-01-what-next",
+    ],
+)
+def test_a_valid_traceparent_is_read(header: str) -> None:
+    found = parent_of(
+        [(b"host", b"x"), (b"traceparent", header.encode()), (b"tracestate", b"a=1"), (b"tracestate", b"b=2")]
+    )
+    assert found is not None
+    assert (found.trace_id, found.span_id, found.flags) == (TRACE, SPAN, int(header[53:55], 16))
+    assert found.state == ["a=1", "b=2"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "garbage",
+        SENT.upper(),
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE}-{SPAN}-1",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{TRACE}-{SPAN}-01-",
+        f"01-{TRACE}-{SPAN}-01.what",
+        f"00-{TRACE[:-1]}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-0g",
+        f" {SENT}",
+        f"{SENT}\n",
+    ],
+)
+def test_a_malformed_traceparent_is_as_good_as_none(header: str) -> None:
+    assert parent_of([(b"traceparent", header.encode())]) is None
+
+
+def test_two_traceparents_are_as_good_as_none() -> None:
+    assert parent_of([(b"traceparent", SENT.encode())] * 2) is None
+
+
+def lines_of(server: Server, request_id: str) -> list[dict[str, Any]]:
+    eventually(lambda: any(line.get("request_id") == request_id for line in server.log_lines()))
+    return [line for line in server.log_lines() if line.get("request_id") == request_id]
+
+
+# The short way, the long way, and what is refused.
+@pytest.mark.parametrize(("chunked", "status"), [(False, 200), (True, 200), (False, 422)])
+def test_a_traced_request_has_its_trace_in_its_log_line(
+    server: Server, example: Instance, chunked: bool, status: int
+) -> None:
+    content = json.dumps({"instances": [example if status == 200 else {}]}).encode()
+    seen = []
+    for _ in range(2):
+        with server.client() as client:
+            answer = client.post(
+                "/predict",
+                content=iter([content]) if chunked else content,
+                headers={"Content-Type": "application/json", "traceparent": SENT},
+            )
+        assert answer.status_code == status
+        assert "traceparent" not in answer.headers
+        (line,) = lines_of(server, answer.headers["x-request-id"])
+        assert (line["event"], line["trace_id"]) == ("request", TRACE)
+        seen.append(line["span_id"])
+    assert len({*seen, SPAN}) == 3
+    with server.client() as client:
+        untraced = client.post("/predict", json={"instances": [example]}, headers={"traceparent": "garbage"})
+    assert "trace_id" not in lines_of(server, untraced.headers["x-request-id"])[0]
+
+
+class Collector:
+    """An OTLP/HTTP receiver on a free port; what it was sent, span by span."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+        self.resources: list[dict[str, str]] = []
+        self.status = 200
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                assert self.path == "/v1/traces"
+                if collector.status == 200:
+                    collector.take(ExportTraceServiceRequest.FromString(body))
+                self.send_response(collector.status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def take(self, sent: ExportTraceServiceRequest) -> None:
+        for batch in sent.resource_spans:
+            self.resources.append({one.key: one.value.string_value for one in batch.resource.attributes})
+            self.spans += [span for scope in batch.scope_spans for span in scope.spans]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.close()
+
+
+def attributes(span: Any) -> dict[str, Any]:
+    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in span.attributes}
+
+
+def test_each_request_is_a_span_that_the_collector_receives(
+    folder: Folder, tmp_path: Path, example: Instance, collector: Collector
+) -> None:
+    folder.roll_out("1")
+    named = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "OTEL_SERVICE_NAME": "delays",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+    }
+    with Server(tmp_path, **named) as server, server.client() as client:
+        body = {"instances": [example]}
+        given = {"traceparent": SENT, "tracestate": "vendor=kept"}
+        first = client.post("/predict", json=body, headers=given)
+        large = client.post("/predict", json={"instances": [example] * 200}, headers=given)
+        refused = client.post("/predict", json={"instances": [{}]})
+        unsampled = client.post("/predict", json=body, headers={"traceparent": SENT[:-2] + "00"})
+        strange = client.get("/secret/of/a/caller")
+        assert client.get("/healthz").status_code == 200
+        asked = [first, large, refused, unsampled, strange]
+        lines = [lines_of(server, one.headers["x-request-id"])[0] for one in asked]
+        eventually(lambda: len(collector.spans) >= 4)
+    spans = {
+        attributes(span)["http.response.header.x-request-id"].values[0].string_value: span for span in collector.spans
+    }
+    told = [one.headers["x-request-id"] for one in asked]
+    assert spans.keys() == set(told) - {told[3]}  # Whoever sent it decided that its trace is not kept.
+    assert {one["service.name"] for one in collector.resources} == {"delays"}
+    span, large_span = spans[told[0]], spans[told[1]]
+    assert (span.name, span.kind) == ("POST /predict", span.SPAN_KIND_SERVER)
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, SPAN)
+    assert span.trace_state == "vendor=kept"
+    found = attributes(span)
+    assert found["http.request.method"] == "POST"
+    assert (found["http.route"], found["url.path"], found["http.response.status_code"]) == ("/predict", "/predict", 200)
+    for one in (span, large_span):
+        phases = [attributes(one)[f"prediction.{phase}_seconds"] for phase in PHASES if phase != "answer"]
+        assert 0 < sum(phases) < (one.end_time_unix_nano - one.start_time_unix_nano) / 1e9
+    # The log says the same, whether a trace is kept or not.
+    for line, name in zip(lines, told, strict=True):
+        if name in spans:
+            assert (line["trace_id"], line["span_id"]) == (spans[name].trace_id.hex(), spans[name].span_id.hex())
+    assert lines[3]["trace_id"] == TRACE
+    own = spans[told[2]]
+    assert not own.parent_span_id
+    assert attributes(own)["http.response.status_code"] == 422
+    assert "secret" not in str(spans[told[4]])
+
+
+def test_a_collector_that_is_down_costs_one_line_and_no_answer(
+    folder: Folder, tmp_path: Path, example: Instance, collector: Collector
+) -> None:
+    folder.roll_out("1")
+    collector.status = 400  # One that is not worth asking again.
+    named = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces", "OTEL_BSP_SCHEDULE_DELAY": "20"}
+    with Server(tmp_path, **named) as server, server.client() as client:
+
+        def ask() -> int:
+            return client.post("/predict", json={"instances": [example]}).status_code
+
+        def events(name: str) -> list[dict[str, Any]]:
+            return [line for line in server.log_lines() if line["event"] == name]
+
+        def lost() -> float:
+            assert ask() == 200
+            return value(scraped(client.get("/metrics").text), "trace_spans_lost_total")
+
+        eventually(lambda: lost() > 5)
+        (line,) = events("traces_refused")
+        assert (line["level"], collector.spans) == ("warning", [])
+        assert collector.url not in json.dumps(server.log_lines())
+        collector.status = 200
+        eventually(lambda: ask() == 200 and bool(events("traces_accepted")))
+        assert len(events("traces_refused")) == 1
+        assert collector.spans
+
+
+def test_a_collector_that_nobody_runs_does_not_hold_up_the_stop(
+    folder: Folder, tmp_path: Path, example: Instance
+) -> None:
+    folder.roll_out("1")
+    named = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "20"}
+    with Server(tmp_path, **named) as server, server.client() as client:
+        for _ in range(20):
+            assert client.post("/predict", json={"instances": [example]}).status_code == 200
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < FLUSH_SECONDS + 5
+        assert all(line["level"] in {"info", "warning"} for line in server.log_lines())
+        assert sum(line["event"] == "traces_refused" for line in server.log_lines()) <= 1
+
+
+def test_traces_are_off_unless_a_collector_is_named() -> None:
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
+    assert is_configured(endpoint)
+    assert is_configured({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"})
+    for off in ({}, {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, {**endpoint, "OTEL_SDK_DISABLED": "true"}):
+        assert not is_configured(off)
+    assert not is_configured({**endpoint, "OTEL_TRACES_EXPORTER": "none"})
+    with pytest.raises(ConfigError, match="'grpc' is not spoken here; use http/protobuf"):
+        is_configured({**endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+
+
+def test_without_the_extra_the_start_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    with pytest.raises(ConfigError, match="install the extra 'otel', or unset the variable"):
+        is_configured({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"})
