@@ -18,6 +18,7 @@ from ..prediction_log import Prediction, Row, dumps, new_ids, now_us
 from .live import Live, name_of
 from .problems import Problem
 from .series import Laps
+from .tracing import NOBODY, Origin
 from .trial import NO_WISH, Wish
 
 Instance = Mapping[str, Any]
@@ -44,7 +45,7 @@ class Told(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A request's body, when it came (`time.perf_counter`), the protocol it is written in, and what its headers wish.
+    """A request's body, when it came (`time.perf_counter`), its protocol, what its headers wish, and who it is.
 
     `instances` is there once the body has been checked, `ids` of their predictions once it is clear who answers which;
     `given` has the rows that are answered already, by another model: place → model and answer.
@@ -54,6 +55,7 @@ class Asked(NamedTuple):
     at: float
     form: Form
     wish: Wish = NO_WISH
+    origin: Origin = NOBODY
     instances: list[dict[str, Any]] | None = None
     ids: Sequence[str] | None = None
     given: Mapping[int, tuple[Live, Told]] = {}
@@ -122,7 +124,9 @@ def _without(instances: Sequence[dict[str, Any]], given: Mapping[int, Any]) -> l
 
 def _rescued(live: Live, asked: Asked, error: Exception) -> Asked:
     """A request with rows that its model cannot answer: the prior answers those, marked as degraded."""
-    logging.getLogger(__name__).error("the model failed, its prior answers: %s", type(error).__name__)
+    logging.getLogger(__name__).error(
+        "the model failed, its prior answers: %s", type(error).__name__, extra=asked.origin.fields
+    )
     instances = asked.instances or []
     places = [at for at in range(len(instances)) if at not in asked.given]
     mine = [instances[at] for at in places]

@@ -25,6 +25,7 @@ from .live import Live
 from .phases import OWN, Asked, Form, Told, Work, attempt, shadow_rows, work
 from .problems import Problem
 from .series import Laps, Metrics
+from .tracing import NOBODY, Origin
 from .trial import BUSY, CHUNK, MOST_ROWS, NO_NUMBER, NO_WISH, RAISED, SLOW, Trial, Wish
 
 INLINE_BYTES = 32_768
@@ -52,7 +53,7 @@ class _Waiting(NamedTuple):
         try:
             self.done(found)
         except Exception:
-            logging.getLogger(__name__).exception("an answer could not be handed on")
+            logging.getLogger(__name__).exception("an answer could not be handed on", extra=self.asked.origin.fields)
 
 
 class _Batch(NamedTuple):
@@ -88,39 +89,52 @@ class Predictor:
         """How many clients there are; a server replaces it by what it knows."""
         metrics.queued.set_function(lambda: len(self._waiting))
 
-    async def predict(self, live: Live, body: bytes, form: Form | None = None, wish: Wish = NO_WISH) -> bytes:
+    async def predict(
+        self, live: Live, body: bytes, form: Form | None = None, wish: Wish = NO_WISH, origin: Origin = NOBODY
+    ) -> bytes:
         """The answer to a body, after its rows were committed.
 
         Raises:
             Problem: 400 or 422 for the body; 503 when the log takes nothing.
         """
         if len(body) > INLINE_BYTES:
-            asked = Asked(body, time.perf_counter(), form or OWN, wish)
-            return await self.alone(live, lambda laps: self._work_alone(live, asked, laps), asked.at)
+            asked = Asked(body, time.perf_counter(), form or OWN, wish, origin)
+            return await self.alone(live, lambda laps: self._work_alone(live, asked, laps), asked.at, origin)
         answer: asyncio.Future[bytes | Exception] = asyncio.get_running_loop().create_future()
-        self.submit(live, body, lambda found: None if answer.done() else answer.set_result(found), form, wish)
+        self.submit(live, body, lambda found: None if answer.done() else answer.set_result(found), form, wish, origin)
         found = await answer
         if isinstance(found, Exception):
             raise found
         return found
 
-    async def alone(self, live: Live, make: Callable[[Laps], Work], since: float) -> bytes:
+    async def alone(self, live: Live, make: Callable[[Laps], Work], since: float, origin: Origin = NOBODY) -> bytes:
         """The answer to one large request, made and committed beside the event loop; raises as `predict` and `make`.
 
         Args:
             live: the model.
             make: works on it, and notes its phases.
             since: when it came (`time.perf_counter`).
+            origin: who it is.
         """
-        done, laps = await asyncio.get_running_loop().run_in_executor(self._pool, self._made, make, since)
+        done, laps = await asyncio.get_running_loop().run_in_executor(self._pool, self._made, make, since, origin)
+        if origin.trace is not None:
+            origin.trace.laps = laps
         self._count(live, [done])
         self._metrics.batch(laps)
         self._ask_shadow(live, [done])
         return done.answer
 
-    def submit(self, live: Live, body: bytes, done: Done, form: Form | None = None, wish: Wish = NO_WISH) -> None:
+    def submit(
+        self,
+        live: Live,
+        body: bytes,
+        done: Done,
+        form: Form | None = None,
+        wish: Wish = NO_WISH,
+        origin: Origin = NOBODY,
+    ) -> None:
         """Like `predict` for a body of at most `INLINE_BYTES`; `done` is called with the answer or the error."""
-        self._waiting.append(_Waiting(live, Asked(body, time.perf_counter(), form or OWN, wish), done))
+        self._waiting.append(_Waiting(live, Asked(body, time.perf_counter(), form or OWN, wish, origin), done))
         if self._is_busy:
             return
         self._is_busy = True
@@ -195,7 +209,8 @@ class Predictor:
                 self._commit_beside([one], _rows([one]), Laps(one.waiting[0].asked.at))
         else:
             self._metrics.log_failures.inc()
-            alone[0].waiting[0].tell(log_problem(error))
+            waiting = alone[0].waiting[0]
+            waiting.tell(log_problem(error, waiting.asked.origin))
         if not self._commits:
             self._go_on()
 
@@ -207,12 +222,12 @@ class Predictor:
             self._unacknowledged(batches, error)
             return
         for one in taken:
-            one.tell(log_problem(error))
+            one.tell(log_problem(error, one.asked.origin))
 
     def _unacknowledged(self, batches: list[_Batch], error: Unavailable) -> None:
         for batch in batches:
             for waiting, done in zip(batch.waiting, batch.works, strict=True):
-                waiting.tell(self._unlogged(done) if self._degrades else log_problem(error))
+                waiting.tell(self._unlogged(done) if self._degrades else log_problem(error, waiting.asked.origin))
             if self._degrades:
                 self._count(batch.live, batch.works)
 
@@ -226,6 +241,8 @@ class Predictor:
             self._count(batch.live, batch.works)
         for batch in batches:
             for waiting, done in zip(batch.waiting, batch.works, strict=True):
+                if waiting.asked.origin.trace is not None:
+                    waiting.asked.origin.trace.laps = laps
                 waiting.tell(done.answer)
         laps.lap("answer")
         self._metrics.batch(laps)
@@ -247,7 +264,7 @@ class Predictor:
             asked = self._ask_and_wait(live, live.challenger, asked)
         return _only(work(live, [asked], laps))
 
-    def _made(self, make: Callable[[Laps], Work], since: float) -> tuple[Work, Laps]:
+    def _made(self, make: Callable[[Laps], Work], since: float, origin: Origin) -> tuple[Work, Laps]:
         if (refusal := self.refusal) is not None:
             raise refusal
         laps = Laps(since)
@@ -260,7 +277,7 @@ class Predictor:
                 self._metrics.log_failures.inc()
                 if self._degrades and isinstance(error, Unavailable):
                     return done._replace(answer=self._unlogged(done)), laps
-                raise log_problem(error) from None
+                raise log_problem(error, origin) from None
         laps.lap("commit")
         return done, laps
 
@@ -491,12 +508,12 @@ def _only(found: Sequence[Work | Exception]) -> Work:
     return done
 
 
-def log_problem(error: BaseException) -> Problem:
+def log_problem(error: BaseException, origin: Origin = NOBODY) -> Problem:
     """What a caller hears when nothing can be logged: no answer without a record. The server's log says why."""
     if not isinstance(error, Unavailable):  # Of an outage the log itself tells, once.
         # The driver's own words name the fault; SQLAlchemy's would repeat the row, which is the caller's.
         reason = error if isinstance(error, ProjectError) else getattr(error, "orig", type(error).__name__)
-        logging.getLogger(__name__).error("prediction log: %s", reason)
+        logging.getLogger(__name__).error("prediction log: %s", reason, extra=origin.fields)
     return Problem(
         503, "prediction-log-unavailable", "the prediction log takes no rows now; try again", {"Retry-After": "1"}
     )

@@ -19,7 +19,8 @@ from .api import Service
 from .live import Live
 from .predict import INLINE_BYTES, UNLOGGED, Unlogged
 from .problems import Problem
-from .telemetry import CLIENT_LEFT, request_id_of
+from .telemetry import CLIENT_LEFT
+from .tracing import Origin
 from .trial import NO_WISH, Wish, wish_of
 
 JSON = b"application/json"
@@ -171,14 +172,15 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse_head(self) -> None:
         if self.headers is not None and not self._is_busy():
-            front, request_id, started = self.service.front, request_id_of(self.headers), time.perf_counter()
+            front, started = self.service.front, time.perf_counter()
             front.enter()
             most = self.service.settings.max_head_bytes
             problem = Problem(431, "head-too-large", f"the head of a request may have at most {most} bytes")
             path = self.url.partition(b"?")[0].decode("ascii", "replace")
-            status, headers, content = _refusal(problem, path, request_id)
-            self.transport.write(_response(self, status, headers, content, request_id, keep_alive=False))
-            front.leave(path, "", request_id, status, started)
+            origin = front.origin(self.headers, path)
+            status, headers, content = _refusal(problem, path, origin.request_id)
+            self.transport.write(_response(self, status, headers, content, origin.request_id, keep_alive=False))
+            front.leave(path, "", origin, status, started)
         self.transport.close()
 
     def _is_plain(self) -> bool:
@@ -208,7 +210,7 @@ class Protocol(HttpToolsProtocol):
         wish = NO_WISH if live.challenger is None else wish_of(headers, self.service.settings.variant_header)
         self._requests += 1
         new_id = f"{self._prefix}{self._requests:08x}"
-        short = _Short(self, live, request_id_of(self.headers, new_id), keep_alive, wish)
+        short = _Short(self, live, self.service.front.origin(self.headers, "/predict", new_id), keep_alive, wish)
         self.cycle = short  # type: ignore[assignment]
         if refused is not None:
             short.refuse(refused)
@@ -233,14 +235,14 @@ class _Short:
     message_event = asyncio.Event()
     """Uvicorn sets it; nobody waits."""
 
-    def __init__(self, protocol: Protocol, live: Live, request_id: str, keep_alive: bool, wish: Wish) -> None:
+    def __init__(self, protocol: Protocol, live: Live, origin: Origin, keep_alive: bool, wish: Wish) -> None:
         self.live = live
         self.wish = wish
         self.body = bytearray()
         self.is_whole = False
         self.keep_alive = keep_alive
         self._protocol = protocol
-        self._request_id = request_id
+        self._origin = origin
         self._started = time.perf_counter()
         self._has_place = False
         protocol.service.front.enter()
@@ -250,7 +252,7 @@ class _Short:
         service = self._protocol.service
         self._has_place = service.admission.take_place()
         if self._has_place:
-            service.predictor.submit(self.live, bytes(self.body), self.answer, wish=self.wish)
+            service.predictor.submit(self.live, bytes(self.body), self.answer, wish=self.wish, origin=self._origin)
         else:
             self.answer(service.admission.full())
 
@@ -267,17 +269,18 @@ class _Short:
             protocol.service.admission.give_place()
         self.response_complete = True
         if self.disconnected:
-            front.leave("/predict", "POST", self._request_id, CLIENT_LEFT, self._started)
+            front.leave("/predict", "POST", self._origin, CLIENT_LEFT, self._started)
             return
+        request_id = self._origin.request_id
         status, headers, content = 200, b"content-type: application/json\r\n", found
         if isinstance(content, Exception):
-            problem = content if isinstance(content, Problem) else front.unexpected(content, self._request_id)
-            status, headers, content = _refusal(problem, "/predict", self._request_id)
+            problem = content if isinstance(content, Problem) else front.unexpected(content, self._origin)
+            status, headers, content = _refusal(problem, "/predict", request_id)
             self.keep_alive = self.keep_alive and "Connection" not in problem.headers
         elif isinstance(content, Unlogged):
             headers += _lines([UNLOGGED])
-        protocol.transport.write(_response(protocol, status, headers, content, self._request_id, self.keep_alive))
-        front.leave("/predict", "POST", self._request_id, status, self._started)
+        protocol.transport.write(_response(protocol, status, headers, content, request_id, self.keep_alive))
+        front.leave("/predict", "POST", self._origin, status, self._started)
         if not self.keep_alive:
             protocol.transport.close()
         protocol.on_short_response_complete()

@@ -95,9 +95,9 @@ class Telemetry:
     def _template(self, path: str) -> str:
         return next((route for pattern, route in self._templates if pattern.match(path)), "other")
 
-    def origin(self, headers: Headers, path: str) -> Origin:
-        """By what a request is known; what machines ask every few seconds is no span."""
-        return origin_of(headers, None if path in QUIET else self._spans)
+    def origin(self, headers: Headers, path: str, new_id: str = "") -> Origin:
+        """By what a request is known, see `origin_of`; what machines ask every few seconds is no span."""
+        return origin_of(headers, None if path in QUIET else self._spans, new_id)
 
     def unexpected(self, error: Exception, origin: Origin) -> Problem:
         """Write down what nobody foresaw; what the caller is told of it."""

@@ -77,12 +77,13 @@ class Parent(NamedTuple):
     state: Sequence[str]
 
 
-def origin_of(headers: Headers, spans: "Spans | None" = None) -> Origin:
+def origin_of(headers: Headers, spans: "Spans | None" = None, new_id: str = "") -> Origin:
     """The id that a request's sender gave it, if that is a sane one, or a new one; and its trace, if it has one.
 
     Args:
         headers: as ASGI gives them.
         spans: where each request becomes a span.
+        new_id: the id of a request without one; drawn if not given.
     """
     request_id, is_traced = "", False
     for name, value in headers:
@@ -97,7 +98,7 @@ def origin_of(headers: Headers, spans: "Spans | None" = None) -> Origin:
         trace = spans.begin(parent)
     elif parent is not None:
         trace = Trace(parent.trace_id, secrets.token_hex(8))
-    return Origin(request_id or secrets.token_hex(16), trace)
+    return Origin(request_id or new_id or secrets.token_hex(16), trace)
 
 
 def parent_of(headers: Headers) -> Parent | None:
