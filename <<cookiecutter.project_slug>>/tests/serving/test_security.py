@@ -237,6 +237,8 @@ def test_what_one_caller_sends_reaches_no_other_answer_no_log_line_and_no_metric
         lambda mark: told(f"{mark} /predict HTTP/1.1"),
         lambda mark: told(f"PUT /predict?{mark} HTTP/1.1", mark),
         lambda mark: told(post, sane, f"X-{mark}: {mark}", f"X-Request-ID: {mark} {mark}", f"Cookie: {mark}"),
+        lambda mark: told(post, sane, f"traceparent: {mark}", f"tracestate: vendor={mark}", f"baggage: user={mark}"),
+        lambda mark: told(post, sane, f"traceparent: 00-{'1' * 32}-{'2' * 16}-01", f"tracestate: vendor={mark}"),
         lambda mark: told(post, sane, f"Content-Type: {mark}"),
         lambda mark: told(post, f'{{"instances": [{mark}'),
         lambda mark: told(post, json.dumps({"instances": [{**example, mark: 1}]})),

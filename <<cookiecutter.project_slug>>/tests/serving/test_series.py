@@ -3,10 +3,12 @@
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -145,6 +147,30 @@ def test_folders_of_killed_servers_are_cleared_away_and_those_of_living_ones_sta
         assert not left.exists()
         assert made.stat().st_mode & 0o777 == 0o700
     assert sorted(tmp_path.iterdir()) == sorted([living, young, strange])
+
+
+def test_rows_that_wait_for_their_commit_are_told_with_their_age(
+    folder: Folder, tmp_path: Path, example: Instance
+) -> None:
+    folder.roll_out("1")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+    with InProcess(app) as caller, ThreadPoolExecutor(2) as pool:
+
+        def told() -> tuple[float, float]:
+            found = scraped(caller.request("GET", "/metrics").text)
+            return value(found, "prediction_log_waiting_rows"), value(found, "prediction_log_lag_seconds")
+
+        assert told() == (0, 0)
+        with sqlite3.connect(tmp_path / "log" / "serve-0.db", isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            body = {"instances": [example] * 3}
+            asked = pool.submit(caller.request, "POST", "/predict", json=body)
+            eventually(lambda: told()[0] == 3 and told()[1] > 0.2)
+            assert told()[1] < 5
+            other.execute("ROLLBACK")
+        other.close()
+        assert asked.result(10).status_code == 200
+        eventually(lambda: told() == (0, 0))
 
 
 def test_the_model_that_answers_tells_its_age(folder: Folder, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sqlite3
 import sys
 import threading
 import time
@@ -10,13 +11,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from << cookiecutter.package_name >>.bundle import Bundle
 from << cookiecutter.package_name >>.errors import ConfigError
 from << cookiecutter.package_name >>.serving.series import PHASES
 from << cookiecutter.package_name >>.serving.tracing import FLUSH_SECONDS, is_configured, parent_of
 
+from . import broken
 from .support import Folder, Server, eventually
 from .test_series import scraped, value
 
@@ -73,8 +77,11 @@ def test_two_traceparents_are_as_good_as_none() -> None:
 
 
 def lines_of(server: Server, request_id: str) -> list[dict[str, Any]]:
-    eventually(lambda: any(line.get("request_id") == request_id for line in server.log_lines()))
-    return [line for line in server.log_lines() if line.get("request_id") == request_id]
+    def found() -> list[dict[str, Any]]:
+        return [line for line in server.log_lines() if line.get("request_id") == request_id]
+
+    eventually(lambda: any(line["event"] == "request" for line in found()))
+    return found()
 
 
 # The short way, the long way, and what is refused.
@@ -100,6 +107,38 @@ def test_a_traced_request_has_its_trace_in_its_log_line(
     with server.client() as client:
         untraced = client.post("/predict", json={"instances": [example]}, headers={"traceparent": "garbage"})
     assert "trace_id" not in lines_of(server, untraced.headers["x-request-id"])[0]
+
+
+def test_every_line_about_a_request_names_it(
+    folder: Folder, tmp_path: Path, example: Instance, bundle_path: Path
+) -> None:
+    folder.roll_out("1", model=broken.model(Bundle.open(bundle_path), "raised"))
+    with Server(tmp_path) as server, server.client(headers={"traceparent": SENT}) as client:
+
+        def ask(rows: int, chunked: bool = False) -> httpx.Response:
+            content = json.dumps({"instances": [example] * rows}).encode()
+            kind = {"Content-Type": "application/json"}
+            return client.post("/predict", content=iter([content]) if chunked else content, headers=kind)
+
+        rescued = [ask(broken.SAFE_ROWS + 1), ask(broken.SAFE_ROWS + 1, chunked=True), ask(200)]
+        known = rescued[0].json()["predictions"][0]["id"]
+        with sqlite3.connect(Path(server.log) / "serve-0.db") as other:
+            other.execute("ALTER TABLE predictions RENAME TO gone")
+            other.execute("ALTER TABLE labels RENAME TO gone_too")
+        other.close()
+        label = {"labels": [{"id": known, "label": True}]}
+        unlogged = [ask(1), ask(1, chunked=True), ask(200), client.post("/feedback", json=label)]
+        for answers, status, event in (
+            (rescued, 200, "the model failed, its prior answers: "),
+            (unlogged, 503, "prediction log: "),
+        ):
+            for answer in answers:
+                assert answer.status_code == status
+                lines = lines_of(server, answer.headers["x-request-id"])
+                assert any(line["event"].startswith(event) for line in lines)
+                assert all(line["trace_id"] == TRACE and line["span_id"] == lines[0]["span_id"] for line in lines)
+        about = ("the model failed", "prediction log", "request", "unexpected")
+        assert all("request_id" in line for line in server.log_lines() if line["event"].startswith(about))
 
 
 class Collector:
