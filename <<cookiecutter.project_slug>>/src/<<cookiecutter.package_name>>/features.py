@@ -95,7 +95,7 @@ days from the column to that time.
 
 
 def tokens(text: str) -> str:
-    """The words of a text in lower case, the first `MOST_WORDS` of them, one space between; MISSING for none, or itself.
+    """The words of a text in lower case, the first `MOST_WORDS`, one space between; MISSING for none, or itself.
 
     Everything that languages, libraries and locales could disagree on happens here: the graph splits at spaces only.
     """
