@@ -79,6 +79,12 @@ def bundle_path(
     return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle", table, contract, params)
 
 
+@pytest.fixture
+def copied(bundle_path: Path, tmp_path: Path) -> Path:
+    """A copy of that bundle, to change."""
+    return Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
+
+
 def make_bundle(path: Path, table: pl.DataFrame, contract: Contract, params: Params) -> Path:
     """Split, train, evaluate and package a table, as the pipeline does."""
     from << cookiecutter.package_name >>.model import evaluate, package, train

@@ -4,6 +4,7 @@
     contract.yaml   what a row is
     profile.json    what the reference rows looked like
     card.md         the model card
+    background.json some training rows, as the API takes them, that explanations compare with
     manifest.json   what the model is and is good for, and the sha256 of every file above
 
 Nothing here is unpickled and nothing but ONNX Runtime is needed to predict.
@@ -19,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from . import strict
-from .contract import Columns, Contract, Label, Task
+from .contract import Columns, Contract, Label, Task, from_rows
 from .derived import DERIVED
 from .errors import ConfigError, IntegrityError
 from .features import Featurizer, Inputs, definition
@@ -27,8 +28,10 @@ from .files import canonical, read_json, sha256_file
 from .profile import Profile
 
 MODEL, CONTRACT, PROFILE, CARD, MANIFEST = "model.onnx", "contract.yaml", "profile.json", "card.md", "manifest.json"
-HASHED = (MODEL, CONTRACT, PROFILE, CARD)
-FORMAT = 1
+BACKGROUND = "background.json"
+HASHED = (MODEL, CONTRACT, PROFILE, CARD, BACKGROUND)
+FORMAT = 2
+"""2 added the background; a bundle of format 1 predicts as before, and explains nothing."""
 LINEAGE = "lineage.json"
 """Where a bundle came from; added by the registry beside the hashed files, because it differs between equal bundles."""
 CHEBYSHEV = 10**0.5
@@ -57,7 +60,7 @@ class Tuned(strict.Strict):
 class Manifest(strict.Strict):
     """What a bundle says of itself; content only, so equal inputs give equal bytes."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     name: str
     task: Task
     target: str
@@ -99,7 +102,7 @@ class Predictions(NamedTuple):
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> Manifest:
     """Hash the files in `folder` and write their manifest; `facts` are the manifest's other fields."""
-    files = {name: sha256_file(folder / name) for name in HASHED}
+    files = {name: sha256_file(folder / name) for name in _files(facts.get("format", FORMAT))}
     manifest = Manifest.model_validate({**facts, "files": files}, strict=False)
     text = canonical(manifest.model_dump(mode="json"), indent=2) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
@@ -109,11 +112,21 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> Manifest:
 class Bundle:
     """An opened, verified bundle. Safe to share between threads."""
 
-    def __init__(self, path: Path, digest: str, manifest: Manifest, contract: Contract, session: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        digest: str,
+        manifest: Manifest,
+        contract: Contract,
+        session: Any,
+        background: Columns | None = None,
+    ) -> None:
         self.path = path
         self.digest = digest
         self.manifest = manifest
         self.contract = contract
+        self.background = background
+        """Training rows that explanations compare with; None where the bundle carries none."""
         self._session = session
         self._featurizer = Featurizer(contract, _functions(manifest, path))
         self._feeds = [feed.name for feed in session.get_inputs()]
@@ -144,7 +157,8 @@ class Bundle:
         contract = Contract.load(path / CONTRACT)
         if contract.fingerprint() != manifest.contract_sha256:
             raise IntegrityError(f"bundle {path}: {CONTRACT} is not the contract that the model was trained with")
-        return cls(path, sha256_file(path / MANIFEST), manifest, contract, _session(path))
+        background = _background(path, manifest, contract)
+        return cls(path, sha256_file(path / MANIFEST), manifest, contract, _session(path), background)
 
     @classmethod
     def open_prior(cls, path: Path, digest: str) -> Self:
@@ -239,8 +253,9 @@ def verify(path: Path, digest: str | None = None, parts: Collection[str] = HASHE
     if digest is not None and sha256_file(path / MANIFEST) != digest:
         raise IntegrityError(f"bundle {path}: {MANIFEST} was changed after it was registered")
     manifest = _manifest(path)
-    if manifest.files.keys() != set(HASHED):
-        raise IntegrityError(f"bundle {path}: {MANIFEST} lists other files than {', '.join(HASHED)}")
+    if manifest.files.keys() != set(_files(manifest.format)):
+        expected = ", ".join(_files(manifest.format))
+        raise IntegrityError(f"bundle {path}: {MANIFEST} lists other files than {expected}")
     for name, expected in manifest.files.items():
         if name not in parts:
             continue
@@ -249,6 +264,21 @@ def verify(path: Path, digest: str | None = None, parts: Collection[str] = HASHE
         if sha256_file(path / name) != expected:
             raise IntegrityError(f"bundle {path}: {name} was changed after it was sealed")
     return manifest
+
+
+def _files(number: int) -> tuple[str, ...]:
+    """What a bundle of a format holds beside its manifest."""
+    return HASHED if number > 1 else tuple(name for name in HASHED if name != BACKGROUND)
+
+
+def _background(path: Path, manifest: Manifest, contract: Contract) -> Columns | None:
+    if BACKGROUND not in manifest.files:
+        return None
+    try:
+        rows = read_json(path / BACKGROUND)
+        return from_rows(contract.inputs, rows) if rows else None
+    except (AttributeError, TypeError, ValueError):
+        raise IntegrityError(f"bundle {path}: {BACKGROUND} holds no rows of its {CONTRACT}") from None
 
 
 def _manifest(path: Path) -> Manifest:

@@ -44,3 +44,7 @@ class ServingError(ProjectError):
 
 class Busy(ProjectError):
     """Another process holds what this one needs."""
+
+
+class NotExplainable(ProjectError):
+    """A prediction that nothing more can be said about: no model made it, or there is nothing to compare it with."""

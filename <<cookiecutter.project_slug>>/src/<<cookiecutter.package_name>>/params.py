@@ -164,6 +164,12 @@ class EvaluateParams(strict.Strict):
     min_slice_rows: int = Field(default=200, gt=0)
 
 
+class ExplainParams(strict.Strict):
+    """How many training rows the bundle carries, for explanations to compare with; 0: none, and it explains nothing."""
+
+    background_rows: int = Field(default=50, ge=0, le=200)
+
+
 class GateParams(strict.Strict):
     """What a model must meet before it may be promoted; see model/gate.py.
 
@@ -211,7 +217,7 @@ class MonitorParams(strict.Strict):
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
 
-SHAPING = {"seed", "data", "split", "train", "tune", "evaluate"}
+SHAPING = {"seed", "data", "split", "train", "tune", "evaluate", "explain"}
 """The groups of parameters that reach the bundle."""
 
 
@@ -224,6 +230,7 @@ class Params(strict.Strict):
     train: TrainParams
     tune: TuneParams = TuneParams()
     evaluate: EvaluateParams
+    explain: ExplainParams = ExplainParams()
     gates: GateParams
     rollout: RolloutParams = RolloutParams()
     score: ScoreParams = ScoreParams()

@@ -23,7 +23,11 @@ _COLUMNS = {
 
 
 def text(
-    facts: Mapping[str, Any], contract: Contract, split: Mapping[str, Any], trained: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any],
+    contract: Contract,
+    split: Mapping[str, Any],
+    trained: Mapping[str, Any] | None = None,
+    background: int = 0,
 ) -> str:
     """The card as Markdown.
 
@@ -31,6 +35,7 @@ def text(
         facts: the manifest's fields.
         split: rows and time span of each part, as the split stage reported them.
         trained: what the train stage reported; of it, what the validation rows decided.
+        background: training rows that the bundle carries.
     """
     decided = trained or {}
     target = contract.target
@@ -66,6 +71,7 @@ def text(
         f"- Meant for rows that keep `contract.yaml`; measured on the {split['test']['rows']:,} test rows only.",
         "- Categories that training never saw are accepted and answered like an unknown one.",
         "- Slices marked *too small* were not judged; nothing is claimed of them.",
+        *_carried(background, contract),
         "- What the data is and where it comes from: the data card.",
         "",
     ]
@@ -120,6 +126,17 @@ def _decided(facts: Mapping[str, Any]) -> list[str]:
         ]
     return [
         f"- interval: ± {facts['half_width']:.4g} around each value, by conformal prediction on the validation rows"
+    ]
+
+
+def _carried(background: int, contract: Contract) -> list[str]:
+    if not background:
+        return ["- The bundle carries no row of data, and its predictions cannot be explained."]
+    personal = [f"`{column.name}`" for column in contract.inputs if column.personal]
+    told = f" among these columns personal data: {', '.join(personal)}" if personal else " no column declared personal"
+    return [
+        f"- The bundle carries {background} training rows (`background.json`), with which explanations compare a row:"
+        f" all inputs,{told}, and nothing else of them. Whoever has the bundle can read them."
     ]
 
 

@@ -1,8 +1,10 @@
 """Stage 6: the model as a bundle: ONNX in canonical bytes, checked against scikit-learn on every test row."""
 
 import copy
+import math
 import shutil
 import warnings
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from ..contract import Columns, Contract
 from ..data import tables
 from ..errors import IntegrityError
 from ..features import Featurizer
-from ..files import read_json, replacing_folder
+from ..files import canonical, read_json, replacing_folder
 from ..params import Params
 from . import card, categories, encoders, networks
 from .evaluate import load, score
@@ -110,6 +112,19 @@ def parity(opened: bundle.Bundle, pipeline: Any, rows: pl.DataFrame) -> float:
     return float(apart / scale)
 
 
+def background(rows: pl.DataFrame, contract: Contract, count: int, seed: int) -> list[dict[str, Any]]:
+    """So many of n_rows, drawn by the seed, as the API takes them: input columns only, so none that names a row."""
+    drawn = np.random.default_rng(seed).choice(rows.height, min(count, rows.height), replace=False)
+    some = rows[drawn.tolist()].select(column.name for column in contract.inputs)
+    return [{name: _plain(value) for name, value in row.items()} for row in some.to_dicts()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def main() -> None:
     """Convert, compare, profile, describe, seal."""
     params = Params.load(stage.PARAMS)
@@ -168,6 +183,8 @@ def pack(
     with replacing_folder(path) as folder:
         (folder / bundle.MODEL).write_bytes(to_onnx(pipeline, featurizer))
         shutil.copyfile(contract_path, folder / bundle.CONTRACT)
+        compared = background(parts["train"], contract, params.explain.background_rows, params.seed)
+        (folder / bundle.BACKGROUND).write_text(canonical(compared, indent=1) + "\n", encoding="utf-8")
         (folder / bundle.PROFILE).touch()
         (folder / bundle.CARD).touch()
         bundle.seal(folder, facts)
@@ -179,7 +196,7 @@ def pack(
             encoding="utf-8",
         )
         (folder / bundle.CARD).write_text(
-            card.text(facts, contract, reports["split"], reports["trained"]), encoding="utf-8"
+            card.text(facts, contract, reports["split"], reports["trained"], len(compared)), encoding="utf-8"
         )
         return bundle.seal(folder, facts)
 

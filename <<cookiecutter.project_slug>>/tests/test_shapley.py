@@ -1,0 +1,156 @@
+"""Shapley values: they keep the axioms, add up, and say how wrong they may be."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from << cookiecutter.package_name >> import shapley
+from << cookiecutter.package_name >>.shapley import CELLS_AT_ONCE, LEAST, ROWS_AT_ONCE, Game, shares
+
+OTHERS = 7
+SOME = 9
+"""Players: few enough to try every order, and with `MOST` too many for `shares` to."""
+MOST = 2000
+
+
+def table(rows: int, players: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(rows, players))
+
+
+def mixing(own: np.ndarray, background: np.ndarray, score: object) -> Game:
+    """The game of a row [players] against background rows [n, players]; `score` takes rows [n, players]."""
+
+    def game(joined: np.ndarray, other: np.ndarray) -> np.ndarray:
+        found: np.ndarray = score(np.where(joined, own, background[other]))  # type: ignore[operator]
+        return found
+
+    return game
+
+
+def crooked(rows: np.ndarray) -> np.ndarray:
+    """Every player's part depends on others; the last one has none."""
+    mixed = rows[:, 0] * rows[:, 1] + np.maximum(rows[:, 2], rows[:, 3]) * rows[:, 4]
+    found: np.ndarray = 1 / (1 + np.exp(-(mixed + rows[:, 5] ** 2 - rows[:, 6] * rows[:, 7])))
+    return found
+
+
+def by_definition(game: Game, players: int, others: int) -> np.ndarray:
+    """Shapley's own formula over all coalitions, one at a time."""
+    worth = {}
+    for coalition in itertools.product((False, True), repeat=players):
+        joined = np.tile(np.array(coalition), (others, 1))
+        worth[coalition] = game(joined, np.arange(others)).mean()
+    values = np.zeros(players)
+    for coalition, found in worth.items():
+        size = sum(coalition)
+        for player in range(players):
+            if not coalition[player]:
+                joined_too = tuple(was or at == player for at, was in enumerate(coalition))
+                weight = math.factorial(size) * math.factorial(players - size - 1) / math.factorial(players)
+                values[player] += weight * (worth[joined_too] - found)
+    return values
+
+
+@pytest.fixture(scope="module")
+def game() -> Game:
+    return mixing(table(1, SOME)[0], table(OTHERS, SOME, 2), crooked)
+
+
+def test_with_few_players_the_values_are_those_of_the_definition(game: Game) -> None:
+    found = shares(game, SOME, OTHERS)
+    assert found.is_exact
+    assert found.scored == OTHERS * 2**SOME
+    np.testing.assert_allclose(found.values, by_definition(game, SOME, OTHERS), atol=1e-12)
+    assert (found.errors == 0).all()
+
+
+def test_with_many_players_the_values_lie_as_near_as_their_errors_say(game: Game) -> None:
+    exact = by_definition(game, SOME, OTHERS)
+    found = shares(game, SOME, OTHERS, MOST)
+    assert not found.is_exact
+    assert (np.abs(found.values - exact) <= 4 * found.errors + 1e-12).all()
+    assert (found.errors[:-1] > 0).all()
+    assert found.errors.max() < 0.01
+
+
+def test_the_errors_that_are_told_are_those_that_are_made(game: Game, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = by_definition(game, SOME, OTHERS)
+    made, told = [], []
+    for seed in range(60):
+        monkeypatch.setattr(shapley, "SEED", seed)
+        found = shares(game, SOME, OTHERS, MOST)
+        made.append((found.values - exact)[:-1])
+        told.append(found.errors[:-1])
+    ratio = np.sqrt((np.array(made) ** 2).mean(axis=0)) / np.sqrt((np.array(told) ** 2).mean(axis=0))
+    assert ((ratio > 0.7) & (ratio < 1.4)).all()
+
+
+@pytest.mark.parametrize("most", [20_000, MOST, 300, 1])
+def test_the_values_add_up_to_the_score_less_the_base(game: Game, most: int) -> None:
+    found = shares(game, SOME, OTHERS, most)
+    assert found.values.sum() == pytest.approx(found.score - found.base, abs=1e-12)
+    assert found.score == pytest.approx(game(np.ones((1, SOME), dtype=np.bool_), np.zeros(1, dtype=np.intp))[0])
+    assert found.base == pytest.approx(
+        game(np.zeros((found.others, SOME), dtype=np.bool_), np.arange(found.others)).mean()
+    )
+
+
+@pytest.mark.parametrize("most", [20_000, MOST, 1])
+def test_a_player_without_effect_gets_exactly_nothing(game: Game, most: int) -> None:
+    found = shares(game, SOME, OTHERS, most)
+    assert (found.values[-1], found.errors[-1]) == (0, 0)
+
+
+def test_players_that_do_the_same_get_the_same() -> None:
+    own, background = np.ones(4), np.zeros((1, 4))
+    game = mixing(own, background, lambda rows: np.maximum(rows[:, 1], rows[:, 2]) * rows[:, 0])
+    values = shares(game, 4, 1).values
+    assert values[1] == values[2] > 0
+    assert values.tolist() == pytest.approx([2 / 3, 1 / 6, 1 / 6, 0])
+    drawn = shares(game, 4, 1, most=15)
+    assert not drawn.is_exact
+    assert abs(drawn.values[1] - drawn.values[2]) <= 4 * np.hypot(*drawn.errors[1:3])
+
+
+def test_where_players_add_up_each_gets_its_own_part_without_error() -> None:
+    own, background = table(1, 40)[0], table(50, 40, 2)
+    weights = np.arange(40)
+    found = shares(mixing(own, background, lambda rows: rows @ weights), 40, 50)
+    assert not found.is_exact
+    np.testing.assert_allclose(found.values, weights * (own - background.mean(axis=0)), atol=1e-9)
+    assert found.errors.max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("players", "others"), [(1, 1), (1, 50), (8, 50), (9, 50), (17, 50), (200, 50), (1500, 50), (300, 1)]
+)
+def test_no_more_is_scored_than_allowed_and_never_much_at_once(players: int, others: int) -> None:
+    sizes: list[int] = []
+
+    def counting(joined: np.ndarray, other: np.ndarray) -> np.ndarray:
+        assert joined.shape == (len(other), players)
+        assert other.max() < others
+        sizes.append(len(other))
+        counts: np.ndarray = joined.sum(axis=1).astype(np.float64)
+        return counts
+
+    found = shares(counting, players, others)
+    assert sum(sizes) == found.scored <= shapley.MOST
+    assert max(sizes) <= ROWS_AT_ONCE
+    assert max(sizes) * players <= CELLS_AT_ONCE
+    assert min(others, LEAST) <= found.others <= others
+    np.testing.assert_allclose(found.values, 1)
+
+
+def test_more_players_than_anything_allows_for_are_drawn_once_for_two_rows() -> None:
+    found = shares(lambda joined, _: joined[:, :3].sum(axis=1).astype(np.float64), 12_000, 50)
+    assert (found.others, found.is_exact) == (LEAST, False)
+    assert found.values.sum() == pytest.approx(3)
+
+
+def test_the_same_game_gives_the_same_bits(game: Game) -> None:
+    one, other = (shares(game, SOME, OTHERS, MOST) for _ in range(2))
+    assert one.values.tobytes() == other.values.tobytes()
+    assert one.errors.tobytes() == other.errors.tobytes()
