@@ -422,6 +422,21 @@ def test_the_rows_of_blocks_are_known_and_no_others(folder: Path, writer: Writer
     assert Reader(str(folder)).known([*known, *strange]) == known
 
 
+def test_a_prediction_is_found_by_its_id_wherever_and_however_it_was_logged(folder: Path, writer: Writer) -> None:
+    alone, shadowed, asked = made(), made(variant="shadow"), block()
+    writer.append([alone, asked]).result(10)
+    with Writer(str(folder), "serving") as other:
+        other.append([made(), shadowed]).result(10)
+    log = Reader(str(folder))
+    assert [log.find(row.id) for row in (alone, shadowed)] == [alone, shadowed]
+    of_block = [found.prediction for found in log.predictions() if found.prediction.at_us == asked.at_us]
+    assert [log.find(row.id) for row in of_block] == of_block
+    assert len(of_block) == 3
+    beyond = f"{asked.id[:-1]}3"
+    for unknown in (new_id(), beyond, "", "x' OR 1=1 --", "0" * 31):
+        assert log.find(unknown) is None
+
+
 def test_blocks_are_chosen_as_rows_are(folder: Path, writer: Writer) -> None:
     writer.append([block(5), block(9, model_version="2"), block(9, variant="fallback")]).result(10)
     reader = Reader(str(folder))

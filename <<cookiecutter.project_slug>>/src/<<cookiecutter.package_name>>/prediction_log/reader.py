@@ -123,6 +123,15 @@ class Reader:
         found = {found for some in _batches(ids) for (found,) in self._rows(query.where(predictions.c.id.in_(some)))}
         return found | self._in_blocks([one for one in ids if one not in found and _IN_BLOCK.fullmatch(one)])
 
+    def find(self, name: str) -> Prediction | None:
+        """The prediction of this id, a shadow's too; None where the log has none. Raises as `predictions`."""
+        found = list(self._rows(sa.select(predictions).where(predictions.c.id == name)))
+        if found or not self._in_blocks([name] if _IN_BLOCK.fullmatch(name) else []):
+            return Prediction._make(found[0]) if found else None
+        first = name[:-BLOCK_DIGITS] + "0" * BLOCK_DIGITS
+        (block,) = self._rows(sa.select(blocks).where(blocks.c.id == first), 2)
+        return next(row for row in _unpacked(Block._make(block)) if row.id == name)
+
     def _in_blocks(self, ids: Sequence[str]) -> set[str]:
         first = {one: one[:-BLOCK_DIGITS] + "0" * BLOCK_DIGITS for one in ids}
         query = sa.select(blocks.c.id, blocks.c.rows)
