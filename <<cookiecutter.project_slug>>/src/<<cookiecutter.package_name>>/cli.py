@@ -1,5 +1,6 @@
 """The command line: one verb each; every verb stands in the Makefile too."""
 
+import json
 import math
 import os
 import signal
@@ -23,6 +24,7 @@ from .settings import QUIET, Settings
 
 if TYPE_CHECKING:
     from .data.adoption.adopt import Examined
+    from .flows.explaining import Explained
     from .model.gate import Check
     from .model.registry import Registry
     from .monitoring.run import Monitored
@@ -34,6 +36,8 @@ By = Literal["time", "hash"]
 SHOWN_COLUMNS = 60
 INTERRUPTED = 130
 DEFAULT_SHARE = 0.1
+BAR, SHOWN_CHARACTERS = 12, 24
+"""Characters of the longest bar, and of a value, in a table."""
 
 # Heavy libraries are imported in the verb that needs them: `--help` and `serve` must not wait for MLflow.
 
@@ -300,6 +304,21 @@ def monitor(
 
 
 @app.command()
+def explain(
+    id: Annotated[str, typer.Option("--id", metavar="ID", help="Of the prediction, as its answer told it.")],  # noqa: A002
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Say what each column contributed to a logged prediction, by the version that made it."""
+    from .flows.explaining import explain_logged
+
+    found = explain_logged(id, Settings.read(), _registry)
+    if as_json:
+        print(json.dumps(found.facts(), ensure_ascii=False, indent=2))
+    else:
+        _show_explained(found)
+
+
+@app.command()
 def ui() -> None:
     """Open MLflow's and Prefect's pages: starts both servers and prints their addresses."""
     from .flows import consoles
@@ -378,6 +397,15 @@ def _flow(name: str, body: Callable[[], R], prefect: bool) -> R:
         return engine.run_flow(name, body)
 
 
+def _decimals(size: float) -> int:
+    """Digits after the point that show a number of this size to four significant ones."""
+    return max(0, 3 - math.floor(math.log10(size))) if size else 4
+
+
+def _json(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _registry() -> "Registry":
     from .model.registry import Registry
 
@@ -404,6 +432,39 @@ def _show_standing(now: "Routing", server: str, settings: Settings) -> None:
     console.print(table)
     if state := standing.breaker(now, server, settings):
         console.print(f"breaker: {escape(state)}", soft_wrap=True)
+
+
+def _show_explained(found: "Explained") -> None:
+    logged, why = found.prediction, found.explanation
+    when = datetime.fromtimestamp(logged.at_us / 1e6, tz=UTC)
+    console.print(
+        f"Prediction {escape(logged.id)} of {when:%F %T} UTC, by version {escape(logged.model_version)} "
+        f"({escape(logged.variant)}): [bold]{escape(_json(why.prediction))}[/]",
+        soft_wrap=True,
+    )
+    largest = max(abs(one.contribution) for one in why.contributions)
+    places = _decimals(max(largest, abs(why.score), abs(why.base)))
+    what = "value" if why.explained_class is None else f"probability of {escape(_json(why.explained_class))}"
+    console.print(
+        f"[bold]{what} {why.score:.{places}f}[/] = {why.base:.{places}f}, the mean of "
+        f"{why.method.background_rows} training rows, {why.score - why.base:+.{places}f} through its columns:",
+        soft_wrap=True,
+    )
+    table = Table("column", "value", "contribution", "", "error", box=None, header_style="bold")
+    table.columns[1].no_wrap, table.columns[1].max_width = True, SHOWN_CHARACTERS
+    table.columns[2].justify = table.columns[4].justify = "right"
+    for one in why.contributions[:SHOWN_COLUMNS]:
+        bar = "█" * round(BAR * abs(one.contribution) / largest) if largest else ""
+        table.add_row(
+            escape(one.column),
+            escape(" ".join(_json(one.value).split())),
+            f"{one.contribution:+.{places}f}",
+            f"[{'red' if one.contribution < 0 else 'green'}]{bar}[/]",
+            f"{one.standard_error:.{places}f}" if one.standard_error else "none",
+        )
+    if others := why.contributions[SHOWN_COLUMNS:]:
+        table.add_row(f"{len(others):,} more", "", f"{sum(one.contribution for one in others):+.{places}f}", "", "")
+    console.print(table)
 
 
 def _show_proposal(found: "Examined") -> None:

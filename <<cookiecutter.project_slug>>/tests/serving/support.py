@@ -53,7 +53,11 @@ class Folder:
         contract.write_text(edit(contract.read_text()))
         known = {**manifest.model_dump(exclude={"files"}), "contract_sha256": Contract.load(contract).fingerprint()}
         bundle.seal(path, {**known, **facts})
-        return routing.Ref(version=version, digest=files.sha256_file(path / bundle.MANIFEST))
+        return self.ref(version)
+
+    def ref(self, version: str) -> routing.Ref:
+        """What routing says of a bundle as it is now."""
+        return routing.Ref(version=version, digest=files.sha256_file(self.bundle(version) / bundle.MANIFEST))
 
     def point(
         self,

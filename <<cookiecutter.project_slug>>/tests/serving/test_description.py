@@ -11,12 +11,17 @@ from << cookiecutter.package_name >>.contract import Contract
 from << cookiecutter.package_name >>.serving.arrow import ARROW
 from << cookiecutter.package_name >>.serving.inference_v2 import BINARY, MODEL, InferResponse
 from << cookiecutter.package_name >>.serving.invocations import Invoked
-from << cookiecutter.package_name >>.serving.schemas import Answers, ModelInfo
+from << cookiecutter.package_name >>.serving.schemas import Answers, Explanations, ModelInfo
 
 
 @pytest.mark.parametrize(
     ("path", "answer"),
-    [("/predict", Answers), ("/invocations", Invoked), (f"{MODEL}/infer", InferResponse)],
+    [
+        ("/predict", Answers),
+        ("/explain", Explanations),
+        ("/invocations", Invoked),
+        (f"{MODEL}/infer", InferResponse),
+    ],
 )
 def test_the_examples_of_the_docs_page_are_answered_as_they_stand(
     client: httpx.Client, path: str, answer: type[BaseModel]
@@ -28,7 +33,7 @@ def test_the_examples_of_the_docs_page_are_answered_as_they_stand(
     answer.model_validate_json(response.content)
 
 
-@pytest.mark.parametrize("path", ["/predict", "/invocations", f"{MODEL}/infer", "/feedback"])
+@pytest.mark.parametrize("path", ["/predict", "/explain", "/invocations", f"{MODEL}/infer", "/feedback"])
 def test_the_media_types_that_are_described_are_the_ones_that_are_taken(client: httpx.Client, path: str) -> None:
     described = client.get("/openapi.json").json()["paths"][path]["post"]["requestBody"]["content"].keys()
     where = path.format(**client.get("/model").json())
@@ -49,6 +54,15 @@ def test_every_input_is_described_with_its_bounds_and_nothing_else(client: httpx
         if column.range:
             bounds = described["anyOf"][0] if column.nullable else described
             assert (bounds["minimum"], bounds["maximum"]) == column.range
+
+
+def test_what_explanations_answer_is_described(client: httpx.Client) -> None:
+    described = client.get("/openapi.json").json()
+    taken = described["components"]["schemas"]["ExplainRequest"]["properties"]["instances"]
+    assert (taken["minItems"], taken["maxItems"]) == (1, 1)
+    route = described["paths"]["/explain"]["post"]
+    assert "409" in route["responses"]
+    assert not [name["name"] for name in route.get("parameters", [])]
 
 
 def test_every_reference_in_the_description_leads_somewhere(client: httpx.Client) -> None:

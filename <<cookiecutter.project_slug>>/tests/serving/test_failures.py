@@ -20,7 +20,7 @@ from .support import Folder, InProcess, eventually
 
 V2 = "/v2/models/flights"
 ASKED = ("/readyz", "/ping", "/model", "/v2/health/ready", V2, f"{V2}/ready")
-SENT = ("/ping", "/predict", "/feedback", "/invocations", f"{V2}/infer", f"{V2}/versions/1/infer")
+SENT = ("/ping", "/predict", "/explain", "/feedback", "/invocations", f"{V2}/infer", f"{V2}/versions/1/infer")
 
 
 def test_without_a_model_the_server_waits_for_one(folder: Folder, tmp_path: Path, example: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from ..settings import Settings
 from . import arrow
 from .admission import JSON, RETRY, Admission, media_type
 from .arrow import ARROW
+from .explaining import Explainer
 from .feedback import Labeller
 from .invocations import CSV, Invocations
 from .live import Live, Models
@@ -31,13 +32,14 @@ from .trial import Trial, Wish, wish_of
 
 
 class Service:
-    """What the routes work with; `predictor` and `labeller` are there once the app has started.
+    """What the routes work with; `predictor`, `explainer` and `labeller` are there once the app has started.
 
     `front` is the outermost part that every request has to pass; a server may hand it those for `hot` paths directly.
     """
 
     front: Telemetry
     predictor: Predictor
+    explainer: Explainer
     labeller: Labeller
 
     def __init__(self, settings: Settings, guard: Guard, models: Models, metrics: Metrics) -> None:
@@ -48,6 +50,7 @@ class Service:
         self.admission = Admission(settings.max_body_bytes, settings.body_seconds, settings.max_concurrent, metrics)
         self.hot: dict[str, ASGIApp] = {
             "/predict": Hot(self, _predict, (JSON, ARROW)),
+            "/explain": Hot(self, _explain),
             "/feedback": Hot(self, _feedback),
             "/invocations": Hot(self, _invocations, (JSON, CSV)),
         }
@@ -87,7 +90,7 @@ class Service:
 
 def add_routes(app: FastAPI, service: Service) -> frozenset[str]:
     """Give the app its routes; returns their paths."""
-    # The two routes that take bodies stand outside FastAPI's own validation: their models change with the bundle.
+    # The routes that take bodies stand outside FastAPI's own validation: their models change with the bundle.
     for path, route in service.hot.items():
         app.router.routes.append(Route(path, route, methods=["POST"]))
     app.include_router(_status(service))
@@ -148,6 +151,10 @@ async def _predict(service: Service, live: Live, scope: Scope, body: bytes) -> R
     limit, origin = service.settings.max_body_bytes, scope["state"]["origin"]
     content = await arrow.predict(service.predictor, live, body, wants_arrow, limit, wish, origin)
     return Reply(content, ARROW if wants_arrow else JSON)
+
+
+async def _explain(service: Service, live: Live, _: Scope, body: bytes) -> Reply:
+    return Reply(await service.explainer.explain(live, body))
 
 
 async def _feedback(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:

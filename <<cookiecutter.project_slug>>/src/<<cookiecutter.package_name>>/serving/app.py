@@ -13,6 +13,7 @@ from ..prediction_log import Spool, Writer
 from ..settings import Settings
 from .api import Service, add_routes
 from .backlog import Backlog
+from .explaining import Explainer
 from .feedback import Labeller
 from .inference_routes import add_inference_routes
 from .live import Models
@@ -48,6 +49,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, spans: Spans 
             service.predictor = Predictor(
                 writer, metrics, settings.challenger_seconds, settings.log_unavailable == "degrade"
             )
+            service.explainer = Explainer(service.admission.full)
             service.labeller = Labeller(settings.prediction_log, writer)
             await asyncio.to_thread(models.refresh)
             following = [asyncio.create_task(one.follow()) for one in (models, guard)]
@@ -56,6 +58,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, spans: Spans 
             finally:
                 for task in following:
                     task.cancel()
+                service.explainer.close()
                 service.predictor.close()
                 if spans is not None:
                     await asyncio.to_thread(spans.close)

@@ -29,7 +29,7 @@ _RULES: dict[str, Callable[[Details], str]] = {
     "dict_type": lambda _: "must be an object",
     "list_type": lambda _: "must be an array",
     "too_short": lambda facts: f"must have at least {facts['min_length']} item",
-    "too_long": lambda facts: f"must have at most {facts['max_length']} items",
+    "too_long": lambda facts: f"must have at most {facts['max_length']} item{'s' if facts['max_length'] != 1 else ''}",
     "greater_than_equal": lambda facts: f"must be >= {number(facts['ge'])}",
     "less_than_equal": lambda facts: f"must be <= {number(facts['le'])}",
     "literal_error": lambda facts: f"must be one of {facts['expected']}",

@@ -17,7 +17,7 @@ from .arrow import ARROW
 from .inference_v2 import BINARY, MODEL, VERSIONED, InferRequest, InferResponse
 from .invocations import CSV, Invocation, Invoked
 from .problems import MEDIA_TYPE, ProblemDocument
-from .schemas import Accepted, Answers, Schema
+from .schemas import Accepted, Answers, Explanations, Schema
 
 VERSION = "1"
 FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
@@ -39,6 +39,10 @@ _BODY_ERRORS = {
     422: "Something does not fit the contract; `errors` lists fields and rules.",
 }
 _FEEDBACK_ERRORS = {404: "Some ids belong to no prediction.", 409: "A prediction already has another label."}
+_EXPLAIN_ERRORS = {
+    409: "There is nothing to explain: no model answers now, or its bundle carries no rows to compare with.",
+    503: "There is no model, or too many explanations are asked for; try again after `Retry-After` seconds.",
+}
 _KEY = "Where rows have no id: rows of one key are answered by one model, while one is tried out beside the champion."
 _VARIANT = (
     "`challenger` or `champion`: who shall answer. For testers; counts only where the server's settings allow it."
@@ -83,10 +87,21 @@ def _documented(schema: Schema | None) -> list[APIRoute]:
     row = schema.example if schema else {}
     split = {"columns": list(row), "data": [list(row.values())]}
     tensors = [_tensor(name, value) for name, value in row.items() if value is not None]
-    taken, labels = (schema.predict_request, schema.feedback_request) if schema else (dict[str, Any], dict[str, Any])
+    anything = (dict[str, Any],) * 3
+    taken, explained, labels = (
+        (schema.predict_request, schema.explain_request, schema.feedback_request) if schema else anything
+    )
     infer = (InferRequest, InferResponse, errors | UNKNOWN_MODEL, {"inputs": tensors}, BINARY, BINARY)
     return [
         _route("/predict", "Predict one or many instances", taken, Answers, errors, {"instances": [row]}, ARROW, ARROW),
+        _route(
+            "/explain",
+            "Say what each column of one instance contributed to its prediction",
+            explained,
+            Explanations,
+            errors | _EXPLAIN_ERRORS,
+            {"instances": [row]},
+        ),
         _route("/feedback", "Say what turned out", labels, Accepted, errors | _FEEDBACK_ERRORS),
         _route(
             "/invocations",
@@ -116,7 +131,7 @@ def _route(
 
     parameters = re.findall(r"{(\w+)}", path)
     examples: Any = {"examples": [example]} if example else {}
-    wishes = {"x_routing_key": _KEY, "x_variant": _VARIANT} if path != "/feedback" else {}
+    wishes = {"x_routing_key": _KEY, "x_variant": _VARIANT} if path not in ("/explain", "/feedback") else {}
     endpoint.__annotations__ = {
         "body": Annotated[taken, Body(**examples)],
         **dict.fromkeys(parameters, str),

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Typ
 from typing_extensions import TypedDict
 
 from ..contract import MISSING, Column, Contract, Label, moment, naive
+from ..explanation import Explanation
 from ..profile import Counts, Profile
 from . import faults
 from .problems import Problem
@@ -49,6 +50,15 @@ class Answers(BaseModel):
     """The predictions of a request, in the order of its instances; `degraded` if a stand-in answered one of them."""
 
     predictions: list[Answer]
+    model_version: str
+    variant: Variant
+    degraded: bool
+
+
+class Explanations(BaseModel):
+    """The explanation of a request's one instance, by the model that answers now."""
+
+    explanations: list[Explanation]
     model_version: str
     variant: Variant
     degraded: bool
@@ -130,8 +140,10 @@ class Schema:
         instance = _instance(contract, self.example)
         label = _typed(contract.target)
         self.predict_request = _request("PredictRequest", "instances", instance, max_instances)
+        self.explain_request = _request("ExplainRequest", "instances", instance, 1)
         self.feedback_request = _request("FeedbackRequest", "labels", _label(label), MAX_LABELS)
         self._predict: TypeAdapter[Any] = TypeAdapter(self.predict_request)
+        self._explain: TypeAdapter[Any] = TypeAdapter(self.explain_request)
         self._feedback: TypeAdapter[Any] = TypeAdapter(self.feedback_request)
         self._first_fault: TypeAdapter[Any] = TypeAdapter(
             _request("PredictRequest", "instances", instance, max_instances, stop_at_first=True)
@@ -157,6 +169,14 @@ class Schema:
         except ValidationError as error:
             raise self._refused(error, lambda: self._first_fault.validate_python(asked)) from None
         return found
+
+    def row(self, body: bytes) -> dict[str, Any]:
+        """The one instance of an /explain body; raises as `instances`."""
+        try:
+            (row,) = self._explain.validate_json(body)["instances"]
+        except ValidationError as error:
+            raise faults.problem(error, self.fields) from None
+        return dict(row)
 
     def labels(self, body: bytes) -> list[dict[str, Any]]:
         """The labels of a /feedback body, each with `id`, `label` and perhaps `at`; raises as `instances`."""

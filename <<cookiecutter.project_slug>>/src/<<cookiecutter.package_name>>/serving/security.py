@@ -18,6 +18,7 @@ from .series import Metrics
 
 NEEDS = {
     "/predict": PREDICT,
+    "/explain": PREDICT,
     "/invocations": PREDICT,
     "/v2": PREDICT,
     "/docs": PREDICT,
