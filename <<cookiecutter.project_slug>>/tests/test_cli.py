@@ -1,5 +1,6 @@
 """The command line: what each verb says, and that every mistake is one line and an exit status."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 from typer.main import get_command
 
 from << cookiecutter.package_name >> import cli
-from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.bundle import BACKGROUND, Bundle
+from << cookiecutter.package_name >>.contract import Contract, from_rows
 from << cookiecutter.package_name >>.monitoring.result import EXIT_STATUS
+from << cookiecutter.package_name >>.prediction_log import Prediction, Writer, dumps, new_id, now_us
+from << cookiecutter.package_name >>.settings import Settings
 
 from . import project
 
@@ -65,6 +69,7 @@ def test_help_names_every_verb_with_a_line_and_make_has_each(say: Say) -> None:
         (["serve", "--port", "many"], "'many' is not a valid int"),
         (["serve", "--workers", "0"], "0 is not in the range"),
         (["window", "o.parquet", "--since", "yesterday"], "'yesterday' does not match the formats"),
+        (["explain"], "Missing option '--id'"),
         (["rollout", "forward"], "No such command 'forward'"),
     ],
 )
@@ -142,6 +147,40 @@ def test_versions_are_shown_and_an_unknown_one_is_refused_by_name(say: Say, fini
     assert "a shadow answers nobody" in say("rollout", "start", "--shadow", "--share", "0.1").errors
     assert say("rollout", "abort").output == "Serving: version 1 alone; servers take it up within a second.\n"
     assert say("rollout", "rollback").errors.startswith("error: ")
+
+
+def test_a_logged_prediction_is_explained_in_a_table_and_in_json(say: Say, finished: Path, contract: Contract) -> None:
+    opened = Bundle.open(Path("bundle"))
+    sent = json.loads((opened.path / BACKGROUND).read_text())[0]
+    told = opened.predict(from_rows(opened.contract.inputs, [sent]))
+    made = Prediction(
+        new_id(), now_us(), None, "champion", "1", dumps(sent), dumps({}), float(told.scores[0]), 100, degraded=False
+    )
+    with Writer(Settings.read().prediction_log, "serve") as writer:
+        writer.append([made]).result(10)
+
+    shown = say("explain", "--id", made.id)
+    assert shown.status == 0, shown.errors
+    head, numbers, heads, *lines = shown.output.splitlines()
+    assert re.match(rf"Prediction {made.id} of .* UTC, by version 1 \(champion\): (true|false)$", head)
+    found = re.match(r"probability of true ([\d.]+) = ([\d.]+), the mean of 50 training rows, [+-][\d.]+", numbers)
+    assert found is not None
+    assert heads.split() == ["column", "value", "contribution", "error"]
+    assert {line.split()[0] for line in lines} == {column.name for column in contract.inputs}
+    parts = [float(part) for line in lines for part in re.findall(r" ([+-]\d+\.\d+) ", line)[-1:]]
+    score, base = map(float, found.groups())
+    assert sum(parts) == pytest.approx(score - base, abs=1e-3)
+    assert "█" in lines[0]
+
+    content = json.loads(say("explain", "--id", made.id, "--json").output)
+    assert content["id"] == made.id
+    assert content["base"] + sum(one["contribution"] for one in content["contributions"]) == pytest.approx(
+        content["score"], abs=1e-12
+    )
+
+    unknown = say("explain", "--id", "nobody")
+    assert (unknown.status, unknown.errors.count("\n")) == (1, 1)
+    assert "the prediction log has no prediction 'nobody'" in unknown.errors
 
 
 def test_a_lost_serving_folder_is_mended_from_the_registry(say: Say, finished: Path) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from << cookiecutter.package_name >> import bundle
+from << cookiecutter.package_name >> import bundle, explanation
 from << cookiecutter.package_name >>.bundle import BACKGROUND, MODEL
 from << cookiecutter.package_name >>.contract import Contract
 from << cookiecutter.package_name >>.explanation import Explanation
+from << cookiecutter.package_name >>.flows.explaining import explain_logged
 from << cookiecutter.package_name >>.prediction_log import Reader
 from << cookiecutter.package_name >>.serving import explaining
 from << cookiecutter.package_name >>.serving.app import create_app
@@ -24,6 +25,7 @@ from << cookiecutter.package_name >>.serving.schemas import Explanations
 from << cookiecutter.package_name >>.settings import Settings
 
 from . import broken
+from .speakers import send_arrow, stream
 from .support import Folder, InProcess, Server, eventually
 from .test_predict import JSON, faults, problem_of
 
@@ -72,6 +74,23 @@ class TestAnswers:
         assert explain(client, example).status_code == httpx.codes.OK
         assert sum(1 for _ in Reader(server.log).predictions()) == before
         assert 'http_requests_total{method="POST",route="/explain",status="200"}' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("way", ["JSON", "Arrow"])
+def test_a_logged_prediction_is_explained_by_its_id_as_its_row_is_over_http(
+    server: Server, client: httpx.Client, instances: list[Instance], way: str
+) -> None:
+    rows = instances[3:6]
+    response = send_arrow(client, stream(rows)) if way == "Arrow" else client.post("/predict", json={"instances": rows})
+    name = response.json()["predictions"][2]["id"]
+    settings = Settings(_env_file=None, serving_folder=server.home / "serving", prediction_log=server.log)
+    found = explain_logged(name, settings, lambda: pytest.fail("the registry was asked"))
+    told = Explanations.model_validate_json(explain(client, rows[2]).content).explanations[0]
+    assert found.prediction.id == name
+    assert (found.explanation.score, found.explanation.base) == (told.score, told.base)
+    assert [(one.column, one.contribution) for one in found.explanation.contributions] == [
+        (one.column, one.contribution) for one in told.contributions
+    ]
 
 
 class TestRefusals:
@@ -167,7 +186,6 @@ def test_a_few_wait_more_are_turned_away_at_once_and_predictions_wait_for_none(
     folder.roll_out("1")
     eventually(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
     go, asked = threading.Event(), {"instances": [example]}
-    own = explaining.explain
     running, most = 0, 0
 
     def held(*arguments: Any) -> Explanation:
@@ -176,7 +194,7 @@ def test_a_few_wait_more_are_turned_away_at_once_and_predictions_wait_for_none(
         most = max(most, running)
         go.wait(10)
         running -= 1
-        return own(*arguments)
+        return explanation.explain(*arguments)
 
     monkeypatch.setattr(explaining, "explain", held)
     with ThreadPoolExecutor(ROOM) as pool:
