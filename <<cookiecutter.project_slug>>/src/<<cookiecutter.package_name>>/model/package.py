@@ -23,6 +23,8 @@ from . import card, categories, encoders, networks
 from .evaluate import load, score
 from .train import read_split
 
+CANDIDATES = 5000
+"""Training rows that those which the bundle carries are chosen from."""
 LIBRARIES = ("numpy", "onnxruntime", "polars", "scikit-learn", "skl2onnx")
 
 
@@ -112,10 +114,21 @@ def parity(opened: bundle.Bundle, pipeline: Any, rows: pl.DataFrame) -> float:
     return float(apart / scale)
 
 
-def background(rows: pl.DataFrame, contract: Contract, count: int, seed: int) -> list[dict[str, Any]]:
-    """So many of n_rows, drawn by the seed, as the API takes them: input columns only, so none that names a row."""
-    drawn = np.random.default_rng(seed).choice(rows.height, min(count, rows.height), replace=False)
-    some = rows[drawn.tolist()].select(column.name for column in contract.inputs)
+def background(opened: bundle.Bundle, rows: pl.DataFrame, count: int, seed: int) -> list[dict[str, Any]]:
+    """So many of n_rows as the API takes them: input columns only, so none that names a row.
+
+    Candidates are drawn by the seed, put in the order of the model's answers and cut into equal parts, of which each
+    gives the row whose answer is nearest to the part's mean: so few rows then have nearly the mean score of all.
+    They come in an order of chance.
+    """
+    inputs, rng = opened.contract.inputs, np.random.default_rng(seed)
+    candidates = rows[rng.choice(rows.height, min(CANDIDATES, rows.height), replace=False).tolist()]
+    answers = opened.run(opened.encode(tables.to_columns(candidates, inputs))).astype(np.float64)
+    order = np.lexsort((answers.max(axis=1), answers.argmax(axis=1)))
+    parts = np.array_split(order, min(count, len(order))) if count else []
+    nearest = [part[((answers[part] - answers[part].mean(axis=0)) ** 2).sum(axis=1).argmin()] for part in parts]
+    chosen = rng.permutation(np.array(nearest, dtype=np.intp)).tolist()
+    some = candidates[chosen].select(column.name for column in inputs)
     return [{name: _plain(value) for name, value in row.items()} for row in some.to_dicts()]
 
 
@@ -183,14 +196,15 @@ def pack(
     with replacing_folder(path) as folder:
         (folder / bundle.MODEL).write_bytes(to_onnx(pipeline, featurizer))
         shutil.copyfile(contract_path, folder / bundle.CONTRACT)
-        compared = background(parts["train"], contract, params.explain.background_rows, params.seed)
-        (folder / bundle.BACKGROUND).write_text(canonical(compared, indent=1) + "\n", encoding="utf-8")
+        (folder / bundle.BACKGROUND).write_text("[]", encoding="utf-8")
         (folder / bundle.PROFILE).touch()
         (folder / bundle.CARD).touch()
         bundle.seal(folder, facts)
         opened = bundle.Bundle.open(folder)
         facts["min_batch"] = min_batch(opened, test)
         facts["parity"] = parity(opened, pipeline, parts["test"])
+        compared = background(opened, parts["train"], params.explain.background_rows, params.seed)
+        (folder / bundle.BACKGROUND).write_text(canonical(compared, indent=1) + "\n", encoding="utf-8")
         (folder / bundle.PROFILE).write_text(
             profile.build(contract, test, opened.predict(test).scores.astype(np.float64), opened.watched(test)).text(),
             encoding="utf-8",
