@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.contract import MISSING, Columns, Contract, from_rows
+from << cookiecutter.package_name >> import features, strict
+from << cookiecutter.package_name >>.contract import MISSING, Column, Columns, Contract, from_rows
 from << cookiecutter.package_name >>.derived import DERIVED
 from << cookiecutter.package_name >>.errors import ConfigError
 from << cookiecutter.package_name >>.features import PARTS, Featurizer, definition, parameter, tokens
@@ -145,6 +145,22 @@ def test_the_row_s_own_time_elapses_since_a_fixed_day() -> None:
 )
 def test_a_text_is_its_first_words_in_lower_case(text: str, words: str) -> None:
     assert tokens(text) == words
+
+
+def test_equal_texts_of_a_batch_are_cut_into_words_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    note = Column(name="note", type="string", text=True, nullable=True)
+    contract = Contract(name="notes", columns=(note, Column(name="y", type="boolean", role="target")))
+    cut: list[str] = []
+
+    def counting(text: str) -> str:
+        cut.append(text)
+        return tokens(text)
+
+    monkeypatch.setattr(features, "tokens", counting)
+    texts = ["One two", None, "one  two", "One two"] * 50
+    inputs = Featurizer(contract, ()).encode(from_rows(contract.inputs, [{"note": text} for text in texts]))
+    assert inputs.cat[:, 0].tolist() == ["one two", MISSING, "one two", "one two"] * 50
+    assert sorted(cut) == ["One two", "one  two"]
 
 
 def test_missing_values_stay_missing_numbers_and_become_one_text() -> None:

@@ -168,7 +168,8 @@ class Featurizer:
         for position, column in enumerate(self._strings):
             values = columns[column.name]
             if column.text:
-                cat[:, position] = [MISSING if value is None else tokens(value) for value in values]
+                known = {value: MISSING if value is None else tokens(value) for value in set(values.tolist())}
+                cat[:, position] = [known[value] for value in values.tolist()]
                 continue
             cat[:, position] = np.where(missing(values), MISSING, values) if None in values.tolist() else values
         return Inputs(num, cat)
