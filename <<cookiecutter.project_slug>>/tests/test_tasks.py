@@ -190,6 +190,21 @@ def test_mlflows_own_client_is_understood(made: Made, stocked: httpx.Client, mon
     assert answer.json()["predictions"] == wanted
 
 
+def test_every_task_is_explained_over_http(made: Made, stocked: httpx.Client) -> None:
+    (row,) = python_rows(made.table.head(1), made.contract)
+    (told,) = stocked.post("/explain", json={"instances": [row]}).json()["explanations"]
+    (predicted,) = stocked.post("/predict", json={"instances": [row]}).json()["predictions"]
+    assert told["prediction"] == predicted["prediction"]
+    if made.contract.classes:
+        explained = made.contract.classes[-1] if made.contract.task == "binary" else predicted["prediction"]
+        assert told["explained_class"] == explained
+        assert told["score"] == predicted["probabilities"][str(explained)]
+    else:
+        assert (told["explained_class"], told["score"]) == (None, predicted["prediction"])
+    total = told["base"] + sum(one["contribution"] for one in told["contributions"])
+    assert total == pytest.approx(told["score"], abs=1e-12 * max(1.0, abs(told["score"])))
+
+
 def test_the_description_asks_for_labels_as_the_contract_has_them(made: Made, served: Served) -> None:
     text = json.dumps(served.documents["components"]) + json.dumps(served.documents["paths"]["/feedback"])
     assert all(json.dumps(label) in text for label in made.contract.classes)

@@ -17,7 +17,7 @@ import numpy as np
 
 MOST = 20_000
 """Most rows that are scored for one explanation, unless a few orders of thousands of players alone need more."""
-ROWS_AT_ONCE, CELLS_AT_ONCE = 2048, 500_000
+ROWS_AT_ONCE, CELLS_AT_ONCE = 2048, 1_000_000
 """Most rows, and most players in all rows, of one call of the game."""
 SEED = 0
 LEAST = 2

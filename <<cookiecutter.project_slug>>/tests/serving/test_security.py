@@ -24,7 +24,10 @@ from .support import Folder, InProcess, Server, connected, eventually, everythin
 
 V2 = "/v2/models/any"
 PRIVATE = [
-    *(("POST", path) for path in ("/predict", "/explain", "/feedback", "/invocations", f"{V2}/infer", f"{V2}/versions/1/infer")),
+    *(
+        ("POST", path)
+        for path in ("/predict", "/explain", "/feedback", "/invocations", f"{V2}/infer", f"{V2}/versions/1/infer")
+    ),
     *(("GET", path) for path in ("/model", "/v2", V2, f"{V2}/ready", f"{V2}/versions/1", f"{V2}/versions/1/ready")),
 ]
 OPEN = [
