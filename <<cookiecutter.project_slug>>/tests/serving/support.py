@@ -85,10 +85,14 @@ class Folder:
 
 
 class Server:
-    """The command `serve` as a process of its own, in `home`, with serving folder `home/serving` and log `home/log`."""
+    """The command `serve` as a process of its own, in `home`, with serving folder `home/serving` and log `home/log`.
 
-    def __init__(self, home: Path, *options: str, **settings: str) -> None:
+    `under` is a command that runs it, and ends by becoming it.
+    """
+
+    def __init__(self, home: Path, *options: str, under: Sequence[str] = (), **settings: str) -> None:
         self.home = home
+        self._under = under
         self.log = str(home / "log")
         self.errors = home / "stderr.txt"
         self._options = options
@@ -97,7 +101,8 @@ class Server:
         self._environment = {**inherited, **places, "ML_DRAIN_SECONDS": "0", **settings}
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "<< cookiecutter.package_name >>.cli", "serve", "--port", "0", *self._options]
+        serve = [sys.executable, "-m", "<< cookiecutter.package_name >>.cli", "serve", "--port", "0", *self._options]
+        command = [*self._under, *serve]
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
                 command, cwd=self.home, env=self._environment, stdout=subprocess.PIPE, stderr=errors, text=True

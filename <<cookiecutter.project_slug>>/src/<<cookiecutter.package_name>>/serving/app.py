@@ -50,7 +50,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, spans: Spans 
                 writer, metrics, settings.challenger_seconds, settings.log_unavailable == "degrade"
             )
             service.explainer = Explainer(service.admission.full)
-            service.labeller = Labeller(settings.prediction_log, writer)
+            service.labeller = Labeller(settings.prediction_log, writer, metrics)
             await asyncio.to_thread(models.refresh)
             following = [asyncio.create_task(one.follow()) for one in (models, guard)]
             try:

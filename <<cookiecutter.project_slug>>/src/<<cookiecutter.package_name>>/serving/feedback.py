@@ -14,6 +14,7 @@ from ..files import canonical
 from ..prediction_log import Contradiction, Outcome, Reader, Unavailable, Writer, now_us
 from .predict import log_problem
 from .problems import Problem
+from .series import Metrics
 from .tracing import NOBODY, Origin
 
 LOCK_SECONDS = 5.0
@@ -26,10 +27,12 @@ class Labeller:
     Args:
         target: the log's folder or database URL.
         log: this process's writer to it.
+        metrics: where commits that fail are counted.
     """
 
-    def __init__(self, target: str, log: Writer) -> None:
+    def __init__(self, target: str, log: Writer, metrics: Metrics) -> None:
         self._log = log
+        self._metrics = metrics
         self._reader = Reader(target)
         spooled = log.spool.folder if log.spool else None
         self._folder = spooled if "://" in target else Path(target)
@@ -67,6 +70,7 @@ class Labeller:
         except Contradiction as error:  # Another server was quicker by a moment.
             raise _conflict(error.ids) from None
         except Exception as error:
+            self._metrics.log_failures.inc()
             raise log_problem(error, origin) from None
         return len(asked)
 
