@@ -44,5 +44,19 @@ def test_every_table_row_has_the_cells_of_its_header(facts: dict[str, Any], cont
         cells = found
 
 
+def test_the_card_says_which_rows_the_bundle_carries_and_that_they_hold_personal_data(
+    facts: dict[str, Any], contract: Contract, bundle_path: Path
+) -> None:
+    assert "The bundle carries 50 training rows (`background.json`)" in (bundle_path / bundle.CARD).read_text()
+    first = contract.inputs[0]
+    columns = tuple(
+        column.model_copy(update={"personal": True}) if column is first else column for column in contract.columns
+    )
+    told = card.text(facts, contract.model_copy(update={"columns": columns}), SPLIT, background=7)
+    assert "The bundle carries 7 training rows" in told
+    assert f"personal data: `{first.name}`" in told
+    assert "carries no row of data, and its predictions cannot be explained" in card.text(facts, contract, SPLIT)
+
+
 def test_without_slices_the_card_says_where_to_list_them(facts: dict[str, Any], contract: Contract) -> None:
     assert "`evaluate.slices`" in card.text({**facts, "slices": []}, contract, SPLIT)

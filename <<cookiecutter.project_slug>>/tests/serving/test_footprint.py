@@ -31,10 +31,11 @@ async def main():
         answer = await client.post("/predict", json=body["examples"][0])
         id = answer.json()["predictions"][0]["id"]
         labelled = await client.post("/feedback", json={"labels": [{"id": id, "label": True}]})
+        explained = await client.post("/explain", json=body["examples"][0])
         before = loaded()
         kind = {"Content-Type": "application/vnd.apache.arrow.stream"}
         columns = await client.post("/predict", content=bytes.fromhex(sys.argv[3]), headers=kind)
-        return [one.status_code for one in (answer, labelled, columns)], before, loaded()
+        return [one.status_code for one in (answer, labelled, explained, columns)], before, loaded()
 
 def loaded():
     return sorted({name.partition(".")[0] for name in sys.modules})
@@ -50,6 +51,6 @@ def test_a_serving_process_loads_no_library_of_training_and_arrow_when_it_is_spo
     command = [sys.executable, "-c", SCRIPT, str(folder.path), str(tmp_path / "log"), stream(instances[:5]).hex()]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
     statuses, before, after = json.loads(result.stdout)
-    assert statuses == [200, 200, 200]
+    assert statuses == [200, 200, 200, 200]
     assert TRAINING.isdisjoint(before)
     assert TRAINING & set(after) == {"pyarrow"}
