@@ -1,7 +1,13 @@
 """What stands beside the code says the same as the code."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import httpx
+import pytest
+import yaml
 
 from << cookiecutter.package_name >>.settings import PREFIX, Settings
 
@@ -25,3 +31,27 @@ def test_the_image_takes_no_training_library_and_no_root() -> None:
     assert {
         name.removeprefix(PREFIX).lower() for name in re.findall(r"ML_[A-Z_]+", text)
     } <= Settings.model_fields.keys()
+
+
+def test_every_alert_asks_for_series_that_there_are(client: httpx.Client) -> None:
+    told = set(re.findall(r"^# TYPE (\S+)", client.get("/metrics").text, re.MULTILINE)) | {"up"}
+    rules = yaml.safe_load((ROOT / "deploy" / "alerts.yaml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    asked = {
+        name.removesuffix("_bucket")
+        for rule in rules
+        for name in re.findall(r"\b[a-z]+_[a-z_]+\b(?!\()|\bup\b", re.sub(r"\{.*?\}", "", rule["expr"]))
+    }
+    assert len(asked) > 10
+    assert asked <= told
+    places = re.findall(r"runbook\.md#([a-z-]+)", str(rules))
+    titles = re.findall(r"^## (.*)", (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(places) <= {title.lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize(
+    "asked", [("check", "config", "deploy/prometheus.yaml"), ("test", "rules", "tests/serving/alerts.yaml")]
+)
+def test_promtool_takes_the_configuration_and_the_alerts_go_off(asked: tuple[str, ...]) -> None:
+    result = subprocess.run(["promtool", *asked], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
