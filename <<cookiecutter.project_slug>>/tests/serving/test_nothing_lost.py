@@ -198,11 +198,12 @@ def test_a_damaged_end_of_the_journal_costs_the_damaged_transactions_and_no_othe
         server.process.kill()
         server.process.wait()
     frame = 4096 + 24
-    for fault, damaged in {
+    faults: dict[str, Callable[[bytes], bytes]] = {
         "cut in the last frame": lambda content: content[:-100],
         "cut by several frames": lambda content: content[: -3 * frame - 7],
         "garbage in the last frame": lambda content: content[:-100] + b"\xff" * 100,
-    }.items():
+    }
+    for fault, damaged in faults.items():
         log = tmp_path / fault
         shutil.copytree(server.log, log)
         journal = log / "serve-0.db-wal"
