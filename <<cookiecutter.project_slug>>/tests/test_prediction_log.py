@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from datetime import UTC, datetime
 from pathlib import Path
@@ -391,8 +391,26 @@ def block(at_us: int = 5, **changed: Any) -> Block:
     return packed._replace(**changed)
 
 
-def test_a_block_is_read_back_as_the_rows_it_is_made_of(folder: Path, writer: Writer) -> None:
-    asked = block()
+def block_in_json() -> Block:
+    """The same rows as `block` has."""
+    rows: list[dict[str, Any]] = [
+        {"x": 1.5, "at": "2013-06-15T08:30:00", "key": "a"},
+        {"x": None, "at": "2013-06-15T08:30:00"},
+        {"x": 2.5, "at": "2013-06-15T08:30:00", "key": "c"},
+    ]
+    scores = [0.25, 0.5, 0.75]
+    told = [
+        dumps({"prediction": score >= 0.5, "probabilities": {"false": 1.0 - score, "true": score}}) for score in scores
+    ]
+    ids = block_ids(3)
+    return block()._replace(id=ids[0], inputs=blocks.pack_rows(rows), outputs=blocks.pack_told(ids, told, scores))
+
+
+@pytest.mark.parametrize("make", [block, block_in_json])
+def test_a_block_is_read_back_as_the_rows_it_is_made_of(
+    folder: Path, writer: Writer, make: Callable[[], Block]
+) -> None:
+    asked = make()
     assert writer.commit([asked])
     assert writer.commit([Outcome(asked.id, 6, "true")])
     first, second, third = Reader(str(folder)).predictions()
@@ -460,6 +478,12 @@ def test_without_pyarrow_a_log_with_blocks_says_what_to_install(
     assert reader.known([asked.id]) == {asked.id}
     with pytest.raises(ConfigError, match="install the extra 'arrow'"):
         list(reader.predictions())
+
+
+def test_without_pyarrow_blocks_in_json_are_read(folder: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer.append([block_in_json()]).result(10)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert [found.prediction.score for found in Reader(str(folder)).predictions()] == [0.25, 0.5, 0.75]
 
 
 def test_a_log_of_the_version_before_is_read_as_it_is_and_brought_up_to_date_by_its_writer(folder: Path) -> None:

@@ -1,15 +1,17 @@
-"""Predictions that came as one Arrow table, as the log keeps them: two Arrow IPC streams, read back row by row.
+"""Predictions that came as one request of many rows, as the log keeps them, read back row by row.
 
-`inputs` has the contract's columns in the contract's own types. `outputs` has `id`, `prediction`, `score`, and what a
-row is told beside its prediction: `probabilities` (a struct) or `interval` (two numbers).
+A block is two texts in JSON, or, of a request in Arrow, two IPC streams. `inputs` has the rows as they were checked, of
+Arrow in the contract's own types. `outputs` has for each `id`, `prediction`, `score`, and what it is told beside its
+prediction: `probabilities` or `interval`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
+Pair = tuple[dict[str, Any], dict[str, Any]]
 AT_ONCE = 1000
 """Rows made Python values at once."""
 
@@ -35,19 +37,39 @@ def pack(table: Any) -> bytes:
     return packed
 
 
+def pack_rows(instances: Sequence[Mapping[str, Any]]) -> bytes:
+    """`inputs` in JSON."""
+    return to_json(instances)
+
+
+def pack_told(ids: Sequence[str], told: Sequence[str], scores: Sequence[float]) -> bytes:
+    """`outputs` in JSON; `told` are JSON objects."""
+    facts = zip(ids, told, scores, strict=True)
+    each = [f'{{"id":"{name}","score":{score!r},{output[1:]}' for name, output, score in facts]
+    return f"[{','.join(each)}]".encode()
+
+
 def rows(inputs: bytes, outputs: bytes, key: str | None) -> Iterator[Row]:
     """The rows of a block; `key` is the column that names a row.
 
     Raises:
-        ImportError: pyarrow is not installed.
+        ImportError: the block is in Arrow, and pyarrow is not installed.
     """
+    if inputs[:1] == b"[":
+        pairs: Iterable[Pair] = zip(from_json(inputs), from_json(outputs), strict=True)
+    else:
+        pairs = _of_arrow(inputs, outputs)
+    for row, output in pairs:
+        name, score = output.pop("id"), output.pop("score")
+        yield Row(name, row.get(key) if key else None, _text(row), _text(output), score)
+
+
+def _of_arrow(inputs: bytes, outputs: bytes) -> Iterator[Pair]:
     import pyarrow as pa
 
     asked, told = (pa.ipc.open_stream(stream).read_all() for stream in (inputs, outputs))
     for at in range(0, told.num_rows, AT_ONCE):
-        for row, output in zip(plain(asked.slice(at, AT_ONCE)), told.slice(at, AT_ONCE).to_pylist(), strict=True):
-            name, score = output.pop("id"), output.pop("score")
-            yield Row(name, row[key] if key else None, _text(row), _text(output), score)
+        yield from zip(plain(asked.slice(at, AT_ONCE)), told.slice(at, AT_ONCE).to_pylist(), strict=True)
 
 
 def plain(table: Any) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """What /predict takes, refuses, answers and logs."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from << cookiecutter.package_name >>.bundle import Bundle
 from << cookiecutter.package_name >>.contract import Contract, from_rows
 from << cookiecutter.package_name >>.prediction_log import Reader
+from << cookiecutter.package_name >>.serving.block import LEAST_ROWS
+from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
 from << cookiecutter.package_name >>.serving.problems import MEDIA_TYPE, ProblemDocument
 from << cookiecutter.package_name >>.serving.schemas import Answers
 
@@ -85,6 +89,38 @@ class TestAnswers:
         assert row.latency_us > 0
         again = bundle.predict(from_rows(bundle.contract.inputs, [json.loads(row.inputs)]))
         assert np.float32(answer["probabilities"]["true"]) == again.scores[0]
+
+    def test_many_rows_of_one_request_are_one_block_of_the_log_and_read_back_as_they_were_told(
+        self, server: Server, client: httpx.Client, instances: list[Instance], contract: Contract
+    ) -> None:
+        key = contract.id
+        times = 1 + 2 * INLINE_BYTES // len(json.dumps(instances))
+        sent = [
+            {**instance, **({key.name: str(at) if key.type == "string" else at} if key else {})}
+            for at, instance in enumerate(instances * times)
+        ]
+        answers = predict(client, *sent).json()["predictions"]
+        found = {found.prediction.id: found.prediction for found in Reader(server.log).predictions()}
+        for at, (row, answer) in enumerate(zip(sent, answers, strict=True)):
+            logged = found[answer["id"]]
+            assert json.loads(logged.inputs) == row
+            assert {"id": logged.id, **json.loads(logged.output)} == answer
+            assert logged.score == answer["probabilities"]["true"]
+            assert logged.entity == (str(at) if key else None)
+        assert answers[0]["probabilities"] == predict(client, instances[0]).json()["predictions"][0]["probabilities"]
+        label = {"labels": [{"id": answers[-1]["id"], "label": True}]}
+        assert client.post("/feedback", json=label).json() == {"accepted": 1}
+        with closing(sqlite3.connect(Path(server.log) / "serve-0.db")) as log:
+            assert log.execute("SELECT rows FROM blocks WHERE id = ?", [answers[0]["id"]]).fetchall() == [(len(sent),)]
+
+    def test_a_large_request_of_few_rows_is_logged_row_by_row(
+        self, server: Server, client: httpx.Client, example: Instance
+    ) -> None:
+        body = json.dumps({"instances": [example] * (LEAST_ROWS - 1)}) + " " * INLINE_BYTES
+        answers = client.post("/predict", content=body, headers=JSON).json()["predictions"]
+        with closing(sqlite3.connect(Path(server.log) / "serve-0.db")) as log:
+            alone = {name for (name,) in log.execute("SELECT id FROM predictions")}
+        assert len(alone & {answer["id"] for answer in answers}) == LEAST_ROWS - 1
 
 
 class TestRefusals:

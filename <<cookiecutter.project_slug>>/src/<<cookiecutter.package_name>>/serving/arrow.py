@@ -15,8 +15,8 @@ from .. import blocks
 from ..columnar import array_of
 from ..contract import as_array
 from ..errors import IntegrityError
-from ..prediction_log import Block, Prediction, block_ids, now_us
-from . import faults
+from ..prediction_log import Prediction, block_ids
+from . import block, faults
 from .arrow_columns import Checked
 from .ipc import inspect
 from .live import Live
@@ -62,7 +62,7 @@ async def predict(
         Problem: 400, 413, 415 or 422 for the body, 415 if pyarrow is not installed, 503 when the log takes nothing.
     """
     since = time.perf_counter()
-    if not (live.routing.challenger or live.routing.shadow):
+    if block.is_for(live):
         try:
             return await predictor.alone(
                 live, lambda laps: _work(live, read(live, body, limit), wants_arrow, since, laps), since, origin
@@ -115,21 +115,12 @@ def _work(live: Live, table: Table, wants_arrow: bool, since: float, laps: Laps)
     laps.lap("score")
     ids = block_ids(len(predictions.values))
     told = _told(live, ids, predictions.values, predictions.output)
-    block = Block(
-        ids[0],
-        now_us(),
-        len(ids),
-        live.key if live.key in table.inputs.column_names else None,
-        live.variant,
-        live.ref.version,
-        blocks.pack(table.inputs),
-        blocks.pack(told.append_column("score", array_of(predictions.scores))),
-        round((time.perf_counter() - since) * 1e6),
-        live.degraded,
-    )
+    key = live.key if live.key in table.inputs.column_names else None
+    packed = blocks.pack(told.append_column("score", array_of(predictions.scores)))
+    one = block.made(live, ids, key, blocks.pack(table.inputs), packed, since)
     content = blocks.pack(told) if wants_arrow else answer(live, map(with_id, ids, outputs(live, predictions)))
     laps.lap("write")
-    return Work([block], content, named(live, predictions))
+    return Work([one], content, named(live, predictions))
 
 
 def _told(live: Live, ids: Sequence[str], values: np.ndarray, output: np.ndarray) -> Any:

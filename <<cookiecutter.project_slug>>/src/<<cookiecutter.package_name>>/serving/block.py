@@ -1,0 +1,54 @@
+"""One request of many rows, logged as one block: so many rows by themselves would cost as much as all the rest."""
+
+import time
+from collections.abc import Sequence
+
+from .. import blocks
+from ..prediction_log import Block, Prediction, block_ids, now_us
+from .live import Live
+from .phases import Asked, Work, named, outputs, score
+from .series import Laps
+
+LEAST_ROWS = 64
+"""A request of fewer rows is logged row by row."""
+
+
+def is_for(live: Live) -> bool:
+    """Whether a model's rows may be logged in blocks: while another is tried beside it, they go one by one."""
+    return not (live.routing.challenger or live.routing.shadow)
+
+
+def made(live: Live, ids: Sequence[str], key: str | None, inputs: bytes, outputs: bytes, since: float) -> Block:
+    """The block of a request that came at `since` (`time.perf_counter`); the rest as `Block` has it."""
+    latency_us = round((time.perf_counter() - since) * 1e6)
+    return Block(
+        ids[0], now_us(), len(ids), key, live.variant, live.ref.version, inputs, outputs, latency_us, live.degraded
+    )
+
+
+def work(live: Live, asked: Asked, laps: Laps) -> Work | Asked:
+    """As `phases.work` of one request; the request itself, with its instances, where that has to do it.
+
+    Raises:
+        Problem: as `Form.read`.
+    """
+    instances = asked.form.read(live, asked.body)
+    laps.lap("check")
+    if len(instances) < LEAST_ROWS:
+        return asked._replace(instances=instances)
+    try:
+        predictions = score(live, instances)
+    except Exception:
+        return asked._replace(instances=instances)  # For some row the model has no number, and its prior answers.
+    laps.lap("score")
+    ids, told, scores = block_ids(len(instances)), outputs(live, predictions), predictions.scores.tolist()
+    packed = blocks.pack_told(ids, told, scores)
+    one = made(live, ids, live.key, blocks.pack_rows(instances), packed, asked.at)
+    facts = (one.at_us, None, one.variant, one.model_version, "")
+    each = [
+        Prediction(name, *facts, output, own, one.latency_us, one.degraded)
+        for name, output, own in zip(ids, told, scores, strict=True)
+    ]
+    content = asked.form.write(live, each)
+    laps.lap("write")
+    return Work([one], content, named(live, predictions))
