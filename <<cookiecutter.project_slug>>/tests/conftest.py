@@ -3,7 +3,7 @@
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,7 +21,7 @@ from << cookiecutter.package_name >>.data.split import first_and_last, split
 from << cookiecutter.package_name >>.model.gate import Check
 from << cookiecutter.package_name >>.params import Params
 
-from . import project, rows, store
+from . import postgresql, project, rows, store
 
 if TYPE_CHECKING:
     # Heavy, and imported where they are used: the process that hands out the tests needs none of it.
@@ -199,3 +199,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def fixtures(item: pytest.Item) -> list[str]:
     """Names of the fixtures that a test uses."""
     return getattr(item, "fixturenames", [])
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[postgresql.PostgreSQL]:
+    """A PostgreSQL server; tests that stop it start it again."""
+    with postgresql.running() as running:
+        yield running

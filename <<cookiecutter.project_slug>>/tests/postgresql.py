@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 
 class PostgreSQL:
@@ -20,6 +21,7 @@ class PostgreSQL:
         self._programs = programs
         self._folder = folder
         self._as_user = as_user
+        self._databases = 0
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -34,6 +36,15 @@ class PostgreSQL:
     def stop(self) -> None:
         """End it as a crash does: no session is waited for."""
         self._call("pg_ctl", "stop", "-m", "immediate")
+
+    def database(self) -> str:
+        """The address of another database in it, an empty one."""
+        self._databases += 1
+        engine = sa.create_engine(self.url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE empty{self._databases}"))
+        engine.dispose()
+        return f"{self.url.rpartition('/')[0]}/empty{self._databases}"
 
     def _call(self, program: str, *words: str) -> None:
         command = [*self._as_user, str(self._programs / program), "-D", str(self._folder / "data"), *words]

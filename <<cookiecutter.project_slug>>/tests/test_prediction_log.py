@@ -32,8 +32,9 @@ from << cookiecutter.package_name >>.prediction_log import (
     moment,
     new_id,
     now_us,
+    opening,
+    stores,
 )
-from << cookiecutter.package_name >>.prediction_log.opening import create
 from << cookiecutter.package_name >>.prediction_log.reader import MAX_VARIABLES
 from << cookiecutter.package_name >>.prediction_log.rows import SCHEMA_VERSION, versions
 from << cookiecutter.package_name >>.prediction_log.stores import CHECKPOINT_PAGES
@@ -142,6 +143,25 @@ def test_where_commits_are_slow_they_are_left_to_the_thread(folder: Path) -> Non
         assert opened._usual_seconds < 1.0
     assert not opened.commit([made()])
     assert logged_ids(folder) == {row.id}
+
+
+def test_a_file_that_a_reader_is_mending_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Writer(str(folder), "serving") as opened:
+        opened.append([made()]).result(10)
+    other = sqlite3.connect(folder / "serving-0.db", isolation_level=None, check_same_thread=False)
+
+    def opened_and_locked(url: Any) -> sa.Engine:
+        engine = opening.opened(url)
+        engine.dispose()
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.5, other.close).start()
+        return engine
+
+    monkeypatch.setattr(stores, "opened", opened_and_locked)
+    with Writer(str(folder), "serving") as opened:
+        opened.append([made()]).result(10)
+    assert len(logged_ids(folder)) == 2
 
 
 def test_the_journal_does_not_grow_for_ever(folder: Path, writer: Writer) -> None:
@@ -347,7 +367,7 @@ def test_a_database_is_read_by_its_url(folder: Path, writer: Writer) -> None:
 
 def test_the_slower_of_two_first_writers_of_a_database_finds_it_made(folder: Path, writer: Writer) -> None:
     engine = sa.create_engine(f"sqlite:///{folder}/serving-0.db")
-    create(engine)
+    opening.create(engine)
     with engine.connect() as connection:
         assert connection.execute(sa.select(versions)).all() == [(SCHEMA_VERSION,)]
     engine.dispose()

@@ -1,6 +1,5 @@
 """A query's rows come from a real PostgreSQL server, and the prediction log lives in one."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import sqlalchemy as sa
 
 from << cookiecutter.package_name >>.prediction_log import Outcome, Prediction, Reader, Writer, dumps, new_id, now_us
 
-from .. import postgresql
+from ..postgresql import PostgreSQL
 from .adopting import profiled
 
 TABLE = """create table orders as select i as order_no, (i % 97)::numeric(10, 2) as price,
@@ -18,21 +17,14 @@ jsonb_build_object('a', i) as doc, array[i] as list, null::text as nothing, i % 
 from generate_series(1, 100) i"""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of a server of one's own, with a password in it."""
-    with postgresql.running() as running:
-        yield running.url
-
-
-def test_every_type_of_a_query_is_read(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = sa.create_engine(server)
+def test_every_type_of_a_query_is_read(postgres: PostgreSQL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = sa.create_engine(postgres.url)
     with engine.begin() as connection:
         connection.execute(sa.text(TABLE))
     engine.dispose()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.database.BATCH_ROWS", 30)
-    found = profiled(server, "late", "select * from orders order by order_no")
+    found = profiled(postgres.url, "late", "select * from orders order by order_no")
     assert {name: column.parse.type for name, column in found.columns.items()} == {
         "order_no": "integer",
         "price": "float",
@@ -48,12 +40,12 @@ def test_every_type_of_a_query_is_read(server: str, tmp_path: Path, monkeypatch:
     assert str(found.columns["placed"].minimum) == "2023-01-01 01:00:00"
 
 
-def test_the_prediction_log_lives_in_it(server: str) -> None:
+def test_the_prediction_log_lives_in_it(postgres: PostgreSQL) -> None:
     row = Prediction(
         new_id(), now_us(), "k", "champion", "1", dumps({"x": 1}), dumps({"prediction": 1}), 0.25, 9, False
     )
-    with Writer(server, "serving") as writer, Writer(server, "feedback") as other:
+    with Writer(postgres.url, "serving") as writer, Writer(postgres.url, "feedback") as other:
         writer.append([row]).result()
         other.append([Outcome(row.id, now_us(), "true")]).result()
-    (logged,) = Reader(server).predictions()
+    (logged,) = Reader(postgres.url).predictions()
     assert (logged.prediction, logged.label) == (row, "true")

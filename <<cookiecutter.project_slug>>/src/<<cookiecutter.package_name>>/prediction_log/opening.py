@@ -12,13 +12,16 @@ TIMEOUTS = {"connect_timeout": 3, "tcp_user_timeout": 5000}
 """Of a PostgreSQL that cannot be reached: in seconds and milliseconds, as libpq has it."""
 
 
-def engine_of(address: str | sa.URL) -> sa.Engine:
-    """What connects to an address; raises `ConfigError` where that opens no database."""
+def engine_of(address: str | sa.URL, pings: bool = False) -> sa.Engine:
+    """What connects to an address; raises `ConfigError` where that opens no database.
+
+    With `pings`, a connection that was kept is tried before it is used again.
+    """
     try:
         url = sa.make_url(address)
         is_libpq = url.get_backend_name() == "postgresql" and url.get_driver_name().startswith("psycopg")
         limits = {name: value for name, value in TIMEOUTS.items() if is_libpq and name not in url.query}
-        return sa.create_engine(url, connect_args=limits)
+        return sa.create_engine(url, connect_args=limits, pool_pre_ping=pings)
     except (sa.exc.ArgumentError, ImportError) as error:
         # Without the address, which may hold a password.
         raise ConfigError(f"ML_PREDICTION_LOG: no database can be opened by this address ({error})") from None

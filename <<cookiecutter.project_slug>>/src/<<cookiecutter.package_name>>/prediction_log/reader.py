@@ -43,12 +43,23 @@ class Logged(NamedTuple):
 class Reader:
     """Reads a whole log, all files of a folder as one. Never writes.
 
+    Args:
+        target: a folder, or a database URL.
+        stays: whether connections to a database are kept from one question to the next, until `close`.
+
     Raises:
         ConfigError: a file was written by a newer version of this package.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, stays: bool = False) -> None:
         self._target = target
+        self._kept = engine_of(target, pings=True) if stays and "://" in target else None
+        self._kept_version = 0
+
+    def close(self) -> None:
+        """Close what was kept."""
+        if self._kept is not None:
+            self._kept.dispose()
 
     def predictions(
         self,
@@ -152,9 +163,16 @@ class Reader:
                 with explained(engine), engine.connect() as connection:
                     yield from connection.execution_options(yield_per=5000).execute(query)
             finally:
-                engine.dispose()
+                if engine is not self._kept:
+                    engine.dispose()
 
     def _engines(self, version: int) -> Iterator[sa.Engine]:
+        if self._kept is not None:
+            if self._kept_version < version:
+                self._kept_version = version_of(self._kept)
+            if self._kept_version >= version:
+                yield self._kept
+            return
         urls: list[str | sa.URL] = [self._target]
         if "://" not in self._target:
             paths = sorted(Path(self._target).glob("*.db"))

@@ -19,6 +19,8 @@ from .rows import TABLES, Block, Outcome, Row, by_kind, labels, versions
 
 CHECKPOINT_PAGES = 4000
 """About how much of SQLite's journal is written before its pages go to their places: 16 MB."""
+BUSY_MS = 5000
+"""How long a SQLite file that somebody locked is waited for, where waiting holds up nobody."""
 PAGE_BYTES = 4096
 ANSWER_SECONDS = 5.0
 """How long a database may take for one transaction."""
@@ -63,13 +65,18 @@ class File:
         with explained(engine):
             engine.dispose()
         # Autocommit: transactions begin where it is said. Threads take turns by the lock of whoever owns this.
-        self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        # A reader may be mending the journal that a killed process left: that is waited for here, and not later.
+        self._connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
         # A checkpoint waits for the disk, so it is made when the background thread has time for it.
         pragmas = ["journal_mode=WAL", f"synchronous={synchronous}", "wal_autocheckpoint=0"]
         if most_bytes:
             pragmas.append(f"max_page_count={max(1, most_bytes // PAGE_BYTES)}")
-        for pragma in pragmas:
-            self._connection.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in [*pragmas, "busy_timeout=0"]:
+                self._connection.execute(f"PRAGMA {pragma}")
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise ConfigError(f"prediction log '{path}' cannot be used: {error}") from None
         self._pages = 0
 
     def commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:

@@ -14,10 +14,8 @@ import filelock
 from ..errors import ConfigError, ProjectError
 from .rows import Block, Row
 from .spool import Spool
-from .stores import Database, File, Unavailable, claim
+from .stores import BUSY_MS, Database, File, Unavailable, claim
 
-BUSY_MS = 5000
-"""How long the background thread waits for a SQLite file that somebody locked."""
 QUICK_SECONDS = 0.001
 """Where commits usually take longer, they are left to the background thread."""
 SMALL = 128

@@ -60,6 +60,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, spans: Spans 
                     task.cancel()
                 service.explainer.close()
                 service.predictor.close()
+                service.labeller.close()
                 if spans is not None:
                     await asyncio.to_thread(spans.close)
 

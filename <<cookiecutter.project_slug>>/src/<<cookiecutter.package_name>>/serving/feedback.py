@@ -33,7 +33,7 @@ class Labeller:
     def __init__(self, target: str, log: Writer, metrics: Metrics) -> None:
         self._log = log
         self._metrics = metrics
-        self._reader = Reader(target)
+        self._reader = Reader(target, stays=True)
         spooled = log.spool.folder if log.spool else None
         self._folder = spooled if "://" in target else Path(target)
         self._turn = asyncio.Lock()
@@ -60,6 +60,10 @@ class Labeller:
             raise log_problem(Unavailable(fault), origin)
         async with self._turn:
             return await asyncio.to_thread(self._store, asked, origin)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._reader.close()
 
     def _store(self, asked: Mapping[str, Outcome], origin: Origin) -> int:
         try:
@@ -97,6 +101,8 @@ class Labeller:
         except Exception:
             # The database is gone. What waits for it cannot have a label there yet.
             if not known.issuperset(ids):
+                if (outage := self._log.outage) is not None:
+                    raise Unavailable(outage) from None
                 raise
         return known, labels
 
