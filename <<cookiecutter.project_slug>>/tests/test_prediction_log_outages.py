@@ -32,6 +32,7 @@ from << cookiecutter.package_name >>.prediction_log import (
 from << cookiecutter.package_name >>.prediction_log.spool import MOVED, REFUSED
 from << cookiecutter.package_name >>.prediction_log.stores import Database
 from << cookiecutter.package_name >>.serving.app import opened_log
+from << cookiecutter.package_name >>.serving.series import Metrics
 from << cookiecutter.package_name >>.settings import Settings
 
 from .postgresql import PostgreSQL
@@ -178,6 +179,14 @@ def test_a_database_that_freezes_is_waited_for_a_while_and_is_then_out(
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert said[0] == "the prediction log takes no rows: no answer within 0.5 s"
     assert said[-1].startswith("the prediction log takes rows again, after")
+
+
+def test_an_address_that_names_no_driver_is_opened_with_the_one_that_is_here(url: str) -> None:
+    row = made()
+    for address in (url.replace("postgresql+psycopg://", "postgresql://"), url.replace("postgresql+psycopg", "postgres")):
+        with Writer(address, "serve") as writer:
+            writer.append([row]).result(10)
+        assert logged(address) == Counter([row.id])
 
 
 def test_a_locked_table_is_waited_for(url: str) -> None:
@@ -335,9 +344,9 @@ def test_without_its_database_a_log_is_opened_only_where_the_settings_provide_fo
     postgres.stop()
     try:
         with pytest.raises(ConfigError, match="cannot be used"):
-            opened_log(settings)
+            opened_log(settings, Metrics().backlog)
         for mode in ("spool", "degrade"):
-            opened_log(settings.model_copy(update={"log_unavailable": mode})).close()
+            opened_log(settings.model_copy(update={"log_unavailable": mode}), Metrics().backlog).close()
     finally:
         postgres.start()
 
@@ -345,4 +354,4 @@ def test_without_its_database_a_log_is_opened_only_where_the_settings_provide_fo
 def test_a_spool_for_a_folder_is_refused(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, prediction_log=str(tmp_path / "log"), log_unavailable="spool")
     with pytest.raises(ConfigError, match="ML_LOG_UNAVAILABLE: a spool is for a database"):
-        opened_log(settings)
+        opened_log(settings, Metrics().backlog)

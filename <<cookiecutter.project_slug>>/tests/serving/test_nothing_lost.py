@@ -420,7 +420,8 @@ def is_empty(folder: Path) -> bool:
     return not predictions and not labels
 
 
-@pytest.mark.parametrize("seconds", [1, pytest.param(30, marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("seconds", [1, 30])
 def test_a_spool_takes_predictions_and_their_labels_while_the_database_is_gone_and_workers_are_killed(
     folder: Folder, tmp_path: Path, example: Instance, postgres: PostgreSQL, database: str, seconds: float
 ) -> None:

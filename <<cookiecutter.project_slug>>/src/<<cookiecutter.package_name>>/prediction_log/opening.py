@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from ..errors import ConfigError
 from .rows import SCHEMA_VERSION, metadata, versions
 
+DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+"""What an address that names no driver is opened with; SQLAlchemy's own choice is not among this project's libraries."""
 TIMEOUTS = {"connect_timeout": 3, "tcp_user_timeout": 5000}
 """Of a PostgreSQL that cannot be reached: in seconds and milliseconds, as libpq has it."""
 
@@ -19,6 +21,7 @@ def engine_of(address: str | sa.URL, pings: bool = False) -> sa.Engine:
     """
     try:
         url = sa.make_url(address)
+        url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
         is_libpq = url.get_backend_name() == "postgresql" and url.get_driver_name().startswith("psycopg")
         limits = {name: value for name, value in TIMEOUTS.items() if is_libpq and name not in url.query}
         return sa.create_engine(url, connect_args=limits, pool_pre_ping=pings)

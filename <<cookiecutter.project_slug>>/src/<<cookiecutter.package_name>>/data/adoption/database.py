@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 50_000
 _SECRETIVE = re.compile(r":.*@|password=", re.IGNORECASE)
-_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
 
 def is_url(source: str) -> bool:
@@ -99,6 +98,8 @@ def _url(source: str) -> "URL":
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
+    from ...prediction_log.opening import DRIVERS
+
     try:
         url = make_url(source)
     except (ArgumentError, ValueError):
@@ -111,7 +112,7 @@ def _url(source: str) -> "URL":
         raise DataError(
             f"{masked(source)}: the file '{url.database}' does not exist; an absolute path has four slashes"
         )
-    return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+    return url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
 
 
 @contextmanager
