@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from .rows import SCHEMA_VERSION, metadata, versions
 
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-"""What an address that names no driver is opened with; SQLAlchemy's own choice is not among this project's libraries."""
+"""What an address that names no driver is opened with; SQLAlchemy would choose a library that is not here."""
 TIMEOUTS = {"connect_timeout": 3, "tcp_user_timeout": 5000}
 """Of a PostgreSQL that cannot be reached: in seconds and milliseconds, as libpq has it."""
 
