@@ -66,7 +66,7 @@ def scraping(server: Server) -> Iterator[list[Series]]:
                     continue
             assert response.status_code == 200
             seen.append(scraped(response.text))
-            time.sleep(0.03)
+            time.sleep(0.05)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -88,7 +88,7 @@ def went_back(before: Series, after: Series) -> list[Any]:
 def kill(server: Server, number: int) -> None:
     before = workers(server)[number]
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: workers(server)[number] != before)
+    eventually(lambda: workers(server)[number] != before, seconds=30)
 
 
 @pytest.mark.chaos
@@ -98,11 +98,11 @@ def test_counts_are_those_of_all_workers_and_outlive_a_killed_one(
     folder.roll_out("1")
     kills = 2
     with Server(tmp_path, "--workers", "3") as server:
-        with scraping(server) as seen, load(server, example, clients=12) as crowd:
-            crowd.sees(200)
+        with scraping(server) as seen, load(server, example, clients=6) as crowd:
+            crowd.sees(100)
             for number in range(kills):
                 kill(server, number)
-                crowd.sees(100)
+                crowd.sees(50)
         answered, lost = len(crowd.answers), len(crowd.failures)
         assert len(seen) > 5
         assert [went_back(*pair) for pair in pairwise(seen)] == [[]] * (len(seen) - 1)
