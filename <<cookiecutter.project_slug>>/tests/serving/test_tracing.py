@@ -1,6 +1,7 @@
 """Traces that requests bring are passed on, and spans reach a collector that is a real server."""
 
 import gzip
+import io
 import json
 import sqlite3
 import sys
@@ -17,8 +18,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from << cookiecutter.package_name >>.bundle import Bundle
 from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.serving.series import PHASES
-from << cookiecutter.package_name >>.serving.tracing import FLUSH_SECONDS, is_configured, parent_of
+from << cookiecutter.package_name >>.serving.series import PHASES, Metrics
+from << cookiecutter.package_name >>.serving.telemetry import logger
+from << cookiecutter.package_name >>.serving.tracing import FLUSH_SECONDS, Spans, is_configured, parent_of
 
 from . import broken
 from .support import Folder, Server, eventually
@@ -265,14 +267,19 @@ def test_a_collector_that_is_down_costs_one_line_and_no_answer(
         assert collector.spans
 
 
-def test_a_collector_that_nobody_runs_does_not_hold_up_the_stop(
+def test_a_collector_that_nobody_runs_costs_a_bounded_queue_and_a_short_stop(
     folder: Folder, tmp_path: Path, example: Instance
 ) -> None:
     folder.roll_out("1")
-    named = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "20"}
-    with Server(tmp_path, **named) as server, server.client() as client:
-        for _ in range(20):
+    queue = {"OTEL_BSP_SCHEDULE_DELAY": "20", "OTEL_BSP_MAX_QUEUE_SIZE": "10", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "5"}
+    with (
+        Server(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", **queue) as server,
+        server.client() as client,
+    ):
+        for _ in range(40):
             assert client.post("/predict", json={"instances": [example]}).status_code == 200
+        # All that neither waits nor is being sent.
+        assert value(scraped(client.get("/metrics").text), "trace_spans_lost_total") >= 40 - 10 - 5
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < FLUSH_SECONDS + 5
@@ -289,6 +296,12 @@ def test_traces_are_off_unless_a_collector_is_named() -> None:
     assert not is_configured({**endpoint, "OTEL_TRACES_EXPORTER": "none"})
     with pytest.raises(ConfigError, match="'grpc' is not spoken here; use http/protobuf"):
         is_configured({**endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+
+
+def test_variables_that_contradict_each_other_are_one_clear_line() -> None:
+    queue = {"OTEL_BSP_MAX_QUEUE_SIZE": "3"}
+    with pytest.raises(ConfigError, match=r"OpenTelemetry's variables: .*max_queue_size.*; correct them"):
+        Spans(Metrics(), logger(io.StringIO()), queue)
 
 
 def test_without_the_extra_the_start_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

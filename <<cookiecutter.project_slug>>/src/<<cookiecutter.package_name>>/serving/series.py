@@ -151,7 +151,7 @@ class Metrics:
         self._model_told: tuple[str, ...] | None = None
         self._made = _least("model_age_seconds", "Time since the model that answers was trained.", registry)
         self._made.set(ABSENT)
-        self.spans_lost = Counter("trace_spans_lost", "Spans that the collector did not take.", registry=registry)
+        self.spans_lost = Counter("trace_spans_lost", "Spans that reached no collector.", registry=registry)
         self._worker = _least(
             shared.WORKER, "1 for each worker that lives.", registry, ["worker", "workers", "process"]
         )

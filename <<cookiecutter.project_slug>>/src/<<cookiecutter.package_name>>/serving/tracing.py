@@ -9,7 +9,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
 SERVER_ERROR = 500
+QUEUE = 2048
+"""Most spans that wait, where OTEL_BSP_MAX_QUEUE_SIZE says nothing: OpenTelemetry's own default."""
 FLUSH_SECONDS = 3.0
 """How long a stopping server tries to get rid of its last spans."""
 
@@ -147,9 +149,12 @@ class Spans:
     """Makes a span of each request, for the collector that the environment names.
 
     Args:
-        metrics: where spans are counted that it did not take.
+        metrics: where spans are counted that it did not take, or that did not fit the queue.
         log: where the first failure is told, and its end; OpenTelemetry would tell each.
-        environ: tells whether the service has a name; its libraries read the rest there themselves.
+        environ: tells the service's name and the queue's size; its libraries read the rest there themselves.
+
+    Raises:
+        ConfigError: OpenTelemetry does not take what it reads there.
     """
 
     def __init__(
@@ -164,9 +169,16 @@ class Spans:
         has_name = environ.get("OTEL_SERVICE_NAME") or f"{SERVICE_NAME}=" in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         resource = Resource.create({} if has_name else {SERVICE_NAME: __name__.partition(".")[0]})
         self._api = trace
-        self._exporter = _exporter(metrics, log)
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self._metrics = metrics
+        self._waiting = 0
+        self._turn = threading.Lock()
+        try:
+            self._room = int(environ.get("OTEL_BSP_MAX_QUEUE_SIZE") or QUEUE)
+            self._exporter = _exporter(self._taken, metrics, log)
+            self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+            self._provider.add_span_processor(BatchSpanProcessor(self._exporter, self._room))
+        except ValueError as error:
+            raise ConfigError(f"OpenTelemetry's variables: {error}; correct them, or unset them") from None
         self._tracer = self._provider.get_tracer(__name__.partition(".")[0])
 
     def begin(self, parent: Parent | None) -> Trace:
@@ -203,7 +215,16 @@ class Spans:
         told |= {f"prediction.{phase}_seconds": seconds for phase, seconds in trace.laps.items()}
         trace.span.update_name(f"{method} {route}" if route != "other" else method)
         trace.span.set_attributes(told)
+        with self._turn:
+            has_room = self._waiting < self._room
+            self._waiting += has_room
+        if not has_room:  # The queue drops one in silence.
+            self._metrics.spans_lost.inc()
         trace.span.end()
+
+    def _taken(self, spans: int) -> None:
+        with self._turn:
+            self._waiting -= spans
 
     def close(self) -> None:
         """Send what waits, within `FLUSH_SECONDS`; blocking."""
@@ -214,7 +235,7 @@ class Spans:
             self._exporter.shutdown()
 
 
-def _exporter(metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> Any:
+def _exporter(taken: Callable[[int], None], metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> Any:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExportResult
@@ -225,6 +246,7 @@ def _exporter(metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> A
         _is_failing = False
 
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            taken(len(spans))
             result = super().export(spans)
             has_failed = result is not SpanExportResult.SUCCESS
             if has_failed:
