@@ -145,9 +145,7 @@ def test_rows_whose_commit_was_not_answered_are_committed_again_and_logged_once(
     assert Reader(url).labels() == dict.fromkeys((row.id for row in rows), "true")
 
 
-def test_a_database_that_was_started_anew_is_met_with_new_connections(
-    postgres: PostgreSQL, url: str
-) -> None:
+def test_a_database_that_was_started_anew_is_met_with_new_connections(postgres: PostgreSQL, url: str) -> None:
     rows = [made(), made()]
     with Writer(url, "serve") as writer:
         writer.append(rows[:1]).result(10)
@@ -183,7 +181,10 @@ def test_a_database_that_freezes_is_waited_for_a_while_and_is_then_out(
 
 def test_an_address_that_names_no_driver_is_opened_with_the_one_that_is_here(url: str) -> None:
     row = made()
-    for address in (url.replace("postgresql+psycopg://", "postgresql://"), url.replace("postgresql+psycopg", "postgres")):
+    for address in (
+        url.replace("postgresql+psycopg://", "postgresql://"),
+        url.replace("postgresql+psycopg", "postgres"),
+    ):
         with Writer(address, "serve") as writer:
             writer.append([row]).result(10)
         assert logged(address) == Counter([row.id])

@@ -85,12 +85,18 @@ class File:
         Raises:
             Unavailable: the file takes nothing now.
         """
-        with self._transaction(busy_ms):
-            for kind, some in by_kind(rows):
-                self._connection.executemany(_INSERTS[kind], some)
-                if kind is Block:
-                    self._pages += sum(one.pages for one in some if isinstance(one, Block))
+        if len(rows) == 1 and not busy_ms:  # One statement is a transaction by itself, in two thirds of the time.
+            try:
+                self._connection.execute(_INSERTS[type(rows[0])], rows[0])
+            except sqlite3.Error as error:
+                raise _blamed(error) from None
+        else:
+            with self._transaction(busy_ms):
+                for kind, some in by_kind(rows):
+                    self._connection.executemany(_INSERTS[kind], some)
         self._pages += _PAGES_OF_A_COMMIT + len(rows)
+        if Block in set(map(type, rows)):
+            self._pages += sum(row.pages for row in rows if isinstance(row, Block))
 
     def probe(self) -> None:
         """Find out whether rows would be taken, by a transaction that changes none; raises as `commit`."""
@@ -157,15 +163,20 @@ class File:
                 if self._connection.in_transaction:
                     run("ROLLBACK")
                 raise
-        except (sqlite3.OperationalError, sqlite3.InternalError) as error:
-            raise Unavailable(str(error)) from error
-        except sqlite3.DatabaseError as error:
-            if type(error) is sqlite3.DatabaseError:  # Its subclasses blame the rows, or whoever asks.
-                raise Unavailable(str(error)) from error
-            raise
+        except sqlite3.Error as error:
+            raise _blamed(error) from None
         finally:
             if busy_ms:
                 run("PRAGMA busy_timeout=0")
+
+
+def _blamed(error: sqlite3.Error) -> Exception:
+    """The error that says whose fault it was: `Unavailable` for the file's."""
+    # Subclasses of DatabaseError blame the rows, or whoever asks, save two.
+    is_ours = type(error) is sqlite3.DatabaseError or isinstance(
+        error, sqlite3.OperationalError | sqlite3.InternalError
+    )
+    return Unavailable(str(error)) if is_ours else error
 
 
 class Database:

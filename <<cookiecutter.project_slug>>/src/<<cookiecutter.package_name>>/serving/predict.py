@@ -140,10 +140,8 @@ class Predictor:
             return
         laps = Laps(taken[0].asked.at if taken else time.perf_counter())
         batches = [worked(live, self._challenged.not_aside(live, some), laps) for live, some in by_model(taken)]
-        started = time.perf_counter()
         rows = [row for batch in batches for row in batch.rows]
         if not (rows or shadowed) or self._log.commit([*rows, *shadowed] if shadowed else rows):
-            self._metrics.log_seconds.observe(time.perf_counter() - started)
             self._shadowed.count(shadowed)
             self._acknowledge(batches, laps)
             self._go_on()
@@ -170,15 +168,14 @@ class Predictor:
             self._next_batch()
 
     def _commit_beside(self, batches: list[Batch], rows: list[Row], laps: Laps) -> None:
-        loop, started = asyncio.get_running_loop(), time.perf_counter()
+        loop = asyncio.get_running_loop()
         self._commits += 1
         self._log.append(rows).add_done_callback(
-            lambda committed: loop.call_soon_threadsafe(self._after_commit, batches, committed, started, laps)
+            lambda committed: loop.call_soon_threadsafe(self._after_commit, batches, committed, laps)
         )
 
-    def _after_commit(self, batches: list[Batch], committed: "Future[None]", started: float, laps: Laps) -> None:
+    def _after_commit(self, batches: list[Batch], committed: "Future[None]", laps: Laps) -> None:
         self._commits -= 1
-        self._metrics.log_seconds.observe(time.perf_counter() - started)
         if (error := committed.exception()) is None:
             self._acknowledge(batches, laps)
         elif isinstance(error, Unavailable):
@@ -254,15 +251,14 @@ class Predictor:
             raise refusal
         laps = Laps(since)
         done = make(laps)
-        with self._metrics.log_seconds.time():
-            try:
-                if not self._log.commit(done.rows):
-                    self._log.append(done.rows).result()
-            except Exception as error:
-                self._metrics.log_failures.inc()
-                if self._degrades and isinstance(error, Unavailable):
-                    return done._replace(answer=self._unlogged(done)), laps
-                raise log_problem(error, origin) from None
+        try:
+            if not self._log.commit(done.rows):
+                self._log.append(done.rows).result()
+        except Exception as error:
+            self._metrics.log_failures.inc()
+            if self._degrades and isinstance(error, Unavailable):
+                return done._replace(answer=self._unlogged(done)), laps
+            raise log_problem(error, origin) from None
         laps.lap("commit")
         return done, laps
 

@@ -127,7 +127,7 @@ class Metrics:
             registry=registry,
         )
         self._phases: dict[str, Tallied] = {phase: phases.labels(phase) for phase in PHASES}
-        self.log_seconds = Histogram(
+        self._log_seconds = Tallied(
             "prediction_log_commit_seconds",
             "Time of a commit, from handing its rows over.",
             buckets=SECONDS,
@@ -227,13 +227,15 @@ class Metrics:
         """Note how long the phases of a batch took; from the event loop."""
         for phase, seconds in laps.items():
             self._phases[phase].note(seconds)
+        if "commit" in laps:
+            self._log_seconds.note(laps["commit"])
 
     def publish(self) -> None:
         """Write down what is not counted as it happens; from the event loop, ten times a second and before a scrape."""
         for gauge in (self.in_flight, self.queued, self._waiting_rows, self._log_up, self._spooled):
             gauge.sample()
-        for phase in self._phases.values():
-            phase.fold()
+        for tallied in (*self._phases.values(), self._log_seconds):
+            tallied.fold()
 
     def collect(self) -> Iterable[Metric]:
         """All series as they are told, of all workers; safe beside the event loop, after `publish`."""

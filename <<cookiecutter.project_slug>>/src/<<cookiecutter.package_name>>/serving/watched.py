@@ -9,7 +9,7 @@ from .backlog import Backlog
 
 
 class WatchedWriter(Writer):
-    """A writer whose backlog is known.
+    """A writer whose backlog is known: what `commit` does at once never waits.
 
     Args:
         backlog: where that is kept.
@@ -21,14 +21,6 @@ class WatchedWriter(Writer):
     def __init__(self, backlog: Backlog, target: str, role: str, **options: Any) -> None:
         self._backlog = backlog
         super().__init__(target, role, **options)
-
-    def commit(self, rows: Sequence[Row]) -> bool:
-        """As the writer's."""
-        ticket = self._backlog.hand(len(rows))
-        try:
-            return super().commit(rows)
-        finally:
-            self._backlog.settle(ticket)
 
     def append(self, rows: Sequence[Row]) -> Future[None]:
         """As the writer's."""
