@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from typer.main import get_command
 
-from << cookiecutter.package_name >> import cli
+from << cookiecutter.package_name >> import cli, terminal
 from << cookiecutter.package_name >>.bundle import BACKGROUND, Bundle
 from << cookiecutter.package_name >>.contract import Contract, from_rows
 from << cookiecutter.package_name >>.monitoring.result import EXIT_STATUS
@@ -45,7 +45,7 @@ class Say:
 
 @pytest.fixture
 def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
-    monkeypatch.setattr(cli.console, "width", 200)
+    monkeypatch.setattr(terminal.console, "width", 200)
     return Say(monkeypatch, capsys)
 
 

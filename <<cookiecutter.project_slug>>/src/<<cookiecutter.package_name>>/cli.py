@@ -1,7 +1,6 @@
 """The command line: one verb each; every verb stands in the Makefile too."""
 
 import json
-import math
 import os
 import signal
 import sys
@@ -12,32 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import stage
+from . import stage, terminal
 from .contract import Contract
 from .errors import ConfigError, GateRefusal
 from .params import Params
 from .settings import QUIET, Settings
+from .terminal import console
 
 if TYPE_CHECKING:
-    from .data.adoption.adopt import Examined
-    from .flows.explaining import Explained
-    from .model.gate import Check
     from .model.registry import Registry
-    from .monitoring.run import Monitored
-    from .serving.routing import Routing
 
 R = TypeVar("R")
 Task = Literal["binary", "multiclass", "regression"]
 By = Literal["time", "hash"]
-SHOWN_COLUMNS = 60
 INTERRUPTED = 130
 DEFAULT_SHARE = 0.1
-BAR, SHOWN_CHARACTERS = 12, 24
-"""Characters of the longest bar, and of a value, in a table."""
 
 # Heavy libraries are imported in the verb that needs them: `--help` and `serve` must not wait for MLflow.
 
@@ -52,8 +43,6 @@ rollout_app = typer.Typer(
     no_args_is_help=True, help="Which version answers what share: start, status, promote, abort, rollback, sync."
 )
 app.add_typer(rollout_app, name="rollout")
-
-console = Console(highlight=False)
 
 ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
 """Tools are quiet; OpenMP threads that spin while they wait would make a shared machine many times slower."""
@@ -105,16 +94,16 @@ def run(
             console.print(
                 f"Up to date: version {last['version']}, {last['role']}. [dim]`run --force` goes through all steps.[/]"
             )
-            _say_uncommitted()
+            terminal.say_uncommitted()
             return
     from .flows import training
 
     outcome = training.run(settings, progress)
-    _show_checks(outcome.checks)
+    terminal.show_checks(outcome.checks)
     total = sum(progress.seconds.values())
     console.print(f"[bold]Version {outcome.version}: {outcome.role}[/], after {total:.0f} s.")
-    _say_uncommitted()
-    _next_steps(outcome.role)
+    terminal.say_uncommitted()
+    terminal.say_next(outcome.role)
     if outcome.role == "refused":
         raise GateRefusal(f"version {outcome.version} was refused by its gates and will not serve")
 
@@ -224,7 +213,7 @@ def rollout_status(
         now = routing.read(settings.serving_folder)
         told = f"serving: {rollout.described(now)} since {now.updated_at} ({escape(now.reason)})"
         console.print(told, soft_wrap=True)
-        _show_standing(now, server, settings)
+        terminal.show_standing(now, server, settings)
     for entry in rollout.audit(settings.serving_folder)[-5:]:
         console.print(
             f"[dim]{entry['at']}  {escape(entry['who'])}: {entry.get('what', 'champion')} "
@@ -299,7 +288,7 @@ def monitor(
     from .monitoring.result import EXIT_STATUS
 
     settings, params = Settings.read(), Params.load(stage.PARAMS)
-    found = _flow("monitoring", lambda: watch(settings, params, source, since, until, _show_window), prefect)
+    found = _flow("monitoring", lambda: watch(settings, params, source, since, until, terminal.show_window), prefect)
     raise typer.Exit(EXIT_STATUS[found.result.verdict])
 
 
@@ -315,7 +304,7 @@ def explain(
     if as_json:
         print(json.dumps(found.facts(), ensure_ascii=False, indent=2))
     else:
-        _show_explained(found)
+        terminal.show_explained(found)
 
 
 @app.command()
@@ -362,7 +351,7 @@ def adopt(
         with ExitStack() as stack:
             with console.status("reading the table"):
                 found = stack.enter_context(adoption.examined(data, query, target, overrides, now))
-            _show_proposal(found)
+            terminal.show_proposal(found)
             if not yes and not any(hazard.severity == "refused" for hazard in found.proposal.hazards):
                 if not sys.stdin.isatty():
                     raise ConfigError(
@@ -397,130 +386,10 @@ def _flow(name: str, body: Callable[[], R], prefect: bool) -> R:
         return engine.run_flow(name, body)
 
 
-def _decimals(size: float) -> int:
-    """Digits after the point that show a number of this size to four significant ones."""
-    return max(0, 3 - math.floor(math.log10(size))) if size else 4
-
-
-def _json(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _registry() -> "Registry":
     from .model.registry import Registry
 
     return Registry.open(Settings.read(), Contract.load(stage.CONTRACT).name)
-
-
-def _show_standing(now: "Routing", server: str, settings: Settings) -> None:
-    from .flows import rollout, standing
-
-    table = Table("who", "version", "share", "since (UTC)", "rows", "mean score", "ms", "last row")
-    table.box, table.header_style = None, "bold"
-    for one in standing.standings(now, settings):
-        told, cells = one.tally, ["0", "", "", ""]
-        if told:
-            last = datetime.fromtimestamp(told.last_us / 1e6, tz=UTC)
-            cells = [
-                f"{told.rows:,}",
-                "–" if math.isnan(told.mean_score) else f"{told.mean_score:.4f}",
-                f"{told.mean_latency_us / 1000:.2f}",
-                f"{last:%m-%d %R}",
-            ]
-        share = "" if one.share is None else rollout.percent(one.share)
-        table.add_row(one.variant, one.version, share, one.since[5:16].replace("T", " "), *cells)
-    console.print(table)
-    if state := standing.breaker(now, server, settings):
-        console.print(f"breaker: {escape(state)}", soft_wrap=True)
-
-
-def _show_explained(found: "Explained") -> None:
-    logged, why = found.prediction, found.explanation
-    when = datetime.fromtimestamp(logged.at_us / 1e6, tz=UTC)
-    console.print(
-        f"Prediction {escape(logged.id)} of {when:%F %T} UTC, by version {escape(logged.model_version)} "
-        f"({escape(logged.variant)}): [bold]{escape(_json(why.prediction))}[/]",
-        soft_wrap=True,
-    )
-    largest = max(abs(one.contribution) for one in why.contributions)
-    places = _decimals(max(largest, abs(why.score), abs(why.base)))
-    what = "value" if why.explained_class is None else f"probability of {escape(_json(why.explained_class))}"
-    console.print(
-        f"[bold]{what} {why.score:.{places}f}[/] = {why.base:.{places}f}, the mean of "
-        f"{why.method.background_rows} training rows, {why.score - why.base:+.{places}f} through its columns:",
-        soft_wrap=True,
-    )
-    table = Table("column", "value", "contribution", "", "error", box=None, header_style="bold")
-    table.columns[1].no_wrap, table.columns[1].max_width = True, SHOWN_CHARACTERS
-    table.columns[2].justify = table.columns[4].justify = "right"
-    for one in why.contributions[:SHOWN_COLUMNS]:
-        bar = "█" * round(BAR * abs(one.contribution) / largest) if largest else ""
-        table.add_row(
-            escape(one.column),
-            escape(" ".join(_json(one.value).split())),
-            f"{one.contribution:+.{places}f}",
-            f"[{'red' if one.contribution < 0 else 'green'}]{bar}[/]",
-            f"{one.standard_error:.{places}f}" if one.standard_error else "none",
-        )
-    if others := why.contributions[SHOWN_COLUMNS:]:
-        table.add_row(f"{len(others):,} more", "", f"{sum(one.contribution for one in others):+.{places}f}", "", "")
-    console.print(table)
-
-
-def _show_proposal(found: "Examined") -> None:
-    from .data.adoption.columns import described
-
-    profile, proposal = found.profile, found.proposal
-    read = f" ({', '.join(profile.told)})" if profile.told else ""
-    console.print(f"{profile.rows:,} rows × {len(profile.columns):,} columns{read}")
-    of_all, by_column = proposal.decisions[:2], proposal.decisions[2:]
-    for decision in of_all:
-        console.print(f"[bold]{decision.what}[/]: {escape(decision.why)}", soft_wrap=True)
-    table = Table("column", "role", "type", "values", "why", box=None, header_style="bold")
-    for column, decision in list(zip(proposal.columns, by_column, strict=True))[:SHOWN_COLUMNS]:
-        cells = (column["name"], decision.what, column["type"], "; ".join(described(column)), decision.why)
-        table.add_row(*map(escape, cells), style="dim" if decision.what == "ignored" else None)
-    console.print(table)
-    if len(by_column) > SHOWN_COLUMNS:
-        console.print(f"… and {len(by_column) - SHOWN_COLUMNS:,} more columns; contract.yaml will name them all")
-    for hazard in proposal.hazards[:SHOWN_COLUMNS]:
-        colour = {"refused": "red", "warned": "yellow", "handled": "dim"}[hazard.severity]
-        where = f"{escape(hazard.column)}: " if hazard.column else ""
-        told = f"{hazard.kind}: {escape(hazard.evidence)}; {escape(hazard.remedy)}"
-        console.print(f"  [{colour}]{hazard.severity:8}[/] {where}{told}", soft_wrap=True)
-    if len(proposal.hazards) > SHOWN_COLUMNS:
-        console.print(f"… and {len(proposal.hazards) - SHOWN_COLUMNS:,} more hazards")
-
-
-def _show_window(found: "Monitored") -> None:
-    for alert in found.alerts:
-        console.print(f"[bold]{alert.severity}[/]: {alert.what}: {escape(alert.evidence)}", soft_wrap=True)
-    console.print(
-        f"[bold]{found.result.verdict}[/]: {found.result.volume.rows:,} rows; report: {found.html}", soft_wrap=True
-    )
-
-
-def _show_checks(checks: "list[Check]") -> None:
-    for check in checks:
-        mark = "[green]passed [/]" if check.passed else "[red]REFUSED[/]"
-        console.print(f"  {mark} {check.gate}: {escape(check.reason)}", soft_wrap=True)
-
-
-def _say_uncommitted() -> None:
-    from .flows import git
-
-    if changed := git.uncommitted():
-        words = " ".join(f"'{name}'" if "*" in name else name for name in changed)
-        console.print(
-            f"Not in git yet, and needed to find this version again: git add {words} && git commit", soft_wrap=True
-        )
-
-
-def _next_steps(role: str) -> None:
-    if role == "champion":
-        console.print("Next: `make serve` answers predictions, `make ui` shows the run.")
-    elif role == "challenger":
-        console.print("Next: `make promote` makes it champion, `make rollout` shows all versions.")
 
 
 if __name__ == "__main__":
