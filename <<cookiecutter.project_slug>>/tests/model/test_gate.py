@@ -98,6 +98,17 @@ def test_a_model_worse_than_the_champion_beyond_the_margin_is_refused(manifest: 
     assert list(refusals(Candidate(manifest, champion=0.7611))) == ["keeps up with the champion"]
 
 
+def test_a_model_that_just_reaches_what_is_asked_passes(manifest: bundle.Manifest) -> None:
+    params = PARAMS.model_copy(update={"floor": 0.5, "skill_over_trivial": 0.5, "loss_to_champion": 0.25})
+    metrics = {
+        "test": {**GOOD["test"], "roc_auc": 0.5, "log_loss": 0.25},
+        "linear": {"roc_auc": 0.5},
+        "trivial": {"log_loss": 0.5},
+    }
+    candidate = measured(Candidate(manifest.model_copy(update={"metrics": metrics}), champion=0.75))
+    assert [check for check in gate.judge(candidate, params) if not check.passed] == []
+
+
 def test_a_model_is_refused_where_the_champion_cannot_be_compared(manifest: bundle.Manifest) -> None:
     found = refusals(Candidate(manifest, champion_problem="its artifacts are gone"))
     assert found == {"keeps up with the champion": "the champion cannot be compared: its artifacts are gone"}
