@@ -53,4 +53,5 @@ def test_a_serving_process_loads_no_library_of_training_and_arrow_when_it_is_spo
     statuses, before, after = json.loads(result.stdout)
     assert statuses == [200, 200, 200, 200]
     assert TRAINING.isdisjoint(before)
+    assert "requests" not in after  # What sends traces needs it; no collector is named.
     assert TRAINING & set(after) == {"pyarrow"}

@@ -64,7 +64,15 @@ def create_app(settings: Settings, metrics: Metrics | None = None, spans: Spans 
                 if spans is not None:
                     await asyncio.to_thread(spans.close)
 
-    app = FastAPI(title="Predictions", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="Predictions",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
+        # FastAPI's own would miss the short way, and tell a collector what stands in a query.
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
+    )
     app.state.service = service
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)

@@ -2,7 +2,7 @@
 
 A request with a valid `traceparent` has its trace's id in every log line that is about it; a span of its own is made
 for it. With `OTEL_EXPORTER_OTLP_ENDPOINT` in the environment every request is a span of OpenTelemetry's, sampled and
-sent as its standard variables say, by a thread of its own. Without, nothing of OpenTelemetry is loaded.
+sent as its standard variables say, by a thread of its own. Without, OpenTelemetry's SDK is not even loaded.
 """
 
 import logging
