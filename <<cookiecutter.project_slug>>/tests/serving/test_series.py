@@ -5,6 +5,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 import filelock
 import httpx
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from << cookiecutter.package_name >>.bundle import LINEAGE
@@ -25,7 +27,7 @@ from << cookiecutter.package_name >>.files import write_json
 from << cookiecutter.package_name >>.prediction_log import Reader
 from << cookiecutter.package_name >>.serving import shared
 from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.serving.series import PHASES
+from << cookiecutter.package_name >>.serving.series import PHASES, Metrics
 from << cookiecutter.package_name >>.settings import Settings
 
 from .support import Folder, InProcess, Server, eventually, load, workers
@@ -149,6 +151,24 @@ def test_folders_of_killed_servers_are_cleared_away_and_those_of_living_ones_sta
     assert sorted(tmp_path.iterdir()) == sorted([living, young, strange])
 
 
+def test_where_memory_has_no_room_counts_lie_among_the_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, files = tmp_path / "memory", tmp_path / "files"
+    memory.mkdir()
+    files.mkdir()
+    monkeypatch.setattr(shared, "MEMORY", memory)
+    monkeypatch.setattr(tempfile, "tempdir", str(files))
+    with shared.folder() as made:
+        assert made.parent == memory
+    monkeypatch.setattr(shared, "ROOM", 2**80)
+    with shared.folder() as made:
+        assert made.parent == files
+    monkeypatch.setattr(shared, "MEMORY", tmp_path / "missing")
+    with shared.folder() as made:
+        assert made.parent == files
+
+
 def test_rows_that_wait_for_their_commit_are_told_with_their_age(
     folder: Folder, tmp_path: Path, example: Instance
 ) -> None:
@@ -192,6 +212,12 @@ def test_the_model_that_answers_tells_its_age(folder: Folder, tmp_path: Path) ->
         folder.point(None)
         eventually(lambda: told("model_age_seconds") is None)
         assert told("model_info") is None
+
+
+def test_a_worker_that_is_starting_raises_no_alarm() -> None:
+    found = scraped(generate_latest(Metrics()).decode())
+    assert {name for name, _ in found}.isdisjoint({"prediction_log_up", "model_age_seconds", "trial_running"})
+    assert value(found, "prediction_log_lag_seconds") == 0
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

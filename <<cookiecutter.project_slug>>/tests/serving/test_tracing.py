@@ -198,6 +198,7 @@ def test_each_request_is_a_span_that_the_collector_receives(
     named = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_SERVICE_NAME": "delays",
+        "FASTAPI_OTEL_AUTO_CONFIGURE": "true",  # Nothing is told twice.
         "OTEL_BSP_SCHEDULE_DELAY": "100",
     }
     with Server(tmp_path, **named) as server, server.client() as client:
@@ -212,6 +213,7 @@ def test_each_request_is_a_span_that_the_collector_receives(
         asked = [first, large, refused, unsampled, strange]
         lines = [lines_of(server, one.headers["x-request-id"])[0] for one in asked]
         eventually(lambda: len(collector.spans) >= 4)
+    assert len(collector.spans) == 4
     spans = {
         attributes(span)["http.response.header.x-request-id"].values[0].string_value: span for span in collector.spans
     }

@@ -141,6 +141,7 @@ class Metrics:
         self._log_up = Sampled(
             "prediction_log_up", "0 while the log takes no rows.", multiprocess_mode="livemin", registry=registry
         )
+        self._log_up.set(ABSENT)  # A worker that is starting has no log yet, and must not seem to have lost it.
         self._spooled = _sum("prediction_log_spooled_rows", "Rows that wait in this process's spool.", registry)
         self.unlogged = Counter("predictions_unlogged", "Predictions answered and not logged.", registry=registry)
         self.refused = Counter("bundle_refused", "Bundles or routings that were turned down.", registry=registry)

@@ -23,6 +23,8 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - the folders made in it are nobody else
 """Files there never wait for a disk."""
 PREFIX = f"{__name__.partition('.')[0]}-metrics-{os.getuid()}-"
 LOCK = "lock"
+ROOM = 16 * 2**20
+"""Bytes that have to be free there; a worker needs some hundred KB."""
 YOUNG_SECONDS = 60.0
 """A folder is made before it is locked: so long it is not taken for one that was left behind."""
 WORKER = "worker_info"
@@ -74,7 +76,8 @@ def _processes(pids: Iterable[str]) -> Iterable[Metric]:
 
 
 def _place() -> Path:
-    if os.access(MEMORY, os.W_OK):
+    # Where a mapped file finds no room, the system ends the process that writes to it.
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM:
         return MEMORY
     try:
         return Path(tempfile.gettempdir())
