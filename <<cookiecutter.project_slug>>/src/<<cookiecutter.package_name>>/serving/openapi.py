@@ -34,6 +34,7 @@ KEYS = [
 
 _BODY_ERRORS = {
     400: "The body is not valid JSON.",
+    408: "The body was not there in time.",
     413: "The body is too large.",
     415: "The body is declared as something else.",
     422: "Something does not fit the contract; `errors` lists fields and rules.",
@@ -47,12 +48,18 @@ _KEY = "Where rows have no id: rows of one key are answered by one model, while 
 _VARIANT = (
     "`challenger` or `champion`: who shall answer. For testers; counts only where the server's settings allow it."
 )
+_REQUEST_ID = {
+    "X-Request-Id": {"description": "what logs and traces call the request", "required": True, "schema": {"type": "string"}}
+}
+_WAIT = {"description": "seconds", "required": True, "schema": {"type": "integer", "minimum": 1}}
+_HEADERS: dict[int, dict[str, Any]] = {429: {"Retry-After": _WAIT}, 503: {"Retry-After": _WAIT}}
 UNKNOWN_MODEL = {404: "The model in service has another name or version."}
+OPEN_ERRORS = {431: "The request's head is too large."}
 ANY_ERRORS = {
+    **OPEN_ERRORS,
     401: "The key is missing or wrong.",
     403: "The key lacks the scope that the route needs.",
     429: "The key asks too often; try again after `Retry-After` seconds.",
-    431: "The request's head is too large.",
 }
 UNAVAILABLE = {503: "There is no model, or no log, or the server is stopping; try again after `Retry-After` seconds."}
 
@@ -78,7 +85,10 @@ def describe(app: FastAPI, schema: Schema | None) -> dict[str, Any]:
 def problems(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
     """Error answers in the form that routes take them."""
     content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}}}
-    return {status: {"description": text, "content": content} for status, text in statuses.items()}
+    return {
+        status: {"description": text, "content": content, "headers": _HEADERS.get(status, {}) | _REQUEST_ID}
+        for status, text in statuses.items()
+    }
 
 
 def _documented(schema: Schema | None) -> list[APIRoute]:
