@@ -179,7 +179,7 @@ class TestInference:
             found = ModelMetadata.model_validate(speaker.get_model_metadata(model, "1"))
         names = [column.name for column in contract.inputs] + ([contract.id.name] if contract.id else [])
         assert [one.name for one in found.inputs] == names
-        assert [one.name for one in found.outputs] == ["prediction", "probabilities", "id"]
+        assert [one.name for one in found.outputs] == ["prediction", "probabilities", "id", "model_version", "variant"]
         assert found.outputs[1].parameters == {"classes": ["false", "true"]}
 
     @pytest.mark.parametrize("place", ["nothing", "{}/versions/2"])

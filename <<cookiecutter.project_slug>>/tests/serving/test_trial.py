@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
+import tritonclient.http as triton
 import yaml
 
 from << cookiecutter.package_name >>.bundle import MODEL, Bundle
@@ -18,6 +20,8 @@ from << cookiecutter.package_name >>.contract import Contract
 from << cookiecutter.package_name >>.prediction_log import SHADOW, Prediction, Reader
 from << cookiecutter.package_name >>.serving import routing
 from << cookiecutter.package_name >>.serving.app import create_app
+from << cookiecutter.package_name >>.serving.arrow import ARROW
+from << cookiecutter.package_name >>.serving.invocations import Invoked
 from << cookiecutter.package_name >>.serving.phases import twin
 from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
 from << cookiecutter.package_name >>.serving.routing import Challenger, Ref, Shadow
@@ -195,6 +199,59 @@ def test_every_protocol_is_shared_out_alike(
     logged = site.logged()
     for one, prediction in zip(told.ids, told.predictions, strict=False):
         assert prediction is (logged[one].variant == "challenger")
+
+
+def test_each_protocol_names_the_model_of_each_row(site: Site, example: Instance) -> None:
+    site.begin(challenger(site.sound, 0.5))
+    rows = [example] * 30
+    name = site.model()["name"]
+    with speakers.triton_client(site.client) as speaker:
+        sent = [
+            speakers.tensor(one, [example.get(one["name"])] * 30, True)
+            for one in speaker.get_model_metadata(name)["inputs"]
+        ]
+        only = [triton.InferRequestedOutput(wanted) for wanted in ("id", "prediction")]
+        for outputs in (None, only):
+            answer = speaker.infer(name, [one for one in sent if one], outputs=outputs)
+            told = [answer.as_numpy(one).tolist() for one in ("id", "prediction", "model_version", "variant")]
+            named(site, list(zip(*told, strict=True)))
+    invoked = site.client.post("/invocations", json={"instances": rows}).json()
+    Invoked.model_validate(invoked)
+    named(site, list(zip(*(invoked[one] for one in ("ids", "predictions", "model_versions", "variants")), strict=True)))
+    table = pa.ipc.open_stream(speakers.send_arrow(site.client, speakers.stream(rows), Accept=ARROW).content).read_all()
+    named(
+        site,
+        list(zip(*(table[one].to_pylist() for one in ("id", "prediction", "model_version", "variant")), strict=True)),
+    )
+    assert table.schema.metadata[b"model_version"] == b"never"
+
+
+def named(site: Site, told: list[tuple[Any, ...]]) -> None:
+    """Whether rows of id, prediction, version and variant are as the log has them, and of two models."""
+    logged = site.logged()
+    texts = [tuple(value.decode() if isinstance(value, bytes) else value for value in row) for row in told]
+    assert {row[1:] for row in texts} == {(False, "never", "champion"), (True, "always", "challenger")}
+    for one, _, version, variant in texts:
+        assert (logged[one].model_version, logged[one].variant) == (version, variant)
+
+
+def test_the_model_of_a_request_stands_once_unless_it_is_asked_for(site: Site, example: Instance) -> None:
+    site.begin()
+    invoked = site.client.post("/invocations", json={"instances": [example]}).json()
+    assert (invoked["model_version"], invoked["variant"]) == ("never", "champion")
+    assert not invoked.keys() & {"model_versions", "variants"}
+    name = site.model()["name"]
+    with speakers.triton_client(site.client) as speaker:
+        sent = [
+            speakers.tensor(one, [example.get(one["name"])], False)
+            for one in speaker.get_model_metadata(name)["inputs"]
+        ]
+        answer = speaker.infer(name, [one for one in sent if one])
+        assert answer.get_response()["model_version"] == "never"
+        assert answer.as_numpy("model_version") is None
+        asked = [triton.InferRequestedOutput("model_version", binary_data=False)]
+        answer = speaker.infer(name, [one for one in sent if one], outputs=asked)
+        assert answer.as_numpy("model_version").tolist() == ["never"]
 
 
 def test_testers_may_choose_where_the_setting_allows_it(site: Site, example: Instance) -> None:

@@ -185,7 +185,9 @@ def _status(service: Service) -> APIRouter:
     async def healthz() -> Health:
         return Health(status="alive")
 
-    @router.get("/readyz", summary="Whether traffic may be sent here", responses=problems(OPEN_ERRORS | UNAVAILABLE))
+    found = problems(OPEN_ERRORS | UNAVAILABLE)
+
+    @router.get("/readyz", summary="Whether traffic may be sent here", responses=found)
     async def readyz() -> Health:
         service.require_ready()
         return Health(status="ready")
@@ -194,7 +196,7 @@ def _status(service: Service) -> APIRouter:
     # One route that knows both methods, or a 405 would name one of them; the others are there to be described.
     router.add_api_route("/ping", readyz, methods=["GET", "POST"], include_in_schema=False)
     for method in ("GET", "POST"):
-        router.add_api_route("/ping", readyz, methods=[method], summary=as_asked, responses=problems(OPEN_ERRORS | UNAVAILABLE))
+        router.add_api_route("/ping", readyz, methods=[method], summary=as_asked, responses=found)
 
     return router
 

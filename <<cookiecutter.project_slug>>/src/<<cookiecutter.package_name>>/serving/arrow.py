@@ -114,7 +114,7 @@ def _work(live: Live, table: Table, wants_arrow: bool, since: float, laps: Laps)
     predictions = live.bundle.predict(table.columns)
     laps.lap("score")
     ids = block_ids(len(predictions.values))
-    told = _told(live, ids, predictions.values, predictions.output)
+    told = _told(live, ids, predictions.values, predictions.output, live.degraded)
     key = live.key if live.key in table.inputs.column_names else None
     packed = blocks.pack(told.append_column("score", array_of(predictions.scores)))
     one = block.made(live, ids, key, blocks.pack(table.inputs), packed, since)
@@ -123,7 +123,7 @@ def _work(live: Live, table: Table, wants_arrow: bool, since: float, laps: Laps)
     return Work([one], content, named(live, predictions))
 
 
-def _told(live: Live, ids: Sequence[str], values: np.ndarray, output: np.ndarray) -> Any:
+def _told(live: Live, ids: Sequence[str], values: np.ndarray, output: np.ndarray, degraded: bool) -> Any:
     """What a request is told, as a `pyarrow.Table`: arrays as `Predictions` has them; the schema says who answered."""
     import pyarrow as pa
 
@@ -132,7 +132,7 @@ def _told(live: Live, ids: Sequence[str], values: np.ndarray, output: np.ndarray
         beside = {"probabilities": pa.StructArray.from_arrays(each, live.class_names)}
     else:
         beside = {"interval": pa.FixedSizeListArray.from_arrays(array_of(output[:, 1:].ravel()), 2)}
-    facts = {"model_version": live.ref.version, "variant": live.variant, "degraded": str(live.degraded).lower()}
+    facts = {"model_version": live.ref.version, "variant": live.variant, "degraded": str(degraded).lower()}
     names = array_of(np.array(ids, dtype=object))
     return pa.table({"id": names, "prediction": array_of(values), **beside}).replace_schema_metadata(facts)
 
@@ -157,7 +157,7 @@ class _ByRow:
             output = np.array([list(one["probabilities"].values()) for one in told])
         else:
             output = np.array([[one["prediction"], *one["interval"]] for one in told])
-        table = _told(live, [row.id for row in logged], values, output)
+        table = _told(live, [row.id for row in logged], values, output, any(row.degraded for row in logged))
         if are_of_several(logged):
             for name in ("model_version", "variant"):
                 table = table.append_column(

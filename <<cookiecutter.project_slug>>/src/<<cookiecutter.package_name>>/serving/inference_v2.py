@@ -19,6 +19,7 @@ from ..prediction_log import Prediction
 from ..strict import nearest
 from . import faults
 from .live import Live
+from .phases import are_of_several
 from .problems import Problem, shortened
 from .tabular import fit, none_twice, not_too_many, refused, rows_of
 
@@ -36,6 +37,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     **{f"{'U' * (kind == 'u')}INT{8 * size}": np.dtype(f"<{kind}{size}") for kind in "ui" for size in (1, 2, 4, 8)},
     **{f"FP{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
 }
+_BY: dict[str, tuple[Datatype, int]] = {"model_version": ("BYTES", 0), "variant": ("BYTES", 0)}
+"""Outputs that say which model answered each row: where that is asked for, and where it was not always the same."""
 _TAKEN = {
     "float": "a number",
     "integer": "a number",
@@ -88,7 +91,10 @@ class Tensor(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """The outputs that were asked for; `parameters` tell `variant` and `degraded`."""
+    """The outputs that were asked for; `parameters` tell `variant` and `degraded`.
+
+    Where several models answered, the outputs `model_version` and `variant` name that of each row, asked for or not.
+    """
 
     model_name: str
     model_version: str
@@ -181,7 +187,7 @@ def metadata(live: Live) -> ModelMetadata:
                 shape=[-1, *([width] if width else [])],
                 parameters={"classes": live.class_names} if name == "probabilities" else None,
             )
-            for name, (datatype, width) in _outputs(live).items()
+            for name, (datatype, width) in (_outputs(live) | _BY).items()
         ],
     )
 
@@ -237,11 +243,13 @@ class Inference:
             "probabilities": [value for one in told for value in one.get("probabilities", {}).values()],
             "interval": [end for one in told for end in one.get("interval", ())],
             "id": [row.id for row in logged],
+            "model_version": [row.model_version for row in logged],
+            "variant": [row.variant for row in logged],
         }
         outputs: list[dict[str, Any]] = []
         buffers: list[bytes] = []
-        kinds = _outputs(live)
-        for name, is_binary in self._wanted(live).items():
+        kinds = _outputs(live) | _BY
+        for name, is_binary in self._wanted(live, are_of_several(logged)).items():
             datatype, width = kinds[name]
             told_of = {"name": name, "datatype": datatype, "shape": [len(logged), *([width] if width else [])]}
             if is_binary:
@@ -261,18 +269,20 @@ class Inference:
         self.told_header_length = len(head) if buffers else None
         return b"".join((head, *buffers))
 
-    def _wanted(self, live: Live) -> dict[str, bool]:
+    def _wanted(self, live: Live, is_of_several: bool = False) -> dict[str, bool]:
         """Name of each output that is wanted → whether in binary form."""
-        known, request = _outputs(live), self._request
+        request = self._request
         usual = request.parameters.get("binary_data_output") is True
+        own = dict.fromkeys(_BY, usual) if is_of_several else {}
         if not request.outputs:
-            return dict.fromkeys(known, usual)
+            return dict.fromkeys(_outputs(live), usual) | own
+        known = _outputs(live) | _BY
         for output in request.outputs:
             if output.name not in known:
                 raise refused(output.name, f"unknown output; {nearest(output.name, list(known))}")
             if "classification" in output.parameters:
                 raise refused(output.name, "classification is not supported; ask for 'probabilities'")
-        return {output.name: output.parameters.get("binary_data", usual) is True for output in request.outputs}
+        return own | {output.name: output.parameters.get("binary_data", usual) is True for output in request.outputs}
 
 
 def header_length_of(headers: Mapping[bytes, bytes]) -> int | None:

@@ -14,6 +14,8 @@ from ..prediction_log import Prediction
 from ..strict import nearest
 from . import faults
 from .live import Live
+from .phases import are_of_several
+from .schemas import Variant
 from .tabular import fit, mended, none_twice, not_too_many, refused, rows_of
 
 CSV = "text/csv"
@@ -49,13 +51,18 @@ class Invocation(BaseModel):
 
 
 class Invoked(BaseModel):
-    """The predictions in the order of the rows, in the target's own type; `ids` are what /feedback asks for."""
+    """The predictions in the order of the rows, in the target's own type; `ids` are what /feedback asks for.
+
+    Where several models answered, `model_versions` and `variants` name that of each row.
+    """
 
     predictions: list[Label | float]
     ids: list[str]
     model_version: str
-    variant: str
+    variant: Variant
     degraded: bool
+    model_versions: list[str] | None = None
+    variants: list[Variant] | None = None
 
 
 class Invocations:
@@ -75,6 +82,8 @@ class Invocations:
     def write(self, live: Live, logged: Sequence[Prediction]) -> bytes:
         """Only what MLflow's server would tell, and which rows of the log these are."""
         told = from_json(f"[{','.join(row.output for row in logged)}]")
+        versions, variants = [row.model_version for row in logged], [row.variant for row in logged]
+        each = {"model_versions": versions, "variants": variants} if are_of_several(logged) else {}
         return to_json(
             {
                 "predictions": [one["prediction"] for one in told],
@@ -82,6 +91,7 @@ class Invocations:
                 "model_version": live.ref.version,
                 "variant": live.variant,
                 "degraded": any(row.degraded for row in logged),
+                **each,
             }
         )
 

@@ -48,9 +48,8 @@ _KEY = "Where rows have no id: rows of one key are answered by one model, while 
 _VARIANT = (
     "`challenger` or `champion`: who shall answer. For testers; counts only where the server's settings allow it."
 )
-_REQUEST_ID = {
-    "X-Request-Id": {"description": "what logs and traces call the request", "required": True, "schema": {"type": "string"}}
-}
+_TEXT = {"description": "what logs and traces call the request", "required": True, "schema": {"type": "string"}}
+_REQUEST_ID = {"X-Request-Id": _TEXT}
 _WAIT = {"description": "seconds", "required": True, "schema": {"type": "integer", "minimum": 1}}
 _HEADERS: dict[int, dict[str, Any]] = {429: {"Retry-After": _WAIT}, 503: {"Retry-After": _WAIT}}
 UNKNOWN_MODEL = {404: "The model in service has another name or version."}
