@@ -167,7 +167,9 @@ class Writer:
             work = [item for item in batch if item is not None and item[0]]
             with self._turn:
                 self._write(work)
-                if self._store.wants_checkpoint:
+            if self._store.wants_checkpoint:
+                self._store.sync_journal()
+                with self._turn:
                     self._store.checkpoint()
 
     def _write(self, work: Sequence[tuple[Sequence[Row], Future[None]]]) -> None:
