@@ -246,7 +246,7 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Server, Callable[[], object], C
     (tmp_path / "log").mkdir()
     mounted = f'mount -t tmpfs -o size=2m none "{tmp_path / "log"}" && exec "$@"'
     with Server(tmp_path, under=[*private, "sh", "-c", mounted, "sh"]) as server:
-        disk = Path(f"/proc/{server.process.pid}/root") / (tmp_path / "log").relative_to("/")
+        disk = Path("/proc", str(server.process.pid), "root") / (tmp_path / "log").relative_to("/")
 
         def fill() -> None:
             with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
