@@ -12,6 +12,7 @@ class Nowhere:
 
     fault = outage = spool = None
     spooled = 0
+    lanes = 1
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 

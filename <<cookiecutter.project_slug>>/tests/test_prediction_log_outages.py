@@ -204,6 +204,26 @@ def test_a_locked_table_is_waited_for(url: str) -> None:
     assert logged(url) == Counter([row.id])
 
 
+def test_a_slow_database_is_at_work_on_several_transactions_at_once(url: str) -> None:
+    rows = [made() for _ in range(3)]
+    engine = sa.create_engine(url)
+    with Writer(url, "serve") as writer:
+        assert writer.lanes == 1
+        with engine.begin() as connection:
+            connection.execute(sa.text("LOCK TABLE predictions"))
+            waiting = []
+            for row in rows:
+                waiting.append(writer.append([row]))
+                time.sleep(0.1)
+            blocked = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'relation'")
+            assert connection.scalar(blocked) == len(rows)
+        for one in waiting:
+            one.result(10)
+        assert writer.lanes > 1
+    engine.dispose()
+    assert logged(url) == Counter(row.id for row in rows)
+
+
 def test_one_bad_row_in_a_database_does_not_take_down_its_neighbours(url: str) -> None:
     good = [made() for _ in range(20)]
     with Writer(url, "serve") as writer:

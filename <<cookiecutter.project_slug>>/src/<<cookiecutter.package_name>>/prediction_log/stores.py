@@ -5,7 +5,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,7 @@ class Database:
             raise ConfigError("ML_PREDICTION_LOG: give a folder, or the address of a PostgreSQL database")
         self._alone = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._errors: Any = self._engine.dialect.loaded_dbapi
+        self._idle: list[sa.Connection] = []
         self._patience = Patience(ANSWER_SECONDS)
         self._is_made = False
         try:
@@ -243,7 +244,7 @@ class Database:
     def close(self) -> None:
         """Close the connections."""
         self._patience.close()
-        self._engine.dispose()
+        self._forget()
 
     def _make(self) -> None:
         if not self._is_made:
@@ -252,28 +253,38 @@ class Database:
 
     def _copied(self, rows: Sequence[Row]) -> bool:
         """The quickest way for rows that are new; False: some are there already, or the connection was lost."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._alone.connect()
+        driver: Any = connection.connection.driver_connection
         kinds = list(by_kind(rows))
-        # A single statement is a transaction by itself, and saves the ways there and back of two others.
-        with (self._alone if len(kinds) == 1 else self._engine).connect() as connection:
-            driver: Any = connection.connection.driver_connection
-            try:
-                with self._patience.over(driver):
-                    for kind, some in kinds:
-                        with driver.cursor() as cursor, cursor.copy(_COPIES[kind]) as copy:
-                            for row in some:
-                                copy.write_row(row)
-                    driver.commit()
-            except self._errors.IntegrityError:
-                driver.rollback()
+        try:
+            # A single statement is a transaction by itself, and saves the ways there and back of two others.
+            with self._patience.over(driver), nullcontext() if len(kinds) == 1 else driver.transaction():
+                for kind, some in kinds:
+                    with driver.cursor() as cursor, cursor.copy(_COPIES[kind]) as copy:
+                        for row in some:
+                            copy.write_row(row)
+        except Exception as error:
+            connection.invalidate()
+            connection.close()
+            if isinstance(error, self._errors.IntegrityError):
                 return False
-            except Exception as error:
-                connection.invalidate()
-                if isinstance(error, TimeoutError) or not driver.closed:
-                    raise
-                # The server was started anew since it was last asked, perhaps; then so were all connections lost.
-                self._engine.dispose()
-                return False
+            if isinstance(error, TimeoutError) or not driver.closed:
+                raise
+            # The server was started anew since it was last asked, perhaps; then so were all connections lost.
+            self._forget()
+            return False
+        self._idle.append(connection)
         return True
+
+    def _forget(self) -> None:
+        with suppress(IndexError):
+            while connection := self._idle.pop():
+                connection.invalidate()
+                connection.close()
+        self._engine.dispose()
 
     def _inserted(self, rows: Sequence[Row]) -> None:
         with self._engine.begin() as connection, self._patience.over(connection.connection.driver_connection):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +21,8 @@ QUICK_SECONDS = 0.001
 """Where commits usually take longer, they are left to the background thread."""
 SMALL = 128
 """Most rows of a commit that tells how quick commits are here."""
+MOST_LANES, LANE_SECONDS = 4, 0.002
+"""A database is given a transaction more at once for each so many seconds that one usually takes."""
 RETRY_SECONDS = 1.0
 """How often a log that was out is tried again."""
 
@@ -79,8 +82,12 @@ class Writer:
         self._queue: queue.SimpleQueue[tuple[Sequence[Row], Future[None]] | None] = queue.SimpleQueue()
         self._closed = False
         self._closing = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"prediction-log-{at}", daemon=True)
+            for at in range(1 if self._is_local else MOST_LANES)
+        ]
+        for thread in self._threads:
+            thread.start()
         if spool is not None:
             self._mend()
 
@@ -92,6 +99,14 @@ class Writer:
         if self.spool is None:
             return self.outage
         return "the spool is full" if time.monotonic() < self._full_until else None
+
+    @property
+    def lanes(self) -> int:
+        """How many transactions should be under way at once.
+
+        Few rows in each cost more work, so there are several only where most of the time goes into waiting.
+        """
+        return min(len(self._threads), 1 + int(self._usual_seconds / LANE_SECONDS))
 
     @property
     def spooled(self) -> int:
@@ -140,7 +155,8 @@ class Writer:
                 return
             self._closed = True
             self._queue.put(None)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self._ended.set()
         if (mending := self._mending) is not None:
             mending.join()
@@ -165,12 +181,13 @@ class Writer:
                 batch.append(self._queue.get())
             running = None not in batch
             work = [item for item in batch if item is not None and item[0]]
-            with self._turn:
+            with self._turn if self._is_local else nullcontext():
                 self._write(work)
             if self._store.wants_checkpoint:
                 self._store.sync_journal()
                 with self._turn:
                     self._store.checkpoint()
+        self._queue.put(None)  # For the other threads.
 
     def _write(self, work: Sequence[tuple[Sequence[Row], Future[None]]]) -> None:
         if not work:

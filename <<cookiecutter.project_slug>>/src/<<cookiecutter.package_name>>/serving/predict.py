@@ -60,6 +60,7 @@ class Predictor:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="large-request")
         self._waiting: list[Waiting] = []
         self._is_busy = False
+        self._is_stalled = False
         self._commits = 0
         self.connections: Callable[[], int] = lambda: BATCH_REQUESTS
         """How many clients there are; a server replaces it by what it knows."""
@@ -150,7 +151,8 @@ class Predictor:
             self._log.append(shadowed).add_done_callback(partial(self._shadowed.after, shadowed))
         if rows:
             self._commit_beside(batches, rows, laps)
-        else:
+        self._is_stalled = self._commits >= self._log.lanes
+        if not self._is_stalled:
             self._go_on()
 
     def _go_on(self) -> None:
@@ -188,7 +190,8 @@ class Predictor:
             self._metrics.log_failures.inc()
             waiting = alone[0].waiting[0]
             waiting.tell(log_problem(error, waiting.asked.origin))
-        if not self._commits:
+        if self._is_stalled and self._commits < self._log.lanes:
+            self._is_stalled = False
             self._go_on()
 
     def _without_log(self, taken: list[Waiting], error: Unavailable) -> None:
