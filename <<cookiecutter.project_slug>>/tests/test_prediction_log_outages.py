@@ -1,5 +1,6 @@
 """What the prediction log does with a database that dies, freezes, or answers nobody; and the spool for that time."""
 
+import asyncio
 import json
 import logging
 import socket
@@ -31,7 +32,9 @@ from << cookiecutter.package_name >>.prediction_log import (
 )
 from << cookiecutter.package_name >>.prediction_log.spool import MOVED, REFUSED
 from << cookiecutter.package_name >>.prediction_log.stores import Database
+from << cookiecutter.package_name >>.serving import feedback
 from << cookiecutter.package_name >>.serving.app import opened_log
+from << cookiecutter.package_name >>.serving.problems import Problem
 from << cookiecutter.package_name >>.serving.series import Metrics
 from << cookiecutter.package_name >>.settings import Settings
 
@@ -190,6 +193,35 @@ def test_an_address_that_names_no_driver_is_opened_with_the_one_that_is_here(url
         assert logged(address) == Counter([row.id])
 
 
+def test_labels_do_not_wait_for_ever_for_a_database_that_freezes(
+    url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feedback, "LABEL_SECONDS", 0.5)
+    row = made()
+
+    async def tell(labeller: feedback.Labeller) -> None:
+        assert await labeller.accept([{"id": row.id, "label": True}]) == 1
+        proxy.frozen.set()
+        for _ in range(3):
+            with pytest.raises(Problem, match="takes no rows now") as refused:
+                await labeller.accept([{"id": row.id, "label": True}])
+            assert refused.value.status == 503
+        proxy.frozen.clear()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with suppress(Problem):
+                assert await labeller.accept([{"id": row.id, "label": True}]) == 1
+                return
+        raise AssertionError("never taken again")
+
+    with Writer(proxy.url, "serve") as writer:
+        writer.append([row]).result(10)
+        labeller = feedback.Labeller(proxy.url, writer, Metrics())
+        asyncio.run(tell(labeller))
+        labeller.close()
+    assert Reader(url).labels() == {row.id: "true"}
+
+
 def test_a_locked_table_is_waited_for(url: str) -> None:
     row = made()
     engine = sa.create_engine(url)
@@ -221,6 +253,16 @@ def test_a_slow_database_is_at_work_on_several_transactions_at_once(url: str) ->
             one.result(10)
         assert writer.lanes > 1
     engine.dispose()
+    assert logged(url) == Counter(row.id for row in rows)
+
+
+def test_no_row_waits_for_another_however_many_threads_commit(url: str) -> None:
+    rows = [made() for _ in range(300)]
+    with Writer(url, "serve") as writer:
+        for at in range(0, len(rows), 3):
+            # Nothing comes after these until they are committed.
+            for one in [writer.append([row]) for row in rows[at : at + 3]]:
+                one.result(10)
     assert logged(url) == Counter(row.id for row in rows)
 
 

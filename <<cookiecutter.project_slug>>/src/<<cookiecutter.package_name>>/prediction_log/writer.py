@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
@@ -177,8 +177,9 @@ class Writer:
         running = True
         while running:
             batch = [self._queue.get()]
-            while not self._queue.empty():
-                batch.append(self._queue.get())
+            with suppress(queue.Empty):  # Which another thread may have made it since anybody looked.
+                while True:
+                    batch.append(self._queue.get_nowait())
             running = None not in batch
             work = [item for item in batch if item is not None and item[0]]
             with self._turn if self._is_local else nullcontext():

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import filelock
 
 from ..contract import moment
+from ..errors import ProjectError
 from ..files import canonical
 from ..prediction_log import Contradiction, Outcome, Reader, Unavailable, Writer, now_us
 from .predict import log_problem
@@ -18,6 +20,8 @@ from .series import Metrics
 from .tracing import NOBODY, Origin
 
 LOCK_SECONDS = 5.0
+LABEL_SECONDS = 12.0
+"""How long a request may take, those before it and their commits included."""
 SHOWN = 20
 
 
@@ -36,7 +40,8 @@ class Labeller:
         self._reader = Reader(target, stays=True)
         spooled = log.spool.folder if log.spool else None
         self._folder = spooled if "://" in target else Path(target)
-        self._turn = asyncio.Lock()
+        # One after the other, and on no thread that anybody else needs: a database that freezes keeps it.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="labels")
 
     async def accept(self, labels: Sequence[Mapping[str, Any]], origin: Origin = NOBODY) -> int:
         """Commit labels; how many of them the log holds now.
@@ -58,11 +63,16 @@ class Labeller:
                 raise _conflict([outcome.prediction_id])
         if (fault := self._log.fault) is not None:
             raise log_problem(Unavailable(fault), origin)
-        async with self._turn:
-            return await asyncio.to_thread(self._store, asked, origin)
+        stored = asyncio.get_running_loop().run_in_executor(self._pool, self._store, asked, origin)
+        try:
+            return await asyncio.wait_for(stored, LABEL_SECONDS)
+        except TimeoutError:
+            self._metrics.log_failures.inc()
+            raise log_problem(ProjectError(f"labels waited longer than {LABEL_SECONDS:g} s"), origin) from None
 
     def close(self) -> None:
         """Close the connections."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._reader.close()
 
     def _store(self, asked: Mapping[str, Outcome], origin: Origin) -> int:
