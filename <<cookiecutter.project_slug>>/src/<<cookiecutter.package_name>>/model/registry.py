@@ -44,7 +44,7 @@ CONNECTION_RETRIES = 3
 _SQLITE = "sqlite:///"
 REQUIREMENTS = ("numpy", "onnxruntime", "pandas", "pydantic", "pydantic-settings", "pyyaml")
 
-_SCRIPT = """import mlflow
+SCRIPT = """import mlflow
 
 from {package}.model.pyfunc import BundleModel
 
@@ -322,7 +322,7 @@ class Registry:
     def _save_model(self, path: Path, scratch: Path, lineage: Mapping[str, Any]) -> None:
         package = Path(__file__).parent.parent
         script = scratch / "pyfunc_model.py"
-        script.write_text(_SCRIPT.format(package=package.name), encoding="utf-8")
+        script.write_text(SCRIPT.format(package=package.name), encoding="utf-8")
         copy = scratch / "bundle"
         shutil.copytree(path, copy)
         write_json(copy / bundle.LINEAGE, dict(lineage))
