@@ -6,8 +6,8 @@
 Every round measures each pair of server and number of connections once; what counts are ratios of medians over the
 rounds, because the machine's own speed wanders. The crowd of clients is a process of its own. Results are printed
 and written to build/bench/serving.json and serving.png. `CPU µs` is the server's own time for one request; `over` is
-the ratio of requests to the no-op's, and of many rows in Arrow to as many in JSON; in the line of `mlflow models serve`,
-that of ours to its.
+the ratio of requests to the no-op's, and of many rows in Arrow to as many in JSON; in the line of mlflow's
+own server, that of ours to its.
 """
 
 import argparse
@@ -94,10 +94,10 @@ def main() -> None:
         one, many = request_file(home / "one", [row]), request_file(home / "many", [row] * MANY)
         columns = _arrow_request(home / "arrow", bundle, [row] * MANY)
         servers = {
-            NOOP: stack.enter_context(_server([str(HERE / "noop.py"), str(bundle.path)])),
+            NOOP: stack.enter_context(started([str(HERE / "noop.py"), str(bundle.path)])),
             NORMAL: stack.enter_context(_ours(home / "normal")),
             FULL: stack.enter_context(_ours(home / "full", ML_LOG_SYNCHRONOUS="FULL")),
-            UNLOGGED: stack.enter_context(_server([str(HERE / "unlogged.py")])),
+            UNLOGGED: stack.enter_context(started([str(HERE / "unlogged.py")])),
             TWO: stack.enter_context(_ours(home / "two", workers=2)),
         }
         cases = [Case(name, count, one) for count in CONNECTIONS for name in (NOOP, NORMAL, FULL, UNLOGGED)]
@@ -122,13 +122,14 @@ def measure(
     found: dict[Case, list[Figures]] = {case: [] for case in cases}
     for turn in range(rounds + 1):
         for case in cases:
-            figures = _load(servers[case.server], case, seconds if turn else 0.3)
+            figures = loaded(servers[case.server], case, seconds if turn else 0.3)
             if turn:
                 found[case].append(figures)
     return found
 
 
-def _load(server: Running, case: Case, seconds: float) -> Figures:
+def loaded(server: Running, case: Case, seconds: float) -> Figures:
+    """What the case's clients experience in so many seconds; ends the program if a request fails."""
     command = [
         sys.executable,
         str(HERE / "load.py"),
@@ -268,13 +269,13 @@ def _arrow_request(path: Path, bundle: Bundle, rows: Sequence[Mapping[str, Any]]
 @contextmanager
 def _ours(log: Path, workers: int = 1, **settings: str) -> Iterator[Running]:
     command = ["-m", f"{stage.__package__}.cli", "serve", "--port", "0", "--workers", str(workers)]
-    with _server(command, ML_PREDICTION_LOG=str(log), **settings) as running:
+    with started(command, ML_PREDICTION_LOG=str(log), **settings) as running:
         yield running
 
 
 @contextmanager
-def _server(arguments: Sequence[str], **settings: str) -> Iterator[Running]:
-    """A server that says where it is; yields its port."""
+def started(arguments: Sequence[str], **settings: str) -> Iterator[Running]:
+    """A server that says where it is: Python's arguments, and its environment beside this process's."""
     environ = {**os.environ, "ML_DRAIN_SECONDS": "0", **settings}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen([sys.executable, *arguments], env=environ, **pipes) as process:
