@@ -7,15 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from << cookiecutter.package_name >>.bundle import MODEL, Bundle
 from << cookiecutter.package_name >>.prediction_log import Reader
 from << cookiecutter.package_name >>.serving.app import create_app
+from << cookiecutter.package_name >>.serving.arrow import ARROW
 from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
 from << cookiecutter.package_name >>.settings import Settings
 
-from . import broken
+from . import broken, speakers
 from .support import Folder, InProcess, eventually
 
 V2 = "/v2/models/flights"
@@ -107,18 +109,24 @@ def test_rows_that_break_the_model_get_its_prior_and_break_no_other_request(
     with InProcess(app) as caller:
         good, bad = (json.dumps({"instances": [example] * count}).encode() for count in (1, broken.SAFE_ROWS + 1))
         answers = caller.together("/predict", [good, bad, good])
+        headers = {"Content-Type": ARROW, "Accept": ARROW}
+        columns = caller.request(
+            "POST", "/predict", content=speakers.stream([example] * (broken.SAFE_ROWS + 1)), headers=headers
+        )
         metrics = caller.request("GET", "/metrics").text
     assert [answer.status_code for answer in answers] == [200, 200, 200]
     first, second, third = (answer.json() for answer in answers)
     assert (first["degraded"], second["degraded"], third["degraded"]) == (False, True, False)
+    table = pa.ipc.open_stream(columns.content).read_all()
+    assert table.schema.metadata[b"degraded"] == b"true"
     given = second["predictions"][-1]
     assert given.get("variant", second["variant"]) == "fallback"
     assert list(given["probabilities"].values()) == pytest.approx(bundle.manifest.prior)
     assert list(first["predictions"][0]["probabilities"].values()) == [0.5, 0.5]
     stood_in = 1 if fault == "no number" else broken.SAFE_ROWS + 1
-    assert f"predictions_degraded_total {stood_in}.0" in metrics
+    assert f"predictions_degraded_total {2 * stood_in}.0" in metrics
     logged = [row.prediction for row in Reader(log).predictions()]
-    assert sorted(row.variant for row in logged) == ["champion"] * (5 - stood_in) + ["fallback"] * stood_in
+    assert sorted(row.variant for row in logged) == ["champion"] * (8 - 2 * stood_in) + ["fallback"] * 2 * stood_in
     assert all(row.degraded == (row.variant == "fallback") for row in logged)
 
 

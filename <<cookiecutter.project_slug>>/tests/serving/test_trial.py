@@ -1,8 +1,10 @@
 """A challenger and a shadow beside the champion of a running server: who answers, and what their faults cost."""
 
 import json
+import os
 import secrets
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +28,7 @@ from << cookiecutter.package_name >>.serving.phases import twin
 from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
 from << cookiecutter.package_name >>.serving.routing import Challenger, Ref, Shadow
 from << cookiecutter.package_name >>.serving.schemas import Answers
-from << cookiecutter.package_name >>.serving.trial import FAILURES, MOST_ROWS
+from << cookiecutter.package_name >>.serving.trial import FAILURES, MOST_ROWS, NICE
 from << cookiecutter.package_name >>.settings import Settings
 
 from . import broken, speakers
@@ -199,6 +201,17 @@ def test_every_protocol_is_shared_out_alike(
     logged = site.logged()
     for one, prediction in zip(told.ids, told.predictions, strict=False):
         assert prediction is (logged[one].variant == "challenger")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there have threads a priority of their own")
+def test_the_challengers_thread_gives_way_to_the_champions(site: Site, example: Instance) -> None:
+    site.begin(challenger(site.sound))
+    assert site.ask(example)["variant"] == "challenger"
+    process = site.server.process.pid
+    threads = [int(path.name) for path in Path(f"/proc/{process}/task").iterdir()]
+    own = os.getpriority(os.PRIO_PROCESS, process)
+    found = Counter(os.getpriority(os.PRIO_PROCESS, thread) - own for thread in threads)
+    assert found == {0: len(threads) - 1, min(NICE, 19 - own): 1}
 
 
 def test_each_protocol_names_the_model_of_each_row(site: Site, example: Instance) -> None:

@@ -14,7 +14,6 @@ from pydantic_core import from_json
 from .. import blocks
 from ..columnar import array_of
 from ..contract import as_array
-from ..errors import IntegrityError
 from ..prediction_log import Prediction, block_ids
 from . import block, faults
 from .arrow_columns import Checked
@@ -67,8 +66,10 @@ async def predict(
             return await predictor.alone(
                 live, lambda laps: _work(live, read(live, body, limit), wants_arrow, since, laps), since, origin
             )
-        except IntegrityError:
-            pass  # For some row the model has no number: what then happens is the batch's to decide.
+        except Exception as error:
+            # That the model failed, or has no number for some row, is the batch's to deal with.
+            if isinstance(error, Problem):
+                raise
     return await predictor.predict(live, body, _ByRow(wants_arrow, limit), wish, origin)
 
 
