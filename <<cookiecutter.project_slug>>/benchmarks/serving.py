@@ -6,8 +6,8 @@
 Every round measures each pair of server and number of connections once; what counts are ratios of medians over the
 rounds, because the machine's own speed wanders. The crowd of clients is a process of its own. Results are printed
 and written to build/bench/serving.json and serving.png. `CPU µs` is the server's own time for one request; `over` is
-the ratio of requests to the no-op's, and of many rows in Arrow to as many in JSON; in the line of mlflow's
-own server, that of ours to its.
+the ratio of requests to the no-op's; of many rows in Arrow to as many in JSON; of some rows with two workers to those
+with one, since the clients of single rows need a core themselves; in the line of mlflow's own server, of ours to its.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from << cookiecutter.package_name >>.settings import Settings
 HERE = Path(__file__).parent
 OUTPUT = Path("build/bench")
 CONNECTIONS = (1, 8, 32, 64)
-MANY = 1000
+MANY, SOME = 1000, 20
 NOOP, NORMAL, FULL, UNLOGGED, TWO, MLFLOW = (
     "no-op FastAPI",
     "ours",
@@ -63,14 +63,17 @@ OVER_MLFLOW = 150.0
 START_SECONDS = 90.0
 OVER_JSON = 3.0
 """The same for many rows in Arrow over as many in JSON."""
+OVER_ONE = 1.7
+"""The same for two workers over one."""
 
 
 class Case(NamedTuple):
-    """Something to measure: a server, so many connections, one request."""
+    """Something to measure: a server, so many connections, one request and its rows."""
 
     server: str
     connections: int
     request: Path
+    rows: int = 1
 
 
 class Running(NamedTuple):
@@ -92,6 +95,7 @@ def main() -> None:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         one, many = request_file(home / "one", [row]), request_file(home / "many", [row] * MANY)
+        some = request_file(home / "some", [row] * SOME)
         columns = _arrow_request(home / "arrow", bundle, [row] * MANY)
         servers = {
             NOOP: stack.enter_context(started([str(HERE / "noop.py"), str(bundle.path)])),
@@ -102,13 +106,19 @@ def main() -> None:
         }
         cases = [Case(name, count, one) for count in CONNECTIONS for name in (NOOP, NORMAL, FULL, UNLOGGED)]
         cases += [Case(TWO, count, one) for count in CONNECTIONS[2:]]
-        cases += [Case(NORMAL, count, request) for count in (1, 2) for request in (many, columns)]
+        cases += [Case(name, 32, some, SOME) for name in (NORMAL, TWO)]
+        cases += [Case(NORMAL, count, request, MANY) for count in (1, 2) for request in (many, columns)]
         if options.mlflow:
             servers[MLFLOW] = stack.enter_context(_mlflow(bundle, home))
             cases.append(Case(MLFLOW, 32, request_file(home / "mlflow", [row], "/invocations", "dataframe_records")))
         console.print(f"{len(cases)} cases, {options.rounds} rounds of {options.seconds:g} s; {os.cpu_count()} cores")
         found = measure(cases, servers, options.rounds, options.seconds)
-    told = [_told(case, figures, found, {one: (NOOP, one), columns: (NORMAL, many)}) for case, figures in found.items()]
+    beside = {
+        **{case: Case(NOOP, case.connections, one) for case in cases if case.request == one},
+        **{case: case._replace(request=many) for case in cases if case.request == columns},
+        Case(TWO, 32, some, SOME): Case(NORMAL, 32, some, SOME),
+    }
+    told = [_told(case, found, beside.get(case)) for case in cases]
     _print(console, told)
     write_json(OUTPUT / "serving.json", {"model": ref.version, "rounds": options.rounds, "cases": told})
     _plot(told)
@@ -155,28 +165,29 @@ def _cpu_seconds(pid: int) -> float:
     return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _told(
-    case: Case, figures: list[Figures], found: Mapping[Case, list[Figures]], beside: Mapping[Path, tuple[str, Path]]
-) -> dict[str, Any]:
-    """`beside`: request → server and request that it is compared with."""
-    server, request = beside.get(case.request, ("", case.request))
-    yardstick = found.get(Case(server, case.connections, request))
-    is_arrow = case.request.name == "arrow"
-    promised = dict(zip(CONNECTIONS, TARGETS.get(case.server, ()), strict=False)).get(case.connections)
-    over = yardstick and _median(figures, "per_second") / _median(yardstick, "per_second")
+def _told(case: Case, found: Mapping[Case, list[Figures]], yardstick: Case | None) -> dict[str, Any]:
+    figures, is_arrow = found[case], case.request.name == "arrow"
+    over: float | None = None
+    promised: float | None
     if case.server == MLFLOW:
         ours = next(own for one, own in found.items() if (one.server, one.connections) == (NORMAL, case.connections))
         over, promised = _median(ours, "per_second") / _median(figures, "per_second"), OVER_MLFLOW
+    elif case.rows > 1:
+        promised = OVER_JSON if is_arrow else OVER_ONE
+    else:
+        promised = dict(zip(CONNECTIONS, TARGETS.get(case.server, ()), strict=False)).get(case.connections)
+    if yardstick is not None:
+        over = _median(figures, "per_second") / _median(found[yardstick], "per_second")
     return {
         "server": f"{case.server}, Arrow" if is_arrow else case.server,
         "connections": case.connections,
-        "rows": MANY if request.name == "many" else 1,
+        "rows": case.rows,
         "requests_per_second": _median(figures, "per_second"),
         "p50_ms": _median(figures, "p50_ms"),
         "p99_ms": _median(figures, "p99_ms"),
         "cpu_us": _median(figures, "cpu_us") if case.server not in (TWO, MLFLOW) else None,
         "over_yardstick": over,
-        "promised": (OVER_JSON if is_arrow else promised) if over else None,
+        "promised": promised if over else None,
     }
 
 
