@@ -78,6 +78,12 @@ def test_every_described_route_exists(client: httpx.Client) -> None:
             assert client.request(method, path.format(**model)).status_code not in (404, 405)
 
 
+def test_a_route_of_two_methods_tells_both(client: httpx.Client) -> None:
+    answer = client.put("/ping")
+    assert answer.status_code == httpx.codes.METHOD_NOT_ALLOWED
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "POST"}
+
+
 def test_the_docs_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
     page = client.get("/docs")
     assert page.status_code == httpx.codes.OK
@@ -85,6 +91,15 @@ def test_the_docs_page_loads_nothing_from_elsewhere(client: httpx.Client) -> Non
     assert files
     assert not [name for name in files if "//" in name]
     assert all(client.get(f"/{name}").status_code == httpx.codes.OK for name in files)
+
+
+def test_every_refusal_is_described_with_the_headers_that_it_has(client: httpx.Client) -> None:
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        for told in methods.values():
+            refusals = {status: one.get("headers", {}) for status, one in told["responses"].items() if status != "200"}
+            assert "431" in refusals, path
+            assert all("X-Request-Id" in headers for headers in refusals.values()), path
+            assert all(("Retry-After" in refusals[status]) == (status in ("429", "503")) for status in refusals), path
 
 
 @pytest.mark.parametrize("name", ["core.py", "..%2fcore.py", "x"])

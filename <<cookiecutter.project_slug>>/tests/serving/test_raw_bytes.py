@@ -256,9 +256,9 @@ def answered(site: Site) -> dict[str, Any]:
 
 
 def test_no_bytes_break_the_server(site: Site) -> None:
-    attack(site, 150)
+    attack(site, 120)
 
 
 @pytest.mark.chaos
 def test_no_bytes_of_a_long_attack_break_the_server(site: Site) -> None:
-    attack(site, 1200)
+    attack(site, 800)

@@ -77,7 +77,14 @@ def describe(app: FastAPI, schema: Schema | None) -> dict[str, Any]:
         title=app.title, version=VERSION, description=ABOUT, routes=[*_documented(schema), *app.routes]
     )
     problem = TypeAdapter(ProblemDocument).json_schema(ref_template="#/components/schemas/{model}")
-    document["components"]["schemas"] |= {**problem.pop("$defs"), ProblemDocument.__name__: problem}
+    schemas = document["components"]["schemas"]
+    schemas |= {**problem.pop("$defs"), ProblemDocument.__name__: problem}
+    # FastAPI has every route with a parameter answer 422 in its own form; texts in a path always fit.
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        if "HTTPValidationError" in str(operation["responses"].get("422")):
+            del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
     return document
 
 
