@@ -25,7 +25,7 @@ MOST_ROWS = 5000
 """Most rows that wait for one model on trial."""
 NICE = 10
 """By how much a trial's thread gives way to others: with a core to spare it notices nothing, without one the champion
-does not either. At 0 a slow challenger doubled the p99 of the champion's callers on two cores."""
+does not either. At 0, on two cores that others kept busy, a slow one doubled the p99 of the champion's callers."""
 KEY_HEADER, VARIANT_HEADER = b"x-routing-key", b"x-variant"
 
 SLOW, RAISED, NO_NUMBER, BUSY = "slow", "raised", "no number", "busy"
