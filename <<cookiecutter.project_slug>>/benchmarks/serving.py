@@ -47,7 +47,7 @@ from << cookiecutter.package_name >>.settings import Settings
 HERE = Path(__file__).parent
 OUTPUT = Path("build/bench")
 CONNECTIONS = (1, 8, 32, 64)
-MANY, SOME = 1000, 20
+MANY, SOME = 1000, 64
 NOOP, NORMAL, FULL, UNLOGGED, TWO, MLFLOW = (
     "no-op FastAPI",
     "ours",

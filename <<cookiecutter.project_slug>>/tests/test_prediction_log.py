@@ -423,7 +423,9 @@ def block_in_json() -> Block:
         dumps({"prediction": score >= 0.5, "probabilities": {"false": 1.0 - score, "true": score}}) for score in scores
     ]
     ids = block_ids(3)
-    return block()._replace(id=ids[0], inputs=blocks.pack_rows(rows), outputs=blocks.pack_told(ids, told, scores))
+    return block()._replace(
+        id=ids[0], inputs=blocks.pack_rows(rows), outputs=blocks.pack_told(ids, told, list(map(str, scores)))
+    )
 
 
 @pytest.mark.parametrize("make", [block, block_in_json])

@@ -42,10 +42,10 @@ def pack_rows(instances: Sequence[Mapping[str, Any]]) -> bytes:
     return to_json(instances)
 
 
-def pack_told(ids: Sequence[str], told: Sequence[str], scores: Sequence[float]) -> bytes:
-    """`outputs` in JSON; `told` are JSON objects."""
+def pack_told(ids: Sequence[str], told: Sequence[str], scores: Sequence[str]) -> bytes:
+    """`outputs` in JSON; `told` are JSON objects, `scores` numbers as JSON has them."""
     facts = zip(ids, told, scores, strict=True)
-    each = [f'{{"id":"{name}","score":{score!r},{output[1:]}' for name, output, score in facts]
+    each = [f'{{"id":"{name}","score":{score},{output[1:]}' for name, output, score in facts]
     return f"[{','.join(each)}]".encode()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from .. import blocks
 from ..prediction_log import Block, Prediction, block_ids, now_us
 from .live import Live
-from .phases import Asked, Work, named, outputs, score
+from .phases import OWN, Asked, Work, answer, named, number_texts, outputs, score, with_id
 from .series import Laps
 
 LEAST_ROWS = 64
@@ -41,14 +41,15 @@ def work(live: Live, asked: Asked, laps: Laps) -> Work | Asked:
     except Exception:
         return asked._replace(instances=instances)  # For some row the model has no number, and its prior answers.
     laps.lap("score")
-    ids, told, scores = block_ids(len(instances)), outputs(live, predictions), predictions.scores.tolist()
-    packed = blocks.pack_told(ids, told, scores)
+    ids, told = block_ids(len(instances)), outputs(live, predictions)
+    packed = blocks.pack_told(ids, told, number_texts(predictions.scores))
     one = made(live, ids, live.key, blocks.pack_rows(instances), packed, asked.at)
-    facts = (one.at_us, None, one.variant, one.model_version, "")
-    each = [
-        Prediction(name, *facts, output, own, one.latency_us, one.degraded)
-        for name, output, own in zip(ids, told, scores, strict=True)
-    ]
-    content = asked.form.write(live, each)
+    if asked.form is OWN:
+        content = answer(live, map(with_id, ids, told))
+    else:
+        facts = (one.at_us, None, one.variant, one.model_version, "")
+        rows = zip(ids, told, predictions.scores.tolist(), strict=True)
+        each = [Prediction(name, *facts, output, own, one.latency_us, one.degraded) for name, output, own in rows]
+        content = asked.form.write(live, each)
     laps.lap("write")
     return Work([one], content, named(live, predictions))

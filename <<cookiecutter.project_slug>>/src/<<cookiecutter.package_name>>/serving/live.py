@@ -59,6 +59,11 @@ class Live:
         return [name_of(label) for label in self.bundle.manifest.classes]
 
     @cached_property
+    def names(self) -> dict[Label, str]:
+        """Each class in its own type → the same, as metrics name it."""
+        return dict(zip(self.bundle.manifest.classes, self.class_names, strict=True))
+
+    @cached_property
     def key(self) -> str | None:
         """Name of the column that names a row, if there is one."""
         return self.bundle.contract.id.name if self.bundle.contract.id else None
@@ -70,9 +75,9 @@ class Live:
 
     @cached_property
     def probabilities_form(self) -> str:
-        """The member `probabilities` of an answer, to be filled with one number per class."""
+        """The member `probabilities` of an answer, to be filled with one number's text per class."""
         names = (to_json(name).decode().replace("%", "%%") for name in self.class_names)
-        return f'"probabilities":{{{",".join(f"{name}:%r" for name in names)}}}'
+        return f'"probabilities":{{{",".join(f"{name}:%s" for name in names)}}}'
 
     @cached_property
     def closing(self) -> str:
