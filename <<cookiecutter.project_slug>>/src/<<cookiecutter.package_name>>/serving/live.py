@@ -136,24 +136,23 @@ class Models:
         signature = self._signature()
         if signature == self._seen:
             return
-        refusals: list[Refusal] = []
         try:
             asked = routing.read(self._folder)
         except ProjectError as error:
-            refusals.append(Refusal(None, str(error), datetime.now(UTC)))
+            self._report([Refusal(None, str(error), datetime.now(UTC))])
         else:
             beside = (one.ref for one in (asked.challenger, asked.shadow) if one is not None)
             self._refs = tuple(ref for ref in (asked.champion, asked.previous, *beside) if ref is not None)
-            self._serve(asked, refusals)
+            self._serve(asked)
         self._seen = signature if signature == self._signature() else None
-        self._report(refusals)
 
     @property
     def _model(self) -> Live | None:
         """What is in memory and no mere prior."""
         return None if self.live is None or self.live.is_prior else self.live
 
-    def _serve(self, asked: Routing, refusals: list[Refusal]) -> None:
+    def _serve(self, asked: Routing) -> None:
+        refusals: list[Refusal] = []
         found = self._try(asked.champion, asked, "champion", refusals)
         if found is None and self._model is not None and asked.champion is not None:
             same = self._model.ref == asked.champion
@@ -164,6 +163,7 @@ class Models:
         if found is not None and (self.live is None or self.live.bundle is not found.bundle):
             self._metrics.reloads.inc()
             self._log.info("bundle_loaded", version=found.ref.version, digest=found.ref.digest, variant=found.variant)
+        self._report(refusals)  # First, or somebody could see that a model was refused, and no reason.
         self.live = found
         kept = [found.challenger, found.shadow] if found else []
         for trial in [before.challenger, before.shadow] if before else []:
