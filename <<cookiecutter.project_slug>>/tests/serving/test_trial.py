@@ -348,10 +348,10 @@ def test_nobody_waits_for_a_slow_challenger_but_those_whom_it_should_answer(
         assert site.ask_as(theirs, example)["variant"] == "champion"
         seconds.append(time.perf_counter() - began)
     assert max(seconds) < 0.5  # The challenger takes a second; a machine may be busy.
-    assert sorted(seconds)[25] < 0.05
+    assert sorted(seconds)[25] < 0.2
     began = time.perf_counter()
     assert site.ask_as(mine, example)["variant"] == "champion"
-    assert time.perf_counter() - began < 0.3
+    assert time.perf_counter() - began < 0.7  # The challenger takes a second.
 
 
 def test_a_challenger_that_needs_other_columns_is_refused_with_its_reason(
@@ -423,7 +423,7 @@ def test_a_broken_shadow_changes_no_answer(
     def is_paused() -> bool:
         began = time.perf_counter()
         assert site.ask(*[example] * (broken.SAFE_ROWS + 1))["variant"] == "champion"
-        assert time.perf_counter() - began < 0.3
+        assert time.perf_counter() - began < 0.7  # The shadow takes a second.
         return bool(site.model()["shadow"]["state"] == "paused")
 
     # A shadow that is behind is asked for several answers at once, so it is not known how many it takes.
