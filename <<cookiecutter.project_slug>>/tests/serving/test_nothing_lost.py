@@ -30,6 +30,8 @@ from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
 from ..postgresql import PostgreSQL
 from .support import Folder, Server, eventually, workers
 
+pytestmark = pytest.mark.chaos
+
 OUT = "urn:problem:prediction-log-unavailable"
 Instance = dict[str, Any]
 
@@ -164,7 +166,6 @@ def is_ready(server: Server) -> bool:
 # Killed.
 
 
-@pytest.mark.chaos
 def test_twenty_kills_under_load_lose_nothing_acknowledged_and_log_nothing_twice(
     folder: Folder, tmp_path: Path, example: Instance
 ) -> None:
@@ -258,7 +259,7 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Server, Callable[[], object], C
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the limit, and for the disk")
-@pytest.mark.parametrize("disk", [limited_files, pytest.param(small_disk, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("disk", [limited_files, small_disk])
 def test_on_a_full_disk_requests_are_refused_at_once_until_there_is_room(
     folder: Folder, tmp_path: Path, example: Instance, disk: Any
 ) -> None:
@@ -344,7 +345,6 @@ def test_requests_to_a_log_that_is_locked_for_3_seconds_wait_and_are_logged_once
     assert_nothing_lost(seen, in_files(Path(server.log)))
 
 
-@pytest.mark.chaos
 def test_a_lock_that_lasts_is_an_outage(folder: Folder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path) as server:
@@ -380,7 +380,7 @@ def gone(postgres: PostgreSQL) -> Iterator[None]:
         postgres.start()
 
 
-@pytest.mark.parametrize(("seconds", "processes"), [(1, "1"), pytest.param(30, "2", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(("seconds", "processes"), [(1, "1"), (30, "2")])
 def test_while_the_database_is_gone_requests_are_refused_at_once(
     folder: Folder,
     tmp_path: Path,
@@ -421,7 +421,6 @@ def is_empty(folder: Path) -> bool:
     return not predictions and not labels
 
 
-@pytest.mark.chaos
 def test_a_spool_takes_predictions_and_their_labels_while_the_database_is_gone_and_workers_are_killed(
     folder: Folder, tmp_path: Path, example: Instance, postgres: PostgreSQL, database: str
 ) -> None:
@@ -453,7 +452,6 @@ def test_a_spool_takes_predictions_and_their_labels_while_the_database_is_gone_a
     assert found[0].keys() >= waiting.keys()
 
 
-@pytest.mark.chaos
 def test_what_the_last_server_left_in_its_spool_is_moved_by_the_next_one_even_with_fewer_workers(
     folder: Folder, tmp_path: Path, example: Instance, postgres: PostgreSQL, database: str
 ) -> None:
@@ -532,7 +530,7 @@ def test_degraded_answers_say_that_they_are_not_logged_and_are_counted(
 # Labels from two sides at once.
 
 
-@pytest.mark.parametrize("kind", ["files", pytest.param("database", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("kind", ["files", "database"])
 def test_of_two_labels_that_contradict_each_other_at_one_moment_the_log_has_one_and_its_senders_know_which(
     folder: Folder, tmp_path: Path, example: Instance, kind: str, request: pytest.FixtureRequest
 ) -> None:
