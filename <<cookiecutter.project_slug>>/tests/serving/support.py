@@ -231,11 +231,18 @@ def load(server: Server, instance: dict[str, Any], clients: int = 4) -> Iterator
                 else:
                     seen.failures.append(f"{response.status_code} {response.text}")
 
-    threads = [threading.Thread(target=work) for _ in range(clients)]
+    with at_once(clients, work, ended):
+        yield seen
+
+
+@contextmanager
+def at_once(count: int, work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
+    """So many threads at work, which stop when `ended` is set: at the end of the block."""
+    threads = [threading.Thread(target=work) for _ in range(count)]
     for thread in threads:
         thread.start()
     try:
-        yield seen
+        yield
     finally:
         ended.set()
         for thread in threads:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -28,7 +29,7 @@ from << cookiecutter.package_name >>.serving.feedback import SHOWN
 from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
 
 from ..postgresql import PostgreSQL
-from .support import Folder, Server, eventually, workers
+from .support import Folder, Server, at_once, eventually, workers
 
 pytestmark = pytest.mark.chaos
 
@@ -106,15 +107,8 @@ class Crowd:
 @contextmanager
 def crowd(server: Server, instance: Instance, callers: int = 4) -> Iterator[Crowd]:
     seen, ended = Crowd(), threading.Event()
-    threads = [threading.Thread(target=seen.work, args=(server.url, instance, ended)) for _ in range(callers)]
-    for thread in threads:
-        thread.start()
-    try:
+    with at_once(callers, partial(seen.work, server.url, instance, ended), ended):
         yield seen
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
 
 
 Found = tuple[Counter[str], Counter[str]]

@@ -8,11 +8,10 @@ long way through ASGI, which tells the same `Predictor`, `Guard`, `Admission` an
 import asyncio
 import secrets
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .api import Service
@@ -54,7 +53,6 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A new connection owes a request."""
         super().connection_made(transport)
-        self.flow = _Flow(transport, self.pipeline)
         self.head_since = time.monotonic()
         self._prefix = secrets.token_hex(12)
 
@@ -315,18 +313,6 @@ def _head(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
 
 def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([b"%b: %b\r\n" % pair for pair in headers])
-
-
-class _Flow(FlowControl):
-    """Reads no more of a connection while requests that came ahead of their turn wait there, or they would pile up."""
-
-    def __init__(self, transport: asyncio.Transport, waiting: Collection[Any]) -> None:
-        super().__init__(transport)
-        self._waiting = waiting
-
-    def resume_reading(self) -> None:
-        if not self._waiting:
-            super().resume_reading()
 
 
 class _Joined:
