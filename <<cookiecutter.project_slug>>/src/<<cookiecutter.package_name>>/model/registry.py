@@ -40,7 +40,7 @@ DIGEST, GATES, REFUSED, OVERRIDE = "bundle_sha256", "gates", "refused", "overrid
 PLAN = "rollout"
 """Tag of the registered model that says what is tried out beside the champion."""
 LOCK_SECONDS = 60
-CONNECTION_RETRIES = 3
+CONNECTION_RETRIES, RETRY_BACKOFF = 2, 1
 _SQLITE = "sqlite:///"
 REQUIREMENTS = ("numpy", "onnxruntime", "pandas", "pydantic", "pydantic-settings", "pyyaml")
 
@@ -94,6 +94,7 @@ class Registry:
         uri = settings.tracking_uri
         # Left alone, MLflow tries a server that is not there for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(CONNECTION_RETRIES))
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", str(RETRY_BACKOFF))
         # Read by everything in MLflow that resolves `models:/` and `runs:/` addresses.
         mlflow.set_tracking_uri(uri)
         try:
