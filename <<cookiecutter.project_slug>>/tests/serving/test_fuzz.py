@@ -71,7 +71,8 @@ def site(
             patch.setattr(Featurizer.__init__, "__defaults__", ((),))
             path = make_bundle(home / "bundle", rows.make(contract, 600), contract, adapted(params, contract))
     Folder(home / "serving", path).roll_out("1")
-    with Server(home, ML_API_KEYS=KEY) as running:
+    # In production nothing but the questions of machines after its health is open.
+    with Server(home, ML_API_KEYS=KEY, ML_ENVIRONMENT="production") as running:
         yield running
 
 

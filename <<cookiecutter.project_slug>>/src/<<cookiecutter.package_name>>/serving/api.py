@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic_core import to_json
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -202,19 +202,26 @@ def _status(service: Service) -> APIRouter:
 
 
 def _for_developers(app: FastAPI, service: Service) -> APIRouter:
-    router = APIRouter(include_in_schema=False, dependencies=[Depends(service.guard.require_in_production)])
+    router = APIRouter(dependencies=[Depends(service.guard.require_in_production)])
+    is_open = service.settings.environment != "production"
 
-    @router.get("/metrics")
+    @router.get(
+        "/metrics",
+        summary="Counts and latencies of all workers, as Prometheus reads them",
+        responses=problems(OPEN_ERRORS if is_open else ANY_ERRORS),
+        response_class=PlainTextResponse,
+        dependencies=[] if is_open else KEYS,
+    )
     async def metrics() -> Response:
         service.metrics.publish()
         text = await asyncio.to_thread(generate_latest, service.metrics)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/openapi.json")
+    @router.get("/openapi.json", include_in_schema=False)
     def openapi() -> JSONResponse:
         return JSONResponse(service.description(app))
 
-    @router.get("/docs")
+    @router.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url="openapi.json",
@@ -224,7 +231,7 @@ def _for_developers(app: FastAPI, service: Service) -> APIRouter:
             swagger_favicon_url="docs/favicon.png",
         )
 
-    @router.get("/docs/{name}")
+    @router.get("/docs/{name}", include_in_schema=False)
     async def docs_file(name: str) -> FileResponse:
         if (path := asset(name)) is None:
             raise Problem(404, "not-found", "the docs have no such file")
