@@ -37,6 +37,7 @@ from << cookiecutter.package_name >> import blocks, stage
 from << cookiecutter.package_name >>.bundle import Bundle
 from << cookiecutter.package_name >>.cli import ENVIRONMENT
 from << cookiecutter.package_name >>.contract import from_rows
+from << cookiecutter.package_name >>.data import tables
 from << cookiecutter.package_name >>.errors import ProjectError
 from << cookiecutter.package_name >>.files import write_json
 from << cookiecutter.package_name >>.serving import routing
@@ -94,9 +95,10 @@ def main() -> None:
     row = Schema(bundle.contract, bundle.profile, MANY).example
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        one, many = request_file(home / "one", [row]), request_file(home / "many", [row] * MANY)
-        some = request_file(home / "some", [row] * SOME)
-        columns = _arrow_request(home / "arrow", bundle, [row] * MANY)
+        rows = _test_rows(bundle, MANY)
+        one, many = request_file(home / "one", [row]), request_file(home / "many", rows)
+        some = request_file(home / "some", rows[:SOME])
+        columns = _arrow_request(home / "arrow", bundle, rows)
         servers = {
             NOOP: stack.enter_context(started([str(HERE / "noop.py"), str(bundle.path)])),
             NORMAL: stack.enter_context(_ours(home / "normal")),
@@ -251,6 +253,13 @@ def champion() -> tuple[routing.Ref, Bundle]:
     if ref is None:
         sys.exit("error: there is no champion to serve; run `make run`")
     return ref, Bundle.open(routing.bundle_folder(folder, ref), ref.digest)
+
+
+def _test_rows(bundle: Bundle, count: int) -> list[dict[str, Any]]:
+    """Rows of the test split as JSON carries them, drawn with repetition: as varied as those that clients will send."""
+    frame = tables.read(stage.SPLITS["test"], bundle.contract)
+    drawn = frame.select(column.name for column in bundle.contract.inputs).sample(count, with_replacement=True, seed=0)
+    return blocks.plain(drawn.to_arrow())
 
 
 def request_file(

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json, to_json
 
 Pair = tuple[dict[str, Any], dict[str, Any]]
+COMPRESSION = "lz4"
+"""Of blocks in Arrow: less than half the bytes to be written, in less time than writing them would take."""
 AT_ONCE = 1000
 """Rows made Python values at once."""
 
@@ -26,12 +28,12 @@ class Row(NamedTuple):
     score: float
 
 
-def pack(table: Any) -> bytes:
+def pack(table: Any, compression: str | None = None) -> bytes:
     """A `pyarrow.Table` as an IPC stream."""
     import pyarrow as pa
 
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    sink, options = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     packed: bytes = sink.getvalue().to_pybytes()
     return packed

@@ -15,7 +15,7 @@ from .. import blocks
 from ..columnar import array_of
 from ..contract import as_array
 from ..prediction_log import Prediction, block_ids
-from . import block, faults
+from . import block, faults, parallel
 from .arrow_columns import Checked
 from .ipc import inspect
 from .live import Live
@@ -112,13 +112,13 @@ def read(live: Live, body: bytes, limit: int) -> Table:
 
 def _work(live: Live, table: Table, wants_arrow: bool, since: float, laps: Laps) -> Work:
     laps.lap("check")
-    predictions = live.bundle.predict(table.columns)
+    predictions = live.bundle.decide(parallel.run(live.bundle, live.bundle.encode(table.columns)))
     laps.lap("score")
     ids = block_ids(len(predictions.values))
     told = _told(live, ids, predictions.values, predictions.output, live.degraded)
     key = live.key if live.key in table.inputs.column_names else None
-    packed = blocks.pack(told.append_column("score", array_of(predictions.scores)))
-    one = block.made(live, ids, key, blocks.pack(table.inputs), packed, since)
+    kept = (table.inputs, told.append_column("score", array_of(predictions.scores)))
+    one = block.made(live, ids, key, *(blocks.pack(part, blocks.COMPRESSION) for part in kept), since)
     content = blocks.pack(told) if wants_arrow else answer(live, map(with_id, ids, outputs(live, predictions)))
     laps.lap("write")
     return Work([one], content, named(live, predictions))

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 
 from ..bundle import Predictions
 from ..prediction_log import Prediction, Row, dumps, new_ids, now_us
+from . import parallel
 from .live import Live
 from .problems import Problem
 from .series import Laps
@@ -169,7 +170,7 @@ def _composed(live: Live, asked: Asked, instances: Sequence[Instance], answers: 
 
 def score(live: Live, instances: Sequence[Instance]) -> Predictions:
     """All instances in one call of the model."""
-    return live.bundle.decide(live.bundle.run(live.bundle.encode_rows(instances)))
+    return live.bundle.decide(parallel.run(live.bundle, live.bundle.encode_rows(instances)))
 
 
 def attempt(live: Live, instances: Sequence[Instance]) -> list[Told | None]:

@@ -1,0 +1,60 @@
+"""Many rows on several cores are answered as on one."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from << cookiecutter.package_name >>.bundle import Bundle
+from << cookiecutter.package_name >>.data import tables
+from << cookiecutter.package_name >>.features import Inputs
+from << cookiecutter.package_name >>.serving import parallel
+
+
+@pytest.fixture
+def bundle(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bundle]:
+    """On a machine of three cores, whatever this one has."""
+    with ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(parallel, "_THREADS", 3)
+        monkeypatch.setattr(parallel, "_POOL", pool)
+        yield Bundle.open(bundle_path)
+
+
+def inputs(bundle: Bundle, table: pl.DataFrame, rows: int) -> Inputs:
+    """So many rows, none like its neighbours."""
+    drawn = table.sample(rows, with_replacement=True, seed=1)
+    return bundle.encode(tables.to_columns(drawn, bundle.contract.inputs))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 499, 500, 1003])
+def test_the_answers_are_the_same_to_the_last_bit(bundle: Bundle, table: pl.DataFrame, rows: int) -> None:
+    asked = inputs(bundle, table, rows)
+    assert np.array_equal(parallel.run(bundle, asked), bundle.run(asked))
+
+
+def test_pieces_are_worked_on_at_once_and_the_error_of_one_is_that_of_the_whole(
+    bundle: Bundle, table: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(3)
+    run = bundle.run
+
+    def meet(part: Inputs) -> np.ndarray:
+        together.wait(10)
+        return run(part)
+
+    asked = inputs(bundle, table, 1000)
+    monkeypatch.setattr(bundle, "run", meet)
+    assert len(parallel.run(bundle, asked)) == 1000
+
+    def fail(part: Inputs) -> np.ndarray:
+        if threading.current_thread() is threading.main_thread():
+            return run(part)
+        raise ArithmeticError("a piece")
+
+    monkeypatch.setattr(bundle, "run", fail)
+    with pytest.raises(ArithmeticError, match="a piece"):
+        parallel.run(bundle, asked)
