@@ -17,6 +17,7 @@ import yaml
 
 from << cookiecutter.package_name >> import bundle
 from << cookiecutter.package_name >>.errors import ConfigError
+from << cookiecutter.package_name >>.files import sha256_file
 from << cookiecutter.package_name >>.flows import rollout
 from << cookiecutter.package_name >>.model.registry import CHAMPION, Registry
 from << cookiecutter.package_name >>.serving import routing
@@ -147,7 +148,7 @@ def test_a_sidecar_follows_a_remote_registry_that_goes_away_and_comes_back_and_t
 
 
 def registry_digest(folder: Path) -> str:
-    return bundle.sha256_file(folder / bundle.MANIFEST)
+    return sha256_file(folder / bundle.MANIFEST)
 
 
 def test_a_registry_that_is_not_there_is_named_within_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,28 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def beside(listener: socket.socket) -> socket.socket:
+    """A socket of this process alone at the same address, one among those that the kernel shares connections out to.
+
+    Of one socket for all, the process that wakes first takes most of a crowd that connects at one moment. When this
+    one dies, later connections go to the others. Elsewhere than on Linux it is the same socket.
+
+    Raises:
+        ServingError: the address cannot be shared.
+    """
+    if sys.platform != "linux":
+        return listener.dup()
+    own = socket.socket(listener.family, listener.type, listener.proto)
+    try:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        own.bind(listener.getsockname())
+    except OSError as error:
+        own.close()
+        raise ServingError(f"cannot listen: {error.strerror or error}") from None
+    return own
+
+
 def announce(listener: socket.socket) -> None:
     """Print the line that says where to ask."""
     host, port = listener.getsockname()[:2]
@@ -93,6 +115,9 @@ class Supervisor:
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._stopping = False
+        if sys.platform == "linux":
+            # Only now that it is bound: two servers must not share an address. Nobody listens here; see `beside`.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
     def run(self) -> None:
         """Watch the workers until a signal comes; then let them drain.
@@ -181,7 +206,8 @@ def _work(
     from .worker import serve
 
     try:
-        serve(settings, listener, lambda: ready.send(True), number, workers, parent, counts)
+        with beside(listener) as own:
+            serve(settings, own, lambda: ready.send(True), number, workers, parent, counts)
     except ProjectError as error:
         print(f"worker {number}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
