@@ -397,14 +397,14 @@ def test_the_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert len(logged_ids(folder)) == 1
 
 
-# A request in Arrow is one row of the log, and read back as many.
+# A large request is one row of the log, and read back as many.
 
 
 def block(at_us: int = 5, **changed: Any) -> Block:
     ids = block_ids(3)
     inputs = pa.table({"x": [1.5, None, 2.5], "at": [datetime(2013, 6, 15, 8, 30)] * 3, "key": ["a", None, "c"]})
     beside = [{"false": 1.0 - score, "true": score} for score in (0.25, 0.5, 0.75)]
-    told = {"id": ids, "prediction": [False, True, True], "probabilities": beside, "score": [0.25, 0.5, 0.75]}
+    told = {"prediction": [False, True, True], "probabilities": beside, "score": [0.25, 0.5, 0.75]}
     packed = Block(
         ids[0], at_us, 3, "key", "champion", "1", blocks.pack(inputs), blocks.pack(pa.table(told)), 900, False
     )
@@ -422,10 +422,7 @@ def block_in_json() -> Block:
     told = [
         dumps({"prediction": score >= 0.5, "probabilities": {"false": 1.0 - score, "true": score}}) for score in scores
     ]
-    ids = block_ids(3)
-    return block()._replace(
-        id=ids[0], inputs=blocks.pack_rows(rows), outputs=blocks.pack_told(ids, told, list(map(str, scores)))
-    )
+    return block()._replace(inputs=blocks.pack_rows(rows), outputs=blocks.pack_told(told, list(map(str, scores))))
 
 
 @pytest.mark.parametrize("make", [block, block_in_json])
@@ -451,6 +448,24 @@ def test_a_block_is_read_back_as_the_rows_it_is_made_of(
     assert (first.label, second.label) == ("true", None)
     assert (second.prediction.entity, json.loads(second.prediction.inputs)["x"]) == (None, None)
     assert [one.prediction.id[-8:] for one in (first, second, third)] == ["00000000", "00000001", "00000002"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [{"x": 1, "key": "a"}, {"x": None, "key": "b"}],
+        [{"x": 1}, {}, {"key": "c", "x": 2}],
+        [{"x": 1}, {"key": "b"}],
+        [{}, {}],
+    ],
+)
+def test_rows_in_json_may_leave_out_columns_and_those_are_null(asked: list[dict[str, Any]]) -> None:
+    told = [f'{{"prediction":{at}}}' for at in range(len(asked))]
+    found = list(blocks.rows(blocks.pack_rows(asked), blocks.pack_told(told, ["0.5"] * len(asked)), "key"))
+    names = {name for row in asked for name in row}
+    assert [json.loads(row.inputs) for row in found] == [{name: row.get(name) for name in names} for row in asked]
+    assert [row.key for row in found] == [row.get("key") for row in asked]
+    assert [(row.output, row.score) for row in found] == [(one, 0.5) for one in told]
 
 
 def test_the_rows_of_blocks_are_known_and_no_others(folder: Path, writer: Writer) -> None:

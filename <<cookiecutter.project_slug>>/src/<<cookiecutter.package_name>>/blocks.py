@@ -1,8 +1,8 @@
 """Predictions that came as one request of many rows, as the log keeps them, read back row by row.
 
-A block is two texts in JSON, or, of a request in Arrow, two IPC streams. `inputs` has the rows as they were checked, of
-Arrow in the contract's own types. `outputs` has for each `id`, `prediction`, `score`, and what it is told beside its
-prediction: `probabilities` or `interval`.
+A block is two texts in JSON, or, of a request in Arrow, two IPC streams. `inputs` has the rows as they were checked,
+column by column; of Arrow in the contract's own types. `outputs` has for each row its `score` and what it is told:
+`prediction`, and `probabilities` or `interval`; in JSON as lists of scores and of what is told.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
-Pair = tuple[dict[str, Any], dict[str, Any]]
 COMPRESSION = "lz4"
 """Of blocks in Arrow: less than half the bytes to be written, in less time than writing them would take."""
 AT_ONCE = 1000
@@ -21,7 +20,6 @@ AT_ONCE = 1000
 class Row(NamedTuple):
     """One prediction of a block; `inputs` and `output` are the JSON texts that it would have as a row of the log."""
 
-    id: str
     key: Any
     inputs: str
     output: str
@@ -40,15 +38,18 @@ def pack(table: Any, compression: str | None = None) -> bytes:
 
 
 def pack_rows(instances: Sequence[Mapping[str, Any]]) -> bytes:
-    """`inputs` in JSON."""
-    return to_json(instances)
+    """`inputs` in JSON; what a row leaves out, and another has, is null."""
+    try:
+        columns = {name: [row[name] for row in instances] for name in max(instances, key=len)}
+    except KeyError:
+        names = dict.fromkeys(name for row in instances for name in row)
+        columns = {name: [row.get(name) for row in instances] for name in names}
+    return to_json(columns)
 
 
-def pack_told(ids: Sequence[str], told: Sequence[str], scores: Sequence[str]) -> bytes:
+def pack_told(told: Sequence[str], scores: Sequence[str]) -> bytes:
     """`outputs` in JSON; `told` are JSON objects, `scores` numbers as JSON has them."""
-    facts = zip(ids, told, scores, strict=True)
-    each = [f'{{"id":"{name}","score":{score},{output[1:]}' for name, output, score in facts]
-    return f"[{','.join(each)}]".encode()
+    return f'{{"score":[{",".join(scores)}],"told":[{",".join(told)}]}}'.encode()
 
 
 def rows(inputs: bytes, outputs: bytes, key: str | None) -> Iterator[Row]:
@@ -57,21 +58,27 @@ def rows(inputs: bytes, outputs: bytes, key: str | None) -> Iterator[Row]:
     Raises:
         ImportError: the block is in Arrow, and pyarrow is not installed.
     """
-    if inputs[:1] == b"[":
-        pairs: Iterable[Pair] = zip(from_json(inputs), from_json(outputs), strict=True)
-    else:
-        pairs = _of_arrow(inputs, outputs)
-    for row, output in pairs:
-        name, score = output.pop("id"), output.pop("score")
-        yield Row(name, row.get(key) if key else None, _text(row), _text(output), score)
+    for row, output, score in _of_json(inputs, outputs) if inputs[:1] == b"{" else _of_arrow(inputs, outputs):
+        yield Row(row.get(key) if key else None, _text(row), _text(output), score)
 
 
-def _of_arrow(inputs: bytes, outputs: bytes) -> Iterator[Pair]:
+Triple = tuple[dict[str, Any], dict[str, Any], float]
+
+
+def _of_json(inputs: bytes, outputs: bytes) -> Iterable[Triple]:
+    columns, answered = from_json(inputs), from_json(outputs)
+    # A request may bring rows without any column.
+    asked = [{name: values[at] for name, values in columns.items()} for at in range(len(answered["told"]))]
+    return zip(asked, answered["told"], answered["score"], strict=True)
+
+
+def _of_arrow(inputs: bytes, outputs: bytes) -> Iterator[Triple]:
     import pyarrow as pa
 
     asked, told = (pa.ipc.open_stream(stream).read_all() for stream in (inputs, outputs))
     for at in range(0, told.num_rows, AT_ONCE):
-        yield from zip(plain(asked.slice(at, AT_ONCE)), told.slice(at, AT_ONCE).to_pylist(), strict=True)
+        for row, output in zip(plain(asked.slice(at, AT_ONCE)), told.slice(at, AT_ONCE).to_pylist(), strict=True):
+            yield row, output, output.pop("score")
 
 
 def plain(table: Any) -> list[dict[str, Any]]:

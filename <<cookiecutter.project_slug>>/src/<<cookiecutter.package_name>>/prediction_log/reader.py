@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from ..errors import ConfigError
 from .opening import engine_of, explained, version_of
-from .rows import BLOCK_DIGITS, SHADOW, Block, Job, Prediction, blocks, jobs, labels, predictions
+from .rows import BLOCK_DIGITS, SHADOW, Block, Job, Prediction, blocks, id_in_block, jobs, labels, predictions
 
 MAX_VARIABLES = 10_000
 """Ids asked for in one query; SQLite takes at most 32,766."""
@@ -139,12 +139,12 @@ class Reader:
         found = list(self._rows(sa.select(predictions).where(predictions.c.id == name)))
         if found or not self._in_blocks([name] if _IN_BLOCK.fullmatch(name) else []):
             return Prediction._make(found[0]) if found else None
-        first = name[:-BLOCK_DIGITS] + "0" * BLOCK_DIGITS
+        first = id_in_block(name, 0)
         (block,) = self._rows(sa.select(blocks).where(blocks.c.id == first), 2)
         return next(row for row in _unpacked(Block._make(block)) if row.id == name)
 
     def _in_blocks(self, ids: Sequence[str]) -> set[str]:
-        first = {one: one[:-BLOCK_DIGITS] + "0" * BLOCK_DIGITS for one in ids}
+        first = {one: id_in_block(one, 0) for one in ids}
         query = sa.select(blocks.c.id, blocks.c.rows)
         sizes = {
             found: rows
@@ -199,10 +199,10 @@ def _unpacked(block: Block) -> Iterator[Prediction]:
     from ..blocks import rows
 
     try:
-        for row in rows(block.inputs, block.outputs, block.key):
+        for at, row in enumerate(rows(block.inputs, block.outputs, block.key)):
             entity = None if row.key is None else str(row.key)
             yield Prediction(
-                row.id,
+                id_in_block(block.id, at),
                 block.at_us,
                 entity,
                 block.variant,

@@ -88,7 +88,7 @@ class Prediction(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The predictions of one request in Arrow, read back one by one; see `blocks.py` for `inputs` and `outputs`.
+    """The predictions of one large request, read back one by one; see `blocks.py` for `inputs` and `outputs`.
 
     `id` is that of its first row; the others count on in the last eight digits. `key` names the column of entities.
     """
@@ -154,6 +154,11 @@ def block_ids(count: int) -> list[str]:
     """Ids of a block's rows: like `new_ids`, but they share all digits save the last eight, which count from 0."""
     shared = new_id()[:-BLOCK_DIGITS]
     return [f"{shared}{at:08x}" for at in range(count)]
+
+
+def id_in_block(name: str, at: int) -> str:
+    """The id of the row at a place of the block to which the row of this id belongs."""
+    return f"{name[:-BLOCK_DIGITS]}{at:0{BLOCK_DIGITS}x}"
 
 
 def moment(at_us: int) -> datetime:

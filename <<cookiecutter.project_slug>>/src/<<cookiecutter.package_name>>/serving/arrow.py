@@ -117,7 +117,7 @@ def _work(live: Live, table: Table, wants_arrow: bool, since: float, laps: Laps)
     ids = block_ids(len(predictions.values))
     told = _told(live, ids, predictions.values, predictions.output, live.degraded)
     key = live.key if live.key in table.inputs.column_names else None
-    scored = told.append_column("score", array_of(predictions.scores))
+    scored = told.drop_columns("id").append_column("score", array_of(predictions.scores))
     asked, answered = (blocks.pack(part, blocks.COMPRESSION) for part in (table.inputs, scored))
     one = block.made(live, ids, key, asked, answered, since)
     content = blocks.pack(told) if wants_arrow else answer(live, map(with_id, ids, outputs(live, predictions)))

@@ -42,7 +42,7 @@ def work(live: Live, asked: Asked, laps: Laps) -> Work | Asked:
         return asked._replace(instances=instances)  # For some row the model has no number, and its prior answers.
     laps.lap("score")
     ids, told = block_ids(len(instances)), outputs(live, predictions)
-    packed = blocks.pack_told(ids, told, number_texts(predictions.scores))
+    packed = blocks.pack_told(told, number_texts(predictions.scores))
     one = made(live, ids, live.key, blocks.pack_rows(instances), packed, asked.at)
     if asked.form is OWN:
         content = answer(live, map(with_id, ids, told))
