@@ -76,6 +76,11 @@ class Settings(BaseSettings):
             raise ConfigError(f"{name}: {fault['msg']}; see .env.example") from None
 
     @property
+    def tracks_elsewhere(self) -> bool:
+        """Whether an MLflow server keeps runs and models."""
+        return self.tracking_uri.startswith(("http://", "https://"))
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The API keys that are accepted; none means that no key is asked for."""
         return tuple(key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip())

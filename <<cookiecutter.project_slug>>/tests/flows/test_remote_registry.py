@@ -141,8 +141,7 @@ def test_a_sidecar_follows_a_remote_registry_that_goes_away_and_comes_back_and_t
             assert found.number == "3"
     told = [line.partition("the serving folder ")[2].strip() for line in lines]
     assert [told[at] for at in (0, 1, 3, 5)] == [f"holds version {number}" for number in (1, 2, 2, 3)]
-    assert told[2].startswith("stays as it is: ")
-    assert remote.url.removeprefix("http://").partition(":")[0] in told[2]
+    assert told[2] == "stays as it is: no MLflow server answers: Connection refused"
     assert told[4].startswith("stays as it is: ")
     assert "model.onnx was changed" in told[4]
 
@@ -155,5 +154,22 @@ def test_a_registry_that_is_not_there_is_named_within_moments(tmp_path: Path, mo
     (tmp_path / "remote").mkdir()
     remote = Remote(tmp_path / "remote")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=f"ML_TRACKING_URI: '{remote.url}' cannot be used: "):
+    with pytest.raises(ConfigError) as refused:
         Registry.open(settings(tmp_path, remote), store.NAME)
+    told = f"ML_TRACKING_URI: '{remote.url}' cannot be used: no MLflow server answers: Connection refused"
+    assert str(refused.value) == told
+
+
+def test_its_address_is_shown_in_the_place_of_a_server_of_our_own(tmp_path: Path) -> None:
+    (tmp_path / "remote").mkdir()
+    remote, path = Remote(tmp_path / "remote"), project.make(tmp_path / "project", 100)
+    words = ("-m", f"{project.PACKAGE}.cli", "ui")
+    with remote.running(), project.start(path, *words, ML_TRACKING_URI=remote.url) as shown:
+        assert shown.stdout is not None
+        lines = [shown.stdout.readline() for _ in range(3)]
+        shown.send_signal(signal.SIGINT)
+        shown.communicate(timeout=30)
+    assert lines[0].endswith(f"{remote.url} (ML_TRACKING_URI)\n")
+    assert "Prefect" in lines[1]
+    assert lines[2] == "Ctrl-C ends it.\n"
+    assert shown.returncode == 0

@@ -17,6 +17,8 @@ MLFLOW_PORT, PREFECT_PORT = 5000, 4200
 def show(settings: Settings, progress: Progress) -> None:
     """Start both servers, print their addresses, and serve until Ctrl-C; they end with this process.
 
+    Where MLflow has a server of its own already, only its address is printed.
+
     Raises:
         ProjectError: one of them does not start.
     """
@@ -24,18 +26,21 @@ def show(settings: Settings, progress: Progress) -> None:
     with ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         # Both start at once; each takes seconds.
         prefect, api = stack.enter_context(engine.server(home, whole=True, port=_free_port(PREFECT_PORT)))
-        port, log = _free_port(MLFLOW_PORT), done.FOLDER / "mlflow-ui.log"
-        # Its job workers, nine processes for features that need a language model, stay away.
-        mlflow = engine.spawn(_mlflow(settings, port), log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
-        stack.enter_context(engine.ending(mlflow))
-        for name, address, server, output in (
-            ("MLflow", f"http://127.0.0.1:{port}", mlflow, log),
-            ("Prefect", api.removesuffix("/api"), prefect, home / engine.SERVER_LOG),
-        ):
+        servers = [("Prefect", api.removesuffix("/api"), prefect, home / engine.SERVER_LOG)]
+        if settings.tracks_elsewhere:
+            with progress.step("MLflow", "") as step:
+                step.note = f"{settings.tracking_uri} (ML_TRACKING_URI)"
+        else:
+            port, log = _free_port(MLFLOW_PORT), done.FOLDER / "mlflow-ui.log"
+            # Its job workers, nine processes for features that need a language model, stay away.
+            mlflow = engine.spawn(_mlflow(settings, port), log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+            stack.enter_context(engine.ending(mlflow))
+            servers.insert(0, ("MLflow", f"http://127.0.0.1:{port}", mlflow, log))
+        for name, address, server, output in servers:
             with progress.step(name, "starting") as step:
                 engine.await_answer(server, address, name, output)
                 step.note = address
-        progress.say("Ctrl-C ends both.")
+        progress.say("Ctrl-C ends both." if len(servers) > 1 else "Ctrl-C ends it.")
         # Not a wait that a library's signal handler, as Polars' is, would quietly go back to.
         while True:
             signal.pause()

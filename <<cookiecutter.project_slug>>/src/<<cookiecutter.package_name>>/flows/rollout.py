@@ -22,7 +22,7 @@ from .. import bundle, strict
 from ..contract import Contract
 from ..errors import GateRefusal, IntegrityError, ProjectError
 from ..files import replacing_folder, sweep
-from ..model.registry import CHALLENGER, CHAMPION, Registry, Version
+from ..model.registry import CHALLENGER, CHAMPION, Registry, Version, reason
 from ..process import user
 from ..serving import routing
 from ..serving.routing import Challenger, Change, Ref, Routing, Shadow
@@ -179,8 +179,7 @@ def watch(connect: Callable[[], Registry], settings: Settings, seconds: float, t
             found = f"the serving folder holds {described(sync(registry, settings, why='synced'))}"
         except Exception as error:
             # A registry that is away, or wrong, is no reason to stop serving what is there.
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            found = f"the serving folder stays as it is: {reason}"
+            found = f"the serving folder stays as it is: {reason(error, settings)}"
         if found != told:
             tell(found)
         told = found

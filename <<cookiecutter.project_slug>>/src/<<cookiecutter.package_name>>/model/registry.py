@@ -117,9 +117,7 @@ class Registry:
                         raise
                     client.create_registered_model(name)
         except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
-            masked = _masked(uri)
-            reason = " ".join(str(error).replace(uri, masked).split())
-            raise ConfigError(f"ML_TRACKING_URI: '{masked}' cannot be used: {reason[:300]}") from None
+            raise ConfigError(f"ML_TRACKING_URI: '{_masked(uri)}' cannot be used: {reason(error, settings)}") from None
         return cls(client, name, settings)
 
     def find(self, digest: str, passed: bool) -> Version | None:
@@ -436,6 +434,17 @@ def _repoint(connection: sa.Connection, old: str, new: str) -> None:
             moved = sa.literal(new) + sa.func.substr(column, len(old) + 1)
             begins = sa.or_(column == old, column.startswith(f"{old}/", autoescape=True))
             connection.execute(sa.update(sa.table(table, column)).where(begins).values({column.name: moved}))
+
+
+def reason(error: BaseException, settings: Settings) -> str:
+    """What went wrong, in one line without a password; of a server that cannot be reached, what the system says."""
+    uri, root = settings.tracking_uri, error
+    while (inner := root.__cause__ or root.__context__) is not None:
+        root = inner
+    if settings.tracks_elsewhere and isinstance(error, MlflowException) and isinstance(root, OSError) and root.strerror:
+        return f"no MLflow server answers: {root.strerror}"
+    text = " ".join(str(error).replace(uri, _masked(uri)).split())
+    return text[:300] or type(error).__name__
 
 
 def _masked(uri: str) -> str:
