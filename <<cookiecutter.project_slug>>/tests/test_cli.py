@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -190,3 +191,9 @@ def test_a_lost_serving_folder_is_mended_from_the_registry(say: Say, finished: P
     told = say("rollout", "sync")
     assert told.output == "The serving folder holds version 1.\n"
     assert (finished / "var" / "serving" / "routing.json").is_file()
+
+
+def test_an_interrupt_while_libraries_are_loaded_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n")
+    done = project.run(tmp_path, "-m", project.PACKAGE, "--help", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

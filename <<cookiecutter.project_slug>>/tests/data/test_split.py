@@ -11,7 +11,7 @@ from polars.testing import assert_frame_equal
 
 from << cookiecutter.package_name >> import strict
 from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data.split import split
+from << cookiecutter.package_name >>.data.split import split, twins
 from << cookiecutter.package_name >>.errors import ConfigError, DataError
 from << cookiecutter.package_name >>.params import SplitParams
 
@@ -108,6 +108,16 @@ def test_a_gap_that_empties_the_validation_part_is_refused(orders: pl.DataFrame,
     gap = orders.filter(~pl.col("placed").is_between(FIRST + timedelta(days=60), FIRST + timedelta(days=95)))
     with pytest.raises(DataError, match=r"the validation part is empty"):
         split(gap, shop, DAYS, None)
+
+
+def test_test_rows_that_training_has_seen_at_another_time_are_counted(orders: pl.DataFrame, shop: Contract) -> None:
+    parts = split(orders, shop, DAYS, FIRST + timedelta(days=100))
+    assert twins(parts, shop) == 0
+    fresh = parts["test"].head(3)
+    again = parts["train"].head(3).with_columns(fresh["order"], fresh["placed"], buyer=pl.lit("somebody else"))
+    assert twins({**parts, "test": pl.concat([parts["test"], again])}, shop) == 3
+    turned = again.with_columns(~pl.col("returned"))
+    assert twins({**parts, "test": pl.concat([parts["test"], turned])}, shop) == 0
 
 
 def test_a_contract_without_time_is_refused(orders: pl.DataFrame) -> None:

@@ -29,6 +29,14 @@ def test_the_card_shows_every_measure_of_the_model_beside_its_baselines(
     assert "train: 1,234 rows, 2020-01-01 to 2020-02-01" in text
 
 
+def test_test_rows_that_training_has_seen_are_counted_where_there_are_any(
+    facts: dict[str, Any], contract: Contract
+) -> None:
+    told = "12 of the 1,234 test rows equal a training row but for the time"
+    assert told in card.text(facts, contract, {**SPLIT, "test": {**SPLIT["test"], "in_train": 12}})
+    assert "equal a training row" not in card.text(facts, contract, {**SPLIT, "test": {**SPLIT["test"], "in_train": 0}})
+
+
 def test_a_slice_that_is_too_small_makes_no_claim(facts: dict[str, Any], contract: Contract) -> None:
     part = {"column": "c", "value": "a|b\nc", "rows": 3, "enough": False, "metrics": {"roc_auc": 1.0}}
     text = card.text({**facts, "slices": [part]}, contract, SPLIT)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from << cookiecutter.package_name >>.contract import Contract
 from << cookiecutter.package_name >>.serving.arrow import ARROW
-from << cookiecutter.package_name >>.serving.inference_v2 import BINARY, MODEL, InferResponse
+from << cookiecutter.package_name >>.serving.inference_documents import BINARY, MODEL, InferResponse
 from << cookiecutter.package_name >>.serving.invocations import Invoked
 from << cookiecutter.package_name >>.serving.schemas import Answers, Explanations, ModelInfo
 

@@ -11,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from << cookiecutter.package_name >>.contract import Column, Contract
 from << cookiecutter.package_name >>.prediction_log import Reader
-from << cookiecutter.package_name >>.serving.inference_v2 import ModelMetadata
+from << cookiecutter.package_name >>.serving.inference_documents import ModelMetadata
 from << cookiecutter.package_name >>.serving.problems import MEDIA_TYPE, ProblemDocument
 
 from .. import rows

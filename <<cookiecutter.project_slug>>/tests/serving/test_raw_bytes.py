@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from << cookiecutter.package_name >>.serving.arrow import ARROW
-from << cookiecutter.package_name >>.serving.inference_v2 import BINARY
+from << cookiecutter.package_name >>.serving.inference_documents import BINARY
 
 from .speakers import csv_of, stream
 from .support import Folder, Server, connected

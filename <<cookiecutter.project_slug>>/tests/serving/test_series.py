@@ -20,6 +20,7 @@ import filelock
 import httpx
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.parser import text_string_to_metric_families
 
 from << cookiecutter.package_name >>.bundle import LINEAGE
@@ -167,6 +168,17 @@ def test_where_memory_has_no_room_counts_lie_among_the_temporary_files(
     monkeypatch.setattr(shared, "MEMORY", tmp_path / "missing")
     with shared.folder() as made:
         assert made.parent == files
+
+
+def test_a_worker_that_has_not_begun_to_count_keeps_nobody_from_being_told(tmp_path: Path) -> None:
+    counts = MmapedDict(str(tmp_path / "counter_0.db"))
+    counts.write_value(mmap_key("asked", "asked_total", [], [], "Requests."), 3.0, 0.0)
+    for name in ("counter_1.db", "gauge_livesum_1.db"):
+        (tmp_path / name).touch()
+    (tmp_path / "histogram_1.db").write_bytes(bytes(65_536))
+    told = {sample.name: sample.value for family in shared.total(tmp_path) for sample in family.samples}
+    assert told == {"asked_total": 3.0}
+    counts.close()
 
 
 def test_rows_that_wait_for_their_commit_are_told_with_their_age(

@@ -22,7 +22,8 @@ from .. import bundle, strict
 from ..contract import Contract
 from ..errors import GateRefusal, IntegrityError, ProjectError
 from ..files import replacing_folder, sweep
-from ..model.registry import CHALLENGER, CHAMPION, Registry, Version, reason
+from ..model.registry import CHALLENGER, CHAMPION, Registry, Version
+from ..model.store import reason
 from ..process import user
 from ..serving import routing
 from ..serving.routing import Challenger, Change, Ref, Routing, Shadow

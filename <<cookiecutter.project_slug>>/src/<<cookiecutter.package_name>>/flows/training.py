@@ -220,6 +220,11 @@ def _told(name: str, contract: Contract) -> str:
         loss, spent = words.MEASURES[metrics.LOSS[contract.task]], sum(trial.seconds or 0.0 for trial in found)
         best = min(trial.loss for trial in found)
         return f"{len(found)} trials took {spent:.0f} s: {loss} on validation {found[0].loss:.4g} → {best:.4g}"
+    if name == "split":
+        test = read_json(stage.REPORTS / "split.json")["test"]
+        if not test["in_train"]:
+            return ""
+        return f"{test['in_train']:,} of {test['rows']:,} test rows equal a training row but for the time"
     if name == "evaluate":
         headline = metrics.HEADLINE[contract.task]
         measured = read_json(stage.REPORTS / "metrics.json")

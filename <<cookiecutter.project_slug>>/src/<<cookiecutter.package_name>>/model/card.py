@@ -71,11 +71,19 @@ def text(
         f"- Meant for rows that keep `contract.yaml`; measured on the {split['test']['rows']:,} test rows only.",
         "- Categories that training never saw are accepted and answered like an unknown one.",
         "- Slices marked *too small* were not judged; nothing is claimed of them.",
+        *_twins(split["test"]),
         *_carried(background, contract),
         "- What the data is and where it comes from: the data card.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _twins(test: Mapping[str, Any]) -> list[str]:
+    if not test.get("in_train"):
+        return []
+    told = f"{test['in_train']:,} of the {test['rows']:,} test rows equal a training row but for the time"
+    return [f"- {told}: what is learnt by heart looks skilful there."]
 
 
 def _tuned(facts: Mapping[str, Any]) -> list[str]:

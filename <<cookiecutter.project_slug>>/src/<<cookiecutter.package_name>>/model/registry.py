@@ -11,25 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import filelock
 import mlflow
-import sqlalchemy as sa
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from .. import bundle
 from ..contract import Contract
 from ..errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
-from ..files import canonical, replacing, sha256_file, write_json
+from ..files import canonical, sha256_file, write_json
 from ..metrics import HEADLINE, LOSS
 from ..process import is_alive, user
 from ..settings import Settings
-from . import pyfunc
+from . import pyfunc, store
 from .gate import Check
 
 if TYPE_CHECKING:
@@ -39,9 +36,6 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST, GATES, REFUSED, OVERRIDE = "bundle_sha256", "gates", "refused", "override"
 PLAN = "rollout"
 """Tag of the registered model that says what is tried out beside the champion."""
-LOCK_SECONDS = 60
-CONNECTION_RETRIES, RETRY_BACKOFF = 2, 1
-_SQLITE = "sqlite:///"
 REQUIREMENTS = ("numpy", "onnxruntime", "pandas", "pydantic", "pydantic-settings", "pyyaml")
 
 SCRIPT = """import mlflow
@@ -51,14 +45,6 @@ from {package}.model.pyfunc import BundleModel
 mlflow.models.set_model(BundleModel())
 """
 """What MLflow runs to load a model; the package itself is shipped with it."""
-
-_PATHS = {
-    "experiments": ("artifact_location",),
-    "runs": ("artifact_uri",),
-    "model_versions": ("source", "storage_location"),
-    "logged_models": ("artifact_location",),
-}
-"""Columns in which MLflow stores absolute paths of a local store."""
 
 
 class Version(NamedTuple):
@@ -91,33 +77,15 @@ class Registry:
         Raises:
             ConfigError: the tracking URI cannot be used.
         """
-        uri = settings.tracking_uri
-        # Left alone, MLflow tries a server that is not there for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(CONNECTION_RETRIES))
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", str(RETRY_BACKOFF))
-        # Read by everything in MLflow that resolves `models:/` and `runs:/` addresses.
-        mlflow.set_tracking_uri(uri)
-        try:
-            with _lock("mlflow-store", settings):
-                if uri.startswith(_SQLITE):
-                    _make(Path(uri.removeprefix(_SQLITE)))
-                elif uri.startswith(tuple(DATABASE_ENGINES)):
-                    _connect(uri)
-                client = MlflowClient(uri, uri)
-                if uri.startswith(_SQLITE) and "://" not in settings.artifact_root:
-                    _mend_moved_paths(uri, Path(settings.artifact_root).absolute())
-                if client.get_experiment_by_name(name) is None:
-                    client.create_experiment(
-                        name, artifact_location=settings.artifact_root if uri.startswith(_SQLITE) else None
-                    )
-                try:
-                    client.get_registered_model(name)
-                except MlflowException as error:
-                    if not _is_absent(error):
-                        raise
-                    client.create_registered_model(name)
-        except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
-            raise ConfigError(f"ML_TRACKING_URI: '{_masked(uri)}' cannot be used: {reason(error, settings)}") from None
+        with store.opened(settings) as client:
+            if client.get_experiment_by_name(name) is None:
+                client.create_experiment(name, artifact_location=store.artifacts(settings))
+            try:
+                client.get_registered_model(name)
+            except MlflowException as error:
+                if not _is_absent(error):
+                    raise
+                client.create_registered_model(name)
         return cls(client, name, settings)
 
     def find(self, digest: str, passed: bool) -> Version | None:
@@ -239,7 +207,7 @@ class Registry:
             GateRefusal: a gate refused the version, and no `override` reason is given.
             PromotionConflict: somebody else promoted in the meantime.
         """
-        with _lock("promotion", self._settings):
+        with store.lock("promotion", self._settings):
             version = self.promotable(number, override)
             champion = self.alias(CHAMPION)
             found = champion.number if champion else None
@@ -374,81 +342,3 @@ def _pinned(name: str, libraries: Mapping[str, str]) -> str:
     from importlib.metadata import version
 
     return f"{name}=={libraries.get(name) or version(name)}"
-
-
-def _lock(name: str, settings: Settings) -> filelock.BaseFileLock:
-    folder = settings.serving_folder.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(folder / f".{name}.lock", timeout=LOCK_SECONDS)
-
-
-def _make(database: Path) -> None:
-    """A new store is built beside its place: a process killed amid MLflow's migrations would leave one of no use."""
-    if database.exists():
-        return
-
-    def hasten(connection: Any, _: Any) -> None:
-        # Until it is in place, there is nothing to lose to a power cut.
-        connection.execute("PRAGMA synchronous=OFF")
-
-    with replacing(database) as part:
-        sa.event.listen(sa.Engine, "connect", hasten)
-        try:
-            MlflowClient(f"{_SQLITE}{part}").search_experiments(max_results=1)
-        finally:
-            sa.event.remove(sa.Engine, "connect", hasten)
-
-
-def _connect(uri: str) -> None:
-    """See once whether a database answers: MLflow would ask it for a minute and a half."""
-    engine = sa.create_engine(uri)
-    try:
-        engine.connect().close()
-    finally:
-        engine.dispose()
-
-
-def _mend_moved_paths(uri: str, artifact_root: Path) -> None:
-    """MLflow stores absolute paths; where the project folder moved, put the new ones in their place.
-
-    In a store outside the project, which others may share, only what is gone from its old place is touched.
-    """
-    own = Path(uri.removeprefix(_SQLITE)).resolve().is_relative_to(Path.cwd())
-    engine = sa.create_engine(uri)
-    try:
-        with engine.begin() as connection:
-            query: sa.Select[Any] = (
-                sa.select(sa.column("artifact_location")).select_from(sa.table("experiments")).distinct()
-            )
-            for old in connection.scalars(query).all():
-                moved = old and Path(old).name == artifact_root.name and old != str(artifact_root)
-                if moved and (own or not Path(old).exists()):
-                    _repoint(connection, old, str(artifact_root))
-    finally:
-        engine.dispose()
-
-
-def _repoint(connection: sa.Connection, old: str, new: str) -> None:
-    for table, names in _PATHS.items():
-        for column in [sa.column(name, sa.String()) for name in names]:
-            moved = sa.literal(new) + sa.func.substr(column, len(old) + 1)
-            begins = sa.or_(column == old, column.startswith(f"{old}/", autoescape=True))
-            connection.execute(sa.update(sa.table(table, column)).where(begins).values({column.name: moved}))
-
-
-def reason(error: BaseException, settings: Settings) -> str:
-    """What went wrong, in one line without a password; of a server that cannot be reached, what the system says."""
-    uri, root = settings.tracking_uri, error
-    while (inner := root.__cause__ or root.__context__) is not None:
-        root = inner
-    if settings.tracks_elsewhere and isinstance(error, MlflowException) and isinstance(root, OSError) and root.strerror:
-        return f"no MLflow server answers: {root.strerror}"
-    text = " ".join(str(error).replace(uri, _masked(uri)).split())
-    return text[:300] or type(error).__name__
-
-
-def _masked(uri: str) -> str:
-    try:
-        return sa.make_url(uri).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return uri

@@ -8,21 +8,18 @@ from starlette.types import Scope
 
 from .admission import JSON
 from .api import Hot, Reply, Service
-from .inference_v2 import (
+from .inference_documents import (
     BINARY,
     EXTENSIONS,
     MODEL,
     VERSIONED,
-    Inference,
     ModelMetadata,
     ModelReady,
     ServerLive,
     ServerMetadata,
     ServerReady,
-    header_length_of,
-    metadata,
-    require,
 )
+from .inference_v2 import Inference, header_length_of, metadata, require
 from .live import Live
 from .openapi import ANY_ERRORS, KEYS, OPEN_ERRORS, UNAVAILABLE, UNKNOWN_MODEL, VERSION, problems
 

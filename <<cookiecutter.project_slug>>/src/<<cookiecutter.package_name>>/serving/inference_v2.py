@@ -8,30 +8,29 @@ text `contract.MISSING` in BYTES; or no tensor at all where all are missing.
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from ..contract import MISSING, Column, Label
+from ..contract import MISSING, Column
 from ..prediction_log import Prediction
 from ..strict import nearest
 from . import faults
+from .inference_documents import (
+    HEADER_LENGTH,
+    Datatype,
+    InferRequest,
+    ModelMetadata,
+    RequestTensor,
+    TensorMetadata,
+)
 from .live import Live
 from .phases import are_of_several
 from .problems import Problem, shortened
 from .tabular import fit, none_twice, not_too_many, refused, rows_of
 
-MODEL = "/v2/models/{name}"
-VERSIONED = f"{MODEL}/versions/{{version}}"
-BINARY = "application/octet-stream"
-HEADER_LENGTH = b"inference-header-content-length"
-EXTENSIONS = ("binary_tensor_data",)
-
-Datatype = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
-]
 _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
     **{f"{'U' * (kind == 'u')}INT{8 * size}": np.dtype(f"<{kind}{size}") for kind in "ui" for size in (1, 2, 4, 8)},
@@ -46,107 +45,6 @@ _TAKEN = {
     "string": "BYTES",
     "datetime": "BYTES",
 }
-
-
-class RequestTensor(BaseModel):
-    """One column: `data`, flat or nested, or `parameters.binary_data_size` bytes after the JSON."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: str
-    shape: list[int] = Field(min_length=1, max_length=2)
-    datatype: Datatype
-    parameters: dict[str, Any] = {}
-    data: list[Any] | None = None
-
-
-class RequestedOutput(BaseModel):
-    """An output that is wanted, in binary form if `parameters.binary_data` is true."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: str
-    parameters: dict[str, Any] = {}
-
-
-class InferRequest(BaseModel):
-    """Rows to predict; without `outputs`, all are told. `parameters.binary_data_output` asks for binary outputs."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    id: str | None = Field(None, max_length=200)
-    parameters: dict[str, Any] = {}
-    inputs: list[RequestTensor] = Field(min_length=1, max_length=10_000)
-    outputs: list[RequestedOutput] | None = None
-
-
-class Tensor(BaseModel):
-    """One output; a number that is no float64 is none of them."""
-
-    name: str
-    shape: list[int]
-    datatype: Datatype
-    parameters: dict[str, Any] | None = None
-    data: list[Label | float] | None = None
-
-
-class InferResponse(BaseModel):
-    """The outputs that were asked for; `parameters` tell `variant` and `degraded`.
-
-    Where several models answered, the outputs `model_version` and `variant` name that of each row, asked for or not.
-    """
-
-    model_name: str
-    model_version: str
-    id: str | None = None
-    parameters: dict[str, Any]
-    outputs: list[Tensor]
-
-
-class TensorMetadata(BaseModel):
-    """A tensor's name, datatype, and shape with -1 for the number of rows."""
-
-    name: str
-    datatype: Datatype
-    shape: list[int]
-    parameters: dict[str, Any] | None = None
-
-
-class ModelMetadata(BaseModel):
-    """What the model takes and tells. The parameters say whether an input may be left out, and name the classes."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-
-
-class ServerMetadata(BaseModel):
-    """Who answers."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class ServerLive(BaseModel):
-    """Whether the process lives."""
-
-    live: bool
-
-
-class ServerReady(BaseModel):
-    """Whether traffic may be sent here."""
-
-    ready: bool
-
-
-class ModelReady(BaseModel):
-    """Whether the model can answer."""
-
-    name: str
-    ready: bool
 
 
 def require(live: Live, name: str, version: str | None = None) -> None:

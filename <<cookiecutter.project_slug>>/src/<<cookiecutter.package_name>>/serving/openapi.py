@@ -14,7 +14,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import TypeAdapter
 
 from .arrow import ARROW
-from .inference_v2 import BINARY, MODEL, VERSIONED, InferRequest, InferResponse
+from .inference_documents import BINARY, MODEL, VERSIONED, InferRequest, InferResponse
 from .invocations import CSV, Invocation, Invoked
 from .problems import MEDIA_TYPE, ProblemDocument
 from .schemas import Accepted, Answers, Explanations, Schema

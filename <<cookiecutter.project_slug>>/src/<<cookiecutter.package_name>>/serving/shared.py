@@ -61,9 +61,17 @@ def forget(counts: Path, worker: int) -> None:
 
 def total(counts: Path) -> list[Metric]:
     """The sums over all workers, dead ones included where that is meant, and the process of each that lives."""
-    families: list[Metric] = list(MultiProcessCollector(None, str(counts)).collect())
+    families: list[Metric] = list(MultiProcessCollector.merge(list(_files(counts))))
     alive = [sample.labels["process"] for one in families if one.name == WORKER for sample in one.samples]
     return [*families, *_processes(alive)]
+
+
+def _files(counts: Path) -> Iterator[str]:
+    """The files that have begun: a worker that is starting, or was killed as it did, has some with nothing in them."""
+    for file in counts.glob("*.db"):
+        with suppress(FileNotFoundError):  # Those of a worker that died are being forgotten.
+            if file.stat().st_size:
+                yield str(file)
 
 
 def _processes(pids: Iterable[str]) -> Iterable[Metric]:

@@ -46,7 +46,7 @@ def judge(
 ) -> list[Hazard]:
     """All hazards but leakage, see `leakage`."""
     return [
-        *_of_the_table(profile, "time" in roles.values()),
+        *_of_the_table(profile),
         *_of_the_target(profile, target, task),
         *(hazard for name in profile.columns for hazard in _of_a_column(profile, name, roles[name], now)),
         *_late_moments(profile, roles),
@@ -60,15 +60,14 @@ def judge(
     ]
 
 
-def _of_the_table(profile: Profile, by_time: bool) -> Iterator[Hazard]:
+def _of_the_table(profile: Profile) -> Iterator[Hazard]:
     rows = profile.rows
     if rows < FEW_ROWS:
         severity: Severity = "refused" if rows < FEWEST_ROWS else "warned"
         yield Hazard("few rows", "", severity, f"{rows} rows", f"bring more: below {FEW_ROWS} no measure means much")
     if profile.repeated:
         evidence = f"{profile.repeated:,} of {rows:,} rows stand there before, equal in every column"
-        side = "a split by time may put them on both sides" if by_time else "a split by hash keeps them on one side"
-        remedy = f"drop them if a row stands for one event; {side}"
+        remedy = "drop them if a row stands for one event; the split keeps equal rows on one side"
         yield Hazard("duplicate rows", "", "warned", evidence, remedy)
     for name in profile.left_out:
         yield Hazard("nested values", name, "handled", "lists, records or bytes", "left out; unfold it into columns")
