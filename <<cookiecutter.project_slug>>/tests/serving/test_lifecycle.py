@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from << cookiecutter.package_name >>.errors import ServingError
 from << cookiecutter.package_name >>.prediction_log import Reader
+from << cookiecutter.package_name >>.serving.server import beside, listen
 
 from .support import Folder, Server, eventually, load, workers
 
@@ -153,6 +155,36 @@ def test_a_crowd_that_connects_at_one_moment_is_shared_out_and_what_connects_aft
         second = serve(tmp_path, "--port", str(address.port), "--workers", "2", ML_PREDICTION_LOG="other")
         assert (second.returncode, second.stdout) == (1, "")
         assert f"{address.hostname}:{address.port}: Address already in use" in second.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one socket is shared, as it comes")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("given", [True, False])
+def test_an_address_is_its_servers_alone_before_its_workers_listen_and_after_they_died(host: str, given: bool) -> None:
+    port = 0
+    if given:
+        with listen(host, 0) as free:
+            port = free.getsockname()[1]
+    with listen(host, port, several=True) as held:
+        port = held.getsockname()[1]
+
+        def is_taken(several: bool) -> bool:
+            with pytest.raises(ServingError, match="Address already in use"):
+                listen(host, port, several)
+            return True
+
+        # Of a port that the system chose, nobody else knows before there are workers.
+        assert not given or (is_taken(several=True) and is_taken(several=False))
+        for _ in range(2):
+            with beside(held) as one, beside(held) as other:
+                one.listen()
+                other.listen()
+                for _ in range(8):
+                    socket.create_connection((host, port), timeout=5).close()
+                assert is_taken(several=True)
+        assert not given or is_taken(several=True)
+    with listen(host, port, several=True):
+        pass  # Free again at once.
 
 
 def rows_in(file: Path) -> int:

@@ -1,4 +1,4 @@
-"""Starts servers: one in this process, or several that share a socket and are started again when they die."""
+"""Starts servers: one in this process, or several that share an address and are started again when they die."""
 
 import multiprocessing
 import os
@@ -45,7 +45,7 @@ def run(settings: Settings, host: str, port: int, workers: int) -> None:
     at_start(settings)
     is_configured(os.environ)
     unify_logging()
-    with listen(host, port) as listener:
+    with listen(host, port, several=workers > 1) as listener:
         if workers == 1:
             from .worker import serve
 
@@ -55,8 +55,8 @@ def run(settings: Settings, host: str, port: int, workers: int) -> None:
                 Supervisor(settings, listener, workers, counts).run()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to an address; port 0 takes a free one.
+def listen(host: str, port: int, several: bool = False) -> socket.socket:
+    """A socket bound to an address, for `several` processes to listen `beside` it; port 0 takes a free one.
 
     Raises:
         ServingError: the address is taken or is none.
@@ -66,6 +66,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        if several and sys.platform == "linux":
+            _keep(listener, port)
     except (OSError, OverflowError) as error:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -73,6 +75,18 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {reason}; give another port, or 0 for a free one"
         ) from None
     return listener
+
+
+def _keep(listener: socket.socket, port: int) -> None:
+    """Let nobody but `beside` have the address too, whether a worker listens there at the moment or not."""
+    if port:
+        # Two servers that start at once may both bind, but only one can listen, and after that no third can bind.
+        # A port that the system chose would be given back by `shutdown`, and nobody else asks for it.
+        listener.listen()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if port:
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def beside(listener: socket.socket) -> socket.socket:
@@ -86,14 +100,14 @@ def beside(listener: socket.socket) -> socket.socket:
     """
     if sys.platform != "linux":
         return listener.dup()
-    own = socket.socket(listener.family, listener.type, listener.proto)
+    address, own = listener.getsockname(), socket.socket(listener.family, listener.type, listener.proto)
     try:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        own.bind(listener.getsockname())
+        own.bind(address)
     except OSError as error:
         own.close()
-        raise ServingError(f"cannot listen: {error.strerror or error}") from None
+        raise ServingError(f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}") from None
     return own
 
 
@@ -104,7 +118,7 @@ def announce(listener: socket.socket) -> None:
 
 
 class Supervisor:
-    """Keeps `workers` processes serving one socket; `counts` is the folder that they count in."""
+    """Keeps `workers` processes serving one address; `counts` is the folder that they count in."""
 
     def __init__(self, settings: Settings, listener: socket.socket, workers: int, counts: Path) -> None:
         self._settings = settings
@@ -115,9 +129,6 @@ class Supervisor:
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._stopping = False
-        if sys.platform == "linux":
-            # Only now that it is bound: two servers must not share an address. Nobody listens here; see `beside`.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
     def run(self) -> None:
         """Watch the workers until a signal comes; then let them drain.
