@@ -67,7 +67,10 @@ def listen(host: str, port: int, several: bool = False) -> socket.socket:
     try:
         listener.bind((host, port))
         if several and sys.platform == "linux":
-            _keep(listener, port)
+            if port == 0:  # The system's choice would be given back as soon as nobody listens there.
+                with listener:
+                    return listen(host, listener.getsockname()[1], several)
+            _keep(listener)
     except (OSError, OverflowError) as error:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -77,16 +80,15 @@ def listen(host: str, port: int, several: bool = False) -> socket.socket:
     return listener
 
 
-def _keep(listener: socket.socket, port: int) -> None:
-    """Let nobody but `beside` have the address too, whether a worker listens there at the moment or not."""
-    if port:
-        # Two servers that start at once may both bind, but only one can listen, and after that no third can bind.
-        # A port that the system chose would be given back by `shutdown`, and nobody else asks for it.
-        listener.listen()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+def _keep(listener: socket.socket) -> None:
+    """Let nobody but `beside` have the address too, whether a worker listens there at the moment or not.
+
+    Of two servers that start at once both may bind, but only one can listen; once it has, no other can bind.
+    """
+    listener.listen()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if port:
-        listener.shutdown(socket.SHUT_RDWR)
+    listener.shutdown(socket.SHUT_RDWR)
 
 
 def beside(listener: socket.socket) -> socket.socket:
