@@ -1,5 +1,8 @@
 """Many rows on several cores are answered as on one."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +31,13 @@ def inputs(bundle: Bundle, table: pl.DataFrame, rows: int) -> Inputs:
     """So many rows, none like its neighbours."""
     drawn = table.sample(rows, with_replacement=True, seed=1)
     return bundle.encode(tables.to_columns(drawn, bundle.contract.inputs))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells which cores a process may use")
+def test_only_cores_that_this_process_may_use_are_counted() -> None:
+    core = min(os.sched_getaffinity(0))
+    told = f"import os; os.sched_setaffinity(0, [{core}]); from {parallel.__name__} import _THREADS; print(_THREADS)"
+    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 @pytest.mark.parametrize("rows", [0, 1, 499, 500, 1003])

@@ -1,6 +1,7 @@
 """One request of many rows on several cores: the model computes outside the interpreter's lock."""
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +13,9 @@ LEAST_ROWS = 250
 """Fewer are not worth a thread's while."""
 MOST_THREADS = 4
 
-_THREADS = min(MOST_THREADS, os.cpu_count() or 1)
+# Those that this process may use, which in a container, or under `taskset`, are not all.
+_CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+_THREADS = min(MOST_THREADS, _CORES)
 # Makes no thread before the first such request.
 _POOL = ThreadPoolExecutor(max(1, _THREADS - 1), thread_name_prefix="rows")
 
