@@ -197,3 +197,12 @@ def test_an_interrupt_while_libraries_are_loaded_shows_no_traceback(tmp_path: Pa
     (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n")
     done = project.run(tmp_path, "-m", project.PACKAGE, "--help", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_an_interrupt_that_a_script_told_it_to_ignore_is_ignored_while_libraries_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n")
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    words = ("-c", ignoring, sys.executable, "-m", project.PACKAGE, "--help")
+    assert project.run(tmp_path, *words, PYTHONPATH=str(tmp_path)).returncode == 7
