@@ -73,3 +73,9 @@ def test_every_setting_stands_in_the_example_file() -> None:
 
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
     assert [name for name in Settings.model_fields if f"ML_{name.upper()}=" not in text] == []
+
+
+def test_the_address_of_a_registry_is_shown_without_its_password() -> None:
+    shown = Settings(tracking_uri="https://ann:secret@mlflow.example:5000/team").tracked_at
+    assert shown == "https://ann:***@mlflow.example:5000/team"
+    assert Settings().tracked_at == "sqlite:///mlflow.db"

@@ -81,6 +81,17 @@ class Settings(BaseSettings):
         return self.tracking_uri.startswith(("http://", "https://"))
 
     @property
+    def tracked_at(self) -> str:
+        """The tracking URI as it may be shown: without its password."""
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            return make_url(self.tracking_uri).render_as_string(hide_password=True)
+        except ArgumentError:
+            return self.tracking_uri
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The API keys that are accepted; none means that no key is asked for."""
         return tuple(key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip())

@@ -29,7 +29,7 @@ def show(settings: Settings, progress: Progress) -> None:
         servers = [("Prefect", api.removesuffix("/api"), prefect, home / engine.SERVER_LOG)]
         if settings.tracks_elsewhere:
             with progress.step("MLflow", "") as step:
-                step.note = f"{settings.tracking_uri} (ML_TRACKING_URI)"
+                step.note = f"{settings.tracked_at} (ML_TRACKING_URI)"
         else:
             port, log = _free_port(MLFLOW_PORT), done.FOLDER / "mlflow-ui.log"
             # Its job workers, nine processes for features that need a language model, stay away.

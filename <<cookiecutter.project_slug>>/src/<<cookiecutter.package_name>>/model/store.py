@@ -55,7 +55,9 @@ def opened(settings: Settings) -> Iterator[MlflowClient]:
                 _mend_moved_paths(uri, Path(settings.artifact_root).absolute())
             yield client
     except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
-        raise ConfigError(f"ML_TRACKING_URI: '{_masked(uri)}' cannot be used: {reason(error, settings)}") from None
+        raise ConfigError(
+            f"ML_TRACKING_URI: '{settings.tracked_at}' cannot be used: {reason(error, settings)}"
+        ) from None
 
 
 def artifacts(settings: Settings) -> str | None:
@@ -72,12 +74,12 @@ def lock(name: str, settings: Settings) -> filelock.BaseFileLock:
 
 def reason(error: BaseException, settings: Settings) -> str:
     """What went wrong, in one line without a password; of a server that cannot be reached, what the system says."""
-    uri, root = settings.tracking_uri, error
+    root = error
     while (inner := root.__cause__ or root.__context__) is not None:
         root = inner
     if settings.tracks_elsewhere and isinstance(error, MlflowException) and isinstance(root, OSError) and root.strerror:
         return f"no MLflow server answers: {root.strerror}"
-    text = " ".join(str(error).replace(uri, _masked(uri)).split())
+    text = " ".join(str(error).replace(settings.tracking_uri, settings.tracked_at).split())
     return text[:300] or type(error).__name__
 
 
@@ -133,10 +135,3 @@ def _repoint(connection: sa.Connection, old: str, new: str) -> None:
             moved = sa.literal(new) + sa.func.substr(column, len(old) + 1)
             begins = sa.or_(column == old, column.startswith(f"{old}/", autoescape=True))
             connection.execute(sa.update(sa.table(table, column)).where(begins).values({column.name: moved}))
-
-
-def _masked(uri: str) -> str:
-    try:
-        return sa.make_url(uri).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return uri
