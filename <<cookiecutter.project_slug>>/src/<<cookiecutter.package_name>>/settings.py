@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     @property
     def tracked_at(self) -> str:
         """The tracking URI as it may be shown: without its password."""
+        if "@" not in self.tracking_uri:
+            return self.tracking_uri
         from sqlalchemy.engine import make_url
         from sqlalchemy.exc import ArgumentError
 

@@ -40,9 +40,10 @@ def last(settings: Settings, params: Params) -> Mapping[str, Any] | None:
 
 def _state(settings: Settings, params: Params) -> dict[str, str]:
     thresholds = params.model_dump(mode="json", include={"gates", "rollout"})
-    store = settings.tracking_uri.removeprefix("sqlite:///")
+    file = settings.tracking_uri.removeprefix("sqlite:///")
+    is_gone = file != settings.tracking_uri and not Path(file).is_file()
     return {
         "bundle": sha256_file(stage.BUNDLE / bundle.MANIFEST),
         "gates": sha256_text(canonical(thresholds) + sha256_file(Path(gate.__file__))),
-        "registry": store if store == settings.tracking_uri or Path(store).is_file() else "missing",
+        "registry": "missing" if is_gone else settings.tracked_at,
     }

@@ -83,7 +83,7 @@ def _twins(test: Mapping[str, Any]) -> list[str]:
     if not test.get("in_train"):
         return []
     told = f"{test['in_train']:,} of the {test['rows']:,} test rows equal a training row but for the time"
-    return [f"- {told}: what is learnt by heart looks skilful there."]
+    return [f"- {told}: unless inputs are few and coarse, what is learnt by heart looks skilful there."]
 
 
 def _tuned(facts: Mapping[str, Any]) -> list[str]:
