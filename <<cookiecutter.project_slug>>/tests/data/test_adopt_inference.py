@@ -71,6 +71,16 @@ def test_the_target_decides_the_task(tmp_path: Path, values: list[Any], task: st
     assert (found.task, entry(found, "y").get("categories")) == (task, classes)
 
 
+def test_numbers_too_many_for_classes_are_told_with_what_makes_them_classes(tmp_path: Path) -> None:
+    table = shop(ROWS, y=[at % 30 for at in range(ROWS)])
+    assert "--task multiclass" in next(
+        found.why
+        for found in proposed(table, "y", tmp_path).decisions
+        if found.what.startswith("task") or "regression" in found.what
+    )
+    assert proposed(table, "y", tmp_path, task="multiclass").task == "multiclass"
+
+
 def test_a_column_is_an_input_by_its_type_and_few_values(tmp_path: Path) -> None:
     table = shop(
         ROWS,
@@ -191,6 +201,11 @@ Hazardous = tuple[str, str, str]
         (
             lambda t: t.with_columns(c=pl.Series(["oops", *map(str, RNG.random(t.height - 1))])),
             ("mixed types", "c", "handled"),
+            "feature",
+        ),
+        (
+            lambda t: t.with_columns(c=pl.Series(["oops", *map(str, range(19))] * (t.height // 20))),
+            ("mixed types", "c", "warned"),
             "feature",
         ),
         (

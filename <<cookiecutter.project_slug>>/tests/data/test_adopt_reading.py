@@ -140,6 +140,24 @@ def test_cells_are_read_as_what_they_mean(cells: list[str], kind: str, values: l
     assert (parse.type, parsing.read_one(series, parse).to_list()) == (kind, values)
 
 
+def test_integers_that_only_a_text_holds_exactly_are_codes(tmp_path: Path) -> None:
+    ids = pl.Series("id", [2**64 - 1 - at for at in range(30)], dtype=pl.UInt64)
+    pl.DataFrame([ids, pl.Series("y", range(30))]).write_parquet(tmp_path / "t.parquet")
+    column = profiled(tmp_path / "t.parquet", "y").columns["id"]
+    assert (column.parse.type, column.missing, column.misfits, column.unique) == ("string", 0, 0, True)
+
+
+def test_a_boolean_is_told_by_one_spelling_of_each_kind() -> None:
+    parse = parsing.guess(pl.Series("c", ["Yes", "No", "yes", "NO", "no"] * 9), Hints())
+    assert parse is not None
+    assert parse.told == "boolean (Yes or NO)"
+
+
+def test_no_more_values_differ_than_there_are(tmp_path: Path) -> None:
+    pl.DataFrame({"x": [at / 7 for at in range(5000)], "y": [0, 1] * 2500}).write_parquet(tmp_path / "t.parquet")
+    assert 4500 < profiled(tmp_path / "t.parquet", "y").columns["x"].distinct <= 5000
+
+
 def test_a_thousand_or_one_and_a_bit_is_not_guessed_unless_the_table_tells() -> None:
     unclear = pl.DataFrame({"price": ["1,234", "5,678"], "note": ["a", "b"]})
     found, _ = parsing.guess_all(unclear, Hints())
@@ -262,7 +280,8 @@ def wrong(name: str, content: bytes) -> Callable[[Path], str]:
         (wrong("t.parquet", b"a,b\n1,2\n"), "is no Parquet file"),
         (wrong("t.parquet", b"PAR1 and then nothing"), "cannot be read"),
         (wrong("t.xlsx", b"PK\x03\x04xxxxxx"), "zip (or Excel) by its content; unpack it, or save it as CSV"),
-        (wrong("t.csv", gzip.compress(b"a,b\n1,2\n", mtime=0)), "is gzip by its content; rename it"),
+        (wrong("t.csv", gzip.compress(b"a,b\n1,2\n", mtime=0)), "is gzip by its content; rename it to t.csv.gz"),
+        (wrong("t.csv.gz", b"a,b\n1,2\n"), "is not gzip by its content; rename it to t.csv"),
         (wrong("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 999, mtime=0)[:40]), "is damaged gzip"),
         (wrong("t.json", b"b,c"), "is no JSON of rows"),
         (wrong("t.db", b"SQLite format 3\0"), "sqlite:///PATH"),

@@ -1,6 +1,6 @@
 """Tables as people have them: what is read in the contract's types, what is left as it is, what is refused."""
 
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,9 @@ def test_a_column_with_one_other_value_is_left_as_text_and_the_value_is_found(
         ("string", pl.Series(["a", None], dtype=pl.Categorical), ["a", None]),
         ("string", pl.Series(["a", None], dtype=pl.Enum(["a"])), ["a", None]),
         ("string", pl.Series([None, None], dtype=pl.Null), [None, None]),
+        ("string", pl.Series([time(8, 5), None]), ["08:05:00", None]),
+        ("float", pl.Series([timedelta(minutes=2), None]), [120.0, None]),
+        ("string", pl.Series([7, 2**64 - 1, None], dtype=pl.UInt64), ["7", "18446744073709551615", None]),
         ("datetime", pl.Series([date(2013, 1, 1), None]), [datetime(2013, 1, 1), None]),
         ("datetime", pl.Series([datetime(2013, 1, 1)], dtype=pl.Datetime("ns")), [datetime(2013, 1, 1)]),
         (

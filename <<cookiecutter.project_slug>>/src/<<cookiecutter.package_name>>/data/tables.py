@@ -152,13 +152,18 @@ def _fit(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:
     values = None
     if found == wanted:
         values = series
-    elif isinstance(found, pl.Categorical | pl.Enum) and column.type == "string":
+    elif isinstance(found, pl.Categorical | pl.Enum | pl.Time) and column.type == "string":
         values = series.cast(wanted)
     elif isinstance(found, pl.Datetime | pl.Date) and column.type == "datetime":
         zone = found.time_zone if isinstance(found, pl.Datetime) else None
         values = (series.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if zone else series).cast(wanted)
     elif isinstance(found, pl.String):
         return _parse(series, column)
+    elif isinstance(found, pl.Duration) and column.type == "float":
+        values = series.dt.total_microseconds() / 1e6
+    elif found.is_integer() and column.type == "string" and not _are_exact(series):
+        # The ids of some systems: only as texts can a model or a person tell them apart.
+        values = series.cast(wanted)
     elif found.is_numeric() and column.is_numeric:
         cast = series.cast(wanted, strict=False)
         values = _only(cast, cast.cast(found, strict=False) == series)
@@ -184,6 +189,10 @@ def _parse(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:
     else:
         values = text.cast(pl.Float64, strict=False)
     return values.rename(series.name), values.is_null() & ~absent
+
+
+def _are_exact(whole: pl.Series) -> bool:
+    return bool(whole.cast(pl.Int128).is_between(-INTEGER_LIMIT, INTEGER_LIMIT).all())
 
 
 def _only(values: pl.Series, kept: pl.Series) -> pl.Series:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from . import words
+from . import parsing, words
 from .profiling import Profile
 
 Severity = Literal["refused", "warned", "handled"]
@@ -117,6 +117,8 @@ def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Itera
             + ", ".join(f"'{example}'" for example in column.examples),
             "they become missing",
         )
+    elif column.parse is parsing.TEXT and role != "target":
+        yield from _of_strays(profile.sample[name])
     if column.parse.unclear:
         what = "day or month first" if column.parse.unclear == "date" else "thousands or decimals"
         yield Hazard("ambiguous", name, "warned", f"{what}? taken as: {told}", "write ISO dates and plain numbers")
@@ -141,6 +143,14 @@ def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Itera
         yield _of_many_texts(profile, name)
     elif role == "ignored":
         yield from _of_names(profile, name)
+
+
+def _of_strays(texts: pl.Series) -> Iterator[Hazard]:
+    if (odd := parsing.strays(texts.drop_nulls())).is_empty():
+        return
+    shown = ", ".join(f"'{text}'" for text in odd.unique(maintain_order=True).head(3))
+    evidence = f"{len(odd):,} of {len(texts):,} cells are no number, the others are: {shown}"
+    yield Hazard("mixed types", texts.name, "warned", evidence, "taken as text; mend those cells to make it a number")
 
 
 def _of_moments(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Hazard]:

@@ -60,7 +60,10 @@ def _of_numbers(column: ColumnProfile, asked: Task | None) -> Labels:
         return Labels("regression", None, "you said so" if asked else f"{column.distinct:,} distinct numbers")
     few = len(counts) <= MOST_WHOLE_CLASSES and sum(counts.values()) >= ROWS_A_CLASS * len(counts)
     if not asked and not few and len(counts) > 2:
-        return Labels("regression", None, f"{len(counts)} distinct whole numbers, too many or too rare for classes")
+        why = (
+            f"{len(counts)} distinct whole numbers, too many or too rare for classes (--task multiclass says otherwise)"
+        )
+        return Labels("regression", None, why)
     task: Task = "binary" if len(counts) == 2 else "multiclass"
     return Labels(task, tuple(sorted(int(value) for value in counts)), f"{len(counts)} whole numbers")
 

@@ -18,6 +18,9 @@ from .words import words
 TOLERANCE = 0.01
 """Share of cells that may be no number, or no date, in a column of numbers or dates; they become missing."""
 
+STRAY = 0.1
+"""Share of cells up to which a column of texts is taken for one of numbers that somebody should mend."""
+
 Unclear = Literal["", "number", "date"]
 
 
@@ -94,7 +97,7 @@ def guess_all(sample: pl.DataFrame, hints: Hints) -> tuple[dict[str, Parse | Non
 def guess(cells: pl.Series, hints: Hints) -> Parse | None:
     """How a column is to be read, from a sample of its cells."""
     if cells.dtype != pl.String:
-        return _dated_integer(cells) or _native(cells.dtype)
+        return _dated_integer(cells) or _code(cells) or _native(cells.dtype)
     held = pl.select(_clean(pl.lit(cells)).filter(present(pl.lit(cells), cells.dtype))).to_series().rename(cells.name)
     if held.is_empty():
         return TEXT
@@ -109,6 +112,7 @@ def _clean(cell: pl.Expr) -> pl.Expr:
 
 
 TEXT = Parse("string", "text", _clean)
+_CODE = TEXT._replace(told="digits beyond what a number holds exactly: a code")
 
 
 def _native(dtype: pl.DataType) -> Parse | None:
@@ -130,6 +134,16 @@ def _native(dtype: pl.DataType) -> Parse | None:
     return found
 
 
+def _code(cells: pl.Series) -> Parse | None:
+    """Integers that float64 cannot tell apart, as the ids of some systems are, unless they are the odd cell."""
+    held = cells.drop_nulls()
+    if not held.dtype.is_integer() or held.is_empty():
+        return None
+    if _share(held.cast(pl.Int128).is_between(-INTEGER_LIMIT, INTEGER_LIMIT)) >= 1 - TOLERANCE:
+        return None
+    return _CODE._replace(make=lambda cell: cell.cast(pl.String))
+
+
 def _to_utc(cell: pl.Expr) -> pl.Expr:
     return cell.dt.convert_time_zone("UTC").dt.replace_time_zone(None).cast(pl.Datetime("us"))
 
@@ -142,7 +156,8 @@ def _boolean(held: pl.Series, is_target: bool) -> Parse | None:
     # A target's labels stay in the person's own words.
     if found not in _PAIRS[: 1 if is_target else None] and not found <= _PAIRS[0]:
         return None
-    told = " or ".join(sorted(held.unique().head(2), reverse=True))
+    spelt = {word.lower(): word for word in sorted(held.unique(), reverse=True)}
+    told = " or ".join(spelt[word] for word in sorted(spelt, reverse=True))
 
     def make(cell: pl.Expr) -> pl.Expr:
         return _clean(cell).str.to_lowercase().replace_strict(tables.BOOLEANS, default=None, return_dtype=pl.Boolean)
@@ -191,7 +206,7 @@ def _number(held: pl.Series, cells: pl.Series, hints: Hints) -> Parse | None:
 
 def _integer(bare: pl.Series, number: Parse, plain: bool) -> Parse:
     if bare.str.len_chars().max() > _DIGITS and (read_one(bare, number).abs() > INTEGER_LIMIT).any():  # type: ignore[operator]
-        return TEXT._replace(told="digits beyond what a number holds exactly: a code")
+        return _CODE
     if plain:
         return Parse("integer", number.told, lambda cell: cell.cast(pl.Int64, strict=False))
     return Parse("integer", number.told, lambda cell: number.make(cell).cast(pl.Int64, strict=False))
@@ -212,6 +227,13 @@ def _style(bare: pl.Series, hints: Hints) -> _Style | None:
             return _COMMA
         return _AMBIGUOUS
     return next((style for style in (_ENGLISH, _EURO, _SPACED) if fits(style)), None)
+
+
+def strays(texts: pl.Series) -> pl.Series:
+    """The texts that alone keep a column from being one of numbers; empty where they are more than a few."""
+    held = texts.filter(pl.select(present(pl.lit(texts), texts.dtype)).to_series())
+    odd = min((held.filter(~held.str.contains(style.pattern)) for style in (_PLAIN, _COMMA, _ENGLISH)), key=len)
+    return odd if len(odd) <= STRAY * len(held) else odd.clear()
 
 
 def _share(fitting: pl.Series) -> float:

@@ -232,7 +232,8 @@ class _Count:
         distinct = len(self._sketch)
         if distinct == _SKETCH:
             # The k smallest of n hashes spread evenly tell n (Bar-Yossef et al., 2002).
-            distinct = round((_SKETCH - 1) / (float(self._sketch[-1]) / _HASHES))
+            estimate = round((_SKETCH - 1) / (float(self._sketch[-1]) / _HASHES))
+            distinct = min(estimate, rows - self._missing)
         return ColumnProfile(
             self.at,
             self.parse,

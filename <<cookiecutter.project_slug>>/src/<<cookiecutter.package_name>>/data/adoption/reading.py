@@ -123,7 +123,8 @@ def _kind(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes[-1:] == [_PACKED]
     if packed != head.startswith(_GZIP):
-        raise DataError(f"{path} is {'not ' if packed else ''}gzip by its content; rename it")
+        better = path.name[: -len(_PACKED)] if packed else path.name + _PACKED
+        raise DataError(f"{path} is {'not ' if packed else ''}gzip by its content; rename it to {better}")
     named = _NAMED.get(next(reversed(suffixes[: -1 if packed else None]), ""), "")
     found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
     if found in _REMEDY:
