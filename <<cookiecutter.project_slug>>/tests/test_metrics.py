@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from << cookiecutter.package_name >> import metrics
@@ -79,6 +79,7 @@ def test_the_order_of_rows_does_not_move_the_calibration_bins() -> None:
 )
 def test_no_threshold_is_cheaper_than_the_chosen_one(rows: list[tuple[bool, int]], alarm: int, miss: int) -> None:
     labels = np.array([label for label, _ in rows])
+    assume(len(np.unique(labels)) == 2)
     scores = np.array([score / 10 for _, score in rows], dtype=np.float32)
     chosen = metrics.choose_threshold(labels, scores, alarm, miss)
     assert 0 <= chosen <= 1
@@ -99,6 +100,12 @@ def test_equally_cheap_thresholds_are_told_apart_by_the_costs() -> None:
     tied = np.array([0, 1, 0, 1]), np.array([0.2, 0.4, 0.6, 0.8])
     assert metrics.choose_threshold(*tied, 1.0, 1.0) == 0.4
     assert metrics.choose_threshold(np.empty(0), np.empty(0), 1.0, 3.0) == 0.25
+
+
+def test_rows_of_one_class_alone_do_not_make_a_threshold_that_never_calls_the_other() -> None:
+    scores = np.array([0.001, 0.002, 0.6])
+    assert metrics.choose_threshold(np.zeros(3), scores, 1.0, 1.0) == 0.5
+    assert metrics.choose_threshold(np.ones(3), scores, 1.0, 3.0) == 0.25
 
 
 def test_curves_keep_their_ends_and_at_most_200_points() -> None:

@@ -251,10 +251,11 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, false_positive: flo
     Candidates are the scores themselves (exact in whatever float they travel in) and 1.0, which calls nothing
     positive. Of several cheapest the one nearest to false_positive / (false_positive + false_negative) wins,
     which is the best one for calibrated probabilities (Elkan 2001, "The Foundations of Cost-Sensitive
-    Learning"); of two equally near the lower. Without rows that value itself is the answer.
+    Learning"); of two equally near the lower. Without rows, or with rows of one class alone, that value itself is
+    the answer: they cannot tell what a miss, or a false alarm, would have cost.
     """
     calibrated = false_positive / (false_positive + false_negative)
-    if len(labels) == 0:
+    if len(np.unique(labels)) < 2:
         return calibrated
     order = np.argsort(scores, kind="stable")
     candidates, first = np.unique(scores[order].astype(np.float64), return_index=True)

@@ -83,6 +83,7 @@ COLUMNS = (
     Column(name="closed", type="string", categories=("EWR", "JFK", "LGA")),
     Column(name="open", type="string", categories=("UA", "AA"), unseen=0.01),
     Column(name="when", type="datetime", role="time"),
+    Column(name="note", type="string", role="ignored"),
 )
 ROW = {"number": 700.0, "count": 1999, "closed": "JFK", "open": "UA", "when": "2013-06-15T08:30:00"}
 RESERVED = "is reserved for missing values; leave the field out, or send null, where there is none"
@@ -112,6 +113,7 @@ NO_MOMENT = "must be an ISO 8601 date and time, such as 2013-06-15T08:30:00"
         ({"open": MISSING}, RESERVED),
         ({"key": MISSING}, RESERVED),
         ({"y": True}, "is what the model predicts; leave it out"),
+        ({"note": "late"}, "is ignored by the model; leave it out"),
         ({"numbre": 1}, "unknown field; did you mean 'number'?"),
         ({"quite other": 1}, "unknown field; known: closed, count, key, number, open, when"),
     ],

@@ -122,11 +122,17 @@ def _split(judged: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
+def _cheapest(facts: Mapping[str, Any]) -> str:
+    if facts["metrics"]["validation"].get("prevalence") in (0.0, 1.0):
+        return "by the costs alone: the validation rows are all of one class"
+    return "cheapest on the validation rows"
+
+
 def _decided(facts: Mapping[str, Any]) -> list[str]:
     if facts["task"] == "binary":
         return [
             f"- classes: {' and '.join(f'`{_label(label)}`' for label in facts['classes'])}, the latter being positive",
-            f"- decision threshold: {facts['threshold']:.4f} (cheapest on the validation rows)",
+            f"- decision threshold: {facts['threshold']:.4f} ({_cheapest(facts)})",
         ]
     if facts["task"] == "multiclass":
         return [

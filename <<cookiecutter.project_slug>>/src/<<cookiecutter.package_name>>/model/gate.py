@@ -114,7 +114,7 @@ def slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     best, value, worst = min(reach, key=lambda one: one[0])
     return best >= limit, (
         f"the worst of {len(judged)} slices is {worst.column} '{worst.value}' ({worst.rows:,} rows): {name} "
-        f"{value:.4f}, by chance up to {best:.4f}, wanted {limit:.4f}{told}"
+        f"{value:.4f}, by chance up to {min(best, 1.0):.4f}, wanted {limit:.4f}{told}"
     )
 
 

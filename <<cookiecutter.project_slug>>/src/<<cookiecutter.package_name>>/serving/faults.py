@@ -1,7 +1,7 @@
 """From a validation error to the field, the value and the rule it broke, in bounded space."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,16 +41,19 @@ _KINDS = {"json": "JSON", "csv": "CSV in UTF-8", "arrow": "Arrow IPC stream"}
 
 
 class Fields:
-    """The names a row may have; `target` is the one that clients send by mistake."""
+    """The names a row may have; the target and the ignored columns are those that clients send by mistake."""
 
-    def __init__(self, names: Sequence[str], target: str | None = None) -> None:
+    def __init__(self, names: Sequence[str], target: str | None = None, ignored: Collection[str] = ()) -> None:
         self._names = list(names)
         self._target = target
+        self._ignored = frozenset(ignored)
 
     def unknown(self, name: str) -> str:
         """The rule that an unknown field broke."""
         if name == self._target:
             return "is what the model predicts; leave it out"
+        if name in self._ignored:
+            return "is ignored by the model; leave it out"
         return f"unknown field; {nearest(name, self._names)}"
 
 

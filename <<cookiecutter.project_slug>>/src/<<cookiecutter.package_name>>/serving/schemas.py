@@ -136,7 +136,11 @@ class Schema:
     def __init__(self, contract: Contract, profile: Profile, max_instances: int) -> None:
         self.max_instances = max_instances
         self.example = {column.name: _typical(column, profile.columns[column.name]) for column in contract.inputs}
-        self.fields = faults.Fields([*self.example, *([contract.id.name] if contract.id else [])], contract.target.name)
+        self.fields = faults.Fields(
+            [*self.example, *([contract.id.name] if contract.id else [])],
+            contract.target.name,
+            [column.name for column in contract.columns if column.role == "ignored"],
+        )
         instance = _instance(contract, self.example)
         label = _typed(contract.target)
         self.predict_request = _request("PredictRequest", "instances", instance, max_instances)
