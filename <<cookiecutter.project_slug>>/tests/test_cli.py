@@ -11,10 +11,12 @@ import polars as pl
 import pytest
 from typer.main import get_command
 
-from << cookiecutter.package_name >> import cli, terminal
+from << cookiecutter.package_name >> import cli, stage, terminal
 from << cookiecutter.package_name >>.bundle import BACKGROUND, Bundle
 from << cookiecutter.package_name >>.contract import Contract, from_rows
+from << cookiecutter.package_name >>.flows import done
 from << cookiecutter.package_name >>.monitoring.result import EXIT_STATUS
+from << cookiecutter.package_name >>.params import Params
 from << cookiecutter.package_name >>.prediction_log import Prediction, Writer, dumps, new_id, now_us
 from << cookiecutter.package_name >>.settings import Settings
 
@@ -128,6 +130,13 @@ def test_a_span_of_the_raw_table_is_cut_out(say: Say, finished: Path, contract: 
     assert 0 < found.height < 2000
     assert say("window", "build/none.parquet", "--since", "2200-01-01").errors.startswith("error: no row lies from")
     assert not Path("build/none.parquet").exists()
+
+
+def test_a_refused_model_stays_an_error_when_nothing_has_changed_since(say: Say, finished: Path) -> None:
+    done.record(Settings.read(), Params.load(stage.PARAMS), {"version": "1", "role": "refused"})
+    told = say("run")
+    assert "Up to date: version 1, refused." in told.output
+    assert (told.status, told.errors) == (1, "error: version 1 was refused by its gates and will not serve\n")
 
 
 def test_versions_are_shown_and_an_unknown_one_is_refused_by_name(say: Say, finished: Path) -> None:

@@ -95,6 +95,7 @@ def run(
                 f"Up to date: version {last['version']}, {last['role']}. [dim]`run --force` goes through all steps.[/]"
             )
             terminal.say_uncommitted()
+            _refuse(last["version"], last["role"])
             return
     from .flows import training
 
@@ -104,8 +105,12 @@ def run(
     console.print(f"[bold]Version {outcome.version}: {outcome.role}[/], after {total:.0f} s.")
     terminal.say_uncommitted()
     terminal.say_next(outcome.role)
-    if outcome.role == "refused":
-        raise GateRefusal(f"version {outcome.version} was refused by its gates and will not serve")
+    _refuse(outcome.version, outcome.role)
+
+
+def _refuse(version: str, role: str) -> None:
+    if role == "refused":
+        raise GateRefusal(f"version {version} was refused by its gates and will not serve")
 
 
 @app.command()
