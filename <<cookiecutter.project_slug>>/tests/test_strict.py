@@ -1,5 +1,6 @@
 """Configuration is strict, and its errors say where, what and what was meant."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,10 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match=r"frozen"):
         Outer().seed = 3  # type: ignore[misc]
+
+
+def test_repeated_names_are_found_in_no_more_time_than_there_are_names() -> None:
+    names = [f"column {at}" for at in range(20_000)]
+    began = time.perf_counter()
+    assert strict.repeated([*names, "b", "a", "b", "a", "column"]) == ["a", "b"]
+    assert time.perf_counter() - began < 2

@@ -134,7 +134,7 @@ class Contract(strict.Strict):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         names = [column.name for column in self.columns]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := strict.repeated(names):
             raise ValueError(f"column '{twice[0]}' stands twice")
         for role in ("id", "time", "target"):
             found = [column.name for column in self.columns if column.role == role]

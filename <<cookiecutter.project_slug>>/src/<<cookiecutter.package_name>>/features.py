@@ -17,7 +17,7 @@ from .contract import MISSING, SCORED, Column, Columns, Contract, Part, from_row
 from .derived import DERIVED
 from .errors import ConfigError
 from .files import sha256_text
-from .strict import nearest
+from .strict import nearest, repeated
 
 Derived = Callable[..., np.ndarray]
 
@@ -138,7 +138,7 @@ class Featurizer:
             self._derived.append((function, [names[need] for need in needs]))
         made = [*(name for name, *_ in self._moments), *(_name(function) for function, _ in self._derived)]
         taken = [*made, *(column.name for column in inputs)]
-        if twice := sorted({name for name in taken if taken.count(name) > 1}):
+        if twice := repeated(taken):
             raise ConfigError(
                 f"two features are called '{twice[0]}': columns of contract.yaml, parts of its moments "
                 "(<column>.hour and the like) and functions of derived.py; rename one"

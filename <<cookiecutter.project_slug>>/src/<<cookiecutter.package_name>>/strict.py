@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
@@ -63,6 +64,11 @@ def parse(content: Any, model: type[Model], name: str) -> Model:
         return model.model_validate_json(to_json(content))
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(error, model, name))) from None
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that stand more than once, sorted."""
+    return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..contract import INTEGER_LIMIT, Column, Contract, moment
 from ..errors import DataError, IntegrityError
 from ..files import replacing, sha256_file
-from ..strict import nearest
+from ..strict import nearest, repeated
 
 DTYPES: dict[str, pl.DataType] = {
     "float": pl.Float64(),
@@ -300,7 +300,7 @@ def _header(path: Path, known: set[str]) -> list[str]:
             f"{path} is delimited by {_DELIMITERS[best]}s, not by commas; "
             f"save it with commas (its header starts with {line[:40]!r})"
         )
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := repeated(names):
         raise DataError(f"{path}: the column '{twice[0]}' stands twice in the header; rename or drop one")
     return names
 

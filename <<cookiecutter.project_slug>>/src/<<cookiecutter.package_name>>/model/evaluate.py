@@ -24,7 +24,11 @@ IMPORTANCE_ROWS = 4_000
 
 def score(pipeline: Any, columns: Columns, contract: Contract) -> np.ndarray:
     """What a pipeline answers, float64: probabilities [n_rows, n_classes], or values [n_rows, 1]."""
-    return estimators.answers(pipeline, estimators.to_frame(Featurizer(contract).encode(columns)), contract.task)
+    return _answers(pipeline, columns, Featurizer(contract), contract)
+
+
+def _answers(pipeline: Any, columns: Columns, featurizer: Featurizer, contract: Contract) -> np.ndarray:
+    return estimators.answers(pipeline, estimators.to_frame(featurizer.encode(columns)), contract.task)
 
 
 def by_slice(
@@ -67,8 +71,11 @@ def importance(
     spread = np.linspace(0, len(truth) - 1, min(len(truth), IMPORTANCE_ROWS)).astype(np.intp)
     sample = {name: values[spread] for name, values in columns.items()}
 
+    # Made once: with thousands of columns making it costs more than asking the model.
+    featurizer = Featurizer(contract)
+
     def loss(changed: Columns) -> float:
-        return metrics.loss(contract.task, truth[spread], score(pipeline, changed, contract))
+        return metrics.loss(contract.task, truth[spread], _answers(pipeline, changed, featurizer, contract))
 
     whole = loss(sample)
     order = np.random.default_rng(seed).permutation(len(spread))

@@ -11,6 +11,7 @@ from urllib.parse import quote, quote_plus
 import polars as pl
 
 from ...errors import DataError, ProjectError
+from ...strict import repeated
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -61,7 +62,7 @@ def fetch(source: str, query: str, scratch: Path) -> pl.LazyFrame:
             if not result.returns_rows:
                 raise DataError(f"the query gives no rows: {query[:60]!r}; start it with select")
             names = list(result.keys())
-            if twice := sorted({name for name in names if names.count(name) > 1}):
+            if twice := repeated(names):
                 raise DataError(f"the query gives the column '{twice[0]}' twice; name its columns one by one")
             pieces: list[Path] = []
             # The size is said here again: `yield_per` alone makes partitions of one row each.

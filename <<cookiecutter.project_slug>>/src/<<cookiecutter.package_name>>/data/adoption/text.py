@@ -6,7 +6,6 @@ import gzip
 import io
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -14,6 +13,7 @@ from typing import BinaryIO, NamedTuple, cast
 import polars as pl
 
 from ...errors import DataError
+from ...strict import repeated
 
 _BLOCK = 1_048_576
 _HEAD = 262_144
@@ -85,7 +85,7 @@ def scan(readable: Path, path: Path) -> Scanned:
             f"{path} has no header: its first line holds numbers ({', '.join(header[:3])}); put one above it"
         )
     columns = tuple(name.strip() or f"column_{at}" for at, name in enumerate(header, start=1))
-    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+    if twice := repeated(columns):
         raise DataError(f"{path}: the column '{twice[0]}' stands twice in the header; rename or drop one")
     rows = pl.scan_csv(
         readable,
