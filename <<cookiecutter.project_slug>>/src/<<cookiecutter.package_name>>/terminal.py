@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from . import words
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def show_window(found: "Monitored") -> None:
     for alert in found.alerts:
         console.print(f"[bold]{alert.severity}[/]: {alert.what}: {escape(alert.evidence)}", soft_wrap=True)
     console.print(
-        f"[bold]{found.result.verdict}[/]: {found.result.volume.rows:,} rows; report: {found.html}", soft_wrap=True
+        f"[bold]{found.result.verdict}[/]: {words.rows(found.result.volume.rows)}; report: {found.html}", soft_wrap=True
     )
 
 
@@ -129,9 +130,9 @@ def say_uncommitted() -> None:
     from .flows import git
 
     if changed := git.uncommitted():
-        words = " ".join(f"'{name}'" if "*" in name else name for name in changed)
+        paths = " ".join(f"'{name}'" if "*" in name else name for name in changed)
         console.print(
-            f"Not in git yet, and needed to find this version again: git add {words} && git commit", soft_wrap=True
+            f"Not in git yet, and needed to find this version again: git add {paths} && git commit", soft_wrap=True
         )
 
 

@@ -37,6 +37,11 @@ def percent(share: float) -> str:
     return f"{share:.1%}"
 
 
+def rows(count: int) -> str:
+    """How many rows, in words."""
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
 def number(value: float, unit: str = "") -> str:
     """Three significant digits or all before the point, with the unit; four digits (years) stand together."""
     size = abs(value)

@@ -105,6 +105,7 @@ def test_a_date_is_not_compared_when_asked() -> None:
 def test_too_few_rows_are_never_ok_even_if_they_are_like_no_row_before(rows: int) -> None:
     assert one({"x0": 9.0}, rows=rows).verdict == "insufficient data"
     assert one(rows=rows).verdict == "insufficient data"
+    assert ("has 1 row;" in one(rows=rows).reason) == (rows == 1)
 
 
 def test_a_reference_of_too_few_rows_is_never_ok() -> None:

@@ -110,6 +110,8 @@ def test_every_drifted_input_has_a_picture(page: Page, moved: pl.DataFrame, bund
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
+        (words.rows(1), "1 row"),
+        (words.rows(1200), "1,200 rows"),
         (words.percent(0.0), "0%"),
         (words.percent(0.00001), "< 0.1%"),
         (words.percent(0.1234), "12.3%"),

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from .. import strict
+from .. import strict, words
 from ..errors import ConfigError, ProjectError
 from ..files import canonical
 from .result import Result
@@ -123,7 +123,7 @@ def _found(result: Result) -> Iterator[Found]:
             "drift",
         )
     if result.violations:
-        rows = ", ".join(f"{v.column}: {v.rows:,} rows {v.rule}" for v in result.violations[:5])
+        rows = ", ".join(f"{v.column}: {words.rows(v.rows)} {v.rule}" for v in result.violations[:5])
         yield (
             "warning",
             "rows break the contract",

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 from scipy import stats
 
-from .. import strict
+from .. import strict, words
 from ..params import MonitorParams
 from ..profile import PREDICTION, Counts, Profile
 from .ks import distance, p_value, widest
@@ -81,7 +81,7 @@ def compare(reference: Profile, window: Profile, params: MonitorParams, untested
     """
     for name, profile in (("window", window), ("reference", reference)):
         if profile.rows < params.min_rows:
-            reason = f"the {name} has {profile.rows:,} rows; {params.min_rows:,} are needed to compare"
+            reason = f"the {name} has {words.rows(profile.rows)}; {params.min_rows:,} are needed to compare"
             return Drift(verdict="insufficient data", reason=reason, alpha=params.alpha)
     tests, skipped = [], []
     for name, counts in reference.columns.items():

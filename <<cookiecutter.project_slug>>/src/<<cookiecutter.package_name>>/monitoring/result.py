@@ -175,7 +175,7 @@ def _sentences(window: Window, drift: Drift, quality: Quality, violations: tuple
     if violations:
         worst = violations[0]
         more = f" and {len(violations) - 1} more" if len(violations) > 1 else ""
-        yield f"The contract is broken by {worst.rows:,} rows of ‘{worst.column}’ ({worst.rule}){more}."
+        yield f"The contract is broken by {words.rows(worst.rows)} of ‘{worst.column}’ ({worst.rule}){more}."
     if window.degraded:
         yield f"A fallback, not the model, answered {window.degraded / window.rows:.1%} of the rows."
     if len(window.versions) > 1:
