@@ -203,6 +203,8 @@ def test_a_slice_that_falls_behind_is_refused_and_named(manifest: bundle.Manifes
 
 def test_what_a_small_slice_may_miss_by_chance_is_not_held_against_it(manifest: bundle.Manifest) -> None:
     assert not refusals(sliced(manifest, part("Y", 40, roc_auc=0.55, prevalence=0.3)))
+    good = answer("no slice is left behind", sliced(manifest, part("Y", 40, roc_auc=0.98, prevalence=0.3)))
+    assert "by chance up to 1.0000" in good.reason, "no measure is more than perfect"
     alone = answer("no slice is left behind", sliced(manifest, part("Y", 400, prevalence=0.0)))
     assert alone == (alone.gate, True, "does not apply: none of 1 slices can be judged; 1 of one class alone")
     assert "lists no column" in answer("no slice is left behind", sliced(manifest)).reason
