@@ -42,6 +42,11 @@ def rows(count: int) -> str:
     return f"{count:,} row{'' if count == 1 else 's'}"
 
 
+def seen(count: int, of: int, have_times: bool) -> str:
+    """How many test rows training has seen; the same ones, or where rows have times, at another."""
+    return f"{count:,} of {of:,} test rows equal a training row{' but for the time' if have_times else ''}"
+
+
 def number(value: float, unit: str = "") -> str:
     """Three significant digits or all before the point, with the unit; four digits (years) stand together."""
     size = abs(value)

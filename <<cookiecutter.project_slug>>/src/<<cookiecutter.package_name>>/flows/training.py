@@ -224,7 +224,7 @@ def _told(name: str, contract: Contract) -> str:
         test = read_json(stage.REPORTS / "split.json")["test"]
         if not test["in_train"]:
             return ""
-        return f"{test['in_train']:,} of {test['rows']:,} test rows equal a training row but for the time"
+        return words.seen(test["in_train"], test["rows"], contract.time is not None)
     if name == "evaluate":
         headline = metrics.HEADLINE[contract.task]
         measured = read_json(stage.REPORTS / "metrics.json")

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..contract import Contract, Task
 from ..metrics import LOSS
-from ..words import MEASURES
+from ..words import MEASURES, seen
 
 _SHOWN: dict[Task, tuple[str, ...]] = {
     "binary": ("prevalence", "roc_auc", "calibration_error"),
@@ -71,7 +71,7 @@ def text(
         f"- Meant for rows that keep `contract.yaml`; measured on the {split['test']['rows']:,} test rows only.",
         "- Categories that training never saw are accepted and answered like an unknown one.",
         "- Slices marked *too small* were not judged; nothing is claimed of them.",
-        *_twins(split["test"]),
+        *_twins(split["test"], contract),
         *_carried(background, contract),
         "- What the data is and where it comes from: the data card.",
         "",
@@ -79,10 +79,10 @@ def text(
     return "\n".join(lines)
 
 
-def _twins(test: Mapping[str, Any]) -> list[str]:
+def _twins(test: Mapping[str, Any], contract: Contract) -> list[str]:
     if not test.get("in_train"):
         return []
-    told = f"{test['in_train']:,} of the {test['rows']:,} test rows equal a training row but for the time"
+    told = seen(test["in_train"], test["rows"], contract.time is not None)
     return [f"- {told}: unless inputs are few and coarse, what is learnt by heart looks skilful there."]
 
 
