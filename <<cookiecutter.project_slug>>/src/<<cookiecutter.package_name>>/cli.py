@@ -127,7 +127,7 @@ def serve(
 
 @app.command()
 def score(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Parquet or CSV.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A file that adopt would read.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Parquet.")],
     prefect: Annotated[bool, typer.Option("--prefect", help="As a Prefect flow run.")] = False,
 ) -> None:

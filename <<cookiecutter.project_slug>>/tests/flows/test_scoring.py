@@ -1,17 +1,20 @@
 """Batch scoring answers as the bundle does, bit for bit, in flat memory; its output is whole or absent."""
 
+import gzip
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+from << cookiecutter.package_name >> import strict
 from << cookiecutter.package_name >>.bundle import MANIFEST, Bundle
 from << cookiecutter.package_name >>.contract import Columns, Contract
 from << cookiecutter.package_name >>.errors import ConfigError, DataError, ServingError
@@ -55,10 +58,15 @@ def scored(
     folder: Path, settings: Settings, table: pl.DataFrame, name: str = "in.parquet", chunk: int = 700
 ) -> pl.DataFrame:
     source = folder / name
-    if source.suffix == ".csv":
-        table.write_csv(source)
-    else:
-        table.write_parquet(source)
+    write: dict[str, Callable[[], object]] = {
+        "in.csv": lambda: table.write_csv(source),
+        "in.tsv": lambda: table.write_csv(source, separator="\t"),
+        "in.ndjson": lambda: table.write_ndjson(source),
+        "in.arrow": lambda: table.write_ipc(source),
+        "western.csv": lambda: source.write_bytes(table.write_csv(separator=";").encode("cp1252")),
+        "in.csv.gz": lambda: source.write_bytes(gzip.compress(table.write_csv().encode())),
+    }
+    write.get(name, lambda: table.write_parquet(source))()
     scoring.score(source, folder / "out.parquet", settings, ScoreParams(chunk_rows=chunk))
     return pl.read_parquet(folder / "out.parquet")
 
@@ -76,12 +84,36 @@ def test_scores_are_the_bundles_to_the_last_bit_whatever_the_chunks(
     assert found.select(table.columns).equals(some)
 
 
-def test_a_csv_file_is_scored_as_the_same_rows_in_parquet(
-    folder: Path, settings: Settings, table: pl.DataFrame
+@pytest.mark.parametrize("name", ["in.csv", "in.tsv", "in.ndjson", "in.arrow", "western.csv", "in.csv.gz"])
+def test_a_file_of_any_format_that_adopt_reads_is_scored_as_the_same_rows_in_parquet(
+    folder: Path, settings: Settings, table: pl.DataFrame, name: str
 ) -> None:
     exact = table.with_columns(pl.col(pl.Float64).cast(pl.Float32).cast(pl.Float64))
-    a, b = scored(folder, settings, exact), scored(folder, settings, exact, "in.csv")
+    a, b = scored(folder, settings, exact), scored(folder, settings, exact, name)
     assert a["score"].equals(b["score"])
+    assert a.columns == b.columns
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.parquet"])
+def test_columns_that_adopt_gave_another_name_are_found_under_their_own(tmp_path: Path, name: str) -> None:
+    made = {"prediction_given": "float", "size": "float", "y": "boolean"}
+    told = [{"name": one, "type": kind, **({"role": "target"} if one == "y" else {})} for one, kind in made.items()]
+    contract = strict.parse({"name": "any", "columns": told}, Contract, "contract.yaml")
+    table = pl.DataFrame({"prediction": [1.5, None], "size": [2.0, 3.0]})
+    (table.write_csv if name == "in.csv" else table.write_parquet)(tmp_path / name)
+    (found,) = scoring._pieces(tmp_path / name, contract, 10)
+    assert found.equals(table.rename({"prediction": "prediction_given"}))
+
+
+def test_a_cell_that_only_a_guess_could_read_is_refused_by_name(
+    folder: Path, settings: Settings, table: pl.DataFrame, contract: Contract
+) -> None:
+    column = next(column for column in contract.inputs if column.type == "float")
+    text = table.head(9).with_columns(pl.lit("1.234,50").alias(column.name)).write_csv(separator=";")
+    (folder / "in.csv").write_text(text)
+    with pytest.raises(DataError, match=rf"in\.csv: column '{re.escape(column.name)}', row 0: '1\.234,50' is not of"):
+        scoring.score(folder / "in.csv", folder / "out.parquet", settings, ScoreParams())
+    assert not (folder / "out.parquet").exists()
 
 
 def test_a_job_is_one_row_of_the_log(folder: Path, settings: Settings, table: pl.DataFrame) -> None:

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 
 from << cookiecutter.package_name >> import bundle, stage
 from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.files import write_json
 from << cookiecutter.package_name >>.flows import rollout, training
 from << cookiecutter.package_name >>.metrics import HEADLINE, LOSS
 from << cookiecutter.package_name >>.model.gate import Check
@@ -151,3 +152,19 @@ def test_a_champion_of_other_classes_is_not_compared(finished: Path) -> None:
 
 def test_nested_parameters_are_logged_by_their_path() -> None:
     assert training.flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+
+
+def test_it_is_told_at_once_that_test_rows_are_too_few_to_monitor_by_or_were_seen_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contract: Contract, params: Params
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    least = params.monitor.min_rows
+
+    def told(rows: int, in_train: int) -> str:
+        write_json(stage.REPORTS / "split.json", {"test": {"rows": rows, "in_train": in_train}})
+        return training._told("split", contract, params)
+
+    assert told(least, 0) == ""
+    assert told(least - 1, 0) == f"{least - 1} rows to test, too few to monitor by (monitor.min_rows: {least})"
+    assert told(least, 3).startswith(f"3 of {least} test rows equal a training row")
+    assert told(1, 1).count(";") == 1

@@ -116,7 +116,9 @@ def test_a_train_stage_that_was_killed_while_it_tuned_writes_the_same_bytes(
         assert (other / report).read_bytes() == (finished / report).read_bytes()
     tuned = read_json(finished / stage.REPORTS / "train.json")["tuned"]
     assert (tuned["trials"], tuned["loss"] <= tuned["loss_untuned"]) == (5, True)
-    assert "trials took" in training._told("train", Contract.load(finished / stage.CONTRACT))
+    assert "trials took" in training._told(
+        "train", Contract.load(finished / stage.CONTRACT), Params.load(finished / stage.PARAMS)
+    )
 
 
 def test_more_trials_add_to_those_there_are(tuning: Path, params: Params) -> None:

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeVar
 
 import polars as pl
@@ -16,6 +17,7 @@ from .. import prediction_log
 from ..bundle import Bundle, Predictions
 from ..contract import SCORED, Column, Contract
 from ..data import tables
+from ..data.adoption import columns, reading
 from ..errors import DataError, ProjectError
 from ..files import replacing
 from ..params import ScoreParams
@@ -60,7 +62,7 @@ def champion(settings: Settings) -> tuple[str, Bundle]:
 def score(
     source: Path, output: Path, settings: Settings, params: ScoreParams, advance: Callable[[int], object] = int
 ) -> Scored:
-    """Score a Parquet or CSV file into a Parquet file, whole or not at all; one log row records the job.
+    """Score a table of any format that `adopt` reads into a Parquet file, whole or not at all; one log row records it.
 
     The output has the input's columns and `prediction`, `score` (see `Predictions`) and `model_version`; of more
     than two classes also `probabilities`, of a number `low` and `high`. Memory does not grow with the rows. A row
@@ -158,7 +160,7 @@ def answered(frame: pl.DataFrame, predictions: Predictions, contract: Contract, 
 
 def _checked(source: Path, contract: Contract, chunk_rows: int) -> Iterator[pl.DataFrame]:
     at = 0
-    for chunk in tables.chunks(source, contract, chunk_rows):
+    for chunk in _pieces(source, contract, chunk_rows):
         for column in contract.inputs:
             if column.name not in chunk.columns:
                 raise DataError(f"{source} has no column '{column.name}'; {nearest(column.name, chunk.columns)}")
@@ -169,6 +171,25 @@ def _checked(source: Path, contract: Contract, chunk_rows: int) -> Iterator[pl.D
                 raise DataError(f"{source}: {_misfit(chunk[column.name], column, at)}")
         at += chunk.height
         yield chunk
+
+
+def _pieces(source: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
+    known = {column.name for column in contract.columns}
+    for frame in _read(source, contract, rows):
+        # What `adopt` called otherwise is called so here too.
+        given = {old: new for old, new in columns.names(frame.columns).items() if new != old and new in known}
+        yield tables.conform(frame.rename(given), contract) if given else frame
+
+
+def _read(source: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
+    if source.suffix.lower() == ".parquet":
+        yield from tables.chunks(source, contract, rows)
+        return
+    # Whatever `adopt` opens; what a cell means, the contract says, and no guess.
+    with TemporaryDirectory() as scratch, reading.opened(str(source), "", Path(scratch)) as found:
+        named = found.rows.rename({str(at): name for at, name in enumerate(found.columns)})
+        for chunk in named.collect_batches(chunk_size=rows, maintain_order=True):
+            yield from tables.conform(chunk, contract).iter_slices(rows)
 
 
 def _misfit(series: pl.Series, column: Column, at: int) -> str:

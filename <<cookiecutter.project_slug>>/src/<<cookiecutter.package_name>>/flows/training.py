@@ -66,7 +66,7 @@ def train(settings: Settings, progress: Progress) -> Outcome:
             step.idle = not engine.task(name, graph.reproduce, name)
             if step.idle:
                 step.note = "unchanged"
-            elif told := _told(name, contract):
+            elif told := _told(name, contract, params):
                 step.note = told
     with progress.step("gates", "may it be promoted?") as step:
         candidate = engine.task("compare", compare, registry, settings, contract)
@@ -214,7 +214,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _told(name: str, contract: Contract) -> str:
+def _told(name: str, contract: Contract, params: Params) -> str:
     """What a person wants to know at once of a stage that has run; empty where that is nothing."""
     if name == "train" and (found := trials()):
         loss, spent = words.MEASURES[metrics.LOSS[contract.task]], sum(trial.seconds or 0.0 for trial in found)
@@ -222,9 +222,10 @@ def _told(name: str, contract: Contract) -> str:
         return f"{len(found)} trials took {spent:.0f} s: {loss} on validation {found[0].loss:.4g} → {best:.4g}"
     if name == "split":
         test = read_json(stage.REPORTS / "split.json")["test"]
-        if not test["in_train"]:
-            return ""
-        return words.seen(test["in_train"], test["rows"], contract.time is not None)
+        told = [words.seen(test["in_train"], test["rows"], contract.time is not None)] if test["in_train"] else []
+        if test["rows"] < (least := params.monitor.min_rows):
+            told.append(f"{words.rows(test['rows'])} to test, too few to monitor by (monitor.min_rows: {least})")
+        return "; ".join(told)
     if name == "evaluate":
         headline = metrics.HEADLINE[contract.task]
         measured = read_json(stage.REPORTS / "metrics.json")
