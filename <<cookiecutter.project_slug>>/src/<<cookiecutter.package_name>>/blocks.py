@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
+Triple = tuple[dict[str, Any], dict[str, Any], float]
+"""A row, what it was told, and its score."""
 COMPRESSION = "lz4"
 """Of blocks in Arrow: less than half the bytes to be written, in less time than writing them would take."""
 AT_ONCE = 1000
@@ -60,9 +62,6 @@ def rows(inputs: bytes, outputs: bytes, key: str | None) -> Iterator[Row]:
     """
     for row, output, score in _of_json(inputs, outputs) if inputs[:1] == b"{" else _of_arrow(inputs, outputs):
         yield Row(row.get(key) if key else None, _text(row), _text(output), score)
-
-
-Triple = tuple[dict[str, Any], dict[str, Any], float]
 
 
 def _of_json(inputs: bytes, outputs: bytes) -> Iterable[Triple]:
