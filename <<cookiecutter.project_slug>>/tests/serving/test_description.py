@@ -1,17 +1,20 @@
 """The API's description is true, and its page needs no network."""
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import httpx
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.serving.app import create_app
 from << cookiecutter.package_name >>.serving.arrow import ARROW
 from << cookiecutter.package_name >>.serving.inference_documents import BINARY, MODEL, InferResponse
 from << cookiecutter.package_name >>.serving.invocations import Invoked
 from << cookiecutter.package_name >>.serving.schemas import Answers, Explanations, ModelInfo
+from << cookiecutter.package_name >>.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,20 @@ def test_what_explanations_answer_is_described(client: httpx.Client) -> None:
     route = described["paths"]["/explain"]["post"]
     assert "409" in route["responses"]
     assert not [name["name"] for name in route.get("parameters", [])]
+
+
+@pytest.mark.parametrize("environment", ["development", "production"])
+def test_that_metrics_ask_for_a_key_is_described_where_they_do(
+    tmp_path: Path, environment: Literal["development", "production"]
+) -> None:
+    app = create_app(
+        Settings(
+            _env_file=None, environment=environment, api_keys=SecretStr("k" * 32), serving_folder=tmp_path / "serving"
+        )
+    )
+    told = app.state.service.description(app)["paths"]["/metrics"]["get"]
+    asks = environment == "production"
+    assert ("security" in told, "401" in told["responses"]) == (asks, asks)
 
 
 def test_every_reference_in_the_description_leads_somewhere(client: httpx.Client) -> None:
