@@ -87,21 +87,25 @@ def copied(bundle_path: Path, tmp_path: Path) -> Path:
 
 def make_bundle(path: Path, table: pl.DataFrame, contract: Contract, params: Params) -> Path:
     """Split, train, evaluate and package a table, as the pipeline does."""
-    from << cookiecutter.package_name >>.model import evaluate, package, train
+    from << cookiecutter.package_name >>.model import comparison, evaluate, package, train
 
     parts = split(table, contract, params.split, None)
-    fitted = train.train(parts["train"], contract, params)
+    fitted = train.train(parts["train"], contract, params, parts["validation"])
     judged = {name: parts[name] for name in ("validation", "test")}
     pipelines = {"model": fitted.model, "linear": fitted.baseline}
     if fitted.yardstick is not None:
         pipelines["yardstick"] = fitted.yardstick
-    evaluation = evaluate.evaluate(pipelines, judged, contract, params, fitted.prior)
+    evaluation = evaluate.evaluate(pipelines, judged, contract, params, fitted.prior, train.out_of_fold_table(fitted))
     reports: dict[str, Any] = {
         "split": {
             name: {"rows": part.height, "sha256": "0" * 64, **first_and_last(part, contract)}
             for name, part in parts.items()
         },
-        "trained": {"estimator": params.train.estimator, "prior": fitted.prior},
+        "trained": {
+            "estimator": fitted.selection.winner.estimator,
+            "prior": fitted.prior,
+            "comparison": comparison.compare(contract.task, fitted.out_of_fold),
+        },
         "evaluation": evaluation,
     }
     described = path.with_name("contract.yaml")

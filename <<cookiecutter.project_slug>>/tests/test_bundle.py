@@ -47,9 +47,8 @@ def trained(
 ) -> Trained:
     chosen = params.model_copy(update={"train": params.train.model_copy(update={"estimator": request.param})})
     path = make_bundle(tmp_path_factory.mktemp(request.param) / "bundle", table, contract, chosen)
-    return Trained(
-        Bundle.open(path), train.train(split(table, contract, params.split, None)["train"], contract, chosen).model
-    )
+    parts = split(table, contract, params.split, None)
+    return Trained(Bundle.open(path), train.train(parts["train"], contract, chosen, parts["validation"]).model)
 
 
 def take(columns: Columns, rows: Any) -> dict[str, np.ndarray]:

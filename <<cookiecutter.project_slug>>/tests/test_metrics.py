@@ -180,3 +180,35 @@ def test_with_few_rows_a_conformal_interval_is_as_wide_as_any_error() -> None:
 def test_no_rows_have_no_measures_and_no_curves(task: Task, output: np.ndarray) -> None:
     assert metrics.judge(task, np.empty(0), output) == {}
     assert not any(metrics.curves(task, np.empty(0), output).values())
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_weights_count_as_repeated_rows(task: Task) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.integers(1, 4, 300)
+    if task == "regression":
+        truth, value = rng.normal(size=(2, 300))
+        output = np.stack((value, value - 1, value + 1), axis=1)
+    else:
+        classes = 2 if task == "binary" else 3
+        truth, output = rng.integers(0, classes, 300).astype(float), rng.dirichlet(np.ones(classes), 300)
+    decision = metrics.Decision(0.5, 1.0, 3.0)
+    weighed = metrics.judge(task, truth, output, decision, weights.astype(float))
+    repeated = metrics.judge(task, np.repeat(truth, weights), np.repeat(output, weights, axis=0), decision)
+    # Bins of equal mass are cut by rows, not by their weight.
+    for name in repeated.keys() - {"calibration_error", "recentered_calibration_error"}:
+        assert weighed[name] == pytest.approx(repeated[name]), name
+    assert metrics.judge(task, truth, output, decision, np.ones(300)) == pytest.approx(
+        metrics.judge(task, truth, output, decision)
+    )
+
+
+def test_calibration_error_at_the_observed_rate_leaves_out_the_shift() -> None:
+    rng = np.random.default_rng(0)
+    odds = rng.normal(size=20_000)
+    labels = rng.uniform(size=20_000) < 1 / (1 + np.exp(-odds))
+    shifted = metrics.binary(labels, 1 / (1 + np.exp(-(odds + 1))), 0.5)
+    assert shifted["calibration_error"] > 0.15
+    assert shifted["recentered_calibration_error"] < 0.02
+    steep = metrics.binary(labels, 1 / (1 + np.exp(-3 * odds)), 0.5)
+    assert steep["recentered_calibration_error"] == pytest.approx(steep["calibration_error"], abs=0.01)

@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from . import strict
+from .calibration import Calibration
 from .contract import Columns, Contract, Label, Task, from_rows
 from .derived import DERIVED
 from .errors import ConfigError, IntegrityError
@@ -57,6 +58,25 @@ class Tuned(strict.Strict):
     loss_untuned: float
 
 
+class Versus(strict.Strict):
+    """A paired comparison of losses on out-of-fold rows, see model/comparison.py."""
+
+    loss: float
+    gain: float
+    standard_error: float | None
+    p_value: float = Field(ge=0, le=1)
+
+
+class Comparison(strict.Strict):
+    """How the model compares with the class prior and the linear baseline on out-of-fold rows."""
+
+    rows: int
+    clusters: int
+    loss: float
+    prior: Versus
+    linear: Versus
+
+
 class Manifest(strict.Strict):
     """What a bundle says of itself; content only, so equal inputs give equal bytes."""
 
@@ -67,6 +87,8 @@ class Manifest(strict.Strict):
     classes: tuple[Label, ...]
     threshold: float | None = Field(default=None, ge=0, le=1)
     half_width: float | None = Field(default=None, ge=0)
+    calibration: Calibration | None = None
+    comparison: Comparison | None = None
     estimator: str
     tuned: Tuned | None = None
     numeric: tuple[str, ...]
@@ -128,6 +150,8 @@ class Bundle:
         self.background = background
         """Training rows that explanations compare with; None where the bundle carries none."""
         self._session = session
+        calibration = manifest.calibration
+        self._calibration = calibration if calibration is not None and calibration.method != "none" else None
         self._featurizer = Featurizer(contract, _functions(manifest, path))
         self._feeds = [feed.name for feed in session.get_inputs()]
         self._classes = np.array(manifest.classes, dtype=object if contract.target.type == "string" else None)
@@ -174,7 +198,7 @@ class Bundle:
         """
         wide = CHEBYSHEV * self.manifest.metrics.get("trivial", {}).get("rmse", 0.0)
         half = None if self.manifest.half_width is None else max(wide, self.manifest.half_width)
-        manifest = self.manifest.model_copy(update={"half_width": half})
+        manifest = self.manifest.model_copy(update={"half_width": half, "calibration": None})
         return type(self)(self.path, self.digest, manifest, self.contract, _Prior(manifest))
 
     @property
@@ -203,7 +227,10 @@ class Bundle:
         return self._featurizer.watched(columns)
 
     def run(self, inputs: Inputs) -> np.ndarray:
-        """The session's float32 answers to encoded inputs: probabilities [n_rows, n_classes] or values [n_rows, 1]."""
+        """Answers to encoded inputs: calibrated probabilities [n_rows, n_classes], or values [n_rows, 1].
+
+        Probabilities are float32; values are what the graph gives, float64 or in bundles of before float32.
+        """
         n_rows = len(inputs.num)
         if n_rows == 0:
             return np.empty((0, len(self._classes) or 1), dtype=np.float32)
@@ -211,6 +238,8 @@ class Bundle:
             repeat = np.resize(np.arange(n_rows), self.manifest.min_batch)
             inputs = Inputs(inputs.num[repeat], inputs.cat[repeat])
         answers: np.ndarray = self._session.run(None, {name: getattr(inputs, name) for name in self._feeds})[0]
+        if self._calibration is not None:
+            answers = self._calibration.apply(answers).astype(np.float32)
         return answers[:n_rows]
 
     def decide(self, answers: np.ndarray) -> Predictions:
@@ -219,7 +248,7 @@ class Bundle:
             raise IntegrityError(f"bundle {self.path}: the model returned a value that is no number")
         if self.manifest.task == "regression":
             assert self.manifest.half_width is not None
-            values, half = answers[:, 0], np.float32(self.manifest.half_width)
+            values, half = answers[:, 0], answers.dtype.type(self.manifest.half_width)
             return Predictions(values, np.stack((values, values - half, values + half), axis=1), values)
         if self.manifest.task == "binary":
             assert self.manifest.threshold is not None

@@ -101,6 +101,8 @@ def run(
 
     outcome = training.run(settings, progress)
     terminal.show_checks(outcome.checks)
+    if told := training.no_signal(outcome.checks, Contract.load(stage.CONTRACT)):
+        console.print(told, style="bold yellow", markup=False, soft_wrap=True)
     total = sum(progress.seconds.values())
     console.print(f"[bold]Version {outcome.version}: {outcome.role}[/], after {total:.0f} s.")
     terminal.say_uncommitted()

@@ -18,7 +18,7 @@ from .errors import ConfigError
 from .files import canonical, sha256_text
 
 ColumnType = Literal["float", "integer", "string", "boolean", "datetime"]
-Role = Literal["id", "time", "target", "feature", "ignored"]
+Role = Literal["id", "time", "target", "feature", "weight", "ignored"]
 Task = Literal["binary", "multiclass", "regression"]
 Part = Literal["hour", "weekday", "month", "day", "hour_cycle", "weekday_cycle", "year_cycle", "elapsed"]
 Label = bool | int | str
@@ -178,6 +178,11 @@ class Contract(strict.Strict):
     def time(self) -> Column | None:
         """The column that says when a row happened, if there is one."""
         return self._with_role("time")
+
+    @property
+    def weight(self) -> Column | None:
+        """The column of sample weights, if there is one."""
+        return self._with_role("weight")
 
     @property
     def target(self) -> Column:

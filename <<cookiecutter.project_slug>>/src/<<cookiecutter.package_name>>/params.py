@@ -87,6 +87,31 @@ class RidgeParams(strict.Strict):
     alpha: float = Field(default=1.0, ge=0)
 
 
+class SplineLogisticRegressionParams(strict.Strict):
+    """Logistic regression on linear splines: each number may bend at `n_knots` of its quantiles."""
+
+    n_knots: int = Field(default=5, gt=0, le=50)
+    C: float = Field(default=0.1, gt=0)
+    max_iter: int = Field(default=200, gt=0)
+
+
+class SplineRidgeParams(strict.Strict):
+    """Ridge regression on linear splines: each number may bend at `n_knots` of its quantiles."""
+
+    n_knots: int = Field(default=5, gt=0, le=50)
+    alpha: float = Field(default=10.0, ge=0)
+
+
+class RegularizedBoostingParams(strict.Strict):
+    """Histogram gradient boosting held back for small tables: small trees, small steps, shrunken leaves."""
+
+    learning_rate: float = Field(default=0.05, gt=0)
+    max_iter: int = Field(default=100, gt=0)
+    max_leaf_nodes: int = Field(default=8, gt=1)
+    min_samples_leaf: int = Field(default=20, gt=0)
+    l2_regularization: float = Field(default=10.0, ge=0)
+
+
 class RandomForestParams(strict.Strict):
     """See sklearn.ensemble.RandomForestClassifier, and -Regressor; the leaves bound what the model weighs."""
 
@@ -109,24 +134,58 @@ class MlpParams(strict.Strict):
     steps: int = Field(default=5000, gt=0)
 
 
-EstimatorName = Literal["hist_gradient_boosting", "random_forest", "mlp", "logistic_regression", "ridge"]
+EstimatorName = Literal[
+    "logistic_regression",
+    "ridge",
+    "spline_logistic_regression",
+    "spline_ridge",
+    "regularized_boosting",
+    "random_forest",
+    "hist_gradient_boosting",
+    "mlp",
+]
 
 
-LINEAR: dict[Task, EstimatorName] = {
-    "binary": "logistic_regression",
-    "multiclass": "logistic_regression",
-    "regression": "ridge",
+_OF_CLASSES: tuple[EstimatorName, ...] = (
+    "logistic_regression",
+    "spline_logistic_regression",
+    "regularized_boosting",
+    "random_forest",
+    "hist_gradient_boosting",
+    "mlp",
+)
+CANDIDATES: dict[Task, tuple[EstimatorName, ...]] = {
+    "binary": _OF_CLASSES,
+    "multiclass": _OF_CLASSES,
+    "regression": (
+        "ridge",
+        "spline_ridge",
+        "regularized_boosting",
+        "random_forest",
+        "hist_gradient_boosting",
+        "mlp",
+    ),
 }
+"""The estimators of each task, from the simplest to the most complex: of those that predict alike the first wins."""
+LINEAR: dict[Task, EstimatorName] = {task: names[0] for task, names in CANDIDATES.items()}
 """The linear baseline of each task."""
 
 
 class TrainParams(strict.Strict):
-    """Which estimator is trained, and the parameters of each."""
+    """Which estimator is trained, and the parameters of each; see model/selection.py.
 
-    estimator: EstimatorName
+    `auto` lets `candidates` compete; none listed means all that fit the task. `calibration` is chosen in the same way.
+    """
+
+    estimator: EstimatorName | Literal["auto"]
+    candidates: tuple[EstimatorName, ...] = ()
+    calibration: Literal["auto", "none", "temperature", "sigmoid", "isotonic"] = "auto"
     hist_gradient_boosting: HistGradientBoostingParams = HistGradientBoostingParams()
     logistic_regression: LogisticRegressionParams = LogisticRegressionParams()
     ridge: RidgeParams = RidgeParams()
+    spline_logistic_regression: SplineLogisticRegressionParams = SplineLogisticRegressionParams()
+    spline_ridge: SplineRidgeParams = SplineRidgeParams()
+    regularized_boosting: RegularizedBoostingParams = RegularizedBoostingParams()
     random_forest: RandomForestParams = RandomForestParams()
     mlp: MlpParams = MlpParams()
     baseline_rows: int = Field(default=20_000, gt=0)
@@ -135,10 +194,21 @@ class TrainParams(strict.Strict):
     @field_validator("estimator", mode="before")
     @classmethod
     def _is_known(cls, value: object) -> object:
-        known = list(get_args(EstimatorName))
+        known = ["auto", *get_args(EstimatorName)]
         if isinstance(value, str) and value not in known:
             raise ValueError(f"no such estimator; {strict.nearest(value, known)}")
         return value
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _are_known(cls, values: object) -> object:
+        known = list(get_args(EstimatorName))
+        if not isinstance(values, list | tuple):
+            return values
+        for value in values:
+            if isinstance(value, str) and value not in known:
+                raise ValueError(f"no such estimator '{value}'; {strict.nearest(value, known)}")
+        return tuple(values)
 
 
 class TuneParams(strict.Strict):
@@ -173,16 +243,18 @@ class ExplainParams(strict.Strict):
 class GateParams(strict.Strict):
     """What a model must meet before it may be promoted; see model/gate.py.
 
-    Floor, gain and loss are in ROC AUC for classes, in R² for numbers. Sampling noise of few rows is allowed for in
-    the gates themselves. A `slice_loss` of None leaves the floor of slices alone to judge.
+    `significance` is the one-sided level of the two tests on out-of-fold rows: better than the class prior, and not
+    worse than the linear baseline. `floor`, `gain_over_linear`, `loss_to_champion` and the slices are on test rows, in
+    ROC AUC for classes, in R² for numbers; None asks for nothing.
     """
 
-    floor: float = Field(ge=-1, le=1)
-    skill_over_trivial: float = Field(ge=-1, le=1)
-    gain_over_linear: float = Field(ge=-1, le=1)
+    significance: float = Field(default=0.05, gt=0, lt=0.5)
+    floor: float | None = Field(default=None, ge=-1, le=1)
+    skill_over_trivial: float | None = Field(default=None, ge=-1, le=1)
+    gain_over_linear: float | None = Field(default=None, ge=-1, le=1)
     loss_to_champion: float = Field(ge=0, le=1)
     parity_tolerance: float = Field(gt=0)
-    slice_floor: float = Field(default=0.5, ge=-1, le=1)
+    slice_floor: float | None = Field(default=None, ge=-1, le=1)
     slice_loss: float | None = Field(default=None, ge=0, le=2)
     class_recall: float = Field(default=0.0, ge=0, le=1)
     calibration_error: float = Field(default=0.15, gt=0, le=1)
@@ -235,6 +307,12 @@ class Params(strict.Strict):
     rollout: RolloutParams = RolloutParams()
     score: ScoreParams = ScoreParams()
     monitor: MonitorParams = MonitorParams()
+
+    @model_validator(mode="after")
+    def _tunes_one_estimator(self) -> Self:
+        if self.tune.trials and self.train.estimator == "auto":
+            raise ValueError("tune.trials needs one estimator; name it as train.estimator in place of auto, or set 0")
+        return self
 
     @model_validator(mode="after")
     def _is_relative(self) -> Self:

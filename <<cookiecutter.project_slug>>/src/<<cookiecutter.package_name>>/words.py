@@ -16,6 +16,7 @@ MEASURES = {
     "interval_width": "width of the intervals",
     "brier": "Brier score",
     "calibration_error": "calibration error",
+    "recentered_calibration_error": "calibration error at the observed base rate",
     "accuracy": "accuracy",
     "precision": "precision",
     "recall": "recall",

@@ -40,9 +40,11 @@ def test_test_rows_that_training_has_seen_are_counted_where_there_are_any(
 def test_a_threshold_that_no_row_could_tell_is_not_called_the_cheapest(
     facts: dict[str, Any], contract: Contract
 ) -> None:
-    assert "(cheapest on the validation rows)" in card.text(facts, contract, SPLIT)
+    assert "(cheapest on out-of-fold rows)" in card.text(facts, contract, SPLIT)
     facts["metrics"]["validation"]["prevalence"] = 0.0
-    assert "(by the costs alone: the validation rows are all of one class)" in card.text(facts, contract, SPLIT)
+    assert "(by the costs alone where the rows that choose it are all of one class)" in card.text(
+        facts, contract, SPLIT
+    )
 
 
 def test_a_slice_that_is_too_small_makes_no_claim(facts: dict[str, Any], contract: Contract) -> None:

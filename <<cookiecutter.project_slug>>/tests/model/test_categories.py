@@ -10,8 +10,8 @@ import pytest
 from << cookiecutter.package_name >>.contract import Contract, Task
 from << cookiecutter.package_name >>.data import tables
 from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.model import categories, encoders, estimators, package, train
-from << cookiecutter.package_name >>.model.estimators import Rows
+from << cookiecutter.package_name >>.model import encoders, estimators, package, train
+from << cookiecutter.package_name >>.model.selection import Candidate
 from << cookiecutter.package_name >>.params import Params
 
 from .. import rows
@@ -36,7 +36,9 @@ def plain(contract: Contract) -> Featurizer:
 
 def settings(params: Params, way: str) -> Params:
     chosen = params.train.hist_gradient_boosting.model_copy(update={"categories": way})
-    trained = params.train.model_copy(update={"hist_gradient_boosting": chosen, "yardstick": False})
+    trained = params.train.model_copy(
+        update={"hist_gradient_boosting": chosen, "yardstick": False, "calibration": "none"}
+    )
     return params.model_copy(update={"train": trained})
 
 
@@ -86,37 +88,20 @@ def test_onnx_answers_as_scikit_learn_does_on_categories_known_unseen_unlisted_a
 
 
 @pytest.mark.parametrize("task", get_args(Task))
-def test_sets_are_taken_where_they_are_better_on_the_validation_rows(task: Task, params: Params) -> None:
+def test_sets_are_chosen_where_they_are_better(task: Task, params: Params) -> None:
     contract = contract_of(task, *COLUMNS)
     # About 15 rows of a category: fewer than a leaf takes, so that places in an order cannot be told apart.
     table = odd_or_even(contract, 900)
     fitted = train.train(table[:600], contract, settings(params, "auto"), table[600:])
-    assert fitted.splits is not None
-    assert fitted.splits.kept == "sets", fitted.splits
-    assert fitted.splits.measure == ("rmse" if task == "regression" else "roc_auc")
+    assert fitted.selection.winner == Candidate("hist_gradient_boosting", sets=True)
     assert fitted.model[-1].is_categorical_.sum() == 2
 
 
-def test_of_two_alike_the_one_is_taken_that_answers_sooner(params: Params) -> None:
-    contract = contract_of("binary", *COLUMNS)
-    table = odd_or_even(contract, 300)
-    order = train.train(table, contract, settings(params, "order")).model
-    validation = Rows(train._frame(table, contract, plain(contract)), tables.truth(table, contract))
-    kept, judged = categories.judge(order, order, validation, "binary")
-    assert (kept, judged.kept, judged.sets) == (order, "order", judged.order)
-    one_class = validation.labels == 0
-    _, judged = categories.judge(
-        order, order, Rows(validation.frame.filter(one_class), np.zeros(one_class.sum())), "binary"
-    )
-    assert judged.measure == "log_loss"
-
-
 @pytest.mark.parametrize(("way", "native"), [("sets", True), ("order", False)])
-def test_what_params_say_is_not_judged(way: str, native: bool, params: Params) -> None:
+def test_params_decide_how_categories_are_split(way: str, native: bool, params: Params) -> None:
     contract = contract_of("binary", *COLUMNS)
-    table = odd_or_even(contract, 300)
-    fitted = train.train(table, contract, settings(params, way), table)
-    assert fitted.splits is None
+    fitted = train.train(odd_or_even(contract, 300), contract, settings(params, way))
+    assert [score.name for score in fitted.selection.scores] == [fitted.selection.winner.name]
     assert (fitted.model[-1].is_categorical_ is not None) is native
 
 

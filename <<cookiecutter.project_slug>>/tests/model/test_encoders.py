@@ -16,7 +16,7 @@ from << cookiecutter.package_name >>.contract import Contract, Task, from_rows
 from << cookiecutter.package_name >>.data import tables
 from << cookiecutter.package_name >>.data.split import split
 from << cookiecutter.package_name >>.features import Featurizer, parameter
-from << cookiecutter.package_name >>.model import estimators, free_text, package, train
+from << cookiecutter.package_name >>.model import encoders, estimators, free_text, package, train
 from << cookiecutter.package_name >>.model.encoders import Means, Terms
 from << cookiecutter.package_name >>.monitoring import window
 from << cookiecutter.package_name >>.params import Params
@@ -206,3 +206,15 @@ def test_a_table_of_texts_alone_keeps_its_words_whether_they_help_or_not(
     fitted = train.train(parts["train"], contract, own(params), parts["validation"])
     assert fitted.text is None
     assert fitted.model.predict_proba is not None
+
+
+def test_linear_splines_bend_at_quantiles_and_mark_gaps() -> None:
+    values = np.array([[0.0, 5.0], [1.0, 5.0], [2.0, np.nan], [3.0, 5.0], [4.0, 5.0]])
+    fitted = encoders.LinearSplines(n_knots=1).fit(values)
+    assert fitted.transform(values).tolist() == [
+        [0.0, 5.0, 0.0, 0.0],
+        [1.0, 5.0, 0.0, 0.0],
+        [2.0, 5.0, 0.0, 1.0],
+        [3.0, 5.0, 1.0, 0.0],
+        [4.0, 5.0, 2.0, 0.0],
+    ], "values with gaps filled, max(0, first - 2), gaps of the second; a constant column does not bend"

@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 
 from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data import tables
 from << cookiecutter.package_name >>.errors import ConfigError, IntegrityError
 from << cookiecutter.package_name >>.files import sha256_file
 from << cookiecutter.package_name >>.metrics import Decision
@@ -22,13 +21,14 @@ from .. import rows
 
 @pytest.fixture(scope="module")
 def fitted(table: pl.DataFrame, contract: Contract, params: Params) -> train.Fitted:
-    return train.train(table.head(1500), contract, params)
+    return train.train(table.head(1500), contract, params, table[1500:2200])
 
 
 @pytest.fixture(scope="module")
 def found(fitted: train.Fitted, table: pl.DataFrame, contract: Contract, params: Params) -> dict[str, Any]:
     parts = {"validation": table[1500:2200], "test": table[2200:]}
-    return evaluate.evaluate({"model": fitted.model, "linear": fitted.baseline}, parts, contract, params, fitted.prior)
+    pipelines = {"model": fitted.model, "linear": fitted.baseline}
+    return evaluate.evaluate(pipelines, parts, contract, params, fitted.prior, train.out_of_fold_table(fitted))
 
 
 def test_the_model_stands_beside_both_baselines_on_the_same_rows(found: dict[str, Any]) -> None:
@@ -38,12 +38,12 @@ def test_the_model_stands_beside_both_baselines_on_the_same_rows(found: dict[str
     assert metrics["test"]["prevalence"] == metrics["linear"]["prevalence"] == metrics["trivial"]["prevalence"]
 
 
-def test_the_threshold_is_the_cheapest_on_the_validation_rows(
-    found: dict[str, Any], fitted: train.Fitted, table: pl.DataFrame, contract: Contract, params: Params
+def test_threshold_is_the_cheapest_on_out_of_fold_rows(
+    found: dict[str, Any], fitted: train.Fitted, params: Params
 ) -> None:
-    part, costs = table[1500:2200], params.evaluate.costs
-    scores = evaluate.score(fitted.model, tables.to_columns(part, contract.inputs), contract)[:, -1]
-    labels = part[contract.target.name].to_numpy()
+    costs, rows = params.evaluate.costs, train.out_of_fold_table(fitted)
+    assert set(range(1500, 2200)) < set(rows["row"]), "the validation rows, and folds of the training rows"
+    scores, labels = rows["answer_1"].to_numpy(), rows["truth"].to_numpy() == 1
 
     def cost(threshold: float) -> float:
         positive = scores >= threshold
@@ -85,7 +85,7 @@ def test_a_slice_over_a_column_of_numbers_or_moments_is_refused(
     with pytest.raises(
         ConfigError, match=f"evaluate.slices: '{re.escape(column.name)}' is {kind}; slices need string or boolean"
     ):
-        evaluate.evaluate({}, {"test": table}, contract, bent, [0.5, 0.5])
+        evaluate.evaluate({}, {"test": table}, contract, bent, [0.5, 0.5], pl.DataFrame())
 
 
 def test_importance_names_every_input_and_finds_what_decides(

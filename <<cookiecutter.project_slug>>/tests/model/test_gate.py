@@ -40,11 +40,25 @@ GOOD = {
 
 
 OF_SLICES = ("no slice is left behind",)
+COMPARISON: dict[str, Any] = {
+    "rows": 40_000,
+    "clusters": 40_000,
+    "loss": 0.5,
+    "prior": {"loss": 0.6, "gain": 0.1, "standard_error": 0.01, "p_value": 1e-9},
+    "linear": {"loss": 0.55, "gain": 0.05, "standard_error": 0.01, "p_value": 0.9999},
+}
 
 
 @pytest.fixture
 def manifest(bundle_path: Path) -> bundle.Manifest:
-    return bundle.verify(bundle_path).model_copy(update={"metrics": GOOD, "parity": 1e-7, "slices": (), "rows": ROWS})
+    facts = {"metrics": GOOD, "parity": 1e-7, "slices": (), "rows": ROWS}
+    return compared(bundle.verify(bundle_path).model_copy(update=facts))
+
+
+def compared(manifest: bundle.Manifest, prior: float = 1e-9, linear: float = 0.9999) -> bundle.Manifest:
+    """With these p-values of the two tests on out-of-fold rows."""
+    versus = {"prior": {**COMPARISON["prior"], "p_value": prior}, "linear": {**COMPARISON["linear"], "p_value": linear}}
+    return manifest.model_copy(update={"comparison": bundle.Comparison.model_validate({**COMPARISON, **versus})})
 
 
 def with_metric(manifest: bundle.Manifest, part: str, name: str, value: float | None) -> bundle.Manifest:
@@ -74,24 +88,45 @@ def test_a_model_below_the_floor_is_refused(manifest: bundle.Manifest) -> None:
     assert refusals(Candidate(poor)) == {"metric floor": "ROC AUC 0.5900, floor 0.6"}
 
 
-def test_a_model_no_better_than_the_prior_is_refused(manifest: bundle.Manifest) -> None:
-    poor = with_metric(manifest, "test", "log_loss", 0.595)
-    assert list(refusals(Candidate(poor))) == ["beats the trivial baseline"]
+@pytest.mark.parametrize("p_value", [0.05, 0.5, 1.0])
+def test_model_not_significantly_better_than_the_prior_is_refused(manifest: bundle.Manifest, p_value: float) -> None:
+    assert list(refusals(Candidate(compared(manifest, prior=p_value)))) == ["better than the class prior"]
+    assert not refusals(Candidate(compared(manifest, prior=0.049)))
 
 
-def test_a_model_worse_than_the_linear_one_is_refused(manifest: bundle.Manifest) -> None:
+@pytest.mark.parametrize("p_value", [0.0, 0.01, 0.049])
+def test_model_significantly_worse_than_the_linear_is_refused(manifest: bundle.Manifest, p_value: float) -> None:
+    assert list(refusals(Candidate(compared(manifest, linear=p_value)))) == ["not worse than the linear baseline"]
+    assert not refusals(Candidate(compared(manifest, linear=0.05)))
+
+
+def test_model_without_a_comparison_is_refused(manifest: bundle.Manifest) -> None:
+    found = refusals(Candidate(manifest.model_copy(update={"comparison": None})))
+    assert list(found) == ["better than the class prior", "not worse than the linear baseline"]
+    assert set(found.values()) == {"the bundle has no comparison on out-of-fold rows; train again"}
+
+
+def test_margins_on_the_test_rows_are_asked_where_params_say_so(manifest: bundle.Manifest) -> None:
+    assert list(refusals(Candidate(with_metric(manifest, "test", "log_loss", 0.595)))) == [
+        "better than the class prior"
+    ]
     poor = with_metric(manifest, "linear", "roc_auc", 0.7501)
-    assert list(refusals(Candidate(poor))) == ["beats the linear baseline"]
+    assert list(refusals(Candidate(poor))) == ["not worse than the linear baseline"]
+    nothing = {"floor": None, "skill_over_trivial": None, "gain_over_linear": None, "slice_floor": None}
+    lenient = PARAMS.model_copy(update={**nothing, "slice_loss": None})
+    useless = poor.model_copy(update={"metrics": {"test": {**GOOD["test"], "roc_auc": 0.1, "log_loss": 9.0}}})
+    checks = gate.judge(measured(Candidate(useless, champion=0.1)), lenient)
+    assert [check for check in checks if not check.passed] == []
 
 
 @pytest.mark.parametrize("task", list(LINEAR))
-def test_where_the_linear_baseline_is_better_it_is_offered_by_name(manifest: bundle.Manifest, task: Task) -> None:
+def test_refusal_by_the_linear_baseline_names_its_estimator(manifest: bundle.Manifest, task: Task) -> None:
     headline = HEADLINE[task]
     metrics = {**GOOD, "test": {headline: 0.7}, "linear": {headline: 0.72}}
     poor = manifest.model_copy(update={"task": task, "metrics": metrics})
-    told = refusals(Candidate(poor))["beats the linear baseline"]
-    assert "-0.0200 against the linear baseline" in told
-    assert f"`train.estimator: {LINEAR[task]}` in params.yaml would be better" in told
+    reason = refusals(Candidate(poor))["not worse than the linear baseline"]
+    assert "-0.0200, wanted +0" in reason
+    assert f"`train.estimator: {LINEAR[task]}` in params.yaml would be better" in reason
 
 
 def test_a_model_worse_than_the_champion_beyond_the_margin_is_refused(manifest: bundle.Manifest) -> None:
@@ -123,10 +158,14 @@ def test_a_bundle_that_answers_otherwise_than_scikit_learn_is_refused(manifest: 
 @pytest.mark.parametrize(
     ("part", "name", "gates"),
     [
-        ("test", "roc_auc", {"metric floor", "beats the linear baseline", "keeps up with the champion", *OF_SLICES}),
-        ("test", "log_loss", {"beats the trivial baseline"}),
-        ("linear", "roc_auc", {"beats the linear baseline"}),
-        ("trivial", "log_loss", {"beats the trivial baseline"}),
+        (
+            "test",
+            "roc_auc",
+            {"metric floor", "not worse than the linear baseline", "keeps up with the champion", *OF_SLICES},
+        ),
+        ("test", "log_loss", {"better than the class prior"}),
+        ("linear", "roc_auc", {"not worse than the linear baseline"}),
+        ("trivial", "log_loss", {"better than the class prior"}),
     ],
 )
 def test_what_was_not_measured_never_passes(

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import polars as pl
 import pytest
+from sklearn.pipeline import Pipeline
 
 from << cookiecutter.package_name >> import bundle
 from << cookiecutter.package_name >>.bundle import Bundle
@@ -15,6 +16,7 @@ from << cookiecutter.package_name >>.contract import Columns, Contract
 from << cookiecutter.package_name >>.errors import IntegrityError
 from << cookiecutter.package_name >>.features import Featurizer, Inputs
 from << cookiecutter.package_name >>.model import package, train
+from << cookiecutter.package_name >>.model.fitted import FittedModel
 from << cookiecutter.package_name >>.params import EstimatorName, Params
 
 from .. import conftest, project
@@ -102,9 +104,14 @@ def test_a_bundle_that_cannot_be_finished_leaves_the_former_one(
     path.mkdir()
     (path / "former").touch()
     evaluation: dict[str, Any] = {"threshold": 0.5, "half_width": None, "metrics": {}, "slices": []}
-    reports = {"split": {}, "trained": {"estimator": "x", "prior": [0.5, 0.5]}, "evaluation": evaluation}
-    with pytest.raises(TypeError):
-        package.pack(path, project.ROOT / "contract.yaml", None, {"test": table}, params, reports)
+    reports = {
+        "split": {},
+        "trained": {"estimator": "x", "prior": [0.5, 0.5], "comparison": None},
+        "evaluation": evaluation,
+    }
+    unfitted = FittedModel(Pipeline([("none", "passthrough")]))
+    with pytest.raises(AttributeError):
+        package.pack(path, project.ROOT / "contract.yaml", unfitted, {"test": table}, params, reports)
     assert [found.name for found in tmp_path.iterdir()] == ["bundle"]
     assert (path / "former").exists()
 

@@ -11,7 +11,7 @@ from .. import bundle, metrics, stage, words
 from ..contract import Contract
 from ..errors import DataError, ProjectError
 from ..files import read_json, sha256_file, sweep
-from ..model.gate import Candidate, Check, judge
+from ..model.gate import NO_SIGNAL, Candidate, Check, judge
 from ..params import SHAPING, Params
 from ..process import user
 from ..serving import routing
@@ -161,7 +161,9 @@ def register(registry: "Registry", contract: Contract, params: Params, checks: l
     plots = {path.stem: read_json(path) for path in stage.PLOTS.glob("*.json")}
     figures.evaluation(stage.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
     shaping = params.model_dump(mode="json", include=SHAPING)
-    return registry.register(stage.BUNDLE, checks, flatten(shaping), lineage(), [stage.REPORTS], trials())
+    return registry.register(
+        stage.BUNDLE, checks, flatten(shaping), lineage(), [stage.REPORTS], trials(), _selection_metrics()
+    )
 
 
 def trials() -> list["Trial"]:
@@ -220,6 +222,8 @@ def _told(name: str, contract: Contract, params: Params) -> str:
         loss, spent = words.MEASURES[metrics.LOSS[contract.task]], sum(trial.seconds or 0.0 for trial in found)
         best = min(trial.loss for trial in found)
         return f"{len(found)} trials took {spent:.0f} s: {loss} on validation {found[0].loss:.4g} → {best:.4g}"
+    if name == "train":
+        return _chosen(contract)
     if name == "split":
         test = read_json(stage.REPORTS / "split.json")["test"]
         told = [words.seen(test["in_train"], test["rows"], contract.time is not None)] if test["in_train"] else []
@@ -237,6 +241,57 @@ def _told(name: str, contract: Contract, params: Params) -> str:
         ]
         return f"{words.MEASURES[headline]} on the test rows: {', '.join(told)}"
     return ""
+
+
+def _chosen(contract: Contract) -> str:
+    """Which candidate was chosen, and how probabilities are calibrated."""
+    trained = read_json(stage.REPORTS / "train.json")
+    found, measure = trained["selection"], "log loss" if contract.classes else "mean squared error"
+    loss = {score["name"]: score["loss"] for score in found["candidates"]}
+    told = [f"{found['chosen'].replace('_', ' ')}: {measure} {loss[found['chosen']]:.4g} by {found['method']}"]
+    if len(loss) > 1:
+        best = min(loss, key=lambda name: loss[name])
+        told.append(
+            f"the simplest of {len(loss)} candidates within one standard error of the best"
+            + ("" if best == found["chosen"] else f" ({best.replace('_', ' ')} {loss[best]:.4g})")
+        )
+    if found["too_costly"]:
+        told.append(f"too costly for this table: {', '.join(found['too_costly'])}")
+    if (method := trained.get("calibration", {}).get("method", "none")) != "none":
+        told.append(f"calibrated by {method}")
+    return "; ".join(told)
+
+
+def no_signal(checks: list[Check], contract: Contract) -> str:
+    """One line that says that the table holds no signal, with what was tried; empty where it holds some."""
+    if all(check.passed for check in checks if check.gate == NO_SIGNAL):
+        return ""
+    trained = read_json(stage.REPORTS / "train.json")
+    tried = ", ".join(score["name"].replace("_", " ") for score in trained["selection"]["candidates"])
+    compared, measure = trained["comparison"], "log loss" if contract.classes else "mean squared error"
+    return (
+        f"no signal: nothing predicts '{contract.target.name}' better than always answering the average; tried {tried} "
+        f"on {compared['rows']:,} rows: {measure} {compared['loss']:.4g} against {compared['prior']['loss']:.4g} "
+        f"(p = {compared['prior']['p_value']:.2g})"
+    )
+
+
+def _selection_metrics() -> dict[str, float]:
+    """For MLflow: each candidate's loss and seconds, and the comparison with prior and linear baseline."""
+    trained = read_json(stage.REPORTS / "train.json")
+    found = {}
+    for score in trained["selection"]["candidates"]:
+        found[f"selection.{_metric_name(score['name'])}.loss"] = score["loss"]
+    seconds = read_json(stage.SELECTION_SECONDS) if stage.SELECTION_SECONDS.is_file() else {}
+    found |= {f"selection.{_metric_name(name)}.seconds": float(value) for name, value in seconds.items()}
+    for versus in ("prior", "linear"):
+        for key in ("loss", "gain", "p_value"):
+            found[f"out_of_fold.{versus}.{key}"] = trained["comparison"][versus][key]
+    return {**found, "out_of_fold.loss": trained["comparison"]["loss"]}
+
+
+def _metric_name(candidate: str) -> str:
+    return candidate.replace(" (", ".").replace(" ", "_").replace(")", "")
 
 
 def _open(settings: Settings, name: str) -> "Registry":

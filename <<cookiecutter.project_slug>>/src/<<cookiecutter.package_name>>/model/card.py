@@ -49,7 +49,8 @@ def text(
         f"- inputs: {len(contract.inputs)} columns of contract.yaml"
         + (f", and derived: {', '.join(f'`{name}`' for name in facts['derived'])}" if facts["derived"] else ""),
         *_words(decided.get("text"), contract),
-        *_split(decided.get("categories")),
+        *_selection(decided.get("selection"), contract),
+        *_calibration(decided.get("calibration")),
         *(
             f"- {name}: {part['rows']:,} rows" + (f", {part['first']} to {part['last']}" if "first" in part else "")
             for name, part in ((name, split[name]) for name in ("train", "validation", "test"))
@@ -111,21 +112,42 @@ def _words(words: Mapping[str, Any] | None, contract: Contract) -> list[str]:
     ]
 
 
-def _split(judged: Mapping[str, Any] | None) -> list[str]:
-    if judged is None:
+def _selection(selection: Mapping[str, Any] | None, contract: Contract) -> list[str]:
+    if selection is None:
         return []
-    ways = {"sets": "into any two sets", "order": "in the order of contract.yaml"}
-    kept, other = judged["kept"], "order" if judged["kept"] == "sets" else "sets"
+    measure = "mean squared error" if contract.task == "regression" else "log loss"
+    dropped = f"; too costly for this table: {', '.join(selection['too_costly'])}" if selection["too_costly"] else ""
+    if len(selection["candidates"]) == 1:
+        return []
     return [
-        f"- trees split categories {ways[kept]}: {MEASURES[judged['measure']]} on the validation rows "
-        f"{judged[kept]:.4g}, {ways[other]} {judged[other]:.4g}"
+        f"- chosen by {selection['method']}: the simplest candidate within one standard error of the best{dropped}",
+        "",
+        f"| candidate | {measure} | above the best | standard error | fits |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {_candidate(score['name'], selection['chosen'])} | {_number(score['loss'])} | "
+            f"{_number(score['difference'])} | {_number(score['standard_error'])} | {score['fits']} |"
+            for score in selection["candidates"]
+        ),
+        "",
     ]
+
+
+def _candidate(name: str, chosen: str) -> str:
+    return f"**{name.replace('_', ' ')}**" if name == chosen else name.replace("_", " ")
+
+
+def _calibration(calibration: Mapping[str, Any] | None) -> list[str]:
+    if calibration is None or not calibration["losses"]:
+        return []
+    losses = ", ".join(f"{method} {_number(loss)}" for method, loss in calibration["losses"].items())
+    return [f"- probabilities calibrated by: {calibration['method']} (out-of-fold log loss: {losses})"]
 
 
 def _cheapest(facts: Mapping[str, Any]) -> str:
     if facts["metrics"]["validation"].get("prevalence") in (0.0, 1.0):
-        return "by the costs alone: the validation rows are all of one class"
-    return "cheapest on the validation rows"
+        return "by the costs alone where the rows that choose it are all of one class"
+    return "cheapest on out-of-fold rows"
 
 
 def _decided(facts: Mapping[str, Any]) -> list[str]:
@@ -138,9 +160,7 @@ def _decided(facts: Mapping[str, Any]) -> list[str]:
         return [
             f"- classes: {', '.join(f'`{_label(label)}`' for label in facts['classes'])}; the likeliest is answered"
         ]
-    return [
-        f"- interval: ± {facts['half_width']:.4g} around each value, by conformal prediction on the validation rows"
-    ]
+    return [f"- interval: ± {facts['half_width']:.4g} around each value, by conformal prediction on out-of-fold rows"]
 
 
 def _carried(background: int, contract: Contract) -> list[str]:

@@ -8,27 +8,9 @@ categories of each column anew in every block of 32.
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.pipeline import Pipeline
-
-from .. import metrics
-from ..contract import Task
-from . import estimators
-from .estimators import Rows
 
 BLOCK = 32
 """Categories that one test of ONNX Runtime takes; as it happens also the bits in each word of scikit-learn's sets."""
-
-
-class Judged(NamedTuple):
-    """Which way of splitting categories was taken (`sets` or `order`), and a measure of both on the validation rows.
-
-    ROC AUC for classes, log loss where the rows hold one class alone, root mean squared error for numbers.
-    """
-
-    kept: str
-    measure: str
-    sets: float
-    order: float
 
 
 class Blocks(NamedTuple):
@@ -41,20 +23,6 @@ class Blocks(NamedTuple):
     columns: list[int]
     offsets: list[int]
     equalities: list[tuple[int, int]]
-
-
-def judge(order: Pipeline, sets: Pipeline, validation: Rows, task: Task) -> tuple[Pipeline, Judged]:
-    """The better of two fitted pipelines on the validation rows; `order`, which answers sooner, of two alike."""
-    answers = [estimators.answers(pipeline, validation.frame, task) for pipeline in (sets, order)]
-    name, truth = metrics.LOSS[task], validation.labels
-    if task != "regression" and len(np.unique(truth)) > 1:
-        name = metrics.HEADLINE[task]
-        of_sets, of_order = (metrics.multiclass(truth.astype(np.intp), found)[name] for found in answers)
-        better = of_sets > of_order
-    else:
-        of_sets, of_order = (metrics.loss(task, truth, found) for found in answers)
-        better = of_sets < of_order
-    return (sets if better else order), Judged("sets" if better else "order", name, of_sets, of_order)
 
 
 def as_equalities(estimator: Any) -> Blocks | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.feature_selection import f_classif, f_regression
@@ -96,6 +96,47 @@ class Terms(TfidfVectorizer):  # type: ignore[misc]
         self.vocabulary = terms
 
 
+class LinearSplines(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Linear spline basis of numeric columns [n_rows, n_columns], NaN for missing.
+
+    A column becomes its values (missing ones: the median), max(0, value − knot) for each of `n_knots` quantiles that
+    differ, and whether it was missing, where training rows are. All in float32, as the ONNX graph computes.
+    """
+
+    def __init__(self, n_knots: int = 5) -> None:
+        self.n_knots = n_knots
+
+    def fit(self, X: Any, y: Any = None) -> "LinearSplines":  # noqa: ARG002, N803 - scikit-learn's names.
+        """Place the knots of each column."""
+        values = np.asarray(X, dtype=np.float32)
+        self.n_features_in_ = values.shape[1]
+        shares = np.arange(1, self.n_knots + 1) / (self.n_knots + 1)
+        medians, columns, knots, gaps = [], [], [], []
+        for at, column in enumerate(values.T):
+            present = column[~np.isnan(column)]
+            medians.append(np.quantile(present, 0.5, method="inverted_cdf") if len(present) else np.float32(0))
+            if len(present) < len(column):
+                gaps.append(at)
+            if len(present):
+                found = np.unique(np.quantile(present, shares, method="inverted_cdf"))
+                inner = found[(found > present.min()) & (found < present.max())]
+                columns += [at] * len(inner)
+                knots += inner.tolist()
+        self.medians_ = np.array(medians, dtype=np.float32)
+        self.columns_ = np.array(columns, dtype=np.int64)
+        self.knots_ = np.array(knots, dtype=np.float32)
+        self.gaps_ = np.array(gaps, dtype=np.int64)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:  # noqa: N803 - scikit-learn's name.
+        """float32 [n_rows, n_columns + n_knots in all + columns with gaps]."""
+        values = np.asarray(X, dtype=np.float32)
+        missing = np.isnan(values)
+        filled = np.where(missing, self.medians_, values)
+        bends = np.maximum(filled[:, self.columns_] - self.knots_, np.float32(0))
+        return np.hstack([filled, bends, missing[:, self.gaps_].astype(np.float32)])
+
+
 def coded(task: Task, featurizer: Featurizer, seed: int) -> ColumnTransformer:
     """What trees see: numbers with gaps, a place for each listed category, means and words."""
     numeric, listed, _, _ = positions(featurizer)
@@ -115,10 +156,14 @@ def coded(task: Task, featurizer: Featurizer, seed: int) -> ColumnTransformer:
     )
 
 
-def scaled(task: Task, featurizer: Featurizer, seed: int) -> ColumnTransformer:
-    """What a linear model sees: numbers without gaps, of mean 0 and deviation 1, and a column for each category."""
+def scaled(task: Task, featurizer: Featurizer, seed: int, n_knots: int = 0) -> ColumnTransformer:
+    """What a linear model sees: numbers without gaps, of mean 0 and deviation 1, and a column for each category.
+
+    With `n_knots`, numbers as linear splines.
+    """
     numeric, listed, _, _ = positions(featurizer)
-    filled = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
+    filling = LinearSplines(n_knots) if n_knots else SimpleImputer(strategy="median", keep_empty_features=True)
+    filled = make_pipeline(filling, StandardScaler())
     encoder = OneHotEncoder(
         categories=_categories(featurizer.categorical), handle_unknown="ignore", sparse_output=False, dtype=np.float32
     )
@@ -185,11 +230,46 @@ def _categories(columns: Sequence[Column]) -> list[list[str]]:
 
 
 def register() -> None:
-    """Teach skl2onnx this module's two transformers."""
+    """Teach skl2onnx this module's transformers."""
     from skl2onnx import update_registered_converter
 
+    update_registered_converter(LinearSplines, "LinearSplines", _splines_shape, _splines_graph)
     update_registered_converter(Means, "Means", _means_shape, _means_graph)
     update_registered_converter(Terms, "Terms", _terms_shape, _terms_graph)
+
+
+def _splines_shape(operator: Any) -> None:
+    from skl2onnx.common.data_types import FloatTensorType
+
+    fitted = operator.raw_operator
+    width = len(fitted.medians_) + len(fitted.knots_) + len(fitted.gaps_)
+    operator.outputs[0].type = FloatTensorType([None, width])
+
+
+def _splines_graph(scope: Any, operator: Any, container: Any) -> None:
+    """Fill gaps with medians, then Relu(column − knot) for each knot, then the gaps as 0 and 1."""
+    from onnx import TensorProto
+
+    fitted, (values,), (output,) = operator.raw_operator, operator.input_full_names, operator.output_full_names
+    parts = ("missing", "medians", "filled", "columns", "knots", "taken", "apart", "bends", "flags", "gaps", "gone")
+    names = {part: scope.get_unique_variable_name(part) for part in parts}
+    container.add_initializer(names["medians"], TensorProto.FLOAT, [len(fitted.medians_)], fitted.medians_.tolist())
+    _node(scope, container, "IsNaN", [values], names["missing"], version=13)
+    _node(scope, container, "Where", [names["missing"], names["medians"], values], names["filled"], version=16)
+    joined = [names["filled"]]
+    if len(fitted.knots_):
+        container.add_initializer(names["columns"], TensorProto.INT64, [len(fitted.columns_)], fitted.columns_.tolist())
+        container.add_initializer(names["knots"], TensorProto.FLOAT, [len(fitted.knots_)], fitted.knots_.tolist())
+        _node(scope, container, "Gather", [names["filled"], names["columns"]], names["taken"], version=13, axis=1)
+        _node(scope, container, "Sub", [names["taken"], names["knots"]], names["apart"], version=14)
+        _node(scope, container, "Relu", [names["apart"]], names["bends"], version=14)
+        joined.append(names["bends"])
+    if len(fitted.gaps_):
+        container.add_initializer(names["gaps"], TensorProto.INT64, [len(fitted.gaps_)], fitted.gaps_.tolist())
+        _node(scope, container, "Cast", [names["missing"]], names["flags"], version=13, to=TensorProto.FLOAT)
+        _node(scope, container, "Gather", [names["flags"], names["gaps"]], names["gone"], version=13, axis=1)
+        joined.append(names["gone"])
+    _node(scope, container, "Concat", joined, output, version=13, axis=1)
 
 
 def _means_shape(operator: Any) -> None:

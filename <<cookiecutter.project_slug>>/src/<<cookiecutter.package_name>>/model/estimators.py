@@ -6,7 +6,8 @@ Columns are selected by position, which is what skl2onnx converts.
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,17 +24,20 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
+from threadpoolctl import threadpool_limits
 
 from ..contract import Task
 from ..errors import ConfigError
 from ..features import Featurizer, Inputs
-from ..params import EstimatorName, HistGradientBoostingParams, TrainParams
+from ..params import CANDIDATES, EstimatorName, TrainParams
 from . import encoders, networks
+from .fitted import FittedModel
 
 YARDSTICK_CATEGORIES = encoders.SET_CATEGORIES - 5
 """Of a column; the rarer ones become one."""
-YARDSTICK_STOPS_EARLY = 10_000
-"""By itself it does so on more rows than these."""
+MAX_NEWTON_COLUMNS = 500
+SPLINE_WIDTH = 6
+"""Columns that a number becomes as a spline of five knots."""
 BELOW_ALL = -1e30
 """What a missing number is for a forest: less than any other, hence a value of its own."""
 
@@ -49,11 +53,18 @@ class Rows(NamedTuple):
         return self if len(places) == len(self.labels) else Rows(self.frame[places], self.labels[places])
 
 
+class Extra(NamedTuple):
+    """A module that an estimator needs, and the extra of pyproject.toml that installs it."""
+
+    module: str
+    name: str
+
+
 class Estimator(NamedTuple):
-    """How an estimator is built, and the tasks that it is for."""
+    """How an estimator is built, and what it needs beyond scikit-learn."""
 
     build: Callable[[Task, TrainParams, Featurizer, int], Pipeline]
-    tasks: tuple[Task, ...]
+    extra: Extra | None = None
 
 
 def build(name: EstimatorName, task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
@@ -62,39 +73,73 @@ def build(name: EstimatorName, task: Task, params: TrainParams, featurizer: Feat
     Raises:
         ConfigError: the estimator is none for this task.
     """
-    known = choices(task)
-    if name not in known:
-        raise ConfigError(
-            f"params.yaml: train.estimator '{name}' is not for {task}, which the target asks for; "
-            f"choose one of {', '.join(known)}"
-        )
+    check(name, task)
     return ESTIMATORS[name].build(task, params, featurizer, seed)
 
 
-def choices(task: Task) -> list[EstimatorName]:
-    """The estimators that can be trained for a task."""
-    return [name for name, estimator in ESTIMATORS.items() if task in estimator.tasks]
+def check(name: EstimatorName, task: Task, key: str = "train.estimator") -> None:
+    """Whether an estimator can be trained here; `key` is where params.yaml names it.
+
+    Raises:
+        ConfigError: it does not fit the task, or needs a package that is not installed.
+    """
+    known = CANDIDATES[task]
+    if name not in known:
+        raise ConfigError(
+            f"params.yaml: {key} '{name}' is not for {task}, which the target asks for; choose from {', '.join(known)}"
+        )
+    extra = ESTIMATORS[name].extra
+    if extra is not None and find_spec(extra.module) is None:
+        raise ConfigError(
+            f"params.yaml: {key} '{name}' needs the package {extra.module}; install it with "
+            f"`uv sync --extra {extra.name}`, or take '{name}' out"
+        )
 
 
-def fit(pipeline: Pipeline, frame: pl.DataFrame, labels: np.ndarray, validation: Rows | None = None) -> Pipeline:
+def fit(
+    pipeline: Pipeline,
+    frame: pl.DataFrame,
+    labels: np.ndarray,
+    validation: Rows | None = None,
+    weights: np.ndarray | None = None,
+) -> Pipeline:
     """Fit on all cores; how many there are changes nothing, for only what is independent runs side by side.
 
     Args:
+        weights: float [n_rows], what each row counts; None if all count alike.
         validation: where gradient boosting sees that it gains no more, if it is to stop early; without them it sets a
             tenth of the rows aside for that, drawn at random.
     """
-    with warnings.catch_warnings(), parallel_config(backend="threading", n_jobs=-1):
+    weighted = {} if weights is None else {f"{pipeline.steps[-1][0]}__sample_weight": weights}
+    with (
+        warnings.catch_warnings(),
+        parallel_config(backend="threading", n_jobs=-1),
+        # Small matrices are slower on several threads, and their sums differ in the last bits.
+        threadpool_limits(1, user_api="blas"),
+    ):
         # How long it learns is a parameter; whether that was enough is for the gates to judge.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for expected in encoders.EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected, UserWarning)
         if validation is None or not getattr(pipeline[-1], "early_stopping", False):
-            pipeline.fit(frame, labels)
+            pipeline.fit(frame, labels, **weighted)
         else:
             columns, booster = pipeline
             inputs = columns.fit_transform(frame, labels)
-            booster.fit(inputs, labels, X_val=columns.transform(validation.frame), y_val=validation.labels)
+            held_out = columns.transform(validation.frame)
+            booster.fit(inputs, labels, sample_weight=weights, X_val=held_out, y_val=validation.labels)
     return pipeline
+
+
+def fit_model(
+    pipeline: Pipeline, rows: Rows, task: Task, weights: np.ndarray | None = None, validation: Rows | None = None
+) -> FittedModel:
+    """As `fit`; a number is learnt as its distance from its mean over these rows."""
+    center = float(np.average(rows.labels, weights=weights)) if task == "regression" else 0.0
+    if center:
+        rows = rows._replace(labels=rows.labels - center)
+        validation = validation and validation._replace(labels=validation.labels - center)
+    return FittedModel(fit(pipeline, rows.frame, rows.labels, validation, weights), center)
 
 
 def spread(labels: np.ndarray, n_rows: int, task: Task) -> np.ndarray:
@@ -126,29 +171,6 @@ def yardstick(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
         ColumnTransformer([("num", "passthrough", numeric), ("cat", encoder, categorical)]),
         estimator(categorical_features=places or None, random_state=seed),
     )
-
-
-def is_yardstick(params: TrainParams, featurizer: Featurizer, n_rows: int) -> bool:
-    """Whether the model and the yardstick are one and the same, so that fitting one of them is enough."""
-    # On more rows it stops early by rows that it draws itself, the model by the validation rows.
-    return (
-        params.estimator == "hist_gradient_boosting"
-        and not featurizer.categorical
-        and n_rows <= YARDSTICK_STOPS_EARLY
-        and params.hist_gradient_boosting.settings == HistGradientBoostingParams().settings
-    )
-
-
-def may_split_into_sets(params: TrainParams, featurizer: Featurizer) -> bool:
-    """Whether the validation rows are to say how trees split categories."""
-    left_open = params.hist_gradient_boosting.categories == "auto"
-    return params.estimator == "hist_gradient_boosting" and left_open and bool(encoders.sets(featurizer))
-
-
-def splitting_into_sets(params: TrainParams) -> TrainParams:
-    """The same parameters, but that trees split categories into sets."""
-    chosen = params.hist_gradient_boosting.model_copy(update={"categories": "sets"})
-    return params.model_copy(update={"hist_gradient_boosting": chosen})
 
 
 def to_frame(inputs: Inputs) -> pl.DataFrame:
@@ -183,8 +205,30 @@ def _mlp(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> 
     )
 
 
+def _regularized_boosting(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+    estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
+    chosen = params.regularized_boosting.model_dump()
+    return make_pipeline(
+        encoders.coded(task, featurizer, seed), estimator(**chosen, early_stopping=False, random_state=seed)
+    )
+
+
+def width(featurizer: Featurizer) -> int:
+    """How many columns a linear model sees."""
+    listed = sum(len(column.categories) + 1 for column in featurizer.categorical if column.categories is not None)
+    texts = sum(column.text for column in featurizer.categorical)
+    others = sum(column.categories is None and not column.text for column in featurizer.categorical)
+    return max(1, len(featurizer.numeric) + listed + texts * encoders.TERMS + others)
+
+
+def _solver(n_columns: int, task: Task) -> str:
+    # Newton's method needs a tenth of the time as long as its matrix of second derivatives is small.
+    return "newton-cholesky" if task == "binary" and n_columns <= MAX_NEWTON_COLUMNS else "lbfgs"
+
+
 def _logistic_regression(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
-    estimator = LogisticRegression(**params.logistic_regression.model_dump(), random_state=seed)
+    solver = _solver(width(featurizer), task)
+    estimator = LogisticRegression(**params.logistic_regression.model_dump(), solver=solver, random_state=seed)
     return make_pipeline(encoders.scaled(task, featurizer, seed), estimator)
 
 
@@ -192,11 +236,28 @@ def _ridge(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -
     return make_pipeline(encoders.scaled(task, featurizer, seed), Ridge(**params.ridge.model_dump(), random_state=seed))
 
 
+def _spline_logistic_regression(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+    chosen = params.spline_logistic_regression
+    solver = _solver(width(featurizer) + len(featurizer.numeric) * chosen.n_knots, task)
+    estimator = LogisticRegression(C=chosen.C, max_iter=chosen.max_iter, solver=solver, random_state=seed)
+    return make_pipeline(encoders.scaled(task, featurizer, seed, chosen.n_knots), estimator)
+
+
+def _spline_ridge(task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
+    chosen = params.spline_ridge
+    return make_pipeline(
+        encoders.scaled(task, featurizer, seed, chosen.n_knots), Ridge(alpha=chosen.alpha, random_state=seed)
+    )
+
+
 ESTIMATORS: dict[EstimatorName, Estimator] = {
-    "hist_gradient_boosting": Estimator(_hist_gradient_boosting, get_args(Task)),
-    "random_forest": Estimator(_random_forest, get_args(Task)),
-    "mlp": Estimator(_mlp, get_args(Task)),
-    "logistic_regression": Estimator(_logistic_regression, ("binary", "multiclass")),
-    "ridge": Estimator(_ridge, ("regression",)),
+    "logistic_regression": Estimator(_logistic_regression),
+    "ridge": Estimator(_ridge),
+    "spline_logistic_regression": Estimator(_spline_logistic_regression),
+    "spline_ridge": Estimator(_spline_ridge),
+    "regularized_boosting": Estimator(_regularized_boosting),
+    "random_forest": Estimator(_random_forest),
+    "hist_gradient_boosting": Estimator(_hist_gradient_boosting),
+    "mlp": Estimator(_mlp),
 }
-"""Every estimator there is; a further one is a row here, and its parameters in params.py."""
+"""Every estimator there is; a further one is a row here, and its name, task and parameters in params.py."""

@@ -17,6 +17,7 @@ from ..files import read_json, sha256_file, write_json
 from ..metrics import Decision
 from ..params import EvaluateParams, Params
 from . import estimators
+from .selection import sample_weights
 from .train import read_split
 
 IMPORTANCE_ROWS = 4_000
@@ -38,6 +39,7 @@ def by_slice(
     output: np.ndarray,
     decision: Decision | None,
     params: EvaluateParams,
+    weights: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """A metric table per value of each column of `params.slices`, the largest slice first; small ones are marked.
 
@@ -55,14 +57,25 @@ def by_slice(
                     "value": str(names[at]),
                     "rows": int(counts[at]),
                     "enough": bool(counts[at] >= params.min_slice_rows),
-                    "metrics": metrics.judge(contract.task, truth[member], output[member], decision),
+                    "metrics": metrics.judge(
+                        contract.task,
+                        truth[member],
+                        output[member],
+                        decision,
+                        None if weights is None else weights[member],
+                    ),
                 }
             )
     return found
 
 
 def importance(
-    pipeline: Any, columns: Columns, truth: np.ndarray, contract: Contract, seed: int
+    pipeline: Any,
+    columns: Columns,
+    truth: np.ndarray,
+    contract: Contract,
+    seed: int,
+    weights: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Permutation importance (Breiman, 2001): what shuffling one contract column adds to the loss, largest first.
 
@@ -75,7 +88,8 @@ def importance(
     featurizer = Featurizer(contract)
 
     def loss(changed: Columns) -> float:
-        return metrics.loss(contract.task, truth[spread], _answers(pipeline, changed, featurizer, contract))
+        counted = None if weights is None else weights[spread]
+        return metrics.loss(contract.task, truth[spread], _answers(pipeline, changed, featurizer, contract), counted)
 
     whole = loss(sample)
     order = np.random.default_rng(seed).permutation(len(spread))
@@ -89,13 +103,15 @@ def evaluate(
     contract: Contract,
     params: Params,
     prior: Sequence[float],
+    out_of_fold: pl.DataFrame,
 ) -> dict[str, Any]:
     """Threshold or interval, metrics of the model and its baselines, slices, curves and importance.
 
     Args:
         pipelines: `model` and `linear`, and `yardstick` where it is wanted; fitted.
-        parts: `validation`, where threshold and interval are chosen, and `test`, where everything is measured.
+        parts: `validation` and `test`, on which everything is measured.
         prior: shares of the classes or mean of the training rows, which the trivial baseline always answers.
+        out_of_fold: what chooses the threshold, or the width of intervals; see `train.out_of_fold_table`.
     """
     for column in params.evaluate.slices:
         if contract[column].type not in ("string", "boolean"):
@@ -105,19 +121,20 @@ def evaluate(
     task, costs = contract.task, params.evaluate.costs
     columns = {name: tables.to_columns(part, contract.inputs) for name, part in parts.items()}
     truth = {name: tables.truth(part, contract) for name, part in parts.items()}
+    weights = {name: sample_weights(part, contract) if contract.weight else None for name, part in parts.items()}
     answers = {name: score(pipelines["model"], columns[name], contract) for name in parts}
     threshold = half_width = decision = None
     if task == "binary":
-        threshold = metrics.choose_threshold(
-            truth["validation"], answers["validation"][:, -1], costs.false_positive, costs.false_negative
-        )
+        seen, positive, counted = (out_of_fold[name].to_numpy() for name in ("truth", "answer_1", "weight"))
+        threshold = metrics.choose_threshold(seen, positive, costs.false_positive, costs.false_negative, counted)
         decision = Decision(threshold, costs.false_positive, costs.false_negative)
     elif task == "regression":
-        level = params.evaluate.interval_level
-        half_width = metrics.conformal(truth["validation"], answers["validation"][:, 0], level)
+        kept = out_of_fold.filter(~pl.col("chose"))
+        seen, values, counted = (kept[name].to_numpy() for name in ("truth", "answer_0", "weight"))
+        half_width = metrics.conformal(seen, values, params.evaluate.interval_level, counted)
 
     def judge(name: str, found: np.ndarray) -> dict[str, float]:
-        return metrics.judge(task, truth[name], bounded(found, half_width), decision)
+        return metrics.judge(task, truth[name], bounded(found, half_width), decision, weights[name])
 
     baselines = {
         **{name: score(found, columns["test"], contract) for name, found in pipelines.items() if name != "model"},
@@ -131,9 +148,11 @@ def evaluate(
             **{name: judge(name, answers[name]) for name in parts},
             **{name: judge("test", found) for name, found in baselines.items()},
         },
-        "slices": by_slice(parts["test"], contract, truth["test"], output, decision, params.evaluate),
+        "slices": by_slice(parts["test"], contract, truth["test"], output, decision, params.evaluate, weights["test"]),
         "curves": metrics.curves(task, truth["test"], output),
-        "importance": importance(pipelines["model"], columns["test"], truth["test"], contract, params.seed),
+        "importance": importance(
+            pipelines["model"], columns["test"], truth["test"], contract, params.seed, weights["test"]
+        ),
     }
 
 
@@ -167,7 +186,8 @@ def main() -> None:
     if stage.YARDSTICK.name in trained["sha256"]:
         pipelines["yardstick"] = load(stage.YARDSTICK, trained["sha256"])
     parts = {name: read_split(name, split) for name in ("validation", "test")}
-    found = evaluate(pipelines, parts, contract, params, trained["prior"])
+    out_of_fold = tables.read_verified(stage.OUT_OF_FOLD, trained["sha256"][stage.OUT_OF_FOLD.name])
+    found = evaluate(pipelines, parts, contract, params, trained["prior"], out_of_fold)
     for name, points in (*found.pop("curves").items(), ("importance", found.pop("importance"))):
         write_json(stage.PLOTS / f"{name}.json", points)
     write_json(stage.REPORTS / "metrics.json", found["metrics"])

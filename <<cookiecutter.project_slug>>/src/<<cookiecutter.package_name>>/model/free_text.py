@@ -27,8 +27,8 @@ class Judged(NamedTuple):
         return pipeline if self.kept else encoders.without_text(pipeline)
 
 
-def judge(build: Callable[[], Pipeline], train: Rows, validation: Rows, task: Task) -> tuple[Pipeline | None, Judged]:
-    """Whether words are worth having; and the better pipeline, if it was fitted on all rows, not on `ROWS` of them.
+def judge(build: Callable[[], Pipeline], train: Rows, validation: Rows, task: Task) -> Judged:
+    """Whether words are worth having.
 
     Words stay if they lower the loss by more than `_ERRORS` standard errors: noise wins half the time.
 
@@ -39,13 +39,11 @@ def judge(build: Callable[[], Pipeline], train: Rows, validation: Rows, task: Ta
         task: what the pipelines are for.
     """
     some, few = (rows.only(estimators.spread(rows.labels, ROWS, task)) for rows in (train, validation))
-    told, bare = (estimators.fit(pipeline, *some, few) for pipeline in (build(), encoders.without_text(build())))
-    with_text, without_text = (_losses(pipeline, few) for pipeline in (told, bare))
+    fitted = (estimators.fit(pipeline, *some, few) for pipeline in (build(), encoders.without_text(build())))
+    with_text, without_text = (_losses(pipeline, few) for pipeline in fitted)
     gain = without_text - with_text
     sure = gain.mean() > _ERRORS * gain.std() / np.sqrt(len(gain))
-    found = Judged(bool(sure), float(with_text.mean()), float(without_text.mean()))
-    better = told if found.kept else bare
-    return (better if some is train and few is validation else None), found
+    return Judged(bool(sure), float(with_text.mean()), float(without_text.mean()))
 
 
 def _losses(pipeline: Any, rows: Rows) -> np.ndarray:

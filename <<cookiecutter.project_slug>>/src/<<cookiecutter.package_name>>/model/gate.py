@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .. import words
-from ..bundle import Manifest, Slice
+from ..bundle import Comparison, Manifest, Slice
 from ..metrics import CALIBRATION_BINS, HEADLINE, LOSS
 from ..params import LINEAR, GateParams
 
@@ -48,28 +48,49 @@ Gate = Callable[[Candidate, GateParams], tuple[bool, str]]
 def floor(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """The headline measure on the test rows reaches an absolute floor."""
     name, found = _headline(candidate, "test")
+    if params.floor is None:
+        return True, f"{name} {found:.4f}, no floor in params.yaml"
     return found >= params.floor, f"{name} {found:.4f}, floor {params.floor:g}"
 
 
-def beats_trivial(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """The loss is lower, by a share of it, than that of always answering what the training rows are on average."""
+def beats_prior(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """The loss on out-of-fold rows is significantly lower than that of always answering the average.
+
+    Where params.yaml asks for it, the loss on the test rows is lower too, by a share of it.
+    """
+    compared = _comparison(candidate)
+    passed = compared.prior.p_value < params.significance
+    told = (
+        f"out-of-fold {_LOSSES[candidate.manifest.task]} {compared.loss:.4g} against {compared.prior.loss:.4g} of the "
+        f"prior ({compared.rows:,} rows), p = {_p(compared.prior.p_value)}, wanted below {params.significance:g}"
+    )
+    if params.skill_over_trivial is None:
+        return passed, told
     loss = LOSS[candidate.manifest.task]
     trivial, found = measure(candidate, "trivial", loss), measure(candidate, "test", loss)
     skill = 1 - found / trivial if trivial else 0.0
-    return skill >= params.skill_over_trivial, (
-        f"{words.MEASURES[loss]} {found:.4g} against {trivial:.4g} of the prior, {skill:+.1%} better, "
-        f"wanted {params.skill_over_trivial:+.1%}"
+    return passed and skill >= params.skill_over_trivial, (
+        f"{told}; on the test rows {skill:+.1%} better, wanted {params.skill_over_trivial:+.1%}"
     )
 
 
 def beats_linear(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """The headline measure is higher than the linear baseline's, by a margin; a linear model need only equal it."""
-    (name, found), (_, linear) = _headline(candidate, "test"), _headline(candidate, "linear")
-    passed = found - linear >= params.gain_over_linear
-    advice = "" if passed else f"; `train.estimator: {LINEAR[candidate.manifest.task]}` in params.yaml would be better"
-    return passed, (
-        f"{name} {found - linear:+.4f} against the linear baseline, wanted {params.gain_over_linear:+g}{advice}"
+    """The loss on out-of-fold rows is not significantly higher than the linear baseline's.
+
+    Where params.yaml asks for it, the headline measure on the test rows is higher too, by a margin.
+    """
+    compared = _comparison(candidate)
+    passed = compared.linear.p_value >= params.significance
+    told = (
+        f"out-of-fold {_LOSSES[candidate.manifest.task]} {compared.loss:.4g} against {compared.linear.loss:.4g} of the "
+        f"linear baseline, p = {_p(compared.linear.p_value)} that it is no worse, refused below {params.significance:g}"
     )
+    if params.gain_over_linear is not None:
+        (name, found), (_, linear) = _headline(candidate, "test"), _headline(candidate, "linear")
+        passed = passed and found - linear >= params.gain_over_linear
+        told += f"; on the test rows {name} {found - linear:+.4f}, wanted {params.gain_over_linear:+g}"
+    advice = "" if passed else f"; `train.estimator: {LINEAR[candidate.manifest.task]}` in params.yaml would be better"
+    return passed, told + advice
 
 
 def keeps_up_with_champion(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
@@ -109,7 +130,8 @@ def slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     told = f"; {', '.join(aside)}" if aside else ""
     if not judged:
         return True, f"does not apply: none of {len(found)} slices can be judged{told}"
-    limit = max(params.slice_floor, whole - params.slice_loss if params.slice_loss is not None else -math.inf)
+    asked = [params.slice_floor, None if params.slice_loss is None else whole - params.slice_loss]
+    limit = max((wanted for wanted in asked if wanted is not None), default=-math.inf)
     reach = [(value + NOISE * _error(candidate.manifest, value, part), value, part) for value, part in judged]
     best, value, worst = min(reach, key=lambda one: one[0])
     return best >= limit, (
@@ -192,11 +214,14 @@ def size(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     return found <= params.size_mb, f"{found:.2f} MB, allowed {params.size_mb:g} MB"
 
 
+NO_SIGNAL = "better than the class prior"
+"""The gate that refuses a model of a table without signal."""
+_LOSSES = {"binary": "log loss", "multiclass": "log loss", "regression": "mean squared error"}
 _TASKS = {"binary": "two classes", "multiclass": "classes", "regression": "numbers"}
 GATES: dict[str, Gate] = {
     "metric floor": floor,
-    "beats the trivial baseline": beats_trivial,
-    "beats the linear baseline": beats_linear,
+    "better than the class prior": beats_prior,
+    "not worse than the linear baseline": beats_linear,
     "keeps up with the champion": keeps_up_with_champion,
     "same answers as scikit-learn": parity,
     "no slice is left behind": slices,
@@ -223,6 +248,19 @@ def measure(candidate: Candidate, part: str, name: str) -> float:
     if found is None:
         raise Unmeasured(f"the evaluation has no {part} {name}")
     return _finite(found, f"{part} {name}")
+
+
+def _comparison(candidate: Candidate) -> Comparison:
+    found = candidate.manifest.comparison
+    if found is None:
+        raise Unmeasured("the bundle has no comparison on out-of-fold rows; train again")
+    _finite(found.prior.p_value, "the p-value against the prior")
+    _finite(found.linear.p_value, "the p-value against the linear baseline")
+    return found
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}" if value >= 0.001 else "< 0.001"
 
 
 def _headline(candidate: Candidate, part: str) -> tuple[str, float]:

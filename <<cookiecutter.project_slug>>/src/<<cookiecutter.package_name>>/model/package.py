@@ -21,6 +21,7 @@ from ..files import canonical, read_json, replacing_folder
 from ..params import Params
 from . import card, categories, encoders, networks
 from .evaluate import load, score
+from .fitted import FittedModel
 from .train import read_split
 
 CANDIDATES = 5000
@@ -28,37 +29,54 @@ CANDIDATES = 5000
 LIBRARIES = ("numpy", "onnxruntime", "polars", "scikit-learn", "skl2onnx")
 
 
-def to_onnx(pipeline: Any, featurizer: Featurizer) -> bytes:
-    """The fitted pipeline as ONNX: `num` and `cat` in, probabilities or values out; equal pipelines, equal bytes."""
+def to_onnx(model: FittedModel, featurizer: Featurizer) -> bytes:
+    """The fitted pipeline as ONNX: equal pipelines, equal bytes.
+
+    `num` and `cat` go in; probabilities as float32, not calibrated yet, or values as float64 come out.
+    """
     from skl2onnx import to_onnx as convert
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 
     kinds = {"num": (FloatTensorType, featurizer.numeric), "cat": (StringTensorType, featurizer.categorical)}
     inputs = [(name, kind([None, len(names)])) for name, (kind, names) in kinds.items() if names]
-    pipeline = _in_single_precision(pipeline)
+    pipeline, center = _in_single_precision(model.pipeline), model.center
     blocks = categories.as_equalities(pipeline[-1])
     encoders.register()
     with warnings.catch_warnings():
         # skl2onnx writes booleans where protobuf wants integers; pyproject.toml caps protobuf below where that fails.
         warnings.filterwarnings("ignore", "Field onnx.AttributeProto.ints", DeprecationWarning)
-        model = convert(
+        graph = convert(
             pipeline,
             initial_types=inputs,
             options={id(pipeline[-1]): {"zipmap": False}} if hasattr(pipeline[-1], "classes_") else None,
             target_opset={"": 18, "ai.onnx.ml": 3},
         )
     if blocks:
-        categories.attach(model, blocks)
-    for output in [output for output in model.graph.output if output.name not in ("probabilities", "variable")]:
-        model.graph.output.remove(output)
+        categories.attach(graph, blocks)
+    for output in [output for output in graph.graph.output if output.name not in ("probabilities", "variable")]:
+        graph.graph.output.remove(output)
+    if not hasattr(pipeline, "predict_proba"):
+        _add_center(graph.graph, center)
     # skl2onnx draws the graph's name and orders the opsets by hash seed.
-    model.graph.name = "model"
-    opsets = sorted((opset.domain, opset.version) for opset in model.opset_import)
-    del model.opset_import[:]
+    graph.graph.name = "model"
+    opsets = sorted((opset.domain, opset.version) for opset in graph.opset_import)
+    del graph.opset_import[:]
     for domain, number in opsets:
-        model.opset_import.add(domain=domain, version=number)
-    content: bytes = model.SerializeToString(deterministic=True)
+        graph.opset_import.add(domain=domain, version=number)
+    content: bytes = graph.SerializeToString(deterministic=True)
     return content
+
+
+def _add_center(graph: Any, center: float) -> None:
+    """Have the graph answer its value + `center` in float64, which tells more values apart than float32."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    (output,) = graph.output
+    graph.initializer.append(numpy_helper.from_array(np.array([center], dtype=np.float64), "center"))
+    graph.node.append(helper.make_node("Cast", [output.name], ["distance"], to=TensorProto.DOUBLE))
+    graph.node.append(helper.make_node("Add", ["distance", "center"], ["value"]))
+    graph.output.remove(output)
+    graph.output.append(helper.make_tensor_value_info("value", TensorProto.DOUBLE, [None, 1]))
 
 
 def _in_single_precision(pipeline: Any) -> Any:
@@ -156,7 +174,7 @@ def main() -> None:
 def pack(
     path: Path,
     contract_path: Path,
-    pipeline: Any,
+    pipeline: FittedModel,
     parts: dict[str, pl.DataFrame],
     params: Params,
     reports: dict[str, Any],
@@ -177,6 +195,8 @@ def pack(
         "classes": list(contract.classes),
         "threshold": reports["evaluation"]["threshold"],
         "half_width": reports["evaluation"]["half_width"],
+        "calibration": pipeline.calibration.model_dump(mode="json"),
+        "comparison": reports["trained"]["comparison"],
         "estimator": reports["trained"]["estimator"],
         "tuned": reports["trained"].get("tuned"),
         "numeric": featurizer.numeric,

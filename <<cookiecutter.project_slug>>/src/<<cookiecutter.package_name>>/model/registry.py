@@ -130,6 +130,7 @@ class Registry:
         lineage: Mapping[str, Any],
         reports: Sequence[Path],
         trials: "Sequence[Trial]" = (),
+        selection: Mapping[str, float] | None = None,
     ) -> Version:
         """Log the run that made a bundle and register the bundle, with the gates' answers; it gets no alias here.
 
@@ -141,6 +142,7 @@ class Registry:
             lineage: where the bundle came from; written beside it as lineage.json and as tags.
             reports: files and folders logged beside the model.
             trials: what was tried before; each is a run nested in this one.
+            selection: further metrics, of the candidates that competed.
         """
         manifest = bundle.verify(path)
         digest = sha256_file(path / bundle.MANIFEST)
@@ -152,6 +154,7 @@ class Registry:
         run_id: str = self._client.create_run(experiment.experiment_id, tags=tags, run_name=digest[:8]).info.run_id
         now = int(datetime.now(UTC).timestamp() * 1000)
         metrics = {f"{part}.{name}": value for part, table in manifest.metrics.items() for name, value in table.items()}
+        metrics |= selection or {}
         self._client.log_batch(
             run_id,
             metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],

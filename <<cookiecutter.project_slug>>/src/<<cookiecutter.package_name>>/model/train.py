@@ -1,6 +1,6 @@
 """Stage 4: fit the model, and the linear baseline that it has to beat."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,109 +9,146 @@ import numpy as np
 import polars as pl
 from sklearn.pipeline import Pipeline
 
-from .. import stage
-from ..contract import Contract
+from .. import stage, words
+from ..contract import Contract, Task
 from ..data import tables
 from ..errors import DataError
 from ..features import Featurizer
 from ..files import read_json, replacing_folder, sha256_file, write_json
-from ..params import LINEAR, Params
-from . import categories, estimators, free_text, tune
-from .estimators import Rows
+from ..params import LINEAR, EstimatorName, Params, TrainParams
+from . import calibrate, comparison, estimators, free_text, selection, tune
+from .calibrate import Calibrated
+from .fitted import FittedModel
+from .selection import SMALL_ROWS, OutOfFold, Score, Selection, Table, ignore, select
 
 
 class Fitted(NamedTuple):
     """The model, its linear baseline, and what is answered without either: shares of the classes, or the mean.
 
-    `yardstick` is scikit-learn's gradient boosting with default settings, where params.yaml wants it; `text` says
-    whether free texts were worth their words, where there are any, and `splits` how trees split listed categories,
-    where that was left to the validation rows.
+    Attributes:
+        yardstick: scikit-learn's gradient boosting with default settings, where params.yaml wants it.
+        selection: how the candidates did.
+        calibrated: how probabilities are calibrated; None for numbers.
+        out_of_fold: of training and validation rows, see `selection.OutOfFold`.
+        text: whether free texts were worth their words, where there are any.
     """
 
-    model: Pipeline
-    baseline: Pipeline
+    model: FittedModel
+    baseline: FittedModel
     prior: tuple[float, ...]
-    yardstick: Pipeline | None = None
+    yardstick: Any
+    selection: Selection
+    calibrated: Calibrated | None
+    out_of_fold: OutOfFold
     text: free_text.Judged | None = None
-    splits: categories.Judged | None = None
 
 
-def train(rows: pl.DataFrame, contract: Contract, params: Params, validation: pl.DataFrame | None = None) -> Fitted:
-    """Fit on n_rows × contract columns; the same rows and parameters give the same model, bit for bit.
+def train(
+    rows: pl.DataFrame,
+    contract: Contract,
+    params: Params,
+    validation: pl.DataFrame | None = None,
+    tell: Callable[[Score], None] = ignore,
+) -> Fitted:
+    """Choose and fit on n_rows × contract columns; the same rows and parameters give the same model, bit for bit.
 
     Args:
         rows: what is learnt from.
         contract: what a row is.
-        params: which estimator, with which parameters.
-        validation: rows that say whether the words of free texts help, how categories are split, and when boosting
-            that is to stop early gains no more. Without them words are kept, categories are split in their order, and
-            boosting sets rows aside for itself.
+        params: which estimators compete, with which parameters.
+        validation: rows that judge candidates where training rows are many; those that judge nothing set the width of
+            intervals. Without them the training rows do all of it.
+        tell: called with the score of each candidate as it comes.
 
     Raises:
         DataError: the training rows lack a class, or hold one value of the target only.
-        ConfigError: the estimator is none for this task.
+        ConfigError: an estimator does not fit the task.
     """
-    shares = prior(rows, contract)
-    truth = tables.truth(rows, contract)
-    featurizer = Featurizer(contract)
-    frame = _frame(rows, contract, featurizer)
-    labels = truth if contract.task == "regression" else truth.astype(np.int64)
-    seen = None
-    if validation is not None:
-        seen = Rows(_frame(validation, contract, featurizer), tables.truth(validation, contract))
-    build = partial(estimators.build, task=contract.task, params=params.train, featurizer=featurizer, seed=params.seed)
+    refuse_unlearnable(rows, contract)
+    task, featurizer, by = contract.task, Featurizer(contract), params.split
+    table = Table.encode(rows, contract, featurizer, by.by, by.group)
+    held_out = None if validation is None else Table.encode(validation, contract, featurizer, by.by, by.group)
+    is_large = table.size > SMALL_ROWS and held_out is not None
+    judging, unused = held_out, None if is_large else held_out
+    if held_out is not None and task == "regression" and (is_large or params.tune.trials):
+        # Rows that set the width of an interval choose nothing.
+        judging, unused = held_out.halves()
     texts = sum(column.text for column in featurizer.categorical)
     # Without its words a table of texts alone has nothing left to learn from, and the yardstick reads none.
     texts_alone = texts == len(featurizer.numeric) + len(featurizer.categorical)
-    model: Pipeline | None = None
-    judged: free_text.Judged | None = None
-    if seen is not None and texts and not texts_alone:
-        build_own = partial(build, params.train.estimator)
-        model, judged = free_text.judge(build_own, Rows(frame, labels), seen, contract.task)
+    judged = None
+    if texts and not texts_alone:
+        judged = _judge_text(table, judging if is_large else None, contract, params, featurizer)
 
-    def arranged(pipeline: Pipeline) -> Pipeline:
+    def arrange(pipeline: Pipeline) -> Pipeline:
         return judged.arrange(pipeline) if judged else pipeline
 
-    if model is None:
-        model = estimators.fit(arranged(build(params.train.estimator)), frame, labels, seen)
-    splits = None
-    if seen is not None and estimators.may_split_into_sets(params.train, featurizer):
-        in_sets = arranged(build("hist_gradient_boosting", params=estimators.splitting_into_sets(params.train)))
-        model, splits = categories.judge(model, estimators.fit(in_sets, frame, labels, seen), seen, contract.task)
-    spread = estimators.spread(labels, params.train.baseline_rows, contract.task)
-    baseline = estimators.fit(arranged(build(LINEAR[contract.task])), frame[spread], labels[spread])
+    found = select(table, judging if is_large else None, contract, params.train, featurizer, params.seed, arrange, tell)
+    calibrated = (
+        None if task == "regression" else calibrate.choose(found.out_of_fold, params.train.calibration, table.in_time)
+    )
+
+    def fit(estimator: EstimatorName, settings: TrainParams, places: np.ndarray) -> FittedModel:
+        pipeline = arrange(estimators.build(estimator, task, settings, featurizer, params.seed))
+        return selection.fit(pipeline, table, places, task, judging.rows if judging else None)
+
+    model = found.fitted or fit(found.winner.estimator, found.winner.params(params.train), np.arange(rows.height))
+    if calibrated is not None:
+        model.calibration = calibrated.calibration
+    baseline = fit(LINEAR[task], params.train, estimators.spread(table.rows.labels, params.train.baseline_rows, task))
+    prior = selection.average(table, np.arange(rows.height), task, max(1, len(contract.classes)))
     yardstick = None
-    if params.train.yardstick and not texts_alone:
-        same = estimators.is_yardstick(params.train, featurizer, len(labels))
-        other = estimators.yardstick(contract.task, featurizer, params.seed)
-        yardstick = model if same else estimators.fit(other, frame, labels)
-    return Fitted(model, baseline, shares, yardstick, judged, splits)
+    if params.train.yardstick and not texts_alone and not selection.is_too_costly_twice(table, contract, featurizer):
+        pipeline = estimators.yardstick(task, featurizer, params.seed)
+        yardstick = estimators.fit(pipeline, table.rows.frame, table.rows.labels, weights=table.weights)
+    out = calibrated.out_of_fold if calibrated else found.out_of_fold
+    if unused is not None:
+        fresh = _predict(unused, model, baseline, prior, task)
+        out = OutOfFold.join([out, fresh._replace(rows=rows.height + fresh.rows)])
+    return Fitted(model, baseline, tuple(prior.tolist()), yardstick, found, calibrated, out, judged)
 
 
-def _frame(rows: pl.DataFrame, contract: Contract, featurizer: Featurizer) -> pl.DataFrame:
-    return estimators.to_frame(featurizer.encode(tables.to_columns(rows, contract.inputs)))
+def _judge_text(
+    table: Table, judging: Table | None, contract: Contract, params: Params, featurizer: Featurizer
+) -> free_text.Judged:
+    """On one fold of the training rows, or on the validation rows where there are many training rows."""
+    name: EstimatorName = "regularized_boosting" if params.train.estimator == "auto" else params.train.estimator
+    build = partial(estimators.build, name, contract.task, params.train, featurizer, params.seed)
+    if judging is not None:
+        return free_text.judge(build, table.rows, judging.rows, contract.task)
+    fold = next(selection.folds(table, contract.task, params.seed))
+    return free_text.judge(build, table.rows.only(fold.fit), table.rows.only(fold.predict), contract.task)
 
 
-def prior(rows: pl.DataFrame, contract: Contract) -> tuple[float, ...]:
-    """Shares of the classes among n_rows, or the mean of a number.
+def _predict(table: Table, model: FittedModel, baseline: FittedModel, prior: np.ndarray, task: Task) -> OutOfFold:
+    answers, linear = (selection.predict(one, table.rows.frame, task, len(prior)) for one in (model, baseline))
+    return OutOfFold(
+        table.places,
+        table.rows.labels.astype(np.float64),
+        table.weights,
+        table.clusters,
+        np.zeros(table.size, dtype=bool),
+        answers,
+        linear,
+        np.broadcast_to(prior, answers.shape),
+    )
 
-    Raises:
-        DataError: a class is absent, or all values are the same.
-    """
+
+def refuse_unlearnable(rows: pl.DataFrame, contract: Contract) -> None:
+    """Raise `DataError` if a class is absent from n_rows, or all their values are the same."""
     target, truth = contract.target.name, tables.truth(rows, contract)
     if not contract.classes:
         if truth.min() == truth.max():
             raise DataError(
                 f"the {len(truth):,} training rows hold one value of '{target}' only; nothing can be learnt"
             )
-        return (float(truth.mean()),)
+        return
     counts = np.bincount(truth.astype(np.intp), minlength=len(contract.classes))
     if absent := [label for label, count in zip(contract.classes, counts.tolist(), strict=True) if not count]:
         raise DataError(
             f"none of the {len(truth):,} training rows has the class {absent[0]!r} of '{target}', so it cannot be "
             "learnt; add such rows, or drop the class from contract.yaml"
         )
-    return tuple((counts / len(truth)).tolist())
 
 
 def read_split(name: str, report: Mapping[str, Any]) -> pl.DataFrame:
@@ -120,16 +157,18 @@ def read_split(name: str, report: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def main() -> None:
-    """Read the training part, tune where that is wanted, fit, write the pipelines."""
+    """Read the training part, let the candidates compete, tune where that is wanted, fit, write the pipelines."""
     contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
     split = read_json(stage.REPORTS / "split.json")
     rows, tuned = read_split("train", split), None
     validation = read_split("validation", split)
     report: dict[str, Any] = {"trials": []}
     if params.tune.trials:
-        prior(rows, contract)  # What cannot be learnt is refused before, not after, the search.
+        refuse_unlearnable(rows, contract)  # What cannot be learnt is refused before, not after, the search.
         hashes = {name: split[name]["sha256"] for name in ("train", "validation")}
-        found = tune.search(rows, validation, contract, params, hashes)
+        table = Table.encode(validation, contract, Featurizer(contract), params.split.by, params.split.group)
+        judging = validation if contract.classes else validation[table.halves()[0].places]
+        found = tune.search(rows, judging, contract, params, hashes)
         params = params.model_copy(update={"train": tune.applied(params.train, found.best.parameters)})
         report = found.report()
         tuned = {
@@ -138,26 +177,46 @@ def main() -> None:
             "loss": found.best.loss,
             "loss_untuned": found.trials[0].loss,
         }
-    fitted = train(rows, contract, params, validation)
+    seconds: dict[str, float] = {}
+    measure = words.MEASURES["log_loss"] if contract.classes else "mean squared error"
+
+    def tell(score: Score) -> None:
+        seconds[score.name] = score.seconds
+        print(f"  {score.name}: {measure} {score.loss:.4g} in {score.seconds:.1f} s", flush=True)
+
+    fitted = train(rows, contract, params, validation, tell)
     pipelines = {stage.MODEL: fitted.model, stage.BASELINE: fitted.baseline}
     if fitted.yardstick is not None:
         pipelines[stage.YARDSTICK] = fitted.yardstick
     with replacing_folder(stage.MODEL.parent) as folder:
         for path, pipeline in pipelines.items():
             joblib.dump(pipeline, folder / path.name)
+        tables.write(out_of_fold_table(fitted), folder / stage.OUT_OF_FOLD.name)
+    write_json(stage.SELECTION_SECONDS, seconds)
     write_json(stage.REPORTS / "tuning.json", report)
+    calibrated = fitted.calibrated
     write_json(
         stage.REPORTS / "train.json",
         {
-            "estimator": params.train.estimator,
+            "estimator": fitted.selection.winner.estimator,
             "rows": split["train"]["rows"],
             "prior": list(fitted.prior),
+            "selection": fitted.selection.report(),
+            "comparison": comparison.compare(contract.task, fitted.out_of_fold),
+            **({"calibration": calibrated.report()} if calibrated else {}),
             **({"text": fitted.text._asdict()} if fitted.text else {}),
-            **({"categories": fitted.splits._asdict()} if fitted.splits else {}),
-            "sha256": {path.name: sha256_file(path) for path in pipelines},
+            "sha256": {path.name: sha256_file(path) for path in (*pipelines, stage.OUT_OF_FOLD)},
             "tuned": tuned,
         },
     )
+
+
+def out_of_fold_table(fitted: Fitted) -> pl.DataFrame:
+    """One row for each out-of-fold prediction; `answer_0` and on are probabilities, or the value."""
+    found = fitted.out_of_fold
+    answers = {f"answer_{at}": column for at, column in enumerate(found.answers.T)}
+    facts = {"row": found.rows, "truth": found.truth, "weight": found.weights, "chose": found.chose}
+    return pl.DataFrame({**facts, **{name: np.ascontiguousarray(column) for name, column in answers.items()}})
 
 
 if __name__ == "__main__":

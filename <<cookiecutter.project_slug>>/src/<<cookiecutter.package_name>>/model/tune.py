@@ -60,7 +60,16 @@ SPACES: dict[EstimatorName, dict[str, Between | Choice]] = {
         "learning_rate_init": Between(3e-4, 0.03, log=True),
         "steps": Between(1000, 10_000, log=True),
     },
+    "regularized_boosting": {
+        "learning_rate": Between(0.01, 0.2, log=True),
+        "max_iter": Between(50, 400, log=True),
+        "max_leaf_nodes": Between(3, 31, log=True),
+        "min_samples_leaf": Between(3, 100, log=True),
+        "l2_regularization": Between(0.1, 100.0, log=True),
+    },
     "logistic_regression": {"C": Between(1e-3, 1e3, log=True)},
+    "spline_logistic_regression": {"C": Between(1e-3, 1e3, log=True), "n_knots": Between(2, 20, log=True)},
+    "spline_ridge": {"alpha": Between(1e-2, 1e4, log=True), "n_knots": Between(2, 20, log=True)},
     "ridge": {"alpha": Between(1e-3, 1e4, log=True)},
 }
 """Where each estimator's parameters are looked for."""
@@ -118,7 +127,7 @@ def search(
     chosen = estimators.spread(labels, params.tune.rows, task)
 
     def loss(tried: TrainParams) -> float:
-        pipeline = estimators.build(tried.estimator, task, tried, featurizer, params.seed)
+        pipeline = estimators.build(named(tried), task, tried, featurizer, params.seed)
         estimators.fit(pipeline, frames["train"][chosen], labels[chosen])
         return metrics.loss(task, truth["validation"], estimators.answers(pipeline, frames["validation"], task))
 
@@ -151,10 +160,16 @@ def run(loss: Callable[[TrainParams], float], params: Params, key: str, tell: Ca
 
 def applied(params: TrainParams, parameters: Mapping[str, Any]) -> TrainParams:
     """The training parameters with a trial's in the place of the estimator's own."""
-    name = params.estimator
+    name = named(params)
     group = getattr(params, name)
     found = {key: _value(SPACES[name][key], value) for key, value in parameters.items()}
     return params.model_copy(update={name: type(group).model_validate(group.model_dump() | found)})
+
+
+def named(params: TrainParams) -> EstimatorName:
+    """The estimator that is tuned; `Params` allows no trials with `auto`."""
+    assert params.estimator != "auto"
+    return params.estimator
 
 
 def seconds(key: str) -> list[float]:
@@ -166,7 +181,7 @@ def seconds(key: str) -> list[float]:
 def _complete(
     optuna: Any, kept: Any, loss: Callable[[TrainParams], float], params: Params, tell: Callable[[str], None]
 ) -> list[Trial]:
-    wanted, space = params.tune.trials, _distributions(optuna, params.train.estimator)
+    wanted, space = params.tune.trials, _distributions(optuna, named(params.train))
     done = [t for t in kept.get_trials(deepcopy=False) if t.state is optuna.trial.TrialState.COMPLETE][:wanted]
     if done:
         tell(f"{min(t.value for t in done):.4f} at best of {len(done)} trial(s) of an earlier run")
@@ -230,7 +245,7 @@ def _key(params: Params, contract: Contract, data: Mapping[str, str]) -> str:
                 "rows": params.tune.rows,
                 "estimator": train.estimator,
                 "parameters": getattr(train, train.estimator).model_dump(mode="json"),
-                "space": repr(SPACES[train.estimator]),
+                "space": repr(SPACES[named(train)]),
                 "code": {path.relative_to(package).as_posix(): sha256_file(path) for path in sorted(sources)},
                 "libraries": {name: version(name) for name in ("numpy", "optuna", "scikit-learn")},
             }

@@ -139,13 +139,13 @@ def intervals(manifest: Manifest, truth: np.ndarray, output: np.ndarray, confide
 
 
 def _binary_intervals(labels: np.ndarray, scores: np.ndarray, threshold: float, z: float) -> dict[str, Interval]:
-    counts = metrics.confusion(labels, scores, threshold)
-    hits, positives, called = counts.true_positive, int(labels.sum()), counts.true_positive + counts.false_positive
+    hits, alarms, _, rejected = (int(count) for count in metrics.confusion(labels, scores, threshold))
+    positives, called = int(labels.sum()), hits + alarms
     truth = labels.astype(np.float64)
     likely = np.clip(np.where(labels, scores, 1 - scores.astype(np.float64)), np.finfo(np.float64).eps, None)
     found = {
         "prevalence": wilson(positives, len(labels), z),
-        "accuracy": wilson(hits + counts.true_negative, len(labels), z),
+        "accuracy": wilson(hits + rejected, len(labels), z),
         "brier": _mean((scores.astype(np.float64) - truth) ** 2, z),
         "log_loss": _mean(-np.log(likely), z),
     }

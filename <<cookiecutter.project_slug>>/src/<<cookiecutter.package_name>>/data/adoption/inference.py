@@ -20,7 +20,6 @@ from .roles import Given, Roles
 VALIDATION, TEST = 0.15, 0.15
 SLICES, MOST_SLICE_VALUES = 3, 20
 LARGE, ROWS_A_CLASS = 10_000, 20
-FLOORS = {"binary": 0.5, "multiclass": 0.5, "regression": 0.0}
 """ROC AUC or R² of a model that knows nothing."""
 
 
@@ -45,7 +44,6 @@ class Proposal(NamedTuple):
     split: dict[str, Any]
     slices: tuple[str, ...]
     min_slice_rows: int
-    floor: float
     early_stopping: bool
     decisions: tuple[Decision, ...]
     hazards: tuple[Hazard, ...]
@@ -89,7 +87,6 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
         split,
         _slices(entries),
         max(20, min(200, profile.rows // 100)),
-        FLOORS[wanted.task],
         _stops_early(profile, target, wanted.task),
         (
             Decision("", f"task: {wanted.task}", wanted.why),
