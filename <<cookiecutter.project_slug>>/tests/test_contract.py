@@ -76,6 +76,32 @@ def test_the_project_s_own_contract_can_be_used(contract: Contract) -> None:
             {"name": "size", "type": "float", "nulable": True},
             "unknown key 'columns.4.nulable'; did you mean 'nullable'",
         ),
+        (
+            {"name": "size", "type": "float", "parse": {"na_value": ["x"]}},
+            "unknown key 'columns.4.parse.na_value'; did you mean 'na_values'",
+        ),
+        ({"name": "size", "type": "float", "parse": {"decimal": ";"}}, "columns.4.parse.decimal: "),
+        ({"name": "size", "type": "float", "parse": {"decimal": ",", "thousands": ","}}, "are both ','"),
+        ({"name": "size", "type": "string", "parse": {"decimal": ","}}, "parse.decimal needs type float or integer"),
+        ({"name": "size", "type": "float", "parse": {"true_values": ["ja"]}}, "parse.true_values needs type boolean"),
+        ({"name": "size", "type": "float", "parse": {"date_formats": ["%Y-%m"]}}, "date_formats needs type datetime"),
+        ({"name": "size", "type": "datetime", "parse": {"date_formats": ["%Q"]}}, "unknown directive '%Q'"),
+        ({"name": "size", "type": "datetime", "parse": {"date_formats": ["epoch_s"]}}, "epoch_s counts from UTC"),
+        ({"name": "size", "type": "datetime", "parse": {"na_values": [" x"]}}, "' x' never occurs; write 'x'"),
+        (
+            {"name": "size", "type": "float", "parse": {"symbols": ["5%"]}},
+            "'5%' begins or ends with a part of a number",
+        ),
+        (
+            {"name": "size", "type": "boolean", "parse": {"true_values": ["Ja"], "false_values": ["ja"]}},
+            "'ja' stands twice among na_values, true_values and false_values",
+        ),
+        ({"name": "size", "type": "float", "time_zone": "UTC"}, "'size': time_zone needs type datetime"),
+        ({"name": "size", "type": "datetime", "time_zone": "Europe/Berln"}, "did you mean 'Europe/Berlin'"),
+        ({"name": "e\u0301", "type": "float"}, "is not in NFC; write it as 'é'"),
+        ({"name": "size", "type": "string", "categories": ["e\u0301"]}, "is not in NFC; write it as 'é'"),
+        ({"name": "size", "type": "string", "role": "weight"}, "'size': role weight needs type float or integer"),
+        ({"name": "size", "type": "float", "role": "weight", "nullable": True}, "every row needs its weight"),
         *(({"name": name, "type": "float"}, f"'{name}': scoring adds a column of this name") for name in SCORED),
     ],
 )
@@ -164,6 +190,12 @@ def test_the_fingerprint_follows_meaning_and_not_layout(tmp_path: Path) -> None:
         (tmp_path / "contract.yaml").write_text(text)
         prints.append(Contract.load(tmp_path / "contract.yaml").fingerprint())
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_fingerprint_of_an_older_contract_stays() -> None:
+    assert make().fingerprint() == "3cafaac7f2378d12fb14d1319aa5c6517c847a22a210bf43d09c5d8166a24745"
+    parsed = make({"name": "size", "type": "float", "parse": {"decimal": ","}})
+    assert parsed.fingerprint() != make({"name": "size", "type": "float"}).fingerprint()
 
 
 @pytest.mark.parametrize(

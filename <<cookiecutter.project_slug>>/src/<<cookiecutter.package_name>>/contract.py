@@ -2,18 +2,19 @@
 
 Columns travel through the package as `Columns`: one NumPy array of n_rows per name.
 `float`, `integer` and `boolean` are float64 with NaN for missing, `string` is object with None,
-`datetime` is datetime64[us] with NaT (a time zone, where one is given, is converted to UTC).
+`datetime` is datetime64[us] with NaT: the wall-clock time in the zone that the column declares.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from . import strict
+from . import strict, timestamps
 from .errors import ConfigError
 from .files import canonical, sha256_text
 
@@ -33,22 +34,75 @@ SCORED = ("prediction", "score", "probabilities", "low", "high", "model_version"
 PARTS: tuple[Part, ...] = ("hour", "weekday")
 """What a moment is expanded into where the contract does not say."""
 
-NO_MOMENT = "must be an ISO 8601 date and time, such as 2013-06-15T08:30:00"
+NO_MOMENT = timestamps.NO_TIMESTAMP
 
 FLOAT_LIMIT = float(np.finfo(np.float32).max)
 """Models see float32; beyond this a number would reach them as infinity."""
 INTEGER_LIMIT = 2**53
 """Columns travel as float64; beyond this neighbouring integers are not told apart."""
 
+_ISO = (timestamps.compiled(timestamps.ISO),)
+_NOT_IN_SYMBOLS = frozenset("0123456789.,+-()' ")
 _NOTHING = np.array(None, dtype=object)
-_EPOCH = datetime(1970, 1, 1)
 _NO_TIME = np.iinfo(np.int64).min
 
 
+class Parse(strict.Strict):
+    """How the cells of a column are written, where that is not canonical text; keys are named as in pandas.read_csv.
+
+    `na_values` are missing, besides empty cells and the usual markers (see `parsing.MARKERS`). `symbols` (currency,
+    percent, unit) are stripped from numbers. `true_values` and `false_values` add to true, yes, t, 1 and their
+    opposites, whatever their case. `date_formats` are tried in order: strptime formats, `iso8601`, `epoch_s`,
+    `epoch_ms`, `epoch_us`, `epoch_ns`, `excel_days`; ISO 8601 is always read as well.
+    """
+
+    na_values: tuple[str, ...] = ()
+    decimal: Literal[".", ","] = "."
+    thousands: Literal["", ",", ".", " ", "'"] = ""
+    symbols: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    true_values: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    false_values: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    date_formats: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.decimal == self.thousands:
+            raise ValueError(f"decimal and thousands are both '{self.decimal}'; only one of them can be")
+        for key in ("na_values", "symbols", "true_values", "false_values"):
+            for value in getattr(self, key):
+                if (clean := unicodedata.normalize("NFC", value.strip())) != value:
+                    raise ValueError(
+                        f"{key}: cells are stripped and in NFC, so {value!r} never occurs; write {clean!r}"
+                    )
+        for symbol in self.symbols:
+            if symbol[0] in _NOT_IN_SYMBOLS or symbol[-1] in _NOT_IN_SYMBOLS:
+                raise ValueError(f"symbols: {symbol!r} begins or ends with a part of a number; leave that part out")
+        words = [*map(str.lower, self.true_values), *map(str.lower, self.false_values), *self.na_values]
+        if twice := strict.repeated(words):
+            raise ValueError(f"'{twice[0]}' stands twice among na_values, true_values and false_values")
+        for name in self.date_formats:
+            timestamps.compiled(name)
+        return self
+
+
+_PARSE_KEYS = {
+    "decimal": ("float", "integer"),
+    "thousands": ("float", "integer"),
+    "symbols": ("float", "integer"),
+    "true_values": ("boolean",),
+    "false_values": ("boolean",),
+    "date_formats": ("datetime",),
+}
+"""The column types that a key of `Parse` fits; those that are not listed fit every type."""
+
+
 class Column(strict.Strict):
-    """One column: its type, its role, the values it may take, and what the model sees of a moment or a text.
+    """One column: its type, its role, the values it may take, and what the model sees of a timestamp or a text.
 
     `parts` are those of a datetime (see `features.PARTS`); `text` is true where words count, not the whole.
+    `source` is the column's name in the adopted file where that is another one. `time_zone` is the zone in which
+    datetimes without an offset are meant, and to which others are converted: an IANA name, an offset such as +01:00,
+    or `local` (the wall-clock time as written, its offset dropped). Without it, a value with an offset is rejected.
     """
 
     name: str = Field(min_length=1)
@@ -63,6 +117,9 @@ class Column(strict.Strict):
     unit: str = ""
     description: str = ""
     personal: bool = False
+    source: str = ""
+    time_zone: str = ""
+    parse: Parse = Parse()
 
     @model_validator(mode="after")
     def _values_fit_type(self) -> Self:
@@ -99,12 +156,32 @@ class Column(strict.Strict):
         return self
 
     @model_validator(mode="after")
+    def _cells_fit_type(self) -> Self:
+        for key, types in _PARSE_KEYS.items():
+            if getattr(self.parse, key) != Parse.model_fields[key].default and self.type not in types:
+                raise ValueError(f"column '{self.name}': parse.{key} needs type {' or '.join(types)}, not {self.type}")
+        if self.time_zone and self.type != "datetime":
+            raise ValueError(f"column '{self.name}': time_zone needs type datetime, not {self.type}")
+        try:
+            timestamps.check_zone(self.time_zone)
+        except ValueError as error:
+            raise ValueError(f"column '{self.name}': {error}") from None
+        if not self.time_zone and (epochs := timestamps.EPOCH_NS.keys() & set(self.parse.date_formats)):
+            raise ValueError(f"column '{self.name}': {min(epochs)} counts from UTC; add a time_zone, such as UTC")
+        for key, text in (("name", self.name), *(("category", str(value)) for value in self.categories or ())):
+            if (composed := unicodedata.normalize("NFC", text)) != text:
+                raise ValueError(f"column '{self.name}': the {key} '{text}' is not in NFC; write it as '{composed}'")
+        return self
+
+    @model_validator(mode="after")
     def _role_fits_type(self) -> Self:
+        if self.role == "weight" and self.type not in ("float", "integer"):
+            raise ValueError(f"column '{self.name}': role weight needs type float or integer, not {self.type}")
         if self.role == "time" and self.type != "datetime":
             raise ValueError(f"column '{self.name}': role time needs type datetime, not {self.type}")
         if self.role == "id" and self.type not in ("string", "integer"):
             raise ValueError(f"column '{self.name}': role id needs type string or integer, not {self.type}")
-        if self.role in ("id", "time") and self.nullable:
+        if self.role in ("id", "time", "weight") and self.nullable:
             raise ValueError(f"column '{self.name}': every row needs its {self.role}; drop 'nullable'")
         if self.name in SCORED:
             raise ValueError(f"column '{self.name}': scoring adds a column of this name; rename yours")
@@ -136,7 +213,7 @@ class Contract(strict.Strict):
         names = [column.name for column in self.columns]
         if twice := strict.repeated(names):
             raise ValueError(f"column '{twice[0]}' stands twice")
-        for role in ("id", "time", "target"):
+        for role in ("id", "time", "target", "weight"):
             found = [column.name for column in self.columns if column.role == role]
             if len(found) > 1:
                 raise ValueError(f"role {role} is given to {len(found)} columns ({', '.join(found)}); give it to one")
@@ -192,6 +269,11 @@ class Contract(strict.Strict):
         return found
 
     @property
+    def weight(self) -> Column | None:
+        """The column of sample weights, if there is one."""
+        return self._with_role("weight")
+
+    @property
     def inputs(self) -> tuple[Column, ...]:
         """The columns a prediction is made from: features, and the time of the row."""
         return tuple(column for column in self.columns if column.role in ("feature", "time"))
@@ -228,7 +310,15 @@ class Contract(strict.Strict):
 
     def fingerprint(self) -> str:
         """sha256 over what the contract says, whatever its layout and comments."""
-        return sha256_text(canonical(self.model_dump(mode="json")))
+        content = self.model_dump(mode="json")
+        for column, said in zip(self.columns, content["columns"], strict=True):
+            # What no earlier version knew does not count unless it says something: their bundles still open.
+            for key in ("source", "time_zone", "parse"):
+                if getattr(column, key) == Column.model_fields[key].default:
+                    del said[key]
+            if "parse" in said:
+                said["parse"] = column.parse.model_dump(mode="json", exclude_defaults=True)
+        return sha256_text(canonical(content))
 
 
 def as_array(column: Column, values: Sequence[Any]) -> np.ndarray:
@@ -237,17 +327,19 @@ def as_array(column: Column, values: Sequence[Any]) -> np.ndarray:
         return np.array(values, dtype=np.float64)
     if column.type == "datetime":
         # NumPy reads datetimes too, five times as slowly.
-        return np.array([_microseconds(value) for value in values], dtype=np.int64).view("datetime64[us]")
+        zone = column.time_zone or "UTC"
+        return np.array([_microseconds(value, zone) for value in values], dtype=np.int64).view("datetime64[us]")
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
 
 
-def _microseconds(value: str | datetime | None) -> int:
+def _microseconds(value: str | datetime | None, zone: str) -> int:
     """What datetime64[us] counts."""
     if value is None:
         return _NO_TIME
-    since = (moment(value) if isinstance(value, str) else naive(value)) - _EPOCH
+    local = moment(value, zone) if isinstance(value, str) else timestamps.aware_to_zone(value, zone)
+    since = local - timestamps.EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
@@ -265,16 +357,16 @@ def from_rows(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> d
     return {column.name: as_array(column, [row.get(column.name) for row in rows]) for column in columns}
 
 
-def moment(text: str) -> datetime:
-    """The moment that a text in ISO 8601 names, without a time zone (in UTC where the text gives one).
+def moment(text: str, zone: str = "UTC") -> datetime:
+    """The timestamp that a text in ISO 8601 names, without a time zone (in `zone` where the text gives an offset).
 
     Raises:
         ValueError: the text names none.
     """
-    try:
-        return naive(datetime.fromisoformat(text))
-    except (ValueError, OverflowError):
-        raise ValueError(NO_MOMENT) from None
+    stamp = timestamps.parse(text, _ISO)
+    if stamp is None:
+        raise ValueError(NO_MOMENT)
+    return timestamps.to_zone(stamp, zone)
 
 
 def naive(value: datetime) -> datetime:

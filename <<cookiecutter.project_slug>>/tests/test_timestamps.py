@@ -1,0 +1,32 @@
+"""Formats are compiled, or refused by name."""
+
+import pytest
+
+from << cookiecutter.package_name >> import timestamps
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ISO", "unknown date format 'ISO'"),
+        ("%Y-%j", "unknown directive '%j'"),
+        ("%d.%Y", "needs a year and a month"),
+        ("%Y-%m-%d %I:%M", "%I and %p go together"),
+        ("%Y-%m-%m", "%m stands twice"),
+        ("%d %b %B %Y", "%b stands twice"),
+    ],
+)
+def test_format_without_meaning_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        timestamps.compiled(name)
+
+
+@pytest.mark.parametrize("zone", ["", "local", "UTC", "+01:00", "-04:30", "Europe/Berlin"])
+def test_time_zone_that_exists_is_accepted(zone: str) -> None:
+    timestamps.check_zone(zone)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berln", "+1", "+15:00", "CEST", "Local"])
+def test_time_zone_that_does_not_exist_is_refused(zone: str) -> None:
+    with pytest.raises(ValueError, match="unknown time zone"):
+        timestamps.check_zone(zone)
