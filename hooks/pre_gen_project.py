@@ -56,7 +56,7 @@ TAKEN = frozenset(
     opentelemetry_exporter_otlp_common opentelemetry_exporter_otlp_proto_common
     opentelemetry_exporter_otlp_proto_http opentelemetry_proto opentelemetry_sdk
     opentelemetry_semantic_conventions optuna orjson packaging pandas pandas_stubs
-    pandera pathspec pendulum pillow platformdirs pluggy polars polars_runtime_32
+    pathspec pendulum pillow platformdirs pluggy polars polars_runtime_32
     prefect prettytable prometheus_client prompt_toolkit propcache proto proto_plus
     protobuf psutil psycopg psycopg_binary psycopg_c public py py_key_value_aio py_spy
     pyarrow pyasn1 pyasn1_modules pycparser pydantic pydantic_core pydantic_extra_types

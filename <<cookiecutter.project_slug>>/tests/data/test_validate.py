@@ -17,6 +17,7 @@ from << cookiecutter.package_name >> import stage, strict
 from << cookiecutter.package_name >>.contract import MISSING, Contract
 from << cookiecutter.package_name >>.data import ingest, split, tables, validate
 from << cookiecutter.package_name >>.data.validate import Violation, check
+from << cookiecutter.package_name >>.rules import REQUIRED, UNIQUE
 
 from .conftest import SHOP
 
@@ -46,27 +47,27 @@ def test_the_project_s_own_contract_can_be_kept(table: pl.DataFrame, contract: C
 @pytest.mark.parametrize(
     ("column", "values", "rule", "count", "first"),
     [
-        ("order", {3: "o000", 7: "o000"}, "the id stands more than once", 3, (0, "'o000'")),
-        ("order", {2: None}, "missing, and the column is not nullable", 1, (2, "no value")),
-        ("placed", {2: None}, "missing, and the column is not nullable", 1, (2, "no value")),
-        ("amount", {1: -0.01, 9: 1000.01}, "outside [0, 1000] EUR", 2, (1, "-0.01")),
-        ("amount", {1: float("inf")}, "outside [0, 1000] EUR", 1, (1, "inf")),
-        ("weight", {4: float("inf")}, "outside [-3.40282e+38, 3.40282e+38], more than a model", 1, (4, "inf")),
-        ("weight", {4: float("-inf")}, "outside [-3.40282e+38, 3.40282e+38]", 1, (4, "-inf")),
-        ("weight", {4: 1e39}, "outside [-3.40282e+38, 3.40282e+38]", 1, (4, "1e+39")),
-        ("items", {0: 0, 1: 51}, "outside [1, 50]", 2, (0, "0")),
-        ("kind", {5: "used"}, "no category of the contract", 1, (5, "'used'")),
-        ("kind", {5: ""}, "no category of the contract", 1, (5, "''")),
-        ("kind", {5: "New"}, "no category of the contract", 1, (5, "'New'")),
+        ("order", {3: "o000", 7: "o000"}, UNIQUE, 3, (0, "'o000'")),
+        ("order", {2: None}, REQUIRED, 1, (2, "no value")),
+        ("placed", {2: None}, REQUIRED, 1, (2, "no value")),
+        ("amount", {1: -0.01, 9: 1000.01}, "must be between 0 and 1000 EUR", 2, (1, "-0.01")),
+        ("amount", {1: float("inf")}, "must be between 0 and 1000 EUR", 1, (1, "inf")),
+        ("weight", {4: float("inf")}, "must be between -3.40282e+38 and 3.40282e+38, the limits", 1, (4, "inf")),
+        ("weight", {4: float("-inf")}, "must be between -3.40282e+38 and 3.40282e+38, the limits", 1, (4, "-inf")),
+        ("weight", {4: 1e39}, "must be between -3.40282e+38 and 3.40282e+38, the limits", 1, (4, "1e+39")),
+        ("items", {0: 0, 1: 51}, "must be between 1 and 50", 2, (0, "0")),
+        ("kind", {5: "used"}, "must be one of 'new' or 'old'", 1, (5, "'used'")),
+        ("kind", {5: ""}, "must be one of 'new' or 'old'", 1, (5, "''")),
+        ("kind", {5: "New"}, "must be one of 'new' or 'old'", 1, (5, "'New'")),
         (
             "region",
             dict.fromkeys(range(11), "east"),
-            "no category of the contract, beyond the 10.0% that",
+            "must be one of 'north', 'south' or 'west', beyond the 10.0% that",
             11,
             (0, "'east'"),
         ),
-        ("channel", {8: MISSING}, "the text '__missing__' is reserved for missing values", 1, (8, "'__missing__'")),
-        ("returned", {8: None}, "missing, and the column is not nullable", 1, (8, "no value")),
+        ("channel", {8: MISSING}, "must not be '__missing__', which is reserved", 1, (8, "'__missing__'")),
+        ("returned", {8: None}, REQUIRED, 1, (8, "no value")),
     ],
 )
 def test_a_broken_rule_is_told_with_its_column_rows_and_examples(
@@ -116,13 +117,13 @@ def test_a_value_of_another_type_is_told_with_its_row(tmp_path: Path, orders: pl
     text = orders.with_columns(pl.col("items").cast(pl.String))
     put(text, "items", {3: "three", 5: "2.5"}).write_csv(tmp_path / "a.csv")
     found = only(check(tables.read(tmp_path / "a.csv", shop), shop))
-    assert (found.column, found.rule, found.rows) == ("items", "not of type integer", 2)
+    assert (found.column, found.rule, found.rows) == ("items", "must be an integer", 2)
     assert found.examples == ((3, "'three'"), (5, "'2.5'"))
 
 
 def test_a_column_of_another_type_is_told_with_that_type(orders: pl.DataFrame, shop: Contract) -> None:
     found = only(check(orders.with_columns(pl.lit(value=True).alias("items")), shop))
-    assert (found.rule, found.rows) == ("not of type integer (the file says Boolean)", 100)
+    assert (found.rule, found.rows) == ("must be an integer (the file says Boolean)", 100)
 
 
 def test_a_mistyped_column_does_not_hide_what_the_others_broke(orders: pl.DataFrame, shop: Contract) -> None:
@@ -134,12 +135,11 @@ def test_each_of_several_rules_of_one_column_is_told_as_itself(orders: pl.DataFr
     broken = put(put(orders, "order", {1: "o000", 5: None, 9: MISSING}), "kind", {2: None, 3: MISSING, 4: "used"})
     told = {(found.column, found.rule): (found.rows, found.examples) for found in check(broken, shop)}
     assert told == {
-        ("order", "the id stands more than once"): (2, ((0, "'o000'"), (1, "'o000'"))),
-        ("order", "missing, and the column is not nullable"): (1, ((5, "no value"),)),
-        ("order", "the text '__missing__' is reserved for missing values"): (1, ((9, "'__missing__'"),)),
-        ("kind", "missing, and the column is not nullable"): (1, ((2, "no value"),)),
-        ("kind", "the text '__missing__' is reserved for missing values"): (1, ((3, "'__missing__'"),)),
-        ("kind", "no category of the contract"): (2, ((3, "'__missing__'"), (4, "'used'"))),
+        ("order", UNIQUE): (2, ((0, "'o000'"), (1, "'o000'"))),
+        ("order", REQUIRED): (1, ((5, "no value"),)),
+        ("order", "must not be '__missing__', which is reserved for missing values"): (1, ((9, "'__missing__'"),)),
+        ("kind", REQUIRED): (1, ((2, "no value"),)),
+        ("kind", "must be one of 'new' or 'old'"): (2, ((3, "'__missing__'"), (4, "'used'"))),
     }
 
 
@@ -243,16 +243,18 @@ def test_a_broken_row_stops_the_pipeline_and_leaves_a_report(project: Path, orde
     assert (done.returncode, done.stdout) == (1, "")
     lines = done.stderr.splitlines()
     assert lines[:2] == [
-        "  ✗ items: 2 rows: outside [1, 50]; first: 0 (row 3), 99 (row 4)",
-        "  ✗ kind: 1 row: no category of the contract; first: 'used' (row 2)",
+        "  ✗ items: 2 rows: must be between 1 and 50; first: 0 (row 3), 99 (row 4)",
+        "  ✗ kind: 1 row: must be one of 'new' or 'old'; first: 'used' (row 2)",
     ]
-    assert lines[2].startswith("error: data/table.parquet breaks contract.yaml in 2 ways (items: outside [1, 50])")
+    assert lines[2].startswith(
+        "error: data/table.parquet breaks contract.yaml in 2 ways (items: must be between 1 and 50)"
+    )
     assert len(lines) == 3
     report = json.loads((project / stage.REPORTS / "validation.json").read_text())
     assert (report["ok"], report["rows"]) == (False, 100)
     assert report["violations"][0] == {
         "column": "items",
-        "rule": "outside [1, 50]",
+        "rule": "must be between 1 and 50",
         "rows": 2,
         "examples": [[3, "0"], [4, "99"]],
     }

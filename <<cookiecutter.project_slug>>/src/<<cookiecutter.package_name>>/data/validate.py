@@ -1,19 +1,19 @@
-"""Stage 2: every row against the contract. The only place that knows pandera."""
+"""Stage 2: every row against the contract."""
 
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import pandera.polars as pa
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from .. import stage
-from ..contract import MISSING, Column, Contract
+from ..contract import Column, Contract
 from ..errors import ContractViolation
 from ..files import read_json, write_json
+from ..parsing import TYPE_MESSAGES
 from ..strict import nearest
 from . import card, tables
+from .checks import Check, checks_of
 
 EXAMPLES = 5
 EXAMPLE_LENGTH = 80
@@ -35,56 +35,16 @@ class Violation(BaseModel):
         return f"{self.column}: {counted}{self.rule}" + (f"; first: {shown}" if shown else "")
 
 
-class Rule(NamedTuple):
-    """What every present value of a column must keep: how it is told, and the values that break it."""
-
-    text: str
-    broken: pl.Expr
-
-
-def rules(column: Column) -> list[Rule]:
-    """The rules that a column's values must keep, besides type, uniqueness and presence."""
-    value = pl.col(column.name)
-    found = []
-    if column.type in ("float", "integer"):
-        low, high = column.limits
-        told = f"outside [{low:g}, {high:g}]{f' {column.unit}' if column.unit else ''}"
-        beyond = "" if column.range else ", more than a model can tell apart"
-        found.append(Rule(told + beyond, ~value.is_between(low, high)))
-    if column.type == "string":
-        found.append(Rule(f"the text '{MISSING}' is reserved for missing values", value == MISSING))
-    if column.categories is not None:
-        unknown = ~value.is_in(list(column.categories))
-        beyond = f", beyond the {column.unseen:.1%} that the contract tolerates" if column.unseen else ""
-        found.append(Rule(f"no category of the contract{beyond}", unknown & (unknown.mean() > column.unseen)))
-    return found
-
-
-def schema(columns: Sequence[Column]) -> pa.DataFrameSchema:
-    """Columns of the contract as a pandera schema for Polars frames."""
-    return pa.DataFrameSchema(
-        {
-            column.name: pa.Column(
-                tables.DTYPES[column.type],
-                checks=[pa.Check(_keeps(rule), error=rule.text) for rule in rules(column)],
-                nullable=column.nullable,
-                unique=column.role == "id",
-            )
-            for column in columns
-        },
-        strict=True,
-    )
-
-
 def check(table: pl.DataFrame, contract: Contract) -> list[Violation]:
     """All violations of a table that was read by `tables.read`, most rows first; none means it keeps the contract."""
     found = _shape(table, contract)
     # Rules about the values of a column that is absent or mistyped would only repeat that fault.
     judged = [column for column in contract.columns if column.name not in {violation.column for violation in found}]
-    try:
-        schema(judged).validate(table.select(column.name for column in judged), lazy=True)
-    except pa.errors.SchemaErrors as errors:
-        found += [_violation(table, contract, error) for error in errors.schema_errors]
+    checks = list(checks_of(judged))
+    counts = table.select(check.broken.sum().alias(str(at)) for at, check in enumerate(checks)).rows() or [()]
+    for check, count in zip(checks, counts[0], strict=True):
+        if count > check.tolerance * table[check.column.name].count():
+            found.append(_violation(table, check))
     return sorted(found, key=lambda violation: -violation.rows)
 
 
@@ -133,26 +93,13 @@ def _shape(table: pl.DataFrame, contract: Contract) -> list[Violation]:
 def _mistyped(series: pl.Series, column: Column) -> Violation:
     wrong = tables.misfits(series, column)
     found = "" if series.dtype == pl.String else f" (the file says {series.dtype})"
-    return _broken(series, column, f"not of type {column.type}{found}", wrong)
+    return _broken(series, column, TYPE_MESSAGES[column.type] + found, wrong)
 
 
-def _keeps(rule: Rule) -> Any:
-    def keeps(data: pa.PolarsData) -> pl.LazyFrame:
-        frame: pl.LazyFrame = data.lazyframe
-        return frame.select(~rule.broken.fill_null(value=False))
-
-    return keeps
-
-
-def _violation(table: pl.DataFrame, contract: Contract, error: Any) -> Violation:
-    column = contract[str(error.schema.name)]
-    series = table[column.name]
-    if error.reason_code == pa.errors.SchemaErrorReason.SERIES_CONTAINS_NULLS:
-        return _broken(series, column, "missing, and the column is not nullable", series.is_null())
-    if error.reason_code == pa.errors.SchemaErrorReason.SERIES_CONTAINS_DUPLICATES:
-        return _broken(series, column, "the id stands more than once", series.is_duplicated() & series.is_not_null())
-    broken = {rule.text: rule.broken for rule in rules(column)}[error.check.error]
-    return _broken(series, column, error.check.error, table.select(broken.fill_null(value=False)).to_series())
+def _violation(table: pl.DataFrame, check: Check) -> Violation:
+    beyond = f", beyond the {check.tolerance:.1%} that the contract tolerates" if check.tolerance else ""
+    wrong = table.select(check.broken).to_series()
+    return _broken(table[check.column.name], check.column, check.message + beyond, wrong)
 
 
 def _broken(series: pl.Series, column: Column, rule: str, wrong: pl.Series) -> Violation:

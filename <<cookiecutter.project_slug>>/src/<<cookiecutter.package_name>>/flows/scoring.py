@@ -18,6 +18,7 @@ from ..bundle import Bundle, Predictions
 from ..contract import SCORED, Column, Contract
 from ..data import tables
 from ..data.adoption import columns, reading
+from ..data.checks import checks_of
 from ..errors import DataError, ProjectError
 from ..files import replacing
 from ..params import ScoreParams
@@ -91,18 +92,7 @@ def score(
 
 def counts(contract: Contract) -> dict[str, pl.Expr]:
     """For each rule on the values of an input column, how many rows of a frame break it."""
-    found = {}
-    for column in contract.inputs:
-        value = pl.col(column.name)
-        if not column.nullable:
-            found[f"{column.name}: missing, and the column is not nullable"] = value.is_null().sum()
-        if column.range is not None:
-            low, high = column.range
-            unit = f" {column.unit}" if column.unit else ""
-            found[f"{column.name}: outside [{low:g}, {high:g}]{unit}"] = (~value.is_between(low, high)).sum()
-        if column.categories is not None:
-            found[f"{column.name}: no category of the contract"] = (~value.is_in(list(column.categories))).sum()
-    return found
+    return {f"{check.column.name}: {check.message}": check.broken.sum() for check in checks_of(contract.inputs)}
 
 
 def _check_output(source: Path, output: Path) -> None:

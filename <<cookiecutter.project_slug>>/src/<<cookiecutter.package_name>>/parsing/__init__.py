@@ -6,6 +6,6 @@ for columns of texts, one of the usual `MARKERS`.
 """
 
 from .grammar import MARKERS, Grammar, grammar
-from .value import parse_value
+from .value import TYPE_MESSAGES, parse_value
 
-__all__ = ["MARKERS", "Grammar", "grammar", "parse_value"]
+__all__ = ["MARKERS", "TYPE_MESSAGES", "Grammar", "grammar", "parse_value"]

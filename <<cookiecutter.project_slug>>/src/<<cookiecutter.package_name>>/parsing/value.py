@@ -8,13 +8,14 @@ from .. import timestamps
 from ..contract import INTEGER_LIMIT, Column
 from .grammar import Grammar, clean, grammar, plain, regex
 
-_WANTED = {
+TYPE_MESSAGES = {
     "float": "must be a number",
     "integer": "must be an integer",
     "boolean": "must be true or false",
     "string": "must be a string",
     "datetime": timestamps.NO_TIMESTAMP,
 }
+"""What is said of a value that is not of a type."""
 _INT64 = 2**63
 
 
@@ -51,11 +52,11 @@ def _number_text(text: str, rules: Grammar) -> str:
     """A number as Python writes it."""
     found = regex(rules.number).search(text)
     if found is None:
-        raise ValueError(_WANTED[rules.type])
+        raise ValueError(TYPE_MESSAGES[rules.type])
     signs = [sign for sign in found.group("before", "inner", "after") if sign]
     bracketed = bool(found["open"])
     if len(signs) + bracketed > 1 or bracketed != bool(found["close"]):
-        raise ValueError(_WANTED[rules.type])
+        raise ValueError(TYPE_MESSAGES[rules.type])
     digits = found["digits"].replace(rules.thousands, "") if rules.thousands else found["digits"]
     return ("-" if bracketed or "-" in signs else "") + digits.replace(rules.decimal, ".")
 
@@ -76,7 +77,7 @@ def _integer_of_text(text: str, rules: Grammar) -> int:
 def _boolean_of_text(text: str, rules: Grammar) -> bool:
     found = rules.booleans.get(text.lower())
     if found is None:
-        raise ValueError(_WANTED["boolean"])
+        raise ValueError(TYPE_MESSAGES["boolean"])
     return found
 
 
@@ -94,11 +95,11 @@ def _written(rules: Grammar) -> str:
 
 def _float(value: Any, _: Grammar) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(_WANTED["float"])
+        raise ValueError(TYPE_MESSAGES["float"])
     try:
         number = float(value)
     except OverflowError:
-        raise ValueError(_WANTED["float"]) from None
+        raise ValueError(TYPE_MESSAGES["float"]) from None
     if number != value:
         raise ValueError("must be a number that float64 holds exactly")
     return number
@@ -106,20 +107,20 @@ def _float(value: Any, _: Grammar) -> float:
 
 def _integer(value: Any, _: Grammar) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(_WANTED["integer"])
+        raise ValueError(TYPE_MESSAGES["integer"])
     return _int64(value) if isinstance(value, int) else _whole(value)
 
 
 def _boolean(value: Any, _: Grammar) -> bool:
     if not isinstance(value, int | float) or value not in (0, 1):
-        raise ValueError(_WANTED["boolean"])
+        raise ValueError(TYPE_MESSAGES["boolean"])
     return bool(value)
 
 
 def _string(value: Any, _: Grammar) -> str:
     # The ids of some systems are beyond what any number type of a model holds.
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(_WANTED["string"])
+        raise ValueError(TYPE_MESSAGES["string"])
     return str(value)
 
 
@@ -136,13 +137,13 @@ def _datetime(value: Any, rules: Grammar) -> datetime:
 
 def _whole(number: float) -> int:
     if not number.is_integer() or abs(number) > INTEGER_LIMIT:
-        raise ValueError(_WANTED["integer"])
+        raise ValueError(TYPE_MESSAGES["integer"])
     return int(number)
 
 
 def _int64(number: int) -> int:
     if not -_INT64 <= number < _INT64:
-        raise ValueError(_WANTED["integer"])
+        raise ValueError(TYPE_MESSAGES["integer"])
     return number
 
 

@@ -1,0 +1,39 @@
+"""The contract's rules as Polars expressions over tables in contract types."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from ..contract import Column
+from ..rules import BREAKS, REQUIRED, UNIQUE, Kind, rules_of
+
+_EXPRESSIONS: dict[Kind, Callable[[pl.Expr, Any], pl.Expr]] = {
+    "range": BREAKS["range"],
+    "categories": lambda value, limit: ~value.is_in(list(limit)),
+    "reserved": BREAKS["reserved"],
+    "length": lambda value, limit: value.str.len_chars() > limit,
+    "null_character": lambda value, limit: value.str.contains(limit, literal=True),
+}
+
+
+class Check(NamedTuple):
+    """A rule of one column: which rows of a table break it, bool [n_rows], and the share of present values that may."""
+
+    column: Column
+    message: str
+    broken: pl.Expr
+    tolerance: float = 0.0
+
+
+def checks_of(columns: Sequence[Column]) -> Iterator[Check]:
+    """All rules of columns of a table, presence and uniqueness included."""
+    for column in columns:
+        value = pl.col(column.name)
+        if not column.nullable:
+            yield Check(column, REQUIRED, value.is_null())
+        if column.role == "id":
+            yield Check(column, UNIQUE, value.is_duplicated() & value.is_not_null())
+        for rule in rules_of(column):
+            broken = _EXPRESSIONS[rule.kind](value, rule.limit).fill_null(value=False)
+            yield Check(column, rule.message, broken, rule.tolerance)
