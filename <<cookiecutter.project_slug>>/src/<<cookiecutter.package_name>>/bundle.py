@@ -222,6 +222,11 @@ class Bundle:
         """The same of n_rows of Python values."""
         return self._featurizer.encode_rows(rows)
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """Names of input columns that no feature is made from, see `Featurizer.unused`."""
+        return self._featurizer.unused
+
     def watched(self, columns: Columns) -> dict[str, np.ndarray]:
         """What the profile counts of n_rows beyond their own columns, see `Featurizer.watched`."""
         return self._featurizer.watched(columns)

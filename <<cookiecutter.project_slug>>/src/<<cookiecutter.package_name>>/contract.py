@@ -363,6 +363,8 @@ def moment(text: str, zone: str = "UTC") -> datetime:
     Raises:
         ValueError: the text names none.
     """
+    if (plain := timestamps.plain(text)) is not None:
+        return plain
     stamp = timestamps.parse(text, _ISO)
     if stamp is None:
         raise ValueError(NO_MOMENT)

@@ -149,6 +149,8 @@ class Featurizer:
         used.update(need for _, needs in self._derived for need in needs)
         self._needed = [column for column in inputs if column.name in used]
         self._take = itemgetter(*self._numeric) if self._numeric else tuple
+        self.unused: frozenset[str] = frozenset(c.name for c in inputs if c.type == "datetime" and c.name not in used)
+        """Input columns that no feature is made from: moments without parts, the row's time among them."""
         self.numeric: tuple[str, ...] = (*self._numeric, *made)
         self.categorical: tuple[Column, ...] = tuple(self._strings)
 

@@ -11,6 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from << cookiecutter.package_name >>.contract import Column, Contract
 from << cookiecutter.package_name >>.prediction_log import Reader
+from << cookiecutter.package_name >>.rules import REQUIRED, rules_of
 from << cookiecutter.package_name >>.serving.inference_documents import ModelMetadata
 from << cookiecutter.package_name >>.serving.problems import MEDIA_TYPE, ProblemDocument
 
@@ -111,7 +112,7 @@ class TestInvocations:
     ) -> None:
         assert number.range is not None
         wrong = [instances[0], {**instances[1], number.name: number.range[1] * 2 + 1}]
-        rule = f"must be <= {number.range[1]:g}"
+        (rule,) = (rule.message for rule in rules_of(number))
         for body in ({"dataframe_records": wrong}, {"instances": speakers.columns(wrong)}):
             assert faults(client.post("/invocations", json=body)) == [(number.name, 1, rule)]
         assert faults(send_csv(client, speakers.csv_of(wrong))) == [(number.name, 1, rule)]
@@ -256,7 +257,7 @@ class TestInference:
         for inputs, rule in (
             ([*whole, {**mine, "name": f"{number.name}_"}], f"unknown field; did you mean '{number.name}'?"),
             ([*whole, mine], "stands twice among the columns"),
-            ([one for one in whole if one is not mine], "is required"),
+            ([one for one in whole if one is not mine], REQUIRED),
         ):
             ((field, _, found),) = faults(client.post(path, json={"inputs": inputs}))
             assert (field or "").startswith(number.name)

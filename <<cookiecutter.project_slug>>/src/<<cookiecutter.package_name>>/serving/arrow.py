@@ -15,6 +15,7 @@ from .. import blocks
 from ..columnar import array_of
 from ..contract import as_array
 from ..prediction_log import Prediction, block_ids
+from ..rules import REQUIRED
 from . import block, faults, parallel
 from .arrow_columns import Checked
 from .ipc import inspect
@@ -92,14 +93,12 @@ def read(live: Live, body: bytes, limit: int) -> Table:
     if table.num_rows == 0:
         raise refused("instances", "must have at least 1 row")
     none_twice(table.column_names)
-    wanted = {column.name: column for column in (*contract.inputs, *([contract.id] if contract.id else []))}
-    sent = set(table.column_names)
-    if strange := sorted(sent - wanted.keys()):
-        raise refused(strange[0], live.schema.fields.unknown(strange[0]))
-    absent = [column for column in contract.inputs if column.name not in sent]
-    if required := [column.name for column in absent if not column.nullable]:
-        raise refused(required[0], "is required")
-    found = [Checked(wanted[name], table[name], limit) for name in table.column_names]
+    reader = live.schema.reader
+    named = reader.names(table.column_names)
+    absent = [column for column in contract.inputs if column.name not in named]
+    if required := [column.name for column in absent if column.name in reader.required]:
+        raise refused(required[0], REQUIRED)
+    found = [Checked(reader, given, name, table[given], limit) for name, given in named.items()]
     if broken := [one for one in found if one.broken]:
         listed = [one.fault() for one in broken[: faults.SHOWN]]
         raise faults.refused(sum(one.broken for one in broken), listed)

@@ -1,25 +1,27 @@
-"""One column of an Arrow table, judged by the contract as a whole: the rules and words of the API's request model."""
+"""One column of an Arrow table, read and checked by the contract as a whole.
 
-from collections.abc import Iterator, Sequence
+Numbers, booleans and timestamps are checked as arrays. Other values are read as in JSON, each distinct one once, and so
+is every value that is refused, for the words of the refusal.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from ..columnar import array_of, fixed, lengths, moments, numbers, present, texts, truths
-from ..contract import INTEGER_LIMIT, MISSING, NO_MOMENT, Column, as_array, missing, moment
+from ..columnar import array_of, fixed, lengths, moments, numbers, present
+from ..contract import INTEGER_LIMIT, Column, as_array, missing
+from ..parsing import TYPE_MESSAGES, grammar
+from ..rules import BREAKS, REQUIRED, value_rules_of
 from . import faults
 from .problems import Problem
-from .schemas import MAX_TEXT, RESERVED
+from .row_reader import RowReader
 from .tabular import refused
 
 FIRST, LAST = np.datetime64("0001-01-01"), np.datetime64("9999-12-31T23:59:59")
-CALLED = {
-    "float": "a number",
-    "integer": "a number",
-    "boolean": "a boolean",
-    "string": "a string",
-    "datetime": "a timestamp, a date, or a string in ISO 8601",
-}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Nothing of pyarrow is imported before the first such table comes: it takes 40 MB and a third of a second.
 
@@ -28,83 +30,97 @@ class Checked:
     """A column of n_rows.
 
     Args:
-        column: what the contract says of it.
+        reader: how values are read.
+        given: what the request calls the column.
+        name: what the contract calls it.
         values: `pyarrow.ChunkedArray`; NaN among numbers counts as missing.
         limit: most bytes that its texts may take up once none is shared.
 
     Attributes:
         array: as `Columns` has it.
-        broken: how many rows break a rule, the first rule that any breaks.
+        broken: how many rows break a rule.
 
     Raises:
         Problem: 413 beyond the limit, 422 for a type that the column cannot have.
     """
 
-    def __init__(self, column: Column, values: Any, limit: int) -> None:
-        self.column = column
-        self._values = _plain(column, values.combine_chunks(), limit)
-        self.array = _array(column, self._values)
-        self.broken, self._first, self._rule = 0, 0, ""
-        for rows, rule in _broken(column, self._values, self.array):
-            if rows.any():
-                self.broken, self._first, self._rule = int(rows.sum()), int(rows.argmax()), rule
-                break
+    def __init__(self, reader: RowReader, given: str, name: str, values: Any, limit: int) -> None:
+        self.column = reader.columns[name]
+        self._given = given
+        self._read = reader.cells[name]
+        self._values = _plain(given, self.column, values.combine_chunks(), limit)
+        self._texts: Any = None
+        is_required = name in reader.required
+        if _is_native(self.column, self._values.type):
+            self.array = _array(self.column, self._values)
+            self._wrong = _wrong(self.column, self._values, self.array, is_required)
+        else:
+            self._read_distinct(is_required)
+        self.broken = int(self._wrong.sum())
 
     def fault(self) -> faults.Details:
         """The first row that breaks a rule."""
-        return faults.fault(self.column.name, self._rule, self._first, value=self._shown())
-
-    def _shown(self) -> Any:
-        import pyarrow as pa
-
-        value = self._values.slice(self._first, 1)
-        if self.column.type != "datetime" or pa.types.is_large_string(value.type):
-            told = value[0].as_py()
-            return None if told != told else told  # noqa: PLR0124 # NaN counts as null
-        moment_of = moments(value)[0]
-        # One beyond what Python's own can tell is a text too.
-        return None if np.isnat(moment_of) else str(moment_of)
+        first = int(self._wrong.argmax())
+        (value,) = _python_values(self._values.slice(first, 1))
+        rule = REQUIRED
+        if value is not None:
+            try:
+                self._read(value)
+                rule = TYPE_MESSAGES[self.column.type]  # A timestamp beyond the calendar.
+            except ValueError as error:
+                rule = str(error)
+        return faults.fault(self._given, rule, first, value=value)
 
     def logged(self) -> Any:
         """The values as `pyarrow.Array` of the contract's own type, null where they are missing."""
         import pyarrow as pa
 
-        if self.column.type in ("boolean", "string"):
-            return self._values
+        if self._texts is not None:
+            return self._texts
         array = array_of(self.array)
         # Every integer is a whole number that float64 holds.
-        return array.cast(pa.int64()) if self.column.type == "integer" else array
+        kinds = {"integer": pa.int64(), "boolean": pa.bool_()}
+        return array.cast(kinds[self.column.type]) if self.column.type in kinds else array
+
+    def _read_distinct(self, required: bool) -> None:
+        coded = self._values.dictionary_encode()
+        distinct = _python_values(coded.dictionary)
+        known: list[Any] = []
+        wrong = []
+        for value in distinct:
+            try:
+                known.append(self._read(value))
+                wrong.append(False)
+            except ValueError:
+                known.append(None)
+                wrong.append(True)
+        # The last place is that of null.
+        at = np.where(present(coded.indices), fixed(coded.indices, "i4"), -1)
+        self.array = as_array(self.column, [*known, None])[at]
+        self._wrong = np.array([*wrong, required], dtype=np.bool_)[at]
+        if self.column.type == "string":
+            self._texts = array_of(as_array(self.column, known)).take(coded.indices)
 
 
-def _plain(column: Column, values: Any, limit: int) -> Any:
-    """Values of a type that the column can have, dictionaries resolved, every text of its own."""
+def _plain(name: str, column: Column, values: Any, limit: int) -> Any:
+    """Values of a plain type, dictionaries resolved, every text of its own."""
     import pyarrow as pa
 
     kinds = pa.types
-    kind = values.type.value_type if kinds.is_dictionary(values.type) else values.type
+    is_coded = kinds.is_dictionary(values.type)
+    kind = values.type.value_type if is_coded else values.type
     if kinds.is_null(kind):
         natural = {"boolean": pa.bool_(), "string": pa.large_string(), "datetime": pa.timestamp("us")}
         return pa.nulls(len(values), natural.get(column.type, pa.float64()))
-    is_text = kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
-    is_number = kinds.is_integer(kind) or kinds.is_floating(kind)
-    fitting = {
-        "float": is_number,
-        "integer": is_number,
-        "boolean": kinds.is_boolean(kind),
-        "string": is_text,
-        "datetime": is_text or kinds.is_timestamp(kind) or kinds.is_date(kind),
-    }
-    if column.role == "id" and column.type == "integer":
-        fitting["integer"] = kinds.is_integer(kind)
-    if not fitting[column.type]:
-        raise refused(column.name, f"must be {CALLED[column.type]}", value=str(kind))
-    if not is_text:
-        return values.dictionary_decode() if kinds.is_dictionary(values.type) else values
-    if _text_bytes(values) > limit:
-        raise Problem(413, "body-too-large", f"the texts of '{column.name}' take up more than {limit} bytes")
-    if kinds.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    return values.cast(pa.large_string())
+    if kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind):
+        if _text_bytes(values) > limit:
+            raise Problem(413, "body-too-large", f"the texts of '{name}' take up more than {limit} bytes")
+        return (values.dictionary_decode() if is_coded else values).cast(pa.large_string())
+    is_number = kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind)
+    if not (is_number or kinds.is_boolean(kind) or kinds.is_timestamp(kind) or kinds.is_date(kind)):
+        raise refused(name, TYPE_MESSAGES[column.type], value=str(kind))
+    values = values.dictionary_decode() if is_coded else values
+    return values.cast(pa.float64()) if kinds.is_decimal(kind) else values
 
 
 def _text_bytes(values: Any) -> int:
@@ -117,20 +133,33 @@ def _text_bytes(values: Any) -> int:
     return int(lengths(values.dictionary)[fixed(places, "i8")[present(places)]].sum())
 
 
-def _array(column: Column, values: Any) -> np.ndarray:
+def _is_native(column: Column, kind: Any) -> bool:
+    """Whether an array of this type can be checked as a whole."""
     import pyarrow as pa
 
+    if column.type in ("float", "integer"):
+        return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    if column.type == "boolean":
+        return bool(pa.types.is_boolean(kind))
+    if column.type == "datetime":
+        return bool(pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.tz is None))
+    return False
+
+
+def _array(column: Column, values: Any) -> np.ndarray:
     if column.is_numeric:
         array = numbers(values)
-        return _told_apart(values, array) if column.type == "integer" else array
-    if column.type == "string":
-        return texts(values)
-    if pa.types.is_large_string(values.type):
-        return as_array(column, [_moment_or_none(text) for text in values.to_pylist()])
-    array = moments(values)
-    # Nanoseconds cannot tell the first year nor the last, and lie between them.
-    array = array.astype("M8[us]") if array.dtype == "M8[ns]" else array
-    return np.where((array >= FIRST) & (array <= LAST), array, np.datetime64("NaT")).astype("M8[us]")
+        array[np.isinf(array)] = np.nan
+        if column.type == "integer":
+            array = _told_apart(values, array)
+    else:
+        array = moments(values)
+        # Nanoseconds cannot tell the first year nor the last, and lie between them.
+        array = array.astype("M8[us]") if array.dtype == "M8[ns]" else array
+        array = np.where((array >= FIRST) & (array <= LAST), array, np.datetime64("NaT")).astype("M8[us]")
+    if sentinels := grammar(column).sentinels:
+        array[np.isin(array, as_array(column, list(sentinels)))] = np.nan if column.is_numeric else "NaT"
+    return array
 
 
 def _told_apart(values: Any, array: np.ndarray) -> np.ndarray:
@@ -141,48 +170,44 @@ def _told_apart(values: Any, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _moment_or_none(text: str | None) -> Any:
-    try:
-        return None if text is None else moment(text)
-    except ValueError:
-        return None
-
-
-def _broken(column: Column, values: Any, array: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
-    """Which rows break a rule, bool [n_rows], and the rule."""
+def _wrong(column: Column, values: Any, array: np.ndarray, required: bool) -> np.ndarray:
+    """Which rows break a rule, bool [n_rows]."""
     gaps = missing(array)
-    if column.type == "datetime":
-        yield gaps & present(values), NO_MOMENT
-    if not column.nullable and column.role != "id":
-        yield gaps, "must not be null"
-    if column.type in ("float", "integer"):
-        low, high = column.limits
-        if column.type == "float":
-            yield np.isinf(array), "must be a finite number"
-        else:
-            yield ~gaps & (array != np.floor(array)), "must be an integer"
-            low, high = np.ceil(low), np.floor(high)
-        yield array < low, f"must be >= {faults.number(low)}"
-        yield array > high, f"must be <= {faults.number(high)}"
-    elif column.type == "string":
-        yield from _broken_texts(column, values)
+    wrong = gaps & (required | present(values)) if column.type == "datetime" else gaps & required
+    if column.type == "integer":
+        wrong |= ~gaps & (array != np.floor(array))
+    for rule in value_rules_of(column):  # Of numbers, they are all about ranges.
+        wrong |= BREAKS[rule.kind](array, rule.limit)
+    return wrong
 
 
-def _broken_texts(column: Column, values: Any) -> Iterator[tuple[np.ndarray, str]]:
-    import pyarrow.compute as pc
+def _python_values(values: Any) -> Sequence[Any]:
+    """The values of an array as JSON would have them, timestamps as ISO 8601 texts with the offset of their zone."""
+    import pyarrow as pa
 
-    if column.categories and not column.unseen:
-        known = array_of(np.array([*column.categories, None], dtype=object))
-        yield ~truths(pc.is_in(values, value_set=known)), f"must be one of {_either(column.categories)}"
-        return
-    characters = pc.utf8_length(values)
-    yield present(values) & (fixed(characters, "i8") > MAX_TEXT), f"must have at most {MAX_TEXT} characters"
-    yield truths(pc.is_in(values, value_set=array_of(np.array([MISSING], dtype=object)))), RESERVED
-    if column.role == "id":
-        yield truths(pc.match_substring(values, "\x00")), "must not contain a NUL character"
+    if not (pa.types.is_timestamp(values.type) or pa.types.is_date(values.type)):
+        told: list[Any] = values.to_pylist()
+        return told
+    zone = _zone(values.type.tz) if pa.types.is_timestamp(values.type) and values.type.tz else None
+    return [_text(value, zone) for value in moments(values)]
 
 
-def _either(names: Sequence[str | int]) -> str:
-    """A list as pydantic writes it."""
-    *others, last = (repr(name) for name in names)
-    return f"{', '.join(others)} or {last}" if others else last
+def _text(value: np.datetime64, zone: tzinfo | None) -> str | None:
+    if np.isnat(value):
+        return None
+    if zone is None:
+        return str(value)
+    try:
+        return (
+            (_EPOCH + timedelta(microseconds=int(value.astype("M8[us]").astype(np.int64)))).astimezone(zone).isoformat()
+        )
+    except OverflowError:
+        return str(value)
+
+
+def _zone(name: str) -> tzinfo:
+    if name[:1] in "+-":
+        offset = datetime.fromisoformat(f"1970-01-01T00:00:00{name}").tzinfo
+        assert offset is not None
+        return offset
+    return ZoneInfo(name)

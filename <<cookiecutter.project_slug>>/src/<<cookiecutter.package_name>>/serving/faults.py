@@ -1,7 +1,7 @@
 """From a validation error to the field, the value and the rule it broke, in bounded space."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,7 +10,6 @@ from ..strict import nearest
 from .problems import Problem, shortened
 
 SHOWN = 20
-MANY = 1000
 MAX_NAME = 100
 MAX_VALUE = 80
 
@@ -18,51 +17,31 @@ Details = Mapping[str, Any]
 
 _RULES: dict[str, Callable[[Details], str]] = {
     "missing": lambda _: "is required",
-    "finite_number": lambda _: "must be a finite number",
-    "float_type": lambda _: "must be a number",
-    "int_type": lambda _: "must be an integer",
-    "bool_type": lambda _: "must be true or false",
     "string_type": lambda _: "must be a string",
-    "string_pattern_mismatch": lambda _: "must not contain a NUL character",
     "string_too_short": lambda facts: f"must have at least {facts['min_length']} character",
     "string_too_long": lambda facts: f"must have at most {facts['max_length']} characters",
     "dict_type": lambda _: "must be an object",
     "list_type": lambda _: "must be an array",
     "too_short": lambda facts: f"must have at least {facts['min_length']} item",
     "too_long": lambda facts: f"must have at most {facts['max_length']} item{'s' if facts['max_length'] != 1 else ''}",
-    "greater_than_equal": lambda facts: f"must be >= {number(facts['ge'])}",
-    "less_than_equal": lambda facts: f"must be <= {number(facts['le'])}",
-    "literal_error": lambda facts: f"must be one of {facts['expected']}",
     "value_error": lambda facts: str(facts["error"]),
 }
+"""Rules of a request's frame; those of values are the contract's."""
 
-
+_UNKNOWN = "unknown member of the request"
 _KINDS = {"json": "JSON", "csv": "CSV in UTF-8", "arrow": "Arrow IPC stream"}
 
 
-class Fields:
-    """The names a row may have; the target and the ignored columns are those that clients send by mistake."""
+def problem(error: ValidationError, members: Sequence[str]) -> Problem:
+    """400 for what is no JSON, otherwise 422 with the first faults.
 
-    def __init__(self, names: Sequence[str], target: str | None = None, ignored: Collection[str] = ()) -> None:
-        self._names = list(names)
-        self._target = target
-        self._ignored = frozenset(ignored)
-
-    def unknown(self, name: str) -> str:
-        """The rule that an unknown field broke."""
-        if name == self._target:
-            return "is what the model predicts; leave it out"
-        if name in self._ignored:
-            return "is ignored by the model; leave it out"
-        return f"unknown field; {nearest(name, self._names)}"
-
-
-def problem(error: ValidationError, fields: Fields) -> Problem:
-    """400 for what is no JSON, otherwise 422 with the first faults."""
+    Args:
+        members: what the objects of the request, other than its rows, may have.
+    """
     details = error.errors(include_url=False)
     if details[0]["type"] == "json_invalid":
         return malformed("json", details[0]["ctx"]["error"])
-    return refused(len(details), [_fault(one, fields) for one in details[:SHOWN]])
+    return refused(len(details), [_fault(one, members) for one in details[:SHOWN]])
 
 
 def malformed(kind: str, reason: object) -> Problem:
@@ -70,12 +49,13 @@ def malformed(kind: str, reason: object) -> Problem:
     return Problem(400, f"malformed-{kind}", f"the body is not valid {_KINDS[kind]}: {reason}")
 
 
-def refused(count: int, listed: Sequence[Details]) -> Problem:
-    """422 for so many faults, the first ones of which are listed as `fault` makes them."""
+def refused(count: int, listed: Sequence[Details], is_complete: bool = True) -> Problem:
+    """422 for so many faults, or at least so many, the first ones of which are listed as `fault` makes them."""
     some = "the first is" if len(listed) == 1 else f"the first {len(listed)} are"
     told = f"; {some} listed" if count > len(listed) else ""
     noun = "value does" if count == 1 else "values do"
-    return Problem(422, "invalid-input", f"{count} {noun} not fit the model's contract{told}", errors=listed)
+    counted = f"{count}" if is_complete else f"at least {count}"
+    return Problem(422, "invalid-input", f"{counted} {noun} not fit the model's contract{told}", errors=listed)
 
 
 def fault(field: str | None, rule: str, instance: int | None = None, **found: Any) -> Details:
@@ -84,23 +64,18 @@ def fault(field: str | None, rule: str, instance: int | None = None, **found: An
     return {"instance": instance, "field": field and shortened(field, MAX_NAME), **told, "rule": shortened(rule)}
 
 
-def _fault(details: Any, fields: Fields) -> Details:
-    # The place is ("instances", 3, "distance"), or shorter where the request's frame itself is wrong.
+def _fault(details: Any, members: Sequence[str]) -> Details:
+    # The place is ("instances", 3, "label"), or shorter where the request's frame itself is wrong.
     kind, place = details["type"], details["loc"]
     index = place[1] if len(place) > 1 else None
     name = str(place[2] if len(place) > 2 else place[0]) if len(place) != 2 and place else None
     if kind == "extra_forbidden":
-        rule = fields.unknown(name or "") if index is not None else "unknown member of the request"
+        rule = f"unknown field; {nearest(name or '', list(members))}" if index is not None else _UNKNOWN
     elif details["input"] is None and kind != "missing":
         rule = "must not be null"
     else:
         rule = _RULES[kind](details.get("ctx", {})) if kind in _RULES else details["msg"]
     return fault(name, rule, index, **({} if kind == "missing" else {"value": details["input"]}))
-
-
-def number(value: float) -> str:
-    """A bound as rules name it."""
-    return str(int(value)) if abs(value) <= 2**53 and value == int(value) else repr(value)
 
 
 def _shown(value: Any) -> Any:

@@ -1,11 +1,10 @@
 """The Open Inference Protocol, version 2, over REST, with its binary tensors: what clients of KServe and Triton speak.
 
-A tensor for each input column, of shape [n] or [n, 1]. Every numeric datatype is taken whose values the column holds.
-Missing values: null in JSON; NaN in floating tensors, which are taken for every numeric or boolean column; the reserved
-text `contract.MISSING` in BYTES; or no tensor at all where all are missing.
+A tensor for each input column, of shape [n] or [n, 1]. Every datatype is taken whose values the column can have.
+Missing values: null in JSON; NaN in floating tensors; an empty text, the column's own markers or the reserved text
+`contract.MISSING` in BYTES; or no tensor at all where all are missing.
 """
 
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ from .inference_documents import (
 from .live import Live
 from .phases import are_of_several
 from .problems import Problem, shortened
-from .tabular import fit, none_twice, not_too_many, refused, rows_of
+from .tabular import none_twice, not_too_many, refused, rows_of
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -38,13 +37,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _BY: dict[str, tuple[Datatype, int]] = {"model_version": ("BYTES", 0), "variant": ("BYTES", 0)}
 """Outputs that say which model answered each row: where that is asked for, and where it was not always the same."""
-_TAKEN = {
-    "float": "a number",
-    "integer": "a number",
-    "boolean": "BOOL or floating",
-    "string": "BYTES",
-    "datetime": "BYTES",
-}
 
 
 def require(live: Live, name: str, version: str | None = None) -> None:
@@ -113,21 +105,21 @@ class Inference:
         self._request = _parsed(head)
         tensors = self._request.inputs
         none_twice([tensor.name for tensor in tensors])
-        contract = live.bundle.contract
-        known = {column.name: column for column in (*contract.inputs, *([contract.id] if contract.id else []))}
         columns: dict[str, list[Any]] = {}
         at, rows = len(head), tensors[0].shape[0]
         for tensor in tensors:
-            if (column := known.get(tensor.name)) is None:
-                raise refused(tensor.name, live.schema.fields.unknown(tensor.name))
-            _fits(tensor, column, rows)
+            try:
+                live.schema.reader.field(tensor.name)
+            except ValueError as error:
+                raise refused(tensor.name, str(error)) from None
+            _fits(tensor, rows)
             not_too_many(rows, tensor.name, live.schema)
             if (size := tensor.parameters.get("binary_data_size")) is None:
                 values = _from_list(tensor)
             else:
                 values = _from_bytes(tensor, size, memoryview(body)[at:])
                 at += size
-            columns[tensor.name] = [_value(value, column) for value in values]
+            columns[tensor.name] = [None if value == MISSING else value for value in values]
         if at != len(body):
             raise refused(None, f"{len(body) - at} bytes follow the request's last tensor")
         self._wanted(live)
@@ -209,7 +201,7 @@ def _parsed(head: bytes) -> InferRequest:
         first = error.errors(include_url=False)[0]
         place = first["loc"]
         if len(place) < 3 or place[0] not in ("inputs", "outputs"):
-            raise faults.problem(error, faults.Fields(list(InferRequest.model_fields))) from None
+            raise faults.problem(error, list(InferRequest.model_fields)) from None
         # A tensor is known by its name, not by its place in a list.
         name = from_json(head)[place[0]][place[1]].get("name")
         rule = f"{'.'.join(str(part) for part in place[2:])}: {first['msg']}"
@@ -217,24 +209,13 @@ def _parsed(head: bytes) -> InferRequest:
         raise refused(name if isinstance(name, str) else f"{place[0]}.{place[1]}", rule, **found) from None
 
 
-def _fits(tensor: RequestTensor, column: Column, rows: int) -> None:
+def _fits(tensor: RequestTensor, rows: int) -> None:
     shape = tensor.shape
     if shape[0] != rows or shape[1:] not in ([], [1]):
         wanted = f"must have the shape [{rows}] or [{rows}, 1], as the first tensor's"
         raise refused(tensor.name, wanted, value=str(shape))
     if rows < 1:
         raise refused(tensor.name, "must have at least 1 row", value=str(shape))
-    is_text, is_truth = tensor.datatype == "BYTES", tensor.datatype == "BOOL"
-    fitting = {
-        "float": not is_text and not is_truth,
-        "integer": not is_text and not is_truth,
-        "boolean": is_truth or tensor.datatype.startswith("FP"),
-        "string": is_text,
-        "datetime": is_text,
-    }
-    if not fitting[column.type]:
-        rule = f"must have a datatype that is {_TAKEN[column.type]}, such as {_datatype(column)}"
-        raise refused(tensor.name, rule, value=tensor.datatype)
 
 
 def _from_list(tensor: RequestTensor) -> list[Any]:
@@ -283,14 +264,6 @@ def _texts(tensor: RequestTensor, buffer: bytes) -> list[str]:
     if len(texts) != tensor.shape[0]:
         raise refused(tensor.name, f"has other than {tensor.shape[0]} texts, which it has by its shape")
     return texts
-
-
-def _value(value: Any, column: Column) -> Any:
-    if value == MISSING:
-        return None
-    if column.type == "boolean" and isinstance(value, float) and not math.isnan(value):
-        return {0.0: False, 1.0: True}.get(value, value)
-    return fit(value, column)
 
 
 def _datatype(column: Column) -> Datatype:

@@ -2,25 +2,22 @@
 
 import csv
 import io
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json, to_json
 
-from ..contract import Column, Label
+from ..contract import Label
 from ..prediction_log import Prediction
 from ..strict import nearest
 from . import faults
 from .live import Live
 from .phases import are_of_several
 from .schemas import Variant
-from .tabular import fit, mended, none_twice, not_too_many, refused, rows_of
+from .tabular import none_twice, not_too_many, refused, rows_of
 
 CSV = "text/csv"
-NUMBER = re.compile(r"[+-]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?|[nN][aA][nN]")
-TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 Rows = list[dict[str, Any]]
 
@@ -36,7 +33,7 @@ class Split(BaseModel):
 
 
 class Invocation(BaseModel):
-    """One table in exactly one of four forms. NaN stands for null, and 3.0 for 3 where the contract has integers.
+    """One table in exactly one of four forms, its values as JSON or as the user's own table writes them.
 
     `instances` and `inputs` are a list of rows, or an object of columns of one length; `inputs` may also be one row.
     """
@@ -112,7 +109,7 @@ def _from_json(live: Live, body: bytes) -> list[Any]:
     ((name, table),) = content.items()
     rows = _READ[name](name, table, live)
     not_too_many(len(rows), name, live.schema)
-    return mended(rows, live.bundle.contract)
+    return rows
 
 
 def _split(name: str, table: Any, live: Live) -> Rows:
@@ -171,11 +168,7 @@ def _from_csv(live: Live, body: bytes) -> Rows:
     for at, line in enumerate(lines):
         if len(line) != len(names):
             raise refused(None, f"must have {len(names)} values, as the first line has names", at, value=line)
-    known = {column.name: column for column in live.bundle.contract.columns}
-    columns = [known.get(name) for name in names]
-    return [
-        {name: _typed(text, column) for name, text, column in zip(names, line, columns, strict=True)} for line in lines
-    ]
+    return [dict(zip(names, line, strict=True)) for line in lines]
 
 
 def _capped(lines: Iterable[list[str]], live: Live) -> Iterator[list[str]]:
@@ -183,16 +176,3 @@ def _capped(lines: Iterable[list[str]], live: Live) -> Iterator[list[str]]:
     for at, line in enumerate(line for line in lines if line):
         not_too_many(at, "instances", live.schema)
         yield line
-
-
-def _typed(text: str, column: Column | None) -> Any:
-    """A cell as JSON would have it; what is no such value stays a text, and the contract says so."""
-    if text == "":
-        return None
-    if column is None or column.type in ("string", "datetime"):
-        return text
-    if column.type == "boolean":
-        return TRUTH.get(text, text)
-    if NUMBER.fullmatch(text) is None:
-        return text
-    return int(text) if column.type == "integer" and text.lstrip("+-").isdigit() else fit(float(text), column)

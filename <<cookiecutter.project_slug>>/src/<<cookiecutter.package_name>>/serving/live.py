@@ -224,7 +224,7 @@ class Models:
         path = routing.bundle_folder(self._folder, ref)
         try:
             bundle = Bundle.open_prior(path, ref.digest)
-            schema = Schema(bundle.contract, bundle.profile, self._max_instances)
+            schema = Schema(bundle.contract, bundle.profile, self._max_instances, bundle.unused)
         except Exception:  # Why the bundle is no good was said when it was tried as a whole.
             return None
         return Live(bundle, ref, schema, asked, "fallback", datetime.now(UTC), is_prior=True)
@@ -250,7 +250,7 @@ class Models:
 
     def _load(self, path: Path, ref: Ref, asked: Routing, variant: Variant) -> Live:
         bundle = Bundle.open(path, ref.digest)
-        schema = Schema(bundle.contract, bundle.profile, self._max_instances)
+        schema = Schema(bundle.contract, bundle.profile, self._max_instances, bundle.unused)
         # A model that cannot answer a typical row is refused here rather than by the first caller.
         bundle.predict(from_rows(bundle.contract.inputs, [schema.example]))
         _give_back_memory()

@@ -1,7 +1,6 @@
 """What a request may hold, made from the contract, and what an answer holds."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -11,20 +10,24 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Typ
 # Python 3.11's own TypedDict cannot carry the configuration that pydantic reads.
 from typing_extensions import TypedDict
 
+from .. import timestamps
 from ..contract import MISSING, Column, Contract, Label, moment, naive
 from ..explanation import Explanation
+from ..parsing import grammar
+from ..parsing.grammar import clean
 from ..profile import Counts, Profile
+from ..rules import value_rules_of
 from . import faults
-from .problems import Problem
+from .row_reader import RowReader, cell_reader
 
 MAX_LABELS = 10_000
-MAX_TEXT = 10_000
-"""Most characters of one text."""
 CLOCKS_APART = timedelta(minutes=1)
 """How far ahead of this machine's clock a client's may be."""
-RESERVED = "is reserved for missing values; leave the field out, or send null, where there is none"
+EXAMPLE_DATETIME = "2013-06-15T08:30:00"
+LOCAL_DATETIME = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{1,6})?$"
 
 _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_NOT_RESERVED: dict[str, Any] = {"not": {"enum": ["", MISSING]}}
 
 
 Variant = Literal["champion", "challenger", "fallback"]
@@ -127,31 +130,31 @@ class Health(BaseModel):
 class Schema:
     """The request model of one contract. Rows are plain dicts, so a column may have any name.
 
+    A request in the form that the description asks for is checked by pydantic alone. Whatever does not pass is read
+    again, as the user's own table might have written it, by a `RowReader`, which also finds the words for a refusal.
+
     Args:
         contract: what a row is.
         profile: the reference rows, from which a typical one becomes the example.
         max_instances: most instances in one request.
+        optional: names of input columns that may be missing although the contract does not call them nullable.
     """
 
-    def __init__(self, contract: Contract, profile: Profile, max_instances: int) -> None:
+    def __init__(
+        self, contract: Contract, profile: Profile, max_instances: int, optional: Collection[str] = ()
+    ) -> None:
         self.max_instances = max_instances
         self.example = {column.name: _typical(column, profile.columns[column.name]) for column in contract.inputs}
-        self.fields = faults.Fields(
-            [*self.example, *([contract.id.name] if contract.id else [])],
-            contract.target.name,
-            [column.name for column in contract.columns if column.role == "ignored"],
-        )
-        instance = _instance(contract, self.example)
-        label = _typed(contract.target)
+        self.reader = RowReader(contract, optional)
+        self._read_label = cell_reader(contract.target, required=True)
+        instance = _instance(self.reader, self.example)
         self.predict_request = _request("PredictRequest", "instances", instance, max_instances)
         self.explain_request = _request("ExplainRequest", "instances", instance, 1)
-        self.feedback_request = _request("FeedbackRequest", "labels", _label(label), MAX_LABELS)
-        self._predict: TypeAdapter[Any] = TypeAdapter(self.predict_request)
-        self._explain: TypeAdapter[Any] = TypeAdapter(self.explain_request)
-        self._feedback: TypeAdapter[Any] = TypeAdapter(self.feedback_request)
-        self._first_fault: TypeAdapter[Any] = TypeAdapter(
-            _request("PredictRequest", "instances", instance, max_instances, stop_at_first=True)
-        )
+        label = _label(_typed(contract.target))
+        self.feedback_request = _request("FeedbackRequest", "labels", label, MAX_LABELS)
+        self._predict = _Form("instances", instance, Any, max_instances)
+        self._explain = _Form("instances", instance, Any, 1)
+        self._feedback = _Form("labels", label, _label(Any), MAX_LABELS, ("id", "label", "at"))
 
     def instances(self, body: bytes) -> list[dict[str, Any]]:
         """The instances of a /predict body.
@@ -159,49 +162,75 @@ class Schema:
         Raises:
             Problem: 400 when it is no JSON, 422 when it breaks the contract.
         """
-        try:
-            rows: list[dict[str, Any]] = self._predict.validate_json(body)["instances"]
-        except ValidationError as error:
-            raise self._refused(error, lambda: self._first_fault.validate_json(body)) from None
-        return rows
+        rows, is_checked = self._predict.read(body)
+        return rows if is_checked else self.reader.rows(rows)
 
     def checked(self, rows: list[Any]) -> list[dict[str, Any]]:
         """Rows that are Python values already, as `instances` would have read them; raises 422 as it does."""
-        asked = {"instances": rows}
-        try:
-            found: list[dict[str, Any]] = self._predict.validate_python(asked)["instances"]
-        except ValidationError as error:
-            raise self._refused(error, lambda: self._first_fault.validate_python(asked)) from None
-        return found
+        rows, is_checked = self._predict.read(rows)
+        return rows if is_checked else self.reader.rows(rows)
 
     def row(self, body: bytes) -> dict[str, Any]:
         """The one instance of an /explain body; raises as `instances`."""
-        try:
-            (row,) = self._explain.validate_json(body)["instances"]
-        except ValidationError as error:
-            raise faults.problem(error, self.fields) from None
-        return dict(row)
+        rows, is_checked = self._explain.read(body)
+        (row,) = rows if is_checked else self.reader.rows(rows)
+        return row
 
     def labels(self, body: bytes) -> list[dict[str, Any]]:
         """The labels of a /feedback body, each with `id`, `label` and perhaps `at`; raises as `instances`."""
-        try:
-            rows: list[dict[str, Any]] = self._feedback.validate_json(body)["labels"]
-        except ValidationError as error:
-            raise faults.problem(error, faults.Fields(["id", "label", "at"])) from None
-        return rows
+        rows, is_checked = self._feedback.read(body)
+        return rows if is_checked else self._read_labels(rows)
 
-    def _refused(self, error: ValidationError, find_first: Callable[[], Any]) -> Problem:
-        # Listing a million faults would keep everybody else waiting.
-        if error.error_count() > faults.MANY:
+    def _read_labels(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        found: list[faults.Details] = []
+        read = []
+        for at, row in enumerate(rows):
             try:
-                find_first()
-            except ValidationError as first:
-                error = first
-        return faults.problem(error, self.fields)
+                read.append({**row, "label": self._read_label(row["label"])})
+            except ValueError as error:
+                found.append(faults.fault("label", str(error), at, value=row["label"]))
+        if found:
+            raise faults.refused(len(found), found[: faults.SHOWN])
+        return read
 
 
-def _request(name: str, field: str, item: Any, most: int, stop_at_first: bool = False) -> Any:
-    bounds: list[Any] = [Field(min_length=1, max_length=most), *([FailFast()] if stop_at_first else [])]
+class _Form:
+    """A list of items under one name: in the form that is described, or in one that only says what an item is.
+
+    Args:
+        name: what the list is called.
+        described: the type of an item as it is described.
+        any_item: a type that every item has whose values are still to be read.
+        most: most items.
+        members: what an item may have, where that does not depend on the contract.
+    """
+
+    def __init__(self, name: str, described: Any, any_item: Any, most: int, members: Sequence[str] = ()) -> None:
+        self._name = name
+        self._members = members
+        # The first fault is enough to know that there is one.
+        self._described: TypeAdapter[Any] = TypeAdapter(_request("Described", name, described, most, fails_fast=True))
+        self._any: TypeAdapter[Any] = TypeAdapter(_request("Any", name, any_item, most, fails_fast=True))
+
+    def read(self, asked: bytes | list[Any]) -> tuple[list[Any], bool]:
+        """The items of a body, or those given, and whether their values are checked; raises 400 or 422."""
+        try:
+            return self._validated(self._described, asked), True
+        except ValidationError:
+            pass
+        try:
+            return self._validated(self._any, asked), False
+        except ValidationError as error:
+            raise faults.problem(error, self._members) from None
+
+    def _validated(self, form: TypeAdapter[Any], asked: bytes | list[Any]) -> list[Any]:
+        whole = form.validate_json(asked) if isinstance(asked, bytes) else form.validate_python({self._name: asked})
+        items: list[Any] = whole[self._name]
+        return items
+
+
+def _request(name: str, field: str, item: Any, most: int, fails_fast: bool = False) -> Any:
+    bounds: list[Any] = [Field(min_length=1, max_length=most), *([FailFast()] if fails_fast else [])]
     items = Annotated[(list[item], *bounds)]
     return _closed(name, {field: items})
 
@@ -213,10 +242,10 @@ def _closed(name: str, fields: Mapping[str, Any]) -> Any:
     return made
 
 
-def _instance(contract: Contract, example: Mapping[str, Any]) -> Any:
-    fields = {column.name: _field(column, column.nullable, example[column.name]) for column in contract.inputs}
-    if contract.id is not None:
-        fields[contract.id.name] = _field(contract.id, optional=True)
+def _instance(reader: RowReader, example: Mapping[str, Any]) -> Any:
+    fields = {
+        name: _field(column, name not in reader.required, example.get(name)) for name, column in reader.columns.items()
+    }
     return _closed("Instance", fields)
 
 
@@ -228,7 +257,8 @@ def _label(label: Any) -> Any:
 
 def _field(column: Column, optional: bool, example: Any = None) -> Any:
     unit = f" [{column.unit}]" if column.unit else ""
-    facts: dict[str, Any] = {"description": f"{column.description}{unit}".strip() or None}
+    told = (f"{column.description}{unit}".strip(), _datetime_note(column) if column.type == "datetime" else "")
+    facts: dict[str, Any] = {"description": "; ".join(filter(None, told)) or None}
     if example is not None:
         facts["examples"] = [example]
     typed = _typed(column)
@@ -236,37 +266,71 @@ def _field(column: Column, optional: bool, example: Any = None) -> Any:
 
 
 def _typed(column: Column) -> Any:
-    low, high = column.limits
-    if column.categories and not column.unseen:
-        return Literal[column.categories]
-    if column.type == "float":
-        return Annotated[float, Field(ge=low, le=high)]
-    if column.type == "integer":
-        return Annotated[int, Field(ge=math.ceil(low), le=math.floor(high))]
+    """The type of a column's values in the form that is described; whatever it takes, `cell_reader` leaves as it is."""
+    limits = {rule.kind: rule.limit for rule in value_rules_of(column)}
+    sentinels = grammar(column).sentinels
+    if "categories" in limits:
+        return Literal[limits["categories"]]
+    if column.type in ("float", "integer"):
+        low, high = limits["range"]
+        number: Any = Annotated[float if column.type == "float" else int, Field(ge=low, le=high)]
+        return Annotated[number, _not_in(sentinels)] if sentinels else number
     if column.type == "boolean":
         return bool
     if column.type == "datetime":
-        return Annotated[str, AfterValidator(_is_moment), Field(json_schema_extra={"format": "date-time"})]
-    # PostgreSQL takes no NUL in a text, and an id is stored as one.
-    pattern = r"^[^\x00]*$" if column.role == "id" else None
-    text = Annotated[str, Field(max_length=MAX_TEXT, pattern=pattern)]
-    return Annotated[text, AfterValidator(_is_free), Field(json_schema_extra={"not": {"const": MISSING}})]
+        return Annotated[str, _plain_datetime(sentinels), Field(json_schema_extra=_datetime_schema(column))]
+    pattern = r"^[^\x00]*$" if "null_character" in limits else None
+    text = Annotated[str, Field(max_length=limits.get("length"), pattern=pattern)]
+    plain = _plain_text(frozenset(column.categories or ()), frozenset(("", MISSING, *column.parse.na_values)))
+    return Annotated[text, plain, Field(json_schema_extra=_NOT_RESERVED)]
 
 
-def _is_moment(text: str) -> str:
-    moment(text)
-    return text
+def _datetime_note(column: Column) -> str:
+    if _takes_offsets(column):
+        return f"date and time; without an offset it is meant in {column.time_zone}"
+    dropped = "; an offset is dropped" if column.time_zone else ""
+    return f"local date and time without an offset, such as {EXAMPLE_DATETIME}{dropped}"
+
+
+def _datetime_schema(column: Column) -> dict[str, Any]:
+    # Clients that are generated from the description send an offset with a `date-time`.
+    return {"format": "date-time"} if _takes_offsets(column) else {"pattern": LOCAL_DATETIME}
+
+
+def _takes_offsets(column: Column) -> bool:
+    return column.time_zone not in ("", "local")
+
+
+def _not_in(sentinels: Collection[Any]) -> AfterValidator:
+    def check(value: float) -> float:
+        if value in sentinels:
+            raise ValueError
+        return value
+
+    return AfterValidator(check)
+
+
+def _plain_datetime(sentinels: Collection[Any]) -> AfterValidator:
+    def check(text: str) -> str:
+        if (value := timestamps.plain(text)) is None or (sentinels and value in sentinels):
+            raise ValueError
+        return text
+
+    return AfterValidator(check)
+
+
+def _plain_text(known: Collection[Any], missing: Collection[str]) -> AfterValidator:
+    def check(text: str) -> str:
+        if text not in known and (text in missing or clean(text) != text):
+            raise ValueError
+        return text
+
+    return AfterValidator(check)
 
 
 def _is_past(text: str) -> str:
     if moment(text) > naive(datetime.now(UTC)) + CLOCKS_APART:
         raise ValueError("must not be in the future")
-    return text
-
-
-def _is_free(text: str) -> str:
-    if text == MISSING:
-        raise ValueError(RESERVED)
     return text
 
 

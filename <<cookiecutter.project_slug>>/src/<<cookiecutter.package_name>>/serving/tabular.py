@@ -1,15 +1,9 @@
-"""Tables as other ecosystems' clients write them, made what the contract reads, where that loses nothing.
+"""Tables of columns by name, as other ecosystems' clients send them."""
 
-They know no null in a column of numbers and write NaN, and their integers with gaps are floats. Nothing else is made to
-fit: the contract judges the rest.
-"""
-
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..contract import Column, Contract
 from . import faults
 from .problems import Problem
 from .schemas import Schema
@@ -18,27 +12,6 @@ from .schemas import Schema
 def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Rows from columns of one length."""
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def mended(rows: Sequence[Any], contract: Contract) -> list[Any]:
-    """The same rows, their values as `fit` has them; what is no row of named values is left to the contract."""
-    known = {column.name: column for column in contract.columns}
-    return [
-        {name: fit(value, known.get(name)) for name, value in row.items()} if isinstance(row, Mapping) else row
-        for row in rows
-    ]
-
-
-def fit(value: Any, column: Column | None) -> Any:
-    """None for NaN (and pandas' "NaT" of a moment), a whole number as an integer where the contract has those."""
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        if column is not None and column.type == "integer" and value.is_integer():
-            return int(value)
-    elif value == "NaT" and column is not None and column.type == "datetime":
-        return None
-    return value
 
 
 def not_too_many(rows: int, field: str, schema: Schema) -> None:
