@@ -39,7 +39,7 @@ class Say:
         self.capsys = capsys
 
     def __call__(self, *words: str) -> Said:
-        self.monkeypatch.setattr(sys, "argv", ["<< cookiecutter.project_slug >>", *words])
+        self.monkeypatch.setattr(sys, "argv", ["flight-delays", *words])
         with pytest.raises(SystemExit) as left:
             cli.main()
         output, errors = self.capsys.readouterr()
@@ -163,9 +163,8 @@ def test_a_logged_prediction_is_explained_in_a_table_and_in_json(say: Say, finis
     opened = Bundle.open(Path("bundle"))
     sent = json.loads((opened.path / BACKGROUND).read_text())[0]
     told = opened.predict(from_rows(opened.contract.inputs, [sent]))
-    made = Prediction(
-        new_id(), now_us(), None, "champion", "1", dumps(sent), dumps({}), float(told.scores[0]), 100, degraded=False
-    )
+    facts = (new_id(), now_us(), None, None, "champion", "1", None)
+    made = Prediction(*facts, dumps(sent), dumps({}), float(told.scores[0]), 100, degraded=False)
     with Writer(Settings.read().prediction_log, "serve") as writer:
         writer.append([made]).result(10)
 

@@ -29,6 +29,7 @@ from << cookiecutter.package_name >>.prediction_log import (
     Writer,
     block_ids,
     dumps,
+    migrations,
     moment,
     new_id,
     now_us,
@@ -40,18 +41,20 @@ from << cookiecutter.package_name >>.prediction_log.rows import SCHEMA_VERSION, 
 from << cookiecutter.package_name >>.prediction_log.stores import CHECKPOINT_PAGES
 
 
-def made(row_id: str = "", at_us: int = 0, **changed: Any) -> Prediction:
+def made(row_id: str = "", timestamp_us: int = 0, **changed: Any) -> Prediction:
     values: dict[str, Any] = {
-        "entity": None,
+        "entity_id": None,
+        "event_timestamp_us": None,
         "variant": "champion",
         "model_version": "1",
+        "model_digest": None,
         "inputs": dumps({"x": 1.5, "name": "ä"}),
         "output": dumps({"prediction": True}),
         "score": 0.25,
         "latency_us": 900,
         "degraded": False,
     }
-    return Prediction(id=row_id or new_id(), at_us=at_us or now_us(), **{**values, **changed})
+    return Prediction(id=row_id or new_id(), timestamp_us=timestamp_us or now_us(), **{**values, **changed})
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def logged_ids(folder: Path) -> set[str]:
 
 
 def test_what_was_written_is_read_back_as_it_was(folder: Path, writer: Writer) -> None:
-    row = made(entity="flight 7", score=0.1 + 0.2, degraded=True)
+    row = made(entity_id="flight 7", score=0.1 + 0.2, degraded=True)
     writer.append([row]).result(10)
     (found,) = Reader(str(folder)).predictions()
     assert (found.prediction, found.label) == (row, None)
@@ -218,7 +221,7 @@ def test_a_row_appended_while_closing_is_either_committed_or_refused(folder: Pat
         {"score": None},
         {"inputs": None},
         {"latency_us": 2**70},
-        {"entity": object()},
+        {"entity_id": object()},
     ],
 )
 def test_one_bad_row_does_not_take_down_its_neighbours(folder: Path, writer: Writer, bad: dict[str, Any]) -> None:
@@ -249,7 +252,8 @@ import sys
 from << cookiecutter.package_name >>.prediction_log import Prediction, Writer, new_id, now_us
 writer = Writer(sys.argv[1], "serving")
 while True:
-    rows = [Prediction(new_id(), now_us(), None, "champion", "1", "{}", "{}", 0.5, 1, False) for _ in range(8)]
+    facts = (None, None, "champion", "1", None, "{}", "{}", 0.5, 1, False)
+    rows = [Prediction(new_id(), now_us(), *facts) for _ in range(8)]
     pending = [writer.append([row]) for row in rows]
     for row, future in zip(rows, pending):
         future.result()
@@ -321,8 +325,8 @@ def test_a_label_joins_its_prediction_from_another_file(folder: Path, writer: Wr
 
 
 def test_a_window_begins_with_its_first_moment_and_ends_before_its_last(folder: Path, writer: Writer) -> None:
-    writer.append([made(at_us=at) for at in (10, 20, 30)]).result(10)
-    found = [row.prediction.at_us for row in Reader(str(folder)).predictions(since_us=10, until_us=30)]
+    writer.append([made(timestamp_us=at) for at in (10, 20, 30)]).result(10)
+    found = [row.prediction.timestamp_us for row in Reader(str(folder)).predictions(since_us=10, until_us=30)]
     assert sorted(found) == [10, 20]
 
 
@@ -336,7 +340,7 @@ def test_rows_are_chosen_by_version_and_variant(folder: Path, writer: Writer) ->
 
 
 def test_more_ids_than_one_query_may_hold_are_looked_up(folder: Path, writer: Writer) -> None:
-    rows = [made(at_us=1) for _ in range(4 * MAX_VARIABLES)]
+    rows = [made(timestamp_us=1) for _ in range(4 * MAX_VARIABLES)]
     writer.append(rows).result(60)
     ids = [row.id for row in rows]
     reader = Reader(str(folder))
@@ -345,12 +349,12 @@ def test_more_ids_than_one_query_may_hold_are_looked_up(folder: Path, writer: Wr
 
 
 def test_jobs_are_listed_oldest_first(folder: Path) -> None:
-    jobs = [Job(new_id(), at, "1", "in.csv", "out.parquet", 10**10, 1.5) for at in (30, 10, 20)]
+    jobs = [Job(new_id(), at, "1", "f" * 64, "in.csv", "out.parquet", 10**10, 1.5) for at in (30, 10, 20)]
     with Writer(str(folder), "batch") as batch:
         batch.append(jobs[:2]).result(10)
     with Writer(str(folder), "other") as other:
         other.append(jobs[2:]).result(10)
-    assert Reader(str(folder)).jobs() == sorted(jobs, key=lambda job: job.at_us)
+    assert Reader(str(folder)).jobs() == sorted(jobs, key=lambda job: job.timestamp_us)
 
 
 def test_a_log_that_does_not_exist_yet_is_empty_and_reading_makes_none(tmp_path: Path) -> None:
@@ -367,7 +371,7 @@ def test_a_database_is_read_by_its_url(folder: Path, writer: Writer) -> None:
 
 def test_the_slower_of_two_first_writers_of_a_database_finds_it_made(folder: Path, writer: Writer) -> None:
     engine = sa.create_engine(f"sqlite:///{folder}/serving-0.db")
-    opening.create(engine)
+    migrations.migrate(engine)
     with engine.connect() as connection:
         assert connection.execute(sa.select(versions)).all() == [(SCHEMA_VERSION,)]
     engine.dispose()
@@ -400,14 +404,13 @@ def test_the_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
 # A large request is one row of the log, and read back as many.
 
 
-def block(at_us: int = 5, **changed: Any) -> Block:
+def block(timestamp_us: int = 5, **changed: Any) -> Block:
     ids = block_ids(3)
     inputs = pa.table({"x": [1.5, None, 2.5], "at": [datetime(2013, 6, 15, 8, 30)] * 3, "key": ["a", None, "c"]})
     beside = [{"false": 1.0 - score, "true": score} for score in (0.25, 0.5, 0.75)]
     told = {"prediction": [False, True, True], "probabilities": beside, "score": [0.25, 0.5, 0.75]}
-    packed = Block(
-        ids[0], at_us, 3, "key", "champion", "1", blocks.pack(inputs), blocks.pack(pa.table(told)), 900, False
-    )
+    facts = (ids[0], timestamp_us, 3, "key", "at", "champion", "1", "d" * 64)
+    packed = Block(*facts, blocks.pack(inputs), blocks.pack(pa.table(told)), 900, False)
     return packed._replace(**changed)
 
 
@@ -437,8 +440,10 @@ def test_a_block_is_read_back_as_the_rows_it_is_made_of(
         asked.id,
         5,
         "a",
+        1_371_285_000_000_000,
         "champion",
         "1",
+        "d" * 64,
         dumps({"x": 1.5, "at": "2013-06-15T08:30:00", "key": "a"}),
         dumps({"prediction": False, "probabilities": {"false": 0.75, "true": 0.25}}),
         0.25,
@@ -446,7 +451,7 @@ def test_a_block_is_read_back_as_the_rows_it_is_made_of(
         False,
     )
     assert (first.label, second.label) == ("true", None)
-    assert (second.prediction.entity, json.loads(second.prediction.inputs)["x"]) == (None, None)
+    assert (second.prediction.entity_id, json.loads(second.prediction.inputs)["x"]) == (None, None)
     assert [one.prediction.id[-8:] for one in (first, second, third)] == ["00000000", "00000001", "00000002"]
 
 
@@ -464,7 +469,7 @@ def test_rows_in_json_may_leave_out_columns_and_those_are_null(asked: list[dict[
     found = list(blocks.rows(blocks.pack_rows(asked), blocks.pack_told(told, ["0.5"] * len(asked)), "key"))
     names = {name for row in asked for name in row}
     assert [json.loads(row.inputs) for row in found] == [{name: row.get(name) for name in names} for row in asked]
-    assert [row.key for row in found] == [row.get("key") for row in asked]
+    assert [row.entity_id for row in found] == [row.get("key") for row in asked]
     assert [(row.output, row.score) for row in found] == [(one, 0.5) for one in told]
 
 
@@ -484,7 +489,7 @@ def test_a_prediction_is_found_by_its_id_wherever_and_however_it_was_logged(fold
         other.append([made(), shadowed]).result(10)
     log = Reader(str(folder))
     assert [log.find(row.id) for row in (alone, shadowed)] == [alone, shadowed]
-    of_block = [found.prediction for found in log.predictions() if found.prediction.at_us == asked.at_us]
+    of_block = [found.prediction for found in log.predictions() if found.prediction.timestamp_us == asked.timestamp_us]
     assert [log.find(row.id) for row in of_block] == of_block
     assert len(of_block) == 3
     beyond = f"{asked.id[:-1]}3"
@@ -521,21 +526,6 @@ def test_without_pyarrow_blocks_in_json_are_read(folder: Path, writer: Writer, m
     writer.append([block_in_json()]).result(10)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert [found.prediction.score for found in Reader(str(folder)).predictions()] == [0.25, 0.5, 0.75]
-
-
-def test_a_log_of_the_version_before_is_read_as_it_is_and_brought_up_to_date_by_its_writer(folder: Path) -> None:
-    row, asked = made(), block()
-    with Writer(str(folder), "serving") as opened:
-        opened.append([row]).result(10)
-    with sqlite3.connect(folder / "serving-0.db") as connection:
-        connection.execute("DROP TABLE blocks")
-        connection.execute("UPDATE schema_version SET version = 1")
-    connection.close()
-    assert logged_ids(folder) == {row.id}
-    assert Reader(str(folder)).known([row.id, asked.id]) == {row.id}
-    with Writer(str(folder), "serving") as opened:
-        opened.append([asked]).result(10)
-    assert len(logged_ids(folder)) == 4
 
 
 # What cannot be used is refused by name.

@@ -42,7 +42,9 @@ from .postgresql import PostgreSQL
 
 
 def made() -> Prediction:
-    return Prediction(new_id(), now_us(), "k", "champion", "1", "{}", '{"prediction":true}', 0.25, 900, False)
+    return Prediction(
+        new_id(), now_us(), "k", None, "champion", "1", None, "{}", '{"prediction":true}', 0.25, 900, False
+    )
 
 
 def outcome(of: Prediction, label: str = "true") -> Outcome:
@@ -270,7 +272,7 @@ def test_one_bad_row_in_a_database_does_not_take_down_its_neighbours(url: str) -
     good = [made() for _ in range(20)]
     with Writer(url, "serve") as writer:
         waiting = [writer.append([row]) for row in good[:10]]
-        refused = writer.append([made()._replace(entity="nul\0")])
+        refused = writer.append([made()._replace(entity_id="nul\0")])
         waiting += [writer.append([row]) for row in good[10:]]
         assert not isinstance(refused.exception(10), Unavailable | None)
         assert [one.exception(10) for one in waiting] == [None] * 20
@@ -297,7 +299,7 @@ def test_rows_wait_in_the_spool_and_are_moved_when_the_database_is_back(
     postgres: PostgreSQL, url: str, spool: Spool
 ) -> None:
     rows = [made() for _ in range(2 * MOVED + 3)]
-    job = Job(new_id(), 1, "1", "in", "out", 3, 0.5)
+    job = Job(new_id(), 1, "1", None, "in", "out", 3, 0.5)
     postgres.stop()
     try:
         with Writer(url, "serve", spool=spool) as writer:

@@ -6,7 +6,7 @@ column by column; of Arrow in the contract's own types. `outputs` has for each r
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
@@ -17,12 +17,14 @@ COMPRESSION = "lz4"
 """Of blocks in Arrow: less than half the bytes to be written, in less time than writing them would take."""
 AT_ONCE = 1000
 """Rows made Python values at once."""
+_EPOCH = datetime(1970, 1, 1)
 
 
 class Row(NamedTuple):
     """One prediction of a block; `inputs` and `output` are the JSON texts that it would have as a row of the log."""
 
-    key: Any
+    entity_id: str | None
+    event_timestamp_us: int | None
     inputs: str
     output: str
     score: float
@@ -54,14 +56,17 @@ def pack_told(told: Sequence[str], scores: Sequence[str]) -> bytes:
     return f'{{"score":[{",".join(scores)}],"told":[{",".join(told)}]}}'.encode()
 
 
-def rows(inputs: bytes, outputs: bytes, key: str | None) -> Iterator[Row]:
-    """The rows of a block; `key` is the column that names a row.
+def rows(
+    inputs: bytes, outputs: bytes, entity_column: str | None = None, event_timestamp_column: str | None = None
+) -> Iterator[Row]:
+    """The rows of a block; the two columns hold what a row is called, and when it happened.
 
     Raises:
         ImportError: the block is in Arrow, and pyarrow is not installed.
     """
     for row, output, score in _of_json(inputs, outputs) if inputs[:1] == b"{" else _of_arrow(inputs, outputs):
-        yield Row(row.get(key) if key else None, _text(row), _text(output), score)
+        entity, happened = row.get(entity_column), row.get(event_timestamp_column)  # type: ignore[arg-type]
+        yield Row(None if entity is None else str(entity), _us(happened), _text(row), _text(output), score)
 
 
 def _of_json(inputs: bytes, outputs: bytes) -> Iterable[Triple]:
@@ -86,6 +91,14 @@ def plain(table: Any) -> list[dict[str, Any]]:
         {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
         for row in table.to_pylist()
     ]
+
+
+def _us(text: str | None) -> int | None:
+    """A time in ISO 8601 as microseconds since 1970, on its own clock if it names no zone."""
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(text)
+    return (moment - (_EPOCH if moment.tzinfo is None else _EPOCH.replace(tzinfo=UTC))) // timedelta(microseconds=1)
 
 
 def _text(content: dict[str, Any]) -> str:

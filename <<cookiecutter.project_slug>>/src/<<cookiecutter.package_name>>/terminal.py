@@ -52,7 +52,7 @@ def show_standing(now: "Routing", server: str, settings: Settings) -> None:
 def show_explained(found: "Explained") -> None:
     """Print a prediction, and what each column added to its score."""
     logged, why = found.prediction, found.explanation
-    when = datetime.fromtimestamp(logged.at_us / 1e6, tz=UTC)
+    when = datetime.fromtimestamp(logged.timestamp_us / 1e6, tz=UTC)
     console.print(
         f"Prediction {escape(logged.id)} of {when:%F %T} UTC, by version {escape(logged.model_version)} "
         f"({escape(logged.variant)}): [bold]{escape(_json(why.prediction))}[/]",

@@ -41,9 +41,8 @@ def test_every_type_of_a_query_is_read(postgres: PostgreSQL, tmp_path: Path, mon
 
 
 def test_the_prediction_log_lives_in_it(postgres: PostgreSQL) -> None:
-    row = Prediction(
-        new_id(), now_us(), "k", "champion", "1", dumps({"x": 1}), dumps({"prediction": 1}), 0.25, 9, False
-    )
+    facts = (new_id(), now_us(), "k", None, "champion", "1", None)
+    row = Prediction(*facts, dumps({"x": 1}), dumps({"prediction": 1}), 0.25, 9, False)
     with Writer(postgres.url, "serving") as writer, Writer(postgres.url, "feedback") as other:
         writer.append([row]).result()
         other.append([Outcome(row.id, now_us(), "true")]).result()

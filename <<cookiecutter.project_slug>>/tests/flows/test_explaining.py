@@ -40,10 +40,12 @@ def log(settings: Settings, bundle_path: Path, row: dict[str, Any]) -> Log:
         told = Bundle.open(bundle_path).predict(from_rows(Bundle.open(bundle_path).contract.inputs, [row]))
         facts: dict[str, Any] = {
             "id": new_id(),
-            "at_us": now_us(),
-            "entity": None,
+            "timestamp_us": now_us(),
+            "entity_id": None,
+            "event_timestamp_us": None,
             "variant": "champion",
             "model_version": version,
+            "model_digest": None,
             "inputs": dumps(row),
             "output": dumps({"prediction": told.values.tolist()[0]}),
             "score": told.scores.tolist()[0],

@@ -67,7 +67,18 @@ def test_logged_predictions_of_a_span_are_judged_with_their_labels(
             log.append(
                 [
                     Prediction(
-                        ids[at], start + at, None, "champion", "7", dumps(inputs[at]), "{}", float(score), 10, False
+                        ids[at],
+                        start + at,
+                        None,
+                        None,
+                        "champion",
+                        "7",
+                        None,
+                        dumps(inputs[at]),
+                        "{}",
+                        float(score),
+                        10,
+                        False,
                     ),
                     Outcome(ids[at], start + at, json.dumps(labels[at])),
                 ]

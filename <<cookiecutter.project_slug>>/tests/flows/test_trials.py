@@ -244,7 +244,7 @@ def test_the_standing_counts_what_each_variant_did_since_it_began(
     two: Registry, settings: Settings, folder: Path
 ) -> None:
     settings = settings.model_copy(update={"prediction_log": str(folder / "log")})
-    row = Prediction("", now_us(), None, "champion", "1", "{}", "{}", 0.5, 1000, degraded=False)
+    row = Prediction("", now_us(), None, None, "champion", "1", None, "{}", "{}", 0.5, 1000, degraded=False)
     with Writer(settings.prediction_log, "serve") as writer:
         writer.append([row._replace(id=new_id())]).result()  # Before it began.
         time.sleep(0.01)
@@ -252,7 +252,9 @@ def test_the_standing_counts_what_each_variant_did_since_it_began(
         answered = [("champion", "1"), ("champion", "1"), ("challenger", "2"), ("fallback", "1")]
         writer.append(
             [
-                row._replace(id=new_id(), at_us=now_us(), variant=variant, model_version=version, score=number / 4)
+                row._replace(
+                    id=new_id(), timestamp_us=now_us(), variant=variant, model_version=version, score=number / 4
+                )
                 for number, (variant, version) in enumerate(answered)
             ]
         ).result()

@@ -32,10 +32,12 @@ def log(folder: Path, frame: pl.DataFrame, bundle: Bundle, labelled: int, degrad
     predictions = [
         Prediction(
             id=f"{at:032d}",
-            at_us=START_US + at * MINUTE_US,
-            entity=None,
+            timestamp_us=START_US + at * MINUTE_US,
+            entity_id=None,
+            event_timestamp_us=None,
             variant="champion",
             model_version="7",
+            model_digest=None,
             inputs=dumps(rows[at]),
             output="{}",
             score=float(answers.scores[at]),

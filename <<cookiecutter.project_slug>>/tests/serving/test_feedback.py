@@ -66,9 +66,9 @@ def test_a_label_may_say_when_it_turned_out_however_late(server: Server, client:
         assert client.post("/feedback", json={"labels": labels}).json() == {"accepted": 1}
     assert label(client, (prediction, True)).json() == {"accepted": 1}
     with sqlite3.connect(Path(server.log) / "serve-0.db") as log:
-        found = log.execute("SELECT at_us FROM labels WHERE prediction_id = ?", (prediction,)).fetchall()
+        found = log.execute("SELECT timestamp_us FROM labels WHERE prediction_id = ?", (prediction,)).fetchall()
     log.close()
-    assert [moment(at_us) for (at_us,) in found] == [datetime(2013, 6, 15, 8, 30, tzinfo=UTC)]
+    assert [moment(at) for (at,) in found] == [datetime(2013, 6, 15, 8, 30, tzinfo=UTC)]
 
 
 def test_a_label_from_the_future_is_refused(server: Server, client: httpx.Client, prediction: str) -> None:

@@ -208,7 +208,9 @@ def test_a_damaged_end_of_the_journal_costs_the_damaged_transactions_and_no_othe
         else:
             with Writer(str(log), "serve") as writer:
                 later = new_id()
-                writer.append([Prediction(later, 1, None, "champion", "1", "{}", "{}", 0.5, 1, False)]).result(10)
+                writer.append(
+                    [Prediction(later, 1, None, None, "champion", "1", None, "{}", "{}", 0.5, 1, False)]
+                ).result(10)
         found, _ = in_files(log)
         kept = [name for name in told if found[name] == 1]
         # What is lost is the end of the journal, and nothing from its middle.

@@ -84,7 +84,7 @@ class TestAnswers:
         )
         assert json.loads(row.inputs) == sent
         assert json.loads(row.output) == {name: answer[name] for name in ("prediction", "probabilities")}
-        assert row.entity == ("42" if key else None)
+        assert row.entity_id == ("42" if key else None)
         assert (row.variant, row.model_version, row.degraded) == ("champion", "1", False)
         assert row.score == answer["probabilities"]["true"]
         assert row.latency_us > 0
@@ -107,7 +107,7 @@ class TestAnswers:
             assert json.loads(logged.inputs) == row
             assert {"id": logged.id, **json.loads(logged.output)} == answer
             assert logged.score == answer["probabilities"]["true"]
-            assert logged.entity == (str(at) if key else None)
+            assert logged.entity_id == (str(at) if key else None)
         assert answers[0]["probabilities"] == predict(client, instances[0]).json()["predictions"][0]["probabilities"]
         label = {"labels": [{"id": answers[-1]["id"], "label": True}]}
         assert client.post("/feedback", json=label).json() == {"accepted": 1}

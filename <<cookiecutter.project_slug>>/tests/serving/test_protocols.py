@@ -74,7 +74,7 @@ def test_every_protocol_gets_the_same_answer_and_one_entry_in_the_log(
             name: value for name, value in json.loads(a.inputs).items() if value is not None
         }
         assert json.loads(b.output) == json.loads(a.output)
-        assert (b.score, b.entity, b.variant, b.model_version) == (a.score, a.entity, a.variant, a.model_version)
+        assert (b.score, b.entity_id, b.variant, b.model_version) == (a.score, a.entity_id, a.variant, a.model_version)
         assert b.latency_us > 0
 
 

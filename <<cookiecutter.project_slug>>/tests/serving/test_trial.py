@@ -406,7 +406,7 @@ def test_a_shadow_is_logged_beside_each_answer_and_answers_nobody(site: Site, ex
     assert answered.keys().isdisjoint(logged)
     for one in ids:
         mine, other = answered[one], logged[twin(one)]
-        assert (other.inputs, other.entity, other.at_us) == (mine.inputs, mine.entity, mine.at_us)
+        assert (other.inputs, other.entity_id, other.timestamp_us) == (mine.inputs, mine.entity_id, mine.timestamp_us)
         assert (other.variant, other.model_version, other.score) == (SHADOW, "always", mine.score)
         assert json.loads(other.output)["prediction"] is True
     tally = {(one.variant, one.model_version): one.rows for one in Reader(site.server.log).tallies()}

@@ -31,9 +31,10 @@ class Explained(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """Both, as JSON would carry them."""
         logged = self.prediction
-        known = {"id": logged.id, "at": moment(logged.at_us).isoformat(), "entity": logged.entity}
-        model = {"model_version": logged.model_version, "variant": logged.variant, "degraded": logged.degraded}
-        return known | model | self.explanation.model_dump()
+        known = {"id": logged.id, "at": moment(logged.timestamp_us).isoformat(), "entity_id": logged.entity_id}
+        model = {"model_version": logged.model_version, "model_digest": logged.model_digest}
+        how = {"variant": logged.variant, "degraded": logged.degraded}
+        return known | model | how | self.explanation.model_dump()
 
 
 def explain_logged(name: str, settings: Settings, connect: Callable[[], "Registry"]) -> Explained:

@@ -38,7 +38,8 @@ def watch(
     if source is not None:
         rows = window.from_file(source, opened, slices)
     else:
-        rows = window.from_log(Reader(settings.prediction_log), opened, slices, _us(since) or 0, _us(until), version)
+        log, span = Reader(settings.prediction_log), (_us(since) or 0, _us(until))
+        rows = window.from_log(log, opened, slices, *span, version, opened.digest)
     found = engine.task("monitor", monitor, rows, opened, params, FOLDER)
     tell(found)
     if webhook := settings.alert_webhook.get_secret_value():

@@ -85,7 +85,8 @@ def score(
         broken = engine.task("score", _write, source, output, opened, version, params.chunk_rows, advance)
         seconds = time.perf_counter() - start
         rows = broken.pop(_ROWS)
-        job = Job(prediction_log.new_id(), prediction_log.now_us(), version, str(source), str(output), rows, seconds)
+        made = (prediction_log.new_id(), prediction_log.now_us(), version, opened.digest)
+        job = Job(*made, str(source), str(output), rows, seconds)
         log.append([job]).result()
     return Scored(job.id, rows, seconds, version, {rule: count for rule, count in broken.most_common() if count})
 

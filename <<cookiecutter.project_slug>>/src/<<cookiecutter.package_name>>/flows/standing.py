@@ -5,8 +5,8 @@ import urllib.request
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from ..prediction_log import Reader, Tally
-from ..serving.routing import Routing
+from ..prediction_log import Reader, Tally, together
+from ..serving.routing import Ref, Routing
 from ..settings import Settings
 from .rollout import LEADING, audit
 
@@ -15,13 +15,16 @@ HASHED = "sha256:"
 
 
 class Standing(NamedTuple):
-    """One variant: its version, its share of the keys (None: it answers nobody, or only in need), and what it did."""
+    """One variant: its model, its share of the keys (None: it answers nobody, or only in need), and what it did."""
 
     variant: str
     version: str
+    digest: str | None
     share: float | None
     since: str
     tally: Tally | None
+    undigested: int = 0
+    """Rows of the tally that were logged before digests were, and are counted by their version."""
 
 
 def standings(now: Routing, settings: Settings) -> list[Standing]:
@@ -30,18 +33,28 @@ def standings(now: Routing, settings: Settings) -> list[Standing]:
     beside = now.challenger or now.shadow
     champion_since = began[-1] if began else now.updated_at
     tallies = Reader(settings.prediction_log).tallies(_us(beside.since if beside else champion_since))
-    found = {(tally.variant, tally.model_version): tally for tally in tallies}
+    found = {(tally.variant, tally.model_version, tally.model_digest): tally for tally in tallies}
     asked: list[Standing] = []
     if now.champion:
         share = 1 - now.challenger.share if now.challenger else 1.0
-        asked.append(Standing("champion", now.champion.version, share, champion_since, None))
+        asked.append(Standing("champion", *_of(now.champion), share, champion_since, None))
     if now.challenger:
         one = now.challenger
-        asked.append(Standing("challenger", one.ref.version, one.share, one.since, None))
+        asked.append(Standing("challenger", *_of(one.ref), one.share, one.since, None))
     if now.shadow:
-        asked.append(Standing("shadow", now.shadow.ref.version, None, now.shadow.since, None))
-    shown = [one._replace(tally=found.pop((one.variant, one.version), None)) for one in asked]
+        asked.append(Standing("shadow", *_of(now.shadow.ref), None, now.shadow.since, None))
+    shown = []
+    for each in asked:
+        mine = found.pop((each.variant, each.version, each.digest), None)
+        older = found.pop((each.variant, each.version, None), None)
+        tallies = [tally for tally in (mine, older) if tally]
+        undigested = older.rows if older else 0
+        shown.append(each._replace(tally=together(tallies) if tallies else None, undigested=undigested))
     return [*shown, *(Standing(*key, None, "", tally) for key, tally in found.items())]
+
+
+def _of(ref: Ref) -> tuple[str, str]:
+    return ref.version, ref.digest
 
 
 def breaker(now: Routing, server: str, settings: Settings) -> str:

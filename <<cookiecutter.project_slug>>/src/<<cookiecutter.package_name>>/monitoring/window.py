@@ -86,19 +86,20 @@ def from_log(
     since_us: int = 0,
     until_us: int | None = None,
     model_version: str | None = None,
+    model_digest: str | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Window:
-    """Logged predictions with since ≤ time < until, of one model version or of all.
+    """Logged predictions with since ≤ time < until, of one model or of all.
 
     Args:
         reader: the log.
         bundle: the model whose reference the rows are counted against.
         slices: columns by whose values quality is told apart.
         since_us, until_us: microseconds since 1970, UTC.
-        model_version: only predictions of this version.
+        model_version, model_digest: only predictions of this model, as `Reader.predictions` has it.
         chunk_rows: rows held in memory at once.
     """
-    logged = reader.predictions(since_us, until_us, model_version)
+    logged = reader.predictions(since_us, until_us, model_version, model_digest=model_digest)
     chunks = iter(lambda: list(itertools.islice(logged, chunk_rows)), [])
     parts = (_logged(chunk, bundle) for chunk in chunks)
     return _collect(parts, bundle, slices, source="prediction log", clock="time of the prediction (UTC)")
@@ -193,7 +194,7 @@ def _logged(rows: Sequence[Logged], bundle: Bundle) -> Chunk:
         scores=np.array([p.score for p in predictions], dtype=np.float32),
         output=_logged_output(rows, bundle.contract),
         truth=np.array([_true(row.label, bundle.contract) for row in rows], dtype=np.float64),
-        times=np.array([p.at_us for p in predictions], dtype="datetime64[us]"),
+        times=np.array([p.timestamp_us for p in predictions], dtype="datetime64[us]"),
         versions=np.array([p.model_version for p in predictions], dtype=object),
         degraded=np.array([p.degraded for p in predictions], dtype=bool),
     )

@@ -8,7 +8,7 @@ In a folder, each process writes a SQLite file of its own (SQLite before 3.51.3 
 connections checkpoint one WAL) and readers open all files as one log. Given a database URL, all write there.
 """
 
-from .reader import Logged, Reader, Tally
+from .reader import Logged, Reader, Tally, together
 from .rows import (
     SHADOW,
     Block,
@@ -47,4 +47,5 @@ __all__ = [
     "new_id",
     "new_ids",
     "now_us",
+    "together",
 ]

@@ -6,12 +6,19 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from ..errors import ConfigError
-from .rows import SCHEMA_VERSION, metadata, versions
+from . import migrations
+from .migrations import migrate
+from .rows import SCHEMA_VERSION
 
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 """What an address that names no driver is opened with; SQLAlchemy would choose a library that is not here."""
 TIMEOUTS = {"connect_timeout": 3, "tcp_user_timeout": 5000}
 """Of a PostgreSQL that cannot be reached: in seconds and milliseconds, as libpq has it."""
+
+LOCK_NOT_AVAILABLE = "55P03"
+BUSY = (
+    "it is being read or written, and its schema has to change; end the others (`monitor`, older servers), then retry"
+)
 
 
 def engine_of(address: str | sa.URL, pings: bool = False) -> sa.Engine:
@@ -39,40 +46,22 @@ def opened(url: str | sa.URL) -> sa.Engine:
 
 
 def make(engine: sa.Engine) -> None:
-    """Make the tables where they are missing; raises as `opened`, and what the driver raises."""
-    if _version(engine) < SCHEMA_VERSION:
-        create(engine)
-
-
-def create(engine: sa.Engine) -> None:
-    """Make the tables that are missing."""
-    try:
-        with engine.begin() as connection:
-            metadata.create_all(connection)
-            connection.execute(sa.insert(versions), {"version": SCHEMA_VERSION})
-    except sa.exc.DBAPIError:
-        # Another process that shares this database may have been quicker.
-        if _version(engine) < SCHEMA_VERSION:
-            raise
-
-
-def version_of(engine: sa.Engine) -> int:
-    """Schema version found; 0 in an empty database."""
-    with explained(engine):
-        return _version(engine)
-
-
-def _version(engine: sa.Engine) -> int:
+    """Make the tables, or migrate them; raises as `opened`, and what the driver raises."""
     with engine.connect() as connection:
-        if not sa.inspect(connection).has_table(versions.name):
-            return 0
-        found = connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0
+        found = version_of(connection)
+    if found < SCHEMA_VERSION:
+        migrate(engine)
+
+
+def version_of(connection: sa.Connection) -> int:
+    """Schema version found, 0 in an empty database; raises `ConfigError` where a newer package made it."""
+    found = migrations.version_of(connection)
     if found > SCHEMA_VERSION:
         raise ConfigError(
-            f"prediction log {_shown(engine)} has schema version {found}, "
+            f"prediction log {_shown(connection.engine)} has schema version {found}, "
             f"this package knows {SCHEMA_VERSION}; update the package"
         )
-    return int(found)
+    return found
 
 
 @contextmanager
@@ -81,7 +70,9 @@ def explained(engine: sa.Engine) -> Iterator[None]:
     try:
         yield
     except sa.exc.DBAPIError as error:
-        raise ConfigError(f"prediction log {_shown(engine)} cannot be used: {error.orig}") from None
+        is_locked = getattr(error.orig, "sqlstate", "") == LOCK_NOT_AVAILABLE
+        reason = BUSY if is_locked else error.orig
+        raise ConfigError(f"prediction log {_shown(engine)} cannot be used: {reason}") from None
 
 
 def _shown(engine: sa.Engine) -> str:

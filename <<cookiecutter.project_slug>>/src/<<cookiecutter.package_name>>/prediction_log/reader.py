@@ -3,7 +3,8 @@
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -11,8 +12,21 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 from ..errors import ConfigError
+from .migrations import as_of
 from .opening import engine_of, explained, version_of
-from .rows import BLOCK_DIGITS, SHADOW, Block, Job, Prediction, blocks, id_in_block, jobs, labels, predictions
+from .rows import (
+    BLOCK_DIGITS,
+    SCHEMA_VERSION,
+    SHADOW,
+    Block,
+    Job,
+    Prediction,
+    blocks,
+    id_in_block,
+    jobs,
+    labels,
+    predictions,
+)
 
 MAX_VARIABLES = 10_000
 """Ids asked for in one query; SQLite takes at most 32,766."""
@@ -26,6 +40,7 @@ class Tally(NamedTuple):
 
     variant: str
     model_version: str
+    model_digest: str | None
     rows: int
     degraded: int
     mean_score: float
@@ -67,8 +82,11 @@ class Reader:
         until_us: int | None = None,
         model_version: str | None = None,
         variant: str | None = None,
+        model_digest: str | None = None,
     ) -> Iterator[Logged]:
         """Predictions with since ≤ time < until, in the order of each file, joined with their labels.
+
+        With a digest, those of this model; rows without one, logged before schema 3, count by their version alone.
 
         What a shadow said was nobody's answer, and is left out unless `variant` asks for it.
         A label may stand in another file than its prediction; they are looked up in step, so that memory stays flat.
@@ -78,111 +96,127 @@ class Reader:
             ConfigError: there are blocks, and pyarrow is not installed.
         """
 
-        def asked(table: sa.Table) -> sa.Select[Any]:
-            query = sa.select(table).where(table.c.at_us >= since_us).order_by(table.c.id)
+        def asked(table: sa.FromClause) -> sa.Select[Any]:
+            query = sa.select(table).where(table.c.timestamp_us >= since_us).order_by(table.c.id)
             if until_us is not None:
-                query = query.where(table.c.at_us < until_us)
-            if model_version is not None:
-                query = query.where(table.c.model_version == model_version)
+                query = query.where(table.c.timestamp_us < until_us)
+            of_version = sa.true() if model_version is None else table.c.model_version == model_version
+            if model_digest is not None:
+                digest = table.c.model_digest
+                of_version = sa.or_(digest == model_digest, sa.and_(digest.is_(None), of_version))
+            query = query.where(of_version)
             return query.where(table.c.variant != SHADOW if variant is None else table.c.variant == variant)
 
-        of_blocks = (one for row in self._rows(asked(blocks), 2) for one in _unpacked(Block._make(row)))
-        found = itertools.chain(map(Prediction._make, self._rows(asked(predictions))), of_blocks)
+        of_blocks = (one for row in self._rows(blocks, asked) for one in _unpacked(Block._make(row)))
+        found = itertools.chain(map(Prediction._make, self._rows(predictions, asked)), of_blocks)
         while some := list(itertools.islice(found, MAX_VARIABLES)):
             outcomes = self.labels([prediction.id for prediction in some])
             yield from (Logged(prediction, outcomes.get(prediction.id)) for prediction in some)
 
     def tallies(self, since_us: int = 0) -> list[Tally]:
-        """Counts of each variant and version from a moment on, shadows included, by variant and version."""
-        found: dict[tuple[str, str], list[Tally]] = {}
-        for table, count, version in ((predictions, sa.literal(1), 1), (blocks, blocks.c.rows, 2)):
-            # What a block's rows scored lies packed within it, and counts for nothing here.
-            scores = sa.func.avg(table.c.score) if table is predictions else sa.null()
-            query = (
-                sa.select(
-                    table.c.variant,
-                    table.c.model_version,
-                    sa.func.sum(count),
-                    sa.func.sum(sa.cast(table.c.degraded, sa.Integer) * count),
-                    scores,
-                    sa.func.sum(table.c.latency_us * count),
-                    sa.func.max(table.c.at_us),
-                )
-                .where(table.c.at_us >= since_us)
-                .group_by(table.c.variant, table.c.model_version)
-            )
-            for variant, model, rows, degraded, score, latency, last in self._rows(query, version):
+        """Counts of each variant and model from a moment on, shadows included, by variant, version and digest."""
+        found: dict[tuple[str, str, str], list[Tally]] = {}
+        for table in (predictions, blocks):
+            for variant, version, digest, rows, *sums in self._rows(table, partial(_tallied, since_us)):
+                degraded, score, latency, last = sums
                 mean = math.nan if score is None else float(score)
-                part = Tally(variant, model, int(rows), int(degraded), mean, float(latency) / int(rows), last)
-                found.setdefault((variant, model), []).append(part)
-        return [_together(found[key]) for key in sorted(found)]
+                model = (variant, version, digest)
+                part = Tally(*model, int(rows), int(degraded), mean, float(latency) / int(rows), last)
+                found.setdefault((variant, version, digest or ""), []).append(part)
+        return [together(found[key]) for key in sorted(found)]
 
     def labels(self, ids: Sequence[str] | None = None) -> dict[str, str]:
         """Prediction id → label (a JSON text); of all, or of the ids given."""
-        query = sa.select(labels.c.prediction_id, labels.c.label)
         if ids is None:
-            return dict(self._rows(query))
-        return {
-            found: label
+            return dict(self._rows(labels, lambda table: sa.select(table.c.prediction_id, table.c.label)))
+        return dict(
+            row
             for some in _batches(ids)
-            for found, label in self._rows(query.where(labels.c.prediction_id.in_(some)))
-        }
+            for row in self._found(labels, "prediction_id", some, ("prediction_id", "label"))
+        )
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that are predictions in the log."""
-        query = sa.select(predictions.c.id)
-        found = {found for some in _batches(ids) for (found,) in self._rows(query.where(predictions.c.id.in_(some)))}
+        found = {one for some in _batches(ids) for (one,) in self._found(predictions, "id", some, ("id",))}
         return found | self._in_blocks([one for one in ids if one not in found and _IN_BLOCK.fullmatch(one)])
 
     def find(self, name: str) -> Prediction | None:
         """The prediction of this id, a shadow's too; None where the log has none. Raises as `predictions`."""
-        found = list(self._rows(sa.select(predictions).where(predictions.c.id == name)))
+        found = list(self._found(predictions, "id", [name]))
         if found or not self._in_blocks([name] if _IN_BLOCK.fullmatch(name) else []):
             return Prediction._make(found[0]) if found else None
-        first = id_in_block(name, 0)
-        (block,) = self._rows(sa.select(blocks).where(blocks.c.id == first), 2)
+        (block,) = self._found(blocks, "id", [id_in_block(name, 0)])
         return next(row for row in _unpacked(Block._make(block)) if row.id == name)
 
     def _in_blocks(self, ids: Sequence[str]) -> set[str]:
         first = {one: id_in_block(one, 0) for one in ids}
-        query = sa.select(blocks.c.id, blocks.c.rows)
-        sizes = {
-            found: rows
-            for some in _batches(sorted(set(first.values())))
-            for found, rows in self._rows(query.where(blocks.c.id.in_(some)), 2)
-        }
+        asked = _batches(sorted(set(first.values())))
+        sizes = {found: rows for some in asked for found, rows in self._found(blocks, "id", some, ("id", "rows"))}
         return {one for one in ids if int(one[-BLOCK_DIGITS:], 16) < sizes.get(first[one], 0)}
 
     def jobs(self) -> list[Job]:
         """All batch jobs, oldest first."""
-        return sorted((Job._make(row) for row in self._rows(sa.select(jobs))), key=lambda job: job.at_us)
+        return sorted((Job._make(row) for row in self._rows(jobs, sa.select)), key=lambda job: job.timestamp_us)
 
-    def _rows(self, query: sa.Select[Any], version: int = 1) -> Iterator[Any]:
-        for engine in self._engines(version):
+    def _found(
+        self, table: sa.Table, key: str, values: Sequence[str], names: Sequence[str] | None = None
+    ) -> Iterator[Any]:
+        """The rows, or these columns of them, whose key is one of the values."""
+        names = names or [column.name for column in table.columns]
+        return self._rows(table, lambda found: sa.select(*(found.c[n] for n in names)).where(found.c[key].in_(values)))
+
+    def _rows(self, table: sa.Table, query: Callable[[sa.FromClause], sa.Select[Any]]) -> Iterator[Any]:
+        for engine in self._engines():
             try:
                 with explained(engine), engine.connect() as connection:
-                    yield from connection.execution_options(yield_per=5000).execute(query)
+                    if engine.dialect.name == "sqlite":  # Its driver would let a migration come between two queries.
+                        connection.exec_driver_sql("BEGIN")
+                    if (found := as_of(self._version(connection), table)) is not None:
+                        with connection.execution_options(yield_per=5000).execute(query(found)) as rows:
+                            yield from rows
             finally:
                 if engine is not self._kept:
                     engine.dispose()
 
-    def _engines(self, version: int) -> Iterator[sa.Engine]:
+    def _version(self, connection: sa.Connection) -> int:
+        if self._kept is None:
+            return version_of(connection)
+        if self._kept_version < SCHEMA_VERSION:
+            self._kept_version = version_of(connection)
+        return self._kept_version
+
+    def _engines(self) -> Iterator[sa.Engine]:
         if self._kept is not None:
-            if self._kept_version < version:
-                self._kept_version = version_of(self._kept)
-            if self._kept_version >= version:
-                yield self._kept
+            yield self._kept
             return
         urls: list[str | sa.URL] = [self._target]
         if "://" not in self._target:
             paths = sorted(Path(self._target).glob("*.db"))
             urls = [sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query=_READ_ONLY) for path in paths]
-        for engine in map(engine_of, urls):
-            if version_of(engine) >= version:
-                yield engine
+        yield from map(engine_of, urls)
 
 
-def _together(parts: Sequence[Tally]) -> Tally:
+def _tallied(since_us: int, table: sa.FromClause) -> sa.Select[Any]:
+    is_block = "rows" in table.c
+    count: sa.ColumnElement[int] = table.c.rows if is_block else sa.literal(1)
+    by = (table.c.variant, table.c.model_version, table.c.model_digest)
+    return (
+        sa.select(
+            *by,
+            sa.func.sum(count),
+            sa.func.sum(sa.cast(table.c.degraded, sa.Integer) * count),
+            # What a block's rows scored lies packed within it, and counts for nothing here.
+            sa.null() if is_block else sa.func.avg(table.c.score),
+            sa.func.sum(table.c.latency_us * count),
+            sa.func.max(table.c.timestamp_us),
+        )
+        .where(table.c.timestamp_us >= since_us)
+        .group_by(*by)
+    )
+
+
+def together(parts: Sequence[Tally]) -> Tally:
+    """The tally of all rows; variant and model are those of the first."""
     rows = sum(part.rows for part in parts)
     scored = [part for part in parts if not math.isnan(part.mean_score)]
     weight = sum(part.rows for part in scored)
@@ -199,14 +233,16 @@ def _unpacked(block: Block) -> Iterator[Prediction]:
     from ..blocks import rows
 
     try:
-        for at, row in enumerate(rows(block.inputs, block.outputs, block.key)):
-            entity = None if row.key is None else str(row.key)
+        columns = (block.entity_column, block.event_timestamp_column)
+        for at, row in enumerate(rows(block.inputs, block.outputs, *columns)):
             yield Prediction(
                 id_in_block(block.id, at),
-                block.at_us,
-                entity,
+                block.timestamp_us,
+                row.entity_id,
+                row.event_timestamp_us,
                 block.variant,
                 block.model_version,
+                block.model_digest,
                 row.inputs,
                 row.output,
                 row.score,

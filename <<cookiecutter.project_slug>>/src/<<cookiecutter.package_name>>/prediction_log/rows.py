@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from pydantic_core import to_json
 
-SCHEMA_VERSION = 2
-"""2 added blocks."""
+SCHEMA_VERSION = 3
+"""2 added blocks; 3 digests and event times, and renamed columns (migrations.py)."""
 SHADOW = "shadow"
 """The variant of rows that were logged beside an answer and sent to nobody."""
 BLOCK_DIGITS = 8
@@ -24,10 +24,12 @@ predictions = sa.Table(
     "predictions",
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("at_us", sa.BigInteger, nullable=False, index=True),
-    sa.Column("entity", sa.Text),
+    sa.Column("timestamp_us", sa.BigInteger, nullable=False, index=True),
+    sa.Column("entity_id", sa.Text),
+    sa.Column("event_timestamp_us", sa.BigInteger),
     sa.Column("variant", sa.Text, nullable=False),
     sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("model_digest", sa.String(64)),
     sa.Column("inputs", sa.Text, nullable=False),
     sa.Column("output", sa.Text, nullable=False),
     sa.Column("score", sa.Float, nullable=False),
@@ -39,7 +41,7 @@ labels = sa.Table(
     "labels",
     metadata,
     sa.Column("prediction_id", sa.String(32), primary_key=True),
-    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("timestamp_us", sa.BigInteger, nullable=False),
     sa.Column("label", sa.Text, nullable=False),
 )
 
@@ -47,8 +49,9 @@ jobs = sa.Table(
     "jobs",
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("timestamp_us", sa.BigInteger, nullable=False),
     sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("model_digest", sa.String(64)),
     sa.Column("input", sa.Text, nullable=False),
     sa.Column("output", sa.Text, nullable=False),
     sa.Column("rows", sa.BigInteger, nullable=False),
@@ -60,11 +63,13 @@ blocks = sa.Table(
     "blocks",
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("at_us", sa.BigInteger, nullable=False, index=True),
+    sa.Column("timestamp_us", sa.BigInteger, nullable=False, index=True),
     sa.Column("rows", sa.Integer, nullable=False),
-    sa.Column("key", sa.Text),
+    sa.Column("entity_column", sa.Text),
+    sa.Column("event_timestamp_column", sa.Text),
     sa.Column("variant", sa.Text, nullable=False),
     sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("model_digest", sa.String(64)),
     sa.Column("inputs", sa.LargeBinary, nullable=False),
     sa.Column("outputs", sa.LargeBinary, nullable=False),
     sa.Column("latency_us", sa.Integer, nullable=False),
@@ -73,13 +78,20 @@ blocks = sa.Table(
 
 
 class Prediction(NamedTuple):
-    """One logged prediction; `inputs` and `output` are JSON texts."""
+    """One logged prediction; `inputs` and `output` are JSON texts.
+
+    `timestamp_us` is when it was made, in microseconds since 1970 UTC. `event_timestamp_us` is the time that the row
+    itself gives, as the contract's time column holds it: microseconds since 1970 on that column's own clock.
+    `model_digest` is the sha256 of the bundle's manifest; None in rows that were logged before schema 3.
+    """
 
     id: str
-    at_us: int
-    entity: str | None
+    timestamp_us: int
+    entity_id: str | None
+    event_timestamp_us: int | None
     variant: str
     model_version: str
+    model_digest: str | None
     inputs: str
     output: str
     score: float
@@ -90,15 +102,18 @@ class Prediction(NamedTuple):
 class Block(NamedTuple):
     """The predictions of one large request, read back one by one; see `blocks.py` for `inputs` and `outputs`.
 
-    `id` is that of its first row; the others count on in the last eight digits. `key` names the column of entities.
+    `id` is that of its first row; the others count on in the last eight digits. `entity_column` and
+    `event_timestamp_column` name the columns of `inputs` that hold these.
     """
 
     id: str
-    at_us: int
+    timestamp_us: int
     rows: int
-    key: str | None
+    entity_column: str | None
+    event_timestamp_column: str | None
     variant: str
     model_version: str
+    model_digest: str | None
     inputs: bytes
     outputs: bytes
     latency_us: int
@@ -114,7 +129,7 @@ class Outcome(NamedTuple):
     """What turned out for one prediction; `label` is a JSON text."""
 
     prediction_id: str
-    at_us: int
+    timestamp_us: int
     label: str
 
 
@@ -122,8 +137,9 @@ class Job(NamedTuple):
     """One batch job; the file it wrote is the log of its rows."""
 
     id: str
-    at_us: int
+    timestamp_us: int
     model_version: str
+    model_digest: str | None
     input: str
     output: str
     rows: int
@@ -161,9 +177,9 @@ def id_in_block(name: str, at: int) -> str:
     return f"{name[:-BLOCK_DIGITS]}{at:0{BLOCK_DIGITS}x}"
 
 
-def moment(at_us: int) -> datetime:
+def moment(timestamp_us: int) -> datetime:
     """A log time as an aware datetime."""
-    return datetime.fromtimestamp(at_us / 1e6, tz=UTC)
+    return datetime.fromtimestamp(timestamp_us / 1e6, tz=UTC)
 
 
 def dumps(content: Mapping[str, Any]) -> str:

@@ -214,6 +214,7 @@ class Database:
                 self._make()
         except ConfigError as error:
             if not (may_be_gone and isinstance(error.__context__, sa.exc.OperationalError)):
+                self.close()
                 raise
 
     def commit(self, rows: Sequence[Row], _: int = 0) -> None:

@@ -22,7 +22,18 @@ def made(live: Live, ids: Sequence[str], key: str | None, inputs: bytes, outputs
     """The block of a request that came at `since` (`time.perf_counter`); the rest as `Block` has it."""
     latency_us = round((time.perf_counter() - since) * 1e6)
     return Block(
-        ids[0], now_us(), len(ids), key, live.variant, live.ref.version, inputs, outputs, latency_us, live.degraded
+        ids[0],
+        now_us(),
+        len(ids),
+        key,
+        None,
+        live.variant,
+        live.ref.version,
+        live.ref.digest,
+        inputs,
+        outputs,
+        latency_us,
+        live.degraded,
     )
 
 
@@ -47,7 +58,7 @@ def work(live: Live, asked: Asked, laps: Laps) -> Work | Asked:
     if asked.form is OWN:
         content = answer(live, map(with_id, ids, told))
     else:
-        facts = (one.at_us, None, one.variant, one.model_version, "")
+        facts = (one.timestamp_us, None, None, one.variant, one.model_version, one.model_digest, "")
         rows = zip(ids, told, predictions.scores.tolist(), strict=True)
         each = [Prediction(name, *facts, output, own, one.latency_us, one.degraded) for name, output, own in rows]
         content = asked.form.write(live, each)

@@ -57,8 +57,8 @@ class Labeller:
         """
         now, asked = now_us(), dict[str, Outcome]()
         for label in labels:
-            at_us = _us(label["at"]) if "at" in label else now
-            outcome = Outcome(label["id"], at_us, canonical(label["label"]))
+            timestamp_us = _us(label["at"]) if "at" in label else now
+            outcome = Outcome(label["id"], timestamp_us, canonical(label["label"]))
             if asked.setdefault(outcome.prediction_id, outcome).label != outcome.label:
                 raise _conflict([outcome.prediction_id])
         if (fault := self._log.fault) is not None:

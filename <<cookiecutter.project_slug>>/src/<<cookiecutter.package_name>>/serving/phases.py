@@ -196,6 +196,7 @@ def shadow_rows(live: Live, asked: Sequence[tuple[Instance, Prediction]]) -> lis
             id=twin(row.id),
             variant=live.variant,
             model_version=live.ref.version,
+            model_digest=live.ref.digest,
             output=told.output,
             score=told.score,
             latency_us=latency_us,
@@ -249,15 +250,17 @@ def rows(
         ids: of the predictions.
         key: the column that names a row; the model's own if not given.
     """
-    at_us, latency_us = now_us(), round((time.perf_counter() - since) * 1e6)
-    key, variant, version, degraded = key or live.key, live.variant, live.ref.version, live.degraded
+    timestamp_us, latency_us = now_us(), round((time.perf_counter() - since) * 1e6)
+    key, variant, ref, degraded = key or live.key, live.variant, live.ref, live.degraded
     return [
         Prediction(
             name,
-            at_us,
+            timestamp_us,
             None if key is None or instance.get(key) is None else str(instance[key]),
+            None,
             variant,
-            version,
+            ref.version,
+            ref.digest,
             dumps(instance),
             output,
             score,

@@ -1,0 +1,86 @@
+"""Older schemas: how a database of one is migrated in place, and how it is read as it is."""
+
+import sqlalchemy as sa
+
+from .rows import SCHEMA_VERSION, TABLES, blocks, metadata, versions
+
+LOCK_SECONDS = 5
+"""How long a migration waits for others to let go of a PostgreSQL database; their own rows wait behind it."""
+
+_TIME = {"timestamp_us": "at_us"}
+_RENAMED = {
+    "predictions": {**_TIME, "entity_id": "entity"},
+    "blocks": {**_TIME, "entity_column": "key"},
+    "labels": _TIME,
+    "jobs": _TIME,
+}
+"""Columns that schemas 1 and 2 call otherwise: table → name now → name then."""
+_ADDED = {"event_timestamp_us", "event_timestamp_column", "model_digest"}
+"""Columns that they do not have."""
+_LOCK = 0x666C7977686C6F67
+"""Key of the advisory lock that migrations take."""
+
+
+def version_of(connection: sa.Connection) -> int:
+    """Schema version found; 0 in an empty database."""
+    if not sa.inspect(connection).has_table(versions.name):
+        return 0
+    return connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Make the tables, or bring older ones to the present schema: in one transaction, by one process at a time.
+
+    Rows are not touched, so it takes milliseconds whatever the size. Whoever reads meanwhile is waited for, or reads
+    the former schema to the end.
+    """
+    with engine.begin() as connection:
+        _lock(connection)
+        if version_of(connection) >= SCHEMA_VERSION:
+            return  # Another process was quicker.
+        for table in TABLES.values():
+            _bring_up_to_date(connection, table)
+        metadata.create_all(connection)
+        connection.execute(sa.insert(versions), {"version": SCHEMA_VERSION})
+
+
+def as_of(version: int, table: sa.Table) -> sa.FromClause | None:
+    """A table of a database of this schema version, its columns called as they are now; None where it has none."""
+    if version >= SCHEMA_VERSION:
+        return table
+    if version == 0 or (table is blocks and version == 1):
+        return None
+    names = _RENAMED[table.name]
+    then = sa.table(table.name, *(sa.column(names.get(c.name, c.name), c.type) for c in table.columns))
+    columns = [
+        (sa.cast(sa.null(), c.type) if c.name in _ADDED else then.c[names.get(c.name, c.name)]).label(c.name)
+        for c in table.columns
+    ]
+    return sa.select(*columns).select_from(then).subquery(table.name)
+
+
+def _lock(connection: sa.Connection) -> None:
+    if connection.dialect.name != "postgresql":
+        # Python's driver would begin a transaction at the first row only, and commit each table by itself.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+    if sa.inspect(connection).has_table(versions.name):
+        # Whoever reads has looked at the version first, and holds this table until it is done.
+        connection.exec_driver_sql(f"LOCK TABLE {versions.name} IN ACCESS EXCLUSIVE MODE")
+
+
+def _bring_up_to_date(connection: sa.Connection, table: sa.Table) -> None:
+    inspector = sa.inspect(connection)
+    if not inspector.has_table(table.name):
+        return
+    # By what is there: before schema 3, a process that was killed could leave some tables and no version.
+    found = {column["name"] for column in inspector.get_columns(table.name)}
+    for name, then in _RENAMED[table.name].items():
+        if then in found:
+            connection.exec_driver_sql(f'ALTER TABLE {table.name} RENAME COLUMN "{then}" TO {name}')
+    for column in table.columns:
+        if column.name in _ADDED - found:
+            kind = column.type.compile(connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
