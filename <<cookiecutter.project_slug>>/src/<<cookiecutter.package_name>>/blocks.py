@@ -66,7 +66,7 @@ def rows(
     """
     for row, output, score in _of_json(inputs, outputs) if inputs[:1] == b"{" else _of_arrow(inputs, outputs):
         entity, happened = row.get(entity_column), row.get(event_timestamp_column)  # type: ignore[arg-type]
-        yield Row(None if entity is None else str(entity), _us(happened), _text(row), _text(output), score)
+        yield Row(None if entity is None else str(entity), microseconds(happened), _text(row), _text(output), score)
 
 
 def _of_json(inputs: bytes, outputs: bytes) -> Iterable[Triple]:
@@ -93,7 +93,7 @@ def plain(table: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _us(text: str | None) -> int | None:
+def microseconds(text: str | None) -> int | None:
     """A time in ISO 8601 as microseconds since 1970, on its own clock if it names no zone."""
     if text is None:
         return None

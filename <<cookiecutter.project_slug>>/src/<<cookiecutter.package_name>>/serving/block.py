@@ -18,15 +18,15 @@ def is_for(live: Live) -> bool:
     return not (live.routing.challenger or live.routing.shadow)
 
 
-def made(live: Live, ids: Sequence[str], key: str | None, inputs: bytes, outputs: bytes, since: float) -> Block:
+def made(live: Live, ids: Sequence[str], inputs: bytes, outputs: bytes, since: float) -> Block:
     """The block of a request that came at `since` (`time.perf_counter`); the rest as `Block` has it."""
     latency_us = round((time.perf_counter() - since) * 1e6)
     return Block(
         ids[0],
         now_us(),
         len(ids),
-        key,
-        None,
+        live.key,
+        live.time,
         live.variant,
         live.ref.version,
         live.ref.digest,
@@ -54,7 +54,7 @@ def work(live: Live, asked: Asked, laps: Laps) -> Work | Asked:
     laps.lap("score")
     ids, told = block_ids(len(instances)), outputs(live, predictions)
     packed = blocks.pack_told(told, number_texts(predictions.scores))
-    one = made(live, ids, live.key, blocks.pack_rows(instances), packed, asked.at)
+    one = made(live, ids, blocks.pack_rows(instances), packed, asked.at)
     if asked.form is OWN:
         content = answer(live, map(with_id, ids, told))
     else:

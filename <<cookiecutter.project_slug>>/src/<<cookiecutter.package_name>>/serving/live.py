@@ -69,6 +69,11 @@ class Live:
         return self.bundle.contract.id.name if self.bundle.contract.id else None
 
     @cached_property
+    def time(self) -> str | None:
+        """Name of the column that says when a row happened, if there is one."""
+        return self.bundle.contract.time.name if self.bundle.contract.time else None
+
+    @cached_property
     def class_texts(self) -> dict[Label, str]:
         """Each class in its own type → its JSON text."""
         return {label: to_json(label).decode() for label in self.bundle.manifest.classes}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from pydantic_core import to_json
 
+from ..blocks import microseconds
 from ..bundle import Predictions
 from ..prediction_log import Prediction, Row, dumps, new_ids, now_us
 from . import parallel
@@ -160,7 +161,7 @@ def _composed(live: Live, asked: Asked, instances: Sequence[Instance], answers: 
             [by_row[at][1].score for at in places],
             asked.at,
             [ids[at] for at in places],
-            live.key,
+            live,
         )
         logged |= zip(places, made, strict=True)
     in_order = [logged[at] for at in range(len(instances))]
@@ -241,23 +242,24 @@ def rows(
     scores: Sequence[float],
     since: float,
     ids: Sequence[str],
-    key: str | None = None,
+    reader: Live | None = None,
 ) -> list[Prediction]:
     """What the log keeps of each instance; its latency is the request's, from its arrival to its scores.
 
     Args:
         since: when the request came (`time.perf_counter`).
         ids: of the predictions.
-        key: the column that names a row; the model's own if not given.
+        reader: the model whose contract the rows were read by; this one if not given.
     """
     timestamp_us, latency_us = now_us(), round((time.perf_counter() - since) * 1e6)
-    key, variant, ref, degraded = key or live.key, live.variant, live.ref, live.degraded
+    variant, ref, degraded = live.variant, live.ref, live.degraded
+    key, time_column = (reader or live).key, (reader or live).time
     return [
         Prediction(
             name,
             timestamp_us,
             None if key is None or instance.get(key) is None else str(instance[key]),
-            None,
+            None if time_column is None else microseconds(instance.get(time_column)),
             variant,
             ref.version,
             ref.digest,
