@@ -24,7 +24,9 @@ MAX_LABELS = 10_000
 CLOCKS_APART = timedelta(minutes=1)
 """How far ahead of this machine's clock a client's may be."""
 EXAMPLE_DATETIME = "2013-06-15T08:30:00"
-LOCAL_DATETIME = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{1,6})?$"
+LOCAL_DATETIME = (
+    "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?$"
+)
 
 _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _NOT_RESERVED: dict[str, Any] = {"not": {"enum": ["", MISSING]}}
