@@ -91,9 +91,9 @@ def run(
             step.note = "nothing changed since the last run" if current else "something changed"
             step.idle = current
         if current:
-            console.print(
-                f"Up to date: version {last['version']}, {last['role']}. [dim]`run --force` goes through all steps.[/]"
-            )
+            other = "" if last["champion"] in (None, last["version"]) else f"; version {last['champion']} is champion"
+            told = f"Up to date: version {last['version']}, {last['role']}{other}."
+            console.print(f"{told} [dim]`run --force` goes through all steps.[/]")
             terminal.say_uncommitted()
             _refuse(last["version"], last["role"])
             return
@@ -203,17 +203,22 @@ def rollout_status(
     from .flows import rollout
     from .metrics import HEADLINE
     from .serving import routing
-    from .words import MEASURES
+    from .words import MEASURES, short
 
     settings, registry = Settings.read(), _registry()
-    roles = {role: found.number for role in ("champion", "challenger") if (found := registry.alias(role))}
+    holders = {role: found.number for role in ("champion", "challenger") if (found := registry.alias(role))}
     headline = HEADLINE[Contract.load(stage.CONTRACT).task]
-    table = Table("version", "role", MEASURES[headline], "gates", box=None, header_style="bold")
+    table = Table("version", "digest", "role", MEASURES[headline], "gates", box=None, header_style="bold")
     for version in registry.versions()[:10]:
-        role = ", ".join(role for role, number in roles.items() if number == version.number)
+        role = ", ".join(role for role, number in holders.items() if number == version.number)
+        role = role or ("rolled back" if version.rolled_back else "")
         measure = f"{version.metrics[headline]:.4f}" if headline in version.metrics else "–"
         table.add_row(
-            version.number, role, measure, "passed" if version.passed else f"refused: {escape(version.refused)}"
+            version.number,
+            short(version.digest),
+            role,
+            measure,
+            "passed" if version.passed else f"refused: {escape(version.refused)}",
         )
     console.print(table)
     if (settings.serving_folder / routing.ROUTING).is_file():

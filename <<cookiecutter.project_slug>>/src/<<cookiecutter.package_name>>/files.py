@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.(part|old)")
-"""Names that `tempfile` makes for the two functions below; a person's own hidden files are not touched."""
+"""Names that `tempfile` makes for the functions below; a person's own hidden files are not touched."""
 
 
 @contextmanager
@@ -53,6 +53,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _put_back(old, path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder in one step, as others see it; what a killed process leaves of it, `sweep` clears away."""
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    path.replace(aside)
+    shutil.rmtree(aside)
 
 
 def _put_back(old: Path, folder: Path) -> None:

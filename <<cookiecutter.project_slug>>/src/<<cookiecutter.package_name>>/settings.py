@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     artifact_root: str = "mlartifacts"
     prediction_log: str = "var/log"
     serving_folder: Path = Path("var/serving")
+    keep_versions: int = Field(default=10, ge=2)
     environment: Literal["development", "production"] = "development"
     api_keys: SecretStr = SecretStr("")
     api_keys_file: str = ""

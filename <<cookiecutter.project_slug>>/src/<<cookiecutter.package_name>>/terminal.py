@@ -30,9 +30,10 @@ def show_standing(now: "Routing", server: str, settings: Settings) -> None:
     """Print who answers what share, and how that went."""
     from .flows import rollout, standing
 
-    table = Table("who", "version", "share", "since (UTC)", "rows", "mean score", "ms", "last row")
+    table = Table("who", "version", "digest", "share", "since (UTC)", "rows", "mean score", "ms", "last row")
     table.box, table.header_style = None, "bold"
-    for one in standing.standings(now, settings):
+    found = standing.standings(now, settings)
+    for one in found:
         told, cells = one.tally, ["0", "", "", ""]
         if told:
             last = datetime.fromtimestamp(told.last_us / 1e6, tz=UTC)
@@ -43,8 +44,14 @@ def show_standing(now: "Routing", server: str, settings: Settings) -> None:
                 f"{last:%m-%d %R}",
             ]
         share = "" if one.share is None else rollout.percent(one.share)
-        table.add_row(one.variant, one.version, share, one.since[5:16].replace("T", " "), *cells)
+        since = one.since[5:16].replace("T", " ")
+        table.add_row(one.variant, one.version, words.short(one.digest), share, since, *cells)
     console.print(table)
+    if undigested := sum(one.undigested for one in found):
+        console.print(
+            f"{words.rows(undigested)} of these were logged before digests, and are counted by their version alone",
+            soft_wrap=True,
+        )
     if state := standing.breaker(now, server, settings):
         console.print(f"breaker: {escape(state)}", soft_wrap=True)
 
@@ -55,7 +62,8 @@ def show_explained(found: "Explained") -> None:
     when = datetime.fromtimestamp(logged.timestamp_us / 1e6, tz=UTC)
     console.print(
         f"Prediction {escape(logged.id)} of {when:%F %T} UTC, by version {escape(logged.model_version)} "
-        f"({escape(logged.variant)}): [bold]{escape(_json(why.prediction))}[/]",
+        f"({escape(logged.variant)}, sha256 {words.short(logged.model_digest)}): "
+        f"[bold]{escape(_json(why.prediction))}[/]",
         soft_wrap=True,
     )
     largest = max(abs(one.contribution) for one in why.contributions)
@@ -142,6 +150,8 @@ def say_next(role: str) -> None:
         console.print("Next: `make serve` answers predictions, `make ui` shows the run.")
     elif role == "challenger":
         console.print("Next: `make promote` makes it champion, `make rollout` shows all versions.")
+    elif role == "rolled back":
+        console.print("It was rolled back; `make promote VERSION=` makes it champion all the same.")
 
 
 def _decimals(size: float) -> int:

@@ -101,3 +101,8 @@ def span(first: datetime | None, last: datetime | None) -> str:
     if (last - first).days >= 2:
         return f"{day(first)} to {day(last)}"
     return f"{minute(first)} to {minute(last)}"
+
+
+def short(digest: str | None) -> str:
+    """A sha256 as people read it, and as folders are named."""
+    return digest[:12] if digest else "unknown"

@@ -4,7 +4,16 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from << cookiecutter.package_name >>.serving import routing
+
+
+def served(folder: Path, version: str = "1") -> Path:
+    """Where a serving folder has the bundle of a version."""
+    (found,) = (folder / routing.BUNDLES).glob(f"{version}-*")
+    return found
 
 
 def get(address: str, body: Any = None) -> Any:

@@ -1,18 +1,24 @@
 """A run that has nothing to do is known without a server, and never taken for one that has."""
 
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from << cookiecutter.package_name >> import bundle, stage
-from << cookiecutter.package_name >>.flows import done
-from << cookiecutter.package_name >>.params import Params
+from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.errors import ProjectError
+from << cookiecutter.package_name >>.flows import done, rollout, training
+from << cookiecutter.package_name >>.model import roles
+from << cookiecutter.package_name >>.model.registry import Registry
+from << cookiecutter.package_name >>.params import Params, RolloutParams
 from << cookiecutter.package_name >>.serving import routing
 from << cookiecutter.package_name >>.settings import Settings
 
-from .. import project
+from .. import project, store
+from .support import served
 
 SERVING = Path("var/serving")
 
@@ -42,7 +48,7 @@ def test_a_lost_store_bundle_or_record_asks_for_a_run(finished: Path) -> None:
 
 
 def test_a_tampered_champion_asks_for_a_run(finished: Path) -> None:
-    with (SERVING / routing.BUNDLES / "1" / bundle.MODEL).open("ab") as stream:
+    with (served(SERVING, "1") / bundle.MODEL).open("ab") as stream:
         stream.write(b"x")
     assert last() is None
 
@@ -54,6 +60,51 @@ def test_a_promotion_or_rollback_since_asks_for_a_run(finished: Path) -> None:
     shutil.copytree(routing.bundle_folder(SERVING, now.champion), routing.bundle_folder(SERVING, other))
     routing.write(SERVING, now.model_copy(update={"champion": other}))
     assert last() is None
+
+
+def test_the_present_role_is_told_after_promotions_and_rollbacks(finished: Path, bundle_path: Path) -> None:
+    settings = store.settings(finished)
+    registry = Registry.open(settings, Contract.load(stage.CONTRACT).name)
+    registry.register(store.another(bundle_path, finished.with_name("other")), store.PASSED, {}, {}, [])
+
+    def told() -> tuple[str, str | None]:
+        found = last()
+        return found["role"], found["champion"]
+
+    assert told() == ("champion", "1")
+    rollout.promote(registry, settings, "2")
+    assert told() == ("passed", "2")
+    registry.challenge("1")
+    assert told() == ("challenger", "2")
+    rollout.promote(registry, settings, "1")
+    rollout.rollback(registry, settings)
+    assert told() == ("rolled back", "2")
+    with pytest.raises(
+        ProjectError, match=r"no challenger: version 2 is champion, version 1 was rolled back by .*: rolled"
+    ):
+        rollout.promote(registry, settings, None)
+    params = Params.load(stage.PARAMS)
+    at_once = params.model_copy(update={"rollout": RolloutParams(auto_promote=True)})
+    assert training.decide(registry, registry.get("1"), at_once) == "rolled back", "no run brings it back"
+    rollout.promote(registry, settings, "1")
+    assert told() == ("champion", "1")
+
+
+def test_a_registry_that_was_made_anew_asks_for_a_run(finished: Path) -> None:
+    connection = sqlite3.connect("mlflow.db")
+    for table in ("model_version_tags", "registered_model_aliases"):
+        connection.execute(f"DELETE FROM {table}")
+    connection.commit()
+    connection.close()
+    assert last() is None
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///nothing.db", "postgresql://127.0.0.1:1/x", "http://127.0.0.1:1", "no uri"])
+def test_a_registry_that_does_not_tell_asks_for_a_run(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("ML_TRACKING_URI", uri)
+    assert roles.read(Settings.read(), "any", "1") is None
 
 
 def test_a_project_that_never_ran_has_no_last_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from << cookiecutter.package_name >>.params import Params, RolloutParams
 from << cookiecutter.package_name >>.serving import routing
 
 from .. import project, store
+from .support import served
 
 
 def test_a_run_that_is_killed_in_a_stage_leaves_no_process_behind(turned: project.Turned) -> None:
@@ -62,7 +63,7 @@ def test_what_serves_is_what_was_packaged(turned: project.Turned) -> None:
 
 def test_lineage_and_audit_say_where_the_champion_came_from(turned: project.Turned) -> None:
     folder = turned.path / "var" / "serving"
-    lineage = json.loads((folder / routing.BUNDLES / "1" / bundle.LINEAGE).read_text())
+    lineage = json.loads((served(folder, "1") / bundle.LINEAGE).read_text())
     assert lineage["git_commit"] == project.git(turned.path, "rev-parse", "HEAD").strip()
     assert lineage["dvc_lock_sha256"]
     assert [(entry["from"], entry["to"], entry["why"]) for entry in rollout.audit(folder)] == [

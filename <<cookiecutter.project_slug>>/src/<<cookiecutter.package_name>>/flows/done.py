@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import bundle, stage
+from ..contract import Contract
 from ..errors import ProjectError
 from ..files import canonical, read_json, sha256_file, sha256_text, write_json
-from ..model import gate
+from ..model import gate, roles
+from ..model.roles import State
 from ..params import Params
 from ..serving import routing
 from ..settings import Settings
@@ -22,20 +24,42 @@ def record(settings: Settings, params: Params, outcome: Mapping[str, Any]) -> No
 
 
 def last(settings: Settings, params: Params) -> Mapping[str, Any] | None:
-    """The outcome of the last run, if bundle, gates, registry and serving folder still are what they led to."""
+    """The outcome of the last run, if there is nothing for another one to do.
+
+    That is so if bundle, gates, registry and serving folder still are what it left, or what promotions and rollbacks
+    have made of them; `role` is the version's present one, `champion` the champion's number.
+    """
     try:
         found: Mapping[str, Any] = read_json(STATE)
-        if any(found.get(key) != value for key, value in _state(settings, params).items()):
+        state = _state(settings, params)
+        if any(found.get(key) != value for key, value in state.items()):
             return None
-        champion = routing.read(settings.serving_folder).champion if found["role"] != "refused" else None
-        if champion:
-            bundle.verify(routing.bundle_folder(settings.serving_folder, champion), champion.digest)
-            # Promoted or rolled back since: only a run can say what the version is now.
-            if (champion.version == found["version"]) != (found["role"] == "champion"):
-                return None
+        now = _registered(settings, found["version"])
+        if now is None or now.digest != state["bundle"] or now.champion != _served(settings):
+            return None
     except (OSError, ValueError, KeyError, ProjectError):
         return None
-    return found
+    return {**found, "role": now.role, "champion": now.champion[0] if now.champion else None}
+
+
+def _registered(settings: Settings, number: str) -> State | None:
+    name = Contract.load(stage.CONTRACT).name
+    if not settings.tracks_elsewhere:
+        return roles.read(settings, name, number)
+    from ..model.registry import Registry
+
+    return Registry.open(settings, name).state(number)
+
+
+def _served(settings: Settings) -> tuple[str, str] | None:
+    """Number and digest of the champion that serves, whose bundle is whole; raises where there should be one."""
+    if not (settings.serving_folder / routing.ROUTING).is_file():
+        return None
+    champion = routing.read(settings.serving_folder).champion
+    if champion is None:
+        return None
+    bundle.verify(routing.bundle_folder(settings.serving_folder, champion), champion.digest)
+    return champion.version, champion.digest
 
 
 def _state(settings: Settings, params: Params) -> dict[str, str]:

@@ -75,17 +75,21 @@ def explain_logged(name: str, settings: Settings, connect: Callable[[], "Registr
 
 
 def _bundle(logged: Prediction, settings: Settings, connect: Callable[[], "Registry"]) -> Bundle:
-    version = logged.model_version
-    path = settings.serving_folder / routing.BUNDLES / version
-    try:
-        return Bundle.open(path, _digest(settings.serving_folder, version))
-    except IntegrityError as error:
-        gone = f"version {version}, which made prediction '{logged.id}', is " + (
-            f"not whole in the serving folder ({error})" if path.is_dir() else "not in the serving folder any more"
-        )
+    version, digest = logged.model_version, logged.model_digest
+    path, known = _served(settings.serving_folder, version, digest)
+    gone = f"version {version}, which made prediction '{logged.id}', is "
+    if path is None or not path.is_dir():
+        gone += "not in the serving folder any more"
+    else:
+        try:
+            return Bundle.open(path, known)
+        except IntegrityError as error:
+            gone += f"not whole in the serving folder ({error})"
     try:
         registry = connect()
-        found = registry.get(version)
+        found = registry.find(digest) if digest else registry.get(version)
+        if found is None:
+            raise ProjectError(f"no version of '{registry.name}' has the sha256 {digest}")
         with tempfile.TemporaryDirectory() as scratch:
             registry.download(found, Path(scratch))
             return Bundle.open(Path(scratch), found.digest)
@@ -93,15 +97,24 @@ def _bundle(logged: Prediction, settings: Settings, connect: Callable[[], "Regis
         raise ProjectError(f"{gone}, and the registry does not give it: {error}") from None
 
 
-def _digest(folder: Path, version: str) -> str | None:
-    """What the manifest of a version hashes to, if routing names it."""
+def _served(folder: Path, version: str, digest: str | None) -> tuple[Path | None, str | None]:
+    """Where the serving folder has a model, and its digest as far as that is known.
+
+    Rows that were logged before digests name a version alone.
+    """
+    if digest is not None:
+        return routing.find_bundle(folder, digest), digest
     try:
         now = routing.read(folder)
+        beside = [one.ref for one in (now.challenger, now.shadow) if one]
     except ProjectError:
-        return None
-    beside = [one.ref for one in (now.challenger, now.shadow) if one]
-    known = {ref.version: ref.digest for ref in (now.champion, now.previous, *beside) if ref}
-    return known.get(version)
+        refs = []
+    else:
+        refs = [ref for ref in (now.champion, now.previous, *beside) if ref and ref.version == version]
+    if refs:
+        return routing.bundle_folder(folder, refs[0]), refs[0].digest
+    found = folder.joinpath(routing.BUNDLES).glob(f"{version}*")
+    return min((path for path in found if path.name.split("-")[0] == version), default=None), None
 
 
 def _score(bundle: Bundle, row: Mapping[str, Any]) -> float:

@@ -8,34 +8,38 @@ a process killed between two of these leaves a folder that serves, and the same 
 import json
 import os
 import secrets
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Never, TypeVar
 
 from pydantic import Field
 
 from .. import bundle, strict
 from ..contract import Contract
 from ..errors import GateRefusal, IntegrityError, ProjectError
-from ..files import replacing_folder, sweep
+from ..files import read_json, remove_folder, replacing_folder, sha256_file, sweep
+from ..model.gate import Check
 from ..model.registry import CHALLENGER, CHAMPION, Registry, Version
 from ..model.store import reason
+from ..prediction_log import Reader
 from ..process import user
 from ..serving import routing
 from ..serving.routing import Challenger, Change, Ref, Routing, Shadow
 from ..settings import Settings
+from ..words import short
 from .engine import exclusive, task
 
+T = TypeVar("T")
+
 AUDIT = "audit.jsonl"
-KEPT = 5
-"""Bundles of this many versions stay in the serving folder."""
 WAIT_SECONDS = 60
 LEADING = ("champion", ROLLBACK := "rollback")
 """What the record calls a change of champion."""
+RENUMBERED = "number"
+"""What it calls another number for the same champion, as after the registry was lost."""
 
 
 class Plan(strict.Strict):
@@ -73,7 +77,7 @@ def start(
     folder = settings.serving_folder
     with _changing(folder):
         champion = _champion(registry)
-        now = _serve(registry, champion, folder, why="synced")
+        now = _serve(registry, champion, settings, why="synced")
         running = _plan(registry, champion)
         chosen = number or (running.version if running else _challenger(registry))
         if running and running.version != chosen:
@@ -96,7 +100,7 @@ def start(
             registry.challenge(chosen)
             registry.set_plan(plan.model_dump(mode="json"))
             running = plan
-        return _try_out(registry, now, running, folder, why)
+        return _try_out(registry, now, running, settings, why)
 
 
 def abort(registry: Registry, settings: Settings, why: str = "aborted") -> Routing:
@@ -108,8 +112,8 @@ def abort(registry: Registry, settings: Settings, why: str = "aborted") -> Routi
     with _changing(settings.serving_folder):
         champion = _champion(registry)
         registry.set_plan(None)
-        now = _serve(registry, champion, settings.serving_folder, why)
-        return _try_out(registry, now, None, settings.serving_folder, why)
+        now = _serve(registry, champion, settings, why)
+        return _try_out(registry, now, None, settings, why)
 
 
 def promote(
@@ -127,7 +131,7 @@ def promote(
         # The bundle before the alias: what cannot be had is no champion.
         _fetch(registry, registry.promotable(chosen, override), settings.serving_folder)
         version = registry.promote(chosen, expected, override)
-        _serve(registry, version, settings.serving_folder, override or why)
+        _serve(registry, version, settings, override or why)
     return version
 
 
@@ -144,12 +148,13 @@ def rollback(registry: Registry, settings: Settings, why: str = "rolled back") -
         if now.previous is None or now.champion is None:
             raise ProjectError("there is no version to roll back to; `rollout status` shows what there is")
         _record(settings.serving_folder, now)
-        last = [entry for entry in audit(settings.serving_folder) if entry.get("what") in LEADING][-1:]
-        if last and (last[0]["what"], last[0]["to"]) == (ROLLBACK, now.champion.version):
-            return registry.get(now.champion.version)
-        _fetch(registry, registry.get(now.previous.version), settings.serving_folder)
-        version = registry.promote(now.previous.version, now.champion.version, override=why)
-        _serve(registry, version, settings.serving_folder, why, ROLLBACK)
+        champion, last = registry.alias(CHAMPION), _last_leading(settings.serving_folder)
+        if champion and champion.digest == now.champion.digest and last and last["what"] == ROLLBACK:
+            return champion
+        former = _registered(registry, now.previous)
+        _fetch(registry, former, settings.serving_folder)
+        version = registry.promote(former.number, now.champion.version, override=why, rolls_back=True)
+        _serve(registry, version, settings, why, ROLLBACK)
     return version
 
 
@@ -162,8 +167,44 @@ def sync(registry: Registry, settings: Settings, why: str) -> Routing:
     """
     with _changing(settings.serving_folder):
         champion = _champion(registry)
-        now = _serve(registry, champion, settings.serving_folder, why)
-        return _try_out(registry, now, _plan(registry, champion), settings.serving_folder, why)
+        now = _serve(registry, champion, settings, why)
+        return _try_out(registry, now, _plan(registry, champion), settings, why)
+
+
+def prune(registry: Registry, settings: Settings) -> None:
+    """Remove what is left of old versions, as every change of the serving folder does."""
+    with _changing(settings.serving_folder):
+        if (now := _read(settings.serving_folder)) is not None:
+            _prune(registry, settings, now)
+
+
+def recover(registry: Registry, settings: Settings) -> str:
+    """Where the registry was lost and a model of it still serves: register that one again, and make it champion.
+
+    A new model is then compared with it, and not the first of an empty registry.
+
+    Returns:
+        What was done, in words; empty where there was nothing to do.
+
+    Raises:
+        ProjectError: what serves cannot be registered.
+    """
+    folder = settings.serving_folder
+    if registry.alias(CHAMPION) or not (folder / routing.ROUTING).is_file():
+        return ""
+    with _changing(folder):
+        try:
+            now = routing.read(folder)
+            if now.champion is None or now.name != registry.name:
+                return ""
+            version = _register_again(registry, folder, now.champion, now.previous)
+        except ProjectError as error:
+            raise ProjectError(
+                f"the registry has no champion, and the one that serves cannot be registered again: {error}; "
+                f"restore the registry from a backup, or move '{folder}' away to begin without a champion"
+            ) from None
+        registry.promote(version.number, None, override="it served when the registry was lost")
+    return f"the registry was lost: version {now.champion.version} still serves, and is registered as {version.number}"
 
 
 def watch(connect: Callable[[], Registry], settings: Settings, seconds: float, tell: Callable[[str], object]) -> Never:
@@ -217,6 +258,43 @@ def _changing(folder: Path) -> AbstractContextManager[None]:
     return exclusive(folder, "rollout", wait_seconds=WAIT_SECONDS)
 
 
+def _register_again(registry: Registry, folder: Path, champion: Ref, previous: Ref | None) -> Version:
+    """The champion's version in a registry that has lost it; also registers the one before, to roll back to."""
+    for ref in (previous, champion):
+        if ref is None or (found := registry.find(ref.digest)):
+            continue
+        path = routing.bundle_folder(folder, ref)
+        try:
+            bundle.verify(path, ref.digest)
+        except IntegrityError:
+            if ref == champion:
+                raise
+            continue
+        kept = path / bundle.LINEAGE
+        lineage = {
+            **(read_json(kept) if kept.is_file() else {}),
+            "restored_from": f"serving folder, version {ref.version}",
+        }
+        served = Check("restored", passed=True, reason=f"version {ref.version} served when the registry was lost")
+        found = registry.register(path, [served], {}, lineage, [])
+    assert found is not None
+    return found
+
+
+def _registered(registry: Registry, ref: Ref) -> Version:
+    """The version that holds a bundle of the serving folder, whatever its number is by now."""
+    if found := registry.find(ref.digest):
+        return found
+    raise ProjectError(
+        f"the registry does not know version {ref.version} of the serving folder "
+        f"(sha256 {short(ref.digest)}…); promote another version"
+    )
+
+
+def _last_leading(folder: Path) -> dict[str, Any] | None:
+    return next((entry for entry in reversed(audit(folder)) if entry.get("what") in LEADING), None)
+
+
 def _champion(registry: Registry) -> Version:
     champion = registry.alias(CHAMPION)
     if champion is None:
@@ -227,7 +305,11 @@ def _champion(registry: Registry) -> Version:
 def _challenger(registry: Registry) -> str:
     challenger = registry.alias(CHALLENGER)
     if challenger is None:
-        raise ProjectError("there is no challenger; name a version, or train one that passes its gates")
+        champion, versions = registry.alias(CHAMPION), registry.versions()
+        known = [f"version {champion.number} is champion"] if champion else []
+        known += [f"version {one.number} was rolled back by {one.rolled_back}" for one in versions if one.rolled_back]
+        told = f": {', '.join(known)}" if known else ""
+        raise ProjectError(f"there is no challenger{told}; name a version, or train one that passes its gates")
     return challenger.number
 
 
@@ -237,7 +319,7 @@ def _candidate(registry: Registry, champion: Version | None, folder: Path) -> st
         return running.version
     if champion and registry.alias(CHALLENGER) is None:
         now, entries = _read(folder), audit(folder)
-        is_done = now and now.champion and now.champion.version == champion.number
+        is_done = now and now.champion and now.champion.digest == champion.digest
         if not is_done or (now and entries and entries[-1]["at"] != now.updated_at):
             return champion.number  # A promotion that a crash cut short.
     return _challenger(registry)
@@ -271,27 +353,36 @@ def _fetch(registry: Registry, version: Version, folder: Path) -> Ref:
     return ref
 
 
-def _serve(registry: Registry, version: Version, folder: Path, why: str, what: str = LEADING[0]) -> Routing:
+def _serve(registry: Registry, version: Version, settings: Settings, why: str, what: str = LEADING[0]) -> Routing:
     """Have a version answer; another one than before answers alone."""
+    folder = settings.serving_folder
     ref = _fetch(registry, version, folder)
     before = _read(folder)
     if before and before.champion == ref:
         _record(folder, before)
         return before
     previous = before.champion if before else None
+    if before and previous and previous.digest == ref.digest:
+        # The same model under another number: what it followed stays what a rollback returns to.
+        what, previous = RENUMBERED, before.previous
     after = Routing(
         name=registry.name,
         champion=ref,
         previous=previous,
         updated_at=_now(),
         reason=why,
-        change=Change(who=user(), what=what, before=previous.version if previous else None, after=ref.version),
+        change=Change(who=user(), what=what, before=_number(before.champion if before else None), after=ref.version),
     )
-    return _point(folder, after)
+    return _point(registry, settings, after)
 
 
-def _try_out(registry: Registry, now: Routing, plan: Plan | None, folder: Path, why: str) -> Routing:
+def _number(ref: Ref | None) -> str | None:
+    return ref.version if ref else None
+
+
+def _try_out(registry: Registry, now: Routing, plan: Plan | None, settings: Settings, why: str) -> Routing:
     """Have the plan's version stand beside the champion, or nothing."""
+    folder = settings.serving_folder
     challenger: Challenger | None = None
     shadow: Shadow | None = None
     if plan is not None:
@@ -307,18 +398,18 @@ def _try_out(registry: Registry, now: Routing, plan: Plan | None, folder: Path, 
     change = Change(
         who=plan.who if plan else user(),
         what=plan.what if plan else "trial",
-        before=before.ref.version if before else None,
+        before=_number(before.ref if before else None),
         after=plan.version if plan else None,
     )
     facts = {"challenger": challenger, "shadow": shadow, "updated_at": _now(), "change": change}
-    return _point(folder, now.model_copy(update={**facts, "reason": plan.why if plan else why}))
+    return _point(registry, settings, now.model_copy(update={**facts, "reason": plan.why if plan else why}))
 
 
-def _point(folder: Path, after: Routing) -> Routing:
+def _point(registry: Registry, settings: Settings, after: Routing) -> Routing:
     # Bundle first, then the pointer to it, then the record: a crash in between leaves a folder that serves.
-    routing.write(folder, after)
-    _record(folder, after)
-    _prune(folder, after)
+    routing.write(settings.serving_folder, after)
+    _record(settings.serving_folder, after)
+    _prune(registry, settings, after)
     return after
 
 
@@ -370,10 +461,35 @@ def _record(folder: Path, now: Routing) -> None:
         os.fsync(stream.fileno())
 
 
-def _prune(folder: Path, now: Routing) -> None:
+def _prune(registry: Registry, settings: Settings, now: Routing) -> None:
+    """Remove the bundles of old versions, here and in a local artifact store, until `keep_versions` are left in each.
+
+    What is in use stays, and what the prediction log refers to; where the log cannot be read, everything does.
+    """
     beside = [one.ref for one in (now.challenger, now.shadow) if one]
-    used = {ref.version for ref in (now.champion, now.previous, *beside) if ref}
-    unused = [path for path in (folder / routing.BUNDLES).iterdir() if path.name not in used]
-    newest_first = sorted(unused, key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in newest_first[max(0, KEPT - len(used)) :]:
-        shutil.rmtree(path, ignore_errors=True)
+    used = {ref.digest for ref in (now.champion, now.previous, *beside) if ref}
+    used |= {found.digest for alias in (CHAMPION, CHALLENGER) if (found := registry.alias(alias))}
+    log = Reader(settings.prediction_log)
+    folders: dict[Path, tuple[str, str]] = {}
+    for path in settings.serving_folder.joinpath(routing.BUNDLES).glob("[!.]*"):
+        manifest = path / bundle.MANIFEST
+        digest = sha256_file(manifest) if manifest.is_file() else ""
+        folders[path] = path.name.removesuffix(f"-{short(digest)}"), digest
+    newest = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in _superfluous(newest, folders.__getitem__, used, settings.keep_versions, log):
+        remove_folder(path)
+    versions = registry.versions()
+    for version in _superfluous(versions, lambda one: (one.number, one.digest), used, settings.keep_versions, log):
+        registry.prune(version)
+
+
+def _superfluous(
+    newest: Sequence[T], model: Callable[[T], tuple[str, str]], used: Collection[str], most: int, log: Reader
+) -> list[T]:
+    """Those that may go; `model` tells the version and the digest of each."""
+    free = [one for one in newest if model(one)[1] not in used]
+    old = free[max(0, most - (len(newest) - len(free))) :]
+    try:
+        return [one for one in old if not log.refers_to(*model(one))]
+    except ProjectError:
+        return []

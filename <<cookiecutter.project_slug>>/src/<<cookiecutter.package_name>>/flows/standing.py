@@ -33,7 +33,6 @@ def standings(now: Routing, settings: Settings) -> list[Standing]:
     beside = now.challenger or now.shadow
     champion_since = began[-1] if began else now.updated_at
     tallies = Reader(settings.prediction_log).tallies(_us(beside.since if beside else champion_since))
-    found = {(tally.variant, tally.model_version, tally.model_digest): tally for tally in tallies}
     asked: list[Standing] = []
     if now.champion:
         share = 1 - now.challenger.share if now.challenger else 1.0
@@ -45,12 +44,19 @@ def standings(now: Routing, settings: Settings) -> list[Standing]:
         asked.append(Standing("shadow", *_of(now.shadow.ref), None, now.shadow.since, None))
     shown = []
     for each in asked:
-        mine = found.pop((each.variant, each.version, each.digest), None)
-        older = found.pop((each.variant, each.version, None), None)
-        tallies = [tally for tally in (mine, older) if tally]
-        undigested = older.rows if older else 0
-        shown.append(each._replace(tally=together(tallies) if tallies else None, undigested=undigested))
-    return [*shown, *(Standing(*key, None, "", tally) for key, tally in found.items())]
+        mine = [tally for tally in tallies if _is_of(each, tally)]
+        tallies = [tally for tally in tallies if tally not in mine]
+        undigested = sum(tally.rows for tally in mine if tally.model_digest is None)
+        shown.append(each._replace(tally=together(mine) if mine else None, undigested=undigested))
+    others = [Standing(one.variant, one.model_version, one.model_digest, None, "", one) for one in tallies]
+    return [*shown, *others]
+
+
+def _is_of(one: Standing, tally: Tally) -> bool:
+    """Whether a tally is of this variant's model: by its digest, and where it has none, by its version."""
+    known = tally.model_digest
+    is_same = tally.model_version == one.version if known is None else known == one.digest
+    return tally.variant == one.variant and is_same
 
 
 def _of(ref: Ref) -> tuple[str, str]:

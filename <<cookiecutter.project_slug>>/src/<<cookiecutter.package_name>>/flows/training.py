@@ -29,7 +29,7 @@ NAME = "training"
 
 
 class Outcome(NamedTuple):
-    """What a training run ended with: a version, its role (champion, challenger or refused) and the gates' answers."""
+    """What a training run ended with: a version, its role (see `model.roles`) and the gates' answers."""
 
     version: str
     role: str
@@ -59,6 +59,9 @@ def train(settings: Settings, progress: Progress) -> Outcome:
     contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
     sweep(Path(), stage.TABLE.parent, *{path.parent for path in stage.SPLITS.values()}, stage.REPORTS, stage.PLOTS)
     registry = _open(settings, contract.name)
+    if restored := engine.task("recover", _recover, registry, settings):
+        with progress.step("registry", "lost") as step:
+            step.note = restored
     with progress.step("raw data", str(params.data.raw)) as step:
         step.note = engine.task("raw data", raw_data, params.data.raw)
     for name, doing in graph.stages().items():
@@ -157,6 +160,7 @@ def register(registry: "Registry", contract: Contract, params: Params, checks: l
 
     passed = all(check.passed for check in checks)
     if found := registry.find(sha256_file(stage.BUNDLE / bundle.MANIFEST), passed):
+        registry.mend(found, stage.BUNDLE, lineage())
         return found
     plots = {path.stem: read_json(path) for path in stage.PLOTS.glob("*.json")}
     figures.evaluation(stage.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
@@ -181,19 +185,19 @@ def trials() -> list["Trial"]:
 
 
 def decide(registry: "Registry", version: "Version", params: Params) -> str:
-    """Give a version its role: the first that passes is champion, later ones challenge unless params say otherwise."""
-    from ..model.registry import CHALLENGER, CHAMPION
+    """Give a version its role: the first that passes is champion, later ones challenge unless params say otherwise.
+
+    One that was rolled back stays so until a person promotes it.
+    """
+    from ..model.registry import CHAMPION
 
     champion = registry.alias(CHAMPION)
-    if champion and champion.number == version.number:
-        return CHAMPION
-    if not version.passed:
-        return "refused"
-    if champion is None or params.rollout.auto_promote:
+    is_free = version.passed and not version.rolled_back and (champion is None or champion.number != version.number)
+    if is_free and (champion is None or params.rollout.auto_promote):
         registry.promote(version.number, champion.number if champion else None)
-        return CHAMPION
-    registry.challenge(version.number)
-    return CHALLENGER
+    elif is_free:
+        registry.challenge(version.number)
+    return registry.state(version.number).role
 
 
 def lineage() -> dict[str, Any]:
@@ -301,12 +305,20 @@ def _open(settings: Settings, name: str) -> "Registry":
 
 
 def _open_champion(registry: "Registry", champion: "Version", settings: Settings, scratch: Path) -> bundle.Bundle:
-    served = settings.serving_folder / routing.BUNDLES / champion.number
+    served = routing.bundle_folder(
+        settings.serving_folder, routing.Ref(version=champion.number, digest=champion.digest)
+    )
     try:
         return bundle.Bundle.open(served, champion.digest)
     except ProjectError:
         registry.download(champion, scratch)
         return bundle.Bundle.open(scratch, champion.digest)
+
+
+def _recover(registry: "Registry", settings: Settings) -> str:
+    from . import rollout
+
+    return rollout.recover(registry, settings)
 
 
 def _roll_out(registry: "Registry", settings: Settings) -> str:
@@ -317,4 +329,5 @@ def _roll_out(registry: "Registry", settings: Settings) -> str:
     if champion is None:
         return ""
     rollout.sync(registry, settings, why="first champion" if champion.number == "1" else "trained")
+    rollout.prune(registry, settings)
     return champion.number

@@ -21,21 +21,26 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from .. import bundle
 from ..contract import Contract
-from ..errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
-from ..files import canonical, sha256_file, write_json
+from ..errors import ConfigError, GateRefusal, IntegrityError, ProjectError, PromotionConflict
+from ..files import canonical, remove_folder, replacing_folder, sha256_file, sweep, write_json
 from ..metrics import HEADLINE, LOSS
 from ..process import is_alive, user
 from ..settings import Settings
-from . import pyfunc, store
+from . import pyfunc, roles, store
 from .gate import Check
+from .roles import State
 
 if TYPE_CHECKING:
     from .tune import Trial
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-DIGEST, GATES, REFUSED, OVERRIDE = "bundle_sha256", "gates", "refused", "override"
+CHAMPION, CHALLENGER = roles.CHAMPION, roles.CHALLENGER
+DIGEST, GATES, REFUSED, ROLLED_BACK = roles.DIGEST_TAG, roles.GATES_TAG, roles.REFUSED_TAG, roles.ROLLED_BACK_TAG
+OVERRIDE, PRUNED = "override", "pruned"
 PLAN = "rollout"
 """Tag of the registered model that says what is tried out beside the champion."""
+MODEL = "model"
+BUNDLE = Path("artifacts", "bundle")
+"""Where a run keeps the model, and the model the bundle."""
 REQUIREMENTS = ("numpy", "onnxruntime", "pandas", "pydantic", "pydantic-settings", "pyyaml")
 
 SCRIPT = """import mlflow
@@ -54,6 +59,7 @@ class Version(NamedTuple):
     digest: str
     run_id: str
     refused: str
+    rolled_back: str
     metrics: Mapping[str, float]
 
     @property
@@ -88,10 +94,14 @@ class Registry:
                 client.create_registered_model(name)
         return cls(client, name, settings)
 
-    def find(self, digest: str, passed: bool) -> Version | None:
-        """The version that holds the bundle with this manifest hash and verdict, the newest if there are several."""
-        found = [version for version in self.versions() if version.digest == digest and version.passed == passed]
-        return found[0] if found else None
+    def find(self, digest: str, passed: bool | None = None) -> Version | None:
+        """The version that holds the bundle with this manifest hash, the newest if there are several.
+
+        Args:
+            passed: the verdict that it has; any if not given.
+        """
+        found = [version for version in self.versions() if version.digest == digest]
+        return next((version for version in found if passed is None or version.passed == passed), None)
 
     def versions(self) -> list[Version]:
         """All versions, newest first."""
@@ -121,6 +131,15 @@ class Registry:
                 raise
             known = ", ".join(version.number for version in self.versions()) or "none"
             raise ProjectError(f"model '{self.name}' has no version '{number}'; known: {known}") from None
+
+    def state(self, number: str) -> State:
+        """What a version is now; raises as `get`."""
+        version = self.get(number)
+        holders = {alias: found for alias in (CHAMPION, CHALLENGER) if (found := self.alias(alias))}
+        tags = self._client.get_model_version(self.name, number).tags
+        champion = holders.get(CHAMPION)
+        role = roles.role(number, tags, {alias: found.number for alias, found in holders.items()})
+        return State(version.digest, role, (champion.number, champion.digest) if champion else None)
 
     def register(
         self,
@@ -177,7 +196,7 @@ class Registry:
         self._client.set_terminated(run_id)
         version = self._client.create_model_version(
             self.name,
-            source=f"runs:/{run_id}/model",
+            source=f"runs:/{run_id}/{MODEL}",
             run_id=run_id,
             tags={
                 DIGEST: digest,
@@ -188,6 +207,27 @@ class Registry:
             description=f"Refused: {refused}" if refused else "Passed every gate.",
         )
         return _version(version)
+
+    def prune(self, version: Version) -> None:
+        """Remove the files of a version from a local store; its record stays, and `mend` brings them back."""
+        files = self._files(version)
+        if files is None or not files.parent.is_dir():
+            return
+        sweep(files.parent)
+        if files.is_dir():
+            self._client.set_model_version_tag(self.name, version.number, PRUNED, f"{datetime.now(UTC):%F}")
+            remove_folder(files)
+
+    def mend(self, version: Version, path: Path, lineage: Mapping[str, Any]) -> None:
+        """Bring the files of a version back into a local store, where it has lost them: `path` is the same bundle."""
+        files = self._files(version)
+        if files is None or _is_whole(files / BUNDLE, version.digest):
+            return
+        facts = {**lineage, "run_id": version.run_id, "bundle_sha256": version.digest}
+        with tempfile.TemporaryDirectory() as scratch, replacing_folder(files) as part:
+            self._save_model(path, Path(scratch), facts)
+            shutil.copytree(Path(scratch, MODEL), part, dirs_exist_ok=True)
+        self._client.delete_model_version_tag(self.name, version.number, PRUNED)
 
     def promotable(self, number: str, override: str = "") -> Version:
         """A version that may become champion: passed by its gates, champion already, or overridden with a reason.
@@ -203,8 +243,12 @@ class Registry:
             f"or overrule the gates: make promote VERSION={number} OVERRIDE='your reason'"
         )
 
-    def promote(self, number: str, expected: str | None, override: str = "") -> Version:
+    def promote(self, number: str, expected: str | None, override: str = "", rolls_back: bool = False) -> Version:
         """Make a version champion, if the champion still is `expected` (None: there is none).
+
+        Args:
+            override: why a version is promoted that a gate refused.
+            rolls_back: whether the former champion is not to come back by a run, but by a person alone.
 
         Raises:
             GateRefusal: a gate refused the version, and no `override` reason is given.
@@ -220,6 +264,10 @@ class Registry:
                         f"version {number} was not promoted: the champion is version {found or 'none'}, "
                         f"not {expected or 'none'} as expected; look at `rollout status` and decide anew"
                     )
+                if version.rolled_back:
+                    self._client.delete_model_version_tag(self.name, number, ROLLED_BACK)
+                if rolls_back and found:
+                    self._client.set_model_version_tag(self.name, found, ROLLED_BACK, f"{user()}: {override}")
                 if override and not version.passed:
                     self._client.set_model_version_tag(self.name, number, OVERRIDE, f"{user()}: {override}")
                 # What was tried out beside the old champion says nothing of the new one. It ends before, so that no
@@ -271,6 +319,11 @@ class Registry:
                 found = mlflow.artifacts.download_artifacts(address, dst_path=scratch)
                 shutil.copytree(found, path, dirs_exist_ok=True)
         except (MlflowException, OSError) as error:
+            if pruned := self._client.get_model_version(self.name, version.number).tags.get(PRUNED):
+                raise ProjectError(
+                    f"the files of version {version.number} were removed on {pruned} (ML_KEEP_VERSIONS is "
+                    f"{self._settings.keep_versions}); train it again from its commit, which its run in `make ui` names"
+                ) from None
             reason = " ".join(str(error).split())
             raise ProjectError(
                 f"{address} cannot be downloaded: {reason[:300]}; "
@@ -289,6 +342,12 @@ class Registry:
         )
         self._client.set_terminated(run_id)
 
+    def _files(self, version: Version) -> Path | None:
+        """Where a local store has what `_save_model` wrote; None for a store that others may share."""
+        if store.artifacts(self._settings) is None or "://" in self._settings.artifact_root or not version.run_id:
+            return None
+        return Path(self._settings.artifact_root, version.run_id, "artifacts", MODEL)
+
     def _save_model(self, path: Path, scratch: Path, lineage: Mapping[str, Any]) -> None:
         package = Path(__file__).parent.parent
         script = scratch / "pyfunc_model.py"
@@ -303,7 +362,7 @@ class Registry:
             # MLflow would rather infer the signature from an example; ours comes from the contract.
             warnings.simplefilter("ignore", UserWarning)
             mlflow.pyfunc.save_model(
-                scratch / "model",
+                scratch / MODEL,
                 python_model=str(script),
                 artifacts={"bundle": str(copy)},
                 code_paths=[str(code)],
@@ -328,8 +387,16 @@ class Registry:
 def _version(found: ModelVersion) -> Version:
     tags = found.tags
     metrics = {name: float(tags[name]) for name in set(HEADLINE.values()) if tags.get(name)}
-    refused = tags.get(REFUSED) or ("" if tags.get(GATES) == "passed" else "no gate has judged it")
-    return Version(str(found.version), tags.get(DIGEST, ""), found.run_id or "", refused, metrics)
+    digest, run_id = tags.get(DIGEST, ""), found.run_id or ""
+    return Version(str(found.version), digest, run_id, roles.refused(tags), tags.get(ROLLED_BACK, ""), metrics)
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    try:
+        bundle.verify(path, digest)
+    except IntegrityError:
+        return False
+    return True
 
 
 def _owner() -> dict[str, str]:

@@ -178,9 +178,16 @@ def _sentences(window: Window, drift: Drift, quality: Quality, violations: tuple
         yield f"The contract is broken by {words.rows(worst.rows)} of ‘{worst.column}’ ({worst.rule}){more}."
     if window.degraded:
         yield f"A fallback, not the model, answered {window.degraded / window.rows:.1%} of the rows."
+    yield from _of_versions(window)
+    yield from quality.cautions
+
+
+def _of_versions(window: Window) -> Iterator[str]:
+    if window.undigested:
+        told = f"{words.rows(window.undigested)} were logged before model digests"
+        yield f"{told} and are taken for this model's because of their version number alone."
     if len(window.versions) > 1:
         yield f"The window mixes {len(window.versions)} model versions: {', '.join(window.versions)}."
-    yield from quality.cautions
 
 
 def _violations(window: Window, contract: Contract) -> Iterator[Violation]:

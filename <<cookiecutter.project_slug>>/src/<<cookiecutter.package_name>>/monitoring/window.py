@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
 
     `truth` is what `Contract.truth` makes of the labels, NaN where none has arrived; `output` [n_rows, k] as in
     `metrics.judge`, needed only where there is a label; `times` are datetime64[us] or None; `degraded` marks rows
-    that a fallback answered, not the model.
+    that a fallback answered, not the model; `undigested` as in `Window`.
     """
 
     columns: Columns
@@ -45,6 +45,7 @@ class Chunk(NamedTuple):
     times: np.ndarray | None
     versions: np.ndarray
     degraded: np.ndarray
+    undigested: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Window:
         profile: counts of the inputs and of the model's own scores, in the reference's bins.
         rows: all rows; `degraded` of them were answered by a fallback.
         versions: model version → rows.
+        undigested: rows that were logged before model digests, and are the model's by its version alone.
         out_of_range: column → rows beyond the contract's range.
         hours: hours since 1970 → rows, where the rows have times; `first` and `last` are the extreme times.
         clock: what the times mean.
@@ -77,6 +79,7 @@ class Window:
     output: np.ndarray
     truth: np.ndarray
     slices: Columns
+    undigested: int = 0
 
 
 def from_log(
@@ -138,6 +141,7 @@ def merge(windows: Iterable[Window]) -> Window:
         output=np.concatenate([part.output for part in parts]),
         truth=np.concatenate([part.truth for part in parts]),
         slices={name: np.concatenate([part.slices[name] for part in parts]) for name in first.slices},
+        undigested=sum(part.undigested for part in parts),
     )
 
 
@@ -161,6 +165,7 @@ def count(
         output=chunk.output[labelled].astype(np.float32),
         truth=chunk.truth[labelled],
         slices={name: _groups(chunk.columns[name][labelled]) for name in slices},
+        undigested=chunk.undigested,
     )
 
 
@@ -197,6 +202,7 @@ def _logged(rows: Sequence[Logged], bundle: Bundle) -> Chunk:
         times=np.array([p.timestamp_us for p in predictions], dtype="datetime64[us]"),
         versions=np.array([p.model_version for p in predictions], dtype=object),
         degraded=np.array([p.degraded for p in predictions], dtype=bool),
+        undigested=sum(p.model_digest is None for p in predictions),
     )
 
 

@@ -158,6 +158,15 @@ class Reader:
         """All batch jobs, oldest first."""
         return sorted((Job._make(row) for row in self._rows(jobs, sa.select)), key=lambda job: job.timestamp_us)
 
+    def refers_to(self, model_version: str, model_digest: str) -> bool:
+        """Whether any row names a model: by its digest, or, logged before schema 3, by its version alone."""
+
+        def asked(table: sa.FromClause) -> sa.Select[Any]:
+            older = sa.and_(table.c.model_digest.is_(None), table.c.model_version == model_version)
+            return sa.select(sa.literal(1)).where(sa.or_(table.c.model_digest == model_digest, older)).limit(1)
+
+        return any(next(self._rows(table, asked), None) for table in (predictions, blocks, jobs))
+
     def _found(
         self, table: sa.Table, key: str, values: Sequence[str], names: Sequence[str] | None = None
     ) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """What the serving folder says: which bundle answers, and what may join it.
 
-    routing.json          this model; replaced in one step
-    bundles/<version>/    one sealed bundle each
+    routing.json                      this model; replaced in one step
+    bundles/<version>-<digest>/       one sealed bundle each
 
 `rollout` writes the folder, servers only read it.
 """
@@ -14,15 +14,17 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from .. import strict
+from ..bundle import MANIFEST
 from ..contract import Contract
 from ..errors import ServingError
-from ..files import read_json, write_json
+from ..files import read_json, sha256_file, write_json
+from ..words import short
 
 ROUTING, BUNDLES = "routing.json", "bundles"
 
 
 class Ref(strict.Strict):
-    """One bundle: the name of its folder and the sha256 of its manifest."""
+    """One bundle: its version in the registry, and the sha256 of its manifest, which no other bundle has."""
 
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -83,8 +85,17 @@ class Routing(strict.Strict):
 
 
 def bundle_folder(folder: Path, ref: Ref) -> Path:
-    """Where a bundle lies in the serving folder."""
-    return folder / BUNDLES / ref.version
+    """Where a bundle lies in the serving folder; a registry that was lost counts its versions from 1 again."""
+    path = folder / BUNDLES / f"{ref.version}-{short(ref.digest)}"
+    # Folders of before bear the version alone.
+    former = folder / BUNDLES / ref.version
+    return former if former.is_dir() and not path.is_dir() else path
+
+
+def find_bundle(folder: Path, digest: str) -> Path | None:
+    """Where the bundle whose manifest has this sha256 lies in the serving folder, under whatever version."""
+    manifests = sorted((folder / BUNDLES).glob(f"[!.]*/{MANIFEST}"))
+    return next((path.parent for path in manifests if sha256_file(path) == digest), None)
 
 
 def read(folder: Path) -> Routing:
