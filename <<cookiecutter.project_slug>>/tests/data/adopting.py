@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from << cookiecutter.package_name >>.data.adoption import inference, profiling, reading
+from << cookiecutter.package_name >>.data.adoption import inference, profiling
 from << cookiecutter.package_name >>.data.adoption.hazards import Hazard
 from << cookiecutter.package_name >>.data.adoption.inference import Proposal
 from << cookiecutter.package_name >>.data.adoption.overrides import Overrides
 from << cookiecutter.package_name >>.data.adoption.profiling import Profile
+from << cookiecutter.package_name >>.data.formats import reading
 
 NOW = datetime(2024, 6, 1)
 

@@ -23,7 +23,7 @@ def test_every_type_of_a_query_is_read(postgres: PostgreSQL, tmp_path: Path, mon
         connection.execute(sa.text(TABLE))
     engine.dispose()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.database.BATCH_ROWS", 30)
+    monkeypatch.setattr("<< cookiecutter.package_name >>.data.formats.database.BATCH_ROWS", 30)
     found = profiled(postgres.url, "late", "select * from orders order by order_no")
     assert {name: column.parse.type for name, column in found.columns.items()} == {
         "order_no": "integer",

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from << cookiecutter.package_name >>.data.adoption import database, parsing
+from << cookiecutter.package_name >>.data.adoption import parsing
 from << cookiecutter.package_name >>.data.adoption.parsing import Hints
+from << cookiecutter.package_name >>.data.formats import database
 from << cookiecutter.package_name >>.errors import DataError
 
 from .adopting import profiled

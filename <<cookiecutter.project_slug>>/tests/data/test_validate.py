@@ -282,7 +282,7 @@ def test_a_stage_before_its_predecessor_says_what_is_not_there(run: Run) -> None
     [
         (None, "error: raw.csv does not exist"),
         (b"", "error: raw.csv is empty (0 bytes)"),
-        (b"order;placed;region\n1;2;3\n", "error: raw.csv is delimited by semicolons"),
+        (b"order,placed,region\n1,2,3,4\n", "error: raw.csv, line 2: 4 cells where the header has 3"),
     ],
 )
 def test_a_raw_table_that_cannot_be_read_ends_in_one_line(

@@ -1,11 +1,8 @@
 """Tables on disk: read with a clear word on what is wrong, written whole, hashed before they are trusted."""
 
-import csv
-import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,8 +12,9 @@ import pyarrow.parquet as pq
 from ..contract import INTEGER_LIMIT, Column, Contract, moment
 from ..errors import DataError, IntegrityError
 from ..files import replacing, sha256_file
-from ..strict import nearest, repeated
+from .formats import reading
 
+_ROWS = 1_000_000
 DTYPES: dict[str, pl.DataType] = {
     "float": pl.Float64(),
     "integer": pl.Int64(),
@@ -24,15 +22,6 @@ DTYPES: dict[str, pl.DataType] = {
     "boolean": pl.Boolean(),
     "datetime": pl.Datetime("us"),
 }
-_PARQUET = b"PAR1"
-_OTHERS = {
-    _PARQUET: (".parquet", "name it .parquet"),
-    b"PK\x03\x04": ("zip (or Excel)", "unpack it, or save it as CSV"),
-    b"\x1f\x8b": ("gzip", "unpack it"),
-    b"\xd0\xcf\x11\xe0": ("Excel", "save it as CSV"),
-}
-"""How files begin that are often given by mistake."""
-_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 BOOLEANS = {
     **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
     **dict.fromkeys(("false", "f", "no", "n", "0", "0.0"), False),
@@ -64,18 +53,20 @@ ABSENT = [
 
 
 def read(path: Path, contract: Contract) -> pl.DataFrame:
-    """A whole table, its columns in the contract's types where every value fits and as they are where not.
+    """A whole table of any format, its columns in the contract's types where every value fits, else as they are.
 
     Raises:
         DataError: the file is missing, empty, cut off, or is not what its name says.
     """
-    return conform(pl.concat(_raw_chunks(path, contract, None)), contract)
+    with reading.opened(str(path)) as found:
+        return conform(pl.concat(_filled(found, path, _ROWS)), contract)
 
 
 def chunks(path: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
     """The table in pieces of at most `rows` rows; types and errors as in `read`."""
-    for chunk in _raw_chunks(path, contract, rows):
-        yield conform(chunk, contract)
+    with reading.opened(str(path)) as found:
+        for chunk in _filled(found, path, rows):
+            yield conform(chunk, contract)
 
 
 def count_rows(path: Path) -> int | None:
@@ -137,6 +128,17 @@ def conform(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
 def misfits(series: pl.Series, column: Column) -> pl.Series:
     """Which values keep a column from its contract type, bool [n_rows]."""
     return _fit(series, column)[1]
+
+
+def _filled(found: reading.Opened, path: Path, rows: int) -> Iterator[pl.DataFrame]:
+    """The batches that have rows; at least one."""
+    is_empty = True
+    for batch in found.batches(rows):
+        if not batch.is_empty():
+            is_empty = False
+            yield batch
+    if is_empty:
+        raise DataError(f"{path} has no rows; there is nothing to read")
 
 
 def _conform(series: pl.Series, column: Column) -> pl.Series:
@@ -211,113 +213,3 @@ def _to_array(series: pl.Series, column: Column) -> np.ndarray:
         series = series.cast(pl.Float64).fill_null(float("nan"))
     array: np.ndarray = series.to_numpy()
     return array
-
-
-def _raw_chunks(path: Path, contract: Contract, rows: int | None) -> Iterator[pl.DataFrame]:
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; give one .parquet or .csv file")
-    if not path.exists():
-        beside = [other.name for other in path.parent.glob("*") if other.is_file() and not other.name.startswith(".")]
-        raise DataError(f"{path} does not exist; in that folder: {nearest(path.name, beside) if beside else 'no file'}")
-    if path.suffix.lower() not in _READERS:
-        raise DataError(f"{path}: a table's name ends in .parquet or .csv, not in '{path.suffix}'")
-    with path.open("rb") as stream:
-        head = stream.read(4)
-    if not head:
-        raise DataError(f"{path} is empty (0 bytes); give a table with a header and rows")
-    for magic, (kind, remedy) in _OTHERS.items():
-        if head.startswith(magic) and kind != path.suffix.lower():
-            raise DataError(f"{path} is {kind.removeprefix('.')} by its content, not {path.suffix[1:]}; {remedy}")
-    empty = True
-    for chunk in _READERS[path.suffix.lower()](path, contract, rows):
-        empty = empty and chunk.is_empty()
-        yield chunk
-    if empty:
-        raise DataError(f"{path} has no rows; there is nothing to read")
-
-
-def _parquet(path: Path, _: Contract, rows: int | None) -> Iterator[pl.DataFrame]:
-    with path.open("rb") as stream:
-        head = stream.read(4)
-        stream.seek(-min(4, path.stat().st_size), os.SEEK_END)
-        tail = stream.read(4)
-    if head != _PARQUET:
-        raise DataError(f"{path} is no Parquet file (it starts with {head!r}); rename or convert it")
-    if tail != _PARQUET:
-        raise DataError(f"{path} is cut off: its Parquet footer is missing; copy or download it again")
-    try:
-        if rows is None:
-            yield pl.read_parquet(path, memory_map=False)
-            return
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=rows):
-            yield _frame(batch)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} is damaged and cannot be read as Parquet ({_first_line(error)}); copy or download it again"
-        ) from None
-
-
-def _frame(batch: Any) -> pl.DataFrame:
-    frame = pl.from_arrow(batch)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
-
-
-def _csv(path: Path, contract: Contract, rows: int | None) -> Iterator[pl.DataFrame]:
-    names = _header(path, {column.name for column in contract.columns})
-    try:
-        # All text: the contract, not a guess from the first rows, says what a value is.
-        lazy = pl.scan_csv(path, infer_schema=False, new_columns=names)
-        if rows is None:
-            yield _without_blank_lines(lazy.collect())
-        else:
-            for chunk in lazy.collect_batches(chunk_size=rows, maintain_order=True):
-                yield from _without_blank_lines(chunk).iter_slices(rows)
-    except pl.exceptions.NoDataError:
-        raise DataError(f"{path} is empty; give a table with a header and rows") from None
-    except pl.exceptions.PolarsError as error:
-        if "utf-8" in str(error):
-            raise _not_utf8(path) from None
-        raise DataError(f"{path} cannot be read as CSV: {_first_line(error)}") from None
-
-
-_READERS = {".parquet": _parquet, ".csv": _csv}
-
-
-def _header(path: Path, known: set[str]) -> list[str]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            names = next(csv.reader(stream), [])
-            stream.seek(0)
-            line = stream.readline().rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise _not_utf8(path) from None
-    except csv.Error as error:
-        raise DataError(f"{path} cannot be read as CSV: {error} in its header") from None
-    best = max(_DELIMITERS, key=lambda delimiter: len(known.intersection(_cells(line, delimiter))))
-    if best != ",":
-        raise DataError(
-            f"{path} is delimited by {_DELIMITERS[best]}s, not by commas; "
-            f"save it with commas (its header starts with {line[:40]!r})"
-        )
-    if twice := repeated(names):
-        raise DataError(f"{path}: the column '{twice[0]}' stands twice in the header; rename or drop one")
-    return names
-
-
-def _cells(header: str, delimiter: str) -> list[str]:
-    return next(csv.reader([header], delimiter=delimiter), [])
-
-
-def _without_blank_lines(frame: pl.DataFrame) -> pl.DataFrame:
-    if frame.width < 2:
-        return frame
-    return frame.filter(~pl.all_horizontal(pl.all().is_null()))
-
-
-def _not_utf8(path: Path) -> DataError:
-    return DataError(f"{path} is not UTF-8 text (Latin-1, perhaps, or UTF-16); save it as CSV in UTF-8")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

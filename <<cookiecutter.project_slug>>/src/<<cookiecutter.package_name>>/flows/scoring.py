@@ -6,7 +6,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeVar
 
 import polars as pl
@@ -17,8 +16,7 @@ from .. import prediction_log
 from ..bundle import Bundle, Predictions
 from ..contract import SCORED, Column, Contract
 from ..data import tables
-from ..data.adoption import columns, reading
-from ..data.checks import checks_of
+from ..data.adoption import columns
 from ..errors import DataError, ProjectError
 from ..files import replacing
 from ..params import ScoreParams
@@ -166,21 +164,10 @@ def _checked(source: Path, contract: Contract, chunk_rows: int) -> Iterator[pl.D
 
 def _pieces(source: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
     known = {column.name for column in contract.columns}
-    for frame in _read(source, contract, rows):
+    for frame in tables.chunks(source, contract, rows):
         # What `adopt` called otherwise is called so here too.
         given = {old: new for old, new in columns.names(frame.columns).items() if new != old and new in known}
         yield tables.conform(frame.rename(given), contract) if given else frame
-
-
-def _read(source: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
-    if source.suffix.lower() == ".parquet":
-        yield from tables.chunks(source, contract, rows)
-        return
-    # Whatever `adopt` opens; what a cell means, the contract says, and no guess.
-    with TemporaryDirectory() as scratch, reading.opened(str(source), "", Path(scratch)) as found:
-        named = found.rows.rename({str(at): name for at, name in enumerate(found.columns)})
-        for chunk in named.collect_batches(chunk_size=rows, maintain_order=True):
-            yield from tables.conform(chunk, contract).iter_slices(rows)
 
 
 def _misfit(series: pl.Series, column: Column, at: int) -> str:

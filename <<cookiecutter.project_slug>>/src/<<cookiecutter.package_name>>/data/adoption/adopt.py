@@ -17,11 +17,12 @@ from ...features import parameter
 from ...params import Params
 from ...settings import Settings
 from .. import card, tables
-from . import applying, inference, parsing, profiling, reading, writing
+from ..formats import reading
+from ..formats.reading import Opened
+from . import applying, inference, parsing, profiling, writing
 from .inference import Proposal
 from .overrides import Overrides
 from .profiling import Profile
-from .reading import Opened
 
 PYPROJECT, README, MAKEFILE = Path("pyproject.toml"), Path("README.md"), Path("Makefile")
 TESTS = Path("tests")
@@ -48,6 +49,7 @@ def examined(source: str, query: str, target: str, overrides: Overrides, now: da
     applying.start()
     try:
         with reading.opened(source, query, applying.SCRATCH) as opened:
+            target, overrides = reading.normalised(target), overrides.normalised()
             overrides.check(target, opened.columns)
             profile = profiling.profile(opened, target)
             proposal = inference.propose(profile, target, overrides, now)

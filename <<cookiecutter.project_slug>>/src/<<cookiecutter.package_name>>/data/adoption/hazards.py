@@ -69,6 +69,8 @@ def _of_the_table(profile: Profile) -> Iterator[Hazard]:
         evidence = f"{profile.repeated:,} of {rows:,} rows stand there before, equal in every column"
         remedy = "drop them if a row stands for one event; the split keeps equal rows on one side"
         yield Hazard("duplicate rows", "", "warned", evidence, remedy)
+    for repair in profile.repairs:
+        yield Hazard(repair.kind, "", "handled", repair.evidence, repair.outcome)
     for name in profile.left_out:
         yield Hazard("nested values", name, "handled", "lists, records or bytes", "left out; unfold it into columns")
 

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from ...errors import ConfigError
 from ...strict import nearest
+from ..formats.reading import normalised
 
 Task = Literal["binary", "multiclass", "regression"]
 By = Literal["time", "hash"]
@@ -23,6 +24,16 @@ class Overrides(NamedTuple):
     task: Task | None = None
     split: By | None = None
     positive: str = ""
+
+    def normalised(self) -> "Overrides":
+        """The same, its names of columns as a table's are, see `formats.reading.normalised`."""
+        return self._replace(
+            id=normalised(self.id),
+            time=normalised(self.time),
+            group=normalised(self.group),
+            ignore=tuple(map(normalised, self.ignore)),
+            feature=tuple(map(normalised, self.feature)),
+        )
 
     def check(self, target: str, known: Collection[str], nested: Collection[str] = ()) -> None:
         """Hold the names against a table's columns, and against those that hold lists, records or bytes.

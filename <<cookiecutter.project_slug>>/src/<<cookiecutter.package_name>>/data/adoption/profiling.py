@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 
 from ...errors import DataError
+from ..formats.reading import Opened
+from ..formats.repairs import Repair
 from . import parsing
 from .parsing import Hints, Parse
-from .reading import Opened
 
 BATCH_ROWS = 200_000
 HEAD_ROWS, HEAD_CELLS = 20_000, 2_000_000
@@ -57,6 +58,7 @@ class Profile(NamedTuple):
     repeated: int
     left_out: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    repairs: tuple[Repair, ...] = ()
 
 
 def profile(table: Opened, target: str) -> Profile:
@@ -94,6 +96,7 @@ def profile(table: Opened, target: str) -> Profile:
         counted.repeated,
         tuple(name for at, name in named.items() if at not in parses),
         table.told,
+        table.repairs,
     )
 
 

@@ -1,21 +1,28 @@
-"""A table of any format, opened as a Polars scan: CSV and its kin, Parquet, NDJSON, Arrow IPC, a SQL query."""
+"""A table of any format, opened as a Polars scan: delimited text, Parquet, JSON, Arrow IPC, a SQL query.
+
+Everything that reads a person's table reads it here: `adopt`, `score`, `ingest` and `monitor`.
+"""
 
 import errno
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import polars as pl
 
 from ...errors import DataError
-from ...strict import nearest
-from . import database, text
+from ...strict import nearest, repeated
+from . import database, json_rows, parquet, text
+from .repairs import Repair
 
 _MAGIC = {
     b"PAR1": "Parquet",
     b"ARROW1": "Arrow IPC",
+    b"\xff\xff\xff\xff": "Arrow stream",
     b"PK\x03\x04": "zip (or Excel)",
     b"\xd0\xcf\x11\xe0": "Excel",
     b"SQLite format 3": "SQLite",
@@ -23,8 +30,14 @@ _MAGIC = {
     b"\xfd7zXZ": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"%PDF": "PDF",
+    b"\x89HDF": "HDF5",
+    b"Obj\x01": "Avro",
+    b"\x80\x04": "pickle",
+    b"\x80\x05": "pickle",
+    b"version https://git-lfs": "a pointer of Git LFS",
+    **dict.fromkeys((b"<!doctype", b"<!DOCTYPE", b"<html", b"<HTML", b"<?xml", b"<table"), "HTML or XML"),
 }
-"""How files begin whose content is no text."""
+"""How files begin that are no delimited text and no JSON."""
 _REMEDY = {
     "zip (or Excel)": "unpack it, or save it as CSV",
     "Excel": "save it as CSV",
@@ -33,6 +46,9 @@ _REMEDY = {
     "xz": "unpack it",
     "zstd": "unpack it",
     "PDF": "give the table itself",
+    **dict.fromkeys(("HDF5", "Avro", "pickle"), "save it as Parquet or CSV"),
+    "a pointer of Git LFS": "run `git lfs pull`",
+    "HTML or XML": "download the table itself, or save it as CSV",
 }
 _NAMED = {
     **dict.fromkeys((".parquet", ".pq"), "Parquet"),
@@ -47,8 +63,9 @@ _GZIP, _PACKED = b"\x1f\x8b", ".gz"
 class Opened(NamedTuple):
     """A scan over the rows, a name for the table, and in words how the source was understood.
 
-    `columns` are the names in order; the scan's own are their positions (`"0"`, `"1"`, …), which no name can break.
-    `semicolons` says that the source is a text whose columns semicolons part.
+    `columns` are the names in order, in Unicode's composed form (NFC); the scan's own are their positions (`"0"`,
+    `"1"`, …), which no name can break. `semicolons` says that the source is a text whose columns semicolons part;
+    `repairs` are irregularities of the file that were put right.
     """
 
     rows: pl.LazyFrame
@@ -56,27 +73,46 @@ class Opened(NamedTuple):
     name: str
     told: tuple[str, ...] = ()
     semicolons: bool = False
+    repairs: tuple[Repair, ...] = ()
+
+    def batches(self, rows: int) -> Iterator[pl.DataFrame]:
+        """All rows under their own names, in order, at most so many at a time."""
+        names = {str(at): name for at, name in enumerate(self.columns)}
+        for batch in self.rows.collect_batches(chunk_size=rows, maintain_order=True):
+            yield from batch.rename(names).iter_slices(rows)
 
 
 @contextmanager
-def opened(source: str, query: str, scratch: Path) -> Iterator[Opened]:
+def opened(source: str, query: str = "", scratch: Path | None = None) -> Iterator[Opened]:
     """Open a file, a folder of Parquet files, or the rows of a query on a database URL.
 
-    What cannot be scanned where it lies (another encoding, gzip, a query's rows) is copied to the folder `scratch`.
+    What cannot be scanned where it lies (another encoding, gzip, an irregular text, a query's rows) is copied to the
+    folder `scratch`, or to a temporary one.
 
     Raises:
         DataError: the source is missing, empty, unreadable, or not what its name says.
         OSError: the disk is full.
     """
+    if scratch is None:
+        with TemporaryDirectory() as folder, opened(source, query, Path(folder)) as found:
+            yield found
+        return
     try:
         if database.is_url(source):
-            yield _numbered(database.fetch(source, query, scratch), "query")
+            yield _numbered(database.fetch(source, query, scratch), "query", source)
         else:
             yield _file(source, query, scratch)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         if f"os error {errno.ENOSPC}" in str(error):  # Of what is written while it is read.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-        raise DataError(f"{database.masked(source)} cannot be read: {_first_line(error)}") from None
+        raise _unreadable(source) from None
+
+
+def _unreadable(source: str) -> DataError:
+    path = Path(source)
+    if path.is_file() and _kind(path) == "Parquet":
+        return parquet.damaged(path)
+    return DataError(f"{database.masked(source)} is damaged and cannot be read; copy, download or write it again")
 
 
 def _file(source: str, query: str, scratch: Path) -> Opened:
@@ -88,19 +124,23 @@ def _file(source: str, query: str, scratch: Path) -> Opened:
         hint = nearest(path.name, beside) if beside else "nothing"
         raise DataError(f"{path} does not exist; in that folder: {hint}")
     if path.is_dir():
-        return _numbered(_folder(path), path.resolve().name)
+        rows, repairs = parquet.scan_folder(path)
+        return _numbered(rows, path.resolve().name, path, repairs=repairs)
     if not path.is_file():
         raise DataError(f"{path} is a pipe or a device, and a table is read more than once; save it as a file")
     name, kind = _stem(path), _kind(path)
     if kind == "Parquet":
-        return _numbered(pl.scan_parquet(path), name)
+        return _numbered(parquet.scan(path), name, path)
     if kind == "Arrow IPC":
-        return _numbered(pl.scan_ipc(path), name)
+        return _numbered(pl.scan_ipc(path), name, path)
+    if kind == "Arrow stream":
+        return _numbered(pl.read_ipc_stream(path).lazy(), name, path)
     plain, told = text.plain(path, scratch)
     if kind == "JSON":
-        return _numbered(_json(plain, path), name, told)
-    table = text.scan(plain, path)
-    return Opened(table.rows, table.columns, name, (*told, table.told), table.told == "semicolons")
+        return _numbered(json_rows.scan(plain, path, scratch), name, path, told)
+    table = text.scan(plain, path, scratch)
+    names = _names(table.columns, path)
+    return Opened(table.rows, names, name, (*told, table.told), table.told == "semicolons", table.repairs)
 
 
 def _stem(path: Path) -> str:
@@ -136,28 +176,22 @@ def _kind(path: Path) -> str:
     return found or named
 
 
-def _folder(path: Path) -> pl.LazyFrame:
-    if not any(path.rglob("*.parquet")):
-        raise DataError(f"{path} is a folder without Parquet files; give one file, or a folder of .parquet files")
-    return pl.scan_parquet(path / "**/*.parquet", hive_partitioning=True)
+def _numbered(
+    rows: pl.LazyFrame, name: str, source: Path | str, told: tuple[str, ...] = (), repairs: tuple[Repair, ...] = ()
+) -> Opened:
+    columns = rows.collect_schema().names()
+    numbered = rows.select(pl.nth(at).alias(str(at)) for at in range(len(columns)))
+    return Opened(numbered, _names(columns, source), name, told, repairs=repairs)
 
 
-def _json(plain: Path, path: Path) -> pl.LazyFrame:
-    with plain.open("rb") as stream:
-        first = stream.read(4096).lstrip()[:1]
-    if first == b"[":
-        return pl.read_json(plain, infer_schema_length=None).lazy()
-    if first != b"{":
-        raise DataError(
-            f"{path} is no JSON of rows (it starts with {first!r}); give one object a line, or a list of them"
-        )
-    return pl.scan_ndjson(plain, infer_schema_length=None)
+def _names(found: Sequence[str], source: Path | str) -> tuple[str, ...]:
+    """The names of columns as one person types them and another's system writes them: stripped, and composed (NFC)."""
+    names = tuple(normalised(name) or f"column_{at}" for at, name in enumerate(found, start=1))
+    if twice := repeated(names):
+        raise DataError(f"{source}: the column '{twice[0]}' stands twice in the header; rename or drop one")
+    return names
 
 
-def _numbered(rows: pl.LazyFrame, name: str, told: tuple[str, ...] = ()) -> Opened:
-    columns = tuple(rows.collect_schema().names())
-    return Opened(rows.select(pl.nth(at).alias(str(at)) for at in range(len(columns))), columns, name, told)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def normalised(name: str) -> str:
+    """A column's name without blanks around it and in Unicode's composed form (NFC)."""
+    return unicodedata.normalize("NFC", name.strip())

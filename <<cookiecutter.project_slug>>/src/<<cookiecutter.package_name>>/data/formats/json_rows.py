@@ -1,0 +1,100 @@
+"""Rows of JSON: one object a line, or one list of objects."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ...errors import DataError
+
+_SHOWN = 60
+_REMEDY = "write one object a line, or one list of them (pandas: to_json(path, orient='records', lines=True))"
+
+
+def scan(readable: Path, path: Path, scratch: Path) -> pl.LazyFrame:
+    """A scan of UTF-8 JSON; `path` is what errors call it. NaN and infinities, which JSON does not know, are missing.
+
+    Raises:
+        DataError: it is no JSON, or holds something else than rows.
+    """
+    with readable.open("rb") as stream:
+        first = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if first not in (b"[", b"{"):
+        raise DataError(f"{path} is no JSON of rows (it starts with {first!r}); {_REMEDY}")
+    is_list = first == b"["
+    rows = None
+    if _is_plain(readable, is_list):
+        # What fails is read again by Python, to say where, or to succeed: it reads some that Polars does not.
+        with suppress(pl.exceptions.PolarsError):
+            rows = _scanned(readable, is_list)
+    if rows is None:
+        rows = _rewritten(readable, path, scratch, is_list)
+    kinds = rows.collect_schema().dtypes()
+    if not kinds:
+        raise DataError(f"{path} holds no rows; there is nothing to read")
+    if all(kind.is_nested() for kind in kinds):
+        raise DataError(f"{path} holds one object of lists or objects, not rows; {_REMEDY}")
+    return rows
+
+
+def _scanned(readable: Path, is_list: bool) -> pl.LazyFrame:
+    if is_list:
+        return pl.read_json(readable, infer_schema_length=None).lazy()
+    rows = pl.scan_ndjson(readable, infer_schema_length=None)
+    rows.collect_schema()
+    return rows
+
+
+def _is_plain(readable: Path, is_list: bool) -> bool:
+    """Whether every line begins an object, and none holds a word that may be a number which JSON does not know."""
+    with readable.open("rb") as stream:
+        return all(
+            b"NaN" not in line and b"Infinity" not in line and (is_list or line.lstrip()[:1] in b"{\xef")
+            for line in stream
+        )
+
+
+def _rewritten(readable: Path, path: Path, scratch: Path, is_list: bool) -> pl.LazyFrame:
+    copy = scratch / "rows.ndjson"
+    objects = _of_list(readable, path) if is_list else _of_lines(readable, path)
+    with copy.open("w", encoding="utf-8") as target:
+        for where, row in objects:
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, {where} is no object ({_shown(json.dumps(row))}); {_REMEDY}")
+            target.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return _scanned(copy, is_list=False)
+
+
+def _of_list(readable: Path, path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with readable.open(encoding="utf-8-sig") as stream:
+            rows = json.load(stream, parse_constant=_nothing)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {error.lineno:,}, column {error.colno}: no JSON ({error.msg}); {_REMEDY}"
+        ) from None
+    yield from ((f"item {at:,}", row) for at, row in enumerate(rows, start=1))
+
+
+def _of_lines(readable: Path, path: Path) -> Iterator[tuple[str, Any]]:
+    with readable.open(encoding="utf-8-sig") as stream:
+        for at, line in enumerate(stream, start=1):
+            if line.strip():
+                try:
+                    yield f"line {at:,}", json.loads(line, parse_constant=_nothing)
+                except json.JSONDecodeError as error:
+                    raise DataError(
+                        f"{path}, line {at:,} is no JSON object ({error.msg}: {_shown(line)}); {_REMEDY}"
+                    ) from None
+
+
+def _nothing(_: str) -> None:
+    return None
+
+
+def _shown(text: str) -> str:
+    line = text.strip()
+    return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…")

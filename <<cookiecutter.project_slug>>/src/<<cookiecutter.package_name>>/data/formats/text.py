@@ -1,0 +1,280 @@
+"""Delimited text of any make: encoding, compression, layout and repairs are found from the bytes."""
+
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TextIO, cast
+
+import numpy as np
+import polars as pl
+
+from ...errors import DataError
+from . import layout
+from .layout import Layout, Record
+from .repairs import Repair
+
+_BLOCK = 1_048_576
+_HEAD = 262_144
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_END = "\x00"
+"""Follows the last line while records are read: it stands alone unless a quote was never closed."""
+_SHOWN = 60
+_LINES_OF_A_CELL = 10_000
+_LF, _CR, _QUOTE = b'\n\r"'
+
+
+class Scanned(NamedTuple):
+    """A scan whose columns are all text and called by position, their names, what separates them, and repairs."""
+
+    rows: pl.LazyFrame
+    columns: tuple[str, ...]
+    told: str
+    repairs: tuple[Repair, ...] = ()
+
+
+def plain(path: Path, scratch: Path) -> tuple[Path, tuple[str, ...]]:
+    """The file itself if it is UTF-8 text with usual line ends, else a copy of that kind; and what was undone.
+
+    Raises:
+        DataError: the file is damaged, or is no text.
+    """
+    packed = path.name.lower().endswith(".gz")
+    try:
+        with _open(path, packed) as stream:
+            head = stream.read(_HEAD)
+        encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "") or _without_mark(head)
+        if not encoding:
+            encoding = "utf-8" if _is_utf8(path, packed) else _western(path, packed)
+        # The line ends of old Macs are none to Polars.
+        returns = encoding in ("utf-8", "cp1252", "latin-1") and b"\n" not in head and b"\r" in head
+        told = (*(["gzip"] if packed else []), *([encoding.upper()] if encoding not in ("utf-8", "utf-8-sig") else []))
+        if not packed and not returns and encoding in ("utf-8", "utf-8-sig"):
+            return path, told
+        copy = scratch / "input.txt"
+        with _open(path, packed) as stream, copy.open("w", encoding="utf-8", newline="\n" if returns else "") as target:
+            reader = io.TextIOWrapper(stream, encoding=encoding, newline=None if returns else "")
+            while block := reader.read(_BLOCK):
+                target.write(block)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no {error.encoding} text (byte {error.start:,}); save it as CSV in UTF-8") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is damaged gzip ({error}); copy or download it again") from None
+    return copy, told
+
+
+def scan(readable: Path, path: Path, scratch: Path) -> Scanned:
+    """A scan of delimited UTF-8 text; `path` is what errors call it.
+
+    A file that Polars would misread or refuse (titles above the header, short rows, a header that stands there again,
+    quotes within cells) is copied to `scratch` as regular CSV.
+
+    Raises:
+        DataError: no header is found, it names a column twice, or a row has more cells than it.
+    """
+    with readable.open(encoding="utf-8-sig", newline="") as stream:
+        head = stream.read(_HEAD) + "".join(stream.readline() for _ in range(3))
+        is_whole = not stream.read(1)
+    if not head.strip():
+        raise DataError(f"{path} holds nothing but blanks; give a table with a header and rows")
+    found = layout.find(head, is_whole)
+    header = found.header
+    if len(header) > 1 and all(layout.is_number(name) for name in header):
+        raise DataError(
+            f"{path} has no header: its first line holds numbers ({', '.join(header[:3])}); put one above it"
+        )
+    repairs: tuple[Repair, ...] = ()
+    delimiter = found.delimiter
+    if not _is_regular(readable, found):
+        readable, repairs = _rewrite(readable, path, found, scratch / "rows.csv")
+        delimiter = ","
+    rows = pl.scan_csv(
+        readable,
+        separator=delimiter,
+        # All text: what a value is, is told later, from many rows.
+        infer_schema=False,
+        new_columns=[str(at) for at in range(found.width)],
+    )
+    if found.width > 1:
+        # Not as an expression: with thousands of columns Polars would plan it for minutes.
+        rows = rows.map_batches(_without_blank_lines, streamable=True)
+    names = ("", *header) if found.has_row_names else header
+    return Scanned(rows, names, found.told, repairs)
+
+
+def _without_blank_lines(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.filter(~pl.all_horizontal(pl.all().is_null()))
+
+
+def _is_regular(path: Path, found: Layout) -> bool:
+    """Whether every record has the header's cells, quotes enclose whole cells only, and the header comes once, first.
+
+    False is no verdict: such a file is then read record by record.
+    """
+    if found.above or found.has_row_names:
+        return False
+    headers = 0
+    with path.open("rb") as stream:
+        start = len(codecs.BOM_UTF8) if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+        stream.seek(start)
+        header = stream.readline().strip()
+        stream.seek(start)
+        for block in _blocks(stream):
+            headers += block.count(header)
+            if headers > 1 or not _is_regular_block(block, ord(found.delimiter), found.width):
+                return False
+    return True
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    """Whole records, about a megabyte at a time."""
+    while block := stream.read(_BLOCK) + stream.readline():
+        lines = [block]
+        is_open = block.count(b'"') % 2
+        while is_open and len(lines) < _LINES_OF_A_CELL and (line := stream.readline()):
+            lines.append(line)
+            is_open ^= line.count(b'"') % 2
+        yield b"".join(lines)
+
+
+def _is_regular_block(block: bytes, delimiter: int, width: int) -> bool:
+    data = np.frombuffer(block, dtype=np.uint8)
+    ends, cuts, returns, quotes = (np.flatnonzero(data == byte) for byte in (_LF, delimiter, _CR, _QUOTE))
+    if len(quotes):
+        if len(quotes) % 2 or not _enclose_cells(data, quotes, delimiter):
+            return False
+        ends, cuts, returns = (at[np.searchsorted(quotes, at) % 2 == 0] for at in (ends, cuts, returns))
+    if not len(ends) or ends[-1] != len(data) - 1:
+        ends = np.append(ends, len(data))
+    if (data[np.minimum(returns + 1, len(data) - 1)] != _LF).any():
+        return False
+    cells = np.diff(np.searchsorted(cuts, ends), prepend=0) + 1
+    sizes = np.diff(ends, prepend=-1) - 1
+    is_blank = (sizes == 0) | ((sizes == 1) & (data[np.maximum(ends - 1, 0)] == _CR))
+    return bool((cells[~is_blank] == width).all())
+
+
+def _enclose_cells(data: np.ndarray, quotes: np.ndarray, delimiter: int) -> bool:
+    opening, closing = quotes[0::2], quotes[1::2]
+    before = data[opening[opening > 0] - 1]
+    after = data[closing[closing < len(data) - 1] + 1]
+    return bool(np.isin(before, (delimiter, _LF, _QUOTE)).all() and np.isin(after, (delimiter, _LF, _CR, _QUOTE)).all())
+
+
+def _rewrite(readable: Path, path: Path, found: Layout, copy: Path) -> tuple[Path, tuple[Repair, ...]]:
+    """A regular copy of a file, and what was put right in it.
+
+    Raises:
+        DataError: a row has more cells than the header, or only one, or a quote is never closed.
+    """
+    header = [name.strip() for name in found.header]
+    repeated: list[int] = []
+    short: list[int] = []
+    with readable.open(encoding="utf-8-sig", newline="") as source, copy.open("w", encoding="utf-8") as target:
+        writer = csv.writer(target, lineterminator="\n")
+        writer.writerow(range(found.width))
+        for line, record in _records(source, path, found):
+            # A file that was appended brings its mark along.
+            if [cell.strip().removeprefix("\ufeff") for cell in record] == header:
+                repeated.append(line)
+                continue
+            if len(record) < found.width:
+                short.append(line)
+            writer.writerow(_fitted(record, line, path, found))
+    return copy, tuple(_repairs(found, repeated, short))
+
+
+def _records(source: TextIO, path: Path, found: Layout) -> Iterator[tuple[int, list[str]]]:
+    """The records below the header that are not blank, each with the number of its first line."""
+    reader = layout.reader(itertools.chain(source, [_END]), found.delimiter)
+    line = 1
+    # An error is a cell that goes on for too long to be one.
+    with suppress(csv.Error):
+        for at, record in enumerate(reader):
+            if record == [_END]:
+                return
+            if record and record[-1].endswith(_END):
+                break
+            if at > found.above and not layout.is_blank(record):
+                yield line, record
+            line = reader.line_num + 1
+    raise DataError(f"{path}, line {line:,}: the quote that opens there is never closed; close or delete it")
+
+
+def _fitted(record: Record, line: int, path: Path, found: Layout) -> Record:
+    """A record with as many cells as the header; what lacks at its end is empty."""
+    width, size = found.width, len(record)
+    if size == 1 < width:
+        raise DataError(
+            f"{path}, line {line:,}: one cell where the header has {width} ({_shown(record, found)}); delete the line"
+        )
+    if any(cell.strip() for cell in record[width:]):
+        raise DataError(
+            f"{path}, line {line:,}: {size} cells where the header has {width} ({_shown(record, found)}); "
+            f"quote a cell that holds {found.told}, or delete the line"
+        )
+    return [*record, *[""] * (width - size)][:width]
+
+
+def _shown(record: Record, found: Layout) -> str:
+    text = found.delimiter.join(" ".join(cell.split()) for cell in record)
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+def _repairs(found: Layout, repeated: Sequence[int], short: Sequence[int]) -> Iterator[Repair]:
+    if found.above:
+        yield Repair("lines above the header", f"{found.above} line{'s' if found.above > 1 else ''}", "skipped")
+    if found.has_row_names:
+        yield Repair("names of rows", "the header has one cell less than the rows", "the first column has no name")
+    if repeated:
+        yield Repair("repeated header", _lines(repeated), "left out")
+    if short:
+        yield Repair("short rows", f"fewer cells than the header: {_lines(short)}", "what lacks is missing")
+
+
+def _lines(found: Sequence[int]) -> str:
+    return f"{len(found):,} line{'s' if len(found) > 1 else ''}, the first is line {found[0]:,}"
+
+
+def _open(path: Path, packed: bool) -> BinaryIO:
+    return cast("BinaryIO", gzip.open(path)) if packed else path.open("rb")
+
+
+def _without_mark(head: bytes) -> str:
+    """UTF-16 without its mark: every other byte is 0."""
+    if b"\0" not in head:
+        return ""
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if max(even, odd) > len(head) // 4 and min(even, odd) < len(head) // 100 + 1:
+        return "utf-16-be" if even > odd else "utf-16-le"
+    raise UnicodeDecodeError("readable", head[:1], head.index(0), head.index(0) + 1, "a zero byte")
+
+
+def _is_utf8(path: Path, packed: bool) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with _open(path, packed) as stream:
+            while block := stream.read(_BLOCK):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _western(path: Path, packed: bool) -> str:
+    """Windows-1252, unless there are bytes that it leaves undefined."""
+    with _open(path, packed) as stream:
+        while block := stream.read(_BLOCK):
+            if any(byte in block for byte in b"\x81\x8d\x8f\x90\x9d"):
+                return "latin-1"
+    return "cp1252"
