@@ -3,11 +3,13 @@
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from sklearn.metrics import roc_auc_score
 
 from << cookiecutter.package_name >> import strict
 from << cookiecutter.package_name >>.contract import Contract
@@ -169,6 +171,67 @@ def test_by_hash_equal_rows_stay_together() -> None:
     table = pl.concat([things(200)] * 3)
     seen = [set(part["x"]) for part in split(table, contract, HASHED, None).values()]
     assert sum(map(len, seen)) == len(set.union(*seen)) == 200
+
+
+def coarse(rows: int, seed: int, levels: tuple[int, ...]) -> pl.DataFrame:
+    """Few columns of few values, which many rows share; the class depends on the values, and on chance."""
+    rng = np.random.default_rng(seed)
+    columns = {f"c{at}": rng.integers(0, count, rows) for at, count in enumerate(levels)}
+    strength = sum(rng.normal(0, 1, count)[columns[f"c{at}"]] for at, count in enumerate(levels))
+    kind = np.where(rng.random(rows) < 1 / (1 + np.exp(-strength)), "rare", "common")
+    return pl.DataFrame({**{name: values.astype(str) for name, values in columns.items()}, "kind": kind})
+
+
+def auc_of_the_rates(parts: dict[str, pl.DataFrame]) -> float:
+    """ROC AUC in the test of each combination's rate in training."""
+    names = [name for name in parts["test"].columns if name != "kind"]
+    rates = parts["train"].group_by(names).agg(rate=(pl.col("kind") == "rare").mean())
+    judged = parts["test"].join(rates, on=names, how="left").with_columns(pl.col("rate").fill_null(0.5))
+    return float(roc_auc_score(judged["kind"] == "rare", judged["rate"]))
+
+
+@pytest.mark.parametrize("levels", [(2, 6), (2,) * 5, (5, 5, 5)])
+def test_by_hash_rows_of_equal_inputs_are_shared_out_as_by_chance(levels: tuple[int, ...]) -> None:
+    contract = contract_of(*({"name": f"c{at}", "type": "string"} for at in range(len(levels))))
+    by_hash, by_chance = [], []
+    for seed in range(12):
+        table = coarse(2000, seed, levels)
+        by_hash.append(auc_of_the_rates(split(table, contract, HASHED, None)))
+        drawn = pl.Series(np.random.default_rng(100 + seed).random(2000))
+        by_chance.append(auc_of_the_rates({"train": table.filter(drawn < 0.6), "test": table.filter(drawn > 0.8)}))
+    assert np.mean(by_hash) == pytest.approx(np.mean(by_chance), abs=0.02)
+
+
+def test_by_hash_the_target_has_no_say_in_a_row_s_place() -> None:
+    contract = contract_of({"name": "c0", "type": "string"}, {"name": "c1", "type": "string"})
+    table = coarse(2000, 1, (2, 6)).with_row_index()
+    other = {"rare": "common", "common": "rare"}
+    places = []
+    for labels in (table["kind"], table["kind"].replace_strict(other)):
+        parts = split(table.with_columns(labels), contract, HASHED, None)
+        places.append({name: set(part["index"]) for name, part in parts.items()})
+    assert places[0] == places[1]
+
+
+def test_by_hash_copies_stay_together_whatever_is_ignored_or_was_labelled_otherwise() -> None:
+    ignored = {"name": "note", "type": "string", "role": "ignored"}
+    contract = contract_of({"name": "x", "type": "float"}, {"name": "who", "type": "string"}, ignored)
+    copied = pl.concat([things(500).with_columns(note=pl.lit("first")), things(500).with_columns(note=pl.lit("again"))])
+    few = (pl.int_range(pl.len()) % 50 == 3) & (pl.col("note") == "again")
+    turned = copied.with_columns(kind=pl.when(few).then(pl.lit("rare")).otherwise("kind"))
+    seen = [set(part["x"]) for part in split(turned, contract, HASHED, None).values()]
+    assert sum(map(len, seen)) <= 500 + 2
+
+
+def test_by_hash_a_row_stays_where_it_was_when_others_join() -> None:
+    contract = contract_of(*({"name": f"c{at}", "type": "string"} for at in range(3)))
+    table = coarse(3000, 2, (5, 5, 5)).with_row_index()
+    before, after = (
+        {at: name for name, part in split(rows, contract, HASHED, None).items() for at in part["index"]}
+        for rows in (table.head(2400), table)
+    )
+    # Each class has its edges where its rows are: a few of those next to one move.
+    assert np.mean([after[at] == name for at, name in before.items()]) > 0.96
 
 
 def test_by_hash_a_group_stays_together_and_where_it_was_when_others_join() -> None:

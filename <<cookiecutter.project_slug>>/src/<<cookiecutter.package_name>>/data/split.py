@@ -1,6 +1,8 @@
-"""Stage 3: one table into train, validation and test: by time, or by the hash of what a row is."""
+"""Stage 3: one table into train, validation and test: by time, or by the hash of what names or describes a row."""
 
+import hashlib
 import zlib
+from collections.abc import Callable
 from datetime import datetime, time, timedelta
 from typing import Any
 
@@ -15,6 +17,12 @@ from ..params import Params, SplitParams
 from . import tables
 
 _SALT = b"split:"
+RARE = 0.05
+"""Share of rows with repeated inputs up to which the rows that repeat stay together, whatever their labels."""
+COARSE = 0.01
+"""Share of all rows that the average row's equals may have, if they are to stay together."""
+MIXED = 0.2
+"""Rows whose equals have another label, as a share of those expected by chance, from which repeats are no copies."""
 
 
 def split(
@@ -27,8 +35,10 @@ def split(
     the last row, where that is earlier; or shares of the rows. No row of an earlier part is later than one of a
     later part.
 
-    By hash, each row's place follows from its group, id or content, so that equal rows and rows of one group stay
-    together and a row stays where it was when others join; without a group each class is shared out by itself.
+    By hash, each row's place follows from its group, its id, or else its inputs, so that rows of one group and copies
+    of one row stay together, and a row stays where it was when others join. Without a group each class is shared out
+    by itself. The target is no part of the hash: equal inputs of opposite labels would take opposite sides. Where
+    equal inputs are no copies but chance (few and coarse columns), each such row is placed by itself.
 
     Raises:
         ConfigError: the columns that it goes by are not in the contract.
@@ -95,8 +105,7 @@ def _by_hash(table: pl.DataFrame, contract: Contract, params: SplitParams) -> pl
     if params.group is not None:
         drawn = _drawn(table[contract[params.group].name])
     else:
-        key = table[contract.id.name] if contract.id else _content(table)
-        drawn = _drawn(key)
+        drawn = _drawn(table[contract.id.name]) if contract.id else _drawn(_key(table, contract), _blake2)
         if contract.classes:
             # The hash's rank within its class, in (0, 1]: each class is shared out alike, however rare it is.
             rank = (pl.col("drawn").rank("max") / pl.len()).over("class")
@@ -105,15 +114,42 @@ def _by_hash(table: pl.DataFrame, contract: Contract, params: SplitParams) -> pl
     return (drawn > edges[0]).cast(pl.Int8) + (drawn > edges[1]).cast(pl.Int8)
 
 
-def _content(table: pl.DataFrame) -> pl.Series:
-    texts = (pl.col(name).cast(pl.String).fill_null("\x00") for name in table.columns)
-    return table.select(pl.concat_str(*texts, separator="\x1f")).to_series()
+def _key(table: pl.DataFrame, contract: Contract) -> pl.Series:
+    """The inputs of each row as a text; where equal ones are no copies, all but the first also have their number."""
+    texts = (pl.col(column.name).cast(pl.String).fill_null("\x00") for column in contract.inputs)
+    rows = table.select(pl.concat_str(*texts, separator="\x1f").alias("key"), label=pl.col(contract.target.name))
+    if not _repeat_by_chance(rows, is_class=bool(contract.classes)):
+        return rows["key"]
+    number = pl.int_range(pl.len()).over("key")
+    numbered = pl.concat_str("key", number.cast(pl.String), separator="\x1e")
+    return rows.select(pl.when(number > 0).then(numbered).otherwise("key")).to_series()
 
 
-def _drawn(keys: pl.Series) -> pl.Series:
+def _repeat_by_chance(rows: pl.DataFrame, is_class: bool) -> bool:
+    """Whether rows of equal `key` are observations of their own, as their `label` tells, and not copies of one."""
+    sizes = rows.group_by("key").agg(size=pl.len(), labels=pl.col("label").n_unique()).filter(pl.col("size") > 1)
+    size, n_rows = sizes["size"].to_numpy(), rows.height
+    if size.sum() <= RARE * n_rows:
+        return False
+    if (size.astype(np.float64) ** 2).sum() > COARSE * n_rows**2:
+        return True
+    mixed = size[sizes["labels"].to_numpy() > 1].sum()
+    # Of m rows with labels by chance, all have one and the same with the probability that is subtracted.
+    shares = (rows["label"].value_counts()["count"] / n_rows).to_numpy() if is_class else np.zeros(1)
+    alike, times = np.unique(size, return_counts=True)
+    expected = (alike * times * (1 - (shares[:, None] ** alike).sum(axis=0))).sum()
+    return bool(mixed >= MIXED * expected)
+
+
+def _drawn(keys: pl.Series, hashed: Callable[[bytes], int] = zlib.crc32) -> pl.Series:
     """A number in [0, 1) for each key, the same one in every version of every library."""
-    hashes = (zlib.crc32(_SALT + key.encode()) for key in keys.cast(pl.String).fill_null("").to_list())
+    hashes = (hashed(_SALT + key.encode()) for key in keys.cast(pl.String).fill_null("").to_list())
     return pl.Series(np.fromiter(hashes, dtype=np.uint32, count=len(keys)) / 2**32)
+
+
+def _blake2(key: bytes) -> int:
+    """A hash for keys that differ in little: the CRCs of `a1 a2 … b1 b2 …` are one pattern, shifted for each letter."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big")
 
 
 def _told(table: pl.DataFrame, contract: Contract) -> str:
