@@ -2,8 +2,9 @@
 
     uv run python benchmarks/drift_power.py [--windows 1000]
 
-Draws tables of 20 independent standard normal columns and a prediction, counts them as monitoring does,
-and compares. Every window has a reference of its own, so the figures are averages over both.
+Draws tables of 20 independent standard normal columns and a prediction, some with a text column of many values,
+counts them as monitoring does, and compares. Every window has a reference of its own, so the figures are averages
+over both.
 """
 
 import argparse
@@ -19,10 +20,16 @@ from << cookiecutter.package_name >>.monitoring.drift import compare
 from << cookiecutter.package_name >>.params import MonitorParams
 
 COLUMNS = 20
+TRAINING = 70 / 15
+"""Training rows for each row of the reference, which are the test rows."""
 
 
 class Case(NamedTuple):
-    """Reference and window sizes, the shift in standard deviations, how many columns have it, and the target."""
+    """Reference and window sizes, the shift in standard deviations, how many columns have it, and the target.
+
+    `values` are those of the text column (0: there is none), as frequent as words in a language; `fresh` is the share of
+    the window's rows that hold a new one.
+    """
 
     name: str
     reference: int
@@ -30,6 +37,8 @@ class Case(NamedTuple):
     shift: float
     shifted: int
     target: str
+    values: int = 0
+    fresh: float = 0.0
 
 
 CASES = (
@@ -37,22 +46,38 @@ CASES = (
     Case("0.20 σ in one column", 5_000, 1_000, 0.2, 1, "at least 90% found"),
     Case("0.25 σ in one column", 5_000, 1_000, 0.25, 1, "at least 99% found"),
     Case("0.03 σ in all columns", 50_000, 50_000, 0.03, COLUMNS, "at most 1% alarms"),
+    Case("no drift, 120 texts", 450, 1_000, 0.0, 0, "at most 1.8% alarms", 120),
+    Case("no drift, 800 texts", 450, 1_000, 0.0, 0, "at most 1.8% alarms", 800),
+    Case("no drift, 20,000 texts", 5_000, 1_000, 0.0, 0, "at most 1.8% alarms", 20_000),
+    Case("15% of a new text", 450, 1_000, 0.0, 0, "at least 99% found", 800, 0.15),
 )
 
 
-def contract() -> Contract:
-    """A contract of 20 unbounded numbers."""
+def contract(case: Case) -> Contract:
+    """A contract of 20 unbounded numbers, and of the text column where there is one."""
     numbers = [Column(name=f"x{at}", type="float") for at in range(COLUMNS)]
-    return Contract(name="drawn", columns=(*numbers, Column(name="y", type="boolean", role="target")))
+    texts = [Column(name="text", type="string")] if case.values else []
+    return Contract(name="drawn", columns=(*numbers, *texts, Column(name="y", type="boolean", role="target")))
+
+
+def texts(case: Case, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Values of the text column."""
+    weights = 1 / np.arange(1, case.values + 1)
+    return rng.choice(case.values, rows, p=weights / weights.sum()).astype(str).astype(object)
 
 
 def alarmed(case: Case, seed: int) -> bool:
     """Whether one window of the case is called drift."""
     rng = np.random.default_rng(seed)
-    drawn = contract()
+    drawn = contract(case)
     before = {f"x{at}": rng.normal(size=case.reference) for at in range(COLUMNS)}
     after = {f"x{at}": rng.normal(case.shift * (at < case.shifted), 1, case.window) for at in range(COLUMNS)}
-    reference = profile.build(drawn, before, rng.random(case.reference))
+    training = before
+    if case.values:
+        training = {**before, "text": texts(case, int(TRAINING * case.reference), rng)}
+        before["text"], after["text"] = texts(case, case.reference, rng), texts(case, case.window, rng)
+        after["text"][rng.random(case.window) < case.fresh] = "new"
+    reference = profile.build(drawn, before, rng.random(case.reference), training=training)
     window = profile.count(reference, after, rng.random(case.window))
     return compare(reference, window, MonitorParams()).verdict == "drift"
 

@@ -1,5 +1,6 @@
 """Profiles: counts that merge exactly, on bins fine enough to test on."""
 
+import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -238,3 +239,18 @@ def test_the_project_s_table_has_a_profile_with_fine_bins(columns: Columns, cont
     built = profile.build(contract, columns, scores)
     assert {column.name for column in contract.inputs} <= built.columns.keys()
     assert len(built.columns[PREDICTION].edges) >= 200
+
+
+def test_categories_are_known_from_the_training_rows() -> None:
+    training = reference_rows()
+    columns = {name: values.copy() for name, values in reference_rows(60).items()}
+    columns["free"][:6] = "rare"
+    training["colour"] = np.where(training["colour"] == "red", None, training["colour"])
+    built = profile.build(THINGS, columns, np.zeros(60), training=training)
+    assert built.columns["free"].categories == tuple(f"text {at}" for at in range(5))
+    assert (built.columns["free"].unseen, built.columns["free"].unknown) == (6, 6)
+    colour = built.columns["colour"]
+    # `red` is a category of the contract, and no model has met it.
+    assert (colour.categories, colour.untrained, colour.known) == (("red", "blue"), ("red",), (15,))
+    assert (colour.unseen, colour.unknown) == (15, 30)
+    assert strict.parse(json.loads(built.text()), Profile, "profile.json") == built

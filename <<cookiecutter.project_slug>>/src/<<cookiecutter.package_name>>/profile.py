@@ -35,7 +35,8 @@ class Counts(strict.Strict):
     """Counts of one column.
 
     A numeric column has `edges` e0 < … < ek and k + 2 counts: (-inf, e0], (e0, e1], …, (ek, inf).
-    A categorical one has `categories` and as many counts; values beyond them are `unseen`.
+    A categorical one has `categories` and as many counts; values beyond them are `unseen`. `untrained` are those of the
+    categories that no training row holds.
     """
 
     kind: Literal["numeric", "categorical"]
@@ -44,6 +45,20 @@ class Counts(strict.Strict):
     counts: tuple[int, ...]
     missing: int = Field(default=0, ge=0)
     unseen: int = Field(default=0, ge=0)
+    untrained: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """Counts of the categories that training rows hold."""
+        if not self.untrained:
+            return self.counts
+        out = set(self.untrained)
+        return tuple(rows for name, rows in zip(self.categories, self.counts, strict=True) if name not in out)
+
+    @property
+    def unknown(self) -> int:
+        """Rows whose value no training row holds."""
+        return self.present - sum(self.known)
 
     @property
     def present(self) -> int:
@@ -82,20 +97,30 @@ class Profile(strict.Strict):
 
 
 def build(
-    contract: Contract, columns: Columns, prediction: np.ndarray, watched: Mapping[str, np.ndarray] | None = None
+    contract: Contract,
+    columns: Columns,
+    prediction: np.ndarray,
+    watched: Mapping[str, np.ndarray] | None = None,
+    training: Columns | None = None,
 ) -> Profile:
     """Profile of reference rows: chooses the bins and categories, and counts.
+
+    Categories are known from the training rows, so that the rate of unknown ones in the reference is that of any
+    later rows. Known from the reference itself, it would be zero, and every later window would differ.
 
     Args:
         contract: says which columns are counted and how.
         columns: n_rows of every input column.
         prediction: float [n_rows], the model's output (a probability, or a value).
         watched: what else is counted, see `Featurizer.watched`.
+        training: the training rows; the reference rows themselves if not given.
     """
+    seen = columns if training is None else training
     inputs = {column.name: columns[column.name] for column in contract.inputs}
     counted = {name: _count(_numeric_frame(hours), hours) for name, hours in _hours(inputs).items()}
     counted |= {
-        column.name: _count(_frame(column, inputs[column.name]), inputs[column.name]) for column in contract.inputs
+        column.name: _count(_frame(column, inputs[column.name], seen[column.name]), inputs[column.name])
+        for column in contract.inputs
     }
     counted |= {name: _count(_numeric_frame(values), values) for name, values in (watched or {}).items()}
     counted[PREDICTION] = _count(_numeric_frame(prediction), prediction)
@@ -148,17 +173,19 @@ def _hours(columns: Columns) -> dict[str, np.ndarray]:
     return {f"{name}.hour": PARTS["hour"]["hour"](v) for name, v in columns.items() if v.dtype.kind == "M"}
 
 
-def _frame(column: Column, values: np.ndarray) -> Counts:
+def _frame(column: Column, values: np.ndarray, training: np.ndarray) -> Counts:
     if column.type == "boolean":
         return Counts(kind="categorical", categories=("false", "true"), counts=(0, 0))
     if column.type != "string" or column.text:
         return _numeric_frame(_as_float(values))
+    seen = _tally(training)
     if column.categories is not None:
         names = tuple(str(name) for name in column.categories)
+        untrained = tuple(name for name in names if name not in seen)
     else:
-        seen = _tally(values)
         names = tuple(sorted(sorted(seen, key=lambda name: (-seen[name], name))[:MAX_CATEGORIES]))
-    return Counts(kind="categorical", categories=names, counts=(0,) * len(names))
+        untrained = ()
+    return Counts(kind="categorical", categories=names, counts=(0,) * len(names), untrained=untrained)
 
 
 def _numeric_frame(values: np.ndarray) -> Counts:

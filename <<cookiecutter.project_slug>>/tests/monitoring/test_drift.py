@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from << cookiecutter.package_name >> import profile
+from << cookiecutter.package_name >>.contract import Column, Contract
 from << cookiecutter.package_name >>.monitoring import drift
 from << cookiecutter.package_name >>.params import MonitorParams
 
@@ -77,6 +78,33 @@ def test_a_category_never_seen_before_is_drift() -> None:
     kinds[::10] = "zebra"
     found = one(kind=kinds)
     assert ("kind", "unseen") in [(c.column, c.aspect) for c in found.comparisons if c.drifted]
+
+
+def texts(rows: int, rng: np.random.Generator, listed: int = 0, fresh: float = 0.0) -> np.ndarray:
+    """Names as frequent as words are in a language, 600 of them or those `listed`; some of the rows hold a new one."""
+    weights = 1 / np.arange(1, (listed or 600) + 1)
+    names = rng.choice(len(weights), rows, p=weights / weights.sum()).astype(str).astype(object)
+    names[rng.random(rows) < fresh] = "new"
+    return names
+
+
+@pytest.mark.parametrize("listed", [0, 120])
+def test_values_that_training_lacks_are_no_drift_unless_they_become_more(listed: int) -> None:
+    rng = np.random.default_rng(3)
+    categories = tuple(map(str, range(listed))) or None
+    column = Column(name="maker", type="string", categories=categories, unseen=0.01 if listed else 0.0)
+    contract = Contract(name="drawn", columns=(column, Column(name="y", type="boolean", role="target")))
+    found = {"clean": 0, "fresh": 0}
+    for _ in range(20):
+        parts = {"training": 2100, "reference": 450, "clean": 900, "fresh": 900}
+        drawn = {name: {"maker": texts(rows, rng, listed, 0.15 * (name == "fresh"))} for name, rows in parts.items()}
+        reference = profile.build(contract, drawn["reference"], rng.random(450), training=drawn["training"])
+        for name in found:
+            window = profile.count(reference, drawn[name], rng.random(900))
+            found[name] += drift.compare(reference, window, PARAMS).verdict == "drift"
+    # At a rate of 1%, more than 2 of 20 would come up in one of 1,000 seeds.
+    assert found["clean"] <= 2
+    assert found["fresh"] >= 19
 
 
 def test_categories_that_traded_places_are_drift() -> None:

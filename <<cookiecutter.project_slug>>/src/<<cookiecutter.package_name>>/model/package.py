@@ -225,10 +225,10 @@ def pack(
         facts["parity"] = parity(opened, pipeline, parts["test"])
         compared = background(opened, parts["train"], params.explain.background_rows, params.seed)
         (folder / bundle.BACKGROUND).write_text(canonical(compared, indent=1) + "\n", encoding="utf-8")
-        (folder / bundle.PROFILE).write_text(
-            profile.build(contract, test, opened.predict(test).scores.astype(np.float64), opened.watched(test)).text(),
-            encoding="utf-8",
-        )
+        training = tables.to_columns(parts["train"], contract.inputs)
+        scores = opened.predict(test).scores.astype(np.float64)
+        reference = profile.build(contract, test, scores, opened.watched(test), training)
+        (folder / bundle.PROFILE).write_text(reference.text(), encoding="utf-8")
         (folder / bundle.CARD).write_text(
             card.text(facts, contract, reports["split"], reports["trained"], len(compared)), encoding="utf-8"
         )

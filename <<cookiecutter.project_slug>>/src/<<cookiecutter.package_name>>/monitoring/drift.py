@@ -112,7 +112,7 @@ def _tests(name: str, reference: Counts, window: Counts, params: MonitorParams) 
             yield from _categories(name, reference, window, params.category_floor)
     missing = (reference.missing, reference.rows), (window.missing, window.rows)
     yield from _rates(name, "missing", *missing, floor=params.category_floor)
-    unseen = (reference.unseen, reference.present), (window.unseen, window.present)
+    unseen = (reference.unknown, reference.present), (window.unknown, window.present)
     yield from _rates(name, "unseen", *unseen, floor=params.category_floor)
 
 
@@ -131,7 +131,7 @@ def _numbers(name: str, reference: Counts, window: Counts, floor: float) -> Iter
 
 
 def _categories(name: str, reference: Counts, window: Counts, floor: float) -> Iterator[Comparison]:
-    table = pooled(np.array([(*reference.counts, reference.unseen), (*window.counts, window.unseen)]))
+    table = pooled(np.array([(*counts.known, counts.unknown) for counts in (reference, window)]))
     if table.shape[1] < 2:
         return
     shares = table / table.sum(axis=1, keepdims=True)
