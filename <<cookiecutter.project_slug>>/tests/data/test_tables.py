@@ -227,28 +227,19 @@ def test_a_very_long_text_is_read(tmp_path: Path) -> None:
     [
         ("a.csv", b"", r"a.csv is empty \(0 bytes\)"),
         ("a.parquet", b"", r"a.parquet is empty \(0 bytes\)"),
-        ("a.csv", b"\n", "a.csv is empty; give a table with a header and rows"),
+        ("a.csv", b"\n", "a.csv holds nothing but blanks; give a table with a header and rows"),
         ("a.csv", b"n,x\n", "a.csv has no rows; there is nothing to read"),
         ("a.csv", b"n,x", "a.csv has no rows; there is nothing to read"),
         ("a.csv", b"n,x\n\n\n", "a.csv has no rows; there is nothing to read"),
-        ("a.csv", b"n;x\n1;2\n", "a.csv is delimited by semicolons, not by commas; save it with commas"),
-        ("a.csv", b"n\tx\n1\t2\n", "a.csv is delimited by tabs"),
-        ("a.csv", b"n|x\n1|2\n", "a.csv is delimited by bars"),
-        ("a.csv", b'n;x;"a,b"\n1;2;3\n', "a.csv is delimited by semicolons"),
         ("a.csv", b"n,x,x\n1,2,3\n", "a.csv: the column 'x' stands twice in the header"),
-        ("a.csv", b"n,x\n1,2,3\n", "a.csv cannot be read as CSV: .*fields"),
-        ("a.csv", b'n,x\n1,"open\n', "a.csv cannot be read as CSV"),
-        ("a.csv", "n,x\n1,é\n".encode("latin-1"), "a.csv is not UTF-8 text"),
-        ("a.csv", "n,é\n1,2\n".encode("latin-1"), "a.csv is not UTF-8 text"),
-        ("a.csv", b"n,x\n" + b"1,a\n" * 20_000 + "1,é\n".encode("latin-1"), "a.csv is not UTF-8 text"),
-        ("a.csv", "n,x\n1,2\n".encode("utf-16"), "a.csv is not UTF-8 text"),
-        ("a.csv", b"PK\x03\x04rest", r"a.csv is zip \(or Excel\) by its content, not csv"),
-        ("a.csv", b"\x1f\x8brest", "a.csv is gzip by its content, not csv; unpack it"),
-        ("a.parquet", b"n,x\n1,2\n", "a.parquet is no Parquet file .it starts with b'n,x.n'"),
+        ("a.csv", b"n,x\n1,2,3\n", r"a.csv, line 2: 3 cells where the header has 2 \('1,2,3'\); quote"),
+        ("a.csv", b'n,x\n1,"open\n', "a.csv, line 2: the quote that opens there is never closed"),
+        ("a.csv", b"PK\x03\x04rest", r"a.csv is zip \(or Excel\) by its content; unpack it, or save it as CSV"),
+        ("a.csv", b"\x1f\x8brest", "a.csv is gzip by its content; rename it to a.csv.gz"),
+        ("a.parquet", b"n,x\n1,2\n", "a.parquet is no Parquet file .it starts with b'n,x.n1,2.n'"),
         ("a.parquet", b"PAR1", "a.parquet is damaged|cut off"),
         ("a.parquet", b"PA", "a.parquet is no Parquet file"),
-        ("a.xlsx", b"PK\x03\x04rest", "a.xlsx: a table's name ends in .parquet or .csv, not in '.xlsx'"),
-        ("a", b"n,x\n1,2\n", "a table's name ends in .parquet or .csv, not in ''"),
+        ("a.xlsx", b"PK\x03\x04rest", "a.xlsx is zip .or Excel. by its content"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused_with_what_it_is(
@@ -266,7 +257,7 @@ def test_a_file_that_is_no_table_is_refused_with_what_it_is(
 @pytest.mark.parametrize("rows", [None, 10])
 def test_parquet_named_csv_is_refused(tmp_path: Path, orders: pl.DataFrame, shop: Contract, rows: int | None) -> None:
     orders.write_parquet(tmp_path / "a.csv")
-    with pytest.raises(DataError, match=r"a.csv is parquet by its content, not csv; name it .parquet"):
+    with pytest.raises(DataError, match=r"a.csv is Parquet by its content, not csv; rename it"):
         list(tables.chunks(tmp_path / "a.csv", shop, rows)) if rows else tables.read(tmp_path / "a.csv", shop)
 
 
@@ -321,9 +312,9 @@ def test_a_file_that_is_not_there_is_answered_with_the_nearest_name(tmp_path: Pa
     (tmp_path / "orders.csv").touch()
     with pytest.raises(DataError, match=r"order.csv does not exist; in that folder: did you mean 'orders.csv'"):
         tables.read(tmp_path / "order.csv", one("float"))
-    with pytest.raises(DataError, match=r"does not exist; in that folder: no file"):
+    with pytest.raises(DataError, match=r"does not exist; in that folder: nothing"):
         tables.read(tmp_path / "nowhere" / "order.csv", one("float"))
-    with pytest.raises(DataError, match=r"is a folder; give one .parquet or .csv file"):
+    with pytest.raises(DataError, match=r"is a folder without Parquet files"):
         tables.read(tmp_path, one("float"))
 
 

@@ -119,7 +119,9 @@ def _layout(delimiter: str, records: Sequence[Record], first: int) -> Layout:
 def _is_title(record: Record, below: Sequence[Record]) -> bool:
     """Whether a line of full width is a title that a spreadsheet padded with empty cells."""
     filled = _filled(record)
-    return filled * 2 < len(record) and bool(below) and _filled(below[0]) > filled
+    if not below or _filled(below[0]) <= filled:
+        return False
+    return filled * 2 < len(record) or (filled == 1 and _is_header(below[0], below[1:]))
 
 
 def _names_all_but_the_first(record: Record, below: Sequence[Record]) -> bool:
@@ -134,7 +136,7 @@ def _names_all_but_the_first(record: Record, below: Sequence[Record]) -> bool:
 
 def _is_header(record: Record, below: Sequence[Record]) -> bool:
     """Whether a line holds names only, and numbers stand below one of them."""
-    columns = zip(*below, strict=True)
+    columns = zip(*below, strict=False)
     return _holds_names(record) and any(all(is_number(cell) for cell in cells if cell.strip()) for cells in columns)
 
 

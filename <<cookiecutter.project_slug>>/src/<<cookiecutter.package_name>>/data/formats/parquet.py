@@ -73,7 +73,8 @@ def _check_types(path: Path, files: Sequence[Path], schemas: Sequence[pl.Schema]
             if kind == pl.Null():
                 continue
             other, before = seen.setdefault(name, (file, kind))
-            if _family(before) != _family(kind):
+            families = {_family(before), _family(kind)}
+            if len(families) > 1 and families != {"number", "text"}:
                 raise DataError(
                     f"{path}: column '{name}' is {before} in {other.relative_to(path)} and {kind} in "
                     f"{file.relative_to(path)}; write it with one type in all files"

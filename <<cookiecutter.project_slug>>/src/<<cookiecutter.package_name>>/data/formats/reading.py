@@ -5,11 +5,12 @@ Everything that reads a person's table reads it here: `adopt`, `score`, `ingest`
 
 import errno
 import os
+import shutil
+import tempfile
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import polars as pl
@@ -94,8 +95,13 @@ def opened(source: str, query: str = "", scratch: Path | None = None) -> Iterato
         OSError: the disk is full.
     """
     if scratch is None:
-        with TemporaryDirectory() as folder, opened(source, query, Path(folder)) as found:
-            yield found
+        # Not TemporaryDirectory, which warns where a reader is given up half-way and the generator collected.
+        folder = tempfile.mkdtemp()
+        try:
+            with opened(source, query, Path(folder)) as found:
+                yield found
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         return
     try:
         if database.is_url(source):
@@ -157,7 +163,7 @@ def _kind(path: Path) -> str:
         DataError: they do not, or it is of a kind that cannot be read.
     """
     with path.open("rb") as stream:
-        head = stream.read(16)
+        head = stream.read(32)
     if not head:
         raise DataError(f"{path} is empty (0 bytes); give a table with a header and rows")
     suffixes = [suffix.lower() for suffix in path.suffixes]

@@ -184,7 +184,7 @@ def _rewrite(readable: Path, path: Path, found: Layout, copy: Path) -> tuple[Pat
         writer.writerow(range(found.width))
         for line, record in _records(source, path, found):
             # A file that was appended brings its mark along.
-            if [cell.strip().removeprefix("\ufeff") for cell in record] == header:
+            if [cell.strip().removeprefix("\ufeff").strip('"') for cell in record] == header:
                 repeated.append(line)
                 continue
             if len(record) < found.width:
