@@ -1,6 +1,6 @@
 """What the present values of a column must keep, stated once: each rule has one condition and one message.
 
-The table check, batch scoring, requests and Arrow bodies are compiled from these statements.
+The table check, batch scoring, requests, Arrow bodies and monitoring are compiled from these statements.
 """
 
 import math
@@ -65,6 +65,11 @@ def rules_of(column: Column) -> tuple[Rule, ...]:
 def value_rules_of(column: Column) -> tuple[Rule, ...]:
     """The rules that a single value can break: those without a tolerance."""
     return tuple(rule for rule in rules_of(column) if not rule.tolerance)
+
+
+def beyond(message: str, tolerance: float) -> str:
+    """What is said of the values of a table that break a rule more often than that is tolerated."""
+    return f"{message}, beyond the {tolerance:.1%} that the contract tolerates" if tolerance else message
 
 
 def _range(column: Column) -> Rule:

@@ -11,6 +11,7 @@ from ..contract import Column, Contract
 from ..errors import ContractViolation
 from ..files import read_json, write_json
 from ..parsing import TYPE_MESSAGES
+from ..rules import beyond
 from ..strict import nearest
 from . import card, tables
 from .checks import Check, checks_of
@@ -97,9 +98,8 @@ def _mistyped(series: pl.Series, column: Column) -> Violation:
 
 
 def _violation(table: pl.DataFrame, check: Check) -> Violation:
-    beyond = f", beyond the {check.tolerance:.1%} that the contract tolerates" if check.tolerance else ""
     wrong = table.select(check.broken).to_series()
-    return _broken(table[check.column.name], check.column, check.message + beyond, wrong)
+    return _broken(table[check.column.name], check.column, beyond(check.message, check.tolerance), wrong)
 
 
 def _broken(series: pl.Series, column: Column, rule: str, wrong: pl.Series) -> Violation:

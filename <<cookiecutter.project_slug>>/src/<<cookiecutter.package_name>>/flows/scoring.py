@@ -117,8 +117,15 @@ def _write(
     rules = counts(opened.contract)
 
     def answer(frame: pl.DataFrame) -> tuple[pa.Table, dict[str, int]]:
-        predictions = opened.predict(tables.to_columns(frame, opened.contract.inputs))
-        return answered(frame, predictions, opened.contract, version).to_arrow(), frame.select(**rules).to_dicts()[0]
+        absent = [column for column in contract.inputs if column.name not in frame.columns]
+        nothing = [pl.lit(None, dtype=tables.DTYPES[column.type]).alias(column.name) for column in absent]
+        predictions = opened.predict(tables.to_columns(frame.with_columns(*nothing), contract.inputs))
+        broken = counts(frame, contract) | {
+            f"{column.name}: the column is missing": frame.height
+            for column in absent
+            if column.name not in opened.unused
+        }
+        return answered(frame, predictions, contract, version).to_arrow(), broken
 
     threads = min(os.cpu_count() or 1, MOST_THREADS)
     with replacing(output) as part, ThreadPoolExecutor(threads) as pool:

@@ -8,10 +8,10 @@ import numpy as np
 
 from .. import strict, words
 from ..bundle import Bundle
-from ..contract import Contract
 from ..files import canonical
 from ..params import Params
 from ..profile import PREDICTION
+from ..rules import REQUIRED, beyond, rules_of
 from .drift import Drift, compare
 from .quality import Quality, assess
 from .window import Window
@@ -103,7 +103,7 @@ def judge(window: Window, bundle: Bundle, params: Params, at: datetime) -> Resul
     dates = [column.name for column in contract.inputs if column.type == "datetime"]
     drift = compare(reference, window.profile, params.monitor, untested=dates)
     quality = assess(window, bundle.manifest, params.monitor, params.evaluate)
-    violations = tuple(_violations(window, contract))
+    violations = tuple(_violations(window, bundle))
     verdict = _verdict(drift, quality)
     return Result(
         at=at.astimezone(UTC),
@@ -190,23 +190,21 @@ def _of_versions(window: Window) -> Iterator[str]:
         yield f"The window mixes {len(window.versions)} model versions: {', '.join(window.versions)}."
 
 
-def _violations(window: Window, contract: Contract) -> Iterator[Violation]:
+def _violations(window: Window, bundle: Bundle) -> Iterator[Violation]:
     found = []
-    for column in contract.inputs:
+    for column in bundle.contract.inputs:
         counts = window.profile.columns.get(column.name)
         if counts is None or not window.rows:
             continue
-        if counts.missing and not column.nullable:
-            found.append((column.name, "missing, and the column is not nullable", counts.missing))
-        if column.categories is not None and counts.unseen > column.unseen * counts.present:
-            beyond = f", beyond the {column.unseen:.1%} that is tolerated" if column.unseen else ""
-            found.append((column.name, f"no category of the contract{beyond}", counts.unseen))
-        if outside := window.out_of_range.get(column.name):
-            assert column.range is not None
-            unit = f" {column.unit}" if column.unit else ""
-            found.append((column.name, f"outside {column.range[0]:g} to {column.range[1]:g}{unit}", outside))
-    for name, rule, rows in sorted(found, key=lambda violation: -violation[2]):
-        yield Violation(column=name, rule=rule, rows=rows, share=rows / window.rows)
+        if counts.missing and not column.nullable and column.name not in bundle.unused:
+            found.append((column.name, REQUIRED, counts.missing))
+        for rule in rules_of(column):
+            if rule.kind == "categories" and counts.unseen > rule.tolerance * counts.present:
+                found.append((column.name, beyond(rule.message, rule.tolerance), counts.unseen))
+            elif rule.kind == "range" and (outside := window.out_of_range.get(column.name)):
+                found.append((column.name, rule.message, outside))
+    for name, message, rows in sorted(found, key=lambda violation: -violation[2]):
+        yield Violation(column=name, rule=message, rows=rows, share=rows / window.rows)
 
 
 def _volume(window: Window) -> Volume:

@@ -23,6 +23,7 @@ from ..contract import Columns, Contract, from_rows
 from ..data import tables
 from ..errors import DataError
 from ..prediction_log import Logged, Reader
+from ..rules import BREAKS, rules_of
 
 CHUNK_ROWS = 20_000
 MISSING_SLICE = "(missing)"
@@ -293,11 +294,9 @@ def _texts(frame: pl.DataFrame, name: str) -> np.ndarray:
 def _out_of_range(contract: Contract, columns: Columns) -> dict[str, int]:
     found = {}
     for column in contract.inputs:
-        if column.range is not None:
-            values = columns[column.name]
-            outside = (values < column.range[0]) | (values > column.range[1])
-            if outside.any():
-                found[column.name] = int(outside.sum())
+        for rule in rules_of(column):
+            if rule.kind == "range" and (outside := int(BREAKS[rule.kind](columns[column.name], rule.limit).sum())):
+                found[column.name] = outside
     return found
 
 
