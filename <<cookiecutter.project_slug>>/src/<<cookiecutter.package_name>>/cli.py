@@ -347,13 +347,18 @@ def adopt(
     task: Annotated[Task | None, typer.Option(help="If the target could be read in two ways.")] = None,
     split: Annotated[By | None, typer.Option(help="Into train, validation and test by time, or by chance.")] = None,
     positive: Annotated[str, typer.Option(metavar="LABEL", help="Of two classes, the one to look for.")] = "",
+    keep_na: Annotated[
+        list[str] | None, typer.Option("--keep-na", metavar="COLUMN", help="NA is a value in it; may be repeated.")
+    ] = None,
 ) -> None:
     """Put your own table in the place of this one: contract, parameters and rows; nothing is left half-done."""
     from .data.adoption import adopt as adoption
     from .data.adoption.overrides import Overrides
     from .flows import done, engine, git
 
-    overrides = Overrides(name, id, time, group, tuple(ignore or ()), tuple(feature or ()), task, split, positive)
+    overrides = Overrides(
+        name, id, time, group, tuple(ignore or ()), tuple(feature or ()), task, split, positive, tuple(keep_na or ())
+    )
     with engine.exclusive(done.FOLDER, "run", doing="adopt"):
         if not force and (edited := git.edited(adoption.overwritten())):
             raise ConfigError(

@@ -75,7 +75,7 @@ class Parse(strict.Strict):
                         f"{key}: cells are stripped and in NFC, so {value!r} never occurs; write {clean!r}"
                     )
         for symbol in self.symbols:
-            if symbol[0] in _NOT_IN_SYMBOLS or symbol[-1] in _NOT_IN_SYMBOLS:
+            if symbol[0] in _NOT_IN_SYMBOLS or symbol.rstrip(".")[-1] in _NOT_IN_SYMBOLS:
                 raise ValueError(f"symbols: {symbol!r} begins or ends with a part of a number; leave that part out")
         words = [*map(str.lower, self.true_values), *map(str.lower, self.false_values), *self.na_values]
         if twice := strict.repeated(words):

@@ -118,17 +118,9 @@ def parse(text: str, formats: tuple[Format, ...]) -> Stamp | None:
     return None
 
 
-def plain(text: str) -> datetime | None:
-    """The timestamp that a text in the form of `datetime.isoformat` names, without an offset; None for any other."""
-    try:
-        value = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    if len(text) == 19:  # Most have no fraction; isoformat would take twice as long as all the rest.
-        is_plain = text[4] == text[7] == "-" and text[10] == "T" and text[16] == ":"
-    else:
-        is_plain = value.tzinfo is None and value.isoformat() == text
-    return value if is_plain else None
+def matches(text: str, form: Format) -> bool:
+    """Whether a text has the parts of a format, be they a date or not."""
+    return any(_regex(pattern).search(text) for pattern in form.patterns)
 
 
 def to_zone(stamp: Stamp, zone: str) -> datetime:

@@ -15,7 +15,7 @@ from sklearn import datasets
 
 from << cookiecutter.package_name >>.contract import SCORED
 from << cookiecutter.package_name >>.data.adoption import columns, hazards, words
-from << cookiecutter.package_name >>.data.adoption.parsing import TEXT
+from << cookiecutter.package_name >>.data.adoption.detection.detected import TEXT
 from << cookiecutter.package_name >>.data.adoption.profiling import ColumnProfile
 from << cookiecutter.package_name >>.errors import ConfigError, DataError
 

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from << cookiecutter.package_name >>.data.adoption import parsing
-from << cookiecutter.package_name >>.data.adoption.parsing import Hints
+from << cookiecutter.package_name >>.data.adoption.detection.detected import Hints, read_column
+from << cookiecutter.package_name >>.data.adoption.detection.guess import guess, guess_all
 from << cookiecutter.package_name >>.data.formats import database
 from << cookiecutter.package_name >>.errors import DataError
 
@@ -86,7 +86,8 @@ def test_typed_files_keep_their_types_and_lose_what_no_model_takes(
     found = profiled(tmp_path / name, "kind")
     assert found.left_out == ("tags",)
     assert found.columns["kind"].values == {"a": 1, "b": 1}
-    assert found.columns["at"].minimum == datetime(2019, 12, 31, 23)
+    assert found.columns["at"].minimum == datetime(2020, 1, 1)
+    assert found.columns["at"].parse.time_zone == "Europe/Berlin"
     assert sorted(found.sample["n"]) == [1, 2, 3]
 
 
@@ -129,16 +130,16 @@ def test_json_may_be_lines_or_a_list(tmp_path: Path, content: str) -> None:
         (["31/01/20", "01/02/20"], "datetime", [datetime(2020, 1, 31), datetime(2020, 2, 1)]),
         (["Jan 5, 2020", "Feb 10, 2020"], "datetime", [datetime(2020, 1, 5), datetime(2020, 2, 10)]),
         (["2020-01-31T10:00:00+02:00", "2020-01-31T10:00:00Z"], "datetime",
-         [datetime(2020, 1, 31, 8), datetime(2020, 1, 31, 10)]),
+         [datetime(2020, 1, 31, 10), datetime(2020, 1, 31, 10)]),
         (["01/31/2020 3:05 PM", "02/01/2020 11:00 AM"], "datetime",
          [datetime(2020, 1, 31, 15, 5), datetime(2020, 2, 1, 11)]),
     ],
 )  # fmt: skip
 def test_cells_are_read_as_what_they_mean(cells: list[str], kind: str, values: list[object]) -> None:
     series = pl.Series("c", cells)
-    parse = parsing.guess(series, Hints())
+    parse = guess(series, Hints())
     assert parse is not None
-    assert (parse.type, parsing.read_one(series, parse).to_list()) == (kind, values)
+    assert (parse.type, read_column(series, parse)[0].to_list()) == (kind, values)
 
 
 def test_integers_that_only_a_text_holds_exactly_are_codes(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_integers_that_only_a_text_holds_exactly_are_codes(tmp_path: Path) -> No
 
 
 def test_a_boolean_is_told_by_one_spelling_of_each_kind() -> None:
-    parse = parsing.guess(pl.Series("c", ["Yes", "No", "yes", "NO", "no"] * 9), Hints())
+    parse = guess(pl.Series("c", ["Yes", "No", "yes", "NO", "no"] * 9), Hints())
     assert parse is not None
     assert parse.told == "boolean (Yes or NO)"
 
@@ -161,39 +162,39 @@ def test_no_more_values_differ_than_there_are(tmp_path: Path) -> None:
 
 def test_a_thousand_or_one_and_a_bit_is_not_guessed_unless_the_table_tells() -> None:
     unclear = pl.DataFrame({"price": ["1,234", "5,678"], "note": ["a", "b"]})
-    found, _ = parsing.guess_all(unclear, Hints())
+    found, _ = guess_all(unclear, Hints())
     assert found["price"] is not None
     assert (found["price"].type, found["price"].unclear) == ("string", "number")
-    found, _ = parsing.guess_all(unclear.with_columns(weight=pl.Series(["1,5", "22,75"])), Hints())
+    found, _ = guess_all(unclear.with_columns(weight=pl.Series(["1,5", "22,75"])), Hints())
     assert found["price"] is not None
-    assert parsing.read_one(unclear["price"], found["price"]).to_list() == [1.234, 5.678]
+    assert read_column(unclear["price"], found["price"])[0].to_list() == [1.234, 5.678]
 
 
 def test_dates_that_may_be_either_are_read_in_the_order_that_runs_forward() -> None:
     series = pl.Series("c", ["01/11/2020", "02/11/2020", "01/12/2020", "02/12/2020"])
-    parse = parsing.guess(series, Hints())
+    parse = guess(series, Hints())
     assert parse is not None
     assert parse.unclear == "date"
-    assert parsing.read_one(series, parse).is_sorted()
+    assert read_column(series, parse)[0].is_sorted()
 
 
 @pytest.mark.parametrize(("name", "values"), [("date", [20200131, 20200201]), ("timestamp", [1580428800, 1580515200])])
 def test_numbers_that_are_dates_by_name_are_dates(name: str, values: list[int]) -> None:
     for series in (pl.Series(name, values), pl.Series(name, list(map(str, values)))):
-        parse = parsing.guess(series, Hints())
+        parse = guess(series, Hints())
         assert parse is not None
-        assert parsing.read_one(series, parse).to_list() == [datetime(2020, 1, 31), datetime(2020, 2, 1)]
-    assert getattr(parsing.guess(pl.Series("count", values), Hints()), "type", "") == "integer"
+        assert read_column(series, parse)[0].to_list() == [datetime(2020, 1, 31), datetime(2020, 2, 1)]
+    assert getattr(guess(pl.Series("count", values), Hints()), "type", "") == "integer"
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=20))
 def test_every_number_that_was_written_is_read_back(numbers: list[float]) -> None:
     series = pl.Series("c", [repr(number) for number in numbers])
-    parse = parsing.guess(series, Hints())
+    parse = guess(series, Hints())
     assert parse is not None
     assert parse.type == "float"
-    assert parsing.read_one(series, parse).to_list() == numbers
+    assert read_column(series, parse)[0].to_list() == numbers
 
 
 def test_what_the_first_rows_hide_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Tables on disk: read with a clear word on what is wrong, written whole, hashed before they are trusted."""
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,47 +8,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..contract import INTEGER_LIMIT, Column, Contract, moment
+from ..contract import FLOAT_LIMIT, INTEGER_LIMIT, Column, Contract
 from ..errors import DataError, IntegrityError
 from ..files import replacing, sha256_file
+from ..parsing import parse_value
+from ..parsing import series as cells
 from .formats import reading
 
+DTYPES = cells.DTYPES
 _ROWS = 1_000_000
-DTYPES: dict[str, pl.DataType] = {
-    "float": pl.Float64(),
-    "integer": pl.Int64(),
-    "string": pl.String(),
-    "boolean": pl.Boolean(),
-    "datetime": pl.Datetime("us"),
-}
-BOOLEANS = {
-    **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
-    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0"), False),
-}
-ABSENT = [
-    "",
-    "na",
-    "n/a",
-    "#n/a",
-    "nan",
-    "null",
-    "(null)",
-    "none",
-    "nil",
-    "missing",
-    "unknown",
-    "k.a.",
-    "k. a.",
-    "n.a.",
-    "n.d.",
-    "s/d",
-    "?",
-    "-",
-    "--",
-    ".",
-    "\\n",
-]
-"""Words for a missing value in texts that stand for numbers, booleans or moments; in lower case."""
 
 
 def read(path: Path, contract: Contract) -> pl.DataFrame:
@@ -116,18 +83,23 @@ def span(moments: pl.Series) -> str:
 
 
 def conform(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
-    """Cast every column to its contract type if that loses nothing; columns that do not fit stay as they are.
-
-    NaN counts as missing. In texts, so do an empty cell and the usual words (NA, NaN, null, none) where a number,
-    a boolean or a moment is wanted; moments are ISO 8601, converted to UTC where they name a time zone.
-    """
+    """Read every column as the contract says; columns with a cell that is none of their type stay as they are."""
     types = {column.name: column for column in contract.columns}
     return frame.with_columns(_conform(frame[name], types[name]) for name in frame.columns if name in types)
 
 
 def misfits(series: pl.Series, column: Column) -> pl.Series:
-    """Which values keep a column from its contract type, bool [n_rows]."""
-    return _fit(series, column)[1]
+    """Which cells keep a column from its contract type, bool [n_rows]."""
+    return cells.parse_series(series, column)[1]
+
+
+def misfit(cell: object, column: Column) -> str:
+    """Why a cell keeps a column from its contract type."""
+    try:
+        parse_value(cell, column)
+    except ValueError as error:
+        return str(error)
+    return f"is not of type {column.type}"
 
 
 def _filled(found: reading.Opened, path: Path, rows: int) -> Iterator[pl.DataFrame]:
@@ -142,74 +114,17 @@ def _filled(found: reading.Opened, path: Path, rows: int) -> Iterator[pl.DataFra
 
 
 def _conform(series: pl.Series, column: Column) -> pl.Series:
-    values, wrong = _fit(series, column)
+    values, wrong = cells.parse_series(series, column)
     return series if wrong.any() else values
-
-
-def _fit(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:
-    """The values in the contract's type, and which of them have no place in it."""
-    wanted, found = DTYPES[column.type], series.dtype
-    if found.is_float():
-        series = series.fill_nan(None)
-    values = None
-    if found == wanted:
-        values = series
-    elif isinstance(found, pl.Categorical | pl.Enum | pl.Time) and column.type == "string":
-        values = series.cast(wanted)
-    elif isinstance(found, pl.Datetime | pl.Date) and column.type == "datetime":
-        zone = found.time_zone if isinstance(found, pl.Datetime) else None
-        values = (series.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if zone else series).cast(wanted)
-    elif isinstance(found, pl.String):
-        return _parse(series, column)
-    elif isinstance(found, pl.Duration) and column.type == "float":
-        values = series.dt.total_microseconds() / 1e6
-    elif found.is_integer() and column.type == "string" and not _are_exact(series):
-        # The ids of some systems: only as texts can a model or a person tell them apart.
-        values = series.cast(wanted)
-    elif found.is_numeric() and column.is_numeric:
-        cast = series.cast(wanted, strict=False)
-        values = _only(cast, cast.cast(found, strict=False) == series)
-    if values is None:
-        values = pl.repeat(None, len(series), dtype=wanted, eager=True)
-    return values.rename(series.name), values.is_null() & series.is_not_null()
-
-
-def _parse(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:
-    text = series.str.strip_chars()
-    absent = text.is_null() | text.str.to_lowercase().is_in(ABSENT)
-    text = _only(text, ~absent)
-    if column.type == "boolean":
-        values = text.str.to_lowercase().replace_strict(BOOLEANS, default=None, return_dtype=pl.Boolean)
-    elif column.type == "datetime":
-        values = pl.Series(text.name, [_moment(value) for value in text], dtype=DTYPES["datetime"])
-    elif column.type == "integer":
-        # pandas writes an integer column that has gaps as 3.0.
-        number = text.cast(pl.Float64, strict=False)
-        whole = number.cast(pl.Int64, strict=False)
-        exact = (whole.cast(pl.Float64) == number) & (number.abs() <= INTEGER_LIMIT)
-        values = pl.select(pl.coalesce(text.cast(pl.Int64, strict=False), _only(whole, exact))).to_series()
-    else:
-        values = text.cast(pl.Float64, strict=False)
-    return values.rename(series.name), values.is_null() & ~absent
-
-
-def _are_exact(whole: pl.Series) -> bool:
-    return bool(whole.cast(pl.Int128).is_between(-INTEGER_LIMIT, INTEGER_LIMIT).all())
-
-
-def _only(values: pl.Series, kept: pl.Series) -> pl.Series:
-    return pl.select(pl.when(kept).then(values)).to_series()
-
-
-def _moment(text: str | None) -> datetime | None:
-    try:
-        return moment(text) if text is not None else None
-    except ValueError:
-        return None
 
 
 def _to_array(series: pl.Series, column: Column) -> np.ndarray:
     if column.is_numeric:
-        series = series.cast(pl.Float64).fill_null(float("nan"))
+        series = series.cast(pl.Float64)
+        if column.type != "boolean":
+            # What no model can tell from infinity, or from its neighbours, is missing to it.
+            most = FLOAT_LIMIT if column.type == "float" else INTEGER_LIMIT
+            series = pl.select(pl.when(series.is_between(-most, most)).then(series)).to_series()
+        series = series.fill_null(float("nan"))
     array: np.ndarray = series.to_numpy()
     return array

@@ -94,7 +94,8 @@ def _shape(table: pl.DataFrame, contract: Contract) -> list[Violation]:
 def _mistyped(series: pl.Series, column: Column) -> Violation:
     wrong = tables.misfits(series, column)
     found = "" if series.dtype == pl.String else f" (the file says {series.dtype})"
-    return _broken(series, column, TYPE_MESSAGES[column.type] + found, wrong)
+    why = f": {tables.misfit(series.filter(wrong)[0], column)}" if column.type == "datetime" else ""
+    return _broken(series, column, f"not of type {column.type}{found}{why}", wrong)
 
 
 def _violation(table: pl.DataFrame, check: Check) -> Violation:

@@ -178,10 +178,11 @@ def _pieces(source: Path, contract: Contract, rows: int) -> Iterator[pl.DataFram
 
 
 def _misfit(series: pl.Series, column: Column, at: int) -> str:
-    if series.dtype != pl.String:
-        return f"column '{column.name}' has type {series.dtype}, the contract says {column.type}"
     row = tables.misfits(series, column).arg_true()[0]
-    return f"column '{column.name}', row {at + row:,}: {series[row]!r} is not of type {column.type}"
+    why = tables.misfit(series[row], column)
+    if series.dtype != pl.String:
+        return f"column '{column.name}' has type {series.dtype}, the contract says {column.type}; a value {why}"
+    return f"column '{column.name}', row {at + row:,}: {series[row]!r} is not of type {column.type}; it {why}"
 
 
 def _in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterator[T], ahead: int) -> Iterator[R]:

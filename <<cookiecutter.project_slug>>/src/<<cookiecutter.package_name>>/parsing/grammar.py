@@ -133,7 +133,7 @@ def _number(parse: Parse) -> str:
     point, group = re.escape(parse.decimal), re.escape(parse.thousands)
     digits = f"(?:[0-9]+(?:{point}[0-9]*)?|{point}[0-9]+)(?:[eE][-+]?[0-9]+)?"
     if parse.thousands:
-        digits = f"[0-9]{{1,3}}(?:{group}[0-9]{{2,3}})*{group}[0-9]{{3}}(?:{point}[0-9]*)?|{digits}"
+        digits = f"[1-9][0-9]{{0,2}}(?:{group}[0-9]{{2,3}})*{group}[0-9]{{3}}(?:{point}[0-9]*)?|{digits}"
     symbol = ""
     if parse.symbols:
         either = "|".join(re.escape(plain(symbol)) for symbol in sorted(parse.symbols, key=len, reverse=True))

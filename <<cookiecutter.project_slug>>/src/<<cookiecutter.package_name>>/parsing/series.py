@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from .. import timestamps
-from ..contract import INTEGER_LIMIT, Column, ColumnType
+from ..contract import INTEGER_LIMIT, Column
 from .grammar import FEWEST_ZEROS, MARKERS, TYPOGRAPHY, ZEROS, Grammar, grammar
 
-DTYPES: dict[ColumnType, pl.DataType] = {
+DTYPES: dict[str, pl.DataType] = {
     "float": pl.Float64(),
     "integer": pl.Int64(),
     "string": pl.String(),
@@ -93,7 +93,7 @@ def _of_texts(series: pl.Series, rules: Grammar) -> tuple[pl.Series, pl.Series]:
     # What needs another look is few, or the whole column in another country's way of writing.
     again = (values.is_null() & ~absent).arg_true()
     if len(again):
-        rest = _plain(text.gather(again))
+        rest = plain(text.gather(again))
         gone = _markers(rest, rules)
         read = _READERS[rules.type](_where(~gone, rest), rules)
         if rules.type == "float":
@@ -111,7 +111,8 @@ def clean(series: pl.Series) -> pl.Series:
     return text if is_ascii.all() else text.str.normalize("NFC")
 
 
-def _plain(text: pl.Series) -> pl.Series:
+def plain(text: pl.Series) -> pl.Series:
+    """Texts with plain spaces, hyphens and apostrophes."""
     for pattern, character in TYPOGRAPHY.items():
         text = text.str.replace_all(pattern, character)
     return text.str.strip_chars()

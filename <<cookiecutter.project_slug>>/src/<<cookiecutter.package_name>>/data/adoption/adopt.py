@@ -19,7 +19,8 @@ from ...settings import Settings
 from .. import card, tables
 from ..formats import reading
 from ..formats.reading import Opened
-from . import applying, inference, parsing, profiling, writing
+from . import applying, inference, profiling, writing
+from .detection.detected import read
 from .inference import Proposal
 from .overrides import Overrides
 from .profiling import Profile
@@ -51,7 +52,7 @@ def examined(source: str, query: str, target: str, overrides: Overrides, now: da
         with reading.opened(source, query, applying.SCRATCH) as opened:
             target, overrides = reading.normalised(target), overrides.normalised()
             overrides.check(target, opened.columns)
-            profile = profiling.profile(opened, target)
+            profile = profiling.profile(opened, target, overrides.keep_na)
             proposal = inference.propose(profile, target, overrides, now)
             yield Examined(source, _in_contract_types(opened, profile, proposal), profile, proposal)
     except OSError as error:
@@ -151,11 +152,16 @@ def _gone(settings: Settings, name: str) -> list[Path]:
 
 def _in_contract_types(opened: Opened, profile: Profile, proposal: Proposal) -> pl.LazyFrame:
     at = {name: str(position) for position, name in enumerate(opened.columns)}
-    read = parsing.read(opened.rows, {at[name]: column.parse for name, column in profile.columns.items()})
-    return read.select(
-        pl.col(at[proposal.sources[column["name"]]]).cast(tables.DTYPES[column["type"]]).alias(column["name"])
-        for column in proposal.columns
-    )
+    plan = {at[name]: column.parse for name, column in profile.columns.items()}
+    types = {column["name"]: tables.DTYPES[column["type"]] for column in proposal.columns}
+
+    def in_contract_types(batch: pl.DataFrame) -> pl.DataFrame:
+        values, _ = read(batch, plan)
+        return values.select(
+            pl.col(at[proposal.sources[name]]).cast(dtype).alias(name) for name, dtype in types.items()
+        )
+
+    return opened.rows.map_batches(in_contract_types, schema=types, streamable=True)
 
 
 def _inputs(proposal: Proposal) -> list[str]:

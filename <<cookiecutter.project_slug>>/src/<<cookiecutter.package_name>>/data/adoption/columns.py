@@ -48,7 +48,7 @@ def entry(name: str, column: ColumnProfile, role: Role, labels: Labels, sample: 
             if labels.classes
             else {"role": "target"}
         )
-        return found | classes
+        return found | classes | _cells(name, column)
     if role != "feature":
         found["role"] = role
     if column.missing and role in ("feature", "ignored"):
@@ -62,6 +62,18 @@ def entry(name: str, column: ColumnProfile, role: Role, labels: Labels, sample: 
         found["unit"] = column.parse.unit
     if words.is_personal(column.name):
         found["personal"] = True
+    return found | _cells(name, column)
+
+
+def _cells(name: str, column: ColumnProfile) -> Entry:
+    """What contract.yaml says of the way in which the cells are written."""
+    found: Entry = {}
+    if name != column.name:
+        found["source"] = column.name
+    if column.parse.time_zone:
+        found["time_zone"] = column.parse.time_zone
+    if written := column.parse.parse.model_dump(mode="json", exclude_defaults=True):
+        found["parse"] = written
     return found
 
 

@@ -7,7 +7,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from . import parsing, words
+from ...timestamps import LOCAL
+from . import words
+from .detection import dates, numbers
+from .detection.detected import held
 from .profiling import Profile
 
 Severity = Literal["refused", "warned", "handled"]
@@ -24,6 +27,9 @@ _LEAK_ROWS, _LEAK_CELLS = 20_000, 20_000_000
 _SURE_ROWS = 200
 _BINS = 64
 _WORDS = 4
+STRAY = 0.1
+"""Share of cells up to which a column of texts is taken for one of numbers that somebody should mend."""
+RANDOM_SPLIT = "without a time the split is random, and a model that is to predict the future looks better than it is"
 
 
 class Hazard(NamedTuple):
@@ -107,23 +113,8 @@ def _of_the_target(profile: Profile, target: str, task: str) -> Iterator[Hazard]
 
 
 def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Hazard]:
-    column = profile.columns[name]
-    told, values = column.parse.told, column.values
-    if column.misfits:
-        huge = all(_is_number(example) for example in column.examples)
-        yield Hazard(
-            "infinite or huge" if huge else "mixed types",
-            name,
-            "warned" if role == "target" else "handled",
-            f"{column.misfits:,} of {profile.rows:,} cells cannot be read as {column.parse.type}: "
-            + ", ".join(f"'{example}'" for example in column.examples),
-            "they become missing",
-        )
-    elif column.parse is parsing.TEXT and role != "target":
-        yield from _of_strays(profile.sample[name])
-    if column.parse.unclear:
-        what = "day or month first" if column.parse.unclear == "date" else "thousands or decimals"
-        yield Hazard("ambiguous", name, "warned", f"{what}? taken as: {told}", "write ISO dates and plain numbers")
+    column, values = profile.columns[name], profile.columns[name].values
+    yield from _of_cells(profile, name, role)
     if not column.distinct and role == "ignored":
         yield Hazard(
             "all missing", name, "handled", "no value in any row", "ignored; drop it, or mend where it comes from"
@@ -147,17 +138,84 @@ def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Itera
         yield from _of_names(profile, name)
 
 
-def _of_strays(texts: pl.Series) -> Iterator[Hazard]:
-    if (odd := parsing.strays(texts.drop_nulls())).is_empty():
+def _of_cells(profile: Profile, name: str, role: str) -> Iterator[Hazard]:
+    """Of how the cells of a column are written."""
+    column, detected = profile.columns[name], profile.columns[name].parse
+    if column.misfits:
+        huge = all(_is_number(example) for example in column.examples)
+        kind = "infinite or huge" if huge else "mixed types"
+        severity: Severity = "warned" if role == "target" else "handled"
+        count = f"{column.misfits:,} of {profile.rows:,} cells"
+        evidence = f"{count} cannot be read as {detected.type}: {_listed(column.examples)}"
+        yield Hazard(kind, name, severity, evidence, "they become missing")
+    if detected.na:
+        remedy = (
+            f"--keep-na {name} keeps it as a value" if detected.parse.na_values else "clear those cells if it is not"
+        )
+        yield Hazard("missing markers", name, "handled", detected.na, remedy)
+    elif column.markers:
+        counts = ", ".join(f"'{text}' in {rows:,}" for text, rows in column.markers.items())
+        is_word = any(text in detected.parse.na_values for text in column.markers)
+        remedy = "they are missing" + ("; write numbers if they mean some" if is_word else "")
+        yield Hazard("missing markers", name, "warned" if is_word else "handled", f"{counts} cells", remedy)
+    if detected.unclear:
+        yield _of_unclear(name, detected.unclear, detected.told)
+    elif detected.is_text and role != "target":
+        yield from _of_mixed_types(profile, name, role)
+    elif (unit := _epoch(profile, name)) and role != "target":
+        evidence = f"{column.minimum} looks like {dates.told(unit)}; {RANDOM_SPLIT}"
+        yield Hazard("looks like dates", name, "warned", evidence, "name the column timestamp, or write ISO 8601")
+    if detected.time_zone == LOCAL:
+        evidence = "offsets from UTC that no common time zone explains"
+        yield Hazard("time zones", name, "warned", evidence, "the wall-clock time as written; its offset is dropped")
+
+
+def _of_unclear(name: str, unclear: str, told: str) -> Hazard:
+    what, remedy = {
+        "number": (f"thousands or decimals? taken as: {told}", "write plain numbers"),
+        "date": (f"day or month first? taken as: {told}; no split by time follows from it", "write ISO 8601"),
+        "unit": (told, "taken as text; write all in one unit"),
+        "scale": (
+            f"numbers without a percent sign lie between 0 and 1; taken as: {told}",
+            "write all with it, or none",
+        ),
+        "dates": (f"{told}; {RANDOM_SPLIT}", "write ISO 8601, such as 2013-06-15"),
+    }[unclear]
+    return Hazard("looks like dates" if unclear == "dates" else "ambiguous", name, "warned", what, remedy)
+
+
+def _epoch(profile: Profile, name: str) -> str:
+    """The unit in which the whole numbers of a column would be timestamps of this century."""
+    column = profile.columns[name]
+    low, high = column.minimum, column.maximum
+    if column.parse.is_code:
+        values = profile.sample[name].cast(pl.Int64, strict=False)
+        low, high = values.min(), values.max()
+    elif column.parse.type != "integer":
+        return ""
+    return dates.resembles_epoch(low, high) if isinstance(low, int) and isinstance(high, int) else ""
+
+
+def _of_mixed_types(profile: Profile, name: str, role: str) -> Iterator[Hazard]:
+    texts = profile.sample[name].drop_nulls()
+    odd = numbers.strange(held(texts))
+    if odd is None:
         return
-    shown = ", ".join(f"'{text}'" for text in odd.unique(maintain_order=True).head(3))
-    evidence = f"{len(odd):,} of {len(texts):,} cells are no number, the others are: {shown}"
-    yield Hazard("mixed types", texts.name, "warned", evidence, "taken as text; mend those cells to make it a number")
+    # Few values that are listed as categories lose nothing by it.
+    is_listed = role == "feature" and len(profile.columns[name].values or range(MANY_VALUES + 1)) <= MANY_VALUES
+    if len(odd) <= STRAY * len(texts) or not is_listed:
+        shown = _listed(odd.unique(maintain_order=True).head(3).to_list())
+        evidence = f"{len(odd):,} of {len(texts):,} cells are no number, the others are: {shown}"
+        yield Hazard("mixed types", name, "warned", evidence, "taken as text; mend those cells to make it a number")
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(f"'{text}'" for text in texts)
 
 
 def _of_moments(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Hazard]:
     column = profile.columns[name]
-    if column.parse.told.startswith(("date written", "s since", "ms since")):
+    if column.parse.told.startswith("date written"):
         yield Hazard("dates as texts", name, "handled", column.parse.told, "read as moments")
     if (share := future(profile.sample[name], now)) > 0:
         yield Hazard("future", name, "warned", f"{share:.1%} of rows are after now", "check the clock and the format")

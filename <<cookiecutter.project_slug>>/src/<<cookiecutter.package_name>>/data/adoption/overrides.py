@@ -24,6 +24,7 @@ class Overrides(NamedTuple):
     task: Task | None = None
     split: By | None = None
     positive: str = ""
+    keep_na: tuple[str, ...] = ()
 
     def normalised(self) -> "Overrides":
         """The same, its names of columns as a table's are, see `formats.reading.normalised`."""
@@ -33,6 +34,7 @@ class Overrides(NamedTuple):
             group=normalised(self.group),
             ignore=tuple(map(normalised, self.ignore)),
             feature=tuple(map(normalised, self.feature)),
+            keep_na=tuple(map(normalised, self.keep_na)),
         )
 
     def check(self, target: str, known: Collection[str], nested: Collection[str] = ()) -> None:
@@ -51,6 +53,9 @@ class Overrides(NamedTuple):
         }
         if not target:
             raise ConfigError(f"--target: say which column to predict; {nearest(target, list(known))}")
+        for name in self.keep_na:
+            if name not in known:
+                raise ConfigError(f"--keep-na: the table has no column '{name}'; {nearest(name, list(known))}")
         taken: dict[str, str] = {}
         for option, names in options.items():
             for name in filter(None, names):

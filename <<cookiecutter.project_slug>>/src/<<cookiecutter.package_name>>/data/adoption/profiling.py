@@ -1,17 +1,20 @@
 """What a table holds: how each column reads, and exact counts of every row, in one pass of bounded memory."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from ...errors import DataError
+from ...parsing.series import clean
 from ..formats.reading import Opened
 from ..formats.repairs import Repair
-from . import parsing
-from .parsing import Hints, Parse
+from . import words
+from .detection import texts
+from .detection.detected import TEXT, TOLERANCE, Detected, Hints, read
+from .detection.guess import guess, guess_all
 
 BATCH_ROWS = 200_000
 HEAD_ROWS, HEAD_CELLS = 20_000, 2_000_000
@@ -21,6 +24,7 @@ FEW = 1000
 """Distinct values up to which each one is counted."""
 MISFITS = 100
 """Cells that could not be read of which a column keeps hold."""
+_MAX_MARKERS = 20
 _SKETCH = 4096
 _HASHES = float(2**64)
 
@@ -29,11 +33,12 @@ class ColumnProfile(NamedTuple):
     """A column of n_rows, once read: counts are exact but for `distinct` beyond 4,096, which is within a few percent.
 
     `values` counts each value where there are at most `FEW`, else it is None. `misfits` are cells that held something
-    which could not be read, `examples` the first of them. `backwards` counts moments earlier than the row before.
+    which could not be read, `examples` the first of them. `markers` are the texts that were read as missing, each with
+    its cells. `backwards` counts timestamps earlier than that of the row before.
     """
 
     name: str
-    parse: Parse
+    parse: Detected
     missing: int
     misfits: int
     examples: tuple[str, ...]
@@ -43,6 +48,7 @@ class ColumnProfile(NamedTuple):
     unique: bool
     values: dict[Any, int] | None
     backwards: int
+    markers: dict[str, int] = {}  # noqa: RUF012 # Never written to.
 
 
 class Profile(NamedTuple):
@@ -61,8 +67,10 @@ class Profile(NamedTuple):
     repairs: tuple[Repair, ...] = ()
 
 
-def profile(table: Opened, target: str) -> Profile:
+def profile(table: Opened, target: str, keep_na: Sequence[str] = ()) -> Profile:
     """Read every row once (columns whose first rows misled, twice); the target's yes and no stay texts.
+
+    In the columns `keep_na` the text NA is a value.
 
     Raises:
         DataError: the table has no rows, or one column only.
@@ -75,7 +83,8 @@ def profile(table: Opened, target: str) -> Profile:
             f"{table.name} has one column only ('{table.columns[0]}'); a target needs columns to learn it from"
         )
     named = dict(zip(map(str, range(len(table.columns))), table.columns, strict=True))
-    plan, hints = parsing.guess_all(head.rename(named), Hints(table.semicolons, target=target))
+    hints = Hints(table.semicolons, target=target, quoted=table.quoted, keep_na=keep_na)
+    plan, hints = guess_all(head.rename(named), hints)
     parses = {at: parse for at, name in named.items() if (parse := plan[name]) is not None}
     counted = _count(table.rows, parses)
     columns = dict(counted.columns)
@@ -84,10 +93,14 @@ def profile(table: Opened, target: str) -> Profile:
         for at, name in named.items()
         if at in columns and (better := _reread(columns[at], counted, name, hints)) is not None
     }
+    unread = dict(counted.unread)
     if changed:
-        columns |= _count(table.rows.select(list(changed)), changed).columns
+        again = _count(table.rows.select(list(changed)), changed)
+        columns |= again.columns
+        unread |= again.unread
         parses |= changed
-    sample = parsing.read(counted.sample, parses).rename({at: named[at] for at in parses})
+    columns = {at: _with_misfits_missing(column, named[at], unread[at]) for at, column in columns.items()}
+    sample = read(counted.sample, parses)[0].rename({at: named[at] for at in parses})
     return Profile(
         table.name,
         counted.rows,
@@ -108,31 +121,42 @@ class _Counted(NamedTuple):
     unread: dict[str, pl.Series]
 
 
-def _reread(column: ColumnProfile, counted: _Counted, name: str, hints: Hints) -> Parse | None:
+def _reread(column: ColumnProfile, counted: _Counted, name: str, hints: Hints) -> Detected | None:
     """Another way to read a column of texts, where rows beyond the first ones show that it is needed."""
-    cells = counted.sample[column.name]
-    is_text = column.parse is parsing.TEXT and column.distinct > 0 and counted.rows > FEW
-    if cells.dtype != pl.String or not (is_text or column.misfits):
+    cells = counted.sample[column.name].rename(name)
+    is_text = column.parse.is_text and column.distinct > 0
+    if cells.dtype != pl.String or not (is_text or column.misfits or column.parse.time_zone) or counted.rows <= FEW:
         return None
     held = cells.drop_nulls()
     some = held.sample(min(len(held), HEAD_ROWS), seed=0)
     # In proportion: few misfits must not outvote a sample.
-    unread = counted.unread[column.name].head(max(1, round(len(some) * parsing.TOLERANCE / 2)))
-    gaps = pl.Series(cells.name, [None] if column.missing else [], dtype=pl.String)
-    better = parsing.guess(pl.concat([some, unread, gaps]).rename(name), hints) or parsing.TEXT
+    unread = counted.unread[column.name].head(max(1, round(len(some) * TOLERANCE / 2))).rename(name)
+    gaps = pl.Series(name, [None] if column.missing else [], dtype=pl.String)
+    # Summer time begins and ends in few rows: its time zone is found in all of them.
+    better = guess(cells if column.parse.time_zone else pl.concat([some, unread, gaps]), hints) or TEXT
+    if better.is_text:
+        counts = pl.Series(name, list(column.values or ()) if column.parse.type == "string" else [], dtype=pl.String)
+        better = texts.detect(pl.concat([cells, counts]), hints)
     if not better.same(column.parse):
         return better
     present = counted.rows - column.missing + column.misfits
-    return parsing.TEXT if column.misfits > parsing.TOLERANCE * present else None
+    return TEXT if column.misfits > TOLERANCE * present else None
 
 
-def _count(rows: pl.LazyFrame, parses: dict[str, Parse]) -> _Counted:
+def _with_misfits_missing(column: ColumnProfile, name: str, unread: pl.Series) -> ColumnProfile:
+    """The column, with the few texts that could not be read among its missing values: so they are in other files."""
+    if unread.is_empty() or column.misfits > MISFITS or words.is_personal(name):
+        return column
+    return column._replace(parse=column.parse.with_missing(clean(unread).unique(maintain_order=True)))
+
+
+def _count(rows: pl.LazyFrame, parses: dict[str, Detected]) -> _Counted:
     schema = rows.collect_schema()
     counts = [_Count(at, parse) for at, parse in parses.items()]
     sampler = _Sampler(min(SAMPLE_ROWS, SAMPLE_CELLS // len(schema)))
     rows_seen, hashes = 0, list[pl.Series]()
     for batch in _batches(rows):
-        values = parsing.read(batch, parses)
+        values, wrong = read(batch, parses)
         totals = _totals(values, counts)
         # Frame by frame rather than column by column: a table may have ten thousand columns. Values are told apart only
         # where they may still be few: that costs more than all the rest.
@@ -140,7 +164,7 @@ def _count(rows: pl.LazyFrame, parses: dict[str, Parse]) -> _Counted:
         counted = values.select(pl.col(few).drop_nulls().value_counts(name="rows").implode())
         hashed = values.select(pl.col([count.at for count in counts if not count.is_few]).hash(0))
         for count in counts:
-            count.add(batch[count.at], values[count.at], totals)
+            count.add(batch[count.at], values[count.at], wrong.get(count.at), totals)
             if count.is_few:
                 count.add_values(*counted[count.at][0].struct.unnest().get_columns())
             else:
@@ -177,8 +201,9 @@ def _totals(values: pl.DataFrame, counts: "list[_Count]") -> dict[str, Any]:
 class _Count:
     """Running counts of one column."""
 
-    def __init__(self, at: str, parse: Parse) -> None:
+    def __init__(self, at: str, parse: Detected) -> None:
         self.at, self.parse = at, parse
+        self.markers: Counter[str] = Counter()
         self.unread = pl.Series(at, [], dtype=pl.String)
         self._missing = self._misfits = self._backwards = 0
         self._ends: list[Any] = []
@@ -191,17 +216,23 @@ class _Count:
         """Whether each value is counted, as there are not too many of them so far."""
         return self._values is not None
 
-    def add(self, cells: pl.Series, values: pl.Series, totals: dict[str, Any]) -> None:
-        """Count what is missing, and the ends, of a batch."""
+    def add(self, cells: pl.Series, values: pl.Series, wrong: pl.Series | None, totals: dict[str, Any]) -> None:
+        """Count what is missing, what cannot be read, and the ends, of a batch."""
         missing = totals[f"missing {self.at}"]
         self._missing += missing
         self._backwards += totals.get(f"backwards {self.at}") or 0
         self._ends += [end for side in ("minimum", "maximum") if (end := totals.get(f"{side} {self.at}")) is not None]
-        if self.parse.type != "string" and missing > cells.null_count():
-            unread = cells.filter(values.is_null())
-            held = unread.filter(pl.select(parsing.present(pl.lit(unread), cells.dtype)).to_series())
-            self._misfits += len(held)
-            self.unread = self.unread.extend(held.head(MISFITS - len(self.unread)).cast(pl.String).alias(self.at))
+        if wrong is not None and self.parse.type != "string":
+            self._misfits += int(wrong.sum())
+            odd = cells.filter(wrong).head(MISFITS - len(self.unread))
+            self.unread = self.unread.extend(odd.cast(pl.String).alias(self.at))
+        if missing > cells.null_count():
+            gone = cells.filter(values.is_null() & cells.is_not_null() & (~wrong if wrong is not None else True))
+            if gone.dtype == pl.String:
+                counts = clean(gone).value_counts(sort=True).head(_MAX_MARKERS)
+                self.markers.update({text: rows for text, rows in counts.iter_rows() if text})
+            elif infinite := int(gone.is_infinite().sum()) if gone.dtype.is_float() else 0:
+                self.markers["inf"] += infinite
 
     def add_values(self, values: pl.Series, rows: pl.Series) -> None:
         """Count the distinct values of a batch, each with its rows; once there are too many, only their hashes."""
@@ -249,6 +280,7 @@ class _Count:
             unique,
             dict(self._values) if self._values is not None else None,
             self._backwards,
+            dict(self.markers),
         )
 
 

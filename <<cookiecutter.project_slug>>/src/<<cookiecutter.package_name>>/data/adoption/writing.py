@@ -290,6 +290,8 @@ def _wrapped(items: list[str]) -> Iterator[str]:
 
 
 def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
     return f"[{', '.join(scalar(item) for item in value)}]" if isinstance(value, list) else scalar(value)
 
 

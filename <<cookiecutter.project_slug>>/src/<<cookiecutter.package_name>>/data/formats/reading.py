@@ -66,7 +66,7 @@ class Opened(NamedTuple):
 
     `columns` are the names in order, in Unicode's composed form (NFC); the scan's own are their positions (`"0"`,
     `"1"`, …), which no name can break. `semicolons` says that the source is a text whose columns semicolons part;
-    `repairs` are irregularities of the file that were put right.
+    `repairs` are irregularities of the file that were put right; `quoted` are columns in which an NA stands in quotes.
     """
 
     rows: pl.LazyFrame
@@ -75,6 +75,7 @@ class Opened(NamedTuple):
     told: tuple[str, ...] = ()
     semicolons: bool = False
     repairs: tuple[Repair, ...] = ()
+    quoted: tuple[str, ...] = ()
 
     def batches(self, rows: int) -> Iterator[pl.DataFrame]:
         """All rows under their own names, in order, at most so many at a time."""
@@ -146,7 +147,8 @@ def _file(source: str, query: str, scratch: Path) -> Opened:
         return _numbered(json_rows.scan(plain, path, scratch), name, path, told)
     table = text.scan(plain, path, scratch)
     names = _names(table.columns, path)
-    return Opened(table.rows, names, name, (*told, table.told), table.told == "semicolons", table.repairs)
+    quoted = tuple(names[at] for at in table.quoted)
+    return Opened(table.rows, names, name, (*told, table.told), table.told == "semicolons", table.repairs, quoted)
 
 
 def _stem(path: Path) -> str:

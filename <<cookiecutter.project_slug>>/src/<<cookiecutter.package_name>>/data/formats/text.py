@@ -34,12 +34,16 @@ _LF, _CR, _QUOTE = b'\n\r"'
 
 
 class Scanned(NamedTuple):
-    """A scan whose columns are all text and called by position, their names, what separates them, and repairs."""
+    """A scan whose columns are all text and called by position, their names, what separates them, and repairs.
+
+    `quoted` are the positions of the columns in which an NA stands in quotes, in the first rows.
+    """
 
     rows: pl.LazyFrame
     columns: tuple[str, ...]
     told: str
     repairs: tuple[Repair, ...] = ()
+    quoted: tuple[int, ...] = ()
 
 
 def plain(path: Path, scratch: Path) -> tuple[Path, tuple[str, ...]]:
@@ -108,7 +112,18 @@ def scan(readable: Path, path: Path, scratch: Path) -> Scanned:
         # Not as an expression: with thousands of columns Polars would plan it for minutes.
         rows = rows.map_batches(_without_blank_lines, streamable=True)
     names = ("", *header) if found.has_row_names else header
-    return Scanned(rows, names, found.told, repairs)
+    return Scanned(rows, names, found.told, repairs, _with_quoted_na(head, found))
+
+
+def _with_quoted_na(head: str, found: Layout) -> tuple[int, ...]:
+    if '"NA"' not in head:
+        return ()
+    # Read without quotes, a record whose cells hold delimiters has another width, and is left out.
+    records = csv.reader(head.splitlines(), delimiter=found.delimiter, quoting=csv.QUOTE_NONE)
+    quoted = {
+        at for record in records if len(record) == found.width for at, cell in enumerate(record) if cell == '"NA"'
+    }
+    return tuple(sorted(quoted))
 
 
 def _without_blank_lines(rows: pl.DataFrame) -> pl.DataFrame:

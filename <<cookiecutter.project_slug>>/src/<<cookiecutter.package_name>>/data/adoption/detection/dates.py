@@ -1,0 +1,260 @@
+"""Dates and times as people and machines write them: formats, epochs, spreadsheet days, and their time zone."""
+
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from functools import cache
+from itertools import product
+
+import polars as pl
+
+from .... import timestamps
+from ....contract import Column, Parse
+from ....parsing.series import parse_series
+from ..words import words
+from .detected import MOSTLY, TEXT, TOLERANCE, Detected, share, words_among
+
+_DAYS = (
+    "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d.%m.%y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y",
+    "%m/%d/%y", "%d/%m/%y", "%d-%m-%y", "%m-%d-%y", "%y-%m-%d", "%y/%m/%d", "%d %b %Y", "%d-%b-%Y", "%d-%b-%y",
+    "%d %b %y", "%d/%b/%Y", "%d. %b %Y", "%b %d, %Y", "%b %d %Y", "%Y-%b-%d", "%Y %b %d", "%a, %d %b %Y",
+    "%a %d %b %Y", "%a, %b %d, %Y", "%a %b %d %Y",
+)  # fmt: skip
+_MONTHS = ("%b %Y", "%b-%Y", "%b-%y", "%b %y", "%Y-%m", "%Y/%m", "%m/%Y", "%m-%Y", "%m.%Y", "%Y %b", "%Y-%b")
+_CLOCKS = (
+    "%H:%M:%S", "%H:%M", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p", "%I:%M:%S%p", "%I:%M:%S.%f %p"
+)  # fmt: skip
+_WHOLE = ("%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S %z %Y", "%d/%b/%Y:%H:%M:%S %z", "%d/%b/%Y:%H:%M:%S")
+_ZONE = (
+    r"(?::[0-9]{2}(?:[.,][0-9]+)?(?: ?[AaPp]\.?[Mm]\.?)?|[0-9]{8}T[0-9]{4}(?:[0-9]{2})?)"
+    r" *(Z|z|UTC|GMT|[-+][0-9]{2}(?::?[0-9]{2})?)(?: [0-9]{4})?$"
+)
+_MONTH_NAMES = "(?i)(?:jan|feb|mar|apr|may|mai|jun|jul|aug|sep|okt|oct|nov|dec|dez)"
+_LIKE_DATES = (
+    r"\b(?:19|20)[0-9]{2}[-/. ]?(?:[Qq][1-4]|[WwKk]{1,2}[0-9]{1,2}|[-/.][0-9]{1,2})"
+    r"|\b[0-9]{1,2}[-/.][0-9]{1,2}[-/.](?:[0-9]{2}|[0-9]{4})\b"
+    rf"|\b[0-9]{{1,2}}[-. /]{{1,2}}{_MONTH_NAMES}|{_MONTH_NAMES}\w*[-. /]{{1,2}}[0-9]{{2,4}}\b"
+)
+_EARLIEST = datetime(1000, 1, 1)
+"""01/02/20 is not of the year 20."""
+_MAX_FORMATS, _MAX_SHAPES, _MAX_CHARACTERS = 4, 40, 60
+_SURE_ROWS, _FORWARD, _BACKWARD = 50, 0.01, 0.1
+"""From so many rows on, that one order of day and month runs forward and the other does not is evidence."""
+
+_EPOCH_FROM, _EPOCH_TO = 473_385_600, 4_102_444_800
+"""1985 and 2100, in seconds."""
+_RECENT = (946_684_800, 2_051_222_400)
+"""2000 and 2035, in seconds."""
+_EXCEL_FROM, _EXCEL_TO = 20_000, 60_000
+"""1954 and 2064, in days."""
+_DATES = frozenset(("date", "day", "dt", "datum", "fecha", "dob"))
+_TIMES = frozenset(
+    ("timestamp", "ts", "epoch", "unix", "unixtime", "time", "at", "when", "created", "updated", "modified", "start",
+     "end", "seen", "date", "datetime", "dt", "ms", "ns", "us", "logged", "ordered", "started", "ended")
+)  # fmt: skip
+_MONTH_WORDS = frozenset(("month", "period", "yearmonth", "ym", "yyyymm", "monat"))
+
+ZONES = (
+    "Europe/London", "Europe/Berlin", "Europe/Athens", "Europe/Moscow", "Europe/Istanbul", "America/St_Johns",
+    "America/Halifax", "America/New_York", "America/Chicago", "America/Denver", "America/Los_Angeles",
+    "America/Anchorage", "America/Mexico_City", "America/Santiago", "America/Sao_Paulo", "America/Havana",
+    "Asia/Jerusalem", "Asia/Tehran", "Asia/Beirut", "Africa/Cairo", "Africa/Casablanca", "Australia/Sydney",
+    "Australia/Adelaide", "Australia/Lord_Howe", "Pacific/Auckland", "Pacific/Chatham",
+)  # fmt: skip
+"""A zone for each set of rules that moves the clock; others with the same rules read the same."""
+
+
+def counted(cells: pl.Series) -> Detected | None:
+    """Numbers that are dates by name and value: 20200131, 202001, an epoch, or days of a spreadsheet."""
+    present = cells.drop_nulls()
+    if not (present.dtype.is_integer() or present.dtype.is_float()) or present.is_empty():
+        return None
+    if present.dtype.is_float():
+        present = present.filter(present.is_finite())
+    low, high = present.min(), present.max()
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return None
+    named = set(words(cells.name))
+    formats = []
+    if named & _DATES and low >= 1900_01_01 and high <= 2100_12_31:
+        formats = ["%Y%m%d"]
+    elif named & _MONTH_WORDS and low >= 1900_01 and high <= 2100_12:
+        formats = ["%Y%m"]
+    elif named & _DATES and low >= _EXCEL_FROM and high <= _EXCEL_TO:
+        formats = [timestamps.EXCEL]
+    elif named & _TIMES:
+        formats = [unit for unit in timestamps.EPOCH_NS if _is_epoch(unit, low, high, (_EPOCH_FROM, _EPOCH_TO))]
+    for written in formats:
+        epoch = written in timestamps.EPOCH_NS
+        found = Detected(
+            "datetime",
+            f"date written {told(written)}",
+            Parse(date_formats=(written,)),
+            time_zone="UTC" if epoch else "",
+        )
+        if share(parse_series(present, found.column)[0].is_not_null()) >= 1 - TOLERANCE:
+            return found
+    return None
+
+
+def counted_text(name: str, texts: pl.Series) -> Detected | None:
+    """As `counted`, for texts."""
+    numbers = texts.cast(pl.Int64, strict=False)
+    if share(numbers.is_not_null()) < 1 - TOLERANCE:
+        numbers = texts.cast(pl.Float64, strict=False)
+    return counted(numbers.rename(name)) if share(numbers.is_not_null()) >= 1 - TOLERANCE else None
+
+
+def resembles_epoch(low: float, high: float) -> str:
+    """The unit in which numbers would be timestamps of this century; empty where there is none."""
+    units = list(timestamps.EPOCH_NS)[1:]
+    return next((unit for unit in units if _is_epoch(unit, low, high, _RECENT)), "")
+
+
+def _is_epoch(unit: str, low: float, high: float, span: tuple[int, int]) -> bool:
+    factor = 1_000_000_000 // timestamps.EPOCH_NS[unit]
+    return low >= span[0] * factor and high <= span[1] * factor
+
+
+def written(texts: pl.Series, is_target: bool) -> Detected | None:
+    """How a column of dates is to be read; a text that is `unclear` where it looks like one; None for other things."""
+    some = texts.head(1000)
+    if share(some.str.contains(r"[0-9].*[-/.: T].*[0-9]|" + _MONTH_NAMES)) < MOSTLY:
+        return None
+    if int(some.str.len_chars().quantile(0.9) or 0) > _MAX_CHARACTERS:
+        return None
+    fits = _fits(texts, (timestamps.ISO,))
+    formats: list[str] = []
+    unclear = False
+    if share(fits) < 1 - TOLERANCE:
+        formats, unclear = _formats(texts, fits)
+        fits = _fits(texts, formats) if formats else fits
+    gone: list[str] = []
+    if share(fits) < 1 - TOLERANCE and not is_target:
+        gone = words_among(texts, fits)
+    if share(fits) < 1 - TOLERANCE and not gone:
+        looks = share(some.str.contains(_LIKE_DATES)) >= MOSTLY
+        return TEXT._replace(told="looks like dates in no known format", unclear="dates") if looks else None
+    iso = share(_fits(texts, (timestamps.ISO,))) > 0 and bool(formats)
+    names = ([timestamps.ISO] if iso else []) + formats
+    zone = _zone(texts.filter(fits), formats)
+    about = f"date written {' or '.join(told(name) for name in names or [timestamps.ISO])}"
+    about += f", time zone {zone}" if zone else ""
+    found = Detected(
+        "datetime", about, Parse(date_formats=tuple(formats)), time_zone=zone, unclear="date" if unclear else ""
+    )
+    return found.with_missing(gone)._replace(told=f"{about}, {', '.join(gone)} missing") if gone else found
+
+
+def told(name: str) -> str:
+    """A date format in words."""
+    return {
+        timestamps.ISO: "ISO 8601",
+        timestamps.EXCEL: "as days of a spreadsheet",
+        **{unit: f"in {unit.removeprefix('epoch_')} since 1970" for unit in timestamps.EPOCH_NS},
+    }.get(name, name)
+
+
+def _fits(texts: pl.Series, formats: Iterable[str]) -> pl.Series:
+    values, _ = parse_series(texts, _local(formats))
+    return (values >= _EARLIEST).fill_null(value=False)
+
+
+def _local(formats: Iterable[str]) -> Column:
+    return Column(name="cell", type="datetime", time_zone=timestamps.LOCAL, parse=Parse(date_formats=tuple(formats)))
+
+
+def _formats(texts: pl.Series, iso: pl.Series) -> tuple[list[str], bool]:
+    """The formats that together fit most of what is not in ISO 8601, and whether others would do as well."""
+    chosen: list[str] = []
+    unclear = False
+    rest = texts.filter(~iso)
+    while len(rest) > TOLERANCE * len(texts) and len(chosen) < _MAX_FORMATS:
+        counts = {
+            name: int(_fits(rest, (name,)).sum())
+            for name in _candidates(rest)
+            if not any(_contradict(name, other) for other in chosen)
+        }
+        most = max(counts.values(), default=0)
+        if most < TOLERANCE * len(texts):
+            break
+        equal = [name for name, count in counts.items() if count >= (1 - TOLERANCE) * most]
+        name, sure = _forward(texts, chosen, equal)
+        unclear = unclear or not sure
+        chosen.append(name)
+        rest = rest.filter(~_fits(rest, (name,)))
+    return chosen, unclear
+
+
+def _forward(texts: pl.Series, chosen: list[str], names: list[str]) -> tuple[str, bool]:
+    """Of formats that fit equally well, the one in which the rows run backwards least often, and whether it is sure."""
+    if len(names) == 1:
+        return names[0], True
+    backwards = []
+    for at, name in enumerate(names):
+        values = parse_series(texts, _local([*chosen, name]))[0].drop_nulls()
+        backwards.append((int((values.diff().dt.total_microseconds() < 0).sum()), at))
+    (least, at), (second, _) = sorted(backwards)[:2]
+    rows = len(texts)
+    sure = rows >= _SURE_ROWS and least <= _FORWARD * rows and second >= _BACKWARD * rows
+    alike = not any(_contradict(names[at], name) for name in names)
+    return names[at], sure or alike
+
+
+def _contradict(one: str, other: str) -> bool:
+    """Whether two formats give the numbers of one text different meanings."""
+    return one != other and _bare(one) == _bare(other)
+
+
+def _bare(name: str) -> str:
+    for directive in ("%d", "%m", "%y"):
+        name = name.replace(directive, "%N")
+    return name
+
+
+def _candidates(texts: pl.Series) -> list[str]:
+    """The formats that fit a cell of some shape that occurs."""
+    shapes = texts.str.replace_all("[0-9]+", "9").str.replace_all("[A-Za-z]+", "a")
+    cells = pl.DataFrame({"shape": shapes, "text": texts}).group_by("shape", maintain_order=True)
+    found = cells.agg(pl.len().alias("rows"), pl.col("text").first()).sort("rows", descending=True, maintain_order=True)
+    likely = [(text, name) for text in found["text"].head(_MAX_SHAPES) for name in _by_shape().get(_shape(text), ())]
+    return list(dict.fromkeys(name for text, name in likely if timestamps.matches(text, timestamps.compiled(name))))
+
+
+@cache
+def _by_shape() -> dict[str, list[str]]:
+    """The known formats by the shape of what they write: there are too many of them to try each."""
+    clocks = ["", *(glue + clock + zone for glue, clock, zone in product((" ", ", ", "T"), _CLOCKS, ("", " %z", "%z")))]
+    found: dict[str, list[str]] = {}
+    for name in (*(day + clock for day in _DAYS for clock in clocks), *_MONTHS, *_WHOLE):
+        plain = re.sub("%[bap]", "a", re.sub("%[YymdHIMSf]", "9", name))
+        for zone in ("Z", "+9", "+9:9") if "%z" in plain else ("",):
+            found.setdefault(_shape(plain.replace("%z", zone)), []).append(name)
+    return found
+
+
+def _shape(text: str) -> str:
+    """Digits as 9, words as `a`, offsets as if they were ahead of UTC."""
+    shape = re.sub("[A-Za-z]+", "a", re.sub("[0-9]+", "9", re.sub(r"(?i)\b([ap])\.m\.", r"\1m", text)))
+    day, colon, rest = " ".join(shape.replace("a.", "a").split()).partition(":")
+    return day + colon + rest.replace("-", "+")
+
+
+def _zone(texts: pl.Series, formats: list[str]) -> str:
+    """The time zone whose rules explain the offsets of timestamps; empty where there are none."""
+    offsets = texts.str.extract(_ZONE, 1)
+    if offsets.null_count() == len(offsets):
+        return ""
+    minutes = {text: timestamps.offset_minutes(text) for text in offsets.drop_nulls().unique()}
+    distinct = set(minutes.values())
+    if len(distinct) == 1:
+        (only,) = distinct
+        return "UTC" if not only else f"{'-' if only < 0 else '+'}{abs(only) // 60:02d}:{abs(only) % 60:02d}"
+    walls = parse_series(texts, _local(formats))[0]
+    shifts = offsets.replace_strict(minutes, default=None, return_dtype=pl.Int64)
+    table = pl.DataFrame({"wall": walls, "shift": shifts}).drop_nulls().unique()
+    utc = table.select((pl.col("wall") - pl.duration(minutes="shift")).dt.replace_time_zone("UTC")).to_series()
+    explained = [
+        zone for zone in ZONES if (utc.dt.convert_time_zone(zone).dt.replace_time_zone(None) == table["wall"]).all()
+    ]
+    return explained[0] if len(explained) == 1 else timestamps.LOCAL

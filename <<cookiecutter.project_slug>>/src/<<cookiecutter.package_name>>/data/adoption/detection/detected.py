@@ -1,0 +1,132 @@
+"""What was found on how the cells of a column are written, and the cells read by it."""
+
+from collections.abc import Collection, Mapping
+from typing import Literal, NamedTuple
+
+import polars as pl
+
+from ....contract import FLOAT_LIMIT, INTEGER_LIMIT, MISSING, Column, ColumnType, Parse
+from ....parsing import MARKERS
+from ....parsing.grammar import FEWEST_ZEROS, ZEROS
+from ....parsing.series import clean, parse_series, plain
+
+TOLERANCE = 0.01
+"""Share of cells that may be no number, or no date, in a column of numbers or dates; they become missing."""
+MOSTLY = 0.5
+"""Share of cells from which on a column is mostly one of numbers, or of dates."""
+MANY_NUMBERS = 20
+MAX_WORDS = 5
+
+Unclear = Literal["", "number", "date", "dates", "unit", "scale"]
+
+
+class Detected(NamedTuple):
+    """The contract type of a column, in words how its cells are read, and what the contract says of that.
+
+    `unclear` names what nothing in the table shows: thousands or decimals (`number`), day or month first (`date`), the
+    format of what looks like dates (`dates`), the one unit of numbers that have several (`unit`), or whether numbers
+    with and without a percent sign are of one scale (`scale`). `na` is how markers such as NA among texts are read.
+    """
+
+    type: ColumnType
+    told: str
+    parse: Parse = Parse()
+    time_zone: str = ""
+    unit: str = ""
+    unclear: Unclear = ""
+    na: str = ""
+    is_code: bool = False
+
+    @property
+    def column(self) -> Column:
+        """A column that reads these cells."""
+        return Column(name="cell", type=self.type, time_zone=self.time_zone, parse=self.parse)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the column is a text because nothing else fits."""
+        return self.type == "string" and not self.is_code and not self.unclear
+
+    def same(self, other: "Detected") -> bool:
+        """Whether both read every cell alike."""
+        return (self.type, self.parse, self.time_zone) == (other.type, other.parse, other.time_zone)
+
+    def with_missing(self, texts: Collection[str]) -> "Detected":
+        """The same, with further texts that are missing."""
+        na_values = tuple(dict.fromkeys((*self.parse.na_values, *texts)))
+        return self._replace(parse=self.parse.model_copy(update={"na_values": na_values}))
+
+
+class Hints(NamedTuple):
+    """What the rest of the table says of a column.
+
+    `semicolons` separate its columns, `decimal` is the decimal sign of other columns (empty where none shows it, or
+    they differ), `target` is the target's name, `quoted` are the columns in which NA stands in quotes, `keep_na` those
+    in which it is a value because the user says so.
+    """
+
+    semicolons: bool = False
+    decimal: str = ""
+    target: str = ""
+    quoted: Collection[str] = ()
+    keep_na: Collection[str] = ()
+
+
+TEXT = Detected("string", "text")
+CODE = Detected("string", "digits beyond what a number holds exactly: a code", is_code=True)
+
+
+def read(frame: pl.DataFrame, plan: Mapping[str, Detected]) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
+    """The columns that `plan` names in contract types, and by column which cells hold what cannot be read.
+
+    Numbers that no model can tell from infinity or from their neighbours, and reserved texts, cannot be read.
+    Columns without such cells are left out of the second part.
+    """
+    values, wrong = [], {}
+    for name, detected in plan.items():
+        column, odd = read_column(frame[name], detected)
+        values.append(column)
+        if odd.any():
+            wrong[name] = odd
+    return pl.DataFrame(values), wrong
+
+
+def read_column(cells: pl.Series, detected: Detected) -> tuple[pl.Series, pl.Series]:
+    """As `read`, for one column."""
+    values, wrong = parse_series(cells, detected.column)
+    if detected.type in ("float", "integer"):
+        most = FLOAT_LIMIT if detected.type == "float" else INTEGER_LIMIT
+        beyond = ~values.is_between(-most, most).fill_null(value=True)
+    elif detected.type == "string":
+        beyond = (values == MISSING).fill_null(value=False)
+    else:
+        return values, wrong
+    if beyond.any():
+        values = pl.select(pl.when(~beyond).then(values)).to_series().rename(cells.name)
+    return values, wrong | beyond
+
+
+def fitting(held: pl.Series, kind: ColumnType, parse: Parse, time_zone: str = "") -> pl.Series:
+    """Which cells are values of a type when they are read so, bool."""
+    return parse_series(held, Column(name="cell", type=kind, parse=parse, time_zone=time_zone))[0].is_not_null()
+
+
+def share(fits: pl.Series) -> float:
+    """The share of the cells that fit."""
+    return float(fits.sum()) / len(fits) if len(fits) else 0.0
+
+
+def held(cells: pl.Series) -> pl.Series:
+    """The texts of a column that hold something, stripped and with plain signs."""
+    text = plain(clean(cells.drop_nulls()))
+    zeros = (text.str.len_chars() >= FEWEST_ZEROS) & (text.str.strip_chars(ZEROS) == "")
+    return text.filter(~text.str.to_lowercase().is_in(pl.Series(sorted(MARKERS)).implode()) & ~zeros)
+
+
+def words_among(texts: pl.Series, fits: pl.Series) -> list[str]:
+    """The few words that alone keep a column from being one of numbers or dates; empty where there is more to it."""
+    strange = texts.filter(~fits)
+    found = strange.unique(maintain_order=True)
+    if share(fits) < MOSTLY or len(found) > MAX_WORDS or texts.filter(fits).n_unique() <= MANY_NUMBERS:
+        return []
+    return [] if found.str.contains("[0-9]").any() else found.to_list()

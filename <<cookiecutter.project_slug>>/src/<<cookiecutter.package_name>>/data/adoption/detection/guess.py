@@ -1,0 +1,74 @@
+"""From a sample of its cells to how a column is to be read."""
+
+import polars as pl
+
+from ....contract import INTEGER_LIMIT
+from . import dates, numbers, texts
+from .detected import CODE, TEXT, TOLERANCE, Detected, Hints, held, share
+
+
+def guess_all(sample: pl.DataFrame, hints: Hints) -> tuple[dict[str, Detected | None], Hints]:
+    """How each column of a sample is to be read (None for what no contract type can hold: lists, bytes), and hints.
+
+    Where the cells of one column show which sign is the decimal one, it counts as that in the others too.
+    """
+    written = [name for name in sample.columns if sample[name].dtype == pl.String]
+    shown = {sign for name in written if (sign := numbers.decimal_shown(held(sample[name])))}
+    if len(shown) == 1:
+        hints = hints._replace(decimal=shown.pop())
+    return {name: guess(sample[name], hints) for name in sample.columns}, hints
+
+
+def guess(cells: pl.Series, hints: Hints) -> Detected | None:
+    """How a column is to be read, from a sample of its cells."""
+    if cells.dtype != pl.String:
+        return dates.counted(cells) or _code(cells) or _native(cells.dtype)
+    present = held(cells)
+    if present.is_empty():
+        return TEXT
+    is_target = cells.name == hints.target
+    found = _boolean(present, is_target) or dates.counted_text(cells.name, present)
+    found = found or numbers.detect(present, cells, hints)
+    if found is None or found.unclear:
+        found = dates.written(present, is_target) or found
+    return found or texts.detect(cells, hints)
+
+
+def _native(dtype: pl.DataType) -> Detected | None:
+    found: Detected | None = None
+    if dtype == pl.Boolean:
+        found = Detected("boolean", "boolean")
+    elif dtype.is_integer():
+        found = Detected("integer", "integer")
+    elif dtype.is_float() or dtype.is_decimal():
+        found = Detected("float", "number")
+    elif isinstance(dtype, pl.Datetime) and dtype.time_zone:
+        found = Detected("datetime", f"timestamp in {dtype.time_zone}", time_zone=dtype.time_zone)
+    elif isinstance(dtype, pl.Datetime | pl.Date):
+        found = Detected("datetime", "timestamp")
+    elif isinstance(dtype, pl.Duration):
+        found = Detected("float", "duration in seconds", unit="s")
+    elif isinstance(dtype, pl.Categorical | pl.Enum | pl.Time | pl.Null):
+        found = TEXT
+    return found
+
+
+def _code(cells: pl.Series) -> Detected | None:
+    """Integers that float64 cannot tell apart, as the ids of some systems are, unless they are the odd cell."""
+    present = cells.drop_nulls()
+    if not present.dtype.is_integer() or present.is_empty():
+        return None
+    exact = present.cast(pl.Int128).is_between(-INTEGER_LIMIT, INTEGER_LIMIT)
+    return None if share(exact) >= 1 - TOLERANCE else CODE
+
+
+_PAIRS = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
+
+
+def _boolean(present: pl.Series, is_target: bool) -> Detected | None:
+    found = set(present.str.to_lowercase().unique().head(10))
+    # A target's labels stay in the person's own words.
+    if found not in _PAIRS[: 1 if is_target else None] and not found <= _PAIRS[0]:
+        return None
+    spelt = {word.lower(): word for word in sorted(present.unique(), reverse=True)}
+    return Detected("boolean", f"boolean ({' or '.join(spelt[word] for word in sorted(spelt, reverse=True))})")

@@ -1,0 +1,40 @@
+"""Texts: which markers among them are missing values, and where NA is one of the values."""
+
+import polars as pl
+
+from ....parsing.series import clean
+from .detected import TEXT, Detected, Hints
+
+_NA = ("NA", "N/A")
+_NO_VALUE = (*_NA, "NaN", "nan", "NULL", "null", "<NA>", "#N/A", "NaT", "\\N")
+_CODES, _FEWEST_CODES = 0.8, 3
+
+
+def detect(cells: pl.Series, hints: Hints) -> Detected:
+    """A column of texts. A marker such as NA is missing, unless NA is likely to be a value."""
+    present = clean(cells.drop_nulls())
+    distinct = set(present.unique())
+    found = [marker for marker in _NO_VALUE if marker in distinct]
+    if not found:
+        return TEXT
+    why = _why_na_is_a_value(cells, distinct, hints)
+    kept = [marker for marker in found if why and (marker in _NA or cells.name in hints.keep_na)]
+    gone = [marker for marker in found if marker not in kept]
+    counts = {marker: int((present == marker).sum()) for marker in found}
+    na = [f"'{marker}' in {counts[marker]:,} cells is a value: {why}" for marker in kept]
+    na += [f"'{marker}' in {counts[marker]:,} cells is missing" for marker in gone]
+    return TEXT.with_missing(gone)._replace(na="; ".join(na))
+
+
+def _why_na_is_a_value(cells: pl.Series, distinct: set[str], hints: Hints) -> str:
+    if cells.name in hints.keep_na:
+        return "you said so"
+    if cells.name in hints.quoted:
+        return "it stands in quotes"
+    if cells.null_count() or "" in distinct:
+        return "the column has empty cells as well"
+    others = [value for value in distinct if value not in _NO_VALUE]
+    codes = sum(len(value) == 2 and value.isascii() and value.isupper() and value.isalpha() for value in others)
+    if len(others) >= _FEWEST_CODES and codes >= _CODES * len(others):
+        return "the other values are codes of two letters"
+    return ""
