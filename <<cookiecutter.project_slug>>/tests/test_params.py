@@ -1,6 +1,6 @@
 """params.yaml: every knob is typed, and those that shape a bundle are part of its fingerprint."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,11 @@ def test_a_bare_date_is_refused_because_dvc_takes_none(tmp_path: Path) -> None:
         (None, None),
         ("2013-11-01", datetime(2013, 11, 1)),
         ("2013-11-01 06:30", datetime(2013, 11, 1, 6, 30)),
-        ("2013-11-01T00:00:00-05:00", datetime(2013, 11, 1, 5)),
-        ("2013-11-01T00:00:00Z", datetime(2013, 11, 1)),
+        ("2013-11-01T00:00:00-05:00", datetime(2013, 11, 1, tzinfo=timezone(timedelta(hours=-5)))),
+        ("2013-11-01T00:00:00Z", datetime(2013, 11, 1, tzinfo=UTC)),
     ],
 )
-def test_until_has_no_time_zone_as_the_table_has_none(
+def test_until_keeps_its_offset_for_the_time_column_s_zone(
     tmp_path: Path, until: str | None, moment: datetime | None
 ) -> None:
     assert load(tmp_path, {"data.until": until}).data.until == moment

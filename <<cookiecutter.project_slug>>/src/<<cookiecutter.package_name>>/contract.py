@@ -290,6 +290,17 @@ class Contract(strict.Strict):
             return (False, True)
         return self.target.categories or ()
 
+    def on_its_clock(self, moment: datetime) -> datetime:
+        """A point in time as the time column has it: one with an offset is converted to the column's time zone.
+
+        Raises:
+            ConfigError: it has an offset, and the time column declares no time zone.
+        """
+        try:
+            return timestamps.aware_to_zone(moment, self.time.time_zone if self.time else "UTC")
+        except ValueError as error:
+            raise ConfigError(f"{moment.isoformat()} {error}") from None
+
     def truth(self, values: np.ndarray) -> np.ndarray:
         """The target's array of `Columns` as numbers, float64 [n_rows]: the place of its class, or its value.
 

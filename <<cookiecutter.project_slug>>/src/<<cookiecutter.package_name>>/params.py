@@ -1,6 +1,6 @@
 """Everything that changes a result, typed: the model of params.yaml."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -14,7 +14,7 @@ from .files import canonical, sha256_text
 class DataParams(strict.Strict):
     """Where the raw table lies and how much of it exists.
 
-    `until` is a moment without a time zone, as the table's are; one with a zone is converted to UTC.
+    `until` is on the clock of the table's time column; one with an offset is converted to that column's time zone.
     """
 
     raw: Path
@@ -26,10 +26,9 @@ class DataParams(strict.Strict):
         if not isinstance(value, str):
             return value
         try:
-            moment = datetime.fromisoformat(value)
+            return datetime.fromisoformat(value)
         except ValueError:
             raise ValueError("expected a date or a moment in ISO 8601, such as 2013-11-01") from None
-        return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
 class SplitParams(strict.Strict):

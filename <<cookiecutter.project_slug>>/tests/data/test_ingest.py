@@ -1,6 +1,6 @@
 """Only rows that exist and have a label go on; what is left out is counted."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
@@ -34,6 +34,14 @@ def test_until_is_the_first_moment_that_does_not_exist_yet(orders: pl.DataFrame,
     ):
         ingest(tied, shop, FIRST)
     assert ingest(tied, shop, FIRST + timedelta(microseconds=1)).table.height == 100
+
+
+def test_until_with_an_offset_is_converted_to_the_time_column_s_zone(orders: pl.DataFrame) -> None:
+    placed = {"name": "placed", "type": "datetime", "role": "time", "time_zone": "America/New_York"}
+    columns = [placed if column["name"] == "placed" else column for column in SHOP["columns"]]
+    contract = strict.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
+    for hour, rows in ((5, 2), (6, 3)):
+        assert ingest(orders, contract, datetime(2020, 1, 3, hour, tzinfo=UTC)).table.height == rows
 
 
 def test_a_table_without_any_label_is_refused(orders: pl.DataFrame, shop: Contract) -> None:

@@ -34,10 +34,14 @@ def test_spans_that_meet_share_no_row_and_lose_none(orders: pl.DataFrame, shop: 
     assert_frame_equal(pl.concat([cut(orders, shop, None, middle), cut(orders, shop, middle, None)]), orders)
 
 
-def test_a_moment_with_a_time_zone_is_taken_in_utc(orders: pl.DataFrame, shop: Contract) -> None:
-    east = datetime(2020, 1, 2, 2, tzinfo=timezone(timedelta(hours=2)))
-    assert cut(orders, shop, east, None).height == 99
-    assert cut(orders, shop, None, datetime(2020, 1, 2, tzinfo=UTC)).height == 1
+def test_span_with_offsets_is_converted_to_the_time_column_s_zone(orders: pl.DataFrame, shop: Contract) -> None:
+    placed = {"name": "placed", "type": "datetime", "role": "time", "time_zone": "Europe/Berlin"}
+    columns = [placed if column["name"] == "placed" else column for column in SHOP["columns"]]
+    berlin = strict.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
+    assert cut(orders, berlin, datetime(2020, 1, 1, 23, tzinfo=UTC), None).height == 99
+    assert cut(orders, berlin, None, datetime(2020, 1, 2, 1, tzinfo=timezone(timedelta(hours=2)))).height == 1
+    with pytest.raises(ConfigError, match=r"2020-01-02T00:00:00\+00:00 must not have a UTC offset: .*add `time_zone`"):
+        cut(orders, shop, None, datetime(2020, 1, 2, tzinfo=UTC))
 
 
 def test_an_empty_span_is_refused_with_what_the_table_spans(orders: pl.DataFrame, shop: Contract) -> None:

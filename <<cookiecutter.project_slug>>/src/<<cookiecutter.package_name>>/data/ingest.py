@@ -33,6 +33,7 @@ def ingest(raw: pl.DataFrame, contract: Contract, until: datetime | None) -> Ing
     if until is not None and contract.time is None:
         raise ConfigError("params.yaml: data.until needs a column with role time in contract.yaml; drop it or add one")
     table = raw
+    until = until and contract.on_its_clock(until)
     if until is not None and contract.time and raw.schema.get(contract.time.name) == tables.DTYPES["datetime"]:
         time = pl.col(contract.time.name)
         table = table.filter(time.is_null() | (time < until))

@@ -92,7 +92,7 @@ def _by_time(table: pl.DataFrame, contract: Contract, params: SplitParams, until
     if params.test_days is not None and params.validation_days is not None:
         test_from = datetime.combine(last.date(), time.min) - timedelta(days=params.test_days - 1)
         if until is not None:
-            test_from = min(test_from, until - timedelta(days=params.test_days))
+            test_from = min(test_from, contract.on_its_clock(until) - timedelta(days=params.test_days))
         validation_from = test_from - timedelta(days=params.validation_days)
     else:
         ordered = moments.sort()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..contract import Contract, naive
+from ..contract import Contract
 from ..errors import ConfigError, DataError
 from ..params import Params
 from . import tables
@@ -25,9 +25,9 @@ def cut(table: pl.DataFrame, contract: Contract, since: datetime | None, until: 
     time = pl.col(contract.time.name)
     rows = table
     if since is not None:
-        rows = rows.filter(time >= naive(since))
+        rows = rows.filter(time >= contract.on_its_clock(since))
     if until is not None:
-        rows = rows.filter(time < naive(until))
+        rows = rows.filter(time < contract.on_its_clock(until))
     if rows.is_empty():
         moments = table[contract.time.name]
         raise DataError(f"no row lies from {since} until {until}; the table spans {tables.span(moments)}")
