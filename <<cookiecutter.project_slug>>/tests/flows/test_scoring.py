@@ -111,7 +111,7 @@ def test_a_cell_that_only_a_guess_could_read_is_refused_by_name(
     column = next(column for column in contract.inputs if column.type == "float")
     text = table.head(9).with_columns(pl.lit("1.234,50").alias(column.name)).write_csv(separator=";")
     (folder / "in.csv").write_text(text)
-    with pytest.raises(DataError, match=rf"in\.csv: column '{re.escape(column.name)}', row 0: '1\.234,50' is not of"):
+    with pytest.raises(DataError, match=rf"in\.csv: column '{re.escape(column.name)}', row 0: '1\.234,50' must be a"):
         scoring.score(folder / "in.csv", folder / "out.parquet", settings, ScoreParams())
     assert not (folder / "out.parquet").exists()
 

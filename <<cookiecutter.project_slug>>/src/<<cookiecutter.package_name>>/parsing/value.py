@@ -69,7 +69,10 @@ def _float_of_text(text: str, rules: Grammar) -> float | None:
 def _integer_of_text(text: str, rules: Grammar) -> int:
     number = _number_text(text, rules)
     if number.lstrip("-").isdecimal():
-        return _int64(int(number))
+        digits = number.lstrip("-0") or "0"
+        if len(digits) > _INT64_DIGITS:  # Python itself refuses to read thousands of them.
+            raise ValueError(TYPE_MESSAGES["integer"])
+        return _int64(int(f"-{digits}" if number.startswith("-") else digits))
     # pandas writes an integer column that has gaps as 3.0.
     return _whole(float(number))
 
