@@ -264,6 +264,30 @@ def test_a_value_is_parsed_as_the_contract_says(change: dict[str, Any], understo
     assert schema.instances(body(**{**PARSED_ROW, **change})) == [{**PARSED_ROW, next(iter(change)): understood}]
 
 
+CODED = (
+    Column(name="zip", type="string", categories=("00123", "04000", "1", "01"), unseen=0.1),
+    Column(name="garage", type="string", categories=("None", "Attached")),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "understood"),
+    [({"zip": 123}, "00123"), ({"zip": 4000.0}, "04000"), ({"zip": 1}, "1"), ({"garage": None}, "None")],
+)
+def test_a_category_is_known_by_what_pandas_makes_of_it(change: dict[str, Any], understood: str) -> None:
+    row = {"zip": "04000", "garage": "Attached"}
+    schema = schema_of(*CODED, rows=[row])
+    assert schema.instances(body(**{**row, **change})) == [{**row, next(iter(change)): understood}]
+    with pytest.raises(Problem):
+        schema.instances(body(zip="04000"))
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "column_1"])
+def test_a_column_without_a_name_is_known_by_its_place(name: str) -> None:
+    schema = schema_of(Column(name="column_1", type="float"), rows=[{"column_1": 1.0}])
+    assert schema.instances(body(**{name: 1.0})) == [{"column_1": 1.0}]
+
+
 VALUES = st.one_of(
     st.none(),
     st.booleans(),
@@ -276,7 +300,7 @@ VALUES = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(column=st.sampled_from([*COLUMNS[:6], *PARSED]), value=VALUES)
+@given(column=st.sampled_from([*COLUMNS[:6], *PARSED, *CODED]), value=VALUES)
 def test_the_short_check_takes_what_the_long_one_leaves_as_it_is(column: Column, value: Any) -> None:
     """pydantic takes a value only if the reader gives the same; what the reader gives, pydantic takes."""
     read = cell_reader(column, required=not column.nullable and column.role != "id")

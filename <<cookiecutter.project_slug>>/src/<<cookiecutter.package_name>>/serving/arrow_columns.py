@@ -55,7 +55,7 @@ class Checked:
             self.array = _array(self.column, self._values)
             self._wrong = _wrong(self.column, self._values, self.array, is_required)
         else:
-            self._read_distinct(is_required)
+            self._read_distinct()
         self.broken = int(self._wrong.sum())
 
     def fault(self) -> faults.Details:
@@ -82,24 +82,24 @@ class Checked:
         kinds = {"integer": pa.int64(), "boolean": pa.bool_()}
         return array.cast(kinds[self.column.type]) if self.column.type in kinds else array
 
-    def _read_distinct(self, required: bool) -> None:
+    def _read_distinct(self) -> None:
         coded = self._values.dictionary_encode()
-        distinct = _python_values(coded.dictionary)
         known: list[Any] = []
         wrong = []
-        for value in distinct:
+        # The last place is that of null.
+        for value in (*_python_values(coded.dictionary), None):
             try:
                 known.append(self._read(value))
                 wrong.append(False)
             except ValueError:
                 known.append(None)
                 wrong.append(True)
-        # The last place is that of null.
         at = np.where(present(coded.indices), fixed(coded.indices, "i4"), -1)
-        self.array = as_array(self.column, [*known, None])[at]
-        self._wrong = np.array([*wrong, required], dtype=np.bool_)[at]
+        distinct = as_array(self.column, known)
+        self.array = distinct[at]
+        self._wrong = np.array(wrong, dtype=np.bool_)[at]
         if self.column.type == "string":
-            self._texts = array_of(as_array(self.column, known)).take(coded.indices)
+            self._texts = array_of(distinct).take(array_of(at % len(known)))
 
 
 def _plain(name: str, column: Column, values: Any, limit: int) -> Any:
