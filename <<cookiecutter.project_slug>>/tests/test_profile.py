@@ -245,7 +245,7 @@ def test_categories_are_known_from_the_training_rows() -> None:
     training = reference_rows()
     columns = {name: values.copy() for name, values in reference_rows(60).items()}
     columns["free"][:6] = "rare"
-    training["colour"] = np.where(training["colour"] == "red", None, training["colour"])
+    training["colour"][training["colour"] == "red"] = None
     built = profile.build(THINGS, columns, np.zeros(60), training=training)
     assert built.columns["free"].categories == tuple(f"text {at}" for at in range(5))
     assert (built.columns["free"].unseen, built.columns["free"].unknown) == (6, 6)

@@ -342,6 +342,7 @@ def adopt(
     id: Annotated[str, typer.Option("--id", metavar="COLUMN", help="Names each row.")] = "",  # noqa: A002
     time: Annotated[str, typer.Option(metavar="COLUMN", help="When each row happened, or `none`.")] = "",
     group: Annotated[str, typer.Option(metavar="COLUMN", help="Whose rows stay on one side of the split.")] = "",
+    weight: Annotated[str, typer.Option(metavar="COLUMN", help="How much each row counts in fitting.")] = "",
     ignore: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="No input; may be repeated.")] = None,
     feature: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="An input; may be repeated.")] = None,
     task: Annotated[Task | None, typer.Option(help="If the target could be read in two ways.")] = None,
@@ -357,7 +358,7 @@ def adopt(
     from .flows import done, engine, git
 
     overrides = Overrides(
-        name, id, time, group, tuple(ignore or ()), tuple(feature or ()), task, split, positive, tuple(keep_na or ())
+        name, id, time, group, weight, tuple(ignore or ()), tuple(feature or ()), task, split, positive
     )
     with engine.exclusive(done.FOLDER, "run", doing="adopt"):
         if not force and (edited := git.edited(adoption.overwritten())):

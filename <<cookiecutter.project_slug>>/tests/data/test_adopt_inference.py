@@ -158,7 +158,88 @@ def test_an_id_names_rows_and_is_no_input(tmp_path: Path) -> None:
     table = shop(ROWS, order_id=range(1000, 1000 + ROWS), uuid=[f"u{at}" for at in range(ROWS)], row=range(ROWS))
     found = proposed(table, "bought", tmp_path)
     assert [role(found, name) for name in ("order_id", "uuid", "row")] == ["id", "ignored", "ignored"]
-    assert ("id as number", "row", "handled") in told(found.hazards)
+    assert ("row counter", "row", "handled") in told(found.hazards)
+
+
+def gaps(count: int) -> list[int]:
+    """Increasing numbers as of rows that were left over."""
+    return [at + at // 3 for at in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "became"),
+    [
+        ("Unnamed: 0", gaps(ROWS), "ignored"),
+        ("column_1", gaps(ROWS), "ignored"),
+        ("__index_level_0__", gaps(ROWS), "ignored"),
+        ("...1", gaps(ROWS)[::-1], "ignored"),
+        ("rownames", list(range(1, ROWS + 1)), "ignored"),
+        ("index", gaps(ROWS), "ignored"),
+        ("X", gaps(ROWS), "ignored"),
+        ("Unnamed: 0", RNG.permutation(gaps(ROWS)).tolist(), "ignored"),
+        ("Unnamed: 0", [*range(ROWS // 2)] * 2, "ignored"),
+        ("Unnamed: 0", [at % 7 for at in range(ROWS)], "feature"),
+        ("X", RNG.permutation(gaps(ROWS)).tolist(), "feature"),
+        ("V1", [at // 2 for at in range(ROWS)], "feature"),
+        ("income", gaps(ROWS), "feature"),
+    ],
+)
+def test_a_row_counter_is_no_input(tmp_path: Path, name: str, numbers: list[int], became: str) -> None:
+    table = shop(ROWS)
+    found = proposed(table.select(pl.Series(name, numbers), pl.all()), "bought", tmp_path)
+    assert role(found, name) == became
+    assert (("row counter", name, "handled") in told(found.hazards)) == (became == "ignored")
+    if became == "ignored":
+        assert role(
+            proposed(table.with_columns(pl.Series(name, numbers)), "bought", tmp_path, feature=(name,)), name
+        ) == ("feature")
+
+
+def test_sample_weights_weigh_and_are_no_input(tmp_path: Path) -> None:
+    table = shop(ROWS, sample_weight=RNG.random(ROWS) + 0.5, weight=RNG.random(ROWS) + 60)
+    found = proposed(table, "bought", tmp_path)
+    assert entry(found, "sample_weight") == {"name": "sample_weight", "type": "float", "role": "weight"}
+    assert ("sample weights", "sample_weight", "handled") in told(found.hazards)
+    # A person's or a car's weight has that name too: asked about, not taken.
+    assert role(found, "weight") == "feature"
+    assert "--weight weight" in next(one.why for one in found.decisions if one.column == "weight")
+    other = proposed(table, "bought", tmp_path, weight="weight")
+    assert [role(other, name) for name in ("sample_weight", "weight")] == ["ignored", "weight"]
+    assert role(proposed(table, "bought", tmp_path, feature=("sample_weight",)), "sample_weight") == "feature"
+
+
+@pytest.mark.parametrize("cells", [["a", "b"], [-1.0, 2.0], [None, 1.0]], ids=["text", "negative", "missing"])
+def test_a_column_that_cannot_weigh_is_refused(tmp_path: Path, cells: list[Any]) -> None:
+    table = shop(ROWS, weights=cells * (ROWS // 2))
+    assert role(proposed(table, "bought", tmp_path), "weights") == "feature"
+    with pytest.raises(
+        ConfigError, match=r"--weight: 'weights' cannot weigh rows; every row needs a number of 0 or more"
+    ):
+        proposed(table, "bought", tmp_path, weight="weights")
+
+
+def test_a_class_that_only_the_newest_rows_have_is_reported_and_split_by_hash(tmp_path: Path) -> None:
+    late = pl.when(pl.int_range(ROWS) < ROWS - 30).then("bought").otherwise(pl.lit("returned"))
+    table = shop(ROWS, at=MOMENTS).with_columns(bought=late)
+    found = proposed(table, "bought", tmp_path)
+    assert found.split["by"] == "hash"
+    assert role(found, "at") == "time"
+    assert ("late class", "bought", "warned") in told(found.hazards)
+    # Both ways out that are named lead on.
+    assert ("late class", "bought", "refused") in told(proposed(table, "bought", tmp_path, split="time").hazards)
+    dropped = proposed(table.filter(pl.col("bought") != "returned"), "bought", tmp_path, split="time")
+    assert dropped.split["by"] == "time"
+    assert "late class" not in {hazard.kind for hazard in dropped.hazards}
+
+
+@pytest.mark.parametrize("target", ["bought", "answer"])
+def test_labels_that_differ_only_in_case_or_blanks_are_reported(tmp_path: Path, target: str) -> None:
+    answers = ["Yes", "yes", "No", "no  answer", "No Answer"]
+    found = proposed(shop(ROWS, answer=[answers[at % 5] for at in range(ROWS)]), target, tmp_path)
+    (hazard,) = (hazard for hazard in found.hazards if hazard.kind == "labels alike")
+    assert (hazard.column, hazard.severity) == ("answer", "warned")
+    assert "'Yes' and 'yes'" in hazard.evidence
+    assert "'No Answer' and 'no  answer'" in hazard.evidence
 
 
 Hazardous = tuple[str, str, str]
@@ -280,6 +361,33 @@ def test_leaks_are_found_for_numbers_and_many_classes_too(tmp_path: Path, target
     )
     leaks = {hazard.column for hazard in proposed(table, target, tmp_path).hazards if hazard.kind == "leakage"}
     assert leaks == ({"exponential"} if target == "number" else {"code"})
+
+
+@pytest.mark.parametrize(("rows", "severity"), [(60, "warned"), (189, "warned"), (1000, "handled")])
+def test_a_limit_within_one_column_is_a_leak_at_any_size(rows: int, severity: str) -> None:
+    rng = np.random.default_rng(rows)
+    grams = rng.normal(2900, 700, rows)
+    table = pl.DataFrame({"grams": grams, "age": rng.normal(size=rows), "low": grams < 2300})
+    (leak,) = hazards.leakage(table, "low", ["grams", "age"], "binary")
+    assert (leak.column, leak.severity, leak.evidence) == ("grams", severity, "ROC AUC 1.000 by itself")
+
+
+def test_a_column_that_nearly_tells_the_target_is_asked_about() -> None:
+    rng = np.random.default_rng(0)
+    accepted = rng.random(1000) < 0.7
+    spent = np.where(accepted & (rng.random(1000) > 0.02), rng.exponential(100, 1000), 0.0)
+    table = pl.DataFrame({"spent": spent, "card": accepted})
+    (leak,) = hazards.leakage(table, "card", ["spent"], "binary")
+    assert (leak.column, leak.severity) == ("spent", "warned")
+
+
+@pytest.mark.parametrize("rows", [24, 60, 300])
+def test_chance_is_no_leak_however_few_the_rows_and_rare_the_class(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    for share in (0.1, 0.5):
+        table = pl.DataFrame({f"x{at}": rng.normal(size=rows) for at in range(200)})
+        table = table.with_columns(kind=rng.integers(0, 5, rows), y=rng.permutation(rows) < max(2, share * rows))
+        assert hazards.leakage(table, "y", [name for name in table.columns if name != "y"], "binary") == []
 
 
 def test_no_column_of_noise_is_taken_for_a_leak(tmp_path: Path) -> None:

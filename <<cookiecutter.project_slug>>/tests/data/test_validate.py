@@ -40,6 +40,18 @@ def test_a_table_that_keeps_the_contract_passes(orders: pl.DataFrame, shop: Cont
     assert check(orders.head(1), shop) == []
 
 
+def test_a_weight_below_zero_is_refused() -> None:
+    columns = [
+        {"name": "x", "type": "float"},
+        {"name": "times", "type": "float", "role": "weight"},
+        {"name": "y", "type": "boolean", "role": "target"},
+    ]
+    contract = strict.parse({"name": "weighed", "columns": columns}, Contract, "contract.yaml")
+    table = pl.DataFrame({"x": [1.0, 2.0, 3.0], "times": [0.0, 2.5, -1.0], "y": [True, False, True]})
+    assert check(table.head(2), contract) == []
+    assert str(only(check(table, contract))) == "times: 1 row: a weight below 0; first: -1.0 (row 2)"
+
+
 def test_the_project_s_own_contract_can_be_kept(table: pl.DataFrame, contract: Contract) -> None:
     assert check(table, contract) == []
 

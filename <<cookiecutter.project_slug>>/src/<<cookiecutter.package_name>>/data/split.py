@@ -21,7 +21,7 @@ RARE = 0.05
 """Share of rows with repeated inputs up to which the rows that repeat stay together, whatever their labels."""
 COARSE = 0.01
 """Share of all rows that the average row's equals may have, if they are to stay together."""
-MIXED = 0.2
+MIXED = 0.1
 """Rows whose equals have another label, as a share of those expected by chance, from which repeats are no copies."""
 
 

@@ -36,6 +36,49 @@ class Violation(BaseModel):
         return f"{self.column}: {counted}{self.rule}" + (f"; first: {shown}" if shown else "")
 
 
+class Rule(NamedTuple):
+    """What every present value of a column must keep: how it is told, and the values that break it."""
+
+    text: str
+    broken: pl.Expr
+
+
+def rules(column: Column) -> list[Rule]:
+    """The rules that a column's values must keep, besides type, uniqueness and presence."""
+    value = pl.col(column.name)
+    found = []
+    if column.type in ("float", "integer"):
+        low, high = column.limits
+        told = f"outside [{low:g}, {high:g}]{f' {column.unit}' if column.unit else ''}"
+        beyond = "" if column.range else ", more than a model can tell apart"
+        found.append(Rule(told + beyond, ~value.is_between(low, high)))
+    if column.role == "weight":
+        found.append(Rule("a weight below 0", value < 0))
+    if column.type == "string":
+        found.append(Rule(f"the text '{MISSING}' is reserved for missing values", value == MISSING))
+    if column.categories is not None:
+        unknown = ~value.is_in(list(column.categories))
+        beyond = f", beyond the {column.unseen:.1%} that the contract tolerates" if column.unseen else ""
+        found.append(Rule(f"no category of the contract{beyond}", unknown & (unknown.mean() > column.unseen)))
+    return found
+
+
+def schema(columns: Sequence[Column]) -> pa.DataFrameSchema:
+    """Columns of the contract as a pandera schema for Polars frames."""
+    return pa.DataFrameSchema(
+        {
+            column.name: pa.Column(
+                tables.DTYPES[column.type],
+                checks=[pa.Check(_keeps(rule), error=rule.text) for rule in rules(column)],
+                nullable=column.nullable,
+                unique=column.role == "id",
+            )
+            for column in columns
+        },
+        strict=True,
+    )
+
+
 def check(table: pl.DataFrame, contract: Contract) -> list[Violation]:
     """All violations of a table that was read by `tables.read`, most rows first; none means it keeps the contract."""
     found = _shape(table, contract)

@@ -1,6 +1,8 @@
 """What is wrong, or may be, with a table: told before anything is trained, each with evidence and remedy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple
 
@@ -21,11 +23,19 @@ FEWEST_OF_A_CLASS, FEW_OF_A_CLASS = 2, 20
 IMBALANCE = 0.01
 NEAR_CONSTANT = 0.995
 MANY_VALUES = 128
+NUMBERED_ROWS = 0.25
+"""Share of rows with a number of their own from which a column without a name counts rows."""
 ALONE = 0.995
 """ROC AUC, accuracy or R² beyond which one column is taken to give the target away."""
+ALMOST = 0.98
+"""ROC AUC from which a column is asked about: honest columns of 30 public tables reach 0.976, leaks 0.990."""
+ACCIDENT = 0.01
+"""Probability that any column without a bearing on the target is taken to give it away."""
 _LEAK_ROWS, _LEAK_CELLS = 20_000, 20_000_000
 _SURE_ROWS = 200
-_BINS = 64
+MOST_GAPS = 0.1
+"""Share of missing values up to which the order of the others is compared with the target."""
+_BINS, _ROWS_A_BIN = 64, 8
 _WORDS = 4
 STRAY = 0.1
 """Share of cells up to which a column of texts is taken for one of numbers that somebody should mend."""
@@ -73,7 +83,7 @@ def _of_the_table(profile: Profile) -> Iterator[Hazard]:
         yield Hazard("few rows", "", severity, f"{rows} rows", f"bring more: below {FEW_ROWS} no measure means much")
     if profile.repeated:
         evidence = f"{profile.repeated:,} of {rows:,} rows stand there before, equal in every column"
-        remedy = "drop them if a row stands for one event; the split keeps equal rows on one side"
+        remedy = "drop them if they are copies; the split keeps copies together, and shares out what is equal by chance"
         yield Hazard("duplicate rows", "", "warned", evidence, remedy)
     for repair in profile.repairs:
         yield Hazard(repair.kind, "", "handled", repair.evidence, repair.outcome)
@@ -93,6 +103,7 @@ def _of_the_target(profile: Profile, target: str, task: str) -> Iterator[Hazard]
         )
     if task == "regression" or not column.values:
         return
+    yield from _of_alike(profile, target)
     rarest, count = min(column.values.items(), key=lambda found: found[1])
     if count < FEW_OF_A_CLASS:
         severity: Severity = "refused" if count < FEWEST_OF_A_CLASS else "warned"
@@ -112,9 +123,49 @@ def _of_the_target(profile: Profile, target: str, task: str) -> Iterator[Hazard]
         )
 
 
+def _of_alike(profile: Profile, name: str) -> Iterator[Hazard]:
+    groups = alike(profile.columns[name].values or ())
+    if groups:
+        shown = "; ".join(" and ".join(f"'{label}'" for label in group) for group in groups[:3])
+        remedy = "they are told apart; write them alike in the table if they mean the same, and adopt it again"
+        yield Hazard("labels alike", name, "warned", f"only case or blanks differ: {shown}", remedy)
+
+
 def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Hazard]:
-    column, values = profile.columns[name], profile.columns[name].values
-    yield from _of_cells(profile, name, role)
+    column = profile.columns[name]
+    told, values = column.parse.told, column.values
+    if column.misfits:
+        huge = all(_is_number(example) for example in column.examples)
+        yield Hazard(
+            "infinite or huge" if huge else "mixed types",
+            name,
+            "warned" if role == "target" else "handled",
+            f"{column.misfits:,} of {profile.rows:,} cells cannot be read as {column.parse.type}: "
+            + ", ".join(f"'{example}'" for example in column.examples),
+            "they become missing",
+        )
+    elif column.parse is parsing.TEXT and role != "target":
+        yield from _of_strays(profile.sample[name])
+    if column.parse.unclear:
+        what = "day or month first" if column.parse.unclear == "date" else "thousands or decimals"
+        yield Hazard("ambiguous", name, "warned", f"{what}? taken as: {told}", "write ISO dates and plain numbers")
+    yield from _of_values(profile, name, role)
+    if role == "weight":
+        evidence = f"numbers from {column.minimum:g} to {column.maximum:g}"
+        remedy = "weighs rows in fitting and metrics, and is no input; --feature makes it one"
+        yield Hazard("sample weights", name, "handled", evidence, remedy)
+    elif column.parse.type == "datetime":
+        yield from _of_moments(profile, name, role, now)
+    elif role == "feature" and column.parse.type == "string" and (values is None or len(values) > MANY_VALUES):
+        yield _of_many_texts(profile, name)
+    elif role == "ignored":
+        yield from _of_names(profile, name)
+
+
+def _of_values(profile: Profile, name: str, role: str) -> Iterator[Hazard]:
+    """Of columns that hold nothing, nearly always the same, or the same in several spellings."""
+    column = profile.columns[name]
+    values = column.values
     if not column.distinct and role == "ignored":
         yield Hazard(
             "all missing", name, "handled", "no value in any row", "ignored; drop it, or mend where it comes from"
@@ -130,12 +181,8 @@ def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Itera
             f"'{usual}' in {max(values.values()):,} of {profile.rows:,} rows",
             "--ignore it if the rest is noise",
         )
-    if column.parse.type == "datetime":
-        yield from _of_moments(profile, name, role, now)
-    elif role == "feature" and column.parse.type == "string" and (values is None or len(values) > MANY_VALUES):
-        yield _of_many_texts(profile, name)
-    elif role == "ignored":
-        yield from _of_names(profile, name)
+    if role == "feature" and values:
+        yield from _of_alike(profile, name)
 
 
 def _of_cells(profile: Profile, name: str, role: str) -> Iterator[Hazard]:
@@ -234,6 +281,21 @@ def _of_many_texts(profile: Profile, name: str) -> Hazard:
     return Hazard("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
 
 
+def is_row_counter(profile: Profile, name: str) -> bool:
+    """Whether a column numbers the rows, in their order or as they were before some were left out or shuffled."""
+    column, values = profile.columns[name], profile.sample[name]
+    if column.parse.type != "integer" or column.missing or profile.rows < FEWEST_ROWS:
+        return False
+    is_sorted = values.is_sorted() or values.is_sorted(descending=True)
+    if column.unique and is_sorted and column.maximum - column.minimum + 1 == profile.rows:
+        return True
+    if words.is_unnamed(name):
+        # Tables that were put together begin to count again.
+        return column.unique or column.distinct > profile.rows * NUMBERED_ROWS
+    is_first = name == next(iter(profile.columns))
+    return column.unique and is_sorted and is_first and words.is_library_name(name)
+
+
 def _of_names(profile: Profile, name: str) -> Iterator[Hazard]:
     """Of ignored columns that name or tell rather than measure."""
     column, remedy = profile.columns[name], "ignored; --feature keeps it"
@@ -242,15 +304,47 @@ def _of_names(profile: Profile, name: str) -> Iterator[Hazard]:
             yield Hazard("free text", name, "handled", f"{_words(profile.sample[name]):.0f} words a row", remedy)
         elif column.values is None or len(column.values) > MANY_VALUES:
             yield Hazard("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
+    elif is_row_counter(profile, name):
+        yield Hazard("row counter", name, "handled", "numbers the rows, and does not measure", remedy)
     elif column.parse.type == "integer" and (column.unique or (words.names_a_row(name) and column.distinct > 1)):
         yield Hazard("id as number", name, "handled", "a number that names, and does not measure", remedy)
+
+
+def late_classes(profile: Profile, target: str, time: str, training: float) -> tuple[Hazard, ...]:
+    """The classes of which no row is in the training part of a split by time, which is that share of all rows."""
+    if profile.columns[target].values is None:
+        return ()
+    rows = profile.sample.select(label=target, time=time).drop_nulls("label").sort("time")
+    edge = rows["time"][int(rows.height * training)]
+    seen = rows.filter(pl.col("time") < edge)["label"].unique()
+    late = rows.filter(~pl.col("label").is_in(seen.implode())).group_by("label", maintain_order=True)
+    return tuple(
+        Hazard(
+            "late class",
+            target,
+            "warned",
+            f"'{label}' has {count:,} rows, the first at {first}: a split by time would train without it",
+            "the split is by hash, which flatters where the future differs; drop these rows to split by time",
+        )
+        for label, count, first in late.agg(pl.len().alias("rows"), pl.col("time").first()).iter_rows()
+    )
+
+
+def alike(labels: Iterable[object]) -> list[list[str]]:
+    """Groups of labels that differ only in case or blanks."""
+    groups: dict[str, list[str]] = {}
+    for label in sorted(label for label in labels if isinstance(label, str)):
+        key = "".join(unicodedata.normalize("NFKC", label).casefold().split())
+        groups.setdefault(key, []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def leakage(sample: pl.DataFrame, target: str, features: Sequence[str], task: str) -> list[Hazard]:
     """Columns that give the target away, on at most 20,000 rows.
 
     A column leaks if its values alone, learnt on half the rows, predict the other half with a ROC AUC (binary),
-    an accuracy (multi-class) or an R² (regression) beyond `ALONE`, or if its order is the target's.
+    an accuracy (multi-class) or an R² (regression) beyond `ALONE`, or if its order is the target's; and if among so
+    many columns that is no accident, at the level `ACCIDENT`. Beyond `ALMOST` it is a warning.
     """
     most = min(_LEAK_ROWS, _LEAK_CELLS // max(1, len(features)))
     rows = sample.gather_every(max(1, sample.height // most))
@@ -262,11 +356,12 @@ def leakage(sample: pl.DataFrame, target: str, features: Sequence[str], task: st
     codes = _codes(rows.select(features))
     found = []
     for name in features:
-        score, measure = _alone(rows[name], codes[name].to_numpy(), wanted, half, task)
-        if score > ALONE:
+        score, measure, p_value = _alone(rows[name], codes[name].to_numpy(), wanted, half, task)
+        is_asked = measure == "ROC AUC" and score > ALMOST and rows.height >= _SURE_ROWS
+        if (score > ALONE or is_asked) and p_value * len(features) < ACCIDENT:
             copy = rows[name].dtype == labels.dtype and rows[name].equals(labels)
             evidence = "a copy of the target" if copy else f"{measure} {score:.3f} by itself"
-            if copy or rows.height >= _SURE_ROWS:
+            if copy or (score > ALONE and rows.height >= _SURE_ROWS):
                 remedy = "ignored; --feature keeps it if it is known before the target is"
                 found.append(Hazard("leakage", name, "handled", evidence, remedy))
             else:
@@ -281,38 +376,85 @@ def _target(labels: pl.Series, task: str) -> np.ndarray:
     return found.astype(np.float64 if task == "regression" else np.int64)
 
 
-def _alone(values: pl.Series, codes: np.ndarray, wanted: np.ndarray, half: np.ndarray, task: str) -> tuple[float, str]:
-    n_bins = int(codes.max()) + 1
-    if n_bins > len(codes) // 4:
-        return 0.0, ""
-    learnt, judged = codes[half], codes[~half]
+def _alone(
+    values: pl.Series, codes: np.ndarray, wanted: np.ndarray, half: np.ndarray, task: str
+) -> tuple[float, str, float]:
+    """How well one column predicts, by what measure, and how probably a column without a bearing on it would as well.
+
+    The bounds of the probability hold for any number of rows: Mann & Whitney 1947 for the ROC AUC, in its normal form,
+    whose tail is the heavier one; Chernoff 1952 for the accuracy.
+    """
     if task == "regression":
         if values.dtype.is_numeric() and (order := _same_order(values, wanted)) > ALONE:
-            return order, "rank correlation"
-        sums = np.bincount(learnt, wanted[half], n_bins)
-        counts = np.bincount(learnt, minlength=n_bins)
-        means = np.where(counts, sums / np.maximum(counts, 1), wanted[half].mean())
-        rest = ((wanted[~half] - means[judged]) ** 2).sum()
-        spread = ((wanted[~half] - wanted[~half].mean()) ** 2).sum()
-        return (1 - rest / spread if spread else 0.0), "R²"
-    n_classes = int(wanted.max()) + 1
-    counts = np.bincount(learnt * n_classes + wanted[half], minlength=n_bins * n_classes).reshape(n_bins, n_classes)
-    if n_classes == 2:
-        rates = (counts[:, 1] + 0.5) / (counts.sum(axis=1) + 1)
-        return _roc_auc(rates[judged], wanted[~half]), "ROC AUC"
-    right = float((counts.argmax(axis=1)[judged] == wanted[~half]).mean())
-    most = np.bincount(wanted[~half]).max() / len(judged)
-    return (right if 1 - right < (1 - most) / 4 else 0.0), "accuracy"
+            return order, "rank correlation", 0.0
+        return _binned_r2(codes, wanted, half), "R²", 0.0
+    if int(wanted.max()) + 1 == 2:
+        found = [(_binned_roc_auc(codes, wanted, half), wanted[~half])]
+        if values.dtype.is_numeric() and values.null_count() < MOST_GAPS * len(values):
+            # Without bins that a limit could fall into; of either direction.
+            held = values.is_not_null().to_numpy()
+            auc = _roc_auc(values.drop_nulls().to_numpy(), wanted[held])
+            found.append((max(auc, 1 - auc), wanted[held]))
+        score, judged = max(found, key=lambda one: one[0])
+        positives, negatives = int(judged.sum()), int((1 - judged).sum())
+        deviation = math.sqrt((positives + negatives + 1) / (12 * max(1, positives * negatives)))
+        return score, "ROC AUC", math.erfc((score - 0.5) / deviation / math.sqrt(2))
+    right, most = _binned_accuracy(codes, wanted, half)
+    score = right if 1 - right < (1 - most) / 4 else 0.0
+    return score, "accuracy", _chernoff(right, most, int((~half).sum()))
+
+
+def _chernoff(share: float, expected: float, trials: int) -> float:
+    """Bound of the probability that at least this share of trials succeeds."""
+    if share <= expected:
+        return 1.0
+    apart = share * math.log(share / expected)
+    if share < 1:
+        apart += (1 - share) * math.log((1 - share) / (1 - expected))
+    return math.exp(-trials * apart)
+
+
+def _binned_r2(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> float:
+    n_bins = int(codes.max()) + 1
+    if n_bins > len(codes) // 4:
+        return 0.0
+    sums, counts = np.bincount(codes[half], wanted[half], n_bins), np.bincount(codes[half], minlength=n_bins)
+    means = np.where(counts, sums / np.maximum(counts, 1), wanted[half].mean())
+    rest = ((wanted[~half] - means[codes[~half]]) ** 2).sum()
+    spread = ((wanted[~half] - wanted[~half].mean()) ** 2).sum()
+    return float(1 - rest / spread) if spread else 0.0
+
+
+def _binned_roc_auc(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> float:
+    counts = _learnt(codes, wanted, half)
+    rates = (counts[:, 1] + 0.5) / (counts.sum(axis=1) + 1)
+    return _roc_auc(rates[codes[~half]], wanted[~half])
+
+
+def _binned_accuracy(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> tuple[float, float]:
+    """Of the bins' usual classes, and of the most frequent class."""
+    right = float((_learnt(codes, wanted, half).argmax(axis=1)[codes[~half]] == wanted[~half]).mean())
+    return right, float(np.bincount(wanted[~half]).max() / (~half).sum())
+
+
+def _learnt(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Rows of each class in each bin, [n_bins, n_classes]; none where bins are too many to learn from."""
+    n_bins, n_classes = int(codes.max()) + 1, int(wanted.max()) + 1
+    if n_bins > len(codes) // 4:
+        return np.zeros((n_bins, n_classes))
+    counts = np.bincount(codes[half] * n_classes + wanted[half], minlength=n_bins * n_classes)
+    return counts.reshape(n_bins, n_classes)
 
 
 def _codes(rows: pl.DataFrame) -> pl.DataFrame:
     """The bin of each value, int: its own where there are few distinct ones, else a quantile; 0 for missing."""
     distinct = rows.select(pl.all().n_unique()).row(0, named=True)
-    few = [name for name, kind in rows.schema.items() if distinct[name] <= _BINS or kind == pl.String]
+    bins = min(_BINS, rows.height // _ROWS_A_BIN)
+    few = [name for name, kind in rows.schema.items() if distinct[name] <= bins or kind == pl.String]
     many = list(set(rows.columns) - set(few))
     return rows.select(
         pl.col(few).rank("dense").fill_null(0).cast(pl.Int64),
-        (pl.col(many).rank() / (rows.height + 1) * _BINS).floor().cast(pl.Int64).fill_null(-1) + 1,
+        (pl.col(many).rank() / (rows.height + 1) * bins).floor().cast(pl.Int64).fill_null(-1) + 1,
     )
 
 

@@ -18,6 +18,7 @@ from .profiling import Profile
 from .roles import Given, Roles
 
 VALIDATION, TEST = 0.15, 0.15
+TRAINING = 1 - TEST - VALIDATION
 SLICES, MOST_SLICE_VALUES = 3, 20
 LARGE, ROWS_A_CLASS = 10_000, 20
 """ROC AUC or R² of a model that knows nothing."""
@@ -59,6 +60,9 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
     overrides.check(target, profile.columns, profile.left_out)
     wanted = labels.told(profile.columns[target], overrides)
     found = roles.give(profile, target, overrides, now)
+    late = hazards.late_classes(profile, target, found.time, TRAINING) if found.by == "time" else ()
+    if late and overrides.split != "time":
+        found = roles.give(profile, target, overrides._replace(split="hash"), now)
     labelled = profile.sample.filter(pl.col(target).is_not_null())
     leaks = [
         leak._replace(severity="warned") if leak.column in overrides.feature else leak
@@ -77,8 +81,20 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
     told = [
         *hazards.judge(profile, target, wanted.task, {n: g.role for n, g in found.given.items()}, now, named),
         *leaks,
+        *(
+            hazard._replace(severity="refused", remedy="leave out --split time, or drop these rows")
+            if found.by == "time"
+            else hazard
+            for hazard in late
+        ),
     ]
     split, why = _split(found, profile, named)
+    if late and found.by != "time":
+        why = (
+            f"a class is in the newest rows only, see the hazards; {why}"
+            if found.group
+            else "see the hazard 'late class'"
+        )
     return Proposal(
         slug(overrides.name or profile.name),
         wanted.task,

@@ -19,6 +19,7 @@ class Overrides(NamedTuple):
     id: str = ""
     time: str = ""
     group: str = ""
+    weight: str = ""
     ignore: tuple[str, ...] = ()
     feature: tuple[str, ...] = ()
     task: Task | None = None
@@ -32,6 +33,7 @@ class Overrides(NamedTuple):
             id=normalised(self.id),
             time=normalised(self.time),
             group=normalised(self.group),
+            weight=normalised(self.weight),
             ignore=tuple(map(normalised, self.ignore)),
             feature=tuple(map(normalised, self.feature)),
             keep_na=tuple(map(normalised, self.keep_na)),
@@ -48,6 +50,7 @@ class Overrides(NamedTuple):
             "id": (self.id,),
             "time": (self.time if self.time != NO_TIME else "",),
             "group": (self.group,),
+            "weight": (self.weight,),
             "ignore": self.ignore,
             "feature": self.feature,
         }

@@ -50,6 +50,7 @@ def give(profile: Profile, target: str, overrides: Overrides, now: datetime) -> 
         **{name: Given("ignored", "you said so") for name in (*overrides.ignore, overrides.group) if name},
         **{name: Given("feature", "you said so") for name in overrides.feature},
         **({overrides.id: Given("id", "you said so")} if overrides.id else {}),
+        **({overrides.weight: Given("weight", "you said so")} if overrides.weight else {}),
         **({time: Given("time", why)} if time else {}),
         target: Given("target", "you said so"),
     }
@@ -62,7 +63,8 @@ def give(profile: Profile, target: str, overrides: Overrides, now: datetime) -> 
     given = {name: said.get(name) or _role(column, profile) for name, column in profile.columns.items()}
     if by == "hash" and group and not overrides.group:
         given[group] = Given("ignored", "names whom a row is about, in several rows: the split keeps them together")
-    _keep_one_id(given, overrides.id)
+    _keep_one(given, "id", overrides.id)
+    _keep_one(given, "weight", overrides.weight)
     return Roles(given, by, time, group if by == "hash" else "")
 
 
@@ -79,6 +81,12 @@ def _check(profile: Profile, overrides: Overrides) -> None:
         column = profile.columns[overrides.id]
         if not column.unique or column.missing:
             raise ConfigError(f"--id: '{column.name}' does not name each row: values are missing or stand twice")
+    if overrides.weight and not _can_weigh(profile.columns[overrides.weight]):
+        column = profile.columns[overrides.weight]
+        raise ConfigError(
+            f"--weight: '{column.name}' cannot weigh rows; every row needs a number of 0 or more "
+            f"({column.parse.told}, {column.missing:,} missing, the smallest is {column.minimum})"
+        )
     if overrides.group and profile.columns[overrides.group].missing:
         raise ConfigError(f"--group: '{overrides.group}' is missing in some rows; every row needs its group")
 
@@ -86,7 +94,7 @@ def _check(profile: Profile, overrides: Overrides) -> None:
 def _time(profile: Profile, target: str, overrides: Overrides, now: datetime) -> tuple[str, str]:
     if overrides.time:
         return ("", "") if overrides.time == NO_TIME else (overrides.time, "you said so")
-    taken = {target, overrides.id, overrides.group, *overrides.ignore, *overrides.feature}
+    taken = {target, overrides.id, overrides.group, overrides.weight, *overrides.ignore, *overrides.feature}
     fitting = [
         name for name, column in profile.columns.items() if name not in taken and _tells_time(column, profile, now)
     ]
@@ -134,21 +142,29 @@ def _role(column: ColumnProfile, profile: Profile) -> Given:
     if column.distinct == 1 and not column.missing:
         return Given("ignored", "the same value in every row")
     found = None
+    if _can_weigh(column) and column.minimum > 0 and words.names_a_weight(column.name):
+        return Given("weight", "how much a row counts, by its name; --feature makes it an input")
     if column.parse.type == "string":
         found = _role_of_text(column, profile)
     elif column.parse.type == "integer":
         found = _role_of_integer(column, profile)
-    return found or Given("feature", column.parse.told)
+    asked = f"; --weight {column.name} if it says how much a row counts"
+    is_asked = _can_weigh(column) and words.may_name_a_weight(column.name)
+    return found or Given("feature", column.parse.told + (asked if is_asked else ""))
+
+
+def _can_weigh(column: ColumnProfile) -> bool:
+    is_number = column.parse.type in ("float", "integer")
+    return is_number and not column.missing and column.distinct > 1 and column.minimum >= 0
 
 
 def _role_of_integer(column: ColumnProfile, profile: Profile) -> Given | None:
     named, rows = words.names_a_row(column.name), profile.rows
-    if column.unique and not column.missing and named:
+    counts = hazards.is_row_counter(profile, column.name)
+    if column.unique and not column.missing and named and not (counts and words.is_library_name(column.name)):
         return Given("id", "a whole number that names each row")
-    if column.unique and not column.missing and column.maximum - column.minimum + 1 == rows:
-        values = profile.sample[column.name]
-        if rows >= FEWEST_MOMENTS and (values.is_sorted() or values.is_sorted(descending=True)):
-            return Given("ignored", "counts the rows: an id that looks like a number")
+    if counts:
+        return Given("ignored", "counts the rows: an id that looks like a number")
     if named and column.distinct > max(MOST_CATEGORIES, 0.05 * (rows - column.missing)):
         return Given("ignored", f"an id that looks like a number: {_about(column.distinct)} distinct")
     return None
@@ -174,12 +190,13 @@ def _role_of_text(column: ColumnProfile, profile: Profile) -> Given:
     return Given("ignored", f"{_about(column.distinct)} distinct texts in {present:,} rows: too many for categories")
 
 
-def _keep_one_id(given: dict[str, Given], said: str) -> None:
-    ids = [name for name, found in given.items() if found.role == "id"]
-    kept = said or next(iter(ids), "")
-    for name in ids:
+def _keep_one(given: dict[str, Given], role: Role, said: str) -> None:
+    """Leave a role to one column: the one that was named, or the first."""
+    found = [name for name, one in given.items() if one.role == role]
+    kept = said or next(iter(found), "")
+    for name in found:
         if name != kept:
-            given[name] = Given("ignored", f"names each row, as '{kept}' does")
+            given[name] = Given("ignored", f"is one more {role}, beside '{kept}'")
 
 
 def _about(count: int) -> str:

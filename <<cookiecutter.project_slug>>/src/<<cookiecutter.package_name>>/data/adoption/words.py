@@ -26,6 +26,21 @@ PERSONAL = frozenset(
 )  # fmt: skip
 
 
+_UNNAMED = re.compile(
+    r"column_\d+|unnamed: ?\d+(_level_\d+)?|__index_level_\d+__|\.\.\.\d+|level_\d"
+    r"|row[ _.]?(names?|index|no|nr|num(ber)?)?",
+    re.IGNORECASE,
+)
+_HARDLY_NAMED = re.compile(r"index|X|V1|_c0|(column|field|var|col)_?[01]|n|#")
+
+
+_SAMPLE_WEIGHT = re.compile(
+    r"(sample|case|instance|survey|sampling|observation|obs|row|frequency|freq|probability)_(weights?|wgts?|wts?)"
+    r"|[pfia]weights?|fnlwgt|finalwgt|perwt|hhwt|weights"
+)
+_WEIGHT = re.compile(r"weight|wgts?|wts?")
+
+
 def words(name: str) -> list[str]:
     """`CustomerID`, `customer-id` and `customer_id` as `["customer", "id"]`."""
     return [part.lower() for part in _PARTS.findall(name)]
@@ -35,6 +50,26 @@ def names_a_row(name: str) -> bool:
     """Whether a name is that of an identifier: an id anywhere in it, or a number or key at its end."""
     found = words(name)
     return bool(IDS & set(found)) or bool(found and found[-1] in NUMBERS)
+
+
+def is_unnamed(name: str) -> bool:
+    """Whether a name is one that libraries give an index of rows, which has none."""
+    return _UNNAMED.fullmatch(name) is not None
+
+
+def is_library_name(name: str) -> bool:
+    """Whether a name is one that libraries give a column without one; a person may mean something by some of these."""
+    return is_unnamed(name) or _HARDLY_NAMED.fullmatch(name) is not None
+
+
+def names_a_weight(name: str) -> bool:
+    """Whether a name is that of sample weights, and of nothing else that weighs."""
+    return _SAMPLE_WEIGHT.fullmatch("_".join(words(name))) is not None
+
+
+def may_name_a_weight(name: str) -> bool:
+    """Whether a name may be that of sample weights: the weight of a car or a newborn has it too."""
+    return _WEIGHT.fullmatch("_".join(words(name))) is not None
 
 
 def names_an_entity(name: str) -> bool:

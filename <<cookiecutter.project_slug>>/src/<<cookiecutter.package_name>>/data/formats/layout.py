@@ -5,7 +5,10 @@ import io
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _WORDS = {**DELIMITERS, " ": "spaces"}
@@ -57,7 +60,7 @@ def find(head: str, is_whole: bool) -> Layout:
     return found
 
 
-def reader(lines: Iterable[str], delimiter: str) -> "csv.Reader":
+def reader(lines: Iterable[str], delimiter: str) -> "Reader":
     """The records of a text, read as leniently as they are written."""
     csv.field_size_limit(_LONGEST_CELL)
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t")

@@ -61,7 +61,7 @@ def damaged(path: Path) -> DataError:
 
 def _schema(file: Path) -> pl.Schema:
     try:
-        return pl.read_parquet_schema(file)
+        return pl.Schema(pl.read_parquet_schema(file))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
         raise damaged(file) from None
 
