@@ -27,8 +27,8 @@ TRAINING = 70 / 15
 class Case(NamedTuple):
     """Reference and window sizes, the shift in standard deviations, how many columns have it, and the target.
 
-    `values` are those of the text column (0: there is none), as frequent as words in a language; `fresh` is the share of
-    the window's rows that hold a new one.
+    `values` are those of the text column (0: there is none), as frequent as words in a language; `fresh` is the share
+    of the window's rows that hold a new one.
     """
 
     name: str

@@ -54,6 +54,12 @@ def settings(folder: Path) -> Settings:
     return Settings(serving_folder=folder / "var" / "serving", prediction_log=str(folder / "var" / "log"))
 
 
+def in_parts(table: pl.DataFrame, folder: Path) -> None:
+    folder.mkdir()
+    for at, part in enumerate((table.head(50), table.tail(-50))):
+        part.write_parquet(folder / f"{at}.parquet")
+
+
 def scored(
     folder: Path, settings: Settings, table: pl.DataFrame, name: str = "in.parquet", chunk: int = 700
 ) -> pl.DataFrame:
@@ -64,6 +70,10 @@ def scored(
         "in.ndjson": lambda: table.write_ndjson(source),
         "in.arrow": lambda: table.write_ipc(source),
         "western.csv": lambda: source.write_bytes(table.write_csv(separator=";").encode("cp1252")),
+        "titled.csv": lambda: source.write_text("Flights of June\n\n" + table.write_csv()),
+        "declared.csv": lambda: source.write_text("sep=;\n" + table.write_csv(separator=";")),
+        "appended.csv": lambda: source.write_text(table.head(50).write_csv() + table.tail(-50).write_csv()),
+        "folder": lambda: in_parts(table, source),
         "in.csv.gz": lambda: source.write_bytes(gzip.compress(table.write_csv().encode())),
     }
     write.get(name, lambda: table.write_parquet(source))()
@@ -84,7 +94,21 @@ def test_scores_are_the_bundles_to_the_last_bit_whatever_the_chunks(
     assert found.select(table.columns).equals(some)
 
 
-@pytest.mark.parametrize("name", ["in.csv", "in.tsv", "in.ndjson", "in.arrow", "western.csv", "in.csv.gz"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "in.csv",
+        "in.tsv",
+        "in.ndjson",
+        "in.arrow",
+        "western.csv",
+        "in.csv.gz",
+        "titled.csv",
+        "declared.csv",
+        "appended.csv",
+        "folder",
+    ],
+)
 def test_a_file_of_any_format_that_adopt_reads_is_scored_as_the_same_rows_in_parquet(
     folder: Path, settings: Settings, table: pl.DataFrame, name: str
 ) -> None:
