@@ -48,6 +48,7 @@ def load(tmp_path: Path, change: dict[str, Any]) -> Params:
         ({"data.raw": "/data/raw.parquet"}, "data.raw: '/data/raw.parquet' is absolute"),
         ({"data.until": "soon"}, "data.until: expected a date or a moment in ISO 8601, such as 2013-11-01"),
         ({"data.until": "2013-02-30"}, "data.until: expected a date"),
+        ({"data.until": "1612120800123"}, "data.until: expected a date"),
         ({"data.until": 20131101}, "data.until: Input should be a valid datetime"),
         ({"data": None}, "data: "),
     ],

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from . import strict
+from . import strict, timestamps
 from .contract import Task
 from .files import canonical, sha256_text
 
@@ -26,7 +26,7 @@ class DataParams(strict.Strict):
         if not isinstance(value, str):
             return value
         try:
-            return datetime.fromisoformat(value)
+            return timestamps.iso(value)
         except ValueError:
             raise ValueError("expected a date or a moment in ISO 8601, such as 2013-11-01") from None
 

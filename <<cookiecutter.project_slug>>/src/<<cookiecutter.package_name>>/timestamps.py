@@ -7,7 +7,8 @@ Polars read the same expressions, so one value and a whole column cannot be read
 import re
 import zoneinfo
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -64,6 +65,8 @@ _ISO = (
     "^(?P<Y>[0-9]{4})(?P<m>[0-9]{2})(?P<d>[0-9]{2})(?:[Tt](?P<H>[0-9]{2})(?P<M>[0-9]{2})"
     f"(?:(?P<S>[0-9]{{2}})(?:[.,](?P<f>[0-9]{{1,9}}))?)?(?P<z>{_ZONE})?)?$",
 )
+_CANONICAL = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ](?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(?:[.][0-9]{6})?)?")
+"""What Python reads by itself, several times as quickly."""
 _COUNT = "^(?P<sign>-)?(?P<whole>[0-9]{1,19})(?:[.](?P<fraction>[0-9]{1,30}))?$"
 _FIXED = re.compile(r"([-+])([0-9]{2}):([0-9]{2})")
 
@@ -109,6 +112,9 @@ def compiled(name: str) -> Format:
 
 def parse(text: str, formats: tuple[Format, ...]) -> Stamp | None:
     """The timestamp that a text names by the first format that fits; None if none does."""
+    if formats[0].patterns is _ISO and _CANONICAL.fullmatch(text):
+        with suppress(ValueError):
+            return Stamp(datetime.fromisoformat(text), None)
     for form in formats:
         for pattern in form.patterns:
             found = _regex(pattern).search(text)
@@ -116,6 +122,20 @@ def parse(text: str, formats: tuple[Format, ...]) -> Stamp | None:
             if stamp:
                 return stamp
     return None
+
+
+def iso(text: str) -> datetime:
+    """The timestamp that a text in ISO 8601 names, with its offset if it has one.
+
+    Raises:
+        ValueError: the text names none.
+    """
+    stamp = parse(text, (compiled(ISO),))
+    if stamp is None:
+        raise ValueError(NO_TIMESTAMP)
+    if stamp.offset is None:
+        return stamp.wall
+    return stamp.wall.replace(tzinfo=timezone(timedelta(minutes=stamp.offset)))
 
 
 def matches(text: str, form: Format) -> bool:
@@ -158,12 +178,15 @@ def aware_to_zone(value: datetime, zone: str) -> datetime:
         raise ValueError(NO_TIMESTAMP) from None
 
 
+def is_zone(zone: str) -> bool:
+    """Whether `zone` is empty, `local`, a fixed offset such as +01:00 or an IANA name."""
+    return zone in ("", LOCAL) or fixed_offset(zone) is not None or zone in zoneinfo.available_timezones()
+
+
 def check_zone(zone: str) -> None:
-    """Raise a ValueError unless `zone` is empty, `local`, a fixed offset such as +01:00 or an IANA name."""
-    if zone in ("", LOCAL) or fixed_offset(zone) is not None:
-        return
-    known = zoneinfo.available_timezones()
-    if zone not in known:
+    """Raise a ValueError unless `is_zone`."""
+    if not is_zone(zone):
+        known = zoneinfo.available_timezones()
         raise ValueError(
             f"unknown time zone '{zone}', {nearest(zone, sorted(known))} "
             "(IANA names such as Europe/Berlin, offsets such as +01:00, or local)"

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from << cookiecutter.package_name >>.data.adoption import inference, profiling
+from << cookiecutter.package_name >> import strict
+from << cookiecutter.package_name >>.contract import Contract
+from << cookiecutter.package_name >>.data.adoption import adopt, inference, profiling
 from << cookiecutter.package_name >>.data.adoption.hazards import Hazard
 from << cookiecutter.package_name >>.data.adoption.inference import Proposal
 from << cookiecutter.package_name >>.data.adoption.overrides import Overrides
@@ -24,6 +26,16 @@ def profiled(source: Path | str, target: str, query: str = "") -> Profile:
     folder.mkdir(parents=True, exist_ok=True)
     with reading.opened(str(source), query, folder) as opened:
         return profiling.profile(opened, target)
+
+
+def adopted(source: Path, target: str, **said: Any) -> tuple[Contract, pl.DataFrame]:
+    """The contract that adopt writes about a file, and the rows as it stores them."""
+    with reading.opened(str(source)) as opened:
+        profile = profiling.profile(opened, target, said.get("keep_na", ()))
+        proposal = inference.propose(profile, target, Overrides(**said), NOW)
+        rows = adopt.in_contract_types(opened, profile, proposal).collect()
+    columns = list(proposal.columns)
+    return strict.parse({"name": proposal.name, "columns": columns}, Contract, "contract.yaml"), rows
 
 
 def proposed(table: pl.DataFrame, target: str, folder: Path, **said: Any) -> Proposal:

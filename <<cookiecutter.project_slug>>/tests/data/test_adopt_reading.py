@@ -12,11 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import sqlalchemy as sa
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from << cookiecutter.package_name >>.data.adoption.detection.detected import Hints, read_column
-from << cookiecutter.package_name >>.data.adoption.detection.guess import guess, guess_all
 from << cookiecutter.package_name >>.data.formats import database
 from << cookiecutter.package_name >>.errors import DataError
 
@@ -102,46 +98,6 @@ def test_json_may_be_lines_or_a_list(tmp_path: Path, content: str) -> None:
     assert profiled(tmp_path / "t.json", "a").sample.rows() == [(1.0, "x"), (2.5, None), (None, "y")]
 
 
-@pytest.mark.parametrize(
-    ("cells", "kind", "values"),
-    [
-        (["1,5", "2,25", "-3"], "float", [1.5, 2.25, -3.0]),
-        (["1.234,5", "12,0"], "float", [1234.5, 12.0]),
-        (["1,234,567", "12"], "integer", [1234567, 12]),
-        (["1,234.5", "12"], "float", [1234.5, 12.0]),
-        (["1 234", "12"], "integer", [1234, 12]),
-        (["$5", "$1.50"], "float", [5.0, 1.5]),
-        (["12%", "3 %"], "float", [12.0, 3.0]),
-        (["1e5", ".5", "+3."], "float", [1e5, 0.5, 3.0]),
-        (["3.0", "", "4.0"], "integer", [3, None, 4]),
-        (["3.0", "4.0"], "float", [3.0, 4.0]),
-        ([" 1", "2 ", "?"], "integer", [1, 2, None]),
-        (["1.5", "n/a", "NULL", "-"], "float", [1.5, None, None, None]),
-        (["007", "123"], "string", ["007", "123"]),
-        (["12345678901234567890", "1"], "string", ["12345678901234567890", "1"]),
-        (["True", "FALSE", ""], "boolean", [True, False, None]),
-        (["Y", "n", "N"], "boolean", [True, False, False]),
-        (["0", "1", "1"], "integer", [0, 1, 1]),
-        (["a", "", " b "], "string", ["a", None, "b"]),
-        (["__missing__", "b"], "string", [None, "b"]),
-        (["2020-01-31", "2020-02-01"], "datetime", [datetime(2020, 1, 31), datetime(2020, 2, 1)]),
-        (["31.01.2020 08:15", "01.02.2020 09:00"], "datetime", [datetime(2020, 1, 31, 8, 15), datetime(2020, 2, 1, 9)]),
-        (["1/31/2020", "2/1/2020"], "datetime", [datetime(2020, 1, 31), datetime(2020, 2, 1)]),
-        (["31/01/20", "01/02/20"], "datetime", [datetime(2020, 1, 31), datetime(2020, 2, 1)]),
-        (["Jan 5, 2020", "Feb 10, 2020"], "datetime", [datetime(2020, 1, 5), datetime(2020, 2, 10)]),
-        (["2020-01-31T10:00:00+02:00", "2020-01-31T10:00:00Z"], "datetime",
-         [datetime(2020, 1, 31, 10), datetime(2020, 1, 31, 10)]),
-        (["01/31/2020 3:05 PM", "02/01/2020 11:00 AM"], "datetime",
-         [datetime(2020, 1, 31, 15, 5), datetime(2020, 2, 1, 11)]),
-    ],
-)  # fmt: skip
-def test_cells_are_read_as_what_they_mean(cells: list[str], kind: str, values: list[object]) -> None:
-    series = pl.Series("c", cells)
-    parse = guess(series, Hints())
-    assert parse is not None
-    assert (parse.type, read_column(series, parse)[0].to_list()) == (kind, values)
-
-
 def test_integers_that_only_a_text_holds_exactly_are_codes(tmp_path: Path) -> None:
     ids = pl.Series("id", [2**64 - 1 - at for at in range(30)], dtype=pl.UInt64)
     pl.DataFrame([ids, pl.Series("y", range(30))]).write_parquet(tmp_path / "t.parquet")
@@ -149,52 +105,9 @@ def test_integers_that_only_a_text_holds_exactly_are_codes(tmp_path: Path) -> No
     assert (column.parse.type, column.missing, column.misfits, column.unique) == ("string", 0, 0, True)
 
 
-def test_a_boolean_is_told_by_one_spelling_of_each_kind() -> None:
-    parse = guess(pl.Series("c", ["Yes", "No", "yes", "NO", "no"] * 9), Hints())
-    assert parse is not None
-    assert parse.told == "boolean (Yes or NO)"
-
-
 def test_no_more_values_differ_than_there_are(tmp_path: Path) -> None:
     pl.DataFrame({"x": [at / 7 for at in range(5000)], "y": [0, 1] * 2500}).write_parquet(tmp_path / "t.parquet")
     assert 4500 < profiled(tmp_path / "t.parquet", "y").columns["x"].distinct <= 5000
-
-
-def test_a_thousand_or_one_and_a_bit_is_not_guessed_unless_the_table_tells() -> None:
-    unclear = pl.DataFrame({"price": ["1,234", "5,678"], "note": ["a", "b"]})
-    found, _ = guess_all(unclear, Hints())
-    assert found["price"] is not None
-    assert (found["price"].type, found["price"].unclear) == ("string", "number")
-    found, _ = guess_all(unclear.with_columns(weight=pl.Series(["1,5", "22,75"])), Hints())
-    assert found["price"] is not None
-    assert read_column(unclear["price"], found["price"])[0].to_list() == [1.234, 5.678]
-
-
-def test_dates_that_may_be_either_are_read_in_the_order_that_runs_forward() -> None:
-    series = pl.Series("c", ["01/11/2020", "02/11/2020", "01/12/2020", "02/12/2020"])
-    parse = guess(series, Hints())
-    assert parse is not None
-    assert parse.unclear == "date"
-    assert read_column(series, parse)[0].is_sorted()
-
-
-@pytest.mark.parametrize(("name", "values"), [("date", [20200131, 20200201]), ("timestamp", [1580428800, 1580515200])])
-def test_numbers_that_are_dates_by_name_are_dates(name: str, values: list[int]) -> None:
-    for series in (pl.Series(name, values), pl.Series(name, list(map(str, values)))):
-        parse = guess(series, Hints())
-        assert parse is not None
-        assert read_column(series, parse)[0].to_list() == [datetime(2020, 1, 31), datetime(2020, 2, 1)]
-    assert getattr(guess(pl.Series("count", values), Hints()), "type", "") == "integer"
-
-
-@settings(derandomize=True, deadline=None, max_examples=40)
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=20))
-def test_every_number_that_was_written_is_read_back(numbers: list[float]) -> None:
-    series = pl.Series("c", [repr(number) for number in numbers])
-    parse = guess(series, Hints())
-    assert parse is not None
-    assert parse.type == "float"
-    assert read_column(series, parse)[0].to_list() == numbers
 
 
 def test_what_the_first_rows_hide_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,14 +26,14 @@ def read(path: Path, contract: Contract) -> pl.DataFrame:
         DataError: the file is missing, empty, cut off, or is not what its name says.
     """
     with reading.opened(str(path)) as found:
-        return conform(pl.concat(_filled(found, path, _ROWS)), contract)
+        return conform(_named(pl.concat(_filled(found, path, _ROWS)), contract), contract)
 
 
 def chunks(path: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
     """The table in pieces of at most `rows` rows; types and errors as in `read`."""
     with reading.opened(str(path)) as found:
         for chunk in _filled(found, path, rows):
-            yield conform(chunk, contract)
+            yield conform(_named(chunk, contract), contract)
 
 
 def count_rows(path: Path) -> int | None:
@@ -111,6 +111,13 @@ def _filled(found: reading.Opened, path: Path, rows: int) -> Iterator[pl.DataFra
             yield batch
     if is_empty:
         raise DataError(f"{path} has no rows; there is nothing to read")
+
+
+def _named(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
+    """The frame with the names of the contract for columns that the file calls otherwise."""
+    sources = {column.source: column.name for column in contract.columns if column.source}
+    known = set(frame.columns)
+    return frame.rename({old: new for old, new in sources.items() if old in known and new not in known})
 
 
 def _conform(series: pl.Series, column: Column) -> pl.Series:

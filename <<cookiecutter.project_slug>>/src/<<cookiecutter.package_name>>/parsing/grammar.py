@@ -140,5 +140,5 @@ def _number(parse: Parse) -> str:
         symbol = f"(?:(?:{either}) *)?"
     return (
         rf"^{symbol}(?P<open>\()? *(?P<before>[-+])? *{symbol}(?P<inner>[-+])?(?P<digits>{digits}) *{symbol}"
-        rf"(?P<after>[-+])? *(?P<close>\))? *{symbol}$"
+        rf"(?P<after>-)? *(?P<close>\))? *{symbol}$"
     )

@@ -54,7 +54,7 @@ def examined(source: str, query: str, target: str, overrides: Overrides, now: da
             overrides.check(target, opened.columns)
             profile = profiling.profile(opened, target, overrides.keep_na)
             proposal = inference.propose(profile, target, overrides, now)
-            yield Examined(source, _in_contract_types(opened, profile, proposal), profile, proposal)
+            yield Examined(source, in_contract_types(opened, profile, proposal), profile, proposal)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -150,18 +150,19 @@ def _gone(settings: Settings, name: str) -> list[Path]:
     return [path for path in gone if "://" not in str(path) and path.resolve().is_relative_to(here)]
 
 
-def _in_contract_types(opened: Opened, profile: Profile, proposal: Proposal) -> pl.LazyFrame:
+def in_contract_types(opened: Opened, profile: Profile, proposal: Proposal) -> pl.LazyFrame:
+    """The rows of a table as its contract calls and types them."""
     at = {name: str(position) for position, name in enumerate(opened.columns)}
     plan = {at[name]: column.parse for name, column in profile.columns.items()}
     types = {column["name"]: tables.DTYPES[column["type"]] for column in proposal.columns}
 
-    def in_contract_types(batch: pl.DataFrame) -> pl.DataFrame:
+    def read_batch(batch: pl.DataFrame) -> pl.DataFrame:
         values, _ = read(batch, plan)
         return values.select(
             pl.col(at[proposal.sources[name]]).cast(dtype).alias(name) for name, dtype in types.items()
         )
 
-    return opened.rows.map_batches(in_contract_types, schema=types, streamable=True)
+    return opened.rows.map_batches(read_batch, schema=types, streamable=True)
 
 
 def _inputs(proposal: Proposal) -> list[str]:

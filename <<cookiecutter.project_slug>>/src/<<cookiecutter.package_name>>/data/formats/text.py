@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import itertools
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -118,12 +119,13 @@ def scan(readable: Path, path: Path, scratch: Path) -> Scanned:
 def _with_quoted_na(head: str, found: Layout) -> tuple[int, ...]:
     if '"NA"' not in head:
         return ()
-    # Read without quotes, a record whose cells hold delimiters has another width, and is left out.
-    records = csv.reader(head.splitlines(), delimiter=found.delimiter, quoting=csv.QUOTE_NONE)
-    quoted = {
-        at for record in records if len(record) == found.width for at, cell in enumerate(record) if cell == '"NA"'
-    }
-    return tuple(sorted(quoted))
+    cut = re.escape(found.delimiter)
+    cell = re.compile(rf'(?:^|{cut})("(?:[^"]|"")*"|[^{cut}]*)')
+    records = [record for line in head.splitlines()[1:] if len(record := cell.findall(line)) == found.width]
+    # Where every cell is quoted, the quotes say nothing.
+    if all(text[:1] == '"' for record in records for text in record if text):
+        return ()
+    return tuple(at for at in range(found.width) if any(record[at] == '"NA"' for record in records))
 
 
 def _without_blank_lines(rows: pl.DataFrame) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """Dates and times as people and machines write them: formats, epochs, spreadsheet days, and their time zone."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from functools import cache
 from itertools import product
@@ -47,19 +47,21 @@ _RECENT = (946_684_800, 2_051_222_400)
 """2000 and 2035, in seconds."""
 _EXCEL_FROM, _EXCEL_TO = 20_000, 60_000
 """1954 and 2064, in days."""
+_COMPACT = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+_MIN_COMPACT = 20
 _DATES = frozenset(("date", "day", "dt", "datum", "fecha", "dob"))
 _TIMES = frozenset(
-    ("timestamp", "ts", "epoch", "unix", "unixtime", "time", "at", "when", "created", "updated", "modified", "start",
-     "end", "seen", "date", "datetime", "dt", "ms", "ns", "us", "logged", "ordered", "started", "ended")
+    ("timestamp", "stamp", "ts", "epoch", "unix", "unixtime", "time", "at", "when", "created", "updated", "modified",
+     "start", "end", "seen", "date", "datetime", "dt", "ms", "ns", "us", "logged", "ordered", "started", "ended")
 )  # fmt: skip
 _MONTH_WORDS = frozenset(("month", "period", "yearmonth", "ym", "yyyymm", "monat"))
 
 ZONES = (
     "Europe/London", "Europe/Berlin", "Europe/Athens", "Europe/Moscow", "Europe/Istanbul", "America/St_Johns",
     "America/Halifax", "America/New_York", "America/Chicago", "America/Denver", "America/Los_Angeles",
-    "America/Anchorage", "America/Mexico_City", "America/Santiago", "America/Sao_Paulo", "America/Havana",
-    "Asia/Jerusalem", "Asia/Tehran", "Asia/Beirut", "Africa/Cairo", "Africa/Casablanca", "Australia/Sydney",
-    "Australia/Adelaide", "Australia/Lord_Howe", "Pacific/Auckland", "Pacific/Chatham",
+    "America/Anchorage", "America/Mexico_City", "America/Santiago", "America/Sao_Paulo",
+    "Asia/Jerusalem", "Asia/Tehran", "Africa/Cairo", "Africa/Casablanca", "Australia/Sydney",
+    "Australia/Adelaide", "Pacific/Auckland",
 )  # fmt: skip
 """A zone for each set of rules that moves the clock; others with the same rules read the same."""
 
@@ -74,27 +76,30 @@ def counted(cells: pl.Series) -> Detected | None:
     low, high = present.min(), present.max()
     if not isinstance(low, int | float) or not isinstance(high, int | float):
         return None
-    named = set(words(cells.name))
-    formats = []
-    if named & _DATES and low >= 1900_01_01 and high <= 2100_12_31:
-        formats = ["%Y%m%d"]
-    elif named & _MONTH_WORDS and low >= 1900_01 and high <= 2100_12:
-        formats = ["%Y%m"]
-    elif named & _DATES and low >= _EXCEL_FROM and high <= _EXCEL_TO:
-        formats = [timestamps.EXCEL]
-    elif named & _TIMES:
-        formats = [unit for unit in timestamps.EPOCH_NS if _is_epoch(unit, low, high, (_EPOCH_FROM, _EPOCH_TO))]
-    for written in formats:
-        epoch = written in timestamps.EPOCH_NS
-        found = Detected(
-            "datetime",
-            f"date written {told(written)}",
-            Parse(date_formats=(written,)),
-            time_zone="UTC" if epoch else "",
-        )
-        if share(parse_series(present, found.column)[0].is_not_null()) >= 1 - TOLERANCE:
+    for name, tolerance in _count_formats(set(words(cells.name)), low, high, present.n_unique()):
+        zone = "UTC" if name in timestamps.EPOCH_NS else ""
+        found = Detected("datetime", f"date written {told(name)}", Parse(date_formats=(name,)), time_zone=zone)
+        if share(parse_series(present, found.column)[0].is_not_null()) >= 1 - tolerance:
             return found
     return None
+
+
+def _count_formats(named: set[str], low: float, high: float, distinct: int) -> Iterator[tuple[str, float]]:
+    """Formats that numbers between two ends may have, and the share of them that need not fit."""
+    for digits, name in _COMPACT.items():
+        scale = 10 ** (digits - 8)
+        is_day = 1900_01_01 * scale <= low and high <= 2100_12_31 * scale + scale - 1
+        # By chance one in thirty numbers of eight digits is a date.
+        if is_day and (distinct >= _MIN_COMPACT or named & _DATES):
+            yield name, TOLERANCE if named & _DATES else 0.0
+    if named & _MONTH_WORDS and low >= 1900_01 and high <= 2100_12:
+        yield "%Y%m", TOLERANCE
+    if named & _DATES and low >= _EXCEL_FROM and high <= _EXCEL_TO:
+        yield timestamps.EXCEL, TOLERANCE
+    if named & _TIMES:
+        for unit in timestamps.EPOCH_NS:
+            if _is_epoch(unit, low, high, (_EPOCH_FROM, _EPOCH_TO)):
+                yield unit, TOLERANCE
 
 
 def counted_text(name: str, texts: pl.Series) -> Detected | None:
@@ -119,7 +124,7 @@ def _is_epoch(unit: str, low: float, high: float, span: tuple[int, int]) -> bool
 def written(texts: pl.Series, is_target: bool) -> Detected | None:
     """How a column of dates is to be read; a text that is `unclear` where it looks like one; None for other things."""
     some = texts.head(1000)
-    if share(some.str.contains(r"[0-9].*[-/.: T].*[0-9]|" + _MONTH_NAMES)) < MOSTLY:
+    if share(some.str.contains(r"[0-9].*[-/.: T].*[0-9]|" + _MONTH_NAMES + "|" + _LIKE_DATES)) < MOSTLY:
         return None
     if int(some.str.len_chars().quantile(0.9) or 0) > _MAX_CHARACTERS:
         return None

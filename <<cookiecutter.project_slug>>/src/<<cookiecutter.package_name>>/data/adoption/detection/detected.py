@@ -1,6 +1,7 @@
 """What was found on how the cells of a column are written, and the cells read by it."""
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import polars as pl
@@ -40,7 +41,7 @@ class Detected(NamedTuple):
     @property
     def column(self) -> Column:
         """A column that reads these cells."""
-        return Column(name="cell", type=self.type, time_zone=self.time_zone, parse=self.parse)
+        return _column(self.type, self.parse, self.time_zone)
 
     @property
     def is_text(self) -> bool:
@@ -96,19 +97,25 @@ def read_column(cells: pl.Series, detected: Detected) -> tuple[pl.Series, pl.Ser
     values, wrong = parse_series(cells, detected.column)
     if detected.type in ("float", "integer"):
         most = FLOAT_LIMIT if detected.type == "float" else INTEGER_LIMIT
-        beyond = ~values.is_between(-most, most).fill_null(value=True)
-    elif detected.type == "string":
-        beyond = (values == MISSING).fill_null(value=False)
+        low, high = values.min(), values.max()
+        is_within = low is None or (-most <= low and high <= most)  # type: ignore[operator]
+        beyond = None if is_within else ~values.is_between(-most, most).fill_null(value=True)
     else:
+        reserved = (values == MISSING).fill_null(value=False) if detected.type == "string" else None
+        beyond = reserved if reserved is not None and reserved.any() else None
+    if beyond is None:
         return values, wrong
-    if beyond.any():
-        values = pl.select(pl.when(~beyond).then(values)).to_series().rename(cells.name)
-    return values, wrong | beyond
+    return pl.select(pl.when(~beyond).then(values)).to_series().rename(cells.name), wrong | beyond
 
 
-def fitting(held: pl.Series, kind: ColumnType, parse: Parse, time_zone: str = "") -> pl.Series:
+@lru_cache(maxsize=1024)
+def _column(kind: ColumnType, parse: Parse, time_zone: str = "") -> Column:
+    return Column(name="cell", type=kind, time_zone=time_zone, parse=parse)
+
+
+def fitting(held: pl.Series, kind: ColumnType, parse: Parse) -> pl.Series:
     """Which cells are values of a type when they are read so, bool."""
-    return parse_series(held, Column(name="cell", type=kind, parse=parse, time_zone=time_zone))[0].is_not_null()
+    return parse_series(held, _column(kind, parse))[0].is_not_null()
 
 
 def share(fits: pl.Series) -> float:
@@ -118,9 +125,10 @@ def share(fits: pl.Series) -> float:
 
 def held(cells: pl.Series) -> pl.Series:
     """The texts of a column that hold something, stripped and with plain signs."""
-    text = plain(clean(cells.drop_nulls()))
+    text = pl.col("text")
     zeros = (text.str.len_chars() >= FEWEST_ZEROS) & (text.str.strip_chars(ZEROS) == "")
-    return text.filter(~text.str.to_lowercase().is_in(pl.Series(sorted(MARKERS)).implode()) & ~zeros)
+    frame = plain(clean(cells.drop_nulls())).to_frame("text")
+    return frame.filter(~text.str.to_lowercase().is_in(sorted(MARKERS)) & ~zeros).to_series().rename(cells.name)
 
 
 def words_among(texts: pl.Series, fits: pl.Series) -> list[str]:

@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from .... import timestamps
 from ....contract import INTEGER_LIMIT
 from . import dates, numbers, texts
 from .detected import CODE, TEXT, TOLERANCE, Detected, Hints, held, share
@@ -12,18 +13,18 @@ def guess_all(sample: pl.DataFrame, hints: Hints) -> tuple[dict[str, Detected | 
 
     Where the cells of one column show which sign is the decimal one, it counts as that in the others too.
     """
-    written = [name for name in sample.columns if sample[name].dtype == pl.String]
-    shown = {sign for name in written if (sign := numbers.decimal_shown(held(sample[name])))}
+    written = {name: held(sample[name]) for name in sample.columns if sample[name].dtype == pl.String}
+    shown = {sign for present in written.values() if (sign := numbers.decimal_shown(present))}
     if len(shown) == 1:
         hints = hints._replace(decimal=shown.pop())
-    return {name: guess(sample[name], hints) for name in sample.columns}, hints
+    return {name: guess(sample[name], hints, written.get(name)) for name in sample.columns}, hints
 
 
-def guess(cells: pl.Series, hints: Hints) -> Detected | None:
-    """How a column is to be read, from a sample of its cells."""
+def guess(cells: pl.Series, hints: Hints, present: pl.Series | None = None) -> Detected | None:
+    """How a column is to be read, from a sample of its cells; `present` are those that hold something, where known."""
     if cells.dtype != pl.String:
         return dates.counted(cells) or _code(cells) or _native(cells.dtype)
-    present = held(cells)
+    present = held(cells) if present is None else present
     if present.is_empty():
         return TEXT
     is_target = cells.name == hints.target
@@ -43,7 +44,8 @@ def _native(dtype: pl.DataType) -> Detected | None:
     elif dtype.is_float() or dtype.is_decimal():
         found = Detected("float", "number")
     elif isinstance(dtype, pl.Datetime) and dtype.time_zone:
-        found = Detected("datetime", f"timestamp in {dtype.time_zone}", time_zone=dtype.time_zone)
+        zone = dtype.time_zone if timestamps.is_zone(dtype.time_zone) else "UTC"
+        found = Detected("datetime", f"timestamp, time zone {zone}", time_zone=zone)
     elif isinstance(dtype, pl.Datetime | pl.Date):
         found = Detected("datetime", "timestamp")
     elif isinstance(dtype, pl.Duration):

@@ -62,6 +62,7 @@ _SIGNS = list(_CURRENCIES)
 _MAGNITUDES = frozenset(
     ("k", "m", "mn", "mio", "million", "b", "bn", "mrd", "billion", "tsd", "thousand", "t", "lakh", "cr")
 )
+_ORDINALS = frozenset(("st", "nd", "rd"))
 _UNIT = r"^(?:[%‰°′″]|[\p{L}µ°][\p{L}µ°²³/ ·.^%]{0,11})$"
 _MAX_SPELLINGS, _MAX_UNITS, _MIN_DISTINCT = 8, 4, 12
 
@@ -71,6 +72,8 @@ def detect(texts: pl.Series, cells: pl.Series, hints: Hints) -> Detected | None:
 
     `texts` are the cells that hold something, `cells` all of them.
     """
+    if _is_plain(texts):
+        return _settled(texts, cells, [PLAIN], _NO_UNITS, hints)
     some = texts.gather_every(max(1, len(texts) // _SCREENED))
     if share(some.str.contains("[0-9]")) < MOSTLY:
         return None
@@ -101,6 +104,8 @@ def detect(texts: pl.Series, cells: pl.Series, hints: Hints) -> Detected | None:
 def decimal_shown(texts: pl.Series) -> str:
     """The sign that the cells of a column show to be the decimal one; empty where they show none."""
     some = texts.gather_every(max(1, len(texts) // _SCREENED))
+    if _is_plain(some):
+        return "." if some.str.contains(".", literal=True).any() else ""
     if share(some.str.contains("[0-9]")) < MOSTLY or (units := _units(some)) is None or units.several:
         return ""
     fits = [s for s in _possible(some, some, units) if share(fitting(some, "float", _parse(s, units))) >= 1 - TOLERANCE]
@@ -110,6 +115,17 @@ def decimal_shown(texts: pl.Series) -> str:
     sign = decimals.pop()
     digits = _digits(some, _parse(fits[0], units))
     return sign if digits.str.contains(sign, literal=True).any() else ""
+
+
+def _is_plain(texts: pl.Series) -> bool:
+    """Whether all cells are numbers with at most one point, which no thousands can explain: most columns are so."""
+    text = pl.nth(0)
+    marked = text.str.contains(".", literal=True)
+    grouped = text.str.contains(r"^[-+]?[1-9][0-9]{0,2}(?:\.[0-9]{3})+$")
+    numbers = text.cast(pl.Float64, strict=False).is_finite().fill_null(value=False).all()
+    facts = texts.to_frame().select(numbers.alias("all"), marked.sum().alias("marked"), grouped.sum().alias("grouped"))
+    (found, points, groups) = facts.row(0)
+    return bool(found) and (points == 0 or points - groups >= _ODD * points)
 
 
 def strange(texts: pl.Series) -> pl.Series | None:
@@ -162,7 +178,7 @@ def _unit(word: str) -> str:
     """One name for the spellings of a unit."""
     name = word.casefold().rstrip(".")
     name = name[:-1] if len(name) > 2 and name.endswith("s") else name
-    return _CURRENCIES.get(name, name)
+    return _CURRENCIES.get(name, "th" if name in _ORDINALS else name)
 
 
 def _parse(style: Style, units: _Units) -> Parse:
