@@ -303,6 +303,73 @@ def test_on_a_full_disk_requests_are_refused_at_once_until_there_is_room(
     assert said[1].startswith("the prediction log takes rows again")
 
 
+# Deleted or moved.
+
+
+def delete_file(log: Path) -> None:
+    (log / "serve-0.db").unlink()
+
+
+def delete_file_and_journal(log: Path) -> None:
+    for path in sorted(log.glob("serve-0.db*")):
+        path.unlink()
+
+
+def delete_folder(log: Path) -> None:
+    while log.exists():  # The server makes it anew while it is being deleted.
+        shutil.rmtree(log, ignore_errors=True)
+
+
+def delete_journal(log: Path) -> None:
+    (log / "serve-0.db-wal").unlink()
+
+
+def move_file(log: Path) -> None:
+    (log.parent / "moved").mkdir()
+    (log / "serve-0.db").rename(log.parent / "moved" / "serve-0.db")
+
+
+def move_folder(log: Path) -> None:
+    log.rename(log.parent / "moved")
+
+
+@pytest.mark.parametrize(
+    ("lose", "is_all_kept"),
+    [
+        (delete_file, False),
+        (delete_file_and_journal, False),
+        (delete_folder, False),
+        (delete_journal, True),
+        (move_file, True),
+        (move_folder, True),
+    ],
+)
+def test_acknowledged_rows_survive_the_loss_of_the_log_file(
+    folder: Folder, tmp_path: Path, example: Instance, lose: Callable[[Path], None], is_all_kept: bool
+) -> None:
+    folder.roll_out("1")
+    log = tmp_path / "log"
+    with Server(tmp_path) as server:
+        with crowd(server, example, callers=8) as seen:
+            seen.sees(50)
+            lose(log)
+            lost_ms = time.time_ns() // 1_000_000
+            seen.sees(50)
+        assert metric(server, "prediction_log_files_lost_total") == 1
+        assert is_ready(server)
+    found, _ = in_files(log)
+    if (log.parent / "moved").exists():
+        found += in_files(log.parent / "moved")[0]
+    # An id begins with the time at which it was made.
+    kept = [name for name in seen.predicted if is_all_kept or int(name[:12], 16) > lost_ms]
+    assert len(kept) >= 40
+    assert [name for name in kept if found[name] != 1] == []
+    # A label whose prediction was lost is refused; nothing else is, but for what was under way in that moment.
+    refused = [one for one in seen.refused if (one.path, one.status) != ("/feedback", 404)]
+    assert len(refused) <= 8
+    assert len([line for line in server.log_lines() if line["event"].startswith("serve-0.db")]) == 1
+
+
 # Locked.
 
 

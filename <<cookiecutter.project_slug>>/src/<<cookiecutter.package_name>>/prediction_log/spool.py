@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from ..errors import ProjectError
 from .reader import Reader
 from .rows import Row
-from .stores import File, Unavailable, claim
+from .stores import BUSY_MS, ClaimedFile, File, Unavailable
 
 MOVED = 500
 """Most rows moved by one transaction."""
@@ -36,22 +36,22 @@ class Spool:
 
     def __init__(self, folder: Path, role: str, synchronous: str, most_bytes: int) -> None:
         self.folder = folder
-        self._role = role
-        self._path, self._claim = claim(folder, role)
-        try:
-            self._file = File(self._path, synchronous, most_bytes)
-        except BaseException:
-            self._claim.release()
-            raise
+        self._file = ClaimedFile(folder, role, synchronous, most_bytes)
         self._turn = threading.Lock()
         self._reader = Reader(str(folder))
         self.rows = self._file.count()
 
+    @property
+    def lost_files(self) -> int:
+        """How many of its files were deleted, moved or overwritten while open."""
+        return self._file.losses
+
     def commit(self, rows: Sequence[Row]) -> None:
         """One transaction; raises `Unavailable` when there is no room."""
         with self._turn:
-            self._file.commit(rows)
-            self.rows += len(rows)
+            before = self._file.losses
+            self._file.commit(rows, BUSY_MS)
+            self.rows = self.rows + len(rows) if self._file.losses == before else self._file.count()
             if self._file.wants_checkpoint:
                 self._file.checkpoint()
 
@@ -76,15 +76,14 @@ class Spool:
         if rows:
             self._hand_over(rows, commit)
             with self._turn:
-                self._file.remove(rows)
-                self.rows -= len(rows)
+                self.rows -= self._file.remove(rows)
         return bool(rows)
 
     def move_others(self, commit: Callable[[Sequence[Row]], None]) -> None:
         """The same with all that processes left which live no more; raises as `move`."""
         for path in sorted(self.folder.glob("*.db")):
             lock = filelock.FileLock(self.folder / f".{path.stem}.lock", timeout=0, thread_local=False)
-            if path == self._path:
+            if path == self._file.path:
                 continue
             with suppress(filelock.Timeout), lock:
                 left = File(path, "NORMAL")
@@ -99,7 +98,6 @@ class Spool:
         """Close the file; what stands in it waits for the next process."""
         with self._turn:
             self._file.close()
-        self._claim.release()
 
     def _hand_over(self, rows: Sequence[Row], commit: Callable[[Sequence[Row]], None]) -> None:
         try:

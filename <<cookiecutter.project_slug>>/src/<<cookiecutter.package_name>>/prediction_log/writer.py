@@ -10,12 +10,10 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
-import filelock
-
 from ..errors import ConfigError, ProjectError
 from .rows import Block, Row
 from .spool import Spool
-from .stores import BUSY_MS, Database, File, Unavailable, claim
+from .stores import BUSY_MS, ClaimedFile, Database, Unavailable
 
 QUICK_SECONDS = 0.001
 """Where commits usually take longer, they are left to the background thread."""
@@ -25,6 +23,8 @@ MOST_LANES, LANE_SECONDS = 4, 0.002
 """A database is given a transaction more at once for each so many seconds that one usually takes."""
 RETRY_SECONDS = 1.0
 """How often a log that was out is tried again."""
+PLACE_SECONDS = 1.0
+"""How often a file that nothing is written to is looked for."""
 
 
 class Writer:
@@ -53,22 +53,16 @@ class Writer:
         spool: Spool | None = None,
         may_be_gone: bool = False,
     ) -> None:
-        self._claim: filelock.BaseFileLock | None = None
         if target.startswith("sqlite") and "://" in target:
             raise ConfigError(
                 "ML_PREDICTION_LOG: a SQLite file has one writer; give a folder, where each process makes its own"
             )
-        self._store: File | Database
+        self._store: ClaimedFile | Database
         if "://" in target:
             self._store = Database(target, may_be_gone or spool is not None)
         else:
-            path, self._claim = claim(Path(target), role)
-            try:
-                self._store = File(path, synchronous)
-            except BaseException:
-                self._claim.release()
-                raise
-        self._is_local = isinstance(self._store, File)
+            self._store = ClaimedFile(Path(target), role, synchronous)
+        self._is_local = isinstance(self._store, ClaimedFile)
         self.spool = spool
         self.outage: str | None = None
         """Why the log takes nothing, while that is so."""
@@ -112,6 +106,12 @@ class Writer:
     def spooled(self) -> int:
         """How many rows wait in this process's spool."""
         return self.spool.rows if self.spool else 0
+
+    @property
+    def lost_files(self) -> int:
+        """How many files of this process, its spool's included, were deleted, moved or overwritten while open."""
+        own = self._store.losses if isinstance(self._store, ClaimedFile) else 0
+        return own + (self.spool.lost_files if self.spool else 0)
 
     def commit(self, rows: Sequence[Row]) -> bool:
         """Commit now, where that takes microseconds and waits for nobody; False: nothing was done, use `append`."""
@@ -164,8 +164,6 @@ class Writer:
             self._store.close()
         if self.spool is not None:
             self.spool.close()
-        if self._claim is not None:
-            self._claim.release()
 
     def __enter__(self) -> Self:
         return self
@@ -176,7 +174,11 @@ class Writer:
     def _run(self) -> None:
         running = True
         while running:
-            batch = [self._queue.get()]
+            try:
+                batch = [self._queue.get(timeout=PLACE_SECONDS if self._is_local else None)]
+            except queue.Empty:
+                self._keep_place()
+                continue
             with suppress(queue.Empty):  # Which another thread may have made it since anybody looked.
                 while True:
                     batch.append(self._queue.get_nowait())
@@ -189,6 +191,15 @@ class Writer:
                 with self._turn:
                     self._store.checkpoint()
         self._queue.put(None)  # For the other threads.
+
+    def _keep_place(self) -> None:
+        """Notice a lost file before rows come: its space is given back, and readers find the new one."""
+        with self._turn:
+            if isinstance(self._store, ClaimedFile) and self.outage is None:
+                try:
+                    self._store.keep_place()
+                except Unavailable as error:
+                    self._begin_outage(error)
 
     def _write(self, work: Sequence[tuple[Sequence[Row], Future[None]]]) -> None:
         if not work:

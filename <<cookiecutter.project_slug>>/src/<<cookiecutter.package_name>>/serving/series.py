@@ -143,6 +143,13 @@ class Metrics:
         )
         self._log_up.set(ABSENT)  # A worker that is starting has no log yet, and must not seem to have lost it.
         self._spooled = _sum("prediction_log_spooled_rows", "Rows that wait in this process's spool.", registry)
+        self._lost_files = Counter(
+            "prediction_log_files_lost",
+            "Log files that were deleted, moved or overwritten while open.",
+            registry=registry,
+        )
+        self._lost_files_told = 0
+        self._count_lost_files: Callable[[], int] = lambda: 0
         self.unlogged = Counter("predictions_unlogged", "Predictions answered and not logged.", registry=registry)
         self.refused = Counter("bundle_refused", "Bundles or routings that were turned down.", registry=registry)
         self.reloads = Counter("bundle_loaded", "Bundles taken into service.", registry=registry)
@@ -174,6 +181,7 @@ class Metrics:
         """Follow a prediction log."""
         self._log_up.set_function(lambda: 0 if log.outage else 1)
         self._spooled.set_function(lambda: log.spooled)
+        self._count_lost_files = lambda: log.lost_files
 
     def no_model(self) -> None:
         """Say that none does."""
@@ -235,6 +243,9 @@ class Metrics:
         """Write down what is not counted as it happens; from the event loop, ten times a second and before a scrape."""
         for gauge in (self.in_flight, self.queued, self._waiting_rows, self._log_up, self._spooled):
             gauge.sample()
+        if lost := self._count_lost_files() - self._lost_files_told:
+            self._lost_files.inc(lost)
+            self._lost_files_told += lost
         for tallied in (*self._phases.values(), self._log_seconds):
             tallied.fold()
 
