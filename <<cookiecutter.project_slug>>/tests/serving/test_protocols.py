@@ -1,5 +1,6 @@
 """One model, several ways to ask it: a row gets the same answer and one entry in the log, whichever is spoken."""
 
+import base64
 import json
 import struct
 from collections.abc import Callable
@@ -248,6 +249,93 @@ class TestInference:
         answer = client.post(f"/v2/models/{model}/infer", json=body)
         assert [field for field, _, _ in faults(answer)] == [number.name]
         assert answer.json()["error"] == answer.json()["detail"]
+
+    @pytest.mark.parametrize(
+        ("change", "rows"),
+        [
+            ({"shape": [2, 1], "data": [[1], [1, 1]]}, 2),
+            ({"shape": [2, 1], "data": [[1, 1], []]}, 2),
+            ({"shape": [2, 1], "data": [[1], 1]}, 2),
+            ({"shape": [2, 1], "data": [[[1]], [[1]]]}, 2),
+            ({"shape": [2, 1], "data": [[1, 1]]}, 2),
+            ({"shape": [2], "data": [[1], [1]]}, 2),
+            ({"shape": [2], "data": [[1, 1]]}, 2),
+            ({"shape": [2, 1], "data": [1, 1, 1]}, 2),
+            ({"shape": [-2], "data": [1, 1]}, 2),
+            ({"shape": [10**4000], "data": [1]}, 1),
+            ({"shape": [2**62, 4], "data": [1]}, 1),
+            ({"shape": [1.0], "data": [1]}, 1),
+            ({"shape": [True], "data": [1]}, 1),
+            ({"datatype": "UINT8", "data": [300]}, 1),
+            ({"datatype": "UINT8", "data": [-1]}, 1),
+            ({"datatype": "INT8", "data": [128]}, 1),
+            ({"datatype": "INT64", "data": [2**63]}, 1),
+            ({"datatype": "INT64", "data": [1.5]}, 1),
+            ({"datatype": "FP16", "data": [70000.0]}, 1),
+            ({"datatype": "FP32", "data": [1e39]}, 1),
+            ({"datatype": "FP64", "data": [10**400]}, 1),
+            ({"datatype": "BOOL", "data": [1]}, 1),
+            ({"datatype": "BYTES", "data": [["1"]], "shape": [1, 1]}, 1),
+            *(
+                ({"parameters": {"content_type": kind}}, 1)
+                for kind in ("nosuch", "str", "base64", "datetime", "pd", "", 7, ["np"], "NP")
+            ),
+        ],
+        ids=str,
+    )
+    def test_data_that_breaks_its_own_declaration_is_refused(
+        self, client: httpx.Client, model: str, example: Instance, number: Column, change: dict[str, Any], rows: int
+    ) -> None:
+        inputs = [{**one, "shape": [rows], "data": one["data"] * rows} for one in body_of(example)["inputs"]]
+        next(one for one in inputs if one["name"] == number.name).update(change)
+        inputs.sort(key=lambda one: one["name"] == number.name)
+        answer = client.post(f"/v2/models/{model}/infer", json={"inputs": inputs})
+        assert [field for field, _, _ in faults(answer)] == [number.name]
+
+    def test_content_types_that_say_what_the_tensor_says_are_taken(
+        self, client: httpx.Client, model: str, contract: Contract, example: Instance
+    ) -> None:
+        wanted = speakers.own(client, [example]).predictions
+        path, plain = f"/v2/models/{model}/infer", body_of(example)["inputs"]
+        for request_kind in (None, "pd", "np"):
+            for encoded in (False, True):
+                inputs = []
+                for one in plain:
+                    column = contract[one["name"]]
+                    kind = "np" if column.is_numeric else "datetime" if column.type == "datetime" else "str"
+                    data = one["data"]
+                    if encoded and one["datatype"] == "BYTES":
+                        data, kind = [base64.b64encode(text.encode()).decode() for text in data], "base64"
+                    inputs.append({**one, "data": data, "parameters": {"content_type": kind}})
+                outputs = [{"name": "prediction", "parameters": {"content_type": "np"}}]
+                body = {"parameters": {"content_type": request_kind}, "inputs": inputs, "outputs": outputs}
+                told = speakers.checked(client.post(path, json=body)).json()
+                assert told["outputs"][0]["data"] == wanted
+
+    @pytest.mark.parametrize("text", ["not base64!", "/w==", "YQ"])
+    def test_a_text_that_is_not_base64_is_refused(
+        self, client: httpx.Client, model: str, example: Instance, text: str
+    ) -> None:
+        inputs = body_of(example)["inputs"]
+        column = next(one for one in inputs if one["datatype"] == "BYTES")
+        column |= {"data": [text], "parameters": {"content_type": "base64"}}
+        answer = client.post(f"/v2/models/{model}/infer", json={"inputs": inputs})
+        assert [(field, row) for field, row, _ in faults(answer)] == [(column["name"], 0)]
+
+    @pytest.mark.parametrize(
+        ("more", "field"),
+        [
+            ({"parameters": {"content_type": "nosuch"}}, "content_type"),
+            ({"parameters": {"content_type": "str"}}, "content_type"),
+            ({"outputs": [{"name": "id", "parameters": {"content_type": "base64"}}]}, "id"),
+            ({"outputs": [{"name": "probabilities", "parameters": {"content_type": "str"}}]}, "probabilities"),
+        ],
+    )
+    def test_a_content_type_that_does_not_fit_a_request_or_an_output_is_refused(
+        self, client: httpx.Client, model: str, example: Instance, more: dict[str, Any], field: str
+    ) -> None:
+        answer = client.post(f"/v2/models/{model}/infer", json=body_of(example, **more))
+        assert [found for found, _, _ in faults(answer)] == [field]
 
     def test_an_unknown_a_repeated_and_a_missing_tensor_are_named(
         self, client: httpx.Client, model: str, example: Instance, number: Column

@@ -10,6 +10,8 @@ MODEL = "/v2/models/{name}"
 VERSIONED = f"{MODEL}/versions/{{version}}"
 BINARY = "application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
+CONTENT_TYPE = "content_type"
+"""The parameter by which MLServer's clients say how values are to be understood."""
 EXTENSIONS = ("binary_tensor_data",)
 
 Datatype = Literal[

@@ -5,6 +5,9 @@ Missing values: null in JSON; NaN in floating tensors; an empty text, the column
 `contract.MISSING` in BYTES; or no tensor at all where all are missing.
 """
 
+import base64
+import binascii
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +21,7 @@ from ..prediction_log import Prediction
 from ..strict import nearest
 from . import faults
 from .inference_documents import (
+    CONTENT_TYPE,
     HEADER_LENGTH,
     Datatype,
     InferRequest,
@@ -35,6 +39,13 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     **{f"{'U' * (kind == 'u')}INT{8 * size}": np.dtype(f"<{kind}{size}") for kind in "ui" for size in (1, 2, 4, 8)},
     **{f"FP{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
 }
+_LIMITS: dict[str, tuple[float, float]] = {
+    name: (int(info.min), int(info.max)) if dtype.kind in "iu" else (float(info.min), float(info.max))
+    for name, dtype in _DTYPES.items()
+    if dtype.kind != "b"
+    for info in [np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)]
+}
+"""Datatype → the least and the greatest number that it holds."""
 _BY: dict[str, tuple[Datatype, int]] = {"model_version": ("BYTES", 0), "variant": ("BYTES", 0)}
 """Outputs that say which model answered each row: where that is asked for, and where it was not always the same."""
 
@@ -104,6 +115,8 @@ class Inference:
             raise _malformed_header()
         self._request = _parsed(head)
         tensors = self._request.inputs
+        is_text = all(tensor.datatype == "BYTES" for tensor in tensors)
+        _require_content_type(CONTENT_TYPE, self._request.parameters, ("pd", "np", *(["str"] if is_text else [])))
         none_twice([tensor.name for tensor in tensors])
         columns: dict[str, list[Any]] = {}
         at, rows = len(head), tensors[0].shape[0]
@@ -119,7 +132,9 @@ class Inference:
             else:
                 values = _from_bytes(tensor, size, memoryview(body)[at:])
                 at += size
-            columns[tensor.name] = [None if value == MISSING else value for value in values]
+            if tensor.parameters.get(CONTENT_TYPE) == "base64":
+                values = _from_base64(tensor, values)
+            columns[tensor.name] = [_value(value, column) for value in values]
         if at != len(body):
             raise refused(None, f"{len(body) - at} bytes follow the request's last tensor")
         self._wanted(live)
@@ -170,6 +185,7 @@ class Inference:
         for output in request.outputs:
             if output.name not in known:
                 raise refused(output.name, f"unknown output; {nearest(output.name, list(known))}")
+            _require_content_type(output.name, output.parameters, _content_types(known[output.name][0]))
             if "classification" in output.parameters:
                 raise refused(output.name, "classification is not supported; ask for 'probabilities'")
         return own | {output.name: output.parameters.get("binary_data", usual) is True for output in request.outputs}
@@ -216,22 +232,75 @@ def _fits(tensor: RequestTensor, rows: int) -> None:
         raise refused(tensor.name, wanted, value=str(shape))
     if rows < 1:
         raise refused(tensor.name, "must have at least 1 row", value=str(shape))
+    is_text, is_truth = tensor.datatype == "BYTES", tensor.datatype == "BOOL"
+    fitting = {
+        "float": not is_text and not is_truth,
+        "integer": not is_text and not is_truth,
+        "boolean": is_truth or tensor.datatype.startswith("FP"),
+        "string": is_text,
+        "datetime": is_text,
+    }
+    if not fitting[column.type]:
+        rule = f"must have a datatype that is {_TAKEN[column.type]}, such as {_datatype(column)}"
+        raise refused(tensor.name, rule, value=tensor.datatype)
+    encodings = (*(["base64"] if is_text else []), *(["datetime"] if column.type == "datetime" else []))
+    _require_content_type(tensor.name, tensor.parameters, (*_content_types(tensor.datatype), *encodings))
+
+
+def _content_types(datatype: Datatype) -> tuple[str, ...]:
+    """MLServer's content types that say of a tensor what its datatype says."""
+    return ("np", "str") if datatype == "BYTES" else ("np",)
+
+
+def _require_content_type(field: str, parameters: Mapping[str, Any], fitting: Sequence[str]) -> None:
+    """Refuse a content type that would have the values mean something else; raises 422."""
+    found = parameters.get(CONTENT_TYPE)
+    if found is not None and found not in fitting:
+        ways = " or ".join(f"'{one}'" for one in fitting)
+        raise refused(field, f"must have the content_type {ways}, or none", value=found)
 
 
 def _from_list(tensor: RequestTensor) -> list[Any]:
     if tensor.data is None:
         raise refused(tensor.name, "has neither data nor parameters.binary_data_size")
     data = tensor.data
-    if len(tensor.shape) == 2 and all(isinstance(row, list) for row in data):
-        data = [value for row in data for value in row]
+    if any(isinstance(row, list) for row in data):
+        data = _from_nested(tensor, data)
     if len(data) != tensor.shape[0]:
         raise refused(tensor.name, f"has {len(data)} values in data, and {tensor.shape[0]} by its shape")
     kinds = {"B": (str, "a string"), "I": (int, "an integer"), "U": (int, "an integer"), "F": (int | float, "a number")}
     kind, called = (bool, "true or false") if tensor.datatype == "BOOL" else kinds[tensor.datatype[0]]
+    least, greatest = _LIMITS.get(tensor.datatype, (0.0, 0.0))
     for at, value in enumerate(data):
-        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+        if value is None:
+            continue
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise refused(tensor.name, f"must be {called} by its datatype {tensor.datatype}", at, value=value)
+        # NaN and the infinities are floating-point numbers, too.
+        if greatest and (value < least or value > greatest) and abs(value) != math.inf:
+            rule = f"must be from {least:g} to {greatest:g} by its datatype {tensor.datatype}"
+            raise refused(tensor.name, rule, at, value=value)
     return data
+
+
+def _from_nested(tensor: RequestTensor, data: Sequence[Any]) -> list[Any]:
+    """The values of lists in a list, which have to be as many and as long as the shape says."""
+    if len(tensor.shape) == 1:
+        raise refused(tensor.name, f"must be flat by its shape {tensor.shape}")
+    for at, row in enumerate(data):
+        if not isinstance(row, list) or len(row) != tensor.shape[1]:
+            raise refused(tensor.name, f"must be lists of {tensor.shape[1]} value by its shape", at, value=row)
+    return [value for row in data for value in row]
+
+
+def _from_base64(tensor: RequestTensor, values: Sequence[str | None]) -> list[str | None]:
+    texts: list[str | None] = []
+    for at, value in enumerate(values):
+        try:
+            texts.append(None if value is None else base64.b64decode(value, validate=True).decode())
+        except (binascii.Error, ValueError):
+            raise refused(tensor.name, "must be text in UTF-8, encoded as base64", at, value=value) from None
+    return texts
 
 
 def _from_bytes(tensor: RequestTensor, size: Any, rest: memoryview) -> list[Any]:
