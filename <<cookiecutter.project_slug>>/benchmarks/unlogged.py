@@ -11,7 +11,7 @@ class Nowhere:
     """Takes rows and forgets them."""
 
     fault = outage = spool = None
-    spooled = 0
+    spooled = lost_files = 0
     lanes = 1
 
     def __init__(self, *_: Any, **__: Any) -> None: ...

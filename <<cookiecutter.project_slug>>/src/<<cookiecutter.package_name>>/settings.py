@@ -45,11 +45,13 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=10_000_000, gt=0)
     max_instances: int = Field(default=10_000, gt=0)
     max_concurrent: int = Field(default=256, gt=0)
+    max_connections: int = Field(default=10_000, gt=0)
     head_seconds: float = Field(default=10.0, gt=0)
     body_seconds: float = Field(default=10.0, gt=0)
     keep_alive_seconds: float = Field(default=75.0, gt=0)
     challenger_seconds: float = Field(default=0.05, gt=0)
     variant_header: bool = False
+    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
     drain_seconds: float = Field(default=1.0, ge=0)
     log_synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
     log_unavailable: Literal["refuse", "spool", "degrade"] = "refuse"

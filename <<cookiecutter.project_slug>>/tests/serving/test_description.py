@@ -95,10 +95,10 @@ def test_every_described_route_exists(client: httpx.Client) -> None:
             assert client.request(method, path.format(**model)).status_code not in (404, 405)
 
 
-def test_a_route_of_two_methods_tells_both(client: httpx.Client) -> None:
+def test_a_route_of_several_methods_tells_all(client: httpx.Client) -> None:
     answer = client.put("/ping")
     assert answer.status_code == httpx.codes.METHOD_NOT_ALLOWED
-    assert set(answer.headers["allow"].split(", ")) == {"GET", "POST"}
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
 
 
 def test_the_docs_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:

@@ -1,7 +1,7 @@
 """How much is worked on at once: what comes on top is turned away at once, so that the rest is answered in time."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from starlette.requests import ClientDisconnect
@@ -20,6 +20,15 @@ def media_type(scope: Scope) -> str:
     """What a request's body is declared to be, without parameters; "" where it says nothing."""
     declared: bytes = dict(scope["headers"]).get(b"content-type", b"")
     return declared.partition(b";")[0].strip().lower().decode("latin-1")
+
+
+def _require_uncoded(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse a body that is compressed, or encoded in another way; raises 415."""
+    for name, plain in ((b"content-encoding", {b"", b"identity"}), (b"transfer-encoding", {b"", b"chunked"})):
+        codings = {coding.strip() for coding in headers.get(name, b"").lower().split(b",")}
+        if not codings <= plain:
+            told = f"send the body without '{name.decode().title()}: {b', '.join(codings - plain).decode('latin-1')}'"
+            raise Problem(415, "unsupported-content-encoding", told, {"Accept-Encoding": "identity"})
 
 
 class Admission:
@@ -73,6 +82,7 @@ class Admission:
             ClientDisconnect: the client left.
         """
         headers = dict(scope["headers"])
+        _require_uncoded(headers)
         if (media_type(scope) or kinds[0]) not in kinds:
             ways = " or ".join(f"'{kind}'" for kind in kinds)
             raise Problem(415, "unsupported-media-type", f"send a 'Content-Type' of {ways}")
@@ -106,6 +116,11 @@ class Admission:
         """What a client is told whose body does not end."""
         told = f"the body was not there within {self._body_seconds:g} s"
         return Problem(408, "body-too-slow", told, {"Connection": "close"})
+
+    def too_many_connections(self) -> Problem:
+        """What a client hears on a connection too many."""
+        told = "this server has as many connections as it can keep; try again"
+        return Problem(503, "too-many-connections", told, RETRY)
 
     def _too_large(self) -> Problem:
         return Problem(413, "body-too-large", f"a body may have at most {self._body_bytes} bytes")

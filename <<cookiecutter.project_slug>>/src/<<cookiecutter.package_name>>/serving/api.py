@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic_core import to_json
+from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,6 +17,7 @@ from ..settings import Settings
 from . import arrow
 from .admission import JSON, RETRY, Admission, media_type
 from .arrow import ARROW
+from .connections import ConnectionLimit
 from .explaining import Explainer
 from .feedback import Labeller
 from .invocations import CSV, Invocations
@@ -35,9 +37,11 @@ class Service:
     """What the routes work with; `predictor`, `explainer` and `labeller` are there once the app has started.
 
     `front` is the outermost part that every request has to pass; a server may hand it those for `hot` paths directly.
+    `connection_limit` is a server's, where there is one.
     """
 
     front: Telemetry
+    connection_limit: ConnectionLimit
     predictor: Predictor
     explainer: Explainer
     labeller: Labeller
@@ -84,7 +88,7 @@ class Service:
         """The OpenAPI document, made once per model."""
         schema = self.models.live.schema if self.models.live else None
         if self._described is None or self._described[0] is not schema:
-            self._described = (schema, describe(app, schema))
+            self._described = (schema, describe(app, schema, self.settings.root_path))
         return self._described[1]
 
 
@@ -222,13 +226,15 @@ def _for_developers(app: FastAPI, service: Service) -> APIRouter:
         return JSONResponse(service.description(app))
 
     @router.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
+    async def docs(request: Request) -> HTMLResponse:
+        # Relative, so that they lead to this server whatever a proxy put before its paths.
+        here = "../" if request.scope["raw_path"].endswith(b"/") else ""
         return get_swagger_ui_html(
-            openapi_url="openapi.json",
+            openapi_url=f"{here}openapi.json",
             title=app.title,
-            swagger_js_url="docs/swagger-ui-bundle.js",
-            swagger_css_url="docs/swagger-ui.css",
-            swagger_favicon_url="docs/favicon.png",
+            swagger_js_url=f"{here}docs/swagger-ui-bundle.js",
+            swagger_css_url=f"{here}docs/swagger-ui.css",
+            swagger_favicon_url=f"{here}docs/favicon.png",
         )
 
     @router.get("/docs/{name}", include_in_schema=False)

@@ -69,6 +69,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, spans: Spans 
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,  # It would lead to whatever the header `Host` names, and lose a proxy's prefix.
         lifespan=lifespan,
         # FastAPI's own would miss the short way, and tell a collector what stands in a query.
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
@@ -79,7 +80,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, spans: Spans 
     routes = add_routes(app, service) | add_inference_routes(app, service)
 
     def telemetry(inner: ASGIApp) -> Telemetry:
-        service.front = Telemetry(inner, metrics, log, routes, service.hot, spans)
+        service.front = Telemetry(inner, metrics, log, routes, service.hot, spans, settings.root_path)
         return service.front
 
     app.add_middleware(telemetry)

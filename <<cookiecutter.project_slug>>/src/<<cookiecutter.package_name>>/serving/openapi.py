@@ -71,11 +71,13 @@ def asset(name: str) -> Path | None:
     return Path(package.origin).parent / "static" / name
 
 
-def describe(app: FastAPI, schema: Schema | None) -> dict[str, Any]:
+def describe(app: FastAPI, schema: Schema | None, root_path: str = "") -> dict[str, Any]:
     """The OpenAPI document for the model whose schema is given; without one, instances are any objects."""
     document: dict[str, Any] = get_openapi(
         title=app.title, version=VERSION, description=ABOUT, routes=[*_documented(schema), *app.routes]
     )
+    # By default where the document is: right behind any proxy, which need not tell its prefix.
+    document["servers"] = [{"url": root_path or "."}]
     problem = TypeAdapter(ProblemDocument).json_schema(ref_template="#/components/schemas/{model}")
     schemas = document["components"]["schemas"]
     schemas |= {**problem.pop("$defs"), ProblemDocument.__name__: problem}

@@ -79,18 +79,21 @@ class Problem(ProjectError):
 async def on_problem(request: Request, error: Exception) -> Response:
     """Answers a `Problem` raised by an endpoint."""
     assert isinstance(error, Problem)
-    return error.response(request.url.path, request.state.request_id)
+    return error.response(request.scope["path"], request.state.request_id)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Answers what the framework itself refuses: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
-    path = shortened(request.url.path)
+    path = shortened(request.scope["path"])  # `request.url` would be made of the header `Host`, which may be anything.
     kind, detail = {
         404: ("not-found", f"there is nothing at '{path}'; see /docs"),
         405: ("method-not-allowed", f"'{path}' does not take {request.method}; see /docs"),
     }.get(error.status_code, ("http-error", str(error.detail)))
-    return Problem(error.status_code, kind, detail, error.headers).response(path, request.state.request_id)
+    headers = dict(error.headers or {})
+    if "GET" in (methods := headers.get("Allow", "").split(", ")):
+        headers["Allow"] = ", ".join(sorted({*methods, "HEAD"}))
+    return Problem(error.status_code, kind, detail, headers).response(path, request.state.request_id)
 
 
 def shortened(text: str, limit: int = MAX_TEXT) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .api import Service
@@ -23,9 +24,11 @@ from .tracing import Origin
 from .trial import NO_WISH, Wish, wish_of
 
 JSON = b"application/json"
-UNUSUAL = {b"transfer-encoding", b"upgrade"}
+UNUSUAL = {b"transfer-encoding", b"content-encoding"}
 MOST_AHEAD = 64
 """Requests that one connection may send ahead of its answers; each takes some 10 KB until its turn comes."""
+REFUSAL_SECONDS = 1.0
+"""How long a connection too many may take to ask something, and be told."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -49,16 +52,24 @@ class Protocol(HttpToolsProtocol):
     """Bytes of the reads before this one that belong to a head under way, except the one in which it began."""
     _is_head_too_large = False
     _is_far_ahead = False
+    _is_upgrade = False
+    """Whether the request under way asks for another protocol."""
+    _is_surplus = False
+    """Whether there are too many connections for this one to be answered."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A new connection owes a request."""
         super().connection_made(transport)
         self.head_since = time.monotonic()
         self._prefix = secrets.token_hex(12)
+        self._is_surplus = not self.service.connection_limit.admit(self, self.connections)  # type: ignore[arg-type]
+        if self._is_surplus:
+            self.loop.call_later(REFUSAL_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left, perhaps before its request was whole."""
         super().connection_lost(exc)
+        self.service.connection_limit.refused -= self._is_surplus
         short = self.cycle
         if isinstance(short, _Short) and not short.is_whole:
             short.refuse(self.service.admission.too_slow())
@@ -67,11 +78,44 @@ class Protocol(HttpToolsProtocol):
         """Something came; a head that has grown too large is not listened to any longer."""
         self._chunk = len(data)
         self.idle_since = None
-        super().data_received(data)
+        if self._is_surplus:
+            self._refuse(self.service.admission.too_many_connections(), "", secrets.token_hex(16))
+            return
+        self._parse(data)
         if self.head_since is not None and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > self.service.settings.max_head_bytes:
                 self._refuse_head()
+
+    def _parse(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                except httptools.HttpParserUpgrade as upgrade:
+                    if not self._is_upgrade:  # The method CONNECT, which nothing here takes.
+                        return
+                    data = self._without_upgrade(data[upgrade.args[0] :])
+                else:
+                    return
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """The request that asked for another protocol, without that wish, and what came after its head.
+
+        The parser takes what follows for the other protocol; a server that does not speak it answers the request.
+        """
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._is_upgrade = False
+        data = b"\r\n".join([*lines, b"", rest])
+        self._chunk = len(data)
+        return data
 
     def pause_writing(self) -> None:
         """The client reads too slowly."""
@@ -90,6 +134,11 @@ class Protocol(HttpToolsProtocol):
         # What else came with it may have been another request's, and is a read at most: it is counted by its headers.
         self._head_bytes = -self._chunk
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A line of the head. Trailers come after the head was judged, and are dropped."""
+        if self.body_since is None:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The head is there; the body has limits of its own."""
         most = self.service.settings.max_head_bytes
@@ -98,6 +147,9 @@ class Protocol(HttpToolsProtocol):
             # What is raised here stops the parser, and ends in `send_400_response`.
             self._is_head_too_large = True
             raise ValueError("the head is too large")
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._is_upgrade = True
+            return
         self.head_since, self.body_since = None, time.monotonic()
         if not self._is_plain():
             if len(self.pipeline) >= MOST_AHEAD:
@@ -127,6 +179,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        if self._is_upgrade:
+            return
         self.body_since = None
         short = self.cycle
         if isinstance(short, _Short) and not short.is_whole:
@@ -161,6 +215,25 @@ class Protocol(HttpToolsProtocol):
             self.server_state.total_requests += 1
             self.idle_since = time.monotonic()
 
+    @property
+    def has_asked(self) -> bool:
+        """Whether a request has come."""
+        return self.cycle is not None
+
+    @property
+    def idle_from(self) -> float | None:
+        """Since when nothing has been asked or told (`time.monotonic`); None while something is."""
+        if self._is_busy() or self.pipeline or self.body_since is not None or self.unread_since is not None:
+            return None
+        if self.timeout_keep_alive_task is not None:
+            return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
+        return self.head_since if self.idle_since is None else self.idle_since
+
+    def end(self) -> None:
+        """Hang up, and count as gone."""
+        self.connections.discard(self)
+        self.transport.close()
+
     def _is_busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
@@ -176,9 +249,13 @@ class Protocol(HttpToolsProtocol):
             problem = Problem(431, "head-too-large", f"the head of a request may have at most {most} bytes")
             path = self.url.partition(b"?")[0].decode("ascii", "replace")
             origin = front.origin(self.headers, path)
-            status, headers, content = _refusal(problem, path, origin.request_id)
-            self.transport.write(_response(self, status, headers, content, origin.request_id, keep_alive=False))
-            front.leave(path, "", origin, status, started)
+            self._refuse(problem, path, origin.request_id)
+            front.leave(path, "", origin, problem.status, started)
+        self.transport.close()
+
+    def _refuse(self, problem: Problem, path: str, request_id: str) -> None:
+        status, headers, content = _refusal(problem, path, request_id)
+        self.transport.write(_response(self, status, headers, content, request_id, keep_alive=False))
         self.transport.close()
 
     def _is_plain(self) -> bool:

@@ -85,8 +85,13 @@ class Metrics:
         counts: the folder that several workers count in (`shared.join` came before); None: this process is alone.
     """
 
+    _log: Writer | None = None
+    _lost_files_told = 0
+
     def __init__(self, counts: Path | None = None) -> None:
         self._counts = counts
+        if counts is None:
+            shared.leave()
         self.registry = registry = CollectorRegistry()
         if counts is None:
             ProcessCollector(registry=registry)
@@ -98,6 +103,13 @@ class Metrics:
         )
         self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
         self.in_flight = _sum("http_requests_in_flight", "Requests being answered.", registry)
+        self.connections = _sum("http_connections", "Open connections.", registry)
+        self.connections_closed = Counter(
+            "http_connections_closed_idle", "Idle connections closed to make room.", registry=registry
+        )
+        self.connections_refused = Counter(
+            "http_connections_refused", "Connections refused because none was idle.", registry=registry
+        )
         self.turned_away = Counter("http_requests_turned_away", "Requests refused for want of room.", registry=registry)
         self.keys_refused = Counter("api_keys_refused", "Files of keys that were turned down.", registry=registry)
         self._limited = Counter(
@@ -148,8 +160,6 @@ class Metrics:
             "Log files that were deleted, moved or overwritten while open.",
             registry=registry,
         )
-        self._lost_files_told = 0
-        self._count_lost_files: Callable[[], int] = lambda: 0
         self.unlogged = Counter("predictions_unlogged", "Predictions answered and not logged.", registry=registry)
         self.refused = Counter("bundle_refused", "Bundles or routings that were turned down.", registry=registry)
         self.reloads = Counter("bundle_loaded", "Bundles taken into service.", registry=registry)
@@ -181,7 +191,7 @@ class Metrics:
         """Follow a prediction log."""
         self._log_up.set_function(lambda: 0 if log.outage else 1)
         self._spooled.set_function(lambda: log.spooled)
-        self._count_lost_files = lambda: log.lost_files
+        self._log = log
 
     def no_model(self) -> None:
         """Say that none does."""
@@ -241,9 +251,9 @@ class Metrics:
 
     def publish(self) -> None:
         """Write down what is not counted as it happens; from the event loop, ten times a second and before a scrape."""
-        for gauge in (self.in_flight, self.queued, self._waiting_rows, self._log_up, self._spooled):
+        for gauge in (self.in_flight, self.connections, self.queued, self._waiting_rows, self._log_up, self._spooled):
             gauge.sample()
-        if lost := self._count_lost_files() - self._lost_files_told:
+        if self._log is not None and (lost := self._log.lost_files - self._lost_files_told):
             self._lost_files.inc(lost)
             self._lost_files_told += lost
         for tallied in (*self._phases.values(), self._log_seconds):

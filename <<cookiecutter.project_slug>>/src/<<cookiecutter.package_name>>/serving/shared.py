@@ -50,8 +50,16 @@ def folder() -> Iterator[Path]:
 
 def join(counts: Path, worker: int) -> None:
     """Let this process count as this worker; to be called before any metric is made."""
+    leave()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counts)
     values.ValueClass = values.MultiProcessValue(lambda: worker)
+
+
+def leave() -> None:
+    """Let this process count for itself, in memory, whatever environment it inherited; also before any metric."""
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        os.environ.pop(name, None)
+    values.ValueClass = values.MutexValue
 
 
 def forget(counts: Path, worker: int) -> None:

@@ -38,6 +38,7 @@ class Telemetry:
         log: where what goes wrong is written.
         routes: known paths; others are counted as one.
         hot: routes for POST that are reached from here, past all that lies between.
+        root_path: what a proxy may leave before the paths.
         spans: where each request becomes a span.
     """
 
@@ -49,6 +50,7 @@ class Telemetry:
         routes: frozenset[str],
         hot: Mapping[str, ASGIApp],
         spans: Spans | None = None,
+        root_path: str = "",
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -58,6 +60,7 @@ class Telemetry:
         self._templates = [(compile_path(route)[0], route) for route in sorted(routes) if "{" in route]
         self._hot = hot
         self._spans = spans
+        self._prefix = f"{root_path}/"
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
 
@@ -67,7 +70,10 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        origin = self.origin(scope["headers"], scope["path"])
+        method, path = scope["method"], self._route_path(scope["path"])
+        if method == "HEAD" or path != scope["path"]:
+            scope = {**scope, "method": "GET" if method == "HEAD" else method, "path": path}
+        origin = self.origin(scope["headers"], path)
         request_id = origin.request_id
         scope.setdefault("state", {}).update(request_id=request_id, origin=origin)
         status = 0
@@ -77,20 +83,28 @@ class Telemetry:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            elif method == "HEAD":
+                message["body"] = b""
             await send(message)
 
         self.enter()
         try:
-            hot = self._hot.get(scope["path"]) if scope["method"] == "POST" else None
+            hot = self._hot.get(path) if method == "POST" else None
             await (hot or self._app)(scope, receive, send_with_id)
         except ClientDisconnect:
             status = CLIENT_LEFT
         except Exception as error:
             problem = self.unexpected(error, origin)
             if not status:
-                await problem.response(scope["path"], request_id)(scope, receive, send_with_id)
+                await problem.response(path, request_id)(scope, receive, send_with_id)
         finally:
-            self.leave(scope["path"], scope["method"], origin, status, started)
+            self.leave(path, method, origin, status, started)
+
+    def _route_path(self, path: str) -> str:
+        """The path as routes know it: without the prefix of a proxy, and without a slash at its end."""
+        if len(self._prefix) > 1 and path.startswith(self._prefix):
+            path = path[len(self._prefix) - 1 :]
+        return path[:-1] if path.endswith("/") and len(path) > 1 else path
 
     def _template(self, path: str) -> str:
         return next((route for pattern, route in self._templates if pattern.match(path)), "other")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
@@ -18,6 +19,7 @@ from ..errors import ServingError
 from ..settings import Settings
 from .api import Service
 from .app import create_app
+from .connections import ACCEPTS, QUEUE, ConnectionLimit, descriptor_room, raise_descriptor_limit
 from .protocol import Protocol, protocol_for
 from .series import Metrics
 from .telemetry import logger
@@ -53,12 +55,25 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the socket, then say so."""
+        service, connections = self._service, self.server_state.connections
+        most = min(service.settings.max_connections, descriptor_room())
+        service.connection_limit = ConnectionLimit(most, service.metrics, logger())
+        service.metrics.connections.set_function(lambda: len(connections))
+        asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
         await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(QUEUE)  # `ACCEPTS`, in its place, is what the loop accepts in a row.
         # What is there by now stays: collecting garbage need not look at it again.
         gc.freeze()
-        connections = self.server_state.connections
-        self._service.predictor.connections = lambda: len(connections)
+        service.predictor.connections = lambda: len(connections)
         self._on_ready()
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if "socket.accept()" in context["message"] and isinstance(error, OSError):
+            self._service.connection_limit.on_exhausted(error, self.server_state.connections)  # type: ignore[arg-type]
+        else:
+            loop.default_exception_handler(context)
 
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
         """Begin to drain; a second signal cuts it short."""
@@ -106,6 +121,7 @@ def serve(
     """
     gc.set_threshold(*GARBAGE)
     sys.setswitchinterval(SWITCH_SECONDS)
+    raise_descriptor_limit(settings.max_connections)
     metrics = Metrics(counts)
     metrics.worker(worker, workers)
     spans = Spans(metrics, logger(), os.environ) if is_configured(os.environ) else None
@@ -126,6 +142,7 @@ def serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        backlog=ACCEPTS,
         timeout_keep_alive=service.settings.keep_alive_seconds,  # type: ignore[arg-type]
         timeout_graceful_shutdown=LONGEST_REQUEST_SECONDS,
     )
