@@ -270,17 +270,20 @@ def _from_list(tensor: RequestTensor) -> list[Any]:
         raise refused(tensor.name, f"has {len(data)} values in data, and {tensor.shape[0]} by its shape")
     kinds = {"B": (str, "a string"), "I": (int, "an integer"), "U": (int, "an integer"), "F": (int | float, "a number")}
     kind, called = (bool, "true or false") if tensor.datatype == "BOOL" else kinds[tensor.datatype[0]]
-    least, greatest = _LIMITS.get(tensor.datatype, (0.0, 0.0))
     for at, value in enumerate(data):
-        if value is None:
-            continue
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
             raise refused(tensor.name, f"must be {called} by its datatype {tensor.datatype}", at, value=value)
+    if limits := _LIMITS.get(tensor.datatype):
+        _require_within(tensor, data, *limits)
+    return data
+
+
+def _require_within(tensor: RequestTensor, data: Sequence[Any], least: float, greatest: float) -> None:
+    for at, value in enumerate(data):
         # NaN and the infinities are floating-point numbers, too.
-        if greatest and (value < least or value > greatest) and abs(value) != math.inf:
+        if value is not None and (value < least or value > greatest) and abs(value) != math.inf:
             rule = f"must be from {least:g} to {greatest:g} by its datatype {tensor.datatype}"
             raise refused(tensor.name, rule, at, value=value)
-    return data
 
 
 def _from_nested(tensor: RequestTensor, data: Sequence[Any]) -> list[Any]:
