@@ -160,6 +160,27 @@ def test_a_body_that_is_not_encoded_may_say_so(client: httpx.Client, example: In
     assert client.post("/predict", content=body_of(example), headers=headers).status_code == httpx.codes.OK
 
 
+@pytest.mark.parametrize(
+    "sent", [b"post /predict HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+)
+def test_what_is_not_http_gets_a_problem_document(server: Server, sent: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(sent)
+        head, _, body = everything(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert ProblemDocument.model_validate_json(body).type == "urn:problem:malformed-request"
+
+
+@pytest.mark.parametrize("path", [b"/predict", b"/predict?long"])
+def test_garbage_after_requests_takes_no_answer_from_them(server: Server, example: Instance, path: bytes) -> None:
+    # Next to another client a request waits for the next batch, so that the garbage is there before its answer.
+    with connected(server), connected(server) as connection:
+        connection.sendall(post(body_of(example), target=path) * 2 + b"\x00garbage\r\n\r\n")
+        told = everything(connection)
+    assert told.count(b"HTTP/1.1 200 OK") == 2
+    assert told.count(b'"predictions"') == 2
+
+
 def test_trailers_do_not_become_headers(server: Server, example: Instance) -> None:
     trailers = b"Content-Type: text/plain\r\nContent-Encoding: gzip\r\nX-Request-Id: from-a-trailer\r\n"
     body = chunked(body_of(example), trailers)

@@ -100,8 +100,7 @@ class Protocol(HttpToolsProtocol):
                 else:
                     return
         except httptools.HttpParserError:
-            self.logger.warning("Invalid HTTP request received.")
-            self.send_400_response("Invalid HTTP request received.")
+            self.send_400_response("this is not a request in HTTP/1.1")
 
     def _without_upgrade(self, rest: bytes) -> bytes:
         """The request that asked for another protocol, without that wish, and what came after its head.
@@ -165,10 +164,12 @@ class Protocol(HttpToolsProtocol):
         """What came is no request, or none that is listened to."""
         if self._is_head_too_large:
             self._refuse_head()
-        elif self._is_far_ahead:
+        elif self._is_far_ahead or (self._is_busy() and self.body_since is not None and self.pipeline):
             self.transport.close()  # Another answer has its turn now.
+        elif self._is_busy() and self.body_since is None:
+            self.cycle.keep_alive = False  # The requests before it are answered.
         else:
-            super().send_400_response(msg)
+            self._refuse(Problem(400, "malformed-request", msg), "", secrets.token_hex(16))
 
     def on_body(self, body: bytes) -> None:
         """A part of the body came."""
