@@ -139,15 +139,12 @@ def _is_regular(path: Path, found: Layout) -> bool:
     """
     if found.above or found.has_row_names:
         return False
-    headers = 0
+    names = frozenset(name.strip().encode() for name in found.header)
     with path.open("rb") as stream:
-        start = len(codecs.BOM_UTF8) if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
-        stream.seek(start)
-        header = stream.readline().strip()
-        stream.seek(start)
-        for block in _blocks(stream):
-            headers += block.count(header)
-            if headers > 1 or not _is_regular_block(block, ord(found.delimiter), found.width):
+        if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            stream.seek(0)
+        for at, block in enumerate(_blocks(stream)):
+            if not _is_regular_block(block, ord(found.delimiter), found.width, names, at == 0):
                 return False
     return True
 
@@ -163,7 +160,7 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
         yield b"".join(lines)
 
 
-def _is_regular_block(block: bytes, delimiter: int, width: int) -> bool:
+def _is_regular_block(block: bytes, delimiter: int, width: int, names: frozenset[bytes], is_first: bool) -> bool:
     data = np.frombuffer(block, dtype=np.uint8)
     ends, cuts, returns, quotes = (np.flatnonzero(data == byte) for byte in (_LF, delimiter, _CR, _QUOTE))
     if len(quotes):
@@ -177,7 +174,19 @@ def _is_regular_block(block: bytes, delimiter: int, width: int) -> bool:
     cells = np.diff(np.searchsorted(cuts, ends), prepend=0) + 1
     sizes = np.diff(ends, prepend=-1) - 1
     is_blank = (sizes == 0) | ((sizes == 1) & (data[np.maximum(ends - 1, 0)] == _CR))
-    return bool((cells[~is_blank] == width).all())
+    if not (cells[~is_blank] == width).all():
+        return False
+    starts = np.append(0, ends[:-1] + 1)[is_first:]
+    # Of all lines only those whose first byte may be that of a header, whatever its order, quotes and mark.
+    begins = [*(name[0] for name in names if name), _QUOTE, codecs.BOM_UTF8[0]]
+    longest = max(map(len, names), default=0) + len(codecs.BOM_UTF8) + 3
+    suspects = (block[at : at + longest] for at in starts[np.isin(data[starts], begins)].tolist())
+    return width == 1 or not any(_first_cell(line, delimiter) in names for line in suspects)
+
+
+def _first_cell(line: bytes, delimiter: int) -> bytes:
+    cell = line.partition(b"\n")[0].partition(bytes((delimiter,)))[0]
+    return cell.removeprefix(codecs.BOM_UTF8).strip(b' \r"')
 
 
 def _enclose_cells(data: np.ndarray, quotes: np.ndarray, delimiter: int) -> bool:
@@ -201,9 +210,15 @@ def _rewrite(readable: Path, path: Path, found: Layout, copy: Path) -> tuple[Pat
         writer.writerow(range(found.width))
         for line, record in _records(source, path, found):
             # A file that was appended brings its mark along.
-            if [cell.strip().removeprefix("\ufeff").strip('"') for cell in record] == header:
+            cells = [cell.strip().removeprefix("\ufeff").strip('"') for cell in record]
+            if cells == header and found.width > 1:
                 repeated.append(line)
                 continue
+            if found.width > 1 and sorted(cells) == sorted(header):
+                raise DataError(
+                    f"{path}, line {line:,}: the header again, in another order ({_shown(record, found)}); "
+                    "split the file there, or write both parts in one order"
+                )
             if len(record) < found.width:
                 short.append(line)
             writer.writerow(_fitted(record, line, path, found))
