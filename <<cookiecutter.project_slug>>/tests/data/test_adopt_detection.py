@@ -145,6 +145,9 @@ def test_every_number_that_was_written_is_read_back(numbers: list[float]) -> Non
         (lambda x: german(x).replace(".", "\u202f"), {"decimal": ",", "thousands": " "}),
         (lambda x: f"{x:,.2f}".replace(",", "\u2019"), {"thousands": "'"}),
         (lambda x: f" {x:.2f} km/h", {"symbols": ("km/h",)}),
+        (lambda x: f"{x:.2f} sq. ft.", {"symbols": ("sq. ft.",)}),
+        (lambda x: f"{x:.2f}{'*' if int(x) % 7 else ''}", {"symbols": ("*",)}),
+        (lambda x: f"R$ {german(x)}", {"decimal": ",", "thousands": ".", "symbols": ("R$",)}),
         (lambda x: f"{x:.2f}{'%' if int(x) % 3 else ''}", {"symbols": ("%",)}),
     ],
 )

@@ -52,7 +52,7 @@ _MIN_COMPACT = 20
 _DATES = frozenset(("date", "day", "dt", "datum", "fecha", "dob"))
 _TIMES = frozenset(
     ("timestamp", "stamp", "ts", "epoch", "unix", "unixtime", "time", "at", "when", "created", "updated", "modified",
-     "start", "end", "seen", "date", "datetime", "dt", "ms", "ns", "us", "logged", "ordered", "started", "ended")
+     "start", "end", "seen", "date", "datetime", "dt", "logged", "ordered", "started", "ended")
 )  # fmt: skip
 _MONTH_WORDS = frozenset(("month", "period", "yearmonth", "ym", "yyyymm", "monat"))
 

@@ -63,7 +63,8 @@ _MAGNITUDES = frozenset(
     ("k", "m", "mn", "mio", "million", "b", "bn", "mrd", "billion", "tsd", "thousand", "t", "lakh", "cr")
 )
 _ORDINALS = frozenset(("st", "nd", "rd"))
-_UNIT = r"^(?:[%‰°′″]|[\p{L}µ°][\p{L}µ°²³/ ·.^%]{0,11})$"
+_FOOTNOTES = frozenset("*†‡§")
+_UNIT = r"^(?:[%‰°′″*†‡§]|[\p{L}µ°][\p{L}µ°²³/ ·.^%]{0,11})$"
 _MAX_SPELLINGS, _MAX_UNITS, _MIN_DISTINCT = 8, 4, 12
 
 
@@ -217,7 +218,8 @@ def _settled(texts: pl.Series, cells: pl.Series, styles: list[Style], units: _Un
         *([f"without {_quoted(units.spelt)}"] if units.spelt else []),
         *(["spaces around"] if spaced else []),
     ]
-    found = Detected("float", ", ".join(told), parse, unit=units.unit, unclear="" if is_clear else "number")
+    unit = "" if units.unit in _FOOTNOTES else units.unit
+    found = Detected("float", ", ".join(told), parse, unit=unit, unclear="" if is_clear else "number")
     if units.spelt:
         return found._replace(unclear="scale") if _differ_in_scale(texts, parse, units) else found
     if _are_whole(digits, style.thousands):
