@@ -1,11 +1,15 @@
 """The model changes under a running server: swapped, refused, repaired."""
 
 import json
+import os
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 from onnx import TensorProto, helper
@@ -84,6 +88,28 @@ def nowhere(bundle: Bundle) -> bytes:
 
 
 @pytest.mark.chaos
+def heavy(bundle: Bundle, megabytes: int) -> bytes:
+    """An ONNX model of that size with the bundle's inputs; it gives every class the same probability."""
+    tensor, number, text = helper.make_tensor_value_info, TensorProto.FLOAT, TensorProto.STRING
+    widths = {"num": (number, len(bundle.manifest.numeric)), "cat": (text, len(bundle.manifest.categorical))}
+    inputs = [tensor(name, kind, [None, wide]) for name, (kind, wide) in widths.items() if wide]
+    halves = np.full((megabytes * 125_000, 2), 0.5, dtype=np.float32)
+    integers = {"zero": 0, "one": 1}
+    nodes = [
+        helper.make_node("Shape", [inputs[0].name], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["rows"]),
+        helper.make_node("Range", ["zero", "rows", "one"], ["places"]),
+        helper.make_node("Gather", ["halves", "places"], ["probabilities"]),
+    ]
+    constants = [helper.make_tensor(name, TensorProto.INT64, [], [value]) for name, value in integers.items()]
+    constants.append(helper.make_tensor("halves", number, halves.shape, halves.tobytes(), raw=True))
+    outputs = [tensor("probabilities", number, [None, 2])]
+    graph = helper.make_graph(nodes, "model", inputs, outputs, constants)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    content: bytes = made.SerializeToString()
+    return content
+
+
 def test_a_swap_under_load_fails_no_request(site: Site, example: Instance) -> None:
     # Version `always` says true whatever the probability, so an answer shows which model gave it.
     old, new = site.folder.roll_out("never", threshold=1.0), site.folder.add("always", threshold=0.0)
@@ -191,3 +217,35 @@ def test_the_request_model_changes_with_the_contract(site: Site, example: Instan
     site.folder.point(site.folder.add("turned", turned))
     site.waits_for("turned")
     assert required() is column.nullable
+
+
+@pytest.mark.chaos
+def test_memory_does_not_grow_with_swaps(
+    folder: Folder, tmp_path: Path, bundle_path: Path, instances: list[Instance]
+) -> None:
+    model = heavy(Bundle.open(bundle_path), 5)
+    folder.point(folder.add("0", model=model))
+    bodies = [
+        ("/predict", {"instances": instances[:1]}),
+        ("/predict", {"instances": instances * 20}),
+        ("/invocations", {"dataframe_records": instances[:1]}),
+        ("/explain", {"instances": "none"}),
+        ("/v2/models/none/infer", {}),
+    ]
+    with Server(tmp_path) as server, ExitStack() as clients:
+        client = clients.enter_context(server.client())
+
+        def megabytes() -> float:
+            pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]
+            return int(pages) * os.sysconf("SC_PAGESIZE") / 2**20
+
+        for number in range(1, 31):
+            folder.roll_out(str(number), model=model)
+            eventually(lambda wanted=str(number): client.get("/model").json()["version"] == wanted)  # type: ignore[misc]
+            # Connections that stay open, on whatever they asked last; and requests that failed.
+            for path, body in bodies:
+                clients.enter_context(server.client()).post(path, json=body)
+            if number == 3:
+                time.sleep(1)
+                before = megabytes()
+        eventually(lambda: megabytes() <= before + 10)

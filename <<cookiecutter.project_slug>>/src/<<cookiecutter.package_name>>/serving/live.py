@@ -1,7 +1,10 @@
 """The model that answers now: follows the serving folder, and swaps it without dropping a request."""
 
 import ctypes
+import gc
 import os
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,11 +21,14 @@ from ..contract import Label, from_rows
 from ..errors import ConfigError, ProjectError
 from ..files import read_json
 from . import routing
-from .following import Stamp, follow, stamp
+from .following import POLL_SECONDS, Stamp, follow, stamp
 from .routing import Challenger, Ref, Routing, Shadow
 from .schemas import Schema
 from .series import Metrics
 from .trial import Trial
+
+MAX_RELEASE_SECONDS = 60.0
+"""Longest wait between two looks whether a model that left service is gone from memory; the first is `POLL_SECONDS`."""
 
 Variant = Literal["champion", "challenger", "shadow", "fallback"]
 Signature = tuple[Stamp, ...]
@@ -130,6 +136,8 @@ class Models:
         self._log = log
         self._refs: tuple[Ref, ...] = ()
         self._seen: Signature | None = None
+        self._retired: list[weakref.ref[Bundle]] = []
+        self._release_wait, self._release_at = POLL_SECONDS, 0.0
 
     async def follow(self) -> None:
         """Look at the folder, for ever."""
@@ -139,6 +147,7 @@ class Models:
         """Load what changed; blocking. What cannot be trusted is refused, not raised."""
         # Taken before reading: a change while loading shows at the next look.
         signature = self._signature()
+        self._release()
         if signature == self._seen:
             return
         try:
@@ -174,6 +183,7 @@ class Models:
         for trial in [before.challenger, before.shadow] if before else []:
             if trial is not None and trial not in kept:
                 trial.close()
+        self._retire(before, found)
         self._metrics.trials([trial for trial in kept if trial is not None])
         if found is None:
             self._metrics.no_model()
@@ -182,6 +192,28 @@ class Models:
             self._metrics.model(
                 found.bundle.manifest.name, found.ref.version, found.ref.digest, found.variant, made_at.timestamp()
             )
+
+    def _retire(self, before: Live | None, found: Live | None) -> None:
+        """Remember what left service; requests that began with it go on."""
+        bundles = {id(one): one for one in _bundles(before)}
+        gone = [one for key, one in bundles.items() if key not in set(map(id, _bundles(found)))]
+        if gone:
+            self._retired += map(weakref.ref, gone)
+            self._release_wait, self._release_at = POLL_SECONDS, 0.0
+
+    def _release(self) -> None:
+        """Give the memory of models that left service back to the system, once nothing uses them any more.
+
+        A server collects garbage so seldom that a request which failed could keep its model for days.
+        """
+        if not self._retired or time.monotonic() < self._release_at:
+            return
+        gc.collect()
+        self._retired = [one for one in self._retired if one() is not None]
+        _give_back_memory()
+        if self._retired:
+            self._release_wait = min(2 * self._release_wait, MAX_RELEASE_SECONDS)
+            self._release_at = time.monotonic() + self._release_wait
 
     def _with_trials(self, found: Live | None, asked: Routing, refusals: list[Refusal]) -> Live | None:
         if found is None or found.variant != "champion":
@@ -275,6 +307,13 @@ class Models:
     def _signature(self) -> Signature:
         folders = [routing.bundle_folder(self._folder, ref) for ref in self._refs]
         return tuple(stamp(path) for path in (self._folder / routing.ROUTING, *_files(folders)))
+
+
+def _bundles(live: Live | None) -> list[Bundle]:
+    """What a model in service holds, those on trial beside it included."""
+    if live is None:
+        return []
+    return [live.bundle, *(trial.live.bundle for trial in (live.challenger, live.shadow) if trial is not None)]
 
 
 def _trained_at(bundle: Path) -> datetime | None:

@@ -312,7 +312,7 @@ class _Short:
     """Uvicorn sets it; nobody waits."""
 
     def __init__(self, protocol: Protocol, live: Live, origin: Origin, keep_alive: bool, wish: Wish) -> None:
-        self.live = live
+        self.live: Live | None = live
         self.wish = wish
         self.body = bytearray()
         self.is_whole = False
@@ -328,6 +328,7 @@ class _Short:
         service = self._protocol.service
         self._has_place = service.admission.take_place()
         if self._has_place:
+            assert self.live is not None
             service.predictor.submit(self.live, bytes(self.body), self.answer, wish=self.wish, origin=self._origin)
         else:
             self.answer(service.admission.full())
@@ -344,6 +345,7 @@ class _Short:
         if self._has_place:
             protocol.service.admission.give_place()
         self.response_complete = True
+        self.live = None  # The connection keeps this request until the next one: not a model as well.
         if self.disconnected:
             front.leave("/predict", "POST", self._origin, CLIENT_LEFT, self._started)
             return
