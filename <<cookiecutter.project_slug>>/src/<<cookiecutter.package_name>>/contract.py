@@ -269,11 +269,6 @@ class Contract(strict.Strict):
         return found
 
     @property
-    def weight(self) -> Column | None:
-        """The column of sample weights, if there is one."""
-        return self._with_role("weight")
-
-    @property
     def inputs(self) -> tuple[Column, ...]:
         """The columns a prediction is made from: features, and the time of the row."""
         return tuple(column for column in self.columns if column.role in ("feature", "time"))
