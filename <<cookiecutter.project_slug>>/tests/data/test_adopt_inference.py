@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sklearn import datasets
 
 from << cookiecutter.package_name >>.contract import SCORED
+from << cookiecutter.package_name >>.data import split
 from << cookiecutter.package_name >>.data.adoption import columns, hazards, words
 from << cookiecutter.package_name >>.data.adoption.detection.detected import TEXT
 from << cookiecutter.package_name >>.data.adoption.profiling import ColumnProfile
@@ -230,6 +231,18 @@ def test_a_class_that_only_the_newest_rows_have_is_reported_and_split_by_hash(tm
     dropped = proposed(table.filter(pl.col("bought") != "returned"), "bought", tmp_path, split="time")
     assert dropped.split["by"] == "time"
     assert "late class" not in {hazard.kind for hazard in dropped.hazards}
+
+
+def test_a_class_whose_groups_the_split_keeps_from_training_is_refused(tmp_path: Path) -> None:
+    customers = np.arange(ROWS) // 8
+    of_tests = next(one for one in range(50) if split.draw(pl.Series([one])).item() > 0.85)
+    table = shop(ROWS, customer_id=customers)
+    labels = np.where(customers == of_tests, "odd", table["bought"].to_numpy())
+    table = table.with_columns(bought=pl.Series(labels))
+    found = proposed(table, "bought", tmp_path)
+    assert ("class of few groups", "bought", "refused") in told(found.hazards)
+    by_row = proposed(table, "bought", tmp_path, ignore=("customer_id",))
+    assert "refused" not in {hazard.severity for hazard in by_row.hazards}
 
 
 @pytest.mark.parametrize("target", ["bought", "answer"])

@@ -103,9 +103,9 @@ def _by_time(table: pl.DataFrame, contract: Contract, params: SplitParams, until
 
 def _by_hash(table: pl.DataFrame, contract: Contract, params: SplitParams) -> pl.Series:
     if params.group is not None:
-        drawn = _drawn(table[contract[params.group].name])
+        drawn = draw(table[contract[params.group].name])
     else:
-        drawn = _drawn(table[contract.id.name]) if contract.id else _drawn(_key(table, contract), _blake2)
+        drawn = draw(table[contract.id.name]) if contract.id else draw(_key(table, contract), _blake2)
         if contract.classes:
             # The hash's rank within its class, in (0, 1]: each class is shared out alike, however rare it is.
             rank = (pl.col("drawn").rank("max") / pl.len()).over("class")
@@ -141,7 +141,7 @@ def _repeat_by_chance(rows: pl.DataFrame, is_class: bool) -> bool:
     return bool(mixed >= MIXED * expected)
 
 
-def _drawn(keys: pl.Series, hashed: Callable[[bytes], int] = zlib.crc32) -> pl.Series:
+def draw(keys: pl.Series, hashed: Callable[[bytes], int] = zlib.crc32) -> pl.Series:
     """A number in [0, 1) for each key, the same one in every version of every library."""
     hashes = (hashed(_SALT + key.encode()) for key in keys.cast(pl.String).fill_null("").to_list())
     return pl.Series(np.fromiter(hashes, dtype=np.uint32, count=len(keys)) / 2**32)

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from ...timestamps import LOCAL
+from .. import split
 from . import words
 from .detection import dates, numbers
 from .detection.detected import held
@@ -312,12 +313,8 @@ def _of_names(profile: Profile, name: str) -> Iterator[Hazard]:
 
 def late_classes(profile: Profile, target: str, time: str, training: float) -> tuple[Hazard, ...]:
     """The classes of which no row is in the training part of a split by time, which is that share of all rows."""
-    if profile.columns[target].values is None:
-        return ()
-    rows = profile.sample.select(label=target, time=time).drop_nulls("label").sort("time")
-    edge = rows["time"][int(rows.height * training)]
-    seen = rows.filter(pl.col("time") < edge)["label"].unique()
-    late = rows.filter(~pl.col("label").is_in(seen.implode())).group_by("label", maintain_order=True)
+    rows = profile.sample.select(label=target, key=time).drop_nulls("label").sort("key")
+    late = _outside(profile, target, rows, rows["key"] < rows["key"][int(rows.height * training)])
     return tuple(
         Hazard(
             "late class",
@@ -326,8 +323,35 @@ def late_classes(profile: Profile, target: str, time: str, training: float) -> t
             f"'{label}' has {count:,} rows, the first at {first}: a split by time would train without it",
             "the split is by hash, which flatters where the future differs; drop these rows to split by time",
         )
-        for label, count, first in late.agg(pl.len().alias("rows"), pl.col("time").first()).iter_rows()
+        for label, count, first in late
     )
+
+
+def grouped_classes(profile: Profile, target: str, group: str, training: float) -> tuple[Hazard, ...]:
+    """The classes of which no row is in the training part of a split by group."""
+    rows = profile.sample.select(label=target, key=group).drop_nulls("label")
+    outside = _outside(profile, target, rows, split.draw(rows["key"]) <= training)
+    return tuple(
+        Hazard(
+            "class of few groups",
+            target,
+            "refused",
+            f"'{label}' has {count:,} rows, all of '{group}' that the split keeps from training, such as {first}",
+            f"--ignore {group} lets its rows be split; or drop the rows of the class",
+        )
+        for label, count, first in outside
+    )
+
+
+def _outside(
+    profile: Profile, target: str, rows: pl.DataFrame, is_training: pl.Series
+) -> list[tuple[object, int, object]]:
+    """Classes without a training row: the label, the number of its rows, and the key of the first one."""
+    if profile.columns[target].values is None:
+        return []
+    seen = rows.filter(is_training)["label"].unique()
+    missed = rows.filter(~pl.col("label").is_in(seen.implode())).group_by("label", maintain_order=True)
+    return missed.agg(pl.len().alias("rows"), pl.col("key").first()).rows()
 
 
 def alike(labels: Iterable[object]) -> list[list[str]]:

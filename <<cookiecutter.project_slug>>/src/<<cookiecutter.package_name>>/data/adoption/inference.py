@@ -60,9 +60,10 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
     overrides.check(target, profile.columns, profile.left_out)
     wanted = labels.told(profile.columns[target], overrides)
     found = roles.give(profile, target, overrides, now)
-    late = hazards.late_classes(profile, target, found.time, TRAINING) if found.by == "time" else ()
-    if late and overrides.split != "time":
+    outside = _outside_training(profile, target, wanted.task, found, overrides)
+    if outside and found.by == "time" and overrides.split != "time":
         found = roles.give(profile, target, overrides._replace(split="hash"), now)
+        outside += _outside_training(profile, target, wanted.task, found, overrides)
     labelled = profile.sample.filter(pl.col(target).is_not_null())
     leaks = [
         leak._replace(severity="warned") if leak.column in overrides.feature else leak
@@ -81,20 +82,9 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
     told = [
         *hazards.judge(profile, target, wanted.task, {n: g.role for n, g in found.given.items()}, now, named),
         *leaks,
-        *(
-            hazard._replace(severity="refused", remedy="leave out --split time, or drop these rows")
-            if found.by == "time"
-            else hazard
-            for hazard in late
-        ),
+        *outside,
     ]
     split, why = _split(found, profile, named)
-    if late and found.by != "time":
-        why = (
-            f"a class is in the newest rows only, see the hazards; {why}"
-            if found.group
-            else "see the hazard 'late class'"
-        )
     return Proposal(
         slug(overrides.name or profile.name),
         wanted.task,
@@ -111,6 +101,21 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
         ),
         tuple(sorted(told, key=lambda hazard: hazards.SEVERITIES.index(hazard.severity))),
     )
+
+
+def _outside_training(
+    profile: Profile, target: str, task: Task, found: Roles, overrides: Overrides
+) -> tuple[Hazard, ...]:
+    """The classes that the split would keep from training."""
+    if task == "regression" or not (found.by == "time" or found.group):
+        return ()
+    if found.by == "hash":
+        return hazards.grouped_classes(profile, target, found.group, TRAINING)
+    late = hazards.late_classes(profile, target, found.time, TRAINING)
+    if overrides.split != "time":
+        return late
+    remedy = "leave out --split time, or drop these rows"
+    return tuple(hazard._replace(severity="refused", remedy=remedy) for hazard in late)
 
 
 def _why(name: str, given: Given, profile: Profile) -> str:
@@ -141,7 +146,9 @@ def _split(found: Roles, profile: Profile, named: dict[str, str]) -> tuple[dict[
             **shares,
             "group": named[found.group],
         }, f"rows that share '{found.group}' ({rows:.1f} each) stay together"
-    return shares, "you said so" if found.time else "no column says when a row happened"
+    if found.time:
+        return shares, "you said so, or a class is in the newest rows only: see the hazards"
+    return shares, "no column says when a row happened"
 
 
 def _slices(entries: tuple[Entry, ...]) -> tuple[str, ...]:
