@@ -171,16 +171,6 @@ def test_what_is_not_http_gets_a_problem_document(server: Server, sent: bytes) -
     assert ProblemDocument.model_validate_json(body).type == "urn:problem:malformed-request"
 
 
-@pytest.mark.parametrize("path", [b"/predict", b"/predict?long"])
-def test_garbage_after_requests_takes_no_answer_from_them(server: Server, example: Instance, path: bytes) -> None:
-    # Next to another client a request waits for the next batch, so that the garbage is there before its answer.
-    with connected(server), connected(server) as connection:
-        connection.sendall(post(body_of(example), target=path) * 2 + b"\x00garbage\r\n\r\n")
-        told = everything(connection)
-    assert told.count(b"HTTP/1.1 200 OK") == 2
-    assert told.count(b'"predictions"') == 2
-
-
 def test_trailers_do_not_become_headers(server: Server, example: Instance) -> None:
     trailers = b"Content-Type: text/plain\r\nContent-Encoding: gzip\r\nX-Request-Id: from-a-trailer\r\n"
     body = chunked(body_of(example), trailers)

@@ -164,10 +164,8 @@ class Protocol(HttpToolsProtocol):
         """What came is no request, or none that is listened to."""
         if self._is_head_too_large:
             self._refuse_head()
-        elif self._is_far_ahead or (self._is_busy() and self.body_since is not None and self.pipeline):
+        elif self._is_far_ahead:
             self.transport.close()  # Another answer has its turn now.
-        elif self._is_busy() and self.body_since is None:
-            self.cycle.keep_alive = False  # The requests before it are answered.
         else:
             self._refuse(Problem(400, "malformed-request", msg), "", secrets.token_hex(16))
 
