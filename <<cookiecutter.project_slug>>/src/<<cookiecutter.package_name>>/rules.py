@@ -76,6 +76,8 @@ def _range(column: Column) -> Rule:
     low, high = column.limits
     if column.type == "integer":
         low, high = math.ceil(low), math.floor(high)
+    if column.role == "weight" and column.range is None:
+        return Rule("range", (0, high), "must not be negative")
     unit = f" {column.unit}" if column.unit else ""
     beyond = "" if column.range else ", the limits of what the model can tell apart"
     return Rule("range", (low, high), f"must be between {number(low)} and {number(high)}{unit}{beyond}")

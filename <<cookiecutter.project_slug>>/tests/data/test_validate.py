@@ -49,7 +49,7 @@ def test_a_weight_below_zero_is_refused() -> None:
     contract = strict.parse({"name": "weighed", "columns": columns}, Contract, "contract.yaml")
     table = pl.DataFrame({"x": [1.0, 2.0, 3.0], "times": [0.0, 2.5, -1.0], "y": [True, False, True]})
     assert check(table.head(2), contract) == []
-    assert str(only(check(table, contract))) == "times: 1 row: a weight below 0; first: -1.0 (row 2)"
+    assert str(only(check(table, contract))) == "times: 1 row: must not be negative; first: -1.0 (row 2)"
 
 
 def test_the_project_s_own_contract_can_be_kept(table: pl.DataFrame, contract: Contract) -> None:

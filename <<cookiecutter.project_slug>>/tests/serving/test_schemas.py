@@ -265,14 +265,20 @@ def test_a_value_is_parsed_as_the_contract_says(change: dict[str, Any], understo
 
 
 CODED = (
-    Column(name="zip", type="string", categories=("00123", "04000", "1", "01"), unseen=0.1),
+    Column(name="zip", type="string", categories=("00123", "04000"), unseen=0.1),
     Column(name="garage", type="string", categories=("None", "Attached")),
 )
 
 
 @pytest.mark.parametrize(
     ("change", "understood"),
-    [({"zip": 123}, "00123"), ({"zip": 4000.0}, "04000"), ({"zip": 1}, "1"), ({"garage": None}, "None")],
+    [
+        ({"zip": 123}, "00123"),
+        ({"zip": 4000.0}, "04000"),
+        ({"zip": "92"}, "00092"),
+        ({"garage": None}, "None"),
+        ({"garage": ""}, "None"),
+    ],
 )
 def test_a_category_is_known_by_what_pandas_makes_of_it(change: dict[str, Any], understood: str) -> None:
     row = {"zip": "04000", "garage": "Attached"}

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ MARKERS = frozenset(
     )
 )  # fmt: skip
 """Texts for a missing value in columns of numbers, booleans and timestamps; in lower case."""
+
+PANDAS_MARKERS = frozenset(("None", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "nan", "NaN"))
+"""Words that pandas reads as missing in a column of texts, too."""
 
 BOOLEANS = {
     **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
@@ -44,7 +48,10 @@ class Grammar(NamedTuple):
     """How the cells of a column are read.
 
     `na_values` and `booleans` (in lower case) are texts; `sentinels` are the values that `na_values` name. `number`
-    is the expression that every number as text fits; its groups are the signs and the digits.
+    is the expression that every number as text fits; its groups are the signs and the digits. `code_width` is the width
+    of categories that are all codes of digits (0: they are not): readers of tables take 00123 for the number 123.
+    `gap` is the category that is meant where nothing is: nothing is missing in the column, and pandas reads that word
+    as missing.
     """
 
     type: ColumnType
@@ -57,6 +64,8 @@ class Grammar(NamedTuple):
     formats: tuple[timestamps.Format, ...]
     counts: bool
     time_zone: str
+    code_width: int
+    gap: str | None
 
     def is_marker(self, text: str) -> bool:
         """Whether a stripped text stands for a missing value."""
@@ -74,11 +83,14 @@ class Grammar(NamedTuple):
 
 def grammar(column: Column) -> Grammar:
     """The grammar of a column."""
-    return _grammar(column.type, column.parse, column.time_zone)
+    texts = column.categories if column.type == "string" and column.role != "target" else None
+    return _grammar(column.type, column.parse, column.time_zone, texts or (), column.nullable)
 
 
 @lru_cache(maxsize=8192)
-def _grammar(kind: ColumnType, parse: Parse, time_zone: str) -> Grammar:
+def _grammar(
+    kind: ColumnType, parse: Parse, time_zone: str, categories: tuple[str | int, ...], is_nullable: bool
+) -> Grammar:
     booleans = BOOLEANS | dict.fromkeys(map(str.lower, parse.true_values), True)
     names = parse.date_formats
     formats = [timestamps.compiled(name) for name in (*names, *([] if timestamps.ISO in names else [timestamps.ISO]))]
@@ -93,6 +105,8 @@ def _grammar(kind: ColumnType, parse: Parse, time_zone: str) -> Grammar:
         tuple(formats),
         bool(names) and names != (timestamps.ISO,),
         time_zone,
+        _code_width([str(name) for name in categories]),
+        _gap([str(name) for name in categories]) if not is_nullable else None,
     )
     if kind not in ("float", "integer", "datetime") or not parse.na_values:
         return found
@@ -105,6 +119,16 @@ def _grammar(kind: ColumnType, parse: Parse, time_zone: str) -> Grammar:
         except ValueError:
             continue
     return found._replace(sentinels=frozenset(sentinels - {None}))
+
+
+def _code_width(categories: Sequence[str]) -> int:
+    widths = {len(name) if name.isascii() and name.isdigit() else 0 for name in categories}
+    return widths.pop() if len(widths) == 1 else 0
+
+
+def _gap(categories: Sequence[str]) -> str | None:
+    words = [name for name in categories if name in PANDAS_MARKERS]
+    return words[0] if len(words) == 1 else None
 
 
 def clean(text: str) -> str:

@@ -40,16 +40,33 @@ def parse_series(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Serie
     else:
         typed = _of_typed(series, rules)
         values = pl.repeat(None, len(series), dtype=wanted, eager=True) if typed is None else typed
+    if rules.type == "string":
+        values, absent = _categories(values, absent, rules)
     if rules.sentinels:
         sentinel = values.is_in(pl.Series(list(rules.sentinels), dtype=wanted).implode()).fill_null(value=False)
         values, absent = _where(~sentinel, values), absent | sentinel
     return values.rename(series.name), (values.is_null() & ~absent).rename(series.name)
 
 
+def _categories(values: pl.Series, absent: pl.Series, rules: Grammar) -> tuple[pl.Series, pl.Series]:
+    """Texts as categories have them, and which cells are missing."""
+    text = pl.lit(values)
+    if rules.code_width:
+        code = text.str.contains("^[0-9]+$")
+        text = pl.when(code).then(text.str.zfill(rules.code_width)).otherwise(text)
+    if rules.gap is not None:
+        text = pl.when(absent).then(pl.lit(rules.gap)).otherwise(text)
+        absent = absent & False
+    return pl.select(text).to_series(), absent
+
+
 def _of_typed(series: pl.Series, rules: Grammar) -> pl.Series | None:
     wanted, found = DTYPES[rules.type], series.dtype
     if found == wanted or (found.is_integer() and rules.type == "string"):
         return series.cast(wanted)
+    if found.is_float() and rules.type == "string" and rules.code_width:
+        whole = series.cast(pl.Int64, strict=False)
+        return _where((whole.cast(pl.Float64) == series) & (series.abs() <= INTEGER_LIMIT), whole.cast(wanted))
     if isinstance(found, pl.Datetime | pl.Date) and rules.type == "datetime":
         return _of_timestamps(series, rules)
     if isinstance(found, pl.Duration) and rules.type == "float":

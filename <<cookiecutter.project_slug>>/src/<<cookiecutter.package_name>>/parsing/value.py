@@ -1,6 +1,7 @@
 """One value of a column, as JSON or a cell has it."""
 
 import math
+import re
 from datetime import date, datetime
 from typing import Any
 
@@ -17,6 +18,8 @@ TYPE_MESSAGES = {
 }
 """What is said of a value that is not of a type."""
 _INT64 = 2**63
+_INT64_DIGITS = 19
+_DIGITS = re.compile("[0-9]+")
 
 
 def parse_value(value: Any, column: Column) -> Any:
@@ -29,7 +32,7 @@ def parse_value(value: Any, column: Column) -> Any:
     if isinstance(value, str):
         return read_text(value, rules)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return None
+        return rules.gap
     found = _READERS[rules.type](value, rules)
     return None if found in rules.sentinels else found
 
@@ -38,9 +41,9 @@ def read_text(text: str, rules: Grammar) -> Any:
     """As `parse_value`, for a text."""
     text = clean(text)
     if rules.is_marker(text):
-        return None
+        return rules.gap
     if rules.type == "string":
-        return text
+        return _code(text, rules)
     text = clean(plain(text))
     if rules.is_marker(text):
         return None
@@ -120,11 +123,15 @@ def _boolean(value: Any, _: Grammar) -> bool:
     return bool(value)
 
 
-def _string(value: Any, _: Grammar) -> str:
+def _string(value: Any, rules: Grammar) -> str:
     # The ids of some systems are beyond what any number type of a model holds.
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | float if rules.code_width else int):
         raise ValueError(TYPE_MESSAGES["string"])
-    return str(value)
+    return _code(str(_whole(value) if isinstance(value, float) else value), rules)
+
+
+def _code(text: str, rules: Grammar) -> str:
+    return text.zfill(rules.code_width) if len(text) < rules.code_width and _DIGITS.fullmatch(text) else text
 
 
 def _datetime(value: Any, rules: Grammar) -> datetime:

@@ -19,8 +19,6 @@ from . import faults
 
 _UNNAMED = re.compile("column_([0-9]+)")
 """What `adopt` calls a column without a name, by its place."""
-_READ_AS_MISSING = ("None", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "nan", "NaN")
-"""Words that pandas reads as missing where nobody tells it otherwise."""
 MAX_FAULTS = 1000
 """Reading stops after so many: looking for a million would keep everybody else waiting."""
 
@@ -150,7 +148,7 @@ def cell_reader(column: Column, required: bool) -> Read:
     if grammar(column).sentinels:
         return read
     if column.categories:
-        return _category_reader(column, read)
+        return _category_reader(frozenset(column.categories), read)
     if column.type in ("float", "integer"):
         return (_float_reader if column.type == "float" else _integer_reader)(*column.limits, read)
     if column.type == "datetime":
@@ -175,31 +173,11 @@ def _reader(column: Column, required: bool) -> Read:
     return read
 
 
-def _category_reader(column: Column, read: Read) -> Read:
-    known = frozenset(column.categories or ())
-    codes, gap = _codes(column), _gap(column)
-
+def _category_reader(known: Collection[Any], read: Read) -> Read:
     def read_category(value: Any) -> Any:
-        if type(value) is str:
-            return value if value in known else read(value)
-        if gap and (value is None or value != value):  # noqa: PLR0124 # NaN
-            return gap
-        return codes.get(value) or read(value) if type(value) in (int, float) else read(value)
+        return value if type(value) is str and value in known else read(value)
 
     return read_category
-
-
-def _codes(column: Column) -> dict[int, str]:
-    """Categories by the number that a reader takes them for, where that is one: 00123 for 123."""
-    codes = [name for name in column.categories or () if isinstance(name, str) and name.isascii() and name.isdigit()]
-    numbers = [int(code) for code in codes]
-    return {number: code for number, code in zip(numbers, codes, strict=True) if numbers.count(number) == 1}
-
-
-def _gap(column: Column) -> str:
-    """The category that is meant by null: nothing is missing here, and pandas reads that one as missing."""
-    words = [name for name in _READ_AS_MISSING if name in (column.categories or ())]
-    return words[0] if len(words) == 1 and not column.nullable and column.role != "target" else ""
 
 
 def _datetime_reader(read: Read) -> Read:

@@ -283,8 +283,7 @@ def _typed(column: Column) -> Any:
         return Annotated[str, _plain_datetime(sentinels), Field(json_schema_extra=_datetime_schema(column))]
     pattern = r"^[^\x00]*$" if "null_character" in limits else None
     text = Annotated[str, Field(max_length=limits.get("length"), pattern=pattern)]
-    plain = _plain_text(frozenset(column.categories or ()), frozenset(("", MISSING, *column.parse.na_values)))
-    return Annotated[text, plain, Field(json_schema_extra=_NOT_RESERVED)]
+    return Annotated[text, _plain_text(column), Field(json_schema_extra=_NOT_RESERVED)]
 
 
 def _datetime_note(column: Column) -> str:
@@ -321,9 +320,14 @@ def _plain_datetime(sentinels: Collection[Any]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _plain_text(known: Collection[Any], missing: Collection[str]) -> AfterValidator:
+def _plain_text(column: Column) -> AfterValidator:
+    known, missing = frozenset(column.categories or ()), frozenset(("", MISSING, *column.parse.na_values))
+    code_width = grammar(column).code_width
+
     def check(text: str) -> str:
-        if text not in known and (text in missing or clean(text) != text):
+        if text not in known and (
+            text in missing or clean(text) != text or (len(text) < code_width and text.isdecimal())
+        ):
             raise ValueError
         return text
 
