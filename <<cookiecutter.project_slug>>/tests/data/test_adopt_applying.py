@@ -400,3 +400,12 @@ def test_without_a_terminal_and_without_yes_nothing_is_changed(
     assert "3 categories" in capsys.readouterr().out
     shutil.rmtree(former / "var", ignore_errors=True)
     assert content(former) == {name: digest for name, digest in before.items() if not name.startswith("var/")}
+
+
+def test_a_name_is_found_in_either_unicode_form(former: Path, tmp_path: Path) -> None:
+    composed, decomposed = "d\u00e9cid\u00e9", "de\u0301cide\u0301"
+    shop(400).rename({"bought": decomposed, "shelf": "rayonne\u0301"}).write_csv(tmp_path / "t.csv")
+    for asked in (composed, decomposed):
+        with adopt.examined(str(tmp_path / "t.csv"), "", asked, Overrides(ignore=("rayonne\u0301",)), NOW) as found:
+            roles = {column["name"]: column.get("role", "feature") for column in found.proposal.columns}
+        assert roles == {"spent": "feature", "rayonn\u00e9": "ignored", composed: "target"}
