@@ -30,7 +30,9 @@ Way = Callable[[Path], object]
 
 
 def made() -> Prediction:
-    return Prediction(new_id(), now_us(), "k", "champion", "1", "{}", '{"prediction":true}', 0.25, 900, False)
+    return Prediction(
+        new_id(), now_us(), "k", None, "champion", "1", None, "{}", '{"prediction":true}', 0.25, 900, False
+    )
 
 
 def count_rows(*folders: Path) -> Counter[str]:
