@@ -140,6 +140,17 @@ def test_a_cell_that_only_a_guess_could_read_is_refused_by_name(
     assert not (folder / "out.parquet").exists()
 
 
+def test_a_nullable_column_that_the_file_lacks_is_missing_and_told(
+    folder: Path, settings: Settings, table: pl.DataFrame, contract: Contract
+) -> None:
+    name = rows.one(contract, lambda column: column.nullable, "column that may be missing").name
+    gone, empty = table.head(50).drop(name), table.head(50).with_columns(pl.lit(None).alias(name))
+    assert scored(folder, settings, gone)["score"].equals(scored(folder, settings, empty)["score"])
+    gone.write_parquet(folder / "in.parquet")
+    done = scoring.score(folder / "in.parquet", folder / "out.parquet", settings, ScoreParams())
+    assert done.violations[f"{name}: the column is missing"] == 50
+
+
 def test_a_job_is_one_row_of_the_log(folder: Path, settings: Settings, table: pl.DataFrame) -> None:
     scored(folder, settings, table)
     (job,) = Reader(settings.prediction_log).jobs()

@@ -66,8 +66,7 @@ def require(live: Live, name: str, version: str | None = None) -> None:
 
 def metadata(live: Live) -> ModelMetadata:
     """The model in the protocol's terms."""
-    contract = live.bundle.contract
-    columns = [*contract.inputs, *([contract.id] if contract.id else [])]
+    reader = live.schema.reader
     return ModelMetadata(
         name=live.bundle.manifest.name,
         versions=[live.ref.version],
@@ -77,9 +76,9 @@ def metadata(live: Live) -> ModelMetadata:
                 name=column.name,
                 datatype=_datatype(column),
                 shape=[-1],
-                parameters={"optional": column.nullable or column.role == "id"},
+                parameters={"optional": column.name not in reader.required},
             )
-            for column in columns
+            for column in reader.columns.values()
         ],
         outputs=[
             TensorMetadata(

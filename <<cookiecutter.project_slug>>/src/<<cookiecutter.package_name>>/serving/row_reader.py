@@ -62,12 +62,10 @@ class RowReader:
         Raises:
             ValueError: nowhere; the message is the rule that it breaks.
         """
-        found = self._fields.get(name) or self._fields.get(unicodedata.normalize("NFC", name).strip())
-        if found is not None:
-            return found
-        if name in (self._target.name, self._target.source):
-            raise ValueError("is what the model predicts; leave it out, and send it to /feedback once it is known")
-        raise ValueError(f"unknown field; {nearest(name, list(self.columns))}")
+        found = self._find(name)
+        if found is None:
+            raise ValueError(self._unknown(name))
+        return found
 
     def names(self, given: Sequence[str]) -> dict[str, str]:
         """The contract's name of each column of a table → the table's own name; without those that are dropped.
@@ -95,38 +93,62 @@ class RowReader:
         Raises:
             Problem: 422 that lists the first faults.
         """
-        found: list[faults.Details] = []
+        found: list[_Fault] = []
         read: list[dict[str, Any]] = []
         for at, row in enumerate(rows):
             if isinstance(row, Mapping):
                 read.append(self._row(row, at, found))
             else:
-                found.append(faults.fault(None, "must be an object", at, value=row))
+                found.append(_Fault(at, None, "must be an object", {"value": row}))
             if len(found) >= MAX_FAULTS:
                 break
         if found:
-            raise faults.refused(len(found), found[: faults.SHOWN], is_complete=len(found) < MAX_FAULTS)
+            listed = [
+                faults.fault(one.field, one.rule or self._unknown(one.field or ""), one.at, **one.value)
+                for one in found[: faults.SHOWN]
+            ]
+            raise faults.refused(len(found), listed, is_complete=len(found) < MAX_FAULTS)
         return read
 
-    def _row(self, row: Mapping[str, Any], at: int, found: list[faults.Details]) -> dict[str, Any]:
+    def _row(self, row: Mapping[str, Any], at: int, found: "list[_Fault]") -> dict[str, Any]:
         values: dict[str, Any] = {}
         fields = self._fields
         for given, value in row.items():
+            field = fields.get(given) or self._find(given)
+            if field is None:
+                found.append(_Fault(at, given, "", {"value": value}))
+                continue
+            name, read = field
+            if read is None:
+                continue
             try:
-                name, read = fields.get(given) or self.field(given)
-                if read is None:
-                    continue
                 if name in values:
                     raise ValueError(_twice(name))
                 values[name] = None
                 values[name] = read(value)
             except ValueError as error:
-                found.append(faults.fault(given, str(error), at, value=value))
+                found.append(_Fault(at, given, str(error), {"value": value}))
         if not values.keys() >= self.required:
-            found += (
-                faults.fault(name, REQUIRED, at) for name in self.columns if name in self.required - values.keys()
-            )
+            gone = self.required - values.keys()
+            found += [_Fault(at, name, REQUIRED, {}) for name in self.columns if name in gone]
         return values
+
+    def _find(self, name: str) -> Field | None:
+        return self._fields.get(name) or self._fields.get(unicodedata.normalize("NFC", name).strip())
+
+    def _unknown(self, name: str) -> str:
+        if name in (self._target.name, self._target.source):
+            return "is what the model predicts; leave it out, and send it to /feedback once it is known"
+        return f"unknown field; {nearest(name, list(self.columns))}"
+
+
+class _Fault(NamedTuple):
+    """A fault of a row; an empty rule is that of a field that belongs nowhere, which takes long to put into words."""
+
+    at: int
+    field: str | None
+    rule: str
+    value: Mapping[str, Any]
 
 
 def _aliases(column: Column) -> Iterator[str]:
