@@ -71,6 +71,7 @@ def test_help_names_every_verb_with_a_line_and_make_has_each(say: Say) -> None:
         (["run", "--forse"], "No such option"),
         (["serve", "--port", "many"], "'many' is not a valid int"),
         (["serve", "--workers", "0"], "0 is not in the range"),
+        (["monitor", "--until", "tomorrow"], "'tomorrow' does not match the formats"),
         (["window", "o.parquet", "--since", "yesterday"], "'yesterday' does not match the formats"),
         (["explain"], "Missing option '--id'"),
         (["rollout", "forward"], "No such command 'forward'"),

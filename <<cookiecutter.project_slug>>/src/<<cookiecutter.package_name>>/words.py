@@ -105,4 +105,4 @@ def span(first: datetime | None, last: datetime | None) -> str:
 
 def short(digest: str | None) -> str:
     """A sha256 as people read it, and as folders are named."""
-    return digest[:12] if digest else "unknown"
+    return digest[:8] if digest else "unknown"

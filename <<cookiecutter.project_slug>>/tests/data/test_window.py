@@ -44,6 +44,15 @@ def test_span_with_offsets_is_converted_to_the_time_column_s_zone(orders: pl.Dat
         cut(orders, shop, None, datetime(2020, 1, 2, tzinfo=UTC))
 
 
+@pytest.mark.parametrize(("since", "until"), [(FIRST, FIRST), (None, datetime(2012, 1, 1)), (FIRST, FIRST.min)])
+def test_a_span_that_ends_before_it_begins_is_refused(
+    tmp_path: Path, contract: Contract, params: Params, since: datetime | None, until: datetime
+) -> None:
+    params = params.model_copy(update={"data": params.data.model_copy(update={"until": datetime(2013, 1, 1)})})
+    with pytest.raises(ConfigError, match=r"--since is .* and --until .*; --since must be the earlier one"):
+        export(tmp_path / "cut.parquet", contract, params, since, until)
+
+
 def test_an_empty_span_is_refused_with_what_the_table_spans(orders: pl.DataFrame, shop: Contract) -> None:
     with pytest.raises(DataError, match=r"no row lies from 2030.*; the table spans 2020-01-01 00:00:00 to 2020-04-09"):
         cut(orders, shop, datetime(2030, 1, 1), None)

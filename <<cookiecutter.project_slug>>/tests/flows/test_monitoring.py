@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,7 @@ from pydantic import SecretStr
 from << cookiecutter.package_name >>.bundle import MANIFEST, Bundle
 from << cookiecutter.package_name >>.contract import Columns, Contract
 from << cookiecutter.package_name >>.data import tables
+from << cookiecutter.package_name >>.errors import ConfigError
 from << cookiecutter.package_name >>.files import sha256_file
 from << cookiecutter.package_name >>.flows import engine, monitoring, scoring
 from << cookiecutter.package_name >>.monitoring.alerts import AlertError
@@ -54,6 +56,23 @@ def test_a_scored_file_is_judged_and_reported(settings: Settings, params: Params
     assert json.loads(Path("reports/monitoring/latest.json").read_text())["verdict"] == found.result.verdict
 
 
+@pytest.mark.parametrize(
+    ("source", "since", "until", "message"),
+    [
+        (None, datetime(2026, 2, 1), datetime(2026, 1, 1), "--since must be the earlier one"),
+        (None, datetime(2026, 1, 1), datetime(2026, 1, 1), "--since must be the earlier one"),
+        (None, datetime(2026, 1, 1, 2), datetime(2026, 1, 1, 1, tzinfo=UTC), "--since must be the earlier one"),
+        (None, datetime(2200, 1, 1), None, "lies in the future"),
+        (Path("scored.parquet"), datetime(2026, 1, 1), None, "a scored file is judged as a whole"),
+    ],
+)
+def test_a_span_without_a_moment_is_refused(
+    settings: Settings, params: Params, source: Path | None, since: datetime, until: datetime | None, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        monitoring.watch(settings, params, source, since, until)
+
+
 def test_logged_predictions_of_a_span_are_judged_with_their_labels(
     settings: Settings, params: Params, contract: Contract, table: pl.DataFrame, columns: Columns, bundle_path: Path
 ) -> None:
@@ -87,8 +106,16 @@ def test_logged_predictions_of_a_span_are_judged_with_their_labels(
         ]
         for future in done:
             future.result()
+        # Another model that had this number, in a registry that was lost.
+        other = Prediction(
+            new_id(), start, None, None, "champion", "7", "e" * 64, dumps(inputs[0]), "{}", 0.5, 1, False
+        )
+        mine = other._replace(id=new_id(), model_version="3", model_digest=Bundle.open(bundle_path).digest)
+        log.append([other, mine]).result()
     whole = monitoring.watch(settings, params, None, None, None)
-    assert whole.result.volume.rows == 600
+    assert whole.result.volume.rows == 601
+    assert whole.result.versions == {"3": 1, "7": 600}
+    assert any(told.startswith("600 rows were logged before model digests") for told in whole.result.sentences)
     assert whole.result.quality.labelled == 600
     assert monitoring.watch(settings, params, None, whole.result.at, None).result.verdict == "insufficient data"
 

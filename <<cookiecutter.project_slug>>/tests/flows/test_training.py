@@ -128,6 +128,22 @@ def test_the_first_to_pass_is_champion_and_later_ones_challenge(
     assert aliases == {"champion": "5", "challenger": "3"}
 
 
+@pytest.mark.chaos
+def test_a_refused_model_does_not_serve_when_the_registry_is_lost(finished: Path) -> None:
+    before = routing.read(finished / "var" / "serving")
+    (finished / "mlflow.db").unlink()
+    shutil.rmtree(finished / "mlartifacts")
+    project.set_params(
+        finished, {"train": {"hist_gradient_boosting": {"max_iter": 1}}, "gates": {"loss_to_champion": -1.0}}
+    )
+    again = project.cli(finished, "run")
+    assert again.returncode == 1, again.stdout
+    assert "the registry was lost: version 1 still serves, and is registered as 1" in again.stdout
+    assert "REFUSED keeps up with the champion" in again.stdout
+    assert "Version 2: refused" in again.stdout
+    assert routing.read(finished / "var" / "serving") == before
+
+
 def test_a_champion_that_cannot_be_had_or_read_is_a_reason_not_a_crash(finished: Path) -> None:
     contract = Contract.load(stage.CONTRACT)
     settings = store.settings(finished)

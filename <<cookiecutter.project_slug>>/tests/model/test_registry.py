@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from alembic.config import Config
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -20,6 +21,7 @@ from << cookiecutter.package_name >>.data import tables
 from << cookiecutter.package_name >>.errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
 from << cookiecutter.package_name >>.files import sha256_file
 from << cookiecutter.package_name >>.metrics import LOSS
+from << cookiecutter.package_name >>.model import alembic_paths
 from << cookiecutter.package_name >>.model.gate import Check
 from << cookiecutter.package_name >>.model.pyfunc import signature
 from << cookiecutter.package_name >>.model.registry import CHALLENGER, CHAMPION, Registry, Version
@@ -186,6 +188,42 @@ def test_after_the_folder_moved_the_champion_loads_here_and_in_stock_mlflow(
     ours = Bundle.open(bundle_path).predict(tables.to_columns(table.head(200), contract.inputs))
     assert stock["scores"].tobytes() == ours.scores.tobytes()
     assert (stock["values"] == ours.values).all()
+
+
+@pytest.mark.parametrize("name", ["50% off", "what?", "#1", "a b", 'it\'s "so"', "größe", "a:b"])
+def test_the_folder_of_a_store_may_have_any_name(
+    tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    here = Settings(tracking_uri=f"sqlite:///{tmp_path.name}.db")  # MLflow keeps one connection to each.
+    for folder in (tmp_path / name, tmp_path / "plain"):
+        if folder.name == "plain":
+            (tmp_path / name).rename(folder)
+        else:
+            folder.mkdir()
+        monkeypatch.chdir(folder)
+        registry = Registry.open(here, NAME)
+        if not registry.versions():
+            registry.register(bundle_path, PASSED, {}, {}, [])
+        registry.download(registry.get("1"), folder / "copy")
+        assert bundle.verify(folder / "copy", registry.get("1").digest)
+        assert {path.name for path in folder.iterdir()} == {Path(here.tracking_uri).name, "mlartifacts", "var", "copy"}
+        shutil.rmtree(folder / "copy")
+
+
+def test_migrations_below_a_folder_with_a_percent_sign_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Config, "set_main_option", Config.set_main_option)
+    monkeypatch.setattr(alembic_paths, "__file__", "/50% off/alembic_paths.py")
+    for _ in range(2):
+        alembic_paths.escape_percent()
+    place = tmp_path / "50% off"
+    place.mkdir()
+    config = Config()
+    config.set_main_option("script_location", str(place))
+    config.set_main_option("sqlalchemy.url", "sqlite:///50%% off")
+    assert config.get_main_option("script_location") == str(place)
+    assert config.get_main_option("sqlalchemy.url") == "sqlite:///50% off"
 
 
 def test_a_store_that_others_share_is_not_bent_to_this_project(

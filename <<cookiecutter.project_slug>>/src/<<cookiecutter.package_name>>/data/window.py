@@ -11,6 +11,12 @@ from ..params import Params
 from . import tables
 
 
+def check_span(since: datetime | None, until: datetime | None) -> None:
+    """Refuse a span that has no moment; raises `ConfigError`."""
+    if since is not None and until is not None and naive(since) >= naive(until):
+        raise ConfigError(f"--since is {since:%F %T} and --until {until:%F %T}; --since must be the earlier one")
+
+
 def cut(table: pl.DataFrame, contract: Contract, since: datetime | None, until: datetime | None) -> pl.DataFrame:
     """Rows with since ≤ time < until.
 
@@ -38,9 +44,13 @@ def export(output: Path, contract: Contract, params: Params, since: datetime | N
     """Write a span of the raw table to `output`; returns its rows.
 
     It begins at `data.until` of params.yaml if `since` is not given, and is a month long if `until` is not.
+
+    Raises:
+        ConfigError: it ends before it begins; otherwise as `cut`.
     """
     start = since or params.data.until
     end = until or (start and pl.Series([start]).dt.offset_by("1mo")[0])
+    check_span(start, end)
     rows = cut(tables.read(params.data.raw, contract), contract, start, end)
     tables.write(rows, output)
     return rows.height

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from contextlib import ExitStack
+from pathlib import Path
 
 from ..settings import Settings
 from . import done, engine
@@ -33,7 +34,8 @@ def show(settings: Settings, progress: Progress) -> None:
         else:
             port, log = _free_port(MLFLOW_PORT), done.FOLDER / "mlflow-ui.log"
             # Its job workers, nine processes for features that need a language model, stay away.
-            mlflow = engine.spawn(_mlflow(settings, port), log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+            environ = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONPATH": _startup()}
+            mlflow = engine.spawn(_mlflow(settings, port), log, environ)
             stack.enter_context(engine.ending(mlflow))
             servers.insert(0, ("MLflow", f"http://127.0.0.1:{port}", mlflow, log))
         for name, address, server, output in servers:
@@ -46,7 +48,14 @@ def show(settings: Settings, progress: Progress) -> None:
             signal.pause()
 
 
+def _startup() -> str:
+    """Where Python finds what such a server runs first."""
+    return os.pathsep.join([str(Path(__file__).parent / "startup"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def _mlflow(settings: Settings, port: int) -> list[str]:
+    from ..model.store import location
+
     return [
         *(
             "-m",
@@ -60,7 +69,7 @@ def _mlflow(settings: Settings, port: int) -> list[str]:
             "--workers",
             "1",
         ),
-        *("--backend-store-uri", settings.tracking_uri, "--default-artifact-root", settings.artifact_root),
+        *("--backend-store-uri", settings.tracking_uri, "--default-artifact-root", location(settings.artifact_root)),
     ]
 
 

@@ -5,10 +5,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .. import stage
+from ..data.window import check_span
+from ..errors import ConfigError
 from ..monitoring import alerts, window
 from ..monitoring.run import Monitored, monitor
 from ..params import Params
-from ..prediction_log import Reader
+from ..prediction_log import Reader, now_us
 from ..settings import Settings
 from . import engine
 from .scoring import champion
@@ -30,15 +32,17 @@ def watch(
         tell: called with what was found before alerts are delivered, which may fail.
 
     Raises:
+        ConfigError: the span has no moment, or lies in the future, or goes with a scored file.
         DataError: the file cannot be read.
         AlertError: the alerts are on file, but the webhook did not take them.
     """
+    _check_span(source, since, until)
     version, opened = champion(settings)
     slices: Sequence[str] = params.evaluate.slices
     if source is not None:
         rows = window.from_file(source, opened, slices)
     else:
-        log, span = Reader(settings.prediction_log), (_us(since) or 0, _us(until))
+        log, span = Reader(settings.prediction_log), (_us(since) if since else 0, _us(until) if until else None)
         rows = window.from_log(log, opened, slices, *span, version, opened.digest)
     found = engine.task("monitor", monitor, rows, opened, params, FOLDER)
     tell(found)
@@ -47,8 +51,14 @@ def watch(
     return found
 
 
-def _us(moment: datetime | None) -> int | None:
-    if moment is None:
-        return None
+def _check_span(source: Path | None, since: datetime | None, until: datetime | None) -> None:
+    check_span(since, until)
+    if source is not None and (since or until):
+        raise ConfigError("--since and --until choose from the prediction log; a scored file is judged as a whole")
+    if since is not None and _us(since) > now_us():
+        raise ConfigError(f"--since is {since:%F %T} (UTC), which lies in the future; give an earlier moment")
+
+
+def _us(moment: datetime) -> int:
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return int(aware.timestamp() * 1_000_000)

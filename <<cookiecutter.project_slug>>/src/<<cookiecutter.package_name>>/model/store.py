@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import filelock
 import mlflow
@@ -12,14 +13,19 @@ import sqlalchemy as sa
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from ..errors import ConfigError
 from ..files import replacing
 from ..settings import Settings
+from .alembic_paths import escape_percent
 
 LOCK_SECONDS = 60
 CONNECTION_RETRIES, RETRY_BACKOFF = 2, 1
 _SQLITE = "sqlite:///"
+_DEFAULT_ROOT = "mlruns"
+"""Where MLflow keeps the files of experiments that say nothing else; of ours none does."""
+_URI_CHARACTERS = set("%?#:'\"\\")
 _PATHS = {
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
@@ -44,6 +50,7 @@ def opened(settings: Settings) -> Iterator[MlflowClient]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", str(RETRY_BACKOFF))
     # Read by everything in MLflow that resolves `models:/` and `runs:/` addresses.
     mlflow.set_tracking_uri(uri)
+    escape_percent()
     try:
         with lock("mlflow-store", settings):
             if uri.startswith(_SQLITE):
@@ -52,7 +59,7 @@ def opened(settings: Settings) -> Iterator[MlflowClient]:
                 _connect(uri)
             client = MlflowClient(uri, uri)
             if uri.startswith(_SQLITE) and "://" not in settings.artifact_root:
-                _mend_moved_paths(uri, Path(settings.artifact_root).absolute())
+                _mend_moved_paths(uri, location(settings.artifact_root))
             yield client
     except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
         raise ConfigError(
@@ -62,7 +69,21 @@ def opened(settings: Settings) -> Iterator[MlflowClient]:
 
 def artifacts(settings: Settings) -> str | None:
     """Where a new experiment's files go; None where the store decides that itself."""
-    return settings.artifact_root if settings.tracking_uri.startswith(_SQLITE) else None
+    return location(settings.artifact_root) if settings.tracking_uri.startswith(_SQLITE) else None
+
+
+def location(root: str) -> str:
+    """A folder of artifacts as MLflow is to be told of it: it takes paths for URIs, but for the simplest of them."""
+    if "://" in root:
+        return root
+    path = Path(root).absolute()
+    return path.as_uri() if set(str(path)) & _URI_CHARACTERS else str(path)
+
+
+def _path(artifact_location: str) -> Path:
+    """The folder that `location` tells of."""
+    parts = urlsplit(artifact_location)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else Path(artifact_location)
 
 
 def lock(name: str, settings: Settings) -> filelock.BaseFileLock:
@@ -95,7 +116,8 @@ def _make(database: Path) -> None:
     with replacing(database) as part:
         sa.event.listen(sa.Engine, "connect", hasten)
         try:
-            MlflowClient(f"{_SQLITE}{part}").search_experiments(max_results=1)
+            # By its path from here: an address has other uses for a `?`, which the folders above may have.
+            SqlAlchemyStore(f"{_SQLITE}{os.path.relpath(part)}", location(_DEFAULT_ROOT))
         finally:
             sa.event.remove(sa.Engine, "connect", hasten)
 
@@ -109,7 +131,7 @@ def _connect(uri: str) -> None:
         engine.dispose()
 
 
-def _mend_moved_paths(uri: str, artifact_root: Path) -> None:
+def _mend_moved_paths(uri: str, artifact_root: str) -> None:
     """MLflow stores absolute paths; where the project folder moved, put the new ones in their place.
 
     In a store outside the project, which others may share, only what is gone from its old place is touched.
@@ -122,9 +144,9 @@ def _mend_moved_paths(uri: str, artifact_root: Path) -> None:
                 sa.select(sa.column("artifact_location")).select_from(sa.table("experiments")).distinct()
             )
             for old in connection.scalars(query).all():
-                moved = old and Path(old).name == artifact_root.name and old != str(artifact_root)
-                if moved and (own or not Path(old).exists()):
-                    _repoint(connection, old, str(artifact_root))
+                moved = old and _path(old).name == _path(artifact_root).name and old != artifact_root
+                if moved and (own or not _path(old).exists()):
+                    _repoint(connection, old, artifact_root)
     finally:
         engine.dispose()
 
