@@ -22,6 +22,7 @@ from << cookiecutter.package_name >>.derived import DERIVED
 from << cookiecutter.package_name >>.errors import ConfigError, IntegrityError, ProjectError
 from << cookiecutter.package_name >>.features import Featurizer
 from << cookiecutter.package_name >>.model import estimators, evaluate, package, train
+from << cookiecutter.package_name >>.model.fitted import FittedModel
 from << cookiecutter.package_name >>.params import EstimatorName, Params
 
 from .conftest import make_bundle, python_rows, same_bits
@@ -214,7 +215,7 @@ def test_another_model_that_is_whole_is_refused_if_it_takes_other_inputs(
     frame = estimators.to_frame(featurizer.encode(tables.to_columns(table.head(500), contract.inputs)))
     labels = table.head(500)[contract.target.name].to_numpy()
     linear = estimators.build("logistic_regression", "binary", params.train, featurizer, 0)
-    other = estimators.fit(linear, frame, labels)
+    other = FittedModel(estimators.fit(linear, frame, labels))
     (copied / MODEL).write_bytes(package.to_onnx(other, featurizer))
     bundle.seal(copied, facts(copied))
     with pytest.raises(IntegrityError, match=r"model.onnx takes other inputs than its manifest.json lists"):

@@ -76,7 +76,10 @@ def adapted(params: Params, contract: Contract) -> Params:
     evaluate = params.evaluate.model_copy(update={"slices": slices(contract)})
     wanted = {"floor": 0.3, "gain_over_linear": -0.2, "skill_over_trivial": 0.0, "slice_floor": 0.0, "slice_loss": None}
     gates = params.gates.model_copy(update=wanted)
-    return params.model_copy(update={"split": split, "evaluate": evaluate, "gates": gates})
+    # Some of these targets follow a line, and a worse model than a linear one is refused.
+    candidates = (LINEAR[contract.task], "hist_gradient_boosting")
+    train = params.train.model_copy(update={"estimator": "auto", "candidates": candidates})
+    return params.model_copy(update={"split": split, "evaluate": evaluate, "gates": gates, "train": train})
 
 
 def candidate(made: Made, params: Params) -> gate.Candidate:

@@ -128,7 +128,8 @@ def test_every_file_is_then_about_the_new_table(former: Path, table: Path) -> No
     params = yaml.safe_load(stage.PARAMS.read_text())
     assert params["data"] == {"raw": "data/raw/my-shop-2024.parquet", "until": None}
     assert params["split"] == {"by": "hash", "validation_share": 0.15, "test_share": 0.15}
-    assert (params["evaluate"]["slices"], params["gates"]["floor"]) == (["shelf"], 0.5)
+    assert (params["evaluate"]["slices"], params["gates"]["floor"]) == (["shelf"], None)
+    assert params["train"]["estimator"] == "auto"
     raw = pl.read_parquet(params["data"]["raw"])
     assert raw.equals(shop(400, empty=pl.Series([None] * 400, dtype=pl.String)))
     assert "example" not in Path("pyproject.toml").read_text()
@@ -349,9 +350,11 @@ def test_params_keep_their_comments_and_what_a_table_does_not_decide(tmp_path: P
     assert writing.params(found, before, Path("data/raw/tills.parquet")) == (
         "# every knob\nseed: 13 # luck\n\ndata:\n  raw: data/raw/tills.parquet   # here\n  until: null\n\n"
         "split:\n  by: hash\n  validation_share: 0.15\n  test_share: 0.15\n\n"
-        "train:\n  estimator: logistic_regression\n\nevaluate:\n  slices: [shelf]\n  min_slice_rows: 20\n\n"
-        "gates:\n  own: 1\n  floor: 0.5\n  slice_floor: 0.5\n  skill_over_trivial: 0.0\n  gain_over_linear: -0.02\n"
-        "  loss_to_champion: 0.01\n  parity_tolerance: 0.00001\n"
+        "train:\n  estimator: auto\n\n  candidates: [logistic_regression, spline_logistic_regression, "
+        "regularized_boosting, random_forest, \n      hist_gradient_boosting, mlp]\n  calibration: auto\n"
+        "evaluate:\n  slices: [shelf]\n  min_slice_rows: 20\n\n"
+        "gates:\n  own: 1\n  significance: 0.05\n  floor: null\n  skill_over_trivial: null\n"
+        "  gain_over_linear: null\n  loss_to_champion: 0.01\n  parity_tolerance: 0.00001\n  slice_floor: null\n"
         "  slice_loss: null\n  class_recall: 0.0\n  calibration_error: 0.15\n  coverage_tolerance: 0.1\n"
         "  latency_ms: 20.0\n  size_mb: 200.0\n"
     )

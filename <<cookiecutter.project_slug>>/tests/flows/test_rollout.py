@@ -245,6 +245,9 @@ def test_a_pruned_version_says_so_and_training_it_again_brings_it_back(
     many.mend(many.get("4"), six.with_name("4"), {})
     assert rollout.promote(many, few, "4").number == "4"
     assert serving(folder) == "4"
+    shutil.rmtree(folder / "mlartifacts")
+    many.mend(many.get("4"), six.with_name("4"), {})
+    assert stored(folder, many) == {"4"}, "as where all artifacts are lost"
 
 
 def test_a_kill_while_pruning_leaves_whole_bundles_only(

@@ -134,7 +134,7 @@ def test_a_refused_model_does_not_serve_when_the_registry_is_lost(finished: Path
     (finished / "mlflow.db").unlink()
     shutil.rmtree(finished / "mlartifacts")
     project.set_params(
-        finished, {"train": {"hist_gradient_boosting": {"max_iter": 1}}, "gates": {"loss_to_champion": -1.0}}
+        finished, {"train": {"hist_gradient_boosting": {"max_iter": 1}}, "gates": {"loss_to_champion": 0.0}}
     )
     again = project.cli(finished, "run")
     assert again.returncode == 1, again.stdout
