@@ -14,9 +14,9 @@ from typer.main import get_command
 from << cookiecutter.package_name >> import cli, stage, terminal
 from << cookiecutter.package_name >>.bundle import BACKGROUND, Bundle
 from << cookiecutter.package_name >>.contract import Contract, from_rows
-from << cookiecutter.package_name >>.flows import done
+from << cookiecutter.package_name >>.model import roles
+from << cookiecutter.package_name >>.model.registry import CHAMPION, Registry
 from << cookiecutter.package_name >>.monitoring.result import EXIT_STATUS
-from << cookiecutter.package_name >>.params import Params
 from << cookiecutter.package_name >>.prediction_log import Prediction, Writer, dumps, new_id, now_us
 from << cookiecutter.package_name >>.settings import Settings
 
@@ -134,18 +134,27 @@ def test_a_span_of_the_raw_table_is_cut_out(say: Say, finished: Path, contract: 
 
 
 def test_a_refused_model_stays_an_error_when_nothing_has_changed_since(say: Say, finished: Path) -> None:
-    done.record(Settings.read(), Params.load(stage.PARAMS), {"version": "1", "role": "refused"})
-    told = say("run")
-    assert "Up to date: version 1, refused." in told.output
-    assert (told.status, told.errors) == (1, "error: version 1 was refused by its gates and will not serve\n")
+    settings, name = Settings.read(), Contract.load(stage.CONTRACT).name
+    client, aside = Registry.open(settings, name)._client, Path("var/serving-aside")
+    client.delete_registered_model_alias(name, CHAMPION)
+    client.set_model_version_tag(name, "1", roles.GATES_TAG, "refused")
+    settings.serving_folder.rename(aside)
+    try:
+        told = say("run")
+        assert "Up to date: version 1, refused." in told.output
+        assert (told.status, told.errors) == (1, "error: version 1 was refused by its gates and will not serve\n")
+    finally:
+        aside.rename(settings.serving_folder)
+        client.set_model_version_tag(name, "1", roles.GATES_TAG, "passed")
+        client.set_registered_model_alias(name, CHAMPION, "1")
 
 
 def test_versions_are_shown_and_an_unknown_one_is_refused_by_name(say: Say, finished: Path) -> None:
     shown = say("rollout", "status")
     assert shown.status == 0, shown.errors
-    assert re.search(r"^ 1 +champion +0\.\d{4} +passed", shown.output, re.MULTILINE)
+    assert re.search(r"^ 1 +[0-9a-f]{8} +champion +0\.\d{4} +passed", shown.output, re.MULTILINE)
     assert re.search(r"serving: version 1 since .* \(first champion\)", shown.output)
-    assert re.search(r"^ champion +1 +100% +\d\d-\d\d \d\d:\d\d +0", shown.output, re.MULTILINE)
+    assert re.search(r"^ champion +1 +[0-9a-f]{8} +100% +\d\d-\d\d \d\d:\d\d +0", shown.output, re.MULTILINE)
     assert "champion nothing → 1 (first champion)" in shown.output
 
     unknown = say("rollout", "promote", "9")
@@ -172,7 +181,7 @@ def test_a_logged_prediction_is_explained_in_a_table_and_in_json(say: Say, finis
     shown = say("explain", "--id", made.id)
     assert shown.status == 0, shown.errors
     head, numbers, heads, *lines = shown.output.splitlines()
-    assert re.match(rf"Prediction {made.id} of .* UTC, by version 1 \(champion\): .+$", head)
+    assert re.match(rf"Prediction {made.id} of .* UTC, by version 1 \(champion, sha256 unknown\): .+$", head)
     found = re.match(r"(?:value|probability of .*) (-?[\d.]+) = (-?[\d.]+), the mean of 50 training rows, ", numbers)
     assert found is not None
     assert heads.split() == ["column", "value", "contribution", "error"]

@@ -165,7 +165,7 @@ def test_a_broken_row_stops_the_run_and_nothing_else_changes_until_it_is_mended(
         run(finished)
     told = capfd.readouterr()
     assert "data/raw/table.parquet changed: recorded with DVC" in told.out
-    assert f"✗ {column.name}: 1 row: outside" in told.err
+    assert f"✗ {column.name}: 1 row: must be between" in told.err
     assert "Traceback" not in told.err
     assert contents(finished / "var" / "serving") == serving
     assert contents(finished / "bundle") == model

@@ -19,7 +19,7 @@ from << cookiecutter.package_name >>.metrics import HEADLINE
 from << cookiecutter.package_name >>.model import figures, gate, speed
 from << cookiecutter.package_name >>.monitoring import run
 from << cookiecutter.package_name >>.monitoring.window import Window, from_file, from_log
-from << cookiecutter.package_name >>.params import Params, ScoreParams
+from << cookiecutter.package_name >>.params import LINEAR, Params, ScoreParams
 from << cookiecutter.package_name >>.prediction_log import Reader
 from << cookiecutter.package_name >>.serving.app import create_app
 from << cookiecutter.package_name >>.settings import Settings

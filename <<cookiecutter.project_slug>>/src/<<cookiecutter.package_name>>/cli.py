@@ -358,7 +358,17 @@ def adopt(
     from .flows import done, engine, git
 
     overrides = Overrides(
-        name, id, time, group, weight, tuple(ignore or ()), tuple(feature or ()), task, split, positive
+        name=name,
+        id=id,
+        time=time,
+        group=group,
+        weight=weight,
+        ignore=tuple(ignore or ()),
+        feature=tuple(feature or ()),
+        task=task,
+        split=split,
+        positive=positive,
+        keep_na=tuple(keep_na or ()),
     )
     with engine.exclusive(done.FOLDER, "run", doing="adopt"):
         if not force and (edited := git.edited(adoption.overwritten())):

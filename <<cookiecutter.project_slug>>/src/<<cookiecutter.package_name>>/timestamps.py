@@ -124,6 +124,19 @@ def parse(text: str, formats: tuple[Format, ...]) -> Stamp | None:
     return None
 
 
+def plain(text: str) -> datetime | None:
+    """The timestamp that a text in the form of `datetime.isoformat` names, without an offset; None for any other."""
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if len(text) == 19:  # Most have no fraction; isoformat would take twice as long as all the rest.
+        is_plain = text[4] == text[7] == "-" and text[10] == "T" and text[16] == ":"
+    else:
+        is_plain = value.tzinfo is None and value.isoformat() == text
+    return value if is_plain else None
+
+
 def iso(text: str) -> datetime:
     """The timestamp that a text in ISO 8601 names, with its offset if it has one.
 

@@ -351,7 +351,7 @@ def test_params_keep_their_comments_and_what_a_table_does_not_decide(tmp_path: P
         "# every knob\nseed: 13 # luck\n\ndata:\n  raw: data/raw/tills.parquet   # here\n  until: null\n\n"
         "split:\n  by: hash\n  validation_share: 0.15\n  test_share: 0.15\n\n"
         "train:\n  estimator: auto\n\n  candidates: [logistic_regression, spline_logistic_regression, "
-        "regularized_boosting, random_forest, \n      hist_gradient_boosting, mlp]\n  calibration: auto\n"
+        "regularized_boosting, random_forest, \n      hist_gradient_boosting, mlp]\n  calibration: auto\n\n"
         "evaluate:\n  slices: [shelf]\n  min_slice_rows: 20\n\n"
         "gates:\n  own: 1\n  significance: 0.05\n  floor: null\n  skill_over_trivial: null\n"
         "  gain_over_linear: null\n  loss_to_champion: 0.01\n  parity_tolerance: 0.00001\n  slice_floor: null\n"

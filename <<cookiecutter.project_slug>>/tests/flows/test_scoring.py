@@ -178,7 +178,7 @@ def test_a_column_that_is_missing_mistyped_or_taken_is_refused_by_name(
         scored(folder, settings, table.drop(first.name))
     texts = table[first.name].cast(pl.String).to_list()
     texts[5] = "much"
-    with pytest.raises(DataError, match="row 5: 'much' is not of type"):
+    with pytest.raises(DataError, match="row 5: 'much' must be a number"):
         scored(folder, settings, table.with_columns(pl.Series(first.name, texts)))
     with pytest.raises(DataError, match="has a column 'score' already"):
         scored(folder, settings, table.with_columns(score=0.5))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from ..contract import FLOAT_LIMIT, INTEGER_LIMIT, Column, Contract
 from ..errors import DataError, IntegrityError
 from ..files import replacing, sha256_file
-from ..parsing import parse_value
+from ..parsing import TYPE_MESSAGES, parse_value
 from ..parsing import series as cells
 from .formats import reading
 
@@ -99,7 +99,7 @@ def misfit(cell: object, column: Column) -> str:
         parse_value(cell, column)
     except ValueError as error:
         return str(error)
-    return f"is not of type {column.type}"
+    return TYPE_MESSAGES[column.type]
 
 
 def _filled(found: reading.Opened, path: Path, rows: int) -> Iterator[pl.DataFrame]:

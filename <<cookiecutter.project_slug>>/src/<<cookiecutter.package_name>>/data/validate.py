@@ -10,7 +10,6 @@ from .. import stage
 from ..contract import Column, Contract
 from ..errors import ContractViolation
 from ..files import read_json, write_json
-from ..parsing import TYPE_MESSAGES
 from ..rules import beyond
 from ..strict import nearest
 from . import card, tables
@@ -34,49 +33,6 @@ class Violation(BaseModel):
         counted = f"{self.rows:,} row{'s' if self.rows != 1 else ''}: " if self.rows else ""
         shown = ", ".join(f"{value} (row {row})" for row, value in self.examples)
         return f"{self.column}: {counted}{self.rule}" + (f"; first: {shown}" if shown else "")
-
-
-class Rule(NamedTuple):
-    """What every present value of a column must keep: how it is told, and the values that break it."""
-
-    text: str
-    broken: pl.Expr
-
-
-def rules(column: Column) -> list[Rule]:
-    """The rules that a column's values must keep, besides type, uniqueness and presence."""
-    value = pl.col(column.name)
-    found = []
-    if column.type in ("float", "integer"):
-        low, high = column.limits
-        told = f"outside [{low:g}, {high:g}]{f' {column.unit}' if column.unit else ''}"
-        beyond = "" if column.range else ", more than a model can tell apart"
-        found.append(Rule(told + beyond, ~value.is_between(low, high)))
-    if column.role == "weight":
-        found.append(Rule("a weight below 0", value < 0))
-    if column.type == "string":
-        found.append(Rule(f"the text '{MISSING}' is reserved for missing values", value == MISSING))
-    if column.categories is not None:
-        unknown = ~value.is_in(list(column.categories))
-        beyond = f", beyond the {column.unseen:.1%} that the contract tolerates" if column.unseen else ""
-        found.append(Rule(f"no category of the contract{beyond}", unknown & (unknown.mean() > column.unseen)))
-    return found
-
-
-def schema(columns: Sequence[Column]) -> pa.DataFrameSchema:
-    """Columns of the contract as a pandera schema for Polars frames."""
-    return pa.DataFrameSchema(
-        {
-            column.name: pa.Column(
-                tables.DTYPES[column.type],
-                checks=[pa.Check(_keeps(rule), error=rule.text) for rule in rules(column)],
-                nullable=column.nullable,
-                unique=column.role == "id",
-            )
-            for column in columns
-        },
-        strict=True,
-    )
 
 
 def check(table: pl.DataFrame, contract: Contract) -> list[Violation]:
@@ -137,8 +93,7 @@ def _shape(table: pl.DataFrame, contract: Contract) -> list[Violation]:
 def _mistyped(series: pl.Series, column: Column) -> Violation:
     wrong = tables.misfits(series, column)
     found = "" if series.dtype == pl.String else f" (the file says {series.dtype})"
-    why = f": {tables.misfit(series.filter(wrong)[0], column)}" if column.type == "datetime" else ""
-    return _broken(series, column, f"not of type {column.type}{found}{why}", wrong)
+    return _broken(series, column, tables.misfit(series.filter(wrong)[0], column) + found, wrong)
 
 
 def _violation(table: pl.DataFrame, check: Check) -> Violation:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..contract import Contract
+from ..contract import Contract, naive
 from ..errors import ConfigError, DataError
 from ..params import Params
 from . import tables

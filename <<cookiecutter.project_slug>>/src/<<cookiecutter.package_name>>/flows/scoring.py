@@ -17,6 +17,7 @@ from ..bundle import Bundle, Predictions
 from ..contract import SCORED, Column, Contract
 from ..data import tables
 from ..data.adoption import columns
+from ..data.checks import checks_of
 from ..errors import DataError, ProjectError
 from ..files import replacing
 from ..params import ScoreParams
@@ -66,7 +67,7 @@ def score(
     The output has the input's columns and `prediction`, `score` (see `Predictions`) and `model_version`; of more
     than two classes also `probabilities`, of a number `low` and `high`. Memory does not grow with the rows. A row
     gets the same bits as from the API. Rows whose values break the contract (out of range, unknown, missing) are
-    scored all the same, and counted.
+    scored all the same, and counted, as are those of a file without a nullable column.
 
     Args:
         advance: called with the number of rows after each piece.
@@ -89,9 +90,11 @@ def score(
     return Scored(job.id, rows, seconds, version, {rule: count for rule, count in broken.most_common() if count})
 
 
-def counts(contract: Contract) -> dict[str, pl.Expr]:
-    """For each rule on the values of an input column, how many rows of a frame break it."""
-    return {f"{check.column.name}: {check.message}": check.broken.sum() for check in checks_of(contract.inputs)}
+def counts(frame: pl.DataFrame, contract: Contract) -> dict[str, int]:
+    """For each rule on the input columns that a frame has, how many rows break it."""
+    there = [column for column in contract.inputs if column.name in frame.columns]
+    found = {f"{check.column.name}: {check.message}": check.broken.sum() for check in checks_of(there)}
+    return frame.select(**found).to_dicts()[0]
 
 
 def _check_output(source: Path, output: Path) -> None:
@@ -114,7 +117,7 @@ def _write(
 ) -> Counter[str]:
     """Score all rows; returns their number under `_ROWS`, and by rule of the contract how many broke it."""
     found: Counter[str] = Counter()
-    rules = counts(opened.contract)
+    contract = opened.contract
 
     def answer(frame: pl.DataFrame) -> tuple[pa.Table, dict[str, int]]:
         absent = [column for column in contract.inputs if column.name not in frame.columns]
@@ -132,7 +135,7 @@ def _write(
         writer: pq.ParquetWriter | None = None
         try:
             # This thread reads and writes, in order; each of the others answers a piece with the model, as one alone.
-            for table, broken in _in_order(pool, answer, _checked(source, opened.contract, chunk_rows), threads + 1):
+            for table, broken in _in_order(pool, answer, _checked(source, opened, chunk_rows), threads + 1):
                 writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
                 writer.write_table(table)
                 found.update({_ROWS: table.num_rows, **broken})
@@ -154,10 +157,11 @@ def answered(frame: pl.DataFrame, predictions: Predictions, contract: Contract, 
     return frame.with_columns(*found, pl.lit(version).alias(VERSION))
 
 
-def _checked(source: Path, contract: Contract, chunk_rows: int) -> Iterator[pl.DataFrame]:
-    at = 0
+def _checked(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[pl.DataFrame]:
+    contract, at = opened.contract, 0
+    needed = [column for column in contract.inputs if not column.nullable and column.name not in opened.unused]
     for chunk in _pieces(source, contract, chunk_rows):
-        for column in contract.inputs:
+        for column in needed:
             if column.name not in chunk.columns:
                 raise DataError(f"{source} has no column '{column.name}'; {nearest(column.name, chunk.columns)}")
         if taken := [name for name in SCORED if name in chunk.columns]:
@@ -182,7 +186,7 @@ def _misfit(series: pl.Series, column: Column, at: int) -> str:
     why = tables.misfit(series[row], column)
     if series.dtype != pl.String:
         return f"column '{column.name}' has type {series.dtype}, the contract says {column.type}; a value {why}"
-    return f"column '{column.name}', row {at + row:,}: {series[row]!r} is not of type {column.type}; it {why}"
+    return f"column '{column.name}', row {at + row:,}: {series[row]!r} {why}"
 
 
 def _in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterator[T], ahead: int) -> Iterator[R]:

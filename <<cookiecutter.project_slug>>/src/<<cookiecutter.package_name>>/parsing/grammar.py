@@ -158,11 +158,12 @@ def _number(parse: Parse) -> str:
     digits = f"(?:[0-9]+(?:{point}[0-9]*)?|{point}[0-9]+)(?:[eE][-+]?[0-9]+)?"
     if parse.thousands:
         digits = f"[1-9][0-9]{{0,2}}(?:{group}[0-9]{{2,3}})*{group}[0-9]{{3}}(?:{point}[0-9]*)?|{digits}"
-    symbol = ""
+    # Bounded, or a long run of blanks in a request would keep Python's `re` busy for minutes.
+    gap, symbol = " {0,3}", ""
     if parse.symbols:
         either = "|".join(re.escape(plain(symbol)) for symbol in sorted(parse.symbols, key=len, reverse=True))
-        symbol = f"(?:(?:{either}) *)?"
+        symbol = f"(?:(?:{either}){gap})?"
     return (
-        rf"^{symbol}(?P<open>\()? *(?P<before>[-+])? *{symbol}(?P<inner>[-+])?(?P<digits>{digits}) *{symbol}"
-        rf"(?P<after>-)? *(?P<close>\))? *{symbol}$"
+        rf"^{symbol}(?P<open>\()?{gap}(?P<before>[-+])?{gap}{symbol}(?P<inner>[-+])?(?P<digits>{digits}){gap}{symbol}"
+        rf"(?P<after>-)?{gap}(?P<close>\))?{gap}{symbol}$"
     )

@@ -118,13 +118,13 @@ class Inference:
         _require_content_type(CONTENT_TYPE, self._request.parameters, ("pd", "np", *(["str"] if is_text else [])))
         none_twice([tensor.name for tensor in tensors])
         columns: dict[str, list[Any]] = {}
-        at, rows = len(head), tensors[0].shape[0]
+        reader, at, rows = live.schema.reader, len(head), tensors[0].shape[0]
         for tensor in tensors:
             try:
-                live.schema.reader.field(tensor.name)
+                name = reader.field(tensor.name).name
             except ValueError as error:
                 raise refused(tensor.name, str(error)) from None
-            _fits(tensor, rows)
+            _fits(tensor, reader.columns.get(name), rows)
             not_too_many(rows, tensor.name, live.schema)
             if (size := tensor.parameters.get("binary_data_size")) is None:
                 values = _from_list(tensor)
@@ -133,7 +133,7 @@ class Inference:
                 at += size
             if tensor.parameters.get(CONTENT_TYPE) == "base64":
                 values = _from_base64(tensor, values)
-            columns[tensor.name] = [_value(value, column) for value in values]
+            columns[tensor.name] = [None if value == MISSING else value for value in values]
         if at != len(body):
             raise refused(None, f"{len(body) - at} bytes follow the request's last tensor")
         self._wanted(live)
@@ -224,25 +224,15 @@ def _parsed(head: bytes) -> InferRequest:
         raise refused(name if isinstance(name, str) else f"{place[0]}.{place[1]}", rule, **found) from None
 
 
-def _fits(tensor: RequestTensor, rows: int) -> None:
+def _fits(tensor: RequestTensor, column: Column | None, rows: int) -> None:
     shape = tensor.shape
     if shape[0] != rows or shape[1:] not in ([], [1]):
         wanted = f"must have the shape [{rows}] or [{rows}, 1], as the first tensor's"
         raise refused(tensor.name, wanted, value=str(shape))
     if rows < 1:
         raise refused(tensor.name, "must have at least 1 row", value=str(shape))
-    is_text, is_truth = tensor.datatype == "BYTES", tensor.datatype == "BOOL"
-    fitting = {
-        "float": not is_text and not is_truth,
-        "integer": not is_text and not is_truth,
-        "boolean": is_truth or tensor.datatype.startswith("FP"),
-        "string": is_text,
-        "datetime": is_text,
-    }
-    if not fitting[column.type]:
-        rule = f"must have a datatype that is {_TAKEN[column.type]}, such as {_datatype(column)}"
-        raise refused(tensor.name, rule, value=tensor.datatype)
-    encodings = (*(["base64"] if is_text else []), *(["datetime"] if column.type == "datetime" else []))
+    is_text = tensor.datatype == "BYTES"
+    encodings = (*(["base64"] if is_text else []), *(["datetime"] if column and column.type == "datetime" else []))
     _require_content_type(tensor.name, tensor.parameters, (*_content_types(tensor.datatype), *encodings))
 
 

@@ -133,23 +133,8 @@ def _of_alike(profile: Profile, name: str) -> Iterator[Hazard]:
 
 
 def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Hazard]:
-    column = profile.columns[name]
-    told, values = column.parse.told, column.values
-    if column.misfits:
-        huge = all(_is_number(example) for example in column.examples)
-        yield Hazard(
-            "infinite or huge" if huge else "mixed types",
-            name,
-            "warned" if role == "target" else "handled",
-            f"{column.misfits:,} of {profile.rows:,} cells cannot be read as {column.parse.type}: "
-            + ", ".join(f"'{example}'" for example in column.examples),
-            "they become missing",
-        )
-    elif column.parse is parsing.TEXT and role != "target":
-        yield from _of_strays(profile.sample[name])
-    if column.parse.unclear:
-        what = "day or month first" if column.parse.unclear == "date" else "thousands or decimals"
-        yield Hazard("ambiguous", name, "warned", f"{what}? taken as: {told}", "write ISO dates and plain numbers")
+    column, values = profile.columns[name], profile.columns[name].values
+    yield from _of_cells(profile, name, role)
     yield from _of_values(profile, name, role)
     if role == "weight":
         evidence = f"numbers from {column.minimum:g} to {column.maximum:g}"
@@ -165,8 +150,7 @@ def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Itera
 
 def _of_values(profile: Profile, name: str, role: str) -> Iterator[Hazard]:
     """Of columns that hold nothing, nearly always the same, or the same in several spellings."""
-    column = profile.columns[name]
-    values = column.values
+    column, values = profile.columns[name], profile.columns[name].values
     if not column.distinct and role == "ignored":
         yield Hazard(
             "all missing", name, "handled", "no value in any row", "ignored; drop it, or mend where it comes from"
