@@ -161,7 +161,7 @@ def test_versions_are_shown_and_an_unknown_one_is_refused_by_name(say: Say, fini
     assert (unknown.status, unknown.errors.count("\n")) == (1, 1)
     assert "has no version '9'; known: 1" in unknown.errors
     for verb in ("promote", "start"):
-        assert "there is no challenger; name a version" in say("rollout", verb).errors
+        assert "there is no challenger: version 1 is champion; name a version" in say("rollout", verb).errors
     assert "version 1 is champion already" in say("rollout", "start", "1").errors
     assert "--share is 2; give a number above 0" in say("rollout", "start", "--share", "2").errors
     assert "a shadow answers nobody" in say("rollout", "start", "--shadow", "--share", "0.1").errors
