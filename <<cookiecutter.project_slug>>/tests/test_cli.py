@@ -39,7 +39,7 @@ class Say:
         self.capsys = capsys
 
     def __call__(self, *words: str) -> Said:
-        self.monkeypatch.setattr(sys, "argv", ["flight-delays", *words])
+        self.monkeypatch.setattr(sys, "argv", ["<< cookiecutter.project_slug >>", *words])
         with pytest.raises(SystemExit) as left:
             cli.main()
         output, errors = self.capsys.readouterr()
