@@ -213,16 +213,16 @@ def _booleans(text: pl.Series, rules: Grammar) -> pl.Series:
 
 def _datetimes(text: pl.Series, rules: Grammar) -> pl.Series:
     values = pl.repeat(None, len(text), dtype=DTYPES["datetime"], eager=True)
-    todo = text.is_not_null().arg_true()
+    unread = text.is_not_null().arg_true()
     for form in rules.formats:
         for pattern in form.patterns:
-            if not len(todo):
+            if not len(unread):
                 return values
-            wall, offset = _stamps(text.gather(todo), form.name, pattern)
+            wall, offset = _stamps(text.gather(unread), form.name, pattern)
             fits = wall.is_not_null()
             local = _localised(wall, offset, rules)
-            values = values.scatter(todo.filter(fits), local.filter(fits))
-            todo = todo.filter(~fits)
+            values = values.scatter(unread.filter(fits), local.filter(fits))
+            unread = unread.filter(~fits)
     return values
 
 
