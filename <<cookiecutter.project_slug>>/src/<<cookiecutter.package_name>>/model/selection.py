@@ -287,7 +287,7 @@ def choose(
 def cost(candidate: Candidate, n_rows: int, n_classes: int, featurizer: Featurizer, params: TrainParams) -> float:
     """What one fit costs, in about seconds on two idle cores; a function of sizes only.
 
-    The coefficients were fitted to processor seconds of 13 public tables of 130 to 12,000 rows.
+    The coefficients were set by eye to processor seconds of 13 public tables of 130 to 12,000 rows.
     """
     width, columns = estimators.width(featurizer), len(featurizer.numeric) + len(featurizer.categorical)
     if candidate.estimator in ("hist_gradient_boosting", "regularized_boosting"):
