@@ -9,7 +9,7 @@ import pytest
 
 from << cookiecutter.package_name >>.bundle import Bundle
 from << cookiecutter.package_name >>.contract import Columns, Contract
-from << cookiecutter.package_name >>.errors import IntegrityError
+from << cookiecutter.package_name >>.errors import DataError, IntegrityError
 from << cookiecutter.package_name >>.model.pyfunc import BundleModel
 
 from .. import conftest
@@ -34,6 +34,18 @@ def test_the_stock_model_answers_with_the_bundles_bits(
     assert conftest.same_bits(found["probability"].to_numpy(), ours.scores)
     assert (found["prediction"].to_numpy() == ours.values).all()
     assert found.index.equals(frame.index)
+
+
+def test_pyfunc_reads_cells_as_the_contract_says(bundle_path: Path, frame: pd.DataFrame, columns: Columns) -> None:
+    model = BundleModel()
+    model.load_context(SimpleNamespace(artifacts={"bundle": str(bundle_path)}))
+    written = frame.assign(carrier=" " + frame["carrier"] + " ", distance=frame["distance"].astype(str))
+    found = model.predict(None, written)
+    assert conftest.same_bits(found["probability"].to_numpy(), Bundle.open(bundle_path).predict(columns).scores)
+    with pytest.raises(DataError, match="column 'distance', row 0: 'far' must be a"):
+        model.predict(None, frame.assign(distance="far"))
+    with pytest.raises(DataError, match="no column 'carrier'"):
+        model.predict(None, frame.drop(columns="carrier"))
 
 
 def test_the_stock_model_refuses_a_tampered_bundle(bundle_path: Path, tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import polars as pl
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 from ..bundle import Bundle
-from ..contract import Column, Contract, from_rows
+from ..contract import Column, Columns, Contract
+from ..data import tables
+from ..errors import DataError
 
 _TYPES = {
     "float": DataType.double,
@@ -34,10 +37,11 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         Returns:
             Frame of n_rows: `prediction`; for two classes the `probability` of the positive one, for more that of the
             likeliest; for numbers the interval's `low` and `high`.
+
+        Raises:
+            DataError: a column is missing, or a cell has no reading under the contract.
         """
-        frame = model_input.astype(object).where(model_input.notna(), None)
-        records: list[dict[str, Any]] = frame.to_dict(orient="records")  # type: ignore[assignment]
-        columns = from_rows(self._bundle.contract.inputs, records)
+        columns = _columns(model_input, self._bundle.contract)
         answer = self._bundle.predict(columns)
         beside = (
             {"low": answer.output[:, 1], "high": answer.output[:, 2]}
@@ -45,6 +49,21 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             else {"probability": answer.scores}
         )
         return pd.DataFrame({"prediction": answer.values, **beside}, index=model_input.index)
+
+
+def _columns(model_input: pd.DataFrame, contract: Contract) -> Columns:
+    """The inputs of a pandas frame, read as the contract says."""
+    frame = tables.conform(pl.from_pandas(model_input.reset_index(drop=True)), contract)
+    for column in contract.inputs:
+        if column.name not in frame.columns:
+            if not column.nullable:
+                raise DataError(f"the frame has no column '{column.name}'")
+            frame = frame.with_columns(pl.lit(None, tables.DTYPES[column.type]).alias(column.name))
+        elif (wrong := tables.misfits(frame[column.name], column)).any():
+            row = wrong.arg_true()[0]
+            cell = frame[column.name][row]
+            raise DataError(f"column '{column.name}', row {row:,}: {cell!r} {tables.misfit(cell, column)}")
+    return tables.to_columns(frame, contract.inputs)
 
 
 def signature(contract: Contract) -> ModelSignature:
