@@ -11,11 +11,17 @@ MOST_CLASSES = 200
 MOST_WHOLE_CLASSES = 12
 ROWS_A_CLASS = 10
 POSITIVE = frozenset(
-    ("yes", "y", "t", "positive", "pos", "bad", "fraud", "default", "churn", "sick", "malignant", "fail", "spam")
-)  # fmt: skip
+    (
+        *("yes", "y", "t", "ja", "oui", "si", "sí", "sim", "positive", "pos"),
+        *("bad", "fraud", "default", "churn", "sick", "malignant", "fail", "spam"),
+    )
+)
 NEGATIVE = frozenset(
-    ("no", "n", "f", "negative", "neg", "good", "none", "normal", "healthy", "benign", "pass", "ham")
-)  # fmt: skip
+    (
+        *("no", "n", "f", "nein", "nee", "nej", "non", "não", "negative", "neg"),
+        *("good", "none", "normal", "healthy", "benign", "pass", "ham"),
+    )
+)
 
 
 class Labels(NamedTuple):
