@@ -14,7 +14,7 @@ export UV_NATIVE_TLS ?= $(UV_SYSTEM_CERTS)
 unexport VIRTUAL_ENV PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check install clean
+.PHONY: help demo test test-fast test-full check install clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -22,7 +22,10 @@ help: ## List these commands
 demo: install ## Bake a project and turn the whole wheel once, on real data or your own table (DATA= TARGET=)
 	@$(RUN) python tests/demo.py $(if $(DATA),"$(DATA)") $(if $(TARGET),"$(TARGET)")
 
-test: install ## Run every test, those of a baked project included (about 10 minutes)
+test: install ## Run the tests, those of a baked project included (about 15 minutes)
+	@$(RUN) pytest -m "not full"
+
+test-full: install ## Run every test, the slow ones too: 30 public tables, simulations (about two hours)
 	@$(RUN) pytest
 
 test-fast: install ## Run the tests that need no baked project's environment (under a minute)
