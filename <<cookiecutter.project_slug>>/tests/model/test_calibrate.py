@@ -85,6 +85,16 @@ def test_certain_answers_stay_finite(method: calibration.Method) -> None:
     assert np.isfinite(fitted.apply(np.array([[0.0, 1.0], [1.0, 0.0]]))).all()
 
 
+@pytest.mark.parametrize("method", ["temperature", "sigmoid", "isotonic"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_separated_rows_do_not_make_answers_certain(method: calibration.Method, n_classes: int) -> None:
+    """One wrong answer of such a model would cost more than all the others gain."""
+    truth = np.arange(300) % n_classes
+    answers = np.where(np.eye(n_classes, dtype=bool)[truth], 0.8, 0.2 / (n_classes - 1))
+    found = calibrate.fit(method, answers, truth, np.ones(300)).apply(answers)
+    assert found.max() < 1 - 1 / 500
+
+
 def test_scores_without_order_never_turn_around() -> None:
     given = binary(500, 1.0)
     upside_down = given._replace(answers=given.answers[:, ::-1].copy())

@@ -91,22 +91,41 @@ def _cross_fitted(method: Method, rows: OutOfFold, truth: np.ndarray, fold: np.n
 
 
 def _temperature(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> Calibration:
-    wide = probabilities.shape[1]
-    intercepts = (0.0,) if wide == 2 else ()
+    n_classes = probabilities.shape[1]
+    intercepts = (0.0,) if n_classes == 2 else ()
+    targets = _smoothed(truth, n_classes)
 
     def made(log_slope: float) -> Calibration:
         return Calibration(method="temperature", slopes=(float(np.exp(log_slope)),), intercepts=intercepts)
 
     def loss(log_slope: float) -> float:
-        answers = made(log_slope).apply(probabilities)
-        return float(np.average(selection.row_losses("binary", truth, answers), weights=weights))
+        answers = np.clip(made(log_slope).apply(probabilities), np.finfo(np.float64).tiny, None)
+        return float(np.average(-(targets * np.log(answers)).sum(axis=1), weights=weights))
 
     return made(float(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
 
 
+def _smoothed(truth: np.ndarray, n_classes: int) -> np.ndarray:
+    """Targets [n_rows, n_classes] that are never certain: of n rows of a class, one more of each is imagined.
+
+    Source: Platt 1999, section 2.2. Without it, rows that a model separates call for certainty, and one wrong answer
+    on a new row costs more than all the others gain.
+    """
+    others = 1 / (np.bincount(truth, minlength=n_classes) + n_classes)
+    targets = np.repeat(others[truth][:, None], n_classes, axis=1)
+    targets[np.arange(len(truth)), truth] = 1 - (n_classes - 1) * others[truth]
+    return targets
+
+
 def _line(probability: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     fitted = LogisticRegression(C=1e3, solver="newton-cholesky")
-    fitted.fit(logit(probability)[:, None], positive, sample_weight=weights)
+    target = _smoothed(positive.astype(np.intp), 2)
+    # A row counts for both classes, by its target.
+    fitted.fit(
+        np.tile(logit(probability), 2)[:, None],
+        np.repeat([False, True], len(positive)),
+        sample_weight=np.concatenate([weights * target[:, 0], weights * target[:, 1]]),
+    )
     slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     if slope > 0:
         return slope, intercept
