@@ -38,7 +38,7 @@ TAKEN = frozenset(
     docstring_parser dotenv dpath dulwich dvc dvc_azure dvc_data dvc_gs dvc_http
     dvc_objects dvc_render dvc_s3 dvc_studio_client dvc_task entrypoints exceptiongroup
     execnet fastapi fastapi_offline filelock flask flask_cors flatbuffers flatten_dict
-    flufl flufl_lock fonttools frozenlist fsspec funcy gcsfs gevent geventhttpclient git
+    flufl flufl_lock flywheel_ml fonttools frozenlist fsspec funcy gcsfs gevent geventhttpclient git
     gitdb gitpython google google_api_core google_auth google_auth_oauthlib
     google_cloud_core google_cloud_storage google_cloud_storage_control google_crc32c
     google_resumable_media googleapis_common_protos grandalf graphene graphql

@@ -22,15 +22,18 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from << cookiecutter.package_name >> import stage
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.errors import ProjectError
-from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.files import write_json
-from << cookiecutter.package_name >>.flows import scoring
-from << cookiecutter.package_name >>.params import Params
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import stage
+from flywheel_ml.contract import Contract
+from flywheel_ml.data import tables
+from flywheel_ml.errors import ProjectError
+from flywheel_ml.features import Featurizer
+from flywheel_ml.files import write_json
+from flywheel_ml.flows import scoring
+from flywheel_ml.params import Params
+from flywheel_ml.project import Project, load
+from flywheel_ml.settings import Settings
+
+PROJECT: Project = load("<< cookiecutter.package_name >>.project:PROJECT")
 
 ROUNDS = 5
 ROWS = 300_000
@@ -63,7 +66,7 @@ def main() -> None:
 def batch() -> tuple[float, float]:
     """Rows a second: of scoring a Parquet file into another, and of the ONNX session on the same rows, ready-made."""
     settings, params = Settings(prediction_log=tempfile.mkdtemp()), Params.load(stage.PARAMS)
-    _, opened = scoring.champion(settings)
+    _, opened = scoring.champion(PROJECT, settings)
     raw = tables.read(params.data.raw, Contract.load(stage.CONTRACT))
     rows = pl.concat([raw] * (ROWS // raw.height + 1)).head(ROWS)
     inputs = Featurizer(opened.contract).encode(tables.to_columns(rows, opened.contract.inputs))
@@ -76,7 +79,7 @@ def batch() -> tuple[float, float]:
             for at in range(0, ROWS, size):
                 opened.run(type(inputs)(inputs.num[at : at + size], inputs.cat[at : at + size]))
 
-        ours, yardstick = in_turn(lambda: scoring.score(source, output, settings, params.score), alone)
+        ours, yardstick = in_turn(lambda: scoring.score(PROJECT, source, output, settings, params.score), alone)
     return ROWS / ours, ROWS / yardstick
 
 
@@ -102,7 +105,7 @@ def _seconds(function: Callable[[], object]) -> float:
 def _first_answer() -> None:
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "ML_PREDICTION_LOG": folder, "ML_DRAIN_SECONDS": "0"}
-        command = [sys.executable, "-m", f"{stage.__package__}.cli", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "<< cookiecutter.package_name >>", "serve", "--port", "0"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         with subprocess.Popen(command, **pipes, text=True, env=environ) as server:  # type: ignore[call-overload]
             assert server.stdout is not None

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from << cookiecutter.package_name >> import profile
-from << cookiecutter.package_name >>.contract import Column, Contract
-from << cookiecutter.package_name >>.monitoring.drift import compare
-from << cookiecutter.package_name >>.params import MonitorParams
+from flywheel_ml import profile
+from flywheel_ml.contract import Column, Contract
+from flywheel_ml.monitoring.drift import compare
+from flywheel_ml.params import MonitorParams
 
 COLUMNS = 20
 TRAINING = 70 / 15

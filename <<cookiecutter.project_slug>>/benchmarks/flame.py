@@ -23,10 +23,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from << cookiecutter.package_name >> import stage
-from << cookiecutter.package_name >>.errors import ProjectError
-from << cookiecutter.package_name >>.files import write_json
-from << cookiecutter.package_name >>.serving.schemas import Schema
+from flywheel_ml import stage
+from flywheel_ml.errors import ProjectError
+from flywheel_ml.files import write_json
+from flywheel_ml.serving.schemas import Schema
 from serving import champion, request_file
 
 HERE = Path(__file__).parent
@@ -77,7 +77,7 @@ def record(form: str, output: Path, load: list[str], home: Path) -> dict[str, fl
         str(output),
         "--",
     ]
-    command = [*recording, sys.executable, "-m", f"{stage.__package__}.cli", "serve", "--port", "0"]
+    command = [*recording, sys.executable, "-m", "<< cookiecutter.package_name >>", "serve", "--port", "0"]
     environ = {**os.environ, "ML_DRAIN_SECONDS": "0", "ML_PREDICTION_LOG": str(home / form)}
     said = home / f"{form}.log"
     with (

@@ -13,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.contract import Contract, Task
-from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.model import comparison, selection
-from << cookiecutter.package_name >>.model.selection import Table
-from << cookiecutter.package_name >>.params import CANDIDATES, GateParams, TrainParams
+from flywheel_ml import strict
+from flywheel_ml.catalog import STANDARD
+from flywheel_ml.catalog import names as estimators_of
+from flywheel_ml.contract import Contract, Task
+from flywheel_ml.features import Featurizer
+from flywheel_ml.model import comparison, selection
+from flywheel_ml.model.selection import Table
+from flywheel_ml.params import GateParams, TrainParams
 
 COLUMNS = "abcdef"
 
@@ -57,7 +59,7 @@ def draw(case: Case, rng: np.random.Generator) -> tuple[Contract, pl.DataFrame]:
 def refusals(case: Case, params: TrainParams, level: float, seed: int) -> tuple[bool, bool]:
     """Whether the gate against the prior, and the one against the linear baseline, refuse one drawn table."""
     contract, rows = draw(case, np.random.default_rng(seed))
-    featurizer = Featurizer(contract, derived=())
+    featurizer = Featurizer(contract)
     table = Table.encode(rows, contract, featurizer, "hash", None)
     found = selection.select(table, None, contract, params, featurizer, seed, lambda one: one, selection.ignore)
     compared = comparison.compare(case.task, found.out_of_fold)
@@ -73,7 +75,7 @@ def main() -> None:
     print(f"{'table':<12} {'task':<11} {'rows':>5}  {'refused as no signal':>21}  {'refused as worse than linear':>28}")
     for case in CASES:
         start = time.perf_counter()
-        names = CANDIDATES[case.task] if asked.candidates == "all" else CANDIDATES[case.task][:2]
+        names = estimators_of(STANDARD, case.task)[: None if asked.candidates == "all" else 2]
         params = TrainParams(estimator="auto", candidates=names)
         found = np.array([refusals(case, params, level, seed) for seed in range(asked.repeats)])
         errors = np.sqrt(found.mean(axis=0) * (1 - found.mean(axis=0)) / asked.repeats)

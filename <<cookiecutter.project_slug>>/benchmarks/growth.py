@@ -23,10 +23,10 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from << cookiecutter.package_name >>.files import write_json
+from flywheel_ml.files import write_json
+from flywheel_ml.stages import STAGES
 
 PACKAGE = "<< cookiecutter.package_name >>"
-STAGES = ("data.ingest", "data.validate", "data.split", "model.train", "model.evaluate", "model.package")
 LEAST = 4
 OUTPUT = Path("build/growth.json")
 LEFT_OUT = (".git", ".venv", ".uv", "build", "var", "data", "model", "bundle", "reports", "mlflow.db", "mlartifacts")
@@ -62,8 +62,8 @@ def measure(rows: int, folder: Path) -> list[Cost]:
     shutil.copytree(Path.cwd(), project, ignore=shutil.ignore_patterns(*LEFT_OUT, "*_cache", "__pycache__"))
     make(rows).write_parquet(table)
     shutil.copytree(Path("src"), project / "src", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    adopt = [f"{PACKAGE}.cli", "adopt", str(table), "--target", "returned", "--yes", "--force"]
-    steps = {"adopt": adopt, **{name.partition(".")[2]: [f"{PACKAGE}.{name}"] for name in STAGES}}
+    adopt = [PACKAGE, "adopt", str(table), "--target", "returned", "--yes", "--force"]
+    steps = {"adopt": adopt, **{name: [PACKAGE, "stage", name] for name in STAGES}}
     return [Cost(step, rows, *run(project, words)) for step, words in steps.items()]
 
 

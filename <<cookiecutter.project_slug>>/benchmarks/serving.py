@@ -36,17 +36,20 @@ import matplotlib as mpl
 from rich.console import Console
 from rich.table import Table
 
-from << cookiecutter.package_name >> import blocks, stage
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.cli import ENVIRONMENT
-from << cookiecutter.package_name >>.contract import from_rows
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.errors import ProjectError
-from << cookiecutter.package_name >>.files import write_json
-from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.serving.arrow import ARROW
-from << cookiecutter.package_name >>.serving.schemas import Schema
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import blocks, stage
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.cli import ENVIRONMENT
+from flywheel_ml.contract import from_rows
+from flywheel_ml.data import tables
+from flywheel_ml.errors import ProjectError
+from flywheel_ml.files import write_json
+from flywheel_ml.project import Project, load
+from flywheel_ml.serving import routing
+from flywheel_ml.serving.arrow import ARROW
+from flywheel_ml.serving.schemas import Schema
+from flywheel_ml.settings import Settings
+
+PROJECT: Project = load("<< cookiecutter.package_name >>.project:PROJECT")
 
 HERE = Path(__file__).parent
 OUTPUT = Path("build/bench")
@@ -254,7 +257,7 @@ def champion() -> tuple[routing.Ref, Bundle]:
     ref = routing.read(folder).champion
     if ref is None:
         sys.exit("error: there is no champion to serve; run `make run`")
-    return ref, Bundle.open(routing.bundle_folder(folder, ref), ref.digest)
+    return ref, Bundle.open(routing.bundle_folder(folder, ref), ref.digest, PROJECT.features)
 
 
 def _test_rows(bundle: Bundle, count: int) -> list[dict[str, Any]]:
@@ -290,7 +293,7 @@ def _arrow_request(path: Path, bundle: Bundle, rows: Sequence[Mapping[str, Any]]
 
 @contextmanager
 def _ours(log: Path, workers: int = 1, **settings: str) -> Iterator[Running]:
-    command = ["-m", f"{stage.__package__}.cli", "serve", "--port", "0", "--workers", str(workers)]
+    command = ["-m", "<< cookiecutter.package_name >>", "serve", "--port", "0", "--workers", str(workers)]
     with started(command, ML_PREDICTION_LOG=str(log), **settings) as running:
         yield running
 
@@ -316,11 +319,11 @@ def _mlflow(bundle: Bundle, home: Path) -> Iterator[Running]:
     os.environ.update(ENVIRONMENT)
     import mlflow
 
-    from << cookiecutter.package_name >>.model import pyfunc
-    from << cookiecutter.package_name >>.model.registry import SCRIPT
+    from flywheel_ml.model import pyfunc
+    from flywheel_ml.model.registry import load_script
 
     script = home / "script.py"
-    script.write_text(SCRIPT.format(package=stage.__package__), encoding="utf-8")
+    script.write_text(load_script(PROJECT), encoding="utf-8")
     with warnings.catch_warnings():
         # MLflow would rather infer the signature from an example; ours comes from the contract.
         warnings.simplefilter("ignore", UserWarning)

@@ -32,13 +32,13 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from << cookiecutter.package_name >> import bundle, stage
-from << cookiecutter.package_name >>.bundle import Bundle, Manifest
-from << cookiecutter.package_name >>.errors import ProjectError
-from << cookiecutter.package_name >>.files import sha256_file, write_json
-from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.serving.routing import Challenger, Ref
-from << cookiecutter.package_name >>.serving.schemas import Schema
+from flywheel_ml import bundle
+from flywheel_ml.bundle import Bundle, Manifest
+from flywheel_ml.errors import ProjectError
+from flywheel_ml.files import sha256_file, write_json
+from flywheel_ml.serving import routing
+from flywheel_ml.serving.routing import Challenger, Ref
+from flywheel_ml.serving.schemas import Schema
 from serving import HERE, MANY, OUTPUT, Case, Figures, Running, champion, loaded, request_file, started
 
 CONNECTIONS, OTHERS = 32, 6
@@ -171,7 +171,7 @@ def _site(home: Path) -> Iterator[Site]:
         path.write_bytes(path.read_bytes().replace(b"Host: bench", b"Host: bench\r\nX-Routing-Key: " + key, 1))
     site = Site(folder, refs, Running(0, 0), requests, set())
     site.point("first")
-    command = ["-m", f"{stage.__package__}.cli", "serve", "--port", "0"]
+    command = ["-m", "<< cookiecutter.package_name >>", "serve", "--port", "0"]
     with started(command, ML_SERVING_FOLDER=str(folder), ML_PREDICTION_LOG=str(home / "log")) as running:
         yield site._replace(server=running)
 

@@ -3,8 +3,9 @@
 from concurrent.futures import Future
 from typing import Any
 
-from << cookiecutter.package_name >>.serving import app, server
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.project import load
+from flywheel_ml.serving import app, server
+from flywheel_ml.settings import Settings
 
 
 class Nowhere:
@@ -32,4 +33,4 @@ class Nowhere:
 
 if __name__ == "__main__":
     app.WatchedWriter = Nowhere  # type: ignore[assignment,attr-defined]
-    server.run(Settings(), "127.0.0.1", 0, 1)
+    server.run(load("<< cookiecutter.package_name >>.project:PROJECT"), Settings(), "127.0.0.1", 0, 1)

@@ -13,19 +13,20 @@ import polars as pl
 import pytest
 import yaml
 
-from << cookiecutter.package_name >> import stage
-from << cookiecutter.package_name >>.cli import ENVIRONMENT
-from << cookiecutter.package_name >>.contract import Column, Columns, Contract
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.data.split import first_and_last, split
-from << cookiecutter.package_name >>.model.gate import Check
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml import stage
+from flywheel_ml.cli import ENVIRONMENT
+from flywheel_ml.contract import Column, Columns, Contract
+from flywheel_ml.data import tables
+from flywheel_ml.data.split import first_and_last, split
+from flywheel_ml.features import Feature
+from flywheel_ml.model.gate import Check
+from flywheel_ml.params import Params
 
 from . import postgresql, project, rows, store
 
 if TYPE_CHECKING:
     # Heavy, and imported where they are used: the process that hands out the tests needs none of it.
-    from << cookiecutter.package_name >>.model.registry import Registry, Version
+    from flywheel_ml.model.registry import Registry, Version
 
 ROOT = Path(__file__).parent.parent
 Made = TypeVar("Made")
@@ -85,17 +86,21 @@ def copied(bundle_path: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
 
 
-def make_bundle(path: Path, table: pl.DataFrame, contract: Contract, params: Params) -> Path:
+def make_bundle(
+    path: Path, table: pl.DataFrame, contract: Contract, params: Params, functions: Sequence[Feature] = ()
+) -> Path:
     """Split, train, evaluate and package a table, as the pipeline does."""
-    from << cookiecutter.package_name >>.model import comparison, evaluate, package, train
+    from flywheel_ml.model import comparison, evaluate, package, train
 
     parts = split(table, contract, params.split, None)
-    fitted = train.train(parts["train"], contract, params, parts["validation"])
+    fitted = train.train(parts["train"], contract, params, parts["validation"], features=functions)
     judged = {name: parts[name] for name in ("validation", "test")}
     pipelines = {"model": fitted.model, "linear": fitted.baseline}
     if fitted.yardstick is not None:
         pipelines["yardstick"] = fitted.yardstick
-    evaluation = evaluate.evaluate(pipelines, judged, contract, params, fitted.prior, train.out_of_fold_table(fitted))
+    evaluation = evaluate.evaluate(
+        pipelines, judged, contract, params, fitted.prior, train.out_of_fold_table(fitted), functions
+    )
     reports: dict[str, Any] = {
         "split": {
             name: {"rows": part.height, "sha256": "0" * 64, **first_and_last(part, contract)}
@@ -111,7 +116,7 @@ def make_bundle(path: Path, table: pl.DataFrame, contract: Contract, params: Par
     described = path.with_name("contract.yaml")
     described.parent.mkdir(parents=True, exist_ok=True)
     described.write_text(yaml.safe_dump(contract.model_dump(mode="json", exclude_defaults=True), sort_keys=False))
-    package.pack(path, described, fitted.model, parts, params, reports)
+    package.pack(path, described, fitted.model, parts, params, reports, functions)
     return path
 
 
@@ -156,7 +161,7 @@ def folder(fresh_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def registry(folder: Path) -> "Registry":
     """An empty registry in the current folder."""
-    from << cookiecutter.package_name >>.model.registry import Registry
+    from flywheel_ml.model.registry import Registry
 
     return Registry.open(store.settings(folder), store.NAME)
 

@@ -13,15 +13,17 @@ import matplotlib
 import polars as pl
 import yaml
 
-from << cookiecutter.package_name >> import stage
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.process import is_alive
+from flywheel_ml import stage
+from flywheel_ml.contract import Contract
+from flywheel_ml.data import tables
+from flywheel_ml.process import is_alive
+from flywheel_ml.project import Project, load
 
 from . import rows
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "<< cookiecutter.package_name >>"
+PROJECT: Project = load(f"{PACKAGE}.project:PROJECT")
 SPY = Path(__file__).parent / "spy"
 RAW = Path("data/raw/table.parquet")
 FILES = ("contract.yaml", "decisions.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore")
@@ -130,7 +132,7 @@ def run(path: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str
 
 def cli(path: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run this project's command line."""
-    return run(path, "-m", f"{PACKAGE}.cli", *words, **more)
+    return run(path, "-m", PACKAGE, *words, **more)
 
 
 class Turned(NamedTuple):
@@ -149,7 +151,7 @@ def turn(path: Path) -> Turned:
     make(path)
     log = path.parent / "places"
     watched = {"PYTHONPATH": str(SPY), "SPY_LOG": str(log)}
-    with start(path, "-m", f"{PACKAGE}.cli", "run", stdin=subprocess.DEVNULL, **watched) as process:
+    with start(path, "-m", PACKAGE, "run", stdin=subprocess.DEVNULL, **watched) as process:
         while process.poll() is None and not (path / stage.REPORTS / "validation.json").exists():
             time.sleep(0.01)
         started = children(process.pid)

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >>.contract import Column, Contract
-from << cookiecutter.package_name >>.data.tables import DTYPES
+from flywheel_ml.contract import Column, Contract
+from flywheel_ml.data.tables import DTYPES
 
 START = datetime(2013, 1, 1, 5, 0)
 DAYS = 120

@@ -4,18 +4,18 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from << cookiecutter.package_name >> import bundle
-from << cookiecutter.package_name >>.model.gate import Check
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import bundle
+from flywheel_ml.model.gate import Check
+from flywheel_ml.settings import Settings
 
 from . import project
 
 NAME = "small"
 OPEN = f"""
 import multiprocessing, sys
-from {project.PACKAGE}.errors import ProjectError
-from {project.PACKAGE}.model.registry import Registry
-from {project.PACKAGE}.settings import Settings
+from flywheel_ml.errors import ProjectError
+from flywheel_ml.model.registry import Registry
+from flywheel_ml.settings import Settings
 
 def one(start, promote):
     start.wait()
@@ -46,7 +46,7 @@ REFUSED = [Check("metric floor", False, "ROC AUC 0.5, floor 0.6"), Check("same a
 
 def opened(path: Path) -> Path:
     """MLflow's store in a folder that is not there yet."""
-    from << cookiecutter.package_name >>.model.registry import Registry
+    from flywheel_ml.model.registry import Registry
 
     path.mkdir(parents=True)
     with contextlib.chdir(path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +10,30 @@ import polars as pl
 import pytest
 from sklearn import datasets
 
-from << cookiecutter.package_name >> import bundle, stage
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data import ingest, split, validate
-from << cookiecutter.package_name >>.data.adoption import adopt
-from << cookiecutter.package_name >>.data.adoption.overrides import Overrides
-from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.flows import monitoring, scoring
-from << cookiecutter.package_name >>.metrics import HEADLINE
-from << cookiecutter.package_name >>.model import evaluate, package, train
-from << cookiecutter.package_name >>.params import Params
-from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import bundle, stage
+from flywheel_ml.contract import Contract
+from flywheel_ml.data import ingest, split, validate
+from flywheel_ml.data.adoption import adopt
+from flywheel_ml.data.adoption.overrides import Overrides
+from flywheel_ml.flows import monitoring, scoring
+from flywheel_ml.metrics import HEADLINE
+from flywheel_ml.model import evaluate, package, train
+from flywheel_ml.params import Params
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.settings import Settings
 
 from . import project
 from .conftest import python_rows
 from .data.adopting import NOW
+from .project import PROJECT
 from .serving.support import Folder, InProcess
 
 FILES = (
     *("contract.yaml", "decisions.yaml", "params.yaml", "pyproject.toml", "README.md", "Makefile"),
-    *(f"src/{project.PACKAGE}/{name}" for name in ("derived.py", "data/source.py")),
+    *(f"src/{project.PACKAGE}/{name}" for name in ("features.py", "source.py")),
 )
+ADOPTED = replace(PROJECT, features=())
+"""The project, without features of the example's columns."""
 REAL: dict[str, tuple[Any, str, str]] = {
     "iris": (datasets.load_iris, "multiclass", "kind of iris"),
     "breast cancer": (datasets.load_breast_cancer, "binary", "class"),
@@ -46,7 +49,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(project.ROOT / name, path / name)
     monkeypatch.chdir(path)
-    monkeypatch.setattr(Featurizer.__init__, "__defaults__", ((),))
     return path
 
 
@@ -66,12 +68,12 @@ def test_it_is_trained_served_and_monitored(name: str, here: Path) -> None:
     task, target = real(name, table)
     former = {column.name for column in Contract.load(stage.CONTRACT).columns}
     with adopt.examined(str(table), "", target, Overrides(), NOW) as found:
-        adopt.take(found, Settings())
+        adopt.take(found, Settings(), ADOPTED)
     of_the_former = [name for name in former if "_" in name]
     assert [(name, word) for name in FILES for word in of_the_former if word in (here / name).read_text()] == []
     project.set_params(here, {"train": {"hist_gradient_boosting": {"max_iter": 20, "min_samples_leaf": 5}}})
     for step in (ingest, validate, split, train, evaluate, package):
-        step.main()
+        step.main(ADOPTED)
     contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
     made = bundle.verify(stage.BUNDLE)
     assert (contract.task, made.target) == (task, target)
@@ -81,7 +83,7 @@ def test_it_is_trained_served_and_monitored(name: str, here: Path) -> None:
 
     Folder(Path("var/serving"), stage.BUNDLE).roll_out("1")
     scored = Path("build/scored.parquet")
-    scoring.score(params.data.raw, scored, Settings(), params.score)
+    scoring.score(ADOPTED, params.data.raw, scored, Settings(), params.score)
     rows = pl.read_parquet(scored).head(60)
     with InProcess(create_app(Settings())) as server:
         answer = server.request("POST", "/predict", json={"instances": python_rows(rows, contract)})
@@ -91,6 +93,6 @@ def test_it_is_trained_served_and_monitored(name: str, here: Path) -> None:
         asked = Path("README.md").read_text().partition("--data '")[2].partition("'\n")[0].replace("'\\''", "'")
         example = server.request("POST", "/predict", json=json.loads(asked))
         assert example.status_code == 200, example.text
-    watched = monitoring.watch(Settings(), params, scored, None, None)
+    watched = monitoring.watch(ADOPTED, Settings(), params, scored, None, None)
     assert watched.result.volume.rows == pl.read_parquet(scored).height
     assert watched.html.is_file()

@@ -13,22 +13,21 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from << cookiecutter.package_name >> import bundle, features, files
-from << cookiecutter.package_name >>.bundle import CARD, CONTRACT, HASHED, LINEAGE, MANIFEST, MODEL, PROFILE, Bundle, verify
-from << cookiecutter.package_name >>.contract import Columns, Contract, from_rows
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.data.split import split
-from << cookiecutter.package_name >>.derived import DERIVED
-from << cookiecutter.package_name >>.errors import ConfigError, IntegrityError, ProjectError
-from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.model import estimators, evaluate, package, train
-from << cookiecutter.package_name >>.model.fitted import FittedModel
-from << cookiecutter.package_name >>.params import EstimatorName, Params
+from flywheel_ml import bundle, features, files
+from flywheel_ml.bundle import CARD, CONTRACT, HASHED, LINEAGE, MANIFEST, MODEL, PROFILE, Bundle, verify
+from flywheel_ml.contract import Columns, Contract, from_rows
+from flywheel_ml.data import tables
+from flywheel_ml.data.split import split
+from flywheel_ml.errors import ConfigError, IntegrityError, ProjectError
+from flywheel_ml.features import Featurizer
+from flywheel_ml.model import estimators, evaluate, package, train
+from flywheel_ml.model.fitted import FittedModel
+from flywheel_ml.params import Params
 
 from .conftest import make_bundle, python_rows, same_bits
 from .rows import one
 
-ESTIMATORS: tuple[EstimatorName, ...] = ("hist_gradient_boosting", "logistic_regression")
+ESTIMATORS: tuple[str, ...] = ("hist_gradient_boosting", "logistic_regression")
 
 
 class Trained(NamedTuple):
@@ -294,25 +293,21 @@ def tripled(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("known", "message"),
     [
-        ((doubled,), "was trained with another definition of 'doubled'; restore it in derived.py and give the new"),
-        ((), "needs the derived feature 'doubled', which derived.py no longer has; restore it"),
+        ((doubled,), "was trained with another definition of 'doubled'; restore it in features.py and give the new"),
+        ((), "needs the feature 'doubled', which features.py no longer has; restore it"),
     ],
 )
 def test_a_derived_feature_that_changed_or_went_is_refused_by_name(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, known: tuple[Callable[..., Any], ...], message: str
+    copied: Path, known: tuple[Callable[..., Any], ...], message: str
 ) -> None:
     bundle.seal(copied, {**facts(copied), "derived": {"doubled": "0" * 64}})
-    monkeypatch.setattr(bundle, "DERIVED", known)
     with pytest.raises(ConfigError, match=message):
-        Bundle.open(copied)
+        Bundle.open(copied, features=known)
 
 
-def test_a_new_derived_feature_does_not_disturb_an_old_bundle(
-    copied: Path, columns: Columns, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_derived_feature_does_not_disturb_an_old_bundle(copied: Path, columns: Columns) -> None:
     before = Bundle.open(copied).predict(columns).output
-    monkeypatch.setattr(bundle, "DERIVED", (*DERIVED, doubled))
-    assert same_bits(Bundle.open(copied).predict(columns).output, before)
+    assert same_bits(Bundle.open(copied, features=(doubled,)).predict(columns).output, before)
 
 
 def test_every_refusal_is_one_line_that_says_which_bundle(copied: Path) -> None:
@@ -334,10 +329,8 @@ def test_derived_features_keep_the_order_in_which_they_were_trained(
     for function in (tripled, doubled):
         monkeypatch.setattr(function, "__signature__", one_input, raising=False)
     backwards = (tripled, doubled)
-    for module in (bundle, features):
-        monkeypatch.setattr(module, "DERIVED", backwards)
-    monkeypatch.setattr(Featurizer.__init__, "__defaults__", (backwards,))
-    opened = Bundle.open(make_bundle(tmp_path / "bundle", table, contract, params))
+    path = make_bundle(tmp_path / "bundle", table, contract, params, backwards)
+    opened = Bundle.open(path, features=backwards)
     assert opened.manifest.numeric[-2:] == ("tripled", "doubled")
 
 

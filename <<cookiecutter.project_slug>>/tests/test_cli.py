@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 from typer.main import get_command
 
-from << cookiecutter.package_name >> import cli, stage, terminal
-from << cookiecutter.package_name >>.bundle import BACKGROUND, Bundle
-from << cookiecutter.package_name >>.contract import Contract, from_rows
-from << cookiecutter.package_name >>.model import roles
-from << cookiecutter.package_name >>.model.registry import CHAMPION, Registry
-from << cookiecutter.package_name >>.monitoring.result import EXIT_STATUS
-from << cookiecutter.package_name >>.prediction_log import Prediction, Writer, dumps, new_id, now_us
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import cli, stage, terminal
+from flywheel_ml.bundle import BACKGROUND, Bundle
+from flywheel_ml.contract import Contract, from_rows
+from flywheel_ml.model import roles
+from flywheel_ml.model.registry import CHAMPION, Registry
+from flywheel_ml.monitoring.result import EXIT_STATUS
+from flywheel_ml.prediction_log import Prediction, Writer, dumps, new_id, now_us
+from flywheel_ml.settings import Settings
 
 from . import project
 
@@ -41,7 +41,7 @@ class Say:
     def __call__(self, *words: str) -> Said:
         self.monkeypatch.setattr(sys, "argv", ["<< cookiecutter.project_slug >>", *words])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.main(project.PROJECT)
         output, errors = self.capsys.readouterr()
         return Said(int(left.value.code or 0), output, errors)
 
@@ -170,7 +170,7 @@ def test_versions_are_shown_and_an_unknown_one_is_refused_by_name(say: Say, fini
 
 
 def test_a_logged_prediction_is_explained_in_a_table_and_in_json(say: Say, finished: Path, contract: Contract) -> None:
-    opened = Bundle.open(Path("bundle"))
+    opened = Bundle.open(Path("bundle"), features=project.PROJECT.features)
     sent = json.loads((opened.path / BACKGROUND).read_text())[0]
     told = opened.predict(from_rows(opened.contract.inputs, [sent]))
     facts = (new_id(), now_us(), None, None, "champion", "1", None)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.contract import (
+from flywheel_ml import strict
+from flywheel_ml.contract import (
     FLOAT_LIMIT,
     INTEGER_LIMIT,
     SCORED,
@@ -22,7 +22,7 @@ from << cookiecutter.package_name >>.contract import (
     moment,
     naive,
 )
-from << cookiecutter.package_name >>.errors import ConfigError
+from flywheel_ml.errors import ConfigError
 
 GOOD: list[dict[str, Any]] = [
     {"name": "key", "type": "string", "role": "id"},

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -13,19 +13,19 @@ import polars as pl
 import pytest
 import yaml
 
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.data.validate import check
-from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.flows import scoring
-from << cookiecutter.package_name >>.monitoring import result, window
-from << cookiecutter.package_name >>.params import Params
-from << cookiecutter.package_name >>.rules import REQUIRED
-from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Contract
+from flywheel_ml.data import tables
+from flywheel_ml.data.validate import check
+from flywheel_ml.flows import scoring
+from flywheel_ml.monitoring import result, window
+from flywheel_ml.params import Params
+from flywheel_ml.rules import REQUIRED
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.settings import Settings
 
 from .conftest import make_bundle
+from .project import PROJECT
 from .serving.support import Folder, InProcess
 
 ROWS = 600
@@ -95,14 +95,6 @@ class Turned(NamedTuple):
 Turn = Callable[..., Turned]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_derived_features() -> Iterator[None]:
-    """The project's own take columns that the shop does not have."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Featurizer.__init__, "__defaults__", ((),))
-        yield
-
-
 @pytest.fixture(scope="module")
 def turn(tmp_path_factory: pytest.TempPathFactory) -> Turn:
     def call(edit: Edit = lambda contract, params: None) -> Turned:
@@ -119,7 +111,7 @@ def turn(tmp_path_factory: pytest.TempPathFactory) -> Turn:
         Folder(folder / "serving", path).roll_out("1")
         settings = Settings(serving_folder=folder / "serving", prediction_log=str(folder / "log"))
         tables.write(table, folder / "in.parquet")
-        scored = scoring.score(folder / "in.parquet", folder / "out.parquet", settings, params.score)
+        scored = scoring.score(PROJECT, folder / "in.parquet", folder / "out.parquet", settings, params.score)
         opened = Bundle.open(path)
         found = window.from_file(folder / "out.parquet", opened, params.evaluate.slices)
         monitored = result.judge(found, opened, params, datetime(2024, 1, 1, tzinfo=UTC))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from << cookiecutter.package_name >>.derived import plane_age
+from << cookiecutter.package_name >>.features import plane_age
 
 
 def test_a_plane_is_as_old_as_the_years_between_its_making_and_the_flight() -> None:

@@ -3,8 +3,6 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +10,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import bundle, features, strict
-from << cookiecutter.package_name >>.bundle import BACKGROUND, Bundle
-from << cookiecutter.package_name >>.contract import Columns, Contract, from_rows
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.errors import ConfigError, IntegrityError, NotExplainable
-from << cookiecutter.package_name >>.explanation import Explanation, explain
-from << cookiecutter.package_name >>.features import Featurizer, Inputs
-from << cookiecutter.package_name >>.model import package
-from << cookiecutter.package_name >>.params import EstimatorName, Params
+from flywheel_ml import bundle, strict
+from flywheel_ml.bundle import BACKGROUND, Bundle
+from flywheel_ml.contract import Columns, Contract, from_rows
+from flywheel_ml.data import tables
+from flywheel_ml.errors import ConfigError, IntegrityError, NotExplainable
+from flywheel_ml.explanation import Explanation, explain
+from flywheel_ml.features import Inputs
+from flywheel_ml.model import package
+from flywheel_ml.params import Params
 
 from . import rows
 from .conftest import make_bundle, python_rows, same_bits
@@ -40,7 +38,7 @@ COLUMNS: tuple[Row, ...] = (
     {"name": "idle", "type": "float"},
     {"name": "what", "role": "target"},
 )
-MODELS: dict[str, tuple[str, EstimatorName]] = {
+MODELS: dict[str, tuple[str, str]] = {
     "boosting": ("yes or no", "hist_gradient_boosting"),
     "boosting of many classes": ("digits", "hist_gradient_boosting"),
     "logistic": ("three", "logistic_regression"),
@@ -53,19 +51,9 @@ FEW = 3000
 
 
 def growth(size: np.ndarray, age: np.ndarray) -> np.ndarray:
-    """A derived feature of two columns."""
+    """A feature of two columns."""
     found: np.ndarray = size / (1 + age)
     return found
-
-
-@contextmanager
-def deriving_growth() -> Iterator[None]:
-    """The project's derived features give way to that one."""
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (bundle, features):
-            patched.setattr(module, "DERIVED", (growth,))
-        patched.setattr(Featurizer.__init__, "__defaults__", ((growth,),))
-        yield
 
 
 class Made(NamedTuple):
@@ -92,9 +80,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "yardstick": False,
     }
     chosen = chosen.model_copy(update={"train": chosen.train.model_copy(update=small)})
-    with deriving_growth():
-        path = make_bundle(tmp_path_factory.mktemp("explained") / "bundle", table, contract, chosen)
-        opened = Bundle.open(path)
+    path = make_bundle(tmp_path_factory.mktemp("explained") / "bundle", table, contract, chosen, (growth,))
+    opened = Bundle.open(path, features=(growth,))
     return Made(opened, python_rows(table, contract), json.loads((path / BACKGROUND).read_text()), table)
 
 
@@ -194,8 +181,7 @@ def test_missing_values_are_explained_like_others(made: Made) -> None:
 
 
 def test_the_same_row_gets_the_same_bytes(made: Made) -> None:
-    with deriving_growth():
-        again = Bundle.open(made.bundle.path)
+    again = Bundle.open(made.bundle.path, features=(growth,))
     for most in (20_000, FEW):
         one, other = (explain(opened, made.rows[3], most).model_dump_json() for opened in (made.bundle, again))
         assert one == other

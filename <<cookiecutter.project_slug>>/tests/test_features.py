@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from << cookiecutter.package_name >> import features, strict
-from << cookiecutter.package_name >>.contract import MISSING, Column, Columns, Contract, from_rows
-from << cookiecutter.package_name >>.derived import DERIVED
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.features import PARTS, Featurizer, definition, parameter, tokens
+from flywheel_ml import features, strict
+from flywheel_ml.contract import MISSING, Column, Columns, Contract, from_rows
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.features import PARTS, Featurizer, definition, parameter, tokens
 
 from .conftest import same_bits
+from .project import PROJECT
 
 CONTRACT: dict[str, Any] = {
     "name": "all types",
@@ -186,12 +186,12 @@ def test_no_rows_give_no_inputs() -> None:
 
 
 def test_the_project_s_own_features_do_not_look_at_neighbours(columns: Columns, contract: Contract) -> None:
-    featurizer = Featurizer(contract)
+    featurizer = Featurizer(contract, PROJECT.features)
     few = {name: values[:50] for name, values in columns.items()}
     together = featurizer.encode(few)
     for at in range(50):
         alone = featurizer.encode({name: values[at : at + 1] for name, values in few.items()})
-        assert same_bits(alone.num, together.num[at : at + 1]), "a function of derived.py depends on other rows"
+        assert same_bits(alone.num, together.num[at : at + 1]), "a function of features.py depends on other rows"
 
 
 def weight(weigt: np.ndarray) -> np.ndarray:
@@ -209,8 +209,8 @@ def size(count: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (weight, "derived.py: 'weight' takes 'weigt', which is no input column of contract.yaml; known: at, colour"),
-        (leak, "derived.py: 'leak' takes 'sold', which is no input column"),
+        (weight, "features.py: 'weight' takes 'weigt', which is no input column of contract.yaml; known: at, colour"),
+        (leak, "features.py: 'leak' takes 'sold', which is no input column"),
         (size, "two features are called 'size'"),
     ],
 )
@@ -313,6 +313,6 @@ def test_a_definition_moves_with_what_changes_a_result_wherever_it_stands(tmp_pa
 
 
 def test_the_definitions_of_the_project_s_features_can_be_taken(contract: Contract) -> None:
-    definitions = Featurizer(contract).definitions
-    assert list(definitions) == [function.__name__ for function in DERIVED]
+    definitions = Featurizer(contract, PROJECT.features).definitions
+    assert list(definitions) == [function.__name__ for function in PROJECT.features]
     assert all(len(sha256) == 64 for sha256 in definitions.values())

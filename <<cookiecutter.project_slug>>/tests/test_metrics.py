@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from << cookiecutter.package_name >> import metrics
-from << cookiecutter.package_name >>.contract import Task
+from flywheel_ml import metrics
+from flywheel_ml.contract import Task
 
 
 def scored(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

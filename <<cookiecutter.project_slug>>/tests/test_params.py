@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from << cookiecutter.package_name >> import stage
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml import stage
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.params import Params
 
 from .conftest import ROOT
 

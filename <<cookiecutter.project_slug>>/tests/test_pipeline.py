@@ -10,18 +10,20 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import bundle, metrics, stage, words
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.errors import GateRefusal, IntegrityError, ProjectError
-from << cookiecutter.package_name >>.flows import graph, rollout, training
-from << cookiecutter.package_name >>.flows.progress import Progress
-from << cookiecutter.package_name >>.flows.training import Outcome
-from << cookiecutter.package_name >>.model import evaluate, package, train
-from << cookiecutter.package_name >>.model.registry import Registry
-from << cookiecutter.package_name >>.params import LINEAR
-from << cookiecutter.package_name >>.serving import routing
+from flywheel_ml import bundle, metrics, stage, words
+from flywheel_ml.catalog import LINEAR
+from flywheel_ml.contract import Contract
+from flywheel_ml.errors import GateRefusal, IntegrityError, ProjectError
+from flywheel_ml.flows import graph, rollout, training
+from flywheel_ml.flows.progress import Progress
+from flywheel_ml.flows.training import Outcome
+from flywheel_ml.model import evaluate, package, train
+from flywheel_ml.model.registry import Registry
+from flywheel_ml.project import load
+from flywheel_ml.serving import routing
 
 from . import project, rows, store
+from .project import PROJECT
 
 STAGES = ("data.ingest", "data.validate", "data.split", "model.train", "model.evaluate", "model.package")
 WORLDS = (
@@ -60,7 +62,9 @@ def test_a_linear_model_too_is_equal_in_every_byte(finished: Path, tmp_path: Pat
 
 def produce(stages: Sequence[str], places: Mapping[Path, dict[str, str]]) -> None:
     """Run stages in several projects at once, each in its world."""
-    code = "".join(f"import {project.PACKAGE}.{name} as it; it.main()\n" for name in stages)
+    code = f"from {project.PACKAGE}.project import PROJECT\n" + "".join(
+        f"import flywheel_ml.{name} as it; it.main(PROJECT)\n" for name in stages
+    )
     runs = [project.start(place, "-c", code, stdin=subprocess.DEVNULL, **world) for place, world in places.items()]
     for process in runs:
         errors = process.communicate(timeout=120)[1]
@@ -96,13 +100,15 @@ def test_what_dvc_restores_from_a_corrupted_cache_is_used_by_no_stage_and_judged
     subprocess.run(["dvc", "checkout", "--quiet"], check=True)
     assert all(path.is_file() for path in parts)
     with pytest.raises(IntegrityError, match=r"train.parquet is not the file that its stage wrote"):
-        train.main()
+        train.main(PROJECT)
     with pytest.raises(IntegrityError, match=r"pipeline.joblib is not the file that the train stage wrote"):
-        evaluate.main()
+        evaluate.main(PROJECT)
     with pytest.raises(IntegrityError, match=r"pipeline.joblib is not the file that the train stage wrote"):
-        package.main()
+        package.main(PROJECT)
     with pytest.raises(IntegrityError, match=r"model.onnx was changed after it was sealed"):
-        training.compare(Registry.open(store.settings(finished), contract.name), store.settings(finished), contract)
+        training.compare(
+            PROJECT, Registry.open(store.settings(finished), contract.name), store.settings(finished), contract
+        )
 
 
 class Changed(NamedTuple):
@@ -149,7 +155,8 @@ def test_a_changed_parameter_reruns_what_it_reaches_and_any_version_comes_back(c
 
 def run(path: Path) -> Outcome:
     """The training flow, plainly."""
-    return training.train(store.settings(path), Progress())
+    outcome: Outcome = load(f"{PROJECT.flows}:train")(training.Run.begin(PROJECT, store.settings(path), Progress()))
+    return outcome
 
 
 def test_a_broken_row_stops_the_run_and_nothing_else_changes_until_it_is_mended(

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from << cookiecutter.package_name >> import blocks
-from << cookiecutter.package_name >>.errors import ConfigError, ProjectError
-from << cookiecutter.package_name >>.prediction_log import (
+from flywheel_ml import blocks
+from flywheel_ml.errors import ConfigError, ProjectError
+from flywheel_ml.prediction_log import (
     Block,
     Job,
     Outcome,
@@ -36,9 +36,9 @@ from << cookiecutter.package_name >>.prediction_log import (
     opening,
     stores,
 )
-from << cookiecutter.package_name >>.prediction_log.reader import MAX_VARIABLES
-from << cookiecutter.package_name >>.prediction_log.rows import SCHEMA_VERSION, versions
-from << cookiecutter.package_name >>.prediction_log.stores import CHECKPOINT_PAGES
+from flywheel_ml.prediction_log.reader import MAX_VARIABLES
+from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, versions
+from flywheel_ml.prediction_log.stores import CHECKPOINT_PAGES
 
 
 def made(row_id: str = "", timestamp_us: int = 0, **changed: Any) -> Prediction:
@@ -249,7 +249,7 @@ def test_the_rows_of_one_call_are_committed_together_or_not_at_all(folder: Path,
 
 KILLED = """
 import sys
-from << cookiecutter.package_name >>.prediction_log import Prediction, Writer, new_id, now_us
+from flywheel_ml.prediction_log import Prediction, Writer, new_id, now_us
 writer = Writer(sys.argv[1], "serving")
 while True:
     facts = (None, None, "champion", "1", None, "{}", "{}", 0.5, 1, False)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from << cookiecutter.package_name >>.prediction_log import (
+from flywheel_ml.prediction_log import (
     Prediction,
     Reader,
     Spool,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.prediction_log import (
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.prediction_log import (
     Block,
     Job,
     Outcome,
@@ -26,7 +26,7 @@ from << cookiecutter.package_name >>.prediction_log import (
     new_id,
     opening,
 )
-from << cookiecutter.package_name >>.prediction_log.rows import SCHEMA_VERSION, predictions, versions
+from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, predictions, versions
 
 from . import postgresql
 
@@ -143,7 +143,7 @@ def test_rows_of_a_digest_are_not_those_of_another_with_the_same_version(tmp_pat
 
 KILLED = """
 import os, sys
-from << cookiecutter.package_name >>.prediction_log import Writer, migrations
+from flywheel_ml.prediction_log import Writer, migrations
 migrations.metadata.create_all = lambda connection: os.kill(os.getpid(), 9)
 Writer(sys.argv[1], "serving")
 """

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 import sqlalchemy as sa
 
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.prediction_log import (
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.prediction_log import (
     Contradiction,
     Job,
     Outcome,
@@ -30,13 +30,13 @@ from << cookiecutter.package_name >>.prediction_log import (
     now_us,
     stores,
 )
-from << cookiecutter.package_name >>.prediction_log.spool import MOVED, REFUSED
-from << cookiecutter.package_name >>.prediction_log.stores import Database
-from << cookiecutter.package_name >>.serving import feedback
-from << cookiecutter.package_name >>.serving.app import opened_log
-from << cookiecutter.package_name >>.serving.problems import Problem
-from << cookiecutter.package_name >>.serving.series import Metrics
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.prediction_log.spool import MOVED, REFUSED
+from flywheel_ml.prediction_log.stores import Database
+from flywheel_ml.serving import feedback
+from flywheel_ml.serving.app import opened_log
+from flywheel_ml.serving.problems import Problem
+from flywheel_ml.serving.series import Metrics
+from flywheel_ml.settings import Settings
 
 from .postgresql import PostgreSQL
 

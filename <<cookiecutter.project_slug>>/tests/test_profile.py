@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from << cookiecutter.package_name >> import profile, strict
-from << cookiecutter.package_name >>.contract import Columns, Contract, from_rows
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.profile import PREDICTION, Profile
+from flywheel_ml import profile, strict
+from flywheel_ml.contract import Columns, Contract, from_rows
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.profile import PREDICTION, Profile
 
 CONTRACT: dict[str, Any] = {
     "name": "all types",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.settings import Settings
 
 
 @pytest.fixture(autouse=True)

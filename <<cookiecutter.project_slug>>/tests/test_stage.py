@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from << cookiecutter.package_name >> import stage
-from << cookiecutter.package_name >>.errors import ConfigError, DataError, ProjectError
+from flywheel_ml import stage
+from flywheel_ml.errors import ConfigError, DataError, ProjectError
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.errors import ConfigError
+from flywheel_ml import strict
+from flywheel_ml.errors import ConfigError
 
 
 class Inner(strict.Strict):

@@ -10,22 +10,24 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import metrics, strict
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Column, Contract
-from << cookiecutter.package_name >>.data import card, tables
-from << cookiecutter.package_name >>.flows import scoring
-from << cookiecutter.package_name >>.metrics import HEADLINE
-from << cookiecutter.package_name >>.model import figures, gate, speed
-from << cookiecutter.package_name >>.monitoring import run
-from << cookiecutter.package_name >>.monitoring.window import Window, from_file, from_log
-from << cookiecutter.package_name >>.params import LINEAR, Params, ScoreParams
-from << cookiecutter.package_name >>.prediction_log import Reader
-from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import metrics, strict
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.catalog import LINEAR
+from flywheel_ml.contract import Column, Contract
+from flywheel_ml.data import card, tables
+from flywheel_ml.flows import scoring
+from flywheel_ml.metrics import HEADLINE
+from flywheel_ml.model import figures, gate, speed
+from flywheel_ml.monitoring import run
+from flywheel_ml.monitoring.window import Window, from_file, from_log
+from flywheel_ml.params import Params, ScoreParams
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.settings import Settings
 
 from . import rows
 from .conftest import make_bundle, python_rows
+from .project import PROJECT
 from .serving import speakers
 from .serving.speakers import SPEAKERS
 from .serving.support import Folder, InProcess, Server
@@ -230,7 +232,7 @@ def scored(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Folder(folder / "serving", made.path).roll_out("1")
     settings = Settings(serving_folder=folder / "serving", prediction_log=str(folder / "log"))
     tables.write(made.table, folder / "in.parquet")
-    scoring.score(folder / "in.parquet", folder / "out.parquet", settings, ScoreParams(chunk_rows=700))
+    scoring.score(PROJECT, folder / "in.parquet", folder / "out.parquet", settings, ScoreParams(chunk_rows=700))
     return folder / "out.parquet"
 
 
@@ -303,7 +305,7 @@ def test_cards_and_pictures_read_naturally(made: Made, tmp_path: Path, params: P
 
 
 def test_stock_mlflow_answers_alike(made: Made) -> None:
-    from << cookiecutter.package_name >>.model.pyfunc import BundleModel
+    from flywheel_ml.model.pyfunc import BundleModel
 
     model = BundleModel()
     model._bundle = made.bundle

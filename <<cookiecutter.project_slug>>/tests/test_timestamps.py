@@ -2,7 +2,7 @@
 
 import pytest
 
-from << cookiecutter.package_name >> import timestamps
+from flywheel_ml import timestamps
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""A machine-learning system on one table: data, model, serving, monitoring, and the flows that turn them."""
+"""The project: its data source, features, estimators, gates, flows and HTTP app."""

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.contract import Contract
+from flywheel_ml import strict
+from flywheel_ml.contract import Contract
 
 SHOP: dict[str, Any] = {
     "name": "orders",

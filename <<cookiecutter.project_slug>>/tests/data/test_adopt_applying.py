@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ConfigDict
 
-from << cookiecutter.package_name >> import cli, stage, strict
-from << cookiecutter.package_name >>.data.adoption import adopt, applying, profiling, writing
-from << cookiecutter.package_name >>.data.adoption.overrides import Overrides
-from << cookiecutter.package_name >>.errors import ConfigError, DataError
-from << cookiecutter.package_name >>.files import sha256_file
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import cli, stage, strict
+from flywheel_ml.data.adoption import adopt, applying, profiling, writing
+from flywheel_ml.data.adoption.overrides import Overrides
+from flywheel_ml.errors import ConfigError, DataError
+from flywheel_ml.files import sha256_file
+from flywheel_ml.settings import Settings
 
 from .. import project
 from .adopting import NOW, proposed, shop
 
 PACKAGE = Path("src/<< cookiecutter.package_name >>")
-DERIVED = '''"""Your own features."""
+FEATURES = '''"""Your own features."""
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def halved(spent: np.ndarray) -> np.ndarray:
     return spent / 2
 
 
-DERIVED: tuple[object, ...] = (doubled, halved)
+FEATURES: tuple[object, ...] = (doubled, halved)
 """All of them."""
 '''
 PYPROJECT = """[dependency-groups]
@@ -67,8 +67,8 @@ FORMER = {
     "decisions.yaml": "# For people.\ndecisions: []\n",
     "contract.yaml": "# What a row is.\nversion: 1\nname: parcels\ncolumns: [{name: late, role: target}]\n",
     "pyproject.toml": PYPROJECT,
-    str(PACKAGE / "derived.py"): DERIVED,
-    str(PACKAGE / "data/source.py"): "# the example's\n",
+    str(PACKAGE / "features.py"): FEATURES,
+    str(PACKAGE / "source.py"): "# the example's\n",
     "tests/data/test_example_source.py": "# the example's\n",
     "tests/data/test_card.py": "# everybody's\n",
     "data/raw/parcels.parquet": "rows",
@@ -111,7 +111,7 @@ def table(tmp_path: Path) -> Path:
 
 def take(source: Path, target: str = "bought", **said: Any) -> Path:
     with adopt.examined(str(source), "", target, Overrides(**said), NOW) as found:
-        return adopt.take(found, Settings())
+        return adopt.take(found, Settings(), project.PROJECT)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -134,9 +134,9 @@ def test_every_file_is_then_about_the_new_table(former: Path, table: Path) -> No
     assert raw.equals(shop(400, empty=pl.Series([None] * 400, dtype=pl.String)))
     assert "example" not in Path("pyproject.toml").read_text()
     assert 'default-groups = ["train", "dev"]' in Path("pyproject.toml").read_text()
-    assert "def halved" in (PACKAGE / "derived.py").read_text()
-    assert "(halved,)" in (PACKAGE / "derived.py").read_text()
-    assert "doubled" not in (PACKAGE / "derived.py").read_text()
+    assert "def halved" in (PACKAGE / "features.py").read_text()
+    assert "(halved,)" in (PACKAGE / "features.py").read_text()
+    assert "doubled" not in (PACKAGE / "features.py").read_text()
 
 
 def test_what_belonged_to_the_former_table_is_set_aside_and_kept(former: Path, table: Path) -> None:
@@ -156,8 +156,8 @@ def test_what_belonged_to_the_former_table_is_set_aside_and_kept(former: Path, t
             "params.yaml",
             "pyproject.toml",
             "reports/data_card.md",
-            str(PACKAGE / "data/source.py"),
-            str(PACKAGE / "derived.py"),
+            str(PACKAGE / "source.py"),
+            str(PACKAGE / "features.py"),
             "tests/data/test_card.py",
         ]
     )
@@ -209,7 +209,7 @@ def test_it_can_be_done_again_with_a_model_of_its_own(former: Path, table: Path)
 
 def test_the_new_source_says_how_to_have_the_table_again(former: Path, table: Path) -> None:
     take(table)
-    source = (PACKAGE / "data/source.py").read_text().replace("from ..errors", "from << cookiecutter.package_name >>.errors")
+    source = (PACKAGE / "source.py").read_text()
     space: dict[str, Any] = {}
     exec(compile(source, "source.py", "exec"), space)
     with pytest.raises(DataError, match="dvc pull"):
@@ -312,8 +312,9 @@ def test_what_a_killed_process_had_begun_is_cleared_away_by_the_next_run(
     (former / applying.NEW).mkdir(parents=True)
     (former / applying.NEW / "half.parquet").write_bytes(b"half")
     (former / stage.PARAMS).write_text("no params: true\n")
-    with pytest.raises(ConfigError):
-        cli.run()
+    monkeypatch.setattr("sys.argv", ["x", "run"])
+    with pytest.raises(SystemExit):
+        cli.main(project.PROJECT)
     assert not applying.FOLDER.exists()
 
 
@@ -327,7 +328,7 @@ def test_an_interrupt_while_a_table_is_read_is_one_line_and_changes_nothing(
     monkeypatch.setattr(profiling, "profile", interrupted)
     monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought", "--yes", "--force"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.main(project.PROJECT)
     assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
     assert not applying.FOLDER.exists()
     shutil.rmtree(former / "var", ignore_errors=True)
@@ -385,9 +386,9 @@ def test_edits_that_git_does_not_have_are_not_overwritten(
     (former / "contract.yaml").write_text(f"{FORMER['contract.yaml']}# mine\n")
     monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought", "--yes"])
     with pytest.raises(ConfigError, match=r"not in git would be lost: contract.yaml; commit them, or pass --force"):
-        cli.app(standalone_mode=False)
+        cli.app(standalone_mode=False, obj=project.PROJECT)
     monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought", "--yes", "--force"])
-    cli.app(standalone_mode=False)
+    cli.app(standalone_mode=False, obj=project.PROJECT)
     assert "Adopted" in capsys.readouterr().out
     assert "mine" in (former / "var/before-adoption-1/contract.yaml").read_text()
 
@@ -399,7 +400,7 @@ def test_without_a_terminal_and_without_yes_nothing_is_changed(
     monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought"])
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     with pytest.raises(ConfigError, match="--yes"):
-        cli.app(standalone_mode=False)
+        cli.app(standalone_mode=False, obj=project.PROJECT)
     assert "3 categories" in capsys.readouterr().out
     shutil.rmtree(former / "var", ignore_errors=True)
     assert content(former) == {name: digest for name, digest in before.items() if not name.startswith("var/")}

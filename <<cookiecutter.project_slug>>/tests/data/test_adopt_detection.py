@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.data.adoption.detection.detected import Detected, Hints, read_column
-from << cookiecutter.package_name >>.data.adoption.detection.guess import guess, guess_all
-from << cookiecutter.package_name >>.parsing import parse_value
+from flywheel_ml.data import tables
+from flywheel_ml.data.adoption.detection.detected import Detected, Hints, read_column
+from flywheel_ml.data.adoption.detection.guess import guess, guess_all
+from flywheel_ml.parsing import parse_value
 
 from .adopting import adopted, profiled, proposed, role, told
 
@@ -335,7 +335,7 @@ def test_time_zone_is_found_in_all_rows_and_not_only_in_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HEAD_ROWS", "FEW"):
-        monkeypatch.setattr(f"<< cookiecutter.package_name >>.data.adoption.profiling.{name}", 20)
+        monkeypatch.setattr(f"flywheel_ml.data.adoption.profiling.{name}", 20)
     berlin = [moment.replace(tzinfo=UTC).astimezone(ZoneInfo("Europe/Berlin")).isoformat() for moment in MOMENTS]
     pl.DataFrame({"at": berlin, "won": LABELS}).write_csv(tmp_path / "t.csv")
     assert profiled(tmp_path / "t.csv", "won").columns["at"].parse.time_zone == "Europe/Berlin"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from << cookiecutter.package_name >>.prediction_log import Outcome, Prediction, Reader, Writer, dumps, new_id, now_us
+from flywheel_ml.prediction_log import Outcome, Prediction, Reader, Writer, dumps, new_id, now_us
 
 from ..postgresql import PostgreSQL
 from .adopting import profiled
@@ -23,7 +23,7 @@ def test_every_type_of_a_query_is_read(postgres: PostgreSQL, tmp_path: Path, mon
         connection.execute(sa.text(TABLE))
     engine.dispose()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("<< cookiecutter.package_name >>.data.formats.database.BATCH_ROWS", 30)
+    monkeypatch.setattr("flywheel_ml.data.formats.database.BATCH_ROWS", 30)
     found = profiled(postgres.url, "late", "select * from orders order by order_no")
     assert {name: column.parse.type for name, column in found.columns.items()} == {
         "order_no": "integer",

@@ -13,8 +13,8 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
-from << cookiecutter.package_name >>.data.formats import database
-from << cookiecutter.package_name >>.errors import DataError
+from flywheel_ml.data.formats import database
+from flywheel_ml.errors import DataError
 
 from .adopting import profiled
 
@@ -111,9 +111,9 @@ def test_no_more_values_differ_than_there_are(tmp_path: Path) -> None:
 
 
 def test_what_the_first_rows_hide_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.profiling.HEAD_ROWS", 100)
-    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.profiling.FEW", 100)
-    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.profiling.BATCH_ROWS", 130)
+    monkeypatch.setattr("flywheel_ml.data.adoption.profiling.HEAD_ROWS", 100)
+    monkeypatch.setattr("flywheel_ml.data.adoption.profiling.FEW", 100)
+    monkeypatch.setattr("flywheel_ml.data.adoption.profiling.BATCH_ROWS", 130)
     rows = 1000
     table = pl.DataFrame(
         {
@@ -133,8 +133,8 @@ def test_what_the_first_rows_hide_is_still_found(tmp_path: Path, monkeypatch: py
 
 
 def test_counts_over_many_batches_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.profiling.BATCH_ROWS", 1000)
-    monkeypatch.setattr("<< cookiecutter.package_name >>.data.adoption.profiling.SAMPLE_ROWS", 2000)
+    monkeypatch.setattr("flywheel_ml.data.adoption.profiling.BATCH_ROWS", 1000)
+    monkeypatch.setattr("flywheel_ml.data.adoption.profiling.SAMPLE_ROWS", 2000)
     rng = np.random.default_rng(0)
     rows = 20_000
     table = pl.DataFrame(

@@ -2,9 +2,9 @@
 
 import polars as pl
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data import card
+from flywheel_ml import strict
+from flywheel_ml.contract import Contract
+from flywheel_ml.data import card
 
 from .conftest import SHOP
 

@@ -1,15 +1,21 @@
 """The example's raw table: what is known before departure, one row a flight, and the label the issue is about."""
 
 from datetime import datetime
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data import source, tables
-from << cookiecutter.package_name >>.data.validate import check
+from flywheel_ml.contract import Contract
+from flywheel_ml.data import tables
+from flywheel_ml.data.validate import check
+
+from ..project import PACKAGE
+
+source: Any = import_module(f"{PACKAGE}.source")
 
 ACTUAL = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
 """What only the flight itself tells."""
@@ -22,7 +28,8 @@ def raw() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
 
 @pytest.fixture(scope="module")
 def flights(raw: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]) -> pl.DataFrame:
-    return source.flights(*raw)
+    made: pl.DataFrame = source.flights(*raw)
+    return made
 
 
 def test_every_flight_of_the_year_is_one_row_with_an_id_of_its_own(flights: pl.DataFrame) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >>.data.formats import layout, reading
-from << cookiecutter.package_name >>.errors import DataError
+from flywheel_ml.data.formats import layout, reading
+from flywheel_ml.errors import DataError
 
 ROWS = [("1", "x"), ("2", "y")]
 BOM = "\ufeff"
@@ -78,7 +78,7 @@ def test_a_layout_is_found(tmp_path: Path, content: str, columns: tuple[str, ...
 def test_a_file_is_regular_or_not_wherever_its_blocks_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quoted: bool
 ) -> None:
-    monkeypatch.setattr("<< cookiecutter.package_name >>.data.formats.text._BLOCK", 7)
+    monkeypatch.setattr("flywheel_ml.data.formats.text._BLOCK", 7)
     cell = '"a\n""b"""' if quoted else "ab"
     content = "n,c\n" + "".join(f"{at},{cell}\n" for at in range(30))
     (tmp_path / "t.csv").write_text(content)

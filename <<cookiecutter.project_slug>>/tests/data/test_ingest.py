@@ -6,10 +6,10 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data.ingest import ingest
-from << cookiecutter.package_name >>.errors import ConfigError, DataError
+from flywheel_ml import strict
+from flywheel_ml.contract import Contract
+from flywheel_ml.data.ingest import ingest
+from flywheel_ml.errors import ConfigError, DataError
 
 from .conftest import SHOP
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from sklearn.metrics import roc_auc_score
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data.split import split, twins
-from << cookiecutter.package_name >>.errors import ConfigError, DataError
-from << cookiecutter.package_name >>.params import SplitParams
+from flywheel_ml import strict
+from flywheel_ml.contract import Contract
+from flywheel_ml.data.split import split, twins
+from flywheel_ml.errors import ConfigError, DataError
+from flywheel_ml.params import SplitParams
 
 from .conftest import SHOP
 

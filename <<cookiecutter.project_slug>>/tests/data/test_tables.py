@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.errors import DataError, IntegrityError
-from << cookiecutter.package_name >>.files import sha256_file
+from flywheel_ml import strict
+from flywheel_ml.contract import Contract
+from flywheel_ml.data import tables
+from flywheel_ml.errors import DataError, IntegrityError
+from flywheel_ml.files import sha256_file
 
 
 def read_column(tmp_path: Path, kind: str, cells: str) -> pl.Series:

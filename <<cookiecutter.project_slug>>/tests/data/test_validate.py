@@ -13,12 +13,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from << cookiecutter.package_name >> import stage, strict
-from << cookiecutter.package_name >>.contract import MISSING, Contract
-from << cookiecutter.package_name >>.data import ingest, split, tables, validate
-from << cookiecutter.package_name >>.data.validate import Violation, check
-from << cookiecutter.package_name >>.rules import REQUIRED, UNIQUE
+from flywheel_ml import stage, strict
+from flywheel_ml.contract import MISSING, Contract
+from flywheel_ml.data import ingest, split, tables, validate
+from flywheel_ml.data.validate import Violation, check
+from flywheel_ml.project import Project
+from flywheel_ml.rules import REQUIRED, UNIQUE
 
+from ..project import PACKAGE, PROJECT
 from .conftest import SHOP
 
 
@@ -231,18 +233,18 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(project: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[], None]], tuple[Any, list[str]]]:
+def run(project: Path, capsys: pytest.CaptureFixture[str]) -> "Run":
     """Exit status of a stage, and its lines on the terminal."""
 
-    def run(main: Callable[[], None]) -> tuple[Any, list[str]]:
+    def run(main: Callable[[Project], None]) -> tuple[Any, list[str]]:
         with pytest.raises(SystemExit) as ended:
-            stage.run(main)
+            stage.run(lambda: main(PROJECT))
         return ended.value.code, capsys.readouterr().err.splitlines()
 
     return run
 
 
-Run = Callable[[Callable[[], None]], tuple[Any, list[str]]]
+Run = Callable[[Callable[[Project], None]], tuple[Any, list[str]]]
 
 
 def test_a_broken_row_stops_the_pipeline_and_leaves_a_report(project: Path, orders: pl.DataFrame, run: Run) -> None:
@@ -250,7 +252,7 @@ def test_a_broken_row_stops_the_pipeline_and_leaves_a_report(project: Path, orde
     broken.write_csv(project / "raw.csv")
     assert run(ingest.main) == (0, [])
     # As DVC starts it: a process of its own.
-    command = [sys.executable, "-m", "<< cookiecutter.package_name >>.data.validate"]
+    command = [sys.executable, "-m", PACKAGE, "stage", "validate"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     lines = done.stderr.splitlines()

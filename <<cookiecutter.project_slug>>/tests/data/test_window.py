@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.data.window import cut, export
-from << cookiecutter.package_name >>.errors import ConfigError, DataError
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml import strict
+from flywheel_ml.contract import Contract
+from flywheel_ml.data import tables
+from flywheel_ml.data.window import cut, export
+from flywheel_ml.errors import ConfigError, DataError
+from flywheel_ml.params import Params
 
 from .conftest import SHOP
 

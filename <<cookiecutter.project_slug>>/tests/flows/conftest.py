@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.settings import Settings
 
 from .. import project, store
 
 if TYPE_CHECKING:
     # Heavy, and imported where they are used: the process that hands out the tests needs none of it.
-    from << cookiecutter.package_name >>.model.registry import Registry
+    from flywheel_ml.model.registry import Registry
 
 
 class Pages(NamedTuple):
@@ -32,7 +32,7 @@ class Pages(NamedTuple):
 @pytest.fixture(scope="module")
 def pages(turned: project.Turned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
     path = project.copy(turned.path, tmp_path_factory.mktemp("pages") / "project", history=True)
-    with project.start(path, "-m", f"{project.PACKAGE}.cli", "ui", stdin=subprocess.DEVNULL) as process:
+    with project.start(path, "-m", project.PACKAGE, "ui", stdin=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
         addresses = re.findall(r"http://127\.0\.0\.1:\d+", "".join(lines))
@@ -45,8 +45,8 @@ def pages(turned: project.Turned, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture(scope="module")
 def rolled_out(fresh_store: Path, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose registry has two versions that passed; the first is champion and serves, the second challenges."""
-    from << cookiecutter.package_name >>.flows import rollout
-    from << cookiecutter.package_name >>.model.registry import Registry
+    from flywheel_ml.flows import rollout
+    from flywheel_ml.model.registry import Registry
 
     path = shutil.copytree(fresh_store, tmp_path_factory.mktemp("rolled out") / "project")
     with pytest.MonkeyPatch.context() as patch:
@@ -69,7 +69,7 @@ def settings(folder: Path) -> Settings:
 @pytest.fixture
 def two(rolled_out: Path, folder: Path) -> "Registry":
     """The registry with two versions, moved into the current folder."""
-    from << cookiecutter.package_name >>.model.registry import Registry
+    from flywheel_ml.model.registry import Registry
 
     shutil.copytree(rolled_out, folder, dirs_exist_ok=True)
     return Registry.open(store.settings(folder), store.NAME)

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from << cookiecutter.package_name >> import bundle, stage
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.errors import ProjectError
-from << cookiecutter.package_name >>.flows import done, rollout, training
-from << cookiecutter.package_name >>.model import roles
-from << cookiecutter.package_name >>.model.registry import Registry
-from << cookiecutter.package_name >>.params import Params, RolloutParams
-from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import bundle, stage
+from flywheel_ml.contract import Contract
+from flywheel_ml.errors import ProjectError
+from flywheel_ml.flows import done, rollout, training
+from flywheel_ml.model import roles
+from flywheel_ml.model.registry import Registry
+from flywheel_ml.params import Params, RolloutParams
+from flywheel_ml.serving import routing
+from flywheel_ml.settings import Settings
 
 from .. import project, store
 from .support import served
@@ -25,7 +25,7 @@ SERVING = Path("var/serving")
 
 def last(**changes: Any) -> Any:
     project.set_params(Path(), changes)
-    return done.last(Settings.read(), Params.load(stage.PARAMS))
+    return done.last(project.PROJECT, Settings.read(), project.PROJECT.load_params())
 
 
 def test_a_finished_run_is_known_with_its_outcome(finished: Path) -> None:

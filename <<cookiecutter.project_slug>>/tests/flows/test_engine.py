@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from << cookiecutter.package_name >>.errors import Busy, DataError, ProjectError
-from << cookiecutter.package_name >>.flows import engine
-from << cookiecutter.package_name >>.flows.engine import Patience
-from << cookiecutter.package_name >>.process import is_alive
+from flywheel_ml.errors import Busy, DataError, ProjectError
+from flywheel_ml.flows import engine
+from flywheel_ml.flows.engine import Patience
+from flywheel_ml.process import is_alive
 
 from .. import project
 from .support import until
@@ -68,10 +68,10 @@ def test_what_trying_again_does_not_mend_fails_at_once(fault: Exception) -> None
     assert len(step.calls) == 1
 
 
-HOLD = f"""
+HOLD = """
 import sys
 from pathlib import Path
-from {project.PACKAGE}.flows import engine
+from flywheel_ml.flows import engine
 with engine.exclusive(Path("var"), "run", doing="adopt"):
     print("held", flush=True)
     sys.stdin.read()
@@ -110,16 +110,16 @@ def test_a_server_that_cannot_start_is_one_line_that_names_its_log(tmp_path: Pat
         engine.await_answer(process, "http://127.0.0.1:9", "Prefect", tmp_path / "server.log")
 
 
-TREE = f'''
+TREE = '''
 import sys
 from pathlib import Path
-from {project.PACKAGE}.flows import engine
+from flywheel_ml.flows import engine
 Path("forest.py").write_text("""
 import subprocess, sys, time
 print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid, flush=True)
 time.sleep(60)
 """)
-print(engine.spawn(["-m", "{project.PACKAGE}.flows.leash", "forest"], Path("log"), {{}}).pid, flush=True)
+print(engine.spawn(["-m", "flywheel_ml.flows.leash", "forest"], Path("log"), {}).pid, flush=True)
 sys.stdin.read()
 '''
 

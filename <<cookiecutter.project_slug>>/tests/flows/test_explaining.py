@@ -9,19 +9,20 @@ from typing import Any
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import bundle
-from << cookiecutter.package_name >>.bundle import BACKGROUND, MODEL, Bundle
-from << cookiecutter.package_name >>.contract import Contract, from_rows
-from << cookiecutter.package_name >>.errors import IntegrityError, NotExplainable, ProjectError
-from << cookiecutter.package_name >>.explanation import explain
-from << cookiecutter.package_name >>.flows.explaining import explain_logged
-from << cookiecutter.package_name >>.flows.rollout import promote
-from << cookiecutter.package_name >>.model.registry import Registry
-from << cookiecutter.package_name >>.prediction_log import Prediction, Writer, dumps, new_id, now_us
-from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import bundle
+from flywheel_ml.bundle import BACKGROUND, MODEL, Bundle
+from flywheel_ml.contract import Contract, from_rows
+from flywheel_ml.errors import IntegrityError, NotExplainable, ProjectError
+from flywheel_ml.explanation import explain
+from flywheel_ml.flows.explaining import explain_logged
+from flywheel_ml.flows.rollout import promote
+from flywheel_ml.model.registry import Registry
+from flywheel_ml.prediction_log import Prediction, Writer, dumps, new_id, now_us
+from flywheel_ml.serving import routing
+from flywheel_ml.settings import Settings
 
 from ..conftest import python_rows
+from ..project import PROJECT
 from .support import served
 from .test_rollout import artifacts
 
@@ -69,7 +70,7 @@ def test_the_serving_folder_is_enough_for_a_version_that_it_holds(
     two: Registry, settings: Settings, log: Log, bundle_path: Path, row: dict[str, Any]
 ) -> None:
     name = log("1")
-    found = explain_logged(name, settings, never)
+    found = explain_logged(PROJECT, name, settings, never)
     assert found.prediction.id == name
     assert found.explanation == explain(Bundle.open(bundle_path), row)
     facts = json.loads(json.dumps(found.facts()))
@@ -82,12 +83,12 @@ def test_a_former_version_explains_what_it_answered_though_another_is_champion(
 ) -> None:
     name = log("1")
     promote(two, settings, "2")
-    assert explain_logged(name, settings, never).prediction.model_version == "1"
+    assert explain_logged(PROJECT, name, settings, never).prediction.model_version == "1"
 
 
 def test_what_a_shadow_said_is_explained_too(two: Registry, settings: Settings, log: Log) -> None:
     name = log("1", variant="shadow")
-    assert explain_logged(name, settings, never).facts()["variant"] == "shadow"
+    assert explain_logged(PROJECT, name, settings, never).facts()["variant"] == "shadow"
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
@@ -101,7 +102,7 @@ def test_a_version_that_the_folder_does_not_hold_any_more_comes_from_the_registr
     else:
         (path / MODEL).write_bytes(b"another")
     before = sorted(settings.serving_folder.rglob("*"))
-    assert explain_logged(name, settings, lambda: two).prediction.id == name
+    assert explain_logged(PROJECT, name, settings, lambda: two).prediction.id == name
     assert sorted(settings.serving_folder.rglob("*")) == before
 
 
@@ -112,7 +113,7 @@ def test_a_bundle_that_was_sealed_anew_in_the_folder_is_not_taken_for_the_versio
     (path / BACKGROUND).write_text("[]\n")
     facts = json.loads((path / bundle.MANIFEST).read_text())
     bundle.seal(path, {name: value for name, value in facts.items() if name != "files"})
-    assert explain_logged(log("1"), settings, lambda: two).explanation.method.background_rows == 50
+    assert explain_logged(PROJECT, log("1"), settings, lambda: two).explanation.method.background_rows == 50
 
 
 def test_a_version_that_is_gone_everywhere_is_named_with_both_places(
@@ -123,18 +124,18 @@ def test_a_version_that_is_gone_everywhere_is_named_with_both_places(
         match=r"version 7, which made prediction '.*', is not in the serving folder any more, "
         r"and the registry does not give it: .*has no version '7'; known: ",
     ):
-        explain_logged(log("7"), settings, lambda: two)
+        explain_logged(PROJECT, log("7"), settings, lambda: two)
     name = log("1")
     shutil.rmtree(served(settings.serving_folder, "1"))
     with (artifacts(folder, two, "1") / BACKGROUND).open("a") as stream:
         stream.write(" ")
     with pytest.raises(ProjectError, match=r"and the registry does not give it: .*background.json was changed"):
-        explain_logged(name, settings, lambda: two)
+        explain_logged(PROJECT, name, settings, lambda: two)
 
 
 def test_an_id_that_the_log_does_not_have_is_named(two: Registry, settings: Settings) -> None:
     with pytest.raises(ProjectError, match=r"the prediction log has no prediction 'nobody'"):
-        explain_logged("nobody", settings, never)
+        explain_logged(PROJECT, "nobody", settings, never)
 
 
 def test_what_the_prior_answered_has_no_explanation(
@@ -143,21 +144,21 @@ def test_what_the_prior_answered_has_no_explanation(
     prior = float(Bundle.open(bundle_path).manifest.prior[-1])
     name = log("1", variant="fallback", degraded=True, score=prior)
     with pytest.raises(NotExplainable, match=r"answered by the prior of version 1.* nothing to explain"):
-        explain_logged(name, settings, never)
+        explain_logged(PROJECT, name, settings, never)
 
 
 def test_what_a_former_version_answered_in_place_of_the_champion_has_one(
     two: Registry, settings: Settings, log: Log
 ) -> None:
     name = log("1", variant="fallback", degraded=True)
-    assert explain_logged(name, settings, never).facts()["degraded"] is True
+    assert explain_logged(PROJECT, name, settings, never).facts()["degraded"] is True
 
 
 def test_an_answer_that_the_version_does_not_give_any_more_is_not_explained(
     two: Registry, settings: Settings, log: Log
 ) -> None:
     with pytest.raises(IntegrityError, match=r"was logged with the score 0.99, and version 1 gives 0\.\d+ here"):
-        explain_logged(log("1", score=0.99), settings, never)
+        explain_logged(PROJECT, log("1", score=0.99), settings, never)
 
 
 def test_a_version_from_before_explanations_says_what_to_do(two: Registry, settings: Settings, log: Log) -> None:
@@ -167,4 +168,4 @@ def test_a_version_from_before_explanations_says_what_to_do(two: Registry, setti
     bundle.seal(path, {name: value for name, value in facts.items() if name != "files"})
     (settings.serving_folder / routing.ROUTING).unlink()
     with pytest.raises(NotExplainable, match="train again"):
-        explain_logged(log("1"), settings, never)
+        explain_logged(PROJECT, log("1"), settings, never)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from << cookiecutter.package_name >> import stage
-from << cookiecutter.package_name >>.errors import Busy, ConfigError, DataError, ProjectError
-from << cookiecutter.package_name >>.flows import graph, training
+from flywheel_ml import stage
+from flywheel_ml.errors import Busy, ConfigError, DataError, ProjectError
+from flywheel_ml.flows import graph, training
 
 from .. import project
+from ..project import PROJECT
 
 HOLD = """
 import sys
@@ -37,7 +38,7 @@ def test_parameters_that_reach_no_stage_rerun_none(finished: Path) -> None:
 
 
 def test_changed_code_reruns_its_stage_and_stops_where_the_result_is_the_same(finished: Path) -> None:
-    module = finished / "src" / project.PACKAGE / "data" / "split.py"
+    module = finished / "src" / "flywheel_ml" / "data" / "split.py"
     module.write_text(module.read_text() + "\n# changed\n")
     assert graph.outdated()
     assert ran() == ["split"]
@@ -79,7 +80,7 @@ def test_stages_run_with_the_python_that_runs_this(finished: Path, monkeypatch: 
     import os
 
     monkeypatch.setenv("PATH", os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if ".venv" not in p))
-    module = finished / "src" / project.PACKAGE / "data" / "ingest.py"
+    module = finished / "src" / "flywheel_ml" / "data" / "ingest.py"
     module.write_text(module.read_text() + "\n# changed\n")
     assert graph.reproduce("ingest")
 
@@ -103,13 +104,13 @@ def test_a_graph_that_dvc_refuses_is_one_line(finished: Path) -> None:
 
 
 def test_an_edited_raw_table_is_recorded_and_said(finished: Path) -> None:
-    assert training.raw_data(project.RAW) == "data/raw/table.parquet as recorded"
+    assert training.raw_data(PROJECT, project.RAW) == "data/raw/table.parquet as recorded"
     pointer = project.RAW.with_name("table.parquet.dvc")
     before = pointer.read_text()
     import polars as pl
 
     project.write_raw(finished, pl.read_parquet(project.RAW).tail(-1))
-    assert training.raw_data(project.RAW) == "data/raw/table.parquet changed: recorded with DVC"
+    assert training.raw_data(PROJECT, project.RAW) == "data/raw/table.parquet changed: recorded with DVC"
     assert pointer.read_text() != before
     assert graph.outdated()
 
@@ -117,7 +118,7 @@ def test_an_edited_raw_table_is_recorded_and_said(finished: Path) -> None:
 def test_a_deleted_raw_table_is_restored_as_it_was(finished: Path) -> None:
     content = project.RAW.read_bytes()
     project.RAW.unlink()
-    assert training.raw_data(project.RAW) == "data/raw/table.parquet restored by DVC"
+    assert training.raw_data(PROJECT, project.RAW) == "data/raw/table.parquet restored by DVC"
     assert project.RAW.read_bytes() == content
 
 

@@ -9,21 +9,22 @@ import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from << cookiecutter.package_name >>.bundle import MANIFEST, Bundle
-from << cookiecutter.package_name >>.contract import Columns, Contract
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.files import sha256_file
-from << cookiecutter.package_name >>.flows import engine, monitoring, scoring
-from << cookiecutter.package_name >>.monitoring.alerts import AlertError
-from << cookiecutter.package_name >>.monitoring.run import Monitored
-from << cookiecutter.package_name >>.params import Params, ScoreParams
-from << cookiecutter.package_name >>.prediction_log import Outcome, Prediction, Writer, dumps, new_id, now_us
-from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.bundle import MANIFEST, Bundle
+from flywheel_ml.contract import Columns, Contract
+from flywheel_ml.data import tables
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.files import sha256_file
+from flywheel_ml.flows import engine, monitoring, scoring
+from flywheel_ml.monitoring.alerts import AlertError
+from flywheel_ml.monitoring.run import Monitored
+from flywheel_ml.params import Params, ScoreParams
+from flywheel_ml.prediction_log import Outcome, Prediction, Writer, dumps, new_id, now_us
+from flywheel_ml.serving import routing
+from flywheel_ml.settings import Settings
 
 from .. import rows
 from ..conftest import python_rows
+from ..project import PROJECT
 
 
 @pytest.fixture
@@ -49,8 +50,8 @@ def drifted(contract: Contract) -> pl.DataFrame:
 
 def test_a_scored_file_is_judged_and_reported(settings: Settings, params: Params, contract: Contract) -> None:
     tables.write(drifted(contract), Path("in.parquet"))
-    scoring.score(Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
-    found = monitoring.watch(settings, params, Path("out.parquet"), None, None)
+    scoring.score(PROJECT, Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
+    found = monitoring.watch(PROJECT, settings, params, Path("out.parquet"), None, None)
     assert found.result.verdict in ("drift", "degraded")
     assert found.result.volume.rows == 1500
     assert json.loads(Path("reports/monitoring/latest.json").read_text())["verdict"] == found.result.verdict
@@ -70,7 +71,7 @@ def test_a_span_without_a_moment_is_refused(
     settings: Settings, params: Params, source: Path | None, since: datetime, until: datetime | None, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        monitoring.watch(settings, params, source, since, until)
+        monitoring.watch(PROJECT, settings, params, source, since, until)
 
 
 def test_logged_predictions_of_a_span_are_judged_with_their_labels(
@@ -112,12 +113,14 @@ def test_logged_predictions_of_a_span_are_judged_with_their_labels(
         )
         mine = other._replace(id=new_id(), model_version="3", model_digest=Bundle.open(bundle_path).digest)
         log.append([other, mine]).result()
-    whole = monitoring.watch(settings, params, None, None, None)
+    whole = monitoring.watch(PROJECT, settings, params, None, None, None)
     assert whole.result.volume.rows == 601
     assert whole.result.versions == {"3": 1, "7": 600}
     assert any(told.startswith("600 rows were logged before model digests") for told in whole.result.sentences)
     assert whole.result.quality.labelled == 600
-    assert monitoring.watch(settings, params, None, whole.result.at, None).result.verdict == "insufficient data"
+    assert (
+        monitoring.watch(PROJECT, settings, params, None, whole.result.at, None).result.verdict == "insufficient data"
+    )
 
 
 def test_alerts_that_no_webhook_takes_are_on_file_and_the_verdict_is_told_first(
@@ -125,12 +128,12 @@ def test_alerts_that_no_webhook_takes_are_on_file_and_the_verdict_is_told_first(
 ) -> None:
     hasty = engine.patience.set(engine.Patience(retries=1, first_delay=0.01))
     tables.write(drifted(contract), Path("in.parquet"))
-    scoring.score(Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
+    scoring.score(PROJECT, Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
     # Nothing listens on the discard port of this machine.
     deaf = settings.model_copy(update={"alert_webhook": SecretStr("http://127.0.0.1:9/hook")})
     told: list[Monitored] = []
     with pytest.raises(AlertError, match="were not delivered"):
-        monitoring.watch(deaf, params, Path("out.parquet"), None, None, told.append)
+        monitoring.watch(PROJECT, deaf, params, Path("out.parquet"), None, None, told.append)
     engine.patience.reset(hasty)
     assert told[0].alerts
     assert Path("reports/monitoring/alerts.jsonl").read_text().count("\n") == len(told[0].alerts)

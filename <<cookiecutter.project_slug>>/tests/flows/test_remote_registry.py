@@ -15,13 +15,13 @@ import httpx
 import pytest
 import yaml
 
-from << cookiecutter.package_name >> import bundle
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.files import sha256_file
-from << cookiecutter.package_name >>.flows import rollout
-from << cookiecutter.package_name >>.model.registry import CHAMPION, Registry
-from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import bundle
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.files import sha256_file
+from flywheel_ml.flows import rollout
+from flywheel_ml.model.registry import CHAMPION, Registry
+from flywheel_ml.serving import routing
+from flywheel_ml.settings import Settings
 
 from .. import project, store
 
@@ -109,7 +109,7 @@ def test_a_sidecar_follows_a_remote_registry_that_goes_away_and_comes_back_and_t
             for name in ("first", "second", "third"):
                 registry.register(store.another(bundle_path, tmp_path / name), store.PASSED, {}, {}, [])
             rollout.promote(registry, own, "1")
-            words = ("-m", f"{project.PACKAGE}.cli", "rollout", "sync", "--watch", "--every", "0.1")
+            words = ("-m", project.PACKAGE, "rollout", "sync", "--watch", "--every", "0.1")
             sidecar = later.enter_context(project.start(server, *words, ML_TRACKING_URI=remote.url))
             later.callback(sidecar.kill)
             assert sidecar.stdout is not None
@@ -163,7 +163,7 @@ def test_a_registry_that_is_not_there_is_named_within_moments(tmp_path: Path, mo
 def test_its_address_is_shown_in_the_place_of_a_server_of_our_own(tmp_path: Path) -> None:
     (tmp_path / "remote").mkdir()
     remote, path = Remote(tmp_path / "remote"), project.make(tmp_path / "project", 100)
-    words = ("-m", f"{project.PACKAGE}.cli", "ui")
+    words = ("-m", project.PACKAGE, "ui")
     with remote.running(), project.start(path, *words, ML_TRACKING_URI=remote.url) as shown:
         assert shown.stdout is not None
         lines = [shown.stdout.readline() for _ in range(3)]

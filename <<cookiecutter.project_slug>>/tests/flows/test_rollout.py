@@ -8,22 +8,22 @@ from unittest.mock import Mock
 
 import pytest
 
-from << cookiecutter.package_name >> import bundle
-from << cookiecutter.package_name >>.errors import Busy, GateRefusal, IntegrityError, ProjectError
-from << cookiecutter.package_name >>.flows import engine, rollout, training
-from << cookiecutter.package_name >>.model.registry import CHALLENGER, CHAMPION, Registry
-from << cookiecutter.package_name >>.params import Params
-from << cookiecutter.package_name >>.prediction_log import Prediction, Writer, new_id
-from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import bundle
+from flywheel_ml.errors import Busy, GateRefusal, IntegrityError, ProjectError
+from flywheel_ml.flows import engine, rollout, training
+from flywheel_ml.model.registry import CHALLENGER, CHAMPION, Registry
+from flywheel_ml.params import Params
+from flywheel_ml.prediction_log import Prediction, Writer, new_id
+from flywheel_ml.serving import routing
+from flywheel_ml.settings import Settings
 
 from .. import project, store
 from .support import served
 
 PROMOTE = f"""
-from {project.PACKAGE}.flows import rollout
-from {project.PACKAGE}.model.registry import Registry
-from {project.PACKAGE}.settings import Settings
+from flywheel_ml.flows import rollout
+from flywheel_ml.model.registry import Registry
+from flywheel_ml.settings import Settings
 rollout.promote(Registry.open(Settings.read(), {store.NAME!r}), Settings.read(), "2")
 """
 

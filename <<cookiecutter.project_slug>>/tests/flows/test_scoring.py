@@ -14,26 +14,28 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.bundle import MANIFEST, Bundle
-from << cookiecutter.package_name >>.contract import Columns, Contract
-from << cookiecutter.package_name >>.errors import ConfigError, DataError, ServingError
-from << cookiecutter.package_name >>.files import sha256_file
-from << cookiecutter.package_name >>.flows import scoring
-from << cookiecutter.package_name >>.params import ScoreParams
-from << cookiecutter.package_name >>.prediction_log import Reader
-from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import strict
+from flywheel_ml.bundle import MANIFEST, Bundle
+from flywheel_ml.contract import Columns, Contract
+from flywheel_ml.errors import ConfigError, DataError, ServingError
+from flywheel_ml.files import sha256_file
+from flywheel_ml.flows import scoring
+from flywheel_ml.params import ScoreParams
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.serving import routing
+from flywheel_ml.settings import Settings
 
 from .. import project, rows
+from ..project import PROJECT
 
 PEAK = """
 import resource, sys
 from pathlib import Path
-from {package}.flows import scoring
-from {package}.params import ScoreParams
-from {package}.settings import Settings
-scoring.score(Path(sys.argv[1]), Path("out.parquet"), Settings.read(), ScoreParams(chunk_rows=2000))
+from flywheel_ml.flows import scoring
+from flywheel_ml.params import ScoreParams
+from flywheel_ml.settings import Settings
+from {package}.project import PROJECT
+scoring.score(PROJECT, Path(sys.argv[1]), Path("out.parquet"), Settings.read(), ScoreParams(chunk_rows=2000))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 """Scores a file and says the most memory it took, in KiB on Linux and bytes on macOS."""
@@ -77,7 +79,7 @@ def scored(
         "in.csv.gz": lambda: source.write_bytes(gzip.compress(table.write_csv().encode())),
     }
     write.get(name, lambda: table.write_parquet(source))()
-    scoring.score(source, folder / "out.parquet", settings, ScoreParams(chunk_rows=chunk))
+    scoring.score(PROJECT, source, folder / "out.parquet", settings, ScoreParams(chunk_rows=chunk))
     return pl.read_parquet(folder / "out.parquet")
 
 
@@ -136,7 +138,7 @@ def test_a_cell_that_only_a_guess_could_read_is_refused_by_name(
     text = table.head(9).with_columns(pl.lit("1.234,50").alias(column.name)).write_csv(separator=";")
     (folder / "in.csv").write_text(text)
     with pytest.raises(DataError, match=rf"in\.csv: column '{re.escape(column.name)}', row 0: '1\.234,50' must be a"):
-        scoring.score(folder / "in.csv", folder / "out.parquet", settings, ScoreParams())
+        scoring.score(PROJECT, folder / "in.csv", folder / "out.parquet", settings, ScoreParams())
     assert not (folder / "out.parquet").exists()
 
 
@@ -147,7 +149,7 @@ def test_a_nullable_column_that_the_file_lacks_is_missing_and_told(
     gone, empty = table.head(50).drop(name), table.head(50).with_columns(pl.lit(None).alias(name))
     assert scored(folder, settings, gone)["score"].equals(scored(folder, settings, empty)["score"])
     gone.write_parquet(folder / "in.parquet")
-    done = scoring.score(folder / "in.parquet", folder / "out.parquet", settings, ScoreParams())
+    done = scoring.score(PROJECT, folder / "in.parquet", folder / "out.parquet", settings, ScoreParams())
     assert done.violations[f"{name}: the column is missing"] == 50
 
 
@@ -165,7 +167,7 @@ def test_rows_that_break_the_contract_are_scored_and_counted(
     assert column.range is not None
     wrong = pl.when(pl.int_range(pl.len()) < 3).then(column.range[1] + 1).otherwise(pl.col(column.name))
     table.with_columns(wrong.cast(table.schema[column.name]).alias(column.name)).write_parquet(folder / "in.parquet")
-    job = scoring.score(folder / "in.parquet", folder / "out.parquet", settings, ScoreParams())
+    job = scoring.score(PROJECT, folder / "in.parquet", folder / "out.parquet", settings, ScoreParams())
     assert job.rows == table.height
     assert [(rule.split(":")[0], count) for rule, count in job.violations.items()] == [(column.name, 3)]
 
@@ -196,7 +198,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
     table.write_parquet(folder / "in.parquet")
     before = sha256_file(folder / "in.parquet")
     with pytest.raises(DataError, match=said):
-        scoring.score(folder / "in.parquet", folder / output, settings, ScoreParams())
+        scoring.score(PROJECT, folder / "in.parquet", folder / output, settings, ScoreParams())
     assert sha256_file(folder / "in.parquet") == before
 
 
@@ -204,7 +206,7 @@ def test_without_a_champion_nothing_is_scored(tmp_path: Path, table: pl.DataFram
     table.write_parquet(tmp_path / "in.parquet")
     empty = Settings(serving_folder=tmp_path / "serving", prediction_log=str(tmp_path / "log"))
     with pytest.raises(ServingError, match="roll a model out first"):
-        scoring.score(tmp_path / "in.parquet", tmp_path / "out.parquet", empty, ScoreParams())
+        scoring.score(PROJECT, tmp_path / "in.parquet", tmp_path / "out.parquet", empty, ScoreParams())
 
 
 def test_a_log_that_cannot_be_written_is_known_before_the_work(
@@ -213,7 +215,7 @@ def test_a_log_that_cannot_be_written_is_known_before_the_work(
     (folder / "var" / "log").write_text("in the way")
     table.write_parquet(folder / "in.parquet")
     with pytest.raises(ConfigError):
-        scoring.score(folder / "in.parquet", folder / "out.parquet", settings, ScoreParams())
+        scoring.score(PROJECT, folder / "in.parquet", folder / "out.parquet", settings, ScoreParams())
     assert not (folder / "out.parquet").exists()
 
 

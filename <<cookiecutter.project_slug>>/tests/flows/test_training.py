@@ -8,17 +8,18 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from << cookiecutter.package_name >> import bundle, stage
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.files import write_json
-from << cookiecutter.package_name >>.flows import rollout, training
-from << cookiecutter.package_name >>.metrics import HEADLINE, LOSS
-from << cookiecutter.package_name >>.model.gate import Check
-from << cookiecutter.package_name >>.model.registry import Registry
-from << cookiecutter.package_name >>.params import Params, RolloutParams
-from << cookiecutter.package_name >>.serving import routing
+from flywheel_ml import bundle, stage
+from flywheel_ml.contract import Contract
+from flywheel_ml.files import write_json
+from flywheel_ml.flows import rollout, training
+from flywheel_ml.metrics import HEADLINE, LOSS
+from flywheel_ml.model.gate import Check
+from flywheel_ml.model.registry import Registry
+from flywheel_ml.params import Params, RolloutParams
+from flywheel_ml.serving import routing
 
 from .. import project, store
+from ..project import PROJECT
 from .support import served
 
 
@@ -148,13 +149,15 @@ def test_a_champion_that_cannot_be_had_or_read_is_a_reason_not_a_crash(finished:
     contract = Contract.load(stage.CONTRACT)
     settings = store.settings(finished)
     registry = Registry.open(settings, contract.name)
-    same = training.compare(registry, settings, contract)
+    same = training.compare(PROJECT, registry, settings, contract)
     # The stages judged scikit-learn's answers, which are of double precision where the target is a number.
     assert same.champion == pytest.approx(same.manifest.metrics["test"][HEADLINE[contract.task]], rel=1e-6)
     shutil.rmtree(settings.serving_folder)
-    assert training.compare(registry, settings, contract) == same, "from the registry, where the served copy is lost"
+    assert training.compare(PROJECT, registry, settings, contract) == same, (
+        "from the registry, where the served copy is lost"
+    )
     shutil.rmtree(finished / "mlartifacts")
-    lost = training.compare(registry, settings, contract)
+    lost = training.compare(PROJECT, registry, settings, contract)
     assert "cannot be downloaded" in lost.champion_problem
 
 
@@ -163,7 +166,7 @@ def test_a_champion_of_other_classes_is_not_compared(finished: Path) -> None:
     facts = bundle.verify(stage.BUNDLE).model_dump(exclude={"files"})
     bundle.seal(stage.BUNDLE, {**facts, "classes": ["one", "other"]})
     settings = store.settings(finished)
-    found = training.compare(Registry.open(settings, contract.name), settings, contract)
+    found = training.compare(PROJECT, Registry.open(settings, contract.name), settings, contract)
     assert found.champion_problem == "it predicts another target or other classes"
 
 

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from << cookiecutter.package_name >> import bundle
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.errors import GateRefusal, IntegrityError, ProjectError
-from << cookiecutter.package_name >>.flows import rollout, standing
-from << cookiecutter.package_name >>.model.registry import CHALLENGER, Registry
-from << cookiecutter.package_name >>.prediction_log import Prediction, Writer, new_id, now_us
-from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import bundle
+from flywheel_ml.contract import Contract
+from flywheel_ml.errors import GateRefusal, IntegrityError, ProjectError
+from flywheel_ml.flows import rollout, standing
+from flywheel_ml.model.registry import CHALLENGER, Registry
+from flywheel_ml.prediction_log import Prediction, Writer, new_id, now_us
+from flywheel_ml.serving import routing
+from flywheel_ml.settings import Settings
 
 from .. import project, store
 from .support import until
@@ -26,9 +26,9 @@ from .test_rollout import artifacts, champion, serving
 
 Verb = Callable[[Registry, Settings], object]
 START = f"""
-from {project.PACKAGE}.flows import rollout
-from {project.PACKAGE}.model.registry import Registry
-from {project.PACKAGE}.settings import Settings
+from flywheel_ml.flows import rollout
+from flywheel_ml.model.registry import Registry
+from flywheel_ml.settings import Settings
 rollout.start(Registry.open(Settings.read(), {store.NAME!r}), Settings.read(), "2", 0.1)
 """
 
@@ -229,7 +229,7 @@ def test_the_sidecar_ends_on_sigterm_and_follows_within_moments(
     contract = yaml.safe_load((folder / "contract.yaml").read_text())
     (folder / "contract.yaml").write_text(yaml.safe_dump({**contract, "name": store.NAME}))
     elsewhere = folder / "elsewhere" / "serving"
-    words = ("-m", f"{project.PACKAGE}.cli", "rollout", "sync", "--watch", "--every", "0.1")
+    words = ("-m", project.PACKAGE, "rollout", "sync", "--watch", "--every", "0.1")
     with project.start(folder, *words, ML_SERVING_FOLDER=str(elsewhere)) as sidecar:
         assert sidecar.stdout is not None
         assert sidecar.stdout.readline().strip().endswith("the serving folder holds version 1")

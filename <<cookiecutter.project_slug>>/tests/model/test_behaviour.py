@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import bundle
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Columns, Contract
-from << cookiecutter.package_name >>.data import tables
+from flywheel_ml import bundle
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Columns, Contract
+from flywheel_ml.data import tables
 
 from .. import conftest, rows
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from << cookiecutter.package_name >> import calibration, metrics
-from << cookiecutter.package_name >>.calibration import Calibration
-from << cookiecutter.package_name >>.model import calibrate
-from << cookiecutter.package_name >>.model.selection import OutOfFold
+from flywheel_ml import calibration, metrics
+from flywheel_ml.calibration import Calibration
+from flywheel_ml.model import calibrate
+from flywheel_ml.model.selection import OutOfFold
 
 
 def rows(probabilities: np.ndarray, truth: np.ndarray) -> OutOfFold:

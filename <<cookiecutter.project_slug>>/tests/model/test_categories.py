@@ -7,12 +7,12 @@ import onnxruntime
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >>.contract import Contract, Task
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.model import encoders, estimators, package, train
-from << cookiecutter.package_name >>.model.selection import Candidate
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml.contract import Contract, Task
+from flywheel_ml.data import tables
+from flywheel_ml.features import Featurizer
+from flywheel_ml.model import encoders, estimators, package, train
+from flywheel_ml.model.selection import Candidate
+from flywheel_ml.params import Params
 
 from .. import rows
 from .test_estimators import contract_of
@@ -25,13 +25,8 @@ COLUMNS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def nothing_derived(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "Featurizer", plain)
-
-
 def plain(contract: Contract) -> Featurizer:
-    return Featurizer(contract, derived=())
+    return Featurizer(contract)
 
 
 def settings(params: Params, way: str) -> Params:

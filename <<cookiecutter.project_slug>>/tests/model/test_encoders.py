@@ -10,16 +10,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import derived, strict
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Contract, Task, from_rows
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.data.split import split
-from << cookiecutter.package_name >>.features import Featurizer, parameter
-from << cookiecutter.package_name >>.model import encoders, estimators, free_text, package, train
-from << cookiecutter.package_name >>.model.encoders import Means, Terms
-from << cookiecutter.package_name >>.monitoring import window
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml import strict
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Contract, Task, from_rows
+from flywheel_ml.data import tables
+from flywheel_ml.data.split import split
+from flywheel_ml.features import Featurizer, parameter
+from flywheel_ml.model import encoders, estimators, free_text, package, train
+from flywheel_ml.model.encoders import Means, Terms
+from flywheel_ml.monitoring import window
+from flywheel_ml.params import Params
 
 from ..conftest import make_bundle
 
@@ -78,8 +78,7 @@ def own(params: Params) -> Params:
 def opened(
     request: pytest.FixtureRequest, tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Bundle, pl.DataFrame]:
-    """A bundle of each task, without the project's own derived features."""
-    monkeypatch.setattr("<< cookiecutter.package_name >>.features.Featurizer.__init__.__defaults__", ((),))
+    """A bundle of each task."""
     contract, table = make(request.param)
     return Bundle.open(make_bundle(tmp_path / "bundle", table, contract, own(params))), table
 
@@ -100,7 +99,6 @@ def test_any_text_is_answered_alike_alone_among_others_and_by_scikit_learn(
 
 
 def test_many_rows_are_judged_by_some_and_learnt_from_all(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("<< cookiecutter.package_name >>.features.Featurizer.__init__.__defaults__", ((),))
     contract, table = make("binary")
     chosen = own(params)
     parts = split(table, contract, chosen.split, None)
@@ -120,7 +118,6 @@ def test_many_rows_are_judged_by_some_and_learnt_from_all(params: Params, monkey
 def test_words_are_kept_where_they_help_and_left_out_where_they_do_not(
     task: Task, estimator: str, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("<< cookiecutter.package_name >>.features.Featurizer.__init__.__defaults__", ((),))
     contract, table = make(task)
     linear = "ridge" if task == "regression" else "logistic_regression"
     chosen = own(params)
@@ -178,10 +175,9 @@ def test_a_new_function_reaches_training_one_row_many_rows_and_the_drift_profile
     source = f"def twice({parameter(number.name)}):\n    return 2 * {parameter(number.name)}\n"
     (tmp_path / "own.py").write_text(source)
     exec(compile(source, str(tmp_path / "own.py"), "exec"), space)
-    functions = (*derived.DERIVED, space["twice"])
-    monkeypatch.setattr("<< cookiecutter.package_name >>.features.Featurizer.__init__.__defaults__", (functions,))
-    monkeypatch.setattr("<< cookiecutter.package_name >>.bundle.DERIVED", functions)
-    bundle = Bundle.open(make_bundle(tmp_path / "bundle", table, contract, params))
+    functions = (space["twice"],)
+    path = make_bundle(tmp_path / "bundle", table, contract, params, functions)
+    bundle = Bundle.open(path, features=functions)
     assert bundle.manifest.numeric[-1] == "twice"
     assert bundle.profile.columns["twice"].edges
     some = {name: values[:40] for name, values in tables.to_columns(table, contract.inputs).items()}
@@ -197,7 +193,6 @@ def test_a_new_function_reaches_training_one_row_many_rows_and_the_drift_profile
 def test_a_table_of_texts_alone_keeps_its_words_whether_they_help_or_not(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("<< cookiecutter.package_name >>.features.Featurizer.__init__.__defaults__", ((),))
     contract, table = make("binary")
     columns = tuple(column for column in contract.columns if column.name in ("note", contract.target.name))
     contract = contract.model_copy(update={"columns": columns})

@@ -8,14 +8,15 @@ import polars as pl
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from << cookiecutter.package_name >> import metrics, strict
-from << cookiecutter.package_name >>.contract import MISSING, Columns, Contract, Task
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.model import estimators, evaluate, package
-from << cookiecutter.package_name >>.model.estimators import Rows
-from << cookiecutter.package_name >>.params import CANDIDATES, EstimatorName, Params
+from flywheel_ml import metrics, strict
+from flywheel_ml.catalog import STANDARD, names
+from flywheel_ml.contract import MISSING, Columns, Contract, Task
+from flywheel_ml.data import tables
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.features import Featurizer
+from flywheel_ml.model import estimators, evaluate, package
+from flywheel_ml.model.estimators import Rows
+from flywheel_ml.params import Params
 
 from .. import rows
 
@@ -24,7 +25,7 @@ TARGETS: dict[Task, dict[str, Any]] = {
     "multiclass": {"type": "string", "categories": ["low", "middle", "high"]},
     "regression": {"type": "float", "range": [-50, 1000]},
 }
-PAIRS = [(name, task) for task in get_args(Task) for name in CANDIDATES[task]]
+PAIRS = [(name, task) for task in get_args(Task) for name in names(STANDARD, task)]
 
 
 def contract_of(task: Task, *columns: dict[str, Any]) -> Contract:
@@ -33,15 +34,15 @@ def contract_of(task: Task, *columns: dict[str, Any]) -> Contract:
     )
 
 
-def fit(name: EstimatorName, contract: Contract, table: pl.DataFrame, params: Params) -> Any:
-    featurizer = Featurizer(contract, derived=())
+def fit(name: str, contract: Contract, table: pl.DataFrame, params: Params) -> Any:
+    featurizer = Featurizer(contract)
     frame = estimators.to_frame(featurizer.encode(tables.to_columns(table, contract.inputs)))
     pipeline = estimators.build(name, contract.task, params.train, featurizer, params.seed)
     return estimators.fit_model(pipeline, Rows(frame, tables.truth(table, contract)), contract.task)
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
-def test_an_estimator_learns_the_same_model_from_the_same_rows(name: EstimatorName, task: Task, params: Params) -> None:
+def test_an_estimator_learns_the_same_model_from_the_same_rows(name: str, task: Task, params: Params) -> None:
     contract = contract_of(task, *KINDS["numbers"], *KINDS["texts"])
     table = rows.make(contract, 1500)
     truth = tables.truth(table, contract)
@@ -50,7 +51,7 @@ def test_an_estimator_learns_the_same_model_from_the_same_rows(name: EstimatorNa
 
     def answers() -> np.ndarray:
         pipeline = fit(name, contract, table, params)
-        frame = estimators.to_frame(Featurizer(contract, derived=()).encode(tables.to_columns(table, contract.inputs)))
+        frame = estimators.to_frame(Featurizer(contract).encode(tables.to_columns(table, contract.inputs)))
         return estimators.answers(pipeline, frame, task)
 
     def loss(found: np.ndarray) -> float:
@@ -110,13 +111,11 @@ KINDS: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_columns_of_one_kind_alone_train_and_convert(
-    kind: str, name: EstimatorName, task: Task, params: Params
-) -> None:
+def test_columns_of_one_kind_alone_train_and_convert(kind: str, name: str, task: Task, params: Params) -> None:
     contract = contract_of(task, {"name": "when", "type": "datetime", "role": "ignored"}, *KINDS[kind])
     table = rows.make(contract, 400)
     pipeline = fit(name, contract, table, params)
-    featurizer = Featurizer(contract, derived=())
+    featurizer = Featurizer(contract)
     inputs = featurizer.encode(tables.to_columns(table, contract.inputs))
     session = onnxruntime.InferenceSession(package.to_onnx(pipeline, featurizer))
     (output,) = session.get_outputs()
@@ -150,7 +149,7 @@ def test_a_split_between_two_neighbouring_floats_sends_both_where_scikit_learn_d
     )
     chosen = params.model_copy(update={"train": params.train.model_copy(update={"hist_gradient_boosting": thorough})})
     pipeline = fit("hist_gradient_boosting", contract, table, chosen)
-    featurizer = Featurizer(contract, derived=())
+    featurizer = Featurizer(contract)
     inputs = featurizer.encode(tables.to_columns(table, contract.inputs))
     session = onnxruntime.InferenceSession(package.to_onnx(pipeline, featurizer))
     answers = session.run(None, {"num": inputs.num})[0]

@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.errors import ConfigError, IntegrityError
-from << cookiecutter.package_name >>.files import sha256_file
-from << cookiecutter.package_name >>.metrics import Decision
-from << cookiecutter.package_name >>.model import evaluate, train
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml.contract import Contract
+from flywheel_ml.errors import ConfigError, IntegrityError
+from flywheel_ml.files import sha256_file
+from flywheel_ml.metrics import Decision
+from flywheel_ml.model import evaluate, train
+from flywheel_ml.params import Params
 
 from .. import rows
 

@@ -7,20 +7,21 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import bundle
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data import source, tables
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml import bundle
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Contract
+from flywheel_ml.data import tables
+from flywheel_ml.params import Params
 
 from .. import conftest
+from ..project import PROJECT
 
 
 @pytest.fixture(scope="module")
 def flights(tmp_path_factory: pytest.TempPathFactory, contract: Contract) -> pl.DataFrame:
     """Every tenth flight of the first half of the year."""
     path = tmp_path_factory.mktemp("raw") / "flights.parquet"
-    source.fetch(path)
+    PROJECT.fetch(path)
     rows = tables.read(path, contract).drop_nulls(contract.target.name)
     return rows.filter(pl.col("scheduled_departure") < datetime(2013, 7, 1)).gather_every(10)
 
@@ -32,7 +33,9 @@ def opened(
     more = params.train.hist_gradient_boosting.model_copy(update={"max_iter": 40})
     train = params.train.model_copy(update={"hist_gradient_boosting": more})
     path = tmp_path_factory.mktemp("flights") / "bundle"
-    return Bundle.open(conftest.make_bundle(path, flights, contract, params.model_copy(update={"train": train})))
+    chosen = params.model_copy(update={"train": train})
+    made = conftest.make_bundle(path, flights, contract, chosen, PROJECT.features)
+    return Bundle.open(made, features=PROJECT.features)
 
 
 @pytest.fixture(scope="module")

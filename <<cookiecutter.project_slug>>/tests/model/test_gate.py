@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from << cookiecutter.package_name >> import bundle
-from << cookiecutter.package_name >>.bundle import Bundle, Slice
-from << cookiecutter.package_name >>.contract import Columns, Task
-from << cookiecutter.package_name >>.metrics import HEADLINE
-from << cookiecutter.package_name >>.model import gate, speed
-from << cookiecutter.package_name >>.model.gate import Candidate
-from << cookiecutter.package_name >>.params import LINEAR, GateParams
+from flywheel_ml import bundle
+from flywheel_ml.bundle import Bundle, Slice
+from flywheel_ml.catalog import LINEAR
+from flywheel_ml.contract import Columns, Task
+from flywheel_ml.metrics import HEADLINE
+from flywheel_ml.model import gate, speed
+from flywheel_ml.model.gate import Candidate
+from flywheel_ml.params import GateParams
 
 PARAMS = GateParams(
     floor=0.6,
@@ -78,7 +79,7 @@ def refusals(candidate: Candidate) -> Mapping[str, str]:
 def test_a_good_model_passes_every_gate(manifest: bundle.Manifest) -> None:
     assert not refusals(Candidate(manifest))
     assert not refusals(Candidate(manifest, champion=0.759))
-    assert len(gate.judge(Candidate(manifest), PARAMS)) == len(gate.GATES)
+    assert len(gate.judge(Candidate(manifest), PARAMS)) == len(gate.STANDARD)
 
 
 def test_a_model_below_the_floor_is_refused(manifest: bundle.Manifest) -> None:
@@ -195,7 +196,7 @@ def test_a_gate_is_added_by_one_function_and_one_row(
         found = len(candidate.manifest.numeric)
         return found < 1, f"{found} numeric inputs, allowed 0"
 
-    monkeypatch.setitem(gate.GATES, "small enough", small_enough)
+    monkeypatch.setitem(gate.STANDARD, "small enough", small_enough)
     assert refusals(Candidate(manifest)) == {"small enough": f"{len(manifest.numeric)} numeric inputs, allowed 0"}
 
 

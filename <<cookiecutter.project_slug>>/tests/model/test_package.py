@@ -10,16 +10,17 @@ import polars as pl
 import pytest
 from sklearn.pipeline import Pipeline
 
-from << cookiecutter.package_name >> import bundle
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Columns, Contract
-from << cookiecutter.package_name >>.errors import IntegrityError
-from << cookiecutter.package_name >>.features import Featurizer, Inputs
-from << cookiecutter.package_name >>.model import package, train
-from << cookiecutter.package_name >>.model.fitted import FittedModel
-from << cookiecutter.package_name >>.params import EstimatorName, Params
+from flywheel_ml import bundle
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Columns, Contract
+from flywheel_ml.errors import IntegrityError
+from flywheel_ml.features import Featurizer, Inputs
+from flywheel_ml.model import package, train
+from flywheel_ml.model.fitted import FittedModel
+from flywheel_ml.params import Params
 
 from .. import conftest, project
+from .test_estimators import contract_of
 
 BATCHES = (1, 2, 3, 10, 500)
 
@@ -28,7 +29,7 @@ BATCHES = (1, 2, 3, 10, 500)
 def trained(
     request: pytest.FixtureRequest, table: pl.DataFrame, contract: Contract, params: Params
 ) -> tuple[train.Fitted, Params]:
-    name: EstimatorName = request.param
+    name: str = request.param
     chosen = params.model_copy(update={"train": params.train.model_copy(update={"estimator": name})})
     return train.train(table.head(1500), contract, chosen), chosen
 
@@ -121,3 +122,27 @@ def test_the_parity_of_a_foreign_model_shows(
 ) -> None:
     other = train.train(table.head(300), contract, params).model
     assert package.parity(Bundle.open(bundle_path), other, table) > 0.05
+
+
+def test_forest_is_never_more_than_certain(tmp_path: Path, params: Params) -> None:
+    """Twenty shares of a twentieth, added in float32, are more than one."""
+    contract = contract_of("binary", {"name": "x", "type": "float"})
+    x = np.linspace(-1, 1, 600)[np.random.default_rng(0).permutation(600)]
+    table = pl.DataFrame({"x": x, "target": [contract.classes[int(value > 0)] for value in x]})
+    forest = params.train.random_forest.model_copy(update={"n_estimators": 20, "min_samples_leaf": 1})
+    chosen = params.train.model_copy(
+        update={"estimator": "random_forest", "random_forest": forest, "calibration": "none"}
+    )
+    by_hash = params.split.model_copy(update={"by": "hash", "validation_days": None, "test_days": None})
+    whole = params.evaluate.model_copy(update={"slices": ()})
+    opened = Bundle.open(
+        conftest.make_bundle(
+            tmp_path / "bundle",
+            table,
+            contract,
+            params.model_copy(update={"train": chosen, "split": by_hash, "evaluate": whole}),
+        )
+    )
+    raw = opened._session.run(None, {"num": x[:, None].astype(np.float32)})[0]
+    assert raw.max() > 1, "without which this test shows nothing"
+    assert opened.predict({"x": x}).output.max() == 1

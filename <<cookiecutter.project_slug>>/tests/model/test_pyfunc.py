@@ -7,10 +7,10 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Columns, Contract
-from << cookiecutter.package_name >>.errors import DataError, IntegrityError
-from << cookiecutter.package_name >>.model.pyfunc import BundleModel
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Columns, Contract
+from flywheel_ml.errors import DataError, IntegrityError
+from flywheel_ml.model.pyfunc import BundleModel
 
 from .. import conftest
 

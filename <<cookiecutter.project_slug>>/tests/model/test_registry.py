@@ -14,19 +14,19 @@ from alembic.config import Config
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from << cookiecutter.package_name >> import bundle
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Columns, Contract
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
-from << cookiecutter.package_name >>.files import sha256_file
-from << cookiecutter.package_name >>.metrics import LOSS
-from << cookiecutter.package_name >>.model import alembic_paths
-from << cookiecutter.package_name >>.model.gate import Check
-from << cookiecutter.package_name >>.model.pyfunc import signature
-from << cookiecutter.package_name >>.model.registry import CHALLENGER, CHAMPION, Registry, Version
-from << cookiecutter.package_name >>.model.tune import Trial
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import bundle
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Columns, Contract
+from flywheel_ml.data import tables
+from flywheel_ml.errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
+from flywheel_ml.files import sha256_file
+from flywheel_ml.metrics import LOSS
+from flywheel_ml.model import alembic_paths
+from flywheel_ml.model.gate import Check
+from flywheel_ml.model.pyfunc import signature
+from flywheel_ml.model.registry import CHALLENGER, CHAMPION, Registry, Version
+from flywheel_ml.model.tune import Trial
+from flywheel_ml.settings import Settings
 
 from .. import project
 from ..store import NAME, PASSED, REFUSED, at_once, settings
@@ -287,8 +287,8 @@ def test_a_run_that_a_killed_process_left_is_marked_as_failed(
 ) -> None:
     crash = f"""
 from pathlib import Path
-from {project.PACKAGE}.model.registry import Registry
-from {project.PACKAGE}.settings import Settings
+from flywheel_ml.model.registry import Registry
+from flywheel_ml.settings import Settings
 Registry.open(Settings.read(), {NAME!r}).register(Path({str(bundle_path)!r}), [], {{}}, {{}}, [])
 """
     killed = project.run(folder, "-c", crash, PYTHONPATH=str(project.SPY), SPY_KILL="open:MLmodel")

@@ -6,12 +6,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >>.contract import Contract, Task
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.model import comparison, estimators, selection, train
-from << cookiecutter.package_name >>.model.selection import Candidate, OutOfFold, Table
-from << cookiecutter.package_name >>.params import CANDIDATES, Params
+from flywheel_ml.catalog import STANDARD, Extra, names
+from flywheel_ml.contract import Contract, Task
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.features import Featurizer
+from flywheel_ml.model import comparison, estimators, selection, train
+from flywheel_ml.model.selection import Candidate, OutOfFold, Table
+from flywheel_ml.params import Params
 
 from .test_estimators import contract_of
 
@@ -29,12 +30,7 @@ def auto(params: Params, **train_params: Any) -> Params:
 
 
 def plain(contract: Contract) -> Featurizer:
-    return Featurizer(contract, derived=())
-
-
-@pytest.fixture(autouse=True)
-def no_derived_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "Featurizer", plain)
+    return Featurizer(contract)
 
 
 def numbers(task: Task, n_rows: int, seed: int = 0, signal: float = 1.0) -> tuple[Contract, pl.DataFrame]:
@@ -86,8 +82,8 @@ def test_auto_chooses_a_line_for_a_line_and_reports_all(task: Task, params: Para
     told: list[str] = []
     fitted = train.train(table[:340], contract, auto(params), table[340:], lambda score: told.append(score.name))
     report = fitted.selection.report()
-    assert fitted.selection.winner.estimator == CANDIDATES[task][0]
-    assert [score["name"] for score in report["candidates"]] == told == list(CANDIDATES[task])
+    assert fitted.selection.winner.estimator == names(STANDARD, task)[0]
+    assert [score["name"] for score in report["candidates"]] == told == list(names(STANDARD, task))
     assert report["method"].startswith("5-fold cross-validation")
     assert "seconds" not in str(report)
 
@@ -118,8 +114,8 @@ def test_candidate_of_another_task_is_refused_by_its_key(params: Params) -> None
 
 
 def test_candidate_whose_extra_is_missing_names_the_command(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    extra = estimators.Extra("no_such_module", "boosters")
-    monkeypatch.setitem(estimators.ESTIMATORS, "mlp", estimators.ESTIMATORS["mlp"]._replace(extra=extra))
+    extra = Extra("no_such_module", "boosters")
+    monkeypatch.setitem(STANDARD, "mlp", STANDARD["mlp"]._replace(extra=extra))
     contract, table = numbers("binary", 60)
     wanted = r"train.candidates 'mlp' needs the package no_such_module; install it with `uv sync --extra boosters`"
     with pytest.raises(ConfigError, match=wanted):

@@ -4,13 +4,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import stage
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.errors import DataError, IntegrityError
-from << cookiecutter.package_name >>.files import sha256_file
-from << cookiecutter.package_name >>.model import evaluate, train
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml import stage
+from flywheel_ml.contract import Contract
+from flywheel_ml.data import tables
+from flywheel_ml.errors import DataError, IntegrityError
+from flywheel_ml.files import sha256_file
+from flywheel_ml.model import evaluate, train
+from flywheel_ml.params import Params
 
 
 @pytest.mark.parametrize("label", [True, False])

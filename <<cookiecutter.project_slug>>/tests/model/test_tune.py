@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from << cookiecutter.package_name >> import stage
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.errors import Busy
-from << cookiecutter.package_name >>.files import read_json
-from << cookiecutter.package_name >>.flows import training
-from << cookiecutter.package_name >>.model import train, tune
-from << cookiecutter.package_name >>.params import Params, TrainParams
+from flywheel_ml import stage
+from flywheel_ml.catalog import STANDARD, Between
+from flywheel_ml.contract import Contract
+from flywheel_ml.errors import Busy
+from flywheel_ml.files import read_json
+from flywheel_ml.flows import training
+from flywheel_ml.model import train, tune
+from flywheel_ml.params import Params, TrainParams
 
 from .. import project
 
@@ -23,9 +24,9 @@ TRIALS = 14
 SEARCH = f"""
 import sys, time
 from pathlib import Path
-from {project.PACKAGE} import stage
-from {project.PACKAGE}.model import tune
-from {project.PACKAGE}.params import Params
+from flywheel_ml import stage
+from flywheel_ml.model import tune
+from flywheel_ml.params import Params
 
 def loss(tried):
     print("trial", flush=True)
@@ -101,15 +102,15 @@ def test_a_train_stage_that_was_killed_while_it_tuned_writes_the_same_bytes(
 ) -> None:
     project.set_params(finished, {"tune": {"trials": 5, "rows": 300}})
     other = project.copy(finished, tmp_path / "other")
-    train.main()
-    with project.start(other, "-m", f"{project.PACKAGE}.model.train") as process:
+    train.main(project.PROJECT)
+    with project.start(other, "-m", project.PACKAGE, "stage", "train") as process:
         while process.poll() is None and not any(completed(kept) >= 2 for kept in other.glob("var/tuning/*.db")):
             time.sleep(0.005)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     capsys.readouterr()
     monkeypatch.chdir(other)
-    train.main()
+    train.main(project.PROJECT)
     assert "trial(s) of an earlier run" in capsys.readouterr().out
     for name in ("train", "tuning"):
         report = stage.REPORTS / f"{name}.json"
@@ -164,11 +165,11 @@ def test_two_searches_for_the_same_at_once_are_refused(tuning: Path, params: Par
     tune.run(nested, with_trials(params, 1), "k", print)
 
 
-@pytest.mark.parametrize("name", list(tune.SPACES))
+@pytest.mark.parametrize("name", list(STANDARD))
 def test_every_parameter_that_is_searched_is_one_of_the_estimator(name: str, params: Params) -> None:
     train = params.train.model_copy(update={"estimator": name})
-    for key, space in tune.SPACES[name].items():  # type: ignore[index]
-        ends = (space.low, space.high) if isinstance(space, tune.Between) else tuple(space)
+    for key, space in STANDARD[name].search.items():
+        ends = (space.low, space.high) if isinstance(space, Between) else tuple(space)
         for end in ends:
             tune.applied(train, {key: end})
     assert yaml.safe_load((project.ROOT / stage.PARAMS).read_text())["train"][name]

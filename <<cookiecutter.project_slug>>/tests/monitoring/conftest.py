@@ -5,10 +5,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.data.split import split
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Contract
+from flywheel_ml.data.split import split
+from flywheel_ml.params import Params
 
 from .. import rows
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from << cookiecutter.package_name >> import profile
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Column, Contract
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.profile import Profile
+from flywheel_ml import profile
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Column, Contract
+from flywheel_ml.data import tables
+from flywheel_ml.profile import Profile
 
 
 def features(count: int) -> Contract:

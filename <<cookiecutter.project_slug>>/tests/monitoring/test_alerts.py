@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.monitoring import alerts
-from << cookiecutter.package_name >>.monitoring.run import monitor
-from << cookiecutter.package_name >>.monitoring.window import from_file
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.monitoring import alerts
+from flywheel_ml.monitoring.run import monitor
+from flywheel_ml.monitoring.window import from_file
+from flywheel_ml.params import Params
 
 from .support import scored
 

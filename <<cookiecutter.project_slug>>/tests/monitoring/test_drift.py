@@ -5,10 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from << cookiecutter.package_name >> import profile
-from << cookiecutter.package_name >>.contract import Column, Contract
-from << cookiecutter.package_name >>.monitoring import drift
-from << cookiecutter.package_name >>.params import MonitorParams
+from flywheel_ml import profile
+from flywheel_ml.contract import Column, Contract
+from flywheel_ml.monitoring import drift
+from flywheel_ml.params import MonitorParams
 
 from .support import draw, features
 

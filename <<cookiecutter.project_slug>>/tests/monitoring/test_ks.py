@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from << cookiecutter.package_name >>.monitoring import ks
+from flywheel_ml.monitoring import ks
 
 
 def binned(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

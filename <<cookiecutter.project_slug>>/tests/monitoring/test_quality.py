@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import metrics
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.monitoring import quality
-from << cookiecutter.package_name >>.monitoring.window import Window, from_file
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml import metrics
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.monitoring import quality
+from flywheel_ml.monitoring.window import Window, from_file
+from flywheel_ml.params import Params
 
 from .support import scored
 

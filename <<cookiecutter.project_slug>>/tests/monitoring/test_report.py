@@ -9,15 +9,15 @@ from xml.etree import ElementTree
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >> import words
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.monitoring import plots, report
-from << cookiecutter.package_name >>.monitoring.quality import Measure
-from << cookiecutter.package_name >>.monitoring.result import judge
-from << cookiecutter.package_name >>.monitoring.window import from_file, from_log
-from << cookiecutter.package_name >>.params import Params
-from << cookiecutter.package_name >>.prediction_log import Reader
+from flywheel_ml import words
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Contract
+from flywheel_ml.monitoring import plots, report
+from flywheel_ml.monitoring.quality import Measure
+from flywheel_ml.monitoring.result import judge
+from flywheel_ml.monitoring.window import from_file, from_log
+from flywheel_ml.params import Params
+from flywheel_ml.prediction_log import Reader
 
 from .support import scored
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.monitoring.result import EXIT_STATUS, Result, judge
-from << cookiecutter.package_name >>.monitoring.window import from_file, from_log
-from << cookiecutter.package_name >>.params import Params
-from << cookiecutter.package_name >>.prediction_log import Reader
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Contract
+from flywheel_ml.monitoring.result import EXIT_STATUS, Result, judge
+from flywheel_ml.monitoring.window import from_file, from_log
+from flywheel_ml.params import Params
+from flywheel_ml.prediction_log import Reader
 
 from .. import rows
 from .support import scored

@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from << cookiecutter.package_name >>.contract import Column, Parse
-from << cookiecutter.package_name >>.parsing import parse_value
+from flywheel_ml.contract import Column, Parse
+from flywheel_ml.parsing import parse_value
 
 COLUMNS: list[Column] = [
     Column(name="x", type="float"),

@@ -8,7 +8,7 @@ import httpx
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >>.contract import Contract
+from flywheel_ml.contract import Contract
 
 from ..conftest import python_rows
 from .support import Folder, Server

@@ -21,9 +21,11 @@ import httpx
 from anyio.from_thread import start_blocking_portal
 from fastapi import FastAPI
 
-from << cookiecutter.package_name >> import bundle, files
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.serving import routing
+from flywheel_ml import bundle, files
+from flywheel_ml.contract import Contract
+from flywheel_ml.serving import routing
+
+from ..project import PACKAGE
 
 START_SECONDS = 30.0
 
@@ -101,7 +103,7 @@ class Server:
         self._environment = {**inherited, **places, "ML_DRAIN_SECONDS": "0", **settings}
 
     def __enter__(self) -> Self:
-        serve = [sys.executable, "-m", "<< cookiecutter.package_name >>.cli", "serve", "--port", "0", *self._options]
+        serve = [sys.executable, "-m", PACKAGE, "serve", "--port", "0", *self._options]
         command = [*self._under, *serve]
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(

@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from << cookiecutter.package_name >>.contract import MISSING, Column, Contract
-from << cookiecutter.package_name >>.prediction_log import Reader
-from << cookiecutter.package_name >>.rules import REQUIRED
-from << cookiecutter.package_name >>.serving import arrow
-from << cookiecutter.package_name >>.serving.arrow_columns import Checked
-from << cookiecutter.package_name >>.serving.live import Live, Models
-from << cookiecutter.package_name >>.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
-from << cookiecutter.package_name >>.serving.routing import Challenger
-from << cookiecutter.package_name >>.serving.row_reader import RowReader
-from << cookiecutter.package_name >>.serving.series import Metrics
-from << cookiecutter.package_name >>.serving.telemetry import logger
+from flywheel_ml.contract import MISSING, Column, Contract
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.rules import REQUIRED
+from flywheel_ml.serving import arrow
+from flywheel_ml.serving.arrow_columns import Checked
+from flywheel_ml.serving.live import Live, Models
+from flywheel_ml.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
+from flywheel_ml.serving.routing import Challenger
+from flywheel_ml.serving.row_reader import RowReader
+from flywheel_ml.serving.series import Metrics
+from flywheel_ml.serving.telemetry import logger
 
 from .. import rows
 from . import speakers

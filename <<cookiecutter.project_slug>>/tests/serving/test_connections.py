@@ -10,12 +10,12 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from << cookiecutter.package_name >>.serving import connections
-from << cookiecutter.package_name >>.serving.connections import ConnectionLimit
-from << cookiecutter.package_name >>.serving.problems import ProblemDocument
-from << cookiecutter.package_name >>.serving.protocol import Protocol
-from << cookiecutter.package_name >>.serving.series import Metrics
-from << cookiecutter.package_name >>.serving.telemetry import logger
+from flywheel_ml.serving import connections
+from flywheel_ml.serving.connections import ConnectionLimit
+from flywheel_ml.serving.problems import ProblemDocument
+from flywheel_ml.serving.protocol import Protocol
+from flywheel_ml.serving.series import Metrics
+from flywheel_ml.serving.telemetry import logger
 
 from .support import Folder, Server, connected, everything
 

@@ -8,13 +8,13 @@ import httpx
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.serving.arrow import ARROW
-from << cookiecutter.package_name >>.serving.inference_documents import BINARY, MODEL, InferResponse
-from << cookiecutter.package_name >>.serving.invocations import Invoked
-from << cookiecutter.package_name >>.serving.schemas import Answers, Explanations, ModelInfo
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.contract import Contract
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.serving.arrow import ARROW
+from flywheel_ml.serving.inference_documents import BINARY, MODEL, InferResponse
+from flywheel_ml.serving.invocations import Invoked
+from flywheel_ml.serving.schemas import Answers, Explanations, ModelInfo
+from flywheel_ml.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,20 @@ from typing import Any
 import httpx
 import pytest
 
-from << cookiecutter.package_name >> import bundle, explanation
-from << cookiecutter.package_name >>.bundle import BACKGROUND, MODEL
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.explanation import Explanation
-from << cookiecutter.package_name >>.flows.explaining import explain_logged
-from << cookiecutter.package_name >>.prediction_log import Reader
-from << cookiecutter.package_name >>.serving import explaining
-from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.serving.explaining import MOST_WAITING
-from << cookiecutter.package_name >>.serving.routing import Challenger
-from << cookiecutter.package_name >>.serving.schemas import Explanations
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml import bundle, explanation
+from flywheel_ml.bundle import BACKGROUND, MODEL
+from flywheel_ml.contract import Contract
+from flywheel_ml.explanation import Explanation
+from flywheel_ml.flows.explaining import explain_logged
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.serving import explaining
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.serving.explaining import MOST_WAITING
+from flywheel_ml.serving.routing import Challenger
+from flywheel_ml.serving.schemas import Explanations
+from flywheel_ml.settings import Settings
 
+from ..project import PROJECT
 from . import broken
 from .speakers import send_arrow, stream
 from .support import Folder, InProcess, Server, eventually
@@ -84,7 +85,7 @@ def test_a_logged_prediction_is_explained_by_its_id_as_its_row_is_over_http(
     response = send_arrow(client, stream(rows)) if way == "Arrow" else client.post("/predict", json={"instances": rows})
     name = response.json()["predictions"][2]["id"]
     settings = Settings(_env_file=None, serving_folder=server.home / "serving", prediction_log=server.log)
-    found = explain_logged(name, settings, lambda: pytest.fail("the registry was asked"))
+    found = explain_logged(PROJECT, name, settings, lambda: pytest.fail("the registry was asked"))
     told = Explanations.model_validate_json(explain(client, rows[2]).content).explanations[0]
     assert found.prediction.id == name
     assert (found.explanation.score, found.explanation.base) == (told.score, told.base)

@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from << cookiecutter.package_name >>.bundle import MODEL, Bundle
-from << cookiecutter.package_name >>.prediction_log import Reader
-from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.serving.arrow import ARROW
-from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.bundle import MODEL, Bundle
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.serving.arrow import ARROW
+from flywheel_ml.serving.predict import INLINE_BYTES
+from flywheel_ml.settings import Settings
 
 from . import broken, speakers
 from .support import Folder, InProcess, eventually

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from << cookiecutter.package_name >>.prediction_log import Reader, moment
+from flywheel_ml.prediction_log import Reader, moment
 
 from .support import Server
 

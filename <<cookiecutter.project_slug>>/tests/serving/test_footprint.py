@@ -18,9 +18,9 @@ SCRIPT = """
 import asyncio, json, sys
 from pathlib import Path
 import httpx
-import << cookiecutter.package_name >>.cli
-from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.settings import Settings
+import flywheel_ml.cli
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.settings import Settings
 
 async def main():
     app = create_app(Settings(_env_file=None, serving_folder=Path(sys.argv[1]), prediction_log=sys.argv[2]))

@@ -11,10 +11,9 @@ import pytest
 import schemathesis
 from schemathesis.engine import events, from_schema
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.params import Params
+from flywheel_ml import strict
+from flywheel_ml.contract import Contract
+from flywheel_ml.params import Params
 
 from .. import rows
 from ..conftest import make_bundle
@@ -66,10 +65,7 @@ def site(
     home, path = tmp_path_factory.mktemp("fuzz"), bundle_path
     if request.param != OWN:
         contract = strict.parse({"name": request.param, "columns": CONTRACTS[request.param]}, Contract, "contract")
-        with pytest.MonkeyPatch.context() as patch:
-            # The project's own derived features take columns that are not there.
-            patch.setattr(Featurizer.__init__, "__defaults__", ((),))
-            path = make_bundle(home / "bundle", rows.make(contract, 600), contract, adapted(params, contract))
+        path = make_bundle(home / "bundle", rows.make(contract, 600), contract, adapted(params, contract))
     Folder(home / "serving", path).roll_out("1")
     # In production nothing but the questions of machines after its health is open.
     with Server(home, ML_API_KEYS=KEY, ML_ENVIRONMENT="production") as running:

@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.serving.arrow import ARROW
-from << cookiecutter.package_name >>.serving.inference_documents import BINARY
-from << cookiecutter.package_name >>.serving.problems import ProblemDocument
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.serving.arrow import ARROW
+from flywheel_ml.serving.inference_documents import BINARY
+from flywheel_ml.serving.problems import ProblemDocument
+from flywheel_ml.settings import Settings
 
 from .support import Folder, InProcess, Server, connected, everything
 

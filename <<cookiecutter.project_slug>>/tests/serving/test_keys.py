@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.serving.keys import SCOPES, Keyring, parse
-from << cookiecutter.package_name >>.serving.problems import Problem
-from << cookiecutter.package_name >>.serving.security import Guard
-from << cookiecutter.package_name >>.serving.series import Metrics
-from << cookiecutter.package_name >>.serving.telemetry import logger
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.serving.keys import SCOPES, Keyring, parse
+from flywheel_ml.serving.problems import Problem
+from flywheel_ml.serving.security import Guard
+from flywheel_ml.serving.series import Metrics
+from flywheel_ml.serving.telemetry import logger
+from flywheel_ml.settings import Settings
 
 DIGEST = hashlib.sha256(b"secret").hexdigest()
 ALL = frozenset(SCOPES)

@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from << cookiecutter.package_name >>.errors import ServingError
-from << cookiecutter.package_name >>.prediction_log import Reader
-from << cookiecutter.package_name >>.serving.server import beside, listen
+from flywheel_ml.errors import ServingError
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.serving.server import beside, listen
 
+from ..project import PACKAGE
 from .support import Folder, Server, eventually, load, workers
 
 Instance = dict[str, Any]
@@ -31,7 +32,7 @@ def ids(answers: list[dict[str, Any]]) -> list[str]:
 def serve(home: Path, *options: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """The command, expected to stop by itself."""
     environment = {**{name: value for name, value in os.environ.items() if not name.startswith("ML_")}, **settings}
-    command = [sys.executable, "-m", "<< cookiecutter.package_name >>.cli", "serve", *options]
+    command = [sys.executable, "-m", PACKAGE, "serve", *options]
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=30, check=False)
 
 

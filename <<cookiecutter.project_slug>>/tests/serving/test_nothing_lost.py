@@ -24,9 +24,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from << cookiecutter.package_name >>.prediction_log import Prediction, Writer, new_id
-from << cookiecutter.package_name >>.serving.feedback import SHOWN
-from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
+from flywheel_ml.prediction_log import Prediction, Writer, new_id
+from flywheel_ml.serving.feedback import SHOWN
+from flywheel_ml.serving.predict import INLINE_BYTES
 
 from ..postgresql import PostgreSQL
 from .support import Folder, Server, at_once, eventually, workers

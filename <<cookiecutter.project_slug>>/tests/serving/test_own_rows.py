@@ -8,12 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from << cookiecutter.package_name >> import strict
-from << cookiecutter.package_name >>.blocks import microseconds
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.features import Featurizer
-from << cookiecutter.package_name >>.params import Params
-from << cookiecutter.package_name >>.prediction_log import Logged, Reader
+from flywheel_ml import strict
+from flywheel_ml.blocks import microseconds
+from flywheel_ml.contract import Contract
+from flywheel_ml.params import Params
+from flywheel_ml.prediction_log import Logged, Reader
 
 from .. import rows
 from ..conftest import make_bundle, python_rows
@@ -59,10 +58,7 @@ def contract() -> Contract:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, contract: Contract, params: Params) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("own-rows")
-    with pytest.MonkeyPatch.context() as patch:
-        # The project's own derived features take columns that are not there.
-        patch.setattr(Featurizer.__init__, "__defaults__", ((),))
-        path = make_bundle(home / "bundle", rows.make(contract, 600), contract, adapted(params, contract))
+    path = make_bundle(home / "bundle", rows.make(contract, 600), contract, adapted(params, contract))
     Folder(home / "serving", path).roll_out("1")
     with Server(home) as running:
         yield running

@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.data import tables
-from << cookiecutter.package_name >>.features import Inputs
-from << cookiecutter.package_name >>.serving import parallel
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.data import tables
+from flywheel_ml.features import Inputs
+from flywheel_ml.serving import parallel
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from << cookiecutter.package_name >>.bundle import Bundle
-from << cookiecutter.package_name >>.contract import Contract, from_rows
-from << cookiecutter.package_name >>.prediction_log import Reader
-from << cookiecutter.package_name >>.rules import REQUIRED
-from << cookiecutter.package_name >>.serving.block import LEAST_ROWS
-from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
-from << cookiecutter.package_name >>.serving.problems import MEDIA_TYPE, ProblemDocument
-from << cookiecutter.package_name >>.serving.schemas import Answers
+from flywheel_ml.bundle import Bundle
+from flywheel_ml.contract import Contract, from_rows
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.rules import REQUIRED
+from flywheel_ml.serving.block import LEAST_ROWS
+from flywheel_ml.serving.predict import INLINE_BYTES
+from flywheel_ml.serving.problems import MEDIA_TYPE, ProblemDocument
+from flywheel_ml.serving.schemas import Answers
 
 from .support import Server, eventually
 

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from << cookiecutter.package_name >>.serving.arrow import ARROW
-from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
-from << cookiecutter.package_name >>.serving.problems import ProblemDocument
+from flywheel_ml.serving.arrow import ARROW
+from flywheel_ml.serving.predict import INLINE_BYTES
+from flywheel_ml.serving.problems import ProblemDocument
 
 from .speakers import send_arrow, stream
 from .support import Folder, Server, connected, eventually, everything

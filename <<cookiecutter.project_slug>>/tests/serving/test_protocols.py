@@ -10,11 +10,11 @@ import httpx
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from << cookiecutter.package_name >>.contract import Column, Contract
-from << cookiecutter.package_name >>.prediction_log import Reader
-from << cookiecutter.package_name >>.rules import REQUIRED, rules_of
-from << cookiecutter.package_name >>.serving.inference_documents import ModelMetadata
-from << cookiecutter.package_name >>.serving.problems import MEDIA_TYPE, ProblemDocument
+from flywheel_ml.contract import Column, Contract
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.rules import REQUIRED, rules_of
+from flywheel_ml.serving.inference_documents import ModelMetadata
+from flywheel_ml.serving.problems import MEDIA_TYPE, ProblemDocument
 
 from .. import rows
 from . import speakers

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from << cookiecutter.package_name >>.serving import rate
-from << cookiecutter.package_name >>.serving.problems import Problem
-from << cookiecutter.package_name >>.serving.rate import RateLimit
-from << cookiecutter.package_name >>.serving.security import Guard
-from << cookiecutter.package_name >>.serving.series import MOST_NAMES, Metrics
-from << cookiecutter.package_name >>.serving.telemetry import logger
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.serving import rate
+from flywheel_ml.serving.problems import Problem
+from flywheel_ml.serving.rate import RateLimit
+from flywheel_ml.serving.security import Guard
+from flywheel_ml.serving.series import MOST_NAMES, Metrics
+from flywheel_ml.serving.telemetry import logger
+from flywheel_ml.settings import Settings
 
 
 class Clock:

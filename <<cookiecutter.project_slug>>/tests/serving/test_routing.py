@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from << cookiecutter.package_name >>.errors import ConfigError, ServingError
-from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.serving.routing import Challenger, Ref, Routing, Shadow
+from flywheel_ml.errors import ConfigError, ServingError
+from flywheel_ml.serving import routing
+from flywheel_ml.serving.routing import Challenger, Ref, Routing, Shadow
 
 REF, OTHER, THIRD = (Ref(version=version, digest="a" * 64) for version in "345")
 SALT = "5a" * 16

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from << cookiecutter.package_name >>.contract import MISSING, Column, Contract, Parse, from_rows
-from << cookiecutter.package_name >>.files import canonical
-from << cookiecutter.package_name >>.profile import build
-from << cookiecutter.package_name >>.rules import REQUIRED
-from << cookiecutter.package_name >>.serving.faults import SHOWN
-from << cookiecutter.package_name >>.serving.problems import Problem
-from << cookiecutter.package_name >>.serving.row_reader import cell_reader
-from << cookiecutter.package_name >>.serving.schemas import Schema, _typed
+from flywheel_ml.contract import MISSING, Column, Contract, Parse, from_rows
+from flywheel_ml.files import canonical
+from flywheel_ml.profile import build
+from flywheel_ml.rules import REQUIRED
+from flywheel_ml.serving.faults import SHOWN
+from flywheel_ml.serving.problems import Problem
+from flywheel_ml.serving.row_reader import cell_reader
+from flywheel_ml.serving.schemas import Schema, _typed
 
 TARGET = Column(name="y", type="boolean", role="target")
 

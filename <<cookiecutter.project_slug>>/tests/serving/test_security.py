@@ -12,13 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from << cookiecutter.package_name >>.errors import ConfigError
-from << cookiecutter.package_name >>.serving import security
-from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.serving.keys import SCOPES
-from << cookiecutter.package_name >>.serving.problems import ProblemDocument
-from << cookiecutter.package_name >>.serving.security import NEEDS, needed
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.errors import ConfigError
+from flywheel_ml.serving import security
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.serving.keys import SCOPES
+from flywheel_ml.serving.problems import ProblemDocument
+from flywheel_ml.serving.security import NEEDS, needed
+from flywheel_ml.settings import Settings
 
 from .support import Folder, InProcess, Server, connected, eventually, everything, workers
 

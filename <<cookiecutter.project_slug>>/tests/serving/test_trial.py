@@ -17,19 +17,19 @@ import pytest
 import tritonclient.http as triton
 import yaml
 
-from << cookiecutter.package_name >>.bundle import MODEL, Bundle
-from << cookiecutter.package_name >>.contract import Contract
-from << cookiecutter.package_name >>.prediction_log import SHADOW, Prediction, Reader
-from << cookiecutter.package_name >>.serving import routing
-from << cookiecutter.package_name >>.serving.app import create_app
-from << cookiecutter.package_name >>.serving.arrow import ARROW
-from << cookiecutter.package_name >>.serving.invocations import Invoked
-from << cookiecutter.package_name >>.serving.phases import twin
-from << cookiecutter.package_name >>.serving.predict import INLINE_BYTES
-from << cookiecutter.package_name >>.serving.routing import Challenger, Ref, Shadow
-from << cookiecutter.package_name >>.serving.schemas import Answers
-from << cookiecutter.package_name >>.serving.trial import FAILURES, MOST_ROWS, NICE
-from << cookiecutter.package_name >>.settings import Settings
+from flywheel_ml.bundle import MODEL, Bundle
+from flywheel_ml.contract import Contract
+from flywheel_ml.prediction_log import SHADOW, Prediction, Reader
+from flywheel_ml.serving import routing
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.serving.arrow import ARROW
+from flywheel_ml.serving.invocations import Invoked
+from flywheel_ml.serving.phases import twin
+from flywheel_ml.serving.predict import INLINE_BYTES
+from flywheel_ml.serving.routing import Challenger, Ref, Shadow
+from flywheel_ml.serving.schemas import Answers
+from flywheel_ml.serving.trial import FAILURES, MOST_ROWS, NICE
+from flywheel_ml.settings import Settings
 
 from . import broken, speakers
 from .support import Folder, InProcess, Server, eventually, workers

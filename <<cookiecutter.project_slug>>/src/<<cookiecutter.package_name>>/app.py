@@ -1,0 +1,24 @@
+"""The HTTP app: the routes of the library, and yours.
+
+A route of your own is added before `return`, as in any FastAPI app:
+
+    @app.get("/threshold")
+    async def threshold() -> dict[str, float]:
+        return {"threshold": 0.5}
+"""
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+
+from flywheel_ml.features import Feature
+from flywheel_ml.serving import app as library
+from flywheel_ml.serving.series import Metrics
+from flywheel_ml.serving.tracing import Spans
+from flywheel_ml.settings import Settings
+
+
+def create_app(settings: Settings, metrics: Metrics, spans: Spans | None, features: Sequence[Feature]) -> FastAPI:
+    """Build the app that `make serve` runs, once in each worker."""
+    app = library.create_app(settings, metrics, spans, features)
+    return app  # noqa: RET504 (routes go in between)

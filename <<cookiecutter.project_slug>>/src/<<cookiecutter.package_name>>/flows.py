@@ -1,0 +1,52 @@
+"""The flows of this project, step by step. A step of your own goes where it belongs.
+
+`engine.task("name", function, ...)` runs a function as a Prefect task, with retries. prefect.yaml says when the flows
+at the end of this file run; `make run`, `make score` and `make monitor` run the same steps by hand.
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from prefect import flow
+
+from flywheel_ml.flows import done, engine
+from flywheel_ml.flows import monitoring as monitor
+from flywheel_ml.flows import scoring as batch
+from flywheel_ml.flows import training as steps
+from flywheel_ml.flows.progress import Progress
+from flywheel_ml.settings import Settings
+
+from .project import PROJECT
+
+
+def train(run: steps.Run) -> steps.Outcome:
+    """Raw table → stages → gates → registry → serving folder. Every step is idempotent: a rerun completes a crash."""
+    steps.recover_registry(run)
+    steps.fetch_raw_data(run)
+    steps.run_stages(run)
+    checks = steps.check_gates(run)
+    version = steps.register_version(run, checks)
+    steps.roll_out(run)
+    return steps.finish(run, version, checks)
+
+
+@flow(name="training")
+def training() -> str:
+    """Train if anything changed; returns the role of the version."""
+    with engine.exclusive(done.FOLDER, "run"):
+        return engine.inside(lambda: train(steps.Run.begin(PROJECT, Settings.read(), Progress()))).role
+
+
+@flow(name="scoring")
+def scoring(source: str, output: str) -> int:
+    """Score a table with the champion; returns the number of rows."""
+    params = PROJECT.load_params().score
+    return engine.inside(lambda: batch.score(PROJECT, Path(source), Path(output), Settings.read(), params)).rows
+
+
+@flow(name="monitoring")
+def monitoring(days: float = 1.0) -> str:
+    """Monitor the predictions of the last days; returns the verdict."""
+    since, params = datetime.now(UTC) - timedelta(days=days), PROJECT.load_params()
+    watch = monitor.watch
+    return engine.inside(lambda: watch(PROJECT, Settings.read(), params, None, since, None)).result.verdict

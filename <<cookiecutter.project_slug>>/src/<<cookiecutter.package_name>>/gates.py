@@ -1,0 +1,18 @@
+"""What a model must pass before it may be promoted.
+
+A gate of your own is a function, its threshold in `GateParams`, and a row in `GATES`:
+
+    def is_sharp(candidate: gate.Candidate, params: GateParams) -> tuple[bool, str]:
+        found = gate.measure(candidate, "test", "brier")
+        return found <= params.brier, f"Brier score {found:.4f}, allowed {params.brier:g}"
+"""
+
+from flywheel_ml import params
+from flywheel_ml.model import gate
+
+
+class GateParams(params.GateParams):
+    """Thresholds, `gates` in params.yaml; one with a default need not stand there."""
+
+
+GATES: dict[str, gate.Gate] = {**gate.STANDARD}

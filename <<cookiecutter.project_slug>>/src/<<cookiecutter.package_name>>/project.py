@@ -1,0 +1,15 @@
+"""What is particular to this project, as the library asks for it."""
+
+from flywheel_ml.project import Project
+
+from .features import FEATURES
+
+PROJECT = Project(
+    package=__package__,
+    features=FEATURES,
+    source=f"{__package__}.source:fetch",
+    params=f"{__package__}.params:Params",
+    gates=f"{__package__}.gates:GATES",
+    flows=f"{__package__}.flows",
+    app=f"{__package__}.app:create_app",
+)

@@ -1,0 +1,199 @@
+"""A person's own table in the place of the one this project is about."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import yaml
+
+from ... import stage, strict
+from ...contract import Contract
+from ...errors import ConfigError, DataError
+from ...features import parameter
+from ...project import Project
+from ...settings import Settings
+from .. import card, tables
+from ..formats import reading
+from ..formats.reading import Opened
+from . import applying, inference, profiling, writing
+from .detection.detected import read
+from .inference import Proposal
+from .overrides import Overrides
+from .profiling import Profile
+
+PYPROJECT, README, MAKEFILE = Path("pyproject.toml"), Path("README.md"), Path("Makefile")
+SOURCE, FEATURES = "source.py", "features.py"
+TESTS = Path("tests")
+RAW = Path("data/raw")
+
+
+class Examined(NamedTuple):
+    """A table that was read through, and what is proposed for it; nothing is changed yet."""
+
+    source: str
+    rows: pl.LazyFrame
+    profile: Profile
+    proposal: Proposal
+
+
+@contextmanager
+def examined(source: str, query: str, target: str, overrides: Overrides, now: datetime) -> Iterator[Examined]:
+    """Read a table through and propose; while this is open, `take` may follow.
+
+    Raises:
+        ConfigError: an override does not fit the table.
+        DataError: the source cannot be read, nothing can be learnt from it, or the disk is full.
+    """
+    applying.start()
+    try:
+        with reading.opened(source, query, applying.SCRATCH) as opened:
+            target, overrides = reading.normalised(target), overrides.normalised()
+            overrides.check(target, opened.columns)
+            profile = profiling.profile(opened, target, overrides.keep_na)
+            proposal = inference.propose(profile, target, overrides, now)
+            yield Examined(source, in_contract_types(opened, profile, proposal), profile, proposal)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DataError(
+            f"the disk that holds {Path.cwd()} is full; nothing was changed: make room, then adopt again"
+        ) from None
+    finally:
+        applying.clear()
+
+
+def take(found: Examined, settings: Settings, project: Project) -> Path:
+    """Make the project one about this table, wholly or not at all; the folder where everything former is kept.
+
+    Raises:
+        ConfigError: a file of the project is not as it must be to be changed.
+        DataError: a hazard forbids it, or the table cannot be read a second time.
+    """
+    refused = [hazard for hazard in found.proposal.hazards if hazard.severity == "refused"]
+    if refused:
+        where = f"'{refused[0].column}': " if refused[0].column else ""
+        raise DataError(f"{where}{refused[0].kind}: {refused[0].evidence}; {refused[0].remedy}")
+    raw, told = RAW / f"{found.proposal.name}.parquet", _told(found.source)
+    _renew(stage.CONTRACT, writing.contract(found.proposal, _text(stage.CONTRACT), told))
+    _renew(stage.PARAMS, writing.params(found.proposal, _text(stage.PARAMS), raw))
+    _renew(stage.DECISIONS, writing.decisions(found.proposal, _text(stage.DECISIONS)))
+    # What comes out must be what every command can read.
+    contract, params = Contract.load(_present(stage.CONTRACT)), project.load_params(_present(stage.PARAMS))
+    record = strict.load(_present(stage.DECISIONS), card.Record)
+    package = project.folder
+    _renew(package / SOURCE, writing.SOURCE)
+    _renew(package / FEATURES, writing.features(_text(package / FEATURES), _inputs(found.proposal)))
+    _renew(PYPROJECT, writing.without_example(_text(PYPROJECT)))
+    _renew(MAKEFILE, writing.makefile(_text(MAKEFILE), raw))
+    _renew(README, writing.readme(_text(README), contract, params.split.by, found.profile.rows, told, raw))
+    _renew(card.PATH, card.text(_sample(found, contract), contract, _counts(found, contract), record))
+    (applying.NEW / raw).parent.mkdir(parents=True, exist_ok=True)
+    writing.sink(found.rows, applying.NEW / raw)
+    return applying.swap(_gone(settings, found.proposal.name))
+
+
+def overwritten(package: Path) -> list[Path]:
+    """Files of a person's that adopting replaces or removes; `package` is the folder of their code."""
+    return [
+        stage.CONTRACT,
+        stage.PARAMS,
+        stage.DECISIONS,
+        README,
+        MAKEFILE,
+        package / SOURCE,
+        package / FEATURES,
+        *_examples(),
+    ]
+
+
+def _renew(path: Path, text: str) -> None:
+    """Put a file's text to come below `NEW`, unless it is the present one."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        (applying.NEW / path).parent.mkdir(parents=True, exist_ok=True)
+        (applying.NEW / path).write_text(text, encoding="utf-8")
+
+
+def _present(path: Path) -> Path:
+    return applying.NEW / path if (applying.NEW / path).is_file() else path
+
+
+def _sample(found: Examined, contract: Contract) -> pl.DataFrame:
+    """Rows of the profile as the contract calls and types them."""
+    sources = found.proposal.sources
+    return found.profile.sample.select(
+        pl.col(sources[column.name]).cast(tables.DTYPES[column.type]).alias(column.name) for column in contract.columns
+    ).drop_nulls(contract.target.name)
+
+
+def _counts(found: Examined, contract: Contract) -> dict[str, int]:
+    """What `ingest` would count, see `card.text`."""
+    unlabelled = found.profile.columns[found.proposal.sources[contract.target.name]].missing
+    return {"rows": found.profile.rows - unlabelled, "rows_after_until": 0, "rows_without_label": unlabelled}
+
+
+def _gone(settings: Settings, name: str) -> list[Path]:
+    """What belongs to the table that was: its rows, what was made of them, and the example's tests."""
+    former = yaml.safe_load(_text(stage.PARAMS))
+    raw = Path(former["data"]["raw"])
+    gone = [
+        raw,
+        raw.with_name(raw.name + ".dvc"),
+        *(Path(name) for name in ("dvc.lock", "var/run.json")),
+        stage.TABLE,
+        *stage.SPLITS.values(),
+        stage.MODEL.parent,
+        stage.BUNDLE,
+        # One by one, since the new data card comes to lie among them.
+        *(stage.REPORTS.iterdir() if stage.REPORTS.is_dir() else ()),
+        settings.serving_folder,
+        *_examples(),
+    ]
+    if "://" not in settings.prediction_log:
+        gone.append(Path(settings.prediction_log))
+    if yaml.safe_load(_text(stage.CONTRACT)).get("name") == name:
+        # Versions of a model are versions of one contract: under the same name begins another model.
+        gone += [Path(settings.tracking_uri.removeprefix("sqlite:///")), Path(settings.artifact_root)]
+    here = Path.cwd()
+    return [path for path in gone if "://" not in str(path) and path.resolve().is_relative_to(here)]
+
+
+def in_contract_types(opened: Opened, profile: Profile, proposal: Proposal) -> pl.LazyFrame:
+    """The rows of a table as its contract calls and types them."""
+    at = {name: str(position) for position, name in enumerate(opened.columns)}
+    plan = {at[name]: column.parse for name, column in profile.columns.items()}
+    types = {column["name"]: tables.DTYPES[column["type"]] for column in proposal.columns}
+
+    def read_batch(batch: pl.DataFrame) -> pl.DataFrame:
+        values, _ = read(batch, plan)
+        return values.select(
+            pl.col(at[proposal.sources[name]]).cast(dtype).alias(name) for name, dtype in types.items()
+        )
+
+    return opened.rows.map_batches(read_batch, schema=types, streamable=True)
+
+
+def _inputs(proposal: Proposal) -> list[str]:
+    """What derived features call the columns that they may take."""
+    roles = {column["name"]: column.get("role", "feature") for column in proposal.columns}
+    return [parameter(name) for name, role in roles.items() if role in ("feature", "time")]
+
+
+def _told(source: str) -> str:
+    return "a query" if "://" in source else Path(source).name
+
+
+def _examples() -> list[Path]:
+    return sorted(TESTS.rglob("test_example_*.py"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist; run this from the project's folder, or restore it from git"
+        ) from None

@@ -1,0 +1,321 @@
+"""The texts of a project that is about another table: contract.yaml, params.yaml, and code without the example."""
+
+import ast
+import io
+import json
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import polars as pl
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from ...catalog import STANDARD, names
+from ...contract import Column, Contract
+from ...errors import ConfigError
+from .inference import Proposal
+
+LINE = 120
+GATES = """
+significance: 0.05
+floor: null
+skill_over_trivial: null
+gain_over_linear: null
+loss_to_champion: 0.01
+parity_tolerance: 0.00001
+slice_floor: null
+slice_loss: null
+class_recall: 0.0
+calibration_error: 0.15
+coverage_tolerance: 0.1
+latency_ms: 20.0
+size_mb: 200.0
+"""
+"""What is asked of a model of any table: useless ones are refused, and nothing else."""
+NETWORK = {"alpha": 0.1, "steps": 2000}
+"""On a few thousand rows a network that learns for longer memorises them."""
+L2 = 1.0
+"""Without it leaves of a rare class grow beyond bounds: for the carriers of 20,000 flights, log loss 29.5, not 0.22."""
+
+SOURCE = '''"""Where the raw table comes from: the one file to replace for a source of your own.
+
+`fetch` is called once, when the raw table that params.yaml names is not there and DVC has no copy of it.
+From then on DVC versions the file, and everything else reads only that.
+
+This project's table was adopted from a file or a query, and there is no way back to it from here. To have the table
+fetched instead, write it to `path` as Parquet, with the columns of contract.yaml.
+"""
+
+from pathlib import Path
+
+from flywheel_ml.errors import DataError
+
+
+def fetch(path: Path) -> None:
+    """Say how to have the raw table again.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(
+        f"{path} is not there and DVC has no copy; run `.venv/bin/dvc pull`, or `make adopt` with the table once more"
+    )
+'''
+
+README = "readme.md.jinja"
+_OPEN, _CLOSE = "<!-- about the table: `adopt` writes this part anew -->", "<!-- /about the table -->"
+_KINDS = {"binary": "one of two classes", "multiclass": "one of {} classes", "regression": "a number"}
+_ANSWERS = {
+    "binary": "the class and the probability of each",
+    "multiclass": "the likeliest class and the probability of each",
+    "regression": "the number, and an interval around it",
+}
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.()/-]*(?: [A-Za-z0-9_.()/-]+)*")
+_WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "null", "nan", "inf"))
+_UNPRINTABLE = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+
+
+def contract(proposal: Proposal, before: str, source: str) -> str:
+    """contract.yaml; of `before`, the present one, the opening comment stays. `source` is where the rows came from."""
+    lines = [
+        *_comment(before),
+        "version: 1",
+        f"name: {scalar(proposal.name)}",
+        f"description: {scalar(f'Rows of {source}.')}",
+        "columns:",
+        *(line for column in proposal.columns for line in _entry(column)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def decisions(proposal: Proposal, before: str) -> str:
+    """decisions.yaml; of `before`, the present one, the opening comment stays."""
+    lines = [*_comment(before), "decisions:"]
+    for decision in proposal.decisions:
+        lines += _entry({"column": decision.column, "what": decision.what, "why": decision.why})
+    lines.append("hazards:" if proposal.hazards else "hazards: []")
+    for hazard in proposal.hazards:
+        lines += _entry({key: getattr(hazard, key) for key in ("kind", "column", "severity", "evidence", "remedy")})
+    return "\n".join(lines) + "\n"
+
+
+def readme(before: str, contract: Contract, by: str, rows: int, source: str, raw: Path) -> str:
+    """README.md with the part about the table written anew; without the marks around it, it stays as it is."""
+    start, end = before.find(_OPEN), before.find(_CLOSE)
+    if not 0 <= start < end:
+        return before
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        # Markdown, not HTML: what could break it is escaped by `_markdown`.
+        autoescape=False,  # noqa: S701
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    instance = {column.name: _example(column) for column in contract.inputs}
+    about = environment.get_template(README).render(
+        name=_markdown(contract.name),
+        rows=rows,
+        source=_markdown(source),
+        inputs=len(contract.inputs),
+        target=_markdown(contract.target.name),
+        kind=_KINDS[contract.task].format(len(contract.classes)),
+        by=by,
+        instance=_quotable(json.dumps({"instances": [instance]}, ensure_ascii=False)),
+        answer=_ANSWERS[contract.task],
+        label=_quotable(json.dumps(contract.classes[-1] if contract.classes else _example(contract.target))),
+        raw=raw.as_posix(),
+    )
+    return f"{before[:start]}{_OPEN}\n\n{about}\n{before[end:]}"
+
+
+def makefile(before: str, raw: Path) -> str:
+    """The Makefile, in which `make score` scores the adopted table unless told otherwise."""
+    return re.sub(r"^(INPUT \?= ).*$", rf"\g<1>{raw.as_posix()}", before, count=1, flags=re.MULTILINE)
+
+
+def params(proposal: Proposal, before: str, raw: Path) -> str:
+    """params.yaml with the parts that follow from the table set anew; everything else, comments too, stays.
+
+    Raises:
+        ConfigError: the present text is no YAML mapping.
+    """
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.width = LINE
+    yaml.preserve_quotes = True
+    content = yaml.load(before)
+    if not isinstance(content, CommentedMap):
+        raise ConfigError("params.yaml: expected keys and values; restore it from git")
+    _update(content, "data", {"raw": raw.as_posix(), "until": None})
+    _update(content, "split", proposal.split, whole=True)
+    candidates = CommentedSeq(names(STANDARD, proposal.task))
+    candidates.fa.set_flow_style()
+    _update(content, "train", {"estimator": "auto", "candidates": candidates, "calibration": "auto"})
+    if content.get("tune", {}).get("trials"):
+        content["tune"]["trials"] = 0
+    if "hist_gradient_boosting" in content["train"]:
+        boosting = {"l2_regularization": L2, "early_stopping": proposal.early_stopping}
+        _update(content["train"], "hist_gradient_boosting", boosting)
+    if "mlp" in content["train"]:
+        _update(content["train"], "mlp", NETWORK)
+    slices = CommentedSeq([_quoted(name) for name in proposal.slices])
+    slices.fa.set_flow_style()
+    _update(content, "evaluate", {"slices": slices, "min_slice_rows": proposal.min_slice_rows})
+    if "costs" in content["evaluate"]:
+        _update(content["evaluate"], "costs", {"false_positive": 1.0, "false_negative": 1.0})
+    _update(content, "gates", yaml.load(GATES))
+    written = io.StringIO()
+    yaml.dump(content, written)
+    # The blank line after a group went with its last key.
+    return re.sub(r"(?<=[^\n]\n)(?=(?:train|evaluate):)", "\n", written.getvalue())
+
+
+def without_example(pyproject: str) -> str:
+    """pyproject.toml without the dependencies of the example."""
+    kept = re.sub(r"^example = \[[^\]]*\]\n", "", pyproject, flags=re.MULTILINE)
+    return re.sub(r'^(default-groups = \[.*?)"example",? ?', r"\1", kept, flags=re.MULTILINE)
+
+
+def features(before: str, columns: Collection[str]) -> str:
+    """features.py without the features that take a column which is no longer there."""
+    tree = ast.parse(before)
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    table = next(
+        node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "FEATURES"
+    )
+    listed = [ast.unparse(item) for item in table.value.elts] if isinstance(table.value, ast.Tuple) else []
+    gone = [
+        name
+        for name in listed
+        if name in functions and not {argument.arg for argument in functions[name].args.args} <= set(columns)
+    ]
+    if not gone:
+        return before
+    lines: list[str | None] = list(before.splitlines())
+    for name in gone:
+        node = functions[name]
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        assert node.end_lineno is not None
+        end = node.end_lineno
+        while end < len(lines) and not (lines[end] or "").strip():
+            end += 1
+        lines[first - 1 : end] = [None] * (end - first + 1)
+    kept = [name for name in listed if name not in gone]
+    assert table.value is not None
+    assert table.end_lineno is not None
+    value = f"({', '.join(kept)}{',' if len(kept) == 1 else ''})"
+    lines[table.lineno - 1 : table.end_lineno] = [
+        f"FEATURES: {ast.unparse(table.annotation)} = {value}",
+        *[None] * (table.end_lineno - table.lineno),
+    ]
+    text = "\n".join(line for line in lines if line is not None) + "\n"
+    # One blank line parts a constant from imports, two part it from a function.
+    return text if functions.keys() - set(gone) else re.sub(r"\n{3,}(?=FEATURES)", "\n\n", text)
+
+
+def sink(rows: pl.LazyFrame, path: Path) -> None:
+    """Write rows as Parquet without holding them in memory."""
+    rows.sink_parquet(path, compression="zstd", statistics=True)
+
+
+def scalar(value: Any) -> str:
+    """A value as YAML 1.1 and 1.2 both read it back."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
+        return value
+    return _UNPRINTABLE.sub(_escape, json.dumps(value, ensure_ascii=False))
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found.group()):04x}"
+
+
+def _comment(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("#")]
+
+
+def _example(column: Column) -> Any:
+    """A value that the contract allows."""
+    if column.categories:
+        return column.categories[0]
+    if column.type in ("float", "integer"):
+        low, high = column.range or (0.0, 2.0)
+        middle = float(f"{(low + high) / 2:.3g}")
+        inside = middle if low <= middle <= high else low
+        return round(inside) if column.type == "integer" else inside
+    return {"boolean": True, "datetime": "2024-01-31T12:00:00"}.get(column.type, "text")
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~-])", r"\\\1", " ".join(text.split()))
+
+
+def _quotable(text: str) -> str:
+    """As it stands between single quotes in a shell, in one block of Markdown."""
+    return text.replace("'", "'\\''")
+
+
+def _entry(column: dict[str, Any]) -> Iterator[str]:
+    pairs = [(key, _flow(value)) for key, value in column.items()]
+    line = "  - {" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
+    if len(line) <= LINE:
+        yield line
+        return
+    for at, (key, value) in enumerate(pairs):
+        start = f"{'  - ' if at == 0 else '    '}{key}:"
+        if len(start) + len(value) < LINE or key != "categories":
+            yield f"{start} {value}"
+        else:
+            yield start
+            yield from _wrapped([scalar(item) for item in column[key]])
+
+
+def _wrapped(items: list[str]) -> Iterator[str]:
+    line = "      ["
+    for at, item in enumerate(items):
+        word = item + ("]" if at == len(items) - 1 else ",")
+        if len(line) + len(word) > LINE and not line.endswith("["):
+            yield line.rstrip()
+            line = "       "
+        line += f"{word} "
+    yield line.rstrip()
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    return f"[{', '.join(scalar(item) for item in value)}]" if isinstance(value, list) else scalar(value)
+
+
+def _update(content: CommentedMap, group: str, values: dict[str, Any], whole: bool = False) -> None:
+    part = content.setdefault(group, CommentedMap())
+    if whole:
+        for key in [key for key in part if key not in values]:
+            del part[key]
+    for key, value in values.items():
+        if key not in part or part[key] != value:
+            part[key] = _quoted(value) if isinstance(value, str) else value
+
+
+def _quoted(text: str) -> str:
+    return text if scalar(text) == text else DoubleQuotedScalarString(text)
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes what is empty as `null`, not as nothing."""
+
+
+def _null(representer: RoundTripRepresenter, _: None) -> ScalarNode:
+    node: ScalarNode = representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    return node
+
+
+_Representer.add_representer(type(None), _null)

@@ -1,0 +1,64 @@
+"""Stage 1: from the raw table to the rows that exist and have a label."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+import polars as pl
+
+from .. import stage
+from ..contract import Contract
+from ..errors import ConfigError, DataError
+from ..files import sha256_file, write_json
+from ..project import Project
+from . import tables
+
+
+class Ingested(NamedTuple):
+    """The table and what was left out of it."""
+
+    table: pl.DataFrame
+    later: int
+    unlabelled: int
+
+
+def ingest(raw: pl.DataFrame, contract: Contract, until: datetime | None) -> Ingested:
+    """Rows before `until` that have a label, sorted by time and id.
+
+    Columns that are missing, mistyped or not of the contract are passed on: `validate` reports them.
+
+    Raises:
+        ConfigError: there is an `until`, and the contract has no time column.
+        DataError: no row is left.
+    """
+    if until is not None and contract.time is None:
+        raise ConfigError("params.yaml: data.until needs a column with role time in contract.yaml; drop it or add one")
+    table = raw
+    until = until and contract.on_its_clock(until)
+    if until is not None and contract.time and raw.schema.get(contract.time.name) == tables.DTYPES["datetime"]:
+        time = pl.col(contract.time.name)
+        table = table.filter(time.is_null() | (time < until))
+    labelled = table.drop_nulls(contract.target.name) if contract.target.name in table.columns else table
+    keys = [column.name for column in (contract.time, contract.id) if column and column.name in table.columns]
+    ordered = labelled.sort(keys, maintain_order=True) if keys else labelled
+    if ordered.is_empty():
+        raise DataError(
+            f"no row is left of {raw.height:,}: {raw.height - table.height:,} are not before data.until ({until}), "
+            f"{table.height:,} have no label in '{contract.target.name}'"
+        )
+    return Ingested(ordered, raw.height - table.height, table.height - labelled.height)
+
+
+def main(project: Project) -> None:
+    """Read the raw table, leave out what has no place, write the rest."""
+    contract, params = Contract.load(stage.CONTRACT), project.load_params()
+    done = ingest(tables.read(params.data.raw, contract), contract, params.data.until)
+    tables.write(done.table, stage.TABLE)
+    write_json(
+        stage.REPORTS / "ingest.json",
+        {
+            "rows": done.table.height,
+            "rows_after_until": done.later,
+            "rows_without_label": done.unlabelled,
+            "sha256": sha256_file(stage.TABLE),
+        },
+    )

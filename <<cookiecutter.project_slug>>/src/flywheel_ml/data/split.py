@@ -1,0 +1,174 @@
+"""Stage 3: one table into train, validation and test: by time, or by the hash of what names or describes a row."""
+
+import hashlib
+import zlib
+from collections.abc import Callable
+from datetime import datetime, time, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from .. import stage
+from ..contract import Contract
+from ..errors import ConfigError, DataError
+from ..files import read_json, sha256_file, write_json
+from ..params import SplitParams
+from ..project import Project
+from . import tables
+
+_SALT = b"split:"
+RARE = 0.05
+"""Share of rows with repeated inputs up to which the rows that repeat stay together, whatever their labels."""
+COARSE = 0.01
+"""Share of all rows that the average row's equals may have, if they are to stay together."""
+MIXED = 0.1
+"""Rows whose equals have another label, as a share of those expected by chance, from which repeats are no copies."""
+
+
+def split(
+    table: pl.DataFrame, contract: Contract, params: SplitParams, until: datetime | None
+) -> dict[str, pl.DataFrame]:
+    """Train, validation and test, each in the table's order.
+
+    By time, test is the most recent part and validation the one before it, so a model is judged on its future: the
+    last `test_days` and the `validation_days` before those, counted back from `until` or from the midnight after
+    the last row, where that is earlier; or shares of the rows. No row of an earlier part is later than one of a
+    later part.
+
+    By hash, each row's place follows from its group, its id, or else its inputs, so that rows of one group and copies
+    of one row stay together, and a row stays where it was when others join. Without a group each class is shared out
+    by itself. The target is no part of the hash: equal inputs of opposite labels would take opposite sides. Where
+    equal inputs are no copies but chance (few and coarse columns), each such row is placed by itself.
+
+    Raises:
+        ConfigError: the columns that it goes by are not in the contract.
+        DataError: a part would be empty.
+    """
+    places = _by_time(table, contract, params, until) if params.by == "time" else _by_hash(table, contract, params)
+    parts = {name: table.filter(places == at) for at, name in enumerate(("train", "validation", "test"))}
+    for name, part in parts.items():
+        if part.is_empty():
+            kept = (
+                f"{params.validation_days} days for validation and {params.test_days} for the test"
+                if params.test_days
+                else f"{params.validation_share:.0%} for validation and {params.test_share:.0%} for the test"
+            )
+            raise DataError(
+                f"the {name} part is empty: the table has {table.height:,} rows{_told(table, contract)}, "
+                f"and params.yaml keeps {kept}; change split there"
+            )
+    return parts
+
+
+def twins(parts: dict[str, pl.DataFrame], contract: Contract) -> int:
+    """How many test rows equal a training row in the target and all inputs but the time, if there are any others.
+
+    What is learnt by heart looks skilful there; but of few and coarse inputs, most rows have been seen.
+    """
+    names = [contract.target.name, *(column.name for column in contract.inputs if column.role != "time")]
+    if len(names) == 1:
+        return 0
+    seen, asked = (parts[name].select(names).hash_rows() for name in ("train", "test"))
+    return int(asked.is_in(seen.implode()).sum())
+
+
+def first_and_last(part: pl.DataFrame, contract: Contract) -> dict[str, str]:
+    """The extreme moments of a part, where rows have any."""
+    if contract.time is None:
+        return {}
+    moments = part[contract.time.name]
+    return {"first": str(moments.min()), "last": str(moments.max())}
+
+
+def _by_time(table: pl.DataFrame, contract: Contract, params: SplitParams, until: datetime | None) -> pl.Series:
+    if contract.time is None:
+        raise ConfigError(
+            "contract.yaml: the split is by time, and no column has role time; "
+            "give it to a datetime column, or split `by: hash` in params.yaml"
+        )
+    moments = table[contract.time.name]
+    last = moments.max()
+    assert isinstance(last, datetime)
+    if params.test_days is not None and params.validation_days is not None:
+        test_from = datetime.combine(last.date(), time.min) - timedelta(days=params.test_days - 1)
+        if until is not None:
+            test_from = min(test_from, contract.on_its_clock(until) - timedelta(days=params.test_days))
+        validation_from = test_from - timedelta(days=params.validation_days)
+    else:
+        ordered = moments.sort()
+        test_from = ordered[int(len(ordered) * (1 - params.test_share))]
+        validation_from = ordered[int(len(ordered) * (1 - params.test_share - params.validation_share))]
+    return (moments >= validation_from).cast(pl.Int8) + (moments >= test_from).cast(pl.Int8)
+
+
+def _by_hash(table: pl.DataFrame, contract: Contract, params: SplitParams) -> pl.Series:
+    if params.group is not None:
+        drawn = draw(table[contract[params.group].name])
+    else:
+        drawn = draw(table[contract.id.name]) if contract.id else draw(_key(table, contract), _blake2)
+        if contract.classes:
+            # The hash's rank within its class, in (0, 1]: each class is shared out alike, however rare it is.
+            rank = (pl.col("drawn").rank("max") / pl.len()).over("class")
+            drawn = pl.DataFrame({"drawn": drawn, "class": table[contract.target.name]}).select(rank).to_series()
+    edges = (1 - params.test_share - params.validation_share, 1 - params.test_share)
+    return (drawn > edges[0]).cast(pl.Int8) + (drawn > edges[1]).cast(pl.Int8)
+
+
+def _key(table: pl.DataFrame, contract: Contract) -> pl.Series:
+    """The inputs of each row as a text; where equal ones are no copies, all but the first also have their number."""
+    texts = (pl.col(column.name).cast(pl.String).fill_null("\x00") for column in contract.inputs)
+    rows = table.select(pl.concat_str(*texts, separator="\x1f").alias("key"), label=pl.col(contract.target.name))
+    if not _repeat_by_chance(rows, is_class=bool(contract.classes)):
+        return rows["key"]
+    number = pl.int_range(pl.len()).over("key")
+    numbered = pl.concat_str("key", number.cast(pl.String), separator="\x1e")
+    return rows.select(pl.when(number > 0).then(numbered).otherwise("key")).to_series()
+
+
+def _repeat_by_chance(rows: pl.DataFrame, is_class: bool) -> bool:
+    """Whether rows of equal `key` are observations of their own, as their `label` tells, and not copies of one."""
+    sizes = rows.group_by("key").agg(size=pl.len(), labels=pl.col("label").n_unique()).filter(pl.col("size") > 1)
+    size, n_rows = sizes["size"].to_numpy(), rows.height
+    if size.sum() <= RARE * n_rows:
+        return False
+    if (size.astype(np.float64) ** 2).sum() > COARSE * n_rows**2:
+        return True
+    mixed = size[sizes["labels"].to_numpy() > 1].sum()
+    # Of m rows with labels by chance, all have one and the same with the probability that is subtracted.
+    shares = (rows["label"].value_counts()["count"] / n_rows).to_numpy() if is_class else np.zeros(1)
+    alike, times = np.unique(size, return_counts=True)
+    expected = (alike * times * (1 - (shares[:, None] ** alike).sum(axis=0))).sum()
+    return bool(mixed >= MIXED * expected)
+
+
+def draw(keys: pl.Series, hashed: Callable[[bytes], int] = zlib.crc32) -> pl.Series:
+    """A number in [0, 1) for each key, the same one in every version of every library."""
+    hashes = (hashed(_SALT + key.encode()) for key in keys.cast(pl.String).fill_null("").to_list())
+    return pl.Series(np.fromiter(hashes, dtype=np.uint32, count=len(keys)) / 2**32)
+
+
+def _blake2(key: bytes) -> int:
+    """A hash for keys that differ in little: the CRCs of `a1 a2 … b1 b2 …` are one pattern, shifted for each letter."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big")
+
+
+def _told(table: pl.DataFrame, contract: Contract) -> str:
+    return f" from {tables.span(table[contract.time.name])}" if contract.time else ""
+
+
+def main(project: Project) -> None:
+    """Read the table that was validated, cut it, write the parts."""
+    contract, params = Contract.load(stage.CONTRACT), project.load_params()
+    table = tables.read_verified(stage.TABLE, read_json(stage.REPORTS / "validation.json")["sha256"])
+    parts = split(table, contract, params.split, params.data.until)
+    report: dict[str, Any] = {}
+    for name, part in parts.items():
+        tables.write(part, stage.SPLITS[name])
+        report[name] = {
+            "rows": part.height,
+            "sha256": sha256_file(stage.SPLITS[name]),
+            **first_and_last(part, contract),
+        }
+    report["test"]["in_train"] = twins(parts, contract)
+    write_json(stage.REPORTS / "split.json", report)

@@ -1,0 +1,117 @@
+"""Stage 2: every row against the contract."""
+
+import sys
+from typing import Any
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from .. import stage
+from ..contract import Column, Contract
+from ..errors import ContractViolation
+from ..files import read_json, write_json
+from ..project import Project
+from ..rules import beyond
+from ..strict import nearest
+from . import card, tables
+from .checks import Check, checks_of
+
+EXAMPLES = 5
+EXAMPLE_LENGTH = 80
+
+
+class Violation(BaseModel):
+    """One rule that rows broke; `examples` are the first (row number, value) pairs, rows counted from 0."""
+
+    model_config = ConfigDict(frozen=True)
+
+    column: str
+    rule: str
+    rows: int
+    examples: tuple[tuple[int, str], ...] = ()
+
+    def __str__(self) -> str:
+        counted = f"{self.rows:,} row{'s' if self.rows != 1 else ''}: " if self.rows else ""
+        shown = ", ".join(f"{value} (row {row})" for row, value in self.examples)
+        return f"{self.column}: {counted}{self.rule}" + (f"; first: {shown}" if shown else "")
+
+
+def check(table: pl.DataFrame, contract: Contract) -> list[Violation]:
+    """All violations of a table that was read by `tables.read`, most rows first; none means it keeps the contract."""
+    found = _shape(table, contract)
+    # Rules about the values of a column that is absent or mistyped would only repeat that fault.
+    judged = [column for column in contract.columns if column.name not in {violation.column for violation in found}]
+    checks = list(checks_of(judged))
+    counts = table.select(check.broken.sum().alias(str(at)) for at, check in enumerate(checks)).rows() or [()]
+    for check, count in zip(checks, counts[0], strict=True):
+        if count > check.tolerance * table[check.column.name].count():
+            found.append(_violation(table, check))
+    return sorted(found, key=lambda violation: -violation.rows)
+
+
+def main(_: Project) -> None:
+    """Read the ingested table, judge it, write what was found; stop the pipeline if anything was."""
+    contract = Contract.load(stage.CONTRACT)
+    ingested = read_json(stage.REPORTS / "ingest.json")
+    table = tables.read_verified(stage.TABLE, ingested["sha256"])
+    found = check(table, contract)
+    report: dict[str, Any] = {
+        "ok": not found,
+        "rows": table.height,
+        "sha256": ingested["sha256"],
+        "contract_sha256": contract.fingerprint(),
+        "violations": [violation.model_dump(mode="json") for violation in found],
+    }
+    write_json(stage.REPORTS / "validation.json", report)
+    if found:
+        for violation in found:
+            print(f"  ✗ {violation}", file=sys.stderr)
+        raise ContractViolation(
+            f"{stage.TABLE} breaks contract.yaml in {len(found)} way{'s' if len(found) != 1 else ''} "
+            f"({found[0].column}: {found[0].rule}); mend the data or the contract; "
+            f"all of it is in {stage.REPORTS / 'validation.json'}, rows counted from 0"
+        )
+    card.write(table, contract, ingested)
+
+
+def _shape(table: pl.DataFrame, contract: Contract) -> list[Violation]:
+    names = [column.name for column in contract.columns]
+    found = []
+    for column in contract.columns:
+        if column.name not in table.columns:
+            extra = [name for name in table.columns if name not in names]
+            hint = f"; the table has others ({nearest(column.name, extra)})" if extra else ""
+            found.append(Violation(column=column.name, rule=f"the column is missing{hint}", rows=0))
+        elif table.schema[column.name] != tables.DTYPES[column.type]:
+            found.append(_mistyped(table[column.name], column))
+    for name in table.columns:
+        if name not in names:
+            rule = f"the column is not in the contract ({nearest(name, names)}); drop it, or add it with role ignored"
+            found.append(Violation(column=name, rule=rule, rows=0))
+    return found
+
+
+def _mistyped(series: pl.Series, column: Column) -> Violation:
+    wrong = tables.misfits(series, column)
+    found = "" if series.dtype == pl.String else f" (the file says {series.dtype})"
+    return _broken(series, column, tables.misfit(series.filter(wrong)[0], column) + found, wrong)
+
+
+def _violation(table: pl.DataFrame, check: Check) -> Violation:
+    wrong = table.select(check.broken).to_series()
+    return _broken(table[check.column.name], check.column, beyond(check.message, check.tolerance), wrong)
+
+
+def _broken(series: pl.Series, column: Column, rule: str, wrong: pl.Series) -> Violation:
+    rows = wrong.arg_true()[:EXAMPLES]
+    examples = tuple((int(row), _shown(series[int(row)], column)) for row in rows)
+    return Violation(column=column.name, rule=rule, rows=int(wrong.sum()), examples=examples)
+
+
+def _shown(value: object, column: Column) -> str:
+    if value is None:
+        return "no value"
+    if column.personal:
+        return "(personal, not shown)"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= EXAMPLE_LENGTH else f"{text[:EXAMPLE_LENGTH]}…"

@@ -1,0 +1,76 @@
+"""Whether a run went all the way to its end, told without starting a server."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import bundle, stage
+from ..contract import Contract
+from ..errors import ProjectError
+from ..files import canonical, read_json, sha256_file, sha256_text, write_json
+from ..model import gate, roles
+from ..model.roles import State
+from ..params import Params
+from ..project import Project
+from ..serving import routing
+from ..settings import Settings
+
+FOLDER = Path("var")
+STATE = FOLDER / "run.json"
+
+
+def record(project: Project, settings: Settings, params: Params, outcome: Mapping[str, Any]) -> None:
+    """Note that the present bundle, judged by the present gates, was taken to its end."""
+    write_json(STATE, {**outcome, **_state(project, settings, params)})
+
+
+def last(project: Project, settings: Settings, params: Params) -> Mapping[str, Any] | None:
+    """The outcome of the last run, if there is nothing for another one to do.
+
+    That is so if bundle, gates, registry and serving folder still are what it left, or what promotions and rollbacks
+    have made of them; `role` is the version's present one, `champion` the champion's number.
+    """
+    try:
+        found: Mapping[str, Any] = read_json(STATE)
+        state = _state(project, settings, params)
+        if any(found.get(key) != value for key, value in state.items()):
+            return None
+        now = _registered(settings, found["version"])
+        if now is None or now.digest != state["bundle"] or now.champion != _served(settings):
+            return None
+    except (OSError, ValueError, KeyError, ProjectError):
+        return None
+    return {**found, "role": now.role, "champion": now.champion[0] if now.champion else None}
+
+
+def _registered(settings: Settings, number: str) -> State | None:
+    name = Contract.load(stage.CONTRACT).name
+    if not settings.tracks_elsewhere:
+        return roles.read(settings, name, number)
+    from ..model.registry import Registry
+
+    return Registry.open(settings, name).state(number)
+
+
+def _served(settings: Settings) -> tuple[str, str] | None:
+    """Number and digest of the champion that serves, whose bundle is whole; raises where there should be one."""
+    if not (settings.serving_folder / routing.ROUTING).is_file():
+        return None
+    champion = routing.read(settings.serving_folder).champion
+    if champion is None:
+        return None
+    bundle.verify(routing.bundle_folder(settings.serving_folder, champion), champion.digest)
+    return champion.version, champion.digest
+
+
+def _state(project: Project, settings: Settings, params: Params) -> dict[str, str]:
+    thresholds = params.model_dump(mode="json", include={"gates", "rollout"})
+    own = project.folder / "gates.py"
+    code = "".join(sha256_file(path) for path in (Path(gate.__file__), own) if path.is_file())
+    file = settings.tracking_uri.removeprefix("sqlite:///")
+    is_gone = file != settings.tracking_uri and not Path(file).is_file()
+    return {
+        "bundle": sha256_file(stage.BUNDLE / bundle.MANIFEST),
+        "gates": sha256_text(canonical(thresholds) + code),
+        "registry": "missing" if is_gone else settings.tracked_at,
+    }

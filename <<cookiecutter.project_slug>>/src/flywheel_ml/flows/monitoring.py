@@ -1,0 +1,66 @@
+"""The monitoring flow: a window of the log or a scored file against the champion's reference."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .. import stage
+from ..data.window import check_span
+from ..errors import ConfigError
+from ..monitoring import alerts, window
+from ..monitoring.run import Monitored, monitor
+from ..params import Params
+from ..prediction_log import Reader, now_us
+from ..project import Project
+from ..settings import Settings
+from . import engine
+from .scoring import champion
+
+FOLDER = stage.REPORTS / "monitoring"
+
+
+def watch(
+    project: Project,
+    settings: Settings,
+    params: Params,
+    source: Path | None,
+    since: datetime | None,
+    until: datetime | None,
+    tell: Callable[[Monitored], object] = id,
+) -> Monitored:
+    """Judge a scored file, or the champion's predictions logged with since ≤ time < until; report, and raise alerts.
+
+    Args:
+        tell: called with what was found before alerts are delivered, which may fail.
+
+    Raises:
+        ConfigError: the span has no moment, or lies in the future, or goes with a scored file.
+        DataError: the file cannot be read.
+        AlertError: the alerts are on file, but the webhook did not take them.
+    """
+    _check_span(source, since, until)
+    version, opened = champion(project, settings)
+    slices: Sequence[str] = params.evaluate.slices
+    if source is not None:
+        rows = window.from_file(source, opened, slices)
+    else:
+        log, span = Reader(settings.prediction_log), (_us(since) if since else 0, _us(until) if until else None)
+        rows = window.from_log(log, opened, slices, *span, version, opened.digest)
+    found = engine.task("monitor", monitor, rows, opened, params, FOLDER)
+    tell(found)
+    if webhook := settings.alert_webhook.get_secret_value():
+        engine.task("alert", alerts.deliver, webhook, found.alerts)
+    return found
+
+
+def _check_span(source: Path | None, since: datetime | None, until: datetime | None) -> None:
+    check_span(since, until)
+    if source is not None and (since or until):
+        raise ConfigError("--since and --until choose from the prediction log; a scored file is judged as a whole")
+    if since is not None and _us(since) > now_us():
+        raise ConfigError(f"--since is {since:%F %T} (UTC), which lies in the future; give an earlier moment")
+
+
+def _us(moment: datetime) -> int:
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(aware.timestamp() * 1_000_000)

@@ -1,0 +1,206 @@
+"""Batch scoring: a table in, a table with predictions out, in pieces, through the bundle that serves."""
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import prediction_log
+from ..bundle import Bundle, Predictions
+from ..contract import SCORED, Column, Contract
+from ..data import tables
+from ..data.adoption import columns
+from ..data.checks import checks_of
+from ..errors import DataError, ProjectError
+from ..files import replacing
+from ..params import ScoreParams
+from ..prediction_log import Job, Writer
+from ..project import Project
+from ..serving import routing
+from ..settings import Settings
+from ..strict import nearest
+from . import engine
+
+PREDICTION, SCORE, PROBABILITIES, LOW, HIGH, VERSION = SCORED
+_ROWS = "rows"
+MOST_THREADS = 8
+"""Each holds a piece of the table in memory."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Scored(NamedTuple):
+    """A finished job; `violations` says which rule of the contract how many rows broke."""
+
+    job: str
+    rows: int
+    seconds: float
+    model_version: str
+    violations: dict[str, int]
+
+
+def champion(project: Project, settings: Settings) -> tuple[str, Bundle]:
+    """Version and verified bundle that the serving folder calls champion.
+
+    Raises:
+        ProjectError: nothing is rolled out.
+    """
+    now = routing.read(settings.serving_folder)
+    if now.champion is None:
+        raise ProjectError("the serving folder has no champion; run the training flow first")
+    path = routing.bundle_folder(settings.serving_folder, now.champion)
+    return now.champion.version, Bundle.open(path, now.champion.digest, project.features)
+
+
+def score(
+    project: Project,
+    source: Path,
+    output: Path,
+    settings: Settings,
+    params: ScoreParams,
+    advance: Callable[[int], object] = int,
+) -> Scored:
+    """Score a table of any format that `adopt` reads into a Parquet file, whole or not at all; one log row records it.
+
+    The output has the input's columns and `prediction`, `score` (see `Predictions`) and `model_version`; of more
+    than two classes also `probabilities`, of a number `low` and `high`. Memory does not grow with the rows. A row
+    gets the same bits as from the API. Rows whose values break the contract (out of range, unknown, missing) are
+    scored all the same, and counted, as are those of a file without a nullable column.
+
+    Args:
+        advance: called with the number of rows after each piece.
+
+    Raises:
+        DataError: the input cannot be read, misses a column, or holds values of another type; or the output
+            cannot be written.
+    """
+    _check_output(source, output)
+    version, opened = champion(project, settings)
+    # Opened first: a log that cannot be written is to be known before the work, not after it.
+    with Writer(settings.prediction_log, "batch", settings.log_synchronous) as log:
+        start = time.perf_counter()
+        broken = engine.task("score", _write, source, output, opened, version, params.chunk_rows, advance)
+        seconds = time.perf_counter() - start
+        rows = broken.pop(_ROWS)
+        made = (prediction_log.new_id(), prediction_log.now_us(), version, opened.digest)
+        job = Job(*made, str(source), str(output), rows, seconds)
+        log.append([job]).result()
+    return Scored(job.id, rows, seconds, version, {rule: count for rule, count in broken.most_common() if count})
+
+
+def counts(frame: pl.DataFrame, contract: Contract) -> dict[str, int]:
+    """For each rule on the input columns that a frame has, how many rows break it."""
+    there = [column for column in contract.inputs if column.name in frame.columns]
+    found = {f"{check.column.name}: {check.message}": check.broken.sum() for check in checks_of(there)}
+    return frame.select(**found).to_dicts()[0]
+
+
+def _check_output(source: Path, output: Path) -> None:
+    if output.suffix != ".parquet":
+        raise DataError(f"OUTPUT: '{output}' must end in .parquet")
+    if output.resolve() == source.resolve():
+        raise DataError(f"OUTPUT: '{output}' is the input; name another file")
+    if output.is_dir():
+        raise DataError(f"OUTPUT: '{output}' is a folder; name a file in it")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"OUTPUT: the folder '{output.parent}' cannot be made: {error.strerror}") from None
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise DataError(f"OUTPUT: the folder '{output.parent}' is not writable")
+
+
+def _write(
+    source: Path, output: Path, opened: Bundle, version: str, chunk_rows: int, advance: Callable[[int], object]
+) -> Counter[str]:
+    """Score all rows; returns their number under `_ROWS`, and by rule of the contract how many broke it."""
+    found: Counter[str] = Counter()
+    contract = opened.contract
+
+    def answer(frame: pl.DataFrame) -> tuple[pa.Table, dict[str, int]]:
+        absent = [column for column in contract.inputs if column.name not in frame.columns]
+        nothing = [pl.lit(None, dtype=tables.DTYPES[column.type]).alias(column.name) for column in absent]
+        predictions = opened.predict(tables.to_columns(frame.with_columns(*nothing), contract.inputs))
+        broken = counts(frame, contract) | {
+            f"{column.name}: the column is missing": frame.height
+            for column in absent
+            if column.name not in opened.unused
+        }
+        return answered(frame, predictions, contract, version).to_arrow(), broken
+
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    with replacing(output) as part, ThreadPoolExecutor(threads) as pool:
+        writer: pq.ParquetWriter | None = None
+        try:
+            # This thread reads and writes, in order; each of the others answers a piece with the model, as one alone.
+            for table, broken in _in_order(pool, answer, _checked(source, opened, chunk_rows), threads + 1):
+                writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
+                writer.write_table(table)
+                found.update({_ROWS: table.num_rows, **broken})
+                advance(table.num_rows)
+        finally:
+            if writer is not None:
+                writer.close()
+    return found
+
+
+def answered(frame: pl.DataFrame, predictions: Predictions, contract: Contract, version: str) -> pl.DataFrame:
+    """Rows with their predictions beside them."""
+    kind = tables.DTYPES[contract.target.type] if contract.classes else None
+    found = [pl.Series(PREDICTION, predictions.values, dtype=kind), pl.Series(SCORE, predictions.scores)]
+    if contract.task == "multiclass":
+        found.append(pl.Series(PROBABILITIES, predictions.output))
+    elif contract.task == "regression":
+        found += [pl.Series(LOW, predictions.output[:, 1]), pl.Series(HIGH, predictions.output[:, 2])]
+    return frame.with_columns(*found, pl.lit(version).alias(VERSION))
+
+
+def _checked(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[pl.DataFrame]:
+    contract, at = opened.contract, 0
+    needed = [column for column in contract.inputs if not column.nullable and column.name not in opened.unused]
+    for chunk in _pieces(source, contract, chunk_rows):
+        for column in needed:
+            if column.name not in chunk.columns:
+                raise DataError(f"{source} has no column '{column.name}'; {nearest(column.name, chunk.columns)}")
+        if taken := [name for name in SCORED if name in chunk.columns]:
+            raise DataError(f"{source} has a column '{taken[0]}' already, which scoring adds; rename it")
+        for column in contract.columns:
+            if column.name in chunk.columns and chunk.schema[column.name] != tables.DTYPES[column.type]:
+                raise DataError(f"{source}: {_misfit(chunk[column.name], column, at)}")
+        at += chunk.height
+        yield chunk
+
+
+def _pieces(source: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
+    known = {column.name for column in contract.columns}
+    for frame in tables.chunks(source, contract, rows):
+        # What `adopt` called otherwise is called so here too.
+        given = {old: new for old, new in columns.names(frame.columns).items() if new != old and new in known}
+        yield tables.conform(frame.rename(given), contract) if given else frame
+
+
+def _misfit(series: pl.Series, column: Column, at: int) -> str:
+    row = tables.misfits(series, column).arg_true()[0]
+    why = tables.misfit(series[row], column)
+    if series.dtype != pl.String:
+        return f"column '{column.name}' has type {series.dtype}, the contract says {column.type}; a value {why}"
+    return f"column '{column.name}', row {at + row:,}: {series[row]!r} {why}"
+
+
+def _in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterator[T], ahead: int) -> Iterator[R]:
+    """What `function` makes of each item, in their order; the pool works on at most `ahead` items beyond."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

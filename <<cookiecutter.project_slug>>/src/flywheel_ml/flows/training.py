@@ -1,0 +1,381 @@
+"""The steps of training: raw table → DVC's stages → gates → MLflow's registry → serving folder."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from .. import bundle, metrics, stage, words
+from ..contract import Contract
+from ..errors import DataError, ProjectError
+from ..files import read_json, sha256_file, sweep
+from ..model.gate import NO_SIGNAL, Candidate, Check, judge
+from ..params import SHAPING, Params
+from ..process import user
+from ..project import Project, load
+from ..serving import routing
+from ..settings import Settings
+from . import done, engine, git, graph
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..model.registry import Registry, Version
+    from ..model.tune import Trial
+
+# MLflow and scikit-learn are imported where they are needed: Prefect's server, which takes longest, starts first.
+
+NAME = "training"
+
+
+class Outcome(NamedTuple):
+    """What a training run ended with: a version, its role (see `model.roles`) and the gates' answers."""
+
+    version: str
+    role: str
+    checks: list[Check]
+
+
+class Run(NamedTuple):
+    """What the steps of a training run share; `progress` shows a person where it is."""
+
+    project: Project
+    settings: Settings
+    contract: Contract
+    params: Params
+    registry: "Registry"
+    progress: Progress
+
+    @classmethod
+    def begin(cls, project: Project, settings: Settings, progress: Progress) -> Self:
+        """Read contract and parameters, open the registry, and remove what a killed run left half-written."""
+        contract, params = Contract.load(stage.CONTRACT), project.load_params()
+        sweep(Path(), stage.TABLE.parent, *{path.parent for path in stage.SPLITS.values()}, stage.REPORTS, stage.PLOTS)
+        return cls(project, settings, contract, params, _open(project, settings, contract.name), progress)
+
+
+def run(project: Project, settings: Settings, progress: Progress) -> Outcome:
+    """Train under Prefect, with a server of this process's own unless one is configured.
+
+    Raises:
+        Busy: another run holds the project.
+        ProjectError: a stage refused to go on.
+    """
+    name = Contract.load(stage.CONTRACT).name
+    with engine.exclusive(done.FOLDER, "run"), ExitStack() as stack:
+        with progress.step("prepare", "flow server and model registry") as step:
+            # Opening the registry, mostly imports and migrations, overlaps with the server's start.
+            abandoned = stack.enter_context(engine.api(done.FOLDER / "prefect", lambda: _open(project, settings, name)))
+            step.note = "flow server and model registry are ready"
+            if abandoned:
+                step.note += f"; {abandoned} killed run(s) marked as crashed"
+        train: Callable[[Run], Outcome] = load(f"{project.flows}:train")
+        return engine.run_flow(NAME, lambda: train(Run.begin(project, settings, progress)))
+
+
+def recover_registry(run: Run) -> None:
+    """Register the champion that serves, if the registry was lost."""
+    if restored := engine.task("recover", _recover, run.registry, run.settings):
+        with run.progress.step("registry", "lost") as step:
+            step.note = restored
+
+
+def fetch_raw_data(run: Run) -> None:
+    """Have the raw table in place and on record with DVC."""
+    path = run.params.data.raw
+    with run.progress.step("raw data", str(path)) as step:
+        step.note = engine.task("raw data", raw_data, run.project, path)
+
+
+def run_stages(run: Run) -> None:
+    """Bring the stages of dvc.yaml up to date, one after the other."""
+    for name, doing in graph.stages().items():
+        with run.progress.step(name, doing) as step:
+            step.idle = not engine.task(name, graph.reproduce, name)
+            if step.idle:
+                step.note = "unchanged"
+            elif told := _told(name, run.contract, run.params):
+                step.note = told
+
+
+def check_gates(run: Run) -> list[Check]:
+    """Compare the bundle with the champion and ask every gate."""
+    with run.progress.step("gates", "may it be promoted?") as step:
+        candidate = engine.task("compare", compare, run.project, run.registry, run.settings, run.contract)
+        measured = engine.task("measure", measure, run.project, run.contract, run.params)
+        checks = judge(candidate._replace(**measured), run.params.gates, load(run.project.gates))
+        failed = [check for check in checks if not check.passed]
+        step.note = f"{len(checks) - len(failed)} of {len(checks)} passed"
+    return checks
+
+
+def register_version(run: Run, checks: list[Check]) -> "Version":
+    """Log the run and register the bundle with the answers of the gates."""
+    with run.progress.step("register", "log the run, register the bundle") as step:
+        version = engine.task("register", register, run.registry, run.contract, run.params, checks)
+        role = engine.task("decide", decide, run.registry, version, run.params)
+        step.note = f"version {version.number}: {role}"
+    return version
+
+
+def roll_out(run: Run) -> None:
+    """Make the serving folder hold the champion."""
+    with run.progress.step("roll out", "serving folder") as step:
+        served = engine.task("roll out", _roll_out, run.registry, run.settings)
+        step.note = f"the champion is version {served}" if served else "no champion to serve"
+        step.idle = not served
+
+
+def finish(run: Run, version: "Version", checks: list[Check]) -> Outcome:
+    """Record that the run went to its end, so that the next one has nothing to do unless something changes."""
+    role = run.registry.state(version.number).role
+    outcome = {"version": version.number, "role": role, "seconds": run.progress.seconds}
+    done.record(run.project, run.settings, run.params, outcome)
+    return Outcome(version.number, role, checks)
+
+
+def raw_data(project: Project, path: Path) -> str:
+    """Have the raw table in place and on record with DVC; says what that took."""
+    if path.is_file():
+        return f"{path} changed: recorded with DVC" if graph.track(path) else f"{path} as recorded"
+    tracked = graph.raw_is_tracked(path)
+    if tracked and graph.restore(path):
+        return f"{path} restored by DVC"
+    project.fetch(path)
+    if not path.is_file():
+        raise DataError(
+            f"{path} is not there after {project.source} fetched it; write the table to the path it is given"
+        )
+    differs = graph.track(path)
+    if not tracked:
+        return f"{path} fetched and recorded with DVC"
+    told = "it differs from what was recorded" if differs else "it is the one that was recorded"
+    return f"{path} fetched anew, since DVC has no copy; {told}"
+
+
+def compare(project: Project, registry: "Registry", settings: Settings, contract: Contract) -> Candidate:
+    """The bundle that the stages left, and what the champion makes of the same test rows."""
+    from ..data import tables
+    from ..model.registry import CHAMPION
+
+    manifest = bundle.verify(stage.BUNDLE)
+    champion = registry.alias(CHAMPION)
+    if champion is None:
+        return Candidate(manifest)
+    split = read_json(stage.REPORTS / "split.json")
+    rows = tables.read_verified(stage.SPLITS["test"], split["test"]["sha256"])
+    with TemporaryDirectory() as scratch:
+        try:
+            opened = _open_champion(project, registry, champion, settings, Path(scratch))
+            missing = [column.name for column in opened.contract.inputs if column.name not in rows.columns]
+            if missing:
+                return Candidate(
+                    manifest, champion_problem=f"it needs the column '{missing[0]}', which the table no longer has"
+                )
+            if (opened.manifest.target, opened.manifest.classes) != (manifest.target, manifest.classes):
+                return Candidate(manifest, champion_problem="it predicts another target or other classes")
+            answers = opened.predict(tables.to_columns(rows, opened.contract.inputs))
+        except ProjectError as error:
+            problem = str(error).replace(scratch, f"of version {champion.number}")
+            return Candidate(manifest, champion_problem=problem)
+    truth = tables.truth(rows, contract)
+    decision = metrics.Decision(opened.manifest.threshold) if opened.manifest.threshold is not None else None
+    found = metrics.judge(contract.task, truth, answers.output, decision).get(metrics.HEADLINE[contract.task])
+    return Candidate(manifest, found, "" if found is not None else "the test rows hold one class only")
+
+
+def measure(project: Project, contract: Contract, params: Params) -> dict[str, Any]:
+    """What the gates ask of the bundle that its content does not tell, as fields of `Candidate`."""
+    from ..data import tables
+    from ..model import speed
+
+    split = read_json(stage.REPORTS / "split.json")
+    rows = tables.read_verified(stage.SPLITS["test"], split["test"]["sha256"]).head(speed.ROWS)
+    opened = bundle.Bundle.open(stage.BUNDLE, features=project.features)
+    return {
+        "latency_ms": speed.latency_ms(opened, tables.to_columns(rows, contract.inputs)),
+        "size_mb": speed.size_mb(stage.BUNDLE),
+        "interval_level": params.evaluate.interval_level,
+    }
+
+
+def register(registry: "Registry", contract: Contract, params: Params, checks: list[Check]) -> "Version":
+    """Register the bundle with the gates' answers, once for each bundle and verdict."""
+    from ..model import figures
+
+    passed = all(check.passed for check in checks)
+    if found := registry.find(sha256_file(stage.BUNDLE / bundle.MANIFEST), passed):
+        registry.mend(found, stage.BUNDLE, lineage())
+        return found
+    plots = {path.stem: read_json(path) for path in stage.PLOTS.glob("*.json")}
+    figures.evaluation(stage.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
+    shaping = params.model_dump(mode="json", include=SHAPING)
+    return registry.register(
+        stage.BUNDLE, checks, flatten(shaping), lineage(), [stage.REPORTS], trials(), _selection_metrics()
+    )
+
+
+def trials() -> list["Trial"]:
+    """What the train stage tried, with the seconds where this machine knows them."""
+    report = read_json(stage.REPORTS / "tuning.json")
+    if not report["trials"]:
+        return []
+    from ..model import tune
+
+    seconds = tune.seconds(report["key"])
+    return [
+        tune.Trial(found["parameters"], found["loss"], seconds[at] if at < len(seconds) else None)
+        for at, found in enumerate(report["trials"])
+    ]
+
+
+def decide(registry: "Registry", version: "Version", params: Params) -> str:
+    """Give a version its role: the first that passes is champion, later ones challenge unless params say otherwise.
+
+    One that was rolled back stays so until a person promotes it.
+    """
+    from ..model.registry import CHAMPION
+
+    champion = registry.alias(CHAMPION)
+    is_free = version.passed and not version.rolled_back and (champion is None or champion.number != version.number)
+    if is_free and (champion is None or params.rollout.auto_promote):
+        registry.promote(version.number, champion.number if champion else None)
+    elif is_free:
+        registry.challenge(version.number)
+    return registry.state(version.number).role
+
+
+def lineage() -> dict[str, Any]:
+    """Where a bundle came from: what differs between two runs that made equal bundles."""
+    return {
+        "git_commit": git.commit(),
+        "git_dirty": git.is_dirty(),
+        "dvc_lock_sha256": graph.lock_hash(),
+        "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "trained_by": user(),
+    }
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` → `{"a.b": 1}`, as MLflow logs parameters."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _told(name: str, contract: Contract, params: Params) -> str:
+    """What a person wants to know at once of a stage that has run; empty where that is nothing."""
+    if name == "train" and (found := trials()):
+        loss, spent = words.MEASURES[metrics.LOSS[contract.task]], sum(trial.seconds or 0.0 for trial in found)
+        best = min(trial.loss for trial in found)
+        return f"{len(found)} trials took {spent:.0f} s: {loss} on validation {found[0].loss:.4g} → {best:.4g}"
+    if name == "train":
+        return _chosen(contract)
+    if name == "split":
+        test = read_json(stage.REPORTS / "split.json")["test"]
+        told = [words.seen(test["in_train"], test["rows"], contract.time is not None)] if test["in_train"] else []
+        if test["rows"] < (least := params.monitor.min_rows):
+            told.append(f"{words.rows(test['rows'])} to test, too few to monitor by (monitor.min_rows: {least})")
+        return "; ".join(told)
+    if name == "evaluate":
+        headline = metrics.HEADLINE[contract.task]
+        measured = read_json(stage.REPORTS / "metrics.json")
+        shown = {"test": "model", "yardstick": "scikit-learn's boosting by default", "linear": "linear"}
+        told = [
+            f"{label} {measured[part][headline]:.4f}"
+            for part, label in shown.items()
+            if headline in measured.get(part, {})
+        ]
+        return f"{words.MEASURES[headline]} on the test rows: {', '.join(told)}"
+    return ""
+
+
+def _chosen(contract: Contract) -> str:
+    """Which candidate was chosen, and how probabilities are calibrated."""
+    trained = read_json(stage.REPORTS / "train.json")
+    found, measure = trained["selection"], "log loss" if contract.classes else "mean squared error"
+    loss = {score["name"]: score["loss"] for score in found["candidates"]}
+    told = [f"{found['chosen'].replace('_', ' ')}: {measure} {loss[found['chosen']]:.4g} by {found['method']}"]
+    if len(loss) > 1:
+        best = min(loss, key=lambda name: loss[name])
+        told.append(
+            f"the simplest of {len(loss)} candidates within one standard error of the best"
+            + ("" if best == found["chosen"] else f" ({best.replace('_', ' ')} {loss[best]:.4g})")
+        )
+    if found["too_costly"]:
+        told.append(f"too costly for this table: {', '.join(found['too_costly'])}")
+    if (method := trained.get("calibration", {}).get("method", "none")) != "none":
+        told.append(f"calibrated by {method}")
+    return "; ".join(told)
+
+
+def no_signal(checks: list[Check], contract: Contract) -> str:
+    """One line that says that the table holds no signal, with what was tried; empty where it holds some."""
+    if all(check.passed for check in checks if check.gate == NO_SIGNAL):
+        return ""
+    trained = read_json(stage.REPORTS / "train.json")
+    tried = ", ".join(score["name"].replace("_", " ") for score in trained["selection"]["candidates"])
+    compared, measure = trained["comparison"], "log loss" if contract.classes else "mean squared error"
+    return (
+        f"no signal: nothing predicts '{contract.target.name}' better than always answering the average; tried {tried} "
+        f"on {compared['rows']:,} rows: {measure} {compared['loss']:.4g} against {compared['prior']['loss']:.4g} "
+        f"(p = {compared['prior']['p_value']:.2g})"
+    )
+
+
+def _selection_metrics() -> dict[str, float]:
+    """For MLflow: each candidate's loss and seconds, and the comparison with prior and linear baseline."""
+    trained = read_json(stage.REPORTS / "train.json")
+    found = {}
+    for score in trained["selection"]["candidates"]:
+        found[f"selection.{_metric_name(score['name'])}.loss"] = score["loss"]
+    seconds = read_json(stage.SELECTION_SECONDS) if stage.SELECTION_SECONDS.is_file() else {}
+    found |= {f"selection.{_metric_name(name)}.seconds": float(value) for name, value in seconds.items()}
+    for versus in ("prior", "linear"):
+        for key in ("loss", "gain", "p_value"):
+            found[f"out_of_fold.{versus}.{key}"] = trained["comparison"][versus][key]
+    return {**found, "out_of_fold.loss": trained["comparison"]["loss"]}
+
+
+def _metric_name(candidate: str) -> str:
+    return candidate.replace(" (", ".").replace(" ", "_").replace(")", "")
+
+
+def _open(project: Project, settings: Settings, name: str) -> "Registry":
+    from ..model.registry import Registry
+
+    return Registry.open(settings, name, project)
+
+
+def _open_champion(
+    project: Project, registry: "Registry", champion: "Version", settings: Settings, scratch: Path
+) -> bundle.Bundle:
+    served = routing.bundle_folder(
+        settings.serving_folder, routing.Ref(version=champion.number, digest=champion.digest)
+    )
+    try:
+        return bundle.Bundle.open(served, champion.digest, project.features)
+    except ProjectError:
+        registry.download(champion, scratch)
+        return bundle.Bundle.open(scratch, champion.digest, project.features)
+
+
+def _recover(registry: "Registry", settings: Settings) -> str:
+    from . import rollout
+
+    return rollout.recover(registry, settings)
+
+
+def _roll_out(registry: "Registry", settings: Settings) -> str:
+    from ..model.registry import CHAMPION
+    from . import rollout
+
+    champion = registry.alias(CHAMPION)
+    if champion is None:
+        return ""
+    rollout.sync(registry, settings, why="first champion" if champion.number == "1" else "trained")
+    rollout.prune(registry, settings)
+    return champion.number

@@ -1,0 +1,115 @@
+"""The application: its parts, made and put together."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from ..errors import ConfigError
+from ..features import Feature
+from ..prediction_log import Spool, Writer
+from ..settings import Settings
+from .api import Service, add_routes
+from .backlog import Backlog
+from .explaining import Explainer
+from .feedback import Labeller
+from .inference_routes import add_inference_routes
+from .live import Models
+from .predict import Predictor
+from .problems import Problem, on_http_exception, on_problem
+from .security import Guard
+from .series import Metrics
+from .telemetry import Telemetry, logger
+from .tracing import Spans
+from .watched import WatchedWriter
+
+
+def create_app(
+    settings: Settings,
+    metrics: Metrics | None = None,
+    spans: Spans | None = None,
+    features: Sequence[Feature] = (),
+) -> FastAPI:
+    """Build the application; nothing is opened before it starts.
+
+    Args:
+        settings: where things are, limits and keys.
+        metrics: where it counts.
+        spans: where each request becomes a span; closed when the application stops.
+        features: the project's own.
+
+    Raises:
+        ConfigError: production mode without an API key.
+    """
+    metrics, log = metrics or Metrics(), logger()
+    guard = Guard(settings, metrics, log)
+    models = Models(settings.serving_folder, settings.max_instances, metrics, log, features)
+    service = Service(settings, guard, models, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with opened_log(settings, metrics.backlog) as writer:
+            metrics.log(writer)
+            service.predictor = Predictor(
+                writer, metrics, settings.challenger_seconds, settings.log_unavailable == "degrade"
+            )
+            service.explainer = Explainer(service.admission.full)
+            service.labeller = Labeller(settings.prediction_log, writer, metrics)
+            await asyncio.to_thread(models.refresh)
+            following = [asyncio.create_task(one.follow()) for one in (models, guard)]
+            try:
+                yield
+            finally:
+                for task in following:
+                    task.cancel()
+                service.explainer.close()
+                service.predictor.close()
+                service.labeller.close()
+                if spans is not None:
+                    await asyncio.to_thread(spans.close)
+
+    app = FastAPI(
+        title="Predictions",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,  # It would lead to whatever the header `Host` names, and lose a proxy's prefix.
+        lifespan=lifespan,
+        # FastAPI's own would miss the short way, and tell a collector what stands in a query.
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.service = service
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    routes = add_routes(app, service) | add_inference_routes(app, service)
+
+    def telemetry(inner: ASGIApp) -> Telemetry:
+        service.front = Telemetry(inner, metrics, log, routes, service.hot, spans, settings.root_path)
+        return service.front
+
+    app.add_middleware(telemetry)
+    app.middleware_stack = app.build_middleware_stack()
+    return app
+
+
+def opened_log(settings: Settings, backlog: Backlog) -> Writer:
+    """The log that a server writes, with a spool where the settings ask for one.
+
+    Raises:
+        ConfigError: it cannot be opened, or a spool is asked for where there is no database.
+    """
+    target, role, synchronous = settings.prediction_log, "serve", settings.log_synchronous
+    if settings.log_unavailable != "spool":
+        may_be_gone = settings.log_unavailable == "degrade"
+        return WatchedWriter(backlog, target, role, synchronous=synchronous, may_be_gone=may_be_gone)
+    if "://" not in target:
+        raise ConfigError("ML_LOG_UNAVAILABLE: a spool is for a database; ML_PREDICTION_LOG is a folder: use 'refuse'")
+    spool = Spool(settings.log_spool, role, synchronous, settings.log_spool_bytes)
+    try:
+        return WatchedWriter(backlog, target, role, synchronous=synchronous, spool=spool)
+    except BaseException:
+        spool.close()
+        raise
