@@ -37,10 +37,10 @@ VERDICTS = {0: "ok", 3: "insufficient data", 4: "drift", 5: "degraded"}
 # Printed by the project's own Python: scored rows, what they were answered, what a row is.
 SAMPLE = """
 import json, sys
-from importlib import import_module
 from pathlib import Path
 import polars as pl
-contract = import_module(sys.argv[1] + ".contract").Contract.load(Path("contract.yaml"))
+from flywheel_ml.core.contract import Contract
+contract = Contract.load(Path("contract.yaml"))
 rows = pl.read_parquet("build/scored.parquet")
 rows = rows.filter(pl.col(contract.target.name).is_not_null())
 rows = rows.gather_every(max(1, rows.height // ROWS))
@@ -150,7 +150,7 @@ class Demo:
         """Predictions good and bad, and labels."""
         with self.step("POST /predict: rows, one by one") as notes:
             python = str(self.project / ".venv" / "bin" / "python")
-            sample = json.loads(self.run(python, "-c", SAMPLE, self.slug.replace("-", "_")))
+            sample = json.loads(self.run(python, "-c", SAMPLE))
             start = time.perf_counter()
             answers = [predict(client, instance) for instance in sample["instances"]]
             speed = len(answers) / (time.perf_counter() - start)

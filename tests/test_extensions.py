@@ -27,10 +27,10 @@ FEATURES: tuple[Feature, ...] = (gap,)
 ESTIMATOR = """
 from typing import Any
 
-from flywheel_ml.catalog import CLASSES, Between
-from flywheel_ml.contract import Task
-from flywheel_ml.features import Featurizer
-from flywheel_ml.strict import Strict
+from flywheel_ml.core.catalog import CLASSES, Between
+from flywheel_ml.core.contract import Task
+from flywheel_ml.core.features import Featurizer
+from flywheel_ml.utils.strict import Strict
 
 
 class SmallForestParams(Strict):
@@ -38,7 +38,7 @@ class SmallForestParams(Strict):
 
 
 def small_forest(task: Task, params: SmallForestParams, featurizer: Featurizer, seed: int) -> Any:
-    from flywheel_ml.model import encoders
+    from flywheel_ml.model.pipelines import encoders
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.pipeline import make_pipeline
 

@@ -22,16 +22,16 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from flywheel_ml import stage
-from flywheel_ml.contract import Contract
+from flywheel_ml.core import stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.features import Featurizer
+from flywheel_ml.core.params import Params
+from flywheel_ml.core.project import Project, load
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
-from flywheel_ml.errors import ProjectError
-from flywheel_ml.features import Featurizer
-from flywheel_ml.files import write_json
 from flywheel_ml.flows import scoring
-from flywheel_ml.params import Params
-from flywheel_ml.project import Project, load
-from flywheel_ml.settings import Settings
+from flywheel_ml.utils.errors import ProjectError
+from flywheel_ml.utils.files import write_json
 
 PROJECT: Project = load("<< cookiecutter.package_name >>.project:PROJECT")
 

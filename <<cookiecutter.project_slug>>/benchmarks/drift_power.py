@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flywheel_ml import profile
-from flywheel_ml.contract import Column, Contract
+from flywheel_ml.core import profile
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.core.params import MonitorParams
 from flywheel_ml.monitoring.drift import compare
-from flywheel_ml.params import MonitorParams
 
 COLUMNS = 20
 TRAINING = 70 / 15

@@ -23,10 +23,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from flywheel_ml import stage
-from flywheel_ml.errors import ProjectError
-from flywheel_ml.files import write_json
-from flywheel_ml.serving.schemas import Schema
+from flywheel_ml.core import stage
+from flywheel_ml.serving.api.schemas import Schema
+from flywheel_ml.utils.errors import ProjectError
+from flywheel_ml.utils.files import write_json
 from serving import champion, request_file
 
 HERE = Path(__file__).parent

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from flywheel_ml import strict
-from flywheel_ml.catalog import STANDARD
-from flywheel_ml.catalog import names as estimators_of
-from flywheel_ml.contract import Contract, Task
-from flywheel_ml.features import Featurizer
-from flywheel_ml.model import comparison, selection
-from flywheel_ml.model.selection import Table
-from flywheel_ml.params import GateParams, TrainParams
+from flywheel_ml.core.catalog import STANDARD
+from flywheel_ml.core.catalog import names as estimators_of
+from flywheel_ml.core.contract import Contract, Task
+from flywheel_ml.core.features import Featurizer
+from flywheel_ml.core.params import GateParams, TrainParams
+from flywheel_ml.model.training import comparison, selection
+from flywheel_ml.model.training.selection import Table
+from flywheel_ml.utils import strict
 
 COLUMNS = "abcdef"
 

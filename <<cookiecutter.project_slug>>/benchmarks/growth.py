@@ -23,8 +23,8 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from flywheel_ml.files import write_json
-from flywheel_ml.stages import STAGES
+from flywheel_ml.cli.stages import STAGES
+from flywheel_ml.utils.files import write_json
 
 PACKAGE = "<< cookiecutter.package_name >>"
 LEAST = 4

@@ -14,9 +14,9 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import Field, create_model
 
-from flywheel_ml.contract import Column, Contract
-from flywheel_ml.serving.schemas import Answer, Answers
-from flywheel_ml.serving.server import announce, listen
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.serving.api.schemas import Answer, Answers
+from flywheel_ml.serving.process.server import announce, listen
 
 TYPES: dict[str, Any] = {"integer": int, "string": str, "boolean": bool, "datetime": datetime}
 

@@ -26,17 +26,19 @@ import numpy as np
 import polars as pl
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-from flywheel_ml import stage
-from flywheel_ml.catalog import LINEAR
-from flywheel_ml.contract import Contract
+from flywheel_ml.core import stage
+from flywheel_ml.core.catalog import LINEAR
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.features import Featurizer
+from flywheel_ml.core.params import Params
 from flywheel_ml.data import split
 from flywheel_ml.data.adoption import adopt, writing
 from flywheel_ml.data.adoption.overrides import Overrides
 from flywheel_ml.data.ingest import ingest
-from flywheel_ml.features import Featurizer
-from flywheel_ml.model import estimators, evaluate, train
-from flywheel_ml.model.selection import Table, average, predict, row_losses
-from flywheel_ml.params import Params
+from flywheel_ml.model.evaluation import evaluate
+from flywheel_ml.model.pipelines import estimators
+from flywheel_ml.model.training import train
+from flywheel_ml.model.training.selection import Table, average, predict, row_losses
 
 from public_tables import TABLES, PublicTable, write
 

@@ -36,18 +36,18 @@ import matplotlib as mpl
 from rich.console import Console
 from rich.table import Table
 
-from flywheel_ml import blocks, stage
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.cli import ENVIRONMENT
-from flywheel_ml.contract import from_rows
+from flywheel_ml.cli.verbs import ENVIRONMENT
+from flywheel_ml.core import routing, stage
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import from_rows
+from flywheel_ml.core.project import Project, load
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
-from flywheel_ml.errors import ProjectError
-from flywheel_ml.files import write_json
-from flywheel_ml.project import Project, load
-from flywheel_ml.serving import routing
-from flywheel_ml.serving.arrow import ARROW
-from flywheel_ml.serving.schemas import Schema
-from flywheel_ml.settings import Settings
+from flywheel_ml.prediction_log import blocks
+from flywheel_ml.serving.api.schemas import Schema
+from flywheel_ml.serving.codecs.arrow import ARROW
+from flywheel_ml.utils.errors import ProjectError
+from flywheel_ml.utils.files import write_json
 
 PROJECT: Project = load("<< cookiecutter.package_name >>.project:PROJECT")
 
@@ -319,8 +319,8 @@ def _mlflow(bundle: Bundle, home: Path) -> Iterator[Running]:
     os.environ.update(ENVIRONMENT)
     import mlflow
 
-    from flywheel_ml.model import pyfunc
-    from flywheel_ml.model.registry import load_script
+    from flywheel_ml.model.registration import pyfunc
+    from flywheel_ml.model.registration.registry import load_script
 
     script = home / "script.py"
     script.write_text(load_script(PROJECT), encoding="utf-8")

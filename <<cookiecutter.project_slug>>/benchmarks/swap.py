@@ -32,13 +32,12 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from flywheel_ml import bundle
-from flywheel_ml.bundle import Bundle, Manifest
-from flywheel_ml.errors import ProjectError
-from flywheel_ml.files import sha256_file, write_json
-from flywheel_ml.serving import routing
-from flywheel_ml.serving.routing import Challenger, Ref
-from flywheel_ml.serving.schemas import Schema
+from flywheel_ml.core import bundle, routing
+from flywheel_ml.core.bundle import Bundle, Manifest
+from flywheel_ml.core.routing import Challenger, Ref
+from flywheel_ml.serving.api.schemas import Schema
+from flywheel_ml.utils.errors import ProjectError
+from flywheel_ml.utils.files import sha256_file, write_json
 from serving import HERE, MANY, OUTPUT, Case, Figures, Running, champion, loaded, request_file, started
 
 CONNECTIONS, OTHERS = 32, 6

@@ -3,9 +3,10 @@
 from concurrent.futures import Future
 from typing import Any
 
-from flywheel_ml.project import load
-from flywheel_ml.serving import app, server
-from flywheel_ml.settings import Settings
+from flywheel_ml.core.project import load
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.serving import app
+from flywheel_ml.serving.process import server
 
 
 class Nowhere:

@@ -13,20 +13,20 @@ import polars as pl
 import pytest
 import yaml
 
-from flywheel_ml import stage
-from flywheel_ml.cli import ENVIRONMENT
-from flywheel_ml.contract import Column, Columns, Contract
+from flywheel_ml.cli.verbs import ENVIRONMENT
+from flywheel_ml.core import stage
+from flywheel_ml.core.contract import Column, Columns, Contract
+from flywheel_ml.core.features import Feature
+from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
 from flywheel_ml.data.split import first_and_last, split
-from flywheel_ml.features import Feature
-from flywheel_ml.model.gate import Check
-from flywheel_ml.params import Params
+from flywheel_ml.model.evaluation.gate import Check
 
 from . import postgresql, project, rows, store
 
 if TYPE_CHECKING:
     # Heavy, and imported where they are used: the process that hands out the tests needs none of it.
-    from flywheel_ml.model.registry import Registry, Version
+    from flywheel_ml.model.registration.registry import Registry, Version
 
 ROOT = Path(__file__).parent.parent
 Made = TypeVar("Made")
@@ -90,7 +90,9 @@ def make_bundle(
     path: Path, table: pl.DataFrame, contract: Contract, params: Params, functions: Sequence[Feature] = ()
 ) -> Path:
     """Split, train, evaluate and package a table, as the pipeline does."""
-    from flywheel_ml.model import comparison, evaluate, package, train
+    from flywheel_ml.model.evaluation import evaluate
+    from flywheel_ml.model.packaging import package
+    from flywheel_ml.model.training import comparison, train
 
     parts = split(table, contract, params.split, None)
     fitted = train.train(parts["train"], contract, params, parts["validation"], features=functions)
@@ -161,7 +163,7 @@ def folder(fresh_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def registry(folder: Path) -> "Registry":
     """An empty registry in the current folder."""
-    from flywheel_ml.model.registry import Registry
+    from flywheel_ml.model.registration.registry import Registry
 
     return Registry.open(store.settings(folder), store.NAME)
 

@@ -13,11 +13,11 @@ import matplotlib
 import polars as pl
 import yaml
 
-from flywheel_ml import stage
-from flywheel_ml.contract import Contract
+from flywheel_ml.core import stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.project import Project, load
 from flywheel_ml.data import tables
-from flywheel_ml.process import is_alive
-from flywheel_ml.project import Project, load
+from flywheel_ml.utils.process import is_alive
 
 from . import rows
 

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml.contract import Column, Contract
+from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.data.tables import DTYPES
 
 START = datetime(2013, 1, 1, 5, 0)

@@ -4,18 +4,18 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from flywheel_ml import bundle
-from flywheel_ml.model.gate import Check
-from flywheel_ml.settings import Settings
+from flywheel_ml.core import bundle
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.model.evaluation.gate import Check
 
 from . import project
 
 NAME = "small"
 OPEN = f"""
 import multiprocessing, sys
-from flywheel_ml.errors import ProjectError
-from flywheel_ml.model.registry import Registry
-from flywheel_ml.settings import Settings
+from flywheel_ml.utils.errors import ProjectError
+from flywheel_ml.model.registration.registry import Registry
+from flywheel_ml.core.settings import Settings
 
 def one(start, promote):
     start.wait()
@@ -46,7 +46,7 @@ REFUSED = [Check("metric floor", False, "ROC AUC 0.5, floor 0.6"), Check("same a
 
 def opened(path: Path) -> Path:
     """MLflow's store in a folder that is not there yet."""
-    from flywheel_ml.model.registry import Registry
+    from flywheel_ml.model.registration.registry import Registry
 
     path.mkdir(parents=True)
     with contextlib.chdir(path):

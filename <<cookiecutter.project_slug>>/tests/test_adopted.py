@@ -10,17 +10,19 @@ import polars as pl
 import pytest
 from sklearn import datasets
 
-from flywheel_ml import bundle, stage
-from flywheel_ml.contract import Contract
+from flywheel_ml.core import bundle, stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.metrics import HEADLINE
+from flywheel_ml.core.params import Params
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import ingest, split, validate
 from flywheel_ml.data.adoption import adopt
 from flywheel_ml.data.adoption.overrides import Overrides
 from flywheel_ml.flows import monitoring, scoring
-from flywheel_ml.metrics import HEADLINE
-from flywheel_ml.model import evaluate, package, train
-from flywheel_ml.params import Params
+from flywheel_ml.model.evaluation import evaluate
+from flywheel_ml.model.packaging import package
+from flywheel_ml.model.training import train
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.settings import Settings
 
 from . import project
 from .conftest import python_rows

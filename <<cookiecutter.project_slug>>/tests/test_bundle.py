@@ -13,16 +13,20 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_ml import bundle, features, files
-from flywheel_ml.bundle import CARD, CONTRACT, HASHED, LINEAGE, MANIFEST, MODEL, PROFILE, Bundle, verify
-from flywheel_ml.contract import Columns, Contract, from_rows
+from flywheel_ml.core import bundle, features
+from flywheel_ml.core.bundle import CARD, CONTRACT, HASHED, LINEAGE, MANIFEST, MODEL, PROFILE, Bundle, verify
+from flywheel_ml.core.contract import Columns, Contract, from_rows
+from flywheel_ml.core.features import Featurizer
+from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
 from flywheel_ml.data.split import split
-from flywheel_ml.errors import ConfigError, IntegrityError, ProjectError
-from flywheel_ml.features import Featurizer
-from flywheel_ml.model import estimators, evaluate, package, train
-from flywheel_ml.model.fitted import FittedModel
-from flywheel_ml.params import Params
+from flywheel_ml.model.evaluation import evaluate
+from flywheel_ml.model.packaging import package
+from flywheel_ml.model.pipelines import estimators
+from flywheel_ml.model.pipelines.fitted import FittedModel
+from flywheel_ml.model.training import train
+from flywheel_ml.utils import files
+from flywheel_ml.utils.errors import ConfigError, IntegrityError, ProjectError
 
 from .conftest import make_bundle, python_rows, same_bits
 from .rows import one

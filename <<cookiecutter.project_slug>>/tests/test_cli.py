@@ -11,14 +11,15 @@ import polars as pl
 import pytest
 from typer.main import get_command
 
-from flywheel_ml import cli, stage, terminal
-from flywheel_ml.bundle import BACKGROUND, Bundle
-from flywheel_ml.contract import Contract, from_rows
-from flywheel_ml.model import roles
-from flywheel_ml.model.registry import CHAMPION, Registry
+from flywheel_ml.cli import terminal, verbs
+from flywheel_ml.core import stage
+from flywheel_ml.core.bundle import BACKGROUND, Bundle
+from flywheel_ml.core.contract import Contract, from_rows
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.model.registration import roles
+from flywheel_ml.model.registration.registry import CHAMPION, Registry
 from flywheel_ml.monitoring.result import EXIT_STATUS
 from flywheel_ml.prediction_log import Prediction, Writer, dumps, new_id, now_us
-from flywheel_ml.settings import Settings
 
 from . import project
 
@@ -41,7 +42,7 @@ class Say:
     def __call__(self, *words: str) -> Said:
         self.monkeypatch.setattr(sys, "argv", ["<< cookiecutter.project_slug >>", *words])
         with pytest.raises(SystemExit) as left:
-            cli.main(project.PROJECT)
+            verbs.main(project.PROJECT)
         output, errors = self.capsys.readouterr()
         return Said(int(left.value.code or 0), output, errors)
 
@@ -55,9 +56,9 @@ def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def test_help_names_every_verb_with_a_line_and_make_has_each(say: Say) -> None:
     told = say("--help")
     assert told.status == 0
-    verbs = get_command(cli.app).commands  # type: ignore[attr-defined]
+    commands = get_command(verbs.app).commands  # type: ignore[attr-defined]
     makefile = (project.ROOT / "Makefile").read_text()
-    for verb, command in verbs.items():
+    for verb, command in commands.items():
         assert re.search(rf"\b{verb}\b.*{re.escape(command.get_short_help_str(200)[:20])}", told.output), verb
         assert f"$(CLI) {verb}" in makefile, f"make has no target for `{verb}`"
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flywheel_ml import strict
-from flywheel_ml.contract import (
+from flywheel_ml.core.contract import (
     FLOAT_LIMIT,
     INTEGER_LIMIT,
     SCORED,
@@ -22,7 +21,8 @@ from flywheel_ml.contract import (
     moment,
     naive,
 )
-from flywheel_ml.errors import ConfigError
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError
 
 GOOD: list[dict[str, Any]] = [
     {"name": "key", "type": "string", "role": "id"},

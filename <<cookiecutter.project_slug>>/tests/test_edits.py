@@ -13,16 +13,16 @@ import polars as pl
 import pytest
 import yaml
 
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params
+from flywheel_ml.core.parsing.rules import REQUIRED
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
 from flywheel_ml.data.validate import check
 from flywheel_ml.flows import scoring
 from flywheel_ml.monitoring import result, window
-from flywheel_ml.params import Params
-from flywheel_ml.rules import REQUIRED
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.settings import Settings
 
 from .conftest import make_bundle
 from .project import PROJECT

@@ -10,15 +10,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml import bundle, strict
-from flywheel_ml.bundle import BACKGROUND, Bundle
-from flywheel_ml.contract import Columns, Contract, from_rows
+from flywheel_ml.core import bundle
+from flywheel_ml.core.bundle import BACKGROUND, Bundle
+from flywheel_ml.core.contract import Columns, Contract, from_rows
+from flywheel_ml.core.features import Inputs
+from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
-from flywheel_ml.errors import ConfigError, IntegrityError, NotExplainable
-from flywheel_ml.explanation import Explanation, explain
-from flywheel_ml.features import Inputs
-from flywheel_ml.model import package
-from flywheel_ml.params import Params
+from flywheel_ml.explanation.explanation import Explanation, explain
+from flywheel_ml.model.packaging import package
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError, IntegrityError, NotExplainable
 
 from . import rows
 from .conftest import make_bundle, python_rows, same_bits

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_ml import features, strict
-from flywheel_ml.contract import MISSING, Column, Columns, Contract, from_rows
-from flywheel_ml.errors import ConfigError
-from flywheel_ml.features import PARTS, Featurizer, definition, parameter, tokens
+from flywheel_ml.core import features
+from flywheel_ml.core.contract import MISSING, Column, Columns, Contract, from_rows
+from flywheel_ml.core.features import PARTS, Featurizer, definition, parameter, tokens
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError
 
 from .conftest import same_bits
 from .project import PROJECT

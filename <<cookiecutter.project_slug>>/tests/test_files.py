@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_ml import files
+from flywheel_ml.utils import files
 
 
 class Interrupted(BaseException):
@@ -101,7 +101,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
 KILLED_BETWEEN = """
 import os, sys
 from pathlib import Path
-from flywheel_ml import files
+from flywheel_ml.utils import files
 path = Path(sys.argv[1])
 replace = Path.replace
 def die_at_the_second(self, target):
@@ -129,7 +129,7 @@ def test_a_folder_whose_writer_was_killed_between_the_two_moves_is_put_back_by_s
 KILLED_WRITING = """
 import sys, time
 from pathlib import Path
-from flywheel_ml import files
+from flywheel_ml.utils import files
 with files.replacing(Path(sys.argv[1])) as part:
     part.write_text("half")
     print("writing", flush=True)
@@ -204,7 +204,7 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
 def test_two_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     script = (
-        "import sys\nfrom pathlib import Path\nfrom flywheel_ml import files\n"
+        "import sys\nfrom pathlib import Path\nfrom flywheel_ml.utils import files\n"
         "for _ in range(200):\n    with files.replacing(Path(sys.argv[1])) as part:\n"
         "        part.write_text(sys.argv[2] * 100_000)\n"
     )

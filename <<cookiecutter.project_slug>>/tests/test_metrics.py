@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flywheel_ml import metrics
-from flywheel_ml.contract import Task
+from flywheel_ml.core import metrics
+from flywheel_ml.core.contract import Task
 
 
 def scored(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flywheel_ml import stage
-from flywheel_ml.errors import ConfigError
-from flywheel_ml.params import Params
+from flywheel_ml.core import stage
+from flywheel_ml.core.params import Params
+from flywheel_ml.utils.errors import ConfigError
 
 from .conftest import ROOT
 

@@ -10,22 +10,25 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 
-from flywheel_ml import bundle, metrics, stage, words
-from flywheel_ml.catalog import LINEAR
-from flywheel_ml.contract import Contract
-from flywheel_ml.errors import GateRefusal, IntegrityError, ProjectError
-from flywheel_ml.flows import graph, rollout, training
+from flywheel_ml.cli.stages import STAGES
+from flywheel_ml.core import bundle, metrics, routing, stage
+from flywheel_ml.core.catalog import LINEAR
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.project import load
+from flywheel_ml.flows import rollout, training
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.training import Outcome
-from flywheel_ml.model import evaluate, package, train
-from flywheel_ml.model.registry import Registry
-from flywheel_ml.project import load
-from flywheel_ml.serving import routing
+from flywheel_ml.flows.versioning import graph
+from flywheel_ml.model.evaluation import evaluate
+from flywheel_ml.model.packaging import package
+from flywheel_ml.model.registration.registry import Registry
+from flywheel_ml.model.training import train
+from flywheel_ml.utils import words
+from flywheel_ml.utils.errors import GateRefusal, IntegrityError, ProjectError
 
 from . import project, rows, store
 from .project import PROJECT
 
-STAGES = ("data.ingest", "data.validate", "data.split", "model.train", "model.evaluate", "model.package")
 WORLDS = (
     {"PYTHONHASHSEED": "1", "TZ": "UTC", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C"},
     {
@@ -46,7 +49,7 @@ def contents(path: Path) -> dict[str, str]:
 
 def test_a_run_elsewhere_in_another_world_gives_every_byte_again(turned: project.Turned, tmp_path: Path) -> None:
     other = project.make(tmp_path / "another place" / "with a longer name")
-    produce(STAGES, {other: WORLDS[1]})
+    produce(list(STAGES), {other: WORLDS[1]})
     assert set(contents(other / stage.BUNDLE)) == {*bundle.HASHED, bundle.MANIFEST}
     assert_same_results(turned.path, other)
 
@@ -55,16 +58,15 @@ def test_a_linear_model_too_is_equal_in_every_byte(finished: Path, tmp_path: Pat
     linear = LINEAR[Contract.load(stage.CONTRACT).task]
     project.set_params(finished, {"train": {"estimator": linear}})
     other = project.copy(finished, tmp_path / "another place")
-    produce(("model.train", "model.evaluate", "model.package"), {finished: WORLDS[0], other: WORLDS[1]})
+    produce(("train", "evaluate", "package"), {finished: WORLDS[0], other: WORLDS[1]})
     assert bundle.verify(other / stage.BUNDLE).estimator == linear
     assert_same_results(finished, other)
 
 
 def produce(stages: Sequence[str], places: Mapping[Path, dict[str, str]]) -> None:
     """Run stages in several projects at once, each in its world."""
-    code = f"from {project.PACKAGE}.project import PROJECT\n" + "".join(
-        f"import flywheel_ml.{name} as it; it.main(PROJECT)\n" for name in stages
-    )
+    start = f"from importlib import import_module\nfrom {project.PACKAGE}.project import PROJECT\n"
+    code = start + "".join(f"import_module({STAGES[name]!r}).main(PROJECT)\n" for name in stages)
     runs = [project.start(place, "-c", code, stdin=subprocess.DEVNULL, **world) for place, world in places.items()]
     for process in runs:
         errors = process.communicate(timeout=120)[1]

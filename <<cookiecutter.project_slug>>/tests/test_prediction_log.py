@@ -18,8 +18,6 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from flywheel_ml import blocks
-from flywheel_ml.errors import ConfigError, ProjectError
 from flywheel_ml.prediction_log import (
     Block,
     Job,
@@ -28,6 +26,7 @@ from flywheel_ml.prediction_log import (
     Reader,
     Writer,
     block_ids,
+    blocks,
     dumps,
     migrations,
     moment,
@@ -39,6 +38,7 @@ from flywheel_ml.prediction_log import (
 from flywheel_ml.prediction_log.reader import MAX_VARIABLES
 from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, versions
 from flywheel_ml.prediction_log.stores import CHECKPOINT_PAGES
+from flywheel_ml.utils.errors import ConfigError, ProjectError
 
 
 def made(row_id: str = "", timestamp_us: int = 0, **changed: Any) -> Prediction:

@@ -12,16 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flywheel_ml.prediction_log import (
-    Prediction,
-    Reader,
-    Spool,
-    Unavailable,
-    Writer,
-    new_id,
-    now_us,
-    stores,
-)
+from flywheel_ml.prediction_log import Prediction, Reader, Spool, Unavailable, Writer, new_id, now_us, stores
 
 NAME = "serve-0.db"
 PAGES = 40

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from flywheel_ml.errors import ConfigError
 from flywheel_ml.prediction_log import (
     Block,
     Job,
@@ -27,6 +26,7 @@ from flywheel_ml.prediction_log import (
     opening,
 )
 from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, predictions, versions
+from flywheel_ml.utils.errors import ConfigError
 
 from . import postgresql
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import sqlalchemy as sa
 
-from flywheel_ml.errors import ConfigError
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import (
     Contradiction,
     Job,
@@ -32,11 +32,11 @@ from flywheel_ml.prediction_log import (
 )
 from flywheel_ml.prediction_log.spool import MOVED, REFUSED
 from flywheel_ml.prediction_log.stores import Database
-from flywheel_ml.serving import feedback
+from flywheel_ml.serving.api import feedback
 from flywheel_ml.serving.app import opened_log
-from flywheel_ml.serving.problems import Problem
-from flywheel_ml.serving.series import Metrics
-from flywheel_ml.settings import Settings
+from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.utils.errors import ConfigError
 
 from .postgresql import PostgreSQL
 

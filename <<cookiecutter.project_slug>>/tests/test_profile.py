@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from flywheel_ml import profile, strict
-from flywheel_ml.contract import Columns, Contract, from_rows
-from flywheel_ml.errors import ConfigError
-from flywheel_ml.profile import PREDICTION, Profile
+from flywheel_ml.core import profile
+from flywheel_ml.core.contract import Columns, Contract, from_rows
+from flywheel_ml.core.profile import PREDICTION, Profile
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError
 
 CONTRACT: dict[str, Any] = {
     "name": "all types",

@@ -6,14 +6,14 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from flywheel_ml.contract import MISSING, Column, Contract
+from flywheel_ml.core.contract import MISSING, Column, Contract
+from flywheel_ml.core.parsing.rules import REQUIRED, rules_of
 from flywheel_ml.data.tables import DTYPES
 from flywheel_ml.data.validate import check
 from flywheel_ml.flows import scoring
-from flywheel_ml.rules import REQUIRED, rules_of
-from flywheel_ml.serving.arrow_columns import Checked
-from flywheel_ml.serving.problems import Problem
-from flywheel_ml.serving.row_reader import RowReader
+from flywheel_ml.serving.codecs.arrow_columns import Checked
+from flywheel_ml.serving.codecs.row_reader import RowReader
+from flywheel_ml.serving.http.problems import Problem
 
 CASES: list[tuple[Column, Any, str]] = [
     (Column(name="x", type="float", range=(0, 9.5), unit="kg"), 10.0, "must be between 0 and 9.5 kg"),

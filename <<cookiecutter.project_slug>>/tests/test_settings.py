@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flywheel_ml.errors import ConfigError
-from flywheel_ml.settings import Settings
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.utils.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from flywheel_ml import shapley
-from flywheel_ml.shapley import CELLS_AT_ONCE, LEAST, ROWS_AT_ONCE, Game, shares
+from flywheel_ml.explanation import shapley
+from flywheel_ml.explanation.shapley import CELLS_AT_ONCE, LEAST, ROWS_AT_ONCE, Game, shares
 
 OTHERS = 7
 SOME = 9

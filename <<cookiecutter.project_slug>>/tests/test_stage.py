@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from flywheel_ml import stage
-from flywheel_ml.errors import ConfigError, DataError, ProjectError
+from flywheel_ml.core import stage
+from flywheel_ml.utils.errors import ConfigError, DataError, ProjectError
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from flywheel_ml import strict
-from flywheel_ml.errors import ConfigError
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError
 
 
 class Inner(strict.Strict):

@@ -10,20 +10,21 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml import metrics, strict
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.catalog import LINEAR
-from flywheel_ml.contract import Column, Contract
+from flywheel_ml.core import metrics
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.catalog import LINEAR
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.core.metrics import HEADLINE
+from flywheel_ml.core.params import Params, ScoreParams
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import card, tables
 from flywheel_ml.flows import scoring
-from flywheel_ml.metrics import HEADLINE
-from flywheel_ml.model import figures, gate, speed
+from flywheel_ml.model.evaluation import figures, gate, speed
 from flywheel_ml.monitoring import run
 from flywheel_ml.monitoring.window import Window, from_file, from_log
-from flywheel_ml.params import Params, ScoreParams
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.settings import Settings
+from flywheel_ml.utils import strict
 
 from . import rows
 from .conftest import make_bundle, python_rows
@@ -305,7 +306,7 @@ def test_cards_and_pictures_read_naturally(made: Made, tmp_path: Path, params: P
 
 
 def test_stock_mlflow_answers_alike(made: Made) -> None:
-    from flywheel_ml.model.pyfunc import BundleModel
+    from flywheel_ml.model.registration.pyfunc import BundleModel
 
     model = BundleModel()
     model._bundle = made.bundle

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flywheel_ml import timestamps
+from flywheel_ml.utils import timestamps
 
 
 @pytest.mark.parametrize(

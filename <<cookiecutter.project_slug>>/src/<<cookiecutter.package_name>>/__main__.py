@@ -2,7 +2,7 @@
 
 from typing import NoReturn
 
-from flywheel_ml import entrypoint
+from flywheel_ml.cli import entrypoint
 
 
 def main() -> NoReturn:

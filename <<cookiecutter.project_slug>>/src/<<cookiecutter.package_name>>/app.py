@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from fastapi import FastAPI
 
-from flywheel_ml.features import Feature
+from flywheel_ml.core.features import Feature
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving import app as library
-from flywheel_ml.serving.series import Metrics
-from flywheel_ml.serving.tracing import Spans
-from flywheel_ml.settings import Settings
+from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.tracing import Spans
 
 
 def create_app(settings: Settings, metrics: Metrics, spans: Spans | None, features: Sequence[Feature]) -> FastAPI:

@@ -8,7 +8,7 @@ the parameters too. Select columns by position, as skl2onnx does:
         n_estimators: int = Field(default=50, gt=0)
 
     def small_forest(task: Task, params: SmallForestParams, featurizer: Featurizer, seed: int) -> Pipeline:
-        from flywheel_ml.model import encoders
+        from flywheel_ml.model.pipelines import encoders
         from sklearn.ensemble import RandomForestClassifier
         from sklearn.pipeline import make_pipeline
 
@@ -18,8 +18,8 @@ the parameters too. Select columns by position, as skl2onnx does:
 from collections.abc import Mapping
 from typing import ClassVar
 
-from flywheel_ml import params
-from flywheel_ml.catalog import STANDARD, Estimator
+from flywheel_ml.core import params
+from flywheel_ml.core.catalog import STANDARD, Estimator
 
 ESTIMATORS: dict[str, Estimator] = {**STANDARD}
 

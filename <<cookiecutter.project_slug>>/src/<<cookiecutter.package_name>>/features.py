@@ -10,7 +10,7 @@ To change a feature that a served model uses, add a new function under a new nam
 
 import numpy as np
 
-from flywheel_ml.features import Feature
+from flywheel_ml.core.features import Feature
 
 
 def plane_age(scheduled_departure: np.ndarray, plane_year: np.ndarray) -> np.ndarray:

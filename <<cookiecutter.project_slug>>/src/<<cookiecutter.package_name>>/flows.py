@@ -9,12 +9,13 @@ from pathlib import Path
 
 from prefect import flow
 
-from flywheel_ml.flows import done, engine
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.flows import done
 from flywheel_ml.flows import monitoring as monitor
 from flywheel_ml.flows import scoring as batch
 from flywheel_ml.flows import training as steps
+from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
-from flywheel_ml.settings import Settings
 
 from .project import PROJECT
 

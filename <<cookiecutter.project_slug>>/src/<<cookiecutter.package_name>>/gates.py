@@ -7,8 +7,8 @@ A gate of your own is a function, its threshold in `GateParams`, and a row in `G
         return found <= params.brier, f"Brier score {found:.4f}, allowed {params.brier:g}"
 """
 
-from flywheel_ml import params
-from flywheel_ml.model import gate
+from flywheel_ml.core import params
+from flywheel_ml.model.evaluation import gate
 
 
 class GateParams(params.GateParams):

@@ -1,6 +1,6 @@
 """params.yaml, typed: everything that changes a result."""
 
-from flywheel_ml import params
+from flywheel_ml.core import params
 
 from .estimators import TrainParams
 from .gates import GateParams

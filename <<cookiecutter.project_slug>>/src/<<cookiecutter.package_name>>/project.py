@@ -1,6 +1,6 @@
 """What is particular to this project, as the library asks for it."""
 
-from flywheel_ml.project import Project
+from flywheel_ml.core.project import Project
 
 from .features import FEATURES
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import polars as pl
 
-from flywheel_ml.errors import DataError
-from flywheel_ml.files import replacing
+from flywheel_ml.utils.errors import DataError
+from flywheel_ml.utils.files import replacing
 
 LATE_MINUTES = 15
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flywheel_ml import strict
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.contract import Contract
 from flywheel_ml.data.adoption import adopt, inference, profiling
 from flywheel_ml.data.adoption.hazards import Hazard
 from flywheel_ml.data.adoption.inference import Proposal
 from flywheel_ml.data.adoption.overrides import Overrides
 from flywheel_ml.data.adoption.profiling import Profile
 from flywheel_ml.data.formats import reading
+from flywheel_ml.utils import strict
 
 NOW = datetime(2024, 6, 1)
 

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml import strict
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.utils import strict
 
 SHOP: dict[str, Any] = {
     "name": "orders",

@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ConfigDict
 
-from flywheel_ml import cli, stage, strict
+from flywheel_ml.cli import verbs
+from flywheel_ml.core import stage
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.data.adoption import adopt, applying, profiling, writing
 from flywheel_ml.data.adoption.overrides import Overrides
-from flywheel_ml.errors import ConfigError, DataError
-from flywheel_ml.files import sha256_file
-from flywheel_ml.settings import Settings
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError, DataError
+from flywheel_ml.utils.files import sha256_file
 
 from .. import project
 from .adopting import NOW, proposed, shop
@@ -314,7 +316,7 @@ def test_what_a_killed_process_had_begun_is_cleared_away_by_the_next_run(
     (former / stage.PARAMS).write_text("no params: true\n")
     monkeypatch.setattr("sys.argv", ["x", "run"])
     with pytest.raises(SystemExit):
-        cli.main(project.PROJECT)
+        verbs.main(project.PROJECT)
     assert not applying.FOLDER.exists()
 
 
@@ -328,7 +330,7 @@ def test_an_interrupt_while_a_table_is_read_is_one_line_and_changes_nothing(
     monkeypatch.setattr(profiling, "profile", interrupted)
     monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought", "--yes", "--force"])
     with pytest.raises(SystemExit) as ended:
-        cli.main(project.PROJECT)
+        verbs.main(project.PROJECT)
     assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
     assert not applying.FOLDER.exists()
     shutil.rmtree(former / "var", ignore_errors=True)
@@ -386,9 +388,9 @@ def test_edits_that_git_does_not_have_are_not_overwritten(
     (former / "contract.yaml").write_text(f"{FORMER['contract.yaml']}# mine\n")
     monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought", "--yes"])
     with pytest.raises(ConfigError, match=r"not in git would be lost: contract.yaml; commit them, or pass --force"):
-        cli.app(standalone_mode=False, obj=project.PROJECT)
+        verbs.app(standalone_mode=False, obj=project.PROJECT)
     monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought", "--yes", "--force"])
-    cli.app(standalone_mode=False, obj=project.PROJECT)
+    verbs.app(standalone_mode=False, obj=project.PROJECT)
     assert "Adopted" in capsys.readouterr().out
     assert "mine" in (former / "var/before-adoption-1/contract.yaml").read_text()
 
@@ -400,7 +402,7 @@ def test_without_a_terminal_and_without_yes_nothing_is_changed(
     monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought"])
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     with pytest.raises(ConfigError, match="--yes"):
-        cli.app(standalone_mode=False, obj=project.PROJECT)
+        verbs.app(standalone_mode=False, obj=project.PROJECT)
     assert "3 categories" in capsys.readouterr().out
     shutil.rmtree(former / "var", ignore_errors=True)
     assert content(former) == {name: digest for name, digest in before.items() if not name.startswith("var/")}

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from flywheel_ml.core.parsing import parse_value
 from flywheel_ml.data import tables
 from flywheel_ml.data.adoption.detection.detected import Detected, Hints, read_column
 from flywheel_ml.data.adoption.detection.guess import guess, guess_all
-from flywheel_ml.parsing import parse_value
 
 from .adopting import adopted, profiled, proposed, role, told
 

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import datasets
 
-from flywheel_ml.contract import SCORED
+from flywheel_ml.core.contract import SCORED
 from flywheel_ml.data import split
 from flywheel_ml.data.adoption import columns, hazards, words
 from flywheel_ml.data.adoption.detection.detected import TEXT
 from flywheel_ml.data.adoption.profiling import ColumnProfile
-from flywheel_ml.errors import ConfigError, DataError
+from flywheel_ml.utils.errors import ConfigError, DataError
 
 from .adopting import entry, proposed, role, shop, told
 

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from flywheel_ml.data.formats import database
-from flywheel_ml.errors import DataError
+from flywheel_ml.utils.errors import DataError
 
 from .adopting import profiled
 

@@ -2,9 +2,9 @@
 
 import polars as pl
 
-from flywheel_ml import strict
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.contract import Contract
 from flywheel_ml.data import card
+from flywheel_ml.utils import strict
 
 from .conftest import SHOP
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.contract import Contract
 from flywheel_ml.data import tables
 from flywheel_ml.data.validate import check
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from flywheel_ml.data.formats import layout, reading
-from flywheel_ml.errors import DataError
+from flywheel_ml.utils.errors import DataError
 
 ROWS = [("1", "x"), ("2", "y")]
 BOM = "\ufeff"

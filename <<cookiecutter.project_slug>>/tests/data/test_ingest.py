@@ -6,10 +6,10 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from flywheel_ml import strict
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.contract import Contract
 from flywheel_ml.data.ingest import ingest
-from flywheel_ml.errors import ConfigError, DataError
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError, DataError
 
 from .conftest import SHOP
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from sklearn.metrics import roc_auc_score
 
-from flywheel_ml import strict
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import SplitParams
 from flywheel_ml.data.split import split, twins
-from flywheel_ml.errors import ConfigError, DataError
-from flywheel_ml.params import SplitParams
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError, DataError
 
 from .conftest import SHOP
 

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
-from flywheel_ml import strict
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.contract import Contract
 from flywheel_ml.data import tables
-from flywheel_ml.errors import DataError, IntegrityError
-from flywheel_ml.files import sha256_file
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import DataError, IntegrityError
+from flywheel_ml.utils.files import sha256_file
 
 
 def read_column(tmp_path: Path, kind: str, cells: str) -> pl.Series:

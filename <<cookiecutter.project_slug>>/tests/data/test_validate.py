@@ -13,12 +13,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_ml import stage, strict
-from flywheel_ml.contract import MISSING, Contract
+from flywheel_ml.core import stage
+from flywheel_ml.core.contract import MISSING, Contract
+from flywheel_ml.core.parsing.rules import REQUIRED, UNIQUE
+from flywheel_ml.core.project import Project
 from flywheel_ml.data import ingest, split, tables, validate
 from flywheel_ml.data.validate import Violation, check
-from flywheel_ml.project import Project
-from flywheel_ml.rules import REQUIRED, UNIQUE
+from flywheel_ml.utils import strict
 
 from ..project import PACKAGE, PROJECT
 from .conftest import SHOP

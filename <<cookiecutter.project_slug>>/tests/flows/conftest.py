@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from flywheel_ml.settings import Settings
+from flywheel_ml.core.settings import Settings
 
 from .. import project, store
 
 if TYPE_CHECKING:
     # Heavy, and imported where they are used: the process that hands out the tests needs none of it.
-    from flywheel_ml.model.registry import Registry
+    from flywheel_ml.model.registration.registry import Registry
 
 
 class Pages(NamedTuple):
@@ -46,7 +46,7 @@ def pages(turned: project.Turned, tmp_path_factory: pytest.TempPathFactory) -> I
 def rolled_out(fresh_store: Path, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose registry has two versions that passed; the first is champion and serves, the second challenges."""
     from flywheel_ml.flows import rollout
-    from flywheel_ml.model.registry import Registry
+    from flywheel_ml.model.registration.registry import Registry
 
     path = shutil.copytree(fresh_store, tmp_path_factory.mktemp("rolled out") / "project")
     with pytest.MonkeyPatch.context() as patch:
@@ -69,7 +69,7 @@ def settings(folder: Path) -> Settings:
 @pytest.fixture
 def two(rolled_out: Path, folder: Path) -> "Registry":
     """The registry with two versions, moved into the current folder."""
-    from flywheel_ml.model.registry import Registry
+    from flywheel_ml.model.registration.registry import Registry
 
     shutil.copytree(rolled_out, folder, dirs_exist_ok=True)
     return Registry.open(store.settings(folder), store.NAME)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flywheel_ml.serving import routing
+from flywheel_ml.core import routing
 
 
 def served(folder: Path, version: str = "1") -> Path:

@@ -3,7 +3,7 @@
 import json
 import signal
 
-from flywheel_ml.process import is_alive
+from flywheel_ml.utils.process import is_alive
 
 from .. import project
 from .conftest import Pages
@@ -31,8 +31,8 @@ def test_prefect_shows_the_killed_run_as_crashed_and_the_next_as_completed(pages
 
 def test_a_step_of_a_flow_is_retried_by_prefect_as_it_is_without(pages: Pages) -> None:
     flaky = """
-from flywheel_ml.errors import DataError
-from flywheel_ml.flows import engine
+from flywheel_ml.utils.errors import DataError
+from flywheel_ml.flows.orchestration import engine
 calls = []
 def flaky(fault):
     calls.append(1)

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from flywheel_ml import bundle, stage
-from flywheel_ml.contract import Contract
-from flywheel_ml.errors import ProjectError
+from flywheel_ml.core import bundle, routing, stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params, RolloutParams
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import done, rollout, training
-from flywheel_ml.model import roles
-from flywheel_ml.model.registry import Registry
-from flywheel_ml.params import Params, RolloutParams
-from flywheel_ml.serving import routing
-from flywheel_ml.settings import Settings
+from flywheel_ml.model.registration import roles
+from flywheel_ml.model.registration.registry import Registry
+from flywheel_ml.utils.errors import ProjectError
 
 from .. import project, store
 from .support import served

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flywheel_ml.errors import Busy, DataError, ProjectError
-from flywheel_ml.flows import engine
-from flywheel_ml.flows.engine import Patience
-from flywheel_ml.process import is_alive
+from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.orchestration.engine import Patience
+from flywheel_ml.utils.errors import Busy, DataError, ProjectError
+from flywheel_ml.utils.process import is_alive
 
 from .. import project
 from .support import until
@@ -71,7 +71,7 @@ def test_what_trying_again_does_not_mend_fails_at_once(fault: Exception) -> None
 HOLD = """
 import sys
 from pathlib import Path
-from flywheel_ml.flows import engine
+from flywheel_ml.flows.orchestration import engine
 with engine.exclusive(Path("var"), "run", doing="adopt"):
     print("held", flush=True)
     sys.stdin.read()
@@ -113,13 +113,13 @@ def test_a_server_that_cannot_start_is_one_line_that_names_its_log(tmp_path: Pat
 TREE = '''
 import sys
 from pathlib import Path
-from flywheel_ml.flows import engine
+from flywheel_ml.flows.orchestration import engine
 Path("forest.py").write_text("""
 import subprocess, sys, time
 print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid, flush=True)
 time.sleep(60)
 """)
-print(engine.spawn(["-m", "flywheel_ml.flows.leash", "forest"], Path("log"), {}).pid, flush=True)
+print(engine.spawn(["-m", "flywheel_ml.flows.orchestration.leash", "forest"], Path("log"), {}).pid, flush=True)
 sys.stdin.read()
 '''
 

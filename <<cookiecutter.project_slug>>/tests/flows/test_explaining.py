@@ -9,17 +9,16 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flywheel_ml import bundle
-from flywheel_ml.bundle import BACKGROUND, MODEL, Bundle
-from flywheel_ml.contract import Contract, from_rows
-from flywheel_ml.errors import IntegrityError, NotExplainable, ProjectError
-from flywheel_ml.explanation import explain
+from flywheel_ml.core import bundle, routing
+from flywheel_ml.core.bundle import BACKGROUND, MODEL, Bundle
+from flywheel_ml.core.contract import Contract, from_rows
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.explanation.explanation import explain
 from flywheel_ml.flows.explaining import explain_logged
 from flywheel_ml.flows.rollout import promote
-from flywheel_ml.model.registry import Registry
+from flywheel_ml.model.registration.registry import Registry
 from flywheel_ml.prediction_log import Prediction, Writer, dumps, new_id, now_us
-from flywheel_ml.serving import routing
-from flywheel_ml.settings import Settings
+from flywheel_ml.utils.errors import IntegrityError, NotExplainable, ProjectError
 
 from ..conftest import python_rows
 from ..project import PROJECT

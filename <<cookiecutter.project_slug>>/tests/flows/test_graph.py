@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import grimp
 import pytest
+import yaml
 
-from flywheel_ml import stage
-from flywheel_ml.errors import Busy, ConfigError, DataError, ProjectError
-from flywheel_ml.flows import graph, training
+from flywheel_ml.cli.stages import STAGES
+from flywheel_ml.core import stage
+from flywheel_ml.flows import training
+from flywheel_ml.flows.versioning import graph
+from flywheel_ml.utils.errors import Busy, ConfigError, DataError, ProjectError
 
 from .. import project
 from ..project import PROJECT
@@ -37,12 +41,42 @@ def test_parameters_that_reach_no_stage_rerun_none(finished: Path) -> None:
     assert ran() == []
 
 
-def test_changed_code_reruns_its_stage_and_stops_where_the_result_is_the_same(finished: Path) -> None:
-    module = finished / "src" / "flywheel_ml" / "data" / "split.py"
-    module.write_text(module.read_text() + "\n# changed\n")
-    assert graph.outdated()
-    assert ran() == ["split"]
+@pytest.mark.parametrize(
+    ("module", "stages"),
+    [
+        (f"{project.PACKAGE}/features.py", ["train", "evaluate", "package"]),
+        ("flywheel_ml/model/training/selection.py", ["train", "evaluate", "package"]),
+        (f"{project.PACKAGE}/gates.py", []),
+        ("flywheel_ml/serving/app.py", []),
+    ],
+)
+def test_changed_code_reruns_the_stages_that_use_it(finished: Path, module: str, stages: list[str]) -> None:
+    path = finished / "src" / module
+    path.write_text(path.read_text() + "\n# changed\n")
+    assert graph.outdated() == bool(stages)
+    assert ran() == stages
     assert not graph.outdated()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_depends_on_all_code_that_it_imports(stage: str) -> None:
+    """By its import graph; the project's own code is loaded by name. Gates decide after the stages."""
+    listed = yaml.safe_load((project.ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    places = {"${lib}": "flywheel_ml", "${own}": project.PACKAGE}
+    deps = {
+        dep.replace(mark, package).removesuffix(".py").replace("/", ".")
+        for dep in listed
+        for mark, package in places.items()
+        if mark in dep
+    }
+    imports = grimp.build_graph("flywheel_ml", project.PACKAGE)
+    used = {STAGES[stage], *imports.find_upstream_modules(STAGES[stage])}
+    trains = stage in ("train", "evaluate", "package")
+    used |= {f"{project.PACKAGE}.{name}" for name in ("params", *(("estimators", "features") if trains else ()))}
+    free = {"flywheel_ml", f"{project.PACKAGE}.params"} if stage == "validate" else {"flywheel_ml"}
+    assert [
+        module for module in sorted(used - free) if not any(f"{module}.".startswith(f"{dep}.") for dep in deps)
+    ] == []
 
 
 @pytest.mark.parametrize(

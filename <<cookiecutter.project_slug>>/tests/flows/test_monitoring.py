@@ -9,18 +9,19 @@ import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from flywheel_ml.bundle import MANIFEST, Bundle
-from flywheel_ml.contract import Columns, Contract
+from flywheel_ml.core import routing
+from flywheel_ml.core.bundle import MANIFEST, Bundle
+from flywheel_ml.core.contract import Columns, Contract
+from flywheel_ml.core.params import Params, ScoreParams
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
-from flywheel_ml.errors import ConfigError
-from flywheel_ml.files import sha256_file
-from flywheel_ml.flows import engine, monitoring, scoring
+from flywheel_ml.flows import monitoring, scoring
+from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.monitoring.alerts import AlertError
 from flywheel_ml.monitoring.run import Monitored
-from flywheel_ml.params import Params, ScoreParams
 from flywheel_ml.prediction_log import Outcome, Prediction, Writer, dumps, new_id, now_us
-from flywheel_ml.serving import routing
-from flywheel_ml.settings import Settings
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.files import sha256_file
 
 from .. import rows
 from ..conftest import python_rows

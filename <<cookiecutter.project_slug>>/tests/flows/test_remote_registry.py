@@ -15,13 +15,12 @@ import httpx
 import pytest
 import yaml
 
-from flywheel_ml import bundle
-from flywheel_ml.errors import ConfigError
-from flywheel_ml.files import sha256_file
+from flywheel_ml.core import bundle, routing
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import rollout
-from flywheel_ml.model.registry import CHAMPION, Registry
-from flywheel_ml.serving import routing
-from flywheel_ml.settings import Settings
+from flywheel_ml.model.registration.registry import CHAMPION, Registry
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.files import sha256_file
 
 from .. import project, store
 

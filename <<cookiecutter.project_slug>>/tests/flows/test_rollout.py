@@ -8,22 +8,22 @@ from unittest.mock import Mock
 
 import pytest
 
-from flywheel_ml import bundle
-from flywheel_ml.errors import Busy, GateRefusal, IntegrityError, ProjectError
-from flywheel_ml.flows import engine, rollout, training
-from flywheel_ml.model.registry import CHALLENGER, CHAMPION, Registry
-from flywheel_ml.params import Params
+from flywheel_ml.core import bundle, routing
+from flywheel_ml.core.params import Params
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.flows import rollout, training
+from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION, Registry
 from flywheel_ml.prediction_log import Prediction, Writer, new_id
-from flywheel_ml.serving import routing
-from flywheel_ml.settings import Settings
+from flywheel_ml.utils.errors import Busy, GateRefusal, IntegrityError, ProjectError
 
 from .. import project, store
 from .support import served
 
 PROMOTE = f"""
 from flywheel_ml.flows import rollout
-from flywheel_ml.model.registry import Registry
-from flywheel_ml.settings import Settings
+from flywheel_ml.model.registration.registry import Registry
+from flywheel_ml.core.settings import Settings
 rollout.promote(Registry.open(Settings.read(), {store.NAME!r}), Settings.read(), "2")
 """
 

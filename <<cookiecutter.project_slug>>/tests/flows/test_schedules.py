@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flywheel_ml.errors import ConfigError
-from flywheel_ml.process import is_alive
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.process import is_alive
 
 from .. import project
 from .support import get, until
@@ -58,7 +58,7 @@ def test_every_entrypoint_loads_by_prefects_own_loader() -> None:
 
 
 def test_a_deployment_of_an_unknown_flow_is_named_with_the_nearest(tmp_path: Path) -> None:
-    from flywheel_ml.flows import schedules
+    from flywheel_ml.flows.orchestration import schedules
 
     path = tmp_path / "prefect.yaml"
     path.write_text("deployments:\n  - {name: nightly, entrypoint: a.b.trainig}\n")

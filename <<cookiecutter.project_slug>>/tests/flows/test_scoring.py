@@ -14,16 +14,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml import strict
-from flywheel_ml.bundle import MANIFEST, Bundle
-from flywheel_ml.contract import Columns, Contract
-from flywheel_ml.errors import ConfigError, DataError, ServingError
-from flywheel_ml.files import sha256_file
+from flywheel_ml.core import routing
+from flywheel_ml.core.bundle import MANIFEST, Bundle
+from flywheel_ml.core.contract import Columns, Contract
+from flywheel_ml.core.params import ScoreParams
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import scoring
-from flywheel_ml.params import ScoreParams
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.serving import routing
-from flywheel_ml.settings import Settings
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError, DataError, ServingError
+from flywheel_ml.utils.files import sha256_file
 
 from .. import project, rows
 from ..project import PROJECT
@@ -32,8 +32,8 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 from flywheel_ml.flows import scoring
-from flywheel_ml.params import ScoreParams
-from flywheel_ml.settings import Settings
+from flywheel_ml.core.params import ScoreParams
+from flywheel_ml.core.settings import Settings
 from {package}.project import PROJECT
 scoring.score(PROJECT, Path(sys.argv[1]), Path("out.parquet"), Settings.read(), ScoreParams(chunk_rows=2000))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

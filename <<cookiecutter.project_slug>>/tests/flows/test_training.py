@@ -8,15 +8,14 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from flywheel_ml import bundle, stage
-from flywheel_ml.contract import Contract
-from flywheel_ml.files import write_json
+from flywheel_ml.core import bundle, routing, stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.metrics import HEADLINE, LOSS
+from flywheel_ml.core.params import Params, RolloutParams
 from flywheel_ml.flows import rollout, training
-from flywheel_ml.metrics import HEADLINE, LOSS
-from flywheel_ml.model.gate import Check
-from flywheel_ml.model.registry import Registry
-from flywheel_ml.params import Params, RolloutParams
-from flywheel_ml.serving import routing
+from flywheel_ml.model.evaluation.gate import Check
+from flywheel_ml.model.registration.registry import Registry
+from flywheel_ml.utils.files import write_json
 
 from .. import project, store
 from ..project import PROJECT

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from flywheel_ml import bundle
-from flywheel_ml.contract import Contract
-from flywheel_ml.errors import GateRefusal, IntegrityError, ProjectError
+from flywheel_ml.core import bundle, routing
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import rollout, standing
-from flywheel_ml.model.registry import CHALLENGER, Registry
+from flywheel_ml.model.registration.registry import CHALLENGER, Registry
 from flywheel_ml.prediction_log import Prediction, Writer, new_id, now_us
-from flywheel_ml.serving import routing
-from flywheel_ml.settings import Settings
+from flywheel_ml.utils.errors import GateRefusal, IntegrityError, ProjectError
 
 from .. import project, store
 from .support import until
@@ -27,8 +26,8 @@ from .test_rollout import artifacts, champion, serving
 Verb = Callable[[Registry, Settings], object]
 START = f"""
 from flywheel_ml.flows import rollout
-from flywheel_ml.model.registry import Registry
-from flywheel_ml.settings import Settings
+from flywheel_ml.model.registration.registry import Registry
+from flywheel_ml.core.settings import Settings
 rollout.start(Registry.open(Settings.read(), {store.NAME!r}), Settings.read(), "2", 0.1)
 """
 

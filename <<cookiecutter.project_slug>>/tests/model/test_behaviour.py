@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml import bundle
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Columns, Contract
+from flywheel_ml.core import bundle
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.data import tables
 
 from .. import conftest, rows

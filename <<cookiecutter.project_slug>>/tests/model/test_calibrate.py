@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from flywheel_ml import calibration, metrics
-from flywheel_ml.calibration import Calibration
-from flywheel_ml.model import calibrate
-from flywheel_ml.model.selection import OutOfFold
+from flywheel_ml.core import calibration, metrics
+from flywheel_ml.core.calibration import Calibration
+from flywheel_ml.model.training import calibrate
+from flywheel_ml.model.training.selection import OutOfFold
 
 
 def rows(probabilities: np.ndarray, truth: np.ndarray) -> OutOfFold:

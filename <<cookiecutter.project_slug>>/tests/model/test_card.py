@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from flywheel_ml import bundle
-from flywheel_ml.contract import Contract
-from flywheel_ml.model import card
+from flywheel_ml.core import bundle
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.model.packaging import card
 
 SPLIT = {name: {"rows": 1234, "first": "2020-01-01", "last": "2020-02-01"} for name in ("train", "validation", "test")}
 

@@ -7,12 +7,14 @@ import onnxruntime
 import polars as pl
 import pytest
 
-from flywheel_ml.contract import Contract, Task
+from flywheel_ml.core.contract import Contract, Task
+from flywheel_ml.core.features import Featurizer
+from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
-from flywheel_ml.features import Featurizer
-from flywheel_ml.model import encoders, estimators, package, train
-from flywheel_ml.model.selection import Candidate
-from flywheel_ml.params import Params
+from flywheel_ml.model.packaging import package
+from flywheel_ml.model.pipelines import encoders, estimators
+from flywheel_ml.model.training import train
+from flywheel_ml.model.training.selection import Candidate
 
 from .. import rows
 from .test_estimators import contract_of

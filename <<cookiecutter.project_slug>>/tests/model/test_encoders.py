@@ -10,16 +10,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml import strict
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Contract, Task, from_rows
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Contract, Task, from_rows
+from flywheel_ml.core.features import Featurizer, parameter
+from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
 from flywheel_ml.data.split import split
-from flywheel_ml.features import Featurizer, parameter
-from flywheel_ml.model import encoders, estimators, free_text, package, train
-from flywheel_ml.model.encoders import Means, Terms
+from flywheel_ml.model.packaging import package
+from flywheel_ml.model.pipelines import encoders, estimators, free_text
+from flywheel_ml.model.pipelines.encoders import Means, Terms
+from flywheel_ml.model.training import train
 from flywheel_ml.monitoring import window
-from flywheel_ml.params import Params
+from flywheel_ml.utils import strict
 
 from ..conftest import make_bundle
 

@@ -8,15 +8,18 @@ import polars as pl
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from flywheel_ml import metrics, strict
-from flywheel_ml.catalog import STANDARD, names
-from flywheel_ml.contract import MISSING, Columns, Contract, Task
+from flywheel_ml.core import metrics
+from flywheel_ml.core.catalog import STANDARD, names
+from flywheel_ml.core.contract import MISSING, Columns, Contract, Task
+from flywheel_ml.core.features import Featurizer
+from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
-from flywheel_ml.errors import ConfigError
-from flywheel_ml.features import Featurizer
-from flywheel_ml.model import estimators, evaluate, package
-from flywheel_ml.model.estimators import Rows
-from flywheel_ml.params import Params
+from flywheel_ml.model.evaluation import evaluate
+from flywheel_ml.model.packaging import package
+from flywheel_ml.model.pipelines import estimators
+from flywheel_ml.model.pipelines.estimators import Rows
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError
 
 from .. import rows
 

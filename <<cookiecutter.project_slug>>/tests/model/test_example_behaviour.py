@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml import bundle
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Contract
+from flywheel_ml.core import bundle
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
-from flywheel_ml.params import Params
 
 from .. import conftest
 from ..project import PROJECT

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flywheel_ml.model import figures
+from flywheel_ml.model.evaluation import figures
 
 NAMES = ("a $name_ with signs", r"from $\nowhere to $there", "leaf 🌸", "葉")
 CURVE = [{"x": 0.0, "y": 0.0}, {"x": 1.0, "y": 1.0}]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from flywheel_ml import bundle
-from flywheel_ml.bundle import Bundle, Slice
-from flywheel_ml.catalog import LINEAR
-from flywheel_ml.contract import Columns, Task
-from flywheel_ml.metrics import HEADLINE
-from flywheel_ml.model import gate, speed
-from flywheel_ml.model.gate import Candidate
-from flywheel_ml.params import GateParams
+from flywheel_ml.core import bundle
+from flywheel_ml.core.bundle import Bundle, Slice
+from flywheel_ml.core.catalog import LINEAR
+from flywheel_ml.core.contract import Columns, Task
+from flywheel_ml.core.metrics import HEADLINE
+from flywheel_ml.core.params import GateParams
+from flywheel_ml.model.evaluation import gate, speed
+from flywheel_ml.model.evaluation.gate import Candidate
 
 PARAMS = GateParams(
     floor=0.6,

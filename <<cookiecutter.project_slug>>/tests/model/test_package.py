@@ -10,14 +10,15 @@ import polars as pl
 import pytest
 from sklearn.pipeline import Pipeline
 
-from flywheel_ml import bundle
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Columns, Contract
-from flywheel_ml.errors import IntegrityError
-from flywheel_ml.features import Featurizer, Inputs
-from flywheel_ml.model import package, train
-from flywheel_ml.model.fitted import FittedModel
-from flywheel_ml.params import Params
+from flywheel_ml.core import bundle
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Columns, Contract
+from flywheel_ml.core.features import Featurizer, Inputs
+from flywheel_ml.core.params import Params
+from flywheel_ml.model.packaging import package
+from flywheel_ml.model.pipelines.fitted import FittedModel
+from flywheel_ml.model.training import train
+from flywheel_ml.utils.errors import IntegrityError
 
 from .. import conftest, project
 from .test_estimators import contract_of

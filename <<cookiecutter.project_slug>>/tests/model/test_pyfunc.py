@@ -7,10 +7,10 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Columns, Contract
-from flywheel_ml.errors import DataError, IntegrityError
-from flywheel_ml.model.pyfunc import BundleModel
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Columns, Contract
+from flywheel_ml.model.registration.pyfunc import BundleModel
+from flywheel_ml.utils.errors import DataError, IntegrityError
 
 from .. import conftest
 

@@ -14,19 +14,19 @@ from alembic.config import Config
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from flywheel_ml import bundle
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Columns, Contract
+from flywheel_ml.core import bundle
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Columns, Contract
+from flywheel_ml.core.metrics import LOSS
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
-from flywheel_ml.errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
-from flywheel_ml.files import sha256_file
-from flywheel_ml.metrics import LOSS
-from flywheel_ml.model import alembic_paths
-from flywheel_ml.model.gate import Check
-from flywheel_ml.model.pyfunc import signature
-from flywheel_ml.model.registry import CHALLENGER, CHAMPION, Registry, Version
-from flywheel_ml.model.tune import Trial
-from flywheel_ml.settings import Settings
+from flywheel_ml.model.evaluation.gate import Check
+from flywheel_ml.model.registration import alembic_paths
+from flywheel_ml.model.registration.pyfunc import signature
+from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION, Registry, Version
+from flywheel_ml.model.training.tune import Trial
+from flywheel_ml.utils.errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
+from flywheel_ml.utils.files import sha256_file
 
 from .. import project
 from ..store import NAME, PASSED, REFUSED, at_once, settings
@@ -287,8 +287,8 @@ def test_a_run_that_a_killed_process_left_is_marked_as_failed(
 ) -> None:
     crash = f"""
 from pathlib import Path
-from flywheel_ml.model.registry import Registry
-from flywheel_ml.settings import Settings
+from flywheel_ml.model.registration.registry import Registry
+from flywheel_ml.core.settings import Settings
 Registry.open(Settings.read(), {NAME!r}).register(Path({str(bundle_path)!r}), [], {{}}, {{}}, [])
 """
     killed = project.run(folder, "-c", crash, PYTHONPATH=str(project.SPY), SPY_KILL="open:MLmodel")

@@ -6,13 +6,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml.catalog import STANDARD, Extra, names
-from flywheel_ml.contract import Contract, Task
-from flywheel_ml.errors import ConfigError
-from flywheel_ml.features import Featurizer
-from flywheel_ml.model import comparison, estimators, selection, train
-from flywheel_ml.model.selection import Candidate, OutOfFold, Table
-from flywheel_ml.params import Params
+from flywheel_ml.core.catalog import STANDARD, Extra, names
+from flywheel_ml.core.contract import Contract, Task
+from flywheel_ml.core.features import Featurizer
+from flywheel_ml.core.params import Params
+from flywheel_ml.model.pipelines import estimators
+from flywheel_ml.model.training import comparison, selection, train
+from flywheel_ml.model.training.selection import Candidate, OutOfFold, Table
+from flywheel_ml.utils.errors import ConfigError
 
 from .test_estimators import contract_of
 

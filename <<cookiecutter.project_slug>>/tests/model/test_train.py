@@ -4,13 +4,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml import stage
-from flywheel_ml.contract import Contract
+from flywheel_ml.core import stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
-from flywheel_ml.errors import DataError, IntegrityError
-from flywheel_ml.files import sha256_file
-from flywheel_ml.model import evaluate, train
-from flywheel_ml.params import Params
+from flywheel_ml.model.evaluation import evaluate
+from flywheel_ml.model.training import train
+from flywheel_ml.utils.errors import DataError, IntegrityError
+from flywheel_ml.utils.files import sha256_file
 
 
 @pytest.mark.parametrize("label", [True, False])

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from flywheel_ml import stage
-from flywheel_ml.catalog import STANDARD, Between
-from flywheel_ml.contract import Contract
-from flywheel_ml.errors import Busy
-from flywheel_ml.files import read_json
+from flywheel_ml.core import stage
+from flywheel_ml.core.catalog import STANDARD, Between
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params, TrainParams
 from flywheel_ml.flows import training
-from flywheel_ml.model import train, tune
-from flywheel_ml.params import Params, TrainParams
+from flywheel_ml.model.training import train, tune
+from flywheel_ml.utils.errors import Busy
+from flywheel_ml.utils.files import read_json
 
 from .. import project
 
@@ -24,9 +24,9 @@ TRIALS = 14
 SEARCH = f"""
 import sys, time
 from pathlib import Path
-from flywheel_ml import stage
-from flywheel_ml.model import tune
-from flywheel_ml.params import Params
+from flywheel_ml.core import stage
+from flywheel_ml.model.training import tune
+from flywheel_ml.core.params import Params
 
 def loss(tried):
     print("trial", flush=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params
 from flywheel_ml.data.split import split
-from flywheel_ml.params import Params
 
 from .. import rows
 

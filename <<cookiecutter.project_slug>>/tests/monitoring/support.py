@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from flywheel_ml import profile
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Column, Contract
+from flywheel_ml.core import profile
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.core.profile import Profile
 from flywheel_ml.data import tables
-from flywheel_ml.profile import Profile
 
 
 def features(count: int) -> Contract:

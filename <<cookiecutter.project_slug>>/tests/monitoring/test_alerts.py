@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.errors import ConfigError
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import alerts
 from flywheel_ml.monitoring.run import monitor
 from flywheel_ml.monitoring.window import from_file
-from flywheel_ml.params import Params
+from flywheel_ml.utils.errors import ConfigError
 
 from .support import scored
 

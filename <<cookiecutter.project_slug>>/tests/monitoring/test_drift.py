@@ -5,10 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from flywheel_ml import profile
-from flywheel_ml.contract import Column, Contract
+from flywheel_ml.core import profile
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.core.params import MonitorParams
 from flywheel_ml.monitoring import drift
-from flywheel_ml.params import MonitorParams
 
 from .support import draw, features
 

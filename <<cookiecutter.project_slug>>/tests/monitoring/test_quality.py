@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml import metrics
-from flywheel_ml.bundle import Bundle
+from flywheel_ml.core import metrics
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import quality
 from flywheel_ml.monitoring.window import Window, from_file
-from flywheel_ml.params import Params
 
 from .support import scored
 

@@ -9,15 +9,15 @@ from xml.etree import ElementTree
 import polars as pl
 import pytest
 
-from flywheel_ml import words
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import plots, report
 from flywheel_ml.monitoring.quality import Measure
 from flywheel_ml.monitoring.result import judge
 from flywheel_ml.monitoring.window import from_file, from_log
-from flywheel_ml.params import Params
 from flywheel_ml.prediction_log import Reader
+from flywheel_ml.utils import words
 
 from .support import scored
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring.result import EXIT_STATUS, Result, judge
 from flywheel_ml.monitoring.window import from_file, from_log
-from flywheel_ml.params import Params
 from flywheel_ml.prediction_log import Reader
 
 from .. import rows

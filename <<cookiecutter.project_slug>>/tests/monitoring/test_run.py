@@ -7,11 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from flywheel_ml.bundle import Bundle
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import report
 from flywheel_ml.monitoring.run import monitor
 from flywheel_ml.monitoring.window import Window, from_file
-from flywheel_ml.params import Params
 
 from .support import scored
 

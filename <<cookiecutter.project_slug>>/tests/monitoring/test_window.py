@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
-from flywheel_ml.errors import DataError
 from flywheel_ml.monitoring.window import Window, from_file, from_log, merge
-from flywheel_ml.params import Params
 from flywheel_ml.prediction_log import Outcome, Prediction, Reader, Writer, dumps
+from flywheel_ml.utils.errors import DataError
 
 from .. import rows
 from ..conftest import python_rows

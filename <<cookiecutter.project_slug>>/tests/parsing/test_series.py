@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flywheel_ml.contract import Column, Parse
-from flywheel_ml.parsing import parse_value
-from flywheel_ml.parsing.series import DTYPES, parse_series
+from flywheel_ml.core.contract import Column, Parse
+from flywheel_ml.core.parsing import parse_value
+from flywheel_ml.core.parsing.series import DTYPES, parse_series
 
 COLUMNS = {
     "float": Column(name="x", type="float"),

@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from flywheel_ml.contract import Column, Parse
-from flywheel_ml.parsing import parse_value
+from flywheel_ml.core.contract import Column, Parse
+from flywheel_ml.core.parsing import parse_value
 
 COLUMNS: list[Column] = [
     Column(name="x", type="float"),

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from flywheel_ml.bundle import Bundle
+from flywheel_ml.core.bundle import Bundle
 
 Fault = Literal["no number", "raised", "slow"]
 FAULTS: tuple[Fault, ...] = ("no number", "raised")

@@ -8,7 +8,7 @@ import httpx
 import polars as pl
 import pytest
 
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.contract import Contract
 
 from ..conftest import python_rows
 from .support import Folder, Server

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import tritonclient.http as triton
 
-from flywheel_ml.contract import MISSING
-from flywheel_ml.serving.arrow import ARROW
+from flywheel_ml.core.contract import MISSING
+from flywheel_ml.serving.codecs.arrow import ARROW
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -21,9 +21,9 @@ import httpx
 from anyio.from_thread import start_blocking_portal
 from fastapi import FastAPI
 
-from flywheel_ml import bundle, files
-from flywheel_ml.contract import Contract
-from flywheel_ml.serving import routing
+from flywheel_ml.core import bundle, routing
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.utils import files
 
 from ..project import PACKAGE
 

@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_ml.contract import MISSING, Column, Contract
+from flywheel_ml.core.contract import MISSING, Column, Contract
+from flywheel_ml.core.parsing.rules import REQUIRED
+from flywheel_ml.core.routing import Challenger
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.rules import REQUIRED
-from flywheel_ml.serving import arrow
-from flywheel_ml.serving.arrow_columns import Checked
-from flywheel_ml.serving.live import Live, Models
-from flywheel_ml.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
-from flywheel_ml.serving.routing import Challenger
-from flywheel_ml.serving.row_reader import RowReader
-from flywheel_ml.serving.series import Metrics
-from flywheel_ml.serving.telemetry import logger
+from flywheel_ml.serving.codecs import arrow
+from flywheel_ml.serving.codecs.arrow_columns import Checked
+from flywheel_ml.serving.codecs.row_reader import RowReader
+from flywheel_ml.serving.http.problems import MEDIA_TYPE, Problem, ProblemDocument
+from flywheel_ml.serving.http.telemetry import logger
+from flywheel_ml.serving.models.live import Live, Models
+from flywheel_ml.serving.observability.series import Metrics
 
 from .. import rows
 from . import speakers

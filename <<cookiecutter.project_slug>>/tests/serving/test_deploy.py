@@ -9,7 +9,7 @@ import httpx
 import pytest
 import yaml
 
-from flywheel_ml.settings import PREFIX, Settings
+from flywheel_ml.core.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 

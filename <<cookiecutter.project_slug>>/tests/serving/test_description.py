@@ -8,13 +8,13 @@ import httpx
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.serving.api.schemas import Answers, Explanations, ModelInfo
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.arrow import ARROW
-from flywheel_ml.serving.inference_documents import BINARY, MODEL, InferResponse
-from flywheel_ml.serving.invocations import Invoked
-from flywheel_ml.serving.schemas import Answers, Explanations, ModelInfo
-from flywheel_ml.settings import Settings
+from flywheel_ml.serving.codecs.arrow import ARROW
+from flywheel_ml.serving.codecs.inference_documents import BINARY, MODEL, InferResponse
+from flywheel_ml.serving.codecs.invocations import Invoked
 
 
 @pytest.mark.parametrize(

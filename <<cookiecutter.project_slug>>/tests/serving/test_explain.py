@@ -11,18 +11,19 @@ from typing import Any
 import httpx
 import pytest
 
-from flywheel_ml import bundle, explanation
-from flywheel_ml.bundle import BACKGROUND, MODEL
-from flywheel_ml.contract import Contract
-from flywheel_ml.explanation import Explanation
+from flywheel_ml.core import bundle
+from flywheel_ml.core.bundle import BACKGROUND, MODEL
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.routing import Challenger
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.explanation import explanation
+from flywheel_ml.explanation.explanation import Explanation
 from flywheel_ml.flows.explaining import explain_logged
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.serving import explaining
+from flywheel_ml.serving.api import explaining
+from flywheel_ml.serving.api.explaining import MOST_WAITING
+from flywheel_ml.serving.api.schemas import Explanations
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.explaining import MOST_WAITING
-from flywheel_ml.serving.routing import Challenger
-from flywheel_ml.serving.schemas import Explanations
-from flywheel_ml.settings import Settings
 
 from ..project import PROJECT
 from . import broken

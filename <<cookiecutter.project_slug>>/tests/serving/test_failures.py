@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flywheel_ml.bundle import MODEL, Bundle
+from flywheel_ml.core.bundle import MODEL, Bundle
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.arrow import ARROW
-from flywheel_ml.serving.predict import INLINE_BYTES
-from flywheel_ml.settings import Settings
+from flywheel_ml.serving.codecs.arrow import ARROW
+from flywheel_ml.serving.prediction.predict import INLINE_BYTES
 
 from . import broken, speakers
 from .support import Folder, InProcess, eventually

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..project import PACKAGE
 from .speakers import stream
 from .support import Folder
 
@@ -18,12 +19,15 @@ SCRIPT = """
 import asyncio, json, sys
 from pathlib import Path
 import httpx
-import flywheel_ml.cli
-from flywheel_ml.serving.app import create_app
-from flywheel_ml.settings import Settings
+import flywheel_ml.cli.verbs
+from flywheel_ml.core.project import load
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.serving.observability.series import Metrics
 
 async def main():
-    app = create_app(Settings(_env_file=None, serving_folder=Path(sys.argv[1]), prediction_log=sys.argv[2]))
+    project = load(sys.argv[4])
+    settings = Settings(_env_file=None, serving_folder=Path(sys.argv[1]), prediction_log=sys.argv[2])
+    app = load(project.app)(settings, Metrics(), None, project.features)
     async with app.router.lifespan_context(app):
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
         description = (await client.get("/openapi.json")).json()
@@ -48,7 +52,8 @@ def test_a_serving_process_loads_no_library_of_training_and_arrow_when_it_is_spo
     folder: Folder, tmp_path: Path, instances: list[dict[str, Any]]
 ) -> None:
     folder.roll_out("1")
-    command = [sys.executable, "-c", SCRIPT, str(folder.path), str(tmp_path / "log"), stream(instances[:5]).hex()]
+    command = [sys.executable, "-c", SCRIPT, str(folder.path), str(tmp_path / "log")]
+    command += [stream(instances[:5]).hex(), f"{PACKAGE}.project:PROJECT"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
     statuses, before, after = json.loads(result.stdout)
     assert statuses == [200, 200, 200, 200]

@@ -11,9 +11,9 @@ import pytest
 import schemathesis
 from schemathesis.engine import events, from_schema
 
-from flywheel_ml import strict
-from flywheel_ml.contract import Contract
-from flywheel_ml.params import Params
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params
+from flywheel_ml.utils import strict
 
 from .. import rows
 from ..conftest import make_bundle

@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.arrow import ARROW
-from flywheel_ml.serving.inference_documents import BINARY
-from flywheel_ml.serving.problems import ProblemDocument
-from flywheel_ml.settings import Settings
+from flywheel_ml.serving.codecs.arrow import ARROW
+from flywheel_ml.serving.codecs.inference_documents import BINARY
+from flywheel_ml.serving.http.problems import ProblemDocument
 
 from .support import Folder, InProcess, Server, connected, everything
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from flywheel_ml.errors import ConfigError
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.keys import SCOPES, Keyring, parse
-from flywheel_ml.serving.problems import Problem
-from flywheel_ml.serving.security import Guard
-from flywheel_ml.serving.series import Metrics
-from flywheel_ml.serving.telemetry import logger
-from flywheel_ml.settings import Settings
+from flywheel_ml.serving.auth.keys import SCOPES, Keyring, parse
+from flywheel_ml.serving.auth.security import Guard
+from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.http.telemetry import logger
+from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.utils.errors import ConfigError
 
 DIGEST = hashlib.sha256(b"secret").hexdigest()
 ALL = frozenset(SCOPES)

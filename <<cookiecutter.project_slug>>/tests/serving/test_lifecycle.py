@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from flywheel_ml.errors import ServingError
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.serving.server import beside, listen
+from flywheel_ml.serving.process.server import beside, listen
+from flywheel_ml.utils.errors import ServingError
 
 from ..project import PACKAGE
 from .support import Folder, Server, eventually, load, workers

@@ -25,8 +25,8 @@ import pytest
 import sqlalchemy as sa
 
 from flywheel_ml.prediction_log import Prediction, Writer, new_id
-from flywheel_ml.serving.feedback import SHOWN
-from flywheel_ml.serving.predict import INLINE_BYTES
+from flywheel_ml.serving.api.feedback import SHOWN
+from flywheel_ml.serving.prediction.predict import INLINE_BYTES
 
 from ..postgresql import PostgreSQL
 from .support import Folder, Server, at_once, eventually, workers

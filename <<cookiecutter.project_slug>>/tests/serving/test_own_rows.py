@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from flywheel_ml import strict
-from flywheel_ml.blocks import microseconds
-from flywheel_ml.contract import Contract
-from flywheel_ml.params import Params
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params
 from flywheel_ml.prediction_log import Logged, Reader
+from flywheel_ml.prediction_log.blocks import microseconds
+from flywheel_ml.utils import strict
 
 from .. import rows
 from ..conftest import make_bundle, python_rows

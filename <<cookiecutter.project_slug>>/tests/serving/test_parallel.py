@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml.bundle import Bundle
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.features import Inputs
 from flywheel_ml.data import tables
-from flywheel_ml.features import Inputs
-from flywheel_ml.serving import parallel
+from flywheel_ml.serving.prediction import parallel
 
 
 @pytest.fixture

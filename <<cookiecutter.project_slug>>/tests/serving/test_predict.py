@@ -12,14 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.contract import Contract, from_rows
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Contract, from_rows
+from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.rules import REQUIRED
-from flywheel_ml.serving.block import LEAST_ROWS
-from flywheel_ml.serving.predict import INLINE_BYTES
-from flywheel_ml.serving.problems import MEDIA_TYPE, ProblemDocument
-from flywheel_ml.serving.schemas import Answers
+from flywheel_ml.serving.api.schemas import Answers
+from flywheel_ml.serving.http.problems import MEDIA_TYPE, ProblemDocument
+from flywheel_ml.serving.prediction.block import LEAST_ROWS
+from flywheel_ml.serving.prediction.predict import INLINE_BYTES
 
 from .support import Server, eventually
 

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from flywheel_ml.serving.arrow import ARROW
-from flywheel_ml.serving.predict import INLINE_BYTES
-from flywheel_ml.serving.problems import ProblemDocument
+from flywheel_ml.serving.codecs.arrow import ARROW
+from flywheel_ml.serving.http.problems import ProblemDocument
+from flywheel_ml.serving.prediction.predict import INLINE_BYTES
 
 from .speakers import send_arrow, stream
 from .support import Folder, Server, connected, eventually, everything

@@ -10,11 +10,11 @@ import httpx
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from flywheel_ml.contract import Column, Contract
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.core.parsing.rules import REQUIRED, rules_of
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.rules import REQUIRED, rules_of
-from flywheel_ml.serving.inference_documents import ModelMetadata
-from flywheel_ml.serving.problems import MEDIA_TYPE, ProblemDocument
+from flywheel_ml.serving.codecs.inference_documents import ModelMetadata
+from flywheel_ml.serving.http.problems import MEDIA_TYPE, ProblemDocument
 
 from .. import rows
 from . import speakers

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from flywheel_ml.serving import rate
-from flywheel_ml.serving.problems import Problem
-from flywheel_ml.serving.rate import RateLimit
-from flywheel_ml.serving.security import Guard
-from flywheel_ml.serving.series import MOST_NAMES, Metrics
-from flywheel_ml.serving.telemetry import logger
-from flywheel_ml.settings import Settings
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.serving.auth import rate
+from flywheel_ml.serving.auth.rate import RateLimit
+from flywheel_ml.serving.auth.security import Guard
+from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.http.telemetry import logger
+from flywheel_ml.serving.observability.series import MOST_NAMES, Metrics
 
 
 class Clock:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flywheel_ml.serving.arrow import ARROW
-from flywheel_ml.serving.inference_documents import BINARY
+from flywheel_ml.serving.codecs.arrow import ARROW
+from flywheel_ml.serving.codecs.inference_documents import BINARY
 
 from .speakers import csv_of, stream
 from .support import Folder, Server, connected

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flywheel_ml.errors import ConfigError, ServingError
-from flywheel_ml.serving import routing
-from flywheel_ml.serving.routing import Challenger, Ref, Routing, Shadow
+from flywheel_ml.core import routing
+from flywheel_ml.core.routing import Challenger, Ref, Routing, Shadow
+from flywheel_ml.utils.errors import ConfigError, ServingError
 
 REF, OTHER, THIRD = (Ref(version=version, digest="a" * 64) for version in "345")
 SALT = "5a" * 16

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from flywheel_ml.contract import MISSING, Column, Contract, Parse, from_rows
-from flywheel_ml.files import canonical
-from flywheel_ml.profile import build
-from flywheel_ml.rules import REQUIRED
-from flywheel_ml.serving.faults import SHOWN
-from flywheel_ml.serving.problems import Problem
-from flywheel_ml.serving.row_reader import cell_reader
-from flywheel_ml.serving.schemas import Schema, _typed
+from flywheel_ml.core.contract import MISSING, Column, Contract, Parse, from_rows
+from flywheel_ml.core.parsing.rules import REQUIRED
+from flywheel_ml.core.profile import build
+from flywheel_ml.serving.api.faults import SHOWN
+from flywheel_ml.serving.api.schemas import Schema, _typed
+from flywheel_ml.serving.codecs.row_reader import cell_reader
+from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.utils.files import canonical
 
 TARGET = Column(name="y", type="boolean", role="target")
 

@@ -12,13 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from flywheel_ml.errors import ConfigError
-from flywheel_ml.serving import security
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.keys import SCOPES
-from flywheel_ml.serving.problems import ProblemDocument
-from flywheel_ml.serving.security import NEEDS, needed
-from flywheel_ml.settings import Settings
+from flywheel_ml.serving.auth import security
+from flywheel_ml.serving.auth.keys import SCOPES
+from flywheel_ml.serving.auth.security import NEEDS, needed
+from flywheel_ml.serving.http.problems import ProblemDocument
+from flywheel_ml.utils.errors import ConfigError
 
 from .support import Folder, InProcess, Server, connected, eventually, everything, workers
 

@@ -23,13 +23,13 @@ from prometheus_client import generate_latest
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.parser import text_string_to_metric_families
 
-from flywheel_ml.bundle import LINEAGE
-from flywheel_ml.files import write_json
+from flywheel_ml.core.bundle import LINEAGE
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.serving import shared
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.series import PHASES, Metrics
-from flywheel_ml.settings import Settings
+from flywheel_ml.serving.observability import shared
+from flywheel_ml.serving.observability.series import PHASES, Metrics
+from flywheel_ml.utils.files import write_json
 
 from .support import Folder, InProcess, Server, eventually, load, workers
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
-from flywheel_ml.bundle import CARD, MODEL, Bundle
-from flywheel_ml.contract import Contract
+from flywheel_ml.core.bundle import CARD, MODEL, Bundle
+from flywheel_ml.core.contract import Contract
 
 from .support import Folder, Server, eventually, load
 

@@ -16,11 +16,11 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from flywheel_ml.bundle import Bundle
-from flywheel_ml.errors import ConfigError
-from flywheel_ml.serving.series import PHASES, Metrics
-from flywheel_ml.serving.telemetry import logger
-from flywheel_ml.serving.tracing import FLUSH_SECONDS, Spans, is_configured, parent_of
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.serving.http.telemetry import logger
+from flywheel_ml.serving.observability.series import PHASES, Metrics
+from flywheel_ml.serving.observability.tracing import FLUSH_SECONDS, Spans, is_configured, parent_of
+from flywheel_ml.utils.errors import ConfigError
 
 from . import broken
 from .support import Folder, Server, eventually

@@ -17,19 +17,19 @@ import pytest
 import tritonclient.http as triton
 import yaml
 
-from flywheel_ml.bundle import MODEL, Bundle
-from flywheel_ml.contract import Contract
+from flywheel_ml.core import routing
+from flywheel_ml.core.bundle import MODEL, Bundle
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.routing import Challenger, Ref, Shadow
+from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import SHADOW, Prediction, Reader
-from flywheel_ml.serving import routing
+from flywheel_ml.serving.api.schemas import Answers
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.arrow import ARROW
-from flywheel_ml.serving.invocations import Invoked
-from flywheel_ml.serving.phases import twin
-from flywheel_ml.serving.predict import INLINE_BYTES
-from flywheel_ml.serving.routing import Challenger, Ref, Shadow
-from flywheel_ml.serving.schemas import Answers
-from flywheel_ml.serving.trial import FAILURES, MOST_ROWS, NICE
-from flywheel_ml.settings import Settings
+from flywheel_ml.serving.codecs.arrow import ARROW
+from flywheel_ml.serving.codecs.invocations import Invoked
+from flywheel_ml.serving.experiments.trial import FAILURES, MOST_ROWS, NICE
+from flywheel_ml.serving.prediction.phases import twin
+from flywheel_ml.serving.prediction.predict import INLINE_BYTES
 
 from . import broken, speakers
 from .support import Folder, InProcess, Server, eventually, workers

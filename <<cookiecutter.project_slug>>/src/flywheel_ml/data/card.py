@@ -4,10 +4,11 @@ from typing import Any, Literal
 
 import polars as pl
 
-from .. import stage, strict
-from ..contract import Column, Contract
-from ..files import replacing
-from . import tables
+from flywheel_ml.core import stage
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.data import tables
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.files import replacing
 
 PATH = stage.REPORTS / "data_card.md"
 

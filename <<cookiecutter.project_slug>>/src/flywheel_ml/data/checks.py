@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from ..contract import Column
-from ..rules import BREAKS, REQUIRED, UNIQUE, Kind, rules_of
+from flywheel_ml.core.contract import Column
+from flywheel_ml.core.parsing.rules import BREAKS, REQUIRED, UNIQUE, Kind, rules_of
 
 _EXPRESSIONS: dict[Kind, Callable[[pl.Expr, Any], pl.Expr]] = {
     "range": BREAKS["range"],

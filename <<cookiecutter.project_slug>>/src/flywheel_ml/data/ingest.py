@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import polars as pl
 
-from .. import stage
-from ..contract import Contract
-from ..errors import ConfigError, DataError
-from ..files import sha256_file, write_json
-from ..project import Project
-from . import tables
+from flywheel_ml.core import stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.project import Project
+from flywheel_ml.data import tables
+from flywheel_ml.utils.errors import ConfigError, DataError
+from flywheel_ml.utils.files import sha256_file, write_json
 
 
 class Ingested(NamedTuple):

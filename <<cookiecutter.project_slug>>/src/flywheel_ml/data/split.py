@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from .. import stage
-from ..contract import Contract
-from ..errors import ConfigError, DataError
-from ..files import read_json, sha256_file, write_json
-from ..params import SplitParams
-from ..project import Project
-from . import tables
+from flywheel_ml.core import stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import SplitParams
+from flywheel_ml.core.project import Project
+from flywheel_ml.data import tables
+from flywheel_ml.utils.errors import ConfigError, DataError
+from flywheel_ml.utils.files import read_json, sha256_file, write_json
 
 _SALT = b"split:"
 RARE = 0.05

@@ -8,12 +8,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..contract import FLOAT_LIMIT, INTEGER_LIMIT, Column, Contract
-from ..errors import DataError, IntegrityError
-from ..files import replacing, sha256_file
-from ..parsing import TYPE_MESSAGES, parse_value
-from ..parsing import series as cells
-from .formats import reading
+from flywheel_ml.core.contract import FLOAT_LIMIT, INTEGER_LIMIT, Column, Contract
+from flywheel_ml.core.parsing import TYPE_MESSAGES, parse_value
+from flywheel_ml.core.parsing import series as cells
+from flywheel_ml.data.formats import reading
+from flywheel_ml.utils.errors import DataError, IntegrityError
+from flywheel_ml.utils.files import replacing, sha256_file
 
 DTYPES = cells.DTYPES
 _ROWS = 1_000_000
@@ -67,7 +67,7 @@ def read_verified(path: Path, sha256: str) -> pl.DataFrame:
 
 
 def to_columns(frame: pl.DataFrame, columns: Sequence[Column]) -> dict[str, np.ndarray]:
-    """`Columns` (see contract.py) of the named columns of a frame."""
+    """`Columns` (see core/contract.py) of the named columns of a frame."""
     return {column.name: _to_array(frame[column.name], column) for column in columns}
 
 

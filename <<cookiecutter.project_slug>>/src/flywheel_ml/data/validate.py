@@ -6,15 +6,15 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from .. import stage
-from ..contract import Column, Contract
-from ..errors import ContractViolation
-from ..files import read_json, write_json
-from ..project import Project
-from ..rules import beyond
-from ..strict import nearest
-from . import card, tables
-from .checks import Check, checks_of
+from flywheel_ml.core import stage
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.core.parsing.rules import beyond
+from flywheel_ml.core.project import Project
+from flywheel_ml.data import card, tables
+from flywheel_ml.data.checks import Check, checks_of
+from flywheel_ml.utils.errors import ContractViolation
+from flywheel_ml.utils.files import read_json, write_json
+from flywheel_ml.utils.strict import nearest
 
 EXAMPLES = 5
 EXAMPLE_LENGTH = 80

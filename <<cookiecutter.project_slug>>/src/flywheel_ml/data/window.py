@@ -5,10 +5,10 @@ from pathlib import Path
 
 import polars as pl
 
-from ..contract import Contract, naive
-from ..errors import ConfigError, DataError
-from ..params import Params
-from . import tables
+from flywheel_ml.core.contract import Contract, naive
+from flywheel_ml.core.params import Params
+from flywheel_ml.data import tables
+from flywheel_ml.utils.errors import ConfigError, DataError
 
 
 def check_span(since: datetime | None, until: datetime | None) -> None:

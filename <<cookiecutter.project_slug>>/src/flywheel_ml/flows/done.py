@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import bundle, stage
-from ..contract import Contract
-from ..errors import ProjectError
-from ..files import canonical, read_json, sha256_file, sha256_text, write_json
-from ..model import gate, roles
-from ..model.roles import State
-from ..params import Params
-from ..project import Project
-from ..serving import routing
-from ..settings import Settings
+from flywheel_ml.core import bundle, routing, stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params
+from flywheel_ml.core.project import Project
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.model.evaluation import gate
+from flywheel_ml.model.registration import roles
+from flywheel_ml.model.registration.roles import State
+from flywheel_ml.utils.errors import ProjectError
+from flywheel_ml.utils.files import canonical, read_json, sha256_file, sha256_text, write_json
 
 FOLDER = Path("var")
 STATE = FOLDER / "run.json"
@@ -47,7 +47,7 @@ def _registered(settings: Settings, number: str) -> State | None:
     name = Contract.load(stage.CONTRACT).name
     if not settings.tracks_elsewhere:
         return roles.read(settings, name, number)
-    from ..model.registry import Registry
+    from flywheel_ml.model.registration.registry import Registry
 
     return Registry.open(settings, name).state(number)
 

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..bundle import Bundle
-from ..contract import from_rows
-from ..errors import IntegrityError, NotExplainable, ProjectError
-from ..explanation import Explanation, explain
-from ..prediction_log import Prediction, Reader, moment
-from ..project import Project
-from ..serving import routing
-from ..settings import Settings
+from flywheel_ml.core import routing
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import from_rows
+from flywheel_ml.core.project import Project
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.explanation.explanation import Explanation, explain
+from flywheel_ml.prediction_log import Prediction, Reader, moment
+from flywheel_ml.utils.errors import IntegrityError, NotExplainable, ProjectError
 
 if TYPE_CHECKING:
-    from ..model.registry import Registry
+    from flywheel_ml.model.registration.registry import Registry
 
 SAME = 1e-4
 """So far may a score lie from the logged one, as a share of it: libraries differ in low bits."""

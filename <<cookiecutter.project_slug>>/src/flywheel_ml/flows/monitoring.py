@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .. import stage
-from ..data.window import check_span
-from ..errors import ConfigError
-from ..monitoring import alerts, window
-from ..monitoring.run import Monitored, monitor
-from ..params import Params
-from ..prediction_log import Reader, now_us
-from ..project import Project
-from ..settings import Settings
-from . import engine
-from .scoring import champion
+from flywheel_ml.core import stage
+from flywheel_ml.core.params import Params
+from flywheel_ml.core.project import Project
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.data.window import check_span
+from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.scoring import champion
+from flywheel_ml.monitoring import alerts, window
+from flywheel_ml.monitoring.run import Monitored, monitor
+from flywheel_ml.prediction_log import Reader, now_us
+from flywheel_ml.utils.errors import ConfigError
 
 FOLDER = stage.REPORTS / "monitoring"
 

@@ -17,20 +17,20 @@ from typing import Any, Never, TypeVar
 
 from pydantic import Field
 
-from .. import bundle, strict
-from ..contract import Contract
-from ..errors import GateRefusal, IntegrityError, ProjectError
-from ..files import read_json, remove_folder, replacing_folder, sha256_file, sweep
-from ..model.gate import Check
-from ..model.registry import CHALLENGER, CHAMPION, Registry, Version
-from ..model.store import reason
-from ..prediction_log import Reader
-from ..process import user
-from ..serving import routing
-from ..serving.routing import Challenger, Change, Ref, Routing, Shadow
-from ..settings import Settings
-from ..words import short
-from .engine import exclusive, task
+from flywheel_ml.core import bundle, routing
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.routing import Challenger, Change, Ref, Routing, Shadow
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.flows.orchestration.engine import exclusive, task
+from flywheel_ml.model.evaluation.gate import Check
+from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION, Registry, Version
+from flywheel_ml.model.registration.store import reason
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import GateRefusal, IntegrityError, ProjectError
+from flywheel_ml.utils.files import read_json, remove_folder, replacing_folder, sha256_file, sweep
+from flywheel_ml.utils.process import user
+from flywheel_ml.utils.words import short
 
 T = TypeVar("T")
 

@@ -12,21 +12,21 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .. import prediction_log
-from ..bundle import Bundle, Predictions
-from ..contract import SCORED, Column, Contract
-from ..data import tables
-from ..data.adoption import columns
-from ..data.checks import checks_of
-from ..errors import DataError, ProjectError
-from ..files import replacing
-from ..params import ScoreParams
-from ..prediction_log import Job, Writer
-from ..project import Project
-from ..serving import routing
-from ..settings import Settings
-from ..strict import nearest
-from . import engine
+from flywheel_ml import prediction_log
+from flywheel_ml.core import routing
+from flywheel_ml.core.bundle import Bundle, Predictions
+from flywheel_ml.core.contract import SCORED, Column, Contract
+from flywheel_ml.core.params import ScoreParams
+from flywheel_ml.core.project import Project
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.data import tables
+from flywheel_ml.data.adoption import columns
+from flywheel_ml.data.checks import checks_of
+from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.prediction_log import Job, Writer
+from flywheel_ml.utils.errors import DataError, ProjectError
+from flywheel_ml.utils.files import replacing
+from flywheel_ml.utils.strict import nearest
 
 PREDICTION, SCORE, PROBABILITIES, LOW, HIGH, VERSION = SCORED
 _ROWS = "rows"

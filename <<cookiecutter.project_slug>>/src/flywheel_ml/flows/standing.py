@@ -5,10 +5,10 @@ import urllib.request
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from ..prediction_log import Reader, Tally, together
-from ..serving.routing import Ref, Routing
-from ..settings import Settings
-from .rollout import LEADING, audit
+from flywheel_ml.core.routing import Ref, Routing
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.flows.rollout import LEADING, audit
+from flywheel_ml.prediction_log import Reader, Tally, together
 
 SERVER_SECONDS = 2.0
 HASHED = "sha256:"

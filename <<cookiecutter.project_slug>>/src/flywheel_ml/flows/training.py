@@ -7,22 +7,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from .. import bundle, metrics, stage, words
-from ..contract import Contract
-from ..errors import DataError, ProjectError
-from ..files import read_json, sha256_file, sweep
-from ..model.gate import NO_SIGNAL, Candidate, Check, judge
-from ..params import SHAPING, Params
-from ..process import user
-from ..project import Project, load
-from ..serving import routing
-from ..settings import Settings
-from . import done, engine, git, graph
-from .progress import Progress
+from flywheel_ml.core import bundle, metrics, routing, stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import SHAPING, Params
+from flywheel_ml.core.project import Project, load
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.flows import done
+from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.progress import Progress
+from flywheel_ml.flows.versioning import git, graph
+from flywheel_ml.model.evaluation.gate import NO_SIGNAL, Candidate, Check, judge
+from flywheel_ml.utils import words
+from flywheel_ml.utils.errors import DataError, ProjectError
+from flywheel_ml.utils.files import read_json, sha256_file, sweep
+from flywheel_ml.utils.process import user
 
 if TYPE_CHECKING:
-    from ..model.registry import Registry, Version
-    from ..model.tune import Trial
+    from flywheel_ml.model.registration.registry import Registry, Version
+    from flywheel_ml.model.training.tune import Trial
 
 # MLflow and scikit-learn are imported where they are needed: Prefect's server, which takes longest, starts first.
 
@@ -156,8 +158,8 @@ def raw_data(project: Project, path: Path) -> str:
 
 def compare(project: Project, registry: "Registry", settings: Settings, contract: Contract) -> Candidate:
     """The bundle that the stages left, and what the champion makes of the same test rows."""
-    from ..data import tables
-    from ..model.registry import CHAMPION
+    from flywheel_ml.data import tables
+    from flywheel_ml.model.registration.registry import CHAMPION
 
     manifest = bundle.verify(stage.BUNDLE)
     champion = registry.alias(CHAMPION)
@@ -187,8 +189,8 @@ def compare(project: Project, registry: "Registry", settings: Settings, contract
 
 def measure(project: Project, contract: Contract, params: Params) -> dict[str, Any]:
     """What the gates ask of the bundle that its content does not tell, as fields of `Candidate`."""
-    from ..data import tables
-    from ..model import speed
+    from flywheel_ml.data import tables
+    from flywheel_ml.model.evaluation import speed
 
     split = read_json(stage.REPORTS / "split.json")
     rows = tables.read_verified(stage.SPLITS["test"], split["test"]["sha256"]).head(speed.ROWS)
@@ -202,7 +204,7 @@ def measure(project: Project, contract: Contract, params: Params) -> dict[str, A
 
 def register(registry: "Registry", contract: Contract, params: Params, checks: list[Check]) -> "Version":
     """Register the bundle with the gates' answers, once for each bundle and verdict."""
-    from ..model import figures
+    from flywheel_ml.model.evaluation import figures
 
     passed = all(check.passed for check in checks)
     if found := registry.find(sha256_file(stage.BUNDLE / bundle.MANIFEST), passed):
@@ -221,7 +223,7 @@ def trials() -> list["Trial"]:
     report = read_json(stage.REPORTS / "tuning.json")
     if not report["trials"]:
         return []
-    from ..model import tune
+    from flywheel_ml.model.training import tune
 
     seconds = tune.seconds(report["key"])
     return [
@@ -235,7 +237,7 @@ def decide(registry: "Registry", version: "Version", params: Params) -> str:
 
     One that was rolled back stays so until a person promotes it.
     """
-    from ..model.registry import CHAMPION
+    from flywheel_ml.model.registration.registry import CHAMPION
 
     champion = registry.alias(CHAMPION)
     is_free = version.passed and not version.rolled_back and (champion is None or champion.number != version.number)
@@ -345,7 +347,7 @@ def _metric_name(candidate: str) -> str:
 
 
 def _open(project: Project, settings: Settings, name: str) -> "Registry":
-    from ..model.registry import Registry
+    from flywheel_ml.model.registration.registry import Registry
 
     return Registry.open(settings, name, project)
 
@@ -364,14 +366,14 @@ def _open_champion(
 
 
 def _recover(registry: "Registry", settings: Settings) -> str:
-    from . import rollout
+    from flywheel_ml.flows import rollout
 
     return rollout.recover(registry, settings)
 
 
 def _roll_out(registry: "Registry", settings: Settings) -> str:
-    from ..model.registry import CHAMPION
-    from . import rollout
+    from flywheel_ml.flows import rollout
+    from flywheel_ml.model.registration.registry import CHAMPION
 
     champion = registry.alias(CHAMPION)
     if champion is None:

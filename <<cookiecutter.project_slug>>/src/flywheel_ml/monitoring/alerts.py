@@ -9,10 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from .. import strict, words
-from ..errors import ConfigError, ProjectError
-from ..files import canonical
-from .result import Result
+from flywheel_ml.monitoring.result import Result
+from flywheel_ml.utils import strict, words
+from flywheel_ml.utils.errors import ConfigError, ProjectError
+from flywheel_ml.utils.files import canonical
 
 TIMEOUT_SECONDS = 10.0
 

@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import Field
 from scipy import stats
 
-from .. import strict, words
-from ..params import MonitorParams
-from ..profile import PREDICTION, Counts, Profile
-from .ks import distance, p_value, widest
+from flywheel_ml.core.params import MonitorParams
+from flywheel_ml.core.profile import PREDICTION, Counts, Profile
+from flywheel_ml.monitoring.ks import distance, p_value, widest
+from flywheel_ml.utils import strict, words
 
 MIN_PRESENT = 30
 """Rows with a value, on either side, below which a column's values are not compared."""

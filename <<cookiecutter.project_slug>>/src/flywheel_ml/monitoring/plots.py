@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup, escape
 
-from ..profile import Counts
-from ..words import MEASURES, day, minute, number, percent
-from ..words import measure as words_measure
-from .drift import shares
-from .quality import Measure, is_error
-from .result import Volume
+from flywheel_ml.core.profile import Counts
+from flywheel_ml.monitoring.drift import shares
+from flywheel_ml.monitoring.quality import Measure, is_error
+from flywheel_ml.monitoring.result import Volume
+from flywheel_ml.utils.words import MEASURES, day, minute, number, percent
+from flywheel_ml.utils.words import measure as words_measure
 
 WIDE, NARROW = 920, 320
 """Widths of pictures: across the page, and in a card or on a phone; about as many pixels as they are shown at."""

@@ -7,11 +7,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from .. import metrics, strict, words
-from ..bundle import Manifest
-from ..contract import Task
-from ..params import EvaluateParams, MonitorParams
-from .window import Window
+from flywheel_ml.core import metrics
+from flywheel_ml.core.bundle import Manifest
+from flywheel_ml.core.contract import Task
+from flywheel_ml.core.params import EvaluateParams, MonitorParams
+from flywheel_ml.monitoring.window import Window
+from flywheel_ml.utils import strict, words
 
 JUDGED: dict[Task, str] = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "mae"}
 """The measure by which quality is judged."""

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from .. import words
-from ..bundle import Bundle
-from ..contract import Contract
-from ..profile import PREDICTION
-from . import plots
-from .drift import Comparison
-from .quality import SliceQuality
-from .result import Result, Volume
-from .window import Window
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.profile import PREDICTION
+from flywheel_ml.monitoring import plots
+from flywheel_ml.monitoring.drift import Comparison
+from flywheel_ml.monitoring.quality import SliceQuality
+from flywheel_ml.monitoring.result import Result, Volume
+from flywheel_ml.monitoring.window import Window
+from flywheel_ml.utils import words
 
 TEMPLATE = "report.html.jinja"
 MAX_PLOTS = 24

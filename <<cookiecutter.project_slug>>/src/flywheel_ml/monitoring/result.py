@@ -6,15 +6,15 @@ from typing import Literal
 
 import numpy as np
 
-from .. import strict, words
-from ..bundle import Bundle
-from ..files import canonical
-from ..params import Params
-from ..profile import PREDICTION
-from ..rules import REQUIRED, beyond, rules_of
-from .drift import Drift, compare
-from .quality import Quality, assess
-from .window import Window
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.params import Params
+from flywheel_ml.core.parsing.rules import REQUIRED, beyond, rules_of
+from flywheel_ml.core.profile import PREDICTION
+from flywheel_ml.monitoring.drift import Drift, compare
+from flywheel_ml.monitoring.quality import Quality, assess
+from flywheel_ml.monitoring.window import Window
+from flywheel_ml.utils import strict, words
+from flywheel_ml.utils.files import canonical
 
 Verdict = Literal["ok", "insufficient data", "drift", "degraded"]
 EXIT_STATUS: dict[Verdict, int] = {"ok": 0, "insufficient data": 3, "drift": 4, "degraded": 5}

@@ -4,12 +4,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from ..bundle import Bundle
-from ..files import replacing
-from ..params import Params
-from . import alerts, report
-from .result import Result, judge
-from .window import Window
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.params import Params
+from flywheel_ml.monitoring import alerts, report
+from flywheel_ml.monitoring.result import Result, judge
+from flywheel_ml.monitoring.window import Window
+from flywheel_ml.utils.files import replacing
 
 ALERTS = "alerts.jsonl"
 

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from .. import profile
-from ..bundle import Bundle
-from ..contract import Columns, Contract, from_rows
-from ..data import tables
-from ..errors import DataError
-from ..prediction_log import Logged, Reader
-from ..rules import BREAKS, rules_of
+from flywheel_ml.core import profile
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Columns, Contract, from_rows
+from flywheel_ml.core.parsing.rules import BREAKS, rules_of
+from flywheel_ml.data import tables
+from flywheel_ml.prediction_log import Logged, Reader
+from flywheel_ml.utils.errors import DataError
 
 CHUNK_ROWS = 20_000
 MISSING_SLICE = "(missing)"

@@ -8,8 +8,8 @@ In a folder, each process writes a SQLite file of its own (SQLite before 3.51.3 
 connections checkpoint one WAL) and readers open all files as one log. Given a database URL, all write there.
 """
 
-from .reader import Logged, Reader, Tally, together
-from .rows import (
+from flywheel_ml.prediction_log.reader import Logged, Reader, Tally, together
+from flywheel_ml.prediction_log.rows import (
     SHADOW,
     Block,
     Job,
@@ -23,9 +23,9 @@ from .rows import (
     new_ids,
     now_us,
 )
-from .spool import Spool
-from .stores import Contradiction, Unavailable
-from .writer import Writer
+from flywheel_ml.prediction_log.spool import Spool
+from flywheel_ml.prediction_log.stores import Contradiction, Unavailable
+from flywheel_ml.prediction_log.writer import Writer
 
 __all__ = [
     "SHADOW",

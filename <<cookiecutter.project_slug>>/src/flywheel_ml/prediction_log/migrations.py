@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from .rows import SCHEMA_VERSION, TABLES, blocks, metadata, versions
+from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, TABLES, blocks, metadata, versions
 
 LOCK_SECONDS = 5
 """How long a migration waits for others to let go of a PostgreSQL database; their own rows wait behind it."""

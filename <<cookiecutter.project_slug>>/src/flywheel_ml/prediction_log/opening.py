@@ -5,13 +5,12 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from ..errors import ConfigError
-from . import migrations
-from .migrations import migrate
-from .rows import SCHEMA_VERSION
+from flywheel_ml.prediction_log import migrations
+from flywheel_ml.prediction_log.migrations import migrate
+from flywheel_ml.prediction_log.rows import SCHEMA_VERSION
+from flywheel_ml.utils.databases import DRIVERS
+from flywheel_ml.utils.errors import ConfigError
 
-DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-"""What an address that names no driver is opened with; SQLAlchemy would choose a library that is not here."""
 TIMEOUTS = {"connect_timeout": 3, "tcp_user_timeout": 5000}
 """Of a PostgreSQL that cannot be reached: in seconds and milliseconds, as libpq has it."""
 

@@ -11,10 +11,9 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 
-from ..errors import ConfigError
-from .migrations import as_of
-from .opening import engine_of, explained, version_of
-from .rows import (
+from flywheel_ml.prediction_log.migrations import as_of
+from flywheel_ml.prediction_log.opening import engine_of, explained, version_of
+from flywheel_ml.prediction_log.rows import (
     BLOCK_DIGITS,
     SCHEMA_VERSION,
     SHADOW,
@@ -27,6 +26,7 @@ from .rows import (
     labels,
     predictions,
 )
+from flywheel_ml.utils.errors import ConfigError
 
 MAX_VARIABLES = 10_000
 """Ids asked for in one query; SQLite takes at most 32,766."""
@@ -239,7 +239,7 @@ def together(parts: Sequence[Tally]) -> Tally:
 
 
 def _unpacked(block: Block) -> Iterator[Prediction]:
-    from ..blocks import rows
+    from flywheel_ml.prediction_log.blocks import rows
 
     try:
         columns = (block.entity_column, block.event_timestamp_column)

@@ -100,7 +100,7 @@ class Prediction(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The predictions of one large request, read back one by one; see `blocks.py` for `inputs` and `outputs`.
+    """The predictions of one large request, read back one by one; `inputs` and `outputs` are as in `blocks.py`.
 
     `id` is that of its first row; the others count on in the last eight digits. `entity_column` and
     `event_timestamp_column` name the columns of `inputs` that hold these.

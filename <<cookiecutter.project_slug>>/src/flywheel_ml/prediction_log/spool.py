@@ -10,10 +10,10 @@ from pathlib import Path
 import filelock
 from pydantic_core import to_json
 
-from ..errors import ProjectError
-from .reader import Reader
-from .rows import Row
-from .stores import BUSY_MS, ClaimedFile, File, Unavailable
+from flywheel_ml.prediction_log.reader import Reader
+from flywheel_ml.prediction_log.rows import Row
+from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedFile, File, Unavailable
+from flywheel_ml.utils.errors import ProjectError
 
 MOVED = 500
 """Most rows moved by one transaction."""

@@ -14,10 +14,10 @@ import filelock
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ..errors import ConfigError, ProjectError
-from .opening import engine_of, explained, make, opened
-from .patience import Patience
-from .rows import TABLES, Block, Outcome, Row, by_kind, labels, versions
+from flywheel_ml.prediction_log.opening import engine_of, explained, make, opened
+from flywheel_ml.prediction_log.patience import Patience
+from flywheel_ml.prediction_log.rows import TABLES, Block, Outcome, Row, by_kind, labels, versions
+from flywheel_ml.utils.errors import ConfigError, ProjectError
 
 CHECKPOINT_PAGES = 1000
 """About how much of SQLite's journal is written before its pages go to their places: 4 MB, and nothing is committed for

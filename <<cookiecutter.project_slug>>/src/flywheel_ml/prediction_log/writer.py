@@ -10,10 +10,10 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
-from ..errors import ConfigError, ProjectError
-from .rows import Block, Row
-from .spool import Spool
-from .stores import BUSY_MS, ClaimedFile, Database, Unavailable
+from flywheel_ml.prediction_log.rows import Block, Row
+from flywheel_ml.prediction_log.spool import Spool
+from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedFile, Database, Unavailable
+from flywheel_ml.utils.errors import ConfigError, ProjectError
 
 QUICK_SECONDS = 0.001
 """Where commits usually take longer, they are left to the background thread."""

@@ -8,23 +8,23 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from ..errors import ConfigError
-from ..features import Feature
-from ..prediction_log import Spool, Writer
-from ..settings import Settings
-from .api import Service, add_routes
-from .backlog import Backlog
-from .explaining import Explainer
-from .feedback import Labeller
-from .inference_routes import add_inference_routes
-from .live import Models
-from .predict import Predictor
-from .problems import Problem, on_http_exception, on_problem
-from .security import Guard
-from .series import Metrics
-from .telemetry import Telemetry, logger
-from .tracing import Spans
-from .watched import WatchedWriter
+from flywheel_ml.core.features import Feature
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.prediction_log import Spool, Writer
+from flywheel_ml.serving.api.explaining import Explainer
+from flywheel_ml.serving.api.feedback import Labeller
+from flywheel_ml.serving.api.routes import Service, add_routes
+from flywheel_ml.serving.auth.security import Guard
+from flywheel_ml.serving.codecs.inference_routes import add_inference_routes
+from flywheel_ml.serving.http.problems import Problem, on_http_exception, on_problem
+from flywheel_ml.serving.http.telemetry import Telemetry, logger
+from flywheel_ml.serving.models.live import Models
+from flywheel_ml.serving.observability.backlog import Backlog
+from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.tracing import Spans
+from flywheel_ml.serving.observability.watched import WatchedWriter
+from flywheel_ml.serving.prediction.predict import Predictor
+from flywheel_ml.utils.errors import ConfigError
 
 
 def create_app(

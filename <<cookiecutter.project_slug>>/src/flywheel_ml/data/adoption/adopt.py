@@ -10,20 +10,21 @@ from typing import NamedTuple
 import polars as pl
 import yaml
 
-from ... import stage, strict
-from ...contract import Contract
-from ...errors import ConfigError, DataError
-from ...features import parameter
-from ...project import Project
-from ...settings import Settings
-from .. import card, tables
-from ..formats import reading
-from ..formats.reading import Opened
-from . import applying, inference, profiling, writing
-from .detection.detected import read
-from .inference import Proposal
-from .overrides import Overrides
-from .profiling import Profile
+from flywheel_ml.core import stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.features import parameter
+from flywheel_ml.core.project import Project
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.data import card, tables
+from flywheel_ml.data.adoption import applying, inference, profiling, writing
+from flywheel_ml.data.adoption.detection.detected import read
+from flywheel_ml.data.adoption.inference import Proposal
+from flywheel_ml.data.adoption.overrides import Overrides
+from flywheel_ml.data.adoption.profiling import Profile
+from flywheel_ml.data.formats import reading
+from flywheel_ml.data.formats.reading import Opened
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError, DataError
 
 PYPROJECT, README, MAKEFILE = Path("pyproject.toml"), Path("README.md"), Path("Makefile")
 SOURCE, FEATURES = "source.py", "features.py"

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...files import read_json, write_json
+from flywheel_ml.utils.files import read_json, write_json
 
 FOLDER = Path("var/adopting")
 NEW = FOLDER / "new"

@@ -7,10 +7,10 @@ from typing import Any
 
 import polars as pl
 
-from ...contract import PARTS, SCORED, Part, Role
-from . import hazards, words
-from .labels import Labels
-from .profiling import ColumnProfile
+from flywheel_ml.core.contract import PARTS, SCORED, Part, Role
+from flywheel_ml.data.adoption import hazards, words
+from flywheel_ml.data.adoption.labels import Labels
+from flywheel_ml.data.adoption.profiling import ColumnProfile
 
 Entry = dict[str, Any]
 """A column as contract.yaml has it: name, type, and whatever else is not the default."""

@@ -9,12 +9,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from ...timestamps import LOCAL
-from .. import split
-from . import words
-from .detection import dates, numbers
-from .detection.detected import held
-from .profiling import Profile
+from flywheel_ml.data import split
+from flywheel_ml.data.adoption import words
+from flywheel_ml.data.adoption.detection import dates, numbers
+from flywheel_ml.data.adoption.detection.detected import held
+from flywheel_ml.data.adoption.profiling import Profile
+from flywheel_ml.utils.timestamps import LOCAL
 
 Severity = Literal["refused", "warned", "handled"]
 SEVERITIES: tuple[Severity, ...] = ("refused", "warned", "handled")

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from ...errors import DataError
-from . import columns, hazards, labels, roles
-from .columns import Entry
-from .hazards import Hazard
-from .overrides import Overrides, Task
-from .profiling import Profile
-from .roles import Given, Roles
+from flywheel_ml.data.adoption import columns, hazards, labels, roles
+from flywheel_ml.data.adoption.columns import Entry
+from flywheel_ml.data.adoption.hazards import Hazard
+from flywheel_ml.data.adoption.overrides import Overrides, Task
+from flywheel_ml.data.adoption.profiling import Profile
+from flywheel_ml.data.adoption.roles import Given, Roles
+from flywheel_ml.utils.errors import DataError
 
 VALIDATION, TEST = 0.15, 0.15
 TRAINING = 1 - TEST - VALIDATION

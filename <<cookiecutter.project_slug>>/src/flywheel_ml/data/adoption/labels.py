@@ -2,10 +2,10 @@
 
 from typing import Any, NamedTuple
 
-from ...errors import ConfigError, DataError
-from ...strict import nearest
-from .overrides import Overrides, Task
-from .profiling import ColumnProfile
+from flywheel_ml.data.adoption.overrides import Overrides, Task
+from flywheel_ml.data.adoption.profiling import ColumnProfile
+from flywheel_ml.utils.errors import ConfigError, DataError
+from flywheel_ml.utils.strict import nearest
 
 MOST_CLASSES = 200
 MOST_WHOLE_CLASSES = 12

@@ -3,9 +3,9 @@
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
-from ...errors import ConfigError
-from ...strict import nearest
-from ..formats.reading import normalised
+from flywheel_ml.data.formats.reading import normalised
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.strict import nearest
 
 Task = Literal["binary", "multiclass", "regression"]
 By = Literal["time", "hash"]

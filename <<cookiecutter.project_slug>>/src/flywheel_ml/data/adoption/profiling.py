@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from ...errors import DataError
-from ...parsing.series import clean
-from ..formats.reading import Opened
-from ..formats.repairs import Repair
-from . import words
-from .detection import texts
-from .detection.detected import TEXT, TOLERANCE, Detected, Hints, read
-from .detection.guess import guess, guess_all
+from flywheel_ml.core.parsing.series import clean
+from flywheel_ml.data.adoption import words
+from flywheel_ml.data.adoption.detection import texts
+from flywheel_ml.data.adoption.detection.detected import TEXT, TOLERANCE, Detected, Hints, read
+from flywheel_ml.data.adoption.detection.guess import guess, guess_all
+from flywheel_ml.data.formats.reading import Opened
+from flywheel_ml.data.formats.repairs import Repair
+from flywheel_ml.utils.errors import DataError
 
 BATCH_ROWS = 200_000
 HEAD_ROWS, HEAD_CELLS = 20_000, 2_000_000

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import polars as pl
 
-from ...contract import Role
-from ...errors import ConfigError
-from . import hazards, words
-from .columns import MOST_CATEGORIES
-from .overrides import NO_TIME, By, Overrides
-from .profiling import ColumnProfile, Profile
+from flywheel_ml.core.contract import Role
+from flywheel_ml.data.adoption import hazards, words
+from flywheel_ml.data.adoption.columns import MOST_CATEGORIES
+from flywheel_ml.data.adoption.overrides import NO_TIME, By, Overrides
+from flywheel_ml.data.adoption.profiling import ColumnProfile, Profile
+from flywheel_ml.utils.errors import ConfigError
 
 ROWS_A_CATEGORY = 3
 FEWEST_MOMENTS = 20

@@ -16,10 +16,10 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from ...catalog import STANDARD, names
-from ...contract import Column, Contract
-from ...errors import ConfigError
-from .inference import Proposal
+from flywheel_ml.core.catalog import STANDARD, names
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.data.adoption.inference import Proposal
+from flywheel_ml.utils.errors import ConfigError
 
 LINE = 120
 GATES = """
@@ -54,7 +54,7 @@ fetched instead, write it to `path` as Parquet, with the columns of contract.yam
 
 from pathlib import Path
 
-from flywheel_ml.errors import DataError
+from flywheel_ml.utils.errors import DataError
 
 
 def fetch(path: Path) -> None:

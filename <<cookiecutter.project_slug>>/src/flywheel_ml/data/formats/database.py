@@ -10,8 +10,9 @@ from urllib.parse import quote, quote_plus
 
 import polars as pl
 
-from ...errors import DataError, ProjectError
-from ...strict import repeated
+from flywheel_ml.utils.databases import DRIVERS
+from flywheel_ml.utils.errors import DataError, ProjectError
+from flywheel_ml.utils.strict import repeated
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -98,8 +99,6 @@ def _storable(column: pl.Series) -> pl.Series:
 def _url(source: str) -> "URL":
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
-
-    from ...prediction_log.opening import DRIVERS
 
     try:
         url = make_url(source)

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from ...errors import DataError
+from flywheel_ml.utils.errors import DataError
 
 _SHOWN = 60
 _REMEDY = "write one object a line, or one list of them (pandas: to_json(path, orient='records', lines=True))"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from ...errors import DataError
-from .repairs import Repair
+from flywheel_ml.data.formats.repairs import Repair
+from flywheel_ml.utils.errors import DataError
 
 _MAGIC = b"PAR1"
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import polars as pl
 
-from ...errors import DataError
-from ...strict import nearest, repeated
-from . import database, json_rows, parquet, text
-from .repairs import Repair
+from flywheel_ml.data.formats import database, json_rows, parquet, text
+from flywheel_ml.data.formats.repairs import Repair
+from flywheel_ml.utils.errors import DataError
+from flywheel_ml.utils.strict import nearest, repeated
 
 _MAGIC = {
     b"PAR1": "Parquet",

@@ -15,10 +15,10 @@ from typing import BinaryIO, NamedTuple, TextIO, cast
 import numpy as np
 import polars as pl
 
-from ...errors import DataError
-from . import layout
-from .layout import Layout, Record
-from .repairs import Repair
+from flywheel_ml.data.formats import layout
+from flywheel_ml.data.formats.layout import Layout, Record
+from flywheel_ml.data.formats.repairs import Repair
+from flywheel_ml.utils.errors import DataError
 
 _BLOCK = 1_048_576
 _HEAD = 262_144

@@ -8,11 +8,11 @@ from itertools import product
 
 import polars as pl
 
-from .... import timestamps
-from ....contract import Column, Parse
-from ....parsing.series import parse_series
-from ..words import words
-from .detected import MOSTLY, TEXT, TOLERANCE, Detected, share, words_among
+from flywheel_ml.core.contract import Column, Parse
+from flywheel_ml.core.parsing.series import parse_series
+from flywheel_ml.data.adoption.detection.detected import MOSTLY, TEXT, TOLERANCE, Detected, share, words_among
+from flywheel_ml.data.adoption.words import words
+from flywheel_ml.utils import timestamps
 
 _DAYS = (
     "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d.%m.%y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y",

@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
-from ....contract import FLOAT_LIMIT, INTEGER_LIMIT, MISSING, Column, ColumnType, Parse
-from ....parsing import MARKERS
-from ....parsing.grammar import FEWEST_ZEROS, ZEROS
-from ....parsing.series import clean, parse_series, plain
+from flywheel_ml.core.contract import FLOAT_LIMIT, INTEGER_LIMIT, MISSING, Column, ColumnType, Parse
+from flywheel_ml.core.parsing import MARKERS
+from flywheel_ml.core.parsing.grammar import FEWEST_ZEROS, ZEROS
+from flywheel_ml.core.parsing.series import clean, parse_series, plain
 
 TOLERANCE = 0.01
 """Share of cells that may be no number, or no date, in a column of numbers or dates; they become missing."""

@@ -2,10 +2,10 @@
 
 import polars as pl
 
-from .... import timestamps
-from ....contract import INTEGER_LIMIT
-from . import dates, numbers, texts
-from .detected import CODE, TEXT, TOLERANCE, Detected, Hints, held, share
+from flywheel_ml.core.contract import INTEGER_LIMIT
+from flywheel_ml.data.adoption.detection import dates, numbers, texts
+from flywheel_ml.data.adoption.detection.detected import CODE, TEXT, TOLERANCE, Detected, Hints, held, share
+from flywheel_ml.utils import timestamps
 
 
 def guess_all(sample: pl.DataFrame, hints: Hints) -> tuple[dict[str, Detected | None], Hints]:

@@ -5,10 +5,20 @@ from typing import NamedTuple
 
 import polars as pl
 
-from ....contract import INTEGER_LIMIT, Column, Parse
-from ....parsing import grammar
-from ....parsing.series import parse_series
-from .detected import CODE, MOSTLY, TEXT, TOLERANCE, Detected, Hints, fitting, share, words_among
+from flywheel_ml.core.contract import INTEGER_LIMIT, Column, Parse
+from flywheel_ml.core.parsing import grammar
+from flywheel_ml.core.parsing.series import parse_series
+from flywheel_ml.data.adoption.detection.detected import (
+    CODE,
+    MOSTLY,
+    TEXT,
+    TOLERANCE,
+    Detected,
+    Hints,
+    fitting,
+    share,
+    words_among,
+)
 
 
 class Style(NamedTuple):

@@ -2,8 +2,8 @@
 
 import polars as pl
 
-from ....parsing.series import clean
-from .detected import TEXT, Detected, Hints
+from flywheel_ml.core.parsing.series import clean
+from flywheel_ml.data.adoption.detection.detected import TEXT, Detected, Hints
 
 _NA = ("NA", "N/A")
 _NO_VALUE = (*_NA, "NaN", "nan", "NULL", "null", "<NA>", "#N/A", "NaT", "\\N")

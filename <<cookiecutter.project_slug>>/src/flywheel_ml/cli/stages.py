@@ -1,0 +1,31 @@
+"""The stages of dvc.yaml by name; each is a process of its own that imports what it needs and nothing else."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from flywheel_ml.core import stage
+from flywheel_ml.core.project import Project
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.strict import nearest
+
+STAGES = {
+    "ingest": "flywheel_ml.data.ingest",
+    "validate": "flywheel_ml.data.validate",
+    "split": "flywheel_ml.data.split",
+    "train": "flywheel_ml.model.training.train",
+    "evaluate": "flywheel_ml.model.evaluation.evaluate",
+    "package": "flywheel_ml.model.packaging.package",
+}
+
+
+def main(project: Project, arguments: Sequence[str]) -> NoReturn:
+    """Run the stage that is named; its errors become one line and an exit status other than 0."""
+
+    def run() -> None:
+        name = arguments[0] if len(arguments) == 1 else ""
+        if name not in STAGES:
+            raise ConfigError(f"stage '{' '.join(arguments)}' is not a stage; {nearest(name, list(STAGES))}")
+        import_module(STAGES[name]).main(project)
+
+    stage.run(run)

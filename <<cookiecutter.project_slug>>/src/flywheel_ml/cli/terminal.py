@@ -1,0 +1,163 @@
+"""What the command line prints beside single lines: tables, verdicts, next steps."""
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.utils import words
+
+if TYPE_CHECKING:
+    from flywheel_ml.core.routing import Routing
+    from flywheel_ml.data.adoption.adopt import Examined
+    from flywheel_ml.flows.explaining import Explained
+    from flywheel_ml.model.evaluation.gate import Check
+    from flywheel_ml.monitoring.run import Monitored
+
+SHOWN_COLUMNS = 60
+BAR, SHOWN_CHARACTERS = 12, 24
+"""Characters of the longest bar, and of a value, in a table."""
+
+console = Console(highlight=False)
+
+
+def show_standing(now: "Routing", server: str, settings: Settings) -> None:
+    """Print who answers what share, and how that went."""
+    from flywheel_ml.flows import rollout, standing
+
+    table = Table("who", "version", "digest", "share", "since (UTC)", "rows", "mean score", "ms", "last row")
+    table.box, table.header_style = None, "bold"
+    found = standing.standings(now, settings)
+    for one in found:
+        told, cells = one.tally, ["0", "", "", ""]
+        if told:
+            last = datetime.fromtimestamp(told.last_us / 1e6, tz=UTC)
+            cells = [
+                f"{told.rows:,}",
+                "–" if math.isnan(told.mean_score) else f"{told.mean_score:.4f}",
+                f"{told.mean_latency_us / 1000:.2f}",
+                f"{last:%m-%d %R}",
+            ]
+        share = "" if one.share is None else rollout.percent(one.share)
+        since = one.since[5:16].replace("T", " ")
+        table.add_row(one.variant, one.version, words.short(one.digest), share, since, *cells)
+    console.print(table)
+    if undigested := sum(one.undigested for one in found):
+        console.print(
+            f"{words.rows(undigested)} of these were logged before digests, and are counted by their version alone",
+            soft_wrap=True,
+        )
+    if state := standing.breaker(now, server, settings):
+        console.print(f"breaker: {escape(state)}", soft_wrap=True)
+
+
+def show_explained(found: "Explained") -> None:
+    """Print a prediction, and what each column added to its score."""
+    logged, why = found.prediction, found.explanation
+    when = datetime.fromtimestamp(logged.timestamp_us / 1e6, tz=UTC)
+    console.print(
+        f"Prediction {escape(logged.id)} of {when:%F %T} UTC, by version {escape(logged.model_version)} "
+        f"({escape(logged.variant)}, sha256 {words.short(logged.model_digest)}): "
+        f"[bold]{escape(_json(why.prediction))}[/]",
+        soft_wrap=True,
+    )
+    largest = max(abs(one.contribution) for one in why.contributions)
+    places = _decimals(max(largest, abs(why.score), abs(why.base)))
+    what = "value" if why.explained_class is None else f"probability of {escape(_json(why.explained_class))}"
+    console.print(
+        f"[bold]{what} {why.score:.{places}f}[/] = {why.base:.{places}f}, the mean of "
+        f"{why.method.background_rows} training rows, {why.score - why.base:+.{places}f} through its columns:",
+        soft_wrap=True,
+    )
+    table = Table("column", "value", "contribution", "", "error", box=None, header_style="bold")
+    table.columns[1].no_wrap, table.columns[1].max_width = True, SHOWN_CHARACTERS
+    table.columns[2].justify = table.columns[4].justify = "right"
+    for one in why.contributions[:SHOWN_COLUMNS]:
+        bar = "█" * round(BAR * abs(one.contribution) / largest) if largest else ""
+        table.add_row(
+            escape(one.column),
+            escape(" ".join(_json(one.value).split())),
+            f"{one.contribution:+.{places}f}",
+            f"[{'red' if one.contribution < 0 else 'green'}]{bar}[/]",
+            f"{one.standard_error:.{places}f}" if one.standard_error else "none",
+        )
+    if others := why.contributions[SHOWN_COLUMNS:]:
+        table.add_row(f"{len(others):,} more", "", f"{sum(one.contribution for one in others):+.{places}f}", "", "")
+    console.print(table)
+
+
+def show_proposal(found: "Examined") -> None:
+    """Print what `adopt` decided, and the hazards it saw."""
+    from flywheel_ml.data.adoption.columns import described
+
+    profile, proposal = found.profile, found.proposal
+    read = f" ({', '.join(profile.told)})" if profile.told else ""
+    console.print(f"{profile.rows:,} rows × {len(profile.columns):,} columns{read}")
+    of_all, by_column = proposal.decisions[:2], proposal.decisions[2:]
+    for decision in of_all:
+        console.print(f"[bold]{decision.what}[/]: {escape(decision.why)}", soft_wrap=True)
+    table = Table("column", "role", "type", "values", "why", box=None, header_style="bold")
+    for column, decision in list(zip(proposal.columns, by_column, strict=True))[:SHOWN_COLUMNS]:
+        cells = (column["name"], decision.what, column["type"], "; ".join(described(column)), decision.why)
+        table.add_row(*map(escape, cells), style="dim" if decision.what == "ignored" else None)
+    console.print(table)
+    if len(by_column) > SHOWN_COLUMNS:
+        console.print(f"… and {len(by_column) - SHOWN_COLUMNS:,} more columns; contract.yaml will name them all")
+    for hazard in proposal.hazards[:SHOWN_COLUMNS]:
+        colour = {"refused": "red", "warned": "yellow", "handled": "dim"}[hazard.severity]
+        where = f"{escape(hazard.column)}: " if hazard.column else ""
+        told = f"{hazard.kind}: {escape(hazard.evidence)}; {escape(hazard.remedy)}"
+        console.print(f"  [{colour}]{hazard.severity:8}[/] {where}{told}", soft_wrap=True)
+    if len(proposal.hazards) > SHOWN_COLUMNS:
+        console.print(f"… and {len(proposal.hazards) - SHOWN_COLUMNS:,} more hazards")
+
+
+def show_window(found: "Monitored") -> None:
+    """Print what monitoring found in a window."""
+    for alert in found.alerts:
+        console.print(f"[bold]{alert.severity}[/]: {alert.what}: {escape(alert.evidence)}", soft_wrap=True)
+    console.print(
+        f"[bold]{found.result.verdict}[/]: {words.rows(found.result.volume.rows)}; report: {found.html}", soft_wrap=True
+    )
+
+
+def show_checks(checks: "list[Check]") -> None:
+    """Print what each gate said."""
+    for check in checks:
+        mark = "[green]passed [/]" if check.passed else "[red]REFUSED[/]"
+        console.print(f"  {mark} {check.gate}: {escape(check.reason)}", soft_wrap=True)
+
+
+def say_uncommitted() -> None:
+    """Say what git does not know yet of what was run, if anything."""
+    from flywheel_ml.flows.versioning import git
+
+    if changed := git.uncommitted():
+        paths = " ".join(f"'{name}'" if "*" in name else name for name in changed)
+        console.print(
+            f"Not in git yet, and needed to find this version again: git add {paths} && git commit", soft_wrap=True
+        )
+
+
+def say_next(role: str) -> None:
+    """Say what to do with a model of this role."""
+    if role == "champion":
+        console.print("Next: `make serve` answers predictions, `make ui` shows the run.")
+    elif role == "challenger":
+        console.print("Next: `make promote` makes it champion, `make rollout` shows all versions.")
+    elif role == "rolled back":
+        console.print("It was rolled back; `make promote VERSION=` makes it champion all the same.")
+
+
+def _decimals(size: float) -> int:
+    """Digits after the point that show a number of this size to four significant ones."""
+    return max(0, 3 - math.floor(math.log10(size))) if size else 4
+
+
+def _json(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,78 @@
+"""Turns a classifier's probabilities into calibrated ones, in NumPy and row by row."""
+
+from typing import Literal
+
+import numpy as np
+
+from flywheel_ml.utils import strict
+
+Method = Literal["none", "temperature", "sigmoid", "isotonic"]
+METHODS: tuple[Method, ...] = ("none", "temperature", "sigmoid", "isotonic")
+"""The simplest first."""
+SMALLEST = 1e-6
+"""Probabilities are clipped to [SMALLEST, 1 − SMALLEST] before their logit is taken."""
+
+
+class Curve(strict.Strict):
+    """What one class's probability becomes: `x` → `y`, linear between knots and flat beyond them."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+class Calibration(strict.Strict):
+    """A fitted calibrator.
+
+    `temperature` and `sigmoid` map the logit z of each class to slope · z + intercept (of two classes the positive one
+    only; the temperature of more divides log probabilities); `isotonic` has a curve for each class, or for the
+    positive one of two. Sources: Platt 1999, "Probabilistic Outputs for Support Vector Machines"; Zadrozny & Elkan
+    2002, "Transforming classifier scores into accurate multiclass probability estimates"; Guo et al. 2017, "On
+    Calibration of Modern Neural Networks".
+    """
+
+    method: Method
+    slopes: tuple[float, ...] = ()
+    intercepts: tuple[float, ...] = ()
+    curves: tuple[Curve, ...] = ()
+
+    def apply(self, probabilities: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities, float64 [n_rows, n_classes], that sum to 1 in each row."""
+        found = probabilities.astype(np.float64)
+        if self.method == "none":
+            return found
+        if found.shape[1] == 2:
+            positive = self._of_class(found[:, 1], 0)
+            return np.stack((1 - positive, positive), axis=1)
+        if self.method == "temperature":
+            return _normalized(np.clip(found, SMALLEST, None) ** self.slopes[0])
+        return _normalized(np.stack([self._of_class(found[:, at], at) for at in range(found.shape[1])], axis=1))
+
+    def _of_class(self, probability: np.ndarray, at: int) -> np.ndarray:
+        if self.method == "isotonic":
+            curve = self.curves[at]
+            found: np.ndarray = np.interp(probability, curve.x, curve.y)
+            return found
+        return sigmoid(self.slopes[at] * logit(probability) + self.intercepts[at])
+
+
+def logit(probability: np.ndarray) -> np.ndarray:
+    """Log odds of clipped probabilities."""
+    clipped = np.clip(probability, SMALLEST, 1 - SMALLEST)
+    odds: np.ndarray = np.log(clipped / (1 - clipped))
+    return odds
+
+
+def sigmoid(odds: np.ndarray) -> np.ndarray:
+    """Probability of log odds."""
+    found: np.ndarray = 1 / (1 + np.exp(-odds))
+    return found
+
+
+def _normalized(values: np.ndarray) -> np.ndarray:
+    """Each row [n_classes] divided by its sum."""
+    # Column by column: NumPy's own sum over a row goes in another order for few rows.
+    total = values[:, 0].copy()
+    for at in range(1, values.shape[1]):
+        total += values[:, at]
+    found: np.ndarray = values / total[:, None]
+    return found

@@ -1,0 +1,382 @@
+"""What a row is: the one truth behind table check, request model, model inputs, drift profile and data card.
+
+Columns travel through the package as `Columns`: one NumPy array of n_rows per name.
+`float`, `integer` and `boolean` are float64 with NaN for missing, `string` is object with None,
+`datetime` is datetime64[us] with NaT: the wall-clock time in the zone that the column declares.
+"""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from flywheel_ml.utils import strict, timestamps
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.files import canonical, sha256_text
+
+ColumnType = Literal["float", "integer", "string", "boolean", "datetime"]
+Role = Literal["id", "time", "target", "feature", "weight", "ignored"]
+Task = Literal["binary", "multiclass", "regression"]
+Part = Literal["hour", "weekday", "month", "day", "hour_cycle", "weekday_cycle", "year_cycle", "elapsed"]
+Label = bool | int | str
+Columns = Mapping[str, np.ndarray]
+
+MISSING = "__missing__"
+"""What a missing string becomes before the model sees it; no value may be called so."""
+
+SCORED = ("prediction", "score", "probabilities", "low", "high", "model_version")
+"""What scoring adds to a table; no column may be called so."""
+
+PARTS: tuple[Part, ...] = ("hour", "weekday")
+"""What a moment is expanded into where the contract does not say."""
+
+NO_MOMENT = timestamps.NO_TIMESTAMP
+
+FLOAT_LIMIT = float(np.finfo(np.float32).max)
+"""Models see float32; beyond this a number would reach them as infinity."""
+INTEGER_LIMIT = 2**53
+"""Columns travel as float64; beyond this neighbouring integers are not told apart."""
+
+_ISO = (timestamps.compiled(timestamps.ISO),)
+_NOT_IN_SYMBOLS = frozenset("0123456789.,+-()' ")
+_NOTHING = np.array(None, dtype=object)
+_NO_TIME = np.iinfo(np.int64).min
+
+
+class Parse(strict.Strict):
+    """How the cells of a column are written, where that is not canonical text; keys are named as in pandas.read_csv.
+
+    `na_values` are missing, besides empty cells and the usual markers (see `parsing.MARKERS`). `symbols` (currency,
+    percent, unit) are stripped from numbers. `true_values` and `false_values` add to true, yes, t, 1 and their
+    opposites, whatever their case. `date_formats` are tried in order: strptime formats, `iso8601`, `epoch_s`,
+    `epoch_ms`, `epoch_us`, `epoch_ns`, `excel_days`; ISO 8601 is always read as well.
+    """
+
+    na_values: tuple[str, ...] = ()
+    decimal: Literal[".", ","] = "."
+    thousands: Literal["", ",", ".", " ", "'"] = ""
+    symbols: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    true_values: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    false_values: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    date_formats: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.decimal == self.thousands:
+            raise ValueError(f"decimal and thousands are both '{self.decimal}'; only one of them can be")
+        for key in ("na_values", "symbols", "true_values", "false_values"):
+            for value in getattr(self, key):
+                if (clean := unicodedata.normalize("NFC", value.strip())) != value:
+                    raise ValueError(
+                        f"{key}: cells are stripped and in NFC, so {value!r} never occurs; write {clean!r}"
+                    )
+        for symbol in self.symbols:
+            if symbol[0] in _NOT_IN_SYMBOLS or symbol.rstrip(".")[-1] in _NOT_IN_SYMBOLS:
+                raise ValueError(f"symbols: {symbol!r} begins or ends with a part of a number; leave that part out")
+        words = [*map(str.lower, self.true_values), *map(str.lower, self.false_values), *self.na_values]
+        if twice := strict.repeated(words):
+            raise ValueError(f"'{twice[0]}' stands twice among na_values, true_values and false_values")
+        for name in self.date_formats:
+            timestamps.compiled(name)
+        return self
+
+
+_PARSE_KEYS = {
+    "decimal": ("float", "integer"),
+    "thousands": ("float", "integer"),
+    "symbols": ("float", "integer"),
+    "true_values": ("boolean",),
+    "false_values": ("boolean",),
+    "date_formats": ("datetime",),
+}
+"""The column types that a key of `Parse` fits; those that are not listed fit every type."""
+
+
+class Column(strict.Strict):
+    """One column: its type, its role, the values it may take, and what the model sees of a timestamp or a text.
+
+    `parts` are those of a datetime (see `features.PARTS`); `text` is true where words count, not the whole.
+    `source` is the column's name in the adopted file where that is another one. `time_zone` is the zone in which
+    datetimes without an offset are meant, and to which others are converted: an IANA name, an offset such as +01:00,
+    or `local` (the wall-clock time as written, its offset dropped). Without it, a value with an offset is rejected.
+    """
+
+    name: str = Field(min_length=1)
+    type: ColumnType
+    role: Role = "feature"
+    nullable: bool = False
+    range: tuple[float, float] | None = None
+    categories: tuple[str | int, ...] | None = None
+    unseen: float = Field(default=0.0, ge=0.0, le=1.0)
+    parts: tuple[Part, ...] = PARTS
+    text: bool = False
+    unit: str = ""
+    description: str = ""
+    personal: bool = False
+    source: str = ""
+    time_zone: str = ""
+    parse: Parse = Parse()
+
+    @model_validator(mode="after")
+    def _values_fit_type(self) -> Self:
+        if self.range is not None:
+            if self.type not in ("float", "integer"):
+                raise ValueError(f"column '{self.name}': a range needs type float or integer, not {self.type}")
+            if self.range[0] > self.range[1]:
+                raise ValueError(f"column '{self.name}': the range {list(self.range)} is upside down")
+        if self.categories is not None:
+            if self.type != "string" and (self.type, self.role) != ("integer", "target"):
+                raise ValueError(
+                    f"column '{self.name}': categories need type string, not {self.type}; "
+                    "only a target's classes may be integers"
+                )
+            wanted = str if self.type == "string" else int
+            if odd := [category for category in self.categories if type(category) is not wanted]:
+                raise ValueError(f"column '{self.name}': the category {odd[0]!r} is not of type {self.type}")
+            if len(set(self.categories)) != len(self.categories):
+                raise ValueError(f"column '{self.name}': a category stands twice")
+            if MISSING in self.categories:
+                raise ValueError(f"column '{self.name}': the category '{MISSING}' is reserved")
+        if self.unseen and self.categories is None:
+            raise ValueError(f"column '{self.name}': 'unseen' needs categories")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_model_sees_fits_type(self) -> Self:
+        if "parts" in self.model_fields_set and self.type != "datetime":
+            raise ValueError(f"column '{self.name}': parts need type datetime, not {self.type}")
+        if len(set(self.parts)) != len(self.parts):
+            raise ValueError(f"column '{self.name}': a part stands twice")
+        if self.text and (self.type != "string" or self.categories is not None):
+            raise ValueError(f"column '{self.name}': text needs type string without categories")
+        return self
+
+    @model_validator(mode="after")
+    def _cells_fit_type(self) -> Self:
+        for key, types in _PARSE_KEYS.items():
+            if getattr(self.parse, key) != Parse.model_fields[key].default and self.type not in types:
+                raise ValueError(f"column '{self.name}': parse.{key} needs type {' or '.join(types)}, not {self.type}")
+        if self.time_zone and self.type != "datetime":
+            raise ValueError(f"column '{self.name}': time_zone needs type datetime, not {self.type}")
+        try:
+            timestamps.check_zone(self.time_zone)
+        except ValueError as error:
+            raise ValueError(f"column '{self.name}': {error}") from None
+        if not self.time_zone and (epochs := timestamps.EPOCH_NS.keys() & set(self.parse.date_formats)):
+            raise ValueError(f"column '{self.name}': {min(epochs)} counts from UTC; add a time_zone, such as UTC")
+        for key, text in (("name", self.name), *(("category", str(value)) for value in self.categories or ())):
+            if (composed := unicodedata.normalize("NFC", text)) != text:
+                raise ValueError(f"column '{self.name}': the {key} '{text}' is not in NFC; write it as '{composed}'")
+        return self
+
+    @model_validator(mode="after")
+    def _role_fits_type(self) -> Self:
+        if self.role == "weight" and self.type not in ("float", "integer"):
+            raise ValueError(f"column '{self.name}': role weight needs type float or integer, not {self.type}")
+        if self.role == "time" and self.type != "datetime":
+            raise ValueError(f"column '{self.name}': role time needs type datetime, not {self.type}")
+        if self.role == "id" and self.type not in ("string", "integer"):
+            raise ValueError(f"column '{self.name}': role id needs type string or integer, not {self.type}")
+        if self.role in ("id", "time", "weight") and self.nullable:
+            raise ValueError(f"column '{self.name}': every row needs its {self.role}; drop 'nullable'")
+        if self.name in SCORED:
+            raise ValueError(f"column '{self.name}': scoring adds a column of this name; rename yours")
+        return self
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Lowest and highest value of a numeric column: its range, within what every part here can tell apart."""
+        most = INTEGER_LIMIT if self.type == "integer" else FLOAT_LIMIT
+        low, high = self.range or (-most, most)
+        return max(low, -most), min(high, most)
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the column's values are numbers (booleans count as 0 and 1)."""
+        return self.type in ("float", "integer", "boolean")
+
+
+class Contract(strict.Strict):
+    """All columns of the table, in order."""
+
+    version: Literal[1] = 1
+    name: str = Field(min_length=1)
+    description: str = ""
+    columns: tuple[Column, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        names = [column.name for column in self.columns]
+        if twice := strict.repeated(names):
+            raise ValueError(f"column '{twice[0]}' stands twice")
+        for role in ("id", "time", "target", "weight"):
+            found = [column.name for column in self.columns if column.role == role]
+            if len(found) > 1:
+                raise ValueError(f"role {role} is given to {len(found)} columns ({', '.join(found)}); give it to one")
+        if not any(column.role == "target" for column in self.columns):
+            raise ValueError("no column has role target; give it to the column to predict")
+        if not self.inputs:
+            raise ValueError("no column has role feature; the model needs at least one")
+        if not any(column.type != "datetime" or column.parts for column in self.inputs):
+            raise ValueError("no feature is left: the only inputs are moments without parts; give one of them parts")
+        if self.target.type == "datetime" or (self.target.type == "string" and not self.target.categories):
+            raise ValueError(
+                f"the target '{self.target.name}' is {self.target.type} without categories; list its classes, "
+                "or give the role to a boolean or a number"
+            )
+        if self.target.categories is not None and len(self.target.categories) < 2:
+            raise ValueError(f"the target '{self.target.name}' has one class only; there is nothing to tell apart")
+        if self.target.unseen:
+            raise ValueError(f"the target '{self.target.name}': every row needs a class of the contract; drop 'unseen'")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read contract.yaml.
+
+        Raises:
+            ConfigError: the file is missing, malformed or contradicts itself.
+        """
+        return strict.load(path, cls)
+
+    def _with_role(self, role: Role) -> Column | None:
+        return next((column for column in self.columns if column.role == role), None)
+
+    @property
+    def id(self) -> Column | None:
+        """The column that names a row, if there is one."""
+        return self._with_role("id")
+
+    @property
+    def time(self) -> Column | None:
+        """The column that says when a row happened, if there is one."""
+        return self._with_role("time")
+
+    @property
+    def weight(self) -> Column | None:
+        """The column of sample weights, if there is one."""
+        return self._with_role("weight")
+
+    @property
+    def target(self) -> Column:
+        """The column to predict."""
+        found = self._with_role("target")
+        assert found is not None
+        return found
+
+    @property
+    def inputs(self) -> tuple[Column, ...]:
+        """The columns a prediction is made from: features, and the time of the row."""
+        return tuple(column for column in self.columns if column.role in ("feature", "time"))
+
+    @property
+    def task(self) -> Task:
+        """What kind of prediction the target asks for: two classes, more of them, or a number."""
+        return {0: "regression", 2: "binary"}.get(len(self.classes), "multiclass")  # type: ignore[return-value]
+
+    @property
+    def classes(self) -> tuple[Label, ...]:
+        """What the target may be, the positive one of two last; nothing where it is a number."""
+        if self.target.type == "boolean":
+            return (False, True)
+        return self.target.categories or ()
+
+    def on_its_clock(self, moment: datetime) -> datetime:
+        """A point in time as the time column has it: one with an offset is converted to the column's time zone.
+
+        Raises:
+            ConfigError: it has an offset, and the time column declares no time zone.
+        """
+        try:
+            return timestamps.aware_to_zone(moment, self.time.time_zone if self.time else "UTC")
+        except ValueError as error:
+            raise ConfigError(f"{moment.isoformat()} {error}") from None
+
+    def truth(self, values: np.ndarray) -> np.ndarray:
+        """The target's array of `Columns` as numbers, float64 [n_rows]: the place of its class, or its value.
+
+        NaN stands for what is missing or no class of the contract.
+        """
+        if self.target.type != "string" and self.target.categories is None:
+            return values.astype(np.float64)
+        places = {label: at for at, label in enumerate(self.classes)}
+        return np.array([places.get(value, np.nan) for value in values.tolist()], dtype=np.float64)
+
+    def __getitem__(self, name: str) -> Column:
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise ConfigError(
+            f"contract.yaml has no column '{name}'; {strict.nearest(name, [column.name for column in self.columns])}"
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 over what the contract says, whatever its layout and comments."""
+        content = self.model_dump(mode="json")
+        for column, said in zip(self.columns, content["columns"], strict=True):
+            # What no earlier version knew does not count unless it says something: their bundles still open.
+            for key in ("source", "time_zone", "parse"):
+                if getattr(column, key) == Column.model_fields[key].default:
+                    del said[key]
+            if "parse" in said:
+                said["parse"] = column.parse.model_dump(mode="json", exclude_defaults=True)
+        return sha256_text(canonical(content))
+
+
+def as_array(column: Column, values: Sequence[Any]) -> np.ndarray:
+    """A column's Python values (None for missing) as the array type of `Columns`."""
+    if column.is_numeric:
+        return np.array(values, dtype=np.float64)
+    if column.type == "datetime":
+        # NumPy reads datetimes too, five times as slowly.
+        zone = column.time_zone or "UTC"
+        return np.array([_microseconds(value, zone) for value in values], dtype=np.int64).view("datetime64[us]")
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _microseconds(value: str | datetime | None, zone: str) -> int:
+    """What datetime64[us] counts."""
+    if value is None:
+        return _NO_TIME
+    local = moment(value, zone) if isinstance(value, str) else timestamps.aware_to_zone(value, zone)
+    since = local - timestamps.EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def missing(values: np.ndarray) -> np.ndarray:
+    """Which values of a `Columns` array are missing, bool [n_rows]."""
+    if values.dtype.kind == "O":
+        absent: np.ndarray = np.equal(values, _NOTHING)
+        return absent.astype(bool)
+    gaps: np.ndarray = np.isnat(values) if values.dtype.kind == "M" else np.isnan(values)
+    return gaps
+
+
+def from_rows(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """`Columns` of the named columns from rows of Python values; an absent key counts as missing."""
+    return {column.name: as_array(column, [row.get(column.name) for row in rows]) for column in columns}
+
+
+def moment(text: str, zone: str = "UTC") -> datetime:
+    """The timestamp that a text in ISO 8601 names, without a time zone (in `zone` where the text gives an offset).
+
+    Raises:
+        ValueError: the text names none.
+    """
+    if (plain := timestamps.plain(text)) is not None:
+        return plain
+    stamp = timestamps.parse(text, _ISO)
+    if stamp is None:
+        raise ValueError(NO_MOMENT)
+    return timestamps.to_zone(stamp, zone)
+
+
+def naive(value: datetime) -> datetime:
+    """A moment without its time zone, after conversion to UTC."""
+    return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo is not None else value

@@ -1,0 +1,287 @@
+"""From contract columns to the two arrays every model here takes: one way for training, batch, stream and API."""
+
+import ast
+import inspect
+import itertools
+import keyword
+import re
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flywheel_ml.core.contract import MISSING, SCORED, Column, Columns, Contract, Part, from_rows, missing
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.files import sha256_text
+from flywheel_ml.utils.strict import nearest, repeated
+
+Feature = Callable[..., np.ndarray]
+"""A function of columns, float [n_rows] each, that names them as its parameters; returns float [n_rows]."""
+
+MOST_WORDS = 200
+"""Words of a text that are looked at; a batch of texts takes room for as many words a row as its longest has."""
+_WORD = re.compile(r"\w+")
+
+
+class Inputs(NamedTuple):
+    """What the model sees: `num` float32 [n_rows, n_numeric] and `cat` object (str) [n_rows, n_categorical]."""
+
+    num: np.ndarray
+    cat: np.ndarray
+
+
+# Made once: for a few rows they cost as much as what is done with them.
+_DAYS, _MONTHS, _YEARS = (np.dtype(f"datetime64[{unit}]") for unit in "DMY")
+_DAY, _MINUTE, _MONTH = np.timedelta64(1, "D"), np.timedelta64(1, "m"), np.timedelta64(1, "M")
+_MONDAY, _JANUARY, _START = np.datetime64("1970-01-05"), np.datetime64("1970-01"), np.datetime64("2000-01-01")
+
+
+def _hour(moment: np.ndarray) -> np.ndarray:
+    minutes = (moment - moment.astype(_DAYS)) / _MINUTE
+    hours: np.ndarray = minutes / 60
+    return hours
+
+
+def _weekday(moment: np.ndarray) -> np.ndarray:
+    weekday: np.ndarray = np.mod((moment.astype(_DAYS) - _MONDAY) / _DAY, 7)
+    return weekday
+
+
+def _month(moment: np.ndarray) -> np.ndarray:
+    month: np.ndarray = np.mod((moment.astype(_MONTHS) - _JANUARY) / _MONTH, 12) + 1
+    return month
+
+
+def _day(moment: np.ndarray) -> np.ndarray:
+    day: np.ndarray = (moment.astype(_DAYS) - moment.astype(_MONTHS)) / _DAY + 1
+    return day
+
+
+def _year(moment: np.ndarray) -> np.ndarray:
+    """Days since the year began."""
+    days: np.ndarray = (moment - moment.astype(_YEARS)) / _DAY
+    return days
+
+
+def _elapsed(moment: np.ndarray) -> np.ndarray:
+    days: np.ndarray = (moment - _START) / _DAY
+    return days
+
+
+def _cycle(
+    name: str, of: Callable[[np.ndarray], np.ndarray], period: float
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    return {
+        f"{name}_sin": lambda moment: np.sin(of(moment) * (2 * np.pi / period)),
+        f"{name}_cos": lambda moment: np.cos(of(moment) * (2 * np.pi / period)),
+    }
+
+
+PARTS: dict[Part, dict[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "hour": {"hour": _hour},
+    "weekday": {"weekday": _weekday},
+    "month": {"month": _month},
+    "day": {"day": _day},
+    "hour_cycle": _cycle("hour", _hour, 24),
+    "weekday_cycle": _cycle("weekday", _weekday, 7),
+    "year_cycle": _cycle("year", _year, 365.2425),
+    "elapsed": {"elapsed": _elapsed},
+}
+"""What a datetime column can be expanded into, and the features that each part gives.
+
+Hour of day [0, 24) with minutes as fraction, weekday 0 (Monday) to 6, month 1 to 12, day of month 1 to 31; sine and
+cosine of hour, weekday and day of year; days since 2000. For a column beside the row's time, `elapsed` is instead the
+days from the column to that time.
+"""
+
+
+def tokens(text: str) -> str:
+    """The words of a text in lower case, the first `MOST_WORDS`, one space between; MISSING for none, or itself.
+
+    Everything that languages, libraries and locales could disagree on happens here: the graph splits at spaces only.
+    """
+    return " ".join(itertools.islice((found.group().lower() for found in _WORD.finditer(text)), MOST_WORDS)) or MISSING
+
+
+class Featurizer:
+    """Turns `Columns` into `Inputs`, in an order fixed by the contract and the table of derived features.
+
+    Raises:
+        ConfigError: a derived feature asks for a column that the contract does not have as an input, or two
+            features have one name.
+    """
+
+    def __init__(self, contract: Contract, features: Sequence[Feature] = ()) -> None:
+        inputs = contract.inputs
+        time = contract.time.name if contract.time else ""
+        self._numeric = [c.name for c in inputs if c.is_numeric]
+        self._moments = [
+            (f"{c.name}.{name}", c.name, time if part == "elapsed" and c.name != time else "", function)
+            for c in inputs
+            if c.type == "datetime"
+            for part in c.parts
+            for name, function in PARTS[part].items()
+        ]
+        self._strings = [c for c in inputs if c.type == "string"]
+        self._derived: list[tuple[Feature, list[str]]] = []
+        names = {parameter(c.name): c.name for c in inputs}
+        for function in features:
+            needs = list(inspect.signature(function).parameters)
+            if absent := [need for need in needs if need not in names]:
+                raise ConfigError(
+                    f"features.py: '{_name(function)}' takes '{absent[0]}', which is no input column of contract.yaml; "
+                    + nearest(absent[0], list(names))
+                )
+            self._derived.append((function, [names[need] for need in needs]))
+        made = [*(name for name, *_ in self._moments), *(_name(function) for function, _ in self._derived)]
+        taken = [*made, *(column.name for column in inputs)]
+        if twice := repeated(taken):
+            raise ConfigError(
+                f"two features are called '{twice[0]}': columns of contract.yaml, parts of its moments "
+                "(<column>.hour and the like) and functions of features.py; rename one"
+            )
+        if reserved := [name for name in made if name in SCORED]:
+            raise ConfigError(f"derived.py: scoring adds a column called '{reserved[0]}'; rename the function")
+        used = {need for _, column, time, _ in self._moments for need in (column, time)}
+        used.update(need for _, needs in self._derived for need in needs)
+        self._needed = [column for column in inputs if column.name in used]
+        self._take = itemgetter(*self._numeric) if self._numeric else tuple
+        self.unused: frozenset[str] = frozenset(c.name for c in inputs if c.type == "datetime" and c.name not in used)
+        """Input columns that no feature is made from: moments without parts, the row's time among them."""
+        self.numeric: tuple[str, ...] = (*self._numeric, *made)
+        self.categorical: tuple[Column, ...] = tuple(self._strings)
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        """Derived feature → sha256 of what it computes, see `definition`."""
+        return {_name(function): definition(function) for function, _ in self._derived}
+
+    def encode(self, columns: Columns) -> Inputs:
+        """Inputs for n_rows; pure, and row by row: a row's result does not depend on its neighbours.
+
+        A number that float32 cannot hold, an infinity say, counts as missing.
+        """
+        n_rows = len(next(iter(columns.values())))
+        num = np.empty((n_rows, len(self.numeric)), dtype=np.float32)
+        with np.errstate(all="ignore"):
+            for at, name in enumerate(self._numeric):
+                num[:, at] = columns[name]
+            self._complete(num, columns)
+        cat = np.empty((n_rows, len(self._strings)), dtype=object)
+        for position, column in enumerate(self._strings):
+            values = columns[column.name]
+            if column.text:
+                known = {value: MISSING if value is None else tokens(value) for value in set(values.tolist())}
+                cat[:, position] = [known[value] for value in values.tolist()]
+                continue
+            cat[:, position] = np.where(missing(values), MISSING, values) if None in values.tolist() else values
+        return Inputs(num, cat)
+
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Inputs:
+        """As `encode` of `from_rows`, to the last bit: n_rows of Python values, None or no key for missing.
+
+        It is for few rows, where NumPy costs by the call: it is called as seldom as can be.
+        """
+        num = np.empty((len(rows), len(self.numeric)), dtype=np.float32)
+        with np.errstate(all="ignore"):
+            if wide := len(self._numeric):
+                num[:, :wide] = np.array(self._numbers(rows), dtype=np.float64).reshape(-1, wide)
+            self._complete(num, from_rows(self._needed, rows))
+        names = [column.name for column in self._strings]
+        cat = np.array(
+            [[MISSING if (text := row.get(name)) is None else text for name in names] for row in rows], dtype=object
+        ).reshape(len(rows), len(names))
+        for position, column in enumerate(self._strings):
+            if column.text:
+                cat[:, position] = [tokens(text) for text in cat[:, position].tolist()]
+        return Inputs(num, cat)
+
+    def watched(self, columns: Columns) -> dict[str, np.ndarray]:
+        """The features beyond the contract's columns that drift is looked for in, float64 [n_rows] each.
+
+        They are the derived ones and the days from a moment to its row's time: parts of the calendar differ between
+        any two windows.
+        """
+        wanted = {
+            *(name for name, _, time, _ in self._moments if time),
+            *(_name(function) for function, _ in self._derived),
+        }
+        names = self.numeric[len(self._numeric) :]
+        with np.errstate(all="ignore"):
+            made = {
+                name: np.asarray(values, dtype=np.float32).astype(np.float64)
+                for name, values in zip(names, self._made(columns), strict=True)
+                if name in wanted
+            }
+        return {name: np.where(np.isinf(values), np.nan, values) for name, values in made.items()}
+
+    def _numbers(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+        try:
+            return list(map(self._take, rows))
+        except KeyError:  # Something was left out.
+            return [[row.get(name) for name in self._numeric] for row in rows]
+
+    def _complete(self, num: np.ndarray, columns: Columns) -> None:
+        """Fill in what is made of columns, where their own numbers are in place."""
+        for at, values in enumerate(self._made(columns), start=len(self._numeric)):
+            num[:, at] = values
+        num[np.isinf(num)] = np.nan
+
+    def _made(self, columns: Columns) -> Iterator[np.ndarray]:
+        for _, name, time, function in self._moments:
+            if time:
+                yield (columns[time] - columns[name]) / _DAY
+            else:
+                yield function(columns[name])
+        for derive, needs in self._derived:
+            yield derive(*(columns[need] for need in needs))
+
+
+def parameter(column: str) -> str:
+    """What a derived feature calls a column: its name, with "_" for all that no Python name can have."""
+    # Python reads names in this normal form, in which "ﬁ" is "fi".
+    normal = unicodedata.normalize("NFKC", column)
+    name = "".join(letter if f"_{letter}".isidentifier() else "_" for letter in normal)
+    return name if name.isidentifier() and not keyword.iskeyword(name) else f"_{name}"
+
+
+def definition(function: Feature) -> str:
+    """sha256 of what a function computes: moves with its meaning, not with comments, docstrings or layout.
+
+    The functions and constants of its own module that it uses belong to it.
+    """
+    module = inspect.getmodule(function)
+    beside = _by_name(ast.parse(inspect.getsource(module))) if module else {}
+    waiting, told = _by_name(ast.parse(textwrap.dedent(inspect.getsource(function)))), dict[str, str]()
+    while waiting:
+        name, node = waiting.popitem()
+        told[name] = ast.unparse(_without_docstrings(node))
+        used = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        waiting |= {name: beside[name] for name in used & beside.keys() - told.keys()}
+    return sha256_text("\n".join(told[name] for name in sorted(told)))
+
+
+def _by_name(module: ast.Module) -> dict[str, ast.stmt]:
+    """The statements of a module that define something, by what they define; imports belong to others."""
+    found: dict[str, ast.stmt] = {}
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {inner.id: node for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)}
+    return found
+
+
+def _without_docstrings(tree: ast.stmt) -> ast.stmt:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _name(function: Feature) -> str:
+    return str(function.__name__)

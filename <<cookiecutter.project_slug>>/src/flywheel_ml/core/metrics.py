@@ -1,0 +1,388 @@
+"""The measures, used by evaluation, monitoring and experiments.
+
+`judge` takes any task; its parts are for one. Every result is a plain float and finite; a measure that the rows
+leave undefined (no positive row, no negative row, no row at all) is absent. Nothing here uses threads, so the bits
+do not depend on their number.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    f1_score,
+    log_loss,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
+
+from flywheel_ml.core.contract import Task
+
+CALIBRATION_BINS = 15
+MAX_POINTS = 200
+
+Points = list[dict[str, float]]
+
+HEADLINE: dict[Task, str] = {"binary": "roc_auc", "multiclass": "roc_auc", "regression": "r2"}
+"""The measure that gates and tables go by; higher is better."""
+LOSS: dict[Task, str] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
+"""The measure of distance to the truth; lower is better."""
+
+
+class Confusion(NamedTuple):
+    """Counts of right and wrong answers at one threshold, or the sums of their weights."""
+
+    true_positive: float
+    false_positive: float
+    false_negative: float
+    true_negative: float
+
+
+class Reliability(NamedTuple):
+    """Calibration in bins of about equally many rows: mean score, share of positives and rows, each [n_bins]."""
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    rows: np.ndarray
+
+
+class Decision(NamedTuple):
+    """Where two classes part: the threshold, and the costs of a false alarm and of a miss."""
+
+    threshold: float
+    false_positive: float = 1.0
+    false_negative: float = 1.0
+
+
+def judge(
+    task: Task,
+    truth: np.ndarray,
+    output: np.ndarray,
+    decision: Decision | None = None,
+    weights: np.ndarray | None = None,
+) -> dict[str, float]:
+    """All measures of a model's output, whatever the task.
+
+    Args:
+        truth: float [n_rows], the place of the true class or the true value; see `Contract.truth`.
+        output: float [n_rows, n_classes] of probabilities, or [n_rows, 3]: value, low and high end of its interval.
+        decision: for two classes.
+        weights: float [n_rows], what each row counts; None if all count alike.
+    """
+    if task == "regression":
+        return regression(truth, output, weights)
+    if task == "multiclass":
+        return multiclass(truth.astype(np.intp), output, weights)
+    assert decision is not None
+    return binary(truth, output[:, -1], *decision, weights=weights)
+
+
+def loss(task: Task, truth: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The measure of `LOSS` alone, of answers that need no decision and no interval.
+
+    Args:
+        truth: float [n_rows], as of `judge`.
+        answers: float [n_rows, n_classes] of probabilities, or [n_rows, 1] of values.
+    """
+    if task == "regression":
+        return float(np.sqrt(np.average((answers[:, 0].astype(np.float64) - truth) ** 2, weights=weights)))
+    likely = answers[np.arange(len(truth)), truth.astype(np.intp)].astype(np.float64)
+    return float(np.average(-np.log(np.clip(likely, np.finfo(np.float64).eps, None)), weights=weights))
+
+
+def scores(task: Task, output: np.ndarray) -> np.ndarray:
+    """One number for each row of an output, float [n_rows]: what is profiled and sorted by.
+
+    The probability of the positive class of two, of the likeliest of more, or the value itself.
+    """
+    if task == "regression":
+        return output[:, 0]
+    found: np.ndarray = output[:, -1] if task == "binary" else output.max(axis=1)
+    return found
+
+
+def regression(truth: np.ndarray, output: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+    """mae, rmse, bias (mean of value − truth), coverage and width of the intervals; r2 where the truth varies.
+
+    Args:
+        truth: float [n_rows].
+        output: float [n_rows, 3]: value, low and high end of its interval.
+    """
+    if len(truth) == 0:
+        return {}
+    value, low, high = output.astype(np.float64).T
+    error = value - truth
+
+    def mean(values: np.ndarray) -> float:
+        return float(np.average(values, weights=weights))
+
+    measures = {
+        "mae": mean(np.abs(error)),
+        "rmse": np.sqrt(mean(error**2)),
+        "bias": mean(error),
+        "coverage": mean((low <= truth) & (truth <= high)),
+        "interval_width": mean(high - low),
+    }
+    spread = mean((truth - mean(truth)) ** 2)
+    if spread > 0:
+        measures["r2"] = 1 - mean(error**2) / spread
+    return {name: float(found) for name, found in measures.items()}
+
+
+def multiclass(truth: np.ndarray, output: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+    """accuracy, log_loss, macro_f1, lowest_recall and calibration_error of the answers; roc_auc where it is defined.
+
+    ROC AUC is each class against the rest, averaged over the classes that occur beside others (Fawcett 2006, "An
+    introduction to ROC analysis"); macro F1 averages over the classes that occur, and the lowest
+    recall is that of the one among them which is found least.
+
+    Args:
+        truth: int [n_rows], the place of the true class.
+        output: float [n_rows, n_classes] of probabilities.
+    """
+    if len(truth) == 0:
+        return {}
+    output = output.astype(np.float64)
+    output = output / output.sum(axis=1, keepdims=True)  # float32 sums to 1 only nearly.
+    answer = output.argmax(axis=1)
+    present = np.unique(truth)
+    right = answer == truth
+    counted = np.ones(len(truth)) if weights is None else weights
+    measures = {
+        "accuracy": np.average(right, weights=counted),
+        "log_loss": log_loss(truth, output, labels=np.arange(output.shape[1]), sample_weight=weights),
+        "macro_f1": f1_score(truth, answer, labels=present, average="macro", zero_division=0.0, sample_weight=weights),
+        "lowest_recall": min(np.average(right[truth == at], weights=counted[truth == at]) for at in present),
+        "calibration_error": calibration_error(right, output.max(axis=1), weights=weights),
+    }
+    if len(present) > 1:
+        measures["roc_auc"] = np.mean(
+            [roc_auc_score(truth == place, output[:, place], sample_weight=weights) for place in present]
+        )
+    return {name: float(found) for name, found in measures.items()}
+
+
+def conformal(truth: np.ndarray, values: np.ndarray, level: float, weights: np.ndarray | None = None) -> float:
+    """Half the width of an interval around a value that holds the truth in a share `level` of new rows.
+
+    Split conformal prediction on rows that the model has not seen: the ⌈(n + 1) · level⌉-th smallest absolute error,
+    after Lei et al. 2018, "Distribution-Free Predictive Inference for Regression". The largest, where there are too
+    few rows for the level. With weights the new row weighs as the average one does (Tibshirani et al. 2019,
+    "Conformal Prediction Under Covariate Shift").
+    """
+    errors = np.abs(values.astype(np.float64) - truth)
+    if weights is None or (weights == weights[0]).all():
+        place = min(int(np.ceil((len(errors) + 1) * level)), len(errors)) - 1
+        return float(np.sort(errors)[place])
+    order = np.argsort(errors, kind="stable")
+    reached = np.cumsum(weights[order]) >= level * (weights.sum() + weights.mean())
+    return float(errors[order][np.argmax(reached) if reached.any() else -1])
+
+
+def binary(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    threshold: float,
+    false_positive: float = 1.0,
+    false_negative: float = 1.0,
+    weights: np.ndarray | None = None,
+) -> dict[str, float]:
+    """All measures of a binary classifier.
+
+    Args:
+        labels: bool or 0/1 [n_rows].
+        scores: float [n_rows]; a row counts as positive where its score is at least `threshold`.
+        threshold: the decision threshold.
+        false_positive: cost of a false alarm.
+        false_negative: cost of a miss.
+
+    Returns:
+        prevalence, accuracy, brier, log_loss, calibration_error, recentered_calibration_error (what is left of it
+        once the scores' mean is that of the rows: the rest is a shift of the base rate) and mean_cost (cost per row)
+        of any rows;
+        recall and average_precision where there is a positive row, roc_auc where there are both kinds,
+        precision and f1 where they are defined.
+    """
+    n_rows = len(labels)
+    if n_rows == 0:
+        return {}
+    counts = confusion(labels, scores, threshold, weights)
+    total = sum(counts)
+    truth, scores = _as_truth(labels), scores.astype(np.float64)
+    positives = counts.true_positive + counts.false_negative
+    called = counts.true_positive + counts.false_positive
+    measures = {
+        "prevalence": positives / total,
+        "accuracy": (counts.true_positive + counts.true_negative) / total,
+        "brier": brier_score_loss(truth, scores, labels=[0, 1], pos_label=1, sample_weight=weights),
+        "log_loss": log_loss(truth, scores, labels=[0, 1], sample_weight=weights),
+        "calibration_error": calibration_error(truth, scores, weights=weights),
+        "recentered_calibration_error": calibration_error(truth, recenter(truth, scores, weights), weights=weights),
+        "mean_cost": (counts.false_positive * false_positive + counts.false_negative * false_negative) / total,
+    }
+    if called:
+        measures["precision"] = counts.true_positive / called
+    if positives:
+        measures["recall"] = counts.true_positive / positives
+        measures["average_precision"] = average_precision_score(truth, scores, sample_weight=weights)
+    if called or positives:
+        measures["f1"] = 2 * counts.true_positive / (called + positives)
+    if 0 < truth.sum() < n_rows:
+        measures["roc_auc"] = roc_auc_score(truth, scores, sample_weight=weights)
+    return {name: float(value) for name, value in measures.items()}
+
+
+def confusion(labels: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray | None = None) -> Confusion:
+    """Counts of right and wrong answers when every score of at least `threshold` is called positive."""
+    truth = _as_truth(labels).astype(bool)
+    called = scores >= threshold
+
+    def count(member: np.ndarray) -> float:
+        return int(member.sum()) if weights is None else float(weights[member].sum())
+
+    return Confusion(
+        true_positive=count(truth & called),
+        false_positive=count(~truth & called),
+        false_negative=count(truth & ~called),
+        true_negative=count(~truth & ~called),
+    )
+
+
+def recenter(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """The scores with one constant added to their log odds, so that their mean is the share of positives.
+
+    What calibration error is left is not due to another base rate (Saerens et al. 2002, "Adjusting the Outputs of a
+    Classifier to New a Priori Probabilities").
+    """
+    share = np.average(_as_truth(labels), weights=weights)
+    clipped = np.clip(scores.astype(np.float64), 1e-9, 1 - 1e-9)
+    odds = np.log(clipped / (1 - clipped))
+    low, high = -40.0, 40.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        mean = np.average(1 / (1 + np.exp(-(odds + middle))), weights=weights)
+        low, high = (middle, high) if mean < share else (low, middle)
+    shifted: np.ndarray = 1 / (1 + np.exp(-(odds + (low + high) / 2)))
+    return shifted
+
+
+def reliability(
+    labels: np.ndarray, scores: np.ndarray, bins: int = CALIBRATION_BINS, weights: np.ndarray | None = None
+) -> Reliability:
+    """Group rows by score into at most `bins` bins of equal mass; equal scores share a bin, so row order has no say."""
+    scores = scores.astype(np.float64)
+    inner = np.quantile(scores, np.arange(1, bins) / bins, method="inverted_cdf")
+    place = np.searchsorted(np.unique(inner), scores, side="left")
+    counted = np.ones(len(scores)) if weights is None else weights
+    rows = np.bincount(place, weights=counted)
+    filled = rows > 0
+    predicted = np.bincount(place, weights=scores * counted)[filled] / rows[filled]
+    observed = np.bincount(place, weights=_as_truth(labels) * counted)[filled] / rows[filled]
+    return Reliability(predicted, observed, rows[filled])
+
+
+def calibration_error(
+    labels: np.ndarray, scores: np.ndarray, bins: int = CALIBRATION_BINS, weights: np.ndarray | None = None
+) -> float:
+    """Expected calibration error: sum over bins of rows / n_rows · |share of positives − mean score|.
+
+    Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian Binning"; bins of equal mass,
+    which biases it least, after Roelofs et al. 2022, "Mitigating Bias in Calibration Error Estimation".
+    """
+    groups = reliability(labels, scores, bins, weights)
+    return float((groups.rows * np.abs(groups.observed - groups.predicted)).sum() / groups.rows.sum())
+
+
+def choose_threshold(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    false_positive: float,
+    false_negative: float,
+    weights: np.ndarray | None = None,
+) -> float:
+    """The threshold in [0, 1] with the lowest total cost on these rows.
+
+    Candidates are the scores themselves (exact in whatever float they travel in) and 1.0, which calls nothing
+    positive. Of several cheapest the one nearest to false_positive / (false_positive + false_negative) wins,
+    which is the best one for calibrated probabilities (Elkan 2001, "The Foundations of Cost-Sensitive
+    Learning"); of two equally near the lower. Without rows, or with rows of one class alone, that value itself is
+    the answer: they cannot tell what a miss, or a false alarm, would have cost.
+    """
+    calibrated = false_positive / (false_positive + false_negative)
+    if len(np.unique(labels)) < 2:
+        return calibrated
+    order = np.argsort(scores, kind="stable")
+    candidates, first = np.unique(scores[order].astype(np.float64), return_index=True)
+    counted = np.ones(len(labels)) if weights is None else weights[order]
+    positive = _as_truth(labels)[order] * counted
+    below, all_below = (np.concatenate(([0.0], np.cumsum(values))) for values in (positive, counted))
+    if candidates[-1] < 1.0:
+        candidates, first = np.append(candidates, 1.0), np.append(first, len(labels))
+    misses = below[first]
+    alarms = (all_below[-1] - all_below[first]) - (below[-1] - misses)
+    costs = alarms * false_positive + misses * false_negative
+    cheapest = candidates[costs == costs.min()]
+    return float(cheapest[np.argmin(np.abs(cheapest - calibrated))])
+
+
+def curves(task: Task, truth: np.ndarray, output: np.ndarray) -> dict[str, Points]:
+    """Points for plots, at most 200 each; an undefined curve is empty. Arguments as of `judge`.
+
+    Of two classes ROC, precision and recall, and calibration; of more the calibration of the answers given; of
+    numbers the values found beside the values predicted, and how large the errors are.
+    """
+    if task == "binary":
+        return binary_curves(truth, output[:, -1])
+    if task == "multiclass":
+        right = output.argmax(axis=1) == truth
+        groups = reliability(right, output.max(axis=1)) if len(truth) else Reliability(*[np.empty(0)] * 3)
+        return {
+            "calibration": _points(predicted=groups.predicted, observed=groups.observed, rows=groups.rows),
+        }
+    order = np.argsort(output[:, 0], kind="stable")
+    errors = np.sort(np.abs(output[:, 0].astype(np.float64) - truth))
+    share = (np.arange(len(errors)) + 1) / max(1, len(errors))
+    return {
+        "predicted": _spread(predicted=output[order, 0].astype(np.float64), observed=truth[order]),
+        "errors": _spread(error=errors, share=share),
+    }
+
+
+def binary_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, Points]:
+    """ROC, precision-recall and calibration points for plots, at most 200 each; an undefined curve is empty."""
+    truth, scores = _as_truth(labels), scores.astype(np.float64)
+    found: dict[str, Points] = {"roc": [], "precision_recall": [], "calibration": []}
+    if len(truth) == 0:
+        return found
+    if 0 < truth.sum() < len(truth):
+        false_rate, true_rate, _ = roc_curve(truth, scores)
+        found["roc"] = _points(false_positive_rate=false_rate, true_positive_rate=true_rate)
+    if truth.any():
+        precision, recall, _ = precision_recall_curve(truth, scores)
+        found["precision_recall"] = _points(recall=recall[::-1], precision=precision[::-1])
+    groups = reliability(truth, scores)
+    found["calibration"] = _points(predicted=groups.predicted, observed=groups.observed, rows=groups.rows)
+    return found
+
+
+def _as_truth(labels: np.ndarray) -> np.ndarray:
+    return labels.astype(np.int64)
+
+
+def _spread(**axes: np.ndarray) -> Points:
+    """Records of the axes, of at most 200 rows, evenly spaced."""
+    n_rows = len(next(iter(axes.values())))
+    kept = np.linspace(0, n_rows - 1, min(n_rows, MAX_POINTS)).astype(np.intp)
+    return [{name: float(values[at]) for name, values in axes.items()} for at in kept]
+
+
+def _points(**axes: np.ndarray) -> Points:
+    """Records of the axes, thinned evenly along the curve's length so that its shape survives."""
+    x, y = list(axes.values())[:2]
+    kept = np.arange(len(x))
+    if len(x) > MAX_POINTS:
+        length = np.concatenate(([0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))))
+        kept = np.unique(np.searchsorted(length, np.linspace(0, length[-1], MAX_POINTS), side="left"))
+    return [{name: float(values[at]) for name, values in axes.items()} for at in kept]

@@ -1,0 +1,313 @@
+"""Everything that changes a result, typed: the model of params.yaml."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from flywheel_ml.core.catalog import STANDARD, Estimator
+from flywheel_ml.utils import strict, timestamps
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.files import canonical, sha256_text
+
+
+class DataParams(strict.Strict):
+    """Where the raw table lies and how much of it exists.
+
+    `until` is on the clock of the table's time column; one with an offset is converted to that column's time zone.
+    """
+
+    raw: Path
+    until: datetime | None = None
+
+    @field_validator("until", mode="before")
+    @classmethod
+    def _as_moment(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return timestamps.iso(value)
+        except ValueError:
+            raise ValueError("expected a date or a moment in ISO 8601, such as 2013-11-01") from None
+
+
+class SplitParams(strict.Strict):
+    """How rows are divided; see data/split.py. By time, either days or shares say how much is kept."""
+
+    by: Literal["time", "hash"] = "time"
+    group: str | None = None
+    validation_days: int | None = Field(default=None, gt=0)
+    test_days: int | None = Field(default=None, gt=0)
+    validation_share: float = Field(default=0.15, gt=0, lt=0.5)
+    test_share: float = Field(default=0.15, gt=0, lt=0.5)
+
+    @model_validator(mode="after")
+    def _is_one_way(self) -> Self:
+        if (self.validation_days is None) != (self.test_days is None):
+            raise ValueError("validation_days and test_days go together; give both, or shares in place of both")
+        if self.by == "hash" and self.test_days is not None:
+            raise ValueError("days need `by: time`; give validation_share and test_share for a split by hash")
+        if self.by == "time" and self.group is not None:
+            raise ValueError("group needs `by: hash`; a split by time keeps no group together")
+        return self
+
+
+class HistGradientBoostingParams(strict.Strict):
+    """See sklearn.ensemble.HistGradientBoostingClassifier, and -Regressor; but for `categories`.
+
+    That says how trees split the listed categories of a column: into any two sets (`sets`), where their places in the
+    contract are cut (`order`), or as is better on the validation rows (`auto`).
+    """
+
+    learning_rate: float = Field(default=0.1, gt=0)
+    max_iter: int = Field(default=100, gt=0)
+    max_leaf_nodes: int = Field(default=31, gt=1)
+    min_samples_leaf: int = Field(default=20, gt=0)
+    l2_regularization: float = Field(default=0.0, ge=0)
+    early_stopping: bool = False
+    categories: Literal["auto", "sets", "order"] = "auto"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What scikit-learn takes by these names."""
+        return self.model_dump(exclude={"categories"})
+
+
+class LogisticRegressionParams(strict.Strict):
+    """See sklearn.linear_model.LogisticRegression."""
+
+    C: float = Field(default=1.0, gt=0)
+    max_iter: int = Field(default=200, gt=0)
+
+
+class RidgeParams(strict.Strict):
+    """See sklearn.linear_model.Ridge."""
+
+    alpha: float = Field(default=1.0, ge=0)
+
+
+class SplineLogisticRegressionParams(strict.Strict):
+    """Logistic regression on linear splines: each number may bend at `n_knots` of its quantiles."""
+
+    n_knots: int = Field(default=5, gt=0, le=50)
+    C: float = Field(default=0.1, gt=0)
+    max_iter: int = Field(default=200, gt=0)
+
+
+class SplineRidgeParams(strict.Strict):
+    """Ridge regression on linear splines: each number may bend at `n_knots` of its quantiles."""
+
+    n_knots: int = Field(default=5, gt=0, le=50)
+    alpha: float = Field(default=10.0, ge=0)
+
+
+class RegularizedBoostingParams(strict.Strict):
+    """Histogram gradient boosting held back for small tables: small trees, small steps, shrunken leaves."""
+
+    learning_rate: float = Field(default=0.05, gt=0)
+    max_iter: int = Field(default=100, gt=0)
+    max_leaf_nodes: int = Field(default=8, gt=1)
+    min_samples_leaf: int = Field(default=20, gt=0)
+    l2_regularization: float = Field(default=10.0, ge=0)
+
+
+class RandomForestParams(strict.Strict):
+    """See sklearn.ensemble.RandomForestClassifier, and -Regressor; the leaves bound what the model weighs."""
+
+    n_estimators: int = Field(default=100, gt=0, le=2000)
+    max_leaf_nodes: int = Field(default=1000, gt=1, le=100_000)
+    min_samples_leaf: int = Field(default=2, gt=0)
+    max_features: float = Field(default=0.5, gt=0, le=1)
+
+
+class MlpParams(strict.Strict):
+    """See sklearn.neural_network.MLPClassifier, and -Regressor; `steps` bounds how long it learns.
+
+    An epoch is one pass over the rows, a step one batch of them: a small table gets more epochs than a large one.
+    """
+
+    hidden_layer_sizes: tuple[PositiveInt, ...] = Field(default=(64, 32), min_length=1, max_length=8)
+    alpha: float = Field(default=0.001, ge=0)
+    learning_rate_init: float = Field(default=0.003, gt=0)
+    batch_size: int = Field(default=256, gt=0)
+    steps: int = Field(default=5000, gt=0)
+
+
+class TrainParams(strict.Strict):
+    """Which estimator is trained, and the parameters of each; see model/training/selection.py.
+
+    A project adds estimators by a subclass with a larger `catalog` and one more field for each: its parameters.
+    `auto` lets `candidates` compete; none listed means all that fit the task. `calibration` is chosen in the same way.
+    """
+
+    catalog: ClassVar[Mapping[str, Estimator]] = STANDARD
+
+    estimator: str
+    candidates: tuple[str, ...] = ()
+    calibration: Literal["auto", "none", "temperature", "sigmoid", "isotonic"] = "auto"
+    hist_gradient_boosting: HistGradientBoostingParams = HistGradientBoostingParams()
+    logistic_regression: LogisticRegressionParams = LogisticRegressionParams()
+    ridge: RidgeParams = RidgeParams()
+    spline_logistic_regression: SplineLogisticRegressionParams = SplineLogisticRegressionParams()
+    spline_ridge: SplineRidgeParams = SplineRidgeParams()
+    regularized_boosting: RegularizedBoostingParams = RegularizedBoostingParams()
+    random_forest: RandomForestParams = RandomForestParams()
+    mlp: MlpParams = MlpParams()
+    baseline_rows: int = Field(default=20_000, gt=0)
+    yardstick: bool = True
+
+    @field_validator("estimator", mode="before")
+    @classmethod
+    def _is_known(cls, value: object) -> object:
+        known = ["auto", *cls.catalog]
+        if isinstance(value, str) and value not in known:
+            raise ValueError(f"no such estimator; {strict.nearest(value, known)}")
+        return value
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _are_known(cls, values: object) -> object:
+        known = list(cls.catalog)
+        if not isinstance(values, list | tuple):
+            return values
+        for value in values:
+            if isinstance(value, str) and value not in known:
+                raise ValueError(f"no such estimator '{value}'; {strict.nearest(value, known)}")
+        return tuple(values)
+
+    def of(self, name: str) -> strict.Strict:
+        """The parameters of one estimator.
+
+        Raises:
+            ConfigError: the catalog has the estimator, and no field its parameters.
+        """
+        found = getattr(self, name, None)
+        if not isinstance(found, strict.Strict):
+            raise ConfigError(f"estimators.py: TrainParams has no field '{name}' for the parameters of that estimator")
+        return found
+
+
+class TuneParams(strict.Strict):
+    """How many configurations of the estimator are tried before it is trained, on at most how many rows; 0: none."""
+
+    trials: int = Field(default=0, ge=0)
+    rows: int = Field(default=50_000, gt=0)
+
+
+class CostParams(strict.Strict):
+    """What each kind of wrong answer costs; the decision threshold minimises the sum on the validation rows."""
+
+    false_positive: float = Field(default=1.0, gt=0)
+    false_negative: float = Field(default=1.0, gt=0)
+
+
+class EvaluateParams(strict.Strict):
+    """How the trained model is judged; `costs` matter to two classes, `interval_level` to numbers."""
+
+    costs: CostParams = CostParams()
+    interval_level: float = Field(default=0.9, gt=0, lt=1)
+    slices: tuple[str, ...] = ()
+    min_slice_rows: int = Field(default=200, gt=0)
+
+
+class ExplainParams(strict.Strict):
+    """How many training rows the bundle carries, for explanations to compare with; 0: none, and it explains nothing."""
+
+    background_rows: int = Field(default=50, ge=0, le=200)
+
+
+class GateParams(strict.Strict):
+    """What a model must meet before it may be promoted; see model/evaluation/gate.py.
+
+    `significance` is the one-sided level of the two tests on out-of-fold rows: better than the class prior, and not
+    worse than the linear baseline. `floor`, `gain_over_linear`, `loss_to_champion` and the slices are on test rows, in
+    ROC AUC for classes, in R² for numbers; None asks for nothing.
+    """
+
+    significance: float = Field(default=0.05, gt=0, lt=0.5)
+    floor: float | None = Field(default=None, ge=-1, le=1)
+    skill_over_trivial: float | None = Field(default=None, ge=-1, le=1)
+    gain_over_linear: float | None = Field(default=None, ge=-1, le=1)
+    loss_to_champion: float = Field(ge=0, le=1)
+    parity_tolerance: float = Field(gt=0)
+    slice_floor: float | None = Field(default=None, ge=-1, le=1)
+    slice_loss: float | None = Field(default=None, ge=0, le=2)
+    class_recall: float = Field(default=0.0, ge=0, le=1)
+    calibration_error: float = Field(default=0.15, gt=0, le=1)
+    coverage_tolerance: float = Field(default=0.1, ge=0, le=1)
+    latency_ms: float = Field(default=20.0, gt=0)
+    size_mb: float = Field(default=200.0, gt=0)
+
+
+class RolloutParams(strict.Strict):
+    """What happens to a model that passed its gates."""
+
+    auto_promote: bool = False
+
+
+class ScoreParams(strict.Strict):
+    """Batch scoring."""
+
+    chunk_rows: int = Field(default=65_536, gt=0)
+
+
+class MonitorParams(strict.Strict):
+    """When a window counts as drifted or degraded; the method is in docs/monitoring.md."""
+
+    min_rows: int = Field(default=200, gt=0)
+    alpha: float = Field(default=0.01, gt=0, lt=1)
+    numeric_floor: float = Field(default=0.05, gt=0, le=1)
+    category_floor: float = Field(default=0.05, gt=0, le=1)
+    prediction_floor: float = Field(default=0.05, gt=0, le=1)
+    min_labels: int = Field(default=200, gt=0)
+    quality_drop: float = Field(default=0.03, gt=0, le=1)
+    error_rise: float = Field(default=0.1, gt=0)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+
+
+SHAPING = {"seed", "data", "split", "train", "tune", "evaluate", "explain"}
+"""The groups of parameters that reach the bundle."""
+
+
+class Params(strict.Strict):
+    """The whole of params.yaml."""
+
+    seed: int = Field(ge=0)
+    data: DataParams
+    split: SplitParams
+    train: TrainParams
+    tune: TuneParams = TuneParams()
+    evaluate: EvaluateParams
+    explain: ExplainParams = ExplainParams()
+    gates: GateParams
+    rollout: RolloutParams = RolloutParams()
+    score: ScoreParams = ScoreParams()
+    monitor: MonitorParams = MonitorParams()
+
+    @model_validator(mode="after")
+    def _tunes_one_estimator(self) -> Self:
+        if self.tune.trials and self.train.estimator == "auto":
+            raise ValueError("tune.trials needs one estimator; name it as train.estimator in place of auto, or set 0")
+        return self
+
+    @model_validator(mode="after")
+    def _is_relative(self) -> Self:
+        if self.data.raw.is_absolute():
+            raise ValueError(f"data.raw: '{self.data.raw}' is absolute; give a path inside the project")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read params.yaml.
+
+        Raises:
+            ConfigError: the file is missing or malformed.
+        """
+        return strict.load(path, cls)
+
+    def training_fingerprint(self) -> str:
+        """sha256 over the parameters that reach the bundle; thresholds of gates and monitoring do not."""
+        shaping = self.model_dump(mode="json", include=SHAPING)
+        return sha256_text(canonical(shaping))

@@ -1,0 +1,11 @@
+"""How a cell becomes a value: one definition for files, requests and labels, from what the contract says of a column.
+
+`parse_value` reads one value, `parsing.series.parse_series` a column of a frame; both give the same answer for the
+same cell. A cell is missing if it is null, NaN, an infinity, an empty text, one of the column's `na_values`, or, but
+for columns of texts, one of the usual `MARKERS`.
+"""
+
+from flywheel_ml.core.parsing.grammar import MARKERS, Grammar, grammar
+from flywheel_ml.core.parsing.value import TYPE_MESSAGES, parse_value
+
+__all__ = ["MARKERS", "TYPE_MESSAGES", "Grammar", "grammar", "parse_value"]

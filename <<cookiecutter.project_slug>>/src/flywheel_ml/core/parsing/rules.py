@@ -1,0 +1,95 @@
+"""What the present values of a column must keep, stated once: each rule has one condition and one message.
+
+The table check, batch scoring, requests, Arrow bodies and monitoring are compiled from these statements.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from flywheel_ml.core.contract import MISSING, Column
+
+Kind = Literal["range", "categories", "reserved", "length", "null_character"]
+
+REQUIRED = "must not be missing"
+"""What is said of a missing value where the column is not nullable, and of a field that is not there."""
+UNIQUE = "must be unique: the id stands more than once"
+MAX_ID_LENGTH = 10_000
+MAX_LISTED = 12
+"""Categories that a message lists."""
+
+
+class Rule(NamedTuple):
+    """One condition on a value.
+
+    Attributes:
+        kind: what is compared.
+        limit: what it is compared with: lowest and highest value, the categories, or as `BREAKS` has it.
+        message: what is said of a value that breaks it.
+        tolerance: share of a table's values that may break it; above 0, a single value is never wrong.
+    """
+
+    kind: Kind
+    limit: Any
+    message: str
+    tolerance: float = 0.0
+
+
+BREAKS: dict[Kind, Callable[[Any, Any], Any]] = {
+    # Numbers, NumPy arrays and Polars expressions alike.
+    "range": lambda value, limit: (value < limit[0]) | (value > limit[1]),
+    "categories": lambda value, limit: value not in limit,
+    "reserved": lambda value, limit: value == limit,
+    "length": lambda value, limit: len(value) > limit,
+    "null_character": lambda value, limit: limit in value,
+}
+"""Whether a present value breaks a rule of this kind with this limit."""
+
+
+def rules_of(column: Column) -> tuple[Rule, ...]:
+    """The rules of a column's values, besides their type, presence and uniqueness."""
+    found: list[Rule] = []
+    if column.type in ("float", "integer"):
+        found.append(_range(column))
+    if column.categories is not None:
+        found.append(Rule("categories", column.categories, _one_of(column.categories), column.unseen))
+    if column.type == "string" and (column.categories is None or column.unseen):
+        found.append(Rule("reserved", MISSING, f"must not be '{MISSING}', which is reserved for missing values"))
+    if column.type == "string" and column.role == "id":
+        # An id is also stored as the entity: PostgreSQL takes no NUL character in a text.
+        found.append(Rule("length", MAX_ID_LENGTH, f"must have at most {MAX_ID_LENGTH} characters"))
+        found.append(Rule("null_character", "\x00", "must not contain a NUL character"))
+    return tuple(found)
+
+
+def value_rules_of(column: Column) -> tuple[Rule, ...]:
+    """The rules that a single value can break: those without a tolerance."""
+    return tuple(rule for rule in rules_of(column) if not rule.tolerance)
+
+
+def beyond(message: str, tolerance: float) -> str:
+    """What is said of the values of a table that break a rule more often than that is tolerated."""
+    return f"{message}, beyond the {tolerance:.1%} that the contract tolerates" if tolerance else message
+
+
+def _range(column: Column) -> Rule:
+    low, high = column.limits
+    if column.type == "integer":
+        low, high = math.ceil(low), math.floor(high)
+    if column.role == "weight" and column.range is None:
+        return Rule("range", (0, high), "must not be negative")
+    unit = f" {column.unit}" if column.unit else ""
+    beyond = "" if column.range else ", the limits of what the model can tell apart"
+    return Rule("range", (low, high), f"must be between {number(low)} and {number(high)}{unit}{beyond}")
+
+
+def _one_of(categories: tuple[str | int, ...]) -> str:
+    *others, last = (repr(category) for category in categories)
+    if len(categories) > MAX_LISTED:
+        return f"must be one of {', '.join(others[:MAX_LISTED])}, … ({len(categories)} in the contract)"
+    return f"must be one of {', '.join(others)} or {last}" if others else f"must be {last}"
+
+
+def number(value: float) -> str:
+    """A bound as messages name it."""
+    return str(int(value)) if abs(value) <= 2**53 and value == int(value) else f"{value:.6g}"

@@ -1,0 +1,166 @@
+"""One value of a column, as JSON or a cell has it."""
+
+import math
+import re
+from datetime import date, datetime
+from typing import Any
+
+from flywheel_ml.core.contract import INTEGER_LIMIT, Column
+from flywheel_ml.core.parsing.grammar import Grammar, clean, grammar, plain, regex
+from flywheel_ml.utils import timestamps
+
+TYPE_MESSAGES = {
+    "float": "must be a number",
+    "integer": "must be an integer",
+    "boolean": "must be true or false",
+    "string": "must be a string",
+    "datetime": timestamps.NO_TIMESTAMP,
+}
+"""What is said of a value that is not of a type."""
+_INT64 = 2**63
+_INT64_DIGITS = 19
+_DIGITS = re.compile("[0-9]+")
+
+
+def parse_value(value: Any, column: Column) -> Any:
+    """What a value means: float, int, str, bool or a datetime without a time zone; None where it is missing.
+
+    Raises:
+        ValueError: it is no value of the column's type; the message says what it must be.
+    """
+    rules = grammar(column)
+    if isinstance(value, str):
+        return read_text(value, rules)
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return rules.gap
+    found = _READERS[rules.type](value, rules)
+    return None if found in rules.sentinels else found
+
+
+def read_text(text: str, rules: Grammar) -> Any:
+    """As `parse_value`, for a text."""
+    text = clean(text)
+    if rules.is_marker(text):
+        return rules.gap
+    if rules.type == "string":
+        return _code(text, rules)
+    text = clean(plain(text))
+    if rules.is_marker(text):
+        return None
+    found = _TEXT_READERS[rules.type](text, rules)
+    return None if found in rules.sentinels else found
+
+
+def _number_text(text: str, rules: Grammar) -> str:
+    """A number as Python writes it."""
+    found = regex(rules.number).search(text)
+    if found is None:
+        raise ValueError(TYPE_MESSAGES[rules.type])
+    signs = [sign for sign in found.group("before", "inner", "after") if sign]
+    bracketed = bool(found["open"])
+    if len(signs) + bracketed > 1 or bracketed != bool(found["close"]):
+        raise ValueError(TYPE_MESSAGES[rules.type])
+    digits = found["digits"].replace(rules.thousands, "") if rules.thousands else found["digits"]
+    return ("-" if bracketed or "-" in signs else "") + digits.replace(rules.decimal, ".")
+
+
+def _float_of_text(text: str, rules: Grammar) -> float | None:
+    number = float(_number_text(text, rules))
+    return number if math.isfinite(number) else None
+
+
+def _integer_of_text(text: str, rules: Grammar) -> int:
+    number = _number_text(text, rules)
+    if number.lstrip("-").isdecimal():
+        digits = number.lstrip("-0") or "0"
+        if len(digits) > _INT64_DIGITS:  # Python itself refuses to read thousands of them.
+            raise ValueError(TYPE_MESSAGES["integer"])
+        return _int64(int(f"-{digits}" if number.startswith("-") else digits))
+    # pandas writes an integer column that has gaps as 3.0.
+    return _whole(float(number))
+
+
+def _boolean_of_text(text: str, rules: Grammar) -> bool:
+    found = rules.booleans.get(text.lower())
+    if found is None:
+        raise ValueError(TYPE_MESSAGES["boolean"])
+    return found
+
+
+def _datetime_of_text(text: str, rules: Grammar) -> datetime:
+    stamp = timestamps.parse(text, rules.formats)
+    if stamp is None:
+        raise ValueError(_written(rules))
+    return timestamps.to_zone(stamp, rules.time_zone)
+
+
+def _written(rules: Grammar) -> str:
+    others = [form.name for form in rules.formats if form.name != timestamps.ISO]
+    return timestamps.NO_TIMESTAMP + (f", or be written {' or '.join(others)}" if others else "")
+
+
+def _float(value: Any, _: Grammar) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(TYPE_MESSAGES["float"])
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(TYPE_MESSAGES["float"]) from None
+    if number != value:
+        raise ValueError("must be a number that float64 holds exactly")
+    return number
+
+
+def _integer(value: Any, _: Grammar) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(TYPE_MESSAGES["integer"])
+    return _int64(value) if isinstance(value, int) else _whole(value)
+
+
+def _boolean(value: Any, _: Grammar) -> bool:
+    if not isinstance(value, int | float) or value not in (0, 1):
+        raise ValueError(TYPE_MESSAGES["boolean"])
+    return bool(value)
+
+
+def _string(value: Any, rules: Grammar) -> str:
+    # The ids of some systems are beyond what any number type of a model holds.
+    if isinstance(value, bool) or not isinstance(value, int | float if rules.code_width else int):
+        raise ValueError(TYPE_MESSAGES["string"])
+    return _code(str(_whole(value) if isinstance(value, float) else value), rules)
+
+
+def _code(text: str, rules: Grammar) -> str:
+    return text.zfill(rules.code_width) if len(text) < rules.code_width and _DIGITS.fullmatch(text) else text
+
+
+def _datetime(value: Any, rules: Grammar) -> datetime:
+    if isinstance(value, datetime):
+        return timestamps.aware_to_zone(value, rules.time_zone)
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day)
+    if rules.counts and isinstance(value, int | float) and not isinstance(value, bool):
+        whole = int(value) if value == int(value) else value
+        return _datetime_of_text(str(whole), rules)
+    raise ValueError(_written(rules))
+
+
+def _whole(number: float) -> int:
+    if not number.is_integer() or abs(number) > INTEGER_LIMIT:
+        raise ValueError(TYPE_MESSAGES["integer"])
+    return int(number)
+
+
+def _int64(number: int) -> int:
+    if not -_INT64 <= number < _INT64:
+        raise ValueError(TYPE_MESSAGES["integer"])
+    return number
+
+
+_READERS = {"float": _float, "integer": _integer, "boolean": _boolean, "string": _string, "datetime": _datetime}
+_TEXT_READERS = {
+    "float": _float_of_text,
+    "integer": _integer_of_text,
+    "boolean": _boolean_of_text,
+    "datetime": _datetime_of_text,
+}

@@ -1,0 +1,237 @@
+"""Mergeable counts of a table, by contract: the reference that drift is measured against.
+
+Numbers are counted in bins whose edges are quantiles of the reference rows, and a value that repeats has a
+bin of its own: what lies strictly between two edges is at most 1/256 of the reference rows. A
+Kolmogorov-Smirnov distance taken on the bins is therefore within 0.005 of the exact one, ties or none.
+Counting a window with the reference's bins and adding counts is exact.
+
+A moment is counted twice, as it is and, under `<column>.hour`, by its hour of day: the date of any later
+window lies outside the reference, so only the hour can be compared. A free text is counted by its number of words.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field
+
+from flywheel_ml.core.contract import Column, Columns, Contract, missing
+from flywheel_ml.core.features import PARTS
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.files import canonical, read_json
+
+BINS = 256
+OWN_BIN = 0.001
+"""Share of the reference rows from which one value gets a bin of its own."""
+MAX_CATEGORIES = 1000
+PREDICTION = "prediction"
+"""Name under which a profile counts the model's own output."""
+
+
+class Counts(strict.Strict):
+    """Counts of one column.
+
+    A numeric column has `edges` e0 < … < ek and k + 2 counts: (-inf, e0], (e0, e1], …, (ek, inf).
+    A categorical one has `categories` and as many counts; values beyond them are `unseen`. `untrained` are those of the
+    categories that no training row holds.
+    """
+
+    kind: Literal["numeric", "categorical"]
+    edges: tuple[float, ...] = ()
+    categories: tuple[str, ...] = ()
+    counts: tuple[int, ...]
+    missing: int = Field(default=0, ge=0)
+    unseen: int = Field(default=0, ge=0)
+    untrained: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """Counts of the categories that training rows hold."""
+        if not self.untrained:
+            return self.counts
+        out = set(self.untrained)
+        return tuple(rows for name, rows in zip(self.categories, self.counts, strict=True) if name not in out)
+
+    @property
+    def unknown(self) -> int:
+        """Rows whose value no training row holds."""
+        return self.present - sum(self.known)
+
+    @property
+    def present(self) -> int:
+        """Rows with a value."""
+        return sum(self.counts) + self.unseen
+
+    @property
+    def rows(self) -> int:
+        """All rows counted."""
+        return self.present + self.missing
+
+    def merged(self) -> "Counts":
+        """The same counts without the bins that separate a repeated value from what lies below it: for showing."""
+        edges = np.array(self.edges)
+        kept = np.append(np.nextafter(edges[:-1], np.inf) != edges[1:], True)
+        cumulative = np.cumsum(self.counts)[:-1][kept]
+        counts = np.diff(cumulative, prepend=0, append=sum(self.counts))
+        return self.model_copy(update={"edges": tuple(edges[kept].tolist()), "counts": tuple(counts.tolist())})
+
+
+class Profile(strict.Strict):
+    """Counts of every input column, of derived features and, under `prediction`, of the model's output."""
+
+    version: Literal[1] = 1
+    rows: int = Field(ge=0)
+    columns: dict[str, Counts]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read profile.json."""
+        return strict.parse(read_json(path), cls, name=path.name)
+
+    def text(self) -> str:
+        """The profile as canonical JSON."""
+        return canonical(self.model_dump(mode="json")) + "\n"
+
+
+def build(
+    contract: Contract,
+    columns: Columns,
+    prediction: np.ndarray,
+    watched: Mapping[str, np.ndarray] | None = None,
+    training: Columns | None = None,
+) -> Profile:
+    """Profile of reference rows: chooses the bins and categories, and counts.
+
+    Categories are known from the training rows, so that the rate of unknown ones in the reference is that of any
+    later rows. Known from the reference itself, it would be zero, and every later window would differ.
+
+    Args:
+        contract: says which columns are counted and how.
+        columns: n_rows of every input column.
+        prediction: float [n_rows], the model's output (a probability, or a value).
+        watched: what else is counted, see `Featurizer.watched`.
+        training: the training rows; the reference rows themselves if not given.
+    """
+    seen = columns if training is None else training
+    inputs = {column.name: columns[column.name] for column in contract.inputs}
+    counted = {name: _count(_numeric_frame(hours), hours) for name, hours in _hours(inputs).items()}
+    counted |= {
+        column.name: _count(_frame(column, inputs[column.name], seen[column.name]), inputs[column.name])
+        for column in contract.inputs
+    }
+    counted |= {name: _count(_numeric_frame(values), values) for name, values in (watched or {}).items()}
+    counted[PREDICTION] = _count(_numeric_frame(prediction), prediction)
+    return Profile(rows=len(prediction), columns=counted)
+
+
+def count(reference: Profile, columns: Columns, prediction: np.ndarray | None = None) -> Profile:
+    """Profile of a window, counted in the bins and categories of `reference`; columns it lacks are left out.
+
+    `columns` may hold more than the contract's: derived features are counted like any number.
+    """
+    present = {**_hours(columns), **columns}
+    if prediction is not None:
+        present[PREDICTION] = prediction
+    counted = {name: _count(frame, present[name]) for name, frame in reference.columns.items() if name in present}
+    return Profile(rows=len(next(iter(columns.values()))), columns=counted)
+
+
+def merge(profiles: Iterable[Profile]) -> Profile:
+    """The profile of all rows together; exact.
+
+    Raises:
+        ConfigError: the profiles were counted in different bins, or there is none.
+    """
+    parts = list(profiles)
+    if not parts:
+        raise ConfigError("there is nothing to merge: no profile was given")
+    first, *rest = parts
+    merged: Mapping[str, Counts] = first.columns
+    for other in rest:
+        if merged.keys() != other.columns.keys():
+            raise ConfigError("profiles of different columns cannot be merged; count them against one reference")
+        merged = {name: _add(name, counts, other.columns[name]) for name, counts in merged.items()}
+    return Profile(rows=sum(profile.rows for profile in parts), columns=dict(merged))
+
+
+def _add(name: str, a: Counts, b: Counts) -> Counts:
+    if (a.kind, a.edges, a.categories) != (b.kind, b.edges, b.categories):
+        raise ConfigError(f"column '{name}' was counted in different bins; count both profiles against one reference")
+    return a.model_copy(
+        update={
+            "counts": tuple(x + y for x, y in zip(a.counts, b.counts, strict=True)),
+            "missing": a.missing + b.missing,
+            "unseen": a.unseen + b.unseen,
+        }
+    )
+
+
+def _hours(columns: Columns) -> dict[str, np.ndarray]:
+    return {f"{name}.hour": PARTS["hour"]["hour"](v) for name, v in columns.items() if v.dtype.kind == "M"}
+
+
+def _frame(column: Column, values: np.ndarray, training: np.ndarray) -> Counts:
+    if column.type == "boolean":
+        return Counts(kind="categorical", categories=("false", "true"), counts=(0, 0))
+    if column.type != "string" or column.text:
+        return _numeric_frame(_as_float(values))
+    seen = _tally(training)
+    if column.categories is not None:
+        names = tuple(str(name) for name in column.categories)
+        untrained = tuple(name for name in names if name not in seen)
+    else:
+        names = tuple(sorted(sorted(seen, key=lambda name: (-seen[name], name))[:MAX_CATEGORIES]))
+        untrained = ()
+    return Counts(kind="categorical", categories=names, counts=(0,) * len(names), untrained=untrained)
+
+
+def _numeric_frame(values: np.ndarray) -> Counts:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return Counts(kind="numeric", edges=(0.0,), counts=(0, 0))
+    quantiles = np.quantile(values, np.linspace(0, 1, BINS + 1), method="inverted_cdf")
+    distinct, times = np.unique(values, return_counts=True)
+    repeated = np.intersect1d(quantiles, distinct[times > OWN_BIN * len(values)])
+    edges = np.union1d(quantiles, np.nextafter(repeated, -np.inf))
+    return Counts(kind="numeric", edges=tuple(edges.tolist()), counts=(0,) * (len(edges) + 1))
+
+
+def _count(frame: Counts, values: np.ndarray) -> Counts:
+    update: dict[str, Any]
+    if frame.kind == "numeric":
+        numbers = _as_float(values)
+        absent = np.isnan(numbers)
+        bins = np.searchsorted(np.array(frame.edges), numbers[~absent], side="left")
+        counts = np.bincount(bins, minlength=len(frame.counts))
+        update = {"counts": tuple(counts.tolist()), "missing": int(absent.sum())}
+    else:
+        seen = _tally(values)
+        counts_by_name = [seen.get(name, 0) for name in frame.categories]
+        present = sum(seen.values())
+        update = {
+            "counts": tuple(counts_by_name),
+            "missing": len(values) - present,
+            "unseen": present - sum(counts_by_name),
+        }
+    return frame.model_copy(update=update)
+
+
+def _as_float(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "O":
+        return np.array([np.nan if text is None else len(text.split()) for text in values], dtype=np.float64)
+    if values.dtype.kind != "M":
+        return values.astype(np.float64, copy=False)
+    seconds = values.astype("datetime64[us]").astype(np.int64) / 1e6
+    return np.where(np.isnat(values), np.nan, seconds)
+
+
+def _tally(values: np.ndarray) -> Counter[str]:
+    """How often each present value occurs; booleans, which travel as 0.0 and 1.0, as "false" and "true"."""
+    present = values[~missing(values)]
+    if values.dtype.kind == "f":
+        return Counter({"true": int((present != 0).sum()), "false": int((present == 0).sum())})
+    # Not np.unique: its array of fixed width would be as wide as the longest text for every row.
+    return Counter(present.tolist())

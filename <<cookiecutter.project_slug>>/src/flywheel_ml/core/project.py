@@ -1,0 +1,70 @@
+"""The interface between a project and this library: one object that says what is particular to the project."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from flywheel_ml.core import stage
+from flywheel_ml.core.features import Feature
+from flywheel_ml.core.params import Params
+from flywheel_ml.utils.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project as the library sees it.
+
+    What only training needs is named as `module:attribute` and imported when it is used, so that a server loads
+    neither the libraries of training nor the project's own code for it.
+
+    Attributes:
+        package: import name of the project's package, which lies in `src/`.
+        features: features computed from the contract's columns, see `features.Featurizer`.
+        source: function that writes the raw table to the path that it is given.
+        params: class of params.yaml, with the parameters of the project's own estimators and gates.
+        gates: name → gate, see `model.gate`.
+        flows: module with the Prefect flows; its `train` is what `run` runs.
+        app: function that makes the FastAPI app from settings, metrics, spans and features.
+    """
+
+    package: str
+    features: tuple[Feature, ...] = ()
+    source: str = ""
+    params: str = "flywheel_ml.core.params:Params"
+    gates: str = "flywheel_ml.model.evaluation.gate:STANDARD"
+    flows: str = ""
+    app: str = "flywheel_ml.serving.app:create_app"
+
+    @property
+    def folder(self) -> Path:
+        """Where the project's own code is, relative to its root."""
+        return Path("src") / self.package
+
+    def load_params(self, path: Path = stage.PARAMS) -> Params:
+        """Read params.yaml.
+
+        Raises:
+            ConfigError: the file is missing or malformed.
+        """
+        params: type[Params] = load(self.params)
+        return params.load(path)
+
+    def fetch(self, path: Path) -> None:
+        """Write the raw table to `path`, as the project's source does."""
+        fetch: Callable[[Path], None] = load(self.source)
+        fetch(path)
+
+
+def load(reference: str) -> Any:
+    """Import what `module:attribute` names.
+
+    Raises:
+        ConfigError: there is no such module or attribute, or it cannot be imported.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"project.py: '{reference}' cannot be imported: {error}") from None

@@ -1,0 +1,145 @@
+"""What the serving folder says: which bundle answers, and what may join it.
+
+    routing.json                      this model; replaced in one step
+    bundles/<version>-<digest>/       one sealed bundle each
+
+`rollout` writes the folder, servers only read it.
+"""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from flywheel_ml.core.bundle import MANIFEST
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ServingError
+from flywheel_ml.utils.files import read_json, sha256_file, write_json
+from flywheel_ml.utils.words import short
+
+ROUTING, BUNDLES = "routing.json", "bundles"
+
+
+class Ref(strict.Strict):
+    """One bundle: its version in the registry, and the sha256 of its manifest, which no other bundle has."""
+
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Challenger(strict.Strict):
+    """A bundle that answers a share of the keys in (0, 1]; `salt` says which, and names this experiment."""
+
+    ref: Ref
+    share: float = Field(gt=0, le=1)
+    salt: str = Field(pattern=r"^[0-9a-f]{32}$")
+    since: str
+
+    def takes(self, key: bytes) -> bool:
+        """Whether it answers a key: blake2b (RFC 7693), salted, below the share; alike on every machine, for ever."""
+        place = blake2b(key, digest_size=8, salt=bytes.fromhex(self.salt)).digest()
+        return int.from_bytes(place) < self.share * 2**64
+
+
+class Shadow(strict.Strict):
+    """A bundle that is asked and logged, and answers nobody; `salt` names this experiment."""
+
+    ref: Ref
+    salt: str = Field(pattern=r"^[0-9a-f]{32}$")
+    since: str
+
+
+class Change(strict.Strict):
+    """What led to a routing, for the record: who put which version in another's place as `what`, say, its champion."""
+
+    who: str
+    what: str
+    before: str | None
+    after: str | None
+
+
+class Routing(strict.Strict):
+    """The whole of routing.json."""
+
+    format: Literal[2] = 2
+    name: str = Field(min_length=1)
+    champion: Ref | None = None
+    previous: Ref | None = None
+    challenger: Challenger | None = None
+    shadow: Shadow | None = None
+    updated_at: str
+    reason: str = ""
+    change: Change | None = None
+
+    @model_validator(mode="after")
+    def _models_differ(self) -> Self:
+        beside = [one.ref.version for one in (self.challenger, self.shadow) if one is not None]
+        if self.champion is None and beside:
+            raise ValueError("a challenger or a shadow needs a champion beside it")
+        if self.champion is not None and self.champion.version in beside:
+            raise ValueError(f"version {self.champion.version} is champion and cannot stand beside itself")
+        return self
+
+
+def bundle_folder(folder: Path, ref: Ref) -> Path:
+    """Where a bundle lies in the serving folder; a registry that was lost counts its versions from 1 again."""
+    path = folder / BUNDLES / f"{ref.version}-{short(ref.digest)}"
+    # Folders of before bear the version alone.
+    former = folder / BUNDLES / ref.version
+    return former if former.is_dir() and not path.is_dir() else path
+
+
+def find_bundle(folder: Path, digest: str) -> Path | None:
+    """Where the bundle whose manifest has this sha256 lies in the serving folder, under whatever version."""
+    manifests = sorted((folder / BUNDLES).glob(f"[!.]*/{MANIFEST}"))
+    return next((path.parent for path in manifests if sha256_file(path) == digest), None)
+
+
+def read(folder: Path) -> Routing:
+    """Read routing.json.
+
+    Raises:
+        ServingError: it is missing or cannot be read.
+        ConfigError: it is not what `write` writes.
+    """
+    try:
+        content = read_json(folder / ROUTING)
+    except FileNotFoundError:
+        raise ServingError(f"{ROUTING} is missing from the serving folder; roll a model out first") from None
+    except OSError as error:
+        raise ServingError(f"{ROUTING} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise ServingError(f"{ROUTING} is not valid JSON; roll a model out again") from None
+    if isinstance(content, dict) and content.get("format") == 1:
+        content = _upgraded(content)
+    return strict.parse(content, Routing, name=ROUTING)
+
+
+def write(folder: Path, routing: Routing) -> None:
+    """Replace routing.json atomically; put the bundles it names in place before."""
+    write_json(folder / ROUTING, routing.model_dump(mode="json"))
+
+
+def unfit(champion: Contract, other: Contract) -> str:
+    """Why a model with another contract cannot answer rows that were checked by the champion's; empty where it can."""
+    if (other.target.name, other.classes) != (champion.target.name, champion.classes):
+        return (
+            f"it predicts '{other.target.name}' ({other.task}), the champion '{champion.target.name}' ({champion.task})"
+        )
+    known = {column.name: column for column in champion.inputs}
+    for column in other.inputs:
+        if column.name not in known:
+            return f"it needs the column '{column.name}', which the champion's contract does not have"
+        theirs = known[column.name]
+        if not (column.is_numeric and theirs.is_numeric) and column.type != theirs.type:
+            return f"its column '{column.name}' is {column.type}, the champion's {theirs.type}"
+    return ""
+
+
+def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Format 1 had room for experiments and never held one."""
+    gone = {"challenger", "share", "shadow"}
+    return {**{key: value for key, value in content.items() if key not in gone}, "format": 2}

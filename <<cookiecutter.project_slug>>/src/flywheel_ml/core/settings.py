@@ -1,0 +1,102 @@
+"""Where things are, and secrets: read from the environment and .env, never versioned."""
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.strict import nearest
+
+PREFIX = "ML_"
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+}
+"""Switches that keep every tool from phoning home, and from talking over what a person should see."""
+
+
+class Settings(BaseSettings):
+    """All settings; each is the environment variable ML_<NAME> or a line of .env."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", frozen=True, extra="ignore")
+
+    tracking_uri: str = "sqlite:///mlflow.db"
+    artifact_root: str = "mlartifacts"
+    prediction_log: str = "var/log"
+    serving_folder: Path = Path("var/serving")
+    keep_versions: int = Field(default=10, ge=2)
+    environment: Literal["development", "production"] = "development"
+    api_keys: SecretStr = SecretStr("")
+    api_keys_file: str = ""
+    rate_limit: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    rate_burst: int = Field(default=0, ge=0)
+    max_head_bytes: int = Field(default=16_384, ge=1024)
+    max_body_bytes: int = Field(default=10_000_000, gt=0)
+    max_instances: int = Field(default=10_000, gt=0)
+    max_concurrent: int = Field(default=256, gt=0)
+    max_connections: int = Field(default=10_000, gt=0)
+    head_seconds: float = Field(default=10.0, gt=0)
+    body_seconds: float = Field(default=10.0, gt=0)
+    keep_alive_seconds: float = Field(default=75.0, gt=0)
+    challenger_seconds: float = Field(default=0.05, gt=0)
+    variant_header: bool = False
+    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    drain_seconds: float = Field(default=1.0, ge=0)
+    log_synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+    log_unavailable: Literal["refuse", "spool", "degrade"] = "refuse"
+    log_spool: Path = Path("var/spool")
+    log_spool_bytes: int = Field(default=1_000_000_000, ge=1_000_000)
+    alert_webhook: SecretStr = SecretStr("")
+
+    @classmethod
+    def read(cls) -> Self:
+        """Settings from the environment and .env of the current folder.
+
+        Raises:
+            ConfigError: a value does not fit, or a variable starts with ML_ and is no setting.
+        """
+        names = [PREFIX + name.upper() for name in cls.model_fields]
+        for place, variables in (("environment", list(os.environ)), (".env", list(dotenv_values(".env")))):
+            for variable in variables:
+                if variable.upper().startswith(PREFIX) and variable.upper() not in names:
+                    raise ConfigError(f"{place}: '{variable}' is no setting; {nearest(variable.upper(), names)}")
+        try:
+            return cls()
+        except ValidationError as error:
+            fault = error.errors(include_input=False)[0]
+            name = PREFIX + str(fault["loc"][0]).upper()
+            raise ConfigError(f"{name}: {fault['msg']}; see .env.example") from None
+
+    @property
+    def tracks_elsewhere(self) -> bool:
+        """Whether an MLflow server keeps runs and models."""
+        return self.tracking_uri.startswith(("http://", "https://"))
+
+    @property
+    def tracked_at(self) -> str:
+        """The tracking URI as it may be shown: without its password."""
+        if "@" not in self.tracking_uri:
+            return self.tracking_uri
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            return make_url(self.tracking_uri).render_as_string(hide_password=True)
+        except ArgumentError:
+            return self.tracking_uri
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The API keys that are accepted; none means that no key is asked for."""
+        return tuple(key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip())

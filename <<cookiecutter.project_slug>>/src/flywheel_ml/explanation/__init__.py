@@ -1,0 +1,1 @@
+"""What each column contributed to a prediction."""

@@ -1,0 +1,1 @@
+"""Prefect: server, tasks, schedules."""

@@ -1,0 +1,89 @@
+"""MLflow's and Prefect's own pages, both with one command."""
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.flows import done
+from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.progress import Progress
+
+MLFLOW_PORT, PREFECT_PORT = 5000, 4200
+
+
+def show(settings: Settings, progress: Progress) -> None:
+    """Start both servers, print their addresses, and serve until Ctrl-C; they end with this process.
+
+    Where MLflow has a server of its own already, only its address is printed.
+
+    Raises:
+        ProjectError: one of them does not start.
+    """
+    home = done.FOLDER / "prefect"
+    with ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
+        # Both start at once; each takes seconds.
+        prefect, api = stack.enter_context(engine.server(home, whole=True, port=_free_port(PREFECT_PORT)))
+        servers = [("Prefect", api.removesuffix("/api"), prefect, home / engine.SERVER_LOG)]
+        if settings.tracks_elsewhere:
+            with progress.step("MLflow", "") as step:
+                step.note = f"{settings.tracked_at} (ML_TRACKING_URI)"
+        else:
+            port, log = _free_port(MLFLOW_PORT), done.FOLDER / "mlflow-ui.log"
+            # Its job workers, nine processes for features that need a language model, stay away.
+            environ = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONPATH": _startup()}
+            mlflow = engine.spawn(_mlflow(settings, port), log, environ)
+            stack.enter_context(engine.ending(mlflow))
+            servers.insert(0, ("MLflow", f"http://127.0.0.1:{port}", mlflow, log))
+        for name, address, server, output in servers:
+            with progress.step(name, "starting") as step:
+                engine.await_answer(server, address, name, output)
+                step.note = address
+        progress.say("Ctrl-C ends both." if len(servers) > 1 else "Ctrl-C ends it.")
+        # Not a wait that a library's signal handler, as Polars' is, would quietly go back to.
+        while True:
+            signal.pause()
+
+
+def _startup() -> str:
+    """Where Python finds what such a server runs first."""
+    return os.pathsep.join([str(Path(__file__).parent / "startup"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _mlflow(settings: Settings, port: int) -> list[str]:
+    from flywheel_ml.model.registration.store import location
+
+    return [
+        *(
+            "-m",
+            f"{__package__}.leash",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ),
+        *("--backend-store-uri", settings.tracking_uri, "--default-artifact-root", location(settings.artifact_root)),
+    ]
+
+
+def _free_port(wanted: int) -> int:
+    """The port that is wanted, or another one where that is taken."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

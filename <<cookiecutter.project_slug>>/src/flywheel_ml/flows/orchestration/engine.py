@@ -1,0 +1,286 @@
+"""Prefect, where a flow asks for it: an API that dies with its process, retries, and a lock on the project.
+
+A flow is a plain function that calls its steps through `task`. Run plainly, the steps are plain calls; under
+`run_flow` the function becomes a Prefect flow run and each step a task run. Prefect is imported only then.
+"""
+
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import filelock
+from dotenv import dotenv_values
+
+from flywheel_ml.core.settings import QUIET
+from flywheel_ml.utils.errors import Busy, ConfigError, ProjectError
+from flywheel_ml.utils.process import is_alive
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+START_SECONDS = 120
+SERVER_LOG = "server.log"
+
+
+class Patience(NamedTuple):
+    """How often a step is tried again, and how long the first wait is, in seconds; each wait doubles."""
+
+    retries: int = 3
+    first_delay: float = 1.0
+
+
+patience: ContextVar[Patience] = ContextVar("patience", default=Patience())  # noqa: B039 (a named tuple)
+
+_RUN_NAME = re.compile(r".+ by process (\d+) on (.+)")
+_FAULTS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError)
+"""Faults of a program, which trying again does not mend."""
+
+_under_prefect: ContextVar[bool] = ContextVar("under_prefect", default=False)
+
+
+def run_flow(name: str, body: Callable[[], R]) -> R:
+    """Run `body` as a Prefect flow run; needs an API, see `api`."""
+    from prefect import flow
+
+    # Defined here: Prefect would send the arguments of a flow to its API, and ours hold secrets and open files.
+    def run() -> R:
+        return inside(body)
+
+    return flow(name=name, flow_run_name=f"{name} by process {os.getpid()} on {socket.gethostname()}")(run)()
+
+
+def inside(body: Callable[[], R]) -> R:
+    """Call `body` from within a flow run, so that its steps become task runs."""
+    token = _under_prefect.set(True)
+    try:
+        return body()
+    finally:
+        _under_prefect.reset(token)
+
+
+def task(name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a step that touches the world: tried again, later and later, unless it failed for a reason of its own.
+
+    How often and how late is what `patience` says.
+    """
+    if not _under_prefect.get():
+        return _retried(function, *args, **kwargs)
+    from prefect import task as prefect_task
+    from prefect.cache_policies import NO_CACHE
+    from prefect.tasks import exponential_backoff
+
+    def step() -> R:
+        return function(*args, **kwargs)
+
+    retries, first_delay = patience.get()
+    decorated = prefect_task(
+        name=name,
+        retries=retries,
+        retry_delay_seconds=exponential_backoff(backoff_factor=first_delay),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=_may_retry,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )(step)
+    return decorated()
+
+
+def has_api() -> bool:
+    """Whether the environment or .env names a Prefect API."""
+    return "PREFECT_API_URL" in {**dotenv_values(".env"), **os.environ}
+
+
+@contextmanager
+def api(home: Path, meanwhile: Callable[[], object] = lambda: None, scheduling: bool = False) -> Iterator[int]:
+    """Make a Prefect API reachable, and mark the runs that killed processes left behind; yields how many.
+
+    The one that PREFECT_API_URL names is used if there is one. Otherwise a server of this process's own is
+    started on a free port, with its database in `home`; it ends with this process, however that ends.
+
+    Args:
+        meanwhile: called while the server starts, which takes seconds.
+        scheduling: the server also runs schedules. One process at a time may ask for that.
+
+    Raises:
+        ProjectError: the server does not start.
+        ConfigError: nothing answers at PREFECT_API_URL.
+    """
+    os.environ.update(QUIET)
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if has_api():
+        meanwhile()
+        _check_api()
+        yield _crash_abandoned(scheduled=False)
+        return
+    with server(home, whole=scheduling) as (process, url):
+        own = {"PREFECT_HOME": str(home.absolute()), "PREFECT_API_URL": url}
+        os.environ.update(own)
+        try:
+            import prefect  # noqa: F401  (its import overlaps with the server's start)
+
+            meanwhile()
+            await_answer(process, f"{url}/health", "Prefect", home / SERVER_LOG)
+            yield _crash_abandoned(scheduling)
+        finally:
+            # After a failure too: Prefect would wait for them when the process ends, with no server to take them.
+            _send_logs()
+            for name in own:
+                os.environ.pop(name, None)
+
+
+@contextmanager
+def server(home: Path, whole: bool, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A Prefect server that is starting, and its API's address; it ends with the block or with this process.
+
+    Args:
+        home: where its database is.
+        whole: with pages, and with the services that start what is scheduled.
+        port: on 127.0.0.1; 0 takes a free one.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    # The socket is bound here and handed over, so that no other process can take the port in between.
+    with socket.create_server(("127.0.0.1", port)) as bound:
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/api"
+        command = ["-m", f"{__package__}.prefect_server", str(bound.fileno()), str(int(whole))]
+        environ = {"PREFECT_HOME": str(home.absolute()), "PREFECT_API_URL": url}
+        process = spawn(command, home / SERVER_LOG, environ, pass_fds=(bound.fileno(),))
+    with ending(process):
+        yield process, url
+
+
+def spawn(
+    command: Sequence[str], log: Path, environ: Mapping[str, str], pass_fds: tuple[int, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start Python on a command that is tied to its standard input, see `leash`."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            pass_fds=pass_fds,
+            env={**os.environ, **environ},
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a process of `spawn` with the block."""
+    try:
+        yield
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+
+
+def await_answer(process: subprocess.Popen[bytes], url: str, name: str, log: Path) -> None:
+    """Wait until an address answers.
+
+    Raises:
+        ProjectError: the process ended, or it took too long.
+    """
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise ProjectError(f"{name}'s server did not start (exit status {process.poll()}); its output is in {log}")
+
+
+def _check_api() -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        if fault := client.api_healthcheck():
+            raise ConfigError(f"PREFECT_API_URL: nothing answers at '{client.api_url}' ({fault}); unset it, or mend it")
+
+
+def _crash_abandoned(scheduled: bool) -> int:
+    """Mark runs of this machine whose process is gone, and if `scheduled` what schedules began; returns how many."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    unfinished = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
+    )
+    crashed = 0
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=unfinished):
+            named = _RUN_NAME.fullmatch(run.name)
+            gone = bool(named and named[2] == socket.gethostname() and not is_alive(int(named[1])))
+            if gone or (scheduled and not named):
+                client.set_flow_run_state(run.id, Crashed(message="its process was killed"), force=True)
+                crashed += 1
+    return crashed
+
+
+@contextmanager
+def exclusive(folder: Path, name: str, wait_seconds: float = 0, doing: str | None = None) -> Iterator[None]:
+    """Hold the project for one process; the operating system frees it when the process dies.
+
+    Args:
+        name: what is held; `run` is the project as a whole.
+        doing: the command that holds it, as others are told; by default the name.
+
+    Raises:
+        Busy: another process holds it, after `wait_seconds` still.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / f".{name}.pid"
+    lock = filelock.FileLock(folder / f".{name}.lock", timeout=wait_seconds)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        verb, _, pid = holder.read_text(encoding="utf-8").partition(" ") if holder.is_file() else (name, "", "")
+        process = pid or "unknown"
+        raise Busy(f"another `{verb}` is at work in this project (process {process}); wait for it to end") from None
+    try:
+        holder.write_text(f"{doing or name} {os.getpid()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _send_logs() -> None:
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=5)
+
+
+def _may_retry(_task: Any, _run: Any, state: Any) -> bool:
+    return _is_transient(state.result(raise_on_failure=False))
+
+
+def _is_transient(error: object) -> bool:
+    if isinstance(error, ProjectError):
+        return error.transient
+    return not isinstance(error, _FAULTS)
+
+
+def _retried(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    retries, first_delay = patience.get()
+    for attempt in range(retries):
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if not _is_transient(error):
+                raise
+            time.sleep(first_delay * 2**attempt * random.uniform(1, 1.5))  # noqa: S311
+    return function(*args, **kwargs)

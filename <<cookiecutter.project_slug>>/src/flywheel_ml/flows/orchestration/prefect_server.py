@@ -1,0 +1,21 @@
+"""A Prefect API server that ends with the process that started it."""
+
+import socket
+import sys
+
+from flywheel_ml.flows.orchestration import leash
+
+
+def main() -> None:
+    """Arguments: the number of the open socket to listen on; 1 for a whole server, 0 for flows only."""
+    leash.hold()
+
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    config = uvicorn.Config(create_app(ephemeral=sys.argv[2] == "0"), log_level="error", lifespan="on")
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Serves the deployments of prefect.yaml, for `make schedules`."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import Flow, serve
+from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
+
+from flywheel_ml.core.project import Project, load
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.strict import nearest
+
+
+def serve_all(project: Project, path: Path) -> None:
+    """Serve every deployment of prefect.yaml from this process until it is stopped.
+
+    Raises:
+        ConfigError: the file names a flow that does not exist.
+    """
+    # Prefect's own, when it is told to stop.
+    warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited", RuntimeWarning)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    flows = {name: one for name, one in load(f"{project.flows}:__dict__").items() if isinstance(one, Flow)}
+    serve(*(_deployment(path, entry, flows) for entry in content["deployments"]))
+
+
+def _deployment(path: Path, entry: Mapping[str, Any], flows: Mapping[str, Flow[..., Any]]) -> Any:
+    name = entry["entrypoint"].rpartition(".")[2]
+    if name not in flows:
+        raise ConfigError(f"{path}: deployment '{entry['name']}' names the flow '{name}'; {nearest(name, list(flows))}")
+    return flows[name].to_deployment(
+        name=entry["name"],
+        schedules=[Cron(found["cron"], timezone=found.get("timezone")) for found in entry.get("schedules", [])],
+        parameters=entry.get("parameters", {}),
+        description=entry.get("description"),
+        # By the module's name: loaded from its file alone, its relative imports would fail.
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )

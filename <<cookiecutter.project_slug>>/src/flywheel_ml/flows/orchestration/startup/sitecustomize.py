@@ -1,0 +1,5 @@
+"""Runs before anything else in MLflow's server and the processes that it starts; see `model.alembic_paths`."""
+
+from flywheel_ml.model.registration.alembic_paths import escape_percent
+
+escape_percent()

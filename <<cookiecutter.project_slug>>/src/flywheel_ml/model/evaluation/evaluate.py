@@ -1,0 +1,202 @@
+"""Stage 5: what the model is worth on rows that it has not seen, overall and by slice, beside its baselines."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import polars as pl
+
+from flywheel_ml.core import metrics, stage
+from flywheel_ml.core.contract import Columns, Contract
+from flywheel_ml.core.features import Feature, Featurizer
+from flywheel_ml.core.metrics import Decision
+from flywheel_ml.core.params import EvaluateParams, Params
+from flywheel_ml.core.project import Project
+from flywheel_ml.data import tables
+from flywheel_ml.model.pipelines import estimators
+from flywheel_ml.model.training.selection import sample_weights
+from flywheel_ml.model.training.train import read_split
+from flywheel_ml.utils.errors import ConfigError, IntegrityError
+from flywheel_ml.utils.files import read_json, sha256_file, write_json
+
+IMPORTANCE_ROWS = 4_000
+
+
+def score(pipeline: Any, columns: Columns, contract: Contract, features: Sequence[Feature] = ()) -> np.ndarray:
+    """What a pipeline answers, float64: probabilities [n_rows, n_classes], or values [n_rows, 1]."""
+    return _answers(pipeline, columns, Featurizer(contract, features), contract)
+
+
+def _answers(pipeline: Any, columns: Columns, featurizer: Featurizer, contract: Contract) -> np.ndarray:
+    return estimators.answers(pipeline, estimators.to_frame(featurizer.encode(columns)), contract.task)
+
+
+def by_slice(
+    rows: pl.DataFrame,
+    contract: Contract,
+    truth: np.ndarray,
+    output: np.ndarray,
+    decision: Decision | None,
+    params: EvaluateParams,
+    weights: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """A metric table per value of each column of `params.slices`, the largest slice first; small ones are marked.
+
+    Of more than two classes each is a slice as well: its accuracy is the recall of the class.
+    """
+    found = []
+    for column in (*params.slices, *([contract.target.name] if contract.task == "multiclass" else [])):
+        values = rows[column].cast(pl.String).fill_null("(missing)").to_numpy()
+        names, counts = np.unique(values.astype(str), return_counts=True)
+        for at in np.argsort(-counts, kind="stable"):
+            member = values == names[at]
+            found.append(
+                {
+                    "column": column,
+                    "value": str(names[at]),
+                    "rows": int(counts[at]),
+                    "enough": bool(counts[at] >= params.min_slice_rows),
+                    "metrics": metrics.judge(
+                        contract.task,
+                        truth[member],
+                        output[member],
+                        decision,
+                        None if weights is None else weights[member],
+                    ),
+                }
+            )
+    return found
+
+
+def importance(
+    pipeline: Any,
+    columns: Columns,
+    truth: np.ndarray,
+    contract: Contract,
+    seed: int,
+    weights: np.ndarray | None = None,
+    features: Sequence[Feature] = (),
+) -> list[dict[str, Any]]:
+    """Permutation importance (Breiman, 2001): what shuffling one contract column adds to the loss, largest first.
+
+    The loss is log loss for classes, root mean squared error for numbers.
+    """
+    spread = np.linspace(0, len(truth) - 1, min(len(truth), IMPORTANCE_ROWS)).astype(np.intp)
+    sample = {name: values[spread] for name, values in columns.items()}
+
+    # Made once: with thousands of columns making it costs more than asking the model.
+    featurizer = Featurizer(contract, features)
+
+    def loss(changed: Columns) -> float:
+        counted = None if weights is None else weights[spread]
+        return metrics.loss(contract.task, truth[spread], _answers(pipeline, changed, featurizer, contract), counted)
+
+    whole = loss(sample)
+    order = np.random.default_rng(seed).permutation(len(spread))
+    losses = {name: loss({**sample, name: values[order]}) - whole for name, values in sample.items()}
+    return [{"column": name, "loss": found} for name, found in sorted(losses.items(), key=lambda item: -item[1])]
+
+
+def evaluate(
+    pipelines: Mapping[str, Any],
+    parts: Mapping[str, pl.DataFrame],
+    contract: Contract,
+    params: Params,
+    prior: Sequence[float],
+    out_of_fold: pl.DataFrame,
+    features: Sequence[Feature] = (),
+) -> dict[str, Any]:
+    """Threshold or interval, metrics of the model and its baselines, slices, curves and importance.
+
+    Args:
+        pipelines: `model` and `linear`, and `yardstick` where it is wanted; fitted.
+        parts: `validation` and `test`, on which everything is measured.
+        prior: shares of the classes or mean of the training rows, which the trivial baseline always answers.
+        out_of_fold: what chooses the threshold, or the width of intervals; see `train.out_of_fold_table`.
+        features: the project's own.
+    """
+    for column in params.evaluate.slices:
+        if contract[column].type not in ("string", "boolean"):
+            raise ConfigError(
+                f"params.yaml: evaluate.slices: '{column}' is {contract[column].type}; slices need string or boolean"
+            )
+    task, costs = contract.task, params.evaluate.costs
+    columns = {name: tables.to_columns(part, contract.inputs) for name, part in parts.items()}
+    truth = {name: tables.truth(part, contract) for name, part in parts.items()}
+    weights = {name: sample_weights(part, contract) if contract.weight else None for name, part in parts.items()}
+    answers = {name: score(pipelines["model"], columns[name], contract, features) for name in parts}
+    threshold = half_width = decision = None
+    if task == "binary":
+        seen, positive, counted = (out_of_fold[name].to_numpy() for name in ("truth", "answer_1", "weight"))
+        threshold = metrics.choose_threshold(seen, positive, costs.false_positive, costs.false_negative, counted)
+        decision = Decision(threshold, costs.false_positive, costs.false_negative)
+    elif task == "regression":
+        kept = out_of_fold.filter(~pl.col("chose"))
+        seen, values, counted = (kept[name].to_numpy() for name in ("truth", "answer_0", "weight"))
+        half_width = metrics.conformal(seen, values, params.evaluate.interval_level, counted)
+
+    def judge(name: str, found: np.ndarray) -> dict[str, float]:
+        return metrics.judge(task, truth[name], bounded(found, half_width), decision, weights[name])
+
+    baselines = {
+        **{
+            name: score(found, columns["test"], contract, features)
+            for name, found in pipelines.items()
+            if name != "model"
+        },
+        "trivial": np.tile(prior, (len(truth["test"]), 1)),
+    }
+    output = bounded(answers["test"], half_width)
+    return {
+        "threshold": threshold,
+        "half_width": half_width,
+        "metrics": {
+            **{name: judge(name, answers[name]) for name in parts},
+            **{name: judge("test", found) for name, found in baselines.items()},
+        },
+        "slices": by_slice(parts["test"], contract, truth["test"], output, decision, params.evaluate, weights["test"]),
+        "curves": metrics.curves(task, truth["test"], output),
+        "importance": importance(
+            pipelines["model"], columns["test"], truth["test"], contract, params.seed, weights["test"], features
+        ),
+    }
+
+
+def bounded(answers: np.ndarray, half_width: float | None) -> np.ndarray:
+    """Answers as an output (see `metrics.judge`): values get their interval, probabilities stay."""
+    if half_width is None:
+        return answers
+    value = answers[:, 0]
+    return np.stack((value, value - half_width, value + half_width), axis=1)
+
+
+def load(path: Path, hashes: Mapping[str, str]) -> Any:
+    """A pipeline that the train stage wrote, unpickled only if its bytes are the ones it wrote.
+
+    Raises:
+        IntegrityError: the bytes differ.
+    """
+    if sha256_file(path) != hashes[path.name]:
+        raise IntegrityError(f"{path} is not the file that the train stage wrote; run `dvc repro --force train`")
+    return joblib.load(path)
+
+
+def main(project: Project) -> None:
+    """Read models and parts, judge, write metrics, plots and the full evaluation."""
+    contract, params = Contract.load(stage.CONTRACT), project.load_params()
+    split, trained = read_json(stage.REPORTS / "split.json"), read_json(stage.REPORTS / "train.json")
+    pipelines = {
+        "model": load(stage.MODEL, trained["sha256"]),
+        "linear": load(stage.BASELINE, trained["sha256"]),
+    }
+    if stage.YARDSTICK.name in trained["sha256"]:
+        pipelines["yardstick"] = load(stage.YARDSTICK, trained["sha256"])
+    parts = {name: read_split(name, split) for name in ("validation", "test")}
+    out_of_fold = tables.read_verified(stage.OUT_OF_FOLD, trained["sha256"][stage.OUT_OF_FOLD.name])
+    found = evaluate(pipelines, parts, contract, params, trained["prior"], out_of_fold, project.features)
+    for name, points in (*found.pop("curves").items(), ("importance", found.pop("importance"))):
+        write_json(stage.PLOTS / f"{name}.json", points)
+    write_json(stage.REPORTS / "metrics.json", found["metrics"])
+    write_json(stage.REPORTS / "evaluation.json", found)

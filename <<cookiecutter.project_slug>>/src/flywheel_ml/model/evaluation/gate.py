@@ -1,0 +1,332 @@
+"""What a model must meet before it may be promoted. A new gate is one function and one row in `GATES`."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from flywheel_ml.core.bundle import Comparison, Manifest, Slice
+from flywheel_ml.core.catalog import LINEAR
+from flywheel_ml.core.metrics import CALIBRATION_BINS, HEADLINE, LOSS
+from flywheel_ml.core.params import GateParams
+from flywheel_ml.utils import words
+
+NOISE = 2.0
+"""Standard errors by which few rows may miss a limit: an honest model of a small table is not refused by chance."""
+
+
+class Candidate(NamedTuple):
+    """What the gates look at.
+
+    `champion` is the champion's headline measure (ROC AUC for classes, R² for numbers) on the candidate's own test
+    rows; None where there is no champion. Where there is one that cannot predict those rows, `champion_problem`
+    says why. `latency_ms` is the median time of a single row and `size_mb` that of all files, both measured by the
+    flow, for they are no part of the bundle's content; `interval_level` is what params.yaml promises of intervals.
+    """
+
+    manifest: Manifest
+    champion: float | None = None
+    champion_problem: str = ""
+    latency_ms: float | None = None
+    size_mb: float | None = None
+    interval_level: float | None = None
+
+
+class Check(NamedTuple):
+    """The answer of one gate: whether it lets the model pass, and the figures that decided."""
+
+    gate: str
+    passed: bool
+    reason: str
+
+
+class Unmeasured(Exception):
+    """A measure that a gate needs is absent or not finite; the gate then refuses."""
+
+
+Gate = Callable[[Candidate, Any], tuple[bool, str]]
+"""Whether a candidate passes under the thresholds of params.yaml (`GateParams`, or the project's own), and why."""
+
+
+def floor(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """The headline measure on the test rows reaches an absolute floor."""
+    name, found = _headline(candidate, "test")
+    if params.floor is None:
+        return True, f"{name} {found:.4f}, no floor in params.yaml"
+    return found >= params.floor, f"{name} {found:.4f}, floor {params.floor:g}"
+
+
+def beats_prior(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """The loss on out-of-fold rows is significantly lower than that of always answering the average.
+
+    Where params.yaml asks for it, the loss on the test rows is lower too, by a share of it.
+    """
+    compared = _comparison(candidate)
+    passed = compared.prior.p_value < params.significance
+    told = (
+        f"out-of-fold {_LOSSES[candidate.manifest.task]} {compared.loss:.4g} against {compared.prior.loss:.4g} of the "
+        f"prior ({compared.rows:,} rows), p = {_p(compared.prior.p_value)}, wanted below {params.significance:g}"
+    )
+    if params.skill_over_trivial is None:
+        return passed, told
+    loss = LOSS[candidate.manifest.task]
+    trivial, found = measure(candidate, "trivial", loss), measure(candidate, "test", loss)
+    skill = 1 - found / trivial if trivial else 0.0
+    return passed and skill >= params.skill_over_trivial, (
+        f"{told}; on the test rows {skill:+.1%} better, wanted {params.skill_over_trivial:+.1%}"
+    )
+
+
+def beats_linear(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """The loss on out-of-fold rows is not significantly higher than the linear baseline's.
+
+    Where params.yaml asks for it, the headline measure on the test rows is higher too, by a margin.
+    """
+    compared = _comparison(candidate)
+    passed = compared.linear.p_value >= params.significance
+    told = (
+        f"out-of-fold {_LOSSES[candidate.manifest.task]} {compared.loss:.4g} against {compared.linear.loss:.4g} of the "
+        f"linear baseline, p = {_p(compared.linear.p_value)} that it is no worse, refused below {params.significance:g}"
+    )
+    if params.gain_over_linear is not None:
+        (name, found), (_, linear) = _headline(candidate, "test"), _headline(candidate, "linear")
+        passed = passed and found - linear >= params.gain_over_linear
+        told += f"; on the test rows {name} {found - linear:+.4f}, wanted {params.gain_over_linear:+g}"
+    advice = "" if passed else f"; `train.estimator: {LINEAR[candidate.manifest.task]}` in params.yaml would be better"
+    return passed, told + advice
+
+
+def keeps_up_with_champion(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """The headline measure is not below the champion's on the same rows, beyond a margin."""
+    if candidate.champion_problem:
+        return False, f"the champion cannot be compared: {candidate.champion_problem}"
+    if candidate.champion is None:
+        return True, "there is no champion yet"
+    name, found = _headline(candidate, "test")
+    champion = _finite(candidate.champion, f"the champion's {name}")
+    return champion - found <= params.loss_to_champion, (
+        f"{name} {found:.4f}, the champion's on the same rows {champion:.4f}, allowed loss {params.loss_to_champion:g}"
+    )
+
+
+def parity(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """The bundle answers as scikit-learn does, on every test row."""
+    found = _finite(candidate.manifest.parity, "parity")
+    return found <= params.parity_tolerance, (
+        f"largest difference to scikit-learn {found:.2g}, allowed {params.parity_tolerance:g}"
+    )
+
+
+def slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """Every slice that can be judged reaches a floor, and does not lose too much against all test rows."""
+    name, whole = _headline(candidate, "test")
+    target = candidate.manifest.target
+    found = [part for part in candidate.manifest.slices if part.column != target]
+    if not found:
+        return True, "does not apply: `evaluate.slices` in params.yaml lists no column"
+    small = sum(not part.enough for part in found)
+    judged = [(value, part) for part in found if part.enough and (value := _of_slice(candidate, part)) is not None]
+    aside = [
+        *([f"{small} too small to judge"] if small else []),
+        *([f"{alone} of one class alone"] if (alone := len(found) - small - len(judged)) else []),
+    ]
+    told = f"; {', '.join(aside)}" if aside else ""
+    if not judged:
+        return True, f"does not apply: none of {len(found)} slices can be judged{told}"
+    asked = [params.slice_floor, None if params.slice_loss is None else whole - params.slice_loss]
+    limit = max((wanted for wanted in asked if wanted is not None), default=-math.inf)
+    reach = [(value + NOISE * _error(candidate.manifest, value, part), value, part) for value, part in judged]
+    best, value, worst = min(reach, key=lambda one: one[0])
+    return best >= limit, (
+        f"the worst of {len(judged)} slices is {worst.column} '{worst.value}' ({worst.rows:,} rows): {name} "
+        f"{value:.4f}, by chance up to {min(best, 1.0):.4f}, wanted {limit:.4f}{told}"
+    )
+
+
+def class_recall(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """Of more than two classes, each with enough rows is found in a share of them."""
+    if candidate.manifest.task != "multiclass":
+        return True, f"does not apply to {_TASKS[candidate.manifest.task]}"
+    found = [part for part in candidate.manifest.slices if part.column == candidate.manifest.target]
+    judged = [part for part in found if part.enough]
+    small = len(found) - len(judged)
+    told = f"; {small} classes too small to judge" if small else ""
+    if not judged:
+        return True, f"does not apply: no class can be judged{told}"
+    wanted = params.class_recall
+
+    def reach(part: Slice) -> float:
+        return _known(part, "accuracy") + NOISE * math.sqrt(wanted * (1 - wanted) / part.rows)
+
+    worst = min(judged, key=reach)
+    return reach(worst) >= wanted, (
+        f"the worst of {len(judged)} classes is '{worst.value}' ({worst.rows:,} rows): recall "
+        f"{_known(worst, 'accuracy'):.4f}, wanted {wanted:g}{told}"
+    )
+
+
+def calibration(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """Predicted probabilities are close to observed shares, but for what binning so few rows adds by chance.
+
+    Each bin of a perfectly calibrated model is off by a half-normal error, whose mean and spread are added.
+    """
+    task = candidate.manifest.task
+    if task == "regression":
+        return True, f"does not apply to {_TASKS[task]}"
+    found = measure(candidate, "test", "calibration_error")
+    if task == "binary":
+        variance = measure(candidate, "test", "brier")
+    else:
+        accuracy = measure(candidate, "test", "accuracy")
+        variance = accuracy * (1 - accuracy)
+    bins = math.sqrt(2 * CALIBRATION_BINS / math.pi) + NOISE * math.sqrt(1 - 2 / math.pi)
+    chance = bins * math.sqrt(variance / _rows(candidate, "test"))
+    return found <= params.calibration_error + chance, (
+        f"calibration error {found:.4f}, allowed {params.calibration_error:g} and {chance:.4f} for chance"
+    )
+
+
+def coverage(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """Intervals hold the truth as often as they say; more often is no lie, and ties of errors bring it about."""
+    if candidate.manifest.task != "regression":
+        return True, f"does not apply to {_TASKS[candidate.manifest.task]}"
+    if candidate.interval_level is None:
+        raise Unmeasured("the level of the intervals is not known")
+    level, found = candidate.interval_level, measure(candidate, "test", "coverage")
+    rows = sum(1 / _rows(candidate, part) for part in ("validation", "test"))
+    chance = NOISE * math.sqrt(level * (1 - level) * rows)
+    return found >= level - params.coverage_tolerance - chance, (
+        f"intervals hold {found:.1%} of the truth, stated {level:.0%}, allowed {params.coverage_tolerance:g} less "
+        f"and {chance:.4f} for chance"
+    )
+
+
+def latency(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """A single row is answered in time."""
+    if candidate.latency_ms is None:
+        raise Unmeasured("the latency of single rows was not measured")
+    found = _finite(candidate.latency_ms, "the latency of single rows")
+    return found <= params.latency_ms, f"median of single rows {found:.2g} ms, allowed {params.latency_ms:g} ms"
+
+
+def size(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """The bundle is small enough to be copied and held in memory."""
+    if candidate.size_mb is None:
+        raise Unmeasured("the bundle's size was not measured")
+    found = _finite(candidate.size_mb, "the bundle's size")
+    return found <= params.size_mb, f"{found:.2f} MB, allowed {params.size_mb:g} MB"
+
+
+NO_SIGNAL = "better than the class prior"
+"""The gate that refuses a model of a table without signal."""
+_LOSSES = {"binary": "log loss", "multiclass": "log loss", "regression": "mean squared error"}
+_TASKS = {"binary": "two classes", "multiclass": "classes", "regression": "numbers"}
+STANDARD: dict[str, Gate] = {
+    "metric floor": floor,
+    "better than the class prior": beats_prior,
+    "not worse than the linear baseline": beats_linear,
+    "keeps up with the champion": keeps_up_with_champion,
+    "same answers as scikit-learn": parity,
+    "no slice is left behind": slices,
+    "recall of every class": class_recall,
+    "calibrated probabilities": calibration,
+    "honest intervals": coverage,
+    "single-row latency": latency,
+    "bundle size": size,
+}
+
+
+def judge(candidate: Candidate, params: GateParams, gates: Mapping[str, Gate] = STANDARD) -> list[Check]:
+    """Every gate's answer, in their order. A measure that is absent or not finite never passes."""
+    return [_ask(name, gate, candidate, params) for name, gate in gates.items()]
+
+
+def measure(candidate: Candidate, part: str, name: str) -> float:
+    """A finite measure of the evaluation, for example the `roc_auc` of `test`.
+
+    Raises:
+        Unmeasured: there is none.
+    """
+    found = candidate.manifest.metrics.get(part, {}).get(name)
+    if found is None:
+        raise Unmeasured(f"the evaluation has no {part} {name}")
+    return _finite(found, f"{part} {name}")
+
+
+def _comparison(candidate: Candidate) -> Comparison:
+    found = candidate.manifest.comparison
+    if found is None:
+        raise Unmeasured("the bundle has no comparison on out-of-fold rows; train again")
+    _finite(found.prior.p_value, "the p-value against the prior")
+    _finite(found.linear.p_value, "the p-value against the linear baseline")
+    return found
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}" if value >= 0.001 else "< 0.001"
+
+
+def _headline(candidate: Candidate, part: str) -> tuple[str, float]:
+    """The headline measure of the task: its name in words, and its value."""
+    name = HEADLINE[candidate.manifest.task]
+    return words.MEASURES[name], measure(candidate, part, name)
+
+
+def _of_slice(candidate: Candidate, part: Slice) -> float | None:
+    """The headline measure of a slice; None where one class alone leaves it undefined.
+
+    R² goes by the slice's own spread or by that of all test rows, whichever is kinder: a slice whose numbers hardly
+    vary leaves nothing to explain, and one of large numbers has large errors.
+    """
+    name, own = HEADLINE[candidate.manifest.task], part.metrics.get(HEADLINE[candidate.manifest.task])
+    if own is not None:
+        own = _finite(own, f"{name} of {part.column} '{part.value}'")
+    if candidate.manifest.task != "regression":
+        return own
+    error, unexplained = measure(candidate, "test", "rmse"), 1 - measure(candidate, "test", "r2")
+    beside = 1 - unexplained * (_known(part, "rmse") / error) ** 2 if error else 1.0 - (_known(part, "rmse") > 0)
+    return beside if own is None else max(own, beside)
+
+
+def _error(manifest: Manifest, value: float, part: Slice) -> float:
+    """Standard error of a slice's headline measure, from above.
+
+    Of an area A it is at most √(A (1 − A) / rows of the rarer class) (Birnbaum & Klose 1957, "Bounds for the Variance
+    of the Mann-Whitney Statistic"), more classes being taken as equally common; of R², for normal errors, about
+    2 (1 − R²) / √rows.
+    """
+    if manifest.task == "regression":
+        return 2 * (1 - value) / math.sqrt(part.rows)
+    if manifest.task == "binary":
+        positive = _known(part, "prevalence")
+        rarer = part.rows * min(positive, 1 - positive)
+    else:
+        rarer = part.rows / len(manifest.classes)
+    return math.sqrt(value * (1 - value) / max(rarer, 1.0))
+
+
+def _known(part: Slice, name: str) -> float:
+    found = part.metrics.get(name)
+    if found is None:
+        raise Unmeasured(f"the evaluation has no {name} of {part.column} '{part.value}'")
+    return _finite(found, f"{name} of {part.column} '{part.value}'")
+
+
+def _rows(candidate: Candidate, part: str) -> int:
+    found = candidate.manifest.rows.get(part, 0)
+    if found < 1:
+        raise Unmeasured(f"the evaluation has no {part} rows")
+    return found
+
+
+def _finite(found: float, name: str) -> float:
+    if not math.isfinite(found):
+        raise Unmeasured(f"{name} is {found}")
+    return found
+
+
+def _ask(name: str, gate: Gate, candidate: Candidate, params: GateParams) -> Check:
+    try:
+        passed, reason = gate(candidate, params)
+    except Unmeasured as unmeasured:
+        passed, reason = False, str(unmeasured)
+    return Check(name, bool(passed), reason)

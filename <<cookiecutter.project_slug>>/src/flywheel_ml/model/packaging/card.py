@@ -1,0 +1,219 @@
+"""The model card (Mitchell et al., 2019), written from what the run measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flywheel_ml.core.contract import Contract, Task
+from flywheel_ml.core.metrics import LOSS
+from flywheel_ml.utils.words import MEASURES, seen
+
+_SHOWN: dict[Task, tuple[str, ...]] = {
+    "binary": ("prevalence", "roc_auc", "calibration_error"),
+    "multiclass": ("accuracy", "log_loss", "calibration_error"),
+    "regression": ("mae", "bias", "coverage"),
+}
+"""Measures of a slice."""
+_COLUMNS = {
+    "test": "model",
+    "yardstick": "gradient boosting by default",
+    "linear": "linear baseline",
+    "trivial": "always the average",
+    "validation": "model on validation",
+}
+
+
+def text(
+    facts: Mapping[str, Any],
+    contract: Contract,
+    split: Mapping[str, Any],
+    trained: Mapping[str, Any] | None = None,
+    background: int = 0,
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        facts: the manifest's fields.
+        split: rows and time span of each part, as the split stage reported them.
+        trained: what the train stage reported; of it, what the validation rows decided.
+        background: training rows that the bundle carries.
+    """
+    decided = trained or {}
+    target = contract.target
+    lines = [
+        f"# Model card: {facts['name']}",
+        "",
+        f"Predicts `{target.name}` ({target.description or 'no description'}).",
+        "",
+        f"- estimator: {facts['estimator'].replace('_', ' ')}, served as ONNX",
+        *_tuned(facts),
+        f"- inputs: {len(contract.inputs)} columns of contract.yaml"
+        + (f", and derived: {', '.join(f'`{name}`' for name in facts['derived'])}" if facts["derived"] else ""),
+        *_words(decided.get("text"), contract),
+        *_selection(decided.get("selection"), contract),
+        *_calibration(decided.get("calibration")),
+        *(
+            f"- {name}: {part['rows']:,} rows" + (f", {part['first']} to {part['last']}" if "first" in part else "")
+            for name, part in ((name, split[name]) for name in ("train", "validation", "test"))
+        ),
+        *_decided(facts),
+        f"- largest difference between ONNX and scikit-learn on the test rows: {facts['parity']:.2g}"
+        + ("" if facts["classes"] else " standard deviations"),
+        "",
+        "## On the test rows",
+        "",
+        *_metrics(facts["metrics"]),
+        "",
+        "## By slice",
+        "",
+        *_slices(facts["slices"], facts["task"]),
+        "",
+        "## Use and limits",
+        "",
+        f"- Meant for rows that keep `contract.yaml`; measured on the {split['test']['rows']:,} test rows only.",
+        "- Categories that training never saw are accepted and answered like an unknown one.",
+        "- Slices marked *too small* were not judged; nothing is claimed of them.",
+        *_twins(split["test"], contract),
+        *_carried(background, contract),
+        "- What the data is and where it comes from: the data card.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _twins(test: Mapping[str, Any], contract: Contract) -> list[str]:
+    if not test.get("in_train"):
+        return []
+    told = seen(test["in_train"], test["rows"], contract.time is not None)
+    return [f"- {told}: unless inputs are few and coarse, what is learnt by heart looks skilful there."]
+
+
+def _tuned(facts: Mapping[str, Any]) -> list[str]:
+    tuned = facts["tuned"]
+    if not tuned:
+        return []
+    chosen = ", ".join(
+        f"`{name}` {value:.4g}" if isinstance(value, float) else f"`{name}` {value}"
+        for name, value in tuned["parameters"].items()
+    )
+    return [
+        f"- tuned in {tuned['trials']} trials: {chosen or 'params.yaml was best'}; {MEASURES[LOSS[facts['task']]]} on "
+        f"the validation rows {tuned['loss']:.4g}, with params.yaml {tuned['loss_untuned']:.4g}"
+    ]
+
+
+def _words(words: Mapping[str, Any] | None, contract: Contract) -> list[str]:
+    if words is None:
+        return []
+    names = ", ".join(f"`{column.name}`" for column in contract.inputs if column.text)
+    measure = "mean squared error" if contract.task == "regression" else "log loss"
+    return [
+        f"- free text ({names}): {'used' if words['kept'] else 'left out'}, {measure} on the validation rows "
+        f"{words['with_text']:.4g} with its words, {words['without_text']:.4g} without"
+    ]
+
+
+def _selection(selection: Mapping[str, Any] | None, contract: Contract) -> list[str]:
+    if selection is None:
+        return []
+    measure = "mean squared error" if contract.task == "regression" else "log loss"
+    dropped = f"; too costly for this table: {', '.join(selection['too_costly'])}" if selection["too_costly"] else ""
+    if len(selection["candidates"]) == 1:
+        return []
+    return [
+        f"- chosen by {selection['method']}: the simplest candidate within one standard error of the best{dropped}",
+        "",
+        f"| candidate | {measure} | above the best | standard error | fits |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {_candidate(score['name'], selection['chosen'])} | {_number(score['loss'])} | "
+            f"{_number(score['difference'])} | {_number(score['standard_error'])} | {score['fits']} |"
+            for score in selection["candidates"]
+        ),
+        "",
+    ]
+
+
+def _candidate(name: str, chosen: str) -> str:
+    return f"**{name.replace('_', ' ')}**" if name == chosen else name.replace("_", " ")
+
+
+def _calibration(calibration: Mapping[str, Any] | None) -> list[str]:
+    if calibration is None or not calibration["losses"]:
+        return []
+    losses = ", ".join(f"{method} {_number(loss)}" for method, loss in calibration["losses"].items())
+    return [f"- probabilities calibrated by: {calibration['method']} (out-of-fold log loss: {losses})"]
+
+
+def _cheapest(facts: Mapping[str, Any]) -> str:
+    if facts["metrics"]["validation"].get("prevalence") in (0.0, 1.0):
+        return "by the costs alone where the rows that choose it are all of one class"
+    return "cheapest on out-of-fold rows"
+
+
+def _decided(facts: Mapping[str, Any]) -> list[str]:
+    if facts["task"] == "binary":
+        return [
+            f"- classes: {' and '.join(f'`{_label(label)}`' for label in facts['classes'])}, the latter being positive",
+            f"- decision threshold: {facts['threshold']:.4f} ({_cheapest(facts)})",
+        ]
+    if facts["task"] == "multiclass":
+        return [
+            f"- classes: {', '.join(f'`{_label(label)}`' for label in facts['classes'])}; the likeliest is answered"
+        ]
+    return [f"- interval: ± {facts['half_width']:.4g} around each value, by conformal prediction on out-of-fold rows"]
+
+
+def _carried(background: int, contract: Contract) -> list[str]:
+    if not background:
+        return ["- The bundle carries no row of data, and its predictions cannot be explained."]
+    personal = [f"`{column.name}`" for column in contract.inputs if column.personal]
+    told = f" among these columns personal data: {', '.join(personal)}" if personal else " no column declared personal"
+    return [
+        f"- The bundle carries {background} training rows (`background.json`), with which explanations compare a row:"
+        f" all inputs,{told}, and nothing else of them. Whoever has the bundle can read them."
+    ]
+
+
+def _label(label: object) -> str:
+    return str(label).lower() if isinstance(label, bool) else str(label)
+
+
+def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    columns = [name for name in _COLUMNS if name in metrics]
+    rows = [name for name in MEASURES if any(name in metrics[column] for column in columns)]
+    return [
+        f"| measure | {' | '.join(_COLUMNS[column] for column in columns)} |",
+        f"| --- |{' ---: |' * len(columns)}",
+        *(
+            f"| {MEASURES[row]} | {' | '.join(_number(metrics[column].get(row)) for column in columns)} |"
+            for row in rows
+        ),
+    ]
+
+
+def _slices(slices: list[Mapping[str, Any]], task: Task) -> list[str]:
+    if not slices:
+        return ["No slices are listed in params.yaml (`evaluate.slices`)."]
+    shown = _SHOWN[task]
+    return [
+        f"| column | value | rows | {' | '.join(MEASURES[name] for name in shown)} |",
+        f"| --- | --- | ---: |{' ---: |' * len(shown)}",
+        *(
+            f"| {part['column']} | {_cell(part['value'])} | {part['rows']:,} | "
+            + (
+                " | ".join(_number(part["metrics"].get(name)) for name in shown)
+                if part["enough"]
+                else "*too small*" + " |" * (len(shown) - 1)
+            )
+            + " |"
+            for part in slices
+        ),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

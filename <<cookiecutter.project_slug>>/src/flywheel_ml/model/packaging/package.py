@@ -1,0 +1,245 @@
+"""Stage 6: the model as a bundle: ONNX in canonical bytes, checked against scikit-learn on every test row."""
+
+import copy
+import math
+import shutil
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from flywheel_ml.core import bundle, profile, stage
+from flywheel_ml.core.contract import Columns, Contract
+from flywheel_ml.core.features import Feature, Featurizer
+from flywheel_ml.core.params import Params
+from flywheel_ml.core.project import Project
+from flywheel_ml.data import tables
+from flywheel_ml.model.evaluation.evaluate import load, score
+from flywheel_ml.model.packaging import card
+from flywheel_ml.model.pipelines import categories, encoders, networks
+from flywheel_ml.model.pipelines.fitted import FittedModel
+from flywheel_ml.model.training.train import read_split
+from flywheel_ml.utils.errors import IntegrityError
+from flywheel_ml.utils.files import canonical, read_json, replacing_folder
+
+CANDIDATES = 5000
+"""Training rows that those which the bundle carries are chosen from."""
+LIBRARIES = ("numpy", "onnxruntime", "polars", "scikit-learn", "skl2onnx")
+
+
+def to_onnx(model: FittedModel, featurizer: Featurizer) -> bytes:
+    """The fitted pipeline as ONNX: equal pipelines, equal bytes.
+
+    `num` and `cat` go in; probabilities as float32, not calibrated yet, or values as float64 come out.
+    """
+    from skl2onnx import to_onnx as convert
+    from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+
+    kinds = {"num": (FloatTensorType, featurizer.numeric), "cat": (StringTensorType, featurizer.categorical)}
+    inputs = [(name, kind([None, len(names)])) for name, (kind, names) in kinds.items() if names]
+    pipeline, center = _in_single_precision(model.pipeline), model.center
+    blocks = categories.as_equalities(pipeline[-1])
+    encoders.register()
+    with warnings.catch_warnings():
+        # skl2onnx writes booleans where protobuf wants integers; pyproject.toml caps protobuf below where that fails.
+        warnings.filterwarnings("ignore", "Field onnx.AttributeProto.ints", DeprecationWarning)
+        graph = convert(
+            pipeline,
+            initial_types=inputs,
+            options={id(pipeline[-1]): {"zipmap": False}} if hasattr(pipeline[-1], "classes_") else None,
+            target_opset={"": 18, "ai.onnx.ml": 3},
+        )
+    if blocks:
+        categories.attach(graph, blocks)
+    for output in [output for output in graph.graph.output if output.name not in ("probabilities", "variable")]:
+        graph.graph.output.remove(output)
+    if not hasattr(pipeline, "predict_proba"):
+        _add_center(graph.graph, center)
+    # skl2onnx draws the graph's name and orders the opsets by hash seed.
+    graph.graph.name = "model"
+    opsets = sorted((opset.domain, opset.version) for opset in graph.opset_import)
+    del graph.opset_import[:]
+    for domain, number in opsets:
+        graph.opset_import.add(domain=domain, version=number)
+    content: bytes = graph.SerializeToString(deterministic=True)
+    return content
+
+
+def _add_center(graph: Any, center: float) -> None:
+    """Have the graph answer its value + `center` in float64, which tells more values apart than float32."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    (output,) = graph.output
+    graph.initializer.append(numpy_helper.from_array(np.array([center], dtype=np.float64), "center"))
+    graph.node.append(helper.make_node("Cast", [output.name], ["distance"], to=TensorProto.DOUBLE))
+    graph.node.append(helper.make_node("Add", ["distance", "center"], ["value"]))
+    graph.output.remove(output)
+    graph.output.append(helper.make_tensor_value_info("value", TensorProto.DOUBLE, [None, 1]))
+
+
+def _in_single_precision(pipeline: Any) -> Any:
+    """A copy that answers float32 inputs alike, and whose trees lose nothing when their thresholds become float32.
+
+    Rounded up, a threshold between two neighbouring float32 numbers would send the upper one down the other branch.
+    """
+    copied = copy.deepcopy(pipeline)
+    networks.plain(copied[-1])
+    for trees in getattr(copied[-1], "_predictors", []):
+        for tree in trees:
+            exact = tree.nodes["num_threshold"]
+            single = exact.astype(np.float32)
+            above = single > exact
+            single[above] = np.nextafter(single[above], np.float32(-np.inf))
+            tree.nodes["num_threshold"] = single
+    return copied
+
+
+def min_batch(opened: bundle.Bundle, columns: Columns) -> int:
+    """The smallest batch whose rows get the same bits as in one large batch.
+
+    It is 1 for trees, and 2 where a matrix product takes another path for a single row.
+
+    Raises:
+        IntegrityError: no such batch was found, so the API and batch scoring would disagree.
+    """
+    whole = opened.run(opened.encode(columns))
+    n_rows = len(whole)
+    for smallest in (1, 2):
+        opened.manifest = opened.manifest.model_copy(update={"min_batch": smallest})
+        if all(
+            np.array_equal(opened.run(opened.encode(_rows(columns, at, size))), whole[at : at + size])
+            for size in (1, 2, 3, 7, 64, 1000)
+            for at in range(0, max(1, n_rows - size), max(1, n_rows // 50))
+        ):
+            return smallest
+    raise IntegrityError(
+        "the bundle answers differently for one row and for many: a function of derived.py looks at other rows, "
+        "or the estimator of params.yaml does; change the one or the other"
+    )
+
+
+def parity(opened: bundle.Bundle, pipeline: Any, rows: pl.DataFrame) -> float:
+    """Largest difference between the bundle and scikit-learn on n_rows.
+
+    In probability for classes; for numbers in standard deviations of the rows' own truth.
+    """
+    contract = opened.contract
+    columns = tables.to_columns(rows, contract.inputs)
+    apart = np.abs(opened.run(opened.encode(columns)) - score(pipeline, columns, contract, opened.features)).max()
+    scale = 1.0 if contract.classes else float(tables.truth(rows, contract).std()) or 1.0
+    return float(apart / scale)
+
+
+def background(opened: bundle.Bundle, rows: pl.DataFrame, count: int, seed: int) -> list[dict[str, Any]]:
+    """So many of n_rows as the API takes them: input columns only, so none that names a row.
+
+    Candidates are drawn by the seed, put in the order of the model's answers and cut into equal parts, of which each
+    gives the row whose answer is nearest to the part's mean: so few rows then have nearly the mean score of all.
+    They come in an order of chance.
+    """
+    inputs, rng = opened.contract.inputs, np.random.default_rng(seed)
+    candidates = rows[rng.choice(rows.height, min(CANDIDATES, rows.height), replace=False).tolist()]
+    answers = opened.run(opened.encode(tables.to_columns(candidates, inputs))).astype(np.float64)
+    order = np.lexsort((answers.max(axis=1), answers.argmax(axis=1)))
+    parts = np.array_split(order, min(count, len(order))) if count else []
+    nearest = [part[((answers[part] - answers[part].mean(axis=0)) ** 2).sum(axis=1).argmin()] for part in parts]
+    chosen = rng.permutation(np.array(nearest, dtype=np.intp)).tolist()
+    some = candidates[chosen].select(column.name for column in inputs)
+    return [{name: _plain(value) for name, value in row.items()} for row in some.to_dicts()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main(project: Project) -> None:
+    """Convert, compare, profile, describe, seal."""
+    params = project.load_params()
+    split, trained = read_json(stage.REPORTS / "split.json"), read_json(stage.REPORTS / "train.json")
+    evaluation = read_json(stage.REPORTS / "evaluation.json")
+    pack(
+        stage.BUNDLE,
+        stage.CONTRACT,
+        load(stage.MODEL, trained["sha256"]),
+        {name: read_split(name, split) for name in ("train", "test")},
+        params,
+        {"split": split, "trained": trained, "evaluation": evaluation},
+        project.features,
+    )
+
+
+def pack(
+    path: Path,
+    contract_path: Path,
+    pipeline: FittedModel,
+    parts: dict[str, pl.DataFrame],
+    params: Params,
+    reports: dict[str, Any],
+    features: Sequence[Feature] = (),
+) -> bundle.Manifest:
+    """Write the bundle of a fitted pipeline to `path`, whole or not at all.
+
+    Args:
+        parts: `train`, the rows it was fitted on, and `test`, the rows that ONNX is compared and profiled on.
+        reports: what the stages `split`, `trained` and `evaluation` reported.
+        features: the project's own.
+    """
+    contract = Contract.load(contract_path)
+    featurizer = Featurizer(contract, features)
+    test = tables.to_columns(parts["test"], contract.inputs)
+    facts: dict[str, Any] = {
+        "name": contract.name,
+        "task": contract.task,
+        "target": contract.target.name,
+        "classes": list(contract.classes),
+        "threshold": reports["evaluation"]["threshold"],
+        "half_width": reports["evaluation"]["half_width"],
+        "calibration": pipeline.calibration.model_dump(mode="json"),
+        "comparison": reports["trained"]["comparison"],
+        "estimator": reports["trained"]["estimator"],
+        "tuned": reports["trained"].get("tuned"),
+        "numeric": featurizer.numeric,
+        "categorical": [column.name for column in featurizer.categorical],
+        "derived": featurizer.definitions,
+        "min_batch": 1,
+        "prior": reports["trained"]["prior"],
+        "rows": {name: part["rows"] for name, part in reports["split"].items()},
+        "metrics": reports["evaluation"]["metrics"],
+        "slices": reports["evaluation"]["slices"],
+        "parity": 0.0,
+        "data": {name: part["sha256"] for name, part in reports["split"].items()},
+        "params_sha256": params.training_fingerprint(),
+        "contract_sha256": contract.fingerprint(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+    with replacing_folder(path) as folder:
+        (folder / bundle.MODEL).write_bytes(to_onnx(pipeline, featurizer))
+        shutil.copyfile(contract_path, folder / bundle.CONTRACT)
+        (folder / bundle.BACKGROUND).write_text("[]", encoding="utf-8")
+        (folder / bundle.PROFILE).touch()
+        (folder / bundle.CARD).touch()
+        bundle.seal(folder, facts)
+        opened = bundle.Bundle.open(folder, features=features)
+        facts["min_batch"] = min_batch(opened, test)
+        facts["parity"] = parity(opened, pipeline, parts["test"])
+        compared = background(opened, parts["train"], params.explain.background_rows, params.seed)
+        (folder / bundle.BACKGROUND).write_text(canonical(compared, indent=1) + "\n", encoding="utf-8")
+        training = tables.to_columns(parts["train"], contract.inputs)
+        scores = opened.predict(test).scores.astype(np.float64)
+        reference = profile.build(contract, test, scores, opened.watched(test), training)
+        (folder / bundle.PROFILE).write_text(reference.text(), encoding="utf-8")
+        (folder / bundle.CARD).write_text(
+            card.text(facts, contract, reports["split"], reports["trained"], len(compared)), encoding="utf-8"
+        )
+        return bundle.seal(folder, facts)
+
+
+def _rows(columns: Columns, at: int, size: int) -> dict[str, np.ndarray]:
+    return {name: values[at : at + size] for name, values in columns.items()}

@@ -1,0 +1,340 @@
+"""How columns become numbers for an estimator, as scikit-learn transformers that convert to ONNX bit by bit.
+
+Texts are in three ways: listed categories by their place or by a column each, others by the target's mean among their
+rows, and free texts by their words. What trees see of them is the same float32 number in both libraries.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.compose import ColumnTransformer
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_selection import f_classif, f_regression
+from sklearn.impute import SimpleImputer
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler, TargetEncoder
+
+from flywheel_ml.core.contract import MISSING, Column, Task
+from flywheel_ml.core.features import Featurizer
+
+_TARGET_TYPES: dict[Task, str] = {"binary": "binary", "multiclass": "multiclass", "regression": "continuous"}
+TERMS = 128
+"""Words and pairs of words of a text column that a model sees."""
+_WORDS = "words"
+SET_CATEGORIES = 255
+"""Scikit-learn's gradient boosting takes as many categories of a column."""
+_CANDIDATES, _CANDIDATE_ROWS = 20_000, 20_000
+EXPECTED_WARNINGS = ("The least populated class", "Features .* are constant")
+"""What scikit-learn says of data that these transformers bear: a class with fewer rows than folds is missing in some
+of them, and a word of every row tells nothing. Whoever fits ignores them, for columns are fitted by threads, and Python
+3.11 knows one list of ignored warnings for all of them.
+"""
+
+
+class Means(TargetEncoder):  # type: ignore[misc]
+    """Target means of categories, cross-fitted in training, so that no row's own target reaches its feature.
+
+    What is kept for later rows is rounded to float32, the numbers that the graph compares.
+    """
+
+    encodings_: list[np.ndarray]
+    target_mean_: Any
+
+    def fit_transform(self, X: Any, y: Any) -> np.ndarray:  # noqa: N803 - scikit-learn's name.
+        """As scikit-learn's, for texts [n_rows, n_columns] and the target [n_rows]."""
+        means: np.ndarray = super().fit_transform(X, y)
+        self.encodings_ = [found.astype(np.float32).astype(np.float64) for found in self.encodings_]
+        self.target_mean_ = np.asarray(self.target_mean_).astype(np.float32).astype(np.float64)
+        return means
+
+
+class Terms(TfidfVectorizer):  # type: ignore[misc]
+    """TF-IDF of the `TERMS` words and pairs of neighbouring words that tell most of the target, by their F statistic.
+
+    Takes texts as `features.tokens` makes them. Rows are not scaled to one length: a product of two float32 numbers
+    is the same everywhere, a norm is not, and trees would turn its last bit into another answer.
+    """
+
+    def __init__(self, task: Task = "binary") -> None:
+        super().__init__(
+            lowercase=False,
+            token_pattern="[^ ]+",  # noqa: S106 - a pattern of words.
+            ngram_range=(1, 2),
+            norm=None,
+            dtype=np.float32,
+            max_features=_CANDIDATES,
+        )
+        self.task = task
+
+    def fit_transform(self, raw_documents: Any, y: Any = None) -> Any:
+        """Choose the terms by texts [n_rows] and the target [n_rows]; their TF-IDF, sparse [n_rows, n_terms]."""
+        texts, truth = np.asarray(raw_documents, dtype=object), np.asarray(y)
+        some = np.linspace(0, len(texts) - 1, min(len(texts), _CANDIDATE_ROWS)).astype(np.intp)
+        self._fixed(None)
+        counts = super().fit_transform(texts[some])
+        judge = f_regression if self.task == "regression" else f_classif
+        with np.errstate(all="ignore"):
+            scores = np.nan_to_num(judge(counts, truth[some])[0], nan=0.0, posinf=np.finfo(np.float64).max)
+        names = self.get_feature_names_out()
+        best = np.argsort(-scores, kind="stable")[:TERMS]
+        self._fixed(sorted(str(name) for name in names[best]))
+        return super().fit_transform(texts)
+
+    def fit(self, raw_documents: Any, y: Any = None) -> "Terms":
+        """As `fit_transform`."""
+        self.fit_transform(raw_documents, y)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without an address in memory that scikit-learn keeps, lest two runs pickle different bytes."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_stop_words_id"}
+
+    def _fixed(self, terms: list[str] | None) -> None:
+        self.vocabulary = terms
+
+
+class LinearSplines(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Linear spline basis of numeric columns [n_rows, n_columns], NaN for missing.
+
+    A column becomes its values (missing ones: the median), max(0, value − knot) for each of `n_knots` quantiles that
+    differ, and whether it was missing, where training rows are. All in float32, as the ONNX graph computes.
+    """
+
+    def __init__(self, n_knots: int = 5) -> None:
+        self.n_knots = n_knots
+
+    def fit(self, X: Any, y: Any = None) -> "LinearSplines":  # noqa: ARG002, N803 - scikit-learn's names.
+        """Place the knots of each column."""
+        values = np.asarray(X, dtype=np.float32)
+        self.n_features_in_ = values.shape[1]
+        shares = np.arange(1, self.n_knots + 1) / (self.n_knots + 1)
+        medians, columns, knots, gaps = [], [], [], []
+        for at, column in enumerate(values.T):
+            present = column[~np.isnan(column)]
+            medians.append(np.quantile(present, 0.5, method="inverted_cdf") if len(present) else np.float32(0))
+            if len(present) < len(column):
+                gaps.append(at)
+            if len(present):
+                found = np.unique(np.quantile(present, shares, method="inverted_cdf"))
+                inner = found[(found > present.min()) & (found < present.max())]
+                columns += [at] * len(inner)
+                knots += inner.tolist()
+        self.medians_ = np.array(medians, dtype=np.float32)
+        self.columns_ = np.array(columns, dtype=np.int64)
+        self.knots_ = np.array(knots, dtype=np.float32)
+        self.gaps_ = np.array(gaps, dtype=np.int64)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:  # noqa: N803 - scikit-learn's name.
+        """float32 [n_rows, n_columns + n_knots in all + columns with gaps]."""
+        values = np.asarray(X, dtype=np.float32)
+        missing = np.isnan(values)
+        filled = np.where(missing, self.medians_, values)
+        bends = np.maximum(filled[:, self.columns_] - self.knots_, np.float32(0))
+        return np.hstack([filled, bends, missing[:, self.gaps_].astype(np.float32)])
+
+
+def coded(task: Task, featurizer: Featurizer, seed: int) -> ColumnTransformer:
+    """What trees see: numbers with gaps, a place for each listed category, means and words."""
+    numeric, listed, _, _ = positions(featurizer)
+    encoder = OrdinalEncoder(
+        categories=_categories(featurizer.categorical),
+        handle_unknown="use_encoded_value",
+        unknown_value=-1,
+        dtype=np.float32,
+    )
+    return ColumnTransformer(
+        [
+            ("num", "passthrough", numeric),
+            ("cat", encoder, listed),
+            *((name, make(), at) for name, make, at in _learnt(task, featurizer, seed)),
+        ],
+        sparse_threshold=0,
+    )
+
+
+def scaled(task: Task, featurizer: Featurizer, seed: int, n_knots: int = 0) -> ColumnTransformer:
+    """What a linear model sees: numbers without gaps, of mean 0 and deviation 1, and a column for each category.
+
+    With `n_knots`, numbers as linear splines.
+    """
+    numeric, listed, _, _ = positions(featurizer)
+    filling = LinearSplines(n_knots) if n_knots else SimpleImputer(strategy="median", keep_empty_features=True)
+    filled = make_pipeline(filling, StandardScaler())
+    encoder = OneHotEncoder(
+        categories=_categories(featurizer.categorical), handle_unknown="ignore", sparse_output=False, dtype=np.float32
+    )
+    return ColumnTransformer(
+        [
+            ("num", filled, numeric),
+            ("cat", encoder, listed),
+            *(
+                (name, make_pipeline(make(), StandardScaler(with_mean=False)), at)
+                for name, make, at in _learnt(task, featurizer, seed)
+            ),
+        ],
+        sparse_threshold=0,
+    )
+
+
+def without_text(pipeline: Pipeline) -> Pipeline:
+    """The pipeline (its first step a transformer of this module), unfitted, without the columns of words."""
+    left = clone(pipeline)
+    columns = left[0]
+    columns.transformers = [entry for entry in columns.transformers if not entry[0].startswith(_WORDS)]
+    return left
+
+
+def _learnt(task: Task, featurizer: Featurizer, seed: int) -> Iterator[tuple[str, Callable[[], Any], list[int] | int]]:
+    """Transformers that learn from the target: their name, how one is made, and the place of their columns."""
+    _, _, unlisted, texts = positions(featurizer)
+    if unlisted:
+        folds = (KFold if task == "regression" else StratifiedKFold)(5, shuffle=True, random_state=seed)
+        yield "means", lambda: Means(target_type=_TARGET_TYPES[task], cv=folds), unlisted
+    for at in texts:
+        yield f"{_WORDS}{at}", lambda: Terms(task), at
+
+
+def positions(featurizer: Featurizer) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Places of the frame's numbers, listed categories, other categories, and texts."""
+    first = len(featurizer.numeric)
+    columns = list(enumerate(featurizer.categorical, start=first))
+    return (
+        list(range(first)),
+        [at for at, column in columns if column.categories is not None],
+        [at for at, column in columns if column.categories is None and not column.text],
+        [at for at, column in columns if column.text],
+    )
+
+
+def sets(featurizer: Featurizer) -> list[int]:
+    """Places, in what `coded` makes, of categories that scikit-learn can split into sets: more than two, few enough."""
+    first = len(featurizer.numeric)
+    sizes = [
+        len(names) + column.nullable for column in featurizer.categorical if (names := column.categories) is not None
+    ]
+    # One more code is for what the contract tolerates unlisted.
+    return [first + at for at, size in enumerate(sizes) if 2 < size < SET_CATEGORIES]
+
+
+def _categories(columns: Sequence[Column]) -> list[list[str]]:
+    """The contract's categories and the code for missing, where it lists them."""
+    return [
+        [*(str(category) for category in column.categories), MISSING]
+        for column in columns
+        if column.categories is not None
+    ]
+
+
+def register() -> None:
+    """Teach skl2onnx this module's transformers."""
+    from skl2onnx import update_registered_converter
+
+    update_registered_converter(LinearSplines, "LinearSplines", _splines_shape, _splines_graph)
+    update_registered_converter(Means, "Means", _means_shape, _means_graph)
+    update_registered_converter(Terms, "Terms", _terms_shape, _terms_graph)
+
+
+def _splines_shape(operator: Any) -> None:
+    from skl2onnx.common.data_types import FloatTensorType
+
+    fitted = operator.raw_operator
+    width = len(fitted.medians_) + len(fitted.knots_) + len(fitted.gaps_)
+    operator.outputs[0].type = FloatTensorType([None, width])
+
+
+def _splines_graph(scope: Any, operator: Any, container: Any) -> None:
+    """Fill gaps with medians, then Relu(column − knot) for each knot, then the gaps as 0 and 1."""
+    from onnx import TensorProto
+
+    fitted, (values,), (output,) = operator.raw_operator, operator.input_full_names, operator.output_full_names
+    parts = ("missing", "medians", "filled", "columns", "knots", "taken", "apart", "bends", "flags", "gaps", "gone")
+    names = {part: scope.get_unique_variable_name(part) for part in parts}
+    container.add_initializer(names["medians"], TensorProto.FLOAT, [len(fitted.medians_)], fitted.medians_.tolist())
+    _node(scope, container, "IsNaN", [values], names["missing"], version=13)
+    _node(scope, container, "Where", [names["missing"], names["medians"], values], names["filled"], version=16)
+    joined = [names["filled"]]
+    if len(fitted.knots_):
+        container.add_initializer(names["columns"], TensorProto.INT64, [len(fitted.columns_)], fitted.columns_.tolist())
+        container.add_initializer(names["knots"], TensorProto.FLOAT, [len(fitted.knots_)], fitted.knots_.tolist())
+        _node(scope, container, "Gather", [names["filled"], names["columns"]], names["taken"], version=13, axis=1)
+        _node(scope, container, "Sub", [names["taken"], names["knots"]], names["apart"], version=14)
+        _node(scope, container, "Relu", [names["apart"]], names["bends"], version=14)
+        joined.append(names["bends"])
+    if len(fitted.gaps_):
+        container.add_initializer(names["gaps"], TensorProto.INT64, [len(fitted.gaps_)], fitted.gaps_.tolist())
+        _node(scope, container, "Cast", [names["missing"]], names["flags"], version=13, to=TensorProto.FLOAT)
+        _node(scope, container, "Gather", [names["flags"], names["gaps"]], names["gone"], version=13, axis=1)
+        joined.append(names["gone"])
+    _node(scope, container, "Concat", joined, output, version=13, axis=1)
+
+
+def _means_shape(operator: Any) -> None:
+    from skl2onnx.common.data_types import FloatTensorType
+
+    operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.encodings_)])
+
+
+def _means_graph(scope: Any, operator: Any, container: Any) -> None:
+    """A category's place among the known ones, and a table of means whose last row is for all others."""
+    from onnx import TensorProto
+
+    fitted, (texts,), (output,) = operator.raw_operator, operator.input_full_names, operator.output_full_names
+    n_outputs = len(fitted.encodings_) // len(fitted.categories_)
+    blocks = []
+    for at, categories in enumerate(fitted.categories_):
+        means = np.stack(fitted.encodings_[at * n_outputs : (at + 1) * n_outputs], axis=1)
+        table = np.vstack([means, np.broadcast_to(fitted.target_mean_, (1, n_outputs))]).astype(np.float32)
+        names = {part: scope.get_unique_variable_name(part) for part in ("at", "column", "flat", "shape", "place")}
+        names |= {part: scope.get_unique_variable_name(part) for part in ("table", "block")}
+        container.add_initializer(names["at"], TensorProto.INT64, [1], [at])
+        container.add_initializer(names["shape"], TensorProto.INT64, [1], [-1])
+        container.add_initializer(names["table"], TensorProto.FLOAT, list(table.shape), table.ravel().tolist())
+        _node(scope, container, "Gather", [texts, names["at"]], names["column"], axis=1)
+        _node(scope, container, "Reshape", [names["column"], names["shape"]], names["flat"])
+        _node(
+            scope, container, "LabelEncoder", [names["flat"]], names["place"], domain="ai.onnx.ml", version=2,
+            keys_strings=[str(name) for name in categories], values_int64s=list(range(len(categories))),
+            default_int64=len(categories),
+        )  # fmt: skip
+        _node(scope, container, "Gather", [names["table"], names["place"]], names["block"], axis=0)
+        blocks.append(names["block"])
+    _node(scope, container, "Concat", blocks, output, axis=1)
+
+
+def _terms_shape(operator: Any) -> None:
+    from skl2onnx.common.data_types import FloatTensorType
+
+    operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.vocabulary_)])
+
+
+def _terms_graph(scope: Any, operator: Any, container: Any) -> None:
+    """Words split at spaces, counted alone and in pairs, times the inverse document frequency of each."""
+    fitted, (texts,), (output,) = operator.raw_operator, operator.input_full_names, operator.output_full_names
+    terms = sorted(fitted.vocabulary_, key=lambda term: (" " in term, fitted.vocabulary_[term]))
+    places = [int(fitted.vocabulary_[term]) for term in terms]
+    words, flat = scope.get_unique_variable_name("words"), scope.get_unique_variable_name("flat")
+    # No word is called so: words have no "#".
+    _node(
+        scope, container, "Tokenizer", [texts], words, domain="com.microsoft", version=1,
+        mark=0, mincharnum=1, pad_value="#", separators=[" "],
+    )  # fmt: skip
+    _node(scope, container, "Flatten", [words], flat)
+    _node(
+        scope, container, "TfIdfVectorizer", [flat], output, version=9,
+        mode="TFIDF", min_gram_length=1, max_gram_length=2, max_skip_count=0,
+        ngram_counts=[0, sum(" " not in term for term in terms)], ngram_indexes=places,
+        pool_strings=[word for term in terms for word in term.split(" ")],
+        weights=[float(fitted.idf_[at]) for at in places],
+    )  # fmt: skip
+
+
+def _node(
+    scope: Any, container: Any, kind: str, inputs: list[str], output: str, domain: str = "", version: int = 18,
+    **attributes: Any,
+) -> None:  # fmt: skip
+    name = scope.get_unique_operator_name(kind)
+    container.add_node(kind, inputs, output, op_domain=domain, op_version=version, name=name, **attributes)

@@ -1,0 +1,86 @@
+"""The bundle as a stock MLflow model, so that `mlflow.pyfunc.load_model` works on it anywhere."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import polars as pl
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Column, Columns, Contract
+from flywheel_ml.core.features import Feature
+from flywheel_ml.data import tables
+from flywheel_ml.utils.errors import DataError
+
+_TYPES = {
+    "float": DataType.double,
+    "integer": DataType.long,
+    "string": DataType.string,
+    "boolean": DataType.boolean,
+    "datetime": DataType.datetime,
+}
+
+
+class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Loads the bundle beside it; its own code holds nothing to unpickle.
+
+    Args:
+        features: those of the project that trained it.
+    """
+
+    def __init__(self, features: Sequence[Feature] = ()) -> None:
+        self._features = features
+
+    def load_context(self, context: Any) -> None:
+        """Verify and open the bundle."""
+        self._bundle = Bundle.open(Path(context.artifacts["bundle"]), features=self._features)
+
+    # MLflow goes by these names.
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:  # noqa: ARG002
+        """Predict a frame of n_rows × contract columns.
+
+        Returns:
+            Frame of n_rows: `prediction`; for two classes the `probability` of the positive one, for more that of the
+            likeliest; for numbers the interval's `low` and `high`.
+
+        Raises:
+            DataError: a column is missing, or a cell has no reading under the contract.
+        """
+        columns = _columns(model_input, self._bundle.contract)
+        answer = self._bundle.predict(columns)
+        beside = (
+            {"low": answer.output[:, 1], "high": answer.output[:, 2]}
+            if self._bundle.manifest.task == "regression"
+            else {"probability": answer.scores}
+        )
+        return pd.DataFrame({"prediction": answer.values, **beside}, index=model_input.index)
+
+
+def _columns(model_input: pd.DataFrame, contract: Contract) -> Columns:
+    """The inputs of a pandas frame, read as the contract says."""
+    frame = tables.conform(pl.from_pandas(model_input.reset_index(drop=True)), contract)
+    for column in contract.inputs:
+        if column.name not in frame.columns:
+            if not column.nullable:
+                raise DataError(f"the frame has no column '{column.name}'")
+            frame = frame.with_columns(pl.lit(None, tables.DTYPES[column.type]).alias(column.name))
+        elif (wrong := tables.misfits(frame[column.name], column)).any():
+            row = wrong.arg_true()[0]
+            cell = frame[column.name][row]
+            raise DataError(f"column '{column.name}', row {row:,}: {cell!r} {tables.misfit(cell, column)}")
+    return tables.to_columns(frame, contract.inputs)
+
+
+def signature(contract: Contract) -> ModelSignature:
+    """The contract's input columns as MLflow's schema."""
+    return ModelSignature(inputs=Schema([_spec(column) for column in contract.inputs]))
+
+
+def _spec(column: Column) -> ColSpec:
+    # A pandas column of integers with gaps is one of floats.
+    kind = DataType.double if column.type == "integer" and column.nullable else _TYPES[column.type]
+    return ColSpec(kind, name=column.name, required=not column.nullable)

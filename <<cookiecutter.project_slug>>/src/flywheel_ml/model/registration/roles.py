@@ -1,0 +1,66 @@
+"""What a registered version is now, told without MLflow, whose import takes seconds."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from flywheel_ml.core.settings import Settings
+
+CHAMPION, CHALLENGER, REFUSED, ROLLED_BACK, PASSED = "champion", "challenger", "refused", "rolled back", "passed"
+"""Roles: the first two are aliases of the registered model; the last one passed its gates and is none of the others."""
+DIGEST_TAG, GATES_TAG, REFUSED_TAG, ROLLED_BACK_TAG = "bundle_sha256", "gates", "refused", "rolled_back"
+"""Tags of a version."""
+
+
+class State(NamedTuple):
+    """A version's digest and role, and the champion's number and digest."""
+
+    digest: str
+    role: str
+    champion: tuple[str, str] | None
+
+
+def refused(tags: Mapping[str, str]) -> str:
+    """Why the gates refused a version; empty where they did not."""
+    return tags.get(REFUSED_TAG) or ("" if tags.get(GATES_TAG) == "passed" else "no gate has judged it")
+
+
+def role(number: str, tags: Mapping[str, str], aliases: Mapping[str, str]) -> str:
+    """The role of a version, by its tags and by the versions that hold the aliases."""
+    for alias in (CHAMPION, CHALLENGER):
+        if aliases.get(alias) == number:
+            return alias
+    if refused(tags):
+        return REFUSED
+    return ROLLED_BACK if tags.get(ROLLED_BACK_TAG) else PASSED
+
+
+def read(settings: Settings, name: str, number: str) -> State | None:
+    """The state of a version of the registered model `name`, read from MLflow's database itself.
+
+    None where the registry is a server, does not have the version, or is none that is known here.
+    """
+    if settings.tracks_elsewhere:
+        return None
+    aliases = sa.table("registered_model_aliases", sa.column("name"), sa.column("alias"), sa.column("version"))
+    tags = sa.table("model_version_tags", *map(sa.column, ("name", "version", "key", "value")))
+    try:
+        engine = sa.create_engine(settings.tracking_uri)
+        with engine.connect() as connection:
+            query = sa.select(aliases.c.alias, aliases.c.version).where(aliases.c.name == name)
+            holders = {alias: str(version) for alias, version in connection.execute(query)}
+            found: dict[str, dict[str, str]] = {}
+            wanted = [int(number), int(holders.get(CHAMPION, number))]
+            rows = sa.select(tags.c.version, tags.c.key, tags.c.value)
+            rows = rows.where(tags.c.name == name, tags.c.version.in_(wanted))
+            for version, key, value in connection.execute(rows):
+                found.setdefault(str(version), {})[key] = value
+        engine.dispose()
+    except (sa.exc.SQLAlchemyError, ImportError, ValueError):
+        return None
+    if number not in found:
+        return None
+    champion = holders.get(CHAMPION)
+    leading = (champion, found.get(champion, {}).get(DIGEST_TAG, "")) if champion else None
+    return State(found[number].get(DIGEST_TAG, ""), role(number, found[number], holders), leading)

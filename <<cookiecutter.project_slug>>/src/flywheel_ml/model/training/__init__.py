@@ -1,0 +1,1 @@
+"""Choosing, tuning, fitting and calibrating."""

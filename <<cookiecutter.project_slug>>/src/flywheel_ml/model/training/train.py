@@ -1,0 +1,227 @@
+"""Stage 4: fit the model, and the linear baseline that it has to beat."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import joblib
+import numpy as np
+import polars as pl
+from sklearn.pipeline import Pipeline
+
+from flywheel_ml.core import stage
+from flywheel_ml.core.catalog import LINEAR
+from flywheel_ml.core.contract import Contract, Task
+from flywheel_ml.core.features import Feature, Featurizer
+from flywheel_ml.core.params import Params, TrainParams
+from flywheel_ml.core.project import Project
+from flywheel_ml.data import tables
+from flywheel_ml.model.pipelines import estimators, free_text
+from flywheel_ml.model.pipelines.fitted import FittedModel
+from flywheel_ml.model.training import calibrate, comparison, selection, tune
+from flywheel_ml.model.training.calibrate import Calibrated
+from flywheel_ml.model.training.selection import SMALL_ROWS, OutOfFold, Score, Selection, Table, ignore, select
+from flywheel_ml.utils import words
+from flywheel_ml.utils.errors import DataError
+from flywheel_ml.utils.files import read_json, replacing_folder, sha256_file, write_json
+
+
+class Fitted(NamedTuple):
+    """The model, its linear baseline, and what is answered without either: shares of the classes, or the mean.
+
+    Attributes:
+        yardstick: scikit-learn's gradient boosting with default settings, where params.yaml wants it.
+        selection: how the candidates did.
+        calibrated: how probabilities are calibrated; None for numbers.
+        out_of_fold: of training and validation rows, see `selection.OutOfFold`.
+        text: whether free texts were worth their words, where there are any.
+    """
+
+    model: FittedModel
+    baseline: FittedModel
+    prior: tuple[float, ...]
+    yardstick: Any
+    selection: Selection
+    calibrated: Calibrated | None
+    out_of_fold: OutOfFold
+    text: free_text.Judged | None = None
+
+
+def train(
+    rows: pl.DataFrame,
+    contract: Contract,
+    params: Params,
+    validation: pl.DataFrame | None = None,
+    tell: Callable[[Score], None] = ignore,
+    features: Sequence[Feature] = (),
+) -> Fitted:
+    """Choose and fit on n_rows × contract columns; the same rows and parameters give the same model, bit for bit.
+
+    Args:
+        rows: what is learnt from.
+        contract: what a row is.
+        params: which estimators compete, with which parameters.
+        validation: rows that judge candidates where training rows are many; those that judge nothing set the width of
+            intervals. Without them the training rows do all of it.
+        tell: called with the score of each candidate as it comes.
+        features: the project's own.
+
+    Raises:
+        DataError: the training rows lack a class, or hold one value of the target only.
+        ConfigError: an estimator does not fit the task.
+    """
+    refuse_unlearnable(rows, contract)
+    task, featurizer, by = contract.task, Featurizer(contract, features), params.split
+    table = Table.encode(rows, contract, featurizer, by.by, by.group)
+    held_out = None if validation is None else Table.encode(validation, contract, featurizer, by.by, by.group)
+    is_large = table.size > SMALL_ROWS and held_out is not None
+    judging, unused = held_out, None if is_large else held_out
+    if held_out is not None and task == "regression" and (is_large or params.tune.trials):
+        # Rows that set the width of an interval choose nothing.
+        judging, unused = held_out.halves()
+    texts = sum(column.text for column in featurizer.categorical)
+    # Without its words a table of texts alone has nothing left to learn from, and the yardstick reads none.
+    texts_alone = texts == len(featurizer.numeric) + len(featurizer.categorical)
+    judged = None
+    if texts and not texts_alone:
+        judged = _judge_text(table, judging if is_large else None, contract, params, featurizer)
+
+    def arrange(pipeline: Pipeline) -> Pipeline:
+        return judged.arrange(pipeline) if judged else pipeline
+
+    found = select(table, judging if is_large else None, contract, params.train, featurizer, params.seed, arrange, tell)
+    calibrated = (
+        None if task == "regression" else calibrate.choose(found.out_of_fold, params.train.calibration, table.in_time)
+    )
+
+    def fit(estimator: str, settings: TrainParams, places: np.ndarray) -> FittedModel:
+        pipeline = arrange(estimators.build(estimator, task, settings, featurizer, params.seed))
+        return selection.fit(pipeline, table, places, task, judging.rows if judging else None)
+
+    model = found.fitted or fit(found.winner.estimator, found.winner.params(params.train), np.arange(rows.height))
+    if calibrated is not None:
+        model.calibration = calibrated.calibration
+    baseline = fit(LINEAR[task], params.train, estimators.spread(table.rows.labels, params.train.baseline_rows, task))
+    prior = selection.average(table, np.arange(rows.height), task, max(1, len(contract.classes)))
+    yardstick = None
+    if params.train.yardstick and not texts_alone and not selection.is_too_costly_twice(table, contract, featurizer):
+        pipeline = estimators.yardstick(task, featurizer, params.seed)
+        yardstick = estimators.fit(pipeline, table.rows.frame, table.rows.labels, weights=table.weights)
+    out = calibrated.out_of_fold if calibrated else found.out_of_fold
+    if unused is not None:
+        fresh = _predict(unused, model, baseline, prior, task)
+        out = OutOfFold.join([out, fresh._replace(rows=rows.height + fresh.rows)])
+    return Fitted(model, baseline, tuple(prior.tolist()), yardstick, found, calibrated, out, judged)
+
+
+def _judge_text(
+    table: Table, judging: Table | None, contract: Contract, params: Params, featurizer: Featurizer
+) -> free_text.Judged:
+    """On one fold of the training rows, or on the validation rows where there are many training rows."""
+    name = "regularized_boosting" if params.train.estimator == "auto" else params.train.estimator
+    build = partial(estimators.build, name, contract.task, params.train, featurizer, params.seed)
+    if judging is not None:
+        return free_text.judge(build, table.rows, judging.rows, contract.task)
+    fold = next(selection.folds(table, contract.task, params.seed))
+    return free_text.judge(build, table.rows.only(fold.fit), table.rows.only(fold.predict), contract.task)
+
+
+def _predict(table: Table, model: FittedModel, baseline: FittedModel, prior: np.ndarray, task: Task) -> OutOfFold:
+    answers, linear = (selection.predict(one, table.rows.frame, task, len(prior)) for one in (model, baseline))
+    return OutOfFold(
+        table.places,
+        table.rows.labels.astype(np.float64),
+        table.weights,
+        table.clusters,
+        np.zeros(table.size, dtype=bool),
+        answers,
+        linear,
+        np.broadcast_to(prior, answers.shape),
+    )
+
+
+def refuse_unlearnable(rows: pl.DataFrame, contract: Contract) -> None:
+    """Raise `DataError` if a class is absent from n_rows, or all their values are the same."""
+    target, truth = contract.target.name, tables.truth(rows, contract)
+    if not contract.classes:
+        if truth.min() == truth.max():
+            raise DataError(
+                f"the {len(truth):,} training rows hold one value of '{target}' only; nothing can be learnt"
+            )
+        return
+    counts = np.bincount(truth.astype(np.intp), minlength=len(contract.classes))
+    if absent := [label for label, count in zip(contract.classes, counts.tolist(), strict=True) if not count]:
+        raise DataError(
+            f"none of the {len(truth):,} training rows has the class {absent[0]!r} of '{target}', so it cannot be "
+            "learnt; add such rows, or drop the class from contract.yaml"
+        )
+
+
+def read_split(name: str, report: Mapping[str, Any]) -> pl.DataFrame:
+    """One part of the split, if it still is what the split stage wrote."""
+    return tables.read_verified(stage.SPLITS[name], report[name]["sha256"])
+
+
+def main(project: Project) -> None:
+    """Read the training part, let the candidates compete, tune where that is wanted, fit, write the pipelines."""
+    contract, params = Contract.load(stage.CONTRACT), project.load_params()
+    split = read_json(stage.REPORTS / "split.json")
+    rows, tuned = read_split("train", split), None
+    validation = read_split("validation", split)
+    report: dict[str, Any] = {"trials": []}
+    if params.tune.trials:
+        refuse_unlearnable(rows, contract)  # What cannot be learnt is refused before, not after, the search.
+        hashes = {name: split[name]["sha256"] for name in ("train", "validation")}
+        table = Table.encode(
+            validation, contract, Featurizer(contract, project.features), params.split.by, params.split.group
+        )
+        judging = validation if contract.classes else validation[table.halves()[0].places]
+        found = tune.search(rows, judging, contract, params, hashes, project.features)
+        params = params.model_copy(update={"train": tune.applied(params.train, found.best.parameters)})
+        report = found.report()
+        tuned = {
+            "trials": len(found.trials),
+            "parameters": dict(found.best.parameters),
+            "loss": found.best.loss,
+            "loss_untuned": found.trials[0].loss,
+        }
+    seconds: dict[str, float] = {}
+    measure = words.MEASURES["log_loss"] if contract.classes else "mean squared error"
+
+    def tell(score: Score) -> None:
+        seconds[score.name] = score.seconds
+        print(f"  {score.name}: {measure} {score.loss:.4g} in {score.seconds:.1f} s", flush=True)
+
+    fitted = train(rows, contract, params, validation, tell, project.features)
+    pipelines = {stage.MODEL: fitted.model, stage.BASELINE: fitted.baseline}
+    if fitted.yardstick is not None:
+        pipelines[stage.YARDSTICK] = fitted.yardstick
+    with replacing_folder(stage.MODEL.parent) as folder:
+        for path, pipeline in pipelines.items():
+            joblib.dump(pipeline, folder / path.name)
+        tables.write(out_of_fold_table(fitted), folder / stage.OUT_OF_FOLD.name)
+    write_json(stage.SELECTION_SECONDS, seconds)
+    write_json(stage.REPORTS / "tuning.json", report)
+    calibrated = fitted.calibrated
+    write_json(
+        stage.REPORTS / "train.json",
+        {
+            "estimator": fitted.selection.winner.estimator,
+            "rows": split["train"]["rows"],
+            "prior": list(fitted.prior),
+            "selection": fitted.selection.report(),
+            "comparison": comparison.compare(contract.task, fitted.out_of_fold),
+            **({"calibration": calibrated.report()} if calibrated else {}),
+            **({"text": fitted.text._asdict()} if fitted.text else {}),
+            "sha256": {path.name: sha256_file(path) for path in (*pipelines, stage.OUT_OF_FOLD)},
+            "tuned": tuned,
+        },
+    )
+
+
+def out_of_fold_table(fitted: Fitted) -> pl.DataFrame:
+    """One row for each out-of-fold prediction; `answer_0` and on are probabilities, or the value."""
+    found = fitted.out_of_fold
+    answers = {f"answer_{at}": column for at, column in enumerate(found.answers.T)}
+    facts = {"row": found.rows, "truth": found.truth, "weight": found.weights, "chose": found.chose}
+    return pl.DataFrame({**facts, **{name: np.ascontiguousarray(column) for name, column in answers.items()}})

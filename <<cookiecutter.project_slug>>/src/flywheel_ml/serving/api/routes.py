@@ -1,0 +1,289 @@
+"""The routes: who may call, what is read, which status answers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from flywheel_ml.core.routing import Challenger, Shadow
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.serving.api.explaining import Explainer
+from flywheel_ml.serving.api.feedback import Labeller
+from flywheel_ml.serving.api.openapi import ANY_ERRORS, KEYS, OPEN_ERRORS, UNAVAILABLE, asset, describe, problems
+from flywheel_ml.serving.api.schemas import Health, ModelInfo, Schema
+from flywheel_ml.serving.auth.security import Guard
+from flywheel_ml.serving.codecs import arrow
+from flywheel_ml.serving.codecs.arrow import ARROW
+from flywheel_ml.serving.codecs.invocations import CSV, Invocations
+from flywheel_ml.serving.experiments.trial import Trial, Wish, wish_of
+from flywheel_ml.serving.http.admission import JSON, RETRY, Admission, media_type
+from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.http.telemetry import Telemetry
+from flywheel_ml.serving.models.live import Live, Models
+from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.prediction.predict import UNLOGGED, Predictor, Unlogged
+from flywheel_ml.serving.process.connections import ConnectionLimit
+
+
+class Service:
+    """What the routes work with; `predictor`, `explainer` and `labeller` are there once the app has started.
+
+    `front` is the outermost part that every request has to pass; a server may hand it those for `hot` paths directly.
+    `connection_limit` is a server's, where there is one.
+    """
+
+    front: Telemetry
+    connection_limit: ConnectionLimit
+    predictor: Predictor
+    explainer: Explainer
+    labeller: Labeller
+
+    def __init__(self, settings: Settings, guard: Guard, models: Models, metrics: Metrics) -> None:
+        self.settings = settings
+        self.guard = guard
+        self.models = models
+        self.metrics = metrics
+        self.admission = Admission(settings.max_body_bytes, settings.body_seconds, settings.max_concurrent, metrics)
+        self.hot: dict[str, ASGIApp] = {
+            "/predict": Hot(self, _predict, (JSON, ARROW)),
+            "/explain": Hot(self, _explain),
+            "/feedback": Hot(self, _feedback),
+            "/invocations": Hot(self, _invocations, (JSON, CSV)),
+        }
+        self.draining = False
+        self._described: tuple[Schema | None, dict[str, Any]] | None = None
+
+    @property
+    def live(self) -> Live:
+        """The model that answers now.
+
+        Raises:
+            Problem: 503 when there is none.
+        """
+        if self.models.live is None:
+            raise Problem(503, "no-model", "no model can be served now; the log says why", RETRY)
+        return self.models.live
+
+    def require_ready(self) -> None:
+        """Whether traffic may be sent here; raises 503 if not."""
+        if self.draining:
+            raise Problem(503, "draining", "this server is shutting down", RETRY)
+        assert self.live
+        if self.predictor.refusal is not None:
+            raise self.predictor.refusal
+
+    def wish(self, scope: Scope) -> Wish:
+        """What a request's headers say of who answers it."""
+        return wish_of(dict(scope["headers"]), self.settings.variant_header)
+
+    def description(self, app: FastAPI) -> dict[str, Any]:
+        """The OpenAPI document, made once per model."""
+        schema = self.models.live.schema if self.models.live else None
+        if self._described is None or self._described[0] is not schema:
+            self._described = (schema, describe(app, schema, self.settings.root_path))
+        return self._described[1]
+
+
+def add_routes(app: FastAPI, service: Service) -> frozenset[str]:
+    """Give the app its routes; returns their paths."""
+    # The routes that take bodies stand outside FastAPI's own validation: their models change with the bundle.
+    for path, route in service.hot.items():
+        app.router.routes.append(Route(path, route, methods=["POST"]))
+    app.include_router(_status(service))
+    app.include_router(_for_developers(app, service))
+    others = {"/model", "/healthz", "/readyz", "/ping", "/metrics", "/docs", "/openapi.json"}
+    return frozenset(others | service.hot.keys())
+
+
+class Reply(NamedTuple):
+    """A successful answer."""
+
+    content: bytes
+    kind: str = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+Answer = Callable[["Service", Live, Scope, bytes], Awaitable[Reply]]
+
+
+class Hot:
+    """A route in ASGI itself: what frameworks add to a request costs more than a prediction.
+
+    Args:
+        service: what it works with.
+        answer: the answer to a body.
+        kinds: the media types of bodies that it takes.
+    """
+
+    def __init__(self, service: Service, answer: Answer, kinds: Sequence[str] = (JSON,)) -> None:
+        self._service = service
+        self._answer = answer
+        self._kinds = kinds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, if its key, the model and the limits allow."""
+        service = self._service
+        try:
+            service.guard.admit(scope["headers"], scope["path"])
+            live = service.live
+            body = await service.admission.body(scope, receive, self._kinds)
+            with service.admission.place():
+                content, kind, more = await self._answer(service, live, scope, body)
+        except Problem as problem:
+            await problem.response(scope["path"], scope["state"]["request_id"])(scope, receive, send)
+            return
+        headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(content)), *more]
+        if isinstance(content, Unlogged):
+            headers.append(UNLOGGED)
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+
+async def _predict(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
+    wish = service.wish(scope)
+    if media_type(scope) != ARROW:
+        return Reply(await service.predictor.predict(live, body, wish=wish, origin=scope["state"]["origin"]))
+    wants_arrow = ARROW.encode() in dict(scope["headers"]).get(b"accept", b"").lower()
+    limit, origin = service.settings.max_body_bytes, scope["state"]["origin"]
+    content = await arrow.predict(service.predictor, live, body, wants_arrow, limit, wish, origin)
+    return Reply(content, ARROW if wants_arrow else JSON)
+
+
+async def _explain(service: Service, live: Live, _: Scope, body: bytes) -> Reply:
+    return Reply(await service.explainer.explain(live, body))
+
+
+async def _feedback(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
+    accepted = await service.labeller.accept(live.schema.labels(body), scope["state"]["origin"])
+    service.metrics.labels.inc(accepted)
+    return Reply(to_json({"accepted": accepted}))
+
+
+async def _invocations(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
+    form = Invocations(media_type(scope))
+    wish, origin = service.wish(scope), scope["state"]["origin"]
+    return Reply(await service.predictor.predict(live, body, form, wish, origin))
+
+
+def _status(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.get(
+        "/model",
+        summary="The model that answers now",
+        responses=problems(ANY_ERRORS | UNAVAILABLE),
+        dependencies=[*KEYS, Depends(service.guard.require)],
+    )
+    async def model() -> ModelInfo:
+        return _info(service.live, service.models)
+
+    @router.get("/healthz", summary="Whether the process lives", responses=problems(OPEN_ERRORS))
+    async def healthz() -> Health:
+        return Health(status="alive")
+
+    found = problems(OPEN_ERRORS | UNAVAILABLE)
+
+    @router.get("/readyz", summary="Whether traffic may be sent here", responses=found)
+    async def readyz() -> Health:
+        service.require_ready()
+        return Health(status="ready")
+
+    as_asked = "The same as /readyz, as MLflow and SageMaker ask for it"
+    # One route that knows both methods, or a 405 would name one of them; the others are there to be described.
+    router.add_api_route("/ping", readyz, methods=["GET", "POST"], include_in_schema=False)
+    for method in ("GET", "POST"):
+        router.add_api_route("/ping", readyz, methods=[method], summary=as_asked, responses=found)
+
+    return router
+
+
+def _for_developers(app: FastAPI, service: Service) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(service.guard.require_in_production)])
+    is_open = service.settings.environment != "production"
+
+    @router.get(
+        "/metrics",
+        summary="Counts and latencies of all workers, as Prometheus reads them",
+        responses=problems(OPEN_ERRORS if is_open else ANY_ERRORS),
+        response_class=PlainTextResponse,
+        dependencies=[] if is_open else KEYS,
+    )
+    async def metrics() -> Response:
+        service.metrics.publish()
+        text = await asyncio.to_thread(generate_latest, service.metrics)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/openapi.json", include_in_schema=False)
+    def openapi() -> JSONResponse:
+        return JSONResponse(service.description(app))
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        # Relative, so that they lead to this server whatever a proxy put before its paths.
+        here = "../" if request.scope["raw_path"].endswith(b"/") else ""
+        return get_swagger_ui_html(
+            openapi_url=f"{here}openapi.json",
+            title=app.title,
+            swagger_js_url=f"{here}docs/swagger-ui-bundle.js",
+            swagger_css_url=f"{here}docs/swagger-ui.css",
+            swagger_favicon_url=f"{here}docs/favicon.png",
+        )
+
+    @router.get("/docs/{name}", include_in_schema=False)
+    async def docs_file(name: str) -> FileResponse:
+        if (path := asset(name)) is None:
+            raise Problem(404, "not-found", "the docs have no such file")
+        return FileResponse(path)
+
+    return router
+
+
+def _info(live: Live, models: Models) -> ModelInfo:
+    manifest, asked, refused = live.bundle.manifest, live.routing, models.refused
+    return ModelInfo.model_validate(
+        {
+            "name": manifest.name,
+            "version": live.ref.version,
+            "digest": live.ref.digest,
+            "variant": live.variant,
+            "degraded": live.degraded,
+            "task": manifest.task,
+            "target": manifest.target,
+            "classes": list(manifest.classes),
+            "threshold": manifest.threshold,
+            "estimator": manifest.estimator,
+            "metrics": manifest.metrics,
+            "loaded_at": live.loaded_at,
+            "champion": asked.champion and asked.champion.model_dump(),
+            "previous": asked.previous and asked.previous.model_dump(),
+            "challenger": asked.challenger and _experiment(asked.challenger, live.challenger, models),
+            "shadow": asked.shadow and _experiment(asked.shadow, live.shadow, models),
+            "rollout_reason": asked.reason,
+            "refused": refused and {"version": refused.version, "reason": refused.reason, "at": refused.at},
+        }
+    )
+
+
+def _experiment(asked: Challenger | Shadow, trial: Trial | None, models: Models) -> dict[str, Any]:
+    paused_at, reason, refused = None, None, models.refused
+    if trial is None:
+        is_told = refused is not None and refused.version == asked.ref.version
+        reason = refused.reason if refused and is_told else "it stands beside no other model than the champion"
+    elif trial.paused:
+        paused_at, reason = trial.paused
+    return {
+        **asked.ref.model_dump(),
+        "share": asked.share if isinstance(asked, Challenger) else None,
+        "since": asked.since,
+        "state": "refused" if trial is None else "paused" if trial.paused else "running",
+        "paused_at": paused_at,
+        "reason": reason,
+    }

@@ -1,0 +1,1 @@
+"""The protocols that a prediction can be asked for in."""

@@ -1,0 +1,100 @@
+"""The routes of the Open Inference Protocol, version 2."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Path
+from starlette.routing import Route
+from starlette.types import Scope
+
+from flywheel_ml.serving.api.openapi import ANY_ERRORS, KEYS, OPEN_ERRORS, UNAVAILABLE, UNKNOWN_MODEL, VERSION, problems
+from flywheel_ml.serving.api.routes import Hot, Reply, Service
+from flywheel_ml.serving.codecs.inference_documents import (
+    BINARY,
+    EXTENSIONS,
+    MODEL,
+    VERSIONED,
+    ModelMetadata,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+)
+from flywheel_ml.serving.codecs.inference_v2 import Inference, header_length_of, metadata, require
+from flywheel_ml.serving.http.admission import JSON
+from flywheel_ml.serving.models.live import Live
+
+Name = Annotated[str, Path(description="the model's name, as GET /model tells it")]
+Version = Annotated[str, Path(description="the version in service")]
+
+
+def add_inference_routes(app: FastAPI, service: Service) -> frozenset[str]:
+    """Give the app these routes; returns their paths."""
+    infer = Hot(service, _infer, (JSON, BINARY))
+    for path in (MODEL, VERSIONED):
+        app.router.routes.append(Route(f"{path}/infer", infer, methods=["POST"]))
+    app.include_router(_health(service))
+    app.include_router(_models(service))
+    own = {f"{path}{ending}" for path in (MODEL, VERSIONED) for ending in ("", "/ready", "/infer")}
+    return frozenset({"/v2", "/v2/health/live", "/v2/health/ready", *own})
+
+
+async def _infer(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
+    require(live, **scope["path_params"])
+    form = Inference(header_length_of(dict(scope["headers"])))
+    wish, origin = service.wish(scope), scope["state"]["origin"]
+    content = await service.predictor.predict(live, body, form, wish, origin)
+    if form.told_header_length is None:
+        return Reply(content)
+    return Reply(content, BINARY, ((b"inference-header-content-length", b"%d" % form.told_header_length),))
+
+
+def _health(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v2/health/live", summary="Whether the process lives", responses=problems(OPEN_ERRORS))
+    async def server_live() -> ServerLive:
+        return ServerLive(live=True)
+
+    found = problems(OPEN_ERRORS | UNAVAILABLE)
+
+    @router.get("/v2/health/ready", summary="Whether traffic may be sent here", responses=found)
+    async def server_ready() -> ServerReady:
+        service.require_ready()
+        return ServerReady(ready=True)
+
+    return router
+
+
+def _models(service: Service) -> APIRouter:
+    router = APIRouter(responses=problems(ANY_ERRORS), dependencies=[*KEYS, Depends(service.guard.require)])
+    found = problems(UNKNOWN_MODEL | UNAVAILABLE)
+    described: dict[str, Any] = {"responses": found, "response_model_exclude_none": True}
+
+    @router.get("/v2", summary="Who answers, and which extensions it knows")
+    async def server_metadata() -> ServerMetadata:
+        return ServerMetadata(name="predictions", version=VERSION, extensions=list(EXTENSIONS))
+
+    def required(name: str, version: str | None = None) -> Live:
+        live = service.live
+        require(live, name, version)
+        return live
+
+    @router.get(MODEL, summary="What the model takes and tells, as tensors", **described)
+    async def model_metadata(name: Name) -> ModelMetadata:
+        return metadata(required(name))
+
+    @router.get(VERSIONED, summary="The same, if this version is in service", **described)
+    async def version_metadata(name: Name, version: Version) -> ModelMetadata:
+        return metadata(required(name, version))
+
+    @router.get(f"{MODEL}/ready", summary="Whether the model can answer", responses=found)
+    async def model_ready(name: Name) -> ModelReady:
+        required(name)
+        return ModelReady(name=name, ready=True)
+
+    @router.get(f"{VERSIONED}/ready", summary="Whether this version can answer", responses=found)
+    async def version_ready(name: Name, version: Version) -> ModelReady:
+        required(name, version)
+        return ModelReady(name=name, ready=True)
+
+    return router

@@ -1,0 +1,228 @@
+"""Reads rows as clients of the user's own table write them, into the contract's names and values.
+
+A field may have the name that it has in the user's file; columns that the model does not use are dropped; a value may
+be written as the file writes it, see `parsing.parse_value`.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.core.parsing import grammar, parse_value
+from flywheel_ml.core.parsing.rules import BREAKS, REQUIRED, value_rules_of
+from flywheel_ml.serving.api import faults
+from flywheel_ml.utils import timestamps
+from flywheel_ml.utils.strict import nearest
+
+_UNNAMED = re.compile("column_([0-9]+)")
+"""What `adopt` calls a column without a name, by its place."""
+MAX_FAULTS = 1000
+"""Reading stops after so many: looking for a million would keep everybody else waiting."""
+
+Read = Callable[[Any], Any]
+
+
+class Field(NamedTuple):
+    """Where a field of a row belongs: the contract's column, and how its value is read (None: it is dropped)."""
+
+    name: str
+    read: Read | None
+
+
+class RowReader:
+    """Reads rows of one contract.
+
+    Args:
+        contract: what a row is.
+        optional: names of input columns that may be missing although the contract does not call them nullable.
+
+    Attributes:
+        columns: those that a row may have, by name.
+        required: names of those that it must have.
+        cells: how a value of each is read.
+    """
+
+    def __init__(self, contract: Contract, optional: Collection[str] = ()) -> None:
+        self.columns = {column.name: column for column in (*contract.inputs, *([contract.id] if contract.id else []))}
+        self.required = frozenset(
+            column.name for column in contract.inputs if not column.nullable and column.name not in optional
+        )
+        self.cells = {name: cell_reader(column, name in self.required) for name, column in self.columns.items()}
+        self._target = contract.target
+        others = [column for column in contract.columns if column.role != "target"]
+        own = {column.name: Field(column.name, self.cells.get(column.name)) for column in others}
+        self._fields = {alias: own[column.name] for column in others for alias in _aliases(column)} | own
+
+    def field(self, name: str) -> Field:
+        """Where a field of this name belongs.
+
+        Raises:
+            ValueError: nowhere; the message is the rule that it breaks.
+        """
+        found = self._find(name)
+        if found is None:
+            raise ValueError(self._unknown(name))
+        return found
+
+    def names(self, given: Sequence[str]) -> dict[str, str]:
+        """The contract's name of each column of a table → the table's own name; without those that are dropped.
+
+        Raises:
+            Problem: 422 for a column that belongs nowhere or stands twice, or where none is left.
+        """
+        found: dict[str, str] = {}
+        for own in given:
+            try:
+                name, read = self.field(own)
+                if name in found:
+                    raise ValueError(_twice(name))
+            except ValueError as error:
+                raise faults.refused(1, [faults.fault(own, str(error))]) from None
+            if read is not None:
+                found[name] = own
+        if not found:
+            raise faults.refused(1, [faults.fault("instances", "must have at least 1 column of the contract")])
+        return found
+
+    def rows(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+        """The same rows as the contract has them: dates as ISO 8601 texts, None for missing.
+
+        Raises:
+            Problem: 422 that lists the first faults.
+        """
+        found: list[_Fault] = []
+        read: list[dict[str, Any]] = []
+        for at, row in enumerate(rows):
+            if isinstance(row, Mapping):
+                read.append(self._row(row, at, found))
+            else:
+                found.append(_Fault(at, None, "must be an object", {"value": row}))
+            if len(found) >= MAX_FAULTS:
+                break
+        if found:
+            listed = [
+                faults.fault(one.field, one.rule or self._unknown(one.field or ""), one.at, **one.value)
+                for one in found[: faults.SHOWN]
+            ]
+            raise faults.refused(len(found), listed, is_complete=len(found) < MAX_FAULTS)
+        return read
+
+    def _row(self, row: Mapping[str, Any], at: int, found: "list[_Fault]") -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        fields = self._fields
+        for given, value in row.items():
+            field = fields.get(given) or self._find(given)
+            if field is None:
+                found.append(_Fault(at, given, "", {"value": value}))
+                continue
+            name, read = field
+            if read is None:
+                continue
+            try:
+                if name in values:
+                    raise ValueError(_twice(name))
+                values[name] = None
+                values[name] = read(value)
+            except ValueError as error:
+                found.append(_Fault(at, given, str(error), {"value": value}))
+        if not values.keys() >= self.required:
+            gone = self.required - values.keys()
+            found += [_Fault(at, name, REQUIRED, {}) for name in self.columns if name in gone]
+        return values
+
+    def _find(self, name: str) -> Field | None:
+        return self._fields.get(name) or self._fields.get(unicodedata.normalize("NFC", name).strip())
+
+    def _unknown(self, name: str) -> str:
+        if name in (self._target.name, self._target.source):
+            return "is what the model predicts; leave it out, and send it to /feedback once it is known"
+        return f"unknown field; {nearest(name, list(self.columns))}"
+
+
+class _Fault(NamedTuple):
+    """A fault of a row; an empty rule is that of a field that belongs nowhere, which takes long to put into words."""
+
+    at: int
+    field: str | None
+    rule: str
+    value: Mapping[str, Any]
+
+
+def _aliases(column: Column) -> Iterator[str]:
+    """What the user's own file, or pandas, calls a column that has another name in the contract."""
+    if column.source:
+        yield column.source
+    elif found := _UNNAMED.fullmatch(column.name):
+        yield from ("", f"Unnamed: {int(found[1]) - 1}")
+
+
+def _twice(name: str) -> str:
+    return f"is the column '{name}' a second time; send it once"
+
+
+def cell_reader(column: Column, required: bool) -> Read:
+    """A function that makes one JSON value the contract's; it raises ValueError with the rule that the value breaks."""
+    read = _reader(column, required)
+    # What most values are is known without looking further.
+    if grammar(column).sentinels:
+        return read
+    if column.categories:
+        return _category_reader(frozenset(column.categories), read)
+    if column.type in ("float", "integer"):
+        return (_float_reader if column.type == "float" else _integer_reader)(*column.limits, read)
+    if column.type == "datetime":
+        return _datetime_reader(read)
+    return read
+
+
+def _reader(column: Column, required: bool) -> Read:
+    rules = value_rules_of(column)
+
+    def read(value: Any) -> Any:
+        parsed = parse_value(value, column)
+        if parsed is None:
+            if required:
+                raise ValueError(REQUIRED)
+            return None
+        for rule in rules:
+            if BREAKS[rule.kind](parsed, rule.limit):
+                raise ValueError(rule.message)
+        return parsed.isoformat() if isinstance(parsed, datetime) else parsed
+
+    return read
+
+
+def _category_reader(known: Collection[Any], read: Read) -> Read:
+    def read_category(value: Any) -> Any:
+        return value if type(value) is str and value in known else read(value)
+
+    return read_category
+
+
+def _datetime_reader(read: Read) -> Read:
+    def read_datetime(value: Any) -> Any:
+        # As pandas writes it.
+        if type(value) is str and len(value) == 23 and value[19:] == ".000" and timestamps.plain(value[:19]):
+            return value[:19]
+        return read(value)
+
+    return read_datetime
+
+
+def _float_reader(low: float, high: float, read: Read) -> Read:
+    def read_float(value: Any) -> Any:
+        return value if type(value) is float and low <= value <= high else read(value)
+
+    return read_float
+
+
+def _integer_reader(low: float, high: float, read: Read) -> Read:
+    def read_integer(value: Any) -> Any:
+        if type(value) is int and low <= value <= high:
+            return value
+        return int(value) if type(value) is float and low <= value <= high and value.is_integer() else read(value)
+
+    return read_integer

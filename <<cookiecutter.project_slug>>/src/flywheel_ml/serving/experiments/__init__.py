@@ -1,0 +1,1 @@
+"""Challenger and shadow beside the champion."""

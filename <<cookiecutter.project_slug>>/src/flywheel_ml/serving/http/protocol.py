@@ -1,0 +1,422 @@
+"""HTTP/1.1 as uvicorn speaks it, with limits on a request's head and its slowness, and a short way to predictions.
+
+A plain request for predictions (POST /predict, a small JSON body of declared length, a model) goes from the parser
+into the next batch and from there to the socket, or is refused before its body is read. Everything else takes the
+long way through ASGI, which tells the same `Predictor`, `Guard`, `Admission` and `Telemetry`.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from flywheel_ml.serving.api.routes import Service
+from flywheel_ml.serving.experiments.trial import NO_WISH, Wish, wish_of
+from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.http.telemetry import CLIENT_LEFT
+from flywheel_ml.serving.models.live import Live
+from flywheel_ml.serving.observability.tracing import Origin
+from flywheel_ml.serving.prediction.predict import INLINE_BYTES, UNLOGGED, Unlogged
+
+JSON = b"application/json"
+UNUSUAL = {b"transfer-encoding", b"content-encoding"}
+MOST_AHEAD = 64
+"""Requests that one connection may send ahead of its answers; each takes some 10 KB until its turn comes."""
+REFUSAL_SECONDS = 1.0
+"""How long a connection too many may take to ask something, and be told."""
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection; `protocol_for` gives it its service."""
+
+    service: Service
+    head_since: float | None = None
+    """Since when a request's head has been awaited or under way (`time.monotonic`); None while there is none."""
+    body_since: float | None = None
+    """The same of its body."""
+    unread_since: float | None = None
+    """Since when more of answers has been waiting for the client than is kept for it."""
+    idle_since: float | None = None
+    """Since when nothing has come after an answer on the short way."""
+    _prefix = ""
+    """What the ids of this connection's requests begin with, where the client gives none."""
+    _requests = 0
+    _chunk = 0
+    """Bytes of the read that is being parsed."""
+    _head_bytes = 0
+    """Bytes of the reads before this one that belong to a head under way, except the one in which it began."""
+    _is_head_too_large = False
+    _is_far_ahead = False
+    _is_upgrade = False
+    """Whether the request under way asks for another protocol."""
+    _is_surplus = False
+    """Whether there are too many connections for this one to be answered."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A new connection owes a request."""
+        super().connection_made(transport)
+        self.head_since = time.monotonic()
+        self._prefix = secrets.token_hex(12)
+        self._is_surplus = not self.service.connection_limit.admit(self, self.connections)  # type: ignore[arg-type]
+        if self._is_surplus:
+            self.loop.call_later(REFUSAL_SECONDS, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left, perhaps before its request was whole."""
+        super().connection_lost(exc)
+        self.service.connection_limit.refused -= self._is_surplus
+        short = self.cycle
+        if isinstance(short, _Short) and not short.is_whole:
+            short.refuse(self.service.admission.too_slow())
+
+    def data_received(self, data: bytes) -> None:
+        """Something came; a head that has grown too large is not listened to any longer."""
+        self._chunk = len(data)
+        self.idle_since = None
+        if self._is_surplus:
+            self._refuse(self.service.admission.too_many_connections(), "", secrets.token_hex(16))
+            return
+        self._parse(data)
+        if self.head_since is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > self.service.settings.max_head_bytes:
+                self._refuse_head()
+
+    def _parse(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                except httptools.HttpParserUpgrade as upgrade:
+                    if not self._is_upgrade:  # The method CONNECT, which nothing here takes.
+                        return
+                    data = self._without_upgrade(data[upgrade.args[0] :])
+                else:
+                    return
+        except httptools.HttpParserError:
+            self.send_400_response("this is not a request in HTTP/1.1")
+
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """The request that asked for another protocol, without that wish, and what came after its head.
+
+        The parser takes what follows for the other protocol; a server that does not speak it answers the request.
+        """
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._is_upgrade = False
+        data = b"\r\n".join([*lines, b"", rest])
+        self._chunk = len(data)
+        return data
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly."""
+        super().pause_writing()
+        self.unread_since = time.monotonic()
+
+    def resume_writing(self) -> None:
+        """It caught up."""
+        super().resume_writing()
+        self.unread_since = None
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request came; what ASGI says of it is made when it takes the long way."""
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self.head_since = time.monotonic()
+        # What else came with it may have been another request's, and is a read at most: it is counted by its headers.
+        self._head_bytes = -self._chunk
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A line of the head. Trailers come after the head was judged, and are dropped."""
+        if self.body_since is None:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there; the body has limits of its own."""
+        most = self.service.settings.max_head_bytes
+        is_small = self._head_bytes == -self._chunk and self._chunk <= most
+        if not is_small and len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > most:
+            # What is raised here stops the parser, and ends in `send_400_response`.
+            self._is_head_too_large = True
+            raise ValueError("the head is too large")
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._is_upgrade = True
+            return
+        self.head_since, self.body_since = None, time.monotonic()
+        if not self._is_plain():
+            if len(self.pipeline) >= MOST_AHEAD:
+                self._is_far_ahead = True
+                raise ValueError("too many requests ahead of their answers")
+            url, headers, is_expecting = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()
+            self.url, self.headers, self.expect_100_continue = url, headers, is_expecting
+            self.scope["headers"] = headers
+            super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no request, or none that is listened to."""
+        if self._is_head_too_large:
+            self._refuse_head()
+        elif self._is_far_ahead:
+            self.transport.close()  # Another answer has its turn now.
+        else:
+            self._refuse(Problem(400, "malformed-request", msg), "", secrets.token_hex(16))
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body came."""
+        if isinstance(self.cycle, _Short) and not self.cycle.is_whole:
+            self.cycle.body += body
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        if self._is_upgrade:
+            return
+        self.body_since = None
+        short = self.cycle
+        if isinstance(short, _Short) and not short.is_whole:
+            short.is_whole = True
+            short.ask()
+        else:
+            super().on_message_complete()
+
+    def end_if_slow(self, now: float) -> None:
+        """Hang up on a client whose request has been under way for too long; `now` is `time.monotonic`."""
+        settings, short = self.service.settings, self.cycle
+        if self.unread_since is not None and self.unread_since < now - settings.body_seconds:
+            self.transport.abort()
+        elif self.head_since is not None and self.head_since < now - settings.head_seconds:
+            self.transport.close()
+        elif self.body_since is not None and self.body_since < now - settings.body_seconds:
+            if isinstance(short, _Short) and not short.is_whole:
+                short.refuse(self.service.admission.too_slow())
+            elif not self._is_busy():
+                self.transport.close()  # It was answered, and sends on.
+        elif self.idle_since is not None:
+            if self.idle_since < now - settings.keep_alive_seconds:
+                self.transport.close()
+        elif self.head_since is None and self.body_since is None and self._is_idle():
+            self.head_since = now
+
+    def on_short_response_complete(self) -> None:
+        """As `on_response_complete`, without a timer: whether the client comes again is seen by `end_if_slow`."""
+        if self.pipeline or self.flow.read_paused or self.transport.is_closing():
+            self.on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self.idle_since = time.monotonic()
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether a request has come."""
+        return self.cycle is not None
+
+    @property
+    def idle_from(self) -> float | None:
+        """Since when nothing has been asked or told (`time.monotonic`); None while something is."""
+        if self._is_busy() or self.pipeline or self.body_since is not None or self.unread_since is not None:
+            return None
+        if self.timeout_keep_alive_task is not None:
+            return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
+        return self.head_since if self.idle_since is None else self.idle_since
+
+    def end(self) -> None:
+        """Hang up, and count as gone."""
+        self.connections.discard(self)
+        self.transport.close()
+
+    def _is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _is_idle(self) -> bool:
+        """Whether something came after an answer that is no request yet: an empty line ends uvicorn's own wait."""
+        return self.timeout_keep_alive_task is None and not self._is_busy()
+
+    def _refuse_head(self) -> None:
+        if self.headers is not None and not self._is_busy():
+            front, started = self.service.front, time.perf_counter()
+            front.enter()
+            most = self.service.settings.max_head_bytes
+            problem = Problem(431, "head-too-large", f"the head of a request may have at most {most} bytes")
+            path = self.url.partition(b"?")[0].decode("ascii", "replace")
+            origin = front.origin(self.headers, path)
+            self._refuse(problem, path, origin.request_id)
+            front.leave(path, "", origin, problem.status, started)
+        self.transport.close()
+
+    def _refuse(self, problem: Problem, path: str, request_id: str) -> None:
+        status, headers, content = _refusal(problem, path, request_id)
+        self.transport.write(_response(self, status, headers, content, request_id, keep_alive=False))
+        self.transport.close()
+
+    def _is_plain(self) -> bool:
+        """Whether the request may take the short way; if so, it is on it."""
+        if self._is_busy() or self.url != b"/predict" or self.parser.get_method() != b"POST":
+            return False
+        # Only the long way waits for a client that does not read its answers.
+        if self.expect_100_continue or self.flow.write_paused:
+            return False
+        headers, live = dict(self.headers), self.service.models.live
+        length = headers.get(b"content-length", b"")
+        if (
+            live is None
+            or not length.isdigit()
+            or int(length) > min(INLINE_BYTES, self.service.settings.max_body_bytes)
+        ):
+            return False
+        if headers.get(b"content-type", JSON) != JSON or not headers.keys().isdisjoint(UNUSUAL):
+            return False
+        refused = None
+        try:
+            self.service.guard.admit(self.headers, "/predict")
+        except Problem as problem:
+            refused = problem
+        keep_alive = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
+        # Without a challenger there is nothing to wish for.
+        wish = NO_WISH if live.challenger is None else wish_of(headers, self.service.settings.variant_header)
+        self._requests += 1
+        new_id = f"{self._prefix}{self._requests:08x}"
+        short = _Short(self, live, self.service.front.origin(self.headers, "/predict", new_id), keep_alive, wish)
+        self.cycle = short  # type: ignore[assignment]
+        if refused is not None:
+            short.refuse(refused)
+        return True
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["method"] != "HEAD":
+            cycle.transport = _Joined(cycle)  # type: ignore[assignment]
+        super()._start_asgi_task(cycle, app)
+
+
+def protocol_for(service: Service) -> type[Protocol]:
+    """The class of a server's connections."""
+    return type("ServiceProtocol", (Protocol,), {"service": service})
+
+
+class _Short:
+    """A request on the short way; stands where uvicorn keeps the one that it answers, and is asked the same."""
+
+    disconnected = False
+    response_complete = False
+    message_event = asyncio.Event()
+    """Uvicorn sets it; nobody waits."""
+
+    def __init__(self, protocol: Protocol, live: Live, origin: Origin, keep_alive: bool, wish: Wish) -> None:
+        self.live: Live | None = live
+        self.wish = wish
+        self.body = bytearray()
+        self.is_whole = False
+        self.keep_alive = keep_alive
+        self._protocol = protocol
+        self._origin = origin
+        self._started = time.perf_counter()
+        self._has_place = False
+        protocol.service.front.enter()
+
+    def ask(self) -> None:
+        """The request is whole: into the next batch, if there is room."""
+        service = self._protocol.service
+        self._has_place = service.admission.take_place()
+        if self._has_place:
+            assert self.live is not None
+            service.predictor.submit(self.live, bytes(self.body), self.answer, wish=self.wish, origin=self._origin)
+        else:
+            self.answer(service.admission.full())
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer without the rest of the body."""
+        self.is_whole = True
+        self.answer(problem)
+
+    def answer(self, found: bytes | Exception) -> None:
+        """Send an answer or a problem, and be done."""
+        protocol = self._protocol
+        front = protocol.service.front
+        if self._has_place:
+            protocol.service.admission.give_place()
+        self.response_complete = True
+        self.live = None  # The connection keeps this request until the next one: not a model as well.
+        if self.disconnected:
+            front.leave("/predict", "POST", self._origin, CLIENT_LEFT, self._started)
+            return
+        request_id = self._origin.request_id
+        status, headers, content = 200, b"content-type: application/json\r\n", found
+        if isinstance(content, Exception):
+            problem = content if isinstance(content, Problem) else front.unexpected(content, self._origin)
+            status, headers, content = _refusal(problem, "/predict", request_id)
+            self.keep_alive = self.keep_alive and "Connection" not in problem.headers
+        elif isinstance(content, Unlogged):
+            headers += _lines([UNLOGGED])
+        protocol.transport.write(_response(protocol, status, headers, content, request_id, self.keep_alive))
+        front.leave("/predict", "POST", self._origin, status, self._started)
+        if not self.keep_alive:
+            protocol.transport.close()
+        protocol.on_short_response_complete()
+
+
+def _refusal(problem: Problem, path: str, request_id: str) -> tuple[int, bytes, bytes]:
+    """The status, the lines of the head and the body that tell a problem."""
+    response = problem.response(path, request_id)
+    own = [pair for pair in response.raw_headers if pair[0] not in (b"content-length", b"connection")]
+    return response.status_code, _lines(own), bytes(response.body)
+
+
+def _response(
+    protocol: Protocol, status: int, headers: bytes, content: bytes, request_id: str, keep_alive: bool
+) -> bytes:
+    return b"%b%b%bcontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
+        STATUS_LINE[status],
+        _head(tuple(protocol.server_state.default_headers)),
+        headers,
+        len(content),
+        request_id.encode(),
+        b"" if keep_alive else b"connection: close\r\n",
+        content,
+    )
+
+
+@lru_cache(maxsize=8)
+def _head(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """The lines of the headers that every response of this second has."""
+    return _lines(headers)
+
+
+def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers])
+
+
+class _Joined:
+    """A transport that sends the head of a response with the beginning of its body: one system call and one packet."""
+
+    __slots__ = ("_cycle", "_head", "_transport")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._transport = cycle.transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._head is None and self._cycle.response_started:
+            self._head = data
+        elif self._head:
+            self._transport.write(self._head + data)
+            self._head = b""
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()

@@ -1,0 +1,1 @@
+"""The model that serves, and how it is replaced."""

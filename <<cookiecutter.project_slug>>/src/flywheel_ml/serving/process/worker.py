@@ -1,0 +1,167 @@
+"""One process that serves: it drains before it stops."""
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from flywheel_ml.core.project import Project, load
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.serving.api.routes import Service
+from flywheel_ml.serving.http.protocol import Protocol, protocol_for
+from flywheel_ml.serving.http.telemetry import logger
+from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.tracing import Spans, is_configured
+from flywheel_ml.serving.process.connections import (
+    ACCEPTS,
+    QUEUE,
+    ConnectionLimit,
+    descriptor_room,
+    raise_descriptor_limit,
+)
+from flywheel_ml.utils.errors import ServingError
+
+LONGEST_REQUEST_SECONDS = 10
+"""How long a stopping server waits for requests in flight."""
+
+GARBAGE = (50_000, 20, 100)
+"""Thresholds of the collector: rows of a large request are many objects and no garbage."""
+SWITCH_SECONDS = 0.001
+"""How long the thread for large requests may keep the event loop from running, a fifth of Python's own."""
+
+
+class DrainingServer(uvicorn.Server):
+    """On the first signal /readyz says no while all else goes on; after `drain_seconds`, or a second signal, it stops.
+
+    Args:
+        config: uvicorn's.
+        service: told that it drains.
+        on_ready: called once requests are answered.
+        parent: process id of the supervisor; the server stops when that is gone.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, service: Service, on_ready: Callable[[], None], parent: int | None
+    ) -> None:
+        super().__init__(config)
+        self._service = service
+        self._on_ready = on_ready
+        self._parent = parent
+        self._stop_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the socket, then say so."""
+        service, connections = self._service, self.server_state.connections
+        most = min(service.settings.max_connections, descriptor_room())
+        service.connection_limit = ConnectionLimit(most, service.metrics, logger())
+        service.metrics.connections.set_function(lambda: len(connections))
+        asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(QUEUE)  # `ACCEPTS`, in its place, is what the loop accepts in a row.
+        # What is there by now stays: collecting garbage need not look at it again.
+        gc.freeze()
+        service.predictor.connections = lambda: len(connections)
+        self._on_ready()
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if "socket.accept()" in context["message"] and isinstance(error, OSError):
+            self._service.connection_limit.on_exhausted(error, self.server_state.connections)  # type: ignore[arg-type]
+        else:
+            loop.default_exception_handler(context)
+
+    def handle_exit(self, sig: int, _: FrameType | None) -> None:
+        """Begin to drain; a second signal cuts it short."""
+        if sig == signal.SIGINT and self._parent is not None:
+            return  # A terminal sends it to the supervisor too, which passes its own signal on.
+        wait = self._service.settings.drain_seconds if self._stop_at is None else 0.0
+        self._service.draining = True
+        self._stop_at = time.monotonic() + wait
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to stop now."""
+        if self._parent is not None and os.getppid() != self._parent and self._stop_at is None:
+            self.handle_exit(signal.SIGTERM, None)
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self.should_exit = True
+        self._service.metrics.publish()
+        now = time.monotonic()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Protocol):
+                connection.end_if_slow(now)
+        stopping = await super().on_tick(counter)
+        if self._service.draining and CLOSE not in self.server_state.default_headers:
+            # A client that keeps its connection would otherwise lose a request to its closing.
+            self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
+        return stopping
+
+
+CLOSE = (b"connection", b"close")
+
+
+def serve(
+    project: Project,
+    settings: Settings,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+    worker: int = 0,
+    workers: int = 1,
+    parent: int | None = None,
+    counts: Path | None = None,
+) -> None:
+    """Serve on a bound socket until a signal ends it; `counts` is the folder that several workers count in.
+
+    Raises:
+        ConfigError: production mode without an API key, or a prediction log that cannot be opened.
+        ServingError: another process took the address.
+    """
+    gc.set_threshold(*GARBAGE)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    raise_descriptor_limit(settings.max_connections)
+    metrics = Metrics(counts)
+    metrics.worker(worker, workers)
+    spans = Spans(metrics, logger(), os.environ) if is_configured(os.environ) else None
+    app: FastAPI = load(project.app)(settings, metrics, spans, project.features)
+    service: Service = app.state.service
+
+    async def entrance(scope: Scope, receive: Receive, send: Send) -> None:
+        # What FastAPI puts around its own routes does nothing for these.
+        is_hot = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in service.hot
+        await (service.front if is_hot else app)(scope, receive, send)
+
+    config = uvicorn.Config(
+        entrance,
+        http=protocol_for(service),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=ACCEPTS,
+        timeout_keep_alive=service.settings.keep_alive_seconds,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=LONGEST_REQUEST_SECONDS,
+    )
+    server = DrainingServer(config, service, on_ready, parent)
+
+    async def main() -> None:
+        # Entered here and not by uvicorn, so that what stops a start comes out as it was raised.
+        async with app.router.lifespan_context(app):
+            await server.serve(sockets=[listener])
+
+    try:
+        asyncio.run(main())
+    except OSError as error:
+        raise ServingError(f"cannot listen: {error.strerror or error}") from None

@@ -1,0 +1,145 @@
+"""Frozen, typed, strict configuration: an unknown key is an error that names the nearest valid one."""
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
+
+from flywheel_ml.utils.errors import ConfigError
+
+SHOWN_NAMES = 12
+
+
+class Strict(BaseModel):
+    """Base of every configuration model: immutable, no unknown keys, finite numbers, no text taken for a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load(path: Path, model: type[Model]) -> Model:
+    """Read a YAML file into `model`.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or does not fit the model; one line, all faults named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist; run this from the project's folder, or restore it from git"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    try:
+        content = _Loader(text).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        # What is missing at the end of a text is missed on the line after it.
+        last = len(text.rstrip().splitlines())
+        line = f", line {min(error.problem_mark.line + 1, last)}" if error.problem_mark else ""
+        raise ConfigError(f"{path.name}{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    return parse(content, model, name=path.name)
+
+
+def parse(content: Any, model: type[Model], name: str) -> Model:
+    """Fit `content` (what YAML or JSON gave) into `model`; `name` says in errors where it came from.
+
+    Raises:
+        ConfigError: the content does not fit.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{name}: expected keys and values, found {type(content).__name__}")
+    try:
+        # As JSON, whose lists may be tuples and whose texts may be paths, while `strict` still holds for the rest.
+        return model.model_validate_json(to_json(content))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(error, model, name))) from None
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that stand more than once, sorted."""
+    return sorted(name for name, times in Counter(names).items() if times > 1)
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`", did you mean …?"` for a misspelt word, or the list of what is known."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    names = sorted(known)
+    return f"known: {', '.join(names[:SHOWN_NAMES])}{', …' if len(names) > SHOWN_NAMES else ''}"
+
+
+class _Loader(yaml.CSafeLoader):
+    """Plain values as YAML 1.2 and DVC read them (NO is a text, 1e-5 a number); no key twice, no bare dates."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def refuse_date(self, node: yaml.ScalarNode) -> None:
+        problem = f'write the date in quotes, "{node.value}": DVC takes no bare dates'
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_PLAIN: dict[str, tuple[str, Iterable[str]]] = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "int": (r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "timestamp": (r"[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ]+[0-9]{1,2}:[0-9]{2}:[0-9]{2}.*)?", "0123456789"),
+}
+for _kind, (_pattern, _first) in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.refuse_date)
+
+
+def _explain(error: ValidationError, model: type[BaseModel], name: str) -> Iterator[str]:
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            key = str(fault["loc"][-1])
+            yield f"{name}: unknown key '{where}'; {nearest(key, _keys_at(model, fault['loc'][:-1]))}"
+        elif fault["type"] == "missing":
+            yield f"{name}: '{where}' is missing"
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            shown = "" if isinstance(fault["input"], Mapping | list) else f" (found {fault['input']!r})"
+            yield f"{name}: {where + ': ' if where else ''}{message}{shown}"
+
+
+def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        inner = _model_in(model.model_fields[part].annotation)
+        if inner is not None:
+            model = inner
+    return [field.alias or key for key, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)
