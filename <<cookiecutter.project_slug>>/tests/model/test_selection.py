@@ -217,3 +217,21 @@ def test_weights_move_the_fit_and_the_prior(params: Params) -> None:
         for one in (fitted, bare)
     )
     assert values > plain_values
+
+
+@pytest.mark.parametrize(("explained", "passes"), [(0.0, range(2)), (0.5, range(9, 11))])
+def test_noise_is_refused_and_signal_passes(explained: float, passes: range, params: Params) -> None:
+    """Ten tables of each; `benchmarks/gate_power.py` counts hundreds."""
+    chosen = auto(params, candidates=names(STANDARD, "regression")[:2], calibration="none").train
+    found = 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        values = rng.normal(size=(6, 200))
+        target = explained**0.5 * values[0] + (1 - explained) ** 0.5 * rng.normal(size=200)
+        contract = contract_of("regression", *({"name": name, "type": "float"} for name in "abcdef"))
+        rows = pl.DataFrame({**dict(zip("abcdef", values, strict=True)), "target": target})
+        featurizer = Featurizer(contract)
+        table = Table.encode(rows, contract, featurizer, "hash", None)
+        one = selection.select(table, None, contract, chosen, featurizer, seed, lambda same: same, selection.ignore)
+        found += comparison.compare("regression", one.out_of_fold)["prior"]["p_value"] < 0.05
+    assert found in passes
