@@ -76,6 +76,49 @@ ROUTE = """
 
     return app  # noqa
 """
+CARD = """{% block limits %}{{ super() }}
+- Not for decisions about single persons.{% endblock %}
+"""
+ALERT = """
+from collections.abc import Iterator
+
+from flywheel_ml.monitoring.result import Result
+
+
+def few_rows(result: Result) -> Iterator[alerts.Finding]:
+    seen = f"{result.volume.rows} rows"
+    yield alerts.Finding("warning", "fewer rows than usual", seen, (), "drift")
+
+
+ALERTS = (*alerts.STANDARD, few_rows)
+"""
+STAGE = '''"""How many rows each class has."""
+
+import polars as pl
+from flywheel_ml.core import stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.utils.files import write_json
+
+
+def main() -> None:
+    target = Contract.load(stage.CONTRACT).target.name
+    counts = pl.read_parquet(stage.TABLE)[target].value_counts()
+    write_json(stage.REPORTS / "classes.json", counts.sort(target).to_dicts())
+
+
+if __name__ == "__main__":
+    stage.run(main)
+'''
+STAGE_IN_GRAPH = """
+  classes:
+    cmd: python -m flight_delays.classes
+    desc: rows of each class
+    deps: [data/table.parquet, contract.yaml, "${own}/classes.py"]
+    outs:
+      - reports/classes.json: {cache: false}
+
+plots:
+"""
 SOURCE = '''"""The table, from elsewhere."""
 
 import shutil
@@ -124,6 +167,10 @@ def refused(project: Path, package: Path) -> str:
     extend(package / "gates.py", GATE)
     replace(package / "flows.py", "    return steps.finish", f"{STEP}    return steps.finish")
     replace(package / "app.py", "    return app  # noqa: RET504 (routes go in between)\n", ROUTE)
+    extend(package / "alerts.py", ALERT, instead_of="ALERTS: tuple")
+    extend(package / "cards" / "model_card.md.jinja", CARD)
+    (package / "classes.py").write_text(STAGE, encoding="utf-8")
+    replace(project / "dvc.yaml", "\nplots:\n", STAGE_IN_GRAPH)
     set_params(project, train={"estimator": "small_forest"}, tune={"trials": 2})
     command = ["make", "run"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
@@ -185,6 +232,26 @@ def test_custom_route_answers_beside_the_others(trained: Path) -> None:
         row = {"left": -1.0, "right": 1.0}
         answer = client.post("/predict", json={"instances": [row]}).json()
         assert answer["predictions"][0]["prediction"] == "yes"
+
+
+def test_reworded_card_is_sealed_in_the_bundle(trained: Path) -> None:
+    card = (trained / "bundle" / "card.md").read_text(encoding="utf-8")
+    assert card.startswith("# Model card: pairs\n\nPredicts `won`")
+    assert "- Not for decisions about single persons." in card
+
+
+def test_custom_stage_of_dvc_runs(trained: Path) -> None:
+    counts = json.loads((trained / "reports" / "classes.json").read_text(encoding="utf-8"))
+    assert sorted(one["won"] for one in counts) == ["no", "yes"]
+
+
+def test_custom_alert_is_raised(trained: Path) -> None:
+    (raw,) = (trained / "data" / "raw").glob("*.parquet")
+    make(trained, "score", f"INPUT={raw}", "OUTPUT=build/scored.parquet")
+    command = ["make", "monitor", "SCORED=build/scored.parquet"]
+    subprocess.run(command, cwd=trained, capture_output=True, check=False)
+    lines = (trained / "reports" / "monitoring" / "alerts.jsonl").read_text(encoding="utf-8")
+    assert "fewer rows than usual" in lines
 
 
 def test_another_data_source_is_fetched(trained: Path, package: Path) -> None:

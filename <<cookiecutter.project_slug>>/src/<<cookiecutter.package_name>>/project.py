@@ -10,6 +10,7 @@ PROJECT = Project(
     source=f"{__package__}.source:fetch",
     params=f"{__package__}.params:Params",
     gates=f"{__package__}.gates:GATES",
+    alerts=f"{__package__}.alerts:ALERTS",
     flows=f"{__package__}.flows",
     app=f"{__package__}.app:create_app",
 )

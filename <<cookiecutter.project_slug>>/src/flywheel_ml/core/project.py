@@ -25,6 +25,7 @@ class Project:
         source: function that writes the raw table to the path that it is given.
         params: class of params.yaml, with the parameters of the project's own estimators and gates.
         gates: name → gate, see `model.gate`.
+        alerts: rules that raise alerts from what monitoring found, see `monitoring.alerts`.
         flows: module with the Prefect flows; its `train` is what `run` runs.
         app: function that makes the FastAPI app from settings, metrics, spans and features.
     """
@@ -34,6 +35,7 @@ class Project:
     source: str = ""
     params: str = "flywheel_ml.core.params:Params"
     gates: str = "flywheel_ml.model.evaluation.gate:STANDARD"
+    alerts: str = "flywheel_ml.monitoring.alerts:STANDARD"
     flows: str = ""
     app: str = "flywheel_ml.serving.app:create_app"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flywheel_ml.core import stage
 from flywheel_ml.core.params import Params
-from flywheel_ml.core.project import Project
+from flywheel_ml.core.project import Project, load
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data.window import check_span
 from flywheel_ml.flows.orchestration import engine
@@ -46,7 +46,7 @@ def watch(
     else:
         log, span = Reader(settings.prediction_log), (_us(since) if since else 0, _us(until) if until else None)
         rows = window.from_log(log, opened, slices, *span, version, opened.digest)
-    found = engine.task("monitor", monitor, rows, opened, params, FOLDER)
+    found = engine.task("monitor", monitor, rows, opened, params, FOLDER, rules=load(project.alerts))
     tell(found)
     if webhook := settings.alert_webhook.get_secret_value():
         engine.task("alert", alerts.deliver, webhook, found.alerts)

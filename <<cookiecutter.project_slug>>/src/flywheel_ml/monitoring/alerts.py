@@ -4,10 +4,10 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from flywheel_ml.monitoring.result import Result
 from flywheel_ml.utils import strict, words
@@ -40,20 +40,35 @@ class Alert(strict.Strict):
         return canonical(self.model_dump(mode="json"))
 
 
-def of(result: Result) -> tuple[Alert, ...]:
+class Finding(NamedTuple):
+    """What a rule has to say of a window; `anchor` is the section of docs/runbook.md that tells what to do."""
+
+    severity: Literal["critical", "warning", "info"]
+    what: str
+    evidence: str
+    first_steps: tuple[str, ...]
+    anchor: str
+
+
+Rule = Callable[[Result], Iterable[Finding]]
+SEVERITIES = ("critical", "warning", "info")
+
+
+def of(result: Result, rules: Sequence[Rule]) -> tuple[Alert, ...]:
     """The alerts of a result, worst first; a window in which nothing is wrong has none."""
+    found = [finding for rule in rules for finding in rule(result)]
     return tuple(
         Alert(
             at=result.at,
-            severity=severity,
-            what=what,
-            evidence=evidence,
-            first_steps=steps,
-            runbook=f"docs/runbook.md#{anchor}",
+            severity=one.severity,
+            what=one.what,
+            evidence=one.evidence,
+            first_steps=one.first_steps,
+            runbook=f"docs/runbook.md#{one.anchor}",
             model=f"{result.model.name} {result.model.version}",
             source=result.source,
         )
-        for severity, what, evidence, steps, anchor in _found(result)
+        for one in sorted(found, key=lambda one: SEVERITIES.index(one.severity))
     )
 
 
@@ -102,12 +117,10 @@ def deliver(url: str, alerts: Sequence[Alert], timeout: float = TIMEOUT_SECONDS)
     raise AlertError(f"{len(alerts)} alerts were not delivered: the webhook {fault}; see ML_ALERT_WEBHOOK")
 
 
-Found = tuple[Literal["critical", "warning", "info"], str, str, tuple[str, ...], str]
-
-
-def _found(result: Result) -> Iterator[Found]:
+def standard(result: Result) -> Iterator[Finding]:
+    """The library's own: quality, drift, contract, fallbacks, too few rows."""
     if result.quality.verdict == "degraded":
-        yield (
+        yield Finding(
             "critical",
             "the model has become worse",
             result.quality.reason,
@@ -115,7 +128,7 @@ def _found(result: Result) -> Iterator[Found]:
             "degraded-quality",
         )
     if result.drift.verdict == "drift":
-        yield (
+        yield Finding(
             "warning",
             "the data have drifted",
             result.drift.reason,
@@ -124,7 +137,7 @@ def _found(result: Result) -> Iterator[Found]:
         )
     if result.violations:
         rows = ", ".join(f"{v.column}: {words.rows(v.rows)} {v.rule}" for v in result.violations[:5])
-        yield (
+        yield Finding(
             "warning",
             "rows break the contract",
             rows,
@@ -133,7 +146,7 @@ def _found(result: Result) -> Iterator[Found]:
         )
     if result.volume.degraded:
         share = result.volume.degraded / result.volume.rows
-        yield (
+        yield Finding(
             "warning",
             "a fallback answered instead of the model",
             f"{result.volume.degraded:,} rows ({share:.1%})",
@@ -141,10 +154,13 @@ def _found(result: Result) -> Iterator[Found]:
             "degraded-answers",
         )
     if result.verdict == "insufficient data":
-        yield (
+        yield Finding(
             "info",
             "too little data to judge",
             result.drift.reason,
             ("Widen the window.", "Check that requests reach the server."),
             "insufficient-data",
         )
+
+
+STANDARD: tuple[Rule, ...] = (standard,)

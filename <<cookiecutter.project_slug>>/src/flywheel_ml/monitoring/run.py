@@ -1,5 +1,6 @@
 """Monitor one window: judge it, write the report, keep the alerts."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,14 @@ class Monitored(NamedTuple):
     html: Path
 
 
-def monitor(window: Window, bundle: Bundle, params: Params, out_dir: Path, now: datetime | None = None) -> Monitored:
+def monitor(
+    window: Window,
+    bundle: Bundle,
+    params: Params,
+    out_dir: Path,
+    now: datetime | None = None,
+    rules: Sequence[alerts.Rule] = alerts.STANDARD,
+) -> Monitored:
     """Judge a window and write `<stamp>.json`, `<stamp>.html`, the same as `latest.*`, and new lines of `alerts.jsonl`.
 
     Every file is whole or absent. Delivering the alerts is the caller's part (`alerts.deliver`).
@@ -34,6 +42,7 @@ def monitor(window: Window, bundle: Bundle, params: Params, out_dir: Path, now: 
         params: thresholds, costs and slices.
         out_dir: the reports' folder, made if absent.
         now: time of the judgement, aware; the present one by default.
+        rules: what raises alerts.
     """
     at = (now or datetime.now(UTC)).astimezone(UTC)
     result = judge(window, bundle, params, at)
@@ -43,6 +52,6 @@ def monitor(window: Window, bundle: Bundle, params: Params, out_dir: Path, now: 
         for suffix, text in texts.items():
             with replacing(out_dir / f"{name}.{suffix}") as part:
                 part.write_text(text, encoding="utf-8")
-    raised = alerts.of(result)
+    raised = alerts.of(result, rules)
     alerts.append(out_dir / ALERTS, raised)
     return Monitored(result, raised, out_dir / f"{stamp}.json", out_dir / f"{stamp}.html")

@@ -1,11 +1,17 @@
 """The model card (Mitchell et al., 2019), written from what the run measured."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.metrics import LOSS
+from flywheel_ml.utils.errors import ConfigError
 from flywheel_ml.utils.words import MEASURES, seen
+
+CARD = "model_card.md.jinja"
 
 _SHOWN: dict[Task, tuple[str, ...]] = {
     "binary": ("prevalence", "roc_auc", "calibration_error"),
@@ -28,6 +34,7 @@ def text(
     split: Mapping[str, Any],
     trained: Mapping[str, Any] | None = None,
     background: int = 0,
+    templates: Path | None = None,
 ) -> str:
     """The card as Markdown.
 
@@ -36,14 +43,11 @@ def text(
         split: rows and time span of each part, as the split stage reported them.
         trained: what the train stage reported; of it, what the validation rows decided.
         background: training rows that the bundle carries.
+        templates: folder with a `model_card.md.jinja` of the project's; the library's own if there is none.
     """
     decided = trained or {}
     target = contract.target
-    lines = [
-        f"# Model card: {facts['name']}",
-        "",
-        f"Predicts `{target.name}` ({target.description or 'no description'}).",
-        "",
+    known = [
         f"- estimator: {facts['estimator'].replace('_', ' ')}, served as ONNX",
         *_tuned(facts),
         f"- inputs: {len(contract.inputs)} columns of contract.yaml"
@@ -58,26 +62,42 @@ def text(
         *_decided(facts),
         f"- largest difference between ONNX and scikit-learn on the test rows: {facts['parity']:.2g}"
         + ("" if facts["classes"] else " standard deviations"),
-        "",
-        "## On the test rows",
-        "",
-        *_metrics(facts["metrics"]),
-        "",
-        "## By slice",
-        "",
-        *_slices(facts["slices"], facts["task"]),
-        "",
-        "## Use and limits",
-        "",
+    ]
+    limits = [
         f"- Meant for rows that keep `contract.yaml`; measured on the {split['test']['rows']:,} test rows only.",
         "- Categories that training never saw are accepted and answered like an unknown one.",
         "- Slices marked *too small* were not judged; nothing is claimed of them.",
         *_twins(split["test"], contract),
         *_carried(background, contract),
         "- What the data is and where it comes from: the data card.",
-        "",
     ]
-    return "\n".join(lines)
+    return _template(templates).render(
+        name=facts["name"],
+        target=target.name,
+        description=target.description or "no description",
+        facts="\n".join(known),
+        measures="\n".join(_metrics(facts["metrics"])),
+        slices="\n".join(_slices(facts["slices"], facts["task"])),
+        limits="\n".join(limits),
+    )
+
+
+def _template(folder: Path | None) -> jinja2.Template:
+    library = jinja2.FileSystemLoader(Path(__file__).parent)
+    loaders: list[jinja2.BaseLoader] = [jinja2.PrefixLoader({"library": library}), library]
+    if folder is not None:
+        loaders.insert(0, jinja2.FileSystemLoader(folder))
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=False,  # noqa: S701 (Markdown, not HTML)
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    try:
+        return environment.get_template(CARD)
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"{folder}/{CARD}: {error}") from None
 
 
 def _twins(test: Mapping[str, Any], contract: Contract) -> list[str]:

@@ -172,6 +172,7 @@ def main(project: Project) -> None:
         params,
         {"split": split, "trained": trained, "evaluation": evaluation},
         project.features,
+        project.folder / "cards",
     )
 
 
@@ -183,6 +184,7 @@ def pack(
     params: Params,
     reports: dict[str, Any],
     features: Sequence[Feature] = (),
+    cards: Path | None = None,
 ) -> bundle.Manifest:
     """Write the bundle of a fitted pipeline to `path`, whole or not at all.
 
@@ -190,6 +192,7 @@ def pack(
         parts: `train`, the rows it was fitted on, and `test`, the rows that ONNX is compared and profiled on.
         reports: what the stages `split`, `trained` and `evaluation` reported.
         features: the project's own.
+        cards: folder of the project's card templates.
     """
     contract = Contract.load(contract_path)
     featurizer = Featurizer(contract, features)
@@ -236,7 +239,7 @@ def pack(
         reference = profile.build(contract, test, scores, opened.watched(test), training)
         (folder / bundle.PROFILE).write_text(reference.text(), encoding="utf-8")
         (folder / bundle.CARD).write_text(
-            card.text(facts, contract, reports["split"], reports["trained"], len(compared)), encoding="utf-8"
+            card.text(facts, contract, reports["split"], reports["trained"], len(compared), cards), encoding="utf-8"
         )
         return bundle.seal(folder, facts)
 
