@@ -64,7 +64,7 @@ def beats_prior(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     passed = compared.prior.p_value < params.significance
     told = (
         f"out-of-fold {_LOSSES[candidate.manifest.task]} {compared.loss:.4g} against {compared.prior.loss:.4g} of the "
-        f"prior ({compared.rows:,} rows), p = {_p(compared.prior.p_value)}, wanted below {params.significance:g}"
+        f"prior ({compared.rows:,} rows), {_p(compared.prior.p_value)}, wanted below {params.significance:g}"
     )
     if params.skill_over_trivial is None:
         return passed, told
@@ -85,7 +85,7 @@ def beats_linear(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     passed = compared.linear.p_value >= params.significance
     told = (
         f"out-of-fold {_LOSSES[candidate.manifest.task]} {compared.loss:.4g} against {compared.linear.loss:.4g} of the "
-        f"linear baseline, p = {_p(compared.linear.p_value)} that it is no worse, refused below {params.significance:g}"
+        f"linear baseline, {_p(compared.linear.p_value)} that it is no worse, refused below {params.significance:g}"
     )
     if params.gain_over_linear is not None:
         (name, found), (_, linear) = _headline(candidate, "test"), _headline(candidate, "linear")
@@ -262,7 +262,7 @@ def _comparison(candidate: Candidate) -> Comparison:
 
 
 def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 0.001 else "< 0.001"
+    return f"p = {value:.2g}" if value >= 0.001 else "p < 0.001"
 
 
 def _headline(candidate: Candidate, part: str) -> tuple[str, float]:
