@@ -71,7 +71,7 @@ def text(
         *_carried(background, contract),
         "- What the data is and where it comes from: the data card.",
     ]
-    return _template(templates).render(
+    card = _template(templates).render(
         name=facts["name"],
         target=target.name,
         description=target.description or "no description",
@@ -80,6 +80,7 @@ def text(
         slices="\n".join(_slices(facts["slices"], facts["task"])),
         limits="\n".join(limits),
     )
+    return card.rstrip("\n") + "\n"
 
 
 def _template(folder: Path | None) -> jinja2.Template:
