@@ -6,6 +6,8 @@ Columns are selected by position, which is what skl2onnx converts.
 
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from flywheel_ml.core.catalog import Estimator, names
 from flywheel_ml.core.contract import Task
@@ -117,8 +119,7 @@ def fit(
     with (
         warnings.catch_warnings(),
         parallel_config(backend="threading", n_jobs=-1),
-        # Small matrices are slower on several threads, and their sums differ in the last bits.
-        threadpool_limits(1, user_api=None if frame.height * frame.width < THREADED_CELLS else "blas"),
+        limited_threads(frame),
     ):
         # How long it learns is a parameter; whether that was enough is for the gates to judge.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -153,8 +154,25 @@ def spread(labels: np.ndarray, n_rows: int, task: Task) -> np.ndarray:
 
 def answers(pipeline: Any, frame: pl.DataFrame, task: Task) -> np.ndarray:
     """What a pipeline answers, float: probabilities [n_rows, n_classes], or values [n_rows, 1]."""
-    found: np.ndarray = pipeline.predict(frame)[:, None] if task == "regression" else pipeline.predict_proba(frame)
+    with limited_threads(frame):
+        found: np.ndarray = pipeline.predict(frame)[:, None] if task == "regression" else pipeline.predict_proba(frame)
     return found
+
+
+def limited_threads(frame: pl.DataFrame) -> AbstractContextManager[Any]:
+    """One thread for BLAS, and for boosting on a small frame.
+
+    BLAS is slower on several threads for small matrices, and its sums differ in the last bits.
+    """
+    small = frame.height * frame.width < THREADED_CELLS
+    limited: AbstractContextManager[Any] = _thread_pools().limit(limits=1, user_api=None if small else "blas")
+    return limited
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """The thread pools of the libraries loaded by now; looking for them takes milliseconds."""
+    return ThreadpoolController()
 
 
 def yardstick(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
