@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PROJECT = REPOSITORY / "<<cookiecutter.project_slug>>"
 GIT = ["git", "-c", "core.quotePath=false"]
 
 

@@ -1,69 +1,63 @@
-"""What every test may use: the project's own contract and parameters, a small table, a small real bundle."""
+"""What the tests share: this project's contract and parameters, synthetic rows, a model of them, and its server."""
 
 import os
-import pickle
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import filelock
-import numpy as np
+import httpx
 import polars as pl
 import pytest
-import yaml
-
 from flywheel_ml.cli.verbs import ENVIRONMENT
 from flywheel_ml.core import stage
-from flywheel_ml.core.contract import Column, Columns, Contract
-from flywheel_ml.core.features import Feature
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
-from flywheel_ml.data.split import first_and_last, split
-from flywheel_ml.model.evaluation.gate import Check
+from flywheel_ml.testing import rows
+from flywheel_ml.testing.bundles import make_bundle
+from flywheel_ml.testing.servers import Server, ServingFolder
 
-from . import postgresql, project, rows, store
+from << cookiecutter.package_name >>.project import PROJECT
 
-if TYPE_CHECKING:
-    # Heavy, and imported where they are used: the process that hands out the tests needs none of it.
-    from flywheel_ml.model.registration.registry import Registry, Version
-
-ROOT = Path(__file__).parent.parent
-Made = TypeVar("Made")
+ROOT = Path(__file__).parents[1]
+DAYS = 20
+"""Validation days and test days of the synthetic rows."""
 
 
 def pytest_configure() -> None:
-    """Everything runs in the environment that the command line makes for itself."""
+    """Run in the environment of the command line: no telemetry, no network."""
     os.environ.update(ENVIRONMENT)
 
 
 @pytest.fixture(scope="session")
 def contract() -> Contract:
-    """The project's contract, its target made a boolean where it is none; tests/test_tasks.py tries the others."""
-    own = Contract.load(ROOT / stage.CONTRACT)
-    target = Column(name=own.target.name, type="boolean", role="target", description=own.target.description)
-    columns = tuple(target if column.role == "target" else column for column in own.columns)
-    return own if own.target.type == "boolean" else own.model_copy(update={"columns": columns})
+    """The project's contract."""
+    return Contract.load(ROOT / stage.CONTRACT)
 
 
 @pytest.fixture(scope="session")
-def params() -> Params:
-    """The project's parameters, with a smaller model; made-up rows have no groups to keep together."""
-    params = Params.load(ROOT / stage.PARAMS)
-    small = params.train.hist_gradient_boosting.model_copy(update={"max_iter": 15})
-    return params.model_copy(
-        update={
-            "train": params.train.model_copy(update={"hist_gradient_boosting": small, "baseline_rows": 500}),
-            "evaluate": params.evaluate.model_copy(update={"min_slice_rows": 20}),
-            "split": params.split.model_copy(update={"group": None}),
-        }
+def params(contract: Contract) -> Params:
+    """The project's parameters, with a model that trains in a second and without what only real rows satisfy."""
+    found = PROJECT.load_params(ROOT / stage.PARAMS)
+    days = DAYS if found.split.by == "time" else None
+    small = found.train.hist_gradient_boosting.model_copy(update={"max_iter": 20})
+    changes = {
+        "split": {"group": None, "validation_days": days, "test_days": days},
+        "train": {"estimator": "hist_gradient_boosting", "hist_gradient_boosting": small, "yardstick": False},
+        "tune": {"trials": 0},
+        "evaluate": {"min_slice_rows": 20},
+        "gates": {"floor": 0.3, "gain_over_linear": None, "slice_floor": 0.0, "slice_loss": None},
+    }
+    return found.model_copy(
+        update={group: getattr(found, group).model_copy(update=values) for group, values in changes.items()}
     )
 
 
 @pytest.fixture(scope="session")
 def table(contract: Contract) -> pl.DataFrame:
-    """3,000 rows that keep the contract, target included, in order of time."""
-    return rows.make(contract, 3000)
+    """2,000 rows that satisfy the contract, target included, in order of time."""
+    return rows.make(contract, 2000)
 
 
 @pytest.fixture(scope="session")
@@ -76,144 +70,36 @@ def columns(table: pl.DataFrame, contract: Contract) -> Columns:
 def bundle_path(
     tmp_path_factory: pytest.TempPathFactory, table: pl.DataFrame, contract: Contract, params: Params
 ) -> Path:
-    """A sealed bundle, made of the table by the project's own stages. Tests that change it take a copy."""
-    return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle", table, contract, params)
-
-
-@pytest.fixture
-def copied(bundle_path: Path, tmp_path: Path) -> Path:
-    """A copy of that bundle, to change."""
-    return Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
-
-
-def make_bundle(
-    path: Path, table: pl.DataFrame, contract: Contract, params: Params, functions: Sequence[Feature] = ()
-) -> Path:
-    """Split, train, evaluate and package a table, as the pipeline does."""
-    from flywheel_ml.model.evaluation import evaluate
-    from flywheel_ml.model.packaging import package
-    from flywheel_ml.model.training import comparison, train
-
-    parts = split(table, contract, params.split, None)
-    fitted = train.train(parts["train"], contract, params, parts["validation"], features=functions)
-    judged = {name: parts[name] for name in ("validation", "test")}
-    pipelines = {"model": fitted.model, "linear": fitted.baseline}
-    if fitted.yardstick is not None:
-        pipelines["yardstick"] = fitted.yardstick
-    evaluation = evaluate.evaluate(
-        pipelines, judged, contract, params, fitted.prior, train.out_of_fold_table(fitted), functions
-    )
-    reports: dict[str, Any] = {
-        "split": {
-            name: {"rows": part.height, "sha256": "0" * 64, **first_and_last(part, contract)}
-            for name, part in parts.items()
-        },
-        "trained": {
-            "estimator": fitted.selection.winner.estimator,
-            "prior": fitted.prior,
-            "comparison": comparison.compare(contract.task, fitted.out_of_fold),
-        },
-        "evaluation": evaluation,
-    }
-    described = path.with_name("contract.yaml")
-    described.parent.mkdir(parents=True, exist_ok=True)
-    described.write_text(yaml.safe_dump(contract.model_dump(mode="json", exclude_defaults=True), sort_keys=False))
-    package.pack(path, described, fitted.model, parts, params, reports, functions)
-    return path
-
-
-def python_rows(frame: pl.DataFrame, contract: Contract) -> list[dict[str, Any]]:
-    """The input columns as rows of plain Python values, as JSON would carry them."""
-    named = frame.select(column.name for column in contract.inputs)
-    return [
-        {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()}
-        for row in named.to_dicts()
-    ]
-
-
-def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two float arrays are equal to the last bit."""
-    return a.dtype == b.dtype and a.tobytes() == b.tobytes()
-
-
-def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
-    """What every worker of the tests shares: made in a folder of that name by the first that asks for it."""
-    shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
-    made = shared / f"{name}.pickle"
-    with filelock.FileLock(shared / f"{name}.lock"):
-        if not made.is_file():
-            made.write_bytes(pickle.dumps(make(shared / name / "project")))
-        return cast("Made", pickle.loads(made.read_bytes()))
+    """A bundle trained on the table, with the project's own features."""
+    path = tmp_path_factory.mktemp("bundle") / "bundle"
+    return make_bundle(path, table, contract, params, PROJECT.features)
 
 
 @pytest.fixture(scope="session")
-def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with MLflow's store as its first use leaves it."""
-    return once(tmp_path_factory, "store", store.opened)
-
-
-@pytest.fixture
-def folder(fresh_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a copy of the fresh store."""
-    path = shutil.copytree(fresh_store, tmp_path / "project")
-    monkeypatch.chdir(path)
-    return path
-
-
-@pytest.fixture
-def registry(folder: Path) -> "Registry":
-    """An empty registry in the current folder."""
-    from flywheel_ml.model.registration.registry import Registry
-
-    return Registry.open(store.settings(folder), store.NAME)
-
-
-@pytest.fixture
-def register(registry: "Registry", bundle_path: Path) -> "Callable[[Sequence[Check]], Version]":
-    """Registers the tiny bundle with the answers of gates."""
-
-    def call(checks: Sequence[Check]) -> "Version":
-        return registry.register(bundle_path, checks, {"seed": 1}, {"git_commit": "abc"}, [])
-
-    return call
+def bundle(bundle_path: Path) -> Bundle:
+    """That bundle, opened."""
+    return Bundle.open(bundle_path, features=PROJECT.features)
 
 
 @pytest.fixture(scope="session")
-def turned(tmp_path_factory: pytest.TempPathFactory) -> project.Turned:
-    """A small project through which the wheel was turned, after a first run that was killed."""
-    return once(tmp_path_factory, "turned", project.turn)
-
-
-@pytest.fixture
-def finished(turned: project.Turned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the turned project, as the current folder."""
-    path = project.copy(turned.path, tmp_path / "project")
-    monkeypatch.chdir(path)
-    for name, value in project.environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
+def home(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Path:
+    """A folder as a server's: `serving`, where the bundle is champion, and the prediction log `log`."""
+    path = tmp_path_factory.mktemp("home")
+    for name in (stage.CONTRACT, stage.PARAMS):
+        shutil.copyfile(ROOT / name, path / name)
+    ServingFolder(path / "serving", bundle_path).roll_out("1")
     return path
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker makes the turned project, which takes longest; files that need none fill the time until it is there.
-
-    The others of those come last: they are short, so that the workers end together.
-    """
-    files = list(dict.fromkeys(item.path for item in reversed(items)))
-    needing = [file for file in files if any("turned" in fixtures(item) for item in items if item.path == file)]
-    others = [file for file in files if file not in needing]
-    half = len(others) // 2
-    order = [*needing[:1], *others[:half], *needing[1:], *others[half:]]
-    items.sort(key=lambda item: order.index(item.path))
-
-
-def fixtures(item: pytest.Item) -> list[str]:
-    """Names of the fixtures that a test uses."""
-    return getattr(item, "fixturenames", [])
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[postgresql.PostgreSQL]:
-    """A PostgreSQL server; tests that stop it start it again."""
-    with postgresql.running() as running:
+@pytest.fixture(scope="session")
+def server(home: Path) -> Iterator[Server]:
+    """The command `serve`, on a free port."""
+    with Server(PROJECT.package, home) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[httpx.Client]:
+    """A client of that server."""
+    with server.client() as client:
+        yield client

@@ -10,7 +10,6 @@ A route of your own is added before `return`, as in any FastAPI app:
 from collections.abc import Sequence
 
 from fastapi import FastAPI
-
 from flywheel_ml.core.features import Feature
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving import app as library

@@ -9,7 +9,6 @@ To change a feature that a served model uses, add a new function under a new nam
 """
 
 import numpy as np
-
 from flywheel_ml.core.features import Feature
 
 

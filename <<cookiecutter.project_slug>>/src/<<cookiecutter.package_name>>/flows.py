@@ -7,8 +7,6 @@ at the end of this file run; `make run`, `make score` and `make monitor` run the
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from prefect import flow
-
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import done
 from flywheel_ml.flows import monitoring as monitor
@@ -16,6 +14,7 @@ from flywheel_ml.flows import scoring as batch
 from flywheel_ml.flows import training as steps
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
+from prefect import flow
 
 from .project import PROJECT
 

@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import polars as pl
-
 from flywheel_ml.utils.errors import DataError
 from flywheel_ml.utils.files import replacing
 

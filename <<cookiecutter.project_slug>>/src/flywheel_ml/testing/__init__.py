@@ -1,0 +1,1 @@
+"""What tests of a project use: rows of any contract, small bundles, servers of their own."""

@@ -1,0 +1,54 @@
+"""Bundles trained in a moment, by the stages of the pipeline itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.features import Feature
+from flywheel_ml.core.params import Params
+from flywheel_ml.data.split import first_and_last, split
+from flywheel_ml.model.evaluation import evaluate
+from flywheel_ml.model.packaging import package
+from flywheel_ml.model.training import comparison, train
+
+
+def make_bundle(
+    path: Path, table: pl.DataFrame, contract: Contract, params: Params, functions: Sequence[Feature] = ()
+) -> Path:
+    """Split a table, train, evaluate and package, as the pipeline does; returns `path`.
+
+    Args:
+        path: the bundle's folder, which must not exist.
+        table: n_rows × contract columns.
+        functions: features of the project.
+    """
+    parts = split(table, contract, params.split, None)
+    fitted = train.train(parts["train"], contract, params, parts["validation"], features=functions)
+    judged = {name: parts[name] for name in ("validation", "test")}
+    pipelines = {"model": fitted.model, "linear": fitted.baseline}
+    if fitted.yardstick is not None:
+        pipelines["yardstick"] = fitted.yardstick
+    evaluation = evaluate.evaluate(
+        pipelines, judged, contract, params, fitted.prior, train.out_of_fold_table(fitted), functions
+    )
+    reports: dict[str, Any] = {
+        "split": {
+            name: {"rows": part.height, "sha256": "0" * 64, **first_and_last(part, contract)}
+            for name, part in parts.items()
+        },
+        "trained": {
+            "estimator": fitted.selection.winner.estimator,
+            "prior": fitted.prior,
+            "comparison": comparison.compare(contract.task, fitted.out_of_fold),
+        },
+        "evaluation": evaluation,
+    }
+    described = path.with_name("contract.yaml")
+    described.parent.mkdir(parents=True, exist_ok=True)
+    described.write_text(yaml.safe_dump(contract.model_dump(mode="json", exclude_defaults=True), sort_keys=False))
+    package.pack(path, described, fitted.model, parts, params, reports, functions)
+    return path

@@ -1,0 +1,145 @@
+"""Serving folders, and servers on free ports."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from flywheel_ml.core import bundle, routing
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.utils import files
+
+START_SECONDS = 30.0
+
+
+class ServingFolder:
+    """A serving folder, written as a rollout does."""
+
+    def __init__(self, path: Path, bundle_path: Path) -> None:
+        self.path = path
+        self._source = bundle_path
+
+    def bundle(self, version: str) -> Path:
+        """The bundle's folder."""
+        return self.path / routing.BUNDLES / version
+
+    def add(
+        self, version: str, edit: Callable[[str], str] = str, model: bytes | None = None, **facts: Any
+    ) -> routing.Ref:
+        """Put a bundle in place: the tiny one with a card of its own, and another contract text, model or facts."""
+        path = self.bundle(version)
+        shutil.copytree(self._source, path)
+        if model is not None:
+            (path / bundle.MODEL).write_bytes(model)
+        manifest = bundle.Manifest.model_validate_json((path / bundle.MANIFEST).read_text(), strict=False)
+        (path / bundle.CARD).write_text(f"version {version}\n")
+        contract = path / bundle.CONTRACT
+        contract.write_text(edit(contract.read_text()))
+        known = {**manifest.model_dump(exclude={"files"}), "contract_sha256": Contract.load(contract).fingerprint()}
+        bundle.seal(path, {**known, **facts})
+        return self.ref(version)
+
+    def ref(self, version: str) -> routing.Ref:
+        """What routing says of a bundle as it is now."""
+        return routing.Ref(version=version, digest=files.sha256_file(self.bundle(version) / bundle.MANIFEST))
+
+    def point(
+        self,
+        champion: routing.Ref | None,
+        previous: routing.Ref | None = None,
+        challenger: routing.Challenger | None = None,
+        shadow: routing.Shadow | None = None,
+    ) -> None:
+        """Name the bundles that answer."""
+        now = routing.Routing(
+            name="flights",
+            champion=champion,
+            previous=previous,
+            challenger=challenger,
+            shadow=shadow,
+            updated_at="2013-11-01T00:00:00+00:00",
+        )
+        routing.write(self.path, now)
+
+    def roll_out(self, version: str, **facts: Any) -> routing.Ref:
+        """Put a bundle in place and make it champion."""
+        ref = self.add(version, **facts)
+        self.point(ref)
+        return ref
+
+
+class Server:
+    """The command `serve` of a project as a process of its own, in the folder `home`.
+
+    Its serving folder is `home/serving`, its prediction log `home/log`, its port free.
+
+    Args:
+        package: the project's package.
+        options: of the command.
+        under: a command that runs it, and ends by becoming it.
+        settings: environment variables.
+    """
+
+    def __init__(self, package: str, home: Path, *options: str, under: Sequence[str] = (), **settings: str) -> None:
+        self.package = package
+        self.home = home
+        self._under = under
+        self.log = str(home / "log")
+        self.errors = home / "stderr.txt"
+        self._options = options
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ML_")}
+        places = {"ML_SERVING_FOLDER": str(home / "serving"), "ML_PREDICTION_LOG": self.log}
+        self._environment = {**inherited, **places, "ML_DRAIN_SECONDS": "0", **settings}
+
+    def __enter__(self) -> Self:
+        serve = [sys.executable, "-m", self.package, "serve", "--port", "0", *self._options]
+        command = [*self._under, *serve]
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, cwd=self.home, env=self._environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("serving on http://"), line + self.errors.read_text()
+        self.url = line.removeprefix("serving on ").strip()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(START_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def client(self, **options: Any) -> httpx.Client:
+        """An HTTP client of this server; ignores proxies."""
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=10, **options)
+
+    def raw(self, request: bytes, read: bool = True) -> bytes:
+        """Send bytes as they are; the first bytes of what comes back."""
+        address = urlsplit(self.url)
+        with socket.create_connection((address.hostname or "", address.port or 0), timeout=10) as connection:
+            connection.sendall(request)
+            return connection.recv(4096) if read else b""
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """What the server wrote to its log so far."""
+        return [json.loads(line) for line in self.errors.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(START_SECONDS)

@@ -1,0 +1,56 @@
+"""What stands beside the code says the same as the code."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from flywheel_ml.core.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_example_of_env_lists_every_setting_with_its_default() -> None:
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    shown = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert shown.keys() == {PREFIX + name.upper() for name in Settings.model_fields}
+    assert Settings(_env_file=ROOT / ".env.example") == Settings(_env_file=None)
+
+
+def test_the_image_takes_no_training_library_and_no_root() -> None:
+    text = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    syncs = re.findall(r"uv sync .*", text)
+    assert syncs
+    assert all("--locked --no-default-groups" in command for command in syncs)
+    assert re.search(r"^USER \d+:\d+$", text, re.MULTILINE)
+    assert re.findall(r"ML_[A-Z_]+", text)
+    assert {
+        name.removeprefix(PREFIX).lower() for name in re.findall(r"ML_[A-Z_]+", text)
+    } <= Settings.model_fields.keys()
+
+
+def test_every_alert_asks_for_series_that_there_are(client: httpx.Client) -> None:
+    told = set(re.findall(r"^# TYPE (\S+)", client.get("/metrics").text, re.MULTILINE)) | {"up"}
+    rules = yaml.safe_load((ROOT / "deploy" / "alerts.yaml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    asked = {
+        name.removesuffix("_bucket")
+        for rule in rules
+        for name in re.findall(r"\b[a-z]+_[a-z_]+\b(?!\()|\bup\b", re.sub(r"\{.*?\}", "", rule["expr"]))
+    }
+    assert len(asked) > 10
+    assert asked <= told
+    places = re.findall(r"runbook\.md#([a-z-]+)", str(rules))
+    titles = re.findall(r"^## (.*)", (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(places) <= {title.lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize(
+    "asked", [("check", "config", "deploy/prometheus.yaml"), ("test", "rules", "tests/alerts_test.yaml")]
+)
+def test_promtool_takes_the_configuration_and_the_alerts_go_off(asked: tuple[str, ...]) -> None:
+    result = subprocess.run(["promtool", *asked], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,147 @@
+"""Where a request's time goes: a flame graph, and a table by module and by function.
+
+    make profile                                                          # after `make run`
+    python tests/benchmarks/run.py --project FOLDER flame -- --connections 32 --rows 1 --seconds 5
+
+py-spy looks at the server's stack 400 times a second while a crowd of clients keeps it busy. What a library does is
+counted where this package calls it. Written to build/profile/: flame.svg, to be opened in a browser, stacks.txt, the
+samples themselves, and profile.json. Linux lets a process look at its children; macOS asks for `sudo`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from flywheel_ml.serving.api.schemas import Schema
+from flywheel_ml.utils.errors import ProjectError
+from flywheel_ml.utils.files import write_json
+from serving import champion, request_file
+from target import PACKAGE
+
+HERE = Path(__file__).parent
+OUTPUT = Path("build/profile")
+LIBRARY = "flywheel_ml/"
+RATE = 400
+LOOP = "event loop and sockets"
+SHOWN = 15
+
+
+def main() -> None:
+    """Record twice, for the picture and for the table; print, write."""
+    options = _options()
+    console = Console(highlight=False)
+    _, bundle = champion()
+    row = Schema(bundle.contract, bundle.profile, options.rows).example
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        request = request_file(Path(folder) / "request", [row] * options.rows)
+        load = [str(options.connections), str(options.seconds), str(request)]
+        record("flamegraph", OUTPUT / "flame.svg", load, Path(folder))
+        figures = record("raw", OUTPUT / "stacks.txt", load, Path(folder))
+    places = count((OUTPUT / "stacks.txt").read_text(encoding="utf-8"))
+    if not places:
+        sys.exit("error: py-spy saw nothing of the server; give it more --seconds")
+    micro = 1e6 / figures["per_second"]
+    _print(console, places, micro)
+    found = [{"module": module, "function": name, "samples": count} for (module, name), count in places.items()]
+    write_json(OUTPUT / "profile.json", {**vars(options), **figures, "places": found})
+    console.print(
+        f"{figures['per_second']:,.0f} requests a second over {options.connections} connections, {micro:,.0f} µs each, "
+        f"while being looked at\n[dim]written to {OUTPUT}/flame.svg, stacks.txt and profile.json[/]"
+    )
+
+
+def record(form: str, output: Path, load: list[str], home: Path) -> dict[str, float]:
+    """Serve under py-spy while a crowd asks; what the crowd saw."""
+    # Without stopping the server for each look: that would make every system call look dear.
+    recording = [
+        "py-spy",
+        "record",
+        "--nonblocking",
+        "--rate",
+        str(RATE),
+        "--format",
+        form,
+        "--output",
+        str(output),
+        "--",
+    ]
+    command = [*recording, sys.executable, "-m", PACKAGE, "serve", "--port", "0"]
+    environ = {**os.environ, "ML_DRAIN_SECONDS": "0", "ML_PREDICTION_LOG": str(home / form)}
+    said = home / f"{form}.log"
+    with (
+        said.open("w") as log,
+        subprocess.Popen(
+            command, env=environ, start_new_session=True, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as spy,
+    ):
+        try:
+            # py-spy speaks first, on the same pipe.
+            told_ports = (re.search(r"serving on http://\S+?:(\d+)", line) for line in spy.stdout or ())
+            if (found := next(filter(None, told_ports), None)) is None:
+                told = said.read_text(encoding="utf-8").strip().splitlines()
+                sys.exit(f"error: the server did not start under py-spy: {told[-1] if told else 'no word of it'}")
+            crowd = [sys.executable, str(HERE / "load.py"), found[1], *load]
+            figures: dict[str, float] = json.loads(subprocess.run(crowd, check=True, capture_output=True).stdout)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(spy.pid, signal.SIGINT)
+            spy.wait(timeout=60)
+    if figures["failures"]:
+        sys.exit(f"error: {figures['failures']:.0f} requests failed")
+    return figures
+
+
+def count(stacks: str) -> Counter[tuple[str, str]]:
+    """Samples by (module, function): the innermost one of this package in each stack that `stacks` lists."""
+    places: Counter[tuple[str, str]] = Counter()
+    for line in stacks.splitlines():
+        stack, _, times = line.rpartition(" ")
+        if "(uvicorn/" not in stack and "asyncio/" not in stack:
+            continue  # The start, and other threads.
+        own = [found for frame in stack.split(";") if (found := re.match(rf"(.+) \(.*?{LIBRARY}(\S+)\.py:", frame))]
+        served = [(found[2].replace("/", "."), found[1]) for found in own if not found[2].endswith(("cli", "stage"))]
+        place = served[-1] if served else (LOOP, "")
+        places[(LOOP, "") if place[0] in ("serving.server", "serving.worker") else place] += int(times)
+    return places
+
+
+def _print(console: Console, places: Counter[tuple[str, str]], micro: float) -> None:
+    total = sum(places.values())
+    modules: Counter[str] = Counter()
+    for (module, _), samples in places.items():
+        modules[module] += samples
+    table = Table("module", "share", "µs a request", box=None, header_style="bold")
+    for module, samples in modules.most_common():
+        table.add_row(module, f"{samples / total:.0%}", f"{samples / total * micro:.1f}")
+    console.print(table, "")
+    table = Table("function", "share", "µs a request", box=None, header_style="bold")
+    for (module, name), samples in places.most_common(SHOWN):
+        table.add_row(f"{module} {name}".strip(), f"{samples / total:.0%}", f"{samples / total * micro:.1f}")
+    console.print(table, "")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--connections", type=int, default=32, help="clients at once")
+    parser.add_argument("--rows", type=int, default=1, help="rows of each request")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each of the two recordings")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ProjectError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,64 @@
+"""Run benchmarks, most of them on a baked project that has a champion.
+
+    python tests/benchmarks/run.py [--project FOLDER] bench serving swap
+    python tests/benchmarks/run.py --project FOLDER growth -- --most 7
+    python tests/benchmarks/run.py gate_power -- --repeats 100
+
+A benchmark runs in the project's folder and imports its package, with the libraries of this environment. Without a
+folder it is the project of the last `make demo`. `drift_power` and `gate_power` need no project.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+DEMO = ROOT / "build" / "demo"
+LIBRARY = ROOT / "<<cookiecutter.project_slug>>" / "src"
+OF_PROJECTS = ("bench", "serving", "swap", "growth", "flame")
+OF_THE_LIBRARY = ("drift_power", "gate_power")
+
+
+def main() -> int:
+    """Exit status of the first benchmark that fails, or 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--project", type=Path, help="folder of a baked project")
+    parser.add_argument("names", nargs="+", choices=(*OF_PROJECTS, *OF_THE_LIBRARY))
+    asked, options = split(sys.argv[1:])
+    found = parser.parse_args(asked)
+    for name in found.names:
+        where, source = (HERE, LIBRARY) if name in OF_THE_LIBRARY else served(found.project or latest())
+        paths = os.pathsep.join(str(path) for path in (source, HERE, HERE.parent))
+        command = [sys.executable, str(HERE / f"{name}.py"), *options]
+        done = subprocess.run(command, cwd=where, env={**os.environ, "PYTHONPATH": paths}, check=False)
+        if done.returncode:
+            return done.returncode
+    return 0
+
+
+def served(project: Path) -> tuple[Path, Path]:
+    """A project's folder and that of its code."""
+    if not (project / "var" / "serving" / "routing.json").is_file():
+        sys.exit(f"error: {project} has no champion; run `make run` in it, or name another project with PROJECT=")
+    return project.resolve(), project.resolve() / "src"
+
+
+def split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Words before `--`, and those after it, which are for the benchmark."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
+def latest() -> Path:
+    """The project that `make demo` made last."""
+    projects = sorted(DEMO.glob("*/pyproject.toml"), key=lambda path: path.stat().st_mtime)
+    if not projects:
+        sys.exit("error: there is no project to measure; run `make demo`, or name one with PROJECT=")
+    return projects[-1].parent
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Settings come from the environment and .env; a misspelt one is never ignored."""
+
+from pathlib import Path
+
+import pytest
+
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.utils.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"ML_{name.upper()}", raising=False)
+
+
+def test_the_defaults_need_neither_environment_nor_file() -> None:
+    settings = Settings.read()
+    assert settings.tracking_uri == "sqlite:///mlflow.db"
+    assert settings.keys == ()
+
+
+def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("ML_MAX_INSTANCES=5\nML_PREDICTION_LOG=from-file\nAWS_REGION=other\n")
+    monkeypatch.setenv("ML_MAX_INSTANCES", "7")
+    settings = Settings.read()
+    assert (settings.max_instances, settings.prediction_log) == (7, "from-file")
+
+
+def test_a_misspelt_variable_is_refused_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_TRACKING_URL", "x")
+    with pytest.raises(
+        ConfigError, match=r"environment: 'ML_TRACKING_URL' is no setting; did you mean 'ML_TRACKING_URI'"
+    ):
+        Settings.read()
+
+
+def test_a_misspelt_line_of_the_file_is_refused_too() -> None:
+    Path(".env").write_text("ML_API_KEY=secret\n")
+    with pytest.raises(ConfigError, match=r"\.env: 'ML_API_KEY' is no setting; did you mean 'ML_API_KEYS'") as caught:
+        Settings.read()
+    assert "secret" not in str(caught.value)
+
+
+def test_another_tool_s_variables_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "x")
+    Settings.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MAX_INSTANCES", "0"), ("MAX_INSTANCES", "many"), ("ENVIRONMENT", "prod"), ("LOG_SYNCHRONOUS", "OFF")],
+)
+def test_a_value_that_does_not_fit_is_refused_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"ML_{name}", value)
+    with pytest.raises(ConfigError, match=f"ML_{name}: .*; see .env.example"):
+        Settings.read()
+
+
+def test_keys_are_separated_by_commas_and_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_API_KEYS", " one-secret, ,another ")
+    settings = Settings.read()
+    assert settings.keys == ("one-secret", "another")
+    assert "secret" not in repr(settings)
+    assert "secret" not in settings.model_dump_json()
+
+
+def test_every_setting_stands_in_the_example_file() -> None:
+    from library.helpers.project import ROOT
+
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert [name for name in Settings.model_fields if f"ML_{name.upper()}=" not in text] == []
+
+
+def test_the_address_of_a_registry_is_shown_without_its_password() -> None:
+    shown = Settings(tracking_uri="https://ann:secret@mlflow.example:5000/team").tracked_at
+    assert shown == "https://ann:***@mlflow.example:5000/team"
+    assert Settings().tracked_at == "sqlite:///mlflow.db"

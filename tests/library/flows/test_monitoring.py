@@ -1,0 +1,139 @@
+"""A window of the log or of a file becomes a verdict, a report and alerts, which a webhook may fail to take."""
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from pydantic import SecretStr
+
+from flywheel_ml.core import routing
+from flywheel_ml.core.bundle import MANIFEST, Bundle
+from flywheel_ml.core.contract import Columns, Contract
+from flywheel_ml.core.params import Params, ScoreParams
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.data import tables
+from flywheel_ml.flows import monitoring, scoring
+from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.monitoring.alerts import AlertError
+from flywheel_ml.monitoring.run import Monitored
+from flywheel_ml.prediction_log import Outcome, Prediction, Writer, dumps, new_id, now_us
+from flywheel_ml.testing.rows import json_rows
+from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.files import sha256_file
+from library.helpers import rows
+from library.helpers.project import PROJECT
+
+
+@pytest.fixture
+def settings(tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The tiny bundle is champion of the current folder."""
+    monkeypatch.chdir(tmp_path)
+    found = Settings()
+    ref = routing.Ref(version="7", digest=sha256_file(bundle_path / MANIFEST))
+    shutil.copytree(bundle_path, routing.bundle_folder(found.serving_folder, ref))
+    now = routing.Routing(name="small", champion=ref, updated_at="2013-11-01T00:00:00+00:00")
+    routing.write(found.serving_folder, now)
+    return found
+
+
+def drifted(contract: Contract) -> pl.DataFrame:
+    """Rows in which the first ranged column sits at the top of its range."""
+    table = rows.make(contract, 1500, seed=5)
+    column = next(column for column in contract.inputs if column.range is not None)
+    assert column.range is not None
+    top = pl.lit(column.range[1]).cast(table.schema[column.name])
+    return table.with_columns(top.alias(column.name))
+
+
+def test_a_scored_file_is_judged_and_reported(settings: Settings, params: Params, contract: Contract) -> None:
+    tables.write(drifted(contract), Path("in.parquet"))
+    scoring.score(PROJECT, Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
+    found = monitoring.watch(PROJECT, settings, params, Path("out.parquet"), None, None)
+    assert found.result.verdict in ("drift", "degraded")
+    assert found.result.volume.rows == 1500
+    assert json.loads(Path("reports/monitoring/latest.json").read_text())["verdict"] == found.result.verdict
+
+
+@pytest.mark.parametrize(
+    ("source", "since", "until", "message"),
+    [
+        (None, datetime(2026, 2, 1), datetime(2026, 1, 1), "--since must be the earlier one"),
+        (None, datetime(2026, 1, 1), datetime(2026, 1, 1), "--since must be the earlier one"),
+        (None, datetime(2026, 1, 1, 2), datetime(2026, 1, 1, 1, tzinfo=UTC), "--since must be the earlier one"),
+        (None, datetime(2200, 1, 1), None, "lies in the future"),
+        (Path("scored.parquet"), datetime(2026, 1, 1), None, "a scored file is judged as a whole"),
+    ],
+)
+def test_a_span_without_a_moment_is_refused(
+    settings: Settings, params: Params, source: Path | None, since: datetime, until: datetime | None, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        monitoring.watch(PROJECT, settings, params, source, since, until)
+
+
+def test_logged_predictions_of_a_span_are_judged_with_their_labels(
+    settings: Settings, params: Params, contract: Contract, table: pl.DataFrame, columns: Columns, bundle_path: Path
+) -> None:
+    answers = Bundle.open(bundle_path).predict(columns)
+    start = now_us()
+    labels = table[contract.target.name].to_list()
+    ids = [new_id() for _ in labels]
+    inputs = json_rows(table, contract)
+    with Writer(settings.prediction_log, "serve") as log:
+        done = [
+            log.append(
+                [
+                    Prediction(
+                        ids[at],
+                        start + at,
+                        None,
+                        None,
+                        "champion",
+                        "7",
+                        None,
+                        dumps(inputs[at]),
+                        "{}",
+                        float(score),
+                        10,
+                        False,
+                    ),
+                    Outcome(ids[at], start + at, json.dumps(labels[at])),
+                ]
+            )
+            for at, score in enumerate(answers.scores[:600])
+        ]
+        for future in done:
+            future.result()
+        # Another model that had this number, in a registry that was lost.
+        other = Prediction(
+            new_id(), start, None, None, "champion", "7", "e" * 64, dumps(inputs[0]), "{}", 0.5, 1, False
+        )
+        mine = other._replace(id=new_id(), model_version="3", model_digest=Bundle.open(bundle_path).digest)
+        log.append([other, mine]).result()
+    whole = monitoring.watch(PROJECT, settings, params, None, None, None)
+    assert whole.result.volume.rows == 601
+    assert whole.result.versions == {"3": 1, "7": 600}
+    assert any(told.startswith("600 rows were logged before model digests") for told in whole.result.sentences)
+    assert whole.result.quality.labelled == 600
+    assert (
+        monitoring.watch(PROJECT, settings, params, None, whole.result.at, None).result.verdict == "insufficient data"
+    )
+
+
+def test_alerts_that_no_webhook_takes_are_on_file_and_the_verdict_is_told_first(
+    settings: Settings, params: Params, contract: Contract
+) -> None:
+    hasty = engine.patience.set(engine.Patience(retries=1, first_delay=0.01))
+    tables.write(drifted(contract), Path("in.parquet"))
+    scoring.score(PROJECT, Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
+    # Nothing listens on the discard port of this machine.
+    deaf = settings.model_copy(update={"alert_webhook": SecretStr("http://127.0.0.1:9/hook")})
+    told: list[Monitored] = []
+    with pytest.raises(AlertError, match="were not delivered"):
+        monitoring.watch(PROJECT, deaf, params, Path("out.parquet"), None, None, told.append)
+    engine.patience.reset(hasty)
+    assert told[0].alerts
+    assert Path("reports/monitoring/alerts.jsonl").read_text().count("\n") == len(told[0].alerts)

@@ -1,0 +1,188 @@
+"""The wheel turns to its end whatever stopped it before; a bundle is registered once and gets its due role."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from flywheel_ml.core import bundle, routing, stage
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.metrics import HEADLINE, LOSS
+from flywheel_ml.core.params import Params, RolloutParams
+from flywheel_ml.flows import rollout, training
+from flywheel_ml.model.evaluation.gate import Check
+from flywheel_ml.model.registration.registry import Registry
+from flywheel_ml.utils.files import write_json
+from library.helpers import project, store
+from library.helpers.commands import served
+from library.helpers.project import PROJECT
+
+
+def test_a_run_that_is_killed_in_a_stage_leaves_no_process_behind(turned: project.Turned) -> None:
+    assert turned.killed == -9
+    assert turned.servers_left == []
+
+
+def test_after_a_kill_the_next_run_completes(turned: project.Turned) -> None:
+    assert turned.first.returncode == 0, turned.first.stderr
+    assert "Version 1: champion" in turned.first.stdout
+    assert turned.first.stderr == ""
+    assert project.leftovers(turned.path) == []
+
+
+def test_the_run_is_in_mlflow_with_parameters_figures_and_reports(turned: project.Turned) -> None:
+    client = MlflowClient(f"sqlite:///{turned.path}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.hist_gradient_boosting.max_iter"] == "15"
+    task = Contract.load(turned.path / stage.CONTRACT).task
+    wanted = {f"test.{HEADLINE[task]}", f"linear.{HEADLINE[task]}", f"trivial.{LOSS[task]}"}
+    assert wanted <= set(run.data.metrics)
+    assert {found.path for found in client.list_artifacts(run.info.run_id)} >= {"reports", "model"}
+    assert {found.path for found in client.list_artifacts(run.info.run_id, "reports")} >= {
+        "reports/evaluation.png",
+        "reports/metrics.json",
+        "reports/data_card.md",
+    }
+
+
+def test_the_killed_run_ends_as_crashed_in_prefect(turned: project.Turned) -> None:
+    assert "1 killed run(s) marked as crashed" in turned.first.stdout
+
+
+def test_what_serves_is_what_was_packaged(turned: project.Turned) -> None:
+    now = routing.read(turned.path / "var" / "serving")
+    assert now.champion is not None
+    served = routing.bundle_folder(turned.path / "var" / "serving", now.champion)
+    assert bundle.verify(served, now.champion.digest) == bundle.verify(turned.path / stage.BUNDLE)
+
+
+def test_lineage_and_audit_say_where_the_champion_came_from(turned: project.Turned) -> None:
+    folder = turned.path / "var" / "serving"
+    lineage = json.loads((served(folder, "1") / bundle.LINEAGE).read_text())
+    assert lineage["git_commit"] == project.git(turned.path, "rev-parse", "HEAD").strip()
+    assert lineage["dvc_lock_sha256"]
+    assert [(entry["from"], entry["to"], entry["why"]) for entry in rollout.audit(folder)] == [
+        (None, "1", "first champion")
+    ]
+
+
+def test_a_second_run_does_nothing_and_says_what_is_not_in_git(turned: project.Turned) -> None:
+    lines = turned.again.stdout.splitlines()
+    assert turned.again.returncode == 0
+    assert "nothing changed since the last run" in lines[0]
+    assert lines[1].startswith("Up to date: version 1, champion.")
+    assert lines[2].endswith("git add dvc.lock 'data/*.dvc' reports && git commit")
+    assert len(lines) == 3
+
+
+def test_no_tool_talks_to_anybody_outside_this_machine(turned: project.Turned) -> None:
+    outside = {place for place in turned.places if not place.startswith(("127.", "/"))}
+    assert outside <= {"localhost", "::1"}
+    assert any(place.startswith("127.") for place in turned.places), "the spy saw nothing at all"
+    # Compiled code escapes the spy; ONNX Runtime's reporter would keep its notes here.
+    assert not (turned.path.parent / ".cache" / "Microsoft").exists()
+
+
+def test_every_stage_of_the_graph_is_a_line_of_the_run(turned: project.Turned) -> None:
+    stages = yaml.safe_load((turned.path / "dvc.yaml").read_text())["stages"]
+    told = [line.split()[1] for line in turned.first.stdout.splitlines() if line.startswith(("✓", "·"))]
+    assert [name for name in told if name in stages] == list(stages)
+
+
+@pytest.fixture
+def packaged(registry: Registry, bundle_path: Path, folder: Path, turned: project.Turned) -> Registry:
+    """An empty registry in a folder where the stages have left a bundle and their reports."""
+    shutil.copytree(bundle_path, folder / stage.BUNDLE)
+    shutil.copytree(turned.path / stage.REPORTS, folder / stage.REPORTS)
+    return registry
+
+
+def test_a_bundle_is_registered_once_for_each_verdict(packaged: Registry, contract: Contract, params: Params) -> None:
+    def number(checks: list[Check]) -> str:
+        return training.register(packaged, contract, params, checks).number
+
+    assert [number(checks) for checks in (store.PASSED, store.PASSED)] == ["1", "1"]
+    assert [number(checks) for checks in (store.REFUSED, store.PASSED, store.REFUSED)] == ["2", "1", "2"]
+
+
+def test_the_first_to_pass_is_champion_and_later_ones_challenge(
+    registry: Registry, bundle_path: Path, tmp_path: Path, params: Params
+) -> None:
+    def role(name: str, checks: list[Check], chosen: Params = params) -> str:
+        version = registry.register(store.another(bundle_path, tmp_path / name), checks, {}, {}, [])
+        return training.decide(registry, version, chosen)
+
+    assert role("1", store.REFUSED) == "refused"
+    assert role("2", store.PASSED) == "champion"
+    assert training.decide(registry, registry.get("2"), params) == "champion"
+    assert role("3", store.PASSED) == "challenger"
+    at_once = params.model_copy(update={"rollout": RolloutParams(auto_promote=True)})
+    assert role("4", store.REFUSED, at_once) == "refused"
+    assert role("5", store.PASSED, at_once) == "champion"
+    aliases = {alias: found.number for alias in ("champion", "challenger") if (found := registry.alias(alias))}
+    assert aliases == {"champion": "5", "challenger": "3"}
+
+
+@pytest.mark.chaos
+def test_a_refused_model_does_not_serve_when_the_registry_is_lost(finished: Path) -> None:
+    before = routing.read(finished / "var" / "serving")
+    (finished / "mlflow.db").unlink()
+    shutil.rmtree(finished / "mlartifacts")
+    project.set_params(
+        finished, {"train": {"hist_gradient_boosting": {"max_iter": 1}}, "gates": {"loss_to_champion": 0.0}}
+    )
+    again = project.cli(finished, "run")
+    assert again.returncode == 1, again.stdout
+    assert "the registry was lost: version 1 still serves, and is registered as 1" in again.stdout
+    assert "REFUSED keeps up with the champion" in again.stdout
+    assert "Version 2: refused" in again.stdout
+    assert routing.read(finished / "var" / "serving") == before
+
+
+def test_a_champion_that_cannot_be_had_or_read_is_a_reason_not_a_crash(finished: Path) -> None:
+    contract = Contract.load(stage.CONTRACT)
+    settings = store.settings(finished)
+    registry = Registry.open(settings, contract.name)
+    same = training.compare(PROJECT, registry, settings, contract)
+    # The stages judged scikit-learn's answers, which are of double precision where the target is a number.
+    assert same.champion == pytest.approx(same.manifest.metrics["test"][HEADLINE[contract.task]], rel=1e-6)
+    shutil.rmtree(settings.serving_folder)
+    assert training.compare(PROJECT, registry, settings, contract) == same, (
+        "from the registry, where the served copy is lost"
+    )
+    shutil.rmtree(finished / "mlartifacts")
+    lost = training.compare(PROJECT, registry, settings, contract)
+    assert "cannot be downloaded" in lost.champion_problem
+
+
+def test_a_champion_of_other_classes_is_not_compared(finished: Path) -> None:
+    contract = Contract.load(stage.CONTRACT)
+    facts = bundle.verify(stage.BUNDLE).model_dump(exclude={"files"})
+    bundle.seal(stage.BUNDLE, {**facts, "classes": ["one", "other"]})
+    settings = store.settings(finished)
+    found = training.compare(PROJECT, Registry.open(settings, contract.name), settings, contract)
+    assert found.champion_problem == "it predicts another target or other classes"
+
+
+def test_nested_parameters_are_logged_by_their_path() -> None:
+    assert training.flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+
+
+def test_it_is_told_at_once_that_test_rows_are_too_few_to_monitor_by_or_were_seen_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contract: Contract, params: Params
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    least = params.monitor.min_rows
+
+    def told(rows: int, in_train: int) -> str:
+        write_json(stage.REPORTS / "split.json", {"test": {"rows": rows, "in_train": in_train}})
+        return training._told("split", contract, params)
+
+    assert told(least, 0) == ""
+    assert told(least - 1, 0) == f"{least - 1} rows to test, too few to monitor by (monitor.min_rows: {least})"
+    assert told(least, 3).startswith(f"3 of {least} test rows equal a training row")
+    assert told(1, 1).count(";") == 1

@@ -1,0 +1,28 @@
+"""Bundles, how they are compared, and what test processes share."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+import filelock
+import numpy as np
+import pytest
+
+Made = TypeVar("Made")
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two float arrays are equal to the last bit."""
+    return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
+    """What every worker of the tests shares: made in a folder of that name by the first that asks for it."""
+    shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    made = shared / f"{name}.pickle"
+    with filelock.FileLock(shared / f"{name}.lock"):
+        if not made.is_file():
+            made.write_bytes(pickle.dumps(make(shared / name / "project")))
+        return cast("Made", pickle.loads(made.read_bytes()))

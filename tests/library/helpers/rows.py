@@ -1,0 +1,18 @@
+"""Synthetic tables, and the column of a contract that a test is about."""
+
+from collections.abc import Callable
+
+import pytest
+
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.testing.rows import DAYS, START, json_rows, make, signals
+
+__all__ = ["DAYS", "START", "json_rows", "make", "one", "signals"]
+
+
+def one(contract: Contract, wanted: Callable[[Column], bool], kind: str) -> Column:
+    """The contract's first such input column; a test that needs one is left out where there is none."""
+    found = next((column for column in contract.inputs if wanted(column)), None)
+    if found is None:
+        pytest.skip(f"the contract has no {kind}")
+    return found

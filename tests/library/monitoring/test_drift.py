@@ -1,0 +1,174 @@
+"""Drift is found where it matters, seldom where there is none, and never claimed or denied on too few rows."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from flywheel_ml.core import profile
+from flywheel_ml.core.contract import Column, Contract
+from flywheel_ml.core.params import MonitorParams
+from flywheel_ml.monitoring import drift
+from library.helpers.windows import draw, features
+
+PARAMS = MonitorParams()
+CONTRACT = features(7)
+
+
+def verdicts(windows: int, rows: tuple[int, int], shift: dict[str, float], seed: int) -> list[drift.Verdict]:
+    """Verdicts on windows drawn with `shift`, each against a reference of its own."""
+    rng = np.random.default_rng(seed)
+    found: list[drift.Verdict] = []
+    for _ in range(windows):
+        reference = profile.build(CONTRACT, draw(CONTRACT, rows[0], rng), rng.random(rows[0]))
+        window = profile.count(reference, draw(CONTRACT, rows[1], rng, shift), rng.random(rows[1]))
+        found.append(drift.compare(reference, window, PARAMS).verdict)
+    return found
+
+
+def one(shift: dict[str, float] | None = None, rows: int = 2000, **changes: np.ndarray) -> drift.Drift:
+    """The comparison of one window, columns replaced where given."""
+    rng = np.random.default_rng(5)
+    reference = profile.build(CONTRACT, draw(CONTRACT, 5000, rng), rng.random(5000))
+    columns = {**draw(CONTRACT, rows, rng, shift), **changes}
+    prediction = columns.pop("prediction", rng.random(rows))
+    return drift.compare(reference, profile.count(reference, columns, prediction), PARAMS)
+
+
+def test_windows_without_drift_are_called_ok() -> None:
+    # At a rate of 1%, more than 4 of 40 would come up in one of 15,000 seeds.
+    assert verdicts(40, (5000, 1000), {}, seed=0).count("drift") <= 4
+
+
+def test_a_shift_of_a_quarter_standard_deviation_in_one_of_many_columns_is_found() -> None:
+    assert verdicts(20, (5000, 1000), {"x3": 0.25}, seed=1).count("drift") >= 17
+
+
+def test_differences_too_small_to_matter_are_no_drift_however_many_rows_prove_them() -> None:
+    shift = {f"x{at}": 0.03 for at in range(7)}
+    assert verdicts(6, (50_000, 50_000), shift, seed=2) == ["ok"] * 6
+
+
+def test_the_drifted_column_is_named_first_with_what_changed() -> None:
+    found = one({"x3": 0.5})
+    assert found.drifted == ("x3",)
+    first = found.comparisons[0]
+    assert (first.column, first.aspect, first.drifted) == ("x3", "values", True)
+    assert first.window["median"] - first.reference["median"] == pytest.approx(0.5, abs=0.1)
+    assert first.effect == pytest.approx(0.197, abs=0.03)
+
+
+def test_missing_values_are_drift_even_if_the_values_that_remain_are_alike() -> None:
+    values = np.random.default_rng(0).normal(size=2000)
+    values[::8] = np.nan
+    found = one(x0=values)
+    assert [(c.column, c.aspect) for c in found.comparisons if c.drifted] == [("x0", "missing")]
+    assert found.comparisons[0].window == {"rate": 0.125}
+
+
+def test_a_column_that_went_missing_altogether_is_drift() -> None:
+    found = one(x0=np.full(2000, np.nan), kind=np.full(2000, None, dtype=object))
+    assert found.drifted == ("kind", "x0")
+    assert set(found.skipped) == {"kind", "x0"}
+
+
+def test_a_category_never_seen_before_is_drift() -> None:
+    kinds = np.array(list("abcdefgh"), dtype=object)[np.random.default_rng(0).integers(0, 8, 2000)]
+    kinds[::10] = "zebra"
+    found = one(kind=kinds)
+    assert ("kind", "unseen") in [(c.column, c.aspect) for c in found.comparisons if c.drifted]
+
+
+def texts(rows: int, rng: np.random.Generator, listed: int = 0, fresh: float = 0.0) -> np.ndarray:
+    """Names as frequent as words are in a language, 600 of them or those `listed`; some of the rows hold a new one."""
+    weights = 1 / np.arange(1, (listed or 600) + 1)
+    names = rng.choice(len(weights), rows, p=weights / weights.sum()).astype(str).astype(object)
+    names[rng.random(rows) < fresh] = "new"
+    return names
+
+
+@pytest.mark.parametrize("listed", [0, 120])
+def test_values_that_training_lacks_are_no_drift_unless_they_become_more(listed: int) -> None:
+    rng = np.random.default_rng(3)
+    categories = tuple(map(str, range(listed))) or None
+    column = Column(name="maker", type="string", categories=categories, unseen=0.01 if listed else 0.0)
+    contract = Contract(name="drawn", columns=(column, Column(name="y", type="boolean", role="target")))
+    found = {"clean": 0, "fresh": 0}
+    for _ in range(20):
+        parts = {"training": 2100, "reference": 450, "clean": 900, "fresh": 900}
+        drawn = {name: {"maker": texts(rows, rng, listed, 0.15 * (name == "fresh"))} for name, rows in parts.items()}
+        reference = profile.build(contract, drawn["reference"], rng.random(450), training=drawn["training"])
+        for name in found:
+            window = profile.count(reference, drawn[name], rng.random(900))
+            found[name] += drift.compare(reference, window, PARAMS).verdict == "drift"
+    # At a rate of 1%, more than 2 of 20 would come up in one of 1,000 seeds.
+    assert found["clean"] <= 2
+    assert found["fresh"] >= 19
+
+
+def test_categories_that_traded_places_are_drift() -> None:
+    kinds = np.array(list("aaaabcdefgh"), dtype=object)[np.random.default_rng(0).integers(0, 11, 2000)]
+    found = one(kind=kinds)
+    assert found.drifted == ("kind",)
+    assert found.comparisons[0].window["a"] == pytest.approx(4 / 11, abs=0.04)
+
+
+def test_a_prediction_that_moved_is_told_apart_from_the_inputs() -> None:
+    found = one(prediction=np.random.default_rng(0).random(2000) ** 2)
+    assert found.verdict == "drift"
+    assert found.prediction_drifted
+    assert found.drifted == ()
+
+
+def test_a_date_is_not_compared_when_asked() -> None:
+    rng = np.random.default_rng(0)
+    reference = profile.build(CONTRACT, draw(CONTRACT, 3000, rng), rng.random(3000))
+    window = profile.count(reference, draw(CONTRACT, 1000, rng, {"x0": 3.0}), rng.random(1000))
+    assert drift.compare(reference, window, PARAMS, untested=["x0"]).verdict == "ok"
+    assert drift.compare(reference, window, PARAMS).verdict == "drift"
+
+
+@pytest.mark.parametrize("rows", [0, 1, 199])
+def test_too_few_rows_are_never_ok_even_if_they_are_like_no_row_before(rows: int) -> None:
+    assert one({"x0": 9.0}, rows=rows).verdict == "insufficient data"
+    assert one(rows=rows).verdict == "insufficient data"
+    assert ("has 1 row;" in one(rows=rows).reason) == (rows == 1)
+
+
+def test_a_reference_of_too_few_rows_is_never_ok() -> None:
+    rng = np.random.default_rng(0)
+    reference = profile.build(CONTRACT, draw(CONTRACT, 100, rng), rng.random(100))
+    window = profile.count(reference, draw(CONTRACT, 1000, rng), rng.random(1000))
+    assert drift.compare(reference, window, PARAMS).verdict == "insufficient data"
+
+
+def test_holm_adjusts_as_the_textbook_does() -> None:
+    found = one()
+    raw = sorted(c.p_value for c in found.comparisons)
+    expected = np.maximum.accumulate([min(1.0, p * (len(raw) - rank)) for rank, p in enumerate(raw)])
+    assert sorted(c.adjusted for c in found.comparisons) == pytest.approx(expected)
+
+
+def test_rare_categories_are_pooled_until_chi_square_is_valid() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        table = rng.poisson(rng.exponential(8, size=(1, 30)), size=(2, 30)) + np.array([[3], [0]])
+        table[1, 0] += 40
+        pooled = drift.pooled(table)
+        assert pooled.sum() == table.sum()
+        expected = pooled.sum(axis=0) * pooled.sum(axis=1, keepdims=True) / pooled.sum()
+        assert pooled.shape[1] == 1 or expected.min() >= drift.MIN_EXPECTED
+
+
+def test_parts_counted_apart_are_judged_as_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    reference = profile.build(CONTRACT, draw(CONTRACT, 3000, rng), rng.random(3000))
+    columns, prediction = draw(CONTRACT, 1000, rng, {"x1": 0.3}), rng.random(1000)
+    cuts = [0, 1, 400, 999, 1000]
+    parts = [
+        profile.count(reference, {name: v[a:b] for name, v in columns.items()}, prediction[a:b])
+        for a, b in pairwise(cuts)
+    ]
+    whole = profile.count(reference, columns, prediction)
+    assert profile.merge(parts) == whole
+    assert drift.compare(reference, profile.merge(parts), PARAMS) == drift.compare(reference, whole, PARAMS)

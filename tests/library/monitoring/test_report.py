@@ -1,0 +1,137 @@
+"""The page stands alone, is whole for every verdict, and nothing that a request carried runs in it."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from xml.etree import ElementTree
+
+import polars as pl
+import pytest
+
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import Params
+from flywheel_ml.monitoring import plots, report
+from flywheel_ml.monitoring.quality import Measure
+from flywheel_ml.monitoring.result import judge
+from flywheel_ml.monitoring.window import from_file, from_log
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.utils import words
+from library.helpers.windows import scored
+
+NOW = datetime(2020, 1, 1, tzinfo=UTC)
+HOSTILE = "<script>alert('1')</script>\"><img src=https://x.invalid/a onerror=alert(2)>{{ 7*7 }}&amp;"
+
+Page = Callable[[pl.DataFrame], str]
+
+
+@pytest.fixture
+def page(tmp_path: Path, bundle: Bundle, params: Params) -> Page:
+    """The report on a table."""
+
+    def page(frame: pl.DataFrame) -> str:
+        window = from_file(scored(frame, bundle, tmp_path / "scored.parquet"), bundle, params.evaluate.slices)
+        return report.html(judge(window, bundle, params, NOW), window, bundle)
+
+    return page
+
+
+def assert_stands_alone(html: str) -> None:
+    assert not re.search(r"https?:", html)
+    assert not re.search(r"<(script|link|img|iframe|object|embed|base|form)\b", html, re.IGNORECASE)
+    assert not re.search(r"\b(src|href|srcset|on\w+)\s*=\s*[\"']", html)
+    assert "url(" not in html
+    assert "@import" not in html
+    for drawing in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
+        ElementTree.fromstring(drawing)
+    assert len(html) < 1_500_000
+
+
+def test_a_page_of_every_verdict_stands_alone_and_says_its_verdict(
+    page: Page, alike: pl.DataFrame, moved: pl.DataFrame, contract: Contract
+) -> None:
+    target = contract.target.name
+    pages = {
+        "ok": page(alike),
+        "drift": page(moved.drop(target)),
+        "degraded": page(moved.with_columns(~pl.col(target))),
+        "insufficient data": page(alike.head(20)),
+    }
+    for verdict, html in pages.items():
+        assert_stands_alone(html)
+        assert f'<span class="chip">{verdict}</span>' in html
+    assert "What changed" in pages["drift"]
+    assert "What changed" not in pages["ok"]
+    assert "ROC curve" in pages["degraded"]
+    assert "ROC curve" not in pages["drift"]
+
+
+def test_a_page_on_no_rows_at_all_can_be_read(tmp_path: Path, bundle: Bundle, params: Params) -> None:
+    window = from_log(Reader(str(tmp_path)), bundle, params.evaluate.slices)
+    html = report.html(judge(window, bundle, params, NOW), window, bundle)
+    assert_stands_alone(html)
+    assert "Too little data" in html
+
+
+def test_hostile_values_from_requests_are_shown_and_inert(
+    page: Page, alike: pl.DataFrame, contract: Contract, params: Params
+) -> None:
+    text = [column.name for column in contract.inputs if column.type == "string"]
+    html = page(alike.with_columns(pl.lit(HOSTILE).alias(name) for name in text))
+    assert_stands_alone(html.replace("https://x.invalid", ""))
+    assert "<script>alert" not in html
+    if set(params.evaluate.slices) & set(text):
+        assert "&lt;script&gt;alert(" in html
+        assert "{{ 7*7 }}" in html
+
+
+def test_hostile_names_of_models_and_files_are_inert(
+    tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
+) -> None:
+    window = from_file(scored(alike, bundle, tmp_path / "<b>x.parquet", version=HOSTILE), bundle)
+    html = report.html(judge(window, bundle, params, NOW), window, bundle)
+    assert "<script>alert" not in html
+    assert "<b>x" not in html
+
+
+def test_equal_windows_give_equal_pages(page: Page, moved: pl.DataFrame) -> None:
+    assert page(moved) == page(moved)
+
+
+def test_every_drifted_input_has_a_picture(page: Page, moved: pl.DataFrame, bundle: Bundle) -> None:
+    html = page(moved)
+    cards = re.findall(r'<div class="card">(.*?)</div>', html, re.DOTALL)
+    assert cards
+    assert all("<svg" in card for card in cards)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (words.rows(1), "1 row"),
+        (words.rows(1200), "1,200 rows"),
+        (words.percent(0.0), "0%"),
+        (words.percent(0.00001), "< 0.1%"),
+        (words.percent(0.1234), "12.3%"),
+        (words.percent(1.0), "100%"),
+        (words.number(12345.6, "mi"), "12,346\N{NO-BREAK SPACE}mi"),
+        (words.number(2013.0, "year"), "2013\N{NO-BREAK SPACE}year"),
+        (words.number(-40.0, "°"), "−40°"),
+        (words.number(0.00012), "0.00012"),
+        (words.number(0.0), "0"),
+        (words.p_value(1e-12), "< 0.0001"),
+        (words.p_value(0.25), "0.25"),
+        (words.change("recall", 0.5, 0.25), "−25.0 pp"),
+        (words.change("roc_auc", 0.7, 0.75), "+0.050"),
+        (words.span(datetime(2013, 11, 1), datetime(2013, 11, 30)), "1 Nov 2013 to 30 Nov 2013"),
+        (words.span(None, None), "no times"),
+    ],
+)
+def test_numbers_read_as_people_write_them(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+def test_a_model_without_any_error_is_drawn_as_well() -> None:
+    never = Measure(value=0.0, low=0.0, high=0.0, reference=0.0)
+    assert "now 0" in plots.interval("mae", never, 0.0, plots.WIDE)

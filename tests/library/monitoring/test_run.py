@@ -1,0 +1,51 @@
+"""A run leaves whole files: the report of its moment, the latest one, and the alerts so far."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.params import Params
+from flywheel_ml.monitoring import report
+from flywheel_ml.monitoring.run import monitor
+from flywheel_ml.monitoring.window import Window, from_file
+from library.helpers.windows import scored
+
+NOW = datetime(2020, 1, 1, 12, 30, tzinfo=UTC)
+
+
+@pytest.fixture
+def window(tmp_path: Path, moved: pl.DataFrame, bundle: Bundle, params: Params) -> Window:
+    return from_file(scored(moved, bundle, tmp_path / "scored.parquet"), bundle, params.evaluate.slices)
+
+
+def test_a_run_writes_its_report_and_the_latest_one(
+    tmp_path: Path, window: Window, bundle: Bundle, params: Params
+) -> None:
+    done = monitor(window, bundle, params, tmp_path / "out", NOW)
+    assert done.json.name == "20200101T123000.000000Z.json"
+    assert json.loads(done.json.read_text(encoding="utf-8"))["verdict"] == done.result.verdict
+    for path in (done.json, done.html):
+        assert path.read_bytes() == path.with_stem("latest").read_bytes()
+    lines = (tmp_path / "out" / "alerts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(done.alerts) > 0
+
+
+def test_a_second_run_keeps_the_first_report(tmp_path: Path, window: Window, bundle: Bundle, params: Params) -> None:
+    first = monitor(window, bundle, params, tmp_path / "out", NOW)
+    second = monitor(window, bundle, params, tmp_path / "out", NOW.replace(hour=13))
+    assert first.html.exists()
+    assert first.html != second.html
+    assert json.loads((tmp_path / "out" / "latest.json").read_text(encoding="utf-8"))["at"].startswith("2020-01-01T13")
+
+
+def test_a_run_that_fails_leaves_no_report_behind(
+    tmp_path: Path, window: Window, bundle: Bundle, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "TEMPLATE", "gone.html.jinja")
+    with pytest.raises(Exception, match=r"gone\.html\.jinja"):
+        monitor(window, bundle, params, tmp_path / "out", NOW)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,265 @@
+"""A log of an older schema is read as it is, and migrated in place by its writer: wholly or not at all."""
+
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from flywheel_ml.prediction_log import (
+    Block,
+    Job,
+    Outcome,
+    Prediction,
+    Reader,
+    Row,
+    Spool,
+    Writer,
+    block_ids,
+    migrations,
+    new_id,
+    opening,
+)
+from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, predictions, versions
+from flywheel_ml.utils.errors import ConfigError
+from library.helpers import postgresql
+
+OLD = """
+CREATE TABLE schema_version (version INTEGER PRIMARY KEY);
+CREATE TABLE predictions (id VARCHAR(32) NOT NULL, at_us BIGINT NOT NULL, entity TEXT, variant TEXT NOT NULL,
+    model_version TEXT NOT NULL, inputs TEXT NOT NULL, output TEXT NOT NULL, score FLOAT NOT NULL,
+    latency_us INTEGER NOT NULL, degraded BOOLEAN NOT NULL, PRIMARY KEY (id));
+CREATE INDEX ix_predictions_at_us ON predictions (at_us);
+CREATE TABLE labels (prediction_id VARCHAR(32) NOT NULL, at_us BIGINT NOT NULL, label TEXT NOT NULL,
+    PRIMARY KEY (prediction_id));
+CREATE TABLE jobs (id VARCHAR(32) NOT NULL, at_us BIGINT NOT NULL, model_version TEXT NOT NULL, input TEXT NOT NULL,
+    output TEXT NOT NULL, rows BIGINT NOT NULL, seconds FLOAT NOT NULL, PRIMARY KEY (id));
+"""
+"""What schema 1 had."""
+BLOCKS = """
+CREATE TABLE blocks (id VARCHAR(32) NOT NULL, at_us BIGINT NOT NULL, rows INTEGER NOT NULL, "key" TEXT,
+    variant TEXT NOT NULL, model_version TEXT NOT NULL, inputs BLOB NOT NULL, outputs BLOB NOT NULL,
+    latency_us INTEGER NOT NULL, degraded BOOLEAN NOT NULL, PRIMARY KEY (id));
+CREATE INDEX ix_blocks_at_us ON blocks (at_us);
+"""
+"""What schema 2 added."""
+DIGEST = "d" * 64
+INPUTS, OUTPUTS = b'{"key":["b","c"]}', b'{"score":[0.5,0.5],"told":[{},{}]}'
+
+ALONE = Prediction(new_id(), 10, "a", None, "champion", "1", None, '{"x":1}', "{}", 0.25, 900, False)
+BLOCK = Block(block_ids(1)[0], 20, 2, "key", None, "champion", "1", None, INPUTS, OUTPUTS, 800, False)
+LABEL = Outcome(ALONE.id, 30, "true")
+JOB = Job(new_id(), 40, "1", None, "in.csv", "out.parquet", 7, 1.5)
+NEW = ("event_timestamp_us", "event_timestamp_column", "model_digest")
+
+
+def old_rows(version: int) -> list[Row]:
+    return [ALONE, LABEL, JOB, *([BLOCK] if version > 1 else [])]
+
+
+def statements(version: int, blob: str = "BLOB") -> tuple[list[str], list[tuple[str, tuple[Any, ...]]]]:
+    """What the package of this schema version ran: to make its tables, and to fill them."""
+    script = OLD + (BLOCKS.replace("BLOB", blob) if version > 1 else "")
+    made = [f"INSERT INTO schema_version VALUES ({found})" for found in range(1, version + 1)]
+    names = {Prediction: "predictions", Block: "blocks", Outcome: "labels", Job: "jobs"}
+    rows = [
+        (names[type(row)], tuple(value for name, value in row._asdict().items() if name not in NEW))
+        for row in old_rows(version)
+    ]
+    return [*filter(str.strip, script.split(";")), *made], rows
+
+
+def old_file(path: Path, version: int) -> Path:
+    """A file as the package of this schema version left it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path)
+    made, rows = statements(version)
+    connection.execute("PRAGMA journal_mode=WAL")
+    for statement in made:
+        connection.execute(statement)
+    for table, values in rows:
+        connection.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(values))})", values)
+    connection.commit()
+    connection.close()
+    return path
+
+
+def logged(target: str) -> list[Any]:
+    reader = Reader(target)
+    ids = [ALONE.id, BLOCK.id]
+    found = list(reader.predictions())
+    return [found, reader.tallies(), reader.labels(), reader.known(ids), reader.find(BLOCK.id), reader.jobs()]
+
+
+def version_of(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    (found,) = connection.execute("SELECT max(version) FROM schema_version").fetchone()
+    connection.close()
+    return int(found)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_old_file_is_read_as_it_is_and_migrated_by_its_writer(tmp_path: Path, version: int) -> None:
+    path = old_file(tmp_path / "serving-0.db", version)
+    content = path.read_bytes()
+    before = logged(str(tmp_path))
+    assert path.read_bytes() == content
+    first, *others = before[0]
+    assert (first.prediction, first.label) == (ALONE, "true")
+    assert [one.prediction.entity_id for one in others] == (["b", "c"] if version > 1 else [])
+    assert before[3] == {ALONE.id, *([BLOCK.id] if version > 1 else [])}
+    assert before[5] == [JOB]
+    added = ALONE._replace(id=new_id(), model_digest=DIGEST, event_timestamp_us=5)
+    with Writer(str(tmp_path), "serving") as writer:
+        assert version_of(path) == SCHEMA_VERSION
+        assert logged(str(tmp_path)) == before
+        writer.append([added, BLOCK._replace(id=block_ids(1)[0], model_digest=DIGEST)]).result(10)
+    assert added in [one.prediction for one in Reader(str(tmp_path)).predictions()]
+    assert {one.model_digest: one.rows for one in Reader(str(tmp_path)).tallies()} == {None: 2 * version - 1, DIGEST: 3}
+    with Writer(str(tmp_path), "serving"):
+        assert version_of(path) == SCHEMA_VERSION
+
+
+def test_rows_of_a_digest_are_not_those_of_another_with_the_same_version(tmp_path: Path) -> None:
+    old_file(tmp_path / "serving-0.db", 2)
+    other = ALONE._replace(id=new_id(), model_digest="e" * 64)
+    mine = ALONE._replace(id=new_id(), model_digest=DIGEST)
+    with Writer(str(tmp_path), "serving") as writer:
+        writer.append([mine, other]).result(10)
+
+    def found(model_version: str) -> set[str]:
+        rows = Reader(str(tmp_path)).predictions(model_version=model_version, model_digest=DIGEST)
+        return {row.prediction.id for row in rows if row.prediction.id in {mine.id, other.id, ALONE.id}}
+
+    assert found("1") == {mine.id, ALONE.id}
+    assert found("2") == {mine.id}
+
+
+KILLED = """
+import os, sys
+from flywheel_ml.prediction_log import Writer, migrations
+migrations.metadata.create_all = lambda connection: os.kill(os.getpid(), 9)
+Writer(sys.argv[1], "serving")
+"""
+
+
+def test_a_migration_that_is_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+    path = old_file(tmp_path / "serving-0.db", 2)
+    before = logged(str(tmp_path))
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False).returncode == -9
+    assert version_of(path) == 2
+    assert logged(str(tmp_path)) == before
+    with Writer(str(tmp_path), "serving"):
+        assert logged(str(tmp_path)) == before
+
+
+def test_a_reader_goes_on_while_its_file_is_migrated(tmp_path: Path) -> None:
+    path = old_file(tmp_path / "serving-0.db", 2)
+    connection = sqlite3.connect(path)
+    more = [(new_id(), *[getattr(ALONE, name) for name in ALONE._fields[1:] if name not in NEW]) for _ in range(6000)]
+    connection.executemany("INSERT INTO predictions VALUES (?,?,?,?,?,?,?,?,?,?)", more)
+    connection.commit()
+    connection.close()
+    rows = Reader(str(tmp_path))._rows(predictions, sa.select)
+    next(rows)
+    with Writer(str(tmp_path), "serving"):
+        assert version_of(path) == SCHEMA_VERSION
+        assert sum(1 for _ in rows) == 6000
+
+
+def test_tables_that_a_killed_process_left_without_a_version_are_migrated(tmp_path: Path) -> None:
+    connection = sqlite3.connect(old_file(tmp_path / "serving-0.db", 2))
+    connection.execute("DELETE FROM schema_version")
+    connection.execute("DROP TABLE jobs")
+    connection.commit()
+    connection.close()
+    assert list(Reader(str(tmp_path)).predictions()) == []
+    with Writer(str(tmp_path), "serving") as writer:
+        writer.append([JOB]).result(10)
+    assert len(list(Reader(str(tmp_path)).predictions())) == 3
+
+
+def test_an_old_file_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    path = old_file(tmp_path / "serving-0.db", 2)
+    url = sa.URL.create("sqlite", database=f"file:{path}", query={"mode": "ro", "uri": "true"})
+    with pytest.raises(ConfigError, match=r"serving-0.db.* cannot be used: attempt to write a readonly database"):
+        opening.opened(url)
+    assert version_of(path) == 2
+
+
+def test_rows_of_an_old_spool_are_moved(tmp_path: Path) -> None:
+    old_file(tmp_path / "serving-1.db", 2)
+    old_file(tmp_path / "serving-0.db", 2)
+    moved: list[Row] = []
+
+    def commit(rows: Sequence[Row]) -> None:
+        moved.extend(rows)
+
+    spool = Spool(tmp_path, "serving", "NORMAL", 10**7)
+    try:
+        while spool.move(commit):
+            pass
+        spool.move_others(commit)
+    finally:
+        spool.close()
+    assert sorted(map(str, moved)) == sorted(map(str, 2 * old_rows(2)))
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[postgresql.PostgreSQL]:
+    with postgresql.running() as server:
+        yield server
+
+
+def old_database(postgres: postgresql.PostgreSQL, version: int) -> str:
+    url = postgres.database()
+    engine = sa.create_engine(url)
+    made, rows = statements(version, "BYTEA")
+    with engine.begin() as connection:
+        for statement in made:
+            connection.exec_driver_sql(statement)
+        for table, values in rows:
+            connection.exec_driver_sql(f"INSERT INTO {table} VALUES ({','.join(['%s'] * len(values))})", values)
+    engine.dispose()
+    return url
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_processes_that_start_at_once_migrate_a_database_once(postgres: postgresql.PostgreSQL, version: int) -> None:
+    url = old_database(postgres, version) if version else postgres.database()
+    before = logged(url)
+    writers: list[Writer] = []
+    threads = [threading.Thread(target=lambda: writers.append(Writer(url, "serving"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(writers) == 4
+    assert logged(url) == before
+    for writer in writers:
+        writer.append([ALONE._replace(id=new_id(), model_digest=DIGEST)]).result(10)
+        writer.close()
+    assert sum(one.rows for one in Reader(url).tallies() if one.model_digest == DIGEST) == 4
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).where(versions.c.version == SCHEMA_VERSION)) == 1
+    engine.dispose()
+
+
+def test_a_database_is_migrated_once_its_readers_are_done(
+    postgres: postgresql.PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = old_database(postgres, 2)
+    rows = Reader(url)._rows(predictions, sa.select)
+    next(rows)
+    monkeypatch.setattr(migrations, "LOCK_SECONDS", 0.2)
+    with pytest.raises(ConfigError, match="it is being read or written, and its schema has to change; end the others"):
+        Writer(url, "serving")
+    rows.close()  # type: ignore[attr-defined]
+    with Writer(url, "serving"):
+        assert len(list(Reader(url).predictions())) == 3

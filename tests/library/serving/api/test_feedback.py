@@ -1,0 +1,89 @@
+"""Labels: taken once, kept, and checked like everything else."""
+
+import json
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flywheel_ml.prediction_log import Reader, moment
+from library.helpers.servers import Server
+
+
+@pytest.fixture
+def prediction(client: httpx.Client, example: dict[str, Any]) -> str:
+    """The id of a fresh prediction."""
+    return str(client.post("/predict", json={"instances": [example]}).json()["predictions"][0]["id"])
+
+
+def label(client: httpx.Client, *labels: Any) -> httpx.Response:
+    return client.post("/feedback", json={"labels": [{"id": name, "label": value} for name, value in labels]})
+
+
+def test_a_label_is_in_the_log_once_it_is_acknowledged(server: Server, client: httpx.Client, prediction: str) -> None:
+    response = label(client, (prediction, True))
+    assert (response.status_code, response.json()) == (200, {"accepted": 1})
+    found = next(row for row in Reader(server.log).predictions() if row.prediction.id == prediction)
+    assert json.loads(found.label or "null") is True
+
+
+def test_the_same_label_again_is_the_same_answer(client: httpx.Client, prediction: str) -> None:
+    first, again = label(client, (prediction, False)), label(client, (prediction, False), (prediction, False))
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert again.json() == {"accepted": 1}
+
+
+def test_another_label_for_the_same_prediction_is_a_conflict(
+    server: Server, client: httpx.Client, prediction: str
+) -> None:
+    label(client, (prediction, False))
+    response = label(client, (prediction, True))
+    assert (response.status_code, response.json()["ids"]) == (409, [prediction])
+    assert Reader(server.log).labels([prediction]) == {prediction: "false"}
+
+
+def test_a_request_that_contradicts_itself_is_a_conflict(server: Server, client: httpx.Client, prediction: str) -> None:
+    assert label(client, (prediction, False), (prediction, True)).status_code == 409
+    assert Reader(server.log).labels([prediction]) == {}
+
+
+def test_unknown_ids_are_listed_and_nothing_of_their_request_is_stored(
+    server: Server, client: httpx.Client, prediction: str
+) -> None:
+    response = label(client, (prediction, True), *((f"nobody-{at}", True) for at in range(30)))
+    assert response.status_code == 404
+    assert response.json()["ids"] == [f"nobody-{at}" for at in range(20)]
+    assert Reader(server.log).labels([prediction]) == {}
+
+
+def test_a_label_may_say_when_it_turned_out_however_late(server: Server, client: httpx.Client, prediction: str) -> None:
+    labels = [{"id": prediction, "label": True, "at": "2013-06-15T10:30:00+02:00"}]
+    for _ in range(2):
+        assert client.post("/feedback", json={"labels": labels}).json() == {"accepted": 1}
+    assert label(client, (prediction, True)).json() == {"accepted": 1}
+    with sqlite3.connect(Path(server.log) / "serve-0.db") as log:
+        found = log.execute("SELECT timestamp_us FROM labels WHERE prediction_id = ?", (prediction,)).fetchall()
+    log.close()
+    assert [moment(at) for (at,) in found] == [datetime(2013, 6, 15, 8, 30, tzinfo=UTC)]
+
+
+def test_a_label_from_the_future_is_refused(server: Server, client: httpx.Client, prediction: str) -> None:
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    response = client.post("/feedback", json={"labels": [{"id": prediction, "label": True, "at": tomorrow}]})
+    assert response.status_code == 422
+    (fault,) = response.json()["errors"]
+    assert (fault["field"], fault["rule"]) == ("at", "must not be in the future")
+    assert Reader(server.log).labels([prediction]) == {}
+    # Clocks of two machines never agree.
+    soon = (datetime.now(UTC) + timedelta(seconds=5)).isoformat()
+    assert client.post("/feedback", json={"labels": [{"id": prediction, "label": True, "at": soon}]}).is_success
+
+
+@pytest.mark.parametrize("value", [2, "maybe", None, "NA", 0.5, []])
+def test_a_label_of_another_type_than_the_target_is_refused(client: httpx.Client, prediction: str, value: Any) -> None:
+    response = label(client, (prediction, value))
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "label"

@@ -1,0 +1,503 @@
+"""A challenger and a shadow beside the champion of a running server: who answers, and what their faults cost."""
+
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pytest
+import tritonclient.http as triton
+import yaml
+
+from flywheel_ml.core import routing
+from flywheel_ml.core.bundle import MODEL, Bundle
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.routing import Challenger, Ref, Shadow
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.prediction_log import SHADOW, Prediction, Reader
+from flywheel_ml.serving.api.schemas import Answers
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.serving.codecs.arrow import ARROW
+from flywheel_ml.serving.codecs.invocations import Invoked
+from flywheel_ml.serving.experiments.trial import FAILURES, MOST_ROWS, NICE
+from flywheel_ml.serving.prediction.phases import twin
+from flywheel_ml.serving.prediction.predict import INLINE_BYTES
+from flywheel_ml.testing.servers import ServingFolder
+from library.helpers import broken, speakers
+from library.helpers.servers import InProcess, Server, eventually, workers
+
+Instance = dict[str, Any]
+
+
+def challenger(ref: Ref, share: float = 1.0) -> Challenger:
+    """A new experiment; its time names it."""
+    return Challenger(ref=ref, share=share, salt=secrets.token_hex(16), since=f"{time.time_ns()}")
+
+
+def shadow(ref: Ref) -> Shadow:
+    """A new experiment."""
+    return Shadow(ref=ref, salt=secrets.token_hex(16), since=f"{time.time_ns()}")
+
+
+def keys(asked: Challenger, count: int, takes: bool) -> list[str]:
+    """Keys that the challenger answers, or that it leaves to the champion."""
+    found: list[str] = []
+    number = 0
+    while len(found) < count:
+        if asked.takes(str(number).encode()) is takes:
+            found.append(str(number))
+        number += 1
+    return found
+
+
+class Site:
+    """A server whose champion says never (its threshold is 1) and whose sound challenger says always."""
+
+    def __init__(self, server: Server, folder: ServingFolder, client: httpx.Client, champion: Ref, sound: Ref) -> None:
+        self.server = server
+        self.folder = folder
+        self.client = client
+        self.champion = champion
+        self.sound = sound
+
+    def model(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.get("/model").json()
+        return found
+
+    def begin(self, asked: Challenger | None = None, beside: Shadow | None = None) -> None:
+        """Start an experiment, and wait until the server has it."""
+        self.folder.point(self.champion, challenger=asked, shadow=beside)
+        one = asked or beside
+        eventually(lambda: self.since() == (one.since if one else None))
+
+    def since(self) -> str | None:
+        told = self.model()
+        now = told["challenger"] or told["shadow"]
+        return now and str(now["since"])
+
+    def ask(self, *instances: Instance, **headers: str) -> dict[str, Any]:
+        response = self.client.post("/predict", json={"instances": instances}, headers=headers)
+        assert response.status_code == httpx.codes.OK, response.text
+        Answers.model_validate_json(response.content)
+        found: dict[str, Any] = response.json()
+        return found
+
+    def ask_as(self, key: str, *instances: Instance) -> dict[str, Any]:
+        return self.ask(*instances, **{"X-Routing-Key": key})
+
+    def logged(self, variant: str | None = None) -> dict[str, Prediction]:
+        return {row.prediction.id: row.prediction for row in Reader(self.server.log).predictions(variant=variant)}
+
+    def metric(self, name: str) -> float:
+        lines = self.client.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def at(answer: dict[str, Any], place: int) -> tuple[str, str]:
+    """Variant and version of one prediction."""
+    row = answer["predictions"][place]
+    return row.get("variant", answer["variant"]), row.get("model_version", answer["model_version"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterator[Site]:
+    home = tmp_path_factory.mktemp("trial")
+    folder = ServingFolder(home / "serving", bundle_path)
+    champion, sound = folder.roll_out("never", threshold=1.0), folder.add("always", threshold=0.0)
+    with Server(home, ML_VARIANT_HEADER="true", ML_CHALLENGER_SECONDS="0.3") as server, server.client() as client:
+        yield Site(server, folder, client, champion, sound)
+
+
+@pytest.fixture(scope="module")
+def faulty(site: Site, bundle_path: Path) -> dict[broken.Fault, Ref]:
+    """A bundle with each fault, at any row but the first of a call."""
+    bundle = Bundle.open(bundle_path)
+    return {
+        fault: site.folder.add(fault.replace(" ", "-"), model=broken.model(bundle, fault))
+        for fault in broken.ALL_FAULTS
+    }
+
+
+def test_who_answers_is_told_logged_and_the_same_for_a_key_every_time(site: Site, example: Instance) -> None:
+    asked = challenger(site.sound, 0.4)
+    site.begin(asked)
+    for key in map(str, range(20)):
+        expected = ("challenger", "always") if asked.takes(key.encode()) else ("champion", "never")
+        for _ in range(2):
+            answer = site.ask_as(key, example)
+            assert (answer["variant"], answer["model_version"], answer["degraded"]) == (*expected, False)
+            assert answer["predictions"][0]["prediction"] is (expected[0] == "challenger")
+            row = site.logged()[answer["predictions"][0]["id"]]
+            assert (row.variant, row.model_version) == expected
+            assert json.loads(row.output)["prediction"] is answer["predictions"][0]["prediction"]
+    told = site.model()["challenger"]
+    assert (told["version"], told["share"], told["since"], told["state"]) == ("always", 0.4, asked.since, "running")
+
+
+def test_without_a_key_a_row_goes_by_its_own_id(site: Site, example: Instance) -> None:
+    asked = challenger(site.sound, 0.5)
+    site.begin(asked)
+    answer = site.ask(*[example] * 60)
+    assert {at(answer, place)[0] for place in range(60)} == {"champion", "challenger"}
+    for place, row in enumerate(answer["predictions"]):
+        assert (at(answer, place)[0] == "challenger") is asked.takes(row["id"].encode())
+
+
+def test_rows_of_one_request_that_several_models_answer_name_their_own(site: Site, example: Instance) -> None:
+    site.begin(challenger(site.sound, 0.5))
+    answer = site.ask(*[example] * 40)
+    assert (answer["variant"], answer["model_version"]) == ("champion", "never")
+    logged = site.logged()
+    for row in answer["predictions"]:
+        assert row["prediction"] is (row["variant"] == "challenger")
+        kept = logged[row["id"]]
+        assert (kept.variant, kept.model_version) == (row["variant"], row["model_version"])
+    assert "variant" not in site.ask(example)["predictions"][0]
+
+
+def test_the_id_column_goes_before_the_header(site: Site, example: Instance, contract: Contract) -> None:
+    if contract.id is None:
+        pytest.skip("the contract has no id")
+    asked = challenger(site.sound, 0.5)
+    site.begin(asked)
+    mine, theirs = keys(asked, 1, takes=True)[0], keys(asked, 1, takes=False)[0]
+    value: Any = mine if contract.id.type == "string" else int(mine)
+    assert site.ask_as(theirs, {**example, contract.id.name: value})["variant"] == "challenger"
+
+
+def test_a_large_request_is_shared_out_too(site: Site, example: Instance) -> None:
+    asked = challenger(site.sound, 0.3)
+    site.begin(asked)
+    count = 2 * INLINE_BYTES // len(json.dumps(example))
+    answer = site.ask(*[example] * count)
+    variants = Counter(at(answer, place)[0] for place in range(count))
+    assert variants.keys() == {"champion", "challenger"}
+    assert all((at(answer, n)[0] == "challenger") is row["prediction"] for n, row in enumerate(answer["predictions"]))
+    assert site.ask_as(keys(asked, 1, takes=True)[0], *[example] * count)["variant"] == "challenger"
+
+
+SPEAKERS = [speakers.own, speakers.arrow, speakers.arrow_to_json, speakers.records, speakers.comma_separated]
+
+
+@pytest.mark.parametrize("speak", SPEAKERS, ids=lambda speak: speak.__name__)
+def test_every_protocol_is_shared_out_alike(
+    site: Site, example: Instance, speak: Callable[[httpx.Client, list[Instance]], speakers.Told]
+) -> None:
+    asked = challenger(site.sound, 0.5)
+    site.begin(asked)
+    for takes in (True, False):
+        with site.server.client(headers={"X-Routing-Key": keys(asked, 1, takes)[0]}) as client:
+            assert speak(client, [example] * 3).predictions == [takes] * 3
+    told = speak(site.client, [example] * 30)
+    assert len(set(told.predictions)) == 2
+    logged = site.logged()
+    for one, prediction in zip(told.ids, told.predictions, strict=False):
+        assert prediction is (logged[one].variant == "challenger")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there have threads a priority of their own")
+def test_the_challengers_thread_gives_way_to_the_champions(site: Site, example: Instance) -> None:
+    site.begin(challenger(site.sound))
+    assert site.ask(example)["variant"] == "challenger"
+    process = site.server.process.pid
+    threads = [int(path.name) for path in Path(f"/proc/{process}/task").iterdir()]
+    own = os.getpriority(os.PRIO_PROCESS, process)
+    found = Counter(os.getpriority(os.PRIO_PROCESS, thread) - own for thread in threads)
+    assert found == {0: len(threads) - 1, min(NICE, 19 - own): 1}
+
+
+def test_each_protocol_names_the_model_of_each_row(site: Site, example: Instance) -> None:
+    site.begin(challenger(site.sound, 0.5))
+    rows = [example] * 30
+    name = site.model()["name"]
+    with speakers.triton_client(site.client) as speaker:
+        sent = [
+            speakers.tensor(one, [example.get(one["name"])] * 30, True)
+            for one in speaker.get_model_metadata(name)["inputs"]
+        ]
+        only = [triton.InferRequestedOutput(wanted) for wanted in ("id", "prediction")]
+        for outputs in (None, only):
+            answer = speaker.infer(name, [one for one in sent if one], outputs=outputs)
+            told = [answer.as_numpy(one).tolist() for one in ("id", "prediction", "model_version", "variant")]
+            named(site, list(zip(*told, strict=True)))
+    invoked = site.client.post("/invocations", json={"instances": rows}).json()
+    Invoked.model_validate(invoked)
+    named(site, list(zip(*(invoked[one] for one in ("ids", "predictions", "model_versions", "variants")), strict=True)))
+    table = pa.ipc.open_stream(speakers.send_arrow(site.client, speakers.stream(rows), Accept=ARROW).content).read_all()
+    named(
+        site,
+        list(zip(*(table[one].to_pylist() for one in ("id", "prediction", "model_version", "variant")), strict=True)),
+    )
+    assert table.schema.metadata[b"model_version"] == b"never"
+
+
+def named(site: Site, told: list[tuple[Any, ...]]) -> None:
+    """Whether rows of id, prediction, version and variant are as the log has them, and of two models."""
+    logged = site.logged()
+    texts = [tuple(value.decode() if isinstance(value, bytes) else value for value in row) for row in told]
+    assert {row[1:] for row in texts} == {(False, "never", "champion"), (True, "always", "challenger")}
+    for one, _, version, variant in texts:
+        assert (logged[one].model_version, logged[one].variant) == (version, variant)
+
+
+def test_the_model_of_a_request_stands_once_unless_it_is_asked_for(site: Site, example: Instance) -> None:
+    site.begin()
+    invoked = site.client.post("/invocations", json={"instances": [example]}).json()
+    assert (invoked["model_version"], invoked["variant"]) == ("never", "champion")
+    assert not invoked.keys() & {"model_versions", "variants"}
+    name = site.model()["name"]
+    with speakers.triton_client(site.client) as speaker:
+        sent = [
+            speakers.tensor(one, [example.get(one["name"])], False)
+            for one in speaker.get_model_metadata(name)["inputs"]
+        ]
+        answer = speaker.infer(name, [one for one in sent if one])
+        assert answer.get_response()["model_version"] == "never"
+        assert answer.as_numpy("model_version") is None
+        asked = [triton.InferRequestedOutput("model_version", binary_data=False)]
+        answer = speaker.infer(name, [one for one in sent if one], outputs=asked)
+        assert answer.as_numpy("model_version").tolist() == ["never"]
+
+
+def test_testers_may_choose_where_the_setting_allows_it(site: Site, example: Instance) -> None:
+    asked = challenger(site.sound, 0.5)
+    site.begin(asked)
+    for key in (keys(asked, 1, takes=True)[0], keys(asked, 1, takes=False)[0]):
+        for wanted in ("champion", "challenger"):
+            assert site.ask(example, **{"X-Routing-Key": key, "X-Variant": wanted})["variant"] == wanted
+    assert (
+        site.ask(example, **{"X-Routing-Key": keys(asked, 1, takes=False)[0], "X-Variant": "x"})["variant"]
+        == "champion"
+    )
+
+
+def test_without_the_setting_a_choice_does_not_count(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
+    asked = challenger(folder.add("2"), 0.5)
+    folder.point(folder.add("1"), challenger=asked)
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+    with InProcess(app) as caller:
+        for key in keys(asked, 2, takes=False):
+            headers = {"X-Routing-Key": key, "X-Variant": "challenger"}
+            answer = caller.request("POST", "/predict", json={"instances": [example]}, headers=headers).json()
+            assert answer["variant"] == "champion"
+
+
+@pytest.mark.parametrize("fault", broken.ALL_FAULTS)
+def test_a_broken_challenger_costs_nobody_an_answer_and_is_paused_until_it_is_started_anew(
+    site: Site, faulty: dict[broken.Fault, Ref], example: Instance, fault: broken.Fault
+) -> None:
+    many = [example] * (broken.SAFE_ROWS + 1)
+    replaced, paused = site.metric("challenger_rows_replaced_total"), site.metric("trials_paused_total")
+    asked = challenger(faulty[fault])
+    site.begin(asked)
+    assert site.ask(example)["variant"] == "challenger"
+    began = time.monotonic()
+    while site.model()["challenger"]["state"] == "running":
+        answer = site.ask(*many)
+        assert at(answer, -1) == ("champion", "never")
+        assert answer["degraded"] is False
+        if fault == "no number":
+            assert at(answer, 0) == ("challenger", "no-number")
+        assert time.monotonic() - began < 10
+        time.sleep(0.01)
+
+    told = site.model()["challenger"]
+    assert told["state"] == "paused"
+    assert told["paused_at"]
+    assert fault in told["reason"]
+    assert site.metric("challenger_rows_replaced_total") > replaced
+    assert site.metric("trials_paused_total") == paused + 1
+    assert site.metric("trial_running") == 0
+    lines = [line for line in site.server.log_lines() if line["event"] == "trial_paused"]
+    assert (lines[-1]["level"], lines[-1]["version"]) == ("error", asked.ref.version)
+    assert site.ask(example)["variant"] == "champion"
+
+    # Another share is the same experiment; another salt is a new one.
+    site.folder.point(site.champion, challenger=asked.model_copy(update={"share": 0.9}))
+    eventually(lambda: site.model()["challenger"]["share"] == 0.9)
+    assert site.model()["challenger"]["state"] == "paused"
+    site.begin(challenger(asked.ref))
+    assert site.model()["challenger"]["state"] == "running"
+    assert site.ask(example)["variant"] == "challenger"
+
+
+@pytest.mark.chaos
+def test_nobody_waits_for_a_slow_challenger_but_those_whom_it_should_answer(
+    site: Site, faulty: dict[broken.Fault, Ref], example: Instance
+) -> None:
+    asked = challenger(faulty["slow"], 0.5)
+    site.begin(asked)
+    (mine,), theirs = keys(asked, 1, takes=True), keys(asked, 1, takes=False)[0]
+    body = json.dumps({"instances": [example] * (broken.SAFE_ROWS + 1)})
+    request = (
+        f"POST /predict HTTP/1.1\r\nhost: x\r\nx-routing-key: {mine}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n{body}"
+    )
+    site.server.raw(request.encode(), read=False)
+    seconds = []
+    for _ in range(50):
+        began = time.perf_counter()
+        assert site.ask_as(theirs, example)["variant"] == "champion"
+        seconds.append(time.perf_counter() - began)
+    assert max(seconds) < 0.5  # The challenger takes a second; a machine may be busy.
+    assert sorted(seconds)[25] < 0.2
+    began = time.perf_counter()
+    assert site.ask_as(mine, example)["variant"] == "champion"
+    assert time.perf_counter() - began < 0.7  # The challenger takes a second.
+
+
+def test_a_challenger_that_needs_other_columns_is_refused_with_its_reason(
+    site: Site, example: Instance, contract: Contract
+) -> None:
+    column = next(column for column in contract.inputs if column.role == "feature")
+
+    def renamed(text: str) -> str:
+        content = yaml.safe_load(text)
+        next(found for found in content["columns"] if found["name"] == column.name)["name"] = "other"
+        return yaml.safe_dump(content)
+
+    facts = Bundle.open(site.folder.bundle("never")).manifest
+    layout: dict[str, Any] = {
+        part: tuple("other" if name == column.name else name for name in getattr(facts, part))
+        for part in ("numeric", "categorical")
+    }
+    site.begin(challenger(site.folder.add("stranger", renamed, **layout)))
+    told = site.model()
+    assert told["challenger"]["state"] == "refused"
+    assert told["challenger"]["reason"] == told["refused"]["reason"]
+    assert "needs the column 'other'" in told["refused"]["reason"]
+    assert told["variant"] == "champion"
+    assert site.ask(example)["variant"] == "champion"
+
+
+def test_a_damaged_challenger_is_refused_and_one_damaged_later_is_dropped(site: Site, example: Instance) -> None:
+    ref = site.folder.add("hurt")
+    model = site.folder.bundle("hurt") / MODEL
+    content = model.read_bytes()
+    model.write_bytes(content[:-1])
+    asked = challenger(ref)
+    site.begin(asked)
+    assert site.model()["challenger"]["state"] == "refused"
+    assert f"{MODEL} was changed" in site.model()["refused"]["reason"]
+    assert site.ask(example)["variant"] == "champion"
+    model.write_bytes(content)
+    eventually(lambda: site.model()["challenger"]["state"] == "running")
+    assert site.ask(example)["variant"] == "challenger"
+    model.write_bytes(content[:-1])
+    eventually(lambda: site.model()["challenger"]["state"] == "refused")
+    assert site.ask(example)["variant"] == "champion"
+
+
+def test_a_shadow_is_logged_beside_each_answer_and_answers_nobody(site: Site, example: Instance) -> None:
+    site.begin(beside=shadow(site.sound))
+    answers = [site.ask(example, example), site.ask(*[example] * 400)]
+    ids = [row["id"] for answer in answers for row in answer["predictions"]]
+    assert {(answer["variant"], answer["model_version"]) for answer in answers} == {("champion", "never")}
+    eventually(lambda: {twin(one) for one in ids} <= site.logged(SHADOW).keys())
+    answered, logged = site.logged(), site.logged(SHADOW)
+    assert answered.keys().isdisjoint(logged)
+    for one in ids:
+        mine, other = answered[one], logged[twin(one)]
+        assert (other.inputs, other.entity_id, other.timestamp_us) == (mine.inputs, mine.entity_id, mine.timestamp_us)
+        assert (other.variant, other.model_version, other.score) == (SHADOW, "always", mine.score)
+        assert json.loads(other.output)["prediction"] is True
+    tally = {(one.variant, one.model_version): one.rows for one in Reader(site.server.log).tallies()}
+    assert tally["shadow", "always"] >= len(ids)
+
+
+@pytest.mark.parametrize("fault", broken.ALL_FAULTS)
+def test_a_broken_shadow_changes_no_answer(
+    site: Site, faulty: dict[broken.Fault, Ref], example: Instance, fault: broken.Fault
+) -> None:
+    dropped = site.metric("shadow_rows_dropped_total")
+    site.begin(beside=shadow(faulty[fault]))
+
+    def is_paused() -> bool:
+        began = time.perf_counter()
+        assert site.ask(*[example] * (broken.SAFE_ROWS + 1))["variant"] == "champion"
+        assert time.perf_counter() - began < 0.7  # The shadow takes a second.
+        return bool(site.model()["shadow"]["state"] == "paused")
+
+    # A shadow that is behind is asked for several answers at once, so it is not known how many it takes.
+    if fault == "slow":
+        assert not any(is_paused() for _ in range(2 * FAILURES))
+    else:
+        eventually(is_paused)
+        assert site.metric("shadow_rows_dropped_total") > dropped
+
+
+def test_what_a_shadow_cannot_keep_up_with_is_dropped_and_counted(
+    site: Site, faulty: dict[broken.Fault, Ref], example: Instance
+) -> None:
+    dropped = site.metric("shadow_rows_dropped_total")
+    site.begin(beside=shadow(faulty["slow"]))
+    for _ in range(4):
+        assert len(site.ask(*[example] * (MOST_ROWS // 2))["predictions"]) == MOST_ROWS // 2
+    assert site.metric("shadow_rows_dropped_total") >= dropped + MOST_ROWS // 2
+    site.begin()
+
+
+@pytest.mark.chaos
+def test_a_killed_server_has_logged_every_answer_as_it_was_given(site: Site, example: Instance) -> None:
+    site.begin(challenger(site.sound, 0.5))
+    given = {}
+    for key in map(str, range(60)):
+        answer = site.ask_as(key, example)
+        given[answer["predictions"][0]["id"]] = (answer["variant"], answer["model_version"])
+    with Server(site.server.home, ML_CHALLENGER_SECONDS="5") as other, other.client() as client:
+        for key in map(str, range(20)):
+            body = {"instances": [example]}
+            answer = client.post("/predict", json=body, headers={"X-Routing-Key": key}).json()
+            given[answer["predictions"][0]["id"]] = (answer["variant"], answer["model_version"])
+        other.process.send_signal(signal.SIGKILL)
+        other.process.wait()
+    logged = site.logged()
+    assert {one: (logged[one].variant, logged[one].model_version) for one in given} == given
+    assert len(set(given.values())) == 2
+
+
+@pytest.mark.chaos
+def test_every_worker_and_every_restart_decides_alike(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
+    asked = challenger(folder.add("2"), 0.5)
+    folder.point(folder.add("1"), challenger=asked)
+    for _ in range(2):
+        with Server(tmp_path, "--workers", "2", ML_CHALLENGER_SECONDS="5") as server:
+            assert len(workers(server)) == 2
+            for key in map(str, range(12)):
+                with server.client() as client:  # A connection of its own, which either worker may take.
+                    headers = {"X-Routing-Key": key}
+                    answer = client.post("/predict", json={"instances": [example]}, headers=headers).json()
+                assert (answer["variant"] == "challenger") is asked.takes(key.encode())
+
+
+def test_a_routing_that_names_a_model_twice_keeps_what_is_in_memory(site: Site, example: Instance) -> None:
+    asked = challenger(site.sound)
+    site.begin(asked)
+    path = site.folder.path / routing.ROUTING
+    content = json.loads(path.read_text())
+    content["challenger"]["ref"] = content["champion"]
+    path.write_text(json.dumps(content))
+    eventually(lambda: site.model()["refused"] is not None)
+    assert "beside itself" in site.model()["refused"]["reason"]
+    assert site.ask(example)["variant"] == "challenger"
+
+
+def test_a_rollback_amid_an_experiment_takes_effect_within_two_seconds(site: Site, example: Instance) -> None:
+    site.begin(challenger(site.sound))
+    began = time.monotonic()
+    site.folder.point(site.sound, previous=site.champion)
+    eventually(lambda: site.ask(example)["variant"] == "champion")
+    assert time.monotonic() - began < 2
+    assert site.ask(example)["model_version"] == "always"
+    began = time.monotonic()
+    site.folder.point(site.champion, previous=site.sound)
+    eventually(lambda: site.ask(example)["model_version"] == "never")
+    assert time.monotonic() - began < 2

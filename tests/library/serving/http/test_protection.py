@@ -1,0 +1,320 @@
+"""Attacks on a running server: it turns away what is too slow or too much, at once, and serves everybody else."""
+
+import asyncio
+import json
+import os
+import socket
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from flywheel_ml.serving.codecs.arrow import ARROW
+from flywheel_ml.serving.http.problems import ProblemDocument
+from flywheel_ml.serving.prediction.predict import INLINE_BYTES
+from flywheel_ml.testing.servers import ServingFolder
+from library.helpers.servers import Server, connected, eventually, everything
+from library.helpers.speakers import send_arrow, stream
+
+SOON = 5.0
+"""Seconds; far more than it takes here, far less than the client would wait."""
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterator[Server]:
+    """A server with little patience and few places."""
+    home = tmp_path_factory.mktemp("guarded")
+    ServingFolder(home / "serving", bundle_path).roll_out("1")
+    patience = dict.fromkeys(("ML_HEAD_SECONDS", "ML_BODY_SECONDS", "ML_KEEP_ALIVE_SECONDS"), "0.5")
+    with Server(home, **patience, ML_MAX_CONCURRENT="4") as running:
+        yield running
+
+
+def request_for(*instances: Any) -> bytes:
+    body = json.dumps({"instances": instances}).encode()
+    return b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+UNFIT = request_for(*[{}] * 20) * 500
+"""Requests with long answers."""
+
+
+def drips_until_it_is_hung_up_on(connection: socket.socket, drop: bytes) -> None:
+    ended = time.monotonic() + SOON
+    try:
+        while time.monotonic() < ended:
+            connection.sendall(drop)
+            time.sleep(0.05)
+    except ConnectionError:
+        return
+    pytest.fail("the server listened on")
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /predict HTT", b"POST /predict HTTP/1.1\r\nHost: x\r\nX-A: 1\r\n"])
+def test_a_head_that_never_ends_is_hung_up_on(guarded: Server, sent: bytes) -> None:
+    with connected(guarded) as connection:
+        connection.sendall(sent)
+        assert everything(connection) == b""
+
+
+def test_a_head_that_drips_after_an_answer_is_hung_up_on_too(guarded: Server) -> None:
+    with connected(guarded) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n")
+        drips_until_it_is_hung_up_on(connection, b"X-Drip: 1\r\n")
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
+def test_a_body_that_never_ends_gets_408(guarded: Server, length: bytes) -> None:
+    with connected(guarded) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n\r\n1\r\n{")
+        head, _, body = everything(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408")
+    assert ProblemDocument.model_validate_json(body).type == "urn:problem:body-too-slow"
+
+
+def test_a_body_that_drips_after_its_answer_is_hung_up_on(guarded: Server) -> None:
+    with connected(guarded) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 404")
+        drips_until_it_is_hung_up_on(connection, b"x")
+
+
+@pytest.mark.parametrize("asked", [request_for({}), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_connection_rests_only_so_long_between_requests(guarded: Server, asked: bytes) -> None:
+    with connected(guarded) as connection:
+        for _ in range(4):  # Each within the time, all together beyond it.
+            connection.sendall(asked)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 ")
+            time.sleep(0.25)
+        assert everything(connection) == b""
+
+
+def test_empty_lines_after_an_answer_hold_no_connection(guarded: Server) -> None:
+    with connected(guarded) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        drips_until_it_is_hung_up_on(connection, b"\r\n")
+
+
+def test_a_client_that_reads_no_answer_is_hung_up_on(guarded: Server) -> None:
+    with connected(guarded) as connection:
+        drips_until_it_is_hung_up_on(connection, UNFIT)
+
+
+@pytest.mark.parametrize(("ahead", "is_answered"), [(32, True), (200, False)])
+def test_only_so_many_requests_may_come_ahead_of_their_answers(server: Server, ahead: int, is_answered: bool) -> None:
+    # Beside another client a request waits for the next batch, and those behind it for its answer.
+    with connected(server), connected(server) as connection:
+        connection.sendall(request_for({}) * ahead)
+        found = b""
+        with suppress(ConnectionError):
+            while found.count(b"HTTP/1.1 422") < ahead and (more := connection.recv(65536)):
+                found += more
+    assert (found.count(b"HTTP/1.1 422") == ahead) == is_answered
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_answers_that_nobody_reads_do_not_pile_up(server: Server) -> None:
+    before, ended = memory(server), time.monotonic() + 4 * SOON
+    # Beside another client requests wait for the next batch, and those behind them for their answers.
+    with connected(server), connected(server) as connection:
+        connection.settimeout(0.5)
+        try:
+            while time.monotonic() < ended:
+                connection.sendall(UNFIT)
+            pytest.fail("the server listened on")
+        except (TimeoutError, ConnectionError):
+            pass
+    assert memory(server) - before < 20_000
+
+
+LARGE_HEADS = {
+    "many headers": b"X: 1\r\n" * 10_000,
+    "one header": b"X: " + b"1" * 100_000 + b"\r\n",
+    "one endless header": b"X: " + b"1" * 1_000_000,
+    "a little too many": b"X-Pad: 12345\r\n" * 1_500,
+}
+
+
+@pytest.mark.parametrize("path", ["/predict", "/healthz", f"/{'x' * 50_000}"])
+@pytest.mark.parametrize("headers", LARGE_HEADS.values(), ids=LARGE_HEADS)
+@pytest.mark.parametrize("piece", [1_000_000, 3_000])
+def test_a_head_without_bounds_gets_431(guarded: Server, path: str, headers: bytes, piece: int) -> None:
+    sent = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n%b\r\n" % (path.encode(), headers)
+    with connected(guarded) as connection:
+        try:
+            for at in range(0, len(sent), piece):
+                connection.sendall(sent[at : at + piece])
+                time.sleep(0.0001)
+        except OSError:
+            pass
+        try:
+            told = everything(connection)
+        except ConnectionResetError:
+            return  # Its answer was lost to what it still sent.
+    head, _, body = told.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431")
+    assert ProblemDocument.model_validate_json(body).type == "urn:problem:head-too-large"
+
+
+def test_empty_lines_without_end_are_hung_up_on(guarded: Server) -> None:
+    with connected(guarded) as connection:
+        drips_until_it_is_hung_up_on(connection, b"\r\n" * 5_000)
+    assert not [line for line in guarded.log_lines() if line["level"] == "error"]
+
+
+def test_a_large_head_is_read_up_to_its_limit_however_it_comes(guarded: Server) -> None:
+    padded = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Pad: %b\r\n\r\n" % (b"1" * 15_000)
+    body = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"1" * 300_000
+    with connected(guarded) as connection:
+        sent = body + padded * 5 + padded.replace(b"Host: x", b"Connection: close")
+        for at in range(0, len(sent), 7_000):
+            connection.sendall(sent[at : at + 7_000])
+        assert everything(connection).count(b"HTTP/1.1 200") == 6
+
+
+def test_slow_clients_take_no_place_from_others(guarded: Server, example: dict[str, Any]) -> None:
+    slow = [connected(guarded) for _ in range(40)]
+    try:
+        for at, connection in enumerate(slow):
+            connection.sendall(request_for(example)[: -1 if at % 2 else 20])
+        with guarded.client() as client:
+            assert client.post("/predict", json={"instances": [example]}).status_code == httpx.codes.OK
+    finally:
+        for connection in slow:
+            connection.close()
+    eventually(lambda: in_flight(guarded) == 1)
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_deep_nesting_is_refused(guarded: Server, opening: str) -> None:
+    with guarded.client() as client:
+        for depth in (100, 1_000_000):
+            body = '{"instances": [{"x": ' + opening * depth
+            response = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
+            assert response.status_code == httpx.codes.BAD_REQUEST
+
+
+async def closed_loop(server: Server, request: bytes, seconds: float, answers: list[tuple[bytes, float]]) -> None:
+    """One client that never pauses; notes the head of each answer and the seconds it took."""
+    address = urlsplit(server.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    ended = time.monotonic() + seconds
+    while time.monotonic() < ended:
+        sent = time.monotonic()
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        await reader.readexactly(length)
+        answers.append((head, time.monotonic() - sent))
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("times", [1, 500], ids=["small", "large"])
+def test_clients_who_leave_keep_their_places_until_their_work_has_ended(
+    guarded: Server, instances: list[Any], times: int
+) -> None:
+    request = request_for(*instances[:1] * times)
+    assert (len(request) > INLINE_BYTES) == (times > 1)
+
+    def status() -> int:
+        with guarded.client() as client:
+            return client.post("/predict", json={"instances": instances[:1]}).status_code
+
+    assert status() == httpx.codes.OK
+    with closing(sqlite3.connect(f"{guarded.log}/serve-0.db", isolation_level=None)) as other, ExitStack() as leaving:
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(4):
+            leaving.enter_context(connected(guarded)).sendall(request)
+        eventually(lambda: in_flight(guarded) == 5)
+        leaving.close()
+        time.sleep(0.2)
+        assert in_flight(guarded) == 5
+        assert status() == httpx.codes.SERVICE_UNAVAILABLE
+        other.execute("ROLLBACK")
+    eventually(lambda: status() == httpx.codes.OK, seconds=2)
+
+
+def in_flight(server: Server) -> float:
+    """How many requests the server works on, this one among them."""
+    with server.client() as client:
+        lines = client.get("/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("http_requests_in_flight "))
+
+
+@pytest.mark.chaos
+def test_a_crowd_is_turned_away_at_once_and_forgotten_when_it_leaves(guarded: Server, example: dict[str, Any]) -> None:
+    answers: list[tuple[bytes, float]] = []
+
+    async def crowd() -> None:
+        await asyncio.gather(*(closed_loop(guarded, request_for(example), 5.0, answers) for _ in range(40)))
+
+    asyncio.run(crowd())
+    refused = [(head, seconds) for head, seconds in answers if not head.startswith(b"http/1.1 200")]
+    assert refused
+    assert len(refused) < len(answers)
+    assert all(head.startswith(b"http/1.1 503") and b"\r\nretry-after: 1\r\n" in head for head, _ in refused)
+    assert max(seconds for _, seconds in answers) < SOON
+    # The last hundredth belongs to whatever else runs here, the crowd itself among it.
+    assert sorted(seconds for _, seconds in refused)[len(refused) * 99 // 100] < 0.05
+    left = time.monotonic()
+    with guarded.client() as client:
+        assert client.post("/predict", json={"instances": [example]}).status_code == httpx.codes.OK
+        assert "http_requests_turned_away_total 0.0" not in client.get("/metrics").text
+    assert time.monotonic() - left < 2
+
+
+class TestFraming:
+    """The answer's head and body travel together, whatever the request looks like."""
+
+    def test_two_requests_in_one_packet_get_two_answers(self, guarded: Server, example: dict[str, Any]) -> None:
+        with connected(guarded) as connection:
+            ending = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            connection.sendall(request_for(example) + ending)
+            assert everything(connection).count(b"HTTP/1.1 200") == 2
+
+    def test_a_client_that_asks_before_it_sends_is_told_to_go_on(
+        self, guarded: Server, example: dict[str, Any]
+    ) -> None:
+        head, _, body = request_for(example).partition(b"\r\n\r\n")
+        with connected(guarded) as connection:
+            connection.sendall(head + b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
+            assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.sendall(body)
+            assert everything(connection).startswith(b"HTTP/1.1 200")
+
+    def test_head_is_answered_without_a_body(self, guarded: Server) -> None:
+        with connected(guarded) as connection:
+            connection.sendall(b"HEAD /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert everything(connection).endswith(b"\r\n\r\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_needs_less_than_150_mb_and_200_once_it_speaks_arrow(
+    folder: ServingFolder, tmp_path: Path, instances: list[Any]
+) -> None:
+    if "COVERAGE_PROCESS_CONFIG" in os.environ:
+        pytest.skip("what measures coverage weighs, too")
+    folder.roll_out("1")
+    with Server(tmp_path) as server, server.client() as client:
+        client.post("/predict", json={"instances": instances})
+        assert memory(server) < 150_000
+        for _ in range(10):
+            assert send_arrow(client, stream(instances * 10), Accept=ARROW).status_code == httpx.codes.OK
+        assert memory(server) < 200_000
+
+
+def memory(server: Server) -> int:
+    """The server's memory in KB."""
+    lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])

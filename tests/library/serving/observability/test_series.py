@@ -1,0 +1,258 @@
+"""What Prometheus reads is true of all workers, dead ones included."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import filelock
+import httpx
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.parser import text_string_to_metric_families
+
+from flywheel_ml.core.bundle import LINEAGE
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.serving.app import create_app
+from flywheel_ml.serving.observability import shared
+from flywheel_ml.serving.observability.series import PHASES, Metrics
+from flywheel_ml.testing.servers import ServingFolder
+from flywheel_ml.utils.files import write_json
+from library.helpers.servers import InProcess, Server, eventually, load, workers
+
+Instance = dict[str, Any]
+Series = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+
+COUNTS = ("_total", "_bucket", "_count", "_sum")
+
+
+def scraped(text: str) -> Series:
+    """Series and values of an exposition; fails if it has the same series twice."""
+    found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            series = (sample.name, frozenset(sample.labels.items()))
+            assert series not in found
+            found[series] = sample.value
+    return found
+
+
+def value(series: Series, name: str, **labels: str) -> float:
+    """The sum of the series of a name that have these labels."""
+    return sum(number for (one, has), number in series.items() if one == name and labels.items() <= dict(has).items())
+
+
+@contextmanager
+def scraping(server: Server) -> Iterator[list[Series]]:
+    """Scrapes of whichever worker answers, a fresh connection each, while the block runs."""
+    seen, ended = list[Series](), threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            with server.client() as client:
+                try:
+                    response = client.get("/metrics")
+                except httpx.HTTPError:  # Its worker was killed.
+                    continue
+            assert response.status_code == 200
+            seen.append(scraped(response.text))
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+
+
+def went_back(before: Series, after: Series) -> list[Any]:
+    return [
+        (series, number, after.get(series))
+        for series, number in before.items()
+        if series[0].endswith(COUNTS) and not series[0].startswith("process_") and after.get(series, -1.0) < number
+    ]
+
+
+def kill(server: Server, number: int) -> None:
+    before = workers(server)[number]
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: workers(server)[number] != before, seconds=30)
+
+
+@pytest.mark.chaos
+def test_counts_are_those_of_all_workers_and_outlive_a_killed_one(
+    folder: ServingFolder, tmp_path: Path, example: Instance
+) -> None:
+    folder.roll_out("1")
+    kills = 2
+    with Server(tmp_path, "--workers", "3") as server:
+        with scraping(server) as seen, load(server, example, clients=6) as crowd:
+            crowd.sees(100)
+            for number in range(kills):
+                kill(server, number)
+                crowd.sees(50)
+        answered, lost = len(crowd.answers), len(crowd.failures)
+        assert len(seen) > 5
+        assert [went_back(*pair) for pair in pairwise(seen)] == [[]] * (len(seen) - 1)
+        with server.client() as client:
+            eventually(lambda: value(scraped(client.get("/metrics").text), "http_requests_in_flight") == 1)
+            last = scraped(client.get("/metrics").text)
+        committed = sum(1 for _ in Reader(server.log).predictions())
+        # Counted after the commit and before the answer leaves, so a killed worker leaves nothing out.
+        assert answered <= value(last, "predictions_total") <= committed <= answered + lost
+        # Counted when it has been handed to the network: the request in that very moment may be missing.
+        told = value(last, "http_requests_total", route="/predict", status="200")
+        assert answered - kills <= told <= answered + lost
+        assert value(last, "http_request_seconds_count", route="/predict") == told
+        assert value(last, "worker_starts_total") == 3 + kills
+        assert value(last, "worker_info", workers="3") == 3
+        assert value(last, "model_info") == 1
+        assert value(last, "prediction_queue") == value(last, "prediction_log_waiting_rows") == 0
+        assert value(last, "prediction_log_lag_seconds") == 0
+        living = {dict(has)["process"] for name, has in last if name == "process_resident_memory_bytes"}
+        assert living == {str(pid) for pid in workers(server).values()}
+        mine = [path for path in shared.MEMORY.glob(f"{shared.PREFIX}*") if path.stat().st_mtime > time.time() - 60]
+        assert any((path / "counter_2.db").exists() for path in mine)
+        assert server.stop() == 0
+    assert not any(path.exists() for path in mine if (path / "counter_2.db").exists())
+
+
+def test_folders_of_killed_servers_are_cleared_away_and_those_of_living_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "MEMORY", tmp_path)
+    long_ago = time.time() - 2 * shared.YOUNG_SECONDS
+    left, living, young, strange = (tmp_path / name for name in (*(shared.PREFIX + one for one in "abc"), "other"))
+    for path in (left, living, young, strange):
+        path.mkdir()
+        (path / "counter_0.db").touch()
+        (path / shared.LOCK).touch()
+        if path is not young:
+            os.utime(path, (long_ago, long_ago))
+    with filelock.FileLock(living / shared.LOCK), shared.folder() as made:
+        assert made.parent == tmp_path
+        assert {left.exists(), living.exists(), young.exists(), strange.exists()} == {False, True}
+        assert not left.exists()
+        assert made.stat().st_mode & 0o777 == 0o700
+    assert sorted(tmp_path.iterdir()) == sorted([living, young, strange])
+
+
+def test_where_memory_has_no_room_counts_lie_among_the_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, files = tmp_path / "memory", tmp_path / "files"
+    memory.mkdir()
+    files.mkdir()
+    monkeypatch.setattr(shared, "MEMORY", memory)
+    monkeypatch.setattr(tempfile, "tempdir", str(files))
+    with shared.folder() as made:
+        assert made.parent == memory
+    monkeypatch.setattr(shared, "ROOM", 2**80)
+    with shared.folder() as made:
+        assert made.parent == files
+    monkeypatch.setattr(shared, "MEMORY", tmp_path / "missing")
+    with shared.folder() as made:
+        assert made.parent == files
+
+
+def test_a_worker_that_has_not_begun_to_count_keeps_nobody_from_being_told(tmp_path: Path) -> None:
+    counts = MmapedDict(str(tmp_path / "counter_0.db"))
+    counts.write_value(mmap_key("asked", "asked_total", [], [], "Requests."), 3.0, 0.0)
+    for name in ("counter_1.db", "gauge_livesum_1.db"):
+        (tmp_path / name).touch()
+    (tmp_path / "histogram_1.db").write_bytes(bytes(65_536))
+    told = {sample.name: sample.value for family in shared.total(tmp_path) for sample in family.samples}
+    assert told == {"asked_total": 3.0}
+    counts.close()
+
+
+def test_rows_that_wait_for_their_commit_are_told_with_their_age(
+    folder: ServingFolder, tmp_path: Path, example: Instance
+) -> None:
+    folder.roll_out("1")
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+    with InProcess(app) as caller, ThreadPoolExecutor(2) as pool:
+
+        def told() -> tuple[float, float]:
+            found = scraped(caller.request("GET", "/metrics").text)
+            return value(found, "prediction_log_waiting_rows"), value(found, "prediction_log_lag_seconds")
+
+        assert told() == (0, 0)
+        with sqlite3.connect(tmp_path / "log" / "serve-0.db", isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            body = {"instances": [example] * 3}
+            asked = pool.submit(caller.request, "POST", "/predict", json=body)
+            eventually(lambda: told()[0] == 3 and told()[1] > 0.2)
+            assert told()[1] < 5
+            other.execute("ROLLBACK")
+        other.close()
+        assert asked.result(10).status_code == 200
+        eventually(lambda: told() == (0, 0))
+
+
+def test_the_model_that_answers_tells_its_age(folder: ServingFolder, tmp_path: Path) -> None:
+    folder.roll_out("1")
+    trained_at = datetime.now(UTC) - timedelta(days=2)
+    write_json(folder.bundle("1") / LINEAGE, {"trained_at": trained_at.isoformat(timespec="seconds")})
+    app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
+
+    def told(name: str) -> float | None:
+        found = {one: number for (one, _), number in scraped(caller.request("GET", "/metrics").text).items()}
+        return found.get(name)
+
+    with InProcess(app) as caller:
+        assert told("model_age_seconds") == pytest.approx(2 * 86400, abs=60)
+        # Nobody said when this one was made: then it is as old as its service.
+        folder.roll_out("2")
+        (folder.bundle("2") / LINEAGE).write_text("{")
+        eventually(lambda: (told("model_age_seconds") or 99.0) < 60)
+        folder.point(None)
+        eventually(lambda: told("model_age_seconds") is None)
+        assert told("model_info") is None
+
+
+def test_a_worker_that_is_starting_raises_no_alarm() -> None:
+    found = scraped(generate_latest(Metrics()).decode())
+    assert {name for name, _ in found}.isdisjoint({"prediction_log_up", "model_age_seconds", "trial_running"})
+    assert value(found, "prediction_log_lag_seconds") == 0
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_finds_nothing_wrong(server: Server) -> None:
+    with server.client() as client:
+        text = client.get("/metrics").text
+    result = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert "error" not in result.stderr
+
+
+def test_the_phases_of_requests_add_up_to_no_more_than_they_took(
+    folder: ServingFolder, tmp_path: Path, example: Instance
+) -> None:
+    folder.roll_out("1")
+    with Server(tmp_path) as server, server.client() as client:
+        sizes = [1] * 20 + [200]  # The last one is worked on beside the event loop.
+        for count in sizes:
+            assert client.post("/predict", json={"instances": [example] * count}).status_code == 200
+        found = scraped(client.get("/metrics").text)
+    phases = {phase: value(found, "prediction_phase_seconds_sum", phase=phase) for phase in PHASES}
+    assert all(seconds > 0 for seconds in phases.values())
+    took = value(found, "http_request_seconds_sum", route="/predict")
+    assert took / 4 < sum(phases.values()) < took
+    for phase in PHASES:
+        batches = len(sizes) - (phase == "answer")
+        assert value(found, "prediction_phase_seconds_count", phase=phase) == batches

@@ -1,0 +1,193 @@
+"""The default project does what its README says, by its own Makefile."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import sqlite3
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import pre_gen_project
+from conftest import Bake
+from processes import (
+    free_port,
+    listens,
+    make,
+    run,
+    running,
+    start,
+    stop,
+    wait_for_port,
+)
+
+pytestmark = pytest.mark.slow
+
+KEEPS_RUNNING = re.compile(r"^make (serve|ui)\b", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def project(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default project with its environment, made by its own Makefile, below a spaced path."""
+    project = bake(tmp_path_factory.mktemp("my projects"))
+    make(project, "install")
+    return project
+
+
+@pytest.fixture(scope="module")
+def turned(project: Path) -> Path:
+    """The project after its first `make run`."""
+    make(project, "run")
+    return project
+
+
+def test_help_lists_the_commands(project: Path) -> None:
+    text = make(project, "help")
+    for verb in ("run", "serve", "score", "monitor", "test", "check", "clean", "help"):
+        assert re.search(rf"\b{verb}\b", text), verb
+
+
+def test_no_installed_library_may_be_a_projects_name(project: Path) -> None:
+    """The hook's list is complete: no package may hide a library that some machine installs."""
+    locked = tomllib.loads((project / "uv.lock").read_text(encoding="utf-8"))["package"]
+    names = {re.sub(r"[-_.]+", "_", package["name"]).lower() for package in locked}
+    names.discard("flight_delays")
+    possible = {name for name in names if re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name)}
+    assert possible - pre_gen_project.TAKEN == set()
+
+
+def test_a_second_run_does_nothing(turned: Path) -> None:
+    before = made(turned)
+    make(turned, "run")
+    assert made(turned) == before
+
+
+def test_the_first_run_leaves_nothing_that_git_should_not_see(turned: Path) -> None:
+    command = ["git", "status", "--porcelain"]
+    done = subprocess.run(command, cwd=turned, check=True, capture_output=True, text=True)
+    # Lock files are the user's to commit, cards and metrics are theirs to compare.
+    unexpected = [
+        line
+        for line in done.stdout.splitlines()
+        if re.search(r"\.(db|sqlite|log|onnx|parquet|joblib)\b|/__pycache__|\bvar/", line)
+    ]
+    assert unexpected == []
+
+
+def test_data_and_models_are_pushed_and_pulled_back(turned: Path) -> None:
+    """The default remote works as it comes: cache and outputs gone, pull restores them all."""
+    dvc = str(turned / ".venv" / "bin" / "dvc")
+    run(turned, dvc, "push", "--quiet")
+    outputs = json.loads(run(turned, dvc, "list", ".", "--dvc-only", "--recursive", "--json"))
+    folders = {str(Path(entry["path"]).parent) for entry in outputs}
+    assert {"data/raw", "data", "data/split", "model", "bundle"} <= folders
+    shutil.rmtree(turned / ".dvc" / "cache")
+    for entry in outputs:
+        (turned / entry["path"]).unlink(missing_ok=True)
+    run(turned, dvc, "pull", "--quiet")
+    missing = [entry["path"] for entry in outputs if not (turned / entry["path"]).exists()]
+    assert missing == []
+
+
+def test_it_predicts_over_a_socket(turned: Path) -> None:
+    port = free_port()
+    server = running(turned, port)
+    base_url = f"http://127.0.0.1:{port}"
+    with server, httpx.Client(base_url=base_url, timeout=30) as client:
+        request = example_request(client.get("/openapi.json").json())
+
+        answer = client.post("/predict", json=request)
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert len(body["predictions"]) == len(request["instances"])
+        assert body["degraded"] is False
+
+        label = {"id": body["predictions"][0]["id"], "label": body["predictions"][0]["prediction"]}
+        assert client.post("/feedback", json={"labels": [label]}).is_success
+
+        broken = {"instances": [{**request["instances"][0], "no_such_column": 1}]}
+        refused = client.post("/predict", json=broken)
+        assert refused.status_code == 422
+        assert refused.headers["content-type"].startswith("application/problem+json")
+        assert "no_such_column" in refused.text
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_the_readmes_commands_work_word_for_word(turned: Path) -> None:
+    """Every ```sh block, in order, in one project; servers run until the last block is done.
+
+    Its complete test suite and its own checks (formatter, linter, mypy strict, import-linter) are
+    among these commands.
+    """
+    blocks = shell_blocks((turned / "README.md").read_text(encoding="utf-8"))
+    commands = {line for block in blocks for line in block.splitlines()}
+    assert {
+        "make run",
+        "make serve",
+        "make score",
+        "make test",
+        "make check",
+    } <= commands
+    servers = []
+    try:
+        for block in blocks:
+            script = ["bash", "-euo", "pipefail", "-c", block]
+            if KEEPS_RUNNING.search(block):
+                port = port_named_in(block)
+                assert not listens(port), f"port {port}, which the README names, is in use"
+                servers.append(start(turned, *script))
+                wait_for_port(port, servers[-1])
+            else:
+                run(turned, *script)
+    finally:
+        for server in servers:
+            stop(server)
+
+
+def shell_blocks(markdown: str) -> list[str]:
+    return re.findall(r"^```(?:sh|bash|shell)\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
+
+
+def port_named_in(block: str) -> int:
+    named = re.search(r"PORT=(\d+)", block)
+    return int(named[1]) if named else 8000
+
+
+def made(project: Path) -> dict[str, Any]:
+    """Return what a run could change: tracked outputs by content, the registry by its rows."""
+    lock = (project / "dvc.lock").read_bytes()
+    database = sqlite3.connect(f"file:{project}/mlflow.db?mode=ro", uri=True)
+    try:
+        rows = [
+            database.execute(f"select count(*) from {table}").fetchone()[0]  # noqa: S608
+            for table in ("runs", "model_versions", "registered_model_aliases")
+        ]
+    finally:
+        database.close()
+    serving = project / "var" / "serving"
+    served = {str(path): path.stat().st_mtime_ns for path in serving.rglob("*") if path.is_file()}
+    assert served
+    return {"lock": lock, "registry": rows, "served": served}
+
+
+def example_request(document: Any) -> dict[str, Any]:
+    """Return the first example of a prediction request that the API's own description gives."""
+    if isinstance(document, dict):
+        instances = document.get("instances")
+        if isinstance(instances, list) and instances and isinstance(instances[0], dict):
+            return {"instances": instances}
+    nested = document.values() if isinstance(document, dict) else document
+    if isinstance(document, dict | list):
+        for part in nested:
+            found = example_request(part)
+            if found:
+                return found
+    return {}
