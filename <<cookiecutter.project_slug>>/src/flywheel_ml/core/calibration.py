@@ -41,31 +41,50 @@ class Calibration(strict.Strict):
         if self.method == "none":
             return found
         if found.shape[1] == 2:
-            positive = self._of_class(found[:, 1], 0)
+            positive = self._of_class(found[:, 1], 0, found[:, 0])
             return np.stack((1 - positive, positive), axis=1)
         if self.method == "temperature":
             return _normalized(np.clip(found, SMALLEST, None) ** self.slopes[0])
-        return _normalized(np.stack([self._of_class(found[:, at], at) for at in range(found.shape[1])], axis=1))
+        calibrated = [self._of_class(found[:, at], at, _others(found, at)) for at in range(found.shape[1])]
+        return _normalized(np.stack(calibrated, axis=1))
 
-    def _of_class(self, probability: np.ndarray, at: int) -> np.ndarray:
+    def _of_class(self, probability: np.ndarray, at: int, other: np.ndarray) -> np.ndarray:
         if self.method == "isotonic":
             curve = self.curves[at]
             found: np.ndarray = np.interp(probability, curve.x, curve.y)
             return found
-        return sigmoid(self.slopes[at] * logit(probability) + self.intercepts[at])
+        return sigmoid(self.slopes[at] * logit(probability, other) + self.intercepts[at])
 
 
-def logit(probability: np.ndarray) -> np.ndarray:
-    """Log odds of clipped probabilities."""
-    clipped = np.clip(probability, SMALLEST, 1 - SMALLEST)
-    odds: np.ndarray = np.log(clipped / (1 - clipped))
+def logit(probability: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
+    """Log odds of clipped probabilities.
+
+    Args:
+        probability: float [n_rows].
+        other: 1 − probability as the model computed it; the difference to 1 has few digits in float32.
+    """
+    odds: np.ndarray = np.log(_clipped(probability)) - np.log(_clipped(1 - probability if other is None else other))
     return odds
+
+
+def _clipped(probability: np.ndarray) -> np.ndarray:
+    clipped: np.ndarray = np.clip(probability, SMALLEST, 1 - SMALLEST)
+    return clipped
 
 
 def sigmoid(odds: np.ndarray) -> np.ndarray:
     """Probability of log odds."""
     found: np.ndarray = 1 / (1 + np.exp(-odds))
     return found
+
+
+def _others(probabilities: np.ndarray, at: int) -> np.ndarray:
+    """Sum of the probabilities of all other classes, [n_rows]."""
+    total = np.zeros(len(probabilities))
+    for other in range(probabilities.shape[1]):
+        if other != at:
+            total += probabilities[:, other]
+    return total
 
 
 def _normalized(values: np.ndarray) -> np.ndarray:

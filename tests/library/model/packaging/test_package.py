@@ -44,6 +44,20 @@ def test_onnx_answers_as_scikit_learn_does_on_rows_it_never_saw(
     assert opened.manifest.parity < chosen.gates.parity_tolerance
 
 
+def test_network_sure_of_itself_keeps_parity_when_calibrated(
+    table: pl.DataFrame, contract: Contract, params: Params, tmp_path: Path
+) -> None:
+    """A temperature of 5 turns a probability of 4e-6 into 0.08, and its relative error into an absolute one."""
+    sure = params.train.mlp.model_copy(update={"alpha": 1e-6})
+    changes = {"estimator": "mlp", "mlp": sure, "calibration": "temperature"}
+    chosen = params.model_copy(update={"train": params.train.model_copy(update=changes)})
+    opened = Bundle.open(make_bundle(tmp_path / "bundle", table.head(2000), contract, chosen))
+    calibration = opened.manifest.calibration
+    assert calibration is not None
+    assert calibration.slopes[0] < 0.3
+    assert opened.manifest.parity < 1e-6
+
+
 def test_the_same_pipeline_gives_the_same_graph_with_fixed_names(
     trained: tuple[train.Fitted, Params], contract: Contract
 ) -> None:

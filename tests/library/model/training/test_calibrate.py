@@ -108,3 +108,14 @@ def test_in_time_the_first_part_is_answered_without() -> None:
     assert found.calibration.method == "temperature"
     assert found.out_of_fold.answers[:200].tobytes() == given.answers[:200].tobytes()
     assert found.out_of_fold.answers[200:].tobytes() != given.answers[200:].tobytes()
+
+
+def test_isotonic_curve_is_never_steeper_than_float32_can_follow() -> None:
+    """A saturated network: all probabilities lie within 1e-5 of 0 or 1, and the curve would be nearly vertical."""
+    rng = np.random.default_rng(0)
+    positive = 1 / (1 + np.exp(-rng.normal(0, 12, 2000)))
+    truth = (rng.random(2000) < 0.2 + 0.6 * (positive > 0.5)).astype(int)
+    fitted = calibrate.fit("isotonic", np.stack((1 - positive, positive), axis=1), truth, np.ones(2000))
+    (curve,) = fitted.curves
+    assert (np.diff(curve.y) <= 50 * np.diff(curve.x) + 1e-12).all()
+    assert (np.diff(curve.y) >= 0).all()

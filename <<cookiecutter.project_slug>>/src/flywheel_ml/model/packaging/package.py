@@ -58,6 +58,7 @@ def to_onnx(model: FittedModel, featurizer: Featurizer) -> bytes:
         categories.attach(graph, blocks)
     for output in [output for output in graph.graph.output if output.name not in ("probabilities", "variable")]:
         graph.graph.output.remove(output)
+    _keep_small_probabilities(graph.graph)
     if not hasattr(pipeline, "predict_proba"):
         _add_center(graph.graph, center)
     # skl2onnx draws the graph's name and orders the opsets by hash seed.
@@ -68,6 +69,27 @@ def to_onnx(model: FittedModel, featurizer: Featurizer) -> bytes:
         graph.opset_import.add(domain=domain, version=number)
     content: bytes = graph.SerializeToString(deterministic=True)
     return content
+
+
+def _keep_small_probabilities(graph: Any) -> None:
+    """Have a network of two classes answer by the softmax of [0, log odds], as `networks.Classifier` does.
+
+    ONNX Runtime's Sigmoid is exact to 1e-7, which is nothing of a probability of 1e-6 that a calibrator enlarges.
+    """
+    from onnx import helper
+
+    made_by = {node.output[0]: node for node in graph.node}
+    if "negative_class_proba" not in made_by:
+        return
+    subtracted, joined = made_by["negative_class_proba"], made_by["probabilities"]
+    squashed = made_by[subtracted.input[1]]
+    (odds,) = squashed.input
+    at = list(graph.node).index(joined)
+    graph.node.insert(at, helper.make_node("Sub", [odds, odds], ["no_odds"]))
+    graph.node.insert(at + 1, helper.make_node("Concat", ["no_odds", odds], ["log_odds"], axis=1))
+    graph.node.insert(at + 2, helper.make_node("Softmax", ["log_odds"], ["probabilities"], axis=1))
+    for node in (squashed, subtracted, joined):
+        graph.node.remove(node)
 
 
 def _add_center(graph: Any, center: float) -> None:

@@ -4,6 +4,7 @@ import math
 from typing import Any, Self
 
 import numpy as np
+from scipy.special import expit
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from threadpoolctl import threadpool_limits
 
@@ -36,6 +37,20 @@ class Classifier(MLPClassifier):  # type: ignore[misc]
         with threadpool_limits(1, user_api="blas"):
             super().fit(x, y)
         return self
+
+    def predict_proba(self, x: np.ndarray) -> np.ndarray:
+        """Probabilities, float [n_rows, n_classes]; of two classes each from the log odds.
+
+        Scikit-learn subtracts the one from 1, and a calibrator of sure answers then divides by rounding errors.
+        """
+        if self.n_outputs_ > 1:
+            found: np.ndarray = super().predict_proba(x)
+            return found
+        values = x
+        for weights, offsets in zip(self.coefs_[:-1], self.intercepts_[:-1], strict=True):
+            values = np.maximum(values @ weights + offsets, 0)
+        odds = (values @ self.coefs_[-1] + self.intercepts_[-1])[:, 0].astype(np.float64)
+        return np.stack((expit(-odds), expit(odds)), axis=1)
 
 
 class Regressor(MLPRegressor):  # type: ignore[misc]
