@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from flywheel_ml.serving.api.schemas import Schema
+from flywheel_ml.serving.schema.request_schema import Schema
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.files import write_json
 from serving import champion, request_file

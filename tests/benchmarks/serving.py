@@ -43,8 +43,8 @@ from flywheel_ml.core.contract import from_rows
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
 from flywheel_ml.prediction_log import blocks
-from flywheel_ml.serving.api.schemas import Schema
 from flywheel_ml.serving.codecs.arrow import ARROW
+from flywheel_ml.serving.schema.request_schema import Schema
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.files import write_json
 from target import PACKAGE, PROJECT

@@ -35,7 +35,7 @@ from rich.table import Table
 from flywheel_ml.core import bundle, routing
 from flywheel_ml.core.bundle import Bundle, Manifest
 from flywheel_ml.core.routing import Challenger, Ref
-from flywheel_ml.serving.api.schemas import Schema
+from flywheel_ml.serving.schema.request_schema import Schema
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.files import sha256_file, write_json
 from serving import MANY, OUTPUT, Case, Figures, Running, champion, loaded, request_file, started

@@ -34,7 +34,7 @@ from flywheel_ml.prediction_log.spool import MOVED, REFUSED
 from flywheel_ml.prediction_log.stores import Database
 from flywheel_ml.serving.api import feedback
 from flywheel_ml.serving.app import opened_log
-from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.series import Metrics
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers.postgresql import PostgreSQL

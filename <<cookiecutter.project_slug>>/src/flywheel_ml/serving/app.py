@@ -13,13 +13,14 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import Spool, Writer
 from flywheel_ml.serving.api.explaining import Explainer
 from flywheel_ml.serving.api.feedback import Labeller
+from flywheel_ml.serving.api.inference_routes import add_inference_routes
 from flywheel_ml.serving.api.routes import Service, add_routes
 from flywheel_ml.serving.auth.security import Guard
-from flywheel_ml.serving.codecs.inference_routes import add_inference_routes
-from flywheel_ml.serving.http.problems import Problem, on_http_exception, on_problem
-from flywheel_ml.serving.http.telemetry import Telemetry, logger
+from flywheel_ml.serving.errors.problems import Problem, on_http_exception, on_problem
+from flywheel_ml.serving.http.telemetry import Telemetry
 from flywheel_ml.serving.models.live import Models
 from flywheel_ml.serving.observability.backlog import Backlog
+from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.series import Metrics
 from flywheel_ml.serving.observability.tracing import Spans
 from flywheel_ml.serving.observability.watched import WatchedWriter

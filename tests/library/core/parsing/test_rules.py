@@ -12,8 +12,8 @@ from flywheel_ml.data.tables import DTYPES
 from flywheel_ml.data.validate import check
 from flywheel_ml.flows import scoring
 from flywheel_ml.serving.codecs.arrow_columns import Checked
-from flywheel_ml.serving.codecs.row_reader import RowReader
-from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.errors.problems import Problem
+from flywheel_ml.serving.schema.row_reader import RowReader
 
 CASES: list[tuple[Column, Any, str]] = [
     (Column(name="x", type="float", range=(0, 9.5), unit="kg"), 10.0, "must be between 0 and 9.5 kg"),

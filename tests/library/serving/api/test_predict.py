@@ -16,8 +16,8 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Contract, from_rows
 from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.serving.api.schemas import Answers
-from flywheel_ml.serving.http.problems import MEDIA_TYPE, ProblemDocument
+from flywheel_ml.serving.schema.documents import Answers
+from flywheel_ml.serving.errors.problems import MEDIA_TYPE, ProblemDocument
 from flywheel_ml.serving.prediction.block import LEAST_ROWS
 from flywheel_ml.serving.prediction.predict import INLINE_BYTES
 from library.helpers.servers import Server, eventually

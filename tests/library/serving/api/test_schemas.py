@@ -14,10 +14,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from flywheel_ml.core.contract import MISSING, Column, Contract, Parse, from_rows
 from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.core.profile import build
-from flywheel_ml.serving.api.faults import SHOWN
-from flywheel_ml.serving.api.schemas import Schema, _typed
-from flywheel_ml.serving.codecs.row_reader import cell_reader
-from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.errors.faults import SHOWN
+from flywheel_ml.serving.errors.problems import Problem
+from flywheel_ml.serving.schema.request_schema import Schema, _typed
+from flywheel_ml.serving.schema.row_reader import cell_reader
 from flywheel_ml.utils.files import canonical
 
 TARGET = Column(name="y", type="boolean", role="target")

@@ -12,8 +12,8 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.auth.keys import SCOPES, Keyring, parse
 from flywheel_ml.serving.auth.security import Guard
-from flywheel_ml.serving.http.problems import Problem
-from flywheel_ml.serving.http.telemetry import logger
+from flywheel_ml.serving.errors.problems import Problem
+from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.series import Metrics
 from flywheel_ml.utils.errors import ConfigError
 

@@ -9,8 +9,8 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.auth import rate
 from flywheel_ml.serving.auth.rate import RateLimit
 from flywheel_ml.serving.auth.security import Guard
-from flywheel_ml.serving.http.problems import Problem
-from flywheel_ml.serving.http.telemetry import logger
+from flywheel_ml.serving.errors.problems import Problem
+from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.series import MOST_NAMES, Metrics
 
 

@@ -17,7 +17,7 @@ from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.auth import security
 from flywheel_ml.serving.auth.keys import SCOPES
 from flywheel_ml.serving.auth.security import NEEDS, needed
-from flywheel_ml.serving.http.problems import ProblemDocument
+from flywheel_ml.serving.errors.problems import ProblemDocument
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers.servers import InProcess, Server, connected, eventually, everything, workers

@@ -20,11 +20,11 @@ from flywheel_ml.core.routing import Challenger
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.codecs import arrow
 from flywheel_ml.serving.codecs.arrow_columns import Checked
-from flywheel_ml.serving.codecs.row_reader import RowReader
-from flywheel_ml.serving.http.problems import MEDIA_TYPE, Problem, ProblemDocument
-from flywheel_ml.serving.http.telemetry import logger
+from flywheel_ml.serving.errors.problems import MEDIA_TYPE, Problem, ProblemDocument
 from flywheel_ml.serving.models.live import Live, Models
+from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.schema.row_reader import RowReader
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import rows, speakers
 from library.helpers.servers import Server

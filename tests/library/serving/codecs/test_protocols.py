@@ -14,7 +14,7 @@ from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.core.parsing.rules import REQUIRED, rules_of
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.codecs.inference_documents import ModelMetadata
-from flywheel_ml.serving.http.problems import MEDIA_TYPE, ProblemDocument
+from flywheel_ml.serving.errors.problems import MEDIA_TYPE, ProblemDocument
 from library.helpers import rows, speakers
 from library.helpers.servers import Server
 from library.helpers.speakers import SPEAKERS, Told, send_csv

@@ -23,7 +23,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.routing import Challenger, Ref, Shadow
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import SHADOW, Prediction, Reader
-from flywheel_ml.serving.api.schemas import Answers
+from flywheel_ml.serving.schema.documents import Answers
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.invocations import Invoked

@@ -18,7 +18,7 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.inference_documents import BINARY
-from flywheel_ml.serving.http.problems import ProblemDocument
+from flywheel_ml.serving.errors.problems import ProblemDocument
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers.servers import InProcess, Server, connected, everything
 

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from flywheel_ml.serving.codecs.arrow import ARROW
-from flywheel_ml.serving.http.problems import ProblemDocument
+from flywheel_ml.serving.errors.problems import ProblemDocument
 from flywheel_ml.serving.prediction.predict import INLINE_BYTES
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers.servers import Server, connected, eventually, everything

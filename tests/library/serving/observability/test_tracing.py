@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from flywheel_ml.core.bundle import Bundle
-from flywheel_ml.serving.http.telemetry import logger
+from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.series import PHASES, Metrics
 from flywheel_ml.serving.observability.tracing import FLUSH_SECONDS, Spans, is_configured, parent_of
 from flywheel_ml.testing.servers import ServingFolder

@@ -10,12 +10,12 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from flywheel_ml.serving.http.problems import ProblemDocument
-from flywheel_ml.serving.http.protocol import Protocol
-from flywheel_ml.serving.http.telemetry import logger
+from flywheel_ml.serving.errors.problems import ProblemDocument
+from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.series import Metrics
 from flywheel_ml.serving.process import connections
 from flywheel_ml.serving.process.connections import ConnectionLimit
+from flywheel_ml.serving.process.protocol import Protocol
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers.servers import Server, connected, everything
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from flywheel_ml.explanation.explanation import explain
-from flywheel_ml.serving.api.schemas import Explanations
-from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.schema.documents import Explanations
+from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.models.live import Live
 from flywheel_ml.utils.errors import NotExplainable
 

@@ -12,7 +12,7 @@ import filelock
 
 from flywheel_ml.core.contract import moment
 from flywheel_ml.prediction_log import Contradiction, Outcome, Reader, Unavailable, Writer, now_us
-from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.series import Metrics
 from flywheel_ml.serving.observability.tracing import NOBODY, Origin
 from flywheel_ml.serving.prediction.predict import log_problem

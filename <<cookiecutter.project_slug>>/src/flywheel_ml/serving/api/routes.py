@@ -15,22 +15,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flywheel_ml.core.routing import Challenger, Shadow
 from flywheel_ml.core.settings import Settings
+from flywheel_ml.serving.schema.documents import Health, ModelInfo
 from flywheel_ml.serving.api.explaining import Explainer
 from flywheel_ml.serving.api.feedback import Labeller
 from flywheel_ml.serving.api.openapi import ANY_ERRORS, KEYS, OPEN_ERRORS, UNAVAILABLE, asset, describe, problems
-from flywheel_ml.serving.api.schemas import Health, ModelInfo, Schema
 from flywheel_ml.serving.auth.security import Guard
 from flywheel_ml.serving.codecs import arrow
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.invocations import CSV, Invocations
+from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.experiments.trial import Trial, Wish, wish_of
 from flywheel_ml.serving.http.admission import JSON, RETRY, Admission, media_type
-from flywheel_ml.serving.http.problems import Problem
 from flywheel_ml.serving.http.telemetry import Telemetry
 from flywheel_ml.serving.models.live import Live, Models
 from flywheel_ml.serving.observability.series import Metrics
 from flywheel_ml.serving.prediction.predict import UNLOGGED, Predictor, Unlogged
 from flywheel_ml.serving.process.connections import ConnectionLimit
+from flywheel_ml.serving.schema.request_schema import Schema
 
 
 class Service:

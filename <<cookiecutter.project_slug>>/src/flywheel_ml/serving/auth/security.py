@@ -11,10 +11,11 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.auth import keys
 from flywheel_ml.serving.auth.keys import ADMIN, FEEDBACK, METRICS, PREDICT, Keyring
 from flywheel_ml.serving.auth.rate import RateLimit
-from flywheel_ml.serving.http.problems import Problem
-from flywheel_ml.serving.models.following import Stamp, follow, stamp
+from flywheel_ml.serving.errors.problems import Problem
+from flywheel_ml.serving.observability.logs import explained
 from flywheel_ml.serving.observability.series import Metrics
 from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.file_watcher import Stamp, follow, stamp
 
 NEEDS = {
     "/predict": PREDICT,
@@ -62,7 +63,7 @@ class Guard:
     async def follow(self) -> None:
         """Take up what changes in the file of keys, as long as this runs."""
         if self._settings.api_keys_file:
-            await follow(self.refresh, self._log, "api_keys")
+            await follow(self.refresh, lambda error: self._log.error("api_keys", **explained(error)))
 
     def refresh(self) -> None:
         """Read the file of keys if it has changed; blocking. A broken one leaves the former keys in force."""

@@ -15,12 +15,12 @@ from flywheel_ml.core.contract import as_array
 from flywheel_ml.core.parsing.columnar import array_of
 from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.prediction_log import Prediction, block_ids, blocks
-from flywheel_ml.serving.api import faults
 from flywheel_ml.serving.codecs.arrow_columns import Checked
 from flywheel_ml.serving.codecs.ipc import inspect
 from flywheel_ml.serving.codecs.tabular import none_twice, not_too_many, refused
+from flywheel_ml.serving.errors import faults
+from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.experiments.trial import NO_WISH, Wish
-from flywheel_ml.serving.http.problems import Problem
 from flywheel_ml.serving.models.live import Live
 from flywheel_ml.serving.observability.series import Laps
 from flywheel_ml.serving.observability.tracing import NOBODY, Origin

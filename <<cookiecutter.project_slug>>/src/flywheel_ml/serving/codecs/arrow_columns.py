@@ -15,10 +15,10 @@ from flywheel_ml.core.contract import INTEGER_LIMIT, Column, as_array, missing
 from flywheel_ml.core.parsing import TYPE_MESSAGES, grammar
 from flywheel_ml.core.parsing.columnar import array_of, fixed, lengths, moments, numbers, present
 from flywheel_ml.core.parsing.rules import BREAKS, REQUIRED, value_rules_of
-from flywheel_ml.serving.api import faults
-from flywheel_ml.serving.codecs.row_reader import RowReader
 from flywheel_ml.serving.codecs.tabular import refused
-from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.errors import faults
+from flywheel_ml.serving.errors.problems import Problem
+from flywheel_ml.serving.schema.row_reader import RowReader
 
 FIRST, LAST = np.datetime64("0001-01-01"), np.datetime64("9999-12-31T23:59:59")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -18,7 +18,6 @@ from pydantic_core import from_json, to_json
 
 from flywheel_ml.core.contract import MISSING, Column
 from flywheel_ml.prediction_log import Prediction
-from flywheel_ml.serving.api import faults
 from flywheel_ml.serving.codecs.inference_documents import (
     CONTENT_TYPE,
     HEADER_LENGTH,
@@ -29,7 +28,8 @@ from flywheel_ml.serving.codecs.inference_documents import (
     TensorMetadata,
 )
 from flywheel_ml.serving.codecs.tabular import none_twice, not_too_many, refused, rows_of
-from flywheel_ml.serving.http.problems import Problem, shortened
+from flywheel_ml.serving.errors import faults
+from flywheel_ml.serving.errors.problems import Problem, shortened
 from flywheel_ml.serving.models.live import Live
 from flywheel_ml.serving.prediction.phases import are_of_several
 from flywheel_ml.utils.strict import nearest

@@ -10,11 +10,11 @@ from pydantic_core import from_json, to_json
 
 from flywheel_ml.core.contract import Label
 from flywheel_ml.prediction_log import Prediction
-from flywheel_ml.serving.api import faults
-from flywheel_ml.serving.api.schemas import Variant
 from flywheel_ml.serving.codecs.tabular import none_twice, not_too_many, refused, rows_of
+from flywheel_ml.serving.errors import faults
 from flywheel_ml.serving.models.live import Live
 from flywheel_ml.serving.prediction.phases import are_of_several
+from flywheel_ml.serving.schema.documents import Variant
 from flywheel_ml.utils.strict import nearest
 
 CSV = "text/csv"

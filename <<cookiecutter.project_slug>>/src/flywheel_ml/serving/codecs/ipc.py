@@ -6,7 +6,7 @@ https://arrow.apache.org/docs/format/Columnar.html; its messages are FlatBuffers
 
 import struct
 
-from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.errors.problems import Problem
 
 RECORD_BATCH, DICTIONARY = "record batch", "dictionary"
 

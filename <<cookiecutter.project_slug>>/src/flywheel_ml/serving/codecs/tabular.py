@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flywheel_ml.serving.api import faults
-from flywheel_ml.serving.api.schemas import Schema
-from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.errors import faults
+from flywheel_ml.serving.errors.problems import Problem
+from flywheel_ml.serving.schema.request_schema import Schema
 
 
 def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

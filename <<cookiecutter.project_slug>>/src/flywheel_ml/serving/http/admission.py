@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.series import Metrics
 
 JSON = "application/json"

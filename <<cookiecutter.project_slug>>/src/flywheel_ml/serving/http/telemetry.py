@@ -1,27 +1,18 @@
-"""What the server tells of each request: its series, and JSON log lines on stderr."""
+"""What the server records of each request: metrics, a span and a line of the access log."""
 
-import asyncio
-import logging
-import sys
 import time
-import traceback
-from collections.abc import Mapping, MutableMapping
-from contextlib import suppress
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Mapping
 
 import structlog
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flywheel_ml.serving.http.problems import Problem
+from flywheel_ml.serving.errors.problems import Problem
+from flywheel_ml.serving.observability.logs import AccessLog, explained
 from flywheel_ml.serving.observability.series import Metrics
-from flywheel_ml.serving.observability.tracing import FIELDS, Headers, Origin, Spans, origin_of
+from flywheel_ml.serving.observability.tracing import Headers, Origin, Spans, origin_of
 
-LINE_SECONDS = 0.05
-"""How long an access line may wait for others."""
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 QUIET = frozenset({"/healthz", "/readyz", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready"})
 """Asked every few seconds by machines; not worth a line when all is well."""
@@ -55,7 +46,7 @@ class Telemetry:
         self._app = app
         self._metrics = metrics
         self._log = log
-        self._lines = Lines()
+        self._access_log = AccessLog()
         self._routes = routes
         self._templates = [(compile_path(route)[0], route) for route in sorted(routes) if "{" in route]
         self._hot = hot
@@ -132,75 +123,9 @@ class Telemetry:
         trace = origin.trace
         if route not in QUIET or status != 200:
             traced = "" if trace is None else f'"trace_id":"{trace.trace_id}","span_id":"{trace.span_id}",'
-            self._lines.write(
+            self._access_log.write(
                 f'{{"event":"request","level":"info","request_id":"{origin.request_id}",{traced}"method":"{method}",'
                 f'"route":"{route}","status":{status},"ms":{seconds * 1000:.2f}'
             )
         if trace is not None and trace.span is not None and self._spans is not None:
             self._spans.end(origin, route, method, status)
-
-
-class Lines:
-    """Access lines: those of a moment go out as one write."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self._waiting: list[str] = []
-
-    def write(self, begun: str) -> None:
-        """Write a JSON object, given without its end, which is the time."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_later(LINE_SECONDS, self.flush)
-        self._waiting.append(f'{begun},"at":"{datetime.now(UTC).isoformat()}"}}\n')
-
-    def flush(self) -> None:
-        """Write what waits."""
-        text = "".join(self._waiting)
-        self._waiting.clear()
-        with suppress(OSError, ValueError):  # Nobody reads it any more: no reason to stop answering.
-            self._stream.write(text)
-            self._stream.flush()
-
-
-def logger(stream: TextIO | None = None) -> structlog.typing.FilteringBoundLogger:
-    """A logger that writes one JSON object per line."""
-    made: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(stream or sys.stderr),
-        processors=[*_PROCESSORS, structlog.processors.JSONRenderer()],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        cache_logger_on_first_use=True,
-    )
-    return made
-
-
-def unify_logging() -> None:
-    """Give what libraries log through the standard library the same form; called by a process that serves."""
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[structlog.stdlib.ExtraAdder(FIELDS), *_PROCESSORS, _without_trace],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-
-
-def explained(error: BaseException) -> dict[str, Any]:
-    """An error's type and the functions it passed through; its message may hold a caller's data and is left out."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return {
-        "error": type(error).__name__,
-        "where": [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-8:]],
-    }
-
-
-def _without_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    raised = event.pop("exc_info", None)
-    if isinstance(raised, tuple) and raised[1] is not None:
-        event.update(explained(raised[1]))
-    return event
-
-
-_PROCESSORS: list[Any] = [
-    structlog.processors.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
-]

@@ -21,11 +21,12 @@ from flywheel_ml.core.bundle import LINEAGE, Bundle, verify
 from flywheel_ml.core.contract import Label, from_rows
 from flywheel_ml.core.features import Feature
 from flywheel_ml.core.routing import Challenger, Ref, Routing, Shadow
-from flywheel_ml.serving.api.schemas import Schema
 from flywheel_ml.serving.experiments.trial import Trial
-from flywheel_ml.serving.models.following import POLL_SECONDS, Stamp, follow, stamp
+from flywheel_ml.serving.observability.logs import explained
 from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.schema.request_schema import Schema
 from flywheel_ml.utils.errors import ConfigError, ProjectError
+from flywheel_ml.utils.file_watcher import POLL_SECONDS, Stamp, follow, stamp
 from flywheel_ml.utils.files import read_json
 
 MAX_RELEASE_SECONDS = 60.0
@@ -148,7 +149,7 @@ class Models:
 
     async def follow(self) -> None:
         """Look at the folder, for ever."""
-        await follow(self.refresh, self._log, "serving_folder")
+        await follow(self.refresh, lambda error: self._log.error("serving_folder", **explained(error)))
 
     def refresh(self) -> None:
         """Load what changed; blocking. What cannot be trusted is refused, not raised."""

@@ -16,8 +16,8 @@ from pydantic_core import to_json
 from flywheel_ml.core.bundle import Predictions
 from flywheel_ml.prediction_log import Prediction, Row, dumps, new_ids, now_us
 from flywheel_ml.prediction_log.blocks import microseconds
+from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.experiments.trial import NO_WISH, Wish
-from flywheel_ml.serving.http.problems import Problem
 from flywheel_ml.serving.models.live import Live
 from flywheel_ml.serving.observability.series import Laps
 from flywheel_ml.serving.observability.tracing import NOBODY, Origin

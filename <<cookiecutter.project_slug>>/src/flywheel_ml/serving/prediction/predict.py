@@ -17,16 +17,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from flywheel_ml.prediction_log import Row, Unavailable, Writer
-from flywheel_ml.serving.experiments.challenger import Challenged
-from flywheel_ml.serving.experiments.shadow import Shadowed
+from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.experiments.trial import NO_WISH, Wish
-from flywheel_ml.serving.http.problems import Problem
 from flywheel_ml.serving.models.live import Live
 from flywheel_ml.serving.observability.series import Laps, Metrics
 from flywheel_ml.serving.observability.tracing import NOBODY, Origin
 from flywheel_ml.serving.prediction import block
 from flywheel_ml.serving.prediction.batches import Batch, Done, Waiting, by_model, worked
+from flywheel_ml.serving.prediction.challenger import Challenged
 from flywheel_ml.serving.prediction.phases import OWN, Asked, Form, Work, work
+from flywheel_ml.serving.prediction.shadow import Shadowed
 from flywheel_ml.utils.errors import ProjectError
 
 INLINE_BYTES = 32_768

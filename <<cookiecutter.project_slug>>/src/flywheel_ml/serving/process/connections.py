@@ -13,7 +13,7 @@ import structlog
 from flywheel_ml.serving.observability.series import Metrics
 
 if TYPE_CHECKING:
-    from flywheel_ml.serving.http.protocol import Protocol
+    from flywheel_ml.serving.process.protocol import Protocol
 
 ACCEPTS = 16
 """Most connections that the event loop accepts in a row. Each has a descriptor before anything can decide about it."""

@@ -19,8 +19,7 @@ from starlette.types import Receive, Scope, Send
 from flywheel_ml.core.project import Project, load
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.api.routes import Service
-from flywheel_ml.serving.http.protocol import Protocol, protocol_for
-from flywheel_ml.serving.http.telemetry import logger
+from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.series import Metrics
 from flywheel_ml.serving.observability.tracing import Spans, is_configured
 from flywheel_ml.serving.process.connections import (
@@ -30,6 +29,7 @@ from flywheel_ml.serving.process.connections import (
     descriptor_room,
     raise_descriptor_limit,
 )
+from flywheel_ml.serving.process.protocol import Protocol, protocol_for
 from flywheel_ml.utils.errors import ServingError
 
 LONGEST_REQUEST_SECONDS = 10

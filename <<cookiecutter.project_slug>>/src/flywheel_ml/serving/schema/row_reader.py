@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.core.parsing import grammar, parse_value
 from flywheel_ml.core.parsing.rules import BREAKS, REQUIRED, value_rules_of
-from flywheel_ml.serving.api import faults
+from flywheel_ml.serving.errors import faults
 from flywheel_ml.utils import timestamps
 from flywheel_ml.utils.strict import nearest
 

@@ -1,12 +1,8 @@
-"""Notices that a file has changed, by looking: no file system has to say so."""
+"""Polls files for changes."""
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-
-import structlog
-
-from flywheel_ml.serving.http.telemetry import explained
 
 POLL_SECONDS = 0.2
 
@@ -23,12 +19,12 @@ def stamp(path: Path) -> Stamp:
     return (str(path), found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
 
 
-async def follow(refresh: Callable[[], None], log: structlog.typing.FilteringBoundLogger, what: str) -> None:
-    """Call `refresh` in a thread every `POLL_SECONDS`, for ever; `what` is the event that its faults are logged as."""
+async def follow(refresh: Callable[[], None], on_error: Callable[[Exception], None]) -> None:
+    """Call `refresh` in a thread every `POLL_SECONDS`, for ever; `on_error` gets what it raises."""
     while True:
         await asyncio.sleep(POLL_SECONDS)
         try:
             await asyncio.to_thread(refresh)
         except Exception as error:
             # Whatever it was, what is in memory stays in force and the next look may succeed.
-            log.error(what, **explained(error))
+            on_error(error)

@@ -16,8 +16,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from flywheel_ml.serving.api.routes import Service
+from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.experiments.trial import NO_WISH, Wish, wish_of
-from flywheel_ml.serving.http.problems import Problem
 from flywheel_ml.serving.http.telemetry import CLIENT_LEFT
 from flywheel_ml.serving.models.live import Live
 from flywheel_ml.serving.observability.tracing import Origin

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flywheel_ml.serving.http.problems import Problem, shortened
+from flywheel_ml.serving.errors.problems import Problem, shortened
 from flywheel_ml.utils.strict import nearest
 
 SHOWN = 20

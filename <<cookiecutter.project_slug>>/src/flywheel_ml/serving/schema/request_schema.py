@@ -1,23 +1,22 @@
-"""What a request may hold, made from the contract, and what an answer holds."""
+"""What a request may hold, compiled from the contract."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 
 # Python 3.11's own TypedDict cannot carry the configuration that pydantic reads.
 from typing_extensions import TypedDict
 
-from flywheel_ml.core.contract import MISSING, Column, Contract, Label, moment, naive
+from flywheel_ml.core.contract import MISSING, Column, Contract, moment, naive
 from flywheel_ml.core.parsing import grammar
 from flywheel_ml.core.parsing.grammar import clean
 from flywheel_ml.core.parsing.rules import value_rules_of
 from flywheel_ml.core.profile import Counts, Profile
-from flywheel_ml.explanation.explanation import Explanation
-from flywheel_ml.serving.api import faults
-from flywheel_ml.serving.codecs.row_reader import RowReader, cell_reader
+from flywheel_ml.serving.errors import faults
+from flywheel_ml.serving.schema.row_reader import RowReader, cell_reader
 from flywheel_ml.utils import timestamps
 
 MAX_LABELS = 10_000
@@ -30,103 +29,6 @@ LOCAL_DATETIME = (
 
 _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _NOT_RESERVED: dict[str, Any] = {"not": {"enum": ["", MISSING]}}
-
-
-Variant = Literal["champion", "challenger", "fallback"]
-
-
-class Answer(BaseModel):
-    """One prediction: `id` is what /feedback asks for.
-
-    Of classes, `probabilities` has a number in [0, 1] for each; of a number, `interval` has the ends between which it
-    lies at the level that the model card states. Where several models answered one request, each prediction names
-    its own.
-    """
-
-    id: str
-    prediction: Label | float
-    probabilities: dict[str, float] | None = None
-    interval: tuple[float, float] | None = None
-    model_version: str | None = None
-    variant: Variant | None = None
-
-
-class Answers(BaseModel):
-    """The predictions of a request, in the order of its instances; `degraded` if a stand-in answered one of them."""
-
-    predictions: list[Answer]
-    model_version: str
-    variant: Variant
-    degraded: bool
-
-
-class Explanations(BaseModel):
-    """The explanation of a request's one instance, by the model that answers now."""
-
-    explanations: list[Explanation]
-    model_version: str
-    variant: Variant
-    degraded: bool
-
-
-class Accepted(BaseModel):
-    """How many labels are in the log now: new ones, and repeated ones that were there already."""
-
-    accepted: int
-
-
-class ModelRef(BaseModel):
-    """A bundle by version and manifest digest."""
-
-    version: str
-    digest: str
-
-
-class Refused(BaseModel):
-    """Why the model that routing asks for does not answer."""
-
-    version: str | None
-    reason: str
-    at: datetime
-
-
-class Experiment(ModelRef):
-    """A model beside the champion: a challenger with its share of the traffic, or a shadow, which answers nobody."""
-
-    share: float | None
-    since: str
-    state: Literal["running", "paused", "refused"]
-    paused_at: datetime | None
-    reason: str | None
-
-
-class ModelInfo(BaseModel):
-    """The model that answers now."""
-
-    name: str
-    version: str
-    digest: str
-    variant: Variant
-    degraded: bool
-    task: str
-    target: str
-    classes: list[Label]
-    threshold: float | None
-    estimator: str
-    metrics: dict[str, dict[str, float]]
-    loaded_at: datetime
-    champion: ModelRef | None
-    previous: ModelRef | None
-    challenger: Experiment | None
-    shadow: Experiment | None
-    rollout_reason: str
-    refused: Refused | None
-
-
-class Health(BaseModel):
-    """Whether the process lives, or may be sent traffic."""
-
-    status: Literal["alive", "ready"]
 
 
 class Schema:

@@ -1,0 +1,105 @@
+"""The JSON documents that routes answer with."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel
+
+from flywheel_ml.core.contract import Label
+from flywheel_ml.explanation.explanation import Explanation
+
+Variant = Literal["champion", "challenger", "fallback"]
+
+
+class Answer(BaseModel):
+    """One prediction: `id` is what /feedback asks for.
+
+    Of classes, `probabilities` has a number in [0, 1] for each; of a number, `interval` has the ends between which it
+    lies at the level that the model card states. Where several models answered one request, each prediction names
+    its own.
+    """
+
+    id: str
+    prediction: Label | float
+    probabilities: dict[str, float] | None = None
+    interval: tuple[float, float] | None = None
+    model_version: str | None = None
+    variant: Variant | None = None
+
+
+class Answers(BaseModel):
+    """The predictions of a request, in the order of its instances; `degraded` if a stand-in answered one of them."""
+
+    predictions: list[Answer]
+    model_version: str
+    variant: Variant
+    degraded: bool
+
+
+class Explanations(BaseModel):
+    """The explanation of a request's one instance, by the model that answers now."""
+
+    explanations: list[Explanation]
+    model_version: str
+    variant: Variant
+    degraded: bool
+
+
+class Accepted(BaseModel):
+    """How many labels are in the log now: new ones, and repeated ones that were there already."""
+
+    accepted: int
+
+
+class ModelRef(BaseModel):
+    """A bundle by version and manifest digest."""
+
+    version: str
+    digest: str
+
+
+class Refused(BaseModel):
+    """Why the model that routing asks for does not answer."""
+
+    version: str | None
+    reason: str
+    at: datetime
+
+
+class Experiment(ModelRef):
+    """A model beside the champion: a challenger with its share of the traffic, or a shadow, which answers nobody."""
+
+    share: float | None
+    since: str
+    state: Literal["running", "paused", "refused"]
+    paused_at: datetime | None
+    reason: str | None
+
+
+class ModelInfo(BaseModel):
+    """The model that answers now."""
+
+    name: str
+    version: str
+    digest: str
+    variant: Variant
+    degraded: bool
+    task: str
+    target: str
+    classes: list[Label]
+    threshold: float | None
+    estimator: str
+    metrics: dict[str, dict[str, float]]
+    loaded_at: datetime
+    champion: ModelRef | None
+    previous: ModelRef | None
+    challenger: Experiment | None
+    shadow: Experiment | None
+    rollout_reason: str
+    refused: Refused | None
+
+
+class Health(BaseModel):
+    """Whether the process lives, or may be sent traffic."""
+
+    status: Literal["alive", "ready"]
