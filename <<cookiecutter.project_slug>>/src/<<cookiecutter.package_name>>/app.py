@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from flywheel_ml.core.features import Feature
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving import app as library
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.tracing import Spans
 
 

@@ -35,7 +35,7 @@ from flywheel_ml.prediction_log.stores import Database
 from flywheel_ml.serving.api import feedback
 from flywheel_ml.serving.app import opened_log
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers.postgresql import PostgreSQL
 
@@ -408,9 +408,9 @@ def test_without_its_database_a_log_is_opened_only_where_the_settings_provide_fo
     postgres.stop()
     try:
         with pytest.raises(ConfigError, match="cannot be used"):
-            opened_log(settings, Metrics().backlog)
+            opened_log(settings, Metrics().log.backlog)
         for mode in ("spool", "degrade"):
-            opened_log(settings.model_copy(update={"log_unavailable": mode}), Metrics().backlog).close()
+            opened_log(settings.model_copy(update={"log_unavailable": mode}), Metrics().log.backlog).close()
     finally:
         postgres.start()
 
@@ -418,4 +418,4 @@ def test_without_its_database_a_log_is_opened_only_where_the_settings_provide_fo
 def test_a_spool_for_a_folder_is_refused(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, prediction_log=str(tmp_path / "log"), log_unavailable="spool")
     with pytest.raises(ConfigError, match="ML_LOG_UNAVAILABLE: a spool is for a database"):
-        opened_log(settings, Metrics().backlog)
+        opened_log(settings, Metrics().log.backlog)

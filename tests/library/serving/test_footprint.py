@@ -22,7 +22,7 @@ import httpx
 import flywheel_ml.cli.verbs
 from flywheel_ml.core.project import load
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 
 async def main():
     project = load(sys.argv[4])

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
 
 from flywheel_ml.core.features import Feature
 from flywheel_ml.core.settings import Settings
@@ -17,14 +16,16 @@ from flywheel_ml.serving.api.inference_routes import add_inference_routes
 from flywheel_ml.serving.api.routes import Service, add_routes
 from flywheel_ml.serving.auth.security import Guard
 from flywheel_ml.serving.errors.problems import Problem, on_http_exception, on_problem
-from flywheel_ml.serving.http.telemetry import Telemetry
-from flywheel_ml.serving.models.live import Models
+from flywheel_ml.serving.http.admission import Admission
+from flywheel_ml.serving.http.lifecycle import RequestLifecycle
+from flywheel_ml.serving.http.middleware import LifecycleMiddleware
+from flywheel_ml.serving.models.manager import ModelManager
 from flywheel_ml.serving.observability.backlog import Backlog
 from flywheel_ml.serving.observability.logs import logger
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.tracing import Spans
 from flywheel_ml.serving.observability.watched import WatchedWriter
-from flywheel_ml.serving.prediction.predict import Predictor
+from flywheel_ml.serving.prediction.predictor import Predictor
 from flywheel_ml.utils.errors import ConfigError
 
 
@@ -47,17 +48,19 @@ def create_app(
     """
     metrics, log = metrics or Metrics(), logger()
     guard = Guard(settings, metrics, log)
-    models = Models(settings.serving_folder, settings.max_instances, metrics, log, features)
-    service = Service(settings, guard, models, metrics)
+    admission = Admission(settings.max_body_bytes, settings.body_seconds, settings.max_concurrent, metrics)
+    lifecycle = RequestLifecycle(guard, admission, metrics, log, spans)
+    models = ModelManager(settings.serving_folder, settings.max_instances, metrics, log, features)
+    service = Service(settings, lifecycle, models, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with opened_log(settings, metrics.backlog) as writer:
-            metrics.log(writer)
+        with opened_log(settings, metrics.log.backlog) as writer:
+            metrics.log.follow(writer)
             service.predictor = Predictor(
                 writer, metrics, settings.challenger_seconds, settings.log_unavailable == "degrade"
             )
-            service.explainer = Explainer(service.admission.full)
+            service.explainer = Explainer(admission.full)
             service.labeller = Labeller(settings.prediction_log, writer, metrics)
             await asyncio.to_thread(models.refresh)
             following = [asyncio.create_task(one.follow()) for one in (models, guard)]
@@ -85,13 +88,8 @@ def create_app(
     app.state.service = service
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)
-    routes = add_routes(app, service) | add_inference_routes(app, service)
-
-    def telemetry(inner: ASGIApp) -> Telemetry:
-        service.front = Telemetry(inner, metrics, log, routes, service.hot, spans, settings.root_path)
-        return service.front
-
-    app.add_middleware(telemetry)
+    lifecycle.know_routes(add_routes(app, service) | add_inference_routes(app, service))
+    app.add_middleware(LifecycleMiddleware, lifecycle=lifecycle, root_path=settings.root_path)
     app.middleware_stack = app.build_middleware_stack()
     return app
 

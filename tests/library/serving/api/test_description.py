@@ -10,11 +10,11 @@ from pydantic import BaseModel, SecretStr
 
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.serving.schema.documents import Answers, Explanations, ModelInfo
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.inference_documents import BINARY, MODEL, InferResponse
 from flywheel_ml.serving.codecs.invocations import Invoked
+from flywheel_ml.serving.schema.documents import Answers, Explanations, ModelInfo
 
 
 @pytest.mark.parametrize(

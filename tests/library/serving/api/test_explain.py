@@ -21,9 +21,9 @@ from flywheel_ml.explanation.explanation import Explanation
 from flywheel_ml.flows.explaining import explain_logged
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.api import explaining
-from flywheel_ml.serving.schema.documents import Explanations
 from flywheel_ml.serving.api.explaining import MOST_WAITING
 from flywheel_ml.serving.app import create_app
+from flywheel_ml.serving.schema.documents import Explanations
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import broken
 from library.helpers.project import PROJECT

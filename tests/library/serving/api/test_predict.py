@@ -16,10 +16,10 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Contract, from_rows
 from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.serving.schema.documents import Answers
 from flywheel_ml.serving.errors.problems import MEDIA_TYPE, ProblemDocument
-from flywheel_ml.serving.prediction.block import LEAST_ROWS
-from flywheel_ml.serving.prediction.predict import INLINE_BYTES
+from flywheel_ml.serving.prediction.pipeline import MIN_BLOCK_ROWS
+from flywheel_ml.serving.prediction.predictor import INLINE_BYTES
+from flywheel_ml.serving.schema.documents import Answers
 from library.helpers.servers import Server, eventually
 
 Instance = dict[str, Any]
@@ -116,11 +116,11 @@ class TestAnswers:
     def test_a_large_request_of_few_rows_is_logged_row_by_row(
         self, server: Server, client: httpx.Client, example: Instance
     ) -> None:
-        body = json.dumps({"instances": [example] * (LEAST_ROWS - 1)}) + " " * INLINE_BYTES
+        body = json.dumps({"instances": [example] * (MIN_BLOCK_ROWS - 1)}) + " " * INLINE_BYTES
         answers = client.post("/predict", content=body, headers=JSON).json()["predictions"]
         with closing(sqlite3.connect(Path(server.log) / "serve-0.db")) as log:
             alone = {name for (name,) in log.execute("SELECT id FROM predictions")}
-        assert len(alone & {answer["id"] for answer in answers}) == LEAST_ROWS - 1
+        assert len(alone & {answer["id"] for answer in answers}) == MIN_BLOCK_ROWS - 1
 
 
 class TestRefusals:

@@ -14,7 +14,7 @@ from flywheel_ml.serving.auth.keys import SCOPES, Keyring, parse
 from flywheel_ml.serving.auth.security import Guard
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import logger
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.utils.errors import ConfigError
 
 DIGEST = hashlib.sha256(b"secret").hexdigest()

@@ -11,7 +11,7 @@ from flywheel_ml.serving.auth.rate import RateLimit
 from flywheel_ml.serving.auth.security import Guard
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import logger
-from flywheel_ml.serving.observability.series import MOST_NAMES, Metrics
+from flywheel_ml.serving.observability.metrics import MAX_KEY_NAMES, Metrics
 
 
 class Clock:
@@ -107,8 +107,8 @@ def test_keys_without_a_name_have_rates_of_their_own_and_one_series(clock: Clock
 
 def test_names_beyond_the_first_hundred_share_a_series() -> None:
     metrics = Metrics()
-    for name in range(MOST_NAMES + 50):
-        metrics.rate_limited(str(name))
+    for name in range(MAX_KEY_NAMES + 50):
+        metrics.http.rate_limited(str(name))
     counted = limited(metrics)
-    assert len(counted) == MOST_NAMES + 1
+    assert len(counted) == MAX_KEY_NAMES + 1
     assert counted["other"] == 50

@@ -93,7 +93,7 @@ def test_production_without_a_key_is_no_application(tmp_path: Path) -> None:
 
 def test_every_route_has_its_scope_or_is_open_on_purpose() -> None:
     app = create_app(Settings(_env_file=None))
-    paths = vars(app.state.service.front)["_routes"]
+    paths = vars(app.state.service.lifecycle)["_routes"]
     assert len(paths) >= 8
     roots = NEEDS.keys() | security.OPEN
     assert [path for path in paths if not any(path == root or path.startswith(f"{root}/") for root in roots)] == []

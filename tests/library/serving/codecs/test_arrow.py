@@ -21,9 +21,10 @@ from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.codecs import arrow
 from flywheel_ml.serving.codecs.arrow_columns import Checked
 from flywheel_ml.serving.errors.problems import MEDIA_TYPE, Problem, ProblemDocument
-from flywheel_ml.serving.models.live import Live, Models
+from flywheel_ml.serving.models.manager import ModelManager
+from flywheel_ml.serving.models.served_model import ServedModel
 from flywheel_ml.serving.observability.logs import logger
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.schema.row_reader import RowReader
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import rows, speakers
@@ -297,17 +298,19 @@ def test_a_body_beyond_the_limit_gets_413(client: httpx.Client) -> None:
 
 
 @pytest.fixture(scope="module")
-def live(server: Server) -> Live:
+def model(server: Server) -> ServedModel:
     """The server's model, in this process."""
-    models = Models(server.home / "serving", 200, Metrics(), logger())
+    models = ModelManager(server.home / "serving", 200, Metrics(), logger())
     models.refresh()
-    assert models.live is not None
-    return models.live
+    assert models.deployment is not None
+    return models.deployment.model
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_no_damaged_stream_is_more_than_a_refusal(live: Live, instances: list[Instance], data: st.DataObject) -> None:
+def test_no_damaged_stream_is_more_than_a_refusal(
+    model: ServedModel, instances: list[Instance], data: st.DataObject
+) -> None:
     table = table_of(instances[:5])
     coded = [column.dictionary_encode() if pa.types.is_string(column.type) else column for column in table.columns]
     tables = [table, pa.Table.from_arrays(coded, names=table.column_names)]
@@ -317,7 +320,7 @@ def test_no_damaged_stream_is_more_than_a_refusal(live: Live, instances: list[In
         extremes = st.sampled_from([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\x7f"])
         body[at : at + 4] = data.draw(extremes | st.binary(max_size=4))
     with suppress(Problem):
-        arrow.read(live, bytes(body), 100_000)
+        arrow.read(model, bytes(body), 100_000)
 
 
 def test_while_a_challenger_is_tried_each_row_is_logged_for_itself(
@@ -335,10 +338,10 @@ def test_while_a_challenger_is_tried_each_row_is_logged_for_itself(
 
 
 def test_without_pyarrow_the_refusal_says_what_to_install(
-    live: Live, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
+    model: ServedModel, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = stream(instances)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(Problem, match="install the extra 'arrow', or send JSON") as refused:
-        arrow.read(live, body, 100_000)
+        arrow.read(model, body, 100_000)
     assert refused.value.status == 415

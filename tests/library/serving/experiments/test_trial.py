@@ -23,13 +23,14 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.routing import Challenger, Ref, Shadow
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import SHADOW, Prediction, Reader
-from flywheel_ml.serving.schema.documents import Answers
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.invocations import Invoked
-from flywheel_ml.serving.experiments.trial import FAILURES, MOST_ROWS, NICE
-from flywheel_ml.serving.prediction.phases import twin
-from flywheel_ml.serving.prediction.predict import INLINE_BYTES
+from flywheel_ml.serving.experiments.circuit_breaker import MAX_FAILURES
+from flywheel_ml.serving.experiments.runner import MAX_ROWS, NICE
+from flywheel_ml.serving.prediction.pipeline import twin_id
+from flywheel_ml.serving.prediction.predictor import INLINE_BYTES
+from flywheel_ml.serving.schema.documents import Answers
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import broken, speakers
 from library.helpers.servers import InProcess, Server, eventually, workers
@@ -401,11 +402,11 @@ def test_a_shadow_is_logged_beside_each_answer_and_answers_nobody(site: Site, ex
     answers = [site.ask(example, example), site.ask(*[example] * 400)]
     ids = [row["id"] for answer in answers for row in answer["predictions"]]
     assert {(answer["variant"], answer["model_version"]) for answer in answers} == {("champion", "never")}
-    eventually(lambda: {twin(one) for one in ids} <= site.logged(SHADOW).keys())
+    eventually(lambda: {twin_id(one) for one in ids} <= site.logged(SHADOW).keys())
     answered, logged = site.logged(), site.logged(SHADOW)
     assert answered.keys().isdisjoint(logged)
     for one in ids:
-        mine, other = answered[one], logged[twin(one)]
+        mine, other = answered[one], logged[twin_id(one)]
         assert (other.inputs, other.entity_id, other.timestamp_us) == (mine.inputs, mine.entity_id, mine.timestamp_us)
         assert (other.variant, other.model_version, other.score) == (SHADOW, "always", mine.score)
         assert json.loads(other.output)["prediction"] is True
@@ -428,7 +429,7 @@ def test_a_broken_shadow_changes_no_answer(
 
     # A shadow that is behind is asked for several answers at once, so it is not known how many it takes.
     if fault == "slow":
-        assert not any(is_paused() for _ in range(2 * FAILURES))
+        assert not any(is_paused() for _ in range(2 * MAX_FAILURES))
     else:
         eventually(is_paused)
         assert site.metric("shadow_rows_dropped_total") > dropped
@@ -440,8 +441,8 @@ def test_what_a_shadow_cannot_keep_up_with_is_dropped_and_counted(
     dropped = site.metric("shadow_rows_dropped_total")
     site.begin(beside=shadow(faulty["slow"]))
     for _ in range(4):
-        assert len(site.ask(*[example] * (MOST_ROWS // 2))["predictions"]) == MOST_ROWS // 2
-    assert site.metric("shadow_rows_dropped_total") >= dropped + MOST_ROWS // 2
+        assert len(site.ask(*[example] * (MAX_ROWS // 2))["predictions"]) == MAX_ROWS // 2
+    assert site.metric("shadow_rows_dropped_total") >= dropped + MAX_ROWS // 2
     site.begin()
 
 

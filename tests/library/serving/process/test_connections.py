@@ -12,7 +12,7 @@ import pytest
 
 from flywheel_ml.serving.errors.problems import ProblemDocument
 from flywheel_ml.serving.observability.logs import logger
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.process import connections
 from flywheel_ml.serving.process.connections import ConnectionLimit
 from flywheel_ml.serving.process.protocol import Protocol

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from flywheel_ml.explanation.explanation import explain
-from flywheel_ml.serving.schema.documents import Explanations
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.models.live import Live
+from flywheel_ml.serving.models.served_model import ServedModel
+from flywheel_ml.serving.schema.documents import Explanations
 from flywheel_ml.utils.errors import NotExplainable
 
 MOST_WAITING = 2
@@ -27,7 +27,7 @@ class Explainer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="explanation")
         self._places = threading.BoundedSemaphore(1 + MOST_WAITING)
 
-    async def explain(self, live: Live, body: bytes) -> bytes:
+    async def explain(self, model: ServedModel, body: bytes) -> bytes:
         """The answer to a body; nothing of it is logged as a prediction.
 
         Raises:
@@ -35,7 +35,7 @@ class Explainer:
         """
         if not self._places.acquire(blocking=False):
             raise self._full()
-        work = self._pool.submit(_answer, live, body)
+        work = self._pool.submit(_answer, model, body)
         # The place is free once the work has ended, whether its caller is still there or not.
         work.add_done_callback(self._leave)
         return await asyncio.wrap_future(work)
@@ -48,16 +48,16 @@ class Explainer:
         self._places.release()
 
 
-def _answer(live: Live, body: bytes) -> bytes:
-    row = live.schema.row(body)
-    if live.is_prior:
+def _answer(model: ServedModel, body: bytes) -> bytes:
+    row = model.schema.row(body)
+    if model.is_prior:
         raise _not_explainable("no model can be used now, its prior gives every row the same answer")
     try:
-        found = explain(live.bundle, row)
+        found = explain(model.bundle, row)
     except NotExplainable as error:
         raise _not_explainable(str(error)) from None
     told = Explanations(
-        explanations=[found], model_version=live.ref.version, variant=live.variant, degraded=live.degraded
+        explanations=[found], model_version=model.ref.version, variant=model.variant, degraded=model.degraded
     )
     return told.model_dump_json().encode()
 

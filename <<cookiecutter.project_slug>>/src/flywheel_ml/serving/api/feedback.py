@@ -13,9 +13,9 @@ import filelock
 from flywheel_ml.core.contract import moment
 from flywheel_ml.prediction_log import Contradiction, Outcome, Reader, Unavailable, Writer, now_us
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.observability.series import Metrics
-from flywheel_ml.serving.observability.tracing import NOBODY, Origin
-from flywheel_ml.serving.prediction.predict import log_problem
+from flywheel_ml.serving.observability.metrics import Metrics
+from flywheel_ml.serving.observability.tracing import NO_REQUEST, RequestContext
+from flywheel_ml.serving.prediction.predictor import log_problem
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.files import canonical
 
@@ -43,7 +43,7 @@ class Labeller:
         # One after the other, and on no thread that anybody else needs: a database that freezes keeps it.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="labels")
 
-    async def accept(self, labels: Sequence[Mapping[str, Any]], origin: Origin = NOBODY) -> int:
+    async def accept(self, labels: Sequence[Mapping[str, Any]], origin: RequestContext = NO_REQUEST) -> int:
         """Commit labels; how many of them the log holds now.
 
         Args:
@@ -67,7 +67,7 @@ class Labeller:
         try:
             return await asyncio.wait_for(stored, LABEL_SECONDS)
         except TimeoutError:
-            self._metrics.log_failures.inc()
+            self._metrics.log.failures.inc()
             raise log_problem(ProjectError(f"labels waited longer than {LABEL_SECONDS:g} s"), origin) from None
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class Labeller:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._reader.close()
 
-    def _store(self, asked: Mapping[str, Outcome], origin: Origin) -> int:
+    def _store(self, asked: Mapping[str, Outcome], origin: RequestContext) -> int:
         try:
             with self._alone():
                 self._append_new(asked)
@@ -84,7 +84,7 @@ class Labeller:
         except Contradiction as error:  # Another server was quicker by a moment.
             raise _conflict(error.ids) from None
         except Exception as error:
-            self._metrics.log_failures.inc()
+            self._metrics.log.failures.inc()
             raise log_problem(error, origin) from None
         return len(asked)
 

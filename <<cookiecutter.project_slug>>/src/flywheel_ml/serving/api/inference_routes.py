@@ -7,7 +7,7 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from flywheel_ml.serving.api.openapi import ANY_ERRORS, KEYS, OPEN_ERRORS, UNAVAILABLE, UNKNOWN_MODEL, VERSION, problems
-from flywheel_ml.serving.api.routes import Hot, Reply, Service
+from flywheel_ml.serving.api.routes import BodyRoute, Reply, Service, received
 from flywheel_ml.serving.codecs.inference_documents import (
     BINARY,
     EXTENSIONS,
@@ -21,7 +21,7 @@ from flywheel_ml.serving.codecs.inference_documents import (
 )
 from flywheel_ml.serving.codecs.inference_v2 import Inference, header_length_of, metadata, require
 from flywheel_ml.serving.http.admission import JSON
-from flywheel_ml.serving.models.live import Live
+from flywheel_ml.serving.models.served_model import Deployment, ServedModel
 
 Name = Annotated[str, Path(description="the model's name, as GET /model tells it")]
 Version = Annotated[str, Path(description="the version in service")]
@@ -29,7 +29,7 @@ Version = Annotated[str, Path(description="the version in service")]
 
 def add_inference_routes(app: FastAPI, service: Service) -> frozenset[str]:
     """Give the app these routes; returns their paths."""
-    infer = Hot(service, _infer, (JSON, BINARY))
+    infer = BodyRoute(service, _infer, (JSON, BINARY))
     for path in (MODEL, VERSIONED):
         app.router.routes.append(Route(f"{path}/infer", infer, methods=["POST"]))
     app.include_router(_health(service))
@@ -38,14 +38,13 @@ def add_inference_routes(app: FastAPI, service: Service) -> frozenset[str]:
     return frozenset({"/v2", "/v2/health/live", "/v2/health/ready", *own})
 
 
-async def _infer(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
-    require(live, **scope["path_params"])
-    form = Inference(header_length_of(dict(scope["headers"])))
-    wish, origin = service.wish(scope), scope["state"]["origin"]
-    content = await service.predictor.predict(live, body, form, wish, origin)
-    if form.told_header_length is None:
+async def _infer(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:
+    require(deployment.model, **scope["path_params"])
+    codec = Inference(header_length_of(dict(scope["headers"])))
+    content = await service.predictor.predict(deployment, received(service, scope, body, codec))
+    if codec.told_header_length is None:
         return Reply(content)
-    return Reply(content, BINARY, ((b"inference-header-content-length", b"%d" % form.told_header_length),))
+    return Reply(content, BINARY, ((b"inference-header-content-length", b"%d" % codec.told_header_length),))
 
 
 def _health(service: Service) -> APIRouter:
@@ -66,7 +65,7 @@ def _health(service: Service) -> APIRouter:
 
 
 def _models(service: Service) -> APIRouter:
-    router = APIRouter(responses=problems(ANY_ERRORS), dependencies=[*KEYS, Depends(service.guard.require)])
+    router = APIRouter(responses=problems(ANY_ERRORS), dependencies=[*KEYS, Depends(service.lifecycle.guard.require)])
     found = problems(UNKNOWN_MODEL | UNAVAILABLE)
     described: dict[str, Any] = {"responses": found, "response_model_exclude_none": True}
 
@@ -74,10 +73,10 @@ def _models(service: Service) -> APIRouter:
     async def server_metadata() -> ServerMetadata:
         return ServerMetadata(name="predictions", version=VERSION, extensions=list(EXTENSIONS))
 
-    def required(name: str, version: str | None = None) -> Live:
-        live = service.live
-        require(live, name, version)
-        return live
+    def required(name: str, version: str | None = None) -> ServedModel:
+        model = service.deployment.model
+        require(model, name, version)
+        return model
 
     @router.get(MODEL, summary="What the model takes and tells, as tensors", **described)
     async def model_metadata(name: Name) -> ModelMetadata:

@@ -13,11 +13,11 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import TypeAdapter
 
-from flywheel_ml.serving.schema.documents import Accepted, Answers, Explanations
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.inference_documents import BINARY, MODEL, VERSIONED, InferRequest, InferResponse
 from flywheel_ml.serving.codecs.invocations import CSV, Invocation, Invoked
 from flywheel_ml.serving.errors.problems import MEDIA_TYPE, ProblemDocument
+from flywheel_ml.serving.schema.documents import Accepted, Answers, Explanations
 from flywheel_ml.serving.schema.request_schema import Schema
 
 VERSION = "1"

@@ -1,7 +1,7 @@
 """The routes: who may call, what is read, which status answers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -11,83 +11,71 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from flywheel_ml.core.routing import Challenger, Shadow
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.serving.schema.documents import Health, ModelInfo
 from flywheel_ml.serving.api.explaining import Explainer
 from flywheel_ml.serving.api.feedback import Labeller
 from flywheel_ml.serving.api.openapi import ANY_ERRORS, KEYS, OPEN_ERRORS, UNAVAILABLE, asset, describe, problems
-from flywheel_ml.serving.auth.security import Guard
 from flywheel_ml.serving.codecs import arrow
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.invocations import CSV, Invocations
+from flywheel_ml.serving.codecs.native import NATIVE
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.experiments.trial import Trial, Wish, wish_of
-from flywheel_ml.serving.http.admission import JSON, RETRY, Admission, media_type
-from flywheel_ml.serving.http.telemetry import Telemetry
-from flywheel_ml.serving.models.live import Live, Models
-from flywheel_ml.serving.observability.series import Metrics
-from flywheel_ml.serving.prediction.predict import UNLOGGED, Predictor, Unlogged
-from flywheel_ml.serving.process.connections import ConnectionLimit
+from flywheel_ml.serving.experiments.assignment import RoutingHints, hints_of
+from flywheel_ml.serving.http.admission import JSON, RETRY, media_type
+from flywheel_ml.serving.http.lifecycle import RequestLifecycle
+from flywheel_ml.serving.models.manager import ModelManager
+from flywheel_ml.serving.models.served_model import Deployment, Experiment
+from flywheel_ml.serving.observability.metrics import Metrics
+from flywheel_ml.serving.prediction.predictor import UNLOGGED, Predictor, Unlogged
+from flywheel_ml.serving.prediction.requests import Codec, PredictRequest
+from flywheel_ml.serving.schema.documents import Health, ModelInfo
 from flywheel_ml.serving.schema.request_schema import Schema
 
 
 class Service:
-    """What the routes work with; `predictor`, `explainer` and `labeller` are there once the app has started.
+    """What the routes work with; `predictor`, `explainer` and `labeller` are there once the app has started."""
 
-    `front` is the outermost part that every request has to pass; a server may hand it those for `hot` paths directly.
-    `connection_limit` is a server's, where there is one.
-    """
-
-    front: Telemetry
-    connection_limit: ConnectionLimit
     predictor: Predictor
     explainer: Explainer
     labeller: Labeller
 
-    def __init__(self, settings: Settings, guard: Guard, models: Models, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, lifecycle: RequestLifecycle, models: ModelManager, metrics: Metrics) -> None:
         self.settings = settings
-        self.guard = guard
+        self.lifecycle = lifecycle
         self.models = models
         self.metrics = metrics
-        self.admission = Admission(settings.max_body_bytes, settings.body_seconds, settings.max_concurrent, metrics)
-        self.hot: dict[str, ASGIApp] = {
-            "/predict": Hot(self, _predict, (JSON, ARROW)),
-            "/explain": Hot(self, _explain),
-            "/feedback": Hot(self, _feedback),
-            "/invocations": Hot(self, _invocations, (JSON, CSV)),
-        }
         self.draining = False
         self._described: tuple[Schema | None, dict[str, Any]] | None = None
 
     @property
-    def live(self) -> Live:
-        """The model that answers now.
+    def deployment(self) -> Deployment:
+        """What answers now.
 
         Raises:
-            Problem: 503 when there is none.
+            Problem: 503 when there is no model.
         """
-        if self.models.live is None:
+        if self.models.deployment is None:
             raise Problem(503, "no-model", "no model can be served now; the log says why", RETRY)
-        return self.models.live
+        return self.models.deployment
 
     def require_ready(self) -> None:
         """Whether traffic may be sent here; raises 503 if not."""
         if self.draining:
             raise Problem(503, "draining", "this server is shutting down", RETRY)
-        assert self.live
+        assert self.deployment
         if self.predictor.refusal is not None:
             raise self.predictor.refusal
 
-    def wish(self, scope: Scope) -> Wish:
-        """What a request's headers say of who answers it."""
-        return wish_of(dict(scope["headers"]), self.settings.variant_header)
+    def hints(self, headers: Mapping[bytes, bytes]) -> RoutingHints:
+        """What a request's headers say about which model answers it."""
+        return hints_of(headers, self.settings.variant_header)
 
     def description(self, app: FastAPI) -> dict[str, Any]:
         """The OpenAPI document, made once per model."""
-        schema = self.models.live.schema if self.models.live else None
+        schema = self.models.deployment.model.schema if self.models.deployment else None
         if self._described is None or self._described[0] is not schema:
             self._described = (schema, describe(app, schema, self.settings.root_path))
         return self._described[1]
@@ -96,12 +84,18 @@ class Service:
 def add_routes(app: FastAPI, service: Service) -> frozenset[str]:
     """Give the app its routes; returns their paths."""
     # The routes that take bodies stand outside FastAPI's own validation: their models change with the bundle.
-    for path, route in service.hot.items():
+    takers = {
+        "/predict": BodyRoute(service, _predict, (JSON, ARROW)),
+        "/explain": BodyRoute(service, _explain),
+        "/feedback": BodyRoute(service, _feedback),
+        "/invocations": BodyRoute(service, _invocations, (JSON, CSV)),
+    }
+    for path, route in takers.items():
         app.router.routes.append(Route(path, route, methods=["POST"]))
     app.include_router(_status(service))
     app.include_router(_for_developers(app, service))
     others = {"/model", "/healthz", "/readyz", "/ping", "/metrics", "/docs", "/openapi.json"}
-    return frozenset(others | service.hot.keys())
+    return frozenset(others | takers.keys())
 
 
 class Reply(NamedTuple):
@@ -112,10 +106,10 @@ class Reply(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-Answer = Callable[["Service", Live, Scope, bytes], Awaitable[Reply]]
+Answer = Callable[["Service", Deployment, Scope, bytes], Awaitable[Reply]]
 
 
-class Hot:
+class BodyRoute:
     """A route in ASGI itself: what frameworks add to a request costs more than a prediction.
 
     Args:
@@ -131,16 +125,12 @@ class Hot:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, if its key, the model and the limits allow."""
-        service = self._service
-        try:
-            service.guard.admit(scope["headers"], scope["path"])
-            live = service.live
-            body = await service.admission.body(scope, receive, self._kinds)
-            with service.admission.place():
-                content, kind, more = await self._answer(service, live, scope, body)
-        except Problem as problem:
-            await problem.response(scope["path"], scope["state"]["request_id"])(scope, receive, send)
-            return
+        service, lifecycle = self._service, self._service.lifecycle
+        lifecycle.authorise(scope["headers"], scope["path"])
+        deployment = service.deployment
+        body = await lifecycle.admission.body(scope, receive, self._kinds)
+        with lifecycle.admit():
+            content, kind, more = await self._answer(service, deployment, scope, body)
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(content)), *more]
         if isinstance(content, Unlogged):
             headers.append(UNLOGGED)
@@ -148,30 +138,35 @@ class Hot:
         await send({"type": "http.response.body", "body": content})
 
 
-async def _predict(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
-    wish = service.wish(scope)
+def received(service: Service, scope: Scope, body: bytes, codec: Codec) -> PredictRequest:
+    """The request of an ASGI scope."""
+    return PredictRequest.received(body, codec, service.hints(dict(scope["headers"])), scope["state"]["context"])
+
+
+async def _predict(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:
+    request = received(service, scope, body, NATIVE)
     if media_type(scope) != ARROW:
-        return Reply(await service.predictor.predict(live, body, wish=wish, origin=scope["state"]["origin"]))
+        return Reply(await service.predictor.predict(deployment, request))
     wants_arrow = ARROW.encode() in dict(scope["headers"]).get(b"accept", b"").lower()
-    limit, origin = service.settings.max_body_bytes, scope["state"]["origin"]
-    content = await arrow.predict(service.predictor, live, body, wants_arrow, limit, wish, origin)
+    limit = service.settings.max_body_bytes
+    content = await arrow.predict(service.predictor, deployment, request, wants_arrow, limit)
     return Reply(content, ARROW if wants_arrow else JSON)
 
 
-async def _explain(service: Service, live: Live, _: Scope, body: bytes) -> Reply:
-    return Reply(await service.explainer.explain(live, body))
+async def _explain(service: Service, deployment: Deployment, _: Scope, body: bytes) -> Reply:
+    return Reply(await service.explainer.explain(deployment.model, body))
 
 
-async def _feedback(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
-    accepted = await service.labeller.accept(live.schema.labels(body), scope["state"]["origin"])
-    service.metrics.labels.inc(accepted)
+async def _feedback(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:
+    labels = deployment.model.schema.labels(body)
+    accepted = await service.labeller.accept(labels, scope["state"]["context"])
+    service.metrics.predictions.labels.inc(accepted)
     return Reply(to_json({"accepted": accepted}))
 
 
-async def _invocations(service: Service, live: Live, scope: Scope, body: bytes) -> Reply:
-    form = Invocations(media_type(scope))
-    wish, origin = service.wish(scope), scope["state"]["origin"]
-    return Reply(await service.predictor.predict(live, body, form, wish, origin))
+async def _invocations(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:
+    request = received(service, scope, body, Invocations(media_type(scope)))
+    return Reply(await service.predictor.predict(deployment, request))
 
 
 def _status(service: Service) -> APIRouter:
@@ -181,10 +176,10 @@ def _status(service: Service) -> APIRouter:
         "/model",
         summary="The model that answers now",
         responses=problems(ANY_ERRORS | UNAVAILABLE),
-        dependencies=[*KEYS, Depends(service.guard.require)],
+        dependencies=[*KEYS, Depends(service.lifecycle.guard.require)],
     )
     async def model() -> ModelInfo:
-        return _info(service.live, service.models)
+        return _info(service.deployment, service.models)
 
     @router.get("/healthz", summary="Whether the process lives", responses=problems(OPEN_ERRORS))
     async def healthz() -> Health:
@@ -207,7 +202,7 @@ def _status(service: Service) -> APIRouter:
 
 
 def _for_developers(app: FastAPI, service: Service) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(service.guard.require_in_production)])
+    router = APIRouter(dependencies=[Depends(service.lifecycle.guard.require_in_production)])
     is_open = service.settings.environment != "production"
 
     @router.get(
@@ -247,44 +242,45 @@ def _for_developers(app: FastAPI, service: Service) -> APIRouter:
     return router
 
 
-def _info(live: Live, models: Models) -> ModelInfo:
-    manifest, asked, refused = live.bundle.manifest, live.routing, models.refused
+def _info(deployment: Deployment, models: ModelManager) -> ModelInfo:
+    model, asked, refused = deployment.model, deployment.routing, models.refused
+    manifest = model.bundle.manifest
     return ModelInfo.model_validate(
         {
             "name": manifest.name,
-            "version": live.ref.version,
-            "digest": live.ref.digest,
-            "variant": live.variant,
-            "degraded": live.degraded,
+            "version": model.ref.version,
+            "digest": model.ref.digest,
+            "variant": model.variant,
+            "degraded": model.degraded,
             "task": manifest.task,
             "target": manifest.target,
             "classes": list(manifest.classes),
             "threshold": manifest.threshold,
             "estimator": manifest.estimator,
             "metrics": manifest.metrics,
-            "loaded_at": live.loaded_at,
+            "loaded_at": model.loaded_at,
             "champion": asked.champion and asked.champion.model_dump(),
             "previous": asked.previous and asked.previous.model_dump(),
-            "challenger": asked.challenger and _experiment(asked.challenger, live.challenger, models),
-            "shadow": asked.shadow and _experiment(asked.shadow, live.shadow, models),
+            "challenger": asked.challenger and _experiment(asked.challenger, deployment.challenger, models),
+            "shadow": asked.shadow and _experiment(asked.shadow, deployment.shadow, models),
             "rollout_reason": asked.reason,
             "refused": refused and {"version": refused.version, "reason": refused.reason, "at": refused.at},
         }
     )
 
 
-def _experiment(asked: Challenger | Shadow, trial: Trial | None, models: Models) -> dict[str, Any]:
+def _experiment(asked: Challenger | Shadow, running: Experiment | None, models: ModelManager) -> dict[str, Any]:
     paused_at, reason, refused = None, None, models.refused
-    if trial is None:
+    if running is None:
         is_told = refused is not None and refused.version == asked.ref.version
         reason = refused.reason if refused and is_told else "it stands beside no other model than the champion"
-    elif trial.paused:
-        paused_at, reason = trial.paused
+    elif running.paused:
+        paused_at, reason = running.paused
     return {
         **asked.ref.model_dump(),
         "share": asked.share if isinstance(asked, Challenger) else None,
         "since": asked.since,
-        "state": "refused" if trial is None else "paused" if trial.paused else "running",
+        "state": "refused" if running is None else "paused" if running.paused else "running",
         "paused_at": paused_at,
         "reason": reason,
     }

@@ -13,7 +13,7 @@ from flywheel_ml.serving.auth.keys import ADMIN, FEEDBACK, METRICS, PREDICT, Key
 from flywheel_ml.serving.auth.rate import RateLimit
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import explained
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.utils.errors import ConfigError
 from flywheel_ml.utils.file_watcher import Stamp, follow, stamp
 
@@ -78,7 +78,7 @@ class Guard:
         # What changed while it was read is read again at the next look.
         self._seen = seen if seen == self._stamp() else None
         if refused and refused != self._refused:
-            self._metrics.keys_refused.inc()
+            self._metrics.http.keys_refused.inc()
             self._log.error("api_keys_refused", reason=refused)
         self._refused = refused
 
@@ -128,7 +128,7 @@ class Guard:
 
     def _spend(self, limit: RateLimit, owner: str | bytes, label: str) -> None:
         if seconds := limit.wait(owner):
-            self._metrics.rate_limited(label)
+            self._metrics.http.rate_limited(label)
             raise Problem(
                 429,
                 "rate-limited",

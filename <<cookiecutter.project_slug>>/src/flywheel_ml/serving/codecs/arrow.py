@@ -4,7 +4,6 @@ Its rows are logged as one block of columns too, in the transaction before the a
 more than all the rest. While another model is tried, rows go one by one through the batch like any others.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,19 +13,18 @@ from pydantic_core import from_json
 from flywheel_ml.core.contract import as_array
 from flywheel_ml.core.parsing.columnar import array_of
 from flywheel_ml.core.parsing.rules import REQUIRED
-from flywheel_ml.prediction_log import Prediction, block_ids, blocks
+from flywheel_ml.prediction_log import block_ids, blocks
 from flywheel_ml.serving.codecs.arrow_columns import Checked
 from flywheel_ml.serving.codecs.ipc import inspect
+from flywheel_ml.serving.codecs.native import NATIVE
 from flywheel_ml.serving.codecs.tabular import none_twice, not_too_many, refused
 from flywheel_ml.serving.errors import faults
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.experiments.trial import NO_WISH, Wish
-from flywheel_ml.serving.models.live import Live
-from flywheel_ml.serving.observability.series import Laps
-from flywheel_ml.serving.observability.tracing import NOBODY, Origin
-from flywheel_ml.serving.prediction import block, parallel
-from flywheel_ml.serving.prediction.phases import OWN, Work, answer, are_of_several, named, outputs, with_id
-from flywheel_ml.serving.prediction.predict import Predictor
+from flywheel_ml.serving.models.served_model import Deployment, ServedModel
+from flywheel_ml.serving.observability.phase_timer import PhaseTimer
+from flywheel_ml.serving.prediction.pipeline import can_log_blocks, log_block, score
+from flywheel_ml.serving.prediction.predictor import Predictor
+from flywheel_ml.serving.prediction.requests import Completed, PredictRequest, Results
 
 ARROW = "application/vnd.apache.arrow.stream"
 
@@ -39,42 +37,34 @@ class Table(NamedTuple):
 
 
 async def predict(
-    predictor: Predictor,
-    live: Live,
-    body: bytes,
-    wants_arrow: bool,
-    limit: int,
-    wish: Wish = NO_WISH,
-    origin: Origin = NOBODY,
+    predictor: Predictor, deployment: Deployment, request: PredictRequest, wants_arrow: bool, limit: int
 ) -> bytes:
-    """The answer to a body, in Arrow or in JSON, after its rows were committed.
+    """The response to an IPC stream, in Arrow or in JSON, after its rows were committed.
 
     Args:
         predictor: scores and logs.
-        live: the model.
-        body: an IPC stream, not compressed.
+        deployment: the model that answers, and experiments.
+        request: its body is an IPC stream, not compressed.
         wants_arrow: which of the two.
         limit: most bytes that texts may take up once dictionaries are resolved.
-        wish: what the request's headers say of who answers it.
-        origin: who it is.
 
     Raises:
         Problem: 400, 413, 415 or 422 for the body, 415 if pyarrow is not installed, 503 when the log takes nothing.
     """
-    since = time.perf_counter()
-    if block.is_for(live):
+    model = deployment.model
+    if can_log_blocks(deployment):
         try:
-            return await predictor.alone(
-                live, lambda laps: _work(live, read(live, body, limit), wants_arrow, since, laps), since, origin
+            return await predictor.predict_alone(
+                deployment, request, lambda timer: _complete(model, request, wants_arrow, limit, timer)
             )
         except Exception as error:
             # That the model failed, or has no number for some row, is the batch's to deal with.
             if isinstance(error, Problem):
                 raise
-    return await predictor.predict(live, body, _ByRow(wants_arrow, limit), wish, origin)
+    return await predictor.predict(deployment, request._replace(codec=_RowCodec(wants_arrow, limit)))
 
 
-def read(live: Live, body: bytes, limit: int) -> Table:
+def read(model: ServedModel, body: bytes, limit: int) -> Table:
     """The rows of a body, checked by the contract; raises as `predict`."""
     try:
         import pyarrow as pa
@@ -83,9 +73,9 @@ def read(live: Live, body: bytes, limit: int) -> Table:
         raise Problem(415, "unsupported-media-type", told) from None
     # Its own one keeps some 10 MB more.
     pa.set_memory_pool(pa.system_memory_pool())
-    contract = live.bundle.contract
+    contract = model.bundle.contract
     try:
-        not_too_many(inspect(body), "instances", live.schema)
+        not_too_many(inspect(body), "instances", model.schema)
         table = pa.ipc.open_stream(body, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -93,7 +83,7 @@ def read(live: Live, body: bytes, limit: int) -> Table:
     if table.num_rows == 0:
         raise refused("instances", "must have at least 1 row")
     none_twice(table.column_names)
-    reader = live.schema.reader
+    reader = model.schema.reader
     named = reader.names(table.column_names)
     absent = [column for column in contract.inputs if column.name not in named]
     if required := [column.name for column in absent if column.name in reader.required]:
@@ -109,58 +99,61 @@ def read(live: Live, body: bytes, limit: int) -> Table:
     )
 
 
-def _work(live: Live, table: Table, wants_arrow: bool, since: float, laps: Laps) -> Work:
-    laps.lap("check")
-    predictions = live.bundle.decide(parallel.run(live.bundle, live.bundle.encode(table.columns)))
-    laps.lap("score")
+def _complete(
+    model: ServedModel, request: PredictRequest, wants_arrow: bool, limit: int, timer: PhaseTimer
+) -> Completed:
+    table = read(model, request.body, limit)
+    timer.lap("check")
+    predictions = score(model, model.bundle.encode(table.columns))
+    timer.lap("score")
     ids = block_ids(len(predictions.values))
-    told = _told(live, ids, predictions.values, predictions.output, live.degraded)
+    told = _told(model, ids, predictions.values, predictions.output, model.degraded)
     scored = told.drop_columns("id").append_column("score", array_of(predictions.scores))
     asked, answered = (blocks.pack(part, blocks.COMPRESSION) for part in (table.inputs, scored))
-    one = block.made(live, ids, asked, answered, since)
-    content = blocks.pack(told) if wants_arrow else answer(live, map(with_id, ids, outputs(live, predictions)))
-    laps.lap("write")
-    return Work([one], content, named(live, predictions))
+    block = log_block(model, ids, asked, answered, request.received_at)
+    content = blocks.pack(told) if wants_arrow else NATIVE.encode(model, Results(ids, model.texts.write(predictions)))
+    timer.lap("write")
+    return Completed([block], content, model.texts.classes(predictions))
 
 
-def _told(live: Live, ids: Sequence[str], values: np.ndarray, output: np.ndarray, degraded: bool) -> Any:
+def _told(model: ServedModel, ids: Sequence[str], values: np.ndarray, output: np.ndarray, degraded: bool) -> Any:
     """What a request is told, as a `pyarrow.Table`: arrays as `Predictions` has them; the schema says who answered."""
     import pyarrow as pa
 
-    if live.class_names:
+    if model.texts.class_names:
         each = [array_of(probabilities) for probabilities in output.T]
-        beside = {"probabilities": pa.StructArray.from_arrays(each, live.class_names)}
+        beside = {"probabilities": pa.StructArray.from_arrays(each, model.texts.class_names)}
     else:
         beside = {"interval": pa.FixedSizeListArray.from_arrays(array_of(output[:, 1:].ravel()), 2)}
-    facts = {"model_version": live.ref.version, "variant": live.variant, "degraded": str(degraded).lower()}
+    facts = {"model_version": model.ref.version, "variant": model.variant, "degraded": str(degraded).lower()}
     names = array_of(np.array(ids, dtype=object))
     return pa.table({"id": names, "prediction": array_of(values), **beside}).replace_schema_metadata(facts)
 
 
-class _ByRow:
-    """The `Form` of a request whose rows may be answered by different models."""
+class _RowCodec:
+    """The `Codec` of a request whose rows may be answered by different models."""
 
     def __init__(self, wants_arrow: bool, limit: int) -> None:
         self._wants_arrow = wants_arrow
         self._limit = limit
 
-    def read(self, live: Live, body: bytes) -> list[dict[str, Any]]:
-        return blocks.plain(read(live, body, self._limit).inputs)
+    def decode(self, model: ServedModel, body: bytes) -> list[dict[str, Any]]:
+        return blocks.plain(read(model, body, self._limit).inputs)
 
-    def write(self, live: Live, logged: Sequence[Prediction]) -> bytes:
+    def encode(self, model: ServedModel, results: Results) -> bytes:
+        """Columns, or the API's own JSON."""
         if not self._wants_arrow:
-            return OWN.write(live, logged)
-        told = from_json(f"[{','.join(row.output for row in logged)}]")
+            return NATIVE.encode(model, results)
+        told = from_json(f"[{','.join(results.outputs)}]")
         texts = isinstance(told[0]["prediction"], str)
         values = np.array([one["prediction"] for one in told], dtype=object if texts else None)
-        if live.class_names:
+        if model.texts.class_names:
             output = np.array([list(one["probabilities"].values()) for one in told])
         else:
             output = np.array([[one["prediction"], *one["interval"]] for one in told])
-        table = _told(live, [row.id for row in logged], values, output, any(row.degraded for row in logged))
-        if are_of_several(logged):
-            for name in ("model_version", "variant"):
-                table = table.append_column(
-                    name, array_of(np.array([getattr(row, name) for row in logged], dtype=object))
-                )
+        table = _told(model, results.ids, values, output, results.degraded(model))
+        if results.is_mixed:
+            versions, variants = zip(*((one.ref.version, one.variant) for one in results.models), strict=True)
+            for name, column in (("model_version", versions), ("variant", variants)):
+                table = table.append_column(name, array_of(np.array(column, dtype=object)))
         return blocks.pack(table)

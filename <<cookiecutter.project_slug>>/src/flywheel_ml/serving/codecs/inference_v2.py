@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from flywheel_ml.core.contract import MISSING, Column
-from flywheel_ml.prediction_log import Prediction
 from flywheel_ml.serving.codecs.inference_documents import (
     CONTENT_TYPE,
     HEADER_LENGTH,
@@ -30,8 +29,8 @@ from flywheel_ml.serving.codecs.inference_documents import (
 from flywheel_ml.serving.codecs.tabular import none_twice, not_too_many, refused, rows_of
 from flywheel_ml.serving.errors import faults
 from flywheel_ml.serving.errors.problems import Problem, shortened
-from flywheel_ml.serving.models.live import Live
-from flywheel_ml.serving.prediction.phases import are_of_several
+from flywheel_ml.serving.models.served_model import ServedModel
+from flywheel_ml.serving.prediction.requests import Results
 from flywheel_ml.utils.strict import nearest
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -50,26 +49,26 @@ _BY: dict[str, tuple[Datatype, int]] = {"model_version": ("BYTES", 0), "variant"
 """Outputs that say which model answered each row: where that is asked for, and where it was not always the same."""
 
 
-def require(live: Live, name: str, version: str | None = None) -> None:
+def require(model: ServedModel, name: str, version: str | None = None) -> None:
     """Whether this is the model that is asked for.
 
     Raises:
         Problem: 404.
     """
-    own = live.bundle.manifest.name
+    own = model.bundle.manifest.name
     if name != own:
         raise Problem(404, "unknown-model", f"there is no model '{shortened(name, 100)}' here; there is '{own}'")
-    if version is not None and version != live.ref.version:
-        told = f"'{own}' has no version '{shortened(version, 100)}' in service; it has '{live.ref.version}'"
+    if version is not None and version != model.ref.version:
+        told = f"'{own}' has no version '{shortened(version, 100)}' in service; it has '{model.ref.version}'"
         raise Problem(404, "unknown-model", told)
 
 
-def metadata(live: Live) -> ModelMetadata:
+def metadata(model: ServedModel) -> ModelMetadata:
     """The model in the protocol's terms."""
-    reader = live.schema.reader
+    reader = model.schema.reader
     return ModelMetadata(
-        name=live.bundle.manifest.name,
-        versions=[live.ref.version],
+        name=model.bundle.manifest.name,
+        versions=[model.ref.version],
         platform="onnxruntime_onnx",
         inputs=[
             TensorMetadata(
@@ -85,21 +84,21 @@ def metadata(live: Live) -> ModelMetadata:
                 name=name,
                 datatype=datatype,
                 shape=[-1, *([width] if width else [])],
-                parameters={"classes": live.class_names} if name == "probabilities" else None,
+                parameters={"classes": model.texts.class_names} if name == "probabilities" else None,
             )
-            for name, (datatype, width) in (_outputs(live) | _BY).items()
+            for name, (datatype, width) in (_outputs(model) | _BY).items()
         ],
     )
 
 
 class Inference:
-    """The `Form` of one request.
+    """The `Codec` of one request.
 
     Args:
         header_length: bytes of the request's JSON, where tensors follow it.
 
     Attributes:
-        told_header_length: the same of the answer, after `write`.
+        told_header_length: the same of the answer, after `encode`.
     """
 
     def __init__(self, header_length: int | None) -> None:
@@ -107,7 +106,7 @@ class Inference:
         self._header_length = header_length
         self._request: InferRequest
 
-    def read(self, live: Live, body: bytes) -> list[dict[str, Any]]:
+    def decode(self, model: ServedModel, body: bytes) -> list[dict[str, Any]]:
         """The rows of a body; raises 400 where it cannot be read, 422 naming the tensor where that does not fit."""
         head = body[: self._header_length]
         if self._header_length is not None and len(head) < self._header_length:
@@ -118,14 +117,14 @@ class Inference:
         _require_content_type(CONTENT_TYPE, self._request.parameters, ("pd", "np", *(["str"] if is_text else [])))
         none_twice([tensor.name for tensor in tensors])
         columns: dict[str, list[Any]] = {}
-        reader, at, rows = live.schema.reader, len(head), tensors[0].shape[0]
+        reader, at, rows = model.schema.reader, len(head), tensors[0].shape[0]
         for tensor in tensors:
             try:
                 name = reader.field(tensor.name).name
             except ValueError as error:
                 raise refused(tensor.name, str(error)) from None
             _fits(tensor, reader.columns.get(name), rows)
-            not_too_many(rows, tensor.name, live.schema)
+            not_too_many(rows, tensor.name, model.schema)
             if (size := tensor.parameters.get("binary_data_size")) is None:
                 values = _from_list(tensor)
             else:
@@ -136,26 +135,27 @@ class Inference:
             columns[tensor.name] = [None if value == MISSING else value for value in values]
         if at != len(body):
             raise refused(None, f"{len(body) - at} bytes follow the request's last tensor")
-        self._wanted(live)
-        return live.schema.checked(rows_of(columns))
+        self._wanted(model)
+        return model.schema.checked(rows_of(columns))
 
-    def write(self, live: Live, logged: Sequence[Prediction]) -> bytes:
+    def encode(self, model: ServedModel, results: Results) -> bytes:
         """The outputs that were asked for, each as its own request wants it."""
-        told = from_json(f"[{','.join(row.output for row in logged)}]")
+        told = from_json(f"[{','.join(results.outputs)}]")
+        models = results.by_row(model)
         found = {
             "prediction": [one["prediction"] for one in told],
             "probabilities": [value for one in told for value in one.get("probabilities", {}).values()],
             "interval": [end for one in told for end in one.get("interval", ())],
-            "id": [row.id for row in logged],
-            "model_version": [row.model_version for row in logged],
-            "variant": [row.variant for row in logged],
+            "id": results.ids,
+            "model_version": [one.ref.version for one in models],
+            "variant": [one.variant for one in models],
         }
         outputs: list[dict[str, Any]] = []
         buffers: list[bytes] = []
-        kinds = _outputs(live) | _BY
-        for name, is_binary in self._wanted(live, are_of_several(logged)).items():
+        kinds = _outputs(model) | _BY
+        for name, is_binary in self._wanted(model, results.is_mixed).items():
             datatype, width = kinds[name]
-            told_of = {"name": name, "datatype": datatype, "shape": [len(logged), *([width] if width else [])]}
+            told_of = {"name": name, "datatype": datatype, "shape": [len(results.ids), *([width] if width else [])]}
             if is_binary:
                 buffers.append(_to_bytes(found[name], datatype))
                 outputs.append({**told_of, "parameters": {"binary_data_size": len(buffers[-1])}})
@@ -163,24 +163,24 @@ class Inference:
                 outputs.append({**told_of, "data": found[name]})
         head = to_json(
             {
-                "model_name": live.bundle.manifest.name,
-                "model_version": live.ref.version,
+                "model_name": model.bundle.manifest.name,
+                "model_version": model.ref.version,
                 **({"id": self._request.id} if self._request.id is not None else {}),
-                "parameters": {"variant": live.variant, "degraded": any(row.degraded for row in logged)},
+                "parameters": {"variant": model.variant, "degraded": results.degraded(model)},
                 "outputs": outputs,
             }
         )
         self.told_header_length = len(head) if buffers else None
         return b"".join((head, *buffers))
 
-    def _wanted(self, live: Live, is_of_several: bool = False) -> dict[str, bool]:
+    def _wanted(self, model: ServedModel, is_of_several: bool = False) -> dict[str, bool]:
         """Name of each output that is wanted → whether in binary form."""
         request = self._request
         usual = request.parameters.get("binary_data_output") is True
         own = dict.fromkeys(_BY, usual) if is_of_several else {}
         if not request.outputs:
-            return dict.fromkeys(_outputs(live), usual) | own
-        known = _outputs(live) | _BY
+            return dict.fromkeys(_outputs(model), usual) | own
+        known = _outputs(model) | _BY
         for output in request.outputs:
             if output.name not in known:
                 raise refused(output.name, f"unknown output; {nearest(output.name, list(known))}")
@@ -336,9 +336,9 @@ def _datatype(column: Column) -> Datatype:
     return "INT64" if column.type == "integer" else "BOOL"
 
 
-def _outputs(live: Live) -> dict[str, tuple[Datatype, int]]:
+def _outputs(model: ServedModel) -> dict[str, tuple[Datatype, int]]:
     """Name → datatype, and how many numbers a row has (0: a plain column)."""
-    target, classes = live.bundle.contract.target, live.bundle.manifest.classes
+    target, classes = model.bundle.contract.target, model.bundle.manifest.classes
     if not classes:
         return {"prediction": ("FP64", 0), "interval": ("FP64", 2), "id": ("BYTES", 0)}
     kinds: dict[str, Datatype] = {"boolean": "BOOL", "integer": "INT64", "string": "BYTES"}

@@ -2,18 +2,17 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json, to_json
 
 from flywheel_ml.core.contract import Label
-from flywheel_ml.prediction_log import Prediction
 from flywheel_ml.serving.codecs.tabular import none_twice, not_too_many, refused, rows_of
 from flywheel_ml.serving.errors import faults
-from flywheel_ml.serving.models.live import Live
-from flywheel_ml.serving.prediction.phases import are_of_several
+from flywheel_ml.serving.models.served_model import ServedModel
+from flywheel_ml.serving.prediction.requests import Results
 from flywheel_ml.serving.schema.documents import Variant
 from flywheel_ml.utils.strict import nearest
 
@@ -63,7 +62,7 @@ class Invoked(BaseModel):
 
 
 class Invocations:
-    """The `Form` of one request.
+    """The `Codec` of one request.
 
     Args:
         kind: the media type of its body.
@@ -72,28 +71,30 @@ class Invocations:
     def __init__(self, kind: str) -> None:
         self._is_csv = kind == CSV
 
-    def read(self, live: Live, body: bytes) -> Rows:
+    def decode(self, model: ServedModel, body: bytes) -> Rows:
         """The rows of a body; raises 400 where it cannot be read, 422 where it breaks the contract."""
-        return live.schema.checked((_from_csv if self._is_csv else _from_json)(live, body))
+        return model.schema.checked((_from_csv if self._is_csv else _from_json)(model, body))
 
-    def write(self, live: Live, logged: Sequence[Prediction]) -> bytes:
-        """Only what MLflow's server would tell, and which rows of the log these are."""
-        told = from_json(f"[{','.join(row.output for row in logged)}]")
-        versions, variants = [row.model_version for row in logged], [row.variant for row in logged]
-        each = {"model_versions": versions, "variants": variants} if are_of_several(logged) else {}
+    def encode(self, model: ServedModel, results: Results) -> bytes:
+        """What MLflow's own server would return, and the ids of the predictions."""
+        told = from_json(f"[{','.join(results.outputs)}]")
+        each = {}
+        if results.is_mixed:
+            each["model_versions"] = [one.ref.version for one in results.models]
+            each["variants"] = [one.variant for one in results.models]
         return to_json(
             {
                 "predictions": [one["prediction"] for one in told],
-                "ids": [row.id for row in logged],
-                "model_version": live.ref.version,
-                "variant": live.variant,
-                "degraded": any(row.degraded for row in logged),
+                "ids": results.ids,
+                "model_version": model.ref.version,
+                "variant": model.variant,
+                "degraded": results.degraded(model),
                 **each,
             }
         )
 
 
-def _from_json(live: Live, body: bytes) -> list[Any]:
+def _from_json(model: ServedModel, body: bytes) -> list[Any]:
     try:
         content = from_json(body)
     except ValueError as error:
@@ -107,12 +108,12 @@ def _from_json(live: Live, body: bytes) -> list[Any]:
     if len(content) != 1:
         raise refused(None, f"must have exactly one of {', '.join(_READ)}", value=content)
     ((name, table),) = content.items()
-    rows = _READ[name](name, table, live)
-    not_too_many(len(rows), name, live.schema)
+    rows = _READ[name](name, table, model)
+    not_too_many(len(rows), name, model.schema)
     return rows
 
 
-def _split(name: str, table: Any, live: Live) -> Rows:
+def _split(name: str, table: Any, model: ServedModel) -> Rows:
     if not isinstance(table, dict) or not {"columns", "data"} <= table.keys() <= {"columns", "data", "index"}:
         raise refused(name, "must be an object of columns, data and, if you like, index", value=table)
     columns, data = table["columns"], table["data"]
@@ -121,22 +122,22 @@ def _split(name: str, table: Any, live: Live) -> Rows:
     none_twice(columns)
     if not isinstance(data, list):
         raise refused(name, "data must be a list of rows", value=data)
-    not_too_many(len(data), name, live.schema)
+    not_too_many(len(data), name, model.schema)
     for at, row in enumerate(data):
         if not isinstance(row, list) or len(row) != len(columns):
             raise refused(name, f"must have one value for each of the {len(columns)} columns", at, value=row)
     return [dict(zip(columns, row, strict=True)) for row in data]
 
 
-def _records(name: str, table: Any, _: Live) -> list[Any]:
+def _records(name: str, table: Any, _: ServedModel) -> list[Any]:
     if not isinstance(table, list):
         raise refused(name, "must be a list of rows, each an object", value=table)
     return table
 
 
-def _rows_or_columns(name: str, table: Any, live: Live) -> list[Any]:
+def _rows_or_columns(name: str, table: Any, model: ServedModel) -> list[Any]:
     if not isinstance(table, dict):
-        return _records(name, table, live)
+        return _records(name, table, model)
     if name == "inputs" and table and not any(isinstance(column, list) for column in table.values()):
         return [table]
     for column, values in table.items():
@@ -146,11 +147,11 @@ def _rows_or_columns(name: str, table: Any, live: Live) -> list[Any]:
     if len(lengths) > 1:
         short = min(table, key=lambda column: len(table[column]))
         raise refused(short, f"has {min(lengths)} values where another column has {max(lengths)}")
-    not_too_many(max(lengths, default=0), name, live.schema)
+    not_too_many(max(lengths, default=0), name, model.schema)
     return rows_of(table)
 
 
-_READ: dict[str, Callable[[str, Any, Live], list[Any]]] = {
+_READ: dict[str, Callable[[str, Any, ServedModel], list[Any]]] = {
     "dataframe_split": _split,
     "dataframe_records": _records,
     "instances": _rows_or_columns,
@@ -158,9 +159,9 @@ _READ: dict[str, Callable[[str, Any, Live], list[Any]]] = {
 }
 
 
-def _from_csv(live: Live, body: bytes) -> Rows:
+def _from_csv(model: ServedModel, body: bytes) -> Rows:
     try:
-        lines = list(_capped(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True), live))
+        lines = list(_capped(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True), model))
     except (UnicodeDecodeError, csv.Error) as error:
         raise faults.malformed("csv", error) from None
     names, lines = (lines[0], lines[1:]) if lines else ([], [])
@@ -171,8 +172,8 @@ def _from_csv(live: Live, body: bytes) -> Rows:
     return [dict(zip(names, line, strict=True)) for line in lines]
 
 
-def _capped(lines: Iterable[list[str]], live: Live) -> Iterator[list[str]]:
+def _capped(lines: Iterable[list[str]], model: ServedModel) -> Iterator[list[str]]:
     """Lines that are not empty; raises 422 once there are too many."""
     for at, line in enumerate(line for line in lines if line):
-        not_too_many(at, "instances", live.schema)
+        not_too_many(at, "instances", model.schema)
         yield line

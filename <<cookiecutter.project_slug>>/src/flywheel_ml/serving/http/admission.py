@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 
 JSON = "application/json"
 RETRY = {"Retry-After": "1"}
@@ -127,5 +127,5 @@ class Admission:
 
     def full(self) -> Problem:
         """What those are told that there is no room for."""
-        self._metrics.turned_away.inc()
+        self._metrics.http.turned_away.inc()
         return Problem(503, "overloaded", "more requests came than can be answered in time; try again", RETRY)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.utils.errors import ConfigError
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -52,7 +52,7 @@ class Trace:
         """How long the phases of its batch took, once it was scored."""
 
 
-class Origin(NamedTuple):
+class RequestContext(NamedTuple):
     """By what a request is known in log lines."""
 
     request_id: str
@@ -66,7 +66,7 @@ class Origin(NamedTuple):
         return {"request_id": self.request_id, "trace_id": self.trace.trace_id, "span_id": self.trace.span_id}
 
 
-NOBODY = Origin("")
+NO_REQUEST = RequestContext("")
 FIELDS = ("request_id", "trace_id", "span_id")
 
 
@@ -79,7 +79,7 @@ class Parent(NamedTuple):
     state: Sequence[str]
 
 
-def origin_of(headers: Headers, spans: "Spans | None" = None, new_id: str = "") -> Origin:
+def context_of(headers: Headers, spans: "Spans | None" = None, new_id: str = "") -> RequestContext:
     """The id that a request's sender gave it, if that is a sane one, or a new one; and its trace, if it has one.
 
     Args:
@@ -100,7 +100,7 @@ def origin_of(headers: Headers, spans: "Spans | None" = None, new_id: str = "") 
         trace = spans.begin(parent)
     elif parent is not None:
         trace = Trace(parent.trace_id, secrets.token_hex(8))
-    return Origin(request_id or new_id or secrets.token_hex(16), trace)
+    return RequestContext(request_id or new_id or secrets.token_hex(16), trace)
 
 
 def parent_of(headers: Headers) -> Parent | None:
@@ -194,15 +194,15 @@ class Spans:
         own = span.get_span_context()
         return Trace(api.format_trace_id(own.trace_id), api.format_span_id(own.span_id), span)
 
-    def end(self, origin: Origin, route: str, method: str, status: int) -> None:
+    def end(self, context: RequestContext, route: str, method: str, status: int) -> None:
         """It was answered; attributes are named by OpenTelemetry's conventions, and hold nothing of what it brought."""
-        trace = origin.trace
+        trace = context.trace
         if trace is None or not trace.span.is_recording():
             return
         told: dict[str, Any] = {
             "http.request.method": method if method != "other" else "_OTHER",
             "http.response.status_code": status,
-            "http.response.header.x-request-id": [origin.request_id],
+            "http.response.header.x-request-id": [context.request_id],
             "url.scheme": "http",
         }
         if route != "other":
@@ -219,7 +219,7 @@ class Spans:
             has_room = self._waiting < self._room
             self._waiting += has_room
         if not has_room:  # The queue drops one in silence.
-            self._metrics.spans_lost.inc()
+            self._metrics.http.spans_lost.inc()
         trace.span.end()
 
     def _taken(self, spans: int) -> None:
@@ -250,7 +250,7 @@ def _exporter(taken: Callable[[int], None], metrics: Metrics, log: structlog.typ
             result = super().export(spans)
             has_failed = result is not SpanExportResult.SUCCESS
             if has_failed:
-                metrics.spans_lost.inc(len(spans))
+                metrics.http.spans_lost.inc(len(spans))
             if has_failed != self._is_failing:
                 self._is_failing = has_failed
                 if has_failed:

@@ -8,66 +8,69 @@ from itertools import groupby
 from typing import NamedTuple
 
 from flywheel_ml.prediction_log import Row
-from flywheel_ml.serving.models.live import Live
-from flywheel_ml.serving.observability.series import Laps
-from flywheel_ml.serving.prediction.phases import Asked, Work, work
+from flywheel_ml.serving.models.served_model import Deployment
+from flywheel_ml.serving.observability.phase_timer import PhaseTimer
+from flywheel_ml.serving.prediction.pipeline import complete
+from flywheel_ml.serving.prediction.requests import Completed, PredictRequest
 
-Done = Callable[[bytes | Exception], None]
+Respond = Callable[[bytes | Exception], None]
 
 
 class Waiting(NamedTuple):
-    """A request that waits for its answer from a model; `done` is called with it, or with the error."""
+    """A request that waits for its response from a deployment; `callback` is called with it, or with the error."""
 
-    live: Live
-    asked: Asked
-    done: Done
+    deployment: Deployment
+    request: PredictRequest
+    callback: Respond
 
-    def tell(self, found: bytes | Exception) -> None:
-        """Whatever is wrong with one connection, the others are told too, and the next batch comes."""
+    def respond(self, found: bytes | Exception) -> None:
+        """Whatever is wrong with one connection, the others get their response too, and the next batch comes."""
         try:
-            self.done(found)
+            self.callback(found)
         except Exception:
-            logging.getLogger(__name__).exception("an answer could not be handed on", extra=self.asked.origin.fields)
+            fields = self.request.context.fields
+            logging.getLogger(__name__).exception("a response could not be handed on", extra=fields)
 
 
 class Batch(NamedTuple):
-    """Requests for one model, and what they came to."""
+    """Requests for one deployment, completed."""
 
-    live: Live
+    deployment: Deployment
     waiting: list[Waiting]
-    works: list[Work]
+    completed: list[Completed]
 
     @property
     def rows(self) -> list[Row]:
-        """What the log is to keep of them."""
-        return [row for work in self.works for row in work.rows]
+        """Rows for the prediction log."""
+        return [row for one in self.completed for row in one.rows]
 
     def split(self) -> "list[Batch]":
-        """Each of them alone."""
-        pairs = zip(self.waiting, self.works, strict=True)
-        return [Batch(self.live, [waiting], [work]) for waiting, work in pairs]
+        """Each request alone."""
+        pairs = zip(self.waiting, self.completed, strict=True)
+        return [Batch(self.deployment, [waiting], [completed]) for waiting, completed in pairs]
 
 
-def by_model(waiting: Sequence[Waiting]) -> list[tuple[Live, list[Waiting]]]:
-    """Neighbours that wait for the same model."""
-    groups = (list(some) for _, some in groupby(waiting, key=lambda one: id(one.live)))
-    return [(some[0].live, some) for some in groups]
+def by_deployment(waiting: Sequence[Waiting]) -> list[tuple[Deployment, list[Waiting]]]:
+    """Group neighbours that wait for the same deployment."""
+    groups = (list(some) for _, some in groupby(waiting, key=lambda one: id(one.deployment)))
+    return [(some[0].deployment, some) for some in groups]
 
 
-def worked(live: Live, waiting: list[Waiting], laps: Laps) -> Batch:
-    """Those of the requests, all for one model, that can be answered; the others hear why not."""
+def complete_batch(deployment: Deployment, waiting: list[Waiting], timer: PhaseTimer) -> Batch:
+    """Complete requests of one deployment; those with a fault get their error at once."""
+    found: Sequence[Completed | Exception]
     try:
-        found = work(live, [one.asked for one in waiting], laps)
+        found = complete(deployment.model, [one.request for one in waiting], timer)
     except Exception as error:
         found = [error] * len(waiting)
-    good = Batch(live, [], [])
-    for one, done in zip(waiting, found, strict=True):
-        if isinstance(done, Work):
-            good.waiting.append(one)
-            good.works.append(done)
+    batch = Batch(deployment, [], [])
+    for one, result in zip(waiting, found, strict=True):
+        if isinstance(result, Completed):
+            batch.waiting.append(one)
+            batch.completed.append(result)
         else:
-            one.tell(done)
-    return good
+            one.respond(result)
+    return batch
 
 
 def post(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:

@@ -7,11 +7,13 @@ from functools import partial
 from itertools import groupby
 
 from flywheel_ml.prediction_log import Prediction
-from flywheel_ml.serving.experiments.trial import CHUNK, MOST_ROWS, NO_NUMBER, RAISED, Trial
-from flywheel_ml.serving.models.live import Live
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.experiments.runner import CHUNK, MAX_ROWS
+from flywheel_ml.serving.models.served_model import Deployment, Experiment
+from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.prediction.batches import post
-from flywheel_ml.serving.prediction.phases import Work, shadow_rows
+from flywheel_ml.serving.prediction.challenger import NOT_FINITE, RAISED
+from flywheel_ml.serving.prediction.pipeline import shadow_rows
+from flywheel_ml.serving.prediction.requests import Completed
 
 
 class Shadowed:
@@ -35,58 +37,58 @@ class Shadowed:
         rows, self._rows = self._rows, []
         return rows
 
-    def ask(self, live: Live, works: Sequence[Work]) -> None:
-        """Ask the model's shadow, if it has one, for what was logged row by row."""
-        trial = live.shadow
-        if trial is None or trial.paused:
+    def ask(self, deployment: Deployment, completed: Sequence[Completed]) -> None:
+        """Ask the shadow, if there is one, for what was logged row by row."""
+        experiment = deployment.shadow
+        if experiment is None or experiment.paused:
             return
         pairs = [
             (instance, row)
-            for work in works
-            for instance, row in zip(work.instances, work.rows, strict=True)
+            for one in completed
+            for instance, row in zip(one.instances, one.rows, strict=True)
             if isinstance(row, Prediction)
         ]
-        room = max(0, MOST_ROWS - len(trial.pending))
-        trial.pending += pairs[:room]
-        self._metrics.dropped.inc(len(pairs[room:]))
-        if not trial.is_asked:
-            self._next(trial)
+        room = max(0, MAX_ROWS - len(experiment.pending))
+        experiment.pending += pairs[:room]
+        self._metrics.predictions.dropped.inc(len(pairs[room:]))
+        if not experiment.is_asked:
+            self._next(experiment)
 
-    def _next(self, trial: Trial) -> None:
-        some, trial.pending = trial.pending[:CHUNK], trial.pending[CHUNK:]
-        asked = trial.submit(len(some), partial(shadow_rows, trial.live, some))
+    def _next(self, experiment: Experiment) -> None:
+        some, experiment.pending = experiment.pending[:CHUNK], experiment.pending[CHUNK:]
+        asked = experiment.runner.submit(len(some), partial(shadow_rows, experiment.model, some))
         if asked is None:  # It is no longer in service.
-            self._drop(trial, len(some))
+            self._drop(experiment, len(some))
             return
-        trial.is_asked = True
-        asked.add_done_callback(partial(post, asyncio.get_running_loop(), self._keep, trial, len(some)))
+        experiment.is_asked = True
+        asked.add_done_callback(partial(post, asyncio.get_running_loop(), self._keep, experiment, len(some)))
 
-    def _keep(self, trial: Trial, rows: int, asked: "Future[list[Prediction]]") -> None:
+    def _keep(self, experiment: Experiment, rows: int, asked: "Future[list[Prediction]]") -> None:
         """Take what the shadow said into the next transaction."""
         found = [] if asked.exception() else asked.result()
-        trial.note(None if len(found) == rows else RAISED if asked.exception() else NO_NUMBER)
-        self._metrics.dropped.inc(rows - len(found))
-        trial.is_asked = False
-        if trial.paused:
-            self._drop(trial)
-        if trial.pending:
-            self._next(trial)
+        experiment.breaker.record(None if len(found) == rows else RAISED if asked.exception() else NOT_FINITE)
+        self._metrics.predictions.dropped.inc(rows - len(found))
+        experiment.is_asked = False
+        if experiment.paused:
+            self._drop(experiment)
+        if experiment.pending:
+            self._next(experiment)
         self._rows += found
         if found:
             self._wake()
 
-    def _drop(self, trial: Trial, more: int = 0) -> None:
-        self._metrics.dropped.inc(len(trial.pending) + more)
-        trial.pending = []
+    def _drop(self, experiment: Experiment, more: int = 0) -> None:
+        self._metrics.predictions.dropped.inc(len(experiment.pending) + more)
+        experiment.pending = []
 
     def after(self, rows: Sequence[Prediction], committed: "Future[None]") -> None:
         """Rows that were taken are in the log, or not."""
         if committed.exception() is None:
             self.count(rows)
         else:
-            self._metrics.dropped.inc(len(rows))
+            self._metrics.predictions.dropped.inc(len(rows))
 
     def count(self, rows: Sequence[Prediction]) -> None:
         """Rows that were taken are in the log."""
         for version, some in groupby(rows, key=lambda row: row.model_version):
-            self._metrics.predicted(version, "shadow", ["" for _ in some], degraded=False)
+            self._metrics.predictions.predicted(version, "shadow", ["" for _ in some], degraded=False)

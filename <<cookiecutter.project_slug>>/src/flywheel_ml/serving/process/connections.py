@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 
 if TYPE_CHECKING:
     from flywheel_ml.serving.process.protocol import Protocol
@@ -81,7 +81,7 @@ class ConnectionLimit:
         self._warn("too_many_connections", limit=self.most)
         if self._close_idle(connection for connection in connections if connection is not new):
             return True
-        self._metrics.connections_refused.inc()
+        self._metrics.http.connections_refused.inc()
         self.refused += 1
         connections.discard(new)
         if self.refused > SURPLUS:
@@ -100,7 +100,7 @@ class ConnectionLimit:
         closed = idle[: math.ceil(len(idle) * SHARE_CLOSED)]
         for *_, connection in closed:
             connection.end()
-        self._metrics.connections_closed.inc(len(closed))
+        self._metrics.http.connections_closed.inc(len(closed))
         return len(closed)
 
     def _warn(self, event: str, **fields: object) -> None:

@@ -2,7 +2,7 @@
 
 A plain request for predictions (POST /predict, a small JSON body of declared length, a model) goes from the parser
 into the next batch and from there to the socket, or is refused before its body is read. Everything else takes the
-long way through ASGI, which tells the same `Predictor`, `Guard`, `Admission` and `Telemetry`.
+long way through ASGI, by the same steps of the same `RequestLifecycle`.
 """
 
 import asyncio
@@ -16,12 +16,14 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from flywheel_ml.serving.api.routes import Service
+from flywheel_ml.serving.codecs.native import NATIVE
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.experiments.trial import NO_WISH, Wish, wish_of
-from flywheel_ml.serving.http.telemetry import CLIENT_LEFT
-from flywheel_ml.serving.models.live import Live
-from flywheel_ml.serving.observability.tracing import Origin
-from flywheel_ml.serving.prediction.predict import INLINE_BYTES, UNLOGGED, Unlogged
+from flywheel_ml.serving.experiments.assignment import NO_HINTS, RoutingHints
+from flywheel_ml.serving.http.lifecycle import CLIENT_LEFT, Exchange
+from flywheel_ml.serving.models.served_model import Deployment
+from flywheel_ml.serving.prediction.predictor import INLINE_BYTES, UNLOGGED, Unlogged
+from flywheel_ml.serving.prediction.requests import PredictRequest
+from flywheel_ml.serving.process.connections import ConnectionLimit
 
 JSON = b"application/json"
 UNUSUAL = {b"transfer-encoding", b"content-encoding"}
@@ -35,6 +37,7 @@ class Protocol(HttpToolsProtocol):
     """One connection; `protocol_for` gives it its service."""
 
     service: Service
+    connection_limit: ConnectionLimit
     head_since: float | None = None
     """Since when a request's head has been awaited or under way (`time.monotonic`); None while there is none."""
     body_since: float | None = None
@@ -62,24 +65,24 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.head_since = time.monotonic()
         self._prefix = secrets.token_hex(12)
-        self._is_surplus = not self.service.connection_limit.admit(self, self.connections)  # type: ignore[arg-type]
+        self._is_surplus = not self.connection_limit.admit(self, self.connections)  # type: ignore[arg-type]
         if self._is_surplus:
             self.loop.call_later(REFUSAL_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left, perhaps before its request was whole."""
         super().connection_lost(exc)
-        self.service.connection_limit.refused -= self._is_surplus
+        self.connection_limit.refused -= self._is_surplus
         short = self.cycle
-        if isinstance(short, _Short) and not short.is_whole:
-            short.refuse(self.service.admission.too_slow())
+        if isinstance(short, _FastRequest) and not short.is_whole:
+            short.refuse(self.service.lifecycle.admission.too_slow())
 
     def data_received(self, data: bytes) -> None:
         """Something came; a head that has grown too large is not listened to any longer."""
         self._chunk = len(data)
         self.idle_since = None
         if self._is_surplus:
-            self._refuse(self.service.admission.too_many_connections(), "", secrets.token_hex(16))
+            self._refuse(self.service.lifecycle.admission.too_many_connections(), "", secrets.token_hex(16))
             return
         self._parse(data)
         if self.head_since is not None and not self.transport.is_closing():
@@ -103,7 +106,7 @@ class Protocol(HttpToolsProtocol):
             self.send_400_response("this is not a request in HTTP/1.1")
 
     def _without_upgrade(self, rest: bytes) -> bytes:
-        """The request that asked for another protocol, without that wish, and what came after its head.
+        """The request that asked for another protocol, without that hints, and what came after its head.
 
         The parser takes what follows for the other protocol; a server that does not speak it answers the request.
         """
@@ -171,7 +174,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of the body came."""
-        if isinstance(self.cycle, _Short) and not self.cycle.is_whole:
+        if isinstance(self.cycle, _FastRequest) and not self.cycle.is_whole:
             self.cycle.body += body
         else:
             super().on_body(body)
@@ -182,7 +185,7 @@ class Protocol(HttpToolsProtocol):
             return
         self.body_since = None
         short = self.cycle
-        if isinstance(short, _Short) and not short.is_whole:
+        if isinstance(short, _FastRequest) and not short.is_whole:
             short.is_whole = True
             short.ask()
         else:
@@ -196,8 +199,8 @@ class Protocol(HttpToolsProtocol):
         elif self.head_since is not None and self.head_since < now - settings.head_seconds:
             self.transport.close()
         elif self.body_since is not None and self.body_since < now - settings.body_seconds:
-            if isinstance(short, _Short) and not short.is_whole:
-                short.refuse(self.service.admission.too_slow())
+            if isinstance(short, _FastRequest) and not short.is_whole:
+                short.refuse(self.service.lifecycle.admission.too_slow())
             elif not self._is_busy():
                 self.transport.close()  # It was answered, and sends on.
         elif self.idle_since is not None:
@@ -242,14 +245,12 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse_head(self) -> None:
         if self.headers is not None and not self._is_busy():
-            front, started = self.service.front, time.perf_counter()
-            front.enter()
-            most = self.service.settings.max_head_bytes
-            problem = Problem(431, "head-too-large", f"the head of a request may have at most {most} bytes")
+            lifecycle, most = self.service.lifecycle, self.service.settings.max_head_bytes
             path = self.url.partition(b"?")[0].decode("ascii", "replace")
-            origin = front.origin(self.headers, path)
-            self._refuse(problem, path, origin.request_id)
-            front.leave(path, "", origin, problem.status, started)
+            exchange = lifecycle.begin(self.headers, "", path)
+            problem = Problem(431, "head-too-large", f"the head of a request may have at most {most} bytes")
+            self._refuse(problem, path, exchange.context.request_id)
+            lifecycle.finish(exchange, problem.status)
         self.transport.close()
 
     def _refuse(self, problem: Problem, path: str, request_id: str) -> None:
@@ -264,27 +265,28 @@ class Protocol(HttpToolsProtocol):
         # Only the long way waits for a client that does not read its answers.
         if self.expect_100_continue or self.flow.write_paused:
             return False
-        headers, live = dict(self.headers), self.service.models.live
+        headers, deployment = dict(self.headers), self.service.models.deployment
         length = headers.get(b"content-length", b"")
         if (
-            live is None
+            deployment is None
             or not length.isdigit()
             or int(length) > min(INLINE_BYTES, self.service.settings.max_body_bytes)
         ):
             return False
         if headers.get(b"content-type", JSON) != JSON or not headers.keys().isdisjoint(UNUSUAL):
             return False
+        self._requests += 1
+        lifecycle = self.service.lifecycle
+        exchange = lifecycle.begin(self.headers, "POST", "/predict", f"{self._prefix}{self._requests:08x}")
         refused = None
         try:
-            self.service.guard.admit(self.headers, "/predict")
+            lifecycle.authorise(self.headers, "/predict")
         except Problem as problem:
             refused = problem
         keep_alive = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
-        # Without a challenger there is nothing to wish for.
-        wish = NO_WISH if live.challenger is None else wish_of(headers, self.service.settings.variant_header)
-        self._requests += 1
-        new_id = f"{self._prefix}{self._requests:08x}"
-        short = _Short(self, live, self.service.front.origin(self.headers, "/predict", new_id), keep_alive, wish)
+        # Without a challenger there is nothing to hints for.
+        hints = NO_HINTS if deployment.challenger is None else self.service.hints(headers)
+        short = _FastRequest(self, deployment, exchange, keep_alive, hints)
         self.cycle = short  # type: ignore[assignment]
         if refused is not None:
             short.refuse(refused)
@@ -296,12 +298,12 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
 
-def protocol_for(service: Service) -> type[Protocol]:
+def protocol_for(service: Service, limit: ConnectionLimit) -> type[Protocol]:
     """The class of a server's connections."""
-    return type("ServiceProtocol", (Protocol,), {"service": service})
+    return type("ServiceProtocol", (Protocol,), {"service": service, "connection_limit": limit})
 
 
-class _Short:
+class _FastRequest:
     """A request on the short way; stands where uvicorn keeps the one that it answers, and is asked the same."""
 
     disconnected = False
@@ -309,27 +311,29 @@ class _Short:
     message_event = asyncio.Event()
     """Uvicorn sets it; nobody waits."""
 
-    def __init__(self, protocol: Protocol, live: Live, origin: Origin, keep_alive: bool, wish: Wish) -> None:
-        self.live: Live | None = live
-        self.wish = wish
+    def __init__(
+        self, protocol: Protocol, deployment: Deployment, exchange: Exchange, keep_alive: bool, hints: RoutingHints
+    ) -> None:
+        self.deployment: Deployment | None = deployment
+        self.hints = hints
         self.body = bytearray()
         self.is_whole = False
         self.keep_alive = keep_alive
         self._protocol = protocol
-        self._origin = origin
-        self._started = time.perf_counter()
+        self._exchange = exchange
         self._has_place = False
-        protocol.service.front.enter()
 
     def ask(self) -> None:
         """The request is whole: into the next batch, if there is room."""
         service = self._protocol.service
-        self._has_place = service.admission.take_place()
+        admission = service.lifecycle.admission
+        self._has_place = admission.take_place()
         if self._has_place:
-            assert self.live is not None
-            service.predictor.submit(self.live, bytes(self.body), self.answer, wish=self.wish, origin=self._origin)
+            assert self.deployment is not None
+            request = PredictRequest.received(bytes(self.body), NATIVE, self.hints, self._exchange.context)
+            service.predictor.submit(self.deployment, request, self.answer)
         else:
-            self.answer(service.admission.full())
+            self.answer(admission.full())
 
     def refuse(self, problem: Problem) -> None:
         """Answer without the rest of the body."""
@@ -339,24 +343,24 @@ class _Short:
     def answer(self, found: bytes | Exception) -> None:
         """Send an answer or a problem, and be done."""
         protocol = self._protocol
-        front = protocol.service.front
+        lifecycle = protocol.service.lifecycle
         if self._has_place:
-            protocol.service.admission.give_place()
+            lifecycle.admission.give_place()
         self.response_complete = True
-        self.live = None  # The connection keeps this request until the next one: not a model as well.
+        self.deployment = None  # The connection keeps this request until the next one: not a model as well.
         if self.disconnected:
-            front.leave("/predict", "POST", self._origin, CLIENT_LEFT, self._started)
+            lifecycle.finish(self._exchange, CLIENT_LEFT)
             return
-        request_id = self._origin.request_id
+        request_id = self._exchange.context.request_id
         status, headers, content = 200, b"content-type: application/json\r\n", found
         if isinstance(content, Exception):
-            problem = content if isinstance(content, Problem) else front.unexpected(content, self._origin)
+            problem = content if isinstance(content, Problem) else lifecycle.unexpected(content, self._exchange.context)
             status, headers, content = _refusal(problem, "/predict", request_id)
             self.keep_alive = self.keep_alive and "Connection" not in problem.headers
         elif isinstance(content, Unlogged):
             headers += _lines([UNLOGGED])
         protocol.transport.write(_response(protocol, status, headers, content, request_id, self.keep_alive))
-        front.leave("/predict", "POST", self._origin, status, self._started)
+        lifecycle.finish(self._exchange, status)
         if not self.keep_alive:
             protocol.transport.close()
         protocol.on_short_response_complete()

@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.auth.keys import at_start
-from flywheel_ml.serving.observability import shared
+from flywheel_ml.serving.observability import multiprocess
 from flywheel_ml.serving.observability.logs import logger, unify_logging
 from flywheel_ml.serving.observability.tracing import is_configured
 from flywheel_ml.utils.errors import ProjectError, ServingError
@@ -53,7 +53,7 @@ def run(project: Project, settings: Settings, host: str, port: int, workers: int
 
             serve(project, settings, listener, lambda: announce(listener))
         else:
-            with shared.folder() as counts:
+            with multiprocess.folder() as counts:
                 Supervisor(project, settings, listener, workers, counts).run()
 
 
@@ -164,7 +164,7 @@ class Supervisor:
                         raise ServingError(
                             f"worker {number} stopped before it was ready (exit status {worker.process.exitcode})"
                         )
-                    shared.forget(self._counts, number)
+                    multiprocess.forget(self._counts, number)
                     if time.monotonic() - worker.started >= RESPAWN_SECONDS:
                         log.error("worker_died", worker=number, status=worker.process.exitcode)
                         self._workers[number] = self._start(number)
@@ -230,7 +230,7 @@ def _work(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     unify_logging()
-    shared.join(counts, number)
+    multiprocess.join(counts, number)
     from flywheel_ml.serving.process.worker import serve
 
     try:

@@ -14,13 +14,12 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
 
 from flywheel_ml.core.project import Project, load
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.api.routes import Service
 from flywheel_ml.serving.observability.logs import logger
-from flywheel_ml.serving.observability.series import Metrics
+from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.tracing import Spans, is_configured
 from flywheel_ml.serving.process.connections import (
     ACCEPTS,
@@ -47,15 +46,22 @@ class DrainingServer(uvicorn.Server):
     Args:
         config: uvicorn's.
         service: told that it drains.
+        limit: on connections.
         on_ready: called once requests are answered.
         parent: process id of the supervisor; the server stops when that is gone.
     """
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, on_ready: Callable[[], None], parent: int | None
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        limit: ConnectionLimit,
+        on_ready: Callable[[], None],
+        parent: int | None,
     ) -> None:
         super().__init__(config)
         self._service = service
+        self._limit = limit
         self._on_ready = on_ready
         self._parent = parent
         self._stop_at: float | None = None
@@ -63,9 +69,7 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the socket, then say so."""
         service, connections = self._service, self.server_state.connections
-        most = min(service.settings.max_connections, descriptor_room())
-        service.connection_limit = ConnectionLimit(most, service.metrics, logger())
-        service.metrics.connections.set_function(lambda: len(connections))
+        service.metrics.http.connections.set_function(lambda: len(connections))
         asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
         await super().startup(sockets)
         for listener in sockets or []:
@@ -78,7 +82,7 @@ class DrainingServer(uvicorn.Server):
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if "socket.accept()" in context["message"] and isinstance(error, OSError):
-            self._service.connection_limit.on_exhausted(error, self.server_state.connections)  # type: ignore[arg-type]
+            self._limit.on_exhausted(error, self.server_state.connections)  # type: ignore[arg-type]
         else:
             loop.default_exception_handler(context)
 
@@ -136,14 +140,11 @@ def serve(
     app: FastAPI = load(project.app)(settings, metrics, spans, project.features)
     service: Service = app.state.service
 
-    async def entrance(scope: Scope, receive: Receive, send: Send) -> None:
-        # What FastAPI puts around its own routes does nothing for these.
-        is_hot = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in service.hot
-        await (service.front if is_hot else app)(scope, receive, send)
-
+    most = min(settings.max_connections, descriptor_room())
+    limit = ConnectionLimit(most, metrics, logger())
     config = uvicorn.Config(
-        entrance,
-        http=protocol_for(service),
+        app,
+        http=protocol_for(service, limit),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -154,7 +155,7 @@ def serve(
         timeout_keep_alive=service.settings.keep_alive_seconds,  # type: ignore[arg-type]
         timeout_graceful_shutdown=LONGEST_REQUEST_SECONDS,
     )
-    server = DrainingServer(config, service, on_ready, parent)
+    server = DrainingServer(config, service, limit, on_ready, parent)
 
     async def main() -> None:
         # Entered here and not by uvicorn, so that what stops a start comes out as it was raised.

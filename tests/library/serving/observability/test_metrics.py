@@ -27,8 +27,9 @@ from flywheel_ml.core.bundle import LINEAGE
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.observability import shared
-from flywheel_ml.serving.observability.series import PHASES, Metrics
+from flywheel_ml.serving.observability import multiprocess
+from flywheel_ml.serving.observability.metrics import Metrics
+from flywheel_ml.serving.observability.phase_timer import PHASES
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.files import write_json
 from library.helpers.servers import InProcess, Server, eventually, load, workers
@@ -126,7 +127,11 @@ def test_counts_are_those_of_all_workers_and_outlive_a_killed_one(
         assert value(last, "prediction_log_lag_seconds") == 0
         living = {dict(has)["process"] for name, has in last if name == "process_resident_memory_bytes"}
         assert living == {str(pid) for pid in workers(server).values()}
-        mine = [path for path in shared.MEMORY.glob(f"{shared.PREFIX}*") if path.stat().st_mtime > time.time() - 60]
+        mine = [
+            path
+            for path in multiprocess.MEMORY.glob(f"{multiprocess.PREFIX}*")
+            if path.stat().st_mtime > time.time() - 60
+        ]
         assert any((path / "counter_2.db").exists() for path in mine)
         assert server.stop() == 0
     assert not any(path.exists() for path in mine if (path / "counter_2.db").exists())
@@ -135,16 +140,18 @@ def test_counts_are_those_of_all_workers_and_outlive_a_killed_one(
 def test_folders_of_killed_servers_are_cleared_away_and_those_of_living_ones_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "MEMORY", tmp_path)
-    long_ago = time.time() - 2 * shared.YOUNG_SECONDS
-    left, living, young, strange = (tmp_path / name for name in (*(shared.PREFIX + one for one in "abc"), "other"))
+    monkeypatch.setattr(multiprocess, "MEMORY", tmp_path)
+    long_ago = time.time() - 2 * multiprocess.YOUNG_SECONDS
+    left, living, young, strange = (
+        tmp_path / name for name in (*(multiprocess.PREFIX + one for one in "abc"), "other")
+    )
     for path in (left, living, young, strange):
         path.mkdir()
         (path / "counter_0.db").touch()
-        (path / shared.LOCK).touch()
+        (path / multiprocess.LOCK).touch()
         if path is not young:
             os.utime(path, (long_ago, long_ago))
-    with filelock.FileLock(living / shared.LOCK), shared.folder() as made:
+    with filelock.FileLock(living / multiprocess.LOCK), multiprocess.folder() as made:
         assert made.parent == tmp_path
         assert {left.exists(), living.exists(), young.exists(), strange.exists()} == {False, True}
         assert not left.exists()
@@ -158,15 +165,15 @@ def test_where_memory_has_no_room_counts_lie_among_the_temporary_files(
     memory, files = tmp_path / "memory", tmp_path / "files"
     memory.mkdir()
     files.mkdir()
-    monkeypatch.setattr(shared, "MEMORY", memory)
+    monkeypatch.setattr(multiprocess, "MEMORY", memory)
     monkeypatch.setattr(tempfile, "tempdir", str(files))
-    with shared.folder() as made:
+    with multiprocess.folder() as made:
         assert made.parent == memory
-    monkeypatch.setattr(shared, "ROOM", 2**80)
-    with shared.folder() as made:
+    monkeypatch.setattr(multiprocess, "ROOM", 2**80)
+    with multiprocess.folder() as made:
         assert made.parent == files
-    monkeypatch.setattr(shared, "MEMORY", tmp_path / "missing")
-    with shared.folder() as made:
+    monkeypatch.setattr(multiprocess, "MEMORY", tmp_path / "missing")
+    with multiprocess.folder() as made:
         assert made.parent == files
 
 
@@ -176,7 +183,7 @@ def test_a_worker_that_has_not_begun_to_count_keeps_nobody_from_being_told(tmp_p
     for name in ("counter_1.db", "gauge_livesum_1.db"):
         (tmp_path / name).touch()
     (tmp_path / "histogram_1.db").write_bytes(bytes(65_536))
-    told = {sample.name: sample.value for family in shared.total(tmp_path) for sample in family.samples}
+    told = {sample.name: sample.value for family in multiprocess.total(tmp_path) for sample in family.samples}
     assert told == {"asked_total": 3.0}
     counts.close()
 

@@ -2,7 +2,7 @@
 
 What came in while the last batch was worked on is the next batch: checked, scored by one call of the model,
 committed by one transaction, answered. There is no timer, so a lone request waits for nobody. What is done for each
-batch before the commit is in phases.py.
+batch before the commit is in pipeline.py.
 
 A request with rows for a challenger stands aside meanwhile and joins a later batch (challenger.py); a shadow is asked
 once the answer is on its way (shadow.py).
@@ -18,14 +18,14 @@ from functools import partial
 
 from flywheel_ml.prediction_log import Row, Unavailable, Writer
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.experiments.trial import NO_WISH, Wish
-from flywheel_ml.serving.models.live import Live
-from flywheel_ml.serving.observability.series import Laps, Metrics
-from flywheel_ml.serving.observability.tracing import NOBODY, Origin
-from flywheel_ml.serving.prediction import block
-from flywheel_ml.serving.prediction.batches import Batch, Done, Waiting, by_model, worked
+from flywheel_ml.serving.models.served_model import Deployment
+from flywheel_ml.serving.observability.metrics import Metrics
+from flywheel_ml.serving.observability.phase_timer import PhaseTimer
+from flywheel_ml.serving.observability.tracing import NO_REQUEST, RequestContext
+from flywheel_ml.serving.prediction.batches import Batch, Respond, Waiting, by_deployment, complete_batch
 from flywheel_ml.serving.prediction.challenger import Challenged
-from flywheel_ml.serving.prediction.phases import OWN, Asked, Form, Work, work
+from flywheel_ml.serving.prediction.pipeline import can_log_blocks, complete, complete_block
+from flywheel_ml.serving.prediction.requests import Completed, PredictRequest
 from flywheel_ml.serving.prediction.shadow import Shadowed
 from flywheel_ml.utils.errors import ProjectError
 
@@ -64,54 +64,51 @@ class Predictor:
         self._commits = 0
         self.connections: Callable[[], int] = lambda: BATCH_REQUESTS
         """How many clients there are; a server replaces it by what it knows."""
-        metrics.queued.set_function(lambda: len(self._waiting))
+        metrics.predictions.queued.set_function(lambda: len(self._waiting))
 
-    async def predict(
-        self, live: Live, body: bytes, form: Form | None = None, wish: Wish = NO_WISH, origin: Origin = NOBODY
-    ) -> bytes:
-        """The answer to a body, after its rows were committed.
+    async def predict(self, deployment: Deployment, request: PredictRequest) -> bytes:
+        """The response to a request, after its rows were committed.
 
         Raises:
             Problem: 400 or 422 for the body; 503 when the log takes nothing.
         """
-        if len(body) > INLINE_BYTES:
-            asked = Asked(body, time.perf_counter(), form or OWN, wish, origin)
-            return await self.alone(live, lambda laps: self._work_alone(live, asked, laps), asked.at, origin)
-        answer: asyncio.Future[bytes | Exception] = asyncio.get_running_loop().create_future()
-        self.submit(live, body, lambda found: None if answer.done() else answer.set_result(found), form, wish, origin)
-        found = await answer
+        if len(request.body) > INLINE_BYTES:
+            return await self.predict_alone(
+                deployment, request, lambda timer: self._complete_alone(deployment, request, timer)
+            )
+        response: asyncio.Future[bytes | Exception] = asyncio.get_running_loop().create_future()
+        self.submit(deployment, request, lambda found: None if response.done() else response.set_result(found))
+        found = await response
         if isinstance(found, Exception):
             raise found
         return found
 
-    async def alone(self, live: Live, make: Callable[[Laps], Work], since: float, origin: Origin = NOBODY) -> bytes:
-        """The answer to one large request, made and committed beside the event loop; raises as `predict` and `make`.
+    async def predict_alone(
+        self, deployment: Deployment, request: PredictRequest, complete: Callable[[PhaseTimer], Completed]
+    ) -> bytes:
+        """The response to one large request, completed and committed outside the event loop.
 
         Args:
-            live: the model.
-            make: works on it, and notes its phases.
-            since: when it came (`time.perf_counter`).
-            origin: who it is.
-        """
-        done, laps = await asyncio.get_running_loop().run_in_executor(self._pool, self._made, make, since, origin)
-        if origin.trace is not None:
-            origin.trace.laps = laps
-        self._count(live, [done])
-        self._metrics.batch(laps)
-        self._shadowed.ask(live, [done])
-        return done.answer
+            deployment: the model that answers, and experiments.
+            request: that is to be completed.
+            complete: does so, and notes its phases.
 
-    def submit(
-        self,
-        live: Live,
-        body: bytes,
-        done: Done,
-        form: Form | None = None,
-        wish: Wish = NO_WISH,
-        origin: Origin = NOBODY,
-    ) -> None:
-        """Like `predict` for a body of at most `INLINE_BYTES`; `done` is called with the answer or the error."""
-        self._waiting.append(Waiting(live, Asked(body, time.perf_counter(), form or OWN, wish, origin), done))
+        Raises:
+            Problem: as `predict`.
+            Exception: as `complete`.
+        """
+        loop = asyncio.get_running_loop()
+        completed, timer = await loop.run_in_executor(self._pool, self._commit_alone, request, complete)
+        if request.context.trace is not None:
+            request.context.trace.laps = timer
+        self._count(deployment, [completed])
+        self._metrics.predictions.batch(timer)
+        self._shadowed.ask(deployment, [completed])
+        return completed.content
+
+    def submit(self, deployment: Deployment, request: PredictRequest, callback: Respond) -> None:
+        """As `predict`, for a body of at most `INLINE_BYTES`; `callback` is called with the response or the error."""
+        self._waiting.append(Waiting(deployment, request, callback))
         if self._is_busy:
             return
         self._is_busy = True
@@ -136,21 +133,21 @@ class Predictor:
         shadowed = self._shadowed.take()
         if (fault := self._log.fault) is not None:
             self._without_log(taken, Unavailable(fault))
-            self._metrics.dropped.inc(len(shadowed))
+            self._metrics.predictions.dropped.inc(len(shadowed))
             self._go_on()
             return
-        laps = Laps(taken[0].asked.at if taken else time.perf_counter())
-        batches = [worked(live, self._challenged.not_aside(live, some), laps) for live, some in by_model(taken)]
+        timer = PhaseTimer(taken[0].request.received_at if taken else time.perf_counter())
+        batches = self._complete(taken, timer)
         rows = [row for batch in batches for row in batch.rows]
         if not (rows or shadowed) or self._log.commit([*rows, *shadowed] if shadowed else rows):
             self._shadowed.count(shadowed)
-            self._acknowledge(batches, laps)
+            self._acknowledge(batches, timer)
             self._go_on()
             return
         if shadowed:  # In a transaction of their own: what is wrong with them must not reach a caller.
             self._log.append(shadowed).add_done_callback(partial(self._shadowed.after, shadowed))
         if rows:
-            self._commit_beside(batches, rows, laps)
+            self._commit_beside(batches, rows, timer)
         self._is_stalled = self._commits >= self._log.lanes
         if not self._is_stalled:
             self._go_on()
@@ -180,27 +177,27 @@ class Predictor:
             self._is_busy = True
             self._next_batch()
 
-    def _commit_beside(self, batches: list[Batch], rows: list[Row], laps: Laps) -> None:
+    def _commit_beside(self, batches: list[Batch], rows: list[Row], timer: PhaseTimer) -> None:
         loop = asyncio.get_running_loop()
         self._commits += 1
         self._log.append(rows).add_done_callback(
-            lambda committed: loop.call_soon_threadsafe(self._after_commit, batches, committed, laps)
+            lambda committed: loop.call_soon_threadsafe(self._after_commit, batches, committed, timer)
         )
 
-    def _after_commit(self, batches: list[Batch], committed: "Future[None]", laps: Laps) -> None:
+    def _after_commit(self, batches: list[Batch], committed: "Future[None]", timer: PhaseTimer) -> None:
         self._commits -= 1
         if (error := committed.exception()) is None:
-            self._acknowledge(batches, laps)
+            self._acknowledge(batches, timer)
         elif isinstance(error, Unavailable):
-            self._metrics.log_failures.inc()
+            self._metrics.log.failures.inc()
             self._unacknowledged(batches, error)
         elif len(alone := [one for batch in batches for one in batch.split()]) > 1:
             for one in alone:  # Whose row it was shall hear of it, and nobody else.
-                self._commit_beside([one], one.rows, Laps(one.waiting[0].asked.at))
+                self._commit_beside([one], one.rows, PhaseTimer(one.waiting[0].request.received_at))
         else:
-            self._metrics.log_failures.inc()
+            self._metrics.log.failures.inc()
             waiting = alone[0].waiting[0]
-            waiting.tell(log_problem(error, waiting.asked.origin))
+            waiting.respond(log_problem(error, waiting.request.context))
         if self._is_stalled and self._commits < self._log.lanes:
             self._is_stalled = False
             self._go_on()
@@ -208,88 +205,93 @@ class Predictor:
     def _without_log(self, taken: list[Waiting], error: Unavailable) -> None:
         """It is known that nothing can be logged: nobody waits to find out again."""
         if self._degrades:
-            laps = Laps(0.0)
-            batches = [worked(live, self._challenged.not_aside(live, some), laps) for live, some in by_model(taken)]
-            self._unacknowledged(batches, error)
+            self._unacknowledged(self._complete(taken, PhaseTimer(0.0)), error)
             return
         for one in taken:
-            one.tell(log_problem(error, one.asked.origin))
+            one.respond(log_problem(error, one.request.context))
 
     def _unacknowledged(self, batches: list[Batch], error: Unavailable) -> None:
         for batch in batches:
-            for waiting, done in zip(batch.waiting, batch.works, strict=True):
-                waiting.tell(self._unlogged(done) if self._degrades else log_problem(error, waiting.asked.origin))
+            for waiting, completed in zip(batch.waiting, batch.completed, strict=True):
+                content = self._unlogged(completed) if self._degrades else log_problem(error, waiting.request.context)
+                waiting.respond(content)
             if self._degrades:
-                self._count(batch.live, batch.works)
+                self._count(batch.deployment, batch.completed)
 
-    def _unlogged(self, done: Work) -> Unlogged:
-        self._metrics.unlogged.inc(len(done.classes) + len(done.others))
-        return Unlogged(done.answer)
+    def _unlogged(self, completed: Completed) -> Unlogged:
+        self._metrics.predictions.unlogged.inc(len(completed.classes) + len(completed.others))
+        return Unlogged(completed.content)
 
-    def _acknowledge(self, batches: list[Batch], laps: Laps) -> None:
-        laps.lap("commit")
+    def _acknowledge(self, batches: list[Batch], timer: PhaseTimer) -> None:
+        timer.lap("commit")
         for batch in batches:  # First, or a process that is killed in between would have told what nobody counted.
-            self._count(batch.live, batch.works)
+            self._count(batch.deployment, batch.completed)
         for batch in batches:
-            for waiting, done in zip(batch.waiting, batch.works, strict=True):
-                if waiting.asked.origin.trace is not None:
-                    waiting.asked.origin.trace.laps = laps
-                waiting.tell(done.answer)
-        laps.lap("answer")
-        self._metrics.batch(laps)
+            for waiting, completed in zip(batch.waiting, batch.completed, strict=True):
+                if (trace := waiting.request.context.trace) is not None:
+                    trace.laps = timer
+                waiting.respond(completed.content)
+        timer.lap("answer")
+        self._metrics.predictions.batch(timer)
         for batch in batches:
-            self._shadowed.ask(batch.live, batch.works)
+            self._shadowed.ask(batch.deployment, batch.completed)
 
-    def _count(self, live: Live, works: Sequence[Work]) -> None:
-        self._metrics.batches.inc()
-        if names := [name for work in works for name in work.classes]:
-            self._metrics.predicted(live.ref.version, live.variant, names, live.degraded)
+    def _count(self, deployment: Deployment, completed: Sequence[Completed]) -> None:
+        model = deployment.model
+        self._metrics.predictions.batches.inc()
+        if names := [name for one in completed for name in one.classes]:
+            self._metrics.predictions.predicted(model.ref.version, model.variant, names, model.degraded)
         others: dict[tuple[str, str, bool], list[str]] = defaultdict(list)
-        for by, told in (other for done in works for other in done.others):
-            others[by.ref.version, by.variant, by.degraded].append(told.name)
+        for by, predicted in (other for one in completed for other in one.others):
+            others[by.ref.version, by.variant, by.degraded].append(predicted.class_name)
         for (version, variant, degraded), names in others.items():
-            self._metrics.predicted(version, variant, names, degraded)
+            self._metrics.predictions.predicted(version, variant, names, degraded)
 
-    def _work_alone(self, live: Live, asked: Asked, laps: Laps) -> Work:
-        if live.challenger is not None and not live.challenger.paused:
-            asked = self._challenged.ask_and_wait(live, live.challenger, asked)
-        elif block.is_for(live):
-            found = block.work(live, asked, laps)
-            if isinstance(found, Work):
+    def _complete(self, taken: list[Waiting], timer: PhaseTimer) -> list[Batch]:
+        return [
+            complete_batch(deployment, self._challenged.ready(deployment, some), timer)
+            for deployment, some in by_deployment(taken)
+        ]
+
+    def _complete_alone(self, deployment: Deployment, request: PredictRequest, timer: PhaseTimer) -> Completed:
+        challenger = deployment.challenger
+        if challenger is not None and not challenger.paused:
+            request = self._challenged.ask_and_wait(deployment.model, challenger, request)
+        elif can_log_blocks(deployment):
+            found = complete_block(deployment.model, request, timer)
+            if isinstance(found, Completed):
                 return found
-            asked = found
-        return _only(work(live, [asked], laps))
+            request = found
+        (completed,) = complete(deployment.model, [request], timer)
+        if isinstance(completed, Exception):
+            raise completed
+        return completed
 
-    def _made(self, make: Callable[[Laps], Work], since: float, origin: Origin) -> tuple[Work, Laps]:
+    def _commit_alone(
+        self, request: PredictRequest, complete: Callable[[PhaseTimer], Completed]
+    ) -> tuple[Completed, PhaseTimer]:
         if (refusal := self.refusal) is not None:
             raise refusal
-        laps = Laps(since)
-        done = make(laps)
+        timer = PhaseTimer(request.received_at)
+        completed = complete(timer)
         try:
-            if not self._log.commit(done.rows):
-                self._log.append(done.rows).result()
+            if not self._log.commit(completed.rows):
+                self._log.append(completed.rows).result()
         except Exception as error:
-            self._metrics.log_failures.inc()
+            self._metrics.log.failures.inc()
             if self._degrades and isinstance(error, Unavailable):
-                return done._replace(answer=self._unlogged(done)), laps
-            raise log_problem(error, origin) from None
-        laps.lap("commit")
-        return done, laps
+                return completed._replace(content=self._unlogged(completed)), timer
+            raise log_problem(error, request.context) from None
+        timer.lap("commit")
+        return completed, timer
 
 
-def _only(found: Sequence[Work | Exception]) -> Work:
-    (done,) = found
-    if isinstance(done, Exception):
-        raise done
-    return done
-
-
-def log_problem(error: BaseException, origin: Origin = NOBODY) -> Problem:
+def log_problem(error: BaseException, context: RequestContext = NO_REQUEST) -> Problem:
     """What a caller hears when nothing can be logged: no answer without a record. The server's log says why."""
     if not isinstance(error, Unavailable):  # Of an outage the log itself tells, once.
         # The driver's own words name the fault; SQLAlchemy's would repeat the row, which is the caller's.
         reason = error if isinstance(error, ProjectError) else getattr(error, "orig", type(error).__name__)
-        logging.getLogger(__name__).error("prediction log: %s", reason, extra=origin.fields)
+        logging.getLogger(__name__).error("prediction log: %s", reason, extra=context.fields)
     return Problem(
         503, "prediction-log-unavailable", "the prediction log takes no rows now; try again", {"Retry-After": "1"}
     )

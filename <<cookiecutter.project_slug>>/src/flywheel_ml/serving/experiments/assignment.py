@@ -1,0 +1,48 @@
+"""Decides which rows of a request a challenger answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from flywheel_ml.core.routing import Challenger
+
+KEY_HEADER, VARIANT_HEADER = b"x-routing-key", b"x-variant"
+
+
+class RoutingHints(NamedTuple):
+    """What a request's headers say about which model answers it: a routing key, and a tester's choice of variant."""
+
+    key: bytes = b""
+    variant: bytes = b""
+
+
+NO_HINTS = RoutingHints()
+
+
+def hints_of(headers: Mapping[bytes, bytes], allow_variant: bool) -> RoutingHints:
+    """Read the hints of a request; a choice of variant counts only where the settings allow it."""
+    variant = headers.get(VARIANT_HEADER, b"").lower() if allow_variant else b""
+    return RoutingHints(headers.get(KEY_HEADER, b""), variant)
+
+
+def assigned_rows(
+    challenger: Challenger,
+    column: str | None,
+    instances: Sequence[Mapping[str, Any]],
+    ids: Sequence[str],
+    hints: RoutingHints,
+) -> list[int]:
+    """Places of the rows that the challenger answers.
+
+    A row is assigned by its own value of `column`, else by the request's key, else at random by its new prediction id.
+    """
+    if hints.variant == b"champion":
+        return []
+    if hints.variant == b"challenger":
+        return list(range(len(instances)))
+    found = []
+    for at, instance in enumerate(instances):
+        value = None if column is None else instance.get(column)
+        key = str(value).encode() if value is not None else hints.key or ids[at].encode()
+        if challenger.takes(key):
+            found.append(at)
+    return found

@@ -1,0 +1,42 @@
+"""Pauses a model that fails too often."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+WINDOW, MAX_FAILURES = 100, 5
+"""The breaker opens when so many of the last calls failed."""
+
+
+class CircuitBreaker:
+    """Opens when `MAX_FAILURES` of the last `WINDOW` calls failed, and stays open.
+
+    An experiment begins anew, with another salt, when a person starts it again.
+
+    Args:
+        on_open: called once, with the reason.
+    """
+
+    def __init__(self, on_open: Callable[[str], None]) -> None:
+        self.opened: tuple[datetime, str] | None = None
+        self._on_open = on_open
+        self._calls: deque[bool] = deque(maxlen=WINDOW)
+        self._lock = threading.Lock()
+        self._is_closed_for_good = False
+
+    def record(self, failure: str | None) -> None:
+        """Count a call that failed for a reason, or succeeded."""
+        with self._lock:
+            self._calls.append(failure is not None)
+            failures = sum(self._calls)
+            if failure is None or self.opened or self._is_closed_for_good or failures < MAX_FAILURES:
+                return
+            reason = f"{failures} of its last {len(self._calls)} calls failed, the last one: {failure}"
+            self.opened = (datetime.now(UTC), reason)
+        self._on_open(reason)
+
+    def retire(self) -> None:
+        """Never open from now on: the experiment has ended."""
+        with self._lock:
+            self._is_closed_for_good = True

@@ -1,0 +1,264 @@
+"""The metrics that Prometheus reads: of one process, or of all workers of a server."""
+
+import os
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector
+
+from flywheel_ml.prediction_log import Writer
+from flywheel_ml.serving.observability import multiprocess
+from flywheel_ml.serving.observability.backlog import ABSENT, Backlog
+from flywheel_ml.serving.observability.metric_types import BufferedHistogram, SampledGauge, least_gauge, sum_gauge
+from flywheel_ml.serving.observability.phase_timer import PHASES
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+PHASE_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, *SECONDS)
+MAX_KEY_NAMES = 100
+"""Keys that have a series of their own."""
+
+
+class HttpMetrics:
+    """Requests, connections and keys."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "http_requests", "Requests answered.", ["route", "method", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "http_request_seconds", "Time to answer, by route.", ["route"], buckets=SECONDS, registry=registry
+        )
+        self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
+        self.in_flight = sum_gauge("http_requests_in_flight", "Requests being answered.", registry)
+        self.connections = sum_gauge("http_connections", "Open connections.", registry)
+        self.connections_closed = Counter(
+            "http_connections_closed_idle", "Idle connections closed to make room.", registry=registry
+        )
+        self.connections_refused = Counter(
+            "http_connections_refused", "Connections refused because none was idle.", registry=registry
+        )
+        self.turned_away = Counter("http_requests_turned_away", "Requests refused for want of room.", registry=registry)
+        self.keys_refused = Counter("api_keys_refused", "Files of keys that were turned down.", registry=registry)
+        self._limited = Counter(
+            "http_requests_rate_limited", "Requests that a key sent too many.", ["key"], registry=registry
+        )
+        self._limited_names: set[str] = set()
+        self.spans_lost = Counter("trace_spans_lost", "Spans that reached no collector.", registry=registry)
+
+    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count an answered request."""
+        series = (route, method, status)
+        if series not in self._answered:
+            # Looking a series up costs more than counting in it.
+            counter = self._requests.labels(route, method, str(status))
+            self._answered[series] = (counter.inc, self._seconds.labels(route).observe)
+        count, observe = self._answered[series]
+        count()
+        observe(seconds)
+
+    def rate_limited(self, name: str) -> None:
+        """Count a request too many; `name` is a key's, and those beyond the first `MAX_KEY_NAMES` count as one."""
+        if name not in self._limited_names and len(self._limited_names) >= MAX_KEY_NAMES:
+            name = "other"
+        self._limited_names.add(name)
+        self._limited.labels(name).inc()
+
+
+class PredictionMetrics:
+    """Predictions, the phases of their batches, and labels."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.batches = Counter("prediction_batches", "Calls of the model.", registry=registry)
+        self._predictions = Counter(
+            "predictions", "Acknowledged predictions.", ["version", "variant", "prediction"], registry=registry
+        )
+        self._predicted: dict[tuple[str, str, str], Callable[[float], None]] = {}
+        self.degraded = Counter("predictions_degraded", "Predictions not made by the champion.", registry=registry)
+        self.replaced = Counter(
+            "challenger_rows_replaced", "A challenger's rows that others answered.", ["reason"], registry=registry
+        )
+        self.dropped = Counter("shadow_rows_dropped", "Rows that the shadow did not log.", registry=registry)
+        self.unlogged = Counter("predictions_unlogged", "Predictions answered and not logged.", registry=registry)
+        self.labels = Counter("labels_accepted", "Labels acknowledged.", registry=registry)
+        self.queued = sum_gauge("prediction_queue", "Requests waiting to be scored or committed.", registry)
+        phases = BufferedHistogram(
+            "prediction_phase_seconds",
+            "Time of each phase of a batch; of `queue`, the longest wait in it.",
+            ["phase"],
+            buckets=PHASE_SECONDS,
+            registry=registry,
+        )
+        self._phases: dict[str, BufferedHistogram] = {phase: phases.labels(phase) for phase in PHASES}
+        self._commit_seconds = BufferedHistogram(
+            "prediction_log_commit_seconds",
+            "Time of a commit, from handing its rows over.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+
+    def predicted(self, version: str, variant: str, names: Sequence[str], degraded: bool) -> None:
+        """Count acknowledged predictions; `names` has the predicted class of each."""
+        for name, count in Tally(names).items():
+            series = (version, variant, name)
+            if series not in self._predicted:
+                self._predicted[series] = self._predictions.labels(*series).inc
+            self._predicted[series](count)
+        if degraded:
+            self.degraded.inc(len(names))
+
+    def batch(self, seconds: Mapping[str, float]) -> None:
+        """Note how long each phase of a batch took; from the event loop."""
+        for phase, took in seconds.items():
+            self._phases[phase].note(took)
+        if "commit" in seconds:
+            self._commit_seconds.note(seconds["commit"])
+
+    def fold(self) -> None:
+        """Add what was noted to the histograms."""
+        for histogram in (*self._phases.values(), self._commit_seconds):
+            histogram.fold()
+
+
+class LogMetrics:
+    """The prediction log: whether it takes rows, and what waits for it."""
+
+    _log: Writer | None = None
+    _known_lost_files = 0
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.failures = Counter("prediction_log_failures", "Commits that failed.", registry=registry)
+        waiting = sum_gauge("prediction_log_waiting_rows", "Rows that wait for their commit.", registry)
+        oldest = least_gauge("prediction_log_lag_seconds", "Age of the oldest row that waits for its commit.", registry)
+        self.backlog = Backlog(oldest)
+        waiting.set_function(lambda: len(self.backlog))
+        self._up = SampledGauge(
+            "prediction_log_up", "0 while the log takes no rows.", multiprocess_mode="livemin", registry=registry
+        )
+        self._up.set(ABSENT)  # A worker that is starting has no log yet, and must not seem to have lost it.
+        self._spooled = sum_gauge("prediction_log_spooled_rows", "Rows that wait in this process's spool.", registry)
+        self._sampled = (waiting, self._up, self._spooled)
+        self._lost_files = Counter(
+            "prediction_log_files_lost",
+            "Log files that were deleted, moved or overwritten while open.",
+            registry=registry,
+        )
+
+    def follow(self, log: Writer) -> None:
+        """Follow a prediction log."""
+        self._up.set_function(lambda: 0 if log.outage else 1)
+        self._spooled.set_function(lambda: log.spooled)
+        self._log = log
+
+    def sample(self) -> None:
+        """Read what is not counted as it happens."""
+        for gauge in self._sampled:
+            gauge.sample()
+        if self._log is not None and (lost := self._log.lost_files - self._known_lost_files):
+            self._lost_files.inc(lost)
+            self._known_lost_files += lost
+
+
+class ModelMetrics:
+    """Models in service."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.refused = Counter("bundle_refused", "Bundles or routings that were turned down.", registry=registry)
+        self.loaded = Counter("bundle_loaded", "Bundles taken into service.", registry=registry)
+        self._model = least_gauge(
+            "model_info", "1 for the model that answers.", registry, ["name", "version", "digest", "variant"]
+        )
+        self._known_model: tuple[str, ...] | None = None
+        self._trained_at = least_gauge("model_age_seconds", "Time since the model that answers was trained.", registry)
+        self._trained_at.set(ABSENT)
+        self._running = least_gauge(
+            "trial_running", "0 for a paused challenger or shadow.", registry, ["version", "variant"]
+        )
+        self._known_experiments: set[tuple[str, str]] = set()
+        self._paused = Counter("trials_paused", "Breakers that opened.", ["variant"], registry=registry)
+
+    def answering(self, name: str, version: str, digest: str, variant: str, trained_at: float) -> None:
+        """Set which model answers now; `trained_at` is in seconds since 1970."""
+        self.none_answering()
+        self._known_model = (name, version, digest, variant)
+        self._model.labels(*self._known_model).set(1)
+        self._trained_at.set(trained_at)
+
+    def none_answering(self) -> None:
+        """Set that no model answers."""
+        if self._known_model is not None:
+            self._model.labels(*self._known_model).set(ABSENT)
+        self._known_model = None
+        self._trained_at.set(ABSENT)
+
+    def experiments(self, paused: Mapping[tuple[str, str], bool]) -> None:
+        """Set which models are tried next to the one that answers: (version, variant) → whether it is paused."""
+        for gone in self._known_experiments - paused.keys():
+            self._running.labels(*gone).set(ABSENT)
+        for labels, is_paused in paused.items():
+            self._running.labels(*labels).set(0 if is_paused else 1)
+        self._known_experiments = set(paused)
+
+    def paused(self, version: str, variant: str) -> None:
+        """Count a breaker that opened."""
+        self._paused.labels(variant).inc()
+        self._running.labels(version, variant).set(0)
+
+
+class Metrics:
+    """What one server process counts; `collect` returns what its server did.
+
+    Args:
+        counts: the folder that several workers count in (`multiprocess.join` came before); None: this process is alone.
+
+    Attributes:
+        http: requests, connections and keys.
+        predictions: predictions and labels.
+        log: the prediction log.
+        models: models in service.
+    """
+
+    def __init__(self, counts: Path | None = None) -> None:
+        self._counts = counts
+        if counts is None:
+            multiprocess.leave()
+        self.registry = CollectorRegistry()
+        if counts is None:
+            ProcessCollector(registry=self.registry)
+        self.http = HttpMetrics(self.registry)
+        self.predictions = PredictionMetrics(self.registry)
+        self.log = LogMetrics(self.registry)
+        self.models = ModelMetrics(self.registry)
+        self._worker = least_gauge(
+            multiprocess.WORKER, "1 for each worker that lives.", self.registry, ["worker", "workers", "process"]
+        )
+        self._starts = Counter("worker_starts", "Starts of each worker.", ["worker"], registry=self.registry)
+
+    def worker(self, number: int, workers: int) -> None:
+        """Set which of how many processes this is."""
+        self._worker.labels(str(number), str(workers), str(os.getpid())).set(1)
+        self._starts.labels(str(number)).inc()
+
+    def publish(self) -> None:
+        """Update what is not counted as it happens; from the event loop, ten times a second and before a scrape."""
+        for gauge in (self.http.in_flight, self.http.connections, self.predictions.queued):
+            gauge.sample()
+        self.log.sample()
+        self.predictions.fold()
+
+    def collect(self) -> Iterable[Metric]:
+        """All series of all workers; safe next to the event loop, after `publish`."""
+        for family in self.registry.collect() if self._counts is None else multiprocess.total(self._counts):
+            family.samples = [one._replace(value=_reported(one.name, one.value)) for one in family.samples]
+            family.samples = [one for one in family.samples if one.value != ABSENT]
+            yield family
+
+
+def _reported(name: str, value: float) -> float:
+    """Two gauges hold a time, and report how long ago that was: a worker that hangs need not count the seconds."""
+    if name == "prediction_log_lag_seconds":
+        return 0.0 if value in {0.0, ABSENT} else max(0.0, time.monotonic() - value)
+    if name == "model_age_seconds" and value:
+        return value if value == ABSENT else max(0.0, time.time() - value)
+    return value

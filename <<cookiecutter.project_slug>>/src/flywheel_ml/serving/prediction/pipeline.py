@@ -1,0 +1,269 @@
+"""The prediction pipeline, before the commit: decode → score → log rows → encode.
+
+`complete` does so for a batch of requests, row by row; `complete_block` for one request of many rows, which is logged
+as a block, because so many rows by themselves would cost as much as all the rest.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from flywheel_ml.core.bundle import Predictions
+from flywheel_ml.core.features import Inputs
+from flywheel_ml.prediction_log import Block, Prediction, block_ids, blocks, dumps, new_ids, now_us
+from flywheel_ml.prediction_log.blocks import microseconds
+from flywheel_ml.serving.errors.problems import Problem
+from flywheel_ml.serving.models.output_texts import number_texts
+from flywheel_ml.serving.models.served_model import Deployment, ServedModel
+from flywheel_ml.serving.observability.phase_timer import PhaseTimer
+from flywheel_ml.serving.prediction import parallel
+from flywheel_ml.serving.prediction.requests import Completed, Instance, PredictRequest, Results, RowPrediction
+
+MIN_BLOCK_ROWS = 64
+"""A request of fewer rows is logged row by row."""
+
+
+def complete(
+    model: ServedModel, requests: Sequence[PredictRequest], timer: PhaseTimer | None = None
+) -> list[Completed | Exception]:
+    """Complete requests with one call of the model; a request with a fault gets its error instead."""
+    timer = timer if timer is not None else PhaseTimer(0.0)
+    decoded: list[list[dict[str, Any]] | Problem] = []
+    for request in requests:
+        try:
+            decoded.append(request.decoded(model))
+        except Problem as problem:
+            decoded.append(problem)
+    own = [
+        [] if isinstance(found, Problem) else _unanswered(request, found)
+        for request, found in zip(requests, decoded, strict=True)
+    ]
+    together = [instance for instances in own for instance in instances]
+    timer.lap("check")
+    try:
+        predictions = score(model, model.bundle.encode_rows(together))
+    except Exception as error:
+        # One request whose prediction is no number must not fail the others.
+        if len(requests) > 1:
+            return [complete(model, [request])[0] for request in requests]
+        if model.is_prior or isinstance(decoded[0], Problem):
+            return [error]
+        return complete(model, [_answered_by_prior(model, requests[0]._replace(instances=decoded[0]), error)])
+    timer.lap("score")
+    outputs, classes, scores = (
+        model.texts.write(predictions),
+        model.texts.classes(predictions),
+        predictions.scores.tolist(),
+    )
+    ids = new_ids(len(together))
+    completed: list[Completed | Exception] = []
+    at = 0
+    for request, instances, own_rows in zip(requests, decoded, own, strict=True):
+        if isinstance(instances, Problem):
+            completed.append(instances)
+            continue
+        mine = slice(at, at := at + len(own_rows))
+        if request.answered:
+            rows = [RowPrediction(*row) for row in zip(outputs[mine], classes[mine], scores[mine], strict=True)]
+            completed.append(_merged(model, request, instances, rows))
+            continue
+        names = request.ids or ids[mine]
+        logged = log_rows(model, instances, outputs[mine], scores[mine], request.received_at, names)
+        content = request.codec.encode(model, Results(names, outputs[mine]))
+        completed.append(Completed(logged, content, classes[mine], instances))
+    timer.lap("write")
+    return completed
+
+
+def complete_block(model: ServedModel, request: PredictRequest, timer: PhaseTimer) -> Completed | PredictRequest:
+    """Complete one request of many rows; returns the request, decoded, if it has to go row by row.
+
+    Raises:
+        Problem: as `Codec.decode`.
+    """
+    instances = request.decoded(model)
+    timer.lap("check")
+    if len(instances) < MIN_BLOCK_ROWS:
+        return request._replace(instances=instances)
+    try:
+        predictions = score(model, model.bundle.encode_rows(instances))
+    except Exception:
+        return request._replace(instances=instances)  # For some row the model has no number, and its prior answers.
+    timer.lap("score")
+    ids, outputs = block_ids(len(instances)), model.texts.write(predictions)
+    packed = blocks.pack_told(outputs, number_texts(predictions.scores))
+    block = log_block(model, ids, blocks.pack_rows(instances), packed, request.received_at)
+    content = request.codec.encode(model, Results(ids, outputs))
+    timer.lap("write")
+    return Completed([block], content, model.texts.classes(predictions))
+
+
+def can_log_blocks(deployment: Deployment) -> bool:
+    """Whether rows may be logged in blocks: while another model is tried, they are logged one by one."""
+    return not (deployment.routing.challenger or deployment.routing.shadow)
+
+
+def score(model: ServedModel, inputs: Inputs) -> Predictions:
+    """Score encoded rows in one call of the model, many of them on several cores.
+
+    Raises:
+        ProjectError: a prediction is not finite.
+    """
+    return model.bundle.decide(parallel.run(model.bundle, inputs))
+
+
+def score_each(model: ServedModel, instances: Sequence[Instance]) -> list[RowPrediction | None]:
+    """Score rows one by one as far as their callers can tell: None where a prediction is not finite."""
+    output = model.bundle.run(model.bundle.encode_rows(instances))
+    finite = np.isfinite(output).all(axis=1)
+    predictions = model.bundle.decide(output[finite])
+    parts = (model.texts.write(predictions), model.texts.classes(predictions), predictions.scores.tolist())
+    found = map(RowPrediction, *parts)
+    return [next(found) if is_finite else None for is_finite in finite.tolist()]
+
+
+def log_rows(
+    model: ServedModel,
+    instances: Sequence[Instance],
+    outputs: Sequence[str],
+    scores: Sequence[float],
+    received_at: float,
+    ids: Sequence[str],
+    reader: ServedModel | None = None,
+) -> list[Prediction]:
+    """Rows for the prediction log; their latency is the request's, from its arrival to its scores.
+
+    Args:
+        received_at: when the request came (`time.perf_counter`).
+        ids: of the predictions.
+        reader: the model whose contract decoded the rows; this one if not given.
+    """
+    timestamp_us, latency_us = now_us(), _microseconds_since(received_at)
+    variant, ref, degraded = model.variant, model.ref, model.degraded
+    key, time_column = (reader or model).key, (reader or model).time
+    return [
+        Prediction(
+            name,
+            timestamp_us,
+            None if key is None or instance.get(key) is None else str(instance[key]),
+            None if time_column is None else microseconds(instance.get(time_column)),
+            variant,
+            ref.version,
+            ref.digest,
+            dumps(instance),
+            output,
+            score,
+            latency_us,
+            degraded,
+        )
+        for name, instance, output, score in zip(ids, instances, outputs, scores, strict=True)
+    ]
+
+
+def log_block(model: ServedModel, ids: Sequence[str], inputs: bytes, outputs: bytes, received_at: float) -> Block:
+    """The block of a request for the prediction log; `inputs` and `outputs` are packed by `blocks`."""
+    return Block(
+        ids[0],
+        now_us(),
+        len(ids),
+        model.key,
+        model.time,
+        model.variant,
+        model.ref.version,
+        model.ref.digest,
+        inputs,
+        outputs,
+        _microseconds_since(received_at),
+        model.degraded,
+    )
+
+
+def shadow_rows(model: ServedModel, answered: Sequence[tuple[Instance, Prediction]]) -> list[Prediction]:
+    """What a shadow predicts for rows that were answered, for the log; without those where that is not finite.
+
+    A row's id is the `twin_id` of the answered one's.
+    """
+    started = time.perf_counter()
+    found = score_each(model, [instance for instance, _ in answered])
+    latency_us = _microseconds_since(started)
+    return [
+        row._replace(
+            id=twin_id(row.id),
+            variant=model.variant,
+            model_version=model.ref.version,
+            model_digest=model.ref.digest,
+            output=predicted.output,
+            score=predicted.score,
+            latency_us=latency_us,
+            degraded=False,
+        )
+        for (_, row), predicted in zip(answered, found, strict=True)
+        if predicted is not None
+    ]
+
+
+def twin_id(name: str) -> str:
+    """The id of the row that a shadow logs for the prediction of this id: the same time, other digits."""
+    return name[:12] + blake2b(name.encode(), digest_size=10).hexdigest()
+
+
+def _unanswered(request: PredictRequest, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not request.answered:
+        return instances
+    return [instance for at, instance in enumerate(instances) if at not in request.answered]
+
+
+def _answered_by_prior(model: ServedModel, request: PredictRequest, error: Exception) -> PredictRequest:
+    """A request with rows that its model cannot score: the prior answers those, marked as degraded."""
+    logging.getLogger(__name__).error(
+        "the model failed, its prior answers: %s", type(error).__name__, extra=request.context.fields
+    )
+    instances = request.instances or []
+    places = [at for at in range(len(instances)) if at not in request.answered]
+    mine = [instances[at] for at in places]
+    try:
+        own = score_each(model, mine)
+    except Exception:
+        own = [None] * len(mine)
+    answered = {**request.answered}
+    for at, predicted, stand_in in zip(places, own, score_each(model.prior, mine), strict=True):
+        if predicted is not None:
+            answered[at] = model, predicted
+        elif stand_in is not None:
+            answered[at] = model.prior, stand_in
+    return request._replace(answered=answered)
+
+
+def _merged(
+    model: ServedModel, request: PredictRequest, instances: Sequence[Instance], own: Sequence[RowPrediction]
+) -> Completed:
+    """Complete a request whose rows several models answered; `own` are those of its own model, in order."""
+    remaining = iter(own)
+    by_row = [request.answered.get(at) or (model, next(remaining)) for at in range(len(instances))]
+    ids = request.ids or new_ids(len(instances))
+    logged: dict[int, Prediction] = {}
+    models = {id(by): by for by, _ in by_row}
+    for by in models.values():
+        places = [at for at, (found, _) in enumerate(by_row) if found is by]
+        rows = log_rows(
+            by,
+            [instances[at] for at in places],
+            [by_row[at][1].output for at in places],
+            [by_row[at][1].score for at in places],
+            request.received_at,
+            [ids[at] for at in places],
+            model,
+        )
+        logged |= zip(places, rows, strict=True)
+    results = Results(ids, [predicted.output for _, predicted in by_row], [by for by, _ in by_row])
+    content = request.codec.encode(by_row[0][0] if len(models) == 1 else model, results)
+    in_order = [logged[at] for at in range(len(instances))]
+    return Completed(in_order, content, [one.class_name for one in own], instances, list(request.answered.values()))
+
+
+def _microseconds_since(moment: float) -> int:
+    return round((time.perf_counter() - moment) * 1e6)
