@@ -1,15 +1,15 @@
 """The writer: rows in, one transaction for all that came meanwhile, and what happens when there can be none."""
 
-import logging
 import queue
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
+from flywheel_ml.prediction_log.recovery import Recovery
 from flywheel_ml.prediction_log.rows import Block, Row
 from flywheel_ml.prediction_log.spool import Spool
 from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedFile, Database, Unavailable
@@ -21,8 +21,6 @@ SMALL = 128
 """Most rows of a commit that tells how quick commits are here."""
 MOST_LANES, LANE_SECONDS = 4, 0.002
 """A database is given a transaction more at once for each so many seconds that one usually takes."""
-RETRY_SECONDS = 1.0
-"""How often a log that was out is tried again."""
 PLACE_SECONDS = 1.0
 """How often a file that nothing is written to is looked for."""
 
@@ -63,16 +61,9 @@ class Writer:
         else:
             self._store = ClaimedFile(Path(target), role, synchronous)
         self._is_local = isinstance(self._store, ClaimedFile)
-        self.spool = spool
-        self.outage: str | None = None
-        """Why the log takes nothing, while that is so."""
-        self._outage_since = 0.0
-        self._full_until = 0.0
-        self._state = threading.Lock()
-        self._mending: threading.Thread | None = None
-        self._ended = threading.Event()
-        self._usual_seconds = 0.0
         self._turn = threading.Lock()
+        self._recovery = Recovery(self._store, self._exclusively, spool)
+        self._usual_seconds = 0.0
         self._queue: queue.SimpleQueue[tuple[Sequence[Row], Future[None]] | None] = queue.SimpleQueue()
         self._closed = False
         self._closing = threading.Lock()
@@ -83,16 +74,22 @@ class Writer:
         for thread in self._threads:
             thread.start()
         if spool is not None:
-            self._mend()
+            self._recovery.start()
+
+    @property
+    def spool(self) -> Spool | None:
+        """Where rows wait for a database, if they may."""
+        return self._recovery.spool
+
+    @property
+    def outage(self) -> str | None:
+        """Why the log takes no rows, while that is so."""
+        return self._recovery.outage
 
     @property
     def fault(self) -> str | None:
         """Why rows are refused now, if they are."""
-        if self.outage is None:
-            return None
-        if self.spool is None:
-            return self.outage
-        return "the spool is full" if time.monotonic() < self._full_until else None
+        return self._recovery.fault
 
     @property
     def lanes(self) -> int:
@@ -105,13 +102,13 @@ class Writer:
     @property
     def spooled(self) -> int:
         """How many rows wait in this process's spool."""
-        return self.spool.rows if self.spool else 0
+        return self._recovery.spooled
 
     @property
     def lost_files(self) -> int:
         """How many files of this process, its spool's included, were deleted, moved or overwritten while open."""
         own = self._store.losses if isinstance(self._store, ClaimedFile) else 0
-        return own + (self.spool.lost_files if self.spool else 0)
+        return own + (spool.lost_files if (spool := self.spool) else 0)
 
     def commit(self, rows: Sequence[Row]) -> bool:
         """Commit now, where that takes microseconds and waits for nobody; False: nothing was done, use `append`."""
@@ -157,13 +154,10 @@ class Writer:
             self._queue.put(None)
         for thread in self._threads:
             thread.join()
-        self._ended.set()
-        if (mending := self._mending) is not None:
-            mending.join()
+        self._recovery.stop()
         with self._turn:
             self._store.close()
-        if self.spool is not None:
-            self.spool.close()
+        self._recovery.close()
 
     def __enter__(self) -> Self:
         return self
@@ -184,7 +178,7 @@ class Writer:
                     batch.append(self._queue.get_nowait())
             running = None not in batch
             work = [item for item in batch if item is not None and item[0]]
-            with self._turn if self._is_local else nullcontext():
+            with self._exclusively():
                 self._write(work)
             if self._store.wants_checkpoint:
                 self._store.sync_journal()
@@ -199,7 +193,7 @@ class Writer:
                 try:
                     self._store.keep_place()
                 except Unavailable as error:
-                    self._begin_outage(error)
+                    self._recovery.begin(error)
 
     def _write(self, work: Sequence[tuple[Sequence[Row], Future[None]]]) -> None:
         if not work:
@@ -222,18 +216,14 @@ class Writer:
             try:
                 self._timed_commit(rows, BUSY_MS)
             except Unavailable as error:
-                self._begin_outage(error)
+                self._recovery.begin(error)
             else:
                 return
-        if self.spool is None:
-            raise Unavailable(self.outage or "it has just come back")
-        try:
-            self.spool.commit(rows)
-        except Unavailable as error:
-            self._full_until = time.monotonic() + RETRY_SECONDS
-            logging.getLogger(__name__).error("the spool of the prediction log takes no rows: %s", error)
-            raise
-        self._mend()
+        self._recovery.keep(rows)
+
+    def _exclusively(self) -> AbstractContextManager[object]:
+        """A file has one user at a time; a database may have several."""
+        return self._turn if self._is_local else nullcontext()
 
     def _timed_commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:
         started = time.perf_counter()
@@ -248,63 +238,3 @@ class Writer:
             done.set_exception(error)
         else:
             done.set_result(None)
-
-    def _begin_outage(self, error: Unavailable) -> None:
-        with self._state:
-            if self.outage is None:
-                self._outage_since = time.monotonic()
-                logging.getLogger(__name__).error("the prediction log takes no rows: %s", error)
-            self.outage = str(error)
-        self._mend()
-
-    def _end_outage(self) -> None:
-        with self._state:
-            seconds = time.monotonic() - self._outage_since
-            self.outage = None
-        logging.getLogger(__name__).warning("the prediction log takes rows again, after %.1f s", seconds)
-
-    def _mend(self) -> None:
-        """See to it that a thread tries the log again and empties the spool, until both is done."""
-        with self._state:
-            if self._mending is None:
-                self._mending = threading.Thread(target=self._until_mended, name="prediction-log-mending", daemon=True)
-                self._mending.start()
-
-    def _until_mended(self) -> None:
-        while not self._ended.wait(RETRY_SECONDS):
-            try:
-                if self.outage is not None:
-                    self._probe()
-                    self._end_outage()
-                self._empty_spool()
-            except Unavailable:
-                continue
-            except Exception:
-                logging.getLogger(__name__).exception("the prediction log could not be mended")
-                continue
-            with self._state:
-                if self.outage is None and not self.spooled:
-                    self._mending = None
-                    return
-
-    def _probe(self) -> None:
-        if self._is_local:
-            with self._turn:
-                self._store.probe()
-        else:
-            self._store.probe()
-
-    def _empty_spool(self) -> None:
-        if self.spool is None:
-            return
-        while not self._ended.is_set() and self.spool.move(self._commit_spooled):
-            pass
-        if not self._ended.is_set():
-            self.spool.move_others(self._commit_spooled)
-
-    def _commit_spooled(self, rows: Sequence[Row]) -> None:
-        try:
-            self._store.commit(rows)
-        except Unavailable as error:
-            self._begin_outage(error)
-            raise

@@ -1,0 +1,136 @@
+"""Outages of the prediction log: rows are refused, or kept in a spool, until the log takes them again."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from flywheel_ml.prediction_log.rows import Row
+from flywheel_ml.prediction_log.spool import Spool
+from flywheel_ml.prediction_log.stores import ClaimedFile, Database, Unavailable
+
+Store = ClaimedFile | Database
+
+RETRY_SECONDS = 1.0
+"""How often a log that was out is tried again."""
+
+
+class Recovery:
+    """Notes an outage, keeps rows in the spool meanwhile, and ends it on a thread of its own.
+
+    Args:
+        store: the log.
+        lock: makes a lock for the time in which the store is tried, where only one thread may use it.
+        spool: where rows wait, if they may.
+
+    Attributes:
+        outage: why the log takes no rows, while that is so.
+    """
+
+    def __init__(self, store: Store, lock: Callable[[], AbstractContextManager[object]], spool: Spool | None) -> None:
+        self.outage: str | None = None
+        self.spool = spool
+        self._store = store
+        self._lock = lock
+        self._outage_since = 0.0
+        self._full_until = 0.0
+        self._state = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    @property
+    def fault(self) -> str | None:
+        """Why rows are refused now, if they are."""
+        if self.outage is None:
+            return None
+        if self.spool is None:
+            return self.outage
+        return "the spool is full" if time.monotonic() < self._full_until else None
+
+    @property
+    def spooled(self) -> int:
+        """How many rows wait in the spool."""
+        return self.spool.rows if self.spool else 0
+
+    def begin(self, error: Unavailable) -> None:
+        """An outage begins, or goes on."""
+        with self._state:
+            if self.outage is None:
+                self._outage_since = time.monotonic()
+                logging.getLogger(__name__).error("the prediction log takes no rows: %s", error)
+            self.outage = str(error)
+        self.start()
+
+    def keep(self, rows: Sequence[Row]) -> None:
+        """Commit rows to the spool.
+
+        Raises:
+            Unavailable: there is none, or it takes no rows.
+        """
+        if self.spool is None:
+            raise Unavailable(self.outage or "it has just come back")
+        try:
+            self.spool.commit(rows)
+        except Unavailable as error:
+            self._full_until = time.monotonic() + RETRY_SECONDS
+            logging.getLogger(__name__).error("the spool of the prediction log takes no rows: %s", error)
+            raise
+        self.start()
+
+    def start(self) -> None:
+        """Have a thread try the log again and empty the spool, until both is done."""
+        with self._state:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="prediction-log-recovery", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """Stop that thread; `close` follows once nothing is committed any more."""
+        self._closed.set()
+        if (thread := self._thread) is not None:
+            thread.join()
+
+    def close(self) -> None:
+        """Close the spool."""
+        if self.spool is not None:
+            self.spool.close()
+
+    def _run(self) -> None:
+        while not self._closed.wait(RETRY_SECONDS):
+            try:
+                if self.outage is not None:
+                    with self._lock():
+                        self._store.probe()
+                    self._end()
+                self._empty_spool()
+            except Unavailable:
+                continue
+            except Exception:
+                logging.getLogger(__name__).exception("the prediction log could not be recovered")
+                continue
+            with self._state:
+                if self.outage is None and not self.spooled:
+                    self._thread = None
+                    return
+
+    def _end(self) -> None:
+        with self._state:
+            seconds = time.monotonic() - self._outage_since
+            self.outage = None
+        logging.getLogger(__name__).warning("the prediction log takes rows again, after %.1f s", seconds)
+
+    def _empty_spool(self) -> None:
+        if self.spool is None:
+            return
+        while not self._closed.is_set() and self.spool.move(self._commit):
+            pass
+        if not self._closed.is_set():
+            self.spool.move_others(self._commit)
+
+    def _commit(self, rows: Sequence[Row]) -> None:
+        try:
+            self._store.commit(rows)
+        except Unavailable as error:
+            self.begin(error)
+            raise
