@@ -13,8 +13,7 @@ from fastapi import FastAPI
 from flywheel_ml.core.features import Feature
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving import app as library
-from flywheel_ml.serving.observability.metrics import Metrics
-from flywheel_ml.serving.observability.tracing import Spans
+from flywheel_ml.serving.app import Metrics, Spans
 
 
 def create_app(settings: Settings, metrics: Metrics, spans: Spans | None, features: Sequence[Feature]) -> FastAPI:

@@ -28,6 +28,8 @@ from flywheel_ml.serving.observability.watched import WatchedWriter
 from flywheel_ml.serving.prediction.predictor import Predictor
 from flywheel_ml.utils.errors import ConfigError
 
+__all__ = ["Metrics", "Spans", "create_app", "opened_log"]
+
 
 def create_app(
     settings: Settings,
