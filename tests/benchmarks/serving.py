@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flywheel_ml.cli.verbs import ENVIRONMENT
-from flywheel_ml.core import routing, stage
+from flywheel_ml.core import serving_folder, stage
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import from_rows
 from flywheel_ml.core.settings import Settings
@@ -249,13 +249,13 @@ def _plot(told: Sequence[Mapping[str, Any]]) -> None:
     figure.savefig(OUTPUT / "serving.png", dpi=120)
 
 
-def champion() -> tuple[routing.Ref, Bundle]:
+def champion() -> tuple[serving_folder.Ref, Bundle]:
     """The bundle that is served, and its name in the serving folder."""
     folder = Settings().serving_folder
-    ref = routing.read(folder).champion
+    ref = serving_folder.read(folder).champion
     if ref is None:
         sys.exit("error: there is no champion to serve; run `make run`")
-    return ref, Bundle.open(routing.bundle_folder(folder, ref), ref.digest, PROJECT.features)
+    return ref, Bundle.open(serving_folder.bundle_folder(folder, ref), ref.digest, PROJECT.features)
 
 
 def _test_rows(bundle: Bundle, count: int) -> list[dict[str, Any]]:

@@ -32,9 +32,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from flywheel_ml.core import bundle, routing
+from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.bundle import Bundle, Manifest
-from flywheel_ml.core.routing import Challenger, Ref
+from flywheel_ml.core.serving_folder import Challenger, Ref
 from flywheel_ml.serving.schema.request_schema import Schema
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.files import sha256_file, write_json
@@ -64,7 +64,9 @@ class Site(NamedTuple):
     def point(self, champion: str, challenger: Challenger | None = None) -> None:
         """Name who answers."""
         now, ref = datetime.now(UTC).isoformat(), self.refs[champion]
-        routing.write(self.folder, routing.Routing(name="bench", champion=ref, challenger=challenger, updated_at=now))
+        serving_folder.write(
+            self.folder, serving_folder.Routing(name="bench", champion=ref, challenger=challenger, updated_at=now)
+        )
 
     def model(self) -> dict[str, Any]:
         """What answers now."""
@@ -178,7 +180,7 @@ def _site(home: Path) -> Iterator[Site]:
 
 def _copy(opened: Bundle, folder: Path, name: str) -> Ref:
     """The champion's bundle under another name; `slow` gets a model that takes some 0.1 s for more than one row."""
-    path = folder / routing.BUNDLES / name
+    path = folder / serving_folder.BUNDLES / name
     shutil.copytree(opened.path, path)
     if name == "slow":
         from library.helpers import broken

@@ -38,12 +38,12 @@ class SmallForestParams(Strict):
 
 
 def small_forest(task: Task, params: SmallForestParams, featurizer: Featurizer, seed: int) -> Any:
-    from flywheel_ml.model.pipelines import encoders
+    from flywheel_ml.model.pipelines import preprocessing
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.pipeline import make_pipeline
 
     forest = RandomForestClassifier(params.n_estimators, max_depth=6, random_state=seed)
-    return make_pipeline(encoders.coded(task, featurizer, seed), forest)
+    return make_pipeline(preprocessing.encode_for_trees(task, featurizer, seed), forest)
 
 
 ESTIMATORS["small_forest"] = Estimator(

@@ -1,5 +1,7 @@
 """The alerts that monitoring raises.
 
+They go to `reports/monitoring/alerts.jsonl`, and to the webhook that `ML_ALERT_WEBHOOK` names.
+
 A rule of your own is a function and an entry in `ALERTS`:
 
     def few_rows(result: Result) -> Iterator[alerts.Finding]:

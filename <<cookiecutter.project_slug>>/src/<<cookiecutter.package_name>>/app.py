@@ -1,6 +1,6 @@
 """The HTTP app: the routes of the library, and yours.
 
-A route of your own is added before `return`, as in any FastAPI app:
+A route of your own is added before `return`, as in any FastAPI app. It asks for no API key; docs/how-to.md says how it does:
 
     @app.get("/threshold")
     async def threshold() -> dict[str, float]:

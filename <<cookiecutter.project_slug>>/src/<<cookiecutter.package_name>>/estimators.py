@@ -8,11 +8,11 @@ the parameters too. Select columns by position, as skl2onnx does:
         n_estimators: int = Field(default=50, gt=0)
 
     def small_forest(task: Task, params: SmallForestParams, featurizer: Featurizer, seed: int) -> Pipeline:
-        from flywheel_ml.model.pipelines import encoders
+        from flywheel_ml.model.pipelines import preprocessing
         from sklearn.ensemble import RandomForestClassifier
         from sklearn.pipeline import make_pipeline
 
-        return make_pipeline(encoders.coded(task, featurizer, seed), RandomForestClassifier(**params.model_dump()))
+        return make_pipeline(preprocessing.encode_for_trees(task, featurizer, seed), RandomForestClassifier(**params.model_dump()))
 """
 
 from collections.abc import Mapping

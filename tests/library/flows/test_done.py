@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flywheel_ml.core import bundle, routing, stage
+from flywheel_ml.core import bundle, serving_folder, stage
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params, RolloutParams
 from flywheel_ml.core.settings import Settings
@@ -38,7 +38,7 @@ def test_other_gates_or_another_way_to_promote_ask_for_a_run(finished: Path, cha
 
 
 def test_a_lost_store_bundle_or_record_asks_for_a_run(finished: Path) -> None:
-    for path in (Path("mlflow.db"), stage.BUNDLE / bundle.MANIFEST, done.STATE, SERVING / routing.ROUTING):
+    for path in (Path("mlflow.db"), stage.BUNDLE / bundle.MANIFEST, done.STATE, SERVING / serving_folder.ROUTING):
         aside = path.rename(path.with_name("aside"))
         assert last() is None, path
         aside.rename(path)
@@ -52,11 +52,11 @@ def test_a_tampered_champion_asks_for_a_run(finished: Path) -> None:
 
 
 def test_a_promotion_or_rollback_since_asks_for_a_run(finished: Path) -> None:
-    now = routing.read(SERVING)
+    now = serving_folder.read(SERVING)
     assert now.champion is not None
     other = now.champion.model_copy(update={"version": "2"})
-    shutil.copytree(routing.bundle_folder(SERVING, now.champion), routing.bundle_folder(SERVING, other))
-    routing.write(SERVING, now.model_copy(update={"champion": other}))
+    shutil.copytree(serving_folder.bundle_folder(SERVING, now.champion), serving_folder.bundle_folder(SERVING, other))
+    serving_folder.write(SERVING, now.model_copy(update={"champion": other}))
     assert last() is None
 
 

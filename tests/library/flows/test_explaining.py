@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flywheel_ml.core import bundle, routing
+from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.bundle import BACKGROUND, MODEL, Bundle
 from flywheel_ml.core.contract import Contract, from_rows
 from flywheel_ml.core.settings import Settings
@@ -164,6 +164,6 @@ def test_a_version_from_before_explanations_says_what_to_do(two: Registry, setti
     (path / BACKGROUND).unlink()
     facts = {**json.loads((path / bundle.MANIFEST).read_text()), "format": 1}
     bundle.seal(path, {name: value for name, value in facts.items() if name != "files"})
-    (settings.serving_folder / routing.ROUTING).unlink()
+    (settings.serving_folder / serving_folder.ROUTING).unlink()
     with pytest.raises(NotExplainable, match="train again"):
         explain_logged(PROJECT, log("1"), settings, never)

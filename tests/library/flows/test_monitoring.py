@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from flywheel_ml.core import routing
+from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import MANIFEST, Bundle
 from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.core.params import Params, ScoreParams
@@ -32,10 +32,10 @@ def settings(tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch)
     """The tiny bundle is champion of the current folder."""
     monkeypatch.chdir(tmp_path)
     found = Settings()
-    ref = routing.Ref(version="7", digest=sha256_file(bundle_path / MANIFEST))
-    shutil.copytree(bundle_path, routing.bundle_folder(found.serving_folder, ref))
-    now = routing.Routing(name="small", champion=ref, updated_at="2013-11-01T00:00:00+00:00")
-    routing.write(found.serving_folder, now)
+    ref = serving_folder.Ref(version="7", digest=sha256_file(bundle_path / MANIFEST))
+    shutil.copytree(bundle_path, serving_folder.bundle_folder(found.serving_folder, ref))
+    now = serving_folder.Routing(name="small", champion=ref, updated_at="2013-11-01T00:00:00+00:00")
+    serving_folder.write(found.serving_folder, now)
     return found
 
 

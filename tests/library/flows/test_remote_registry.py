@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from flywheel_ml.core import bundle, routing
+from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import rollout
 from flywheel_ml.model.registration.registry import CHAMPION, Registry
@@ -79,11 +79,11 @@ def settings(folder: Path, remote: Remote) -> Settings:
 
 def serves(folder: Path) -> str | None:
     """The version in a serving folder, its bundle being whole."""
-    if not (folder / routing.ROUTING).exists():
+    if not (folder / serving_folder.ROUTING).exists():
         return None
-    now = routing.read(folder)
+    now = serving_folder.read(folder)
     assert now.champion is not None
-    bundle.verify(routing.bundle_folder(folder, now.champion), now.champion.digest)
+    bundle.verify(serving_folder.bundle_folder(folder, now.champion), now.champion.digest)
     return now.champion.version
 
 

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from flywheel_ml.core import bundle, routing
+from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import rollout, training
@@ -29,9 +29,9 @@ rollout.promote(Registry.open(Settings.read(), {store.NAME!r}), Settings.read(),
 
 def serving(folder: Path) -> str:
     """The version that servers answer with; its bundle is whole."""
-    now = routing.read(folder / "var" / "serving")
+    now = serving_folder.read(folder / "var" / "serving")
     assert now.champion is not None
-    bundle.verify(routing.bundle_folder(folder / "var" / "serving", now.champion), now.champion.digest)
+    bundle.verify(serving_folder.bundle_folder(folder / "var" / "serving", now.champion), now.champion.digest)
     return now.champion.version
 
 
@@ -61,10 +61,10 @@ def test_a_promotion_serves_the_version_and_records_who_when_from_to_and_why(
 
 
 def test_a_sync_repeated_changes_nothing(two: Registry, settings: Settings) -> None:
-    before = (settings.serving_folder / routing.ROUTING).stat().st_mtime_ns
+    before = (settings.serving_folder / serving_folder.ROUTING).stat().st_mtime_ns
     now = rollout.sync(two, settings, why="again")
     assert now.reason == "first champion"
-    assert (settings.serving_folder / routing.ROUTING).stat().st_mtime_ns == before
+    assert (settings.serving_folder / serving_folder.ROUTING).stat().st_mtime_ns == before
     assert len(rollout.audit(settings.serving_folder)) == 1
 
 
@@ -123,7 +123,7 @@ def test_a_refused_version_is_not_promoted_but_by_an_override_that_is_recorded(
     with pytest.raises(GateRefusal, match="version 3 was refused"):
         rollout.promote(two, settings, "3")
     assert serving(folder) == "1"
-    assert not list((settings.serving_folder / routing.BUNDLES).glob("3-*"))
+    assert not list((settings.serving_folder / serving_folder.BUNDLES).glob("3-*"))
     rollout.promote(two, settings, "3", override="the floor is wrong")
     assert serving(folder) == "3"
     assert rollout.audit(settings.serving_folder)[-1]["why"] == "the floor is wrong"
@@ -152,7 +152,7 @@ def test_without_a_version_before_there_is_nothing_to_roll_back_to(two: Registry
 def test_a_lost_or_damaged_serving_folder_is_restored_by_a_sync(
     two: Registry, settings: Settings, folder: Path, damage: str
 ) -> None:
-    pointer = settings.serving_folder / routing.ROUTING
+    pointer = settings.serving_folder / serving_folder.ROUTING
     if damage == "gone":
         shutil.rmtree(settings.serving_folder)
     elif damage == "no pointer":
@@ -171,7 +171,7 @@ def test_a_served_bundle_that_was_changed_is_fetched_again(two: Registry, settin
 
 def kept(settings: Settings) -> set[str]:
     """The versions whose bundles the serving folder has."""
-    return {path.name.partition("-")[0] for path in (settings.serving_folder / routing.BUNDLES).iterdir()}
+    return {path.name.partition("-")[0] for path in (settings.serving_folder / serving_folder.BUNDLES).iterdir()}
 
 
 def stored(folder: Path, registry: Registry) -> set[str]:
@@ -256,7 +256,7 @@ def test_a_kill_while_pruning_leaves_whole_bundles_only(
         patch.setattr(shutil, "rmtree", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             rollout.prune(many, few)
-    bundles = few.serving_folder / routing.BUNDLES
+    bundles = few.serving_folder / serving_folder.BUNDLES
     assert len([bundle.verify(path) for path in bundles.glob("[!.]*")]) == 5
     rollout.prune(many, few)
     rollout.sync(many, few, why="synced")
@@ -279,7 +279,7 @@ def lost(many: Registry, settings: Settings, folder: Path) -> Registry:
 def test_a_lost_registry_begins_with_the_champion_that_serves(
     lost: Registry, settings: Settings, folder: Path, bundle_path: Path, tmp_path: Path, params: Params
 ) -> None:
-    before = routing.read(settings.serving_folder)
+    before = serving_folder.read(settings.serving_folder)
     assert before.champion is not None
     assert before.previous is not None
     told = rollout.recover(lost, settings)
@@ -299,7 +299,7 @@ def test_a_lost_registry_begins_with_the_champion_that_serves(
 def test_a_number_that_repeats_overwrites_no_bundle(
     lost: Registry, settings: Settings, bundle_path: Path, tmp_path: Path
 ) -> None:
-    bundles = settings.serving_folder / routing.BUNDLES
+    bundles = settings.serving_folder / serving_folder.BUNDLES
     before = {path: bundle.verify(path) for path in bundles.iterdir()}
     other = lost.register(store.another(bundle_path, tmp_path / "other"), store.PASSED, {}, {}, [])
     rollout.promote(lost, settings, other.number)
@@ -316,8 +316,8 @@ def test_a_champion_that_cannot_be_registered_again_ends_the_run(lost: Registry,
 
 
 def test_a_serving_folder_of_another_model_is_no_champion_here(lost: Registry, settings: Settings) -> None:
-    now = routing.read(settings.serving_folder)
-    routing.write(settings.serving_folder, now.model_copy(update={"name": "another"}))
+    now = serving_folder.read(settings.serving_folder)
+    serving_folder.write(settings.serving_folder, now.model_copy(update={"name": "another"}))
     assert rollout.recover(lost, settings) == ""
     assert lost.versions() == []
 
@@ -328,7 +328,7 @@ def test_a_bundle_of_the_former_layout_serves_on(two: Registry, settings: Settin
     assert serving(folder) == "1"
     rollout.sync(two, settings, why="synced")
     assert kept(settings) == {"1"}
-    assert routing.find_bundle(settings.serving_folder, two.get("1").digest) == path.with_name("1")
+    assert serving_folder.find_bundle(settings.serving_folder, two.get("1").digest) == path.with_name("1")
 
 
 def test_a_second_rollout_waits_for_the_first_and_then_sees_what_it_did(

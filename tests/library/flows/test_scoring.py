@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml.core import routing
+from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import MANIFEST, Bundle
 from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.core.params import ScoreParams
@@ -43,10 +43,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.fixture
 def folder(tmp_path: Path, bundle_path: Path) -> Path:
     """A folder in which the tiny bundle is champion, version 7."""
-    ref = routing.Ref(version="7", digest=sha256_file(bundle_path / MANIFEST))
+    ref = serving_folder.Ref(version="7", digest=sha256_file(bundle_path / MANIFEST))
     serving = tmp_path / "var" / "serving"
-    shutil.copytree(bundle_path, routing.bundle_folder(serving, ref))
-    routing.write(serving, routing.Routing(name="small", champion=ref, updated_at="2013-11-01T00:00:00+00:00"))
+    shutil.copytree(bundle_path, serving_folder.bundle_folder(serving, ref))
+    serving_folder.write(
+        serving, serving_folder.Routing(name="small", champion=ref, updated_at="2013-11-01T00:00:00+00:00")
+    )
     return tmp_path
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from flywheel_ml.core import bundle, routing, stage
+from flywheel_ml.core import bundle, serving_folder, stage
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.metrics import HEADLINE, LOSS
 from flywheel_ml.core.params import Params, RolloutParams
@@ -54,9 +54,9 @@ def test_the_killed_run_ends_as_crashed_in_prefect(turned: project.Turned) -> No
 
 
 def test_what_serves_is_what_was_packaged(turned: project.Turned) -> None:
-    now = routing.read(turned.path / "var" / "serving")
+    now = serving_folder.read(turned.path / "var" / "serving")
     assert now.champion is not None
-    served = routing.bundle_folder(turned.path / "var" / "serving", now.champion)
+    served = serving_folder.bundle_folder(turned.path / "var" / "serving", now.champion)
     assert bundle.verify(served, now.champion.digest) == bundle.verify(turned.path / stage.BUNDLE)
 
 
@@ -129,7 +129,7 @@ def test_the_first_to_pass_is_champion_and_later_ones_challenge(
 
 @pytest.mark.chaos
 def test_a_refused_model_does_not_serve_when_the_registry_is_lost(finished: Path) -> None:
-    before = routing.read(finished / "var" / "serving")
+    before = serving_folder.read(finished / "var" / "serving")
     (finished / "mlflow.db").unlink()
     shutil.rmtree(finished / "mlartifacts")
     project.set_params(
@@ -140,7 +140,7 @@ def test_a_refused_model_does_not_serve_when_the_registry_is_lost(finished: Path
     assert "the registry was lost: version 1 still serves, and is registered as 1" in again.stdout
     assert "REFUSED keeps up with the champion" in again.stdout
     assert "Version 2: refused" in again.stdout
-    assert routing.read(finished / "var" / "serving") == before
+    assert serving_folder.read(finished / "var" / "serving") == before
 
 
 def test_a_champion_that_cannot_be_had_or_read_is_a_reason_not_a_crash(finished: Path) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flywheel_ml.core import routing
+from flywheel_ml.core import serving_folder
 
 
 def served(folder: Path, version: str = "1") -> Path:
     """Where a serving folder has the bundle of a version."""
-    (found,) = (folder / routing.BUNDLES).glob(f"{version}-*")
+    (found,) = (folder / serving_folder.BUNDLES).glob(f"{version}-*")
     return found
 
 

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from flywheel_ml.cli.stages import STAGES
-from flywheel_ml.core import bundle, metrics, routing, stage
+from flywheel_ml.core import bundle, metrics, serving_folder, stage
 from flywheel_ml.core.catalog import LINEAR
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.project import load
@@ -197,6 +197,6 @@ def test_a_worse_model_is_registered_with_its_reasons_and_the_champion_stays(
     measure = words.MEASURES[metrics.HEADLINE[Contract.load(stage.CONTRACT).task]]
     with pytest.raises(GateRefusal, match=rf"^version 2 was refused \(.*keeps up with the champion: {measure}"):
         rollout.promote(registry, store.settings(finished), "2")
-    now = routing.read(finished / "var" / "serving")
+    now = serving_folder.read(finished / "var" / "serving")
     assert now.champion is not None
     assert now.champion.version == "1"

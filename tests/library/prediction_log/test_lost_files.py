@@ -94,7 +94,7 @@ def test_rows_acknowledged_after_a_loss_are_in_a_file(folder: Path, way: str, ca
         writer.append(before[-3:]).result(10)
         WAYS[way](folder)
         for row in after:
-            if not writer.commit([row]):
+            if not writer.try_commit([row]):
                 writer.append([row]).result(10)
         assert writer.lost_files == 1
         assert writer.outage is None

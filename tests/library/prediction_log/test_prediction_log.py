@@ -114,7 +114,7 @@ def test_every_thread_gets_its_own_acknowledgement(folder: Path, writer: Writer)
 
 def test_a_quick_commit_is_there_at_once(folder: Path, writer: Writer) -> None:
     row = made()
-    assert writer.commit([row])
+    assert writer.try_commit([row])
     assert logged_ids(folder) == {row.id}
 
 
@@ -122,15 +122,15 @@ def test_a_commit_that_would_wait_or_fails_leaves_nothing_and_the_thread_takes_o
     folder: Path, writer: Writer
 ) -> None:
     first, second = made(), made()
-    assert writer.commit([first])
-    assert not writer.commit([second, made(score=float("nan"))])
+    assert writer.try_commit([first])
+    assert not writer.try_commit([second, made(score=float("nan"))])
     with sqlite3.connect(folder / "serving-0.db", isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         started = time.monotonic()
-        assert not writer.commit([second])
+        assert not writer.try_commit([second])
         assert time.monotonic() - started < 1
         waiting = writer.append([second])
-        assert not writer.commit([made()])
+        assert not writer.try_commit([made()])
         other.execute("ROLLBACK")
     other.close()
     waiting.result(10)
@@ -141,10 +141,10 @@ def test_where_commits_are_slow_they_are_left_to_the_thread(folder: Path) -> Non
     with Writer(str(folder), "serving", "FULL") as opened:
         opened._usual_seconds = 1.0
         row = made()
-        assert not opened.commit([row])
+        assert not opened.try_commit([row])
         opened.append([row]).result(10)
         assert opened._usual_seconds < 1.0
-    assert not opened.commit([made()])
+    assert not opened.try_commit([made()])
     assert logged_ids(folder) == {row.id}
 
 
@@ -169,7 +169,9 @@ def test_a_file_that_a_reader_is_mending_is_waited_for(folder: Path, monkeypatch
 
 def test_the_journal_does_not_grow_for_ever(folder: Path, writer: Writer) -> None:
     for _ in range(8):
-        assert writer.commit([made() for _ in range(CHECKPOINT_PAGES)]) or writer.append([made()]).result(30) is None
+        assert (
+            writer.try_commit([made() for _ in range(CHECKPOINT_PAGES)]) or writer.append([made()]).result(30) is None
+        )
         writer.append([made()]).result(30)
     # Had nothing been put in its place, the journal would hold every row.
     assert (folder / "serving-0.db").stat().st_size > (folder / "serving-0.db-wal").stat().st_size
@@ -433,8 +435,8 @@ def test_a_block_is_read_back_as_the_rows_it_is_made_of(
     folder: Path, writer: Writer, make: Callable[[], Block]
 ) -> None:
     asked = make()
-    assert writer.commit([asked])
-    assert writer.commit([Outcome(asked.id, 6, "true")])
+    assert writer.try_commit([asked])
+    assert writer.try_commit([Outcome(asked.id, 6, "true")])
     first, second, third = Reader(str(folder)).predictions()
     assert first.prediction == Prediction(
         asked.id,

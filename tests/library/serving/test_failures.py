@@ -16,7 +16,7 @@ from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.native import NATIVE
-from flywheel_ml.serving.prediction.predictor import INLINE_BYTES
+from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
 from flywheel_ml.serving.prediction.requests import PredictRequest
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import broken, speakers
@@ -175,7 +175,7 @@ def test_a_connection_that_breaks_while_it_is_answered_holds_up_no_other(
         async with app.router.lifespan_context(app), asyncio.timeout(10):
             service = app.state.service
             for done in (gone, heard.append, gone, heard.append):
-                service.predictor.submit(service.deployment, PredictRequest.received(body, NATIVE), done)
+                service.batcher.submit(service.deployment, PredictRequest.received(body, NATIVE), done)
                 await asyncio.sleep(0)
             while len(heard) < 2:
                 await asyncio.sleep(0.01)

@@ -26,7 +26,7 @@ import sqlalchemy as sa
 
 from flywheel_ml.prediction_log import Prediction, Writer, new_id
 from flywheel_ml.serving.api.feedback import SHOWN
-from flywheel_ml.serving.prediction.predictor import INLINE_BYTES
+from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers.postgresql import PostgreSQL
 from library.helpers.servers import Server, at_once, eventually, workers

@@ -13,7 +13,7 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.utils import words
 
 if TYPE_CHECKING:
-    from flywheel_ml.core.routing import Routing
+    from flywheel_ml.core.serving_folder import Routing
     from flywheel_ml.data.adoption.adopt import Examined
     from flywheel_ml.flows.explaining import Explained
     from flywheel_ml.model.evaluation.gate import Check

@@ -211,7 +211,7 @@ def rollout_status(
     ] = "http://127.0.0.1:8000",
 ) -> None:
     """Who answers what share since when, how often, and the last changes."""
-    from flywheel_ml.core import routing
+    from flywheel_ml.core import serving_folder
     from flywheel_ml.core.metrics import HEADLINE
     from flywheel_ml.flows import rollout
     from flywheel_ml.utils.words import MEASURES, short
@@ -232,8 +232,8 @@ def rollout_status(
             "passed" if version.passed else f"refused: {escape(version.refused)}",
         )
     console.print(table)
-    if (settings.serving_folder / routing.ROUTING).is_file():
-        now = routing.read(settings.serving_folder)
+    if (settings.serving_folder / serving_folder.ROUTING).is_file():
+        now = serving_folder.read(settings.serving_folder)
         told = f"serving: {rollout.described(now)} since {now.updated_at} ({escape(now.reason)})"
         console.print(told, soft_wrap=True)
         terminal.show_standing(now, server, settings)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flywheel_ml.core import bundle, routing, stage
+from flywheel_ml.core import bundle, serving_folder, stage
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.project import Project
@@ -54,12 +54,12 @@ def _registered(settings: Settings, number: str) -> State | None:
 
 def _served(settings: Settings) -> tuple[str, str] | None:
     """Number and digest of the champion that serves, whose bundle is whole; raises where there should be one."""
-    if not (settings.serving_folder / routing.ROUTING).is_file():
+    if not (settings.serving_folder / serving_folder.ROUTING).is_file():
         return None
-    champion = routing.read(settings.serving_folder).champion
+    champion = serving_folder.read(settings.serving_folder).champion
     if champion is None:
         return None
-    bundle.verify(routing.bundle_folder(settings.serving_folder, champion), champion.digest)
+    bundle.verify(serving_folder.bundle_folder(settings.serving_folder, champion), champion.digest)
     return champion.version, champion.digest
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flywheel_ml.core import routing
+from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import from_rows
 from flywheel_ml.core.project import Project
@@ -105,17 +105,17 @@ def _served(folder: Path, version: str, digest: str | None) -> tuple[Path | None
     Rows that were logged before digests name a version alone.
     """
     if digest is not None:
-        return routing.find_bundle(folder, digest), digest
+        return serving_folder.find_bundle(folder, digest), digest
     try:
-        now = routing.read(folder)
+        now = serving_folder.read(folder)
         beside = [one.ref for one in (now.challenger, now.shadow) if one]
     except ProjectError:
         refs = []
     else:
         refs = [ref for ref in (now.champion, now.previous, *beside) if ref and ref.version == version]
     if refs:
-        return routing.bundle_folder(folder, refs[0]), refs[0].digest
-    found = folder.joinpath(routing.BUNDLES).glob(f"{version}*")
+        return serving_folder.bundle_folder(folder, refs[0]), refs[0].digest
+    found = folder.joinpath(serving_folder.BUNDLES).glob(f"{version}*")
     return min((path for path in found if path.name.split("-")[0] == version), default=None), None
 
 

@@ -17,9 +17,9 @@ from typing import Any, Never, TypeVar
 
 from pydantic import Field
 
-from flywheel_ml.core import bundle, routing
+from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.routing import Challenger, Change, Ref, Routing, Shadow
+from flywheel_ml.core.serving_folder import Challenger, Change, Ref, Routing, Shadow
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows.orchestration.engine import exclusive, task
 from flywheel_ml.model.evaluation.gate import Check
@@ -144,7 +144,7 @@ def rollback(registry: Registry, settings: Settings, why: str = "rolled back") -
         ProjectError: the serving folder knows no version before this one.
     """
     with _changing(settings.serving_folder):
-        now = routing.read(settings.serving_folder)
+        now = serving_folder.read(settings.serving_folder)
         if now.previous is None or now.champion is None:
             raise ProjectError("there is no version to roll back to; `rollout status` shows what there is")
         _record(settings.serving_folder, now)
@@ -190,11 +190,11 @@ def recover(registry: Registry, settings: Settings) -> str:
         ProjectError: what serves cannot be registered.
     """
     folder = settings.serving_folder
-    if registry.alias(CHAMPION) or not (folder / routing.ROUTING).is_file():
+    if registry.alias(CHAMPION) or not (folder / serving_folder.ROUTING).is_file():
         return ""
     with _changing(folder):
         try:
-            now = routing.read(folder)
+            now = serving_folder.read(folder)
             if now.champion is None or now.name != registry.name:
                 return ""
             version = _register_again(registry, folder, now.champion, now.previous)
@@ -263,7 +263,7 @@ def _register_again(registry: Registry, folder: Path, champion: Ref, previous: R
     for ref in (previous, champion):
         if ref is None or (found := registry.find(ref.digest)):
             continue
-        path = routing.bundle_folder(folder, ref)
+        path = serving_folder.bundle_folder(folder, ref)
         try:
             bundle.verify(path, ref.digest)
         except IntegrityError:
@@ -339,15 +339,15 @@ def _check(registry: Registry, folder: Path, champion: Version, number: str) -> 
         raise ProjectError(f"version {number} is champion already; name another, or train one")
     if not version.passed:
         raise GateRefusal(f"version {number} was refused ({version.refused}); it cannot be tried out")
-    paths = [routing.bundle_folder(folder, _fetch(registry, one, folder)) for one in (champion, version)]
-    if unfit := routing.unfit(*(Contract.load(path / bundle.CONTRACT) for path in paths)):
+    paths = [serving_folder.bundle_folder(folder, _fetch(registry, one, folder)) for one in (champion, version)]
+    if unfit := serving_folder.unfit(*(Contract.load(path / bundle.CONTRACT) for path in paths)):
         raise ProjectError(f"version {number} cannot stand beside version {champion.number}: {unfit}")
 
 
 def _fetch(registry: Registry, version: Version, folder: Path) -> Ref:
-    sweep(folder, folder / routing.BUNDLES)
+    sweep(folder, folder / serving_folder.BUNDLES)
     ref = Ref(version=version.number, digest=version.digest)
-    path = routing.bundle_folder(folder, ref)
+    path = serving_folder.bundle_folder(folder, ref)
     if not _is_whole(path, version.digest):
         task("fetch bundle", _download, registry, version, path)
     return ref
@@ -407,7 +407,7 @@ def _try_out(registry: Registry, now: Routing, plan: Plan | None, settings: Sett
 
 def _point(registry: Registry, settings: Settings, after: Routing) -> Routing:
     # Bundle first, then the pointer to it, then the record: a crash in between leaves a folder that serves.
-    routing.write(settings.serving_folder, after)
+    serving_folder.write(settings.serving_folder, after)
     _record(settings.serving_folder, after)
     _prune(registry, settings, after)
     return after
@@ -430,7 +430,7 @@ def _is_whole(path: Path, digest: str) -> bool:
 def _read(folder: Path) -> Routing | None:
     """What is there; nothing where it cannot be read, for then it is to be written anew."""
     try:
-        return routing.read(folder)
+        return serving_folder.read(folder)
     except ProjectError:
         return None
 
@@ -471,7 +471,7 @@ def _prune(registry: Registry, settings: Settings, now: Routing) -> None:
     used |= {found.digest for alias in (CHAMPION, CHALLENGER) if (found := registry.alias(alias))}
     log = Reader(settings.prediction_log)
     folders: dict[Path, tuple[str, str]] = {}
-    for path in settings.serving_folder.joinpath(routing.BUNDLES).glob("[!.]*"):
+    for path in settings.serving_folder.joinpath(serving_folder.BUNDLES).glob("[!.]*"):
         manifest = path / bundle.MANIFEST
         digest = sha256_file(manifest) if manifest.is_file() else ""
         folders[path] = path.name.removesuffix(f"-{short(digest)}"), digest

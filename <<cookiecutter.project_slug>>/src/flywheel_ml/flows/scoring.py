@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flywheel_ml import prediction_log
-from flywheel_ml.core import routing
+from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import Bundle, Predictions
 from flywheel_ml.core.contract import SCORED, Column, Contract
 from flywheel_ml.core.params import ScoreParams
@@ -53,10 +53,10 @@ def champion(project: Project, settings: Settings) -> tuple[str, Bundle]:
     Raises:
         ProjectError: nothing is rolled out.
     """
-    now = routing.read(settings.serving_folder)
+    now = serving_folder.read(settings.serving_folder)
     if now.champion is None:
         raise ProjectError("the serving folder has no champion; run the training flow first")
-    path = routing.bundle_folder(settings.serving_folder, now.champion)
+    path = serving_folder.bundle_folder(settings.serving_folder, now.champion)
     return now.champion.version, Bundle.open(path, now.champion.digest, project.features)
 
 

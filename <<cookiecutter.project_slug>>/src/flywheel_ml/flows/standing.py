@@ -5,7 +5,7 @@ import urllib.request
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from flywheel_ml.core.routing import Ref, Routing
+from flywheel_ml.core.serving_folder import Ref, Routing
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows.rollout import LEADING, audit
 from flywheel_ml.prediction_log import Reader, Tally, together

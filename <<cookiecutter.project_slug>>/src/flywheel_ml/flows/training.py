@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from flywheel_ml.core import bundle, metrics, routing, stage
+from flywheel_ml.core import bundle, metrics, serving_folder, stage
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import SHAPING, Params
 from flywheel_ml.core.project import Project, load
@@ -355,8 +355,8 @@ def _open(project: Project, settings: Settings, name: str) -> "Registry":
 def _open_champion(
     project: Project, registry: "Registry", champion: "Version", settings: Settings, scratch: Path
 ) -> bundle.Bundle:
-    served = routing.bundle_folder(
-        settings.serving_folder, routing.Ref(version=champion.number, digest=champion.digest)
+    served = serving_folder.bundle_folder(
+        settings.serving_folder, serving_folder.Ref(version=champion.number, digest=champion.digest)
     )
     try:
         return bundle.Bundle.open(served, champion.digest, project.features)

@@ -26,7 +26,7 @@ PLACE_SECONDS = 1.0
 
 
 class Writer:
-    """Commits rows: on the caller's own thread with `commit`, or from any thread with `append`.
+    """Commits rows: on the caller's own thread with `try_commit`, or from any thread with `append`.
 
     When the log itself fails, an outage begins: what was to be committed is refused, and so is whatever comes next, at
     once, until the log takes rows again, which is tried every `RETRY_SECONDS`. With a spool, rows are committed there
@@ -89,7 +89,8 @@ class Writer:
     @property
     def fault(self) -> str | None:
         """Why rows are refused now, if they are."""
-        return self._recovery.fault
+        recovery = self._recovery
+        return None if recovery.outage is None else recovery.fault
 
     @property
     def lanes(self) -> int:
@@ -110,10 +111,10 @@ class Writer:
         own = self._store.losses if isinstance(self._store, ClaimedFile) else 0
         return own + (spool.lost_files if (spool := self.spool) else 0)
 
-    def commit(self, rows: Sequence[Row]) -> bool:
+    def try_commit(self, rows: Sequence[Row]) -> bool:
         """Commit now, where that takes microseconds and waits for nobody; False: nothing was done, use `append`."""
         # A commit that waits for a slow disk, or for a server, belongs beside the caller's thread.
-        if not self._is_local or self.outage or self._usual_seconds > QUICK_SECONDS:
+        if not self._is_local or self._recovery.outage or self._usual_seconds > QUICK_SECONDS:
             return False
         if not self._turn.acquire(blocking=False):
             return False

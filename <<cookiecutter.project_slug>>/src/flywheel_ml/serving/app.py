@@ -14,7 +14,7 @@ from flywheel_ml.serving.api.explaining import Explainer
 from flywheel_ml.serving.api.feedback import Labeller
 from flywheel_ml.serving.api.inference_routes import add_inference_routes
 from flywheel_ml.serving.api.routes import Service, add_routes
-from flywheel_ml.serving.auth.security import Guard
+from flywheel_ml.serving.auth.guard import Guard
 from flywheel_ml.serving.errors.problems import Problem, on_http_exception, on_problem
 from flywheel_ml.serving.http.admission import Admission
 from flywheel_ml.serving.http.lifecycle import RequestLifecycle
@@ -25,7 +25,7 @@ from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.tracing import Spans
 from flywheel_ml.serving.observability.watched import WatchedWriter
-from flywheel_ml.serving.prediction.predictor import Predictor
+from flywheel_ml.serving.prediction.batcher import Batcher
 from flywheel_ml.utils.errors import ConfigError
 
 __all__ = ["Metrics", "Spans", "create_app", "opened_log"]
@@ -59,7 +59,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with opened_log(settings, metrics.log.backlog) as writer:
             metrics.log.follow(writer)
-            service.predictor = Predictor(
+            service.batcher = Batcher(
                 writer, metrics, settings.challenger_seconds, settings.log_unavailable == "degrade"
             )
             service.explainer = Explainer(admission.full)
@@ -72,7 +72,7 @@ def create_app(
                 for task in following:
                     task.cancel()
                 service.explainer.close()
-                service.predictor.close()
+                service.batcher.close()
                 service.labeller.close()
                 if spans is not None:
                     await asyncio.to_thread(spans.close)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from flywheel_ml.core import bundle, routing
+from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.utils import files
 
@@ -30,11 +30,11 @@ class ServingFolder:
 
     def bundle(self, version: str) -> Path:
         """The bundle's folder."""
-        return self.path / routing.BUNDLES / version
+        return self.path / serving_folder.BUNDLES / version
 
     def add(
         self, version: str, edit: Callable[[str], str] = str, model: bytes | None = None, **facts: Any
-    ) -> routing.Ref:
+    ) -> serving_folder.Ref:
         """Put a bundle in place: the tiny one with a card of its own, and another contract text, model or facts."""
         path = self.bundle(version)
         shutil.copytree(self._source, path)
@@ -48,19 +48,19 @@ class ServingFolder:
         bundle.seal(path, {**known, **facts})
         return self.ref(version)
 
-    def ref(self, version: str) -> routing.Ref:
+    def ref(self, version: str) -> serving_folder.Ref:
         """What routing says of a bundle as it is now."""
-        return routing.Ref(version=version, digest=files.sha256_file(self.bundle(version) / bundle.MANIFEST))
+        return serving_folder.Ref(version=version, digest=files.sha256_file(self.bundle(version) / bundle.MANIFEST))
 
     def point(
         self,
-        champion: routing.Ref | None,
-        previous: routing.Ref | None = None,
-        challenger: routing.Challenger | None = None,
-        shadow: routing.Shadow | None = None,
+        champion: serving_folder.Ref | None,
+        previous: serving_folder.Ref | None = None,
+        challenger: serving_folder.Challenger | None = None,
+        shadow: serving_folder.Shadow | None = None,
     ) -> None:
         """Name the bundles that answer."""
-        now = routing.Routing(
+        now = serving_folder.Routing(
             name="flights",
             champion=champion,
             previous=previous,
@@ -68,9 +68,9 @@ class ServingFolder:
             shadow=shadow,
             updated_at="2013-11-01T00:00:00+00:00",
         )
-        routing.write(self.path, now)
+        serving_folder.write(self.path, now)
 
-    def roll_out(self, version: str, **facts: Any) -> routing.Ref:
+    def roll_out(self, version: str, **facts: Any) -> serving_folder.Ref:
         """Put a bundle in place and make it champion."""
         ref = self.add(version, **facts)
         self.point(ref)

@@ -13,7 +13,7 @@ from flywheel_ml.data.validate import check
 from flywheel_ml.flows import scoring
 from flywheel_ml.serving.codecs.arrow_columns import Checked
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.schema.row_reader import RowReader
+from flywheel_ml.serving.schema.row_validator import RowValidator
 
 CASES: list[tuple[Column, Any, str]] = [
     (Column(name="x", type="float", range=(0, 9.5), unit="kg"), 10.0, "must be between 0 and 9.5 kg"),
@@ -30,7 +30,7 @@ def test_one_fault_has_one_message_wherever_it_is_found(column: Column, value: A
     target = Column(name="y", type="boolean", role="target")
     contract, dtype = Contract(name="any", columns=(column, target)), DTYPES[column.type]
     table = pl.DataFrame({"x": pl.Series([value], dtype=dtype), "y": [True]})
-    reader = RowReader(contract)
+    reader = RowValidator(contract)
     with pytest.raises(Problem) as refused:
         reader.rows([{"x": value}])
     cells = pa.chunked_array([pa.array([value], pa.large_string() if column.type == "string" else pa.float64())])

@@ -12,7 +12,7 @@ from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
 from flywheel_ml.model.packaging import package
-from flywheel_ml.model.pipelines import encoders, estimators
+from flywheel_ml.model.pipelines import estimators, preprocessing
 from flywheel_ml.model.training import train
 from flywheel_ml.model.training.selection import Candidate
 from library.helpers import rows
@@ -104,4 +104,4 @@ def test_params_decide_how_categories_are_split(way: str, native: bool, params: 
 def test_too_many_categories_and_two_are_left_in_their_order() -> None:
     more = {"name": "more", "type": "string", "categories": [f"c{at}" for at in range(255)]}
     featurizer = plain(contract_of("binary", *COLUMNS, more))
-    assert encoders.sets(featurizer) == [len(featurizer.numeric) + 1, len(featurizer.numeric) + 2]
+    assert preprocessing.sets(featurizer) == [len(featurizer.numeric) + 1, len(featurizer.numeric) + 2]

@@ -14,7 +14,7 @@ import pytest
 from flywheel_ml.core import bundle
 from flywheel_ml.core.bundle import BACKGROUND, MODEL
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.routing import Challenger
+from flywheel_ml.core.serving_folder import Challenger
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.explanation import explanation
 from flywheel_ml.explanation.explanation import Explanation

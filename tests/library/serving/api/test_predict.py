@@ -17,8 +17,8 @@ from flywheel_ml.core.contract import Contract, from_rows
 from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.errors.problems import MEDIA_TYPE, ProblemDocument
+from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
 from flywheel_ml.serving.prediction.pipeline import MIN_BLOCK_ROWS
-from flywheel_ml.serving.prediction.predictor import INLINE_BYTES
 from flywheel_ml.serving.schema.documents import Answers
 from library.helpers.servers import Server, eventually
 

@@ -17,7 +17,7 @@ from flywheel_ml.core.profile import build
 from flywheel_ml.serving.errors.faults import SHOWN
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.schema.request_schema import Schema, _typed
-from flywheel_ml.serving.schema.row_reader import cell_reader
+from flywheel_ml.serving.schema.row_validator import cell_reader
 from flywheel_ml.utils.files import canonical
 
 TARGET = Column(name="y", type="boolean", role="target")

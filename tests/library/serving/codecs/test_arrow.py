@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flywheel_ml.core.contract import MISSING, Column, Contract
 from flywheel_ml.core.parsing.rules import REQUIRED
-from flywheel_ml.core.routing import Challenger
+from flywheel_ml.core.serving_folder import Challenger
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.codecs import arrow
 from flywheel_ml.serving.codecs.arrow_columns import Checked
@@ -25,7 +25,7 @@ from flywheel_ml.serving.models.manager import ModelManager
 from flywheel_ml.serving.models.served_model import ServedModel
 from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.metrics import Metrics
-from flywheel_ml.serving.schema.row_reader import RowReader
+from flywheel_ml.serving.schema.row_validator import RowValidator
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import rows, speakers
 from library.helpers.servers import Server
@@ -44,7 +44,7 @@ def checked(name: str, values: Any, room: int = ROOM) -> Checked:
 
 def of(column: Column, values: Any, room: int = ROOM) -> Checked:
     """Values as a column."""
-    reader = RowReader(Contract(name="any", columns=(column, Column(name="other", type="float"), TARGET)))
+    reader = RowValidator(Contract(name="any", columns=(column, Column(name="other", type="float"), TARGET)))
     return Checked(reader, column.name, column.name, pa.chunked_array([values]), room)
 
 

@@ -17,10 +17,10 @@ import pytest
 import tritonclient.http as triton
 import yaml
 
-from flywheel_ml.core import routing
+from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import MODEL, Bundle
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.routing import Challenger, Ref, Shadow
+from flywheel_ml.core.serving_folder import Challenger, Ref, Shadow
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import SHADOW, Prediction, Reader
 from flywheel_ml.serving.app import create_app
@@ -28,8 +28,8 @@ from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.invocations import Invoked
 from flywheel_ml.serving.experiments.circuit_breaker import MAX_FAILURES
 from flywheel_ml.serving.experiments.runner import MAX_ROWS, NICE
+from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
 from flywheel_ml.serving.prediction.pipeline import twin_id
-from flywheel_ml.serving.prediction.predictor import INLINE_BYTES
 from flywheel_ml.serving.schema.documents import Answers
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import broken, speakers
@@ -482,7 +482,7 @@ def test_every_worker_and_every_restart_decides_alike(folder: ServingFolder, tmp
 def test_a_routing_that_names_a_model_twice_keeps_what_is_in_memory(site: Site, example: Instance) -> None:
     asked = challenger(site.sound)
     site.begin(asked)
-    path = site.folder.path / routing.ROUTING
+    path = site.folder.path / serving_folder.ROUTING
     content = json.loads(path.read_text())
     content["challenger"]["ref"] = content["champion"]
     path.write_text(json.dumps(content))

@@ -18,7 +18,7 @@ import pytest
 
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.errors.problems import ProblemDocument
-from flywheel_ml.serving.prediction.predictor import INLINE_BYTES
+from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers.servers import Server, connected, eventually, everything
 from library.helpers.speakers import send_arrow, stream

@@ -29,7 +29,7 @@ from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.observability import multiprocess
 from flywheel_ml.serving.observability.metrics import Metrics
-from flywheel_ml.serving.observability.phase_timer import PHASES
+from flywheel_ml.serving.observability.phases import PHASES
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.files import write_json
 from library.helpers.servers import InProcess, Server, eventually, load, workers

@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.metrics import Metrics
-from flywheel_ml.serving.observability.phase_timer import PHASES
+from flywheel_ml.serving.observability.phases import PHASES
 from flywheel_ml.serving.observability.tracing import FLUSH_SECONDS, Spans, is_configured, parent_of
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ConfigError

@@ -21,7 +21,7 @@ from flywheel_ml.core.project import Project
 from flywheel_ml.data import tables
 from flywheel_ml.model.evaluation.evaluate import load, score
 from flywheel_ml.model.packaging import card
-from flywheel_ml.model.pipelines import categories, encoders, networks
+from flywheel_ml.model.pipelines import categories, networks, preprocessing
 from flywheel_ml.model.pipelines.fitted import FittedModel
 from flywheel_ml.model.training.train import read_split
 from flywheel_ml.utils.errors import IntegrityError
@@ -44,7 +44,7 @@ def to_onnx(model: FittedModel, featurizer: Featurizer) -> bytes:
     inputs = [(name, kind([None, len(names)])) for name, (kind, names) in kinds.items() if names]
     pipeline, center = _in_single_precision(model.pipeline), model.center
     blocks = categories.as_equalities(pipeline[-1])
-    encoders.register()
+    preprocessing.register()
     with warnings.catch_warnings():
         # skl2onnx writes booleans where protobuf wants integers; pyproject.toml caps protobuf below where that fails.
         warnings.filterwarnings("ignore", "Field onnx.AttributeProto.ints", DeprecationWarning)

@@ -43,11 +43,11 @@ from flywheel_ml.core.params import (
     TrainParams,
 )
 from flywheel_ml.core.project import load
-from flywheel_ml.model.pipelines import encoders, networks
+from flywheel_ml.model.pipelines import networks, preprocessing
 from flywheel_ml.model.pipelines.fitted import FittedModel
 from flywheel_ml.utils.errors import ConfigError
 
-YARDSTICK_CATEGORIES = encoders.SET_CATEGORIES - 5
+YARDSTICK_CATEGORIES = preprocessing.SET_CATEGORIES - 5
 """Of a column; the rarer ones become one."""
 MAX_NEWTON_COLUMNS = 500
 SPLINE_WIDTH = 6
@@ -123,7 +123,7 @@ def fit(
     ):
         # How long it learns is a parameter; whether that was enough is for the gates to judge.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for expected in encoders.EXPECTED_WARNINGS:
+        for expected in preprocessing.EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected, UserWarning)
         if validation is None or not getattr(pipeline[-1], "early_stopping", False):
             pipeline.fit(frame, labels, **weighted)
@@ -181,7 +181,7 @@ def yardstick(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
     It sees the columns that the model sees, but for free texts. It is never served: its categories do not convert to
     ONNX.
     """
-    numeric, listed, unlisted, _ = encoders.positions(featurizer)
+    numeric, listed, unlisted, _ = preprocessing.positions(featurizer)
     categorical = [*listed, *unlisted]
     places = [len(numeric) + at for at in range(len(categorical))]
     encoder = OrdinalEncoder(
@@ -206,9 +206,9 @@ def hist_gradient_boosting(
 ) -> Pipeline:
     """Gradient boosting; categories in sets or in their order."""
     estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
-    in_sets = encoders.sets(featurizer) if params.categories == "sets" else []
+    in_sets = preprocessing.sets(featurizer) if params.categories == "sets" else []
     return make_pipeline(
-        encoders.coded(task, featurizer, seed),
+        preprocessing.encode_for_trees(task, featurizer, seed),
         estimator(**params.settings, categorical_features=in_sets or None, random_state=seed),
     )
 
@@ -219,13 +219,15 @@ def random_forest(task: Task, params: RandomForestParams, featurizer: Featurizer
     estimator = RandomForestRegressor if task == "regression" else RandomForestClassifier
     filled = SimpleImputer(strategy="constant", fill_value=BELOW_ALL, keep_empty_features=True)
     forest = estimator(**params.model_dump(), random_state=seed)
-    return make_pipeline(encoders.coded(task, featurizer, seed), filled, forest)
+    return make_pipeline(preprocessing.encode_for_trees(task, featurizer, seed), filled, forest)
 
 
 def mlp(task: Task, params: MlpParams, featurizer: Featurizer, seed: int) -> Pipeline:
     """Small network on scaled inputs."""
     estimator = networks.Regressor if task == "regression" else networks.Classifier
-    return make_pipeline(encoders.scaled(task, featurizer, seed), estimator(**params.model_dump(), random_state=seed))
+    return make_pipeline(
+        preprocessing.impute_and_scale(task, featurizer, seed), estimator(**params.model_dump(), random_state=seed)
+    )
 
 
 def regularized_boosting(task: Task, params: RegularizedBoostingParams, featurizer: Featurizer, seed: int) -> Pipeline:
@@ -233,7 +235,8 @@ def regularized_boosting(task: Task, params: RegularizedBoostingParams, featuriz
     estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     chosen = params.model_dump()
     return make_pipeline(
-        encoders.coded(task, featurizer, seed), estimator(**chosen, early_stopping=False, random_state=seed)
+        preprocessing.encode_for_trees(task, featurizer, seed),
+        estimator(**chosen, early_stopping=False, random_state=seed),
     )
 
 
@@ -242,7 +245,7 @@ def width(featurizer: Featurizer) -> int:
     listed = sum(len(column.categories) + 1 for column in featurizer.categorical if column.categories is not None)
     texts = sum(column.text for column in featurizer.categorical)
     others = sum(column.categories is None and not column.text for column in featurizer.categorical)
-    return max(1, len(featurizer.numeric) + listed + texts * encoders.TERMS + others)
+    return max(1, len(featurizer.numeric) + listed + texts * preprocessing.TERMS + others)
 
 
 def _solver(n_columns: int, task: Task) -> str:
@@ -254,12 +257,14 @@ def logistic_regression(task: Task, params: LogisticRegressionParams, featurizer
     """Linear model on scaled numbers and one column a category."""
     solver = _solver(width(featurizer), task)
     estimator = LogisticRegression(**params.model_dump(), solver=solver, random_state=seed)
-    return make_pipeline(encoders.scaled(task, featurizer, seed), estimator)
+    return make_pipeline(preprocessing.impute_and_scale(task, featurizer, seed), estimator)
 
 
 def ridge(task: Task, params: RidgeParams, featurizer: Featurizer, seed: int) -> Pipeline:
     """The same for numbers."""
-    return make_pipeline(encoders.scaled(task, featurizer, seed), Ridge(**params.model_dump(), random_state=seed))
+    return make_pipeline(
+        preprocessing.impute_and_scale(task, featurizer, seed), Ridge(**params.model_dump(), random_state=seed)
+    )
 
 
 def spline_logistic_regression(
@@ -268,11 +273,12 @@ def spline_logistic_regression(
     """Linear model in which each number may bend."""
     solver = _solver(width(featurizer) + len(featurizer.numeric) * params.n_knots, task)
     estimator = LogisticRegression(C=params.C, max_iter=params.max_iter, solver=solver, random_state=seed)
-    return make_pipeline(encoders.scaled(task, featurizer, seed, params.n_knots), estimator)
+    return make_pipeline(preprocessing.impute_and_scale(task, featurizer, seed, params.n_knots), estimator)
 
 
 def spline_ridge(task: Task, params: SplineRidgeParams, featurizer: Featurizer, seed: int) -> Pipeline:
     """The same for numbers."""
     return make_pipeline(
-        encoders.scaled(task, featurizer, seed, params.n_knots), Ridge(alpha=params.alpha, random_state=seed)
+        preprocessing.impute_and_scale(task, featurizer, seed, params.n_knots),
+        Ridge(alpha=params.alpha, random_state=seed),
     )

@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from flywheel_ml.core.contract import Task
-from flywheel_ml.model.pipelines import encoders, estimators
+from flywheel_ml.model.pipelines import estimators, preprocessing
 from flywheel_ml.model.pipelines.estimators import Rows
 
 _ERRORS = 2
@@ -24,7 +24,7 @@ class Judged(NamedTuple):
 
     def arrange(self, pipeline: Pipeline) -> Pipeline:
         """An unfitted pipeline with or without words, as was decided."""
-        return pipeline if self.kept else encoders.without_text(pipeline)
+        return pipeline if self.kept else preprocessing.without_text(pipeline)
 
 
 def judge(build: Callable[[], Pipeline], train: Rows, validation: Rows, task: Task) -> Judged:
@@ -39,7 +39,7 @@ def judge(build: Callable[[], Pipeline], train: Rows, validation: Rows, task: Ta
         task: what the pipelines are for.
     """
     some, few = (rows.only(estimators.spread(rows.labels, ROWS, task)) for rows in (train, validation))
-    fitted = (estimators.fit(pipeline, *some, few) for pipeline in (build(), encoders.without_text(build())))
+    fitted = (estimators.fit(pipeline, *some, few) for pipeline in (build(), preprocessing.without_text(build())))
     with_text, without_text = (_losses(pipeline, few) for pipeline in fitted)
     gain = without_text - with_text
     sure = gain.mean() > _ERRORS * gain.std() / np.sqrt(len(gain))

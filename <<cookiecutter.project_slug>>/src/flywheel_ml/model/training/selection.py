@@ -19,7 +19,7 @@ from flywheel_ml.core.catalog import LINEAR, STANDARD, names
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import TrainParams
-from flywheel_ml.model.pipelines import encoders, estimators
+from flywheel_ml.model.pipelines import estimators, preprocessing
 from flywheel_ml.model.pipelines.estimators import Rows
 from flywheel_ml.model.pipelines.fitted import FittedModel
 
@@ -220,7 +220,7 @@ def candidates(task: Task, params: TrainParams, featurizer: Featurizer) -> list[
     for name in sorted(chosen, key=lambda name: known.index(name) if name in known else -1):
         key = "train.candidates" if params.estimator == "auto" else "train.estimator"
         estimators.check(name, task, params.catalog, key)
-        in_sets = name == "hist_gradient_boosting" and bool(encoders.sets(featurizer))
+        in_sets = name == "hist_gradient_boosting" and bool(preprocessing.sets(featurizer))
         ways = params.hist_gradient_boosting.categories
         if not in_sets or ways != "sets":
             found.append(Candidate(name))
@@ -444,7 +444,7 @@ def folds(table: Table, task: Task, seed: int, count: int = FOLDS) -> Iterator[F
     else:
         splitter = (KFold if task == "regression" else StratifiedKFold)(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        for expected in encoders.EXPECTED_WARNINGS:
+        for expected in preprocessing.EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected, UserWarning)
         parts = list(splitter.split(np.zeros(n_rows), labels, table.groups))
     for fit, predict in parts:

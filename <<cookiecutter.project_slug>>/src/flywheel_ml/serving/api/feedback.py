@@ -15,7 +15,7 @@ from flywheel_ml.prediction_log import Contradiction, Outcome, Reader, Unavailab
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.tracing import NO_REQUEST, RequestContext
-from flywheel_ml.serving.prediction.predictor import log_problem
+from flywheel_ml.serving.prediction.batcher import log_problem
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.files import canonical
 

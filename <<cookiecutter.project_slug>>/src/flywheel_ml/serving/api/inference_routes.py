@@ -41,7 +41,7 @@ def add_inference_routes(app: FastAPI, service: Service) -> frozenset[str]:
 async def _infer(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:
     require(deployment.model, **scope["path_params"])
     codec = Inference(header_length_of(dict(scope["headers"])))
-    content = await service.predictor.predict(deployment, received(service, scope, body, codec))
+    content = await service.batcher.predict(deployment, received(service, scope, body, codec))
     if codec.told_header_length is None:
         return Reply(content)
     return Reply(content, BINARY, ((b"inference-header-content-length", b"%d" % codec.told_header_length),))

@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from flywheel_ml.core.routing import Challenger, Shadow
+from flywheel_ml.core.serving_folder import Challenger, Shadow
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.api.explaining import Explainer
 from flywheel_ml.serving.api.feedback import Labeller
@@ -29,16 +29,16 @@ from flywheel_ml.serving.http.lifecycle import RequestLifecycle
 from flywheel_ml.serving.models.manager import ModelManager
 from flywheel_ml.serving.models.served_model import Deployment, Experiment
 from flywheel_ml.serving.observability.metrics import Metrics
-from flywheel_ml.serving.prediction.predictor import UNLOGGED, Predictor, Unlogged
+from flywheel_ml.serving.prediction.batcher import UNLOGGED, Batcher, Unlogged
 from flywheel_ml.serving.prediction.requests import Codec, PredictRequest
 from flywheel_ml.serving.schema.documents import Health, ModelInfo
 from flywheel_ml.serving.schema.request_schema import Schema
 
 
 class Service:
-    """What the routes work with; `predictor`, `explainer` and `labeller` are there once the app has started."""
+    """What the routes work with; `batcher`, `explainer` and `labeller` are there once the app has started."""
 
-    predictor: Predictor
+    batcher: Batcher
     explainer: Explainer
     labeller: Labeller
 
@@ -66,8 +66,8 @@ class Service:
         if self.draining:
             raise Problem(503, "draining", "this server is shutting down", RETRY)
         assert self.deployment
-        if self.predictor.refusal is not None:
-            raise self.predictor.refusal
+        if self.batcher.refusal is not None:
+            raise self.batcher.refusal
 
     def hints(self, headers: Mapping[bytes, bytes]) -> RoutingHints:
         """What a request's headers say about which model answers it."""
@@ -146,10 +146,10 @@ def received(service: Service, scope: Scope, body: bytes, codec: Codec) -> Predi
 async def _predict(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:
     request = received(service, scope, body, NATIVE)
     if media_type(scope) != ARROW:
-        return Reply(await service.predictor.predict(deployment, request))
+        return Reply(await service.batcher.predict(deployment, request))
     wants_arrow = ARROW.encode() in dict(scope["headers"]).get(b"accept", b"").lower()
     limit = service.settings.max_body_bytes
-    content = await arrow.predict(service.predictor, deployment, request, wants_arrow, limit)
+    content = await arrow.predict(service.batcher, deployment, request, wants_arrow, limit)
     return Reply(content, ARROW if wants_arrow else JSON)
 
 
@@ -166,7 +166,7 @@ async def _feedback(service: Service, deployment: Deployment, scope: Scope, body
 
 async def _invocations(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:
     request = received(service, scope, body, Invocations(media_type(scope)))
-    return Reply(await service.predictor.predict(deployment, request))
+    return Reply(await service.batcher.predict(deployment, request))
 
 
 def _status(service: Service) -> APIRouter:

@@ -4,6 +4,7 @@ Its rows are logged as one block of columns too, in the transaction before the a
 more than all the rest. While another model is tried, rows go one by one through the batch like any others.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,9 +22,9 @@ from flywheel_ml.serving.codecs.tabular import none_twice, not_too_many, refused
 from flywheel_ml.serving.errors import faults
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.models.served_model import Deployment, ServedModel
-from flywheel_ml.serving.observability.phase_timer import PhaseTimer
-from flywheel_ml.serving.prediction.pipeline import can_log_blocks, log_block, score
-from flywheel_ml.serving.prediction.predictor import Predictor
+from flywheel_ml.serving.observability.phases import Marks
+from flywheel_ml.serving.prediction.batcher import Batcher
+from flywheel_ml.serving.prediction.pipeline import build_log_block, can_log_blocks, score
 from flywheel_ml.serving.prediction.requests import Completed, PredictRequest, Results
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -37,7 +38,7 @@ class Table(NamedTuple):
 
 
 async def predict(
-    predictor: Predictor, deployment: Deployment, request: PredictRequest, wants_arrow: bool, limit: int
+    predictor: Batcher, deployment: Deployment, request: PredictRequest, wants_arrow: bool, limit: int
 ) -> bytes:
     """The response to an IPC stream, in Arrow or in JSON, after its rows were committed.
 
@@ -55,7 +56,7 @@ async def predict(
     if can_log_blocks(deployment):
         try:
             return await predictor.predict_alone(
-                deployment, request, lambda timer: _complete(model, request, wants_arrow, limit, timer)
+                deployment, request, lambda marks: _complete(model, request, wants_arrow, limit, marks)
             )
         except Exception as error:
             # That the model failed, or has no number for some row, is the batch's to deal with.
@@ -99,20 +100,18 @@ def read(model: ServedModel, body: bytes, limit: int) -> Table:
     )
 
 
-def _complete(
-    model: ServedModel, request: PredictRequest, wants_arrow: bool, limit: int, timer: PhaseTimer
-) -> Completed:
+def _complete(model: ServedModel, request: PredictRequest, wants_arrow: bool, limit: int, marks: Marks) -> Completed:
     table = read(model, request.body, limit)
-    timer.lap("check")
+    marks.append(time.perf_counter())
     predictions = score(model, model.bundle.encode(table.columns))
-    timer.lap("score")
+    marks.append(time.perf_counter())
     ids = block_ids(len(predictions.values))
     told = _told(model, ids, predictions.values, predictions.output, model.degraded)
     scored = told.drop_columns("id").append_column("score", array_of(predictions.scores))
     asked, answered = (blocks.pack(part, blocks.COMPRESSION) for part in (table.inputs, scored))
-    block = log_block(model, ids, asked, answered, request.received_at)
+    block = build_log_block(model, ids, asked, answered, request.received_at)
     content = blocks.pack(told) if wants_arrow else NATIVE.encode(model, Results(ids, model.texts.write(predictions)))
-    timer.lap("write")
+    marks.append(time.perf_counter())
     return Completed([block], content, model.texts.classes(predictions))
 
 

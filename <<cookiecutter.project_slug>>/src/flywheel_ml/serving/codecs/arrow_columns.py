@@ -18,7 +18,7 @@ from flywheel_ml.core.parsing.rules import BREAKS, REQUIRED, value_rules_of
 from flywheel_ml.serving.codecs.tabular import refused
 from flywheel_ml.serving.errors import faults
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.schema.row_reader import RowReader
+from flywheel_ml.serving.schema.row_validator import RowValidator
 
 FIRST, LAST = np.datetime64("0001-01-01"), np.datetime64("9999-12-31T23:59:59")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -44,7 +44,7 @@ class Checked:
         Problem: 413 beyond the limit, 422 for a type that the column cannot have.
     """
 
-    def __init__(self, reader: RowReader, given: str, name: str, values: Any, limit: int) -> None:
+    def __init__(self, reader: RowValidator, given: str, name: str, values: Any, limit: int) -> None:
         self.column = reader.columns[name]
         self._given = given
         self._read = reader.cells[name]

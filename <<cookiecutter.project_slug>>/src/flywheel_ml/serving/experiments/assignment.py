@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flywheel_ml.core.routing import Challenger
+from flywheel_ml.core.serving_folder import Challenger
 
 KEY_HEADER, VARIANT_HEADER = b"x-routing-key", b"x-variant"
 

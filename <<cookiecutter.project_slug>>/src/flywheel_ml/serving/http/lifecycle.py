@@ -13,7 +13,7 @@ from typing import NamedTuple
 import structlog
 from starlette.routing import compile_path
 
-from flywheel_ml.serving.auth.security import Guard
+from flywheel_ml.serving.auth.guard import Guard
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.http.admission import Admission
 from flywheel_ml.serving.observability.logs import AccessLog, explained
@@ -80,7 +80,7 @@ class RequestLifecycle:
 
     def authorise(self, headers: Headers, path: str) -> None:
         """Raise `Problem` 401, 403 or 429 unless the request's key may ask this."""
-        self.guard.admit(headers, path)
+        self.guard.authorise(headers, path)
 
     @contextmanager
     def admit(self) -> Iterator[None]:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import structlog
 
-from flywheel_ml.core import routing
+from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import LINEAGE, Bundle, verify
 from flywheel_ml.core.contract import from_rows
 from flywheel_ml.core.features import Feature
-from flywheel_ml.core.routing import Challenger, Ref, Routing, Shadow
+from flywheel_ml.core.serving_folder import Challenger, Ref, Routing, Shadow
 from flywheel_ml.serving.models.served_model import Deployment, Experiment, ServedModel, Variant
 from flywheel_ml.serving.observability.logs import explained
 from flywheel_ml.serving.observability.metrics import Metrics
@@ -81,7 +81,7 @@ class ModelManager:
         if signature == self._seen:
             return
         try:
-            asked = routing.read(self._folder)
+            asked = serving_folder.read(self._folder)
         except ProjectError as error:
             self._report([Refusal(None, str(error), datetime.now(UTC))])
         else:
@@ -118,7 +118,7 @@ class ModelManager:
             self._measure(found.model)
 
     def _measure(self, model: ServedModel) -> None:
-        made_at = _trained_at(routing.bundle_folder(self._folder, model.ref)) or model.loaded_at
+        made_at = _trained_at(serving_folder.bundle_folder(self._folder, model.ref)) or model.loaded_at
         name = model.bundle.manifest.name
         self._metrics.models.answering(name, model.ref.version, model.ref.digest, model.variant, made_at.timestamp())
 
@@ -163,7 +163,7 @@ class ModelManager:
     ) -> Experiment | None:
         if asked is None:
             return None
-        path = routing.bundle_folder(self._folder, asked.ref)
+        path = serving_folder.bundle_folder(self._folder, asked.ref)
         running = [one for one in (self.deployment.experiments if self.deployment else []) if one.is_same(asked)]
         try:
             if running:
@@ -171,7 +171,7 @@ class ModelManager:
                 running[0].asked = asked
                 return running[0]
             bundle = Bundle.open(path, asked.ref.digest, self._features)
-            if unfit := routing.unfit(champion.bundle.contract, bundle.contract):
+            if unfit := serving_folder.unfit(champion.bundle.contract, bundle.contract):
                 raise ConfigError(f"version {asked.ref.version} cannot stand beside the champion: {unfit}")
             # Rows are checked by the champion's contract, so its typical row is what has to be answered.
             bundle.predict(from_rows(bundle.contract.inputs, [champion.schema.example]))
@@ -193,7 +193,7 @@ class ModelManager:
         now = self.deployment.model if self.deployment else None
         if now is not None and now.is_prior and now.ref == ref:
             return now
-        path = routing.bundle_folder(self._folder, ref)
+        path = serving_folder.bundle_folder(self._folder, ref)
         try:
             bundle = Bundle.open_prior(path, ref.digest, self._features)
             schema = Schema(bundle.contract, bundle.profile, self._max_instances, bundle.unused)
@@ -204,7 +204,7 @@ class ModelManager:
     def _try(self, ref: Ref | None, variant: Variant, refusals: list[Refusal]) -> ServedModel | None:
         if ref is None:
             return None
-        path = routing.bundle_folder(self._folder, ref)
+        path = serving_folder.bundle_folder(self._folder, ref)
         try:
             if self._model is not None and self._model.ref == ref:
                 verify(path, ref.digest)
@@ -240,8 +240,8 @@ class ModelManager:
             self.refused = refusals[0]
 
     def _signature(self) -> Signature:
-        folders = [routing.bundle_folder(self._folder, ref) for ref in self._refs]
-        return tuple(stamp(path) for path in (self._folder / routing.ROUTING, *_files(folders)))
+        folders = [serving_folder.bundle_folder(self._folder, ref) for ref in self._refs]
+        return tuple(stamp(path) for path in (self._folder / serving_folder.ROUTING, *_files(folders)))
 
 
 def _bundles(deployment: Deployment | None) -> list[Bundle]:

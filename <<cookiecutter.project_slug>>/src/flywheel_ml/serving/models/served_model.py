@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from flywheel_ml.core.bundle import Bundle
-from flywheel_ml.core.routing import Challenger, Ref, Routing, Shadow
+from flywheel_ml.core.serving_folder import Challenger, Ref, Routing, Shadow
 from flywheel_ml.serving.experiments.circuit_breaker import CircuitBreaker
 from flywheel_ml.serving.experiments.runner import Runner
 from flywheel_ml.serving.models.output_texts import OutputTexts
@@ -28,7 +28,7 @@ class ServedModel:
     is_prior: bool = False
     """Whether the bundle's prior answers, because its model cannot be used."""
 
-    @property
+    @cached_property
     def degraded(self) -> bool:
         """Whether this stands in for the model that routing asks for."""
         return self.variant == "fallback"

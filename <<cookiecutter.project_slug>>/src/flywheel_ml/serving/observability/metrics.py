@@ -12,7 +12,7 @@ from flywheel_ml.prediction_log import Writer
 from flywheel_ml.serving.observability import multiprocess
 from flywheel_ml.serving.observability.backlog import ABSENT, Backlog
 from flywheel_ml.serving.observability.metric_types import BufferedHistogram, SampledGauge, least_gauge, sum_gauge
-from flywheel_ml.serving.observability.phase_timer import PHASES
+from flywheel_ml.serving.observability.phases import PHASES
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 PHASE_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, *SECONDS)

@@ -42,14 +42,14 @@ class Trace:
         span: OpenTelemetry's, where there is one.
     """
 
-    __slots__ = ("laps", "span", "span_id", "trace_id")
+    __slots__ = ("phases", "span", "span_id", "trace_id")
 
     def __init__(self, trace_id: str, span_id: str, span: Any = None) -> None:
         self.trace_id = trace_id
         self.span_id = span_id
         self.span = span
-        self.laps: Mapping[str, float] = {}
-        """How long the phases of its batch took, once it was scored."""
+        self.phases: Mapping[str, float] = {}
+        """Seconds of each phase of its batch, once it was scored."""
 
 
 class RequestContext(NamedTuple):
@@ -212,7 +212,7 @@ class Spans:
         if status >= SERVER_ERROR:
             told["error.type"] = str(status)
             trace.span.set_status(self._api.StatusCode.ERROR)
-        told |= {f"prediction.{phase}_seconds": seconds for phase, seconds in trace.laps.items()}
+        told |= {f"prediction.{phase}_seconds": seconds for phase, seconds in trace.phases.items()}
         trace.span.update_name(f"{method} {route}" if route != "other" else method)
         trace.span.set_attributes(told)
         with self._turn:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from flywheel_ml.core.routing import Challenger
+from flywheel_ml.core.serving_folder import Challenger
 from flywheel_ml.prediction_log import new_ids
 from flywheel_ml.serving.experiments.assignment import assigned_rows
 from flywheel_ml.serving.experiments.runner import CHUNK
 from flywheel_ml.serving.models.served_model import Deployment, Experiment, ServedModel
 from flywheel_ml.serving.observability.metrics import Metrics
-from flywheel_ml.serving.prediction.batches import Waiting, post
+from flywheel_ml.serving.prediction.batch import Waiting, post
 from flywheel_ml.serving.prediction.pipeline import score_each
 from flywheel_ml.serving.prediction.requests import PredictRequest, RowPrediction
 
@@ -79,7 +79,7 @@ class Challenged:
         experiment.is_asked = True
         loop = asyncio.get_running_loop()
         seconds = experiment.runner.timeout(self._seconds)
-        call.timer = loop.call_later(seconds, self._late, call, seconds)
+        call.marks = loop.call_later(seconds, self._late, call, seconds)
         asked.add_done_callback(partial(post, loop, self._challenged, call))
 
     def _late(self, call: "_Call", seconds: float) -> None:
@@ -88,7 +88,7 @@ class Challenged:
         experiment.is_stuck = True
         self._failed(experiment, SLOW, 0 if call.is_settled else call.rows)
         if not experiment.paused:
-            call.timer = asyncio.get_running_loop().call_later(seconds, self._late, call, seconds)
+            call.marks = asyncio.get_running_loop().call_later(seconds, self._late, call, seconds)
         if not call.is_settled:
             self._settle(call, [None] * call.rows)
         if experiment.pending:
@@ -98,8 +98,8 @@ class Challenged:
             self._settle(others, [None] * others.rows)
 
     def _challenged(self, call: "_Call", asked: "Future[list[RowPrediction | None]]") -> None:
-        if call.timer is not None:
-            call.timer.cancel()
+        if call.marks is not None:
+            call.marks.cancel()
         call.experiment.is_stuck = call.experiment.is_asked = False
         if call.experiment.pending:
             self._ask(call.experiment)
@@ -165,7 +165,7 @@ class _Call:
         self.experiment = experiment
         self.aside = aside
         self.rows = rows
-        self.timer: asyncio.TimerHandle | None = None
+        self.marks: asyncio.TimerHandle | None = None
         self.is_settled = False
 
 

@@ -19,7 +19,7 @@ from flywheel_ml.prediction_log.blocks import microseconds
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.models.output_texts import number_texts
 from flywheel_ml.serving.models.served_model import Deployment, ServedModel
-from flywheel_ml.serving.observability.phase_timer import PhaseTimer
+from flywheel_ml.serving.observability.phases import Marks
 from flywheel_ml.serving.prediction import parallel
 from flywheel_ml.serving.prediction.requests import Completed, Instance, PredictRequest, Results, RowPrediction
 
@@ -28,10 +28,10 @@ MIN_BLOCK_ROWS = 64
 
 
 def complete(
-    model: ServedModel, requests: Sequence[PredictRequest], timer: PhaseTimer | None = None
+    model: ServedModel, requests: Sequence[PredictRequest], marks: Marks | None = None
 ) -> list[Completed | Exception]:
     """Complete requests with one call of the model; a request with a fault gets its error instead."""
-    timer = timer if timer is not None else PhaseTimer(0.0)
+    marks = marks if marks is not None else []
     decoded: list[list[dict[str, Any]] | Problem] = []
     for request in requests:
         try:
@@ -43,7 +43,7 @@ def complete(
         for request, found in zip(requests, decoded, strict=True)
     ]
     together = [instance for instances in own for instance in instances]
-    timer.lap("check")
+    marks.append(time.perf_counter())
     try:
         predictions = score(model, model.bundle.encode_rows(together))
     except Exception as error:
@@ -53,7 +53,7 @@ def complete(
         if model.is_prior or isinstance(decoded[0], Problem):
             return [error]
         return complete(model, [_answered_by_prior(model, requests[0]._replace(instances=decoded[0]), error)])
-    timer.lap("score")
+    marks.append(time.perf_counter())
     outputs, classes, scores = (
         model.texts.write(predictions),
         model.texts.classes(predictions),
@@ -72,33 +72,33 @@ def complete(
             completed.append(_merged(model, request, instances, rows))
             continue
         names = request.ids or ids[mine]
-        logged = log_rows(model, instances, outputs[mine], scores[mine], request.received_at, names)
+        logged = build_log_rows(model, instances, outputs[mine], scores[mine], request.received_at, names)
         content = request.codec.encode(model, Results(names, outputs[mine]))
         completed.append(Completed(logged, content, classes[mine], instances))
-    timer.lap("write")
+    marks.append(time.perf_counter())
     return completed
 
 
-def complete_block(model: ServedModel, request: PredictRequest, timer: PhaseTimer) -> Completed | PredictRequest:
+def complete_block(model: ServedModel, request: PredictRequest, marks: Marks) -> Completed | PredictRequest:
     """Complete one request of many rows; returns the request, decoded, if it has to go row by row.
 
     Raises:
         Problem: as `Codec.decode`.
     """
     instances = request.decoded(model)
-    timer.lap("check")
+    marks.append(time.perf_counter())
     if len(instances) < MIN_BLOCK_ROWS:
         return request._replace(instances=instances)
     try:
         predictions = score(model, model.bundle.encode_rows(instances))
     except Exception:
         return request._replace(instances=instances)  # For some row the model has no number, and its prior answers.
-    timer.lap("score")
+    marks.append(time.perf_counter())
     ids, outputs = block_ids(len(instances)), model.texts.write(predictions)
     packed = blocks.pack_told(outputs, number_texts(predictions.scores))
-    block = log_block(model, ids, blocks.pack_rows(instances), packed, request.received_at)
+    block = build_log_block(model, ids, blocks.pack_rows(instances), packed, request.received_at)
     content = request.codec.encode(model, Results(ids, outputs))
-    timer.lap("write")
+    marks.append(time.perf_counter())
     return Completed([block], content, model.texts.classes(predictions))
 
 
@@ -126,7 +126,7 @@ def score_each(model: ServedModel, instances: Sequence[Instance]) -> list[RowPre
     return [next(found) if is_finite else None for is_finite in finite.tolist()]
 
 
-def log_rows(
+def build_log_rows(
     model: ServedModel,
     instances: Sequence[Instance],
     outputs: Sequence[str],
@@ -164,7 +164,7 @@ def log_rows(
     ]
 
 
-def log_block(model: ServedModel, ids: Sequence[str], inputs: bytes, outputs: bytes, received_at: float) -> Block:
+def build_log_block(model: ServedModel, ids: Sequence[str], inputs: bytes, outputs: bytes, received_at: float) -> Block:
     """The block of a request for the prediction log; `inputs` and `outputs` are packed by `blocks`."""
     return Block(
         ids[0],
@@ -249,7 +249,7 @@ def _merged(
     models = {id(by): by for by, _ in by_row}
     for by in models.values():
         places = [at for at, (found, _) in enumerate(by_row) if found is by]
-        rows = log_rows(
+        rows = build_log_rows(
             by,
             [instances[at] for at in places],
             [by_row[at][1].output for at in places],

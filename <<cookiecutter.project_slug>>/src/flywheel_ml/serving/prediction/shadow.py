@@ -8,9 +8,9 @@ from itertools import groupby
 
 from flywheel_ml.prediction_log import Prediction
 from flywheel_ml.serving.experiments.runner import CHUNK, MAX_ROWS
-from flywheel_ml.serving.models.served_model import Deployment, Experiment
+from flywheel_ml.serving.models.served_model import Experiment
 from flywheel_ml.serving.observability.metrics import Metrics
-from flywheel_ml.serving.prediction.batches import post
+from flywheel_ml.serving.prediction.batch import post
 from flywheel_ml.serving.prediction.challenger import NOT_FINITE, RAISED
 from flywheel_ml.serving.prediction.pipeline import shadow_rows
 from flywheel_ml.serving.prediction.requests import Completed
@@ -27,20 +27,17 @@ class Shadowed:
     def __init__(self, metrics: Metrics, wake: Callable[[], None]) -> None:
         self._metrics = metrics
         self._wake = wake
-        self._rows: list[Prediction] = []
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        self.rows: list[Prediction] = []
+        """They wait for the log, see `take`."""
 
     def take(self) -> list[Prediction]:
         """The rows that wait for the log."""
-        rows, self._rows = self._rows, []
+        rows, self.rows = self.rows, []
         return rows
 
-    def ask(self, deployment: Deployment, completed: Sequence[Completed]) -> None:
-        """Ask the shadow, if there is one, for what was logged row by row."""
-        experiment = deployment.shadow
-        if experiment is None or experiment.paused:
+    def ask(self, experiment: Experiment, completed: Sequence[Completed]) -> None:
+        """Ask a shadow for what was logged row by row."""
+        if experiment.paused:
             return
         pairs = [
             (instance, row)
@@ -73,7 +70,7 @@ class Shadowed:
             self._drop(experiment)
         if experiment.pending:
             self._next(experiment)
-        self._rows += found
+        self.rows += found
         if found:
             self._wake()
 

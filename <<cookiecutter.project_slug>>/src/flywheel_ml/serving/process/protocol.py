@@ -21,7 +21,7 @@ from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.experiments.assignment import NO_HINTS, RoutingHints
 from flywheel_ml.serving.http.lifecycle import CLIENT_LEFT, Exchange
 from flywheel_ml.serving.models.served_model import Deployment
-from flywheel_ml.serving.prediction.predictor import INLINE_BYTES, UNLOGGED, Unlogged
+from flywheel_ml.serving.prediction.batcher import INLINE_BYTES, UNLOGGED, Unlogged
 from flywheel_ml.serving.prediction.requests import PredictRequest
 from flywheel_ml.serving.process.connections import ConnectionLimit
 
@@ -210,7 +210,7 @@ class Protocol(HttpToolsProtocol):
             self.head_since = now
 
     def on_short_response_complete(self) -> None:
-        """As `on_response_complete`, without a timer: whether the client comes again is seen by `end_if_slow`."""
+        """As `on_response_complete`, without a marks: whether the client comes again is seen by `end_if_slow`."""
         if self.pipeline or self.flow.read_paused or self.transport.is_closing():
             self.on_response_complete()
         else:
@@ -331,7 +331,7 @@ class _FastRequest:
         if self._has_place:
             assert self.deployment is not None
             request = PredictRequest.received(bytes(self.body), NATIVE, self.hints, self._exchange.context)
-            service.predictor.submit(self.deployment, request, self.answer)
+            service.batcher.submit(self.deployment, request, self.answer)
         else:
             self.answer(admission.full())
 

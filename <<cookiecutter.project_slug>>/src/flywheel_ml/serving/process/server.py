@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.serving.auth.keys import at_start
+from flywheel_ml.serving.auth.api_keys import at_start
 from flywheel_ml.serving.observability import multiprocess
 from flywheel_ml.serving.observability.logs import logger, unify_logging
 from flywheel_ml.serving.observability.tracing import is_configured

@@ -76,7 +76,7 @@ class DrainingServer(uvicorn.Server):
             listener.listen(QUEUE)  # `ACCEPTS`, in its place, is what the loop accepts in a row.
         # What is there by now stays: collecting garbage need not look at it again.
         gc.freeze()
-        service.predictor.connections = lambda: len(connections)
+        service.batcher.connections = connections
         self._on_ready()
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from flywheel_ml.core.parsing.grammar import clean
 from flywheel_ml.core.parsing.rules import value_rules_of
 from flywheel_ml.core.profile import Counts, Profile
 from flywheel_ml.serving.errors import faults
-from flywheel_ml.serving.schema.row_reader import RowReader, cell_reader
+from flywheel_ml.serving.schema.row_validator import RowValidator, cell_reader
 from flywheel_ml.utils import timestamps
 
 MAX_LABELS = 10_000
@@ -35,7 +35,7 @@ class Schema:
     """The request model of one contract. Rows are plain dicts, so a column may have any name.
 
     A request in the form that the description asks for is checked by pydantic alone. Whatever does not pass is read
-    again, as the user's own table might have written it, by a `RowReader`, which also finds the words for a refusal.
+    again, as the user's own table might have written it, by a `RowValidator`, which also finds the words for a refusal.
 
     Args:
         contract: what a row is.
@@ -49,7 +49,7 @@ class Schema:
     ) -> None:
         self.max_instances = max_instances
         self.example = {column.name: _typical(column, profile.columns[column.name]) for column in contract.inputs}
-        self.reader = RowReader(contract, optional)
+        self.reader = RowValidator(contract, optional)
         self._read_label = cell_reader(contract.target, required=True)
         instance = _instance(self.reader, self.example)
         self.predict_request = _request("PredictRequest", "instances", instance, max_instances)
@@ -146,7 +146,7 @@ def _closed(name: str, fields: Mapping[str, Any]) -> Any:
     return made
 
 
-def _instance(reader: RowReader, example: Mapping[str, Any]) -> Any:
+def _instance(reader: RowValidator, example: Mapping[str, Any]) -> Any:
     fields = {
         name: _field(column, name not in reader.required, example.get(name)) for name, column in reader.columns.items()
     }

@@ -137,7 +137,7 @@ class LinearSplines(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.hstack([filled, bends, missing[:, self.gaps_].astype(np.float32)])
 
 
-def coded(task: Task, featurizer: Featurizer, seed: int) -> ColumnTransformer:
+def encode_for_trees(task: Task, featurizer: Featurizer, seed: int) -> ColumnTransformer:
     """What trees see: numbers with gaps, a place for each listed category, means and words."""
     numeric, listed, _, _ = positions(featurizer)
     encoder = OrdinalEncoder(
@@ -156,7 +156,7 @@ def coded(task: Task, featurizer: Featurizer, seed: int) -> ColumnTransformer:
     )
 
 
-def scaled(task: Task, featurizer: Featurizer, seed: int, n_knots: int = 0) -> ColumnTransformer:
+def impute_and_scale(task: Task, featurizer: Featurizer, seed: int, n_knots: int = 0) -> ColumnTransformer:
     """What a linear model sees: numbers without gaps, of mean 0 and deviation 1, and a column for each category.
 
     With `n_knots`, numbers as linear splines.

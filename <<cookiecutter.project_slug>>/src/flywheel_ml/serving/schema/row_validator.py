@@ -32,7 +32,7 @@ class Field(NamedTuple):
     read: Read | None
 
 
-class RowReader:
+class RowValidator:
     """Reads rows of one contract.
 
     Args:

@@ -10,8 +10,8 @@ import pytest
 
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.auth.keys import SCOPES, Keyring, parse
-from flywheel_ml.serving.auth.security import Guard
+from flywheel_ml.serving.auth.api_keys import SCOPES, Keyring, parse
+from flywheel_ml.serving.auth.guard import Guard
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.metrics import Metrics
@@ -78,7 +78,7 @@ class Followed:
 
     def accepts(self, key: str) -> bool:
         try:
-            self.guard.admit([(b"x-api-key", key.encode())], "/predict")
+            self.guard.authorise([(b"x-api-key", key.encode())], "/predict")
         except Problem:
             return False
         return True

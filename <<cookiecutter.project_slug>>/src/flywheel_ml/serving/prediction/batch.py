@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from flywheel_ml.prediction_log import Row
 from flywheel_ml.serving.models.served_model import Deployment
-from flywheel_ml.serving.observability.phase_timer import PhaseTimer
+from flywheel_ml.serving.observability.phases import Marks
 from flywheel_ml.serving.prediction.pipeline import complete
 from flywheel_ml.serving.prediction.requests import Completed, PredictRequest
 
@@ -56,11 +56,11 @@ def by_deployment(waiting: Sequence[Waiting]) -> list[tuple[Deployment, list[Wai
     return [(some[0].deployment, some) for some in groups]
 
 
-def complete_batch(deployment: Deployment, waiting: list[Waiting], timer: PhaseTimer) -> Batch:
+def complete_batch(deployment: Deployment, waiting: list[Waiting], marks: Marks) -> Batch:
     """Complete requests of one deployment; those with a fault get their error at once."""
     found: Sequence[Completed | Exception]
     try:
-        found = complete(deployment.model, [one.request for one in waiting], timer)
+        found = complete(deployment.model, [one.request for one in waiting], marks)
     except Exception as error:
         found = [error] * len(waiting)
     batch = Batch(deployment, [], [])

@@ -1,4 +1,4 @@
-"""Who may ask what, and how often."""
+"""Authorises requests: by API key, scope and rate."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,9 +8,9 @@ import structlog
 from starlette.requests import Request
 
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.serving.auth import keys
-from flywheel_ml.serving.auth.keys import ADMIN, FEEDBACK, METRICS, PREDICT, Keyring
-from flywheel_ml.serving.auth.rate import RateLimit
+from flywheel_ml.serving.auth import api_keys
+from flywheel_ml.serving.auth.api_keys import ADMIN, FEEDBACK, METRICS, PREDICT, Keyring
+from flywheel_ml.serving.auth.rate_limit import RateLimit
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import explained
 from flywheel_ml.serving.observability.metrics import Metrics
@@ -47,7 +47,7 @@ class Guard:
         log: where changes of the file are told, never a key.
 
     Raises:
-        ConfigError: as `keys.at_start`.
+        ConfigError: as `api_keys.at_start`.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> None:
@@ -58,7 +58,7 @@ class Guard:
         self._limit = RateLimit(settings.rate_limit, settings.rate_burst) if settings.rate_limit else None
         self._seen = self._stamp()
         self._refused = ""
-        self._keys = keys.at_start(settings)
+        self._keys = api_keys.at_start(settings)
 
     async def follow(self) -> None:
         """Take up what changes in the file of keys, as long as this runs."""
@@ -83,15 +83,15 @@ class Guard:
         self._refused = refused
 
     def require(self, request: Request) -> None:
-        """Like `admit`, for a route of FastAPI's."""
-        self.admit(request.scope["headers"], request.scope["path"])
+        """As `authorise`, for a route of FastAPI's."""
+        self.authorise(request.scope["headers"], request.scope["path"])
 
     def require_in_production(self, request: Request) -> None:
         """For what developers may see freely: docs and metrics."""
         if self._is_production:
             self.require(request)
 
-    def admit(self, headers: Iterable[tuple[bytes, bytes]], path: str) -> None:
+    def authorise(self, headers: Iterable[tuple[bytes, bytes]], path: str) -> None:
         """Pass a request whose key is in force, has the scope that the path needs, and is within its rate.
 
         Without any key in force every request passes, and all of them share one rate.
@@ -137,11 +137,11 @@ class Guard:
             )
 
     def _replace(self) -> None:
-        listed = keys.from_file(self._settings)
+        listed = api_keys.from_file(self._settings)
         if not listed:
-            raise ConfigError(f"{keys.FILE} holds no key; the former ones stay in force")
-        self._keys = Keyring([*keys.from_setting(self._settings), *listed])
-        self._log.info("api_keys_loaded", keys=len(self._keys), names=keys.named(listed))
+            raise ConfigError(f"{api_keys.FILE} holds no key; the former ones stay in force")
+        self._keys = Keyring([*api_keys.from_setting(self._settings), *listed])
+        self._log.info("api_keys_loaded", keys=len(self._keys), names=api_keys.named(listed))
 
     def _stamp(self) -> Stamp | None:
         path = self._settings.api_keys_file

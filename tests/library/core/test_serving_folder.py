@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flywheel_ml.core import routing
-from flywheel_ml.core.routing import Challenger, Ref, Routing, Shadow
+from flywheel_ml.core import serving_folder
+from flywheel_ml.core.serving_folder import Challenger, Ref, Routing, Shadow
 from flywheel_ml.utils.errors import ConfigError, ServingError
 
 REF, OTHER, THIRD = (Ref(version=version, digest="a" * 64) for version in "345")
@@ -35,8 +35,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         updated_at="2013-11-01",
         reason="promoted",
     )
-    routing.write(tmp_path / "new", written)
-    assert routing.read(tmp_path / "new") == written
+    serving_folder.write(tmp_path / "new", written)
+    assert serving_folder.read(tmp_path / "new") == written
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["routing.json"]
 
 
@@ -60,20 +60,22 @@ def test_a_version_cannot_lead_out_of_the_folder(version: str) -> None:
     ],
 )
 def test_a_broken_routing_is_refused_with_its_fault(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / routing.ROUTING).write_text(content)
+    (tmp_path / serving_folder.ROUTING).write_text(content)
     with pytest.raises((ServingError, ConfigError), match=message):
-        routing.read(tmp_path)
+        serving_folder.read(tmp_path)
 
 
 def test_a_missing_routing_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="roll a model out"):
-        routing.read(tmp_path)
+        serving_folder.read(tmp_path)
 
 
 def test_a_folder_of_the_format_before_serves_on(tmp_path: Path) -> None:
     old = {"format": 1, "name": "f", "champion": REF.model_dump(), "share": 0.0, "shadow": False, "updated_at": "x"}
-    (tmp_path / routing.ROUTING).write_text(json.dumps({**old, "previous": None, "challenger": None, "reason": ""}))
-    found = routing.read(tmp_path)
+    (tmp_path / serving_folder.ROUTING).write_text(
+        json.dumps({**old, "previous": None, "challenger": None, "reason": ""})
+    )
+    found = serving_folder.read(tmp_path)
     assert (found.champion, found.challenger, found.shadow) == (REF, None, None)
 
 

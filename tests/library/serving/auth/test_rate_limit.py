@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.serving.auth import rate
-from flywheel_ml.serving.auth.rate import RateLimit
-from flywheel_ml.serving.auth.security import Guard
+from flywheel_ml.serving.auth import rate_limit
+from flywheel_ml.serving.auth.guard import Guard
+from flywheel_ml.serving.auth.rate_limit import RateLimit
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.metrics import MAX_KEY_NAMES, Metrics
@@ -28,7 +28,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """In the place of the real one."""
     clock = Clock()
-    monkeypatch.setattr(rate, "time", clock)
+    monkeypatch.setattr(rate_limit, "time", clock)
     return clock
 
 
@@ -56,7 +56,7 @@ def test_one_key_takes_nothing_from_another(clock: Clock) -> None:
 
 
 def test_idle_keys_are_forgotten_and_busy_ones_are_not(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate, "MOST", 10)
+    monkeypatch.setattr(rate_limit, "MOST", 10)
     limit = RateLimit(1, 2)
     for round_ in range(20):
         for key in range(10):
@@ -80,7 +80,7 @@ def refusals(tries: int, *headers: tuple[bytes, bytes], **settings: Any) -> tupl
     guard = Guard(Settings(_env_file=None, **settings), metrics, logger(io.StringIO()))
     for _ in range(tries):
         try:
-            guard.admit(headers, "/predict")
+            guard.authorise(headers, "/predict")
         except Problem as problem:
             found.append(problem)
     return found, limited(metrics)

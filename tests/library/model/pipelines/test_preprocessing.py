@@ -17,8 +17,8 @@ from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
 from flywheel_ml.data.split import split
 from flywheel_ml.model.packaging import package
-from flywheel_ml.model.pipelines import encoders, estimators, free_text
-from flywheel_ml.model.pipelines.encoders import Means, Terms
+from flywheel_ml.model.pipelines import estimators, free_text, preprocessing
+from flywheel_ml.model.pipelines.preprocessing import Means, Terms
 from flywheel_ml.model.training import train
 from flywheel_ml.monitoring import window
 from flywheel_ml.testing.bundles import make_bundle
@@ -206,7 +206,7 @@ def test_a_table_of_texts_alone_keeps_its_words_whether_they_help_or_not(
 
 def test_linear_splines_bend_at_quantiles_and_mark_gaps() -> None:
     values = np.array([[0.0, 5.0], [1.0, 5.0], [2.0, np.nan], [3.0, 5.0], [4.0, 5.0]])
-    fitted = encoders.LinearSplines(n_knots=1).fit(values)
+    fitted = preprocessing.LinearSplines(n_knots=1).fit(values)
     assert fitted.transform(values).tolist() == [
         [0.0, 5.0, 0.0, 0.0],
         [1.0, 5.0, 0.0, 0.0],

@@ -1,7 +1,7 @@
 """The hot path: bodies in, committed rows and answers out.
 
 What came in while the last batch was worked on is the next batch: checked, scored by one call of the model,
-committed by one transaction, answered. There is no timer, so a lone request waits for nobody. What is done for each
+committed by one transaction, answered. There is no marks, so a lone request waits for nobody. What is done for each
 batch before the commit is in pipeline.py.
 
 A request with rows for a challenger stands aside meanwhile and joins a later batch (challenger.py); a shadow is asked
@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -20,9 +20,9 @@ from flywheel_ml.prediction_log import Row, Unavailable, Writer
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.models.served_model import Deployment
 from flywheel_ml.serving.observability.metrics import Metrics
-from flywheel_ml.serving.observability.phase_timer import PhaseTimer
+from flywheel_ml.serving.observability.phases import Marks, durations
 from flywheel_ml.serving.observability.tracing import NO_REQUEST, RequestContext
-from flywheel_ml.serving.prediction.batches import Batch, Respond, Waiting, by_deployment, complete_batch
+from flywheel_ml.serving.prediction.batch import Batch, Respond, Waiting, by_deployment, complete_batch
 from flywheel_ml.serving.prediction.challenger import Challenged
 from flywheel_ml.serving.prediction.pipeline import can_log_blocks, complete, complete_block
 from flywheel_ml.serving.prediction.requests import Completed, PredictRequest
@@ -42,7 +42,7 @@ class Unlogged(bytes):
     """An answer that was sent although nothing could be logged."""
 
 
-class Predictor:
+class Batcher:
     """Answers prediction requests, within one event loop; `close` when done.
 
     Args:
@@ -62,8 +62,8 @@ class Predictor:
         self._is_busy = False
         self._is_stalled = False
         self._commits = 0
-        self.connections: Callable[[], int] = lambda: BATCH_REQUESTS
-        """How many clients there are; a server replaces it by what it knows."""
+        self.connections: Collection[object] = range(BATCH_REQUESTS)
+        """Of clients; a server replaces it by those that it has."""
         metrics.predictions.queued.set_function(lambda: len(self._waiting))
 
     async def predict(self, deployment: Deployment, request: PredictRequest) -> bytes:
@@ -74,7 +74,7 @@ class Predictor:
         """
         if len(request.body) > INLINE_BYTES:
             return await self.predict_alone(
-                deployment, request, lambda timer: self._complete_alone(deployment, request, timer)
+                deployment, request, lambda marks: self._complete_alone(deployment, request, marks)
             )
         response: asyncio.Future[bytes | Exception] = asyncio.get_running_loop().create_future()
         self.submit(deployment, request, lambda found: None if response.done() else response.set_result(found))
@@ -84,7 +84,7 @@ class Predictor:
         return found
 
     async def predict_alone(
-        self, deployment: Deployment, request: PredictRequest, complete: Callable[[PhaseTimer], Completed]
+        self, deployment: Deployment, request: PredictRequest, complete: Callable[[Marks], Completed]
     ) -> bytes:
         """The response to one large request, completed and committed outside the event loop.
 
@@ -98,12 +98,13 @@ class Predictor:
             Exception: as `complete`.
         """
         loop = asyncio.get_running_loop()
-        completed, timer = await loop.run_in_executor(self._pool, self._commit_alone, request, complete)
+        completed, marks = await loop.run_in_executor(self._pool, self._commit_alone, request, complete)
         if request.context.trace is not None:
-            request.context.trace.laps = timer
+            request.context.trace.phases = durations(marks)
         self._count(deployment, [completed])
-        self._metrics.predictions.batch(timer)
-        self._shadowed.ask(deployment, [completed])
+        self._metrics.predictions.batch(durations(marks))
+        if deployment.shadow is not None:
+            self._shadowed.ask(deployment.shadow, [completed])
         return completed.content
 
     def submit(self, deployment: Deployment, request: PredictRequest, callback: Respond) -> None:
@@ -112,7 +113,7 @@ class Predictor:
         if self._is_busy:
             return
         self._is_busy = True
-        if self.connections() <= len(self._waiting):
+        if len(self.connections) <= len(self._waiting):
             self._next_batch()  # Nobody else can come.
         else:
             asyncio.get_running_loop().call_soon(self._gather, 0)
@@ -130,24 +131,26 @@ class Predictor:
 
     def _next_batch(self) -> None:
         taken, self._waiting = self._waiting[:BATCH_REQUESTS], self._waiting[BATCH_REQUESTS:]
-        shadowed = self._shadowed.take()
+        shadowed = self._shadowed.take() if self._shadowed.rows else []
         if (fault := self._log.fault) is not None:
             self._without_log(taken, Unavailable(fault))
             self._metrics.predictions.dropped.inc(len(shadowed))
             self._go_on()
             return
-        timer = PhaseTimer(taken[0].request.received_at if taken else time.perf_counter())
-        batches = self._complete(taken, timer)
+        began = time.perf_counter()
+        marks = [taken[0].request.received_at if taken else began, began]
+        batches = self._complete(taken, marks)
         rows = [row for batch in batches for row in batch.rows]
-        if not (rows or shadowed) or self._log.commit([*rows, *shadowed] if shadowed else rows):
-            self._shadowed.count(shadowed)
-            self._acknowledge(batches, timer)
+        if not (rows or shadowed) or self._log.try_commit([*rows, *shadowed] if shadowed else rows):
+            if shadowed:
+                self._shadowed.count(shadowed)
+            self._acknowledge(batches, marks)
             self._go_on()
             return
         if shadowed:  # In a transaction of their own: what is wrong with them must not reach a caller.
             self._log.append(shadowed).add_done_callback(partial(self._shadowed.after, shadowed))
         if rows:
-            self._commit_beside(batches, rows, timer)
+            self._commit_beside(batches, rows, marks)
         self._is_stalled = self._commits >= self._log.lanes
         if not self._is_stalled:
             self._go_on()
@@ -158,13 +161,13 @@ class Predictor:
         What has arrived at this machine is read in a turn, which takes microseconds: larger batches are worth it.
         """
         count = len(self._waiting)
-        if before < count < min(BATCH_REQUESTS, self.connections()):
+        if before < count < min(BATCH_REQUESTS, len(self.connections)):
             asyncio.get_running_loop().call_soon(self._gather, count)
         else:
             self._next_batch()
 
     def _go_on(self) -> None:
-        self._is_busy = bool(self._waiting or self._shadowed)
+        self._is_busy = bool(self._waiting or self._shadowed.rows)
         if self._is_busy:
             asyncio.get_running_loop().call_soon(self._gather, 0)
 
@@ -177,23 +180,23 @@ class Predictor:
             self._is_busy = True
             self._next_batch()
 
-    def _commit_beside(self, batches: list[Batch], rows: list[Row], timer: PhaseTimer) -> None:
+    def _commit_beside(self, batches: list[Batch], rows: list[Row], marks: Marks) -> None:
         loop = asyncio.get_running_loop()
         self._commits += 1
         self._log.append(rows).add_done_callback(
-            lambda committed: loop.call_soon_threadsafe(self._after_commit, batches, committed, timer)
+            lambda committed: loop.call_soon_threadsafe(self._after_commit, batches, committed, marks)
         )
 
-    def _after_commit(self, batches: list[Batch], committed: "Future[None]", timer: PhaseTimer) -> None:
+    def _after_commit(self, batches: list[Batch], committed: "Future[None]", marks: Marks) -> None:
         self._commits -= 1
         if (error := committed.exception()) is None:
-            self._acknowledge(batches, timer)
+            self._acknowledge(batches, marks)
         elif isinstance(error, Unavailable):
             self._metrics.log.failures.inc()
             self._unacknowledged(batches, error)
         elif len(alone := [one for batch in batches for one in batch.split()]) > 1:
             for one in alone:  # Whose row it was shall hear of it, and nobody else.
-                self._commit_beside([one], one.rows, PhaseTimer(one.waiting[0].request.received_at))
+                self._commit_beside([one], one.rows, [one.waiting[0].request.received_at, time.perf_counter()])
         else:
             self._metrics.log.failures.inc()
             waiting = alone[0].waiting[0]
@@ -205,7 +208,7 @@ class Predictor:
     def _without_log(self, taken: list[Waiting], error: Unavailable) -> None:
         """It is known that nothing can be logged: nobody waits to find out again."""
         if self._degrades:
-            self._unacknowledged(self._complete(taken, PhaseTimer(0.0)), error)
+            self._unacknowledged(self._complete(taken, []), error)
             return
         for one in taken:
             one.respond(log_problem(error, one.request.context))
@@ -222,19 +225,20 @@ class Predictor:
         self._metrics.predictions.unlogged.inc(len(completed.classes) + len(completed.others))
         return Unlogged(completed.content)
 
-    def _acknowledge(self, batches: list[Batch], timer: PhaseTimer) -> None:
-        timer.lap("commit")
+    def _acknowledge(self, batches: list[Batch], marks: Marks) -> None:
+        marks.append(time.perf_counter())
         for batch in batches:  # First, or a process that is killed in between would have told what nobody counted.
             self._count(batch.deployment, batch.completed)
         for batch in batches:
             for waiting, completed in zip(batch.waiting, batch.completed, strict=True):
                 if (trace := waiting.request.context.trace) is not None:
-                    trace.laps = timer
+                    trace.phases = durations(marks)
                 waiting.respond(completed.content)
-        timer.lap("answer")
-        self._metrics.predictions.batch(timer)
+        marks.append(time.perf_counter())
+        self._metrics.predictions.batch(durations(marks))
         for batch in batches:
-            self._shadowed.ask(batch.deployment, batch.completed)
+            if batch.deployment.shadow is not None:
+                self._shadowed.ask(batch.deployment.shadow, batch.completed)
 
     def _count(self, deployment: Deployment, completed: Sequence[Completed]) -> None:
         model = deployment.model
@@ -247,43 +251,42 @@ class Predictor:
         for (version, variant, degraded), names in others.items():
             self._metrics.predictions.predicted(version, variant, names, degraded)
 
-    def _complete(self, taken: list[Waiting], timer: PhaseTimer) -> list[Batch]:
-        return [
-            complete_batch(deployment, self._challenged.ready(deployment, some), timer)
-            for deployment, some in by_deployment(taken)
-        ]
+    def _complete(self, taken: list[Waiting], marks: Marks) -> list[Batch]:
+        batches = []
+        for deployment, some in by_deployment(taken):
+            ready = some if deployment.challenger is None else self._challenged.ready(deployment, some)
+            batches.append(complete_batch(deployment, ready, marks))
+        return batches
 
-    def _complete_alone(self, deployment: Deployment, request: PredictRequest, timer: PhaseTimer) -> Completed:
+    def _complete_alone(self, deployment: Deployment, request: PredictRequest, marks: Marks) -> Completed:
         challenger = deployment.challenger
         if challenger is not None and not challenger.paused:
             request = self._challenged.ask_and_wait(deployment.model, challenger, request)
         elif can_log_blocks(deployment):
-            found = complete_block(deployment.model, request, timer)
+            found = complete_block(deployment.model, request, marks)
             if isinstance(found, Completed):
                 return found
             request = found
-        (completed,) = complete(deployment.model, [request], timer)
+        (completed,) = complete(deployment.model, [request], marks)
         if isinstance(completed, Exception):
             raise completed
         return completed
 
-    def _commit_alone(
-        self, request: PredictRequest, complete: Callable[[PhaseTimer], Completed]
-    ) -> tuple[Completed, PhaseTimer]:
+    def _commit_alone(self, request: PredictRequest, complete: Callable[[Marks], Completed]) -> tuple[Completed, Marks]:
         if (refusal := self.refusal) is not None:
             raise refusal
-        timer = PhaseTimer(request.received_at)
-        completed = complete(timer)
+        marks = [request.received_at, time.perf_counter()]
+        completed = complete(marks)
         try:
-            if not self._log.commit(completed.rows):
+            if not self._log.try_commit(completed.rows):
                 self._log.append(completed.rows).result()
         except Exception as error:
             self._metrics.log.failures.inc()
             if self._degrades and isinstance(error, Unavailable):
-                return completed._replace(content=self._unlogged(completed)), timer
+                return completed._replace(content=self._unlogged(completed)), marks
             raise log_problem(error, request.context) from None
-        timer.lap("commit")
-        return completed, timer
+        marks.append(time.perf_counter())
+        return completed, marks
 
 
 def log_problem(error: BaseException, context: RequestContext = NO_REQUEST) -> Problem:

@@ -14,9 +14,9 @@ import pytest
 
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.auth import security
-from flywheel_ml.serving.auth.keys import SCOPES
-from flywheel_ml.serving.auth.security import NEEDS, needed
+from flywheel_ml.serving.auth import guard
+from flywheel_ml.serving.auth.api_keys import SCOPES
+from flywheel_ml.serving.auth.guard import NEEDS, needed
 from flywheel_ml.serving.errors.problems import ProblemDocument
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ConfigError
@@ -95,7 +95,7 @@ def test_every_route_has_its_scope_or_is_open_on_purpose() -> None:
     app = create_app(Settings(_env_file=None))
     paths = vars(app.state.service.lifecycle)["_routes"]
     assert len(paths) >= 8
-    roots = NEEDS.keys() | security.OPEN
+    roots = NEEDS.keys() | guard.OPEN
     assert [path for path in paths if not any(path == root or path.startswith(f"{root}/") for root in roots)] == []
     assert set(NEEDS.values()) <= set(SCOPES)
     assert needed("/nobody-thought-of-it") == needed("") == "admin"
