@@ -1,6 +1,7 @@
 """The HTTP app: the routes of the library, and yours.
 
-A route of your own is added before `return`, as in any FastAPI app. It asks for no API key; docs/how-to.md says how it does:
+A route of your own is added before `return`, as in any FastAPI app. It asks for no API key unless you add that
+(docs/how-to.md):
 
     @app.get("/threshold")
     async def threshold() -> dict[str, float]:

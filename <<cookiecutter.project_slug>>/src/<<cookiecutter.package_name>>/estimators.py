@@ -12,7 +12,8 @@ the parameters too. Select columns by position, as skl2onnx does:
         from sklearn.ensemble import RandomForestClassifier
         from sklearn.pipeline import make_pipeline
 
-        return make_pipeline(preprocessing.encode_for_trees(task, featurizer, seed), RandomForestClassifier(**params.model_dump()))
+        forest = RandomForestClassifier(**params.model_dump())
+        return make_pipeline(preprocessing.encode_for_trees(task, featurizer, seed), forest)
 """
 
 from collections.abc import Mapping
