@@ -92,6 +92,10 @@ def few_rows(result: Result) -> Iterator[alerts.Finding]:
 
 ALERTS = (*alerts.STANDARD, few_rows)
 """
+DATA_CARD = """{% block description %}{{ super() }}
+
+Collected by hand.{% endblock %}
+"""
 STAGE = '''"""How many rows each class has."""
 
 import polars as pl
@@ -169,6 +173,7 @@ def refused(project: Path, package: Path) -> str:
     replace(package / "app.py", "    return app  # noqa: RET504 (routes go in between)\n", ROUTE)
     extend(package / "alerts.py", ALERT, instead_of="ALERTS: tuple")
     extend(package / "cards" / "model_card.md.jinja", CARD)
+    extend(package / "cards" / "data_card.md.jinja", DATA_CARD)
     (package / "classes.py").write_text(STAGE, encoding="utf-8")
     replace(project / "dvc.yaml", "\nplots:\n", STAGE_IN_GRAPH)
     set_params(project, train={"estimator": "small_forest"}, tune={"trials": 2})
@@ -238,6 +243,12 @@ def test_reworded_card_is_sealed_in_the_bundle(trained: Path) -> None:
     card = (trained / "bundle" / "card.md").read_text(encoding="utf-8")
     assert card.startswith("# Model card: pairs\n\nPredicts `won`")
     assert "- Not for decisions about single persons." in card
+
+
+def test_reworded_data_card_is_written_by_the_run(trained: Path) -> None:
+    card = (trained / "reports" / "data_card.md").read_text(encoding="utf-8")
+    assert card.startswith("# Data card: pairs\n")
+    assert "\n\nCollected by hand.\n\n- " in card
 
 
 def test_custom_stage_of_dvc_runs(trained: Path) -> None:

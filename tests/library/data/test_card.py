@@ -1,10 +1,14 @@
 """The data card says what the run found, and stays a table whatever stands in it."""
 
+from pathlib import Path
+
 import polars as pl
+import pytest
 
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.data import card
 from flywheel_ml.utils import strict
+from flywheel_ml.utils.errors import ConfigError
 from library.helpers.orders import SHOP
 
 COUNTS = {"rows_after_until": 1200, "rows_without_label": 3}
@@ -57,3 +61,14 @@ def test_bars_and_line_breaks_do_not_break_the_table(orders: pl.DataFrame) -> No
 
 def test_equal_tables_give_equal_cards(orders: pl.DataFrame, shop: Contract) -> None:
     assert card.text(orders, shop, COUNTS) == card.text(orders.clone(), shop, COUNTS)
+
+
+def test_template_of_the_project_rewords_the_card(orders: pl.DataFrame, shop: Contract, tmp_path: Path) -> None:
+    template = tmp_path / "data_card.md.jinja"
+    template.write_text('{% extends "library/data_card.md.jinja" %}{% block title %}# Orders{% endblock %}\n')
+    reworded = card.text(orders, shop, COUNTS, templates=tmp_path)
+    assert reworded.splitlines()[1:] == card.text(orders, shop, COUNTS).splitlines()[1:]
+    assert reworded.startswith("# Orders\n")
+    template.write_text("{% extends 'library/data_card.md.jinja' %}{% block title %}{{ nobody }}{% endblock %}")
+    with pytest.raises(ConfigError, match=r"data_card.md.jinja: 'nobody' is undefined"):
+        card.text(orders, shop, COUNTS, templates=tmp_path)

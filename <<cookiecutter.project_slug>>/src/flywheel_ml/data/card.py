@@ -1,5 +1,6 @@
 """The data card: what the table is, written from the contract, the rows, and what was decided about them."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
@@ -7,10 +8,12 @@ import polars as pl
 from flywheel_ml.core import stage
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.data import tables
+from flywheel_ml.data.cards import render
 from flywheel_ml.utils import strict
 from flywheel_ml.utils.files import replacing
 
 PATH = stage.REPORTS / "data_card.md"
+CARD = Path(__file__).with_name("data_card.md.jinja")
 
 
 class Decided(strict.Strict):
@@ -38,43 +41,61 @@ class Record(strict.Strict):
     hazards: tuple[Danger, ...] = ()
 
 
-def write(table: pl.DataFrame, contract: Contract, ingested: dict[str, int]) -> None:
-    """Write reports/data_card.md, atomically.
+def write(table: pl.DataFrame, contract: Contract, ingested: dict[str, int], templates: Path | None = None) -> None:
+    """Write reports/data_card.md, atomically; the arguments are those of `text`.
 
     Raises:
-        ConfigError: decisions.yaml is missing or malformed.
+        ConfigError: decisions.yaml is missing or malformed, or the project's template is.
     """
     record = strict.load(stage.DECISIONS, Record)
+    content = text(table, contract, ingested, record, templates)
     with replacing(PATH) as part:
-        part.write_text(text(table, contract, ingested, record), encoding="utf-8")
+        part.write_text(content, encoding="utf-8")
 
 
-def text(table: pl.DataFrame, contract: Contract, ingested: dict[str, int], record: Record | None = None) -> str:
+def text(
+    table: pl.DataFrame,
+    contract: Contract,
+    ingested: dict[str, int],
+    record: Record | None = None,
+    templates: Path | None = None,
+) -> str:
     """The card as Markdown: counts from the run, meanings from the contract, reasons from the record.
 
-    Where `ingested` has more `rows` than the table, the table is a sample of them, and the card says so.
+    Args:
+        table: n_rows × contract columns; a sample, if `ingested` has more `rows`, and the card then says so.
+        contract: what a row is.
+        ingested: rows, and how many were left out, as the ingest stage counted them.
+        record: decisions.yaml.
+        templates: folder with a `data_card.md.jinja` of the project's; the library's own if there is none.
+
+    Raises:
+        ConfigError: the project's template is malformed.
     """
     target, rows, record = contract.target, ingested.get("rows", table.height), record or Record()
-    lines = [
-        f"# Data card: {contract.name}",
-        "",
-        contract.description,
-        "",
+    facts = [
         f"- {rows:,} rows × {len(contract.columns)} columns{_span(table, contract)}",
         *([f"- as found in {table.height:,} rows, chosen by chance"] if rows > table.height else []),
         f"- left out: {ingested['rows_after_until']:,} rows later than `data.until`, "
         f"{ingested['rows_without_label']:,} without a label",
         f"- target: `{target.name}`, {_found(table[target.name], target)}. {target.description}",
         f"- personal data: {', '.join(f'`{c.name}`' for c in contract.columns if c.personal) or 'none declared'}",
-        "",
+    ]
+    columns = [
         "| column | role | type | unit | allowed | found | missing | meaning |",
         "| --- | --- | --- | --- | --- | --- | ---: | --- |",
         *(_row(table[column.name], column) for column in contract.columns),
-        "",
-        *_decisions(record),
-        *_hazards(record),
     ]
-    return "\n".join(lines)
+    return render(
+        CARD,
+        templates,
+        name=contract.name,
+        description=contract.description,
+        facts="\n".join(facts),
+        columns="\n".join(columns),
+        decisions="\n".join(_decisions(record)),
+        hazards="\n".join(_hazards(record)),
+    )
 
 
 def _decisions(record: Record) -> list[str]:
@@ -84,7 +105,7 @@ def _decisions(record: Record) -> list[str]:
         f"| {f'`{_cell(one.column)}`' if one.column else '–'} | {_cell(one.what)} | {_cell(one.why)} |"
         for one in record.decisions
     )
-    return ["## Decisions", "", "| column | decided | why |", "| --- | --- | --- |", *rows, ""]
+    return ["| column | decided | why |", "| --- | --- | --- |", *rows]
 
 
 def _hazards(record: Record) -> list[str]:
@@ -95,7 +116,7 @@ def _hazards(record: Record) -> list[str]:
         f"| {_cell(one.evidence)} | {_cell(one.remedy)} |"
         for one in record.hazards
     )
-    return ["## Hazards", "", "| hazard | column | | seen | to do |", "| --- | --- | --- | --- | --- |", *rows, ""]
+    return ["| hazard | column | | seen | to do |", "| --- | --- | --- | --- | --- |", *rows]
 
 
 def _row(series: pl.Series, column: Column) -> str:

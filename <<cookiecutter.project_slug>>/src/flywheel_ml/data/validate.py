@@ -49,7 +49,7 @@ def check(table: pl.DataFrame, contract: Contract) -> list[Violation]:
     return sorted(found, key=lambda violation: -violation.rows)
 
 
-def main(_: Project) -> None:
+def main(project: Project) -> None:
     """Read the ingested table, judge it, write what was found; stop the pipeline if anything was."""
     contract = Contract.load(stage.CONTRACT)
     ingested = read_json(stage.REPORTS / "ingest.json")
@@ -71,7 +71,7 @@ def main(_: Project) -> None:
             f"({found[0].column}: {found[0].rule}); mend the data or the contract; "
             f"all of it is in {stage.REPORTS / 'validation.json'}, rows counted from 0"
         )
-    card.write(table, contract, ingested)
+    card.write(table, contract, ingested, project.folder / "cards")
 
 
 def _shape(table: pl.DataFrame, contract: Contract) -> list[Violation]:

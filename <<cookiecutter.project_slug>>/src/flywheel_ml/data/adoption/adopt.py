@@ -91,7 +91,8 @@ def take(found: Examined, settings: Settings, project: Project) -> Path:
     _renew(PYPROJECT, writing.without_example(_text(PYPROJECT)))
     _renew(MAKEFILE, writing.makefile(_text(MAKEFILE), raw))
     _renew(README, writing.readme(_text(README), contract, params.split.by, found.profile.rows, told, raw))
-    _renew(card.PATH, card.text(_sample(found, contract), contract, _counts(found, contract), record))
+    counts, cards = _counts(found, contract), package / "cards"
+    _renew(card.PATH, card.text(_sample(found, contract), contract, counts, record, cards))
     (applying.NEW / raw).parent.mkdir(parents=True, exist_ok=True)
     writing.sink(found.rows, applying.NEW / raw)
     return applying.swap(_gone(settings, found.proposal.name))

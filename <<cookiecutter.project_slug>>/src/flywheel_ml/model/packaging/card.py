@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.metrics import LOSS
-from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.data.cards import render
 from flywheel_ml.utils.words import MEASURES, seen
 
-CARD = "model_card.md.jinja"
+CARD = Path(__file__).with_name("model_card.md.jinja")
 
 _SHOWN: dict[Task, tuple[str, ...]] = {
     "binary": ("prevalence", "roc_auc", "calibration_error"),
@@ -71,7 +69,9 @@ def text(
         *_carried(background, contract),
         "- What the data is and where it comes from: the data card.",
     ]
-    card = _template(templates).render(
+    return render(
+        CARD,
+        templates,
         name=facts["name"],
         target=target.name,
         description=target.description or "no description",
@@ -80,25 +80,6 @@ def text(
         slices="\n".join(_slices(facts["slices"], facts["task"])),
         limits="\n".join(limits),
     )
-    return card.rstrip("\n") + "\n"
-
-
-def _template(folder: Path | None) -> jinja2.Template:
-    library = jinja2.FileSystemLoader(Path(__file__).parent)
-    loaders: list[jinja2.BaseLoader] = [jinja2.PrefixLoader({"library": library}), library]
-    if folder is not None:
-        loaders.insert(0, jinja2.FileSystemLoader(folder))
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(loaders),
-        autoescape=False,  # noqa: S701 (Markdown, not HTML)
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    try:
-        return environment.get_template(CARD)
-    except jinja2.TemplateError as error:
-        raise ConfigError(f"{folder}/{CARD}: {error}") from None
 
 
 def _twins(test: Mapping[str, Any], contract: Contract) -> list[str]:
