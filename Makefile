@@ -26,7 +26,7 @@ help: ## List these commands
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
 demo: install ## Bake a project and turn the whole wheel once, on real data or your own table (DATA= TARGET=)
-	@$(RUN) python tests/template/demo.py $(if $(DATA),"$(DATA)") $(if $(TARGET),"$(TARGET)")
+	@$(RUN) python tests/demo.py $(if $(DATA),"$(DATA)") $(if $(TARGET),"$(TARGET)")
 
 test: install ## Run the tests of library and template, a baked project's own included (about 15 minutes)
 	@$(RUN) $(PYTEST) -m "not chaos" tests/library

@@ -164,6 +164,13 @@ def test_a_machine_without_uv_home_or_settings_gets_everything(
     assert not (clone / ".uv").exists()
 
 
+def test_demo_refuses_a_table_that_does_not_exist() -> None:
+    command = [sys.executable, "tests/demo.py", "/nowhere.csv", "x"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout.strip() == "✗ DATA: /nowhere.csv does not exist"
+
+
 def test_an_old_python_is_refused_in_one_line(template: Path, tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")
