@@ -253,9 +253,9 @@ def _bars(reference: Counts, window: Counts, title: str) -> Markup:
 
 
 def _square(
-    points: list[tuple[float, float]], ends: tuple[float, float], across: str, up: str, title: str, *marks: str
+    points: list[tuple[float, float]], ends: tuple[float, float], across: str, up: str, title: str, *kinds: str
 ) -> Markup:
-    """Points between the same ends on both axes, beside the diagonal; `marks` are "line", "dots" or both."""
+    """Points between the same ends on both axes, beside the diagonal; `kinds` are "line", "dots" or both."""
     low, top = ends
     # Room for the longest number on the left.
     room = 40 + 8 * max(0, max(len(number(end)) for end in ends) - 3)
@@ -263,10 +263,10 @@ def _square(
     points = [((x - low) / (top - low), (y - low) / (top - low)) for x, y in points]
     parts = list(_grid(frame, low, top, number))
     parts.append(_line(frame.x(0), frame.y(0), frame.x(1), frame.y(1), "mark"))
-    if "line" in marks:
+    if "line" in kinds:
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
         parts.append(Markup('<polyline class="curve" points="{}"/>').format(path))
-    if "dots" in marks:
+    if "dots" in kinds:
         parts += [_dot(frame.x(x), frame.y(y), 3.5, "window") for x, y in points]
     parts += [
         _text(frame.x(0), 246, number(low), "start"),

@@ -1,5 +1,6 @@
 """The stock MLflow model answers with the bundle's own bits, gaps and moments included."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Columns, Contract
-from flywheel_ml.model.registration.pyfunc import BundleModel
+from flywheel_ml.model.registration.pyfunc import LIBRARY, BundleModel
 from flywheel_ml.utils.errors import DataError, IntegrityError
 from library.helpers import bundles
 
@@ -48,10 +49,21 @@ def test_pyfunc_reads_cells_as_the_contract_says(bundle_path: Path, frame: pd.Da
 
 
 def test_the_stock_model_refuses_a_tampered_bundle(bundle_path: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = shutil.copytree(bundle_path, tmp_path / "bundle")
     with (copy / "model.onnx").open("ab") as stream:
         stream.write(b"x")
     with pytest.raises(IntegrityError, match=r"model.onnx was changed after it was sealed"):
         BundleModel().load_context(SimpleNamespace(artifacts={"bundle": str(copy)}))
+
+
+def test_model_of_another_version_of_the_library_is_loaded_with_a_warning(bundle_path: Path, tmp_path: Path) -> None:
+    """As MLflow lays a model out: artifacts/bundle and code/flywheel_ml."""
+    bundle = Path(shutil.copytree(bundle_path, tmp_path / "artifacts" / "bundle"))
+    shipped = tmp_path / "code" / LIBRARY.name
+    shutil.copytree(LIBRARY, shipped, ignore=shutil.ignore_patterns("__pycache__"))
+    context = SimpleNamespace(artifacts={"bundle": str(bundle)})
+    BundleModel().load_context(context)
+    module = shipped / "utils" / "words.py"
+    module.write_text(module.read_text() + "\n# newer\n")
+    with pytest.warns(UserWarning, match="load models of two projects, or of two versions, in processes of their own"):
+        BundleModel().load_context(context)

@@ -2,7 +2,7 @@
 
 The parent holds the other end of its standard input; when that closes, the whole process group is killed.
 
-python -m <package>.flows.leash mlflow server …
+python -m flywheel_ml.flows.orchestration.leash mlflow server …
 """
 
 import os

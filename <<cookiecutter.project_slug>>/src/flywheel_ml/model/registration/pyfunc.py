@@ -1,5 +1,7 @@
 """The bundle as a stock MLflow model, so that `mlflow.pyfunc.load_model` works on it anywhere."""
 
+import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from flywheel_ml.core.features import Feature
 from flywheel_ml.data import tables
 from flywheel_ml.utils.errors import DataError
 
+LIBRARY = Path(__file__).parents[2]
 _TYPES = {
     "float": DataType.double,
     "integer": DataType.long,
@@ -36,8 +39,10 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self._features = features
 
     def load_context(self, context: Any) -> None:
-        """Verify and open the bundle."""
-        self._bundle = Bundle.open(Path(context.artifacts["bundle"]), features=self._features)
+        """Verify and open the bundle; warn if this process has another version of the library than the model."""
+        path = Path(context.artifacts["bundle"])
+        _warn_of_another_library(path.parents[1] / "code" / LIBRARY.name)
+        self._bundle = Bundle.open(path, features=self._features)
 
     # MLflow goes by these names.
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:  # noqa: ARG002
@@ -58,6 +63,25 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             else {"probability": answer.scores}
         )
         return pd.DataFrame({"prediction": answer.values, **beside}, index=model_input.index)
+
+
+def _warn_of_another_library(shipped: Path) -> None:
+    """Python imports a package once, so the first model that a process loads brings the library for all of them."""
+    if shipped.is_dir() and not shipped.samefile(LIBRARY) and _code_sha256(shipped) != _code_sha256(LIBRARY):
+        warnings.warn(
+            f"this process has imported {LIBRARY.name} from {LIBRARY}, and the model was registered with another "
+            "version of it; load models of two projects, or of two versions, in processes of their own",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _code_sha256(package: Path) -> str:
+    """sha256 of the names and contents of a package's modules."""
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        found.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def _columns(model_input: pd.DataFrame, contract: Contract) -> Columns:

@@ -8,7 +8,7 @@ MOST = 1000
 
 
 class RateLimit:
-    """A bucket of tokens per key, within one process and without a marks.
+    """A bucket of tokens per key, within one process and without a timer.
 
     It is the generic cell rate algorithm of ITU-T I.371.
 

@@ -168,7 +168,7 @@ class ModelManager:
         try:
             if running:
                 verify(path, asked.ref.digest)
-                running[0].asked = asked
+                running[0].spec = asked
                 return running[0]
             bundle = Bundle.open(path, asked.ref.digest, self._features)
             if unfit := serving_folder.unfit(champion.bundle.contract, bundle.contract):

@@ -44,12 +44,12 @@ class ServedModel:
         return OutputTexts(self.bundle.manifest.classes)
 
     @cached_property
-    def key(self) -> str | None:
+    def id_column(self) -> str | None:
         """Name of the column that names a row, if there is one."""
         return self.bundle.contract.id.name if self.bundle.contract.id else None
 
     @cached_property
-    def time(self) -> str | None:
+    def time_column(self) -> str | None:
         """Name of the column that says when a row happened, if there is one."""
         return self.bundle.contract.time.name if self.bundle.contract.time else None
 
@@ -59,20 +59,20 @@ class Experiment:
 
     Args:
         model: what is tried.
-        asked: what routing says of it.
+        spec: what routing says of it.
         on_pause: called once, with the experiment and the reason, when its breaker opens.
     """
 
     def __init__(
-        self, model: ServedModel, asked: Challenger | Shadow, on_pause: Callable[["Experiment", str], None]
+        self, model: ServedModel, spec: Challenger | Shadow, on_pause: Callable[["Experiment", str], None]
     ) -> None:
         self.model = model
-        self.asked = asked
+        self.spec = spec
         self.runner = Runner(model.variant)
         self.breaker = CircuitBreaker(lambda reason: on_pause(self, reason))
         self.is_stuck = False
         """Whether a call is overdue: nobody else need wait for it."""
-        self.is_asked = False
+        self.has_call_in_flight = False
         self.pending: list[Any] = []
         """What came in the event loop while it was asked, for the next call; there is one at a time from there."""
 
@@ -83,7 +83,7 @@ class Experiment:
 
     def is_same(self, asked: Challenger | Shadow) -> bool:
         """Whether this is the experiment that is asked for, whatever its share now."""
-        return (type(self.asked), self.asked.ref, self.asked.salt) == (type(asked), asked.ref, asked.salt)
+        return (type(self.spec), self.spec.ref, self.spec.salt) == (type(asked), asked.ref, asked.salt)
 
     def close(self) -> None:
         """End it after the calls at hand."""

@@ -1,7 +1,7 @@
 """The hot path: bodies in, committed rows and answers out.
 
 What came in while the last batch was worked on is the next batch: checked, scored by one call of the model,
-committed by one transaction, answered. There is no marks, so a lone request waits for nobody. What is done for each
+committed by one transaction, answered. There is no timer, so a lone request waits for nobody. What is done for each
 batch before the commit is in pipeline.py.
 
 A request with rows for a challenger stands aside meanwhile and joins a later batch (challenger.py); a shadow is asked
@@ -23,10 +23,10 @@ from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.phases import Marks, durations
 from flywheel_ml.serving.observability.tracing import NO_REQUEST, RequestContext
 from flywheel_ml.serving.prediction.batch import Batch, Respond, Waiting, by_deployment, complete_batch
-from flywheel_ml.serving.prediction.challenger import Challenged
+from flywheel_ml.serving.prediction.challenger import ChallengerCalls
 from flywheel_ml.serving.prediction.pipeline import can_log_blocks, complete, complete_block
 from flywheel_ml.serving.prediction.requests import Completed, PredictRequest
-from flywheel_ml.serving.prediction.shadow import Shadowed
+from flywheel_ml.serving.prediction.shadow import ShadowCalls
 from flywheel_ml.utils.errors import ProjectError
 
 INLINE_BYTES = 32_768
@@ -55,8 +55,8 @@ class Batcher:
         self._log = log
         self._degrades = degrades
         self._metrics = metrics
-        self._challenged = Challenged(metrics, challenger_seconds, self._come_back)
-        self._shadowed = Shadowed(metrics, self._wake)
+        self._challenger_calls = ChallengerCalls(metrics, challenger_seconds, self._come_back)
+        self._shadow_calls = ShadowCalls(metrics, self._wake)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="large-request")
         self._waiting: list[Waiting] = []
         self._is_busy = False
@@ -104,7 +104,7 @@ class Batcher:
         self._count(deployment, [completed])
         self._metrics.predictions.batch(durations(marks))
         if deployment.shadow is not None:
-            self._shadowed.ask(deployment.shadow, [completed])
+            self._shadow_calls.ask(deployment.shadow, [completed])
         return completed.content
 
     def submit(self, deployment: Deployment, request: PredictRequest, callback: Respond) -> None:
@@ -131,7 +131,7 @@ class Batcher:
 
     def _next_batch(self) -> None:
         taken, self._waiting = self._waiting[:BATCH_REQUESTS], self._waiting[BATCH_REQUESTS:]
-        shadowed = self._shadowed.take() if self._shadowed.rows else []
+        shadowed = self._shadow_calls.take() if self._shadow_calls.rows else []
         if (fault := self._log.fault) is not None:
             self._without_log(taken, Unavailable(fault))
             self._metrics.predictions.dropped.inc(len(shadowed))
@@ -143,12 +143,12 @@ class Batcher:
         rows = [row for batch in batches for row in batch.rows]
         if not (rows or shadowed) or self._log.try_commit([*rows, *shadowed] if shadowed else rows):
             if shadowed:
-                self._shadowed.count(shadowed)
+                self._shadow_calls.count(shadowed)
             self._acknowledge(batches, marks)
             self._go_on()
             return
         if shadowed:  # In a transaction of their own: what is wrong with them must not reach a caller.
-            self._log.append(shadowed).add_done_callback(partial(self._shadowed.after, shadowed))
+            self._log.append(shadowed).add_done_callback(partial(self._shadow_calls.after, shadowed))
         if rows:
             self._commit_beside(batches, rows, marks)
         self._is_stalled = self._commits >= self._log.lanes
@@ -167,7 +167,7 @@ class Batcher:
             self._next_batch()
 
     def _go_on(self) -> None:
-        self._is_busy = bool(self._waiting or self._shadowed.rows)
+        self._is_busy = bool(self._waiting or self._shadow_calls.rows)
         if self._is_busy:
             asyncio.get_running_loop().call_soon(self._gather, 0)
 
@@ -238,7 +238,7 @@ class Batcher:
         self._metrics.predictions.batch(durations(marks))
         for batch in batches:
             if batch.deployment.shadow is not None:
-                self._shadowed.ask(batch.deployment.shadow, batch.completed)
+                self._shadow_calls.ask(batch.deployment.shadow, batch.completed)
 
     def _count(self, deployment: Deployment, completed: Sequence[Completed]) -> None:
         model = deployment.model
@@ -254,14 +254,14 @@ class Batcher:
     def _complete(self, taken: list[Waiting], marks: Marks) -> list[Batch]:
         batches = []
         for deployment, some in by_deployment(taken):
-            ready = some if deployment.challenger is None else self._challenged.ready(deployment, some)
+            ready = some if deployment.challenger is None else self._challenger_calls.ready(deployment, some)
             batches.append(complete_batch(deployment, ready, marks))
         return batches
 
     def _complete_alone(self, deployment: Deployment, request: PredictRequest, marks: Marks) -> Completed:
         challenger = deployment.challenger
         if challenger is not None and not challenger.paused:
-            request = self._challenged.ask_and_wait(deployment.model, challenger, request)
+            request = self._challenger_calls.ask_and_wait(deployment.model, challenger, request)
         elif can_log_blocks(deployment):
             found = complete_block(deployment.model, request, marks)
             if isinstance(found, Completed):

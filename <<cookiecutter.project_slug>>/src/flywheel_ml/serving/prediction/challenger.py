@@ -23,7 +23,7 @@ SLOW, RAISED, NOT_FINITE, BUSY = "slow", "raised", "no number", "busy"
 """Why other models answered a challenger's rows."""
 
 
-class Challenged:
+class ChallengerCalls:
     """Has challengers answer their rows.
 
     Args:
@@ -61,7 +61,7 @@ class Challenged:
                 now.append(one)
         if aside:
             experiment.pending += aside
-            if not experiment.is_asked:
+            if not experiment.has_call_in_flight:
                 self._ask(experiment)
         return now
 
@@ -76,11 +76,11 @@ class Challenged:
             self._failed(experiment, BUSY, call.rows)
             self._settle(call, [None] * call.rows)
             return
-        experiment.is_asked = True
+        experiment.has_call_in_flight = True
         loop = asyncio.get_running_loop()
         seconds = experiment.runner.timeout(self._seconds)
-        call.marks = loop.call_later(seconds, self._late, call, seconds)
-        asked.add_done_callback(partial(post, loop, self._challenged, call))
+        call.timer = loop.call_later(seconds, self._late, call, seconds)
+        asked.add_done_callback(partial(post, loop, self._on_answered, call))
 
     def _late(self, call: "_Call", seconds: float) -> None:
         # One that never returns is counted again and again, or its breaker would never open.
@@ -88,7 +88,7 @@ class Challenged:
         experiment.is_stuck = True
         self._failed(experiment, SLOW, 0 if call.is_settled else call.rows)
         if not experiment.paused:
-            call.marks = asyncio.get_running_loop().call_later(seconds, self._late, call, seconds)
+            call.timer = asyncio.get_running_loop().call_later(seconds, self._late, call, seconds)
         if not call.is_settled:
             self._settle(call, [None] * call.rows)
         if experiment.pending:
@@ -97,10 +97,10 @@ class Challenged:
             self._metrics.predictions.replaced.labels(BUSY).inc(others.rows)
             self._settle(others, [None] * others.rows)
 
-    def _challenged(self, call: "_Call", asked: "Future[list[RowPrediction | None]]") -> None:
-        if call.marks is not None:
-            call.marks.cancel()
-        call.experiment.is_stuck = call.experiment.is_asked = False
+    def _on_answered(self, call: "_Call", asked: "Future[list[RowPrediction | None]]") -> None:
+        if call.timer is not None:
+            call.timer.cancel()
+        call.experiment.is_stuck = call.experiment.has_call_in_flight = False
         if call.experiment.pending:
             self._ask(call.experiment)
         if not call.is_settled:
@@ -165,7 +165,7 @@ class _Call:
         self.experiment = experiment
         self.aside = aside
         self.rows = rows
-        self.marks: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
         self.is_settled = False
 
 
@@ -173,6 +173,8 @@ def _assigned(model: ServedModel, experiment: Experiment, request: PredictReques
     """A decoded request, and the places of its rows that go to the challenger; raises as `Codec.decode`."""
     instances = request.decoded(model)
     ids = new_ids(len(instances))
-    asked = experiment.asked
-    chosen = assigned_rows(asked, model.key, instances, ids, request.hints) if isinstance(asked, Challenger) else []
+    asked = experiment.spec
+    chosen = (
+        assigned_rows(asked, model.id_column, instances, ids, request.hints) if isinstance(asked, Challenger) else []
+    )
     return request._replace(instances=instances, ids=ids), chosen

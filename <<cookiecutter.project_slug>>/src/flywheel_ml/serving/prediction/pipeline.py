@@ -144,7 +144,7 @@ def build_log_rows(
     """
     timestamp_us, latency_us = now_us(), _microseconds_since(received_at)
     variant, ref, degraded = model.variant, model.ref, model.degraded
-    key, time_column = (reader or model).key, (reader or model).time
+    key, time_column = (reader or model).id_column, (reader or model).time_column
     return [
         Prediction(
             name,
@@ -170,8 +170,8 @@ def build_log_block(model: ServedModel, ids: Sequence[str], inputs: bytes, outpu
         ids[0],
         now_us(),
         len(ids),
-        model.key,
-        model.time,
+        model.id_column,
+        model.time_column,
         model.variant,
         model.ref.version,
         model.ref.digest,

@@ -16,7 +16,7 @@ from flywheel_ml.serving.prediction.pipeline import shadow_rows
 from flywheel_ml.serving.prediction.requests import Completed
 
 
-class Shadowed:
+class ShadowCalls:
     """Has shadows answer what was answered, and counts what the log keeps of it.
 
     Args:
@@ -48,7 +48,7 @@ class Shadowed:
         room = max(0, MAX_ROWS - len(experiment.pending))
         experiment.pending += pairs[:room]
         self._metrics.predictions.dropped.inc(len(pairs[room:]))
-        if not experiment.is_asked:
+        if not experiment.has_call_in_flight:
             self._next(experiment)
 
     def _next(self, experiment: Experiment) -> None:
@@ -57,7 +57,7 @@ class Shadowed:
         if asked is None:  # It is no longer in service.
             self._drop(experiment, len(some))
             return
-        experiment.is_asked = True
+        experiment.has_call_in_flight = True
         asked.add_done_callback(partial(post, asyncio.get_running_loop(), self._keep, experiment, len(some)))
 
     def _keep(self, experiment: Experiment, rows: int, asked: "Future[list[Prediction]]") -> None:
@@ -65,7 +65,7 @@ class Shadowed:
         found = [] if asked.exception() else asked.result()
         experiment.breaker.record(None if len(found) == rows else RAISED if asked.exception() else NOT_FINITE)
         self._metrics.predictions.dropped.inc(rows - len(found))
-        experiment.is_asked = False
+        experiment.has_call_in_flight = False
         if experiment.paused:
             self._drop(experiment)
         if experiment.pending:

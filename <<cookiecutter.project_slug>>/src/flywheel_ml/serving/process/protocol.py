@@ -106,7 +106,7 @@ class Protocol(HttpToolsProtocol):
             self.send_400_response("this is not a request in HTTP/1.1")
 
     def _without_upgrade(self, rest: bytes) -> bytes:
-        """The request that asked for another protocol, without that hints, and what came after its head.
+        """The request that asked for another protocol, without that wish, and what came after its head.
 
         The parser takes what follows for the other protocol; a server that does not speak it answers the request.
         """
@@ -210,7 +210,7 @@ class Protocol(HttpToolsProtocol):
             self.head_since = now
 
     def on_short_response_complete(self) -> None:
-        """As `on_response_complete`, without a marks: whether the client comes again is seen by `end_if_slow`."""
+        """As `on_response_complete`, without a timer: whether the client comes again is seen by `end_if_slow`."""
         if self.pipeline or self.flow.read_paused or self.transport.is_closing():
             self.on_response_complete()
         else:
@@ -284,7 +284,7 @@ class Protocol(HttpToolsProtocol):
         except Problem as problem:
             refused = problem
         keep_alive = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
-        # Without a challenger there is nothing to hints for.
+        # Without a challenger there is nothing to choose.
         hints = NO_HINTS if deployment.challenger is None else self.service.hints(headers)
         short = _FastRequest(self, deployment, exchange, keep_alive, hints)
         self.cycle = short  # type: ignore[assignment]
