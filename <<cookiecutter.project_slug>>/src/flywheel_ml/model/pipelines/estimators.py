@@ -50,8 +50,6 @@ from flywheel_ml.utils.errors import ConfigError
 YARDSTICK_CATEGORIES = preprocessing.SET_CATEGORIES - 5
 """Of a column; the rarer ones become one."""
 MAX_NEWTON_COLUMNS = 500
-SPLINE_WIDTH = 6
-"""Columns that a number becomes as a spline of five knots."""
 THREADED_CELLS = 2_000_000
 """Rows × columns from which boosting uses all cores. Below, waking threads costs more than they save: on two cores with
 passive waiting one thread is 3 to 10 times as fast at 10,000 rows, and as fast at 250,000 rows of 40 columns."""

@@ -6,8 +6,8 @@ What answers in between decodes, scores, logs and encodes; see prediction/.
 
 import re
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import structlog
@@ -82,11 +82,9 @@ class RequestLifecycle:
         """Raise `Problem` 401, 403 or 429 unless the request's key may ask this."""
         self.guard.authorise(headers, path)
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """A place among the requests that are worked on; raises `Problem` 503 if there is none."""
-        with self.admission.place():
-            yield
+    def admit(self) -> AbstractContextManager[None]:
+        """Hold a place among the requests in progress; entering raises `Problem` 503 if there is none."""
+        return self.admission.place()
 
     def unexpected(self, error: Exception, context: RequestContext) -> Problem:
         """Log an error that nobody foresaw; returns what the caller is told."""
