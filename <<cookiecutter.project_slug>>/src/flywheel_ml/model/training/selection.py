@@ -292,16 +292,18 @@ def cost(candidate: Candidate, n_rows: int, n_classes: int, featurizer: Featuriz
     if candidate.estimator not in STANDARD:  # Of a project's own estimator nothing is known: as much as boosting.
         candidate = Candidate("hist_gradient_boosting")
     width, columns = estimators.width(featurizer), len(featurizer.numeric) + len(featurizer.categorical)
+    many_classes = 1 + max(0, n_classes - 8) / 36
     if candidate.estimator in ("hist_gradient_boosting", "regularized_boosting"):
         chosen: Any = params.of(candidate.estimator)
-        leaves = min(chosen.max_leaf_nodes, n_rows / 40, n_rows / (8 * max(2, n_classes)))
+        leaves = min(chosen.max_leaf_nodes, n_rows / 40, n_rows / (6 * max(2, n_classes)))
         tree = 0.0005 + leaves * (6e-5 + n_rows * columns * 4.5e-10)
         return float(chosen.max_iter * (n_classes if n_classes > 2 else 1) * tree)
     if candidate.estimator == "random_forest":
         forest = params.random_forest
-        return float(forest.n_estimators * (0.0006 + n_rows * columns * forest.max_features * 1.4e-7))
+        tree = 0.0006 + n_rows * columns * forest.max_features * 1.4e-7
+        return float(forest.n_estimators * tree * many_classes)
     if candidate.estimator == "mlp":
-        return float(params.mlp.steps * 0.00025)
+        return float(params.mlp.steps * 0.00025 * many_classes)
     if candidate.estimator.startswith("spline"):
         width += len(featurizer.numeric) * getattr(params, candidate.estimator).n_knots
     return 0.03 + n_rows * width * 1e-7
