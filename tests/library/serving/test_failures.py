@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def test_a_connection_that_breaks_while_it_is_answered_holds_up_no_other(
         async with app.router.lifespan_context(app), asyncio.timeout(10):
             service = app.state.service
             for done in (gone, heard.append, gone, heard.append):
-                service.batcher.submit(service.deployment, PredictRequest.received(body, NATIVE), done)
+                service.batcher.submit(service.deployment, PredictRequest(body, NATIVE, time.perf_counter()), done)
                 await asyncio.sleep(0)
             while len(heard) < 2:
                 await asyncio.sleep(0.01)

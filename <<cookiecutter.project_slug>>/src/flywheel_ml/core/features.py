@@ -7,7 +7,7 @@ import keyword
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from flywheel_ml.utils.strict import nearest, repeated
 
 Feature = Callable[..., np.ndarray]
 """A function of columns, float [n_rows] each, that names them as its parameters; returns float [n_rows]."""
+
+Maker = Callable[[Columns], np.ndarray]
 
 MOST_WORDS = 200
 """Words of a text that are looked at; a batch of texts takes room for as many words a row as its longest has."""
@@ -148,6 +150,11 @@ class Featurizer:
         used = {need for _, column, time, _ in self._moments for need in (column, time)}
         used.update(need for _, needs in self._derived for need in needs)
         self._needed = [column for column in inputs if column.name in used]
+        self._makers = [
+            *(_part_maker(column, time, function) for _, column, time, function in self._moments),
+            *(_derived_maker(function, needs) for function, needs in self._derived),
+        ]
+        """What makes each feature beyond the columns' own numbers: columns → float [n_rows]."""
         self._take = itemgetter(*self._numeric) if self._numeric else tuple
         self.unused: frozenset[str] = frozenset(c.name for c in inputs if c.type == "datetime" and c.name not in used)
         """Input columns that no feature is made from: moments without parts, the row's time among them."""
@@ -185,11 +192,7 @@ class Featurizer:
 
         It is for few rows, where NumPy costs by the call: it is called as seldom as can be.
         """
-        num = np.empty((len(rows), len(self.numeric)), dtype=np.float32)
-        with np.errstate(all="ignore"):
-            if wide := len(self._numeric):
-                num[:, :wide] = np.array(self._numbers(rows), dtype=np.float64).reshape(-1, wide)
-            self._complete(num, from_rows(self._needed, rows))
+        columns = from_rows(self._needed, rows)
         names = [column.name for column in self._strings]
         cat = np.array(
             [[MISSING if (text := row.get(name)) is None else text for name in names] for row in rows], dtype=object
@@ -197,6 +200,11 @@ class Featurizer:
         for position, column in enumerate(self._strings):
             if column.text:
                 cat[:, position] = [tokens(text) for text in cat[:, position].tolist()]
+        num = np.empty((len(rows), len(self.numeric)), dtype=np.float32)
+        with np.errstate(all="ignore"):
+            if wide := len(self._numeric):
+                num[:, :wide] = np.array(self._numbers(rows), dtype=np.float64).reshape(-1, wide)
+            self._complete(num, columns)
         return Inputs(num, cat)
 
     def watched(self, columns: Columns) -> dict[str, np.ndarray]:
@@ -212,8 +220,8 @@ class Featurizer:
         names = self.numeric[len(self._numeric) :]
         with np.errstate(all="ignore"):
             made = {
-                name: np.asarray(values, dtype=np.float32).astype(np.float64)
-                for name, values in zip(names, self._made(columns), strict=True)
+                name: np.asarray(make(columns), dtype=np.float32).astype(np.float64)
+                for name, make in zip(names, self._makers, strict=True)
                 if name in wanted
             }
         return {name: np.where(np.isinf(values), np.nan, values) for name, values in made.items()}
@@ -226,18 +234,19 @@ class Featurizer:
 
     def _complete(self, num: np.ndarray, columns: Columns) -> None:
         """Fill in what is made of columns, where their own numbers are in place."""
-        for at, values in enumerate(self._made(columns), start=len(self._numeric)):
-            num[:, at] = values
+        for at, make in enumerate(self._makers, start=len(self._numeric)):
+            num[:, at] = make(columns)
         num[np.isinf(num)] = np.nan
 
-    def _made(self, columns: Columns) -> Iterator[np.ndarray]:
-        for _, name, time, function in self._moments:
-            if time:
-                yield (columns[time] - columns[name]) / _DAY
-            else:
-                yield function(columns[name])
-        for derive, needs in self._derived:
-            yield derive(*(columns[need] for need in needs))
+
+def _part_maker(column: str, time: str, function: Callable[[np.ndarray], np.ndarray]) -> Maker:
+    if time:
+        return lambda columns: (columns[time] - columns[column]) / _DAY
+    return lambda columns: function(columns[column])
+
+
+def _derived_maker(function: Feature, needs: Sequence[str]) -> Maker:
+    return lambda columns: function(*[columns[need] for need in needs])
 
 
 def parameter(column: str) -> str:

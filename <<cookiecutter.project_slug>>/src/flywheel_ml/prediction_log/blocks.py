@@ -6,10 +6,12 @@ column by column; of Arrow in the contract's own types. `outputs` has for each r
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
+
+from flywheel_ml.prediction_log.rows import microseconds
 
 Triple = tuple[dict[str, Any], dict[str, Any], float]
 """A row, what it was told, and its score."""
@@ -17,7 +19,6 @@ COMPRESSION = "lz4"
 """Of blocks in Arrow: less than half the bytes to be written, in less time than writing them would take."""
 AT_ONCE = 1000
 """Rows made Python values at once."""
-_EPOCH = datetime(1970, 1, 1)
 
 
 class Row(NamedTuple):
@@ -91,16 +92,6 @@ def plain(table: Any) -> list[dict[str, Any]]:
         {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
         for row in table.to_pylist()
     ]
-
-
-def microseconds(text: str | None) -> int | None:
-    """A time in ISO 8601 as microseconds since 1970, on its own clock if it names no zone."""
-    if text is None:
-        return None
-    moment = datetime.fromisoformat(text)
-    since = moment - (_EPOCH if moment.tzinfo is None else _EPOCH.replace(tzinfo=UTC))
-    # Dividing by a timedelta would take as long as all the rest.
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def _text(content: dict[str, Any]) -> str:

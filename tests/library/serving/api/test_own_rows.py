@@ -11,7 +11,7 @@ import pytest
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.prediction_log import Logged, Reader
-from flywheel_ml.prediction_log.blocks import microseconds
+from flywheel_ml.prediction_log.rows import microseconds
 from flywheel_ml.testing.bundles import make_bundle
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.testing.servers import ServingFolder

@@ -1,6 +1,7 @@
 """The routes: who may call, what is read, which status answers."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -140,7 +141,8 @@ class BodyRoute:
 
 def received(service: Service, scope: Scope, body: bytes, codec: Codec) -> PredictRequest:
     """The request of an ASGI scope."""
-    return PredictRequest.received(body, codec, service.hints(dict(scope["headers"])), scope["state"]["context"])
+    hints, context = service.hints(dict(scope["headers"])), scope["state"]["context"]
+    return PredictRequest(body, codec, time.perf_counter(), hints, context)
 
 
 async def _predict(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:

@@ -58,7 +58,7 @@ class Guard:
         self._limit = RateLimit(settings.rate_limit, settings.rate_burst) if settings.rate_limit else None
         self._seen = self._stamp()
         self._refused = ""
-        self._keys = api_keys.at_start(settings)
+        self._keys = api_keys.at_start(settings) or None
 
     async def follow(self) -> None:
         """Take up what changes in the file of keys, as long as this runs."""
@@ -103,12 +103,13 @@ class Guard:
         Raises:
             Problem: 401, 403 or 429.
         """
-        in_force, limit = self._keys, self._limit
-        if not in_force:
+        keys, limit = self._keys, self._limit
+        if keys is None:
             if limit is not None:
                 self._spend(limit, "", "anonymous")
             return
-        key = in_force.find(_presented(dict(headers)))
+        scope = needed(path)
+        key = keys.find(_presented(dict(headers)))
         if key is None:
             raise Problem(
                 401,
@@ -116,7 +117,7 @@ class Guard:
                 "send an accepted key as 'X-API-Key: <key>' or 'Authorization: Bearer <key>'",
                 {"WWW-Authenticate": "Bearer"},
             )
-        if (scope := needed(path)) not in key.scopes:
+        if scope not in key.scopes:
             raise Problem(
                 403,
                 "missing-scope",
@@ -140,8 +141,8 @@ class Guard:
         listed = api_keys.from_file(self._settings)
         if not listed:
             raise ConfigError(f"{api_keys.FILE} holds no key; the former ones stay in force")
-        self._keys = Keyring([*api_keys.from_setting(self._settings), *listed])
-        self._log.info("api_keys_loaded", keys=len(self._keys), names=api_keys.named(listed))
+        self._keys = keys = Keyring([*api_keys.from_setting(self._settings), *listed])
+        self._log.info("api_keys_loaded", keys=len(keys), names=api_keys.named(listed))
 
     def _stamp(self) -> Stamp | None:
         path = self._settings.api_keys_file

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from flywheel_ml.core.contract import as_array
 from flywheel_ml.core.parsing.columnar import array_of
 from flywheel_ml.core.parsing.rules import REQUIRED
-from flywheel_ml.prediction_log import block_ids, blocks
+from flywheel_ml.prediction_log import block_ids, blocks, build_block
 from flywheel_ml.serving.codecs.arrow_columns import Checked
 from flywheel_ml.serving.codecs.ipc import inspect
 from flywheel_ml.serving.codecs.native import NATIVE
@@ -23,8 +23,9 @@ from flywheel_ml.serving.errors import faults
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.models.served_model import Deployment, ServedModel
 from flywheel_ml.serving.observability.phases import Marks
+from flywheel_ml.serving.prediction import parallel
 from flywheel_ml.serving.prediction.batcher import Batcher
-from flywheel_ml.serving.prediction.pipeline import build_log_block, can_log_blocks, score
+from flywheel_ml.serving.prediction.pipeline import can_log_blocks
 from flywheel_ml.serving.prediction.requests import Completed, PredictRequest, Results
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -103,13 +104,13 @@ def read(model: ServedModel, body: bytes, limit: int) -> Table:
 def _complete(model: ServedModel, request: PredictRequest, wants_arrow: bool, limit: int, marks: Marks) -> Completed:
     table = read(model, request.body, limit)
     marks.append(time.perf_counter())
-    predictions = score(model, model.bundle.encode(table.columns))
+    predictions = model.bundle.decide(parallel.run(model.bundle, model.bundle.encode(table.columns)))
     marks.append(time.perf_counter())
     ids = block_ids(len(predictions.values))
     told = _told(model, ids, predictions.values, predictions.output, model.degraded)
     scored = told.drop_columns("id").append_column("score", array_of(predictions.scores))
     asked, answered = (blocks.pack(part, blocks.COMPRESSION) for part in (table.inputs, scored))
-    block = build_log_block(model, ids, asked, answered, request.received_at)
+    block = build_block(model.origin, ids, asked, answered, request.microseconds())
     content = blocks.pack(told) if wants_arrow else NATIVE.encode(model, Results(ids, model.texts.write(predictions)))
     marks.append(time.perf_counter())
     return Completed([block], content, model.texts.classes(predictions))

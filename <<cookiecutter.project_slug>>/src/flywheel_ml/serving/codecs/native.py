@@ -22,7 +22,7 @@ class NativeCodec:
 
     def encode(self, model: ServedModel, results: Results) -> bytes:
         """The predictions; each names its model where models of several variants predicted."""
-        if results.is_mixed:
+        if results.models and results.is_mixed:
             closing = _closing(model, results.degraded(model))
             return _document(_named(results), closing)
         closing = self._closings.get(model) or self._closings.setdefault(model, _closing(model, model.degraded))

@@ -7,7 +7,6 @@ What answers in between decodes, scores, logs and encodes; see prediction/.
 import re
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import structlog
@@ -57,6 +56,10 @@ class RequestLifecycle:
     ) -> None:
         self.guard = guard
         self.admission = admission
+        self.authorise = guard.authorise
+        """Raises `Problem` 401, 403 or 429 unless the request's key may ask this."""
+        self.admit = admission.place
+        """Holds a place among the requests in progress; entering raises `Problem` 503 if there is none."""
         self._metrics = metrics
         self._log = log
         self._spans = spans
@@ -77,14 +80,6 @@ class RequestLifecycle:
         self._in_flight += 1
         spans = None if path in QUIET else self._spans
         return Exchange(context_of(headers, spans, new_id), method, path, started)
-
-    def authorise(self, headers: Headers, path: str) -> None:
-        """Raise `Problem` 401, 403 or 429 unless the request's key may ask this."""
-        self.guard.authorise(headers, path)
-
-    def admit(self) -> AbstractContextManager[None]:
-        """Hold a place among the requests in progress; entering raises `Problem` 503 if there is none."""
-        return self.admission.place()
 
     def unexpected(self, error: Exception, context: RequestContext) -> Problem:
         """Log an error that nobody foresaw; returns what the caller is told."""

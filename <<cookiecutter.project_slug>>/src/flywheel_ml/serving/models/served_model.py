@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.serving_folder import Challenger, Ref, Routing, Shadow
+from flywheel_ml.prediction_log import Origin
 from flywheel_ml.serving.experiments.circuit_breaker import CircuitBreaker
 from flywheel_ml.serving.experiments.runner import Runner
 from flywheel_ml.serving.models.output_texts import OutputTexts
@@ -52,6 +53,11 @@ class ServedModel:
     def time_column(self) -> str | None:
         """Name of the column that says when a row happened, if there is one."""
         return self.bundle.contract.time.name if self.bundle.contract.time else None
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What the log notes of every prediction that this model makes."""
+        return Origin(self.variant, self.ref.version, self.ref.digest, self.degraded, self.id_column, self.time_column)
 
 
 class Experiment:

@@ -12,10 +12,11 @@ from flywheel_ml.prediction_log import Writer
 from flywheel_ml.serving.observability import multiprocess
 from flywheel_ml.serving.observability.backlog import ABSENT, Backlog
 from flywheel_ml.serving.observability.metric_types import BufferedHistogram, SampledGauge, least_gauge, sum_gauge
-from flywheel_ml.serving.observability.phases import PHASES
+from flywheel_ml.serving.observability.phases import PHASES, Marks
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 PHASE_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, *SECONDS)
+COMMIT = PHASES.index("commit")
 MAX_KEY_NAMES = 100
 """Keys that have a series of their own."""
 
@@ -90,7 +91,7 @@ class PredictionMetrics:
             buckets=PHASE_SECONDS,
             registry=registry,
         )
-        self._phases: dict[str, BufferedHistogram] = {phase: phases.labels(phase) for phase in PHASES}
+        self._phases: list[BufferedHistogram] = [phases.labels(phase) for phase in PHASES]
         self._commit_seconds = BufferedHistogram(
             "prediction_log_commit_seconds",
             "Time of a commit, from handing its rows over.",
@@ -108,16 +109,16 @@ class PredictionMetrics:
         if degraded:
             self.degraded.inc(len(names))
 
-    def batch(self, seconds: Mapping[str, float]) -> None:
-        """Note how long each phase of a batch took; from the event loop."""
-        for phase, took in seconds.items():
-            self._phases[phase].note(took)
-        if "commit" in seconds:
-            self._commit_seconds.note(seconds["commit"])
+    def batch(self, marks: Marks) -> None:
+        """Observe how long each phase of a batch took; from the event loop."""
+        for phase, start, end in zip(self._phases, marks, marks[1:], strict=False):
+            phase.note(end - start)
+        if len(marks) > COMMIT + 1:
+            self._commit_seconds.note(marks[COMMIT + 1] - marks[COMMIT])
 
     def fold(self) -> None:
         """Add what was noted to the histograms."""
-        for histogram in (*self._phases.values(), self._commit_seconds):
+        for histogram in (*self._phases, self._commit_seconds):
             histogram.fold()
 
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 from flywheel_ml.prediction_log import Row
@@ -33,41 +34,51 @@ class Waiting(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Requests for one deployment, completed."""
+    """Requests for one deployment, completed, and their rows for the prediction log."""
 
     deployment: Deployment
     waiting: list[Waiting]
     completed: list[Completed]
-
-    @property
-    def rows(self) -> list[Row]:
-        """Rows for the prediction log."""
-        return [row for one in self.completed for row in one.rows]
+    rows: list[Row]
 
     def split(self) -> "list[Batch]":
         """Each request alone."""
         pairs = zip(self.waiting, self.completed, strict=True)
-        return [Batch(self.deployment, [waiting], [completed]) for waiting, completed in pairs]
+        return [Batch(self.deployment, [waiting], [completed], list(completed.rows)) for waiting, completed in pairs]
 
 
-def by_deployment(waiting: Sequence[Waiting]) -> list[tuple[Deployment, list[Waiting]]]:
-    """Group neighbours that wait for the same deployment."""
-    groups = (list(some) for _, some in groupby(waiting, key=lambda one: id(one.deployment)))
-    return [(some[0].deployment, some) for some in groups]
+def complete_batches(
+    waiting: Sequence[Waiting], ready: Callable[[Deployment, list[Waiting]], list[Waiting]], marks: Marks
+) -> list[Batch]:
+    """Complete requests, one batch for neighbours that wait for the same deployment.
+
+    Args:
+        waiting: requests in the order of their arrival.
+        ready: those of a deployment with a challenger that can be answered now.
+        marks: to which the end of each phase is added.
+    """
+    batches = []
+    for deployment, group in groupby(waiting, key=attrgetter("deployment")):
+        some = list(group)
+        if deployment.challenger is not None:
+            some = ready(deployment, some)
+        batches.append(_complete_batch(deployment, some, marks))
+    return batches
 
 
-def complete_batch(deployment: Deployment, waiting: list[Waiting], marks: Marks) -> Batch:
+def _complete_batch(deployment: Deployment, waiting: list[Waiting], marks: Marks) -> Batch:
     """Complete requests of one deployment; those with a fault get their error at once."""
     found: Sequence[Completed | Exception]
     try:
         found = complete(deployment.model, [one.request for one in waiting], marks)
     except Exception as error:
         found = [error] * len(waiting)
-    batch = Batch(deployment, [], [])
+    batch = Batch(deployment, [], [], [])
     for one, result in zip(waiting, found, strict=True):
         if isinstance(result, Completed):
             batch.waiting.append(one)
             batch.completed.append(result)
+            batch.rows.extend(result.rows)
         else:
             one.respond(result)
     return batch

@@ -22,7 +22,7 @@ from flywheel_ml.serving.models.served_model import Deployment
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.phases import Marks, durations
 from flywheel_ml.serving.observability.tracing import NO_REQUEST, RequestContext
-from flywheel_ml.serving.prediction.batch import Batch, Respond, Waiting, by_deployment, complete_batch
+from flywheel_ml.serving.prediction.batch import Batch, Respond, Waiting, complete_batches
 from flywheel_ml.serving.prediction.challenger import ChallengerCalls
 from flywheel_ml.serving.prediction.pipeline import can_log_blocks, complete, complete_block
 from flywheel_ml.serving.prediction.requests import Completed, PredictRequest
@@ -102,7 +102,7 @@ class Batcher:
         if request.context.trace is not None:
             request.context.trace.phases = durations(marks)
         self._count(deployment, [completed])
-        self._metrics.predictions.batch(durations(marks))
+        self._metrics.predictions.batch(marks)
         if deployment.shadow is not None:
             self._shadow_calls.ask(deployment.shadow, [completed])
         return completed.content
@@ -139,8 +139,10 @@ class Batcher:
             return
         began = time.perf_counter()
         marks = [taken[0].request.received_at if taken else began, began]
-        batches = self._complete(taken, marks)
-        rows = [row for batch in batches for row in batch.rows]
+        batches = complete_batches(taken, self._challenger_calls.ready, marks)
+        rows: list[Row] = []
+        for batch in batches:
+            rows += batch.rows
         if not (rows or shadowed) or self._log.try_commit([*rows, *shadowed] if shadowed else rows):
             if shadowed:
                 self._shadow_calls.count(shadowed)
@@ -208,7 +210,7 @@ class Batcher:
     def _without_log(self, taken: list[Waiting], error: Unavailable) -> None:
         """It is known that nothing can be logged: nobody waits to find out again."""
         if self._degrades:
-            self._unacknowledged(self._complete(taken, []), error)
+            self._unacknowledged(complete_batches(taken, self._challenger_calls.ready, []), error)
             return
         for one in taken:
             one.respond(log_problem(error, one.request.context))
@@ -235,7 +237,7 @@ class Batcher:
                     trace.phases = durations(marks)
                 waiting.respond(completed.content)
         marks.append(time.perf_counter())
-        self._metrics.predictions.batch(durations(marks))
+        self._metrics.predictions.batch(marks)
         for batch in batches:
             if batch.deployment.shadow is not None:
                 self._shadow_calls.ask(batch.deployment.shadow, batch.completed)
@@ -243,20 +245,16 @@ class Batcher:
     def _count(self, deployment: Deployment, completed: Sequence[Completed]) -> None:
         model = deployment.model
         self._metrics.predictions.batches.inc()
-        if names := [name for one in completed for name in one.classes]:
-            self._metrics.predictions.predicted(model.ref.version, model.variant, names, model.degraded)
+        names: list[str] = []
         others: dict[tuple[str, str, bool], list[str]] = defaultdict(list)
-        for by, predicted in (other for one in completed for other in one.others):
-            others[by.ref.version, by.variant, by.degraded].append(predicted.class_name)
+        for one in completed:
+            names += one.classes
+            for by, predicted in one.others:
+                others[by.ref.version, by.variant, by.degraded].append(predicted.class_name)
+        if names:
+            self._metrics.predictions.predicted(model.ref.version, model.variant, names, model.degraded)
         for (version, variant, degraded), names in others.items():
             self._metrics.predictions.predicted(version, variant, names, degraded)
-
-    def _complete(self, taken: list[Waiting], marks: Marks) -> list[Batch]:
-        batches = []
-        for deployment, some in by_deployment(taken):
-            ready = some if deployment.challenger is None else self._challenger_calls.ready(deployment, some)
-            batches.append(complete_batch(deployment, ready, marks))
-        return batches
 
     def _complete_alone(self, deployment: Deployment, request: PredictRequest, marks: Marks) -> Completed:
         challenger = deployment.challenger

@@ -9,20 +9,22 @@ import numpy as np
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.features import Inputs
 
-LEAST_ROWS = 250
-"""Fewer are not worth a thread's while."""
-MOST_THREADS = 4
+MIN_THREAD_ROWS = 250
+"""Fewer are not worth a thread."""
+MIN_ROWS = 2 * MIN_THREAD_ROWS
+"""Rows from which on `run` uses several threads."""
+MAX_THREADS = 4
 
 # Those that this process may use, which in a container, or under `taskset`, are not all.
 _CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-_THREADS = min(MOST_THREADS, _CORES)
+_THREADS = min(MAX_THREADS, _CORES)
 # Makes no thread before the first such request.
 _POOL = ThreadPoolExecutor(max(1, _THREADS - 1), thread_name_prefix="rows")
 
 
 def run(bundle: Bundle, inputs: Inputs) -> np.ndarray:
     """As `Bundle.run`, to the last bit."""
-    pieces = min(_THREADS, len(inputs.num) // LEAST_ROWS)
+    pieces = min(_THREADS, len(inputs.num) // MIN_THREAD_ROWS)
     if pieces < 2:
         return bundle.run(inputs)
     own, *others = (Inputs(*parts) for parts in zip(*(np.array_split(whole, pieces) for whole in inputs), strict=True))

@@ -12,10 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flywheel_ml.core.bundle import Predictions
-from flywheel_ml.core.features import Inputs
-from flywheel_ml.prediction_log import Block, Prediction, block_ids, blocks, dumps, new_ids, now_us
-from flywheel_ml.prediction_log.blocks import microseconds
+from flywheel_ml.prediction_log import Prediction, block_ids, blocks, build_block, build_predictions, new_ids
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.models.output_texts import number_texts
 from flywheel_ml.serving.models.served_model import Deployment, ServedModel
@@ -33,19 +30,26 @@ def complete(
     """Complete requests with one call of the model; a request with a fault gets its error instead."""
     marks = marks if marks is not None else []
     decoded: list[list[dict[str, Any]] | Problem] = []
+    own: list[list[dict[str, Any]]] = []
+    together: list[dict[str, Any]] = []
     for request in requests:
         try:
-            decoded.append(request.decoded(model))
+            rows = request.instances
+            if rows is None:
+                rows = request.codec.decode(model, request.body)
         except Problem as problem:
             decoded.append(problem)
-    own = [
-        [] if isinstance(found, Problem) else _unanswered(request, found)
-        for request, found in zip(requests, decoded, strict=True)
-    ]
-    together = [instance for instances in own for instance in instances]
+            own.append([])
+            continue
+        decoded.append(rows)
+        own.append(_unanswered(request, rows) if request.answered else rows)
+        together += own[-1]
     marks.append(time.perf_counter())
+    bundle = model.bundle
     try:
-        predictions = score(model, model.bundle.encode_rows(together))
+        inputs = bundle.encode_rows(together)
+        many = len(together) >= parallel.MIN_ROWS
+        predictions = bundle.decide(parallel.run(bundle, inputs) if many else bundle.run(inputs))
     except Exception as error:
         # One request whose prediction is no number must not fail the others.
         if len(requests) > 1:
@@ -53,12 +57,10 @@ def complete(
         if model.is_prior or isinstance(decoded[0], Problem):
             return [error]
         return complete(model, [_answered_by_prior(model, requests[0]._replace(instances=decoded[0]), error)])
-    marks.append(time.perf_counter())
-    outputs, classes, scores = (
-        model.texts.write(predictions),
-        model.texts.classes(predictions),
-        predictions.scores.tolist(),
-    )
+    scored_at = time.perf_counter()
+    marks.append(scored_at)
+    outputs, classes = model.texts.write(predictions), model.texts.classes(predictions)
+    scores = predictions.scores.tolist()
     ids = new_ids(len(together))
     completed: list[Completed | Exception] = []
     at = 0
@@ -68,11 +70,12 @@ def complete(
             continue
         mine = slice(at, at := at + len(own_rows))
         if request.answered:
-            rows = [RowPrediction(*row) for row in zip(outputs[mine], classes[mine], scores[mine], strict=True)]
-            completed.append(_merged(model, request, instances, rows))
+            predicted = [RowPrediction(*row) for row in zip(outputs[mine], classes[mine], scores[mine], strict=True)]
+            completed.append(_merged(model, request, instances, predicted))
             continue
         names = request.ids or ids[mine]
-        logged = build_log_rows(model, instances, outputs[mine], scores[mine], request.received_at, names)
+        latency_us = round((scored_at - request.received_at) * 1e6)
+        logged = build_predictions(model.origin, names, instances, outputs[mine], scores[mine], latency_us)
         content = request.codec.encode(model, Results(names, outputs[mine]))
         completed.append(Completed(logged, content, classes[mine], instances))
     marks.append(time.perf_counter())
@@ -90,13 +93,13 @@ def complete_block(model: ServedModel, request: PredictRequest, marks: Marks) ->
     if len(instances) < MIN_BLOCK_ROWS:
         return request._replace(instances=instances)
     try:
-        predictions = score(model, model.bundle.encode_rows(instances))
+        predictions = model.bundle.decide(parallel.run(model.bundle, model.bundle.encode_rows(instances)))
     except Exception:
         return request._replace(instances=instances)  # For some row the model has no number, and its prior answers.
     marks.append(time.perf_counter())
     ids, outputs = block_ids(len(instances)), model.texts.write(predictions)
     packed = blocks.pack_told(outputs, number_texts(predictions.scores))
-    block = build_log_block(model, ids, blocks.pack_rows(instances), packed, request.received_at)
+    block = build_block(model.origin, ids, blocks.pack_rows(instances), packed, request.microseconds())
     content = request.codec.encode(model, Results(ids, outputs))
     marks.append(time.perf_counter())
     return Completed([block], content, model.texts.classes(predictions))
@@ -105,15 +108,6 @@ def complete_block(model: ServedModel, request: PredictRequest, marks: Marks) ->
 def can_log_blocks(deployment: Deployment) -> bool:
     """Whether rows may be logged in blocks: while another model is tried, they are logged one by one."""
     return not (deployment.routing.challenger or deployment.routing.shadow)
-
-
-def score(model: ServedModel, inputs: Inputs) -> Predictions:
-    """Score encoded rows in one call of the model, many of them on several cores.
-
-    Raises:
-        ProjectError: a prediction is not finite.
-    """
-    return model.bundle.decide(parallel.run(model.bundle, inputs))
 
 
 def score_each(model: ServedModel, instances: Sequence[Instance]) -> list[RowPrediction | None]:
@@ -126,62 +120,6 @@ def score_each(model: ServedModel, instances: Sequence[Instance]) -> list[RowPre
     return [next(found) if is_finite else None for is_finite in finite.tolist()]
 
 
-def build_log_rows(
-    model: ServedModel,
-    instances: Sequence[Instance],
-    outputs: Sequence[str],
-    scores: Sequence[float],
-    received_at: float,
-    ids: Sequence[str],
-    reader: ServedModel | None = None,
-) -> list[Prediction]:
-    """Rows for the prediction log; their latency is the request's, from its arrival to its scores.
-
-    Args:
-        received_at: when the request came (`time.perf_counter`).
-        ids: of the predictions.
-        reader: the model whose contract decoded the rows; this one if not given.
-    """
-    timestamp_us, latency_us = now_us(), _microseconds_since(received_at)
-    variant, ref, degraded = model.variant, model.ref, model.degraded
-    key, time_column = (reader or model).id_column, (reader or model).time_column
-    return [
-        Prediction(
-            name,
-            timestamp_us,
-            None if key is None or instance.get(key) is None else str(instance[key]),
-            None if time_column is None else microseconds(instance.get(time_column)),
-            variant,
-            ref.version,
-            ref.digest,
-            dumps(instance),
-            output,
-            score,
-            latency_us,
-            degraded,
-        )
-        for name, instance, output, score in zip(ids, instances, outputs, scores, strict=True)
-    ]
-
-
-def build_log_block(model: ServedModel, ids: Sequence[str], inputs: bytes, outputs: bytes, received_at: float) -> Block:
-    """The block of a request for the prediction log; `inputs` and `outputs` are packed by `blocks`."""
-    return Block(
-        ids[0],
-        now_us(),
-        len(ids),
-        model.id_column,
-        model.time_column,
-        model.variant,
-        model.ref.version,
-        model.ref.digest,
-        inputs,
-        outputs,
-        _microseconds_since(received_at),
-        model.degraded,
-    )
-
-
 def shadow_rows(model: ServedModel, answered: Sequence[tuple[Instance, Prediction]]) -> list[Prediction]:
     """What a shadow predicts for rows that were answered, for the log; without those where that is not finite.
 
@@ -189,7 +127,7 @@ def shadow_rows(model: ServedModel, answered: Sequence[tuple[Instance, Predictio
     """
     started = time.perf_counter()
     found = score_each(model, [instance for instance, _ in answered])
-    latency_us = _microseconds_since(started)
+    latency_us = round((time.perf_counter() - started) * 1e6)
     return [
         row._replace(
             id=twin_id(row.id),
@@ -212,8 +150,6 @@ def twin_id(name: str) -> str:
 
 
 def _unanswered(request: PredictRequest, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not request.answered:
-        return instances
     return [instance for at, instance in enumerate(instances) if at not in request.answered]
 
 
@@ -249,21 +185,17 @@ def _merged(
     models = {id(by): by for by, _ in by_row}
     for by in models.values():
         places = [at for at, (found, _) in enumerate(by_row) if found is by]
-        rows = build_log_rows(
-            by,
+        # The contract of the request's own model decoded the rows, so its columns name them.
+        rows = build_predictions(
+            by.origin._replace(entity_column=model.id_column, event_timestamp_column=model.time_column),
+            [ids[at] for at in places],
             [instances[at] for at in places],
             [by_row[at][1].output for at in places],
             [by_row[at][1].score for at in places],
-            request.received_at,
-            [ids[at] for at in places],
-            model,
+            request.microseconds(),
         )
         logged |= zip(places, rows, strict=True)
     results = Results(ids, [predicted.output for _, predicted in by_row], [by for by, _ in by_row])
     content = request.codec.encode(by_row[0][0] if len(models) == 1 else model, results)
     in_order = [logged[at] for at in range(len(instances))]
     return Completed(in_order, content, [one.class_name for one in own], instances, list(request.answered.values()))
-
-
-def _microseconds_since(moment: float) -> int:
-    return round((time.perf_counter() - moment) * 1e6)

@@ -89,12 +89,9 @@ class PredictRequest(NamedTuple):
     ids: Sequence[str] | None = None
     answered: Mapping[int, tuple[ServedModel, RowPrediction]] = {}
 
-    @classmethod
-    def received(
-        cls, body: bytes, codec: Codec, hints: RoutingHints = NO_HINTS, context: RequestContext = NO_REQUEST
-    ) -> "PredictRequest":
-        """A request that has just been received."""
-        return cls(body, codec, time.perf_counter(), hints, context)
+    def microseconds(self) -> int:
+        """Microseconds since it was received."""
+        return round((time.perf_counter() - self.received_at) * 1e6)
 
     def decoded(self, model: ServedModel) -> list[dict[str, Any]]:
         """Its instances; raises as `Codec.decode`."""

@@ -330,7 +330,7 @@ class _FastRequest:
         self._has_place = admission.take_place()
         if self._has_place:
             assert self.deployment is not None
-            request = PredictRequest.received(bytes(self.body), NATIVE, self.hints, self._exchange.context)
+            request = PredictRequest(bytes(self.body), NATIVE, time.perf_counter(), self.hints, self._exchange.context)
             service.batcher.submit(self.deployment, request, self.answer)
         else:
             self.answer(admission.full())
@@ -344,26 +344,34 @@ class _FastRequest:
         """Send an answer or a problem, and be done."""
         protocol = self._protocol
         lifecycle = protocol.service.lifecycle
-        if self._has_place:
-            lifecycle.admission.give_place()
         self.response_complete = True
         self.deployment = None  # The connection keeps this request until the next one: not a model as well.
+        try:
+            status = CLIENT_LEFT if self.disconnected else self._send(found)
+        finally:
+            if self._has_place:
+                lifecycle.admission.give_place()
+        lifecycle.finish(self._exchange, status)
         if self.disconnected:
-            lifecycle.finish(self._exchange, CLIENT_LEFT)
             return
-        request_id = self._exchange.context.request_id
+        if not self.keep_alive:
+            protocol.transport.close()
+        protocol.on_short_response_complete()
+
+    def _send(self, found: bytes | Exception) -> int:
+        """Write the response; returns its status."""
+        protocol, request_id = self._protocol, self._exchange.context.request_id
         status, headers, content = 200, b"content-type: application/json\r\n", found
         if isinstance(content, Exception):
-            problem = content if isinstance(content, Problem) else lifecycle.unexpected(content, self._exchange.context)
+            problem = content
+            if not isinstance(problem, Problem):
+                problem = protocol.service.lifecycle.unexpected(problem, self._exchange.context)
             status, headers, content = _refusal(problem, "/predict", request_id)
             self.keep_alive = self.keep_alive and "Connection" not in problem.headers
         elif isinstance(content, Unlogged):
             headers += _lines([UNLOGGED])
         protocol.transport.write(_response(protocol, status, headers, content, request_id, self.keep_alive))
-        lifecycle.finish(self._exchange, status)
-        if not self.keep_alive:
-            protocol.transport.close()
-        protocol.on_short_response_complete()
+        return status
 
 
 def _refusal(problem: Problem, path: str, request_id: str) -> tuple[int, bytes, bytes]:
