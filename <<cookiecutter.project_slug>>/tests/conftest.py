@@ -44,10 +44,10 @@ def params(contract: Contract) -> Params:
     small = found.train.hist_gradient_boosting.model_copy(update={"max_iter": 20})
     changes = {
         "split": {"group": None, "validation_days": days, "test_days": days},
-        "train": {"estimator": "hist_gradient_boosting", "hist_gradient_boosting": small, "yardstick": False},
+        "train": {"estimator": "hist_gradient_boosting", "hist_gradient_boosting": small, "sklearn_default": False},
         "tune": {"trials": 0},
         "evaluate": {"min_slice_rows": 20},
-        "gates": {"floor": 0.3, "gain_over_linear": None, "slice_floor": 0.0, "slice_loss": None},
+        "gates": {"min_score": 0.3, "min_gain_over_linear": None, "min_slice_score": 0.0, "max_slice_drop": None},
     }
     return found.model_copy(
         update={group: getattr(found, group).model_copy(update=values) for group, values in changes.items()}

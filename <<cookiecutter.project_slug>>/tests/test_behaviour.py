@@ -31,7 +31,7 @@ def test_columns_that_are_no_inputs_do_not_matter(bundle: Bundle, table: pl.Data
 
 def test_unknown_categories_are_predicted_alike(bundle: Bundle, columns: Columns, contract: Contract) -> None:
     """Invariance: a model cannot tell apart what training never saw."""
-    texts = [column.name for column in contract.inputs if column.type == "string" and not column.text]
+    texts = [column.name for column in contract.inputs if column.type == "string" and not column.free_text]
     if not texts:
         pytest.skip("the contract has no categories")
     n_rows = len(columns[texts[0]])

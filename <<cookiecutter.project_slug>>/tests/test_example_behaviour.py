@@ -48,7 +48,7 @@ def score(opened: Bundle, flights: pl.DataFrame, contract: Contract) -> Callable
 def test_it_beats_the_prior_and_a_linear_model(opened: Bundle) -> None:
     metrics = opened.manifest.metrics
     assert metrics["test"]["roc_auc"] > 0.6
-    assert metrics["test"]["log_loss"] < metrics["trivial"]["log_loss"]
+    assert metrics["test"]["log_loss"] < metrics["prior"]["log_loss"]
     assert metrics["test"]["roc_auc"] > metrics["linear"]["roc_auc"] - 0.01
 
 

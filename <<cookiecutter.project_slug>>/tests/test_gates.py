@@ -55,8 +55,8 @@ def test_model_that_learned_nothing_is_refused(
 @pytest.mark.parametrize(
     ("threshold", "value", "gate_name"),
     [
-        ("latency_ms", 0.0, "single-row latency"),
-        ("size_mb", 0.0, "bundle size"),
+        ("max_latency_ms", 0.0, "single-row latency"),
+        ("max_size_mb", 0.0, "bundle size"),
         ("parity_tolerance", -1.0, "same answers as scikit-learn"),
     ],
 )

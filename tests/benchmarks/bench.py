@@ -2,7 +2,7 @@
 
     make bench PROJECT=FOLDER
 
-Each figure stands beside a yardstick measured in turn with it, in the same run; the ratios travel between
+Each figure stands beside a baseline measured in turn with it, in the same run; the ratios travel between
 machines, the seconds do not. Results are printed and written to build/bench/bench.json. Needs a champion (`make run`).
 """
 
@@ -48,7 +48,7 @@ def main() -> None:
     console.print(f"{ROUNDS} rounds, each measures every row once; medians. {os.cpu_count()} cores.")
     scored, alone = batch()
     start, bare = cold_start()
-    table = Table("measured", "here", "yardstick", "ratio", box=None, header_style="bold")
+    table = Table("measured", "here", "baseline", "ratio", box=None, header_style="bold")
     table.add_row("batch scoring", f"{scored:,.0f} rows/s", f"{alone:,.0f} rows/s", f"{scored / alone:.2f}")
     table.add_row("server start", f"{start:.2f} s", f"{bare:.2f} s", f"{start / bare:.2f}")
     console.print(table)
@@ -77,8 +77,8 @@ def batch() -> tuple[float, float]:
             for at in range(0, ROWS, size):
                 opened.run(type(inputs)(inputs.num[at : at + size], inputs.cat[at : at + size]))
 
-        ours, yardstick = in_turn(lambda: scoring.score(PROJECT, source, output, settings, params.score), alone)
-    return ROWS / ours, ROWS / yardstick
+        ours, baseline = in_turn(lambda: scoring.score(PROJECT, source, output, settings, params.score), alone)
+    return ROWS / ours, ROWS / baseline
 
 
 def cold_start() -> tuple[float, float]:
@@ -86,10 +86,10 @@ def cold_start() -> tuple[float, float]:
     return in_turn(_first_answer, lambda: subprocess.run([sys.executable, "-c", BARE], check=True))
 
 
-def in_turn(ours: Callable[[], object], yardstick: Callable[[], object]) -> tuple[float, float]:
+def in_turn(ours: Callable[[], object], baseline: Callable[[], object]) -> tuple[float, float]:
     """Median seconds of both, run one after the other in every round, after a round that does not count."""
-    ours(), yardstick()
-    rounds = [(_seconds(ours), _seconds(yardstick)) for _ in range(ROUNDS)]
+    ours(), baseline()
+    rounds = [(_seconds(ours), _seconds(baseline)) for _ in range(ROUNDS)]
     first, second = zip(*rounds, strict=True)
     return statistics.median(first), statistics.median(second)
 

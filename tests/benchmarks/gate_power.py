@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--candidates", choices=("linear", "all"), default="linear")
     asked = parser.parse_args()
-    level = GateParams.model_fields["significance"].default
+    level = GateParams.model_fields["significance_level"].default
     print(f"{'table':<12} {'task':<11} {'rows':>5}  {'refused as no signal':>21}  {'refused as worse than linear':>28}")
     for case in CASES:
         start = time.perf_counter()

@@ -44,7 +44,7 @@ def app(contract: Contract) -> FastAPI:
 
 def _field(column: Column) -> tuple[Any, Any]:
     typed = TYPES.get(column.type, Annotated[float, Field(ge=column.limits[0], le=column.limits[1])])
-    if column.categories and not column.unseen:
+    if column.categories and not column.max_unknown_share:
         typed = Literal[column.categories]
     # A column may have a name that no attribute can have.
     return (typed | None, Field(None, alias=column.name)) if column.nullable else (typed, Field(alias=column.name))

@@ -126,7 +126,7 @@ def measure(parts: dict[str, pl.DataFrame], contract: Contract, params: Params) 
     prior = average(table, np.arange(table.size), task, n_classes)
     return Result(
         loss(answers),
-        (default(estimators.yardstick(task, featurizer, params.seed)), default(forest), default(linear)),
+        (default(estimators.sklearn_default(task, featurizer, params.seed)), default(forest), default(linear)),
         loss(np.broadcast_to(prior, answers.shape)),
         fitted.selection.winner.name,
         held,

@@ -180,7 +180,7 @@ def _cpu_seconds(pid: int) -> float:
     return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK") + sum(map(_cpu_seconds, map(int, children)))
 
 
-def _told(case: Case, found: Mapping[Case, list[Figures]], yardstick: Case | None) -> dict[str, Any]:
+def _told(case: Case, found: Mapping[Case, list[Figures]], baseline: Case | None) -> dict[str, Any]:
     figures, is_arrow = found[case], case.request.name.endswith(AS_COLUMNS)
     over: float | None = None
     promised: float | None
@@ -191,8 +191,8 @@ def _told(case: Case, found: Mapping[Case, list[Figures]], yardstick: Case | Non
         promised = OVER_ONE if case.server == TWO else OVER_JSON
     else:
         promised = dict(zip(CONNECTIONS, TARGETS.get(case.server, ()), strict=False)).get(case.connections)
-    if yardstick is not None:
-        over = _median(figures, "per_second") / _median(found[yardstick], "per_second")
+    if baseline is not None:
+        over = _median(figures, "per_second") / _median(found[baseline], "per_second")
     return {
         "server": f"{case.server}, Arrow" if is_arrow else case.server,
         "connections": case.connections,
@@ -201,7 +201,7 @@ def _told(case: Case, found: Mapping[Case, list[Figures]], yardstick: Case | Non
         "p50_ms": _median(figures, "p50_ms"),
         "p99_ms": _median(figures, "p99_ms"),
         "cpu_us": _median(figures, "cpu_us"),
-        "over_yardstick": over,
+        "over_baseline": over,
         "promised": promised if over else None,
     }
 
@@ -214,7 +214,7 @@ def _print(console: Console, told: Sequence[Mapping[str, Any]]) -> None:
     heads = ("clients", "rows", "rows/s", "p50 ms", "p99 ms", "CPU µs", "over", "want")
     table = Table("server", *heads, box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     for case in told:
-        ratio, promised = case["over_yardstick"], case["promised"]
+        ratio, promised = case["over_baseline"], case["promised"]
         table.add_row(
             case["server"],
             str(case["connections"]),
@@ -300,7 +300,7 @@ def _ours(log: Path, workers: int = 1, **settings: str) -> Iterator[Running]:
 def started(arguments: Sequence[str], **settings: str) -> Iterator[Running]:
     """A server that says where it is: Python's arguments, and its environment beside this process's."""
     environ = {**os.environ, "ML_DRAIN_SECONDS": "0", **settings}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "free_text": True}
     with subprocess.Popen([sys.executable, *arguments], env=environ, **pipes) as process:
         try:
             found = re.search(r"http://\S+?:(\d+)", process.stdout.readline() if process.stdout else "")

@@ -28,7 +28,7 @@ GOOD: list[dict[str, Any]] = [
     {"name": "key", "type": "string", "role": "id"},
     {"name": "at", "type": "datetime", "role": "time"},
     {"name": "size", "type": "float", "range": [0, 10]},
-    {"name": "colour", "type": "string", "categories": ["red", "blue"], "unseen": 0.1},
+    {"name": "colour", "type": "string", "categories": ["red", "blue"], "max_unknown_share": 0.1},
     {"name": "sold", "type": "boolean", "role": "target"},
 ]
 
@@ -53,13 +53,22 @@ def test_the_project_s_own_contract_can_be_used(contract: Contract) -> None:
         ({"name": "size", "type": "float", "range": [10, 0]}, "'size': the range .10.0, 0.0. is upside down"),
         ({"name": "size", "type": "string", "range": [0, 1]}, "'size': a range needs type float or integer"),
         ({"name": "size", "type": "float", "range": [0, float("inf")]}, "columns.4.range.1: .*finite"),
-        ({"name": "size", "type": "float", "parts": ["hour"]}, "'size': parts need type datetime"),
-        ({"name": "size", "type": "datetime", "parts": ["hour", "hour"]}, "'size': a part stands twice"),
-        ({"name": "size", "type": "datetime", "parts": ["minute"]}, "columns.4.parts.0: "),
-        ({"name": "size", "type": "float", "text": True}, "'size': text needs type string without categories"),
-        ({"name": "size", "type": "string", "text": True, "categories": ["a"]}, "'size': text needs type string"),
-        ({"name": "size", "type": "float", "unseen": 0.5}, "'size': 'unseen' needs categories"),
-        ({"name": "size", "type": "float", "unseen": 1.5}, "columns.4.unseen: "),
+        (
+            {"name": "size", "type": "float", "datetime_features": ["hour"]},
+            "'size': 'datetime_features' needs type datetime",
+        ),
+        ({"name": "size", "type": "datetime", "datetime_features": ["hour", "hour"]}, "'size': a part stands twice"),
+        ({"name": "size", "type": "datetime", "datetime_features": ["minute"]}, "columns.4.datetime_features.0: "),
+        (
+            {"name": "size", "type": "float", "free_text": True},
+            "'size': 'free_text' needs type string without categories",
+        ),
+        (
+            {"name": "size", "type": "string", "free_text": True, "categories": ["a"]},
+            "'size': 'free_text' needs type string",
+        ),
+        ({"name": "size", "type": "float", "max_unknown_share": 0.5}, "'size': 'max_unknown_share' needs categories"),
+        ({"name": "size", "type": "float", "max_unknown_share": 1.5}, "columns.4.max_unknown_share: "),
         ({"name": "colour", "type": "float", "categories": ["red"]}, "'colour': categories need type string"),
         ({"name": "colour", "type": "string", "categories": ["red", "red"]}, "'colour': a category stands twice"),
         (
@@ -157,7 +166,7 @@ def test_the_target_says_what_kind_of_prediction_is_asked_for(
         ({"type": "string"}, "is string without categories; list its classes"),
         ({"type": "datetime"}, "is datetime without categories"),
         ({"type": "string", "categories": ["only"]}, "has one class only"),
-        ({"type": "string", "categories": ["a", "b"], "unseen": 0.1}, "every row needs a class"),
+        ({"type": "string", "categories": ["a", "b"], "max_unknown_share": 0.1}, "every row needs a class"),
         ({"type": "integer", "categories": [1, "b"]}, "the category 'b' is not of type integer"),
         ({"type": "float", "categories": [1, 2]}, "categories need type string, not float"),
     ],
@@ -190,6 +199,26 @@ def test_the_fingerprint_follows_meaning_and_not_layout(tmp_path: Path) -> None:
         (tmp_path / "contract.yaml").write_text(text)
         prints.append(Contract.load(tmp_path / "contract.yaml").fingerprint())
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_contract_of_an_older_bundle_opens_with_its_fingerprint(tmp_path: Path) -> None:
+    path = tmp_path / "contract.yaml"
+    path.write_text(
+        """
+version: 1
+name: t
+description: ''
+columns:
+  - {name: at, type: datetime, role: time, parts: [hour]}
+  - {name: note, type: string, text: true, nullable: true}
+  - {name: kind, type: string, categories: [a, b], unseen: 0.1}
+  - {name: y, type: boolean, role: target}
+"""
+    )
+    found = Contract.load(path, accept_renamed=True)
+    assert found.fingerprint() == "e9371a1ef61f9986be3cc025b01d27b3d2734df4fd4c3780933495dd0225ebc3"
+    with pytest.raises(ConfigError, match=r"'columns.0.parts' was renamed to 'columns.0.datetime_features'"):
+        Contract.load(path)
 
 
 def test_fingerprint_of_an_older_contract_stays() -> None:

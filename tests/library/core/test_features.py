@@ -78,8 +78,8 @@ def test_a_row_is_encoded_alike_alone_and_among_others(rows: list[dict[str, Any]
 def test_rows_of_python_values_are_encoded_as_their_columns_are(
     rows: list[dict[str, Any]], are_gaps_left_out: bool, words: str
 ) -> None:
-    born = {"name": "born", "type": "datetime", "nullable": True, "parts": list(PARTS)}
-    contract = make(born=born, words={"name": "words", "type": "string", "text": True, "nullable": True})
+    born = {"name": "born", "type": "datetime", "nullable": True, "datetime_features": list(PARTS)}
+    contract = make(born=born, words={"name": "words", "type": "string", "free_text": True, "nullable": True})
     rows = [{**row, "born": row["at"] if row["new"] else None, "words": words if row["new"] else None} for row in rows]
     if are_gaps_left_out:
         rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
@@ -112,7 +112,7 @@ def test_values_are_what_their_names_say() -> None:
 
 def test_every_part_of_a_moment_is_what_its_name_says() -> None:
     parts = ["hour", "weekday", "month", "day", "hour_cycle", "weekday_cycle", "year_cycle", "elapsed"]
-    born = {"name": "born", "type": "datetime", "nullable": True, "parts": parts}
+    born = {"name": "born", "type": "datetime", "nullable": True, "datetime_features": parts}
     featurizer = Featurizer(make(born=born), ())
     rows = [{"at": datetime(2013, 6, 15), "born": datetime(2013, 6, 11, 6)}, {"at": datetime(2013, 6, 15)}]
     columns = from_rows(make(born=born).inputs, rows)
@@ -127,7 +127,10 @@ def test_every_part_of_a_moment_is_what_its_name_says() -> None:
 
 
 def test_the_row_s_own_time_elapses_since_a_fixed_day() -> None:
-    columns = [{"name": "at", "type": "datetime", "role": "time", "parts": ["elapsed"]}, CONTRACT["columns"][-1]]
+    columns = [
+        {"name": "at", "type": "datetime", "role": "time", "datetime_features": ["elapsed"]},
+        CONTRACT["columns"][-1],
+    ]
     contract = strict.parse({"name": "time", "columns": columns}, Contract, "contract.yaml")
     found = Featurizer(contract, ()).encode(from_rows(contract.inputs, [{"at": datetime(2000, 1, 3, 12)}]))
     assert found.num.tolist() == [[2.5]]
@@ -148,7 +151,7 @@ def test_a_text_is_its_first_words_in_lower_case(text: str, words: str) -> None:
 
 
 def test_equal_texts_of_a_batch_are_cut_into_words_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    note = Column(name="note", type="string", text=True, nullable=True)
+    note = Column(name="note", type="string", free_text=True, nullable=True)
     contract = Contract(name="notes", columns=(note, Column(name="y", type="boolean", role="target")))
     cut: list[str] = []
 

@@ -41,7 +41,7 @@ def load(tmp_path: Path, change: dict[str, Any]) -> Params:
         ({"train.estimator": "auto", "tune.trials": 3}, "tune.trials needs one estimator"),
         ({"train.estimator": "random_forrest"}, "no such estimator; did you mean 'random_forest'"),
         ({"train.mlp.hidden_layer_sizes": [64, 0]}, "train.mlp.hidden_layer_sizes.1: "),
-        ({"gates.floor": 1.2}, "gates.floor: "),
+        ({"gates.min_score": 1.2}, "gates.min_score: "),
         ({"evaluate.costs.false_positive": 0}, "evaluate.costs.false_positive: "),
         ({"split.test_days": 0}, "split.test_days: "),
         ({"data.raw": "/data/raw.parquet"}, "data.raw: '/data/raw.parquet' is absolute"),
@@ -84,8 +84,8 @@ def test_until_keeps_its_offset_for_the_time_column_s_zone(
 def test_the_fingerprint_follows_what_shapes_a_bundle_and_nothing_else(tmp_path: Path) -> None:
     same = load(tmp_path, {}).training_fingerprint()
     changes: list[dict[str, Any]] = [
-        {"gates.floor": 0.99},
-        {"monitor.alpha": 0.2},
+        {"gates.min_score": 0.99},
+        {"monitor.significance_level": 0.2},
         {"rollout.auto_promote": True},
     ]
     for change in changes:

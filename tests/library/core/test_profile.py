@@ -25,7 +25,7 @@ CONTRACT: dict[str, Any] = {
         {"name": "size", "type": "float", "nullable": True},
         {"name": "count", "type": "integer", "nullable": True},
         {"name": "new", "type": "boolean", "nullable": True},
-        {"name": "colour", "type": "string", "nullable": True, "categories": ["red", "blue"], "unseen": 0.5},
+        {"name": "colour", "type": "string", "nullable": True, "categories": ["red", "blue"], "max_unknown_share": 0.5},
         {"name": "free", "type": "string", "nullable": True},
         {"name": "sold", "type": "boolean", "role": "target"},
     ],

@@ -36,6 +36,12 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_name(monkeypatch: pytes
         Settings.read()
 
 
+def test_settings_name_the_new_name_of_a_renamed_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_HEAD_SECONDS", "3")
+    with pytest.raises(ConfigError, match="'ML_HEAD_SECONDS' was renamed to 'ML_HEADER_TIMEOUT_SECONDS'; rename it"):
+        Settings.read()
+
+
 def test_a_misspelt_line_of_the_file_is_refused_too() -> None:
     Path(".env").write_text("ML_API_KEY=secret\n")
     with pytest.raises(ConfigError, match=r"\.env: 'ML_API_KEY' is no setting; did you mean 'ML_API_KEYS'") as caught:

@@ -221,10 +221,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "train": {"estimator": "logistic_regression"},
         "evaluate": {},
         "gates": {
-            "floor": 0.5,
-            "skill_over_trivial": 0.0,
-            "gain_over_linear": 0.0,
-            "loss_to_champion": 0.0,
+            "min_score": 0.5,
+            "min_skill_score": 0.0,
+            "min_gain_over_linear": 0.0,
+            "max_drop_from_champion": 0.0,
             "parity_tolerance": 1.0,
         },
     }

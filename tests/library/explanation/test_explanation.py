@@ -78,8 +78,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     small = {
         "estimator": estimator,
         "random_forest": chosen.train.random_forest.model_copy(update={"n_estimators": 10}),
-        "mlp": chosen.train.mlp.model_copy(update={"steps": 300}),
-        "yardstick": False,
+        "mlp": chosen.train.mlp.model_copy(update={"max_steps": 300}),
+        "sklearn_default": False,
     }
     chosen = chosen.model_copy(update={"train": chosen.train.model_copy(update=small)})
     path = make_bundle(tmp_path_factory.mktemp("explained") / "bundle", table, contract, chosen, (growth,))

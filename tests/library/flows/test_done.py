@@ -29,10 +29,10 @@ def last(**changes: Any) -> Any:
 def test_a_finished_run_is_known_with_its_outcome(finished: Path) -> None:
     found = last()
     assert (found["version"], found["role"]) == ("1", "champion")
-    assert last(monitor={"alpha": 0.02}), "what only monitoring reads is no reason to train"
+    assert last(monitor={"significance_level": 0.02}), "what only monitoring reads is no reason to train"
 
 
-@pytest.mark.parametrize("changes", [{"gates": {"floor": 0.55}}, {"rollout": {"auto_promote": True}}])
+@pytest.mark.parametrize("changes", [{"gates": {"min_score": 0.55}}, {"rollout": {"auto_promote": True}}])
 def test_other_gates_or_another_way_to_promote_ask_for_a_run(finished: Path, changes: dict[str, Any]) -> None:
     assert last(**changes) is None
 

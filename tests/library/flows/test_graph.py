@@ -32,7 +32,9 @@ def test_after_a_run_nothing_is_out_of_date(finished: Path) -> None:
 
 
 def test_parameters_that_reach_no_stage_rerun_none(finished: Path) -> None:
-    project.set_params(finished, {"gates": {"floor": 0.55}, "monitor": {"alpha": 0.02}, "score": {"chunk_rows": 9}})
+    project.set_params(
+        finished, {"gates": {"min_score": 0.55}, "monitor": {"significance_level": 0.02}, "score": {"chunk_rows": 9}}
+    )
     assert not graph.outdated()
     assert ran() == []
 

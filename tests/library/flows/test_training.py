@@ -39,7 +39,7 @@ def test_the_run_is_in_mlflow_with_parameters_figures_and_reports(turned: projec
     assert run.info.status == "FINISHED"
     assert run.data.params["train.hist_gradient_boosting.max_iter"] == "15"
     task = Contract.load(turned.path / stage.CONTRACT).task
-    wanted = {f"test.{HEADLINE[task]}", f"linear.{HEADLINE[task]}", f"trivial.{LOSS[task]}"}
+    wanted = {f"test.{HEADLINE[task]}", f"linear.{HEADLINE[task]}", f"prior.{LOSS[task]}"}
     assert wanted <= set(run.data.metrics)
     assert {found.path for found in client.list_artifacts(run.info.run_id)} >= {"reports", "model"}
     assert {found.path for found in client.list_artifacts(run.info.run_id, "reports")} >= {
@@ -133,7 +133,7 @@ def test_a_refused_model_does_not_serve_when_the_registry_is_lost(finished: Path
     (finished / "mlflow.db").unlink()
     shutil.rmtree(finished / "mlartifacts")
     project.set_params(
-        finished, {"train": {"hist_gradient_boosting": {"max_iter": 1}}, "gates": {"loss_to_champion": 0.0}}
+        finished, {"train": {"hist_gradient_boosting": {"max_iter": 1}}, "gates": {"max_drop_from_champion": 0.0}}
     )
     again = project.cli(finished, "run")
     assert again.returncode == 1, again.stdout

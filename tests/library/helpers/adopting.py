@@ -10,8 +10,8 @@ import polars as pl
 
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.data.adoption import adopt, inference, profiling
-from flywheel_ml.data.adoption.hazards import Hazard
 from flywheel_ml.data.adoption.inference import Proposal
+from flywheel_ml.data.adoption.issues import Issue
 from flywheel_ml.data.adoption.overrides import Overrides
 from flywheel_ml.data.adoption.profiling import Profile
 from flywheel_ml.data.formats import reading
@@ -46,7 +46,7 @@ def proposed(table: pl.DataFrame, target: str, folder: Path, **said: Any) -> Pro
 
 
 def shop(rows: int = 400, **columns: Any) -> pl.DataFrame:
-    """A small table without hazards, a number that says a little on `bought`, and further columns."""
+    """A small table without issues, a number that says a little on `bought`, and further columns."""
     rng = np.random.default_rng(1)
     spent = rng.normal(50, 10, rows)
     bought = np.where(spent + rng.normal(0, 20, rows) > 55, "buyer", "guest")
@@ -64,6 +64,6 @@ def role(proposal: Proposal, name: str) -> str:
     return str(entry(proposal, name).get("role", "feature"))
 
 
-def told(hazards: Sequence[Hazard]) -> set[tuple[str, str, str]]:
-    """Hazards as (kind, column, severity)."""
-    return {(hazard.kind, hazard.column, hazard.severity) for hazard in hazards}
+def told(issues: Sequence[Issue]) -> set[tuple[str, str, str]]:
+    """Issues as (kind, column, severity)."""
+    return {(issue.kind, issue.column, issue.severity) for issue in issues}

@@ -7,7 +7,7 @@ SHOP: dict[str, Any] = {
     "columns": [
         {"name": "order", "type": "string", "role": "id"},
         {"name": "placed", "type": "datetime", "role": "time"},
-        {"name": "region", "type": "string", "categories": ["north", "south", "west"], "unseen": 0.1},
+        {"name": "region", "type": "string", "categories": ["north", "south", "west"], "max_unknown_share": 0.1},
         {"name": "kind", "type": "string", "categories": ["new", "old"]},
         {"name": "channel", "type": "string", "nullable": True},
         {"name": "amount", "type": "float", "nullable": True, "range": [0, 1000], "unit": "EUR"},

@@ -39,8 +39,8 @@ for process in processes:
     process.join()
 """
 """A process for each argument: all open the store at the same moment, and promote the version that is named, if any."""
-PASSED = [Check("metric floor", True, "ROC AUC 0.7, floor 0.6")]
-REFUSED = [Check("metric floor", False, "ROC AUC 0.5, floor 0.6"), Check("same answers", True, "0")]
+PASSED = [Check("minimum score", True, "ROC AUC 0.7, at least 0.6")]
+REFUSED = [Check("minimum score", False, "ROC AUC 0.5, at least 0.6"), Check("same answers", True, "0")]
 
 
 def opened(path: Path) -> Path:

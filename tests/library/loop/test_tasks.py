@@ -77,7 +77,13 @@ def adapted(params: Params, contract: Contract) -> Params:
     """The project's parameters, without what they say about its own table."""
     split = strict.parse({"by": "hash"}, type(params.split), "split")
     evaluate = params.evaluate.model_copy(update={"slices": slices(contract)})
-    wanted = {"floor": 0.3, "gain_over_linear": -0.2, "skill_over_trivial": 0.0, "slice_floor": 0.0, "slice_loss": None}
+    wanted = {
+        "min_score": 0.3,
+        "min_gain_over_linear": -0.2,
+        "min_skill_score": 0.0,
+        "min_slice_score": 0.0,
+        "max_slice_drop": None,
+    }
     gates = params.gates.model_copy(update=wanted)
     # Some of these targets follow a line, and a worse model than a linear one is refused.
     candidates = (LINEAR[contract.task], "hist_gradient_boosting")

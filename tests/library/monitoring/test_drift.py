@@ -91,7 +91,7 @@ def texts(rows: int, rng: np.random.Generator, listed: int = 0, fresh: float = 0
 def test_values_that_training_lacks_are_no_drift_unless_they_become_more(listed: int) -> None:
     rng = np.random.default_rng(3)
     categories = tuple(map(str, range(listed))) or None
-    column = Column(name="maker", type="string", categories=categories, unseen=0.01 if listed else 0.0)
+    column = Column(name="maker", type="string", categories=categories, max_unknown_share=0.01 if listed else 0.0)
     contract = Contract(name="drawn", columns=(column, Column(name="y", type="boolean", role="target")))
     found = {"clean": 0, "fresh": 0}
     for _ in range(20):

@@ -104,8 +104,8 @@ def test_rows_that_break_the_contract_are_counted_by_rule(
 def test_unknown_categories_break_the_contract_only_beyond_its_tolerance(
     judged: Judged, alike: pl.DataFrame, contract: Contract
 ) -> None:
-    column = rows.one(contract, lambda column: column.unseen > 0, "column that tolerates unseen categories")
-    tolerated = int(column.unseen * alike.height)
+    column = rows.one(contract, lambda column: column.max_unknown_share > 0, "column that tolerates unseen categories")
+    tolerated = int(column.max_unknown_share * alike.height)
 
     def with_unknown(rows: int) -> pl.DataFrame:
         value = pl.when(pl.int_range(pl.len()) < rows).then(pl.lit("unheard-of")).otherwise(pl.col(column.name))

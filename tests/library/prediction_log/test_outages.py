@@ -403,19 +403,19 @@ def test_what_dead_processes_left_is_moved_and_what_living_ones_hold_is_let_be(t
 def test_without_its_database_a_log_is_opened_only_where_the_settings_provide_for_that(
     postgres: PostgreSQL, url: str, tmp_path: Path
 ) -> None:
-    settings = Settings(_env_file=None, prediction_log=url, log_spool=tmp_path / "spool")
+    settings = Settings(_env_file=None, prediction_log=url, log_spool_folder=tmp_path / "spool")
 
     postgres.stop()
     try:
         with pytest.raises(ConfigError, match="cannot be used"):
             opened_log(settings, Metrics().log.backlog)
-        for mode in ("spool", "degrade"):
-            opened_log(settings.model_copy(update={"log_unavailable": mode}), Metrics().log.backlog).close()
+        for mode in ("spool", "unlogged"):
+            opened_log(settings.model_copy(update={"log_failure_policy": mode}), Metrics().log.backlog).close()
     finally:
         postgres.start()
 
 
 def test_a_spool_for_a_folder_is_refused(tmp_path: Path) -> None:
-    settings = Settings(_env_file=None, prediction_log=str(tmp_path / "log"), log_unavailable="spool")
-    with pytest.raises(ConfigError, match="ML_LOG_UNAVAILABLE: a spool is for a database"):
+    settings = Settings(_env_file=None, prediction_log=str(tmp_path / "log"), log_failure_policy="spool")
+    with pytest.raises(ConfigError, match="ML_LOG_FAILURE_POLICY: a spool is for a database"):
         opened_log(settings, Metrics().log.backlog)

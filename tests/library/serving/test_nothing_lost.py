@@ -284,7 +284,7 @@ def test_on_a_full_disk_requests_are_refused_at_once_until_there_is_room(
                     503,
                 ]
                 assert metric(server, "prediction_log_up") == 0
-                assert metric(server, "prediction_log_failures_total") >= 1
+                assert metric(server, "prediction_log_commit_failures_total") >= 1
             make_room()
             back = time.monotonic()
             eventually(lambda: is_ready(server))
@@ -476,7 +476,11 @@ def test_while_the_database_is_gone_requests_are_refused_at_once(
 
 
 def spooling(tmp_path: Path, database: str) -> dict[str, str]:
-    return {"ML_PREDICTION_LOG": database, "ML_LOG_UNAVAILABLE": "spool", "ML_LOG_SPOOL": str(tmp_path / "spool")}
+    return {
+        "ML_PREDICTION_LOG": database,
+        "ML_LOG_FAILURE_POLICY": "spool",
+        "ML_LOG_SPOOL_FOLDER": str(tmp_path / "spool"),
+    }
 
 
 def is_empty(folder: Path) -> bool:
@@ -543,7 +547,7 @@ def test_a_full_spool_refuses(
     folder: ServingFolder, tmp_path: Path, example: Instance, postgres: PostgreSQL, database: str
 ) -> None:
     folder.roll_out("1")
-    settings = {**spooling(tmp_path, database), "ML_LOG_SPOOL_BYTES": "1000000"}
+    settings = {**spooling(tmp_path, database), "ML_LOG_SPOOL_MAX_BYTES": "1000000"}
     with Server(tmp_path, **settings) as server:
         with crowd(server, example) as seen:
             with gone(postgres), server.client() as client:
@@ -562,7 +566,7 @@ def test_degraded_answers_say_that_they_are_not_logged_and_are_counted(
     folder: ServingFolder, tmp_path: Path, example: Instance
 ) -> None:
     folder.roll_out("1")
-    with Server(tmp_path, ML_LOG_UNAVAILABLE="degrade") as server:
+    with Server(tmp_path, ML_LOG_FAILURE_POLICY="unlogged") as server:
         file = Path(server.log) / "serve-0.db"
         with server.client() as client:
             logged = client.post("/predict", json={"instances": [example]})

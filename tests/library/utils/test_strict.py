@@ -1,6 +1,8 @@
 """Configuration is strict, and its errors say where, what and what was meant."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import Field
@@ -119,6 +121,39 @@ def test_what_is_not_one_mapping_of_single_keys_is_refused_with_its_line(
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert message in str(caught.value)
+
+
+class Threshold(strict.Strict):
+    """A model whose key had another name once."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"floor": "min_score"}
+
+    min_score: float
+
+
+class Thresholds(strict.Strict):
+    """Models of that kind at every depth."""
+
+    gates: Threshold
+    several: tuple[Threshold, ...] = ()
+
+
+def test_load_names_the_new_name_of_a_renamed_key(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("gates: {floor: 1.0}\nseveral: [{floor: 2.0}]")
+    with pytest.raises(ConfigError) as caught:
+        strict.load(path, Thresholds)
+    assert str(caught.value) == (
+        "some.yaml: 'gates.floor' was renamed to 'gates.min_score'; rename the key; "
+        "some.yaml: 'several.0.floor' was renamed to 'several.0.min_score'; rename the key"
+    )
+
+
+def test_load_reads_renamed_keys_of_sealed_files(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("gates: {floor: 1.0}\nseveral: [{floor: 2.0}, {min_score: 3.0}]")
+    found = strict.load(path, Thresholds, accept_renamed=True)
+    assert (found.gates.min_score, [one.min_score for one in found.several]) == (1.0, [2.0, 3.0])
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

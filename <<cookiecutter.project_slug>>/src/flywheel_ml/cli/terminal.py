@@ -92,7 +92,7 @@ def show_explained(found: "Explained") -> None:
 
 
 def show_proposal(found: "Examined") -> None:
-    """Print what `adopt` decided, and the hazards it saw."""
+    """Print what `adopt` decided, and the issues it saw."""
     from flywheel_ml.data.adoption.columns import described
 
     profile, proposal = found.profile, found.proposal
@@ -108,13 +108,13 @@ def show_proposal(found: "Examined") -> None:
     console.print(table)
     if len(by_column) > SHOWN_COLUMNS:
         console.print(f"… and {len(by_column) - SHOWN_COLUMNS:,} more columns; contract.yaml will name them all")
-    for hazard in proposal.hazards[:SHOWN_COLUMNS]:
-        colour = {"refused": "red", "warned": "yellow", "handled": "dim"}[hazard.severity]
-        where = f"{escape(hazard.column)}: " if hazard.column else ""
-        told = f"{hazard.kind}: {escape(hazard.evidence)}; {escape(hazard.remedy)}"
-        console.print(f"  [{colour}]{hazard.severity:8}[/] {where}{told}", soft_wrap=True)
-    if len(proposal.hazards) > SHOWN_COLUMNS:
-        console.print(f"… and {len(proposal.hazards) - SHOWN_COLUMNS:,} more hazards")
+    for issue in proposal.issues[:SHOWN_COLUMNS]:
+        colour = {"refused": "red", "warned": "yellow", "handled": "dim"}[issue.severity]
+        where = f"{escape(issue.column)}: " if issue.column else ""
+        told = f"{issue.kind}: {escape(issue.evidence)}; {escape(issue.remedy)}"
+        console.print(f"  [{colour}]{issue.severity:8}[/] {where}{told}", soft_wrap=True)
+    if len(proposal.issues) > SHOWN_COLUMNS:
+        console.print(f"… and {len(proposal.issues) - SHOWN_COLUMNS:,} more issues")
 
 
 def show_window(found: "Monitored") -> None:

@@ -407,7 +407,7 @@ def adopt(
             with console.status("reading the table"):
                 found = stack.enter_context(adoption.examined(data, query, target, overrides, now))
             terminal.show_proposal(found)
-            if not yes and not any(hazard.severity == "refused" for hazard in found.proposal.hazards):
+            if not yes and not any(issue.severity == "refused" for issue in found.proposal.issues):
                 if not sys.stdin.isatty():
                     raise ConfigError(
                         "nothing was changed: there is no terminal to ask at; pass --yes (make: ARGS=--yes)"

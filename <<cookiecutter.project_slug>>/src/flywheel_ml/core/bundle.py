@@ -180,7 +180,7 @@ class Bundle:
                 of this package.
         """
         manifest = verify(path, digest)
-        contract = Contract.load(path / CONTRACT)
+        contract = Contract.load(path / CONTRACT, accept_renamed=True)
         if contract.fingerprint() != manifest.contract_sha256:
             raise IntegrityError(f"bundle {path}: {CONTRACT} is not the contract that the model was trained with")
         background = _background(path, manifest, contract)
@@ -190,15 +190,24 @@ class Bundle:
     def open_prior(cls, path: Path, digest: str, features: Sequence[Feature] = ()) -> Self:
         """As `open`, but without the model, which may be missing or changed: every row is answered as `prior` says."""
         manifest = verify(path, digest, [name for name in HASHED if name != MODEL])
-        return cls(path, digest, manifest, Contract.load(path / CONTRACT), _Prior(manifest), features=features).prior
+        return cls(
+            path,
+            digest,
+            manifest,
+            Contract.load(path / CONTRACT, accept_renamed=True),
+            _Prior(manifest),
+            features=features,
+        ).prior
 
     @property
     def prior(self) -> Self:
-        """The bundle that gives every row the trivial answer: the classes' shares, or the mean, of the training rows.
+        """The bundle that gives every row the same answer: the classes' shares, or the mean, of the training rows.
 
         A mean's interval is wide enough for nine of ten test rows, whatever their distribution.
         """
-        wide = CHEBYSHEV * self.manifest.metrics.get("trivial", {}).get("rmse", 0.0)
+        wide = CHEBYSHEV * (self.manifest.metrics.get("prior") or self.manifest.metrics.get("trivial", {})).get(
+            "rmse", 0.0
+        )
         half = None if self.manifest.half_width is None else max(wide, self.manifest.half_width)
         manifest = self.manifest.model_copy(update={"half_width": half, "calibration": None})
         return type(self)(self.path, self.digest, manifest, self.contract, _Prior(manifest), features=self.features)

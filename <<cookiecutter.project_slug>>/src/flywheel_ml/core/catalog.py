@@ -110,7 +110,7 @@ STANDARD: dict[str, Estimator] = {
             "hidden_layer_sizes": {"32": (32,), "64-32": (64, 32), "128": (128,), "128-64": (128, 64)},
             "alpha": Between(1e-5, 1.0, log=True),
             "learning_rate_init": Between(3e-4, 0.03, log=True),
-            "steps": Between(1000, 10_000, log=True),
+            "max_steps": Between(1000, 10_000, log=True),
         },
     ),
 }

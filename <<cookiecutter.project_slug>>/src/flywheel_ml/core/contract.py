@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -99,11 +99,18 @@ _PARSE_KEYS = {
 class Column(strict.Strict):
     """One column: its type, its role, the values it may take, and what the model sees of a timestamp or a text.
 
-    `parts` are those of a datetime (see `features.PARTS`); `text` is true where words count, not the whole.
+    `datetime_features` are those of a datetime (see `features.PARTS`). `free_text` is true where the words count, not
+    the whole string.
     `source` is the column's name in the adopted file where that is another one. `time_zone` is the zone in which
     datetimes without an offset are meant, and to which others are converted: an IANA name, an offset such as +01:00,
     or `local` (the wall-clock time as written, its offset dropped). Without it, a value with an offset is rejected.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "parts": "datetime_features",
+        "text": "free_text",
+        "unseen": "max_unknown_share",
+    }
 
     name: str = Field(min_length=1)
     type: ColumnType
@@ -111,9 +118,9 @@ class Column(strict.Strict):
     nullable: bool = False
     range: tuple[float, float] | None = None
     categories: tuple[str | int, ...] | None = None
-    unseen: float = Field(default=0.0, ge=0.0, le=1.0)
-    parts: tuple[Part, ...] = PARTS
-    text: bool = False
+    max_unknown_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    datetime_features: tuple[Part, ...] = PARTS
+    free_text: bool = False
     unit: str = ""
     description: str = ""
     personal: bool = False
@@ -141,18 +148,18 @@ class Column(strict.Strict):
                 raise ValueError(f"column '{self.name}': a category stands twice")
             if MISSING in self.categories:
                 raise ValueError(f"column '{self.name}': the category '{MISSING}' is reserved")
-        if self.unseen and self.categories is None:
-            raise ValueError(f"column '{self.name}': 'unseen' needs categories")
+        if self.max_unknown_share and self.categories is None:
+            raise ValueError(f"column '{self.name}': 'max_unknown_share' needs categories")
         return self
 
     @model_validator(mode="after")
     def _what_the_model_sees_fits_type(self) -> Self:
-        if "parts" in self.model_fields_set and self.type != "datetime":
-            raise ValueError(f"column '{self.name}': parts need type datetime, not {self.type}")
-        if len(set(self.parts)) != len(self.parts):
+        if "datetime_features" in self.model_fields_set and self.type != "datetime":
+            raise ValueError(f"column '{self.name}': 'datetime_features' needs type datetime, not {self.type}")
+        if len(set(self.datetime_features)) != len(self.datetime_features):
             raise ValueError(f"column '{self.name}': a part stands twice")
-        if self.text and (self.type != "string" or self.categories is not None):
-            raise ValueError(f"column '{self.name}': text needs type string without categories")
+        if self.free_text and (self.type != "string" or self.categories is not None):
+            raise ValueError(f"column '{self.name}': 'free_text' needs type string without categories")
         return self
 
     @model_validator(mode="after")
@@ -221,8 +228,10 @@ class Contract(strict.Strict):
             raise ValueError("no column has role target; give it to the column to predict")
         if not self.inputs:
             raise ValueError("no column has role feature; the model needs at least one")
-        if not any(column.type != "datetime" or column.parts for column in self.inputs):
-            raise ValueError("no feature is left: the only inputs are moments without parts; give one of them parts")
+        if not any(column.type != "datetime" or column.datetime_features for column in self.inputs):
+            raise ValueError(
+                "no feature is left: the only inputs are datetimes without datetime_features; give one of them some"
+            )
         if self.target.type == "datetime" or (self.target.type == "string" and not self.target.categories):
             raise ValueError(
                 f"the target '{self.target.name}' is {self.target.type} without categories; list its classes, "
@@ -230,18 +239,20 @@ class Contract(strict.Strict):
             )
         if self.target.categories is not None and len(self.target.categories) < 2:
             raise ValueError(f"the target '{self.target.name}' has one class only; there is nothing to tell apart")
-        if self.target.unseen:
-            raise ValueError(f"the target '{self.target.name}': every row needs a class of the contract; drop 'unseen'")
+        if self.target.max_unknown_share:
+            raise ValueError(
+                f"the target '{self.target.name}': every row needs a class of the contract; drop 'max_unknown_share'"
+            )
         return self
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read contract.yaml.
+    def load(cls, path: Path, accept_renamed: bool = False) -> Self:
+        """Read contract.yaml; with `accept_renamed`, also one of an older version of this package, in a bundle.
 
         Raises:
             ConfigError: the file is missing, malformed or contradicts itself.
         """
-        return strict.load(path, cls)
+        return strict.load(path, cls, accept_renamed)
 
     def _with_role(self, role: Role) -> Column | None:
         return next((column for column in self.columns if column.role == role), None)
@@ -322,6 +333,9 @@ class Contract(strict.Strict):
             for key in ("source", "time_zone", "parse"):
                 if getattr(column, key) == Column.model_fields[key].default:
                     del said[key]
+            # Hashed by the names that these keys had first.
+            for old, new in Column.renamed.items():
+                said[old] = said.pop(new)
             if "parse" in said:
                 said["parse"] = column.parse.model_dump(mode="json", exclude_defaults=True)
         return sha256_text(canonical(content))

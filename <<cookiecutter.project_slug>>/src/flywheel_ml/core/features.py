@@ -124,7 +124,7 @@ class Featurizer:
             (f"{c.name}.{name}", c.name, time if part == "elapsed" and c.name != time else "", function)
             for c in inputs
             if c.type == "datetime"
-            for part in c.parts
+            for part in c.datetime_features
             for name, function in PARTS[part].items()
         ]
         self._strings = [c for c in inputs if c.type == "string"]
@@ -180,7 +180,7 @@ class Featurizer:
         cat = np.empty((n_rows, len(self._strings)), dtype=object)
         for position, column in enumerate(self._strings):
             values = columns[column.name]
-            if column.text:
+            if column.free_text:
                 known = {value: MISSING if value is None else tokens(value) for value in set(values.tolist())}
                 cat[:, position] = [known[value] for value in values.tolist()]
                 continue
@@ -198,7 +198,7 @@ class Featurizer:
             [[MISSING if (text := row.get(name)) is None else text for name in names] for row in rows], dtype=object
         ).reshape(len(rows), len(names))
         for position, column in enumerate(self._strings):
-            if column.text:
+            if column.free_text:
                 cat[:, position] = [tokens(text) for text in cat[:, position].tolist()]
         num = np.empty((len(rows), len(self.numeric)), dtype=np.float32)
         with np.errstate(all="ignore"):

@@ -123,16 +123,18 @@ class RandomForestParams(strict.Strict):
 
 
 class MlpParams(strict.Strict):
-    """See sklearn.neural_network.MLPClassifier, and -Regressor; `steps` bounds how long it learns.
+    """See sklearn.neural_network.MLPClassifier, and -Regressor; `max_steps` bounds how long it learns.
 
     An epoch is one pass over the rows, a step one batch of them: a small table gets more epochs than a large one.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"steps": "max_steps"}
 
     hidden_layer_sizes: tuple[PositiveInt, ...] = Field(default=(64, 32), min_length=1, max_length=8)
     alpha: float = Field(default=0.001, ge=0)
     learning_rate_init: float = Field(default=0.003, gt=0)
     batch_size: int = Field(default=256, gt=0)
-    steps: int = Field(default=5000, gt=0)
+    max_steps: int = Field(default=5000, gt=0)
 
 
 class TrainParams(strict.Strict):
@@ -142,6 +144,7 @@ class TrainParams(strict.Strict):
     `auto` lets `candidates` compete; none listed means all that fit the task. `calibration` is chosen in the same way.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"yardstick": "sklearn_default"}
     catalog: ClassVar[Mapping[str, Estimator]] = STANDARD
 
     estimator: str
@@ -156,7 +159,7 @@ class TrainParams(strict.Strict):
     random_forest: RandomForestParams = RandomForestParams()
     mlp: MlpParams = MlpParams()
     baseline_rows: int = Field(default=20_000, gt=0)
-    yardstick: bool = True
+    sklearn_default: bool = True
 
     @field_validator("estimator", mode="before")
     @classmethod
@@ -192,8 +195,10 @@ class TrainParams(strict.Strict):
 class TuneParams(strict.Strict):
     """How many configurations of the estimator are tried before it is trained, on at most how many rows; 0: none."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"rows": "max_rows"}
+
     trials: int = Field(default=0, ge=0)
-    rows: int = Field(default=50_000, gt=0)
+    max_rows: int = Field(default=50_000, gt=0)
 
 
 class CostParams(strict.Strict):
@@ -221,24 +226,38 @@ class ExplainParams(strict.Strict):
 class GateParams(strict.Strict):
     """What a model must meet before it may be promoted; see model/evaluation/gate.py.
 
-    `significance` is the one-sided level of the two tests on out-of-fold rows: better than the class prior, and not
-    worse than the linear baseline. `floor`, `gain_over_linear`, `loss_to_champion` and the slices are on test rows, in
-    ROC AUC for classes, in R² for numbers; None asks for nothing.
+    `significance_level` is that of the two one-sided tests on out-of-fold rows: better than the class prior, and not
+    worse than the linear baseline. `min_score`, `min_gain_over_linear`, `max_drop_from_champion` and the slices refer
+    to test rows: ROC AUC for classes, R² for numbers. None switches a check off.
     """
 
-    significance: float = Field(default=0.05, gt=0, lt=0.5)
-    floor: float | None = Field(default=None, ge=-1, le=1)
-    skill_over_trivial: float | None = Field(default=None, ge=-1, le=1)
-    gain_over_linear: float | None = Field(default=None, ge=-1, le=1)
-    loss_to_champion: float = Field(ge=0, le=1)
+    renamed: ClassVar[Mapping[str, str]] = {
+        "significance": "significance_level",
+        "floor": "min_score",
+        "skill_over_trivial": "min_skill_score",
+        "gain_over_linear": "min_gain_over_linear",
+        "loss_to_champion": "max_drop_from_champion",
+        "slice_floor": "min_slice_score",
+        "slice_loss": "max_slice_drop",
+        "class_recall": "min_class_recall",
+        "calibration_error": "max_calibration_error",
+        "latency_ms": "max_latency_ms",
+        "size_mb": "max_size_mb",
+    }
+
+    significance_level: float = Field(default=0.05, gt=0, lt=0.5)
+    min_score: float | None = Field(default=None, ge=-1, le=1)
+    min_skill_score: float | None = Field(default=None, ge=-1, le=1)
+    min_gain_over_linear: float | None = Field(default=None, ge=-1, le=1)
+    max_drop_from_champion: float = Field(ge=0, le=1)
     parity_tolerance: float = Field(gt=0)
-    slice_floor: float | None = Field(default=None, ge=-1, le=1)
-    slice_loss: float | None = Field(default=None, ge=0, le=2)
-    class_recall: float = Field(default=0.0, ge=0, le=1)
-    calibration_error: float = Field(default=0.15, gt=0, le=1)
+    min_slice_score: float | None = Field(default=None, ge=-1, le=1)
+    max_slice_drop: float | None = Field(default=None, ge=0, le=2)
+    min_class_recall: float = Field(default=0.0, ge=0, le=1)
+    max_calibration_error: float = Field(default=0.15, gt=0, le=1)
     coverage_tolerance: float = Field(default=0.1, ge=0, le=1)
-    latency_ms: float = Field(default=20.0, gt=0)
-    size_mb: float = Field(default=200.0, gt=0)
+    max_latency_ms: float = Field(default=20.0, gt=0)
+    max_size_mb: float = Field(default=200.0, gt=0)
 
 
 class RolloutParams(strict.Strict):
@@ -256,15 +275,25 @@ class ScoreParams(strict.Strict):
 class MonitorParams(strict.Strict):
     """When a window counts as drifted or degraded; the method is in docs/monitoring.md."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "alpha": "significance_level",
+        "numeric_floor": "min_effect_numeric",
+        "category_floor": "min_effect_categorical",
+        "prediction_floor": "min_effect_prediction",
+        "quality_drop": "max_quality_drop",
+        "error_rise": "max_error_increase",
+        "confidence": "confidence_level",
+    }
+
     min_rows: int = Field(default=200, gt=0)
-    alpha: float = Field(default=0.01, gt=0, lt=1)
-    numeric_floor: float = Field(default=0.05, gt=0, le=1)
-    category_floor: float = Field(default=0.05, gt=0, le=1)
-    prediction_floor: float = Field(default=0.05, gt=0, le=1)
+    significance_level: float = Field(default=0.01, gt=0, lt=1)
+    min_effect_numeric: float = Field(default=0.05, gt=0, le=1)
+    min_effect_categorical: float = Field(default=0.05, gt=0, le=1)
+    min_effect_prediction: float = Field(default=0.05, gt=0, le=1)
     min_labels: int = Field(default=200, gt=0)
-    quality_drop: float = Field(default=0.03, gt=0, le=1)
-    error_rise: float = Field(default=0.1, gt=0)
-    confidence: float = Field(default=0.95, gt=0, lt=1)
+    max_quality_drop: float = Field(default=0.03, gt=0, le=1)
+    max_error_increase: float = Field(default=0.1, gt=0)
+    confidence_level: float = Field(default=0.95, gt=0, lt=1)
 
 
 SHAPING = {"seed", "data", "split", "train", "tune", "evaluate", "explain"}

@@ -176,7 +176,7 @@ def _hours(columns: Columns) -> dict[str, np.ndarray]:
 def _frame(column: Column, values: np.ndarray, training: np.ndarray) -> Counts:
     if column.type == "boolean":
         return Counts(kind="categorical", categories=("false", "true"), counts=(0, 0))
-    if column.type != "string" or column.text:
+    if column.type != "string" or column.free_text:
         return _numeric_frame(_as_float(values))
     seen = _tally(training)
     if column.categories is not None:

@@ -13,6 +13,20 @@ from flywheel_ml.utils.strict import nearest
 
 PREFIX = "ML_"
 
+RENAMED = {
+    "ML_LOG_UNAVAILABLE": "ML_LOG_FAILURE_POLICY",
+    "ML_LOG_SPOOL": "ML_LOG_SPOOL_FOLDER",
+    "ML_LOG_SPOOL_BYTES": "ML_LOG_SPOOL_MAX_BYTES",
+    "ML_MAX_HEAD_BYTES": "ML_MAX_HEADER_BYTES",
+    "ML_HEAD_SECONDS": "ML_HEADER_TIMEOUT_SECONDS",
+    "ML_BODY_SECONDS": "ML_BODY_TIMEOUT_SECONDS",
+    "ML_KEEP_ALIVE_SECONDS": "ML_KEEP_ALIVE_TIMEOUT_SECONDS",
+    "ML_CHALLENGER_SECONDS": "ML_CHALLENGER_TIMEOUT_SECONDS",
+    "ML_MAX_CONCURRENT": "ML_MAX_CONCURRENT_REQUESTS",
+    "ML_VARIANT_HEADER": "ML_ALLOW_VARIANT_HEADER",
+}
+"""Old name of a setting → its name now."""
+
 QUIET = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
@@ -41,22 +55,22 @@ class Settings(BaseSettings):
     api_keys_file: str = ""
     rate_limit: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     rate_burst: int = Field(default=0, ge=0)
-    max_head_bytes: int = Field(default=16_384, ge=1024)
+    max_header_bytes: int = Field(default=16_384, ge=1024)
     max_body_bytes: int = Field(default=10_000_000, gt=0)
     max_instances: int = Field(default=10_000, gt=0)
-    max_concurrent: int = Field(default=256, gt=0)
+    max_concurrent_requests: int = Field(default=256, gt=0)
     max_connections: int = Field(default=10_000, gt=0)
-    head_seconds: float = Field(default=10.0, gt=0)
-    body_seconds: float = Field(default=10.0, gt=0)
-    keep_alive_seconds: float = Field(default=75.0, gt=0)
-    challenger_seconds: float = Field(default=0.05, gt=0)
-    variant_header: bool = False
+    header_timeout_seconds: float = Field(default=10.0, gt=0)
+    body_timeout_seconds: float = Field(default=10.0, gt=0)
+    keep_alive_timeout_seconds: float = Field(default=75.0, gt=0)
+    challenger_timeout_seconds: float = Field(default=0.05, gt=0)
+    allow_variant_header: bool = False
     root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
     drain_seconds: float = Field(default=1.0, ge=0)
     log_synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
-    log_unavailable: Literal["refuse", "spool", "degrade"] = "refuse"
-    log_spool: Path = Path("var/spool")
-    log_spool_bytes: int = Field(default=1_000_000_000, ge=1_000_000)
+    log_failure_policy: Literal["refuse", "spool", "unlogged"] = "refuse"
+    log_spool_folder: Path = Path("var/spool")
+    log_spool_max_bytes: int = Field(default=1_000_000_000, ge=1_000_000)
     alert_webhook: SecretStr = SecretStr("")
 
     @classmethod
@@ -69,6 +83,8 @@ class Settings(BaseSettings):
         names = [PREFIX + name.upper() for name in cls.model_fields]
         for place, variables in (("environment", list(os.environ)), (".env", list(dotenv_values(".env")))):
             for variable in variables:
+                if new := RENAMED.get(variable.upper()):
+                    raise ConfigError(f"{place}: '{variable}' was renamed to '{new}'; rename it")
                 if variable.upper().startswith(PREFIX) and variable.upper() not in names:
                     raise ConfigError(f"{place}: '{variable}' is no setting; {nearest(variable.upper(), names)}")
         try:

@@ -14,7 +14,9 @@ from flywheel_ml.utils.errors import ProjectError
 CONTRACT, PARAMS, DECISIONS = Path("contract.yaml"), Path("params.yaml"), Path("decisions.yaml")
 TABLE = Path("data/table.parquet")
 SPLITS = {name: Path(f"data/split/{name}.parquet") for name in ("train", "validation", "test")}
-MODEL, BASELINE, YARDSTICK = (Path(f"model/{name}.joblib") for name in ("pipeline", "baseline", "yardstick"))
+MODEL, BASELINE, SKLEARN_DEFAULT = (
+    Path(f"model/{name}.joblib") for name in ("pipeline", "baseline", "sklearn_default")
+)
 OUT_OF_FOLD = Path("model/out_of_fold.parquet")
 SELECTION_SECONDS = Path("var/selection.json")
 BUNDLE = Path("bundle")

@@ -16,7 +16,7 @@ PATH = stage.REPORTS / "data_card.md"
 CARD = Path(__file__).with_name("data_card.md.jinja")
 
 
-class Decided(strict.Strict):
+class RecordedDecision(strict.Strict):
     """What was decided, of a column or (`column` empty) of the whole, and why."""
 
     column: str = ""
@@ -24,8 +24,8 @@ class Decided(strict.Strict):
     why: str
 
 
-class Danger(strict.Strict):
-    """A hazard: what was seen, what is to be done, and whether it was dealt with (`handled`) or is open (`warned`)."""
+class RecordedIssue(strict.Strict):
+    """A issue: what was seen, what is to be done, and whether it was dealt with (`handled`) or is open (`warned`)."""
 
     kind: str
     column: str = ""
@@ -37,8 +37,8 @@ class Danger(strict.Strict):
 class Record(strict.Strict):
     """decisions.yaml: what people should know of a table, and its rows do not tell."""
 
-    decisions: tuple[Decided, ...] = ()
-    hazards: tuple[Danger, ...] = ()
+    decisions: tuple[RecordedDecision, ...] = ()
+    issues: tuple[RecordedIssue, ...] = ()
 
 
 def write(table: pl.DataFrame, contract: Contract, ingested: dict[str, int], templates: Path | None = None) -> None:
@@ -94,7 +94,7 @@ def text(
         facts="\n".join(facts),
         columns="\n".join(columns),
         decisions="\n".join(_decisions(record)),
-        hazards="\n".join(_hazards(record)),
+        issues="\n".join(_issues(record)),
     )
 
 
@@ -108,15 +108,15 @@ def _decisions(record: Record) -> list[str]:
     return ["| column | decided | why |", "| --- | --- | --- |", *rows]
 
 
-def _hazards(record: Record) -> list[str]:
-    if not record.hazards:
+def _issues(record: Record) -> list[str]:
+    if not record.issues:
         return []
     rows = (
         f"| {_cell(one.kind)} | {f'`{_cell(one.column)}`' if one.column else '–'} | {one.severity} "
         f"| {_cell(one.evidence)} | {_cell(one.remedy)} |"
-        for one in record.hazards
+        for one in record.issues
     )
-    return ["| hazard | column | | seen | to do |", "| --- | --- | --- | --- | --- |", *rows]
+    return ["| issue | column | | seen | to do |", "| --- | --- | --- | --- | --- |", *rows]
 
 
 def _row(series: pl.Series, column: Column) -> str:
@@ -138,7 +138,7 @@ def _allowed(column: Column) -> str:
     if column.range is not None:
         return f"{column.range[0]:g} to {column.range[1]:g}"
     if column.categories is not None:
-        open_end = f", others up to {column.unseen:.1%}" if column.unseen else ""
+        open_end = f", others up to {column.max_unknown_share:.1%}" if column.max_unknown_share else ""
         return f"{len(column.categories)} categories{open_end}"
     return "any"
 

@@ -340,7 +340,7 @@ def _check(registry: Registry, folder: Path, champion: Version, number: str) -> 
     if not version.passed:
         raise GateRefusal(f"version {number} was refused ({version.refused}); it cannot be tried out")
     paths = [serving_folder.bundle_folder(folder, _fetch(registry, one, folder)) for one in (champion, version)]
-    if unfit := serving_folder.unfit(*(Contract.load(path / bundle.CONTRACT) for path in paths)):
+    if unfit := serving_folder.unfit(*(Contract.load(path / bundle.CONTRACT, accept_renamed=True) for path in paths)):
         raise ProjectError(f"version {number} cannot stand beside version {champion.number}: {unfit}")
 
 

@@ -285,7 +285,7 @@ def _told(name: str, contract: Contract, params: Params) -> str:
     if name == "evaluate":
         headline = metrics.HEADLINE[contract.task]
         measured = read_json(stage.REPORTS / "metrics.json")
-        shown = {"test": "model", "yardstick": "scikit-learn's boosting by default", "linear": "linear"}
+        shown = {"test": "model", "sklearn_default": "scikit-learn's boosting by default", "linear": "linear"}
         told = [
             f"{label} {measured[part][headline]:.4f}"
             for part, label in shown.items()

@@ -1,7 +1,7 @@
 """Whether a window's rows still look like the reference rows; pure functions over two profiles.
 
 A column counts as drifted when the difference is both significant and large enough to matter:
-its Holm-corrected p-value is at most alpha, and its effect reaches a floor. docs/monitoring.md gives
+its Holm-corrected p-value is at most significance_level, and its effect reaches a minimum. docs/monitoring.md gives
 the reasons, the sources and the measured rates of false and missed alarms.
 """
 
@@ -30,7 +30,7 @@ Verdict = Literal["ok", "drift", "insufficient data"]
 class Comparison(strict.Strict):
     """One comparison of the window with the reference.
 
-    `effect` and `floor` are shares in [0, 1]: the KS distance for numbers, the total variation distance for
+    `effect` and `min_effect` are shares in [0, 1]: the KS distance for numbers, the total variation distance for
     categories, the difference of rates for missing and unseen values. `reference` and `window` hold what a
     person compares: quartiles and the share of values up to the one where the two differ most, the shares of
     the categories that moved most, or the rate.
@@ -40,7 +40,7 @@ class Comparison(strict.Strict):
     aspect: Aspect
     statistic: Literal["KS distance", "total variation", "rate difference"]
     effect: float
-    floor: float
+    min_effect: float
     p_value: float
     adjusted: float
     drifted: bool
@@ -53,7 +53,7 @@ class Drift(strict.Strict):
 
     verdict: Verdict
     reason: str
-    alpha: float
+    significance_level: float
     comparisons: tuple[Comparison, ...] = ()
     skipped: tuple[str, ...] = Field(default=(), description="columns with too few values to compare")
 
@@ -76,13 +76,13 @@ def compare(reference: Profile, window: Profile, params: MonitorParams, untested
     Args:
         reference: profile of the reference rows.
         window: profile of the window, in the bins and categories of `reference`.
-        params: alpha, floors and the smallest number of rows.
+        params: significance level, minimum effects and the smallest number of rows.
         untested: columns that differ by their nature, such as dates.
     """
     for name, profile in (("window", window), ("reference", reference)):
         if profile.rows < params.min_rows:
             reason = f"the {name} has {words.rows(profile.rows)}; {params.min_rows:,} are needed to compare"
-            return Drift(verdict="insufficient data", reason=reason, alpha=params.alpha)
+            return Drift(verdict="insufficient data", reason=reason, significance_level=params.significance_level)
     tests, skipped = [], []
     for name, counts in reference.columns.items():
         if name in window.columns and name not in untested:
@@ -92,11 +92,23 @@ def compare(reference: Profile, window: Profile, params: MonitorParams, untested
                 skipped.append(name)
     if not tests:
         reason = "no column has enough values to compare"
-        return Drift(verdict="insufficient data", reason=reason, alpha=params.alpha, skipped=tuple(skipped))
+        return Drift(
+            verdict="insufficient data",
+            reason=reason,
+            significance_level=params.significance_level,
+            skipped=tuple(skipped),
+        )
     judged = sorted(
-        _holm(tests, params.alpha), key=lambda test: (not test.drifted, -test.effect / test.floor, test.column)
+        _holm(tests, params.significance_level),
+        key=lambda test: (not test.drifted, -test.effect / test.min_effect, test.column),
     )
-    drift = Drift(verdict="ok", reason="", alpha=params.alpha, comparisons=tuple(judged), skipped=tuple(skipped))
+    drift = Drift(
+        verdict="ok",
+        reason="",
+        significance_level=params.significance_level,
+        comparisons=tuple(judged),
+        skipped=tuple(skipped),
+    )
     columns = [*drift.drifted, *(["the prediction"] if drift.prediction_drifted else [])]
     if not columns:
         return drift.model_copy(update={"reason": f"none of {len(judged)} comparisons found a difference that matters"})
@@ -106,17 +118,17 @@ def compare(reference: Profile, window: Profile, params: MonitorParams, untested
 def _tests(name: str, reference: Counts, window: Counts, params: MonitorParams) -> Iterator[Comparison]:
     if min(reference.present, window.present) >= MIN_PRESENT:
         if reference.kind == "numeric":
-            floor = params.prediction_floor if name == PREDICTION else params.numeric_floor
-            yield from _numbers(name, reference, window, floor)
+            min_effect = params.min_effect_prediction if name == PREDICTION else params.min_effect_numeric
+            yield from _numbers(name, reference, window, min_effect)
         else:
-            yield from _categories(name, reference, window, params.category_floor)
+            yield from _categories(name, reference, window, params.min_effect_categorical)
     missing = (reference.missing, reference.rows), (window.missing, window.rows)
-    yield from _rates(name, "missing", *missing, floor=params.category_floor)
+    yield from _rates(name, "missing", *missing, min_effect=params.min_effect_categorical)
     unseen = (reference.unknown, reference.present), (window.unknown, window.present)
-    yield from _rates(name, "unseen", *unseen, floor=params.category_floor)
+    yield from _rates(name, "unseen", *unseen, min_effect=params.min_effect_categorical)
 
 
-def _numbers(name: str, reference: Counts, window: Counts, floor: float) -> Iterator[Comparison]:
+def _numbers(name: str, reference: Counts, window: Counts, min_effect: float) -> Iterator[Comparison]:
     before, after = np.array(reference.counts), np.array(window.counts)
     if _constant(reference, window):
         return
@@ -127,21 +139,21 @@ def _numbers(name: str, reference: Counts, window: Counts, floor: float) -> Iter
             "split": reference.edges[split],
             "share up to split": float(counts[: split + 1].sum() / counts.sum()),
         }
-    yield _comparison(name, "values", "KS distance", distance(before, after), floor, p_value(before, after), *seen)
+    yield _comparison(name, "values", "KS distance", distance(before, after), min_effect, p_value(before, after), *seen)
 
 
-def _categories(name: str, reference: Counts, window: Counts, floor: float) -> Iterator[Comparison]:
+def _categories(name: str, reference: Counts, window: Counts, min_effect: float) -> Iterator[Comparison]:
     table = pooled(np.array([(*counts.known, counts.unknown) for counts in (reference, window)]))
     if table.shape[1] < 2:
         return
     shares = table / table.sum(axis=1, keepdims=True)
     effect = float(np.abs(shares[0] - shares[1]).sum() / 2)
     p = float(stats.chi2_contingency(table, correction=False).pvalue)
-    yield _comparison(name, "values", "total variation", effect, floor, p, *_movers(reference, window))
+    yield _comparison(name, "values", "total variation", effect, min_effect, p, *_movers(reference, window))
 
 
 def _rates(
-    name: str, aspect: Aspect, reference: tuple[int, int], window: tuple[int, int], floor: float
+    name: str, aspect: Aspect, reference: tuple[int, int], window: tuple[int, int], min_effect: float
 ) -> Iterator[Comparison]:
     hits = reference[0] + window[0]
     # A margin of zero can never be significant, so it is no test and costs the others no power (Tarone 1990).
@@ -153,7 +165,7 @@ def _rates(
     exact = expected < MIN_EXPECTED
     p = stats.fisher_exact(table).pvalue if exact else stats.chi2_contingency(table, correction=False).pvalue
     yield _comparison(
-        name, aspect, "rate difference", abs(after - before), floor, float(p), {"rate": before}, {"rate": after}
+        name, aspect, "rate difference", abs(after - before), min_effect, float(p), {"rate": before}, {"rate": after}
     )
 
 
@@ -162,7 +174,7 @@ def _comparison(
     aspect: Aspect,
     statistic: Literal["KS distance", "total variation", "rate difference"],
     effect: float,
-    floor: float,
+    min_effect: float,
     p_value: float,
     reference: dict[str, float],
     window: dict[str, float],
@@ -172,7 +184,7 @@ def _comparison(
         aspect=aspect,
         statistic=statistic,
         effect=effect,
-        floor=floor,
+        min_effect=min_effect,
         p_value=p_value,
         adjusted=1.0,
         drifted=False,
@@ -181,14 +193,14 @@ def _comparison(
     )
 
 
-def _holm(tests: list[Comparison], alpha: float) -> list[Comparison]:
+def _holm(tests: list[Comparison], significance_level: float) -> list[Comparison]:
     """Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure": adjusted p-values, then the verdicts."""
     order = np.argsort([test.p_value for test in tests], kind="stable")
     judged, running = [], 0.0
     for rank, at in enumerate(order):
         test = tests[at]
         running = max(running, min(1.0, test.p_value * (len(tests) - rank)))
-        drifted = running <= alpha and test.effect >= test.floor
+        drifted = running <= significance_level and test.effect >= test.min_effect
         judged.append(test.model_copy(update={"adjusted": running, "drifted": drifted}))
     return judged
 

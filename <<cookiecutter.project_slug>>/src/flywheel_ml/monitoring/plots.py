@@ -132,15 +132,15 @@ def volume(found: Volume, width: int) -> Markup:
     return _svg(width, 128, parts, f"Rows over time, {write(first)} to {write(last)}, at most {most:,}")
 
 
-def meter(effect: float, floor: float) -> Markup:
-    """How large an effect is beside its floor."""
-    full = max(4 * floor, 1e-9)
+def meter(effect: float, min_effect: float) -> Markup:
+    """How large an effect is next to its minimum."""
+    full = max(4 * min_effect, 1e-9)
     parts = [
         _rect(0, 3, 64, 6, "track"),
-        _rect(0, 3, 64 * min(1.0, effect / full), 6, "over" if effect >= floor else "under"),
-        _line(64 * floor / full, 0, 64 * floor / full, 12, "limit"),
+        _rect(0, 3, 64 * min(1.0, effect / full), 6, "over" if effect >= min_effect else "under"),
+        _line(64 * min_effect / full, 0, 64 * min_effect / full, 12, "limit"),
     ]
-    return _svg(64, 12, parts, f"{effect:.3f}, floor {floor:.3f}", "meter")
+    return _svg(64, 12, parts, f"{effect:.3f}, min_effect {min_effect:.3f}", "meter")
 
 
 class _Bars(NamedTuple):

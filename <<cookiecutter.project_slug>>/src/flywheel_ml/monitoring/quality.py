@@ -80,12 +80,12 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
     Args:
         window: the monitored rows.
         manifest: the model's threshold and its test metrics.
-        monitor: smallest number of labels, tolerated drop, confidence.
+        monitor: smallest number of labels, tolerated drop, confidence level.
         evaluate: costs and the smallest slice.
     """
     task, reference = manifest.task, manifest.metrics.get("test", {})
     found = metrics.judge(task, window.truth, window.output, _decision(manifest, evaluate))
-    spread = intervals(manifest, window.truth, window.output, monitor.confidence)
+    spread = intervals(manifest, window.truth, window.output, monitor.confidence_level)
     measures = {
         name: Measure(
             value=value,
@@ -100,7 +100,7 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
     return Quality(
         verdict=verdict,
         reason=reason,
-        confidence=monitor.confidence,
+        confidence=monitor.confidence_level,
         labelled=len(window.truth),
         coverage=len(window.truth) / window.rows if window.rows else 0.0,
         judged=JUDGED[task],
@@ -192,7 +192,9 @@ def _decision(manifest: Manifest, evaluate: EvaluateParams) -> metrics.Decision 
 def _limit(task: Task, reference: float | None, monitor: MonitorParams) -> float | None:
     if reference is None:
         return None
-    return reference * (1 + monitor.error_rise) if is_error(JUDGED[task]) else reference - monitor.quality_drop
+    return (
+        reference * (1 + monitor.max_error_increase) if is_error(JUDGED[task]) else reference - monitor.max_quality_drop
+    )
 
 
 def _beyond(name: str, found: Interval | Measure, limit: float) -> bool:
@@ -258,7 +260,7 @@ def _slices(
         for at in np.argsort(-counts, kind="stable")[:MAX_SLICES]:
             truth, output, value = window.truth[members[at]], window.output[members[at]], str(names[at])
             reference, enough = tested.get((column, value)), bool(counts[at] >= evaluate.min_slice_rows)
-            found = intervals(manifest, truth, output, monitor.confidence).get(name)
+            found = intervals(manifest, truth, output, monitor.confidence_level).get(name)
             limit = _limit(task, reference, monitor)
             yield SliceQuality(
                 column=column,

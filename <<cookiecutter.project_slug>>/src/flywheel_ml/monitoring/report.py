@@ -193,7 +193,7 @@ def _row(comparison: Comparison, contract: Contract) -> Row:
         effect=f"{comparison.effect:.3f}",
         p=words.p_value(comparison.adjusted),
         drifted=comparison.drifted,
-        meter=plots.meter(comparison.effect, comparison.floor),
+        meter=plots.meter(comparison.effect, comparison.min_effect),
     )
 
 
@@ -251,7 +251,7 @@ def _shown(name: str) -> str:
 def _meaning(name: str, contract: Contract) -> tuple[str, str]:
     for column in contract.columns:
         if column.name == name:
-            return ("words" if column.text else column.unit), column.description
+            return ("words" if column.free_text else column.unit), column.description
         if f"{column.name}.elapsed" == name:
             return "d", f"days from {column.name} to the row's time"
         if f"{column.name}.hour" == name:

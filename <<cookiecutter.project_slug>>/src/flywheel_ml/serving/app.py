@@ -50,7 +50,9 @@ def create_app(
     """
     metrics, log = metrics or Metrics(), logger()
     guard = Guard(settings, metrics, log)
-    admission = Admission(settings.max_body_bytes, settings.body_seconds, settings.max_concurrent, metrics)
+    admission = Admission(
+        settings.max_body_bytes, settings.body_timeout_seconds, settings.max_concurrent_requests, metrics
+    )
     lifecycle = RequestLifecycle(guard, admission, metrics, log, spans)
     models = ModelManager(settings.serving_folder, settings.max_instances, metrics, log, features)
     service = Service(settings, lifecycle, models, metrics)
@@ -60,7 +62,7 @@ def create_app(
         with opened_log(settings, metrics.log.backlog) as writer:
             metrics.log.follow(writer)
             service.batcher = Batcher(
-                writer, metrics, settings.challenger_seconds, settings.log_unavailable == "degrade"
+                writer, metrics, settings.challenger_timeout_seconds, settings.log_failure_policy == "unlogged"
             )
             service.explainer = Explainer(admission.full)
             service.labeller = Labeller(settings.prediction_log, writer, metrics)
@@ -103,12 +105,14 @@ def opened_log(settings: Settings, backlog: Backlog) -> Writer:
         ConfigError: it cannot be opened, or a spool is asked for where there is no database.
     """
     target, role, synchronous = settings.prediction_log, "serve", settings.log_synchronous
-    if settings.log_unavailable != "spool":
-        may_be_gone = settings.log_unavailable == "degrade"
+    if settings.log_failure_policy != "spool":
+        may_be_gone = settings.log_failure_policy == "unlogged"
         return WatchedWriter(backlog, target, role, synchronous=synchronous, may_be_gone=may_be_gone)
     if "://" not in target:
-        raise ConfigError("ML_LOG_UNAVAILABLE: a spool is for a database; ML_PREDICTION_LOG is a folder: use 'refuse'")
-    spool = Spool(settings.log_spool, role, synchronous, settings.log_spool_bytes)
+        raise ConfigError(
+            "ML_LOG_FAILURE_POLICY: a spool is for a database; ML_PREDICTION_LOG is a folder: use 'refuse'"
+        )
+    spool = Spool(settings.log_spool_folder, role, synchronous, settings.log_spool_max_bytes)
     try:
         return WatchedWriter(backlog, target, role, synchronous=synchronous, spool=spool)
     except BaseException:

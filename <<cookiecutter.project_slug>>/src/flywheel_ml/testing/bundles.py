@@ -30,8 +30,8 @@ def make_bundle(
     fitted = train.train(parts["train"], contract, params, parts["validation"], features=functions)
     judged = {name: parts[name] for name in ("validation", "test")}
     pipelines = {"model": fitted.model, "linear": fitted.baseline}
-    if fitted.yardstick is not None:
-        pipelines["yardstick"] = fitted.yardstick
+    if fitted.sklearn_default is not None:
+        pipelines["sklearn_default"] = fitted.sklearn_default
     evaluation = evaluate.evaluate(
         pipelines, judged, contract, params, fitted.prior, train.out_of_fold_table(fitted), functions
     )

@@ -21,12 +21,20 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old name of a key → its name now."""
+
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load(path: Path, model: type[Model]) -> Model:
+def load(path: Path, model: type[Model], accept_renamed: bool = False) -> Model:
     """Read a YAML file into `model`.
+
+    Args:
+        path: of the file.
+        model: what it holds.
+        accept_renamed: whether keys may have their old names, in a file that nobody may edit.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or does not fit the model; one line, all faults named.
@@ -48,7 +56,22 @@ def load(path: Path, model: type[Model]) -> Model:
         raise ConfigError(f"{path.name}{line}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
-    return parse(content, model, name=path.name)
+    return parse(current_keys(content, model) if accept_renamed else content, model, name=path.name)
+
+
+def current_keys(content: Any, model: type[BaseModel]) -> Any:
+    """The same content with old key names replaced by the current ones, at every level of the model."""
+    if isinstance(content, list):
+        return [current_keys(one, model) for one in content]
+    if not isinstance(content, Mapping):
+        return content
+    renamed = model.renamed if issubclass(model, Strict) else {}
+    found = {renamed.get(key, key): value for key, value in content.items()}
+    for key, value in found.items():
+        inner = _model_in(model.model_fields[key].annotation) if key in model.model_fields else None
+        if inner is not None:
+            found[key] = current_keys(value, inner)
+    return found
 
 
 def parse(content: Any, model: type[Model], name: str) -> Model:
@@ -116,13 +139,24 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.refuse_date)
 
 
 def _explain(error: ValidationError, model: type[BaseModel], name: str) -> Iterator[str]:
-    for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"])
+    faults = error.errors()
+    renamed = {}
+    for fault in faults:
         if fault["type"] == "extra_forbidden":
+            *path, key = fault["loc"]
+            inner = _model_at(model, tuple(path))
+            if issubclass(inner, Strict) and str(key) in inner.renamed:
+                renamed[fault["loc"]] = ".".join(map(str, (*path, inner.renamed[str(key)])))
+    for fault in faults:
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["loc"] in renamed:
+            yield f"{name}: '{where}' was renamed to '{renamed[fault['loc']]}'; rename the key"
+        elif fault["type"] == "extra_forbidden":
             key = str(fault["loc"][-1])
             yield f"{name}: unknown key '{where}'; {nearest(key, _keys_at(model, fault['loc'][:-1]))}"
         elif fault["type"] == "missing":
-            yield f"{name}: '{where}' is missing"
+            if where not in renamed.values():
+                yield f"{name}: '{where}' is missing"
         else:
             message = fault["msg"].removeprefix("Value error, ")
             shown = "" if isinstance(fault["input"], Mapping | list) else f" (found {fault['input']!r})"
@@ -130,13 +164,17 @@ def _explain(error: ValidationError, model: type[BaseModel], name: str) -> Itera
 
 
 def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    return [field.alias or key for key, field in _model_at(model, path).model_fields.items()]
+
+
+def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
     for part in path:
         if isinstance(part, int) or part not in model.model_fields:
             continue
         inner = _model_in(model.model_fields[part].annotation)
         if inner is not None:
             model = inner
-    return [field.alias or key for key, field in model.model_fields.items()]
+    return model
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -21,7 +21,7 @@ COLUMNS = {
     "integer": Column(name="x", type="integer"),
     "boolean": Column(name="x", type="boolean", parse=Parse(true_values=("Ja",), false_values=("-", "Nein"))),
     "string": Column(name="x", type="string", parse=Parse(na_values=("NA",))),
-    "codes": Column(name="x", type="string", categories=("00012", "04000"), unseen=0.1),
+    "codes": Column(name="x", type="string", categories=("00012", "04000"), max_unknown_share=0.1),
     "gap": Column(name="x", type="string", categories=("None", "Attached")),
     "naive": Column(name="x", type="datetime"),
     "utc": Column(name="x", type="datetime", time_zone="UTC"),

@@ -129,7 +129,7 @@ def test_every_file_is_then_about_the_new_table(former: Path, table: Path) -> No
     params = yaml.safe_load(stage.PARAMS.read_text())
     assert params["data"] == {"raw": "data/raw/my-shop-2024.parquet", "until": None}
     assert params["split"] == {"by": "hash", "validation_share": 0.15, "test_share": 0.15}
-    assert (params["evaluate"]["slices"], params["gates"]["floor"]) == (["shelf"], None)
+    assert (params["evaluate"]["slices"], params["gates"]["min_score"]) == (["shelf"], None)
     assert params["train"]["estimator"] == "auto"
     raw = pl.read_parquet(params["data"]["raw"])
     assert raw.equals(shop(400, empty=pl.Series([None] * 400, dtype=pl.String)))
@@ -355,10 +355,11 @@ def test_params_keep_their_comments_and_what_a_table_does_not_decide(tmp_path: P
         "train:\n  estimator: auto\n\n  candidates: [logistic_regression, spline_logistic_regression, "
         "regularized_boosting, random_forest, \n      hist_gradient_boosting, mlp]\n  calibration: auto\n\n"
         "evaluate:\n  slices: [shelf]\n  min_slice_rows: 20\n\n"
-        "gates:\n  own: 1\n  significance: 0.05\n  floor: null\n  skill_over_trivial: null\n"
-        "  gain_over_linear: null\n  loss_to_champion: 0.01\n  parity_tolerance: 0.00001\n  slice_floor: null\n"
-        "  slice_loss: null\n  class_recall: 0.0\n  calibration_error: 0.15\n  coverage_tolerance: 0.1\n"
-        "  latency_ms: 20.0\n  size_mb: 200.0\n"
+        "gates:\n  own: 1\n  significance_level: 0.05\n  min_score: null\n  min_skill_score: null\n"
+        "  min_gain_over_linear: null\n  max_drop_from_champion: 0.01\n  parity_tolerance: 0.00001\n"
+        "  min_slice_score: null\n  max_slice_drop: null\n  min_class_recall: 0.0\n  max_calibration_error: 0.15\n"
+        "  coverage_tolerance: 0.1\n"
+        "  max_latency_ms: 20.0\n  max_size_mb: 200.0\n"
     )
 
 

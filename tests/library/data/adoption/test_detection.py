@@ -177,7 +177,7 @@ def test_few_words_leave_a_column_of_numbers_or_dates_what_it_is(tmp_path: Path)
     )
     found = proposed(table, "won", tmp_path)
     assert [column["type"] for column in found.columns[:2]] == ["float", "datetime"]
-    assert {("missing markers", "amount", "warned"), ("missing markers", "shipped", "warned")} <= told(found.hazards)
+    assert {("missing markers", "amount", "warned"), ("missing markers", "shipped", "warned")} <= told(found.issues)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_cells_of_two_readings_are_reported(tmp_path: Path, cells: list[str], un
     assert detected(cells).unclear == unclear
     kind = "looks like dates" if unclear == "dates" else "ambiguous"
     assert (kind, "c", "warned") in told(
-        proposed(pl.DataFrame({"c": cells, "x": AMOUNTS, "won": LABELS}), "won", tmp_path).hazards
+        proposed(pl.DataFrame({"c": cells, "x": AMOUNTS, "won": LABELS}), "won", tmp_path).issues
     )
 
 
@@ -285,7 +285,7 @@ def test_counted_times_are_read_by_name_and_size(
 
 def test_counts_of_a_time_without_its_name_are_reported(tmp_path: Path) -> None:
     table = pl.DataFrame({"c": [int(moment.timestamp() * 1000) for moment in MOMENTS], "won": LABELS})
-    assert ("looks like dates", "c", "warned") in told(proposed(table, "won", tmp_path).hazards)
+    assert ("looks like dates", "c", "warned") in told(proposed(table, "won", tmp_path).issues)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sklearn import datasets
 
 from flywheel_ml.core.contract import SCORED
 from flywheel_ml.data import split
-from flywheel_ml.data.adoption import columns, hazards, words
+from flywheel_ml.data.adoption import columns, issues, words
 from flywheel_ml.data.adoption.detection.detected import TEXT
 from flywheel_ml.data.adoption.profiling import ColumnProfile
 from flywheel_ml.utils.errors import ConfigError, DataError
@@ -45,7 +45,7 @@ def test_real_tables_ask_for_what_they_are_known_for(
     assert found.task == task
     assert entry(found, "target").get("categories") == classes
     assert found.split == {"by": "hash", "validation_share": 0.15, "test_share": 0.15}
-    assert not [hazard for hazard in found.hazards if hazard.severity == "refused" or hazard.kind == "leakage"]
+    assert not [issue for issue in found.issues if issue.severity == "refused" or issue.kind == "leakage"]
     for column in table.columns:
         low, high = entry(found, column).get("range", (-np.inf, np.inf))
         assert low <= table[column].min() <= table[column].max() <= high, column  # type: ignore[operator]
@@ -117,16 +117,16 @@ def test_a_range_is_wider_than_what_was_seen_and_does_not_cross_zero(ends: list[
 def test_texts_too_many_to_list_are_inputs_by_their_words_or_by_the_target_s_mean(tmp_path: Path) -> None:
     note = [f"the quick brown {at} jumps" for at in range(ROWS * 2)]
     found = proposed(shop(ROWS * 2, note=note, town=[f"t{at % 200}" for at in range(ROWS * 2)]), "bought", tmp_path)
-    assert entry(found, "note") == {"name": "note", "type": "string", "text": True}
+    assert entry(found, "note") == {"name": "note", "type": "string", "free_text": True}
     assert entry(found, "town") == {"name": "town", "type": "string"}
-    assert {("free text", "note", "handled"), ("many values", "town", "handled")} <= told(found.hazards)
+    assert {("free text", "note", "handled"), ("many values", "town", "handled")} <= told(found.issues)
 
 
 def test_a_moment_is_expanded_into_what_its_span_and_its_precision_tell(tmp_path: Path) -> None:
     days = [datetime(2020, 1, 1) + timedelta(days=4 * at) for at in range(ROWS)]
     found = proposed(shop(ROWS, at=days, born=[*MOMENTS[1:], None]), "bought", tmp_path)
-    assert entry(found, "at")["parts"] == ["weekday", "year_cycle"]
-    assert entry(found, "born")["parts"] == ["hour", "weekday", "elapsed"]
+    assert entry(found, "at")["datetime_features"] == ["weekday", "year_cycle"]
+    assert entry(found, "born")["datetime_features"] == ["hour", "weekday", "elapsed"]
     assert "dates without a time of day; 4 years" in next(told.why for told in found.decisions if told.column == "at")
 
 
@@ -158,7 +158,7 @@ def test_an_id_names_rows_and_is_no_input(tmp_path: Path) -> None:
     table = shop(ROWS, order_id=range(1000, 1000 + ROWS), uuid=[f"u{at}" for at in range(ROWS)], row=range(ROWS))
     found = proposed(table, "bought", tmp_path)
     assert [role(found, name) for name in ("order_id", "uuid", "row")] == ["id", "ignored", "ignored"]
-    assert ("row counter", "row", "handled") in told(found.hazards)
+    assert ("row counter", "row", "handled") in told(found.issues)
 
 
 def gaps(count: int) -> list[int]:
@@ -188,7 +188,7 @@ def test_a_row_counter_is_no_input(tmp_path: Path, name: str, numbers: list[int]
     table = shop(ROWS)
     found = proposed(table.select(pl.Series(name, numbers), pl.all()), "bought", tmp_path)
     assert role(found, name) == became
-    assert (("row counter", name, "handled") in told(found.hazards)) == (became == "ignored")
+    assert (("row counter", name, "handled") in told(found.issues)) == (became == "ignored")
     if became == "ignored":
         assert role(
             proposed(table.with_columns(pl.Series(name, numbers)), "bought", tmp_path, feature=(name,)), name
@@ -199,7 +199,7 @@ def test_sample_weights_weigh_and_are_no_input(tmp_path: Path) -> None:
     table = shop(ROWS, sample_weight=RNG.random(ROWS) + 0.5, weight=RNG.random(ROWS) + 60)
     found = proposed(table, "bought", tmp_path)
     assert entry(found, "sample_weight") == {"name": "sample_weight", "type": "float", "role": "weight"}
-    assert ("sample weights", "sample_weight", "handled") in told(found.hazards)
+    assert ("sample weights", "sample_weight", "handled") in told(found.issues)
     # A person's or a car's weight has that name too: asked about, not taken.
     assert role(found, "weight") == "feature"
     assert "--weight weight" in next(one.why for one in found.decisions if one.column == "weight")
@@ -224,12 +224,12 @@ def test_a_class_that_only_the_newest_rows_have_is_reported_and_split_by_hash(tm
     found = proposed(table, "bought", tmp_path)
     assert found.split["by"] == "hash"
     assert role(found, "at") == "time"
-    assert ("late class", "bought", "warned") in told(found.hazards)
+    assert ("late class", "bought", "warned") in told(found.issues)
     # Both ways out that are named lead on.
-    assert ("late class", "bought", "refused") in told(proposed(table, "bought", tmp_path, split="time").hazards)
+    assert ("late class", "bought", "refused") in told(proposed(table, "bought", tmp_path, split="time").issues)
     dropped = proposed(table.filter(pl.col("bought") != "returned"), "bought", tmp_path, split="time")
     assert dropped.split["by"] == "time"
-    assert "late class" not in {hazard.kind for hazard in dropped.hazards}
+    assert "late class" not in {issue.kind for issue in dropped.issues}
 
 
 def test_a_class_whose_groups_the_split_keeps_from_training_is_refused(tmp_path: Path) -> None:
@@ -239,26 +239,26 @@ def test_a_class_whose_groups_the_split_keeps_from_training_is_refused(tmp_path:
     labels = np.where(customers == of_tests, "odd", table["bought"].to_numpy())
     table = table.with_columns(bought=pl.Series(labels))
     found = proposed(table, "bought", tmp_path)
-    assert ("class of few groups", "bought", "refused") in told(found.hazards)
+    assert ("class of few groups", "bought", "refused") in told(found.issues)
     by_row = proposed(table, "bought", tmp_path, ignore=("customer_id",))
-    assert "refused" not in {hazard.severity for hazard in by_row.hazards}
+    assert "refused" not in {issue.severity for issue in by_row.issues}
 
 
 @pytest.mark.parametrize("target", ["bought", "answer"])
 def test_labels_that_differ_only_in_case_or_blanks_are_reported(tmp_path: Path, target: str) -> None:
     answers = ["Yes", "yes", "No", "no  answer", "No Answer"]
     found = proposed(shop(ROWS, answer=[answers[at % 5] for at in range(ROWS)]), target, tmp_path)
-    (hazard,) = (hazard for hazard in found.hazards if hazard.kind == "labels alike")
-    assert (hazard.column, hazard.severity) == ("answer", "warned")
-    assert "'Yes' and 'yes'" in hazard.evidence
-    assert "'No Answer' and 'no  answer'" in hazard.evidence
+    (issue,) = (issue for issue in found.issues if issue.kind == "labels alike")
+    assert (issue.column, issue.severity) == ("answer", "warned")
+    assert "'Yes' and 'yes'" in issue.evidence
+    assert "'No Answer' and 'no  answer'" in issue.evidence
 
 
-Hazardous = tuple[str, str, str]
+IssueKey = tuple[str, str, str]
 
 
 @pytest.mark.parametrize(
-    ("change", "hazard", "became"),
+    ("change", "issue", "became"),
     [
         (lambda t: t.with_columns(c=pl.col("bought")), ("leakage", "c", "handled"), "ignored"),
         (lambda t: t.with_columns(c=(pl.col("bought") == "buyer") * 3 + 0.5), ("leakage", "c", "handled"), "ignored"),
@@ -347,14 +347,14 @@ Hazardous = tuple[str, str, str]
     ],
 )  # fmt: skip
 def test_a_danger_is_named_before_anything_is_trained(
-    tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], hazard: Hazardous, became: str | None
+    tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], issue: IssueKey, became: str | None
 ) -> None:
     table = shop(ROWS)
-    assert told(proposed(table, "bought", tmp_path).hazards) == set()
+    assert told(proposed(table, "bought", tmp_path).issues) == set()
     found = proposed(change(table), "bought", tmp_path)
-    assert hazard in told(found.hazards)
+    assert issue in told(found.issues)
     if became:
-        assert role(found, hazard[1]) == became
+        assert role(found, issue[1]) == became
     assert (became is None) == ("c" in change(table).columns and "c" not in [c["name"] for c in found.columns])
 
 
@@ -371,7 +371,7 @@ def test_leaks_are_found_for_numbers_and_many_classes_too(tmp_path: Path, target
             "code": [{"a": 7, "b": 3, "c": 5}[value] for value in kind],
         }
     )
-    leaks = {hazard.column for hazard in proposed(table, target, tmp_path).hazards if hazard.kind == "leakage"}
+    leaks = {issue.column for issue in proposed(table, target, tmp_path).issues if issue.kind == "leakage"}
     assert leaks == ({"exponential"} if target == "number" else {"code"})
 
 
@@ -380,7 +380,7 @@ def test_a_limit_within_one_column_is_a_leak_at_any_size(rows: int, severity: st
     rng = np.random.default_rng(rows)
     grams = rng.normal(2900, 700, rows)
     table = pl.DataFrame({"grams": grams, "age": rng.normal(size=rows), "low": grams < 2300})
-    (leak,) = hazards.leakage(table, "low", ["grams", "age"], "binary")
+    (leak,) = issues.leakage(table, "low", ["grams", "age"], "binary")
     assert (leak.column, leak.severity, leak.evidence) == ("grams", severity, "ROC AUC 1.000 by itself")
 
 
@@ -389,7 +389,7 @@ def test_a_column_that_nearly_tells_the_target_is_asked_about() -> None:
     accepted = rng.random(1000) < 0.7
     spent = np.where(accepted & (rng.random(1000) > 0.02), rng.exponential(100, 1000), 0.0)
     table = pl.DataFrame({"spent": spent, "card": accepted})
-    (leak,) = hazards.leakage(table, "card", ["spent"], "binary")
+    (leak,) = issues.leakage(table, "card", ["spent"], "binary")
     assert (leak.column, leak.severity) == ("spent", "warned")
 
 
@@ -399,7 +399,7 @@ def test_chance_is_no_leak_however_few_the_rows_and_rare_the_class(rows: int) ->
     for share in (0.1, 0.5):
         table = pl.DataFrame({f"x{at}": rng.normal(size=rows) for at in range(200)})
         table = table.with_columns(kind=rng.integers(0, 5, rows), y=rng.permutation(rows) < max(2, share * rows))
-        assert hazards.leakage(table, "y", [name for name in table.columns if name != "y"], "binary") == []
+        assert issues.leakage(table, "y", [name for name in table.columns if name != "y"], "binary") == []
 
 
 def test_no_column_of_noise_is_taken_for_a_leak(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_no_column_of_noise_is_taken_for_a_leak(tmp_path: Path) -> None:
         table = pl.DataFrame({f"x{at}": RNG.normal(size=rows) for at in range(30)})
         table = table.with_columns(ids=pl.Series([f"s{at}" for at in range(rows)]), y=pl.Series(RNG.random(rows) < 0.3))
         labels = table["y"]
-        assert hazards.leakage(table, labels.name, [name for name in table.columns if name != "y"], "binary") == []
+        assert issues.leakage(table, labels.name, [name for name in table.columns if name != "y"], "binary") == []
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -415,7 +415,7 @@ def test_a_name_that_scoring_needs_is_changed(tmp_path: Path, name: str) -> None
     found = proposed(shop(ROWS, **{name: RNG.random(ROWS), f"{name}_given": RNG.random(ROWS)}), "bought", tmp_path)
     assert found.sources[f"{name}_given_"] == name
     assert found.sources[f"{name}_given"] == f"{name}_given"
-    assert ("reserved name", f"{name}_given_", "handled") in told(found.hazards)
+    assert ("reserved name", f"{name}_given_", "handled") in told(found.issues)
 
 
 @pytest.mark.parametrize("name", ["two words", 'a "quote"', "größe", "class", "__proto__", "a,b", "0", "a\nb", "%"])
@@ -528,5 +528,5 @@ def test_names_are_cut_into_words() -> None:
 def test_equal_rows_are_counted(tmp_path: Path) -> None:
     table = shop(ROWS)
     found = proposed(pl.concat([table, table.tail(5)]), "bought", tmp_path)
-    (hazard,) = (hazard for hazard in found.hazards if hazard.kind == "duplicate rows")
-    assert hazard.evidence.startswith(f"5 of {ROWS + 5:,} rows")
+    (issue,) = (issue for issue in found.issues if issue.kind == "duplicate rows")
+    assert issue.evidence.startswith(f"5 of {ROWS + 5:,} rows")

@@ -33,9 +33,9 @@ def found(fitted: train.Fitted, table: pl.DataFrame, contract: Contract, params:
 
 def test_the_model_stands_beside_both_baselines_on_the_same_rows(found: dict[str, Any]) -> None:
     metrics = found["metrics"]
-    assert set(metrics) == {"validation", "test", "linear", "trivial"}
-    assert metrics["trivial"]["roc_auc"] == 0.5
-    assert metrics["test"]["prevalence"] == metrics["linear"]["prevalence"] == metrics["trivial"]["prevalence"]
+    assert set(metrics) == {"validation", "test", "linear", "prior"}
+    assert metrics["prior"]["roc_auc"] == 0.5
+    assert metrics["test"]["prevalence"] == metrics["linear"]["prevalence"] == metrics["prior"]["prevalence"]
 
 
 def test_threshold_is_the_cheapest_on_out_of_fold_rows(

@@ -18,25 +18,25 @@ from flywheel_ml.model.evaluation import gate, speed
 from flywheel_ml.model.evaluation.gate import Candidate
 
 PARAMS = GateParams(
-    floor=0.6,
-    skill_over_trivial=0.01,
-    gain_over_linear=0.0,
-    loss_to_champion=0.01,
+    min_score=0.6,
+    min_skill_score=0.01,
+    min_gain_over_linear=0.0,
+    max_drop_from_champion=0.01,
     parity_tolerance=1e-5,
-    slice_floor=0.6,
-    slice_loss=0.1,
-    class_recall=0.3,
-    calibration_error=0.05,
+    min_slice_score=0.6,
+    max_slice_drop=0.1,
+    min_class_recall=0.3,
+    max_calibration_error=0.05,
     coverage_tolerance=0.02,
-    latency_ms=10.0,
-    size_mb=5.0,
+    max_latency_ms=10.0,
+    max_size_mb=5.0,
 )
 MEASURED: dict[str, Any] = {"latency_ms": 0.2, "size_mb": 0.5, "interval_level": 0.9}
 ROWS = {"train": 30_000, "validation": 10_000, "test": 10_000}
 GOOD = {
     "test": {"roc_auc": 0.75, "log_loss": 0.5, "brier": 0.15, "calibration_error": 0.02},
     "linear": {"roc_auc": 0.7, "log_loss": 0.55},
-    "trivial": {"roc_auc": 0.5, "log_loss": 0.6},
+    "prior": {"roc_auc": 0.5, "log_loss": 0.6},
 }
 
 
@@ -86,7 +86,7 @@ def test_a_model_below_the_floor_is_refused(manifest: bundle.Manifest) -> None:
     poor = manifest.model_copy(
         update={"metrics": {**GOOD, "test": {**GOOD["test"], "roc_auc": 0.59}, "linear": {"roc_auc": 0.58}}}
     )
-    assert refusals(Candidate(poor)) == {"metric floor": "ROC AUC 0.5900, floor 0.6"}
+    assert refusals(Candidate(poor)) == {"minimum score": "ROC AUC 0.5900, at least 0.6"}
 
 
 @pytest.mark.parametrize("p_value", [0.05, 0.5, 1.0])
@@ -113,8 +113,8 @@ def test_margins_on_the_test_rows_are_asked_where_params_say_so(manifest: bundle
     ]
     poor = with_metric(manifest, "linear", "roc_auc", 0.7501)
     assert list(refusals(Candidate(poor))) == ["not worse than the linear baseline"]
-    nothing = {"floor": None, "skill_over_trivial": None, "gain_over_linear": None, "slice_floor": None}
-    lenient = PARAMS.model_copy(update={**nothing, "slice_loss": None})
+    nothing = {"min_score": None, "min_skill_score": None, "min_gain_over_linear": None, "min_slice_score": None}
+    lenient = PARAMS.model_copy(update={**nothing, "max_slice_drop": None})
     useless = poor.model_copy(update={"metrics": {"test": {**GOOD["test"], "roc_auc": 0.1, "log_loss": 9.0}}})
     checks = gate.judge(measured(Candidate(useless, champion=0.1)), lenient)
     assert [check for check in checks if not check.passed] == []
@@ -135,11 +135,11 @@ def test_a_model_worse_than_the_champion_beyond_the_margin_is_refused(manifest: 
 
 
 def test_a_model_that_just_reaches_what_is_asked_passes(manifest: bundle.Manifest) -> None:
-    params = PARAMS.model_copy(update={"floor": 0.5, "skill_over_trivial": 0.5, "loss_to_champion": 0.25})
+    params = PARAMS.model_copy(update={"min_score": 0.5, "min_skill_score": 0.5, "max_drop_from_champion": 0.25})
     metrics = {
         "test": {**GOOD["test"], "roc_auc": 0.5, "log_loss": 0.25},
         "linear": {"roc_auc": 0.5},
-        "trivial": {"log_loss": 0.5},
+        "prior": {"log_loss": 0.5},
     }
     candidate = measured(Candidate(manifest.model_copy(update={"metrics": metrics}), champion=0.75))
     assert [check for check in gate.judge(candidate, params) if not check.passed] == []
@@ -162,11 +162,11 @@ def test_a_bundle_that_answers_otherwise_than_scikit_learn_is_refused(manifest: 
         (
             "test",
             "roc_auc",
-            {"metric floor", "not worse than the linear baseline", "keeps up with the champion", *OF_SLICES},
+            {"minimum score", "not worse than the linear baseline", "keeps up with the champion", *OF_SLICES},
         ),
         ("test", "log_loss", {"better than the class prior"}),
         ("linear", "roc_auc", {"not worse than the linear baseline"}),
-        ("trivial", "log_loss", {"better than the class prior"}),
+        ("prior", "log_loss", {"better than the class prior"}),
     ],
 )
 def test_what_was_not_measured_never_passes(
@@ -201,9 +201,9 @@ def test_a_gate_is_added_by_one_function_and_one_row(
 
 
 def test_the_thresholds_come_from_the_parameters(manifest: bundle.Manifest) -> None:
-    strict = PARAMS.model_copy(update={"floor": 0.9})
+    strict = PARAMS.model_copy(update={"min_score": 0.9})
     found = [check.gate for check in gate.judge(measured(Candidate(manifest)), strict) if not check.passed]
-    assert found == ["metric floor"]
+    assert found == ["minimum score"]
 
 
 def part(value: str, rows: int, enough: bool = True, column: str = "place", **metrics: float) -> Slice:
@@ -221,7 +221,7 @@ def sliced(manifest: bundle.Manifest, *parts: Slice) -> Candidate:
 
 def of_numbers(manifest: bundle.Manifest, *parts: Slice, **test: float) -> Candidate:
     found = {"r2": 0.8, "rmse": 2.0, "coverage": 0.9, **test}
-    tables = {"test": found, "linear": {"r2": 0.7}, "trivial": {"rmse": 4.5}}
+    tables = {"test": found, "linear": {"r2": 0.7}, "prior": {"rmse": 4.5}}
     facts = {"task": "regression", "classes": (), "metrics": tables, "slices": parts}
     return Candidate(manifest.model_copy(update=facts))
 

@@ -21,7 +21,13 @@ from library.model.pipelines.test_estimators import contract_of
 COLUMNS: list[dict[str, Any]] = [
     {"name": "x", "type": "float", "nullable": True},
     {"name": "two", "type": "string", "categories": ["a", "b"]},
-    {"name": "some", "type": "string", "categories": [f"s{at}" for at in range(40)], "unseen": 0.1, "nullable": True},
+    {
+        "name": "some",
+        "type": "string",
+        "categories": [f"s{at}" for at in range(40)],
+        "max_unknown_share": 0.1,
+        "nullable": True,
+    },
     {"name": "many", "type": "string", "categories": [f"m{at}" for at in range(250)]},
 ]
 
@@ -33,7 +39,7 @@ def plain(contract: Contract) -> Featurizer:
 def settings(params: Params, way: str) -> Params:
     chosen = params.train.hist_gradient_boosting.model_copy(update={"categories": way})
     trained = params.train.model_copy(
-        update={"hist_gradient_boosting": chosen, "yardstick": False, "calibration": "none"}
+        update={"hist_gradient_boosting": chosen, "sklearn_default": False, "calibration": "none"}
     )
     return params.model_copy(update={"train": trained})
 

@@ -45,7 +45,7 @@ def make(task: Task, rows: int = 600) -> tuple[Contract, pl.DataFrame]:
             "name": "reviews",
             "columns": [
                 {"name": "size", "type": "float"},
-                {"name": "note", "type": "string", "nullable": True, "text": True},
+                {"name": "note", "type": "string", "nullable": True, "free_text": True},
                 {"name": "shop", "type": "string", "nullable": True},
                 {"name": "y", "role": "target", **TARGETS[task]},
             ],
@@ -137,7 +137,7 @@ def test_words_are_kept_where_they_help_and_left_out_where_they_do_not(
 
 
 def test_words_that_all_rows_have_are_learnt_by_several_threads_without_a_warning(params: Params) -> None:
-    columns = [{"name": f"note {at}", "type": "string", "text": True} for at in range(6)]
+    columns = [{"name": f"note {at}", "type": "string", "free_text": True} for at in range(6)]
     target = {"name": "y", "role": "target", "type": "boolean"}
     contract = strict.parse({"name": "notes", "columns": [*columns, target]}, Contract, "contract.yaml")
     featurizer, labels = Featurizer(contract, ()), np.arange(60) % 2

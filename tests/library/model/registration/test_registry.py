@@ -59,7 +59,7 @@ def test_a_registered_model_carries_its_run_metrics_gates_lineage_and_bundle(
     assert run.info.status == "FINISHED"
     assert run.data.params == {"seed": "1"}
     assert run.data.metrics["test.roc_auc"] == manifest.metrics["test"]["roc_auc"]
-    assert run.data.tags["gate.metric floor"] == "passed: ROC AUC 0.7, floor 0.6"
+    assert run.data.tags["gate.minimum score"] == "passed: ROC AUC 0.7, at least 0.6"
     assert run.data.tags["git_commit"] == "abc"
     registry.download(version, tmp_path / "copy")
     lineage = json.loads((tmp_path / "copy" / bundle.LINEAGE).read_text())
@@ -69,7 +69,7 @@ def test_a_registered_model_carries_its_run_metrics_gates_lineage_and_bundle(
 
 def test_a_refused_model_keeps_its_reasons_and_gets_no_alias_by_any_way(registry: Registry, register: Register) -> None:
     version = register(REFUSED)
-    assert version.refused == "metric floor: ROC AUC 0.5, floor 0.6"
+    assert version.refused == "minimum score: ROC AUC 0.5, at least 0.6"
     with pytest.raises(GateRefusal, match=r"version 1 was refused .*ROC AUC 0.5.*OVERRIDE="):
         registry.promote("1", None)
     with pytest.raises(GateRefusal, match="cannot challenge"):

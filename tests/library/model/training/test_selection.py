@@ -24,7 +24,7 @@ LINEAR, BOOSTING, FOREST = (
 
 
 def auto(params: Params, **train_params: Any) -> Params:
-    update = {"estimator": "auto", "candidates": (), "yardstick": False, **train_params}
+    update = {"estimator": "auto", "candidates": (), "sklearn_default": False, **train_params}
     chosen = params.train.model_copy(update=update)
     return params.model_copy(update={"train": chosen, "split": params.split.model_copy(update={"by": "hash"})})
 

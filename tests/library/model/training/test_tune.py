@@ -99,7 +99,7 @@ def test_a_search_that_was_killed_goes_on_and_chooses_as_one_that_was_not(
 def test_a_train_stage_that_was_killed_while_it_tuned_writes_the_same_bytes(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    project.set_params(finished, {"tune": {"trials": 5, "rows": 300}})
+    project.set_params(finished, {"tune": {"trials": 5, "max_rows": 300}})
     other = project.copy(finished, tmp_path / "other")
     train.main(project.PROJECT)
     with project.start(other, "-m", project.PACKAGE, "stage", "train") as process:

@@ -143,4 +143,4 @@ def test_metrics_count_requests_predictions_and_the_model(client: httpx.Client, 
     text = client.get("/metrics").text
     assert counted(text) == before + 3
     assert re.search(r'^model_info\{.*variant="champion",version="1"\} 1\.0$', text, re.MULTILINE)
-    assert 'http_request_seconds_count{route="/predict"}' in text
+    assert 'http_request_duration_seconds_count{route="/predict"}' in text

@@ -26,9 +26,9 @@ CONTRACTS: dict[str, list[dict[str, Any]]] = {
         {"name": "row", "type": "integer", "role": "id"},
         {"name": "when", "type": "datetime", "role": "time"},
         {"name": "size", "type": "integer", "range": [-5, 100], "nullable": True},
-        {"name": "kind", "type": "string", "categories": ["a", 'b"c', "d\\e"], "unseen": 0.1},
+        {"name": "kind", "type": "string", "categories": ["a", 'b"c', "d\\e"], "max_unknown_share": 0.1},
         {"name": "open", "type": "boolean", "nullable": True},
-        {"name": "words", "type": "string", "text": True, "nullable": True},
+        {"name": "words", "type": "string", "free_text": True, "nullable": True},
         {"name": "colour", "type": "string", "categories": ["red", "grün", '"b\\lue"'], "role": "target"},
     ],
     "a number": [

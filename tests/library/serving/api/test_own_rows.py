@@ -26,7 +26,13 @@ Speaker = Callable[[httpx.Client, list[Instance]], Told]
 
 COLUMNS: list[dict[str, Any]] = [
     {"name": "key", "source": "id", "type": "string", "role": "id"},
-    {"name": "when", "type": "datetime", "role": "time", "parts": [], "parse": {"date_formats": ["%d.%m.%Y %H:%M"]}},
+    {
+        "name": "when",
+        "type": "datetime",
+        "role": "time",
+        "datetime_features": [],
+        "parse": {"date_formats": ["%d.%m.%Y %H:%M"]},
+    },
     {"name": "prediction_given", "source": "prediction", "type": "float", "range": [0, 10], "nullable": True},
     {"name": "count", "type": "integer", "range": [0, 50], "nullable": True},
     {"name": "owner", "type": "boolean", "parse": {"true_values": ["ja"], "false_values": ["nein"]}},

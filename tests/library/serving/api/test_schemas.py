@@ -89,7 +89,7 @@ COLUMNS = (
     Column(name="number", type="float", range=(10, 6000), unit="mi"),
     Column(name="count", type="integer", range=(1940, 2030), nullable=True),
     Column(name="closed", type="string", categories=("EWR", "JFK", "LGA")),
-    Column(name="open", type="string", categories=("UA", "AA"), unseen=0.01),
+    Column(name="open", type="string", categories=("UA", "AA"), max_unknown_share=0.01),
     Column(name="when", type="datetime", role="time"),
     Column(name="note", type="string", role="ignored"),
 )
@@ -225,7 +225,7 @@ def test_a_renamed_column_is_known_by_both_its_names_but_not_at_once() -> None:
 
 
 def test_the_time_is_required_only_where_a_feature_uses_it() -> None:
-    columns = (Column(name="x", type="float"), Column(name="when", type="datetime", role="time", parts=()))
+    columns = (Column(name="x", type="float"), Column(name="when", type="datetime", role="time", datetime_features=()))
     row = {"x": 1.5, "when": "2013-06-15T08:30:00"}
     with pytest.raises(Problem):
         schema_of(*columns, rows=[row]).instances(body(x=1.5))
@@ -265,7 +265,7 @@ def test_a_value_is_parsed_as_the_contract_says(change: dict[str, Any], understo
 
 
 CODED = (
-    Column(name="zip", type="string", categories=("00123", "04000"), unseen=0.1),
+    Column(name="zip", type="string", categories=("00123", "04000"), max_unknown_share=0.1),
     Column(name="garage", type="string", categories=("None", "Attached")),
 )
 

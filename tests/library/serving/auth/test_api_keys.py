@@ -84,7 +84,7 @@ class Followed:
         return True
 
     def refused(self) -> float | None:
-        return self.metrics.registry.get_sample_value("api_keys_refused_total")
+        return self.metrics.registry.get_sample_value("api_key_files_rejected_total")
 
     def said(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._said.getvalue().splitlines()]

@@ -113,7 +113,10 @@ def site(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterato
     home = tmp_path_factory.mktemp("trial")
     folder = ServingFolder(home / "serving", bundle_path)
     champion, sound = folder.roll_out("never", threshold=1.0), folder.add("always", threshold=0.0)
-    with Server(home, ML_VARIANT_HEADER="true", ML_CHALLENGER_SECONDS="0.3") as server, server.client() as client:
+    with (
+        Server(home, ML_ALLOW_VARIANT_HEADER="true", ML_CHALLENGER_TIMEOUT_SECONDS="0.3") as server,
+        server.client() as client,
+    ):
         yield Site(server, folder, client, champion, sound)
 
 
@@ -296,7 +299,7 @@ def test_a_broken_challenger_costs_nobody_an_answer_and_is_paused_until_it_is_st
     site: Site, faulty: dict[broken.Fault, Ref], example: Instance, fault: broken.Fault
 ) -> None:
     many = [example] * (broken.SAFE_ROWS + 1)
-    replaced, paused = site.metric("challenger_rows_replaced_total"), site.metric("trials_paused_total")
+    replaced, paused = site.metric("challenger_rows_replaced_total"), site.metric("experiments_paused_total")
     asked = challenger(faulty[fault])
     site.begin(asked)
     assert site.ask(example)["variant"] == "challenger"
@@ -315,8 +318,8 @@ def test_a_broken_challenger_costs_nobody_an_answer_and_is_paused_until_it_is_st
     assert told["paused_at"]
     assert fault in told["reason"]
     assert site.metric("challenger_rows_replaced_total") > replaced
-    assert site.metric("trials_paused_total") == paused + 1
-    assert site.metric("trial_running") == 0
+    assert site.metric("experiments_paused_total") == paused + 1
+    assert site.metric("experiment_running") == 0
     lines = [line for line in site.server.log_lines() if line["event"] == "trial_paused"]
     assert (lines[-1]["level"], lines[-1]["version"]) == ("error", asked.ref.version)
     assert site.ask(example)["variant"] == "champion"
@@ -453,7 +456,7 @@ def test_a_killed_server_has_logged_every_answer_as_it_was_given(site: Site, exa
     for key in map(str, range(60)):
         answer = site.ask_as(key, example)
         given[answer["predictions"][0]["id"]] = (answer["variant"], answer["model_version"])
-    with Server(site.server.home, ML_CHALLENGER_SECONDS="5") as other, other.client() as client:
+    with Server(site.server.home, ML_CHALLENGER_TIMEOUT_SECONDS="5") as other, other.client() as client:
         for key in map(str, range(20)):
             body = {"instances": [example]}
             answer = client.post("/predict", json=body, headers={"X-Routing-Key": key}).json()
@@ -470,7 +473,7 @@ def test_every_worker_and_every_restart_decides_alike(folder: ServingFolder, tmp
     asked = challenger(folder.add("2"), 0.5)
     folder.point(folder.add("1"), challenger=asked)
     for _ in range(2):
-        with Server(tmp_path, "--workers", "2", ML_CHALLENGER_SECONDS="5") as server:
+        with Server(tmp_path, "--workers", "2", ML_CHALLENGER_TIMEOUT_SECONDS="5") as server:
             assert len(workers(server)) == 2
             for key in map(str, range(12)):
                 with server.client() as client:  # A connection of its own, which either worker may take.

@@ -32,8 +32,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iter
     """A server with little patience and few places."""
     home = tmp_path_factory.mktemp("guarded")
     ServingFolder(home / "serving", bundle_path).roll_out("1")
-    patience = dict.fromkeys(("ML_HEAD_SECONDS", "ML_BODY_SECONDS", "ML_KEEP_ALIVE_SECONDS"), "0.5")
-    with Server(home, **patience, ML_MAX_CONCURRENT="4") as running:
+    patience = dict.fromkeys(
+        ("ML_HEADER_TIMEOUT_SECONDS", "ML_BODY_TIMEOUT_SECONDS", "ML_KEEP_ALIVE_TIMEOUT_SECONDS"), "0.5"
+    )
+    with Server(home, **patience, ML_MAX_CONCURRENT_REQUESTS="4") as running:
         yield running
 
 
@@ -270,7 +272,7 @@ def test_a_crowd_is_turned_away_at_once_and_forgotten_when_it_leaves(guarded: Se
     left = time.monotonic()
     with guarded.client() as client:
         assert client.post("/predict", json={"instances": [example]}).status_code == httpx.codes.OK
-        assert "http_requests_turned_away_total 0.0" not in client.get("/metrics").text
+        assert "http_requests_rejected_total 0.0" not in client.get("/metrics").text
     assert time.monotonic() - left < 2
 
 

@@ -26,7 +26,7 @@ CHUNKED, CLOSE = b"transfer-encoding: chunked", b"connection: close"
 SECONDS = 8.0
 """Longest wait for a server that ends a connection after `PATIENCE` without a request, or within one."""
 PATIENCE = "0.2"
-WAITS = ("ML_HEAD_SECONDS", "ML_BODY_SECONDS", "ML_KEEP_ALIVE_SECONDS")
+WAITS = ("ML_HEADER_TIMEOUT_SECONDS", "ML_BODY_TIMEOUT_SECONDS", "ML_KEEP_ALIVE_TIMEOUT_SECONDS")
 
 TEXTS = (
     *("null", "true", "-0", "-0.0", "1e400", "-1e400", "NaN", "Infinity", "1" * 400, "0." + "0" * 400 + "1", "1e-400"),

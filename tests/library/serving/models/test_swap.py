@@ -46,7 +46,7 @@ class Site:
 
     def refused_total(self) -> float:
         lines = self.client.get("/metrics").text.splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith("bundle_refused_total"))
+        return next(float(line.split()[1]) for line in lines if line.startswith("bundles_rejected_total"))
 
 
 @pytest.fixture(scope="module")

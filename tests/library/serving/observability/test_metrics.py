@@ -119,11 +119,11 @@ def test_counts_are_those_of_all_workers_and_outlive_a_killed_one(
         # Counted when it has been handed to the network: the request in that very moment may be missing.
         told = value(last, "http_requests_total", route="/predict", status="200")
         assert answered - kills <= told <= answered + lost
-        assert value(last, "http_request_seconds_count", route="/predict") == told
+        assert value(last, "http_request_duration_seconds_count", route="/predict") == told
         assert value(last, "worker_starts_total") == 3 + kills
         assert value(last, "worker_info", workers="3") == 3
         assert value(last, "model_info") == 1
-        assert value(last, "prediction_queue") == value(last, "prediction_log_waiting_rows") == 0
+        assert value(last, "prediction_queue_size") == value(last, "prediction_log_waiting_rows") == 0
         assert value(last, "prediction_log_lag_seconds") == 0
         living = {dict(has)["process"] for name, has in last if name == "process_resident_memory_bytes"}
         assert living == {str(pid) for pid in workers(server).values()}
@@ -235,7 +235,7 @@ def test_the_model_that_answers_tells_its_age(folder: ServingFolder, tmp_path: P
 
 def test_a_worker_that_is_starting_raises_no_alarm() -> None:
     found = scraped(generate_latest(Metrics()).decode())
-    assert {name for name, _ in found}.isdisjoint({"prediction_log_up", "model_age_seconds", "trial_running"})
+    assert {name for name, _ in found}.isdisjoint({"prediction_log_up", "model_age_seconds", "experiment_running"})
     assert value(found, "prediction_log_lag_seconds") == 0
 
 
@@ -256,10 +256,10 @@ def test_the_phases_of_requests_add_up_to_no_more_than_they_took(
         for count in sizes:
             assert client.post("/predict", json={"instances": [example] * count}).status_code == 200
         found = scraped(client.get("/metrics").text)
-    phases = {phase: value(found, "prediction_phase_seconds_sum", phase=phase) for phase in PHASES}
+    phases = {phase: value(found, "prediction_phase_duration_seconds_sum", phase=phase) for phase in PHASES}
     assert all(seconds > 0 for seconds in phases.values())
-    took = value(found, "http_request_seconds_sum", route="/predict")
+    took = value(found, "http_request_duration_seconds_sum", route="/predict")
     assert took / 4 < sum(phases.values()) < took
     for phase in PHASES:
-        batches = len(sizes) - (phase == "answer")
-        assert value(found, "prediction_phase_seconds_count", phase=phase) == batches
+        batches = len(sizes) - (phase == "respond")
+        assert value(found, "prediction_phase_duration_seconds_count", phase=phase) == batches

@@ -229,7 +229,7 @@ def test_each_request_is_a_span_that_the_collector_receives(
     assert found["http.request.method"] == "POST"
     assert (found["http.route"], found["url.path"], found["http.response.status_code"]) == ("/predict", "/predict", 200)
     for one in (span, large_span):
-        phases = [attributes(one)[f"prediction.{phase}_seconds"] for phase in PHASES if phase != "answer"]
+        phases = [attributes(one)[f"prediction.{phase}_seconds"] for phase in PHASES if phase != "respond"]
         assert 0 < sum(phases) < (one.end_time_unix_nano - one.start_time_unix_nano) / 1e9
     # The log says the same, whether a trace is kept or not.
     for line, name in zip(lines, told, strict=True):
@@ -258,7 +258,7 @@ def test_a_collector_that_is_down_costs_one_line_and_no_answer(
 
         def lost() -> float:
             assert ask() == 200
-            return value(scraped(client.get("/metrics").text), "trace_spans_lost_total")
+            return value(scraped(client.get("/metrics").text), "trace_spans_dropped_total")
 
         eventually(lambda: lost() > 5)
         (line,) = events("traces_refused")
@@ -282,7 +282,7 @@ def test_a_collector_that_nobody_runs_costs_a_bounded_queue_and_a_short_stop(
         for _ in range(40):
             assert client.post("/predict", json={"instances": [example]}).status_code == 200
         # All that neither waits nor is being sent.
-        assert value(scraped(client.get("/metrics").text), "trace_spans_lost_total") >= 40 - 10 - 5
+        assert value(scraped(client.get("/metrics").text), "trace_spans_dropped_total") >= 40 - 10 - 5
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < FLUSH_SECONDS + 5

@@ -85,7 +85,7 @@ def test_connections_that_are_in_use_are_kept_and_others_refused(folder: Serving
         # Each of them rests now, and gives way.
         with server.client() as client:
             assert client.get("/healthz").status_code == httpx.codes.OK
-            assert metric(client, "http_connections_refused_total") == 43
+            assert metric(client, "http_connections_rejected_total") == 43
 
 
 class Idle:

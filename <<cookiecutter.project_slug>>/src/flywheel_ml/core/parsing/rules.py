@@ -52,8 +52,8 @@ def rules_of(column: Column) -> tuple[Rule, ...]:
     if column.type in ("float", "integer"):
         found.append(_range(column))
     if column.categories is not None:
-        found.append(Rule("categories", column.categories, _one_of(column.categories), column.unseen))
-    if column.type == "string" and (column.categories is None or column.unseen):
+        found.append(Rule("categories", column.categories, _one_of(column.categories), column.max_unknown_share))
+    if column.type == "string" and (column.categories is None or column.max_unknown_share):
         found.append(Rule("reserved", MISSING, f"must not be '{MISSING}', which is reserved for missing values"))
     if column.type == "string" and column.role == "id":
         # An id is also stored as the entity: PostgreSQL takes no NUL character in a text.

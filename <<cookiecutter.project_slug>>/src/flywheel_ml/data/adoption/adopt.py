@@ -72,9 +72,9 @@ def take(found: Examined, settings: Settings, project: Project) -> Path:
 
     Raises:
         ConfigError: a file of the project is not as it must be to be changed.
-        DataError: a hazard forbids it, or the table cannot be read a second time.
+        DataError: a issue forbids it, or the table cannot be read a second time.
     """
-    refused = [hazard for hazard in found.proposal.hazards if hazard.severity == "refused"]
+    refused = [issue for issue in found.proposal.issues if issue.severity == "refused"]
     if refused:
         where = f"'{refused[0].column}': " if refused[0].column else ""
         raise DataError(f"{where}{refused[0].kind}: {refused[0].evidence}; {refused[0].remedy}")

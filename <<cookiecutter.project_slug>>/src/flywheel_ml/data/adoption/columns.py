@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from flywheel_ml.core.contract import PARTS, SCORED, Part, Role
-from flywheel_ml.data.adoption import hazards, words
+from flywheel_ml.data.adoption import issues, words
 from flywheel_ml.data.adoption.labels import Labels
 from flywheel_ml.data.adoption.profiling import ColumnProfile
 
@@ -57,7 +57,7 @@ def entry(name: str, column: ColumnProfile, role: Role, labels: Labels, sample: 
         found |= _values(column, sample)
     if role in ("feature", "time") and column.parse.type == "datetime":
         chosen, _ = parts(column, role, sample)
-        found |= {} if tuple(chosen) == PARTS else {"parts": chosen}
+        found |= {} if tuple(chosen) == PARTS else {"datetime_features": chosen}
     if column.parse.unit:
         found["unit"] = column.parse.unit
     if words.is_personal(column.name):
@@ -101,8 +101,8 @@ def parts(column: ColumnProfile, role: Role, sample: pl.Series) -> tuple[list[Pa
 def _values(column: ColumnProfile, sample: pl.Series) -> Entry:
     if column.parse.type == "string":
         if column.values and len(column.values) <= MOST_CATEGORIES:
-            return {"categories": sorted(column.values), "unseen": UNSEEN}
-        return {"text": True} if hazards.is_free_text(sample) else {}
+            return {"categories": sorted(column.values), "max_unknown_share": UNSEEN}
+        return {"free_text": True} if issues.is_free_text(sample) else {}
     limits = allowed(column)
     return {"range": limits} if limits else {}
 

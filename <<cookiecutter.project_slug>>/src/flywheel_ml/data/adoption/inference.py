@@ -1,4 +1,4 @@
-"""From a profile to a proposal: contract, split and slices, each decision with its reason, and the hazards.
+"""From a profile to a proposal: contract, split and slices, each decision with its reason, and the issues.
 
 Nothing here reads or writes: what is proposed depends on the profile, the target, the overrides and the moment.
 """
@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from flywheel_ml.data.adoption import columns, hazards, labels, roles
+from flywheel_ml.data.adoption import columns, issues, labels, roles
 from flywheel_ml.data.adoption.columns import Entry
-from flywheel_ml.data.adoption.hazards import Hazard
+from flywheel_ml.data.adoption.issues import Issue
 from flywheel_ml.data.adoption.overrides import Overrides, Task
 from flywheel_ml.data.adoption.profiling import Profile
 from flywheel_ml.data.adoption.roles import Given, Roles
@@ -47,7 +47,7 @@ class Proposal(NamedTuple):
     min_slice_rows: int
     early_stopping: bool
     decisions: tuple[Decision, ...]
-    hazards: tuple[Hazard, ...]
+    issues: tuple[Issue, ...]
 
 
 def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) -> Proposal:
@@ -67,7 +67,7 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
     labelled = profile.sample.filter(pl.col(target).is_not_null())
     leaks = [
         leak._replace(severity="warned") if leak.column in overrides.feature else leak
-        for leak in hazards.leakage(labelled, target, found.features, wanted.task)
+        for leak in issues.leakage(labelled, target, found.features, wanted.task)
     ]
     for leak in leaks:
         if leak.severity == "handled":
@@ -80,7 +80,7 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
         for name, column in profile.columns.items()
     )
     told = [
-        *hazards.judge(profile, target, wanted.task, {n: g.role for n, g in found.given.items()}, now, named),
+        *issues.judge(profile, target, wanted.task, {n: g.role for n, g in found.given.items()}, now, named),
         *leaks,
         *outside,
     ]
@@ -99,23 +99,23 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
             Decision("", f"split: by {found.by}", why),
             *(Decision(named[name], given.role, _why(name, given, profile)) for name, given in found.given.items()),
         ),
-        tuple(sorted(told, key=lambda hazard: hazards.SEVERITIES.index(hazard.severity))),
+        tuple(sorted(told, key=lambda issue: issues.SEVERITIES.index(issue.severity))),
     )
 
 
 def _outside_training(
     profile: Profile, target: str, task: Task, found: Roles, overrides: Overrides
-) -> tuple[Hazard, ...]:
+) -> tuple[Issue, ...]:
     """The classes that the split would keep from training."""
     if task == "regression" or not (found.by == "time" or found.group):
         return ()
     if found.by == "hash":
-        return hazards.grouped_classes(profile, target, found.group, TRAINING)
-    late = hazards.late_classes(profile, target, found.time, TRAINING)
+        return issues.grouped_classes(profile, target, found.group, TRAINING)
+    late = issues.late_classes(profile, target, found.time, TRAINING)
     if overrides.split != "time":
         return late
     remedy = "leave out --split time, or drop these rows"
-    return tuple(hazard._replace(severity="refused", remedy=remedy) for hazard in late)
+    return tuple(issue._replace(severity="refused", remedy=remedy) for issue in late)
 
 
 def _why(name: str, given: Given, profile: Profile) -> str:
@@ -147,7 +147,7 @@ def _split(found: Roles, profile: Profile, named: dict[str, str]) -> tuple[dict[
             "group": named[found.group],
         }, f"rows that share '{found.group}' ({rows:.1f} each) stay together"
     if found.time:
-        return shares, "you said so, or a class is in the newest rows only: see the hazards"
+        return shares, "you said so, or a class is in the newest rows only: see the issues"
     return shares, "no column says when a row happened"
 
 

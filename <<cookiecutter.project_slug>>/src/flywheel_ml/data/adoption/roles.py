@@ -6,7 +6,7 @@ from typing import NamedTuple
 import polars as pl
 
 from flywheel_ml.core.contract import Role
-from flywheel_ml.data.adoption import hazards, words
+from flywheel_ml.data.adoption import issues, words
 from flywheel_ml.data.adoption.columns import MOST_CATEGORIES
 from flywheel_ml.data.adoption.overrides import NO_TIME, By, Overrides
 from flywheel_ml.data.adoption.profiling import ColumnProfile, Profile
@@ -113,7 +113,7 @@ def _tells_time(column: ColumnProfile, profile: Profile, now: datetime) -> bool:
         and not column.missing
         and column.distinct >= FEWEST_MOMENTS
         and not words.names_another_moment(column.name)
-        and hazards.future(profile.sample[column.name], now) <= 0.01
+        and issues.future(profile.sample[column.name], now) <= 0.01
         and _spreads(profile.sample[column.name])
     )
 
@@ -160,7 +160,7 @@ def _can_weigh(column: ColumnProfile) -> bool:
 
 def _role_of_integer(column: ColumnProfile, profile: Profile) -> Given | None:
     named, rows = words.names_a_row(column.name), profile.rows
-    counts = hazards.is_row_counter(profile, column.name)
+    counts = issues.is_row_counter(profile, column.name)
     if column.unique and not column.missing and named and not (counts and words.is_library_name(column.name)):
         return Given("id", "a whole number that names each row")
     if counts:
@@ -178,7 +178,7 @@ def _role_of_text(column: ColumnProfile, profile: Profile) -> Given:
         count = len(column.values)
         if count <= 2 or present >= ROWS_A_CATEGORY * count:
             return Given("feature", f"{count} categor{'ies' if count != 1 else 'y'}")
-    if hazards.is_free_text(profile.sample[column.name]):
+    if issues.is_free_text(profile.sample[column.name]):
         return Given("feature", "free text: its words count, if they help on the validation rows")
     if column.parse.unclear or column.unique:
         return Given("ignored", column.parse.told if column.parse.unclear else "a different text in every row")

@@ -23,22 +23,22 @@ from flywheel_ml.utils.errors import ConfigError
 
 LINE = 120
 GATES = """
-significance: 0.05
-floor: null
-skill_over_trivial: null
-gain_over_linear: null
-loss_to_champion: 0.01
+significance_level: 0.05
+min_score: null
+min_skill_score: null
+min_gain_over_linear: null
+max_drop_from_champion: 0.01
 parity_tolerance: 0.00001
-slice_floor: null
-slice_loss: null
-class_recall: 0.0
-calibration_error: 0.15
+min_slice_score: null
+max_slice_drop: null
+min_class_recall: 0.0
+max_calibration_error: 0.15
 coverage_tolerance: 0.1
-latency_ms: 20.0
-size_mb: 200.0
+max_latency_ms: 20.0
+max_size_mb: 200.0
 """
 """What is asked of a model of any table: useless ones are refused, and nothing else."""
-NETWORK = {"alpha": 0.1, "steps": 2000}
+NETWORK = {"alpha": 0.1, "max_steps": 2000}
 """On a few thousand rows a network that learns for longer memorises them."""
 L2 = 1.0
 """Without it leaves of a rare class grow beyond bounds: for the carriers of 20,000 flights, log loss 29.5, not 0.22."""
@@ -100,9 +100,9 @@ def decisions(proposal: Proposal, before: str) -> str:
     lines = [*_comment(before), "decisions:"]
     for decision in proposal.decisions:
         lines += _entry({"column": decision.column, "what": decision.what, "why": decision.why})
-    lines.append("hazards:" if proposal.hazards else "hazards: []")
-    for hazard in proposal.hazards:
-        lines += _entry({key: getattr(hazard, key) for key in ("kind", "column", "severity", "evidence", "remedy")})
+    lines.append("issues:" if proposal.issues else "issues: []")
+    for issue in proposal.issues:
+        lines += _entry({key: getattr(issue, key) for key in ("kind", "column", "severity", "evidence", "remedy")})
     return "\n".join(lines) + "\n"
 
 

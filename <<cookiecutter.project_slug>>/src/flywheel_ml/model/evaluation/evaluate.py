@@ -122,9 +122,9 @@ def evaluate(
     """Threshold or interval, metrics of the model and its baselines, slices, curves and importance.
 
     Args:
-        pipelines: `model` and `linear`, and `yardstick` where it is wanted; fitted.
+        pipelines: `model` and `linear`, and `sklearn_default` where it is wanted; fitted.
         parts: `validation` and `test`, on which everything is measured.
-        prior: shares of the classes or mean of the training rows, which the trivial baseline always answers.
+        prior: shares of the classes or mean of the training rows, which the prior always answers.
         out_of_fold: what chooses the threshold, or the width of intervals; see `train.out_of_fold_table`.
         features: the project's own.
     """
@@ -157,7 +157,7 @@ def evaluate(
             for name, found in pipelines.items()
             if name != "model"
         },
-        "trivial": np.tile(prior, (len(truth["test"]), 1)),
+        "prior": np.tile(prior, (len(truth["test"]), 1)),
     }
     output = bounded(answers["test"], half_width)
     return {
@@ -202,8 +202,8 @@ def main(project: Project) -> None:
         "model": load(stage.MODEL, trained["sha256"]),
         "linear": load(stage.BASELINE, trained["sha256"]),
     }
-    if stage.YARDSTICK.name in trained["sha256"]:
-        pipelines["yardstick"] = load(stage.YARDSTICK, trained["sha256"])
+    if stage.SKLEARN_DEFAULT.name in trained["sha256"]:
+        pipelines["sklearn_default"] = load(stage.SKLEARN_DEFAULT, trained["sha256"])
     parts = {name: read_split(name, split) for name in ("validation", "test")}
     out_of_fold = tables.read_verified(stage.OUT_OF_FOLD, trained["sha256"][stage.OUT_OF_FOLD.name])
     found = evaluate(pipelines, parts, contract, params, trained["prior"], out_of_fold, project.features)

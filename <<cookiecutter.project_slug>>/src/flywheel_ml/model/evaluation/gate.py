@@ -47,12 +47,12 @@ Gate = Callable[[Candidate, Any], tuple[bool, str]]
 """Whether a candidate passes under the thresholds of params.yaml (`GateParams`, or the project's own), and why."""
 
 
-def floor(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """The headline measure on the test rows reaches an absolute floor."""
+def minimum_score(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+    """The headline measure on the test rows reaches an absolute minimum."""
     name, found = _headline(candidate, "test")
-    if params.floor is None:
-        return True, f"{name} {found:.4f}, no floor in params.yaml"
-    return found >= params.floor, f"{name} {found:.4f}, floor {params.floor:g}"
+    if params.min_score is None:
+        return True, f"{name} {found:.4f}, no minimum in params.yaml"
+    return found >= params.min_score, f"{name} {found:.4f}, at least {params.min_score:g}"
 
 
 def beats_prior(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
@@ -61,18 +61,18 @@ def beats_prior(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     Where params.yaml asks for it, the loss on the test rows is lower too, by a share of it.
     """
     compared = _comparison(candidate)
-    passed = compared.prior.p_value < params.significance
+    passed = compared.prior.p_value < params.significance_level
     told = (
         f"out-of-fold {_LOSSES[candidate.manifest.task]} {compared.loss:.4g} against {compared.prior.loss:.4g} of the "
-        f"prior ({compared.rows:,} rows), {_p(compared.prior.p_value)}, wanted below {params.significance:g}"
+        f"prior ({compared.rows:,} rows), {_p(compared.prior.p_value)}, wanted below {params.significance_level:g}"
     )
-    if params.skill_over_trivial is None:
+    if params.min_skill_score is None:
         return passed, told
     loss = LOSS[candidate.manifest.task]
-    trivial, found = measure(candidate, "trivial", loss), measure(candidate, "test", loss)
-    skill = 1 - found / trivial if trivial else 0.0
-    return passed and skill >= params.skill_over_trivial, (
-        f"{told}; on the test rows {skill:+.1%} better, wanted {params.skill_over_trivial:+.1%}"
+    prior, found = measure(candidate, "prior", loss), measure(candidate, "test", loss)
+    skill = 1 - found / prior if prior else 0.0
+    return passed and skill >= params.min_skill_score, (
+        f"{told}; on the test rows {skill:+.1%} better, wanted {params.min_skill_score:+.1%}"
     )
 
 
@@ -82,15 +82,16 @@ def beats_linear(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     Where params.yaml asks for it, the headline measure on the test rows is higher too, by a margin.
     """
     compared = _comparison(candidate)
-    passed = compared.linear.p_value >= params.significance
+    passed = compared.linear.p_value >= params.significance_level
     told = (
         f"out-of-fold {_LOSSES[candidate.manifest.task]} {compared.loss:.4g} against {compared.linear.loss:.4g} of the "
-        f"linear baseline, {_p(compared.linear.p_value)} that it is no worse, refused below {params.significance:g}"
+        f"linear baseline, {_p(compared.linear.p_value)} that it is no worse, "
+        f"refused below {params.significance_level:g}"
     )
-    if params.gain_over_linear is not None:
+    if params.min_gain_over_linear is not None:
         (name, found), (_, linear) = _headline(candidate, "test"), _headline(candidate, "linear")
-        passed = passed and found - linear >= params.gain_over_linear
-        told += f"; on the test rows {name} {found - linear:+.4f}, wanted {params.gain_over_linear:+g}"
+        passed = passed and found - linear >= params.min_gain_over_linear
+        told += f"; on the test rows {name} {found - linear:+.4f}, wanted {params.min_gain_over_linear:+g}"
     advice = "" if passed else f"; `train.estimator: {LINEAR[candidate.manifest.task]}` in params.yaml would be better"
     return passed, told + advice
 
@@ -103,8 +104,9 @@ def keeps_up_with_champion(candidate: Candidate, params: GateParams) -> tuple[bo
         return True, "there is no champion yet"
     name, found = _headline(candidate, "test")
     champion = _finite(candidate.champion, f"the champion's {name}")
-    return champion - found <= params.loss_to_champion, (
-        f"{name} {found:.4f}, the champion's on the same rows {champion:.4f}, allowed loss {params.loss_to_champion:g}"
+    return champion - found <= params.max_drop_from_champion, (
+        f"{name} {found:.4f}, the champion's on the same rows {champion:.4f}, "
+        f"allowed drop {params.max_drop_from_champion:g}"
     )
 
 
@@ -117,7 +119,7 @@ def parity(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
 
 
 def slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """Every slice that can be judged reaches a floor, and does not lose too much against all test rows."""
+    """Every slice that can be judged reaches a minimum, and does not lose too much against all test rows."""
     name, whole = _headline(candidate, "test")
     target = candidate.manifest.target
     found = [part for part in candidate.manifest.slices if part.column != target]
@@ -132,7 +134,7 @@ def slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     told = f"; {', '.join(aside)}" if aside else ""
     if not judged:
         return True, f"does not apply: none of {len(found)} slices can be judged{told}"
-    asked = [params.slice_floor, None if params.slice_loss is None else whole - params.slice_loss]
+    asked = [params.min_slice_score, None if params.max_slice_drop is None else whole - params.max_slice_drop]
     limit = max((wanted for wanted in asked if wanted is not None), default=-math.inf)
     reach = [(value + NOISE * _error(candidate.manifest, value, part), value, part) for value, part in judged]
     best, value, worst = min(reach, key=lambda one: one[0])
@@ -142,7 +144,7 @@ def slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     )
 
 
-def class_recall(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def min_class_recall(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """Of more than two classes, each with enough rows is found in a share of them."""
     if candidate.manifest.task != "multiclass":
         return True, f"does not apply to {_TASKS[candidate.manifest.task]}"
@@ -152,7 +154,7 @@ def class_recall(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     told = f"; {small} classes too small to judge" if small else ""
     if not judged:
         return True, f"does not apply: no class can be judged{told}"
-    wanted = params.class_recall
+    wanted = params.min_class_recall
 
     def reach(part: Slice) -> float:
         return _known(part, "accuracy") + NOISE * math.sqrt(wanted * (1 - wanted) / part.rows)
@@ -180,8 +182,8 @@ def calibration(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
         variance = accuracy * (1 - accuracy)
     bins = math.sqrt(2 * CALIBRATION_BINS / math.pi) + NOISE * math.sqrt(1 - 2 / math.pi)
     chance = bins * math.sqrt(variance / _rows(candidate, "test"))
-    return found <= params.calibration_error + chance, (
-        f"calibration error {found:.4f}, allowed {params.calibration_error:g} and {chance:.4f} for chance"
+    return found <= params.max_calibration_error + chance, (
+        f"calibration error {found:.4f}, allowed {params.max_calibration_error:g} and {chance:.4f} for chance"
     )
 
 
@@ -205,7 +207,7 @@ def latency(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     if candidate.latency_ms is None:
         raise Unmeasured("the latency of single rows was not measured")
     found = _finite(candidate.latency_ms, "the latency of single rows")
-    return found <= params.latency_ms, f"median of single rows {found:.2g} ms, allowed {params.latency_ms:g} ms"
+    return found <= params.max_latency_ms, f"median of single rows {found:.2g} ms, allowed {params.max_latency_ms:g} ms"
 
 
 def size(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
@@ -213,7 +215,7 @@ def size(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     if candidate.size_mb is None:
         raise Unmeasured("the bundle's size was not measured")
     found = _finite(candidate.size_mb, "the bundle's size")
-    return found <= params.size_mb, f"{found:.2f} MB, allowed {params.size_mb:g} MB"
+    return found <= params.max_size_mb, f"{found:.2f} MB, allowed {params.max_size_mb:g} MB"
 
 
 NO_SIGNAL = "better than the class prior"
@@ -221,13 +223,13 @@ NO_SIGNAL = "better than the class prior"
 _LOSSES = {"binary": "log loss", "multiclass": "log loss", "regression": "mean squared error"}
 _TASKS = {"binary": "two classes", "multiclass": "classes", "regression": "numbers"}
 STANDARD: dict[str, Gate] = {
-    "metric floor": floor,
+    "minimum score": minimum_score,
     "better than the class prior": beats_prior,
     "not worse than the linear baseline": beats_linear,
     "keeps up with the champion": keeps_up_with_champion,
     "same answers as scikit-learn": parity,
     "no slice is left behind": slices,
-    "recall of every class": class_recall,
+    "recall of every class": min_class_recall,
     "calibrated probabilities": calibration,
     "honest intervals": coverage,
     "single-row latency": latency,

@@ -19,9 +19,9 @@ _SHOWN: dict[Task, tuple[str, ...]] = {
 """Measures of a slice."""
 _COLUMNS = {
     "test": "model",
-    "yardstick": "gradient boosting by default",
+    "sklearn_default": "gradient boosting by default",
     "linear": "linear baseline",
-    "trivial": "always the average",
+    "prior": "always the average",
     "validation": "model on validation",
 }
 
@@ -106,7 +106,7 @@ def _tuned(facts: Mapping[str, Any]) -> list[str]:
 def _words(words: Mapping[str, Any] | None, contract: Contract) -> list[str]:
     if words is None:
         return []
-    names = ", ".join(f"`{column.name}`" for column in contract.inputs if column.text)
+    names = ", ".join(f"`{column.name}`" for column in contract.inputs if column.free_text)
     measure = "mean squared error" if contract.task == "regression" else "log loss"
     return [
         f"- free text ({names}): {'used' if words['kept'] else 'left out'}, {measure} on the validation rows "

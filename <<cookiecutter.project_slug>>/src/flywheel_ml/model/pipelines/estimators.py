@@ -173,7 +173,7 @@ def _thread_pools() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def yardstick(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
+def sklearn_default(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
     """Scikit-learn's gradient boosting as it comes: default settings, and categories as categories.
 
     It sees the columns that the model sees, but for free texts. It is never served: its categories do not convert to
@@ -241,8 +241,8 @@ def regularized_boosting(task: Task, params: RegularizedBoostingParams, featuriz
 def width(featurizer: Featurizer) -> int:
     """How many columns a linear model sees."""
     listed = sum(len(column.categories) + 1 for column in featurizer.categorical if column.categories is not None)
-    texts = sum(column.text for column in featurizer.categorical)
-    others = sum(column.categories is None and not column.text for column in featurizer.categorical)
+    texts = sum(column.free_text for column in featurizer.categorical)
+    others = sum(column.categories is None and not column.free_text for column in featurizer.categorical)
     return max(1, len(featurizer.numeric) + listed + texts * preprocessing.TERMS + others)
 
 

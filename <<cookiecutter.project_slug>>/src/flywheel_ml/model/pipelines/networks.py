@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 
 class Classifier(MLPClassifier):  # type: ignore[misc]
-    """Learns from a number of batches (`steps`), however many rows there are."""
+    """Learns from a number of batches (`max_steps`), however many rows there are."""
 
     def __init__(
         self,
@@ -18,7 +18,7 @@ class Classifier(MLPClassifier):  # type: ignore[misc]
         alpha: float = 0.001,
         learning_rate_init: float = 0.003,
         batch_size: int = 256,
-        steps: int = 5000,
+        max_steps: int = 5000,
         random_state: int = 0,
     ) -> None:
         super().__init__(
@@ -28,7 +28,7 @@ class Classifier(MLPClassifier):  # type: ignore[misc]
             batch_size=batch_size,
             random_state=random_state,
         )
-        self.steps = steps
+        self.max_steps = max_steps
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> Self:
         """Fit on float32 [n_rows, n_columns] and labels [n_rows]."""
@@ -62,7 +62,7 @@ class Regressor(MLPRegressor):  # type: ignore[misc]
         alpha: float = 0.001,
         learning_rate_init: float = 0.003,
         batch_size: int = 256,
-        steps: int = 5000,
+        max_steps: int = 5000,
         random_state: int = 0,
     ) -> None:
         super().__init__(
@@ -72,7 +72,7 @@ class Regressor(MLPRegressor):  # type: ignore[misc]
             batch_size=batch_size,
             random_state=random_state,
         )
-        self.steps = steps
+        self.max_steps = max_steps
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> Self:
         """Fit on float32 [n_rows, n_columns] and values [n_rows]."""
@@ -97,4 +97,4 @@ def plain(estimator: Any) -> Any:
 def _bound(network: Any, n_rows: int) -> None:
     """Set the epochs and the batch: a batch is no larger than the table."""
     network.batch_size = min(network.batch_size, n_rows)
-    network.max_iter = max(1, round(network.steps / math.ceil(n_rows / network.batch_size)))
+    network.max_iter = max(1, round(network.max_steps / math.ceil(n_rows / network.batch_size)))

@@ -205,8 +205,8 @@ def positions(featurizer: Featurizer) -> tuple[list[int], list[int], list[int], 
     return (
         list(range(first)),
         [at for at, column in columns if column.categories is not None],
-        [at for at, column in columns if column.categories is None and not column.text],
-        [at for at, column in columns if column.text],
+        [at for at, column in columns if column.categories is None and not column.free_text],
+        [at for at, column in columns if column.free_text],
     )
 
 

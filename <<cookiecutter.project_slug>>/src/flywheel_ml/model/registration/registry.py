@@ -367,7 +367,7 @@ class Registry:
                 python_model=str(script),
                 artifacts={"bundle": str(copy)},
                 code_paths=[str(path) for path in code],
-                signature=pyfunc.signature(Contract.load(path / bundle.CONTRACT)),
+                signature=pyfunc.signature(Contract.load(path / bundle.CONTRACT, accept_renamed=True)),
                 pip_requirements=[
                     f"mlflow=={mlflow.__version__}",
                     *(_pinned(name, manifest.libraries) for name in REQUIREMENTS),

@@ -303,7 +303,7 @@ def cost(candidate: Candidate, n_rows: int, n_classes: int, featurizer: Featuriz
         tree = 0.0006 + n_rows * columns * forest.max_features * 1.4e-7
         return float(forest.n_estimators * tree * many_classes)
     if candidate.estimator == "mlp":
-        return float(params.mlp.steps * 0.00025 * many_classes)
+        return float(params.mlp.max_steps * 0.00025 * many_classes)
     if candidate.estimator.startswith("spline"):
         width += len(featurizer.numeric) * getattr(params, candidate.estimator).n_knots
     return 0.03 + n_rows * width * 1e-7
@@ -550,7 +550,7 @@ def _choose_without_own(
 
 
 def is_too_costly_twice(table: Table, contract: Contract, featurizer: Featurizer) -> bool:
-    """Whether scikit-learn's default boosting, as a mere yardstick, would cost a small table its whole budget."""
+    """Whether scikit-learn's default boosting, as a mere sklearn_default, would cost a small table its whole budget."""
     defaults = TrainParams(estimator="hist_gradient_boosting")
     price = cost(Candidate("hist_gradient_boosting"), table.size, len(contract.classes), featurizer, defaults)
     return table.size <= SMALL_ROWS and price > BUDGET / FOLDS

@@ -30,7 +30,7 @@ class Fitted(NamedTuple):
     """The model, its linear baseline, and what is answered without either: shares of the classes, or the mean.
 
     Attributes:
-        yardstick: scikit-learn's gradient boosting with default settings, where params.yaml wants it.
+        sklearn_default: scikit-learn's gradient boosting with default settings, where params.yaml wants it.
         selection: how the candidates did.
         calibrated: how probabilities are calibrated; None for numbers.
         out_of_fold: of training and validation rows, see `selection.OutOfFold`.
@@ -40,7 +40,7 @@ class Fitted(NamedTuple):
     model: FittedModel
     baseline: FittedModel
     prior: tuple[float, ...]
-    yardstick: Any
+    sklearn_default: Any
     selection: Selection
     calibrated: Calibrated | None
     out_of_fold: OutOfFold
@@ -79,8 +79,8 @@ def train(
     if held_out is not None and task == "regression" and (is_large or params.tune.trials):
         # Rows that set the width of an interval choose nothing.
         judging, unused = held_out.halves()
-    texts = sum(column.text for column in featurizer.categorical)
-    # Without its words a table of texts alone has nothing left to learn from, and the yardstick reads none.
+    texts = sum(column.free_text for column in featurizer.categorical)
+    # Without its words a table of texts alone has nothing left to learn from, and the sklearn_default reads none.
     texts_alone = texts == len(featurizer.numeric) + len(featurizer.categorical)
     judged = None
     if texts and not texts_alone:
@@ -103,15 +103,19 @@ def train(
         model.calibration = calibrated.calibration
     baseline = fit(LINEAR[task], params.train, estimators.spread(table.rows.labels, params.train.baseline_rows, task))
     prior = selection.average(table, np.arange(rows.height), task, max(1, len(contract.classes)))
-    yardstick = None
-    if params.train.yardstick and not texts_alone and not selection.is_too_costly_twice(table, contract, featurizer):
-        pipeline = estimators.yardstick(task, featurizer, params.seed)
-        yardstick = estimators.fit(pipeline, table.rows.frame, table.rows.labels, weights=table.weights)
+    sklearn_default = None
+    if (
+        params.train.sklearn_default
+        and not texts_alone
+        and not selection.is_too_costly_twice(table, contract, featurizer)
+    ):
+        pipeline = estimators.sklearn_default(task, featurizer, params.seed)
+        sklearn_default = estimators.fit(pipeline, table.rows.frame, table.rows.labels, weights=table.weights)
     out = calibrated.out_of_fold if calibrated else found.out_of_fold
     if unused is not None:
         fresh = _predict(unused, model, baseline, prior, task)
         out = OutOfFold.join([out, fresh._replace(rows=rows.height + fresh.rows)])
-    return Fitted(model, baseline, tuple(prior.tolist()), yardstick, found, calibrated, out, judged)
+    return Fitted(model, baseline, tuple(prior.tolist()), sklearn_default, found, calibrated, out, judged)
 
 
 def _judge_text(
@@ -194,8 +198,8 @@ def main(project: Project) -> None:
 
     fitted = train(rows, contract, params, validation, tell, project.features)
     pipelines = {stage.MODEL: fitted.model, stage.BASELINE: fitted.baseline}
-    if fitted.yardstick is not None:
-        pipelines[stage.YARDSTICK] = fitted.yardstick
+    if fitted.sklearn_default is not None:
+        pipelines[stage.SKLEARN_DEFAULT] = fitted.sklearn_default
     with replacing_folder(stage.MODEL.parent) as folder:
         for path, pipeline in pipelines.items():
             joblib.dump(pipeline, folder / path.name)

@@ -86,7 +86,7 @@ def search(
         frames[name] = estimators.to_frame(featurizer.encode(tables.to_columns(part, contract.inputs)))
         truth[name] = tables.truth(part, contract)
     labels = truth["train"] if task == "regression" else truth["train"].astype(np.int64)
-    chosen = estimators.spread(labels, params.tune.rows, task)
+    chosen = estimators.spread(labels, params.tune.max_rows, task)
 
     def loss(tried: TrainParams) -> float:
         pipeline = estimators.build(named(tried), task, tried, featurizer, params.seed)
@@ -204,7 +204,7 @@ def _key(params: Params, contract: Contract, data: Mapping[str, str]) -> str:
                 "data": dict(data),
                 "contract": contract.fingerprint(),
                 "seed": params.seed,
-                "rows": params.tune.rows,
+                "rows": params.tune.max_rows,
                 "estimator": train.estimator,
                 "parameters": getattr(train, train.estimator).model_dump(mode="json"),
                 "space": repr(train.catalog[named(train)].search),

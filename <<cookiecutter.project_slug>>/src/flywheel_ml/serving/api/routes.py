@@ -72,7 +72,7 @@ class Service:
 
     def hints(self, headers: Mapping[bytes, bytes]) -> RoutingHints:
         """What a request's headers say about which model answers it."""
-        return hints_of(headers, self.settings.variant_header)
+        return hints_of(headers, self.settings.allow_variant_header)
 
     def description(self, app: FastAPI) -> dict[str, Any]:
         """The OpenAPI document, made once per model."""

@@ -36,14 +36,14 @@ class Admission:
 
     Args:
         body_bytes: most bytes of a body.
-        body_seconds: most time from a request's head to the end of its body.
+        body_timeout_seconds: most time from a request's head to the end of its body.
         requests: most requests worked on at once.
         metrics: where refusals for want of room are counted.
     """
 
-    def __init__(self, body_bytes: int, body_seconds: float, requests: int, metrics: Metrics) -> None:
+    def __init__(self, body_bytes: int, body_timeout_seconds: float, requests: int, metrics: Metrics) -> None:
         self._body_bytes = body_bytes
-        self._body_seconds = body_seconds
+        self._body_seconds = body_timeout_seconds
         self._most_requests = requests
         self._metrics = metrics
         self._requests = 0

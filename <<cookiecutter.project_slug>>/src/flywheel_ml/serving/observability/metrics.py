@@ -29,7 +29,7 @@ class HttpMetrics:
             "http_requests", "Requests answered.", ["route", "method", "status"], registry=registry
         )
         self._seconds = Histogram(
-            "http_request_seconds", "Time to answer, by route.", ["route"], buckets=SECONDS, registry=registry
+            "http_request_duration_seconds", "Time to answer, by route.", ["route"], buckets=SECONDS, registry=registry
         )
         self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
         self.in_flight = sum_gauge("http_requests_in_flight", "Requests being answered.", registry)
@@ -38,15 +38,15 @@ class HttpMetrics:
             "http_connections_closed_idle", "Idle connections closed to make room.", registry=registry
         )
         self.connections_refused = Counter(
-            "http_connections_refused", "Connections refused because none was idle.", registry=registry
+            "http_connections_rejected", "Connections refused because none was idle.", registry=registry
         )
-        self.turned_away = Counter("http_requests_turned_away", "Requests refused for want of room.", registry=registry)
-        self.keys_refused = Counter("api_keys_refused", "Files of keys that were turned down.", registry=registry)
+        self.turned_away = Counter("http_requests_rejected", "Requests refused for want of room.", registry=registry)
+        self.keys_refused = Counter("api_key_files_rejected", "Files of keys that were turned down.", registry=registry)
         self._limited = Counter(
             "http_requests_rate_limited", "Requests that a key sent too many.", ["key"], registry=registry
         )
         self._limited_names: set[str] = set()
-        self.spans_lost = Counter("trace_spans_lost", "Spans that reached no collector.", registry=registry)
+        self.spans_lost = Counter("trace_spans_dropped", "Spans that reached no collector.", registry=registry)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request."""
@@ -83,9 +83,9 @@ class PredictionMetrics:
         self.dropped = Counter("shadow_rows_dropped", "Rows that the shadow did not log.", registry=registry)
         self.unlogged = Counter("predictions_unlogged", "Predictions answered and not logged.", registry=registry)
         self.labels = Counter("labels_accepted", "Labels acknowledged.", registry=registry)
-        self.queued = sum_gauge("prediction_queue", "Requests waiting to be scored or committed.", registry)
+        self.queued = sum_gauge("prediction_queue_size", "Requests waiting to be scored or committed.", registry)
         phases = BufferedHistogram(
-            "prediction_phase_seconds",
+            "prediction_phase_duration_seconds",
             "Time of each phase of a batch; of `queue`, the longest wait in it.",
             ["phase"],
             buckets=PHASE_SECONDS,
@@ -93,7 +93,7 @@ class PredictionMetrics:
         )
         self._phases: list[BufferedHistogram] = [phases.labels(phase) for phase in PHASES]
         self._commit_seconds = BufferedHistogram(
-            "prediction_log_commit_seconds",
+            "prediction_log_commit_duration_seconds",
             "Time of a commit, from handing its rows over.",
             buckets=SECONDS,
             registry=registry,
@@ -129,7 +129,7 @@ class LogMetrics:
     _known_lost_files = 0
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.failures = Counter("prediction_log_failures", "Commits that failed.", registry=registry)
+        self.failures = Counter("prediction_log_commit_failures", "Commits that failed.", registry=registry)
         waiting = sum_gauge("prediction_log_waiting_rows", "Rows that wait for their commit.", registry)
         oldest = least_gauge("prediction_log_lag_seconds", "Age of the oldest row that waits for its commit.", registry)
         self.backlog = Backlog(oldest)
@@ -165,8 +165,8 @@ class ModelMetrics:
     """Models in service."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.refused = Counter("bundle_refused", "Bundles or routings that were turned down.", registry=registry)
-        self.loaded = Counter("bundle_loaded", "Bundles taken into service.", registry=registry)
+        self.refused = Counter("bundles_rejected", "Bundles or routings that were turned down.", registry=registry)
+        self.loaded = Counter("bundles_loaded", "Bundles taken into service.", registry=registry)
         self._model = least_gauge(
             "model_info", "1 for the model that answers.", registry, ["name", "version", "digest", "variant"]
         )
@@ -174,10 +174,10 @@ class ModelMetrics:
         self._trained_at = least_gauge("model_age_seconds", "Time since the model that answers was trained.", registry)
         self._trained_at.set(ABSENT)
         self._running = least_gauge(
-            "trial_running", "0 for a paused challenger or shadow.", registry, ["version", "variant"]
+            "experiment_running", "0 for a paused challenger or shadow.", registry, ["version", "variant"]
         )
         self._known_experiments: set[tuple[str, str]] = set()
-        self._paused = Counter("trials_paused", "Breakers that opened.", ["variant"], registry=registry)
+        self._paused = Counter("experiments_paused", "Breakers that opened.", ["variant"], registry=registry)
 
     def answering(self, name: str, version: str, digest: str, variant: str, trained_at: float) -> None:
         """Set which model answers now; `trained_at` is in seconds since 1970."""

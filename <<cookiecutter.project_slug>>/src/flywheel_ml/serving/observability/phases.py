@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-PHASES = ("queue", "check", "score", "write", "commit", "answer")
+PHASES = ("queue", "validate", "score", "encode", "commit", "respond")
 Marks = list[float]
 """When the request that waited longest was received, when its batch began, and when each later phase ended."""
 

@@ -48,14 +48,16 @@ class Batcher:
     Args:
         log: where every prediction is committed before it is acknowledged.
         metrics: where it is counted.
-        degrades: whether answers are sent, as `Unlogged`, while the log takes nothing.
+        answers_unlogged: whether answers are sent, as `Unlogged`, while the log takes nothing.
     """
 
-    def __init__(self, log: Writer, metrics: Metrics, challenger_seconds: float = 0.05, degrades: bool = False) -> None:
+    def __init__(
+        self, log: Writer, metrics: Metrics, challenger_timeout_seconds: float = 0.05, answers_unlogged: bool = False
+    ) -> None:
         self._log = log
-        self._degrades = degrades
+        self._answers_unlogged = answers_unlogged
         self._metrics = metrics
-        self._challenger_calls = ChallengerCalls(metrics, challenger_seconds, self._come_back)
+        self._challenger_calls = ChallengerCalls(metrics, challenger_timeout_seconds, self._come_back)
         self._shadow_calls = ShadowCalls(metrics, self._wake)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="large-request")
         self._waiting: list[Waiting] = []
@@ -121,7 +123,7 @@ class Batcher:
     @property
     def refusal(self) -> Problem | None:
         """What callers hear now because nothing can be logged."""
-        if self._degrades or (fault := self._log.fault) is None:
+        if self._answers_unlogged or (fault := self._log.fault) is None:
             return None
         return log_problem(Unavailable(fault))
 
@@ -209,7 +211,7 @@ class Batcher:
 
     def _without_log(self, taken: list[Waiting], error: Unavailable) -> None:
         """It is known that nothing can be logged: nobody waits to find out again."""
-        if self._degrades:
+        if self._answers_unlogged:
             self._unacknowledged(complete_batches(taken, self._challenger_calls.ready, []), error)
             return
         for one in taken:
@@ -218,9 +220,11 @@ class Batcher:
     def _unacknowledged(self, batches: list[Batch], error: Unavailable) -> None:
         for batch in batches:
             for waiting, completed in zip(batch.waiting, batch.completed, strict=True):
-                content = self._unlogged(completed) if self._degrades else log_problem(error, waiting.request.context)
+                content = (
+                    self._unlogged(completed) if self._answers_unlogged else log_problem(error, waiting.request.context)
+                )
                 waiting.respond(content)
-            if self._degrades:
+            if self._answers_unlogged:
                 self._count(batch.deployment, batch.completed)
 
     def _unlogged(self, completed: Completed) -> Unlogged:
@@ -280,7 +284,7 @@ class Batcher:
                 self._log.append(completed.rows).result()
         except Exception as error:
             self._metrics.log.failures.inc()
-            if self._degrades and isinstance(error, Unavailable):
+            if self._answers_unlogged and isinstance(error, Unavailable):
                 return completed._replace(content=self._unlogged(completed)), marks
             raise log_problem(error, request.context) from None
         marks.append(time.perf_counter())

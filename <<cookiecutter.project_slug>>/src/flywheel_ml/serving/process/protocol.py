@@ -87,7 +87,7 @@ class Protocol(HttpToolsProtocol):
         self._parse(data)
         if self.head_since is not None and not self.transport.is_closing():
             self._head_bytes += len(data)
-            if self._head_bytes > self.service.settings.max_head_bytes:
+            if self._head_bytes > self.service.settings.max_header_bytes:
                 self._refuse_head()
 
     def _parse(self, data: bytes) -> None:
@@ -143,7 +143,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there; the body has limits of its own."""
-        most = self.service.settings.max_head_bytes
+        most = self.service.settings.max_header_bytes
         is_small = self._head_bytes == -self._chunk and self._chunk <= most
         if not is_small and len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > most:
             # What is raised here stops the parser, and ends in `send_400_response`.
@@ -194,17 +194,17 @@ class Protocol(HttpToolsProtocol):
     def end_if_slow(self, now: float) -> None:
         """Hang up on a client whose request has been under way for too long; `now` is `time.monotonic`."""
         settings, short = self.service.settings, self.cycle
-        if self.unread_since is not None and self.unread_since < now - settings.body_seconds:
+        if self.unread_since is not None and self.unread_since < now - settings.body_timeout_seconds:
             self.transport.abort()
-        elif self.head_since is not None and self.head_since < now - settings.head_seconds:
+        elif self.head_since is not None and self.head_since < now - settings.header_timeout_seconds:
             self.transport.close()
-        elif self.body_since is not None and self.body_since < now - settings.body_seconds:
+        elif self.body_since is not None and self.body_since < now - settings.body_timeout_seconds:
             if isinstance(short, _FastRequest) and not short.is_whole:
                 short.refuse(self.service.lifecycle.admission.too_slow())
             elif not self._is_busy():
                 self.transport.close()  # It was answered, and sends on.
         elif self.idle_since is not None:
-            if self.idle_since < now - settings.keep_alive_seconds:
+            if self.idle_since < now - settings.keep_alive_timeout_seconds:
                 self.transport.close()
         elif self.head_since is None and self.body_since is None and self._is_idle():
             self.head_since = now
@@ -245,7 +245,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse_head(self) -> None:
         if self.headers is not None and not self._is_busy():
-            lifecycle, most = self.service.lifecycle, self.service.settings.max_head_bytes
+            lifecycle, most = self.service.lifecycle, self.service.settings.max_header_bytes
             path = self.url.partition(b"?")[0].decode("ascii", "replace")
             exchange = lifecycle.begin(self.headers, "", path)
             problem = Problem(431, "head-too-large", f"the head of a request may have at most {most} bytes")

@@ -152,7 +152,7 @@ def serve(
         proxy_headers=False,
         server_header=False,
         backlog=ACCEPTS,
-        timeout_keep_alive=service.settings.keep_alive_seconds,  # type: ignore[arg-type]
+        timeout_keep_alive=service.settings.keep_alive_timeout_seconds,  # type: ignore[arg-type]
         timeout_graceful_shutdown=LONGEST_REQUEST_SECONDS,
     )
     server = DrainingServer(config, service, limit, on_ready, parent)

@@ -246,7 +246,7 @@ def _typical(column: Column, counts: Counts) -> Any:
     """A JSON value from the middle of the reference rows; None where they have none."""
     if not counts.present:
         return None
-    if column.text:
+    if column.free_text:
         return "a few words"
     if counts.kind == "categorical":
         mode = counts.categories[int(np.argmax(counts.counts))]

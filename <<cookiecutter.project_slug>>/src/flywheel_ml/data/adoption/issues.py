@@ -43,7 +43,7 @@ STRAY = 0.1
 RANDOM_SPLIT = "without a time the split is random, and a model that is to predict the future looks better than it is"
 
 
-class Hazard(NamedTuple):
+class Issue(NamedTuple):
     """One danger: its kind, the column (empty for the table), what was seen, what to do, and what adopt does."""
 
     kind: str
@@ -60,15 +60,15 @@ def judge(
     roles: Mapping[str, str],
     now: datetime,
     named: Mapping[str, str],
-) -> list[Hazard]:
-    """All hazards but leakage, see `leakage`."""
+) -> list[Issue]:
+    """All issues but leakage, see `leakage`."""
     return [
         *_of_the_table(profile),
         *_of_the_target(profile, target, task),
-        *(hazard for name in profile.columns for hazard in _of_a_column(profile, name, roles[name], now)),
+        *(issue for name in profile.columns for issue in _of_a_column(profile, name, roles[name], now)),
         *_late_moments(profile, roles),
         *(
-            Hazard(
+            Issue(
                 "reserved name", new, "handled", f"'{old}' is a name that scoring gives", f"call it '{new}' in requests"
             )
             for old, new in named.items()
@@ -77,25 +77,25 @@ def judge(
     ]
 
 
-def _of_the_table(profile: Profile) -> Iterator[Hazard]:
+def _of_the_table(profile: Profile) -> Iterator[Issue]:
     rows = profile.rows
     if rows < FEW_ROWS:
         severity: Severity = "refused" if rows < FEWEST_ROWS else "warned"
-        yield Hazard("few rows", "", severity, f"{rows} rows", f"bring more: below {FEW_ROWS} no measure means much")
+        yield Issue("few rows", "", severity, f"{rows} rows", f"bring more: below {FEW_ROWS} no measure means much")
     if profile.repeated:
         evidence = f"{profile.repeated:,} of {rows:,} rows stand there before, equal in every column"
         remedy = "drop them if they are copies; the split keeps copies together, and shares out what is equal by chance"
-        yield Hazard("duplicate rows", "", "warned", evidence, remedy)
+        yield Issue("duplicate rows", "", "warned", evidence, remedy)
     for repair in profile.repairs:
-        yield Hazard(repair.kind, "", "handled", repair.evidence, repair.outcome)
+        yield Issue(repair.kind, "", "handled", repair.evidence, repair.outcome)
     for name in profile.left_out:
-        yield Hazard("nested values", name, "handled", "lists, records or bytes", "left out; unfold it into columns")
+        yield Issue("nested values", name, "handled", "lists, records or bytes", "left out; unfold it into columns")
 
 
-def _of_the_target(profile: Profile, target: str, task: str) -> Iterator[Hazard]:
+def _of_the_target(profile: Profile, target: str, task: str) -> Iterator[Issue]:
     column = profile.columns[target]
     if column.missing:
-        yield Hazard(
+        yield Issue(
             "target missing",
             target,
             "handled",
@@ -112,10 +112,10 @@ def _of_the_target(profile: Profile, target: str, task: str) -> Iterator[Hazard]
         told = f"'{rarest}' has {count} row{'s' if count != 1 else ''}" + (
             f", {small} classes have few" if small > 1 else ""
         )
-        yield Hazard("small class", target, severity, told, "bring more of it, join it with another, or drop its rows")
+        yield Issue("small class", target, severity, told, "bring more of it, join it with another, or drop its rows")
     share = count / sum(column.values.values())
     if task == "binary" and share < IMBALANCE:
-        yield Hazard(
+        yield Issue(
             "imbalance",
             target,
             "warned",
@@ -124,22 +124,22 @@ def _of_the_target(profile: Profile, target: str, task: str) -> Iterator[Hazard]
         )
 
 
-def _of_alike(profile: Profile, name: str) -> Iterator[Hazard]:
+def _of_alike(profile: Profile, name: str) -> Iterator[Issue]:
     groups = alike(profile.columns[name].values or ())
     if groups:
         shown = "; ".join(" and ".join(f"'{label}'" for label in group) for group in groups[:3])
         remedy = "they are told apart; write them alike in the table if they mean the same, and adopt it again"
-        yield Hazard("labels alike", name, "warned", f"only case or blanks differ: {shown}", remedy)
+        yield Issue("labels alike", name, "warned", f"only case or blanks differ: {shown}", remedy)
 
 
-def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Hazard]:
+def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Issue]:
     column, values = profile.columns[name], profile.columns[name].values
     yield from _of_cells(profile, name, role)
     yield from _of_values(profile, name, role)
     if role == "weight":
         evidence = f"numbers from {column.minimum:g} to {column.maximum:g}"
         remedy = "weighs rows in fitting and metrics, and is no input; --feature makes it one"
-        yield Hazard("sample weights", name, "handled", evidence, remedy)
+        yield Issue("sample weights", name, "handled", evidence, remedy)
     elif column.parse.type == "datetime":
         yield from _of_moments(profile, name, role, now)
     elif role == "feature" and column.parse.type == "string" and (values is None or len(values) > MANY_VALUES):
@@ -148,18 +148,18 @@ def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Itera
         yield from _of_names(profile, name)
 
 
-def _of_values(profile: Profile, name: str, role: str) -> Iterator[Hazard]:
+def _of_values(profile: Profile, name: str, role: str) -> Iterator[Issue]:
     """Of columns that hold nothing, nearly always the same, or the same in several spellings."""
     column, values = profile.columns[name], profile.columns[name].values
     if not column.distinct and role == "ignored":
-        yield Hazard(
+        yield Issue(
             "all missing", name, "handled", "no value in any row", "ignored; drop it, or mend where it comes from"
         )
     elif column.distinct == 1 and role == "ignored" and not column.missing:
-        yield Hazard("constant", name, "handled", "the same value in every row", "ignored; drop it")
+        yield Issue("constant", name, "handled", "the same value in every row", "ignored; drop it")
     elif values and role == "feature" and max(values.values()) >= NEAR_CONSTANT * profile.rows:
         usual = max(values, key=values.__getitem__)
-        yield Hazard(
+        yield Issue(
             "near-constant",
             name,
             "warned",
@@ -170,7 +170,7 @@ def _of_values(profile: Profile, name: str, role: str) -> Iterator[Hazard]:
         yield from _of_alike(profile, name)
 
 
-def _of_cells(profile: Profile, name: str, role: str) -> Iterator[Hazard]:
+def _of_cells(profile: Profile, name: str, role: str) -> Iterator[Issue]:
     """Of how the cells of a column are written."""
     column, detected = profile.columns[name], profile.columns[name].parse
     if column.misfits:
@@ -179,30 +179,30 @@ def _of_cells(profile: Profile, name: str, role: str) -> Iterator[Hazard]:
         severity: Severity = "warned" if role == "target" else "handled"
         count = f"{column.misfits:,} of {profile.rows:,} cells"
         evidence = f"{count} cannot be read as {detected.type}: {_listed(column.examples)}"
-        yield Hazard(kind, name, severity, evidence, "they become missing")
+        yield Issue(kind, name, severity, evidence, "they become missing")
     if detected.na:
         remedy = (
             f"--keep-na {name} keeps it as a value" if detected.parse.na_values else "clear those cells if it is not"
         )
-        yield Hazard("missing markers", name, "handled", detected.na, remedy)
+        yield Issue("missing markers", name, "handled", detected.na, remedy)
     elif column.markers:
         counts = ", ".join(f"'{text}' in {rows:,}" for text, rows in column.markers.items())
         is_word = any(text in detected.parse.na_values for text in column.markers)
         remedy = "they are missing" + ("; write numbers if they mean some" if is_word else "")
-        yield Hazard("missing markers", name, "warned" if is_word else "handled", f"{counts} cells", remedy)
+        yield Issue("missing markers", name, "warned" if is_word else "handled", f"{counts} cells", remedy)
     if detected.unclear:
         yield _of_unclear(name, detected.unclear, detected.told)
     elif detected.is_text and role != "target":
         yield from _of_mixed_types(profile, name, role)
     elif (unit := _epoch(profile, name)) and role != "target":
         evidence = f"{column.minimum} looks like {dates.told(unit)}; {RANDOM_SPLIT}"
-        yield Hazard("looks like dates", name, "warned", evidence, "name the column timestamp, or write ISO 8601")
+        yield Issue("looks like dates", name, "warned", evidence, "name the column timestamp, or write ISO 8601")
     if detected.time_zone == LOCAL:
         evidence = "offsets from UTC that no common time zone explains"
-        yield Hazard("time zones", name, "warned", evidence, "the wall-clock time as written; its offset is dropped")
+        yield Issue("time zones", name, "warned", evidence, "the wall-clock time as written; its offset is dropped")
 
 
-def _of_unclear(name: str, unclear: str, told: str) -> Hazard:
+def _of_unclear(name: str, unclear: str, told: str) -> Issue:
     what, remedy = {
         "number": (f"thousands or decimals? taken as: {told}", "write plain numbers"),
         "date": (f"day or month first? taken as: {told}; no split by time follows from it", "write ISO 8601"),
@@ -213,7 +213,7 @@ def _of_unclear(name: str, unclear: str, told: str) -> Hazard:
         ),
         "dates": (f"{told}; {RANDOM_SPLIT}", "write ISO 8601, such as 2013-06-15"),
     }[unclear]
-    return Hazard("looks like dates" if unclear == "dates" else "ambiguous", name, "warned", what, remedy)
+    return Issue("looks like dates" if unclear == "dates" else "ambiguous", name, "warned", what, remedy)
 
 
 def _epoch(profile: Profile, name: str) -> str:
@@ -228,7 +228,7 @@ def _epoch(profile: Profile, name: str) -> str:
     return dates.resembles_epoch(low, high) if isinstance(low, int) and isinstance(high, int) else ""
 
 
-def _of_mixed_types(profile: Profile, name: str, role: str) -> Iterator[Hazard]:
+def _of_mixed_types(profile: Profile, name: str, role: str) -> Iterator[Issue]:
     texts = profile.sample[name].drop_nulls()
     odd = numbers.strange(held(texts))
     if odd is None:
@@ -238,32 +238,32 @@ def _of_mixed_types(profile: Profile, name: str, role: str) -> Iterator[Hazard]:
     if len(odd) <= STRAY * len(texts) or not is_listed:
         shown = _listed(odd.unique(maintain_order=True).head(3).to_list())
         evidence = f"{len(odd):,} of {len(texts):,} cells are no number, the others are: {shown}"
-        yield Hazard("mixed types", name, "warned", evidence, "taken as text; mend those cells to make it a number")
+        yield Issue("mixed types", name, "warned", evidence, "taken as text; mend those cells to make it a number")
 
 
 def _listed(texts: Sequence[str]) -> str:
     return ", ".join(f"'{text}'" for text in texts)
 
 
-def _of_moments(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Hazard]:
+def _of_moments(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Issue]:
     column = profile.columns[name]
     if column.parse.told.startswith("date written"):
-        yield Hazard("dates as texts", name, "handled", column.parse.told, "read as moments")
+        yield Issue("dates as texts", name, "handled", column.parse.told, "read as moments")
     if (share := future(profile.sample[name], now)) > 0:
-        yield Hazard("future", name, "warned", f"{share:.1%} of rows are after now", "check the clock and the format")
+        yield Issue("future", name, "warned", f"{share:.1%} of rows are after now", "check the clock and the format")
     if role == "time" and column.backwards:
         evidence = f"{column.backwards:,} rows are earlier than the row before"
-        yield Hazard("time runs backwards", name, "handled", evidence, "rows are sorted by time before they are split")
+        yield Issue("time runs backwards", name, "handled", evidence, "rows are sorted by time before they are split")
 
 
-def _of_many_texts(profile: Profile, name: str) -> Hazard:
+def _of_many_texts(profile: Profile, name: str) -> Issue:
     """Of an input whose values are too many to list."""
     texts, column = profile.sample[name], profile.columns[name]
     if is_free_text(texts):
         remedy = "its words are used if they help on the validation rows; --ignore drops it"
-        return Hazard("free text", name, "handled", f"{_words(texts):.0f} words a row", remedy)
+        return Issue("free text", name, "handled", f"{_words(texts):.0f} words a row", remedy)
     remedy = "encoded by the target's mean in each, cross-fitted; --ignore drops it"
-    return Hazard("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
+    return Issue("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
 
 
 def is_row_counter(profile: Profile, name: str) -> bool:
@@ -281,26 +281,26 @@ def is_row_counter(profile: Profile, name: str) -> bool:
     return column.unique and is_sorted and is_first and words.is_library_name(name)
 
 
-def _of_names(profile: Profile, name: str) -> Iterator[Hazard]:
+def _of_names(profile: Profile, name: str) -> Iterator[Issue]:
     """Of ignored columns that name or tell rather than measure."""
     column, remedy = profile.columns[name], "ignored; --feature keeps it"
     if column.parse.type == "string" and not column.parse.unclear:
         if is_free_text(profile.sample[name]):
-            yield Hazard("free text", name, "handled", f"{_words(profile.sample[name]):.0f} words a row", remedy)
+            yield Issue("free text", name, "handled", f"{_words(profile.sample[name]):.0f} words a row", remedy)
         elif column.values is None or len(column.values) > MANY_VALUES:
-            yield Hazard("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
+            yield Issue("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
     elif is_row_counter(profile, name):
-        yield Hazard("row counter", name, "handled", "numbers the rows, and does not measure", remedy)
+        yield Issue("row counter", name, "handled", "numbers the rows, and does not measure", remedy)
     elif column.parse.type == "integer" and (column.unique or (words.names_a_row(name) and column.distinct > 1)):
-        yield Hazard("id as number", name, "handled", "a number that names, and does not measure", remedy)
+        yield Issue("id as number", name, "handled", "a number that names, and does not measure", remedy)
 
 
-def late_classes(profile: Profile, target: str, time: str, training: float) -> tuple[Hazard, ...]:
+def late_classes(profile: Profile, target: str, time: str, training: float) -> tuple[Issue, ...]:
     """The classes of which no row is in the training part of a split by time, which is that share of all rows."""
     rows = profile.sample.select(label=target, key=time).drop_nulls("label").sort("key")
     late = _outside(profile, target, rows, rows["key"] < rows["key"][int(rows.height * training)])
     return tuple(
-        Hazard(
+        Issue(
             "late class",
             target,
             "warned",
@@ -311,12 +311,12 @@ def late_classes(profile: Profile, target: str, time: str, training: float) -> t
     )
 
 
-def grouped_classes(profile: Profile, target: str, group: str, training: float) -> tuple[Hazard, ...]:
+def grouped_classes(profile: Profile, target: str, group: str, training: float) -> tuple[Issue, ...]:
     """The classes of which no row is in the training part of a split by group."""
     rows = profile.sample.select(label=target, key=group).drop_nulls("label")
     outside = _outside(profile, target, rows, split.draw(rows["key"]) <= training)
     return tuple(
-        Hazard(
+        Issue(
             "class of few groups",
             target,
             "refused",
@@ -347,7 +347,7 @@ def alike(labels: Iterable[object]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def leakage(sample: pl.DataFrame, target: str, features: Sequence[str], task: str) -> list[Hazard]:
+def leakage(sample: pl.DataFrame, target: str, features: Sequence[str], task: str) -> list[Issue]:
     """Columns that give the target away, on at most 20,000 rows.
 
     A column leaks if its values alone, learnt on half the rows, predict the other half with a ROC AUC (binary),
@@ -371,10 +371,10 @@ def leakage(sample: pl.DataFrame, target: str, features: Sequence[str], task: st
             evidence = "a copy of the target" if copy else f"{measure} {score:.3f} by itself"
             if copy or (score > ALONE and rows.height >= _SURE_ROWS):
                 remedy = "ignored; --feature keeps it if it is known before the target is"
-                found.append(Hazard("leakage", name, "handled", evidence, remedy))
+                found.append(Issue("leakage", name, "handled", evidence, remedy))
             else:
                 remedy = "--ignore it if it is known only afterwards"
-                found.append(Hazard("leakage", name, "warned", evidence, remedy))
+                found.append(Issue("leakage", name, "warned", evidence, remedy))
     return found
 
 
@@ -484,7 +484,7 @@ def _roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _late_moments(profile: Profile, roles: Mapping[str, str]) -> Iterator[Hazard]:
+def _late_moments(profile: Profile, roles: Mapping[str, str]) -> Iterator[Issue]:
     time = next((name for name, role in roles.items() if role == "time"), None)
     if time is None:
         return
@@ -492,7 +492,7 @@ def _late_moments(profile: Profile, roles: Mapping[str, str]) -> Iterator[Hazard
         if column.parse.type == "datetime" and roles[name] == "feature":
             later = (profile.sample[name] > profile.sample[time]).mean() or 0.0
             if isinstance(later, float) and later > 0.5:
-                yield Hazard(
+                yield Issue(
                     "known too late",
                     name,
                     "warned",
