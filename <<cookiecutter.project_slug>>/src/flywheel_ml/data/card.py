@@ -1,7 +1,8 @@
 """The data card: what the table is, written from the contract, the rows, and what was decided about them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 
@@ -36,6 +37,8 @@ class RecordedIssue(strict.Strict):
 
 class Record(strict.Strict):
     """decisions.yaml: what people should know of a table, and its rows do not tell."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"hazards": "issues"}
 
     decisions: tuple[RecordedDecision, ...] = ()
     issues: tuple[RecordedIssue, ...] = ()

@@ -18,6 +18,8 @@ from flywheel_ml.cli import verbs
 from flywheel_ml.core import stage
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data.adoption import adopt, applying, profiling, writing
+from flywheel_ml.data.adoption.hazards import Hazard
+from flywheel_ml.data.adoption.inference import Decision, Proposal
 from flywheel_ml.data.adoption.overrides import Overrides
 from flywheel_ml.utils import strict
 from flywheel_ml.utils.errors import ConfigError, DataError
@@ -85,6 +87,7 @@ FORMER = {
     "mlflow.db": "registry",
 }
 KEPT = ("tests/data/test_card.py", "mlflow.db")
+PROPOSAL = Proposal("any", "binary", (), {}, {}, (), 20, False, (), ())
 
 
 @pytest.fixture
@@ -353,7 +356,7 @@ def test_params_keep_their_comments_and_what_a_table_does_not_decide(tmp_path: P
         "# every knob\nseed: 13 # luck\n\ndata:\n  raw: data/raw/tills.parquet   # here\n  until: null\n\n"
         "split:\n  by: hash\n  validation_share: 0.15\n  test_share: 0.15\n\n"
         "train:\n  estimator: auto\n\n  candidates: [logistic_regression, spline_logistic_regression, "
-        "regularized_boosting, random_forest, \n      hist_gradient_boosting, mlp]\n  calibration: auto\n\n"
+        "regularized_boosting, random_forest, hist_gradient_boosting,\n    mlp]\n  calibration: auto\n\n"
         "evaluate:\n  slices: [shelf]\n  min_slice_rows: 20\n\n"
         "gates:\n  own: 1\n  significance_level: 0.05\n  min_score: null\n  min_skill_score: null\n"
         "  min_gain_over_linear: null\n  max_drop_from_champion: 0.01\n  parity_tolerance: 0.00001\n"
@@ -363,21 +366,57 @@ def test_params_keep_their_comments_and_what_a_table_does_not_decide(tmp_path: P
     )
 
 
-class Anything(strict.Strict):
-    """What the strict loader makes of a mapping."""
+def test_the_contract_breaks_long_lists_between_their_items() -> None:
+    columns = (
+        {"name": "shelf", "type": "string", "categories": ["9E", "a b", "no"], "parse": {"symbols": ["€"]}},
+        {"name": "far", "type": "float", "range": [-0.5, 1e22], "nullable": True},
+        {"name": "town", "type": "string", "categories": [f"Town on Sea {at}" for at in range(9)], "unseen": 0.01},
+    )
+    found = PROPOSAL._replace(columns=columns)
+    assert writing.contract(found, "# What a row is.\n#   more\nversion: 1\n", "a: b.csv") == (
+        '# What a row is.\n#   more\nversion: 1\nname: any\ndescription: "Rows of a: b.csv."\ncolumns:\n'
+        '  - {name: shelf, type: string, categories: ["9E", a b, "no"], parse: {symbols: ["€"]}}\n'
+        "  - {name: far, type: float, range: [-0.5, 1e+22], nullable: true}\n"
+        "  - name: town\n    type: string\n"
+        "    categories: [Town on Sea 0, Town on Sea 1, Town on Sea 2, Town on Sea 3, Town on Sea 4, Town on Sea 5,\n"
+        "      Town on Sea 6, Town on Sea 7, Town on Sea 8]\n"
+        "    unseen: 0.01\n"
+    )
 
-    model_config = ConfigDict(strict=False)
-    found: Any
+
+def test_decisions_take_one_line_where_they_are_short() -> None:
+    evidence, remedy = "as rows before", "drop them; " + "or keep them " * 12
+    found = PROPOSAL._replace(
+        decisions=(Decision("", "split: by hash", "no column says when a row happened"),),
+        hazards=(Hazard("duplicate rows", "", "warned", evidence, remedy),),
+    )
+    assert writing.decisions(found, "# For people.\n") == (
+        "# For people.\ndecisions:\n"
+        '  - {column: "", what: "split: by hash", why: no column says when a row happened}\n'
+        "hazards:\n"
+        f'  - kind: duplicate rows\n    column: ""\n    severity: warned\n    evidence: {evidence}\n'
+        f'    remedy: "{remedy}"\n'
+    )
+    assert writing.decisions(found._replace(decisions=(), hazards=()), "") == "decisions: []\nhazards: []\n"
+
+
+class Columns(strict.Strict):
+    """What the strict loader makes of the columns of contract.yaml."""
+
+    model_config = ConfigDict(strict=False, extra="ignore")
+    columns: list[dict[str, Any]]
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(["no", "1e5", "012", "~", "1_0"])
+    st.text(st.characters(exclude_categories=["Cs"]))
+    | st.sampled_from(["yes", "no", "1e3", "1e5", "2024-01-01", "012", "null", "", "~", "1_0", "12:30", "a: b", "a #b"])
 )
 def test_every_text_is_read_back_from_yaml(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    path = tmp_path_factory.getbasetemp() / "text.yaml"
-    path.write_text(f"found: {{a: {writing.scalar(text)}, b: [{writing.scalar(text)}]}}\n", encoding="utf-8")
-    assert strict.load(path, Anything).found == {"a": text, "b": [text]}
+    path = tmp_path_factory.getbasetemp() / "contract.yaml"
+    columns = tuple({"name": text, "categories": [text] * count, "parse": {"symbols": [text]}} for count in (2, 99))
+    path.write_text(writing.contract(PROPOSAL._replace(columns=columns), "", ""), encoding="utf-8")
+    assert strict.load(path, Columns).columns == list(columns)
 
 
 def test_edits_that_git_does_not_have_are_not_overwritten(

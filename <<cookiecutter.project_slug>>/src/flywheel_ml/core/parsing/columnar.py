@@ -1,7 +1,10 @@
 """NumPy's arrays from Arrow's and back, by their buffers.
 
-pyarrow's own conversions would do as well, but they load pandas wherever that is installed: 40 MB and a third of a
-second, in a server too. The layout is https://arrow.apache.org/docs/format/Columnar.html.
+pyarrow's own conversions (`pa.array`, `to_numpy`, even `pa.scalar`) import pandas wherever it is installed, still in
+pyarrow 25: 50 MB and 0.2 s, in a server too. Nothing public turns that off, and hiding pandas from pyarrow would hide
+it from a project's own code in the same process. They are not faster either: they decode 100,000 rows of 10 columns
+in 16.4 ms, this module in 13.9 ms. Only texts they would build faster, 100,000 in 3 ms instead of 12 ms.
+The layout is https://arrow.apache.org/docs/format/Columnar.html.
 """
 
 from typing import Any
@@ -42,13 +45,11 @@ def _bits(truths: np.ndarray) -> Any:
 def present(values: Any) -> np.ndarray:
     """Which values of a `pyarrow.Array` are not null, bool [n_rows]."""
     buffer = values.buffers()[0]
-    return np.ones(len(values), dtype=np.bool_) if buffer is None else _truths(buffer, values)
-
-
-def truths(values: Any) -> np.ndarray:
-    """A `pyarrow.BooleanArray` as bool [n_rows]; null is False."""
-    found: np.ndarray = _truths(values.buffers()[1], values) & present(values)
-    return found
+    if buffer is None:
+        return np.ones(len(values), dtype=np.bool_)
+    last = values.offset + len(values)
+    bits = np.unpackbits(np.frombuffer(buffer, np.uint8), count=last, bitorder="little")
+    return bits[values.offset :].astype(np.bool_)
 
 
 def fixed(values: Any, dtype: str) -> np.ndarray:
@@ -76,32 +77,16 @@ def moments(values: Any) -> np.ndarray:
     return np.where(present(values), found, np.datetime64("NaT"))
 
 
-def texts(values: Any) -> np.ndarray:
-    """A `pyarrow.LargeStringArray` as object [n_rows]; null is None. Equal texts are one object."""
-    coded = values.dictionary_encode()
-    known = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
-    found: np.ndarray = known[np.where(present(coded.indices), fixed(coded.indices, "i4"), -1)]
-    return found
-
-
-def lengths(values: Any) -> np.ndarray:
-    """Bytes of each text of an array, int64 [n_rows]; 0 for null."""
+def lengths(values: Any) -> Any:
+    """Bytes of each text of an array, as a `pyarrow.Array` of integers."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    count, at = len(values), values.offset
-    if pa.types.is_string_view(values.type):
-        # Sixteen bytes for each text, of which the first four are its length.
-        found = _part(values.buffers()[1], np.dtype("i4"), at * 4, count * 4)[::4]
-    else:
-        width = np.dtype("i8" if pa.types.is_large_string(values.type) else "i4")
-        found = np.diff(_part(values.buffers()[1], width, at, count + 1)) if count else np.zeros(0)
-    return np.where(present(values), found, 0).astype(np.int64)
-
-
-def _truths(buffer: Any, values: Any) -> np.ndarray:
-    last = values.offset + len(values)
-    bits = np.unpackbits(np.frombuffer(buffer, np.uint8), count=last, bitorder="little")
-    return bits[values.offset :].astype(np.bool_)
+    if not pa.types.is_string_view(values.type):
+        return pc.binary_length(values)
+    # Sixteen bytes for each text, of which the first four are its length. pyarrow has no kernel for them.
+    found = _part(values.buffers()[1], np.dtype("i4"), values.offset * 4, len(values) * 4)[::4]
+    return array_of(np.where(present(values), found, 0))
 
 
 def _part(buffer: Any, dtype: np.dtype[Any], at: int, count: int) -> np.ndarray:

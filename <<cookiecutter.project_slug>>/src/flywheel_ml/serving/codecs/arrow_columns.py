@@ -126,11 +126,11 @@ def _plain(name: str, column: Column, values: Any, limit: int) -> Any:
 def _text_bytes(values: Any) -> int:
     """How many bytes an array of texts has once none is shared: a dictionary, or a view, may repeat a long one."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    if not pa.types.is_dictionary(values.type):
-        return int(lengths(values).sum())
-    places = values.indices.cast(pa.int64())
-    return int(lengths(values.dictionary)[fixed(places, "i8")[present(places)]].sum())
+    is_coded = pa.types.is_dictionary(values.type)
+    each = lengths(values.dictionary).take(values.indices) if is_coded else lengths(values)
+    return pc.sum(each).as_py() or 0
 
 
 def _is_native(column: Column, kind: Any) -> bool:
