@@ -60,6 +60,8 @@ def unify_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    # It would tell each failure to send, and what a caller put into a `tracestate`; `tracing` says what matters.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 
 
 def explained(error: BaseException) -> dict[str, Any]:
