@@ -18,8 +18,8 @@ from flywheel_ml.cli import verbs
 from flywheel_ml.core import stage
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data.adoption import adopt, applying, profiling, writing
-from flywheel_ml.data.adoption.hazards import Hazard
 from flywheel_ml.data.adoption.inference import Decision, Proposal
+from flywheel_ml.data.adoption.issues import Issue
 from flywheel_ml.data.adoption.overrides import Overrides
 from flywheel_ml.utils import strict
 from flywheel_ml.utils.errors import ConfigError, DataError
@@ -388,16 +388,16 @@ def test_decisions_take_one_line_where_they_are_short() -> None:
     evidence, remedy = "as rows before", "drop them; " + "or keep them " * 12
     found = PROPOSAL._replace(
         decisions=(Decision("", "split: by hash", "no column says when a row happened"),),
-        hazards=(Hazard("duplicate rows", "", "warned", evidence, remedy),),
+        issues=(Issue("duplicate rows", "", "warned", evidence, remedy),),
     )
     assert writing.decisions(found, "# For people.\n") == (
         "# For people.\ndecisions:\n"
         '  - {column: "", what: "split: by hash", why: no column says when a row happened}\n'
-        "hazards:\n"
+        "issues:\n"
         f'  - kind: duplicate rows\n    column: ""\n    severity: warned\n    evidence: {evidence}\n'
         f'    remedy: "{remedy}"\n'
     )
-    assert writing.decisions(found._replace(decisions=(), hazards=()), "") == "decisions: []\nhazards: []\n"
+    assert writing.decisions(found._replace(decisions=(), issues=()), "") == "decisions: []\nissues: []\n"
 
 
 class Columns(strict.Strict):

@@ -262,7 +262,7 @@ def _dump(content: Mapping[str, Any]) -> str:
 
 
 def _entry(entry: Mapping[str, Any]) -> CommentedMap:
-    """A column, decision or hazard: on one line if it fits."""
+    """A column, decision or issue: on one line if it fits."""
     node = CommentedMap((key, _node(value)) for key, value in entry.items())
     # As JSON it is longer by some quotes.
     if len(json.dumps(entry, ensure_ascii=False)) <= LINE:
