@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = {
         "min_gain_over_linear": -1.0,
         "min_slice_score": 0.0,
         "max_slice_drop": None,
-        "calibration_error": 1.0,
+        "max_calibration_error": 1.0,
     },
     "monitor": {},
 }
