@@ -102,6 +102,20 @@ def test_equally_cheap_thresholds_are_told_apart_by_the_costs() -> None:
     assert metrics.choose_threshold(np.empty(0), np.empty(0), 1.0, 3.0) == 0.25
 
 
+@given(
+    rows=st.lists(st.tuples(st.booleans(), st.integers(0, 10), st.integers(1, 9)), min_size=2, max_size=20),
+    alarm=st.integers(1, 5),
+    miss=st.integers(1, 5),
+)
+def test_rounding_of_weights_does_not_move_the_threshold(
+    rows: list[tuple[bool, int, int]], alarm: int, miss: int
+) -> None:
+    labels, tenths, times = (np.array(column) for column in zip(*rows, strict=True))
+    scores = (tenths / 10).astype(np.float32)
+    repeated = metrics.choose_threshold(labels.repeat(times), scores.repeat(times), alarm, miss)
+    assert metrics.choose_threshold(labels, scores, alarm, miss, times / 10) == repeated
+
+
 def test_rows_of_one_class_alone_do_not_make_a_threshold_that_never_calls_the_other() -> None:
     scores = np.array([0.001, 0.002, 0.6])
     assert metrics.choose_threshold(np.zeros(3), scores, 1.0, 1.0) == 0.5

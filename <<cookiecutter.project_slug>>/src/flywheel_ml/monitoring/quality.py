@@ -126,61 +126,65 @@ def intervals(manifest: Manifest, truth: np.ndarray, output: np.ndarray, confide
     """
     if len(truth) < 2:
         return {}
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
     if manifest.task == "binary":
         assert manifest.threshold is not None
-        return _binary_intervals(truth == 1, output[:, -1], manifest.threshold, z)
+        return _binary_intervals(truth == 1, output[:, -1], manifest.threshold, confidence)
     if manifest.task == "multiclass":
         place = truth.astype(np.intp)
         likely = np.clip(output[np.arange(len(place)), place].astype(np.float64), np.finfo(np.float64).eps, None)
         right = int((output.argmax(axis=1) == place).sum())
-        return {"accuracy": wilson(right, len(place), z), "log_loss": _mean(-np.log(likely), z)}
+        return {"accuracy": wilson(right, len(place), confidence), "log_loss": _mean(-np.log(likely), confidence)}
     held = int(((output[:, 1] <= truth) & (truth <= output[:, 2])).sum())
-    return {"mae": _mean(np.abs(output[:, 0] - truth), z), "coverage": wilson(held, len(truth), z)}
+    return {"mae": _mean(np.abs(output[:, 0] - truth), confidence), "coverage": wilson(held, len(truth), confidence)}
 
 
-def _binary_intervals(labels: np.ndarray, scores: np.ndarray, threshold: float, z: float) -> dict[str, Interval]:
+def _binary_intervals(
+    labels: np.ndarray, scores: np.ndarray, threshold: float, confidence: float
+) -> dict[str, Interval]:
     hits, alarms, _, rejected = (int(count) for count in metrics.confusion(labels, scores, threshold))
     positives, called = int(labels.sum()), hits + alarms
     truth = labels.astype(np.float64)
     likely = np.clip(np.where(labels, scores, 1 - scores.astype(np.float64)), np.finfo(np.float64).eps, None)
     found = {
-        "prevalence": wilson(positives, len(labels), z),
-        "accuracy": wilson(hits + rejected, len(labels), z),
-        "brier": _mean((scores.astype(np.float64) - truth) ** 2, z),
-        "log_loss": _mean(-np.log(likely), z),
+        "prevalence": wilson(positives, len(labels), confidence),
+        "accuracy": wilson(hits + rejected, len(labels), confidence),
+        "brier": _mean((scores.astype(np.float64) - truth) ** 2, confidence),
+        "log_loss": _mean(-np.log(likely), confidence),
     }
     if called:
-        found["precision"] = wilson(hits, called, z)
+        found["precision"] = wilson(hits, called, confidence)
     if positives:
-        found["recall"] = wilson(hits, positives, z)
+        found["recall"] = wilson(hits, positives, confidence)
     if min(positives, len(labels) - positives) >= MIN_OF_EACH:
-        found["roc_auc"] = delong(labels, scores, z)
+        found["roc_auc"] = delong(labels, scores, confidence)
     return found
 
 
-def delong(labels: np.ndarray, scores: np.ndarray, z: float) -> Interval:
-    """ROC AUC ± z standard errors, cut off at 0 and 1, by the midranks of Sun & Xu 2014 in O(n log n)."""
+def delong(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Interval:
+    """ROC AUC and its normal interval, cut off at 0 and 1, by the midranks of Sun & Xu 2014 in O(n log n)."""
     positive, negative = scores[labels], scores[~labels]
     ranks = stats.rankdata(np.concatenate((positive, negative)).astype(np.float64))
     above = (ranks[: len(positive)] - stats.rankdata(positive)) / len(negative)
     below = 1 - (ranks[len(positive) :] - stats.rankdata(negative)) / len(positive)
     error = float(np.sqrt(above.var(ddof=1) / len(positive) + below.var(ddof=1) / len(negative)))
-    area = float(above.mean())
-    return Interval(area, max(0.0, area - z * error), min(1.0, area + z * error))
+    area, half = float(above.mean()), _z(confidence) * error
+    return Interval(area, max(0.0, area - half), min(1.0, area + half))
 
 
-def wilson(hits: int, rows: int, z: float) -> Interval:
+def wilson(hits: int, rows: int, confidence: float) -> Interval:
     """A share and its score interval."""
-    share = hits / rows
-    middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
-    half = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-    return Interval(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
+    low, high = stats.binomtest(hits, rows).proportion_ci(confidence, method="wilson")
+    return Interval(hits / rows, float(low), float(high))
 
 
-def _mean(values: np.ndarray, z: float) -> Interval:
-    mean, half = float(values.mean()), z * float(values.std(ddof=1)) / float(np.sqrt(len(values)))
+def _mean(values: np.ndarray, confidence: float) -> Interval:
+    # `stats.norm.interval` has no number for values that are all equal.
+    mean, half = float(values.mean()), _z(confidence) * float(values.std(ddof=1)) / float(np.sqrt(len(values)))
     return Interval(mean, max(0.0, mean - half), mean + half)
+
+
+def _z(confidence: float) -> float:
+    return float(stats.norm.ppf(0.5 + confidence / 2))
 
 
 def _decision(manifest: Manifest, evaluate: EvaluateParams) -> metrics.Decision | None:
@@ -260,14 +264,15 @@ def _slices(
         for at in np.argsort(-counts, kind="stable")[:MAX_SLICES]:
             truth, output, value = window.truth[members[at]], window.output[members[at]], str(names[at])
             reference, enough = tested.get((column, value)), bool(counts[at] >= evaluate.min_slice_rows)
-            found = intervals(manifest, truth, output, monitor.confidence_level).get(name)
             limit = _limit(task, reference, monitor)
+            can_judge = enough and limit is not None
+            found = intervals(manifest, truth, output, monitor.confidence_level).get(name) if can_judge else None
             yield SliceQuality(
                 column=column,
                 value=value,
                 rows=int(counts[at]),
                 enough=enough,
-                worse=bool(enough and found and limit is not None and _beyond(name, found, limit)),
+                worse=bool(found and limit is not None and _beyond(name, found, limit)),
                 reference=reference,
                 metrics=metrics.judge(task, truth, output, _decision(manifest, evaluate)),
             )
