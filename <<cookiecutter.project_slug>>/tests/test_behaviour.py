@@ -44,7 +44,7 @@ def test_unknown_categories_are_predicted_alike(bundle: Bundle, columns: Columns
 
 def test_prediction_follows_each_signal(bundle: Bundle, columns: Columns, contract: Contract) -> None:
     """Direction: the target of synthetic rows rises with the first features, so the mean prediction does too."""
-    numbers = [column for column in rows.signals(contract) if column.type in ("float", "integer")]
+    numbers = [column for column in rows.signal_columns(contract) if column.type in ("float", "integer")]
     if not numbers:
         pytest.skip("none of the first features is a number")
 

@@ -20,7 +20,7 @@ from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import GateParams, TrainParams
 from flywheel_ml.model.training import comparison, selection
 from flywheel_ml.model.training.selection import Table
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 
 COLUMNS = "abcdef"
 
@@ -48,7 +48,7 @@ def draw(case: Case, rng: np.random.Generator) -> tuple[Contract, pl.DataFrame]:
         *({"name": name, "type": "float"} for name in COLUMNS),
         {"name": "target", "role": "target", **target},
     ]
-    contract = strict.parse({"name": "drawn", "columns": columns}, Contract, "drawn")
+    contract = config_model.parse({"name": "drawn", "columns": columns}, Contract, "drawn")
     values = rng.normal(size=(len(COLUMNS), case.rows))
     noise = rng.normal(size=case.rows) if case.task == "regression" else rng.logistic(size=case.rows) * 3**0.5 / np.pi
     score = case.explained**0.5 * values[0] + (1 - case.explained) ** 0.5 * noise

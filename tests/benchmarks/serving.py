@@ -262,7 +262,7 @@ def _test_rows(bundle: Bundle, count: int) -> list[dict[str, Any]]:
     """Rows of the test split as JSON carries them, drawn with repetition: as varied as those that clients will send."""
     frame = tables.read(stage.SPLITS["test"], bundle.contract)
     drawn = frame.select(column.name for column in bundle.contract.inputs).sample(count, with_replacement=True, seed=0)
-    return blocks.plain(drawn.to_arrow())
+    return blocks.to_json_rows(drawn.to_arrow())
 
 
 def request_file(
@@ -281,7 +281,7 @@ def _arrow_request(path: Path, bundle: Bundle, rows: Sequence[Mapping[str, Any]]
     import pyarrow as pa
 
     columns = from_rows(bundle.contract.inputs, rows)
-    body = blocks.pack(pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()}))
+    body = blocks.pack_table(pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()}))
     kinds = f"Content-Type: {ARROW}\r\nAccept: {ARROW}"
     path.write_bytes(
         f"POST /predict HTTP/1.1\r\nHost: bench\r\n{kinds}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body

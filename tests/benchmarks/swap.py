@@ -183,9 +183,11 @@ def _copy(opened: Bundle, folder: Path, name: str) -> Ref:
     path = folder / serving_folder.BUNDLES / name
     shutil.copytree(opened.path, path)
     if name == "slow":
-        from library.helpers import broken
+        from library.helpers import faulty_models
 
-        (path / bundle.MODEL).write_bytes(broken.model(opened, "slow", safe_rows=1, turns=broken.TURNS // 10))
+        (path / bundle.MODEL).write_bytes(
+            faulty_models.build_model(opened, "slow", safe_rows=1, turns=faulty_models.LOOP_TURNS // 10)
+        )
         manifest = Manifest.model_validate_json((path / bundle.MANIFEST).read_text(), strict=False)
         bundle.seal(path, manifest.model_dump(exclude={"files"}))
     return Ref(version=name, digest=sha256_file(path / bundle.MANIFEST))

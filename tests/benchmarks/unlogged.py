@@ -14,7 +14,7 @@ class Nowhere:
 
     fault = outage = spool = None
     spooled = lost_files = 0
-    lanes = 1
+    max_parallel_commits = 1
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 

@@ -22,7 +22,7 @@ from flywheel_ml.core.params import Params  # noqa: E402
 from flywheel_ml.data import tables  # noqa: E402
 from flywheel_ml.model.evaluation.gate import Check  # noqa: E402
 from library.helpers import postgresql, project, rows, store  # noqa: E402
-from library.helpers.bundles import once  # noqa: E402
+from library.helpers.bundles import build_once  # noqa: E402
 from library.helpers.project import ROOT  # noqa: E402
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def params() -> Params:
 @pytest.fixture(scope="session")
 def table(contract: Contract) -> pl.DataFrame:
     """3,000 rows that keep the contract, target included, in order of time."""
-    return rows.make(contract, 3000)
+    return rows.make_table(contract, 3000)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def bundle_path(
 
 
 @pytest.fixture
-def copied(bundle_path: Path, tmp_path: Path) -> Path:
+def bundle_copy(bundle_path: Path, tmp_path: Path) -> Path:
     """A copy of that bundle, to change."""
     return Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
 
@@ -89,7 +89,7 @@ def copied(bundle_path: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with MLflow's store as its first use leaves it."""
-    return once(tmp_path_factory, "store", store.opened)
+    return build_once(tmp_path_factory, "store", store.open_store)
 
 
 @pytest.fixture
@@ -119,15 +119,15 @@ def register(registry: "Registry", bundle_path: Path) -> "Callable[[Sequence[Che
 
 
 @pytest.fixture(scope="session")
-def turned(tmp_path_factory: pytest.TempPathFactory) -> project.Turned:
+def trained_project(tmp_path_factory: pytest.TempPathFactory) -> project.PipelineRuns:
     """A small project through which the wheel was turned, after a first run that was killed."""
-    return once(tmp_path_factory, "turned", project.turn)
+    return build_once(tmp_path_factory, "trained_project", project.run_pipeline)
 
 
 @pytest.fixture
-def finished(turned: project.Turned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the turned project, as the current folder."""
-    path = project.copy(turned.path, tmp_path / "project")
+def finished(trained_project: project.PipelineRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the trained project, as the current folder."""
+    path = project.copy(trained_project.path, tmp_path / "project")
     monkeypatch.chdir(path)
     for name, value in project.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
@@ -135,12 +135,14 @@ def finished(turned: project.Turned, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker makes the turned project, which takes longest; files that need none fill the time until it is there.
+    """One worker makes the trained project, which takes longest; files that need none fill the time until it is there.
 
     The others of those come last: they are short, so that the workers end together.
     """
     files = list(dict.fromkeys(item.path for item in reversed(items)))
-    needing = [file for file in files if any("turned" in fixtures(item) for item in items if item.path == file)]
+    needing = [
+        file for file in files if any("trained_project" in fixtures(item) for item in items if item.path == file)
+    ]
     others = [file for file in files if file not in needing]
     half = len(others) // 2
     order = [*needing[:1], *others[:half], *needing[1:], *others[half:]]
@@ -155,5 +157,5 @@ def fixtures(item: pytest.Item) -> list[str]:
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[postgresql.PostgreSQL]:
     """A PostgreSQL server; tests that stop it start it again."""
-    with postgresql.running() as running:
+    with postgresql.run_postgresql() as running:
         yield running

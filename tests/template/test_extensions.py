@@ -30,10 +30,10 @@ from typing import Any
 from flywheel_ml.core.catalog import CLASSES, Between
 from flywheel_ml.core.contract import Task
 from flywheel_ml.core.features import Featurizer
-from flywheel_ml.utils.strict import Strict
+from flywheel_ml.utils.config_model import StrictModel
 
 
-class SmallForestParams(Strict):
+class SmallForestParams(StrictModel):
     n_estimators: int = 20
 
 

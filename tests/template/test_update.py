@@ -83,7 +83,7 @@ def test_project_keeps_its_users_files_when_its_library_is_replaced(
 
     released = tmp_path / "flywheel" / "<<cookiecutter.project_slug>>" / "src" / "flywheel_ml"
     (released / "newer.py").write_text('"""A module of the newer version."""\n')
-    (released / "utils" / "words.py").unlink()
+    (released / "utils" / "formatting.py").unlink()
     git(tmp_path / "flywheel", "add", "--all")
     git(tmp_path / "flywheel", "commit", "--quiet", "--message", "Two")
     page = (REPOSITORY / "docs" / "updating.md").read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def test_project_keeps_its_users_files_when_its_library_is_replaced(
     changed = git(project, "status", "--porcelain", "--untracked-files=all").splitlines()
     assert sorted(line.split()[1] for line in changed) == [
         "src/flywheel_ml/newer.py",
-        "src/flywheel_ml/utils/words.py",
+        "src/flywheel_ml/utils/formatting.py",
     ]
     assert git(project, "rev-parse", "HEAD:src/anna_s_best_model") == before
 

@@ -4,7 +4,7 @@ An estimator of your own is a function that builds a scikit-learn pipeline, a ro
 and a field of the same name in `TrainParams`. Import scikit-learn inside the function: commands that train nothing read
 the parameters too. Select columns by position, as skl2onnx does:
 
-    class SmallForestParams(Strict):
+    class SmallForestParams(StrictModel):
         n_estimators: int = Field(default=50, gt=0)
 
     def small_forest(task: Task, params: SmallForestParams, featurizer: Featurizer, seed: int) -> Pipeline:

@@ -30,7 +30,7 @@ from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.utils import files
 from flywheel_ml.utils.errors import ConfigError, IntegrityError, ProjectError
 from library.helpers.bundles import same_bits
-from library.helpers.rows import one
+from library.helpers.rows import find_column
 
 ESTIMATORS: tuple[str, ...] = ("hist_gradient_boosting", "logistic_regression")
 
@@ -152,9 +152,9 @@ def facts(path: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "files"}
 
 
-def test_an_untouched_copy_opens_wherever_it_lies(copied: Path, columns: Columns, bundle_path: Path) -> None:
-    digest = files.sha256_file(copied / MANIFEST)
-    opened = Bundle.open(copied, digest)
+def test_an_untouched_copy_opens_wherever_it_lies(bundle_copy: Path, columns: Columns, bundle_path: Path) -> None:
+    digest = files.sha256_file(bundle_copy / MANIFEST)
+    opened = Bundle.open(bundle_copy, digest)
     assert opened.digest == digest
     assert opened.profile.columns
     assert same_bits(opened.predict(columns).output, Bundle.open(bundle_path).predict(columns).output)
@@ -162,38 +162,38 @@ def test_an_untouched_copy_opens_wherever_it_lies(copied: Path, columns: Columns
 
 @pytest.mark.parametrize("name", HASHED)
 @pytest.mark.parametrize("place", [0.0, 0.5, 0.999])
-def test_one_changed_byte_in_any_file_is_found_by_name(copied: Path, name: str, place: float) -> None:
-    content = bytearray((copied / name).read_bytes())
+def test_one_changed_byte_in_any_file_is_found_by_name(bundle_copy: Path, name: str, place: float) -> None:
+    content = bytearray((bundle_copy / name).read_bytes())
     content[int(place * len(content))] ^= 1
-    (copied / name).write_bytes(content)
+    (bundle_copy / name).write_bytes(content)
     for look in (verify, Bundle.open):
         with pytest.raises(IntegrityError, match=rf"{name} was changed after it was sealed"):
-            look(copied)
+            look(bundle_copy)
 
 
-def test_one_changed_byte_in_the_manifest_is_found_by_whoever_knows_its_digest(copied: Path) -> None:
-    digest = files.sha256_file(copied / MANIFEST)
-    whole = (copied / MANIFEST).read_bytes()
+def test_one_changed_byte_in_the_manifest_is_found_by_whoever_knows_its_digest(bundle_copy: Path) -> None:
+    digest = files.sha256_file(bundle_copy / MANIFEST)
+    whole = (bundle_copy / MANIFEST).read_bytes()
     for at in range(0, len(whole), 97):
         content = bytearray(whole)
         content[at] ^= 1
-        (copied / MANIFEST).write_bytes(content)
+        (bundle_copy / MANIFEST).write_bytes(content)
         with pytest.raises(IntegrityError, match=r"manifest.json was changed after it was registered"):
-            Bundle.open(copied, digest)
+            Bundle.open(bundle_copy, digest)
 
 
-def test_a_manifest_that_cannot_be_read_is_refused_without_a_digest_too(copied: Path) -> None:
+def test_a_manifest_that_cannot_be_read_is_refused_without_a_digest_too(bundle_copy: Path) -> None:
     for content in (b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"format": 1}', b'{"format": "1"}'):
-        (copied / MANIFEST).write_bytes(content)
+        (bundle_copy / MANIFEST).write_bytes(content)
         with pytest.raises(IntegrityError, match=r"manifest.json"):
-            Bundle.open(copied)
+            Bundle.open(bundle_copy)
 
 
 @pytest.mark.parametrize("name", [*HASHED, MANIFEST])
-def test_a_missing_file_is_named(copied: Path, name: str) -> None:
-    (copied / name).unlink()
+def test_a_missing_file_is_named(bundle_copy: Path, name: str) -> None:
+    (bundle_copy / name).unlink()
     with pytest.raises(IntegrityError, match=rf"{name} is missing"):
-        Bundle.open(copied)
+        Bundle.open(bundle_copy)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -202,17 +202,17 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99])
-def test_a_truncated_model_is_refused_even_when_it_was_sealed_so(copied: Path, kept: float) -> None:
-    content = (copied / MODEL).read_bytes()
-    (copied / MODEL).write_bytes(content[: int(kept if kept >= 1 else kept * len(content))])
-    bundle.seal(copied, facts(copied))
+def test_a_truncated_model_is_refused_even_when_it_was_sealed_so(bundle_copy: Path, kept: float) -> None:
+    content = (bundle_copy / MODEL).read_bytes()
+    (bundle_copy / MODEL).write_bytes(content[: int(kept if kept >= 1 else kept * len(content))])
+    bundle.seal(bundle_copy, facts(bundle_copy))
     with pytest.raises(IntegrityError, match=r"model.onnx") as caught:
-        Bundle.open(copied)
+        Bundle.open(bundle_copy)
     assert "\n" not in str(caught.value)
 
 
 def test_another_model_that_is_whole_is_refused_if_it_takes_other_inputs(
-    copied: Path, contract: Contract, table: pl.DataFrame, params: Params
+    bundle_copy: Path, contract: Contract, table: pl.DataFrame, params: Params
 ) -> None:
     kept = tuple(column for column in contract.columns if column.name != contract.inputs[-1].name)
     featurizer = Featurizer(contract.model_copy(update={"columns": kept}))
@@ -220,10 +220,10 @@ def test_another_model_that_is_whole_is_refused_if_it_takes_other_inputs(
     labels = table.head(500)[contract.target.name].to_numpy()
     linear = estimators.build("logistic_regression", "binary", params.train, featurizer, 0)
     other = FittedModel(estimators.fit(linear, frame, labels))
-    (copied / MODEL).write_bytes(package.to_onnx(other, featurizer))
-    bundle.seal(copied, facts(copied))
+    (bundle_copy / MODEL).write_bytes(package.to_onnx(other, featurizer))
+    bundle.seal(bundle_copy, facts(bundle_copy))
     with pytest.raises(IntegrityError, match=r"model.onnx takes other inputs than its manifest.json lists"):
-        Bundle.open(copied)
+        Bundle.open(bundle_copy)
 
 
 def rename(path: Path, column: str) -> None:
@@ -234,57 +234,57 @@ def rename(path: Path, column: str) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def test_a_foreign_contract_is_refused_even_when_its_own_hash_is_right(copied: Path, contract: Contract) -> None:
-    path = copied / CONTRACT
+def test_a_foreign_contract_is_refused_even_when_its_own_hash_is_right(bundle_copy: Path, contract: Contract) -> None:
+    path = bundle_copy / CONTRACT
     rename(path, contract.inputs[-1].name)
-    bundle.seal(copied, facts(copied))
+    bundle.seal(bundle_copy, facts(bundle_copy))
     with pytest.raises(IntegrityError, match=r"contract.yaml is not the contract that the model was trained with"):
-        Bundle.open(copied)
+        Bundle.open(bundle_copy)
 
 
 @pytest.mark.parametrize("which", ["inputs", "target"])
 def test_a_foreign_contract_is_refused_even_when_all_hashes_are_right(
-    copied: Path, contract: Contract, which: str
+    bundle_copy: Path, contract: Contract, which: str
 ) -> None:
-    path = copied / CONTRACT
+    path = bundle_copy / CONTRACT
     rename(path, contract.inputs[-1].name if which == "inputs" else contract.target.name)
-    bundle.seal(copied, {**facts(copied), "contract_sha256": Contract.load(path).fingerprint()})
+    bundle.seal(bundle_copy, {**facts(bundle_copy), "contract_sha256": Contract.load(path).fingerprint()})
     with pytest.raises(IntegrityError, match=r"contract.yaml gives another target or other model inputs"):
-        Bundle.open(copied)
+        Bundle.open(bundle_copy)
 
 
 @pytest.mark.parametrize("change", ["dropped", "added"])
-def test_a_manifest_that_vouches_for_other_files_is_refused(copied: Path, change: str) -> None:
-    content = json.loads((copied / MANIFEST).read_text())
+def test_a_manifest_that_vouches_for_other_files_is_refused(bundle_copy: Path, change: str) -> None:
+    content = json.loads((bundle_copy / MANIFEST).read_text())
     if change == "dropped":
         del content["files"][MODEL]
     else:
         content["files"]["../../outside"] = "0" * 64
-    (copied / MANIFEST).write_text(json.dumps(content))
+    (bundle_copy / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(
         IntegrityError, match=r"lists other files than model.onnx, contract.yaml, profile.json, card.md"
     ):
-        Bundle.open(copied)
+        Bundle.open(bundle_copy)
 
 
-def test_a_manifest_of_a_newer_format_says_what_to_do(copied: Path) -> None:
-    content = json.loads((copied / MANIFEST).read_text())
-    (copied / MANIFEST).write_text(json.dumps({**content, "format": 3, "something": "new"}))
+def test_a_manifest_of_a_newer_format_says_what_to_do(bundle_copy: Path) -> None:
+    content = json.loads((bundle_copy / MANIFEST).read_text())
+    (bundle_copy / MANIFEST).write_text(json.dumps({**content, "format": 3, "something": "new"}))
     with pytest.raises(ConfigError, match=r"has format 3, this package knows 2; update the package"):
-        Bundle.open(copied)
+        Bundle.open(bundle_copy)
 
 
-def test_an_unknown_key_in_a_manifest_is_refused(copied: Path) -> None:
-    content = json.loads((copied / MANIFEST).read_text())
-    (copied / MANIFEST).write_text(json.dumps({**content, "treshold": 0.1}))
+def test_an_unknown_key_in_a_manifest_is_refused(bundle_copy: Path) -> None:
+    content = json.loads((bundle_copy / MANIFEST).read_text())
+    (bundle_copy / MANIFEST).write_text(json.dumps({**content, "treshold": 0.1}))
     with pytest.raises(IntegrityError, match=r"unknown key 'treshold'; did you mean 'threshold'"):
-        Bundle.open(copied)
+        Bundle.open(bundle_copy)
 
 
 @pytest.mark.parametrize("name", [LINEAGE, "notes.txt", ".hidden", "model.onnx.bak"])
-def test_a_file_beside_the_sealed_ones_is_ignored(copied: Path, name: str) -> None:
-    (copied / name).write_text("anything")
-    Bundle.open(copied, files.sha256_file(copied / MANIFEST))
+def test_a_file_beside_the_sealed_ones_is_ignored(bundle_copy: Path, name: str) -> None:
+    (bundle_copy / name).write_text("anything")
+    Bundle.open(bundle_copy, files.sha256_file(bundle_copy / MANIFEST))
 
 
 def doubled(x: np.ndarray) -> np.ndarray:
@@ -303,23 +303,23 @@ def tripled(x: np.ndarray) -> np.ndarray:
     ],
 )
 def test_a_derived_feature_that_changed_or_went_is_refused_by_name(
-    copied: Path, known: tuple[Callable[..., Any], ...], message: str
+    bundle_copy: Path, known: tuple[Callable[..., Any], ...], message: str
 ) -> None:
-    bundle.seal(copied, {**facts(copied), "derived": {"doubled": "0" * 64}})
+    bundle.seal(bundle_copy, {**facts(bundle_copy), "derived": {"doubled": "0" * 64}})
     with pytest.raises(ConfigError, match=message):
-        Bundle.open(copied, features=known)
+        Bundle.open(bundle_copy, features=known)
 
 
-def test_a_new_derived_feature_does_not_disturb_an_old_bundle(copied: Path, columns: Columns) -> None:
-    before = Bundle.open(copied).predict(columns).output
-    assert same_bits(Bundle.open(copied, features=(doubled,)).predict(columns).output, before)
+def test_a_new_derived_feature_does_not_disturb_an_old_bundle(bundle_copy: Path, columns: Columns) -> None:
+    before = Bundle.open(bundle_copy).predict(columns).output
+    assert same_bits(Bundle.open(bundle_copy, features=(doubled,)).predict(columns).output, before)
 
 
-def test_every_refusal_is_one_line_that_says_which_bundle(copied: Path) -> None:
-    (copied / PROFILE).write_text("{}")
+def test_every_refusal_is_one_line_that_says_which_bundle(bundle_copy: Path) -> None:
+    (bundle_copy / PROFILE).write_text("{}")
     with pytest.raises(ProjectError) as caught:
-        Bundle.open(copied)
-    assert str(copied) in str(caught.value)
+        Bundle.open(bundle_copy)
+    assert str(bundle_copy) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -327,7 +327,7 @@ def test_derived_features_keep_the_order_in_which_they_were_trained(
     tmp_path: Path, table: pl.DataFrame, contract: Contract, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """JSON sorts their names; the model's inputs do not."""
-    column = one(contract, lambda column: column.type == "float", "float column").name
+    column = find_column(contract, lambda column: column.type == "float", "float column").name
     one_input = inspect.Signature(
         [inspect.Parameter(features.parameter(column), inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     )

@@ -21,7 +21,7 @@ from flywheel_ml.core.contract import (
     moment,
     naive,
 )
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
 
 GOOD: list[dict[str, Any]] = [
@@ -35,7 +35,7 @@ GOOD: list[dict[str, Any]] = [
 
 def make(*columns: dict[str, Any], without: str = "") -> Contract:
     kept = [column for column in GOOD if column["name"] not in {without, *(new["name"] for new in columns)}]
-    return strict.parse({"name": "things", "columns": [*kept, *columns]}, Contract, "contract.yaml")
+    return config_model.parse({"name": "things", "columns": [*kept, *columns]}, Contract, "contract.yaml")
 
 
 def test_the_project_s_own_contract_can_be_used(contract: Contract) -> None:
@@ -121,7 +121,7 @@ def test_a_contradiction_is_refused_by_name(column: dict[str, Any], message: str
 
 def test_a_column_that_stands_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"column 'size' stands twice"):
-        strict.parse({"name": "things", "columns": [*GOOD, GOOD[2]]}, Contract, "contract.yaml")
+        config_model.parse({"name": "things", "columns": [*GOOD, GOOD[2]]}, Contract, "contract.yaml")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_contract_without_something_to_predict_or_to_predict_from_is_refused(
     columns: list[dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        strict.parse({"name": "things", "columns": columns}, Contract, "contract.yaml")
+        config_model.parse({"name": "things", "columns": columns}, Contract, "contract.yaml")
 
 
 TARGETS: list[tuple[dict[str, Any], Task, tuple[Label, ...]]] = [

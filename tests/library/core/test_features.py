@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from flywheel_ml.core import features
 from flywheel_ml.core.contract import MISSING, Column, Columns, Contract, from_rows
 from flywheel_ml.core.features import PARTS, Featurizer, definition, parameter, tokens
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers.bundles import same_bits
 from library.helpers.project import PROJECT
@@ -36,7 +36,9 @@ CONTRACT: dict[str, Any] = {
 
 
 def make(**more: dict[str, Any]) -> Contract:
-    return strict.parse({**CONTRACT, "columns": [*CONTRACT["columns"], *more.values()]}, Contract, "contract.yaml")
+    return config_model.parse(
+        {**CONTRACT, "columns": [*CONTRACT["columns"], *more.values()]}, Contract, "contract.yaml"
+    )
 
 
 def per_piece(size: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -131,7 +133,7 @@ def test_the_row_s_own_time_elapses_since_a_fixed_day() -> None:
         {"name": "at", "type": "datetime", "role": "time", "datetime_features": ["elapsed"]},
         CONTRACT["columns"][-1],
     ]
-    contract = strict.parse({"name": "time", "columns": columns}, Contract, "contract.yaml")
+    contract = config_model.parse({"name": "time", "columns": columns}, Contract, "contract.yaml")
     found = Featurizer(contract, ()).encode(from_rows(contract.inputs, [{"at": datetime(2000, 1, 3, 12)}]))
     assert found.num.tolist() == [[2.5]]
 
@@ -238,7 +240,7 @@ def test_a_column_of_any_name_can_feed_a_derived_feature(name: str, called: str)
     space: dict[str, Any] = {}
     exec(f"def twice({called}):\n    return 2 * {called}", space)
     columns = [{"name": name, "type": "float"}, {"name": "y", "type": "boolean", "role": "target"}]
-    contract = strict.parse({"name": "any", "columns": columns}, Contract, "contract.yaml")
+    contract = config_model.parse({"name": "any", "columns": columns}, Contract, "contract.yaml")
     encoded = Featurizer(contract, (space["twice"],)).encode({name: np.array([1.5])})
     assert encoded.num.tolist() == [[1.5, 3.0]]
 

@@ -15,7 +15,7 @@ from scipy import stats
 from flywheel_ml.core import profile
 from flywheel_ml.core.contract import Columns, Contract, from_rows
 from flywheel_ml.core.profile import PREDICTION, Profile
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
 
 CONTRACT: dict[str, Any] = {
@@ -30,7 +30,7 @@ CONTRACT: dict[str, Any] = {
         {"name": "sold", "type": "boolean", "role": "target"},
     ],
 }
-THINGS = strict.parse(CONTRACT, Contract, "contract.yaml")
+THINGS = config_model.parse(CONTRACT, Contract, "contract.yaml")
 
 
 def one_column(reference: np.ndarray, window: np.ndarray) -> float:
@@ -46,7 +46,7 @@ def exact(reference: Any, window: Any) -> float:
         return float(stats.ks_2samp(reference, window, method="asymp").statistic)
 
 
-_only_size = strict.parse(
+_only_size = config_model.parse(
     {"name": "one", "columns": [CONTRACT["columns"][1], CONTRACT["columns"][-1]]}, Contract, "contract.yaml"
 )
 
@@ -254,4 +254,4 @@ def test_categories_are_known_from_the_training_rows() -> None:
     # `red` is a category of the contract, and no model has met it.
     assert (colour.categories, colour.untrained, colour.known) == (("red", "blue"), ("red",), (15,))
     assert (colour.unseen, colour.unknown) == (15, 30)
-    assert strict.parse(json.loads(built.text()), Profile, "profile.json") == built
+    assert config_model.parse(json.loads(built.text()), Profile, "profile.json") == built

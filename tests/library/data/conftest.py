@@ -7,13 +7,13 @@ import polars as pl
 import pytest
 
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from library.helpers.orders import SHOP
 
 
 @pytest.fixture(scope="session")
 def shop() -> Contract:
-    return strict.parse(SHOP, Contract, "contract.yaml")
+    return config_model.parse(SHOP, Contract, "contract.yaml")
 
 
 @pytest.fixture(scope="session")

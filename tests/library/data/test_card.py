@@ -7,7 +7,7 @@ import pytest
 
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.data import card
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers.orders import SHOP
 
@@ -53,7 +53,7 @@ def test_bars_and_line_breaks_do_not_break_the_table(orders: pl.DataFrame) -> No
         {**column, "unit": "a|b", "description": "one\ntwo | three"} if column["name"] == "weight" else column
         for column in SHOP["columns"]
     ]
-    contract = strict.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
+    contract = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
     line = next(line for line in card.text(orders, contract, COUNTS).splitlines() if "`weight`" in line)
     assert line.replace(r"\|", "").count("|") == 9
     assert "one two" in line

@@ -8,7 +8,7 @@ from polars.testing import assert_frame_equal
 
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.data.ingest import ingest
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, DataError
 from library.helpers.orders import SHOP
 
@@ -38,7 +38,7 @@ def test_until_is_the_first_moment_that_does_not_exist_yet(orders: pl.DataFrame,
 def test_until_with_an_offset_is_converted_to_the_time_column_s_zone(orders: pl.DataFrame) -> None:
     placed = {"name": "placed", "type": "datetime", "role": "time", "time_zone": "America/New_York"}
     columns = [placed if column["name"] == "placed" else column for column in SHOP["columns"]]
-    contract = strict.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
+    contract = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
     for hour, rows in ((5, 2), (6, 3)):
         assert ingest(orders, contract, datetime(2020, 1, 3, hour, tzinfo=UTC)).table.height == rows
 
@@ -72,7 +72,7 @@ def test_missing_and_mistyped_columns_are_passed_on_to_be_reported(
 
 def test_until_without_a_time_column_is_refused(orders: pl.DataFrame) -> None:
     columns = [column for column in SHOP["columns"] if column["name"] != "placed"]
-    timeless = strict.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
+    timeless = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
     with pytest.raises(ConfigError, match=r"data.until needs a column with role time"):
         ingest(orders.drop("placed"), timeless, FIRST)
     assert ingest(orders.drop("placed"), timeless, None).table.height == 100

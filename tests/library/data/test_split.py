@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import SplitParams
 from flywheel_ml.data.split import split, twins
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, DataError
 from library.helpers.orders import SHOP
 
@@ -123,7 +123,7 @@ def test_test_rows_that_training_has_seen_at_another_time_are_counted(orders: pl
 
 def test_a_contract_without_time_is_refused(orders: pl.DataFrame) -> None:
     columns = [column for column in SHOP["columns"] if column["name"] != "placed"]
-    timeless = strict.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
+    timeless = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
     with pytest.raises(ConfigError, match=r"the split is by time, and no column has role time"):
         split(orders, timeless, DAYS, None)
 
@@ -133,7 +133,7 @@ HASHED = SplitParams(by="hash", validation_share=0.2, test_share=0.2)
 
 def contract_of(*columns: dict[str, Any]) -> Contract:
     target = {"name": "kind", "type": "string", "role": "target", "categories": ["rare", "common"]}
-    return strict.parse({"name": "things", "columns": [*columns, target]}, Contract, "contract.yaml")
+    return config_model.parse({"name": "things", "columns": [*columns, target]}, Contract, "contract.yaml")
 
 
 def things(rows: int) -> pl.DataFrame:
@@ -271,4 +271,4 @@ def test_by_time_shares_take_the_place_of_days(orders: pl.DataFrame, shop: Contr
 )
 def test_ways_to_split_that_contradict_each_other_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        strict.parse(change, SplitParams, "split")
+        config_model.parse(change, SplitParams, "split")

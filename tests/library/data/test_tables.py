@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.data import tables
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import DataError, IntegrityError
 from flywheel_ml.utils.files import sha256_file
 
@@ -31,7 +31,7 @@ def one(kind: str) -> Contract:
         {"name": "x", "type": kind, "nullable": True},
         {"name": "y", "type": "boolean", "role": "target"},
     ]
-    return strict.parse({"name": "one", "columns": columns}, Contract, "contract.yaml")
+    return config_model.parse({"name": "one", "columns": columns}, Contract, "contract.yaml")
 
 
 def conformed(kind: str, series: pl.Series) -> pl.Series:
@@ -197,7 +197,7 @@ def test_one_row_is_a_table(tmp_path: Path, orders: pl.DataFrame, shop: Contract
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_column_may_have_any_name(tmp_path: Path, name: str, suffix: str) -> None:
     columns = [{"name": name, "type": "float"}, {"name": "y", "type": "boolean", "role": "target"}]
-    contract = strict.parse({"name": "odd", "columns": columns}, Contract, "contract.yaml")
+    contract = config_model.parse({"name": "odd", "columns": columns}, Contract, "contract.yaml")
     frame = pl.DataFrame({name: [1.5, 2.0], "y": [True, False]})
     path = tmp_path / f"odd{suffix}"
     frame.write_csv(path) if suffix == ".csv" else frame.write_parquet(path)

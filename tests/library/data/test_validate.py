@@ -19,7 +19,7 @@ from flywheel_ml.core.parsing.rules import REQUIRED, UNIQUE
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import ingest, split, tables, validate
 from flywheel_ml.data.validate import Violation, check
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from library.helpers.orders import SHOP
 from library.helpers.project import PACKAGE, PROJECT
 
@@ -48,7 +48,7 @@ def test_a_weight_below_zero_is_refused() -> None:
         {"name": "times", "type": "float", "role": "weight"},
         {"name": "y", "type": "boolean", "role": "target"},
     ]
-    contract = strict.parse({"name": "weighed", "columns": columns}, Contract, "contract.yaml")
+    contract = config_model.parse({"name": "weighed", "columns": columns}, Contract, "contract.yaml")
     table = pl.DataFrame({"x": [1.0, 2.0, 3.0], "times": [0.0, 2.5, -1.0], "y": [True, False, True]})
     assert check(table.head(2), contract) == []
     assert str(only(check(table, contract))) == "times: 1 row: must not be negative; first: -1.0 (row 2)"
@@ -100,7 +100,7 @@ def test_unknown_categories_within_the_tolerance_pass(orders: pl.DataFrame, shop
 
 def test_tolerance_is_a_share_of_the_rows_that_have_a_value(orders: pl.DataFrame, shop: Contract) -> None:
     nullable = [{**column, "nullable": True} if column["name"] == "region" else column for column in SHOP["columns"]]
-    contract = strict.parse({**SHOP, "columns": nullable}, Contract, "contract.yaml")
+    contract = config_model.parse({**SHOP, "columns": nullable}, Contract, "contract.yaml")
     few = put(put(orders, "region", dict.fromkeys(range(50, 100), None)), "region", dict.fromkeys(range(6), "east"))
     assert only(check(few, contract)).rows == 6
 

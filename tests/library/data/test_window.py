@@ -11,7 +11,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
 from flywheel_ml.data.window import cut, export
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, DataError
 from library.helpers.orders import SHOP
 
@@ -36,7 +36,7 @@ def test_spans_that_meet_share_no_row_and_lose_none(orders: pl.DataFrame, shop: 
 def test_span_with_offsets_is_converted_to_the_time_column_s_zone(orders: pl.DataFrame, shop: Contract) -> None:
     placed = {"name": "placed", "type": "datetime", "role": "time", "time_zone": "Europe/Berlin"}
     columns = [placed if column["name"] == "placed" else column for column in SHOP["columns"]]
-    berlin = strict.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
+    berlin = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
     assert cut(orders, berlin, datetime(2020, 1, 1, 23, tzinfo=UTC), None).height == 99
     assert cut(orders, berlin, None, datetime(2020, 1, 2, 1, tzinfo=timezone(timedelta(hours=2)))).height == 1
     with pytest.raises(ConfigError, match=r"2020-01-02T00:00:00\+00:00 must not have a UTC offset: .*add `time_zone`"):
@@ -59,7 +59,7 @@ def test_an_empty_span_is_refused_with_what_the_table_spans(orders: pl.DataFrame
 
 def test_a_table_or_a_contract_without_moments_is_refused(orders: pl.DataFrame, shop: Contract) -> None:
     columns = [column for column in SHOP["columns"] if column["name"] != "placed"]
-    timeless = strict.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
+    timeless = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
     with pytest.raises(ConfigError, match=r"no column has role time"):
         cut(orders, timeless, FIRST, None)
     for other in (orders.drop("placed"), orders.with_columns(pl.lit("?").alias("placed"))):

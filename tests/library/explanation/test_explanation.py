@@ -20,12 +20,12 @@ from flywheel_ml.explanation.explanation import Explanation, explain
 from flywheel_ml.model.packaging import package
 from flywheel_ml.testing.bundles import make_bundle
 from flywheel_ml.testing.rows import json_rows
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, IntegrityError, NotExplainable
 from library.core.test_bundle import facts
 from library.helpers import rows
 from library.helpers.bundles import same_bits
-from library.helpers.rows import one
+from library.helpers.rows import find_column
 from library.loop.test_tasks import TARGETS, adapted
 
 Row = dict[str, Any]
@@ -71,9 +71,9 @@ class Made(NamedTuple):
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, params: Params) -> Made:
     target, estimator = MODELS[request.param]
     columns = [{**column, **(TARGETS[target] if column["name"] == "what" else {})} for column in COLUMNS]
-    contract = strict.parse({"name": "things", "columns": columns}, Contract, "contract")
+    contract = config_model.parse({"name": "things", "columns": columns}, Contract, "contract")
     # To the model, a column that never changed in training says nothing.
-    table = rows.make(contract, 1200).with_columns(pl.lit(1.0).alias("idle"))
+    table = rows.make_table(contract, 1200).with_columns(pl.lit(1.0).alias("idle"))
     chosen = adapted(params, contract)
     small = {
         "estimator": estimator,
@@ -233,46 +233,46 @@ def row(table: pl.DataFrame, contract: Contract) -> Row:
 
 
 def test_a_bundle_of_the_former_format_answers_as_before_and_says_how_to_get_explanations(
-    bundle_path: Path, copied: Path, columns: Columns, row: Row
+    bundle_path: Path, bundle_copy: Path, columns: Columns, row: Row
 ) -> None:
-    (copied / BACKGROUND).unlink()
-    bundle.seal(copied, {**facts(copied), "format": 1})
-    old = Bundle.open(copied)
+    (bundle_copy / BACKGROUND).unlink()
+    bundle.seal(bundle_copy, {**facts(bundle_copy), "format": 1})
+    old = Bundle.open(bundle_copy)
     assert same_bits(old.predict(columns).output, Bundle.open(bundle_path).predict(columns).output)
     with pytest.raises(NotExplainable, match=r"no training rows to compare with .* params.yaml above 0, train again"):
         explain(old, row)
 
 
-def test_a_bundle_that_was_to_carry_no_rows_says_the_same(copied: Path, table: pl.DataFrame, row: Row) -> None:
-    assert package.background(Bundle.open(copied), table, 0, seed=1) == []
-    (copied / BACKGROUND).write_text("[]\n")
-    bundle.seal(copied, facts(copied))
+def test_a_bundle_that_was_to_carry_no_rows_says_the_same(bundle_copy: Path, table: pl.DataFrame, row: Row) -> None:
+    assert package.background(Bundle.open(bundle_copy), table, 0, seed=1) == []
+    (bundle_copy / BACKGROUND).write_text("[]\n")
+    bundle.seal(bundle_copy, facts(bundle_copy))
     with pytest.raises(NotExplainable, match="train again"):
-        explain(Bundle.open(copied), row)
+        explain(Bundle.open(bundle_copy), row)
 
 
-def test_a_new_bundle_that_lists_no_background_is_refused(copied: Path) -> None:
-    content = json.loads((copied / bundle.MANIFEST).read_text())
+def test_a_new_bundle_that_lists_no_background_is_refused(bundle_copy: Path) -> None:
+    content = json.loads((bundle_copy / bundle.MANIFEST).read_text())
     del content["files"][BACKGROUND]
-    (copied / bundle.MANIFEST).write_text(json.dumps(content))
+    (bundle_copy / bundle.MANIFEST).write_text(json.dumps(content))
     with pytest.raises(IntegrityError, match=r"lists other files than .*background.json"):
-        Bundle.open(copied)
+        Bundle.open(bundle_copy)
 
 
 @pytest.mark.parametrize("content", ["", "{", "3", '["x"]', '{"a": 1}'])
-def test_a_background_that_is_no_rows_is_refused_even_when_it_was_sealed_so(copied: Path, content: str) -> None:
-    (copied / BACKGROUND).write_text(content)
-    bundle.seal(copied, facts(copied))
+def test_a_background_that_is_no_rows_is_refused_even_when_it_was_sealed_so(bundle_copy: Path, content: str) -> None:
+    (bundle_copy / BACKGROUND).write_text(content)
+    bundle.seal(bundle_copy, facts(bundle_copy))
     with pytest.raises(IntegrityError, match=r"background.json holds no rows of its contract.yaml"):
-        Bundle.open(copied)
+        Bundle.open(bundle_copy)
 
 
-def test_a_background_of_other_types_is_refused_too(copied: Path, contract: Contract) -> None:
-    column = one(contract, lambda column: column.is_numeric, "number")
-    (copied / BACKGROUND).write_text(json.dumps([{column.name: "large"}]))
-    bundle.seal(copied, facts(copied))
+def test_a_background_of_other_types_is_refused_too(bundle_copy: Path, contract: Contract) -> None:
+    column = find_column(contract, lambda column: column.is_numeric, "number")
+    (bundle_copy / BACKGROUND).write_text(json.dumps([{column.name: "large"}]))
+    bundle.seal(bundle_copy, facts(bundle_copy))
     with pytest.raises(IntegrityError, match=r"background.json holds no rows of its contract.yaml"):
-        Bundle.open(copied)
+        Bundle.open(bundle_copy)
 
 
 @pytest.mark.parametrize("fault", ["nan", "raised"])
@@ -295,4 +295,4 @@ def test_a_model_that_fails_between_rows_is_not_explained(bundle_path: Path, row
 def test_more_background_rows_than_are_fast_are_refused_by_name(params: Params) -> None:
     content = {**params.model_dump(mode="json"), "explain": {"background_rows": 201}}
     with pytest.raises(ConfigError, match=r"explain.background_rows: .*less than or equal to 200"):
-        strict.parse(content, Params, "params.yaml")
+        config_model.parse(content, Params, "params.yaml")

@@ -29,8 +29,8 @@ class Pages(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def pages(turned: project.Turned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
-    path = project.copy(turned.path, tmp_path_factory.mktemp("pages") / "project", history=True)
+def pages(trained_project: project.PipelineRuns, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
+    path = project.copy(trained_project.path, tmp_path_factory.mktemp("pages") / "project", history=True)
     with project.start(path, "-m", project.PACKAGE, "ui", stdin=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
@@ -52,7 +52,9 @@ def rolled_out(fresh_store: Path, bundle_path: Path, tmp_path_factory: pytest.Te
         patch.chdir(path)
         registry = Registry.open(store.settings(path), store.NAME)
         for name in ("first", "second"):
-            registry.register(store.another(bundle_path, path.with_name(name)), store.PASSED, {}, {}, [])
+            registry.register(
+                store.copy_with_new_card(bundle_path, path.with_name(name)), store.PASSED_CHECKS, {}, {}, []
+            )
         registry.promote("1", None)
         rollout.sync(registry, store.settings(path), why="first champion")
         registry.challenge("2")

@@ -16,7 +16,7 @@ from flywheel_ml.model.registration import roles
 from flywheel_ml.model.registration.registry import Registry
 from flywheel_ml.utils.errors import ProjectError
 from library.helpers import project, store
-from library.helpers.commands import served
+from library.helpers.commands import find_served_bundle
 
 SERVING = Path("var/serving")
 
@@ -46,7 +46,7 @@ def test_a_lost_store_bundle_or_record_asks_for_a_run(finished: Path) -> None:
 
 
 def test_a_tampered_champion_asks_for_a_run(finished: Path) -> None:
-    with (served(SERVING, "1") / bundle.MODEL).open("ab") as stream:
+    with (find_served_bundle(SERVING, "1") / bundle.MODEL).open("ab") as stream:
         stream.write(b"x")
     assert last() is None
 
@@ -63,7 +63,9 @@ def test_a_promotion_or_rollback_since_asks_for_a_run(finished: Path) -> None:
 def test_the_present_role_is_told_after_promotions_and_rollbacks(finished: Path, bundle_path: Path) -> None:
     settings = store.settings(finished)
     registry = Registry.open(settings, Contract.load(stage.CONTRACT).name)
-    registry.register(store.another(bundle_path, finished.with_name("other")), store.PASSED, {}, {}, [])
+    registry.register(
+        store.copy_with_new_card(bundle_path, finished.with_name("other")), store.PASSED_CHECKS, {}, {}, []
+    )
 
     def told() -> tuple[str, str | None]:
         found = last()

@@ -21,7 +21,7 @@ from flywheel_ml.prediction_log import Prediction, Writer, dumps, new_id, now_us
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.utils.errors import IntegrityError, NotExplainable, ProjectError
 from library.flows.test_rollout import artifacts
-from library.helpers.commands import served
+from library.helpers.commands import find_served_bundle
 from library.helpers.project import PROJECT
 
 Log = Callable[..., str]
@@ -94,7 +94,7 @@ def test_a_version_that_the_folder_does_not_hold_any_more_comes_from_the_registr
     two: Registry, settings: Settings, log: Log, damage: str
 ) -> None:
     name = log("1")
-    path = served(settings.serving_folder, "1")
+    path = find_served_bundle(settings.serving_folder, "1")
     if damage == "gone":
         shutil.rmtree(path)
     else:
@@ -107,7 +107,7 @@ def test_a_version_that_the_folder_does_not_hold_any_more_comes_from_the_registr
 def test_a_bundle_that_was_sealed_anew_in_the_folder_is_not_taken_for_the_version_that_routing_names(
     two: Registry, settings: Settings, log: Log
 ) -> None:
-    path = served(settings.serving_folder, "1")
+    path = find_served_bundle(settings.serving_folder, "1")
     (path / BACKGROUND).write_text("[]\n")
     facts = json.loads((path / bundle.MANIFEST).read_text())
     bundle.seal(path, {name: value for name, value in facts.items() if name != "files"})
@@ -124,7 +124,7 @@ def test_a_version_that_is_gone_everywhere_is_named_with_both_places(
     ):
         explain_logged(PROJECT, log("7"), settings, lambda: two)
     name = log("1")
-    shutil.rmtree(served(settings.serving_folder, "1"))
+    shutil.rmtree(find_served_bundle(settings.serving_folder, "1"))
     with (artifacts(folder, two, "1") / BACKGROUND).open("a") as stream:
         stream.write(" ")
     with pytest.raises(ProjectError, match=r"and the registry does not give it: .*background.json was changed"):
@@ -160,7 +160,7 @@ def test_an_answer_that_the_version_does_not_give_any_more_is_not_explained(
 
 
 def test_a_version_from_before_explanations_says_what_to_do(two: Registry, settings: Settings, log: Log) -> None:
-    path = served(settings.serving_folder, "1")
+    path = find_served_bundle(settings.serving_folder, "1")
     (path / BACKGROUND).unlink()
     facts = {**json.loads((path / bundle.MANIFEST).read_text()), "format": 1}
     bundle.seal(path, {name: value for name, value in facts.items() if name != "files"})

@@ -18,7 +18,7 @@ from flywheel_ml.data import tables
 from flywheel_ml.flows import monitoring, scoring
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.monitoring.alerts import AlertError
-from flywheel_ml.monitoring.run import Monitored
+from flywheel_ml.monitoring.run import MonitoringRun
 from flywheel_ml.prediction_log import Outcome, Prediction, Writer, dumps, new_id, now_us
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.utils.errors import ConfigError
@@ -41,7 +41,7 @@ def settings(tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def drifted(contract: Contract) -> pl.DataFrame:
     """Rows in which the first ranged column sits at the top of its range."""
-    table = rows.make(contract, 1500, seed=5)
+    table = rows.make_table(contract, 1500, seed=5)
     column = next(column for column in contract.inputs if column.range is not None)
     assert column.range is not None
     top = pl.lit(column.range[1]).cast(table.schema[column.name])
@@ -131,7 +131,7 @@ def test_alerts_that_no_webhook_takes_are_on_file_and_the_verdict_is_told_first(
     scoring.score(PROJECT, Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
     # Nothing listens on the discard port of this machine.
     deaf = settings.model_copy(update={"alert_webhook": SecretStr("http://127.0.0.1:9/hook")})
-    told: list[Monitored] = []
+    told: list[MonitoringRun] = []
     with pytest.raises(AlertError, match="were not delivered"):
         monitoring.watch(PROJECT, deaf, params, Path("out.parquet"), None, None, told.append)
     engine.patience.reset(hasty)

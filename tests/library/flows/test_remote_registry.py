@@ -105,7 +105,9 @@ def test_a_sidecar_follows_a_remote_registry_that_goes_away_and_comes_back_and_t
             own = settings(trainer, remote)
             registry = Registry.open(own, store.NAME)
             for name in ("first", "second", "third"):
-                registry.register(store.another(bundle_path, tmp_path / name), store.PASSED, {}, {}, [])
+                registry.register(
+                    store.copy_with_new_card(bundle_path, tmp_path / name), store.PASSED_CHECKS, {}, {}, []
+                )
             rollout.promote(registry, own, "1")
             words = ("-m", project.PACKAGE, "rollout", "sync", "--watch", "--every", "0.1")
             sidecar = later.enter_context(project.start(server, *words, ML_TRACKING_URI=remote.url))

@@ -17,7 +17,7 @@ from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION, Regist
 from flywheel_ml.prediction_log import Prediction, Writer, new_id
 from flywheel_ml.utils.errors import Busy, GateRefusal, IntegrityError, ProjectError
 from library.helpers import project, store
-from library.helpers.commands import served
+from library.helpers.commands import find_served_bundle
 
 PROMOTE = f"""
 from flywheel_ml.flows import rollout
@@ -79,10 +79,12 @@ def test_without_a_champion_there_is_nothing_to_roll_out(registry: Registry, set
 def test_a_kill_between_bundle_and_pointer_leaves_the_old_champion_and_the_next_promotion_completes(
     two: Registry, settings: Settings, folder: Path
 ) -> None:
-    killed = project.run(folder, "-c", PROMOTE, PYTHONPATH=str(project.SPY), SPY_KILL=r"os.rename:routing\.json")
+    killed = project.run(
+        folder, "-c", PROMOTE, PYTHONPATH=str(project.AUDIT_HOOK), AUDIT_KILL=r"os.rename:routing\.json"
+    )
     assert killed.returncode == -9
     assert serving(folder) == "1"
-    assert bundle.verify(served(settings.serving_folder, "2"))
+    assert bundle.verify(find_served_bundle(settings.serving_folder, "2"))
     assert project.leftovers(settings.serving_folder)
     rollout.promote(two, settings, "2")
     assert (champion(two), serving(folder)) == ("2", "2")
@@ -119,7 +121,7 @@ def test_artifacts_that_are_gone_leave_registry_and_serving_folder_as_they_were(
 def test_a_refused_version_is_not_promoted_but_by_an_override_that_is_recorded(
     two: Registry, settings: Settings, folder: Path, bundle_path: Path, tmp_path: Path
 ) -> None:
-    two.register(store.another(bundle_path, tmp_path / "third"), store.REFUSED, {}, {}, [])
+    two.register(store.copy_with_new_card(bundle_path, tmp_path / "third"), store.FAILED_CHECKS, {}, {}, [])
     with pytest.raises(GateRefusal, match="version 3 was refused"):
         rollout.promote(two, settings, "3")
     assert serving(folder) == "1"
@@ -164,7 +166,7 @@ def test_a_lost_or_damaged_serving_folder_is_restored_by_a_sync(
 
 
 def test_a_served_bundle_that_was_changed_is_fetched_again(two: Registry, settings: Settings, folder: Path) -> None:
-    (served(settings.serving_folder, "1") / bundle.MODEL).write_bytes(b"x")
+    (find_served_bundle(settings.serving_folder, "1") / bundle.MODEL).write_bytes(b"x")
     rollout.sync(two, settings, why="synced")
     assert serving(folder) == "1"
 
@@ -189,7 +191,9 @@ def six(rolled_out: Path, bundle_path: Path, tmp_path_factory: pytest.TempPathFa
         patch.chdir(path)
         registry = Registry.open(settings, store.NAME)
         for number in range(3, 7):
-            registry.register(store.another(bundle_path, path.with_name(str(number))), store.PASSED, {}, {}, [])
+            registry.register(
+                store.copy_with_new_card(bundle_path, path.with_name(str(number))), store.PASSED_CHECKS, {}, {}, []
+            )
         facts = ("{}", "{}", 0.5, 1, False)
         rows = [
             Prediction(new_id(), 1, None, None, "champion", "9", registry.get("2").digest, *facts),
@@ -287,7 +291,7 @@ def test_a_lost_registry_begins_with_the_champion_that_serves(
     assert lost.alias(CHAMPION) == lost.get("2")
     assert lost.get("2").digest == before.champion.digest
     assert rollout.recover(lost, settings) == ""
-    rejected = lost.register(store.another(bundle_path, tmp_path / "worse"), store.REFUSED, {}, {}, [])
+    rejected = lost.register(store.copy_with_new_card(bundle_path, tmp_path / "worse"), store.FAILED_CHECKS, {}, {}, [])
     assert training.decide(lost, rejected, params) == "refused"
     now = rollout.sync(lost, settings, why="trained")
     assert (now.champion, now.previous) == (before.champion.model_copy(update={"version": "2"}), before.previous)
@@ -301,14 +305,14 @@ def test_a_number_that_repeats_overwrites_no_bundle(
 ) -> None:
     bundles = settings.serving_folder / serving_folder.BUNDLES
     before = {path: bundle.verify(path) for path in bundles.iterdir()}
-    other = lost.register(store.another(bundle_path, tmp_path / "other"), store.PASSED, {}, {}, [])
+    other = lost.register(store.copy_with_new_card(bundle_path, tmp_path / "other"), store.PASSED_CHECKS, {}, {}, [])
     rollout.promote(lost, settings, other.number)
     assert before.items() <= {path: bundle.verify(path) for path in bundles.iterdir()}.items()
     assert len(list(bundles.glob("1-*"))) == 2
 
 
 def test_a_champion_that_cannot_be_registered_again_ends_the_run(lost: Registry, settings: Settings) -> None:
-    (served(settings.serving_folder, "6") / bundle.MODEL).write_bytes(b"x")
+    (find_served_bundle(settings.serving_folder, "6") / bundle.MODEL).write_bytes(b"x")
     message = r"the registry has no champion, .*model.onnx was changed.*; restore the registry from a backup, or move"
     with pytest.raises(ProjectError, match=message):
         rollout.recover(lost, settings)
@@ -323,7 +327,7 @@ def test_a_serving_folder_of_another_model_is_no_champion_here(lost: Registry, s
 
 
 def test_a_bundle_of_the_former_layout_serves_on(two: Registry, settings: Settings, folder: Path) -> None:
-    path = served(settings.serving_folder, "1")
+    path = find_served_bundle(settings.serving_folder, "1")
     path.rename(path.with_name("1"))
     assert serving(folder) == "1"
     rollout.sync(two, settings, why="synced")

@@ -21,7 +21,7 @@ from flywheel_ml.core.params import ScoreParams
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import scoring
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, DataError, ServingError
 from flywheel_ml.utils.files import sha256_file
 from library.helpers import project, rows
@@ -125,7 +125,7 @@ def test_a_file_of_any_format_that_adopt_reads_is_scored_as_the_same_rows_in_par
 def test_columns_that_adopt_gave_another_name_are_found_under_their_own(tmp_path: Path, name: str) -> None:
     made = {"prediction_given": "float", "size": "float", "y": "boolean"}
     told = [{"name": one, "type": kind, **({"role": "target"} if one == "y" else {})} for one, kind in made.items()]
-    contract = strict.parse({"name": "any", "columns": told}, Contract, "contract.yaml")
+    contract = config_model.parse({"name": "any", "columns": told}, Contract, "contract.yaml")
     table = pl.DataFrame({"prediction": [1.5, None], "size": [2.0, 3.0]})
     (table.write_csv if name == "in.csv" else table.write_parquet)(tmp_path / name)
     (found,) = scoring._pieces(tmp_path / name, contract, 10)
@@ -146,7 +146,7 @@ def test_a_cell_that_only_a_guess_could_read_is_refused_by_name(
 def test_a_nullable_column_that_the_file_lacks_is_missing_and_told(
     folder: Path, settings: Settings, table: pl.DataFrame, contract: Contract
 ) -> None:
-    name = rows.one(contract, lambda column: column.nullable, "column that may be missing").name
+    name = rows.find_column(contract, lambda column: column.nullable, "column that may be missing").name
     gone, empty = table.head(50).drop(name), table.head(50).with_columns(pl.lit(None).alias(name))
     assert scored(folder, settings, gone)["score"].equals(scored(folder, settings, empty)["score"])
     gone.write_parquet(folder / "in.parquet")
@@ -243,7 +243,7 @@ def test_a_killed_job_leaves_the_former_output_as_it_was(
 
 @pytest.mark.chaos
 def test_memory_does_not_grow_with_the_rows(folder: Path, contract: Contract) -> None:
-    small = rows.make(contract, 5_000)
+    small = rows.make_table(contract, 5_000)
     peaks = []
     for times in (1, 20):
         # Row groups of one size: a file's own row group is what a reader must hold.

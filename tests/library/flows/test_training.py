@@ -17,28 +17,28 @@ from flywheel_ml.model.evaluation.gate import Check
 from flywheel_ml.model.registration.registry import Registry
 from flywheel_ml.utils.files import write_json
 from library.helpers import project, store
-from library.helpers.commands import served
+from library.helpers.commands import find_served_bundle
 from library.helpers.project import PROJECT
 
 
-def test_a_run_that_is_killed_in_a_stage_leaves_no_process_behind(turned: project.Turned) -> None:
-    assert turned.killed == -9
-    assert turned.servers_left == []
+def test_a_run_that_is_killed_in_a_stage_leaves_no_process_behind(trained_project: project.PipelineRuns) -> None:
+    assert trained_project.killed == -9
+    assert trained_project.servers_left == []
 
 
-def test_after_a_kill_the_next_run_completes(turned: project.Turned) -> None:
-    assert turned.first.returncode == 0, turned.first.stderr
-    assert "Version 1: champion" in turned.first.stdout
-    assert turned.first.stderr == ""
-    assert project.leftovers(turned.path) == []
+def test_after_a_kill_the_next_run_completes(trained_project: project.PipelineRuns) -> None:
+    assert trained_project.first.returncode == 0, trained_project.first.stderr
+    assert "Version 1: champion" in trained_project.first.stdout
+    assert trained_project.first.stderr == ""
+    assert project.leftovers(trained_project.path) == []
 
 
-def test_the_run_is_in_mlflow_with_parameters_figures_and_reports(turned: project.Turned) -> None:
-    client = MlflowClient(f"sqlite:///{turned.path}/mlflow.db")
+def test_the_run_is_in_mlflow_with_parameters_figures_and_reports(trained_project: project.PipelineRuns) -> None:
+    client = MlflowClient(f"sqlite:///{trained_project.path}/mlflow.db")
     (run,) = client.search_runs(["1"])
     assert run.info.status == "FINISHED"
     assert run.data.params["train.hist_gradient_boosting.max_iter"] == "15"
-    task = Contract.load(turned.path / stage.CONTRACT).task
+    task = Contract.load(trained_project.path / stage.CONTRACT).task
     wanted = {f"test.{HEADLINE[task]}", f"linear.{HEADLINE[task]}", f"prior.{LOSS[task]}"}
     assert wanted <= set(run.data.metrics)
     assert {found.path for found in client.list_artifacts(run.info.run_id)} >= {"reports", "model"}
@@ -49,55 +49,55 @@ def test_the_run_is_in_mlflow_with_parameters_figures_and_reports(turned: projec
     }
 
 
-def test_the_killed_run_ends_as_crashed_in_prefect(turned: project.Turned) -> None:
-    assert "1 killed run(s) marked as crashed" in turned.first.stdout
+def test_the_killed_run_ends_as_crashed_in_prefect(trained_project: project.PipelineRuns) -> None:
+    assert "1 killed run(s) marked as crashed" in trained_project.first.stdout
 
 
-def test_what_serves_is_what_was_packaged(turned: project.Turned) -> None:
-    now = serving_folder.read(turned.path / "var" / "serving")
+def test_what_serves_is_what_was_packaged(trained_project: project.PipelineRuns) -> None:
+    now = serving_folder.read(trained_project.path / "var" / "serving")
     assert now.champion is not None
-    served = serving_folder.bundle_folder(turned.path / "var" / "serving", now.champion)
-    assert bundle.verify(served, now.champion.digest) == bundle.verify(turned.path / stage.BUNDLE)
+    served = serving_folder.bundle_folder(trained_project.path / "var" / "serving", now.champion)
+    assert bundle.verify(served, now.champion.digest) == bundle.verify(trained_project.path / stage.BUNDLE)
 
 
-def test_lineage_and_audit_say_where_the_champion_came_from(turned: project.Turned) -> None:
-    folder = turned.path / "var" / "serving"
-    lineage = json.loads((served(folder, "1") / bundle.LINEAGE).read_text())
-    assert lineage["git_commit"] == project.git(turned.path, "rev-parse", "HEAD").strip()
+def test_lineage_and_audit_say_where_the_champion_came_from(trained_project: project.PipelineRuns) -> None:
+    folder = trained_project.path / "var" / "serving"
+    lineage = json.loads((find_served_bundle(folder, "1") / bundle.LINEAGE).read_text())
+    assert lineage["git_commit"] == project.git(trained_project.path, "rev-parse", "HEAD").strip()
     assert lineage["dvc_lock_sha256"]
     assert [(entry["from"], entry["to"], entry["why"]) for entry in rollout.audit(folder)] == [
         (None, "1", "first champion")
     ]
 
 
-def test_a_second_run_does_nothing_and_says_what_is_not_in_git(turned: project.Turned) -> None:
-    lines = turned.again.stdout.splitlines()
-    assert turned.again.returncode == 0
+def test_a_second_run_does_nothing_and_says_what_is_not_in_git(trained_project: project.PipelineRuns) -> None:
+    lines = trained_project.again.stdout.splitlines()
+    assert trained_project.again.returncode == 0
     assert "nothing changed since the last run" in lines[0]
     assert lines[1].startswith("Up to date: version 1, champion.")
     assert lines[2].endswith("git add dvc.lock 'data/*.dvc' reports && git commit")
     assert len(lines) == 3
 
 
-def test_no_tool_talks_to_anybody_outside_this_machine(turned: project.Turned) -> None:
-    outside = {place for place in turned.places if not place.startswith(("127.", "/"))}
+def test_no_tool_talks_to_anybody_outside_this_machine(trained_project: project.PipelineRuns) -> None:
+    outside = {place for place in trained_project.places if not place.startswith(("127.", "/"))}
     assert outside <= {"localhost", "::1"}
-    assert any(place.startswith("127.") for place in turned.places), "the spy saw nothing at all"
+    assert any(place.startswith("127.") for place in trained_project.places), "the spy saw nothing at all"
     # Compiled code escapes the spy; ONNX Runtime's reporter would keep its notes here.
-    assert not (turned.path.parent / ".cache" / "Microsoft").exists()
+    assert not (trained_project.path.parent / ".cache" / "Microsoft").exists()
 
 
-def test_every_stage_of_the_graph_is_a_line_of_the_run(turned: project.Turned) -> None:
-    stages = yaml.safe_load((turned.path / "dvc.yaml").read_text())["stages"]
-    told = [line.split()[1] for line in turned.first.stdout.splitlines() if line.startswith(("✓", "·"))]
+def test_every_stage_of_the_graph_is_a_line_of_the_run(trained_project: project.PipelineRuns) -> None:
+    stages = yaml.safe_load((trained_project.path / "dvc.yaml").read_text())["stages"]
+    told = [line.split()[1] for line in trained_project.first.stdout.splitlines() if line.startswith(("✓", "·"))]
     assert [name for name in told if name in stages] == list(stages)
 
 
 @pytest.fixture
-def packaged(registry: Registry, bundle_path: Path, folder: Path, turned: project.Turned) -> Registry:
+def packaged(registry: Registry, bundle_path: Path, folder: Path, trained_project: project.PipelineRuns) -> Registry:
     """An empty registry in a folder where the stages have left a bundle and their reports."""
     shutil.copytree(bundle_path, folder / stage.BUNDLE)
-    shutil.copytree(turned.path / stage.REPORTS, folder / stage.REPORTS)
+    shutil.copytree(trained_project.path / stage.REPORTS, folder / stage.REPORTS)
     return registry
 
 
@@ -105,24 +105,28 @@ def test_a_bundle_is_registered_once_for_each_verdict(packaged: Registry, contra
     def number(checks: list[Check]) -> str:
         return training.register(packaged, contract, params, checks).number
 
-    assert [number(checks) for checks in (store.PASSED, store.PASSED)] == ["1", "1"]
-    assert [number(checks) for checks in (store.REFUSED, store.PASSED, store.REFUSED)] == ["2", "1", "2"]
+    assert [number(checks) for checks in (store.PASSED_CHECKS, store.PASSED_CHECKS)] == ["1", "1"]
+    assert [number(checks) for checks in (store.FAILED_CHECKS, store.PASSED_CHECKS, store.FAILED_CHECKS)] == [
+        "2",
+        "1",
+        "2",
+    ]
 
 
 def test_the_first_to_pass_is_champion_and_later_ones_challenge(
     registry: Registry, bundle_path: Path, tmp_path: Path, params: Params
 ) -> None:
     def role(name: str, checks: list[Check], chosen: Params = params) -> str:
-        version = registry.register(store.another(bundle_path, tmp_path / name), checks, {}, {}, [])
+        version = registry.register(store.copy_with_new_card(bundle_path, tmp_path / name), checks, {}, {}, [])
         return training.decide(registry, version, chosen)
 
-    assert role("1", store.REFUSED) == "refused"
-    assert role("2", store.PASSED) == "champion"
+    assert role("1", store.FAILED_CHECKS) == "refused"
+    assert role("2", store.PASSED_CHECKS) == "champion"
     assert training.decide(registry, registry.get("2"), params) == "champion"
-    assert role("3", store.PASSED) == "challenger"
+    assert role("3", store.PASSED_CHECKS) == "challenger"
     at_once = params.model_copy(update={"rollout": RolloutParams(auto_promote=True)})
-    assert role("4", store.REFUSED, at_once) == "refused"
-    assert role("5", store.PASSED, at_once) == "champion"
+    assert role("4", store.FAILED_CHECKS, at_once) == "refused"
+    assert role("5", store.PASSED_CHECKS, at_once) == "champion"
     aliases = {alias: found.number for alias in ("champion", "challenger") if (found := registry.alias(alias))}
     assert aliases == {"champion": "5", "challenger": "3"}
 

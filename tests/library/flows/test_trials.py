@@ -20,7 +20,7 @@ from flywheel_ml.prediction_log import Prediction, Writer, new_id, now_us
 from flywheel_ml.utils.errors import GateRefusal, IntegrityError, ProjectError
 from library.flows.test_rollout import artifacts, champion, serving
 from library.helpers import project, store
-from library.helpers.commands import until
+from library.helpers.commands import wait_until
 
 Verb = Callable[[Registry, Settings], object]
 START = f"""
@@ -37,7 +37,9 @@ def changes(settings: Settings) -> list[tuple[str, str | None, str | None]]:
 
 
 def third(registry: Registry, bundle_path: Path, tmp_path: Path) -> str:
-    return registry.register(store.another(bundle_path, tmp_path / "third"), store.PASSED, {}, {}, []).number
+    return registry.register(
+        store.copy_with_new_card(bundle_path, tmp_path / "third"), store.PASSED_CHECKS, {}, {}, []
+    ).number
 
 
 def test_a_challenger_gets_its_share_and_the_record_says_who_when_from_to_and_why(
@@ -148,8 +150,8 @@ def test_one_version_is_tried_out_at_a_time(
 def test_what_may_not_answer_is_refused_before_anything_changes(
     two: Registry, settings: Settings, folder: Path, bundle_path: Path, tmp_path: Path
 ) -> None:
-    two.register(store.another(bundle_path, tmp_path / "refused"), store.REFUSED, {}, {}, [])
-    strange = store.another(bundle_path, tmp_path / "strange")
+    two.register(store.copy_with_new_card(bundle_path, tmp_path / "refused"), store.FAILED_CHECKS, {}, {}, [])
+    strange = store.copy_with_new_card(bundle_path, tmp_path / "strange")
     content = yaml.safe_load((strange / bundle.CONTRACT).read_text())
     name = Contract.load(strange / bundle.CONTRACT).inputs[0].name
     next(column for column in content["columns"] if column["name"] == name)["name"] = "unheard of"
@@ -158,7 +160,7 @@ def test_what_may_not_answer_is_refused_before_anything_changes(
         strange,
         bundle.Manifest.model_validate_json((strange / bundle.MANIFEST).read_text()).model_dump(exclude={"files"}),
     )
-    two.register(strange, store.PASSED, {}, {}, [])
+    two.register(strange, store.PASSED_CHECKS, {}, {}, [])
     with (artifacts(folder, two, "2") / bundle.MODEL).open("ab") as stream:
         stream.write(b"x")
 
@@ -232,7 +234,9 @@ def test_the_sidecar_ends_on_sigterm_and_follows_within_moments(
         assert sidecar.stdout is not None
         assert sidecar.stdout.readline().strip().endswith("the serving folder holds version 1")
         rollout.promote(two, settings, "2")
-        until(lambda: (now := serving_folder.read(elsewhere)).champion is not None and now.champion.version == "2", 10)
+        wait_until(
+            lambda: (now := serving_folder.read(elsewhere)).champion is not None and now.champion.version == "2", 10
+        )
         sidecar.send_signal(signal.SIGTERM)
         _, errors = sidecar.communicate(timeout=20)
     assert (sidecar.returncode, errors) == (0, "")
@@ -337,7 +341,7 @@ def test_a_verb_cut_off_between_any_two_steps_leaves_what_serves_and_the_same_ag
 
 @pytest.mark.chaos
 def test_a_killed_start_is_completed_by_the_next(two: Registry, settings: Settings, folder: Path) -> None:
-    killed = project.run(folder, "-c", START, PYTHONPATH=str(project.SPY), SPY_KILL=r"os.rename:routing\.json")
+    killed = project.run(folder, "-c", START, PYTHONPATH=str(project.AUDIT_HOOK), AUDIT_KILL=r"os.rename:routing\.json")
     assert killed.returncode == -signal.SIGKILL
     assert rollout.described(serving_folder.read(settings.serving_folder)) == BEFORE
     assert project.leftovers(settings.serving_folder)

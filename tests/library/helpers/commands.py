@@ -10,13 +10,13 @@ from typing import Any
 from flywheel_ml.core import serving_folder
 
 
-def served(folder: Path, version: str = "1") -> Path:
+def find_served_bundle(folder: Path, version: str = "1") -> Path:
     """Where a serving folder has the bundle of a version."""
     (found,) = (folder / serving_folder.BUNDLES).glob(f"{version}-*")
     return found
 
 
-def get(address: str, body: Any = None) -> Any:
+def send_request(address: str, body: Any = None) -> Any:
     """What an address answers; a body is posted as JSON."""
     request = urllib.request.Request(address, headers={"Content-Type": "application/json"})
     content = None if body is None else json.dumps(body).encode()
@@ -24,7 +24,7 @@ def get(address: str, body: Any = None) -> Any:
         return answer.read()
 
 
-def until(happened: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for something to happen."""
     end = time.monotonic() + seconds
     while not happened():

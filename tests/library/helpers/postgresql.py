@@ -52,7 +52,7 @@ class PostgreSQL:
 
 
 @contextmanager
-def running() -> Iterator[PostgreSQL]:
+def run_postgresql() -> Iterator[PostgreSQL]:
     """A server that has just been made; skips where there is none to be had."""
     found = _programs()
     if found is None:

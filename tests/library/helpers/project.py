@@ -24,7 +24,7 @@ from library.helpers.example import VARIABLE
 ROOT = Path(os.environ[VARIABLE])
 PACKAGE = "flight_delays"
 PROJECT: Project = load(f"{PACKAGE}.project:PROJECT")
-SPY = Path(__file__).parent / "spy"
+AUDIT_HOOK = Path(__file__).parent / "audit_hook"
 RAW = Path("data/raw/table.parquet")
 FILES = ("contract.yaml", "decisions.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore")
 SMALL: dict[str, Any] = {
@@ -57,7 +57,7 @@ def make(path: Path, n_rows: int = 2000) -> Path:
     days = 20 if contract.time else None
     by = "time" if contract.time else "hash"
     set_params(path, {**SMALL, "split": {"by": by, "validation_days": days, "test_days": days, "group": None}})
-    write_raw(path, rows.make(contract, n_rows))
+    write_raw(path, rows.make_table(contract, n_rows))
     git(path, "init", "--quiet")
     commit(path, "Start")
     return path
@@ -136,7 +136,7 @@ def cli(path: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str
     return run(path, "-m", PACKAGE, *words, **more)
 
 
-class Turned(NamedTuple):
+class PipelineRuns(NamedTuple):
     """What came of a run that was killed in a stage, of the next one, and of one after that."""
 
     path: Path
@@ -147,11 +147,11 @@ class Turned(NamedTuple):
     places: set[str]
 
 
-def turn(path: Path) -> Turned:
+def run_pipeline(path: Path) -> PipelineRuns:
     """Turn the wheel in a new project at `path`."""
     make(path)
     log = path.parent / "places"
-    watched = {"PYTHONPATH": str(SPY), "SPY_LOG": str(log)}
+    watched = {"PYTHONPATH": str(AUDIT_HOOK), "AUDIT_LOG": str(log)}
     with start(path, "-m", PACKAGE, "run", stdin=subprocess.DEVNULL, **watched) as process:
         while process.poll() is None and not (path / stage.REPORTS / "validation.json").exists():
             time.sleep(0.01)
@@ -161,7 +161,7 @@ def turn(path: Path) -> Turned:
     while (left := [pid for pid in started if is_alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     first, again = cli(path, "run", **watched), cli(path, "run", **watched)
-    return Turned(path, process.returncode, left, first, again, set(log.read_text().split()))
+    return PipelineRuns(path, process.returncode, left, first, again, set(log.read_text().split()))
 
 
 def children(pid: int) -> list[int]:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 
 from flywheel_ml.core.contract import Column, Contract
-from flywheel_ml.testing.rows import DAYS, START, json_rows, make, signals
+from flywheel_ml.testing.rows import DAYS, START, json_rows, make_table, signal_columns
 
-__all__ = ["DAYS", "START", "json_rows", "make", "one", "signals"]
+__all__ = ["DAYS", "START", "find_column", "json_rows", "make_table", "signal_columns"]
 
 
-def one(contract: Contract, wanted: Callable[[Column], bool], kind: str) -> Column:
+def find_column(contract: Contract, wanted: Callable[[Column], bool], kind: str) -> Column:
     """The contract's first such input column; a test that needs one is left out where there is none."""
     found = next((column for column in contract.inputs if wanted(column)), None)
     if found is None:

@@ -47,7 +47,7 @@ class InProcess:
         """One request and its answer."""
         return self._portal.call(partial(self._client.request, method, path, **options))
 
-    def together(self, path: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
+    def send_together(self, path: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
         """POST requests that arrive in one turn of the event loop, and their answers."""
 
         async def all_at_once() -> list[httpx.Response]:
@@ -57,18 +57,18 @@ class InProcess:
         return self._portal.call(all_at_once)
 
 
-def connected(server: Server) -> socket.socket:
+def connect(server: Server) -> socket.socket:
     """A connection that says nothing by itself."""
     address = urlsplit(server.url)
     return socket.create_connection((address.hostname or "", address.port or 0), timeout=10)
 
 
-def everything(connection: socket.socket) -> bytes:
+def read_all(connection: socket.socket) -> bytes:
     """What comes until the server hangs up."""
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     """Wait until it holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -76,7 +76,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-class Load:
+class LoadGenerator:
     """What a crowd of clients experienced."""
 
     def __init__(self) -> None:
@@ -85,16 +85,16 @@ class Load:
         self.go = threading.Event()
         self.go.set()
 
-    def sees(self, count: int) -> None:
+    def wait_for_answers(self, count: int) -> None:
         """Wait until that many more answers came."""
         before = len(self.answers)
-        eventually(lambda: len(self.answers) >= before + count)
+        wait_for(lambda: len(self.answers) >= before + count)
 
 
 @contextmanager
-def load(server: Server, instance: dict[str, Any], clients: int = 4) -> Iterator[Load]:
+def generate_load(server: Server, instance: dict[str, Any], clients: int = 4) -> Iterator[LoadGenerator]:
     """Clients that send one prediction after another while the block runs and `go` is set; they note every failure."""
-    seen, ended = Load(), threading.Event()
+    seen, ended = LoadGenerator(), threading.Event()
 
     def work() -> None:
         with server.client() as client:
@@ -112,12 +112,12 @@ def load(server: Server, instance: dict[str, Any], clients: int = 4) -> Iterator
                 else:
                     seen.failures.append(f"{response.status_code} {response.text}")
 
-    with at_once(clients, work, ended):
+    with run_threads(clients, work, ended):
         yield seen
 
 
 @contextmanager
-def at_once(count: int, work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
+def run_threads(count: int, work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
     """So many threads at work, which stop when `ended` is set: at the end of the block."""
     threads = [threading.Thread(target=work) for _ in range(count)]
     for thread in threads:
@@ -130,6 +130,6 @@ def at_once(count: int, work: Callable[[], None], ended: threading.Event) -> Ite
             thread.join()
 
 
-def workers(server: Server) -> dict[int, int]:
+def find_workers(server: Server) -> dict[int, int]:
     """Worker number → process id, as the server's log tells it; the last start of each."""
     return {line["worker"]: line["pid"] for line in server.log_lines() if line["event"] == "worker_ready"}

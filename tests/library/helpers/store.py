@@ -39,11 +39,11 @@ for process in processes:
     process.join()
 """
 """A process for each argument: all open the store at the same moment, and promote the version that is named, if any."""
-PASSED = [Check("minimum score", True, "ROC AUC 0.7, at least 0.6")]
-REFUSED = [Check("minimum score", False, "ROC AUC 0.5, at least 0.6"), Check("same answers", True, "0")]
+PASSED_CHECKS = [Check("minimum score", True, "ROC AUC 0.7, at least 0.6")]
+FAILED_CHECKS = [Check("minimum score", False, "ROC AUC 0.5, at least 0.6"), Check("same answers", True, "0")]
 
 
-def opened(path: Path) -> Path:
+def open_store(path: Path) -> Path:
     """MLflow's store in a folder that is not there yet."""
     from flywheel_ml.model.registration.registry import Registry
 
@@ -53,7 +53,7 @@ def opened(path: Path) -> Path:
     return path
 
 
-def at_once(path: Path, *versions: str) -> list[str]:
+def run_at_once(path: Path, *versions: str) -> list[str]:
     """What processes that opened the store at the same moment found there: one for each version, which it promotes."""
     done = project.run(path, "-c", OPEN, *versions)
     assert done.returncode == 0, done.stderr
@@ -65,7 +65,7 @@ def settings(folder: Path) -> Settings:
     return Settings(tracking_uri=f"sqlite:///{folder}/mlflow.db")
 
 
-def another(bundle_path: Path, to: Path) -> Path:
+def copy_with_new_card(bundle_path: Path, to: Path) -> Path:
     """A bundle that predicts the same but is another one: its card differs."""
     shutil.copytree(bundle_path, to)
     (to / bundle.CARD).write_text(f"{to.name}\n")

@@ -12,14 +12,14 @@ from flywheel_ml.core.profile import Profile
 from flywheel_ml.data import tables
 
 
-def features(count: int) -> Contract:
+def make_contract(count: int) -> Contract:
     """A contract of `count` unbounded numbers, one category and a target."""
     numbers = [Column(name=f"x{at}", type="float", nullable=True) for at in range(count)]
     kind = Column(name="kind", type="string", nullable=True, categories=tuple("abcdefgh"))
     return Contract(name="drawn", columns=(*numbers, kind, Column(name="y", type="boolean", role="target")))
 
 
-def draw(
+def draw_columns(
     contract: Contract, rows: int, rng: np.random.Generator, shift: dict[str, float] | None = None
 ) -> dict[str, np.ndarray]:
     """Standard normal numbers, shifted where asked, and equally likely categories."""
@@ -28,11 +28,11 @@ def draw(
     return {**columns, "kind": kinds[rng.integers(0, len(kinds), rows)]}
 
 
-def reference(contract: Contract, columns: dict[str, np.ndarray], prediction: np.ndarray) -> Profile:
+def build_reference(contract: Contract, columns: dict[str, np.ndarray], prediction: np.ndarray) -> Profile:
     return profile.build(contract, columns, prediction)
 
 
-def scored(frame: pl.DataFrame, bundle: Bundle, path: Path, version: str = "1") -> Path:
+def write_scored_file(frame: pl.DataFrame, bundle: Bundle, path: Path, version: str = "1") -> Path:
     """A file as batch scoring writes it: the rows, their answers, and who gave them."""
     answers = bundle.predict(tables.to_columns(frame, bundle.contract.inputs))
     answered = frame.with_columns(

@@ -26,7 +26,7 @@ from flywheel_ml.serving.app import create_app
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import project
-from library.helpers.adopting import NOW
+from library.helpers.adoption_helpers import NOW
 from library.helpers.project import PROJECT
 from library.helpers.servers import InProcess
 

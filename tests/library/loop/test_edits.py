@@ -114,7 +114,7 @@ def turn(tmp_path_factory: pytest.TempPathFactory) -> Turn:
         scored = scoring.score(PROJECT, folder / "in.parquet", folder / "out.parquet", settings, params.score)
         opened = Bundle.open(path)
         found = window.from_file(folder / "out.parquet", opened, params.evaluate.slices)
-        monitored = result.judge(found, opened, params, datetime(2024, 1, 1, tzinfo=UTC))
+        monitored = result.evaluate_window(found, opened, params, datetime(2024, 1, 1, tzinfo=UTC))
 
         def ask(*without: str, **changes: Any) -> tuple[int, dict[str, Any]]:
             row = {name: value for name, value in {**INSTANCE, **changes}.items() if name not in without}
@@ -315,7 +315,7 @@ def test_the_floors_of_monitoring_are_those_of_the_file(before: Turned, edit: di
     monitor = before.params.monitor.model_copy(update=edit)
     params = before.params.model_copy(update={"monitor": monitor})
     found = window.from_file(_scored(before), before.bundle, ())
-    judged = result.judge(found, before.bundle, params, before.monitored.at)
+    judged = result.evaluate_window(found, before.bundle, params, before.monitored.at)
     assert judged.verdict == verdict
     assert (judged.quality.verdict == "insufficient data") == ("min_labels" in edit)
 

@@ -23,7 +23,7 @@ from flywheel_ml.model.evaluation import evaluate
 from flywheel_ml.model.packaging import package
 from flywheel_ml.model.registration.registry import Registry
 from flywheel_ml.model.training import train
-from flywheel_ml.utils import words
+from flywheel_ml.utils import formatting
 from flywheel_ml.utils.errors import GateRefusal, IntegrityError, ProjectError
 from library.helpers import project, rows, store
 from library.helpers.project import PROJECT
@@ -46,11 +46,13 @@ def contents(path: Path) -> dict[str, str]:
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def test_a_run_elsewhere_in_another_world_gives_every_byte_again(turned: project.Turned, tmp_path: Path) -> None:
+def test_a_run_elsewhere_in_another_world_gives_every_byte_again(
+    trained_project: project.PipelineRuns, tmp_path: Path
+) -> None:
     other = project.make(tmp_path / "another place" / "with a longer name")
     produce(list(STAGES), {other: WORLDS[1]})
     assert set(contents(other / stage.BUNDLE)) == {*bundle.HASHED, bundle.MANIFEST}
-    assert_same_results(turned.path, other)
+    assert_same_results(trained_project.path, other)
 
 
 def test_a_linear_model_too_is_equal_in_every_byte(finished: Path, tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ def test_a_broken_row_stops_the_run_and_nothing_else_changes_until_it_is_mended(
     finished: Path, contract: Contract, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good = pl.read_parquet(project.RAW)
-    column = rows.one(contract, lambda column: column.range is not None, "range")
+    column = rows.find_column(contract, lambda column: column.range is not None, "range")
     assert column.range is not None
     beyond = pl.when(pl.int_range(pl.len()) == 7).then(column.range[1] + 1).otherwise(pl.col(column.name))
     serving, model = contents(finished / "var" / "serving"), contents(finished / "bundle")
@@ -194,7 +196,7 @@ def test_a_worse_model_is_registered_with_its_reasons_and_the_champion_stays(
     assert contents(finished / "var" / "serving") == serving
 
     registry = Registry.open(store.settings(finished), contract.name)
-    measure = words.MEASURES[metrics.HEADLINE[Contract.load(stage.CONTRACT).task]]
+    measure = formatting.METRIC_NAMES[metrics.HEADLINE[Contract.load(stage.CONTRACT).task]]
     with pytest.raises(GateRefusal, match=rf"^version 2 was refused \(.*keeps up with the champion: {measure}"):
         rollout.promote(registry, store.settings(finished), "2")
     now = serving_folder.read(finished / "var" / "serving")

@@ -27,11 +27,11 @@ from flywheel_ml.serving.app import create_app
 from flywheel_ml.testing.bundles import make_bundle
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.testing.servers import ServingFolder
-from flywheel_ml.utils import strict
-from library.helpers import rows, speakers
+from flywheel_ml.utils import config_model
+from library.helpers import protocol_clients, rows
 from library.helpers.project import PROJECT
+from library.helpers.protocol_clients import CLIENTS
 from library.helpers.servers import InProcess, Server
-from library.helpers.speakers import SPEAKERS
 
 TARGETS: dict[str, dict[str, Any]] = {
     "yes or no": {"type": "string", "categories": ["no", "yes"]},
@@ -61,10 +61,12 @@ class Made(NamedTuple):
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, contract: Contract, params: Params
 ) -> Made:
-    target = strict.parse({"name": contract.target.name, "role": "target", **TARGETS[request.param]}, Column, "target")
+    target = config_model.parse(
+        {"name": contract.target.name, "role": "target", **TARGETS[request.param]}, Column, "target"
+    )
     columns = tuple(target if column.role == "target" else column for column in contract.columns)
     changed = contract.model_copy(update={"columns": columns})
-    table = rows.make(changed, 2500)
+    table = rows.make_table(changed, 2500)
     path = make_bundle(tmp_path_factory.mktemp("task") / "bundle", table, changed, adapted(params, changed))
     return Made(request.param, changed, table, path, Bundle.open(path))
 
@@ -75,7 +77,7 @@ def slices(contract: Contract) -> tuple[str, ...]:
 
 def adapted(params: Params, contract: Contract) -> Params:
     """The project's parameters, without what they say about its own table."""
-    split = strict.parse({"by": "hash"}, type(params.split), "split")
+    split = config_model.parse({"by": "hash"}, type(params.split), "split")
     evaluate = params.evaluate.model_copy(update={"slices": slices(contract)})
     wanted = {
         "min_score": 0.3,
@@ -178,8 +180,8 @@ def test_the_api_tells_what_the_bundle_answers(made: Made, served: Served) -> No
 
 def test_every_protocol_tells_the_same(made: Made, stocked: httpx.Client) -> None:
     sent = json_rows(made.table.head(20), made.contract)
-    wanted = speakers.own(stocked, sent)
-    for speak in SPEAKERS:
+    wanted = protocol_clients.send_native(stocked, sent)
+    for speak in CLIENTS:
         told = speak(stocked, sent)
         assert told.predictions == wanted.predictions, speak.__name__
         assert {type(one) for one in told.predictions} == {type(one) for one in wanted.predictions}
@@ -193,12 +195,12 @@ def test_mlflows_own_client_is_understood(made: Made, stocked: httpx.Client, mon
     speaker = ScoringServerClient(stocked.base_url.host, stocked.base_url.port)
     speaker.ping()
     some = made.table.head(50).select(column.name for column in made.contract.inputs)
-    wanted = speakers.own(stocked, json_rows(some, made.contract)).predictions
+    wanted = protocol_clients.send_native(stocked, json_rows(some, made.contract)).predictions
     # pandas' frame: NaN for what is missing, floats for integers with gaps, moments of its own.
     frame = some.to_pandas()
     assert speaker.invoke(frame)["predictions"] == wanted
     assert speaker.invoke(json_rows(some, made.contract)).get_predictions()[0].tolist() == wanted
-    answer = speakers.send_csv(stocked, frame.to_csv(index=False))
+    answer = protocol_clients.send_csv(stocked, frame.to_csv(index=False))
     assert answer.json()["predictions"] == wanted
 
 

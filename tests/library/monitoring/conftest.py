@@ -26,7 +26,7 @@ def alike(table: pl.DataFrame, contract: Contract, params: Params) -> pl.DataFra
 @pytest.fixture(scope="session")
 def moved(contract: Contract) -> pl.DataFrame:
     """Labelled rows whose numbers all lie in the upper half of their range."""
-    frame = rows.make(contract, 4000, seed=2)
-    name = rows.one(contract, lambda column: column.is_numeric and column.type != "boolean", "number").name
+    frame = rows.make_table(contract, 4000, seed=2)
+    name = rows.find_column(contract, lambda column: column.is_numeric and column.type != "boolean", "number").name
     middle = frame[name].median()
     return frame.filter(pl.col(name) > middle)

@@ -16,7 +16,7 @@ from flywheel_ml.monitoring import alerts
 from flywheel_ml.monitoring.run import monitor
 from flywheel_ml.monitoring.window import from_file
 from flywheel_ml.utils.errors import ConfigError
-from library.helpers.windows import scored
+from library.helpers.windows import write_scored_file
 
 
 class Hook(HTTPServer):
@@ -58,7 +58,9 @@ def hook() -> Iterator[Hook]:
 @pytest.fixture
 def raised(tmp_path: Path, moved: pl.DataFrame, bundle: Bundle, params: Params) -> tuple[alerts.Alert, ...]:
     """The alerts of a window whose data moved."""
-    window = from_file(scored(moved.drop(bundle.contract.target.name), bundle, tmp_path / "scored.parquet"), bundle)
+    window = from_file(
+        write_scored_file(moved.drop(bundle.contract.target.name), bundle, tmp_path / "scored.parquet"), bundle
+    )
     return monitor(window, bundle, params, tmp_path / "out").alerts
 
 
@@ -73,7 +75,7 @@ def test_a_drifted_window_raises_a_warning_that_says_what_to_do_first(raised: tu
 def test_a_window_without_a_finding_raises_none(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
 ) -> None:
-    window = from_file(scored(alike, bundle, tmp_path / "scored.parquet"), bundle)
+    window = from_file(write_scored_file(alike, bundle, tmp_path / "scored.parquet"), bundle)
     assert monitor(window, bundle, params, tmp_path / "out").alerts == ()
     assert not (tmp_path / "out" / "alerts.jsonl").exists()
 
@@ -81,7 +83,7 @@ def test_a_window_without_a_finding_raises_none(
 def test_a_degraded_model_is_critical(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params) -> None:
     target = bundle.contract.target.name
     wrong = alike.with_columns(~pl.col(target))
-    window = from_file(scored(wrong, bundle, tmp_path / "scored.parquet"), bundle)
+    window = from_file(write_scored_file(wrong, bundle, tmp_path / "scored.parquet"), bundle)
     assert monitor(window, bundle, params, tmp_path / "out").alerts[0].severity == "critical"
 
 

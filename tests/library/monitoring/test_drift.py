@@ -9,10 +9,10 @@ from flywheel_ml.core import profile
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.core.params import MonitorParams
 from flywheel_ml.monitoring import drift
-from library.helpers.windows import draw, features
+from library.helpers.windows import draw_columns, make_contract
 
 PARAMS = MonitorParams()
-CONTRACT = features(7)
+CONTRACT = make_contract(7)
 
 
 def verdicts(windows: int, rows: tuple[int, int], shift: dict[str, float], seed: int) -> list[drift.Verdict]:
@@ -20,8 +20,8 @@ def verdicts(windows: int, rows: tuple[int, int], shift: dict[str, float], seed:
     rng = np.random.default_rng(seed)
     found: list[drift.Verdict] = []
     for _ in range(windows):
-        reference = profile.build(CONTRACT, draw(CONTRACT, rows[0], rng), rng.random(rows[0]))
-        window = profile.count(reference, draw(CONTRACT, rows[1], rng, shift), rng.random(rows[1]))
+        reference = profile.build(CONTRACT, draw_columns(CONTRACT, rows[0], rng), rng.random(rows[0]))
+        window = profile.count(reference, draw_columns(CONTRACT, rows[1], rng, shift), rng.random(rows[1]))
         found.append(drift.compare(reference, window, PARAMS).verdict)
     return found
 
@@ -29,8 +29,8 @@ def verdicts(windows: int, rows: tuple[int, int], shift: dict[str, float], seed:
 def one(shift: dict[str, float] | None = None, rows: int = 2000, **changes: np.ndarray) -> drift.Drift:
     """The comparison of one window, columns replaced where given."""
     rng = np.random.default_rng(5)
-    reference = profile.build(CONTRACT, draw(CONTRACT, 5000, rng), rng.random(5000))
-    columns = {**draw(CONTRACT, rows, rng, shift), **changes}
+    reference = profile.build(CONTRACT, draw_columns(CONTRACT, 5000, rng), rng.random(5000))
+    columns = {**draw_columns(CONTRACT, rows, rng, shift), **changes}
     prediction = columns.pop("prediction", rng.random(rows))
     return drift.compare(reference, profile.count(reference, columns, prediction), PARAMS)
 
@@ -122,8 +122,8 @@ def test_a_prediction_that_moved_is_told_apart_from_the_inputs() -> None:
 
 def test_a_date_is_not_compared_when_asked() -> None:
     rng = np.random.default_rng(0)
-    reference = profile.build(CONTRACT, draw(CONTRACT, 3000, rng), rng.random(3000))
-    window = profile.count(reference, draw(CONTRACT, 1000, rng, {"x0": 3.0}), rng.random(1000))
+    reference = profile.build(CONTRACT, draw_columns(CONTRACT, 3000, rng), rng.random(3000))
+    window = profile.count(reference, draw_columns(CONTRACT, 1000, rng, {"x0": 3.0}), rng.random(1000))
     assert drift.compare(reference, window, PARAMS, untested=["x0"]).verdict == "ok"
     assert drift.compare(reference, window, PARAMS).verdict == "drift"
 
@@ -137,8 +137,8 @@ def test_too_few_rows_are_never_ok_even_if_they_are_like_no_row_before(rows: int
 
 def test_a_reference_of_too_few_rows_is_never_ok() -> None:
     rng = np.random.default_rng(0)
-    reference = profile.build(CONTRACT, draw(CONTRACT, 100, rng), rng.random(100))
-    window = profile.count(reference, draw(CONTRACT, 1000, rng), rng.random(1000))
+    reference = profile.build(CONTRACT, draw_columns(CONTRACT, 100, rng), rng.random(100))
+    window = profile.count(reference, draw_columns(CONTRACT, 1000, rng), rng.random(1000))
     assert drift.compare(reference, window, PARAMS).verdict == "insufficient data"
 
 
@@ -154,7 +154,7 @@ def test_rare_categories_are_pooled_until_chi_square_is_valid() -> None:
     for _ in range(50):
         table = rng.poisson(rng.exponential(8, size=(1, 30)), size=(2, 30)) + np.array([[3], [0]])
         table[1, 0] += 40
-        pooled = drift.pooled(table)
+        pooled = drift.pool_rare_columns(table)
         assert pooled.sum() == table.sum()
         expected = pooled.sum(axis=0) * pooled.sum(axis=1, keepdims=True) / pooled.sum()
         assert pooled.shape[1] == 1 or expected.min() >= drift.MIN_EXPECTED
@@ -162,8 +162,8 @@ def test_rare_categories_are_pooled_until_chi_square_is_valid() -> None:
 
 def test_parts_counted_apart_are_judged_as_the_whole() -> None:
     rng = np.random.default_rng(0)
-    reference = profile.build(CONTRACT, draw(CONTRACT, 3000, rng), rng.random(3000))
-    columns, prediction = draw(CONTRACT, 1000, rng, {"x1": 0.3}), rng.random(1000)
+    reference = profile.build(CONTRACT, draw_columns(CONTRACT, 3000, rng), rng.random(3000))
+    columns, prediction = draw_columns(CONTRACT, 1000, rng, {"x1": 0.3}), rng.random(1000)
     cuts = [0, 1, 400, 999, 1000]
     parts = [
         profile.count(reference, {name: v[a:b] for name, v in columns.items()}, prediction[a:b])

@@ -11,7 +11,7 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import quality
 from flywheel_ml.monitoring.window import Window, from_file
-from library.helpers.windows import scored
+from library.helpers.windows import write_scored_file
 
 ONE_ERROR = 0.682689492137086
 """Confidence of an interval that reaches one standard error to either side."""
@@ -20,7 +20,9 @@ ONE_ERROR = 0.682689492137086
 @pytest.fixture(scope="module")
 def window(tmp_path_factory: pytest.TempPathFactory, alike: pl.DataFrame, bundle: Bundle, params: Params) -> Window:
     return from_file(
-        scored(alike, bundle, tmp_path_factory.mktemp("w") / "scored.parquet"), bundle, params.evaluate.slices
+        write_scored_file(alike, bundle, tmp_path_factory.mktemp("w") / "scored.parquet"),
+        bundle,
+        params.evaluate.slices,
     )
 
 
@@ -86,7 +88,7 @@ def test_the_interval_of_the_roc_auc_covers_the_truth_as_often_as_it_says() -> N
     rng = np.random.default_rng(0)
     labels = rng.random((400, 400)) < 0.3
     scores = rng.normal(size=(400, 400)) + labels
-    found = [quality.delong(y, s, 0.95) for y, s in zip(labels, scores, strict=True)]
+    found = [quality.delong_interval(y, s, 0.95) for y, s in zip(labels, scores, strict=True)]
     # Normal scores one standard deviation apart: the area is Φ(1 / √2).
     covered = np.mean([interval.low <= 0.7602 <= interval.high for interval in found])
     assert 0.92 <= covered <= 0.98
@@ -96,16 +98,16 @@ def test_delong_agrees_with_the_bootstrap_and_with_scikit_learn() -> None:
     rng = np.random.default_rng(1)
     labels = rng.random(800) < 0.3
     scores = (1 / (1 + np.exp(-rng.normal(size=800) - labels))).round(2)
-    found = quality.delong(labels, scores, ONE_ERROR)
+    found = quality.delong_interval(labels, scores, ONE_ERROR)
     assert found.value == pytest.approx(metrics.binary(labels, scores, 0.5)["roc_auc"])
     picks = rng.integers(0, 800, size=(300, 800))
-    again = [quality.delong(labels[pick], scores[pick], ONE_ERROR).value for pick in picks]
+    again = [quality.delong_interval(labels[pick], scores[pick], ONE_ERROR).value for pick in picks]
     assert (found.high - found.low) / 2 == pytest.approx(np.std(again), rel=0.15)
 
 
 def test_wilson_gives_the_published_interval_and_stays_within_0_and_1() -> None:
     # Newcombe 1998, "Two-Sided Confidence Intervals for the Single Proportion", Table I: 81 of 263.
-    found = quality.wilson(81, 263, 0.95)
+    found = quality.wilson_interval(81, 263, 0.95)
     assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
-    assert quality.wilson(0, 20, 0.95).low == 0.0
-    assert quality.wilson(20, 20, 0.95).high == 1.0
+    assert quality.wilson_interval(0, 20, 0.95).low == 0.0
+    assert quality.wilson_interval(20, 20, 0.95).high == 1.0

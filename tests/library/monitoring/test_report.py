@@ -14,11 +14,11 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import plots, report
 from flywheel_ml.monitoring.quality import Measure
-from flywheel_ml.monitoring.result import judge
+from flywheel_ml.monitoring.result import evaluate_window
 from flywheel_ml.monitoring.window import from_file, from_log
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.utils import words
-from library.helpers.windows import scored
+from flywheel_ml.utils import formatting
+from library.helpers.windows import write_scored_file
 
 NOW = datetime(2020, 1, 1, tzinfo=UTC)
 HOSTILE = "<script>alert('1')</script>\"><img src=https://x.invalid/a onerror=alert(2)>{{ 7*7 }}&amp;"
@@ -31,8 +31,10 @@ def page(tmp_path: Path, bundle: Bundle, params: Params) -> Page:
     """The report on a table."""
 
     def page(frame: pl.DataFrame) -> str:
-        window = from_file(scored(frame, bundle, tmp_path / "scored.parquet"), bundle, params.evaluate.slices)
-        return report.html(judge(window, bundle, params, NOW), window, bundle)
+        window = from_file(
+            write_scored_file(frame, bundle, tmp_path / "scored.parquet"), bundle, params.evaluate.slices
+        )
+        return report.render_html(evaluate_window(window, bundle, params, NOW), window, bundle)
 
     return page
 
@@ -69,7 +71,7 @@ def test_a_page_of_every_verdict_stands_alone_and_says_its_verdict(
 
 def test_a_page_on_no_rows_at_all_can_be_read(tmp_path: Path, bundle: Bundle, params: Params) -> None:
     window = from_log(Reader(str(tmp_path)), bundle, params.evaluate.slices)
-    html = report.html(judge(window, bundle, params, NOW), window, bundle)
+    html = report.render_html(evaluate_window(window, bundle, params, NOW), window, bundle)
     assert_stands_alone(html)
     assert "Too little data" in html
 
@@ -89,8 +91,8 @@ def test_hostile_values_from_requests_are_shown_and_inert(
 def test_hostile_names_of_models_and_files_are_inert(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
 ) -> None:
-    window = from_file(scored(alike, bundle, tmp_path / "<b>x.parquet", version=HOSTILE), bundle)
-    html = report.html(judge(window, bundle, params, NOW), window, bundle)
+    window = from_file(write_scored_file(alike, bundle, tmp_path / "<b>x.parquet", version=HOSTILE), bundle)
+    html = report.render_html(evaluate_window(window, bundle, params, NOW), window, bundle)
     assert "<script>alert" not in html
     assert "<b>x" not in html
 
@@ -109,23 +111,23 @@ def test_every_drifted_input_has_a_picture(page: Page, moved: pl.DataFrame, bund
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (words.rows(1), "1 row"),
-        (words.rows(1200), "1,200 rows"),
-        (words.percent(0.0), "0%"),
-        (words.percent(0.00001), "< 0.1%"),
-        (words.percent(0.1234), "12.3%"),
-        (words.percent(1.0), "100%"),
-        (words.number(12345.6, "mi"), "12,346\N{NO-BREAK SPACE}mi"),
-        (words.number(2013.0, "year"), "2013\N{NO-BREAK SPACE}year"),
-        (words.number(-40.0, "°"), "−40°"),
-        (words.number(0.00012), "0.00012"),
-        (words.number(0.0), "0"),
-        (words.p_value(1e-12), "< 0.0001"),
-        (words.p_value(0.25), "0.25"),
-        (words.change("recall", 0.5, 0.25), "−25.0 pp"),
-        (words.change("roc_auc", 0.7, 0.75), "+0.050"),
-        (words.span(datetime(2013, 11, 1), datetime(2013, 11, 30)), "1 Nov 2013 to 30 Nov 2013"),
-        (words.span(None, None), "no times"),
+        (formatting.rows(1), "1 row"),
+        (formatting.rows(1200), "1,200 rows"),
+        (formatting.percent(0.0), "0%"),
+        (formatting.percent(0.00001), "< 0.1%"),
+        (formatting.percent(0.1234), "12.3%"),
+        (formatting.percent(1.0), "100%"),
+        (formatting.number(12345.6, "mi"), "12,346\N{NO-BREAK SPACE}mi"),
+        (formatting.number(2013.0, "year"), "2013\N{NO-BREAK SPACE}year"),
+        (formatting.number(-40.0, "°"), "−40°"),
+        (formatting.number(0.00012), "0.00012"),
+        (formatting.number(0.0), "0"),
+        (formatting.p_value(1e-12), "< 0.0001"),
+        (formatting.p_value(0.25), "0.25"),
+        (formatting.metric_change("recall", 0.5, 0.25), "−25.0 pp"),
+        (formatting.metric_change("roc_auc", 0.7, 0.75), "+0.050"),
+        (formatting.span(datetime(2013, 11, 1), datetime(2013, 11, 30)), "1 Nov 2013 to 30 Nov 2013"),
+        (formatting.span(None, None), "no times"),
     ],
 )
 def test_numbers_read_as_people_write_them(shown: str, expected: str) -> None:
@@ -134,4 +136,4 @@ def test_numbers_read_as_people_write_them(shown: str, expected: str) -> None:
 
 def test_a_model_without_any_error_is_drawn_as_well() -> None:
     never = Measure(value=0.0, low=0.0, high=0.0, reference=0.0)
-    assert "now 0" in plots.interval("mae", never, 0.0, plots.WIDE)
+    assert "now 0" in plots.draw_interval("mae", never, 0.0, plots.WIDE)

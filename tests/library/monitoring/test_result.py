@@ -13,11 +13,11 @@ import pytest
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
-from flywheel_ml.monitoring.result import EXIT_STATUS, Result, judge
+from flywheel_ml.monitoring.result import EXIT_STATUS, Result, evaluate_window
 from flywheel_ml.monitoring.window import from_file, from_log
 from flywheel_ml.prediction_log import Reader
 from library.helpers import rows
-from library.helpers.windows import scored
+from library.helpers.windows import write_scored_file
 
 NOW = datetime(2020, 1, 1, tzinfo=UTC)
 Judged = Callable[[pl.DataFrame], Result]
@@ -28,8 +28,8 @@ def judged(tmp_path: Path, bundle: Bundle, params: Params) -> Judged:
     """Scores a table and judges it."""
 
     def judged(frame: pl.DataFrame) -> Result:
-        path = scored(frame, bundle, tmp_path / "scored.parquet")
-        return judge(from_file(path, bundle, params.evaluate.slices), bundle, params, NOW)
+        path = write_scored_file(frame, bundle, tmp_path / "scored.parquet")
+        return evaluate_window(from_file(path, bundle, params.evaluate.slices), bundle, params, NOW)
 
     return judged
 
@@ -80,15 +80,17 @@ def test_too_few_rows_are_insufficient_data_however_odd(judged: Judged, moved: p
 
 def test_an_empty_log_is_insufficient_data(tmp_path: Path, bundle: Bundle, params: Params) -> None:
     window = from_log(Reader(str(tmp_path)), bundle, params.evaluate.slices)
-    found = judge(window, bundle, params, NOW)
+    found = evaluate_window(window, bundle, params, NOW)
     assert (found.verdict, found.volume.rows) == ("insufficient data", 0)
 
 
 def test_rows_that_break_the_contract_are_counted_by_rule(
     judged: Judged, alike: pl.DataFrame, contract: Contract
 ) -> None:
-    number = rows.one(contract, lambda c: c.range is not None and c.type == "float", "float column with a range")
-    firm = rows.one(
+    number = rows.find_column(
+        contract, lambda c: c.range is not None and c.type == "float", "float column with a range"
+    )
+    firm = rows.find_column(
         contract, lambda c: not c.nullable and c.type == "float" and c != number, "second float column without gaps"
     )
     first = pl.int_range(pl.len())
@@ -104,7 +106,9 @@ def test_rows_that_break_the_contract_are_counted_by_rule(
 def test_unknown_categories_break_the_contract_only_beyond_its_tolerance(
     judged: Judged, alike: pl.DataFrame, contract: Contract
 ) -> None:
-    column = rows.one(contract, lambda column: column.max_unknown_share > 0, "column that tolerates unseen categories")
+    column = rows.find_column(
+        contract, lambda column: column.max_unknown_share > 0, "column that tolerates unseen categories"
+    )
     tolerated = int(column.max_unknown_share * alike.height)
 
     def with_unknown(rows: int) -> pl.DataFrame:
@@ -129,16 +133,16 @@ def test_the_volume_is_counted_in_pieces_that_add_up(judged: Judged, alike: pl.D
 def test_answers_of_a_fallback_and_a_mix_of_versions_are_told(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
 ) -> None:
-    window = from_file(scored(alike, bundle, tmp_path / "scored.parquet"), bundle)
-    found = judge(replace(window, degraded=15, versions={"1": 1000, "2": 500}), bundle, params, NOW)
+    window = from_file(write_scored_file(alike, bundle, tmp_path / "scored.parquet"), bundle)
+    found = evaluate_window(replace(window, degraded=15, versions={"1": 1000, "2": 500}), bundle, params, NOW)
     assert "A fallback, not the model, answered 1.0% of the rows." in found.sentences
     assert "The window mixes 2 model versions: 1, 2." in found.sentences
 
 
 def test_equal_windows_give_equal_json_that_reads_back(judged: Judged, alike: pl.DataFrame) -> None:
-    text = judged(alike).text()
-    assert text == judged(alike).text()
-    assert Result.model_validate_json(text, strict=False).text() == text
+    text = judged(alike).to_json()
+    assert text == judged(alike).to_json()
+    assert Result.model_validate_json(text, strict=False).to_json() == text
     assert json.loads(text)["verdict"] == "ok"
 
 

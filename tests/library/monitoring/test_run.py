@@ -12,14 +12,14 @@ from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import report
 from flywheel_ml.monitoring.run import monitor
 from flywheel_ml.monitoring.window import Window, from_file
-from library.helpers.windows import scored
+from library.helpers.windows import write_scored_file
 
 NOW = datetime(2020, 1, 1, 12, 30, tzinfo=UTC)
 
 
 @pytest.fixture
 def window(tmp_path: Path, moved: pl.DataFrame, bundle: Bundle, params: Params) -> Window:
-    return from_file(scored(moved, bundle, tmp_path / "scored.parquet"), bundle, params.evaluate.slices)
+    return from_file(write_scored_file(moved, bundle, tmp_path / "scored.parquet"), bundle, params.evaluate.slices)
 
 
 def test_a_run_writes_its_report_and_the_latest_one(

@@ -17,7 +17,7 @@ from flywheel_ml.prediction_log import Outcome, Prediction, Reader, Writer, dump
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.utils.errors import DataError
 from library.helpers import rows
-from library.helpers.windows import scored
+from library.helpers.windows import write_scored_file
 
 START_US = 1_700_000_000_000_000
 MINUTE_US = 60_000_000
@@ -67,7 +67,7 @@ def assert_same(a: Window, b: Window) -> None:
 def test_a_file_read_in_chunks_gives_the_window_of_one_read(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
 ) -> None:
-    path = scored(alike, bundle, tmp_path / "scored.parquet")
+    path = write_scored_file(alike, bundle, tmp_path / "scored.parquet")
     whole = from_file(path, bundle, params.evaluate.slices, chunk_rows=10_000)
     assert_same(whole, from_file(path, bundle, params.evaluate.slices, chunk_rows=37))
     assert whole.rows == len(whole.output) == 1500
@@ -79,9 +79,9 @@ def test_merged_windows_are_the_whole_window(
 ) -> None:
     cuts = [(0, 1), (1, 900), (901, 599)]
     slices = params.evaluate.slices
-    whole = from_file(scored(alike, bundle, tmp_path / "scored.parquet"), bundle, slices)
+    whole = from_file(write_scored_file(alike, bundle, tmp_path / "scored.parquet"), bundle, slices)
     parts = [
-        from_file(scored(alike.slice(*cut), bundle, tmp_path / str(at) / "scored.parquet"), bundle, slices)
+        from_file(write_scored_file(alike.slice(*cut), bundle, tmp_path / str(at) / "scored.parquet"), bundle, slices)
         for at, cut in enumerate(cuts)
     ]
     assert_same(merge(parts), whole)
@@ -92,7 +92,7 @@ def test_the_log_and_the_file_of_the_same_rows_hold_the_same(
 ) -> None:
     slices = params.evaluate.slices
     logged = from_log(log(tmp_path / "log", alike, bundle, labelled=1500), bundle, slices, chunk_rows=200)
-    filed = from_file(scored(alike, bundle, tmp_path / "scored.parquet"), bundle, slices)
+    filed = from_file(write_scored_file(alike, bundle, tmp_path / "scored.parquet"), bundle, slices)
     assert logged.profile == filed.profile
     assert logged.output.tolist() == filed.output.tolist()
     assert logged.truth.tolist() == filed.truth.tolist()
@@ -130,7 +130,7 @@ def test_a_label_that_is_no_class_of_the_model_counts_as_none(
 
 
 def test_a_file_without_the_target_has_no_labels(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle) -> None:
-    path = scored(alike.drop(bundle.contract.target.name), bundle, tmp_path / "scored.parquet")
+    path = write_scored_file(alike.drop(bundle.contract.target.name), bundle, tmp_path / "scored.parquet")
     window = from_file(path, bundle)
     assert (window.rows, len(window.truth)) == (1500, 0)
 
@@ -140,15 +140,15 @@ def test_a_label_that_has_not_arrived_leaves_its_row_unmeasured(
 ) -> None:
     target = bundle.contract.target.name
     some = alike.with_columns(pl.when(pl.int_range(pl.len()) < 100).then(pl.col(target)).alias(target))
-    window = from_file(scored(some, bundle, tmp_path / "scored.parquet"), bundle)
+    window = from_file(write_scored_file(some, bundle, tmp_path / "scored.parquet"), bundle)
     assert window.truth.tolist() == alike[target].head(100).to_list()
 
 
 def test_a_column_that_is_empty_throughout_is_read_as_missing(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, contract: Contract
 ) -> None:
-    column = rows.one(contract, lambda column: column.nullable, "nullable column")
-    path = scored(alike, bundle, tmp_path / "scored.parquet")
+    column = rows.find_column(contract, lambda column: column.nullable, "nullable column")
+    path = write_scored_file(alike, bundle, tmp_path / "scored.parquet")
     tables.write(pl.read_parquet(path).with_columns(pl.lit(None).alias(column.name)), path)
     assert from_file(path, bundle).profile.columns[column.name].missing == 1500
 
@@ -157,9 +157,9 @@ def test_a_column_that_is_empty_throughout_is_read_as_missing(
 def test_a_file_that_is_no_scored_one_is_refused_with_the_column_and_the_remedy(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, fault: str
 ) -> None:
-    path = scored(alike, bundle, tmp_path / "scored.parquet")
+    path = write_scored_file(alike, bundle, tmp_path / "scored.parquet")
     frame = pl.read_parquet(path)
-    name = rows.one(bundle.contract, lambda column: column.type != "string", "column but of texts").name
+    name = rows.find_column(bundle.contract, lambda column: column.type != "string", "column but of texts").name
     broken, named = {
         "no score": (frame.drop("score"), "'score'"),
         "no input": (frame.drop(name), f"'{name}'"),

@@ -20,10 +20,10 @@ from flywheel_ml.prediction_log import (
     Row,
     Spool,
     Writer,
-    block_ids,
+    engine,
     migrations,
+    new_block_ids,
     new_id,
-    opening,
 )
 from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, predictions, versions
 from flywheel_ml.utils.errors import ConfigError
@@ -52,7 +52,7 @@ DIGEST = "d" * 64
 INPUTS, OUTPUTS = b'{"key":["b","c"]}', b'{"score":[0.5,0.5],"told":[{},{}]}'
 
 ALONE = Prediction(new_id(), 10, "a", None, "champion", "1", None, '{"x":1}', "{}", 0.25, 900, False)
-BLOCK = Block(block_ids(1)[0], 20, 2, "key", None, "champion", "1", None, INPUTS, OUTPUTS, 800, False)
+BLOCK = Block(new_block_ids(1)[0], 20, 2, "key", None, "champion", "1", None, INPUTS, OUTPUTS, 800, False)
 LABEL = Outcome(ALONE.id, 30, "true")
 JOB = Job(new_id(), 40, "1", None, "in.csv", "out.parquet", 7, 1.5)
 NEW = ("event_timestamp_us", "event_timestamp_column", "model_digest")
@@ -93,7 +93,14 @@ def logged(target: str) -> list[Any]:
     reader = Reader(target)
     ids = [ALONE.id, BLOCK.id]
     found = list(reader.predictions())
-    return [found, reader.tallies(), reader.labels(), reader.known(ids), reader.find(BLOCK.id), reader.jobs()]
+    return [
+        found,
+        reader.compute_stats(),
+        reader.labels(),
+        reader.find_known(ids),
+        reader.find(BLOCK.id),
+        reader.jobs(),
+    ]
 
 
 def version_of(path: Path) -> int:
@@ -118,9 +125,12 @@ def test_an_old_file_is_read_as_it_is_and_migrated_by_its_writer(tmp_path: Path,
     with Writer(str(tmp_path), "serving") as writer:
         assert version_of(path) == SCHEMA_VERSION
         assert logged(str(tmp_path)) == before
-        writer.append([added, BLOCK._replace(id=block_ids(1)[0], model_digest=DIGEST)]).result(10)
+        writer.append([added, BLOCK._replace(id=new_block_ids(1)[0], model_digest=DIGEST)]).result(10)
     assert added in [one.prediction for one in Reader(str(tmp_path)).predictions()]
-    assert {one.model_digest: one.rows for one in Reader(str(tmp_path)).tallies()} == {None: 2 * version - 1, DIGEST: 3}
+    assert {one.model_digest: one.rows for one in Reader(str(tmp_path)).compute_stats()} == {
+        None: 2 * version - 1,
+        DIGEST: 3,
+    }
     with Writer(str(tmp_path), "serving"):
         assert version_of(path) == SCHEMA_VERSION
 
@@ -188,7 +198,7 @@ def test_an_old_file_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -
     path = old_file(tmp_path / "serving-0.db", 2)
     url = sa.URL.create("sqlite", database=f"file:{path}", query={"mode": "ro", "uri": "true"})
     with pytest.raises(ConfigError, match=r"serving-0.db.* cannot be used: attempt to write a readonly database"):
-        opening.opened(url)
+        engine.open_engine(url)
     assert version_of(path) == 2
 
 
@@ -204,7 +214,7 @@ def test_rows_of_an_old_spool_are_moved(tmp_path: Path) -> None:
     try:
         while spool.move(commit):
             pass
-        spool.move_others(commit)
+        spool.move_abandoned(commit)
     finally:
         spool.close()
     assert sorted(map(str, moved)) == sorted(map(str, 2 * old_rows(2)))
@@ -212,7 +222,7 @@ def test_rows_of_an_old_spool_are_moved(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[postgresql.PostgreSQL]:
-    with postgresql.running() as server:
+    with postgresql.run_postgresql() as server:
         yield server
 
 
@@ -244,7 +254,7 @@ def test_processes_that_start_at_once_migrate_a_database_once(postgres: postgres
     for writer in writers:
         writer.append([ALONE._replace(id=new_id(), model_digest=DIGEST)]).result(10)
         writer.close()
-    assert sum(one.rows for one in Reader(url).tallies() if one.model_digest == DIGEST) == 4
+    assert sum(one.rows for one in Reader(url).compute_stats() if one.model_digest == DIGEST) == 4
     engine = sa.create_engine(url)
     with engine.connect() as connection:
         assert connection.scalar(sa.select(sa.func.count()).where(versions.c.version == SCHEMA_VERSION)) == 1

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import (
-    Contradiction,
     Job,
+    LabelConflict,
     Outcome,
     Prediction,
     Reader,
@@ -30,8 +30,8 @@ from flywheel_ml.prediction_log import (
     now_us,
     stores,
 )
-from flywheel_ml.prediction_log.spool import MOVED, REFUSED
-from flywheel_ml.prediction_log.stores import Database
+from flywheel_ml.prediction_log.spool import MAX_MOVED_ROWS, REJECTED_FILE
+from flywheel_ml.prediction_log.stores import PostgresStore
 from flywheel_ml.serving.api import feedback
 from flywheel_ml.serving.app import opened_log
 from flywheel_ml.serving.errors.problems import Problem
@@ -162,7 +162,7 @@ def test_a_database_that_was_started_anew_is_met_with_new_connections(postgres: 
 def test_a_database_that_freezes_is_waited_for_a_while_and_is_then_out(
     url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stores, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(stores, "TRANSACTION_SECONDS", 0.5)
     rows = [made() for _ in range(3)]
     with Writer(proxy.url, "serve") as writer:
         writer.append(rows[:1]).result(10)
@@ -241,7 +241,7 @@ def test_a_slow_database_is_at_work_on_several_transactions_at_once(url: str) ->
     rows = [made() for _ in range(3)]
     engine = sa.create_engine(url)
     with Writer(url, "serve") as writer:
-        assert writer.lanes == 1
+        assert writer.max_parallel_commits == 1
         with engine.begin() as connection:
             connection.execute(sa.text("LOCK TABLE predictions"))
             waiting = []
@@ -252,7 +252,7 @@ def test_a_slow_database_is_at_work_on_several_transactions_at_once(url: str) ->
             assert connection.scalar(blocked) == len(rows)
         for one in waiting:
             one.result(10)
-        assert writer.lanes > 1
+        assert writer.max_parallel_commits > 1
     engine.dispose()
     assert logged(url) == Counter(row.id for row in rows)
 
@@ -282,7 +282,7 @@ def test_a_label_that_contradicts_one_in_the_database_is_refused_with_all_of_its
     rows = [made(), made()]
     with Writer(url, "serve") as writer, Writer(url, "serve") as other:
         writer.append([*rows, outcome(rows[0])]).result(10)
-        with pytest.raises(Contradiction) as refused:
+        with pytest.raises(LabelConflict) as refused:
             other.append([outcome(rows[1]), outcome(rows[0], "false")]).result(10)
         assert refused.value.ids == [rows[0].id]
         assert Reader(url).labels() == {rows[0].id: "true"}
@@ -297,7 +297,7 @@ def test_a_label_that_contradicts_one_in_the_database_is_refused_with_all_of_its
 def test_rows_wait_in_the_spool_and_are_moved_when_the_database_is_back(
     postgres: PostgreSQL, url: str, spool: Spool
 ) -> None:
-    rows = [made() for _ in range(2 * MOVED + 3)]
+    rows = [made() for _ in range(2 * MAX_MOVED_ROWS + 3)]
     job = Job(new_id(), 1, "1", None, "in", "out", 3, 0.5)
     postgres.stop()
     try:
@@ -305,13 +305,13 @@ def test_rows_wait_in_the_spool_and_are_moved_when_the_database_is_back(
             writer.append(rows).result(10)
             writer.append([outcome(rows[0]), job]).result(10)
             assert writer.outage is not None
-            assert writer.fault is None
+            assert writer.unavailable_reason is None
             assert writer.spooled == len(rows) + 2
-            assert spool.known([rows[0].id, "another"]) == {rows[0].id}
+            assert spool.find_known([rows[0].id, "another"]) == {rows[0].id}
             assert spool.labels([rows[0].id]) == {rows[0].id: "true"}
             postgres.start()
             eventually_up(writer)
-            assert spool.known([rows[0].id]) == set()
+            assert spool.find_known([rows[0].id]) == set()
             writer.append([outcome(rows[1])]).result(10)
     finally:
         with suppress(Exception):
@@ -325,7 +325,7 @@ def test_rows_wait_in_the_spool_and_are_moved_when_the_database_is_back(
 def test_whoever_dies_between_moving_and_forgetting_moves_again_and_nothing_is_there_twice(
     url: str, spool: Spool
 ) -> None:
-    database, rows = Database(url), [made() for _ in range(3)]
+    database, rows = PostgresStore(url), [made() for _ in range(3)]
     spool.commit([*rows, outcome(rows[0])])
 
     class Killed(BaseException): ...
@@ -349,7 +349,7 @@ def test_whoever_dies_between_moving_and_forgetting_moves_again_and_nothing_is_t
 def test_what_the_database_will_never_take_is_kept_aside_and_told(
     url: str, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    database, row = Database(url), made()
+    database, row = PostgresStore(url), made()
     database.commit([row, outcome(row)])
     another = made()
     spool.commit([another, outcome(row, "false"), outcome(another)])
@@ -357,7 +357,7 @@ def test_what_the_database_will_never_take_is_kept_aside_and_told(
         pass
     database.close()
     assert Reader(url).labels() == {row.id: "true", another.id: "true"}
-    (kept,) = [json.loads(line) for line in (spool.folder / REFUSED).read_text().splitlines()]
+    (kept,) = [json.loads(line) for line in (spool.folder / REJECTED_FILE).read_text().splitlines()]
     assert (kept["kind"], kept["prediction_id"], kept["label"]) == ("Outcome", row.id, "false")
     (said,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "already have another label" in said.getMessage()
@@ -394,7 +394,7 @@ def test_what_dead_processes_left_is_moved_and_what_living_ones_hold_is_let_be(t
         spool.commit([row])
     second.close()
     moved: list[Row] = []
-    first.move_others(moved.extend)
+    first.move_abandoned(moved.extend)
     assert moved == [rows[1]]
     first.close()
     third.close()

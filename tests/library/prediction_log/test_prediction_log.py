@@ -25,15 +25,15 @@ from flywheel_ml.prediction_log import (
     Prediction,
     Reader,
     Writer,
-    block_ids,
     blocks,
     dumps,
+    engine,
     migrations,
-    moment,
+    new_block_ids,
     new_id,
     now_us,
-    opening,
     stores,
+    to_datetime,
 )
 from flywheel_ml.prediction_log.reader import MAX_VARIABLES
 from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, versions
@@ -154,14 +154,14 @@ def test_a_file_that_a_reader_is_mending_is_waited_for(folder: Path, monkeypatch
     other = sqlite3.connect(folder / "serving-0.db", isolation_level=None, check_same_thread=False)
 
     def opened_and_locked(url: Any) -> sa.Engine:
-        engine = opening.opened(url)
-        engine.dispose()
+        opened = engine.open_engine(url)
+        opened.dispose()
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
         other.execute("BEGIN IMMEDIATE")
         threading.Timer(0.5, other.close).start()
-        return engine
+        return opened
 
-    monkeypatch.setattr(stores, "opened", opened_and_locked)
+    monkeypatch.setattr(stores, "open_engine", opened_and_locked)
     with Writer(str(folder), "serving") as opened:
         opened.append([made()]).result(10)
     assert len(logged_ids(folder)) == 2
@@ -323,7 +323,7 @@ def test_a_label_joins_its_prediction_from_another_file(folder: Path, writer: Wr
     }
     assert reader.labels() == {rows[1].id: "true", "unknown": "false"}
     assert reader.labels([rows[0].id, rows[1].id]) == {rows[1].id: "true"}
-    assert reader.known([rows[0].id, "unknown"]) == {rows[0].id}
+    assert reader.find_known([rows[0].id, "unknown"]) == {rows[0].id}
 
 
 def test_a_window_begins_with_its_first_moment_and_ends_before_its_last(folder: Path, writer: Writer) -> None:
@@ -346,7 +346,7 @@ def test_more_ids_than_one_query_may_hold_are_looked_up(folder: Path, writer: Wr
     writer.append(rows).result(60)
     ids = [row.id for row in rows]
     reader = Reader(str(folder))
-    assert reader.known(ids) == set(ids)
+    assert reader.find_known(ids) == set(ids)
     assert reader.labels(ids) == {}
 
 
@@ -407,12 +407,12 @@ def test_the_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 
 def block(timestamp_us: int = 5, **changed: Any) -> Block:
-    ids = block_ids(3)
+    ids = new_block_ids(3)
     inputs = pa.table({"x": [1.5, None, 2.5], "at": [datetime(2013, 6, 15, 8, 30)] * 3, "key": ["a", None, "c"]})
     beside = [{"false": 1.0 - score, "true": score} for score in (0.25, 0.5, 0.75)]
     told = {"prediction": [False, True, True], "probabilities": beside, "score": [0.25, 0.5, 0.75]}
     facts = (ids[0], timestamp_us, 3, "key", "at", "champion", "1", "d" * 64)
-    packed = Block(*facts, blocks.pack(inputs), blocks.pack(pa.table(told)), 900, False)
+    packed = Block(*facts, blocks.pack_table(inputs), blocks.pack_table(pa.table(told)), 900, False)
     return packed._replace(**changed)
 
 
@@ -427,7 +427,7 @@ def block_in_json() -> Block:
     told = [
         dumps({"prediction": score >= 0.5, "probabilities": {"false": 1.0 - score, "true": score}}) for score in scores
     ]
-    return block()._replace(inputs=blocks.pack_rows(rows), outputs=blocks.pack_told(told, list(map(str, scores))))
+    return block()._replace(inputs=blocks.pack_inputs(rows), outputs=blocks.pack_outputs(told, list(map(str, scores))))
 
 
 @pytest.mark.parametrize("make", [block, block_in_json])
@@ -468,7 +468,7 @@ def test_a_block_is_read_back_as_the_rows_it_is_made_of(
 )
 def test_rows_in_json_may_leave_out_columns_and_those_are_null(asked: list[dict[str, Any]]) -> None:
     told = [f'{{"prediction":{at}}}' for at in range(len(asked))]
-    found = list(blocks.rows(blocks.pack_rows(asked), blocks.pack_told(told, ["0.5"] * len(asked)), "key"))
+    found = list(blocks.unpack(blocks.pack_inputs(asked), blocks.pack_outputs(told, ["0.5"] * len(asked)), "key"))
     names = {name for row in asked for name in row}
     assert [json.loads(row.inputs) for row in found] == [{name: row.get(name) for name in names} for row in asked]
     assert [row.entity_id for row in found] == [row.get("key") for row in asked]
@@ -481,7 +481,7 @@ def test_the_rows_of_blocks_are_known_and_no_others(folder: Path, writer: Writer
     shared = asked.id[:-8]
     known = {f"{shared}{at:08x}" for at in range(3)} | {alone.id}
     strange = {f"{shared}00000003", f"{shared}0000000g", f"{shared}-0000001", new_id(), "x"}
-    assert Reader(str(folder)).known([*known, *strange]) == known
+    assert Reader(str(folder)).find_known([*known, *strange]) == known
 
 
 def test_a_prediction_is_found_by_its_id_wherever_and_however_it_was_logged(folder: Path, writer: Writer) -> None:
@@ -519,7 +519,7 @@ def test_without_pyarrow_a_log_with_blocks_says_what_to_install(
     writer.append([asked]).result(10)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     reader = Reader(str(folder))
-    assert reader.known([asked.id]) == {asked.id}
+    assert reader.find_known([asked.id]) == {asked.id}
     with pytest.raises(ConfigError, match="install the extra 'arrow'"):
         list(reader.predictions())
 
@@ -613,5 +613,5 @@ def test_ids_sort_by_time_and_never_meet() -> None:
 
 
 def test_log_times_are_in_utc() -> None:
-    assert moment(0) == datetime(1970, 1, 1, tzinfo=UTC)
-    assert abs((moment(now_us()) - datetime.now(UTC)).total_seconds()) < 5
+    assert to_datetime(0) == datetime(1970, 1, 1, tzinfo=UTC)
+    assert abs((to_datetime(now_us()) - datetime.now(UTC)).total_seconds()) < 5

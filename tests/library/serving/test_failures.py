@@ -20,8 +20,8 @@ from flywheel_ml.serving.codecs.native import NATIVE
 from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
 from flywheel_ml.serving.prediction.requests import PredictRequest
 from flywheel_ml.testing.servers import ServingFolder
-from library.helpers import broken, speakers
-from library.helpers.servers import InProcess, eventually
+from library.helpers import faulty_models, protocol_clients
+from library.helpers.servers import InProcess, wait_for
 
 V2 = "/v2/models/flights"
 ASKED = ("/readyz", "/ping", "/model", "/v2/health/ready", V2, f"{V2}/ready")
@@ -41,11 +41,11 @@ def test_without_a_model_the_server_waits_for_one(
             assert int(response.headers["retry-after"]) > 0
         assert caller.request("GET", "/openapi.json").status_code == 200
         folder.roll_out("1")
-        eventually(lambda: caller.request("GET", "/readyz").status_code == 200)
+        wait_for(lambda: caller.request("GET", "/readyz").status_code == 200)
         assert caller.request("POST", "/predict", json={"instances": [example]}).json()["degraded"] is False
         # No champion at all, on purpose: nothing answers in its place.
         folder.point(None)
-        eventually(lambda: caller.request("GET", "/readyz").status_code == 503)
+        wait_for(lambda: caller.request("GET", "/readyz").status_code == 503)
 
 
 def test_a_champion_broken_at_start_leaves_the_previous_model_answering_degraded(
@@ -95,7 +95,7 @@ def test_requests_that_meet_share_a_call_of_the_model_and_no_fault(
         alone = caller.request("POST", "/predict", json={"instances": [example]}).json()["predictions"][0]
         before = batches(caller)
         good, two = (json.dumps({"instances": [example] * count}).encode() for count in (1, 2))
-        answers = caller.together("/predict", [good, b"{", two, b'{"instances": [{}]}', good])
+        answers = caller.send_together("/predict", [good, b"{", two, b'{"instances": [{}]}', good])
         assert batches(caller) == before + 1
     assert [answer.status_code for answer in answers] == [200, 400, 200, 422, 200]
     told = [one for answer in (answers[0], answers[2], answers[4]) for one in answer.json()["predictions"]]
@@ -103,20 +103,25 @@ def test_requests_that_meet_share_a_call_of_the_model_and_no_fault(
     assert {alone["id"], *(one["id"] for one in told)} == {row.prediction.id for row in Reader(log).predictions()}
 
 
-@pytest.mark.parametrize("fault", broken.FAULTS)
+@pytest.mark.parametrize("fault", faulty_models.FAULTS)
 def test_rows_that_break_the_model_get_its_prior_and_break_no_other_request(
-    folder: ServingFolder, tmp_path: Path, example: dict[str, Any], fault: broken.Fault, bundle_path: Path
+    folder: ServingFolder, tmp_path: Path, example: dict[str, Any], fault: faulty_models.Fault, bundle_path: Path
 ) -> None:
     bundle = Bundle.open(bundle_path)
-    folder.roll_out("1", model=broken.model(bundle, fault))
+    folder.roll_out("1", model=faulty_models.build_model(bundle, fault))
     log = str(tmp_path / "log")
     app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=log))
     with InProcess(app) as caller:
-        good, bad = (json.dumps({"instances": [example] * count}).encode() for count in (1, broken.SAFE_ROWS + 1))
-        answers = caller.together("/predict", [good, bad, good])
+        good, bad = (
+            json.dumps({"instances": [example] * count}).encode() for count in (1, faulty_models.SAFE_ROWS + 1)
+        )
+        answers = caller.send_together("/predict", [good, bad, good])
         headers = {"Content-Type": ARROW, "Accept": ARROW}
         columns = caller.request(
-            "POST", "/predict", content=speakers.stream([example] * (broken.SAFE_ROWS + 1)), headers=headers
+            "POST",
+            "/predict",
+            content=protocol_clients.to_arrow_stream([example] * (faulty_models.SAFE_ROWS + 1)),
+            headers=headers,
         )
         metrics = caller.request("GET", "/metrics").text
     assert [answer.status_code for answer in answers] == [200, 200, 200]
@@ -128,7 +133,7 @@ def test_rows_that_break_the_model_get_its_prior_and_break_no_other_request(
     assert given.get("variant", second["variant"]) == "fallback"
     assert list(given["probabilities"].values()) == pytest.approx(bundle.manifest.prior)
     assert list(first["predictions"][0]["probabilities"].values()) == [0.5, 0.5]
-    stood_in = 1 if fault == "no number" else broken.SAFE_ROWS + 1
+    stood_in = 1 if fault == "no number" else faulty_models.SAFE_ROWS + 1
     assert f"predictions_degraded_total {2 * stood_in}.0" in metrics
     logged = [row.prediction for row in Reader(log).predictions()]
     assert sorted(row.variant for row in logged) == ["champion"] * (8 - 2 * stood_in) + ["fallback"] * 2 * stood_in
@@ -158,7 +163,7 @@ def test_without_any_model_the_prior_answers_until_there_is_one(
         assert caller.request("POST", "/predict", json={"instances": [{}]}).status_code == 422
         assert f"{MODEL} was changed" in caller.request("GET", "/model").json()["refused"]["reason"]
         models[1].write_bytes(content)
-        eventually(lambda: ask()["degraded"] is False)
+        wait_for(lambda: ask()["degraded"] is False)
         assert ask()["predictions"][0]["probabilities"] != answer["predictions"][0]["probabilities"]
 
 

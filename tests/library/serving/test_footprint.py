@@ -8,7 +8,7 @@ from typing import Any
 
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers.project import PACKAGE
-from library.helpers.speakers import stream
+from library.helpers.protocol_clients import to_arrow_stream
 
 TRAINING = {
     "dvc", "jinja2", "joblib", "matplotlib", "mlflow", "onnx", "pandas", "pandera", "polars", "prefect", "pyarrow",
@@ -53,7 +53,7 @@ def test_a_serving_process_loads_no_library_of_training_and_arrow_when_it_is_spo
 ) -> None:
     folder.roll_out("1")
     command = [sys.executable, "-c", SCRIPT, str(folder.path), str(tmp_path / "log")]
-    command += [stream(instances[:5]).hex(), f"{PACKAGE}.project:PROJECT"]
+    command += [to_arrow_stream(instances[:5]).hex(), f"{PACKAGE}.project:PROJECT"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
     statuses, before, after = json.loads(result.stdout)
     assert statuses == [200, 200, 200, 200]

@@ -29,7 +29,7 @@ from flywheel_ml.serving.api.feedback import SHOWN
 from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers.postgresql import PostgreSQL
-from library.helpers.servers import Server, at_once, eventually, workers
+from library.helpers.servers import Server, find_workers, run_threads, wait_for
 
 pytestmark = pytest.mark.chaos
 
@@ -61,10 +61,10 @@ class Crowd:
         quick = sorted(one.seconds for one in self.refused)
         return {(one.status, one.kind) for one in self.refused} == {(503, OUT)} and quick[len(quick) * 9 // 10] < 0.2
 
-    def sees(self, many: int, seconds: float = 15) -> None:
+    def wait_for_answers(self, many: int, seconds: float = 15) -> None:
         """Wait until so many more labels were accepted."""
         before = len(self.labelled)
-        eventually(lambda: len(self.labelled) >= before + many, seconds)
+        wait_for(lambda: len(self.labelled) >= before + many, seconds)
 
     def work(self, url: str, instance: Instance, ended: threading.Event) -> None:
         """One caller, who connects anew when it is cut off."""
@@ -107,7 +107,7 @@ class Crowd:
 @contextmanager
 def crowd(server: Server, instance: Instance, callers: int = 4) -> Iterator[Crowd]:
     seen, ended = Crowd(), threading.Event()
-    with at_once(callers, partial(seen.work, server.url, instance, ended), ended):
+    with run_threads(callers, partial(seen.work, server.url, instance, ended), ended):
         yield seen
 
 
@@ -165,16 +165,16 @@ def test_twenty_kills_under_load_lose_nothing_acknowledged_and_log_nothing_twice
 ) -> None:
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2") as server, crowd(server, example, callers=16) as seen:
-        seen.sees(50)
+        seen.wait_for_answers(50)
         for turn in range(20):
-            pids = workers(server)
+            pids = find_workers(server)
             victims = list(pids.values()) if turn % 5 == 4 else [pids[turn % 2]]
             for pid in victims:
                 with suppress(ProcessLookupError):  # It was killed the last time, and its successor is not ready yet.
                     os.kill(pid, signal.SIGKILL)
             # Long enough for the next victim to be in the middle of its work.
-            seen.sees(10, seconds=20)
-        eventually(lambda: all(Path(f"/proc/{pid}").exists() for pid in workers(server).values()))
+            seen.wait_for_answers(10, seconds=20)
+        wait_for(lambda: all(Path(f"/proc/{pid}").exists() for pid in find_workers(server).values()))
     assert seen.broken >= 20
     assert seen.refused == []
     assert_nothing_lost(seen, in_files(Path(server.log)))
@@ -262,10 +262,10 @@ def test_on_a_full_disk_requests_are_refused_at_once_until_there_is_room(
     folder.roll_out("1")
     with disk(tmp_path) as (server, fill, make_room, log):
         with crowd(server, example) as seen:
-            seen.sees(20)
+            seen.wait_for_answers(20)
             assert seen.refused == []
             fill()
-            eventually(lambda: len(seen.refused) >= 40)
+            wait_for(lambda: len(seen.refused) >= 40)
             assert seen.was_told_of_an_outage()
             with server.client() as client:
                 large = {"instances": [example] * (2 * INLINE_BYTES // len(json.dumps(example)))}
@@ -287,12 +287,12 @@ def test_on_a_full_disk_requests_are_refused_at_once_until_there_is_room(
                 assert metric(server, "prediction_log_commit_failures_total") >= 1
             make_room()
             back = time.monotonic()
-            eventually(lambda: is_ready(server))
-            seen.sees(20)
+            wait_for(lambda: is_ready(server))
+            seen.wait_for_answers(20)
             assert time.monotonic() - back < 5
             assert metric(server, "prediction_log_up") == 1
             before = len(seen.refused)
-            seen.sees(20)
+            seen.wait_for_answers(20)
             assert len(seen.refused) == before
         # While the disk is there. SQLite itself would take it for a folder of this process's own disk.
         shutil.copytree(log, tmp_path / "copy")
@@ -351,10 +351,10 @@ def test_acknowledged_rows_survive_the_loss_of_the_log_file(
     log = tmp_path / "log"
     with Server(tmp_path) as server:
         with crowd(server, example, callers=8) as seen:
-            seen.sees(50)
+            seen.wait_for_answers(50)
             lose(log)
             lost_ms = time.time_ns() // 1_000_000
-            seen.sees(50)
+            seen.wait_for_answers(50)
         assert metric(server, "prediction_log_files_lost_total") == 1
         assert is_ready(server)
     found, _ = in_files(log)
@@ -390,7 +390,7 @@ def test_requests_to_a_log_that_is_locked_for_3_seconds_wait_and_are_logged_once
     folder.roll_out("1")
     with Server(tmp_path) as server:
         with crowd(server, example) as seen:
-            seen.sees(10)
+            seen.wait_for_answers(10)
             with locked(Path(server.log) / "serve-0.db"):
                 until, asked = time.monotonic() + 3, []
                 while time.monotonic() < until:
@@ -399,7 +399,7 @@ def test_requests_to_a_log_that_is_locked_for_3_seconds_wait_and_are_logged_once
                     asked.append(time.monotonic() - began)
                     time.sleep(0.05)
                 during = len(seen.predicted)
-            seen.sees(10)
+            seen.wait_for_answers(10)
         assert seen.refused == []
         assert seen.broken == 0
         assert len(seen.predicted) > during
@@ -412,14 +412,14 @@ def test_a_lock_that_lasts_is_an_outage(folder: ServingFolder, tmp_path: Path, e
     folder.roll_out("1")
     with Server(tmp_path) as server:
         with crowd(server, example) as seen:
-            seen.sees(10)
+            seen.wait_for_answers(10)
             with locked(Path(server.log) / "serve-0.db"):
-                eventually(lambda: len(seen.refused) >= 40)
+                wait_for(lambda: len(seen.refused) >= 40)
                 assert not is_ready(server)
             back = time.monotonic()
-            eventually(lambda: is_ready(server))
+            wait_for(lambda: is_ready(server))
             assert time.monotonic() - back < 3
-            seen.sees(10)
+            seen.wait_for_answers(10)
         # Those that came first waited for the lock; the others were told at once.
         assert seen.was_told_of_an_outage()
     assert_nothing_lost(seen, in_files(Path(server.log)))
@@ -456,19 +456,19 @@ def test_while_the_database_is_gone_requests_are_refused_at_once(
     folder.roll_out("1")
     with Server(tmp_path, "--workers", processes, ML_PREDICTION_LOG=database) as server:
         with crowd(server, example, callers=8) as seen:
-            seen.sees(20)
+            seen.wait_for_answers(20)
             assert seen.refused == []
             with gone(postgres):
-                eventually(lambda: len(seen.refused) >= 40)
-                eventually(lambda: not is_ready(server))
+                wait_for(lambda: len(seen.refused) >= 40)
+                wait_for(lambda: not is_ready(server))
                 time.sleep(seconds)
                 assert status(server, "/model") == 200
             back = time.monotonic()
-            eventually(lambda: all(is_ready(server) for _ in range(5)))
-            seen.sees(20)
+            wait_for(lambda: all(is_ready(server) for _ in range(5)))
+            seen.wait_for_answers(20)
             assert time.monotonic() - back < 5
             before = len(seen.refused)
-            seen.sees(20)
+            seen.wait_for_answers(20)
             assert len(seen.refused) == before
         assert seen.was_told_of_an_outage()
     assert seen.broken == 0
@@ -494,23 +494,23 @@ def test_a_spool_takes_predictions_and_their_labels_while_the_database_is_gone_a
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2", **spooling(tmp_path, database)) as server:
         with crowd(server, example, callers=8) as seen:
-            seen.sees(20)
+            seen.wait_for_answers(20)
             with gone(postgres):
-                seen.sees(20)
+                seen.wait_for_answers(20)
                 time.sleep(25)
                 # Its successor starts although there is no database.
-                victim = workers(server)[0]
+                victim = find_workers(server)[0]
                 os.kill(victim, signal.SIGKILL)
-                eventually(lambda: workers(server)[0] != victim)
-                seen.sees(20)
+                wait_for(lambda: find_workers(server)[0] != victim)
+                seen.wait_for_answers(20)
                 assert is_ready(server)
                 waiting, _ = in_files(tmp_path / "spool")
                 assert waiting
             # In the middle of moving.
-            eventually(lambda: sum(in_files(tmp_path / "spool")[0].values()) < sum(waiting.values()))
-            os.kill(workers(server)[1], signal.SIGKILL)
-            seen.sees(20)
-        eventually(lambda: is_empty(tmp_path / "spool"), 20)
+            wait_for(lambda: sum(in_files(tmp_path / "spool")[0].values()) < sum(waiting.values()))
+            os.kill(find_workers(server)[1], signal.SIGKILL)
+            seen.wait_for_answers(20)
+        wait_for(lambda: is_empty(tmp_path / "spool"), 20)
     # What a prediction that is in the database turned out to be cannot be checked without it.
     assert {one.path for one in seen.refused} <= {"/feedback"}
     assert len(seen.refused) <= 3 * 8
@@ -529,8 +529,8 @@ def test_what_the_last_server_left_in_its_spool_is_moved_by_the_next_one_even_wi
         crowd(server, example, callers=8) as seen,
         gone(postgres),
     ):
-        seen.sees(40)
-        pids = workers(server).values()
+        seen.wait_for_answers(40)
+        pids = find_workers(server).values()
         server.process.kill()
         for pid in pids:  # Or they would finish their work, perhaps with the database already back.
             with suppress(ProcessLookupError):
@@ -538,7 +538,7 @@ def test_what_the_last_server_left_in_its_spool_is_moved_by_the_next_one_even_wi
         server.process.wait()
     assert not is_empty(tmp_path / "spool")
     with Server(tmp_path, **settings) as again:
-        eventually(lambda: is_empty(tmp_path / "spool"))
+        wait_for(lambda: is_empty(tmp_path / "spool"))
         assert metric(again, "prediction_log_spooled_rows") == 0
     assert_nothing_lost(seen, in_database(database))
 
@@ -552,13 +552,13 @@ def test_a_full_spool_refuses(
         with crowd(server, example) as seen:
             with gone(postgres), server.client() as client:
                 many = {"instances": [example] * 500}
-                eventually(lambda: client.post("/predict", json=many).status_code == 503)
-                eventually(lambda: len(seen.refused) >= 20)
+                wait_for(lambda: client.post("/predict", json=many).status_code == 503)
+                wait_for(lambda: len(seen.refused) >= 20)
                 assert not is_ready(server)
             assert {(one.status, one.kind) for one in seen.refused} == {(503, OUT)}
-            eventually(lambda: is_ready(server))
-            seen.sees(20)
-        eventually(lambda: is_empty(tmp_path / "spool"))
+            wait_for(lambda: is_ready(server))
+            seen.wait_for_answers(20)
+        wait_for(lambda: is_empty(tmp_path / "spool"))
     assert_nothing_lost(seen, in_database(database))
 
 
@@ -593,7 +593,7 @@ def test_degraded_answers_say_that_they_are_not_logged_and_are_counted(
             def is_logged() -> bool:
                 return "x-prediction-logged" not in client.post("/predict", json={"instances": [example]}).headers
 
-            eventually(is_logged)
+            wait_for(is_logged)
     errors = [line for line in server.log_lines() if line["level"] == "error"]
     assert 1 <= len(errors) <= 5
 

@@ -121,7 +121,7 @@ def test_a_folder_whose_writer_was_killed_between_the_two_moves_is_put_back_by_s
     killed = subprocess.run([sys.executable, "-c", KILLED_BETWEEN, path], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not path.exists()
-    files.sweep(tmp_path)
+    files.remove_leftovers(tmp_path)
     assert (path / "a").read_text() == "old"
     assert names(tmp_path) == ["folder"]
 
@@ -148,7 +148,7 @@ def test_sweep_removes_what_a_killed_writer_left_and_nothing_else(tmp_path: Path
         writer.stdout.readline()
         writer.kill()
     assert len(names(tmp_path)) == len(mine) + 1
-    files.sweep(tmp_path, tmp_path / "absent")
+    files.remove_leftovers(tmp_path, tmp_path / "absent")
     assert names(tmp_path) == sorted(mine)
 
 
@@ -156,7 +156,7 @@ def test_sweep_does_not_put_an_old_folder_over_its_successor(tmp_path: Path) -> 
     (tmp_path / ".folder.abcdefgh.old" / "folder").mkdir(parents=True)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "new").touch()
-    files.sweep(tmp_path)
+    files.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["folder"]
     assert names(tmp_path / "folder") == ["new"]
 
@@ -177,9 +177,9 @@ json_values = st.recursive(
 def test_canonical_json_reads_back_and_does_not_depend_on_the_order_of_keys(
     content: object, indent: int | None
 ) -> None:
-    text = files.canonical(content, indent)
+    text = files.canonical_json(content, indent)
     assert json.loads(text) == content
-    assert files.canonical(_reversed(content), indent) == text
+    assert files.canonical_json(_reversed(content), indent) == text
 
 
 def _reversed(content: object) -> object:

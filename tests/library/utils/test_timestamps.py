@@ -18,7 +18,7 @@ from flywheel_ml.utils import timestamps
 )
 def test_format_without_meaning_is_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        timestamps.compiled(name)
+        timestamps.compile_format(name)
 
 
 @pytest.mark.parametrize("zone", ["", "local", "UTC", "+01:00", "-04:30", "Europe/Berlin"])

@@ -6,8 +6,8 @@ from typing import NoReturn
 
 from flywheel_ml.core import stage
 from flywheel_ml.core.project import Project
+from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError
-from flywheel_ml.utils.strict import nearest
 
 STAGES = {
     "ingest": "flywheel_ml.data.ingest",
@@ -25,7 +25,7 @@ def main(project: Project, arguments: Sequence[str]) -> NoReturn:
     def run() -> None:
         name = arguments[0] if len(arguments) == 1 else ""
         if name not in STAGES:
-            raise ConfigError(f"stage '{' '.join(arguments)}' is not a stage; {nearest(name, list(STAGES))}")
+            raise ConfigError(f"stage '{' '.join(arguments)}' is not a stage; {suggest(name, list(STAGES))}")
         import_module(STAGES[name]).main(project)
 
     stage.run(run)

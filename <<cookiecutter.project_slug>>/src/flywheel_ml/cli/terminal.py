@@ -10,14 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.utils import words
+from flywheel_ml.utils import formatting
 
 if TYPE_CHECKING:
     from flywheel_ml.core.serving_folder import Routing
     from flywheel_ml.data.adoption.adopt import Examined
     from flywheel_ml.flows.explaining import Explained
     from flywheel_ml.model.evaluation.gate import Check
-    from flywheel_ml.monitoring.run import Monitored
+    from flywheel_ml.monitoring.run import MonitoringRun
 
 SHOWN_COLUMNS = 60
 BAR, SHOWN_CHARACTERS = 12, 24
@@ -45,11 +45,11 @@ def show_standing(now: "Routing", server: str, settings: Settings) -> None:
             ]
         share = "" if one.share is None else rollout.percent(one.share)
         since = one.since[5:16].replace("T", " ")
-        table.add_row(one.variant, one.version, words.short(one.digest), share, since, *cells)
+        table.add_row(one.variant, one.version, formatting.short_digest(one.digest), share, since, *cells)
     console.print(table)
-    if undigested := sum(one.undigested for one in found):
+    if rows_without_digest := sum(one.rows_without_digest for one in found):
         console.print(
-            f"{words.rows(undigested)} of these were logged before digests, and are counted by their version alone",
+            f"{formatting.rows(rows_without_digest)} of these were logged before digests; counted by version alone",
             soft_wrap=True,
         )
     if state := standing.breaker(now, server, settings):
@@ -62,7 +62,7 @@ def show_explained(found: "Explained") -> None:
     when = datetime.fromtimestamp(logged.timestamp_us / 1e6, tz=UTC)
     console.print(
         f"Prediction {escape(logged.id)} of {when:%F %T} UTC, by version {escape(logged.model_version)} "
-        f"({escape(logged.variant)}, sha256 {words.short(logged.model_digest)}): "
+        f"({escape(logged.variant)}, sha256 {formatting.short_digest(logged.model_digest)}): "
         f"[bold]{escape(_json(why.prediction))}[/]",
         soft_wrap=True,
     )
@@ -117,12 +117,13 @@ def show_proposal(found: "Examined") -> None:
         console.print(f"… and {len(proposal.issues) - SHOWN_COLUMNS:,} more issues")
 
 
-def show_window(found: "Monitored") -> None:
+def show_window(found: "MonitoringRun") -> None:
     """Print what monitoring found in a window."""
     for alert in found.alerts:
         console.print(f"[bold]{alert.severity}[/]: {alert.what}: {escape(alert.evidence)}", soft_wrap=True)
     console.print(
-        f"[bold]{found.result.verdict}[/]: {words.rows(found.result.volume.rows)}; report: {found.html}", soft_wrap=True
+        f"[bold]{found.result.verdict}[/]: {formatting.rows(found.result.volume.rows)}; report: {found.html}",
+        soft_wrap=True,
     )
 
 

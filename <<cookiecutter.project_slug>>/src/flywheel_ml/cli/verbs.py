@@ -214,19 +214,19 @@ def rollout_status(
     from flywheel_ml.core import serving_folder
     from flywheel_ml.core.metrics import HEADLINE
     from flywheel_ml.flows import rollout
-    from flywheel_ml.utils.words import MEASURES, short
+    from flywheel_ml.utils.formatting import METRIC_NAMES, short_digest
 
     settings, registry = Settings.read(), _registry(ctx)
     holders = {role: found.number for role in ("champion", "challenger") if (found := registry.alias(role))}
     headline = HEADLINE[Contract.load(stage.CONTRACT).task]
-    table = Table("version", "digest", "role", MEASURES[headline], "gates", box=None, header_style="bold")
+    table = Table("version", "digest", "role", METRIC_NAMES[headline], "gates", box=None, header_style="bold")
     for version in registry.versions()[:10]:
         role = ", ".join(role for role, number in holders.items() if number == version.number)
         role = role or ("rolled back" if version.rolled_back else "")
         measure = f"{version.metrics[headline]:.4f}" if headline in version.metrics else "–"
         table.add_row(
             version.number,
-            short(version.digest),
+            short_digest(version.digest),
             role,
             measure,
             "passed" if version.passed else f"refused: {escape(version.refused)}",

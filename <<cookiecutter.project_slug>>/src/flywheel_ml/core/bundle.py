@@ -23,9 +23,9 @@ from flywheel_ml.core.calibration import Calibration
 from flywheel_ml.core.contract import Columns, Contract, Label, Task, from_rows
 from flywheel_ml.core.features import Feature, Featurizer, Inputs, definition
 from flywheel_ml.core.profile import Profile
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, IntegrityError
-from flywheel_ml.utils.files import canonical, read_json, sha256_file
+from flywheel_ml.utils.files import canonical_json, read_json, sha256_file
 
 MODEL, CONTRACT, PROFILE, CARD, MANIFEST = "model.onnx", "contract.yaml", "profile.json", "card.md", "manifest.json"
 BACKGROUND = "background.json"
@@ -38,7 +38,7 @@ CHEBYSHEV = 10**0.5
 """Within so many standard deviations lie nine of ten values of any distribution (Chebyshev's inequality)."""
 
 
-class Slice(strict.Strict):
+class Slice(config_model.StrictModel):
     """A metric table of the rows that share one value of one column."""
 
     column: str
@@ -48,7 +48,7 @@ class Slice(strict.Strict):
     metrics: dict[str, float]
 
 
-class Tuned(strict.Strict):
+class Tuned(config_model.StrictModel):
     """What a search for parameters came to: the chosen ones (none: those of params.yaml), and validation losses."""
 
     trials: int
@@ -57,7 +57,7 @@ class Tuned(strict.Strict):
     loss_untuned: float
 
 
-class Versus(strict.Strict):
+class Versus(config_model.StrictModel):
     """A paired comparison of losses on out-of-fold rows, see model/training/comparison.py."""
 
     loss: float
@@ -66,7 +66,7 @@ class Versus(strict.Strict):
     p_value: float = Field(ge=0, le=1)
 
 
-class Comparison(strict.Strict):
+class Comparison(config_model.StrictModel):
     """How the model compares with the class prior and the linear baseline on out-of-fold rows."""
 
     rows: int
@@ -76,7 +76,7 @@ class Comparison(strict.Strict):
     linear: Versus
 
 
-class Manifest(strict.Strict):
+class Manifest(config_model.StrictModel):
     """What a bundle says of itself; content only, so equal inputs give equal bytes."""
 
     format: Literal[1, 2] = 2
@@ -125,7 +125,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> Manifest:
     """Hash the files in `folder` and write their manifest; `facts` are the manifest's other fields."""
     files = {name: sha256_file(folder / name) for name in _files(facts.get("format", FORMAT))}
     manifest = Manifest.model_validate({**facts, "files": files}, strict=False)
-    text = canonical(manifest.model_dump(mode="json"), indent=2) + "\n"
+    text = canonical_json(manifest.model_dump(mode="json"), indent=2) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     return manifest
 
@@ -338,7 +338,7 @@ def _manifest(path: Path) -> Manifest:
     if isinstance(found, int) and found > FORMAT:
         raise ConfigError(f"bundle {path} has format {found}, this package knows {FORMAT}; update the package")
     try:
-        return strict.parse(content, Manifest, name=MANIFEST)
+        return config_model.parse(content, Manifest, name=MANIFEST)
     except ConfigError as error:
         raise IntegrityError(f"bundle {path}: {error}") from None
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 
 Method = Literal["none", "temperature", "sigmoid", "isotonic"]
 METHODS: tuple[Method, ...] = ("none", "temperature", "sigmoid", "isotonic")
@@ -13,14 +13,14 @@ SMALLEST = 1e-6
 """Probabilities are clipped to [SMALLEST, 1 − SMALLEST] before their logit is taken."""
 
 
-class Curve(strict.Strict):
+class Curve(config_model.StrictModel):
     """What one class's probability becomes: `x` → `y`, linear between knots and flat beyond them."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
 
 
-class Calibration(strict.Strict):
+class Calibration(config_model.StrictModel):
     """A fitted calibrator.
 
     `temperature` and `sigmoid` map the logit z of each class to slope · z + intercept (of two classes the positive one

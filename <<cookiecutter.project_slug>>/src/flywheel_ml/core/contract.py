@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from flywheel_ml.utils import strict, timestamps
+from flywheel_ml.utils import config_model, timestamps
 from flywheel_ml.utils.errors import ConfigError
-from flywheel_ml.utils.files import canonical, sha256_text
+from flywheel_ml.utils.files import canonical_json, sha256_text
 
 ColumnType = Literal["float", "integer", "string", "boolean", "datetime"]
 Role = Literal["id", "time", "target", "feature", "weight", "ignored"]
@@ -34,20 +34,20 @@ SCORED = ("prediction", "score", "probabilities", "low", "high", "model_version"
 PARTS: tuple[Part, ...] = ("hour", "weekday")
 """What a moment is expanded into where the contract does not say."""
 
-NO_MOMENT = timestamps.NO_TIMESTAMP
+NO_MOMENT = timestamps.NOT_A_TIMESTAMP
 
 FLOAT_LIMIT = float(np.finfo(np.float32).max)
 """Models see float32; beyond this a number would reach them as infinity."""
 INTEGER_LIMIT = 2**53
 """Columns travel as float64; beyond this neighbouring integers are not told apart."""
 
-_ISO = (timestamps.compiled(timestamps.ISO),)
+_ISO = (timestamps.compile_format(timestamps.ISO),)
 _NOT_IN_SYMBOLS = frozenset("0123456789.,+-()' ")
 _NOTHING = np.array(None, dtype=object)
 _NO_TIME = np.iinfo(np.int64).min
 
 
-class Parse(strict.Strict):
+class Parse(config_model.StrictModel):
     """How the cells of a column are written, where that is not canonical text; keys are named as in pandas.read_csv.
 
     `na_values` are missing, besides empty cells and the usual markers (see `parsing.MARKERS`). `symbols` (currency,
@@ -78,10 +78,10 @@ class Parse(strict.Strict):
             if symbol[0] in _NOT_IN_SYMBOLS or symbol.rstrip(".")[-1] in _NOT_IN_SYMBOLS:
                 raise ValueError(f"symbols: {symbol!r} begins or ends with a part of a number; leave that part out")
         words = [*map(str.lower, self.true_values), *map(str.lower, self.false_values), *self.na_values]
-        if twice := strict.repeated(words):
+        if twice := config_model.find_duplicates(words):
             raise ValueError(f"'{twice[0]}' stands twice among na_values, true_values and false_values")
         for name in self.date_formats:
-            timestamps.compiled(name)
+            timestamps.compile_format(name)
         return self
 
 
@@ -96,7 +96,7 @@ _PARSE_KEYS = {
 """The column types that a key of `Parse` fits; those that are not listed fit every type."""
 
 
-class Column(strict.Strict):
+class Column(config_model.StrictModel):
     """One column: its type, its role, the values it may take, and what the model sees of a timestamp or a text.
 
     `datetime_features` are those of a datetime (see `features.PARTS`). `free_text` is true where the words count, not
@@ -207,7 +207,7 @@ class Column(strict.Strict):
         return self.type in ("float", "integer", "boolean")
 
 
-class Contract(strict.Strict):
+class Contract(config_model.StrictModel):
     """All columns of the table, in order."""
 
     version: Literal[1] = 1
@@ -218,7 +218,7 @@ class Contract(strict.Strict):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         names = [column.name for column in self.columns]
-        if twice := strict.repeated(names):
+        if twice := config_model.find_duplicates(names):
             raise ValueError(f"column '{twice[0]}' stands twice")
         for role in ("id", "time", "target", "weight"):
             found = [column.name for column in self.columns if column.role == role]
@@ -252,7 +252,7 @@ class Contract(strict.Strict):
         Raises:
             ConfigError: the file is missing, malformed or contradicts itself.
         """
-        return strict.load(path, cls, accept_renamed)
+        return config_model.load(path, cls, accept_renamed)
 
     def _with_role(self, role: Role) -> Column | None:
         return next((column for column in self.columns if column.role == role), None)
@@ -322,7 +322,8 @@ class Contract(strict.Strict):
             if column.name == name:
                 return column
         raise ConfigError(
-            f"contract.yaml has no column '{name}'; {strict.nearest(name, [column.name for column in self.columns])}"
+            f"contract.yaml has no column '{name}'; "
+            f"{config_model.suggest(name, [column.name for column in self.columns])}"
         )
 
     def fingerprint(self) -> str:
@@ -338,7 +339,7 @@ class Contract(strict.Strict):
                 said[old] = said.pop(new)
             if "parse" in said:
                 said["parse"] = column.parse.model_dump(mode="json", exclude_defaults=True)
-        return sha256_text(canonical(content))
+        return sha256_text(canonical_json(content))
 
 
 def as_array(column: Column, values: Sequence[Any]) -> np.ndarray:
@@ -383,7 +384,7 @@ def moment(text: str, zone: str = "UTC") -> datetime:
     Raises:
         ValueError: the text names none.
     """
-    if (plain := timestamps.plain(text)) is not None:
+    if (plain := timestamps.parse_isoformat(text)) is not None:
         return plain
     stamp = timestamps.parse(text, _ISO)
     if stamp is None:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flywheel_ml.core.contract import MISSING, SCORED, Column, Columns, Contract, Part, from_rows, missing
+from flywheel_ml.utils.config_model import find_duplicates, suggest
 from flywheel_ml.utils.errors import ConfigError
 from flywheel_ml.utils.files import sha256_text
-from flywheel_ml.utils.strict import nearest, repeated
 
 Feature = Callable[..., np.ndarray]
 """A function of columns, float [n_rows] each, that names them as its parameters; returns float [n_rows]."""
@@ -135,12 +135,12 @@ class Featurizer:
             if absent := [need for need in needs if need not in names]:
                 raise ConfigError(
                     f"features.py: '{_name(function)}' takes '{absent[0]}', which is no input column of contract.yaml; "
-                    + nearest(absent[0], list(names))
+                    + suggest(absent[0], list(names))
                 )
             self._derived.append((function, [names[need] for need in needs]))
         made = [*(name for name, *_ in self._moments), *(_name(function) for function, _ in self._derived)]
         taken = [*made, *(column.name for column in inputs)]
-        if twice := repeated(taken):
+        if twice := find_duplicates(taken):
             raise ConfigError(
                 f"two features are called '{twice[0]}': columns of contract.yaml, parts of its moments "
                 "(<column>.hour and the like) and functions of features.py; rename one"

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from flywheel_ml.core.catalog import STANDARD, Estimator
-from flywheel_ml.utils import strict, timestamps
+from flywheel_ml.utils import config_model, timestamps
 from flywheel_ml.utils.errors import ConfigError
-from flywheel_ml.utils.files import canonical, sha256_text
+from flywheel_ml.utils.files import canonical_json, sha256_text
 
 
-class DataParams(strict.Strict):
+class DataParams(config_model.StrictModel):
     """Where the raw table lies and how much of it exists.
 
     `until` is on the clock of the table's time column; one with an offset is converted to that column's time zone.
@@ -28,12 +28,12 @@ class DataParams(strict.Strict):
         if not isinstance(value, str):
             return value
         try:
-            return timestamps.iso(value)
+            return timestamps.parse_iso(value)
         except ValueError:
             raise ValueError("expected a date or a moment in ISO 8601, such as 2013-11-01") from None
 
 
-class SplitParams(strict.Strict):
+class SplitParams(config_model.StrictModel):
     """How rows are divided; see data/split.py. By time, either days or shares say how much is kept."""
 
     by: Literal["time", "hash"] = "time"
@@ -54,7 +54,7 @@ class SplitParams(strict.Strict):
         return self
 
 
-class HistGradientBoostingParams(strict.Strict):
+class HistGradientBoostingParams(config_model.StrictModel):
     """See sklearn.ensemble.HistGradientBoostingClassifier, and -Regressor; but for `categories`.
 
     That says how trees split the listed categories of a column: into any two sets (`sets`), where their places in the
@@ -75,20 +75,20 @@ class HistGradientBoostingParams(strict.Strict):
         return self.model_dump(exclude={"categories"})
 
 
-class LogisticRegressionParams(strict.Strict):
+class LogisticRegressionParams(config_model.StrictModel):
     """See sklearn.linear_model.LogisticRegression."""
 
     C: float = Field(default=1.0, gt=0)
     max_iter: int = Field(default=200, gt=0)
 
 
-class RidgeParams(strict.Strict):
+class RidgeParams(config_model.StrictModel):
     """See sklearn.linear_model.Ridge."""
 
     alpha: float = Field(default=1.0, ge=0)
 
 
-class SplineLogisticRegressionParams(strict.Strict):
+class SplineLogisticRegressionParams(config_model.StrictModel):
     """Logistic regression on linear splines: each number may bend at `n_knots` of its quantiles."""
 
     n_knots: int = Field(default=5, gt=0, le=50)
@@ -96,14 +96,14 @@ class SplineLogisticRegressionParams(strict.Strict):
     max_iter: int = Field(default=200, gt=0)
 
 
-class SplineRidgeParams(strict.Strict):
+class SplineRidgeParams(config_model.StrictModel):
     """Ridge regression on linear splines: each number may bend at `n_knots` of its quantiles."""
 
     n_knots: int = Field(default=5, gt=0, le=50)
     alpha: float = Field(default=10.0, ge=0)
 
 
-class RegularizedBoostingParams(strict.Strict):
+class RegularizedBoostingParams(config_model.StrictModel):
     """Histogram gradient boosting held back for small tables: small trees, small steps, shrunken leaves."""
 
     learning_rate: float = Field(default=0.05, gt=0)
@@ -113,7 +113,7 @@ class RegularizedBoostingParams(strict.Strict):
     l2_regularization: float = Field(default=10.0, ge=0)
 
 
-class RandomForestParams(strict.Strict):
+class RandomForestParams(config_model.StrictModel):
     """See sklearn.ensemble.RandomForestClassifier, and -Regressor; the leaves bound what the model weighs."""
 
     n_estimators: int = Field(default=100, gt=0, le=2000)
@@ -122,7 +122,7 @@ class RandomForestParams(strict.Strict):
     max_features: float = Field(default=0.5, gt=0, le=1)
 
 
-class MlpParams(strict.Strict):
+class MlpParams(config_model.StrictModel):
     """See sklearn.neural_network.MLPClassifier, and -Regressor; `max_steps` bounds how long it learns.
 
     An epoch is one pass over the rows, a step one batch of them: a small table gets more epochs than a large one.
@@ -137,7 +137,7 @@ class MlpParams(strict.Strict):
     max_steps: int = Field(default=5000, gt=0)
 
 
-class TrainParams(strict.Strict):
+class TrainParams(config_model.StrictModel):
     """Which estimator is trained, and the parameters of each; see model/training/selection.py.
 
     A project adds estimators by a subclass with a larger `catalog` and one more field for each: its parameters.
@@ -166,7 +166,7 @@ class TrainParams(strict.Strict):
     def _is_known(cls, value: object) -> object:
         known = ["auto", *cls.catalog]
         if isinstance(value, str) and value not in known:
-            raise ValueError(f"no such estimator; {strict.nearest(value, known)}")
+            raise ValueError(f"no such estimator; {config_model.suggest(value, known)}")
         return value
 
     @field_validator("candidates", mode="before")
@@ -177,22 +177,22 @@ class TrainParams(strict.Strict):
             return values
         for value in values:
             if isinstance(value, str) and value not in known:
-                raise ValueError(f"no such estimator '{value}'; {strict.nearest(value, known)}")
+                raise ValueError(f"no such estimator '{value}'; {config_model.suggest(value, known)}")
         return tuple(values)
 
-    def of(self, name: str) -> strict.Strict:
+    def of(self, name: str) -> config_model.StrictModel:
         """The parameters of one estimator.
 
         Raises:
             ConfigError: the catalog has the estimator, and no field its parameters.
         """
         found = getattr(self, name, None)
-        if not isinstance(found, strict.Strict):
+        if not isinstance(found, config_model.StrictModel):
             raise ConfigError(f"estimators.py: TrainParams has no field '{name}' for the parameters of that estimator")
         return found
 
 
-class TuneParams(strict.Strict):
+class TuneParams(config_model.StrictModel):
     """How many configurations of the estimator are tried before it is trained, on at most how many rows; 0: none."""
 
     renamed: ClassVar[Mapping[str, str]] = {"rows": "max_rows"}
@@ -201,14 +201,14 @@ class TuneParams(strict.Strict):
     max_rows: int = Field(default=50_000, gt=0)
 
 
-class CostParams(strict.Strict):
+class CostParams(config_model.StrictModel):
     """What each kind of wrong answer costs; the decision threshold minimises the sum on the validation rows."""
 
     false_positive: float = Field(default=1.0, gt=0)
     false_negative: float = Field(default=1.0, gt=0)
 
 
-class EvaluateParams(strict.Strict):
+class EvaluateParams(config_model.StrictModel):
     """How the trained model is judged; `costs` matter to two classes, `interval_level` to numbers."""
 
     costs: CostParams = CostParams()
@@ -217,13 +217,13 @@ class EvaluateParams(strict.Strict):
     min_slice_rows: int = Field(default=200, gt=0)
 
 
-class ExplainParams(strict.Strict):
+class ExplainParams(config_model.StrictModel):
     """How many training rows the bundle carries, for explanations to compare with; 0: none, and it explains nothing."""
 
     background_rows: int = Field(default=50, ge=0, le=200)
 
 
-class GateParams(strict.Strict):
+class GateParams(config_model.StrictModel):
     """What a model must meet before it may be promoted; see model/evaluation/gate.py.
 
     `significance_level` is that of the two one-sided tests on out-of-fold rows: better than the class prior, and not
@@ -260,19 +260,19 @@ class GateParams(strict.Strict):
     max_size_mb: float = Field(default=200.0, gt=0)
 
 
-class RolloutParams(strict.Strict):
+class RolloutParams(config_model.StrictModel):
     """What happens to a model that passed its gates."""
 
     auto_promote: bool = False
 
 
-class ScoreParams(strict.Strict):
+class ScoreParams(config_model.StrictModel):
     """Batch scoring."""
 
     chunk_rows: int = Field(default=65_536, gt=0)
 
 
-class MonitorParams(strict.Strict):
+class MonitorParams(config_model.StrictModel):
     """When a window counts as drifted or degraded; the method is in docs/monitoring.md."""
 
     renamed: ClassVar[Mapping[str, str]] = {
@@ -300,7 +300,7 @@ SHAPING = {"seed", "data", "split", "train", "tune", "evaluate", "explain"}
 """The groups of parameters that reach the bundle."""
 
 
-class Params(strict.Strict):
+class Params(config_model.StrictModel):
     """The whole of params.yaml."""
 
     seed: int = Field(ge=0)
@@ -334,9 +334,9 @@ class Params(strict.Strict):
         Raises:
             ConfigError: the file is missing or malformed.
         """
-        return strict.load(path, cls)
+        return config_model.load(path, cls)
 
     def training_fingerprint(self) -> str:
         """sha256 over the parameters that reach the bundle; thresholds of gates and monitoring do not."""
         shaping = self.model_dump(mode="json", include=SHAPING)
-        return sha256_text(canonical(shaping))
+        return sha256_text(canonical_json(shaping))

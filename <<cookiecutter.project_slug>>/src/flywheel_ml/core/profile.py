@@ -19,9 +19,9 @@ from pydantic import Field
 
 from flywheel_ml.core.contract import Column, Columns, Contract, missing
 from flywheel_ml.core.features import PARTS
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
-from flywheel_ml.utils.files import canonical, read_json
+from flywheel_ml.utils.files import canonical_json, read_json
 
 BINS = 256
 OWN_BIN = 0.001
@@ -31,7 +31,7 @@ PREDICTION = "prediction"
 """Name under which a profile counts the model's own output."""
 
 
-class Counts(strict.Strict):
+class Counts(config_model.StrictModel):
     """Counts of one column.
 
     A numeric column has `edges` e0 < … < ek and k + 2 counts: (-inf, e0], (e0, e1], …, (ek, inf).
@@ -79,7 +79,7 @@ class Counts(strict.Strict):
         return self.model_copy(update={"edges": tuple(edges[kept].tolist()), "counts": tuple(counts.tolist())})
 
 
-class Profile(strict.Strict):
+class Profile(config_model.StrictModel):
     """Counts of every input column, of derived features and, under `prediction`, of the model's output."""
 
     version: Literal[1] = 1
@@ -89,11 +89,11 @@ class Profile(strict.Strict):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read profile.json."""
-        return strict.parse(read_json(path), cls, name=path.name)
+        return config_model.parse(read_json(path), cls, name=path.name)
 
     def text(self) -> str:
         """The profile as canonical JSON."""
-        return canonical(self.model_dump(mode="json")) + "\n"
+        return canonical_json(self.model_dump(mode="json")) + "\n"
 
 
 def build(

@@ -15,22 +15,22 @@ from pydantic import Field, model_validator
 
 from flywheel_ml.core.bundle import MANIFEST
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ServingError
 from flywheel_ml.utils.files import read_json, sha256_file, write_json
-from flywheel_ml.utils.words import short
+from flywheel_ml.utils.formatting import short_digest
 
 ROUTING, BUNDLES = "routing.json", "bundles"
 
 
-class Ref(strict.Strict):
+class Ref(config_model.StrictModel):
     """One bundle: its version in the registry, and the sha256 of its manifest, which no other bundle has."""
 
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Challenger(strict.Strict):
+class Challenger(config_model.StrictModel):
     """A bundle that answers a share of the keys in (0, 1]; `salt` says which, and names this experiment."""
 
     ref: Ref
@@ -44,7 +44,7 @@ class Challenger(strict.Strict):
         return int.from_bytes(place) < self.share * 2**64
 
 
-class Shadow(strict.Strict):
+class Shadow(config_model.StrictModel):
     """A bundle that is asked and logged, and answers nobody; `salt` names this experiment."""
 
     ref: Ref
@@ -52,7 +52,7 @@ class Shadow(strict.Strict):
     since: str
 
 
-class Change(strict.Strict):
+class Change(config_model.StrictModel):
     """What led to a routing, for the record: who put which version in another's place as `what`, say, its champion."""
 
     who: str
@@ -61,7 +61,7 @@ class Change(strict.Strict):
     after: str | None
 
 
-class Routing(strict.Strict):
+class Routing(config_model.StrictModel):
     """The whole of routing.json."""
 
     format: Literal[2] = 2
@@ -86,7 +86,7 @@ class Routing(strict.Strict):
 
 def bundle_folder(folder: Path, ref: Ref) -> Path:
     """Where a bundle lies in the serving folder; a registry that was lost counts its versions from 1 again."""
-    path = folder / BUNDLES / f"{ref.version}-{short(ref.digest)}"
+    path = folder / BUNDLES / f"{ref.version}-{short_digest(ref.digest)}"
     # Folders of before bear the version alone.
     former = folder / BUNDLES / ref.version
     return former if former.is_dir() and not path.is_dir() else path
@@ -115,7 +115,7 @@ def read(folder: Path) -> Routing:
         raise ServingError(f"{ROUTING} is not valid JSON; roll a model out again") from None
     if isinstance(content, dict) and content.get("format") == 1:
         content = _upgraded(content)
-    return strict.parse(content, Routing, name=ROUTING)
+    return config_model.parse(content, Routing, name=ROUTING)
 
 
 def write(folder: Path, routing: Routing) -> None:

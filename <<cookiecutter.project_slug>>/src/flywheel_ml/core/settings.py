@@ -8,8 +8,8 @@ from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError
-from flywheel_ml.utils.strict import nearest
 
 PREFIX = "ML_"
 
@@ -86,7 +86,7 @@ class Settings(BaseSettings):
                 if new := RENAMED.get(variable.upper()):
                     raise ConfigError(f"{place}: '{variable}' was renamed to '{new}'; rename it")
                 if variable.upper().startswith(PREFIX) and variable.upper() not in names:
-                    raise ConfigError(f"{place}: '{variable}' is no setting; {nearest(variable.upper(), names)}")
+                    raise ConfigError(f"{place}: '{variable}' is no setting; {suggest(variable.upper(), names)}")
         try:
             return cls()
         except ValidationError as error:

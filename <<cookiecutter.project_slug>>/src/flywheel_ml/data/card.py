@@ -10,14 +10,14 @@ from flywheel_ml.core import stage
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.data import tables
 from flywheel_ml.data.cards import render
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.files import replacing
 
 PATH = stage.REPORTS / "data_card.md"
 CARD = Path(__file__).with_name("data_card.md.jinja")
 
 
-class RecordedDecision(strict.Strict):
+class RecordedDecision(config_model.StrictModel):
     """What was decided, of a column or (`column` empty) of the whole, and why."""
 
     column: str = ""
@@ -25,7 +25,7 @@ class RecordedDecision(strict.Strict):
     why: str
 
 
-class RecordedIssue(strict.Strict):
+class RecordedIssue(config_model.StrictModel):
     """A issue: what was seen, what is to be done, and whether it was dealt with (`handled`) or is open (`warned`)."""
 
     kind: str
@@ -35,7 +35,7 @@ class RecordedIssue(strict.Strict):
     remedy: str
 
 
-class Record(strict.Strict):
+class Record(config_model.StrictModel):
     """decisions.yaml: what people should know of a table, and its rows do not tell."""
 
     renamed: ClassVar[Mapping[str, str]] = {"hazards": "issues"}
@@ -50,7 +50,7 @@ def write(table: pl.DataFrame, contract: Contract, ingested: dict[str, int], tem
     Raises:
         ConfigError: decisions.yaml is missing or malformed, or the project's template is.
     """
-    record = strict.load(stage.DECISIONS, Record)
+    record = config_model.load(stage.DECISIONS, Record)
     content = text(table, contract, ingested, record, templates)
     with replacing(PATH) as part:
         part.write_text(content, encoding="utf-8")

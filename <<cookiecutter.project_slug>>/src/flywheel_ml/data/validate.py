@@ -12,9 +12,9 @@ from flywheel_ml.core.parsing.rules import beyond
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import card, tables
 from flywheel_ml.data.checks import Check, checks_of
+from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ContractViolation
 from flywheel_ml.utils.files import read_json, write_json
-from flywheel_ml.utils.strict import nearest
 
 EXAMPLES = 5
 EXAMPLE_LENGTH = 80
@@ -80,13 +80,13 @@ def _shape(table: pl.DataFrame, contract: Contract) -> list[Violation]:
     for column in contract.columns:
         if column.name not in table.columns:
             extra = [name for name in table.columns if name not in names]
-            hint = f"; the table has others ({nearest(column.name, extra)})" if extra else ""
+            hint = f"; the table has others ({suggest(column.name, extra)})" if extra else ""
             found.append(Violation(column=column.name, rule=f"the column is missing{hint}", rows=0))
         elif table.schema[column.name] != tables.DTYPES[column.type]:
             found.append(_mistyped(table[column.name], column))
     for name in table.columns:
         if name not in names:
-            rule = f"the column is not in the contract ({nearest(name, names)}); drop it, or add it with role ignored"
+            rule = f"the column is not in the contract ({suggest(name, names)}); drop it, or add it with role ignored"
             found.append(Violation(column=name, rule=rule, rows=0))
     return found
 

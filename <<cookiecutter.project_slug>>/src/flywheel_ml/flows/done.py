@@ -13,7 +13,7 @@ from flywheel_ml.model.evaluation import gate
 from flywheel_ml.model.registration import roles
 from flywheel_ml.model.registration.roles import State
 from flywheel_ml.utils.errors import ProjectError
-from flywheel_ml.utils.files import canonical, read_json, sha256_file, sha256_text, write_json
+from flywheel_ml.utils.files import canonical_json, read_json, sha256_file, sha256_text, write_json
 
 FOLDER = Path("var")
 STATE = FOLDER / "run.json"
@@ -71,6 +71,6 @@ def _state(project: Project, settings: Settings, params: Params) -> dict[str, st
     is_gone = file != settings.tracking_uri and not Path(file).is_file()
     return {
         "bundle": sha256_file(stage.BUNDLE / bundle.MANIFEST),
-        "gates": sha256_text(canonical(thresholds) + code),
+        "gates": sha256_text(canonical_json(thresholds) + code),
         "registry": "missing" if is_gone else settings.tracked_at,
     }

@@ -13,7 +13,7 @@ from flywheel_ml.core.contract import from_rows
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.explanation.explanation import Explanation, explain
-from flywheel_ml.prediction_log import Prediction, Reader, moment
+from flywheel_ml.prediction_log import Prediction, Reader, to_datetime
 from flywheel_ml.utils.errors import IntegrityError, NotExplainable, ProjectError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Explained(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """Both, as JSON would carry them."""
         logged = self.prediction
-        known = {"id": logged.id, "at": moment(logged.timestamp_us).isoformat(), "entity_id": logged.entity_id}
+        known = {"id": logged.id, "at": to_datetime(logged.timestamp_us).isoformat(), "entity_id": logged.entity_id}
         model = {"model_version": logged.model_version, "model_digest": logged.model_digest}
         how = {"variant": logged.variant, "degraded": logged.degraded}
         return known | model | how | self.explanation.model_dump()

@@ -12,7 +12,7 @@ from flywheel_ml.data.window import check_span
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.scoring import champion
 from flywheel_ml.monitoring import alerts, window
-from flywheel_ml.monitoring.run import Monitored, monitor
+from flywheel_ml.monitoring.run import MonitoringRun, monitor
 from flywheel_ml.prediction_log import Reader, now_us
 from flywheel_ml.utils.errors import ConfigError
 
@@ -26,8 +26,8 @@ def watch(
     source: Path | None,
     since: datetime | None,
     until: datetime | None,
-    tell: Callable[[Monitored], object] = id,
-) -> Monitored:
+    tell: Callable[[MonitoringRun], object] = id,
+) -> MonitoringRun:
     """Judge a scored file, or the champion's predictions logged with since ≤ time < until; report, and raise alerts.
 
     Args:

@@ -26,11 +26,11 @@ from flywheel_ml.model.evaluation.gate import Check
 from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION, Registry, Version
 from flywheel_ml.model.registration.store import reason
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import GateRefusal, IntegrityError, ProjectError
-from flywheel_ml.utils.files import read_json, remove_folder, replacing_folder, sha256_file, sweep
-from flywheel_ml.utils.process import user
-from flywheel_ml.utils.words import short
+from flywheel_ml.utils.files import read_json, remove_folder, remove_leftovers, replacing_folder, sha256_file
+from flywheel_ml.utils.formatting import short_digest
+from flywheel_ml.utils.process import get_user_name
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ RENUMBERED = "number"
 """What it calls another number for the same champion, as after the registry was lost."""
 
 
-class Plan(strict.Strict):
+class Plan(config_model.StrictModel):
     """What is tried out beside a champion, as the registry keeps it; without a share it is a shadow."""
 
     champion: str
@@ -94,7 +94,7 @@ def start(
                 share=share,
                 salt=running.salt if running and is_same else secrets.token_hex(16),
                 since=_now(),
-                who=user(),
+                who=get_user_name(),
                 why=why,
             )
             registry.challenge(chosen)
@@ -287,7 +287,7 @@ def _registered(registry: Registry, ref: Ref) -> Version:
         return found
     raise ProjectError(
         f"the registry does not know version {ref.version} of the serving folder "
-        f"(sha256 {short(ref.digest)}…); promote another version"
+        f"(sha256 {short_digest(ref.digest)}…); promote another version"
     )
 
 
@@ -328,7 +328,7 @@ def _candidate(registry: Registry, champion: Version | None, folder: Path) -> st
 def _plan(registry: Registry, champion: Version) -> Plan | None:
     """What is tried out beside this champion; a plan for another one is void."""
     content = registry.plan()
-    plan = strict.parse(content, Plan, name="the registry's rollout plan") if content else None
+    plan = config_model.parse(content, Plan, name="the registry's rollout plan") if content else None
     return plan if plan and plan.champion == champion.number else None
 
 
@@ -345,7 +345,7 @@ def _check(registry: Registry, folder: Path, champion: Version, number: str) -> 
 
 
 def _fetch(registry: Registry, version: Version, folder: Path) -> Ref:
-    sweep(folder, folder / serving_folder.BUNDLES)
+    remove_leftovers(folder, folder / serving_folder.BUNDLES)
     ref = Ref(version=version.number, digest=version.digest)
     path = serving_folder.bundle_folder(folder, ref)
     if not _is_whole(path, version.digest):
@@ -371,7 +371,9 @@ def _serve(registry: Registry, version: Version, settings: Settings, why: str, w
         previous=previous,
         updated_at=_now(),
         reason=why,
-        change=Change(who=user(), what=what, before=_number(before.champion if before else None), after=ref.version),
+        change=Change(
+            who=get_user_name(), what=what, before=_number(before.champion if before else None), after=ref.version
+        ),
     )
     return _point(registry, settings, after)
 
@@ -396,7 +398,7 @@ def _try_out(registry: Registry, now: Routing, plan: Plan | None, settings: Sett
         return now
     before = now.challenger or now.shadow
     change = Change(
-        who=plan.who if plan else user(),
+        who=plan.who if plan else get_user_name(),
         what=plan.what if plan else "trial",
         before=_number(before.ref if before else None),
         after=plan.version if plan else None,
@@ -474,7 +476,7 @@ def _prune(registry: Registry, settings: Settings, now: Routing) -> None:
     for path in settings.serving_folder.joinpath(serving_folder.BUNDLES).glob("[!.]*"):
         manifest = path / bundle.MANIFEST
         digest = sha256_file(manifest) if manifest.is_file() else ""
-        folders[path] = path.name.removesuffix(f"-{short(digest)}"), digest
+        folders[path] = path.name.removesuffix(f"-{short_digest(digest)}"), digest
     newest = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
     for path in _superfluous(newest, folders.__getitem__, used, settings.keep_versions, log):
         remove_folder(path)

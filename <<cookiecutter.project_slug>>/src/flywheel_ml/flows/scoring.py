@@ -24,9 +24,9 @@ from flywheel_ml.data.adoption import columns
 from flywheel_ml.data.checks import checks_of
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.prediction_log import Job, Writer
+from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import DataError, ProjectError
 from flywheel_ml.utils.files import replacing
-from flywheel_ml.utils.strict import nearest
 
 PREDICTION, SCORE, PROBABILITIES, LOW, HIGH, VERSION = SCORED
 _ROWS = "rows"
@@ -169,7 +169,7 @@ def _checked(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[pl.DataF
     for chunk in _pieces(source, contract, chunk_rows):
         for column in needed:
             if column.name not in chunk.columns:
-                raise DataError(f"{source} has no column '{column.name}'; {nearest(column.name, chunk.columns)}")
+                raise DataError(f"{source} has no column '{column.name}'; {suggest(column.name, chunk.columns)}")
         if taken := [name for name in SCORED if name in chunk.columns]:
             raise DataError(f"{source} has a column '{taken[0]}' already, which scoring adds; rename it")
         for column in contract.columns:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from flywheel_ml.core.serving_folder import Ref, Routing
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows.rollout import LEADING, audit
-from flywheel_ml.prediction_log import Reader, Tally, together
+from flywheel_ml.prediction_log import Reader, VariantStats, merge_stats
 
 SERVER_SECONDS = 2.0
 HASHED = "sha256:"
@@ -22,8 +22,8 @@ class Standing(NamedTuple):
     digest: str | None
     share: float | None
     since: str
-    tally: Tally | None
-    undigested: int = 0
+    tally: VariantStats | None
+    rows_without_digest: int = 0
     """Rows of the tally that were logged before digests were, and are counted by their version."""
 
 
@@ -32,7 +32,7 @@ def standings(now: Routing, settings: Settings) -> list[Standing]:
     began = [entry["at"] for entry in audit(settings.serving_folder) if entry.get("what", LEADING[0]) in LEADING]
     beside = now.challenger or now.shadow
     champion_since = began[-1] if began else now.updated_at
-    tallies = Reader(settings.prediction_log).tallies(_us(beside.since if beside else champion_since))
+    tallies = Reader(settings.prediction_log).compute_stats(_us(beside.since if beside else champion_since))
     asked: list[Standing] = []
     if now.champion:
         share = 1 - now.challenger.share if now.challenger else 1.0
@@ -46,13 +46,13 @@ def standings(now: Routing, settings: Settings) -> list[Standing]:
     for each in asked:
         mine = [tally for tally in tallies if _is_of(each, tally)]
         tallies = [tally for tally in tallies if tally not in mine]
-        undigested = sum(tally.rows for tally in mine if tally.model_digest is None)
-        shown.append(each._replace(tally=together(mine) if mine else None, undigested=undigested))
+        rows_without_digest = sum(tally.rows for tally in mine if tally.model_digest is None)
+        shown.append(each._replace(tally=merge_stats(mine) if mine else None, rows_without_digest=rows_without_digest))
     others = [Standing(one.variant, one.model_version, one.model_digest, None, "", one) for one in tallies]
     return [*shown, *others]
 
 
-def _is_of(one: Standing, tally: Tally) -> bool:
+def _is_of(one: Standing, tally: VariantStats) -> bool:
     """Whether a tally is of this variant's model: by its digest, and where it has none, by its version."""
     known = tally.model_digest
     is_same = tally.model_version == one.version if known is None else known == one.digest

@@ -17,10 +17,10 @@ from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.versioning import git, graph
 from flywheel_ml.model.evaluation.gate import NO_SIGNAL, Candidate, Check, judge
-from flywheel_ml.utils import words
+from flywheel_ml.utils import formatting
 from flywheel_ml.utils.errors import DataError, ProjectError
-from flywheel_ml.utils.files import read_json, sha256_file, sweep
-from flywheel_ml.utils.process import user
+from flywheel_ml.utils.files import read_json, remove_leftovers, sha256_file
+from flywheel_ml.utils.process import get_user_name
 
 if TYPE_CHECKING:
     from flywheel_ml.model.registration.registry import Registry, Version
@@ -53,7 +53,9 @@ class Run(NamedTuple):
     def begin(cls, project: Project, settings: Settings, progress: Progress) -> Self:
         """Read contract and parameters, open the registry, and remove what a killed run left half-written."""
         contract, params = Contract.load(stage.CONTRACT), project.load_params()
-        sweep(Path(), stage.TABLE.parent, *{path.parent for path in stage.SPLITS.values()}, stage.REPORTS, stage.PLOTS)
+        remove_leftovers(
+            Path(), stage.TABLE.parent, *{path.parent for path in stage.SPLITS.values()}, stage.REPORTS, stage.PLOTS
+        )
         return cls(project, settings, contract, params, _open(project, settings, contract.name), progress)
 
 
@@ -255,7 +257,7 @@ def lineage() -> dict[str, Any]:
         "git_dirty": git.is_dirty(),
         "dvc_lock_sha256": graph.lock_hash(),
         "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "trained_by": user(),
+        "trained_by": get_user_name(),
     }
 
 
@@ -271,16 +273,18 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _told(name: str, contract: Contract, params: Params) -> str:
     """What a person wants to know at once of a stage that has run; empty where that is nothing."""
     if name == "train" and (found := trials()):
-        loss, spent = words.MEASURES[metrics.LOSS[contract.task]], sum(trial.seconds or 0.0 for trial in found)
+        loss, spent = formatting.METRIC_NAMES[metrics.LOSS[contract.task]], sum(trial.seconds or 0.0 for trial in found)
         best = min(trial.loss for trial in found)
         return f"{len(found)} trials took {spent:.0f} s: {loss} on validation {found[0].loss:.4g} → {best:.4g}"
     if name == "train":
         return _chosen(contract)
     if name == "split":
         test = read_json(stage.REPORTS / "split.json")["test"]
-        told = [words.seen(test["in_train"], test["rows"], contract.time is not None)] if test["in_train"] else []
+        told = (
+            [formatting.overlap(test["in_train"], test["rows"], contract.time is not None)] if test["in_train"] else []
+        )
         if test["rows"] < (least := params.monitor.min_rows):
-            told.append(f"{words.rows(test['rows'])} to test, too few to monitor by (monitor.min_rows: {least})")
+            told.append(f"{formatting.rows(test['rows'])} to test, too few to monitor by (monitor.min_rows: {least})")
         return "; ".join(told)
     if name == "evaluate":
         headline = metrics.HEADLINE[contract.task]
@@ -291,7 +295,7 @@ def _told(name: str, contract: Contract, params: Params) -> str:
             for part, label in shown.items()
             if headline in measured.get(part, {})
         ]
-        return f"{words.MEASURES[headline]} on the test rows: {', '.join(told)}"
+        return f"{formatting.METRIC_NAMES[headline]} on the test rows: {', '.join(told)}"
     return ""
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from flywheel_ml.monitoring.result import Result
-from flywheel_ml.utils import strict, words
+from flywheel_ml.utils import config_model, formatting
 from flywheel_ml.utils.errors import ConfigError, ProjectError
-from flywheel_ml.utils.files import canonical
+from flywheel_ml.utils.files import canonical_json
 
 TIMEOUT_SECONDS = 10.0
 
@@ -23,7 +23,7 @@ class AlertError(ProjectError):
     transient = True
 
 
-class Alert(strict.Strict):
+class Alert(config_model.StrictModel):
     """One thing to be told: how bad, what, why, what to do first, and the page that says more."""
 
     at: datetime
@@ -35,9 +35,9 @@ class Alert(strict.Strict):
     model: str
     source: str
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         """The alert as one line of canonical JSON."""
-        return canonical(self.model_dump(mode="json"))
+        return canonical_json(self.model_dump(mode="json"))
 
 
 class Finding(NamedTuple):
@@ -54,7 +54,7 @@ Rule = Callable[[Result], Iterable[Finding]]
 SEVERITIES = ("critical", "warning", "info")
 
 
-def of(result: Result, rules: Sequence[Rule]) -> tuple[Alert, ...]:
+def build_alerts(result: Result, rules: Sequence[Rule]) -> tuple[Alert, ...]:
     """The alerts of a result, worst first; a window in which nothing is wrong has none."""
     found = [finding for rule in rules for finding in rule(result)]
     return tuple(
@@ -77,7 +77,7 @@ def append(path: Path, alerts: Sequence[Alert]) -> None:
     if not alerts:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(alert.text() + "\n" for alert in alerts).encode()
+    lines = "".join(alert.to_json() + "\n" for alert in alerts).encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(descriptor, lines)
@@ -117,7 +117,7 @@ def deliver(url: str, alerts: Sequence[Alert], timeout: float = TIMEOUT_SECONDS)
     raise AlertError(f"{len(alerts)} alerts were not delivered: the webhook {fault}; see ML_ALERT_WEBHOOK")
 
 
-def standard(result: Result) -> Iterator[Finding]:
+def check_standard(result: Result) -> Iterator[Finding]:
     """The library's own: quality, drift, contract, fallbacks, too few rows."""
     if result.quality.verdict == "degraded":
         yield Finding(
@@ -136,7 +136,7 @@ def standard(result: Result) -> Iterator[Finding]:
             "drift",
         )
     if result.violations:
-        rows = ", ".join(f"{v.column}: {words.rows(v.rows)} {v.rule}" for v in result.violations[:5])
+        rows = ", ".join(f"{v.column}: {formatting.rows(v.rows)} {v.rule}" for v in result.violations[:5])
         yield Finding(
             "warning",
             "rows break the contract",
@@ -163,4 +163,4 @@ def standard(result: Result) -> Iterator[Finding]:
         )
 
 
-STANDARD: tuple[Rule, ...] = (standard,)
+STANDARD: tuple[Rule, ...] = (check_standard,)

@@ -14,20 +14,20 @@ from scipy import stats
 
 from flywheel_ml.core.params import MonitorParams
 from flywheel_ml.core.profile import PREDICTION, Counts, Profile
-from flywheel_ml.monitoring.ks import distance, p_value, widest
-from flywheel_ml.utils import strict, words
+from flywheel_ml.monitoring.ks import find_widest_gap, ks_distance, ks_p_value
+from flywheel_ml.utils import config_model, formatting
 
 MIN_PRESENT = 30
 """Rows with a value, on either side, below which a column's values are not compared."""
 MIN_EXPECTED = 5
 """Smallest expected count of a chi-square cell (Cochran 1954, "Some Methods for Strengthening the Common χ² Tests")."""
-SHOWN_CATEGORIES = 3
+MAX_CATEGORIES = 3
 
 Aspect = Literal["values", "missing", "unseen"]
 Verdict = Literal["ok", "drift", "insufficient data"]
 
 
-class Comparison(strict.Strict):
+class DriftTest(config_model.StrictModel):
     """One comparison of the window with the reference.
 
     `effect` and `min_effect` are shares in [0, 1]: the KS distance for numbers, the total variation distance for
@@ -48,13 +48,13 @@ class Comparison(strict.Strict):
     window: dict[str, float]
 
 
-class Drift(strict.Strict):
+class Drift(config_model.StrictModel):
     """All comparisons, the strongest first."""
 
     verdict: Verdict
     reason: str
     significance_level: float
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[DriftTest, ...] = ()
     skipped: tuple[str, ...] = Field(default=(), description="columns with too few values to compare")
 
     @property
@@ -81,14 +81,14 @@ def compare(reference: Profile, window: Profile, params: MonitorParams, untested
     """
     for name, profile in (("window", window), ("reference", reference)):
         if profile.rows < params.min_rows:
-            reason = f"the {name} has {words.rows(profile.rows)}; {params.min_rows:,} are needed to compare"
+            reason = f"the {name} has {formatting.rows(profile.rows)}; {params.min_rows:,} are needed to compare"
             return Drift(verdict="insufficient data", reason=reason, significance_level=params.significance_level)
     tests, skipped = [], []
     for name, counts in reference.columns.items():
         if name in window.columns and name not in untested:
-            found = list(_tests(name, counts, window.columns[name], params))
+            found = list(_compare_column(name, counts, window.columns[name], params))
             tests += found
-            if not any(test.aspect == "values" for test in found) and not _constant(counts, window.columns[name]):
+            if not any(test.aspect == "values" for test in found) and not _is_constant(counts, window.columns[name]):
                 skipped.append(name)
     if not tests:
         reason = "no column has enough values to compare"
@@ -99,7 +99,7 @@ def compare(reference: Profile, window: Profile, params: MonitorParams, untested
             skipped=tuple(skipped),
         )
     judged = sorted(
-        _holm(tests, params.significance_level),
+        _apply_holm(tests, params.significance_level),
         key=lambda test: (not test.drifted, -test.effect / test.min_effect, test.column),
     )
     drift = Drift(
@@ -115,46 +115,50 @@ def compare(reference: Profile, window: Profile, params: MonitorParams, untested
     return drift.model_copy(update={"verdict": "drift", "reason": f"changed: {', '.join(columns)}"})
 
 
-def _tests(name: str, reference: Counts, window: Counts, params: MonitorParams) -> Iterator[Comparison]:
+def _compare_column(name: str, reference: Counts, window: Counts, params: MonitorParams) -> Iterator[DriftTest]:
     if min(reference.present, window.present) >= MIN_PRESENT:
         if reference.kind == "numeric":
             min_effect = params.min_effect_prediction if name == PREDICTION else params.min_effect_numeric
-            yield from _numbers(name, reference, window, min_effect)
+            yield from _compare_numbers(name, reference, window, min_effect)
         else:
-            yield from _categories(name, reference, window, params.min_effect_categorical)
+            yield from _compare_categories(name, reference, window, params.min_effect_categorical)
     missing = (reference.missing, reference.rows), (window.missing, window.rows)
-    yield from _rates(name, "missing", *missing, min_effect=params.min_effect_categorical)
+    yield from _compare_rates(name, "missing", *missing, min_effect=params.min_effect_categorical)
     unseen = (reference.unknown, reference.present), (window.unknown, window.present)
-    yield from _rates(name, "unseen", *unseen, min_effect=params.min_effect_categorical)
+    yield from _compare_rates(name, "unseen", *unseen, min_effect=params.min_effect_categorical)
 
 
-def _numbers(name: str, reference: Counts, window: Counts, min_effect: float) -> Iterator[Comparison]:
+def _compare_numbers(name: str, reference: Counts, window: Counts, min_effect: float) -> Iterator[DriftTest]:
     before, after = np.array(reference.counts), np.array(window.counts)
-    if _constant(reference, window):
+    if _is_constant(reference, window):
         return
-    seen = quartiles(reference), quartiles(window)
-    split = widest(before, after)
+    seen = compute_quartiles(reference), compute_quartiles(window)
+    split = find_widest_gap(before, after)
     for counts, summary in zip((before, after), seen, strict=True):
         summary |= {
             "split": reference.edges[split],
             "share up to split": float(counts[: split + 1].sum() / counts.sum()),
         }
-    yield _comparison(name, "values", "KS distance", distance(before, after), min_effect, p_value(before, after), *seen)
+    yield _build_test(
+        name, "values", "KS distance", ks_distance(before, after), min_effect, ks_p_value(before, after), *seen
+    )
 
 
-def _categories(name: str, reference: Counts, window: Counts, min_effect: float) -> Iterator[Comparison]:
-    table = pooled(np.array([(*counts.known, counts.unknown) for counts in (reference, window)]))
+def _compare_categories(name: str, reference: Counts, window: Counts, min_effect: float) -> Iterator[DriftTest]:
+    table = pool_rare_columns(np.array([(*counts.known, counts.unknown) for counts in (reference, window)]))
     if table.shape[1] < 2:
         return
     shares = table / table.sum(axis=1, keepdims=True)
     effect = float(np.abs(shares[0] - shares[1]).sum() / 2)
     p = float(stats.chi2_contingency(table, correction=False).pvalue)
-    yield _comparison(name, "values", "total variation", effect, min_effect, p, *_movers(reference, window))
+    yield _build_test(
+        name, "values", "total variation", effect, min_effect, p, *_find_largest_changes(reference, window)
+    )
 
 
-def _rates(
+def _compare_rates(
     name: str, aspect: Aspect, reference: tuple[int, int], window: tuple[int, int], min_effect: float
-) -> Iterator[Comparison]:
+) -> Iterator[DriftTest]:
     hits = reference[0] + window[0]
     # A margin of zero can never be significant, so it is no test and costs the others no power (Tarone 1990).
     if hits in (0, reference[1] + window[1]) or not (reference[1] and window[1]):
@@ -164,12 +168,12 @@ def _rates(
     expected = table.sum(axis=0).min() * table.sum(axis=1).min() / table.sum()
     exact = expected < MIN_EXPECTED
     p = stats.fisher_exact(table).pvalue if exact else stats.chi2_contingency(table, correction=False).pvalue
-    yield _comparison(
+    yield _build_test(
         name, aspect, "rate difference", abs(after - before), min_effect, float(p), {"rate": before}, {"rate": after}
     )
 
 
-def _comparison(
+def _build_test(
     column: str,
     aspect: Aspect,
     statistic: Literal["KS distance", "total variation", "rate difference"],
@@ -178,8 +182,8 @@ def _comparison(
     p_value: float,
     reference: dict[str, float],
     window: dict[str, float],
-) -> Comparison:
-    return Comparison(
+) -> DriftTest:
+    return DriftTest(
         column=column,
         aspect=aspect,
         statistic=statistic,
@@ -193,7 +197,7 @@ def _comparison(
     )
 
 
-def _holm(tests: list[Comparison], significance_level: float) -> list[Comparison]:
+def _apply_holm(tests: list[DriftTest], significance_level: float) -> list[DriftTest]:
     """Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure": adjusted p-values, then the verdicts."""
     order = np.argsort([test.p_value for test in tests], kind="stable")
     judged, running = [], 0.0
@@ -205,7 +209,7 @@ def _holm(tests: list[Comparison], significance_level: float) -> list[Comparison
     return judged
 
 
-def pooled(table: np.ndarray) -> np.ndarray:
+def pool_rare_columns(table: np.ndarray) -> np.ndarray:
     """Pool the rarest columns of a 2 × k table until every expected count is at least 5; empty columns vanish.
 
     Which ones are pooled depends on the column totals alone, which keeps the chi-square test valid.
@@ -223,7 +227,7 @@ def pooled(table: np.ndarray) -> np.ndarray:
     return np.column_stack((table[:, :kept], table[:, kept:].sum(axis=1)))
 
 
-def quartiles(counts: Counts) -> dict[str, float]:
+def compute_quartiles(counts: Counts) -> dict[str, float]:
     """Quartiles of a counted numeric column, interpolated within bins, which are narrow; {} without values."""
     if not counts.present:
         return {}
@@ -233,18 +237,18 @@ def quartiles(counts: Counts) -> dict[str, float]:
     return {"lower quartile": float(low), "median": float(median), "upper quartile": float(high)}
 
 
-def shares(counts: Counts) -> dict[str, float]:
+def compute_shares(counts: Counts) -> dict[str, float]:
     """Share of every category among the rows with a value."""
     return {name: times / max(1, counts.present) for name, times in zip(counts.categories, counts.counts, strict=True)}
 
 
-def _movers(reference: Counts, window: Counts) -> tuple[dict[str, float], dict[str, float]]:
-    before, after = shares(reference), shares(window)
-    moved = sorted(before, key=lambda name: (-abs(after[name] - before[name]), name))[:SHOWN_CATEGORIES]
+def _find_largest_changes(reference: Counts, window: Counts) -> tuple[dict[str, float], dict[str, float]]:
+    before, after = compute_shares(reference), compute_shares(window)
+    moved = sorted(before, key=lambda name: (-abs(after[name] - before[name]), name))[:MAX_CATEGORIES]
     return {name: before[name] for name in moved}, {name: after[name] for name in moved}
 
 
-def _constant(reference: Counts, window: Counts) -> bool:
+def _is_constant(reference: Counts, window: Counts) -> bool:
     """Whether all rows of both sides share one bin, so that there is nothing to compare."""
     both = (*(a + b for a, b in zip(reference.counts, window.counts, strict=True)), reference.unseen + window.unseen)
     return sum(count > 0 for count in both) == 1

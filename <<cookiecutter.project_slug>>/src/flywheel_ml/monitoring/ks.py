@@ -10,34 +10,34 @@ Distributions" (Biometrika 65). With many narrow bins it is the textbook one.
 import numpy as np
 from scipy import special
 
-NODES = 201
-FAR = 4.0
+GRID_NODES = 201
+MAX_SCALED_DISTANCE = 4.0
 """Beyond this scaled distance the p-value is below 3e-14, and the continuous one is used."""
-FINEST = 1e-3
+MIN_SPACING = 1e-3
 """Points closer than this on [0, 1] are taken as one: finer steps would be lost between the nodes."""
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> float:
+def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Largest difference of two distribution functions at the bin edges; a, b: counts [n_bins]."""
     return float(_gaps(a, b).max())
 
 
-def widest(a: np.ndarray, b: np.ndarray) -> int:
+def find_widest_gap(a: np.ndarray, b: np.ndarray) -> int:
     """The bin at whose upper edge the two distribution functions differ most."""
     return int(_gaps(a, b)[:-1].argmax())
 
 
-def p_value(a: np.ndarray, b: np.ndarray) -> float:
+def ks_p_value(a: np.ndarray, b: np.ndarray) -> float:
     """Probability of a distance at least as large if both counts [n_bins] come from one distribution; asymptotic."""
     n_a, n_b = int(a.sum()), int(b.sum())
-    scaled = distance(a, b) * np.sqrt(n_a * n_b / (n_a + n_b))
-    if scaled >= FAR:
+    scaled = ks_distance(a, b) * np.sqrt(n_a * n_b / (n_a + n_b))
+    if scaled >= MAX_SCALED_DISTANCE:
         return float(special.kolmogorov(scaled))
     times = np.cumsum(a + b)[:-1] / (n_a + n_b)
-    return bridge_exceeds(float(scaled), times)
+    return bridge_exceedance(float(scaled), times)
 
 
-def bridge_exceeds(bound: float, times: np.ndarray) -> float:
+def bridge_exceedance(bound: float, times: np.ndarray) -> float:
     """Probability that a Brownian bridge on [0, 1] reaches ±bound at one of the times (ascending).
 
     Follows the density of a Brownian motion that is stopped when it is outside ±bound at one of the times,
@@ -45,17 +45,17 @@ def bridge_exceeds(bound: float, times: np.ndarray) -> float:
     """
     if bound <= 0:
         return 1.0
-    times = _apart(times)
+    times = _space_out(times)
     if not len(times):
         return 1.0
-    grid, step = np.linspace(-bound, bound, NODES, retstep=True)
-    weights = np.full(NODES, step)
+    grid, step = np.linspace(-bound, bound, GRID_NODES, retstep=True)
+    weights = np.full(GRID_NODES, step)
     weights[[0, -1]] /= 2
     density = _gauss(grid, times[0])
     for gap in np.diff(times):
-        reach = min(NODES - 1, int(np.ceil(8 * np.sqrt(gap) / step)))
+        reach = min(GRID_NODES - 1, int(np.ceil(8 * np.sqrt(gap) / step)))
         kernel = _gauss(step * np.arange(-reach, reach + 1), gap)
-        density = np.convolve(density * weights, kernel)[reach : reach + NODES]
+        density = np.convolve(density * weights, kernel)[reach : reach + GRID_NODES]
     inside = (density * weights * _gauss(grid, 1 - times[-1])).sum() / _gauss(np.zeros(1), 1.0)[0]
     return float(np.clip(1 - inside, 0.0, 1.0))
 
@@ -70,9 +70,9 @@ def _gauss(x: np.ndarray, variance: float) -> np.ndarray:
     return density
 
 
-def _apart(times: np.ndarray) -> np.ndarray:
+def _space_out(times: np.ndarray) -> np.ndarray:
     kept: list[float] = []
     for time in times:
-        if FINEST <= time <= 1 - FINEST and (not kept or time - kept[-1] >= FINEST):
+        if MIN_SPACING <= time <= 1 - MIN_SPACING and (not kept or time - kept[-1] >= MIN_SPACING):
             kept.append(float(time))
     return np.array(kept)

@@ -7,22 +7,22 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from flywheel_ml.core.profile import Counts
-from flywheel_ml.monitoring.drift import shares
+from flywheel_ml.monitoring.drift import compute_shares
 from flywheel_ml.monitoring.quality import Measure, is_error
 from flywheel_ml.monitoring.result import Volume
-from flywheel_ml.utils.words import MEASURES, day, minute, number, percent
-from flywheel_ml.utils.words import measure as words_measure
+from flywheel_ml.utils.formatting import METRIC_NAMES, day, minute, number, percent
+from flywheel_ml.utils.formatting import metric_value as words_measure
 
 WIDE, NARROW = 920, 320
 """Widths of pictures: across the page, and in a card or on a phone; about as many pixels as they are shown at."""
 DISPLAY_BINS = 32
 MAX_VALUES = 40
 """Numeric columns with fewer different values than this are drawn value by value."""
-CUT = 5
+MAX_BAR_RATIO = 5
 """A bar more than this many times as tall as the next is cut."""
-SPIKE = 0.01
+MIN_SPIKE_SHARE = 0.01
 """Share of reference rows from which the lowest value is one of its own, not the tail of a range."""
-SHOWN_OUTSIDE = 0.005
+MIN_SHOWN_SHARE = 0.005
 MAX_CATEGORIES = 6
 MAX_LABEL = 16
 
@@ -44,23 +44,23 @@ class Frame(NamedTuple):
         return self.top + (1 - share) * self.height
 
 
-def distribution(
+def draw_distribution(
     reference: Counts, window: Counts, title: str, write: Callable[[float], str], size: tuple[int, int] = (NARROW, 150)
 ) -> Markup:
     """Reference and window of one column: a histogram for numbers, bars for categories; `write` says a value."""
     if not reference.present or not window.present:
         return Markup("")
     if reference.kind == "categorical":
-        return _bars(reference, window, title)
-    return _histogram(reference, window, title, write, size)
+        return _draw_bars(reference, window, title)
+    return _draw_histogram(reference, window, title, write, size)
 
 
-def both_widths(draw: Callable[[int], Markup]) -> Markup:
+def draw_both_widths(draw: Callable[[int], Markup]) -> Markup:
     """A picture twice, for a desk and for a phone; the style sheet shows one, so that text keeps its size."""
     return Markup('<div class="desk">{}</div><div class="phone">{}</div>').format(draw(WIDE), draw(NARROW))
 
 
-def interval(name: str, measure: Measure, limit: float, width: int) -> Markup:
+def draw_interval(name: str, measure: Measure, limit: float, width: int) -> Markup:
     """A measure of the window with its interval, against the reference and the limit."""
     assert measure.low is not None
     assert measure.high is not None
@@ -90,37 +90,37 @@ def interval(name: str, measure: Measure, limit: float, width: int) -> Markup:
         _text(at(measure.reference) + (3 if error else -3), 18, f"tested {tested}", "end" if error else "start"),
         _text(at(measure.value), 70, f"now {now}", "middle", "strong"),
     ]
-    return _svg(width, 78, parts, f"{MEASURES[name]} now {now}, when tested {tested}, limit {edge}")
+    return _svg(width, 78, parts, f"{METRIC_NAMES[name]} now {now}, when tested {tested}, limit {edge}")
 
 
-def roc(points: Sequence[dict[str, float]]) -> Markup:
+def draw_roc(points: Sequence[dict[str, float]]) -> Markup:
     """The ROC curve."""
     curve = [(point["false_positive_rate"], point["true_positive_rate"]) for point in points]
-    return _square(curve, (0.0, 1.0), "false positive rate", "true positive rate", "ROC curve", "line")
+    return _draw_square(curve, (0.0, 1.0), "false positive rate", "true positive rate", "ROC curve", "line")
 
 
-def calibration(points: Sequence[dict[str, float]], up: str = "share of positives") -> Markup:
+def draw_calibration(points: Sequence[dict[str, float]], up: str = "share of positives") -> Markup:
     """Mean score against the share that came true, `up` in words, one dot per bin of about equally many rows."""
     curve = [(point["predicted"], point["observed"]) for point in points]
-    top = min(1.0, _ceiling(max(max(x, y) for x, y in curve)))
-    return _square(curve, (0.0, top), "mean score", up, "Calibration", "line", "dots")
+    top = min(1.0, _round_up(max(max(x, y) for x, y in curve)))
+    return _draw_square(curve, (0.0, top), "mean score", up, "Calibration", "line", "dots")
 
 
-def predicted(points: Sequence[dict[str, float]]) -> Markup:
+def draw_predictions(points: Sequence[dict[str, float]]) -> Markup:
     """What was predicted against what turned out, a dot for some of the rows."""
     curve = [(point["predicted"], point["observed"]) for point in points]
     low, high = min(map(min, curve)), max(map(max, curve))
     ends = (low, high if high > low else low + 1.0)
-    return _square(curve, ends, "predicted", "observed", "Predicted and observed", "dots")
+    return _draw_square(curve, ends, "predicted", "observed", "Predicted and observed", "dots")
 
 
-def volume(found: Volume, width: int) -> Markup:
+def draw_volume(found: Volume, width: int) -> Markup:
     """Rows over time."""
     frame = Frame(44, 10, width - 52, 96)
     most = max(bucket.rows for bucket in found.buckets)
-    top = _ceiling(most)
+    top = _round_up(most)
     step = frame.width / len(found.buckets)
-    parts = list(_grid(frame, 0.0, top, lambda value: f"{value:,.0f}"))
+    parts = list(_draw_grid(frame, 0.0, top, lambda value: f"{value:,.0f}"))
     for at, bucket in enumerate(found.buckets):
         y = frame.y(bucket.rows / top)
         parts.append(_rect(frame.left + (at + 0.08) * step, y, 0.84 * step, frame.y(0) - y, "window"))
@@ -132,7 +132,7 @@ def volume(found: Volume, width: int) -> Markup:
     return _svg(width, 128, parts, f"Rows over time, {write(first)} to {write(last)}, at most {most:,}")
 
 
-def meter(effect: float, min_effect: float) -> Markup:
+def draw_meter(effect: float, min_effect: float) -> Markup:
     """How large an effect is next to its minimum."""
     full = max(4 * min_effect, 1e-9)
     parts = [
@@ -154,16 +154,16 @@ class _Bars(NamedTuple):
     above: float
 
 
-def _histogram(
+def _draw_histogram(
     reference: Counts, window: Counts, title: str, write: Callable[[float], str], size: tuple[int, int]
 ) -> Markup:
     reference, window = reference.merged(), window.merged()
     by_value = len(reference.edges) <= MAX_VALUES
-    bars = _values(reference, window) if by_value else _bins(reference, window)
+    bars = _bars_by_value(reference, window) if by_value else _bars_by_bin(reference, window)
     both = np.maximum(bars.reference, bars.window)
     tallest, second = np.sort(both)[::-1][[0, min(1, len(both) - 1)]]
     # One value that most rows share would flatten all others: its bar is cut and says its shares.
-    cut = second > 0 and tallest > CUT * second
+    cut = second > 0 and tallest > MAX_BAR_RATIO * second
     top = 1.6 * second if cut else 1.04 * tallest
     width, height = size
     frame = Frame(6, 16, width - 12, height - 38)
@@ -174,7 +174,7 @@ def _histogram(
         for i, share in enumerate(np.minimum(bars.reference / top, 1.0))
         if share > 0
     ]
-    parts.append(_steps(frame, np.minimum(bars.window / top, 1.0)))
+    parts.append(_draw_outline(frame, np.minimum(bars.window / top, 1.0)))
     if cut:
         at = int(np.argmax(both))
         left = at < len(both) / 2
@@ -189,14 +189,14 @@ def _histogram(
     parts.append(_text(frame.left, height - 8, labels[0], "start"))
     parts.append(_text(frame.x(1), height - 8, labels[1], "end"))
     for share, side, anchor, x in ((bars.below, "below", "start", 0.0), (bars.above, "above", "end", 1.0)):
-        if share >= SHOWN_OUTSIDE:
+        if share >= MIN_SHOWN_SHARE:
             parts.append(_text(frame.x(x), 10, f"{percent(share)} {side}", anchor, "strong"))
     return _svg(width, height, parts, f"{title}: distribution from {labels[0]} to {labels[1]}, reference and window")
 
 
-def _values(reference: Counts, window: Counts) -> _Bars:
+def _bars_by_value(reference: Counts, window: Counts) -> _Bars:
     """One bar per value that the reference knows; what lies between two of them counts to the upper one."""
-    before, after = _cumulative(reference), _cumulative(window)
+    before, after = _cumulate(reference), _cumulate(window)
     return _Bars(
         np.diff(before, prepend=0.0),
         np.diff(after, prepend=0.0),
@@ -207,10 +207,10 @@ def _values(reference: Counts, window: Counts) -> _Bars:
     )
 
 
-def _bins(reference: Counts, window: Counts) -> _Bars:
+def _bars_by_bin(reference: Counts, window: Counts) -> _Bars:
     """Bars of equal width over all but the outermost half percent of either side."""
     edges = np.array(reference.edges)
-    before, after = _cumulative(reference), _cumulative(window)
+    before, after = _cumulate(reference), _cumulate(window)
     last = len(edges) - 1
     low = min(float(edges[min(int(np.searchsorted(side, 0.005)), last)]) for side in (before, after))
     high = max(float(edges[min(int(np.searchsorted(side, 0.995)), last)]) for side in (before, after))
@@ -219,14 +219,14 @@ def _bins(reference: Counts, window: Counts) -> _Bars:
     display = np.linspace(low, high, DISPLAY_BINS + 1)
     shares_before, shares_after = np.interp(display, edges, before), np.interp(display, edges, after)
     below = float(shares_after[0])
-    if low == edges[0] and before[0] >= SPIKE:
+    if low == edges[0] and before[0] >= MIN_SPIKE_SHARE:
         # Many reference rows share the lowest value, which belongs into the first bar and not below it.
         shares_before[0] = shares_after[0] = below = 0.0
     return _Bars(np.diff(shares_before), np.diff(shares_after), low, high, below, float(1 - shares_after[-1]))
 
 
-def _bars(reference: Counts, window: Counts, title: str) -> Markup:
-    before, after = shares(reference), shares(window)
+def _draw_bars(reference: Counts, window: Counts, title: str) -> Markup:
+    before, after = compute_shares(reference), compute_shares(window)
     moved = sorted(before, key=lambda name: (-abs(after[name] - before[name]), -before[name], name))
     shown = sorted(moved[:MAX_CATEGORIES], key=lambda name: (-before[name], name))
     rows = [(name, before[name], after[name]) for name in shown]
@@ -252,7 +252,7 @@ def _bars(reference: Counts, window: Counts, title: str) -> Markup:
     return _svg(320, frame.top + frame.height + 4, parts, f"{title}: shares of categories, reference and window")
 
 
-def _square(
+def _draw_square(
     points: list[tuple[float, float]], ends: tuple[float, float], across: str, up: str, title: str, *kinds: str
 ) -> Markup:
     """Points between the same ends on both axes, beside the diagonal; `kinds` are "line", "dots" or both."""
@@ -261,7 +261,7 @@ def _square(
     room = 40 + 8 * max(0, max(len(number(end)) for end in ends) - 3)
     frame = Frame(room, 10, 290 - room, 220)
     points = [((x - low) / (top - low), (y - low) / (top - low)) for x, y in points]
-    parts = list(_grid(frame, low, top, number))
+    parts = list(_draw_grid(frame, low, top, number))
     parts.append(_line(frame.x(0), frame.y(0), frame.x(1), frame.y(1), "mark"))
     if "line" in kinds:
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
@@ -279,18 +279,18 @@ def _square(
     return _svg(300, 254, parts, title)
 
 
-def _cumulative(counts: Counts) -> np.ndarray:
+def _cumulate(counts: Counts) -> np.ndarray:
     """Share of values up to each edge."""
     below: np.ndarray = np.cumsum(counts.counts[:-1]) / counts.present
     return below
 
 
-def _ceiling(value: float) -> float:
+def _round_up(value: float) -> float:
     scale = 10.0 ** np.floor(np.log10(max(value, 1e-3)))
     return float(next(step * scale for step in (1, 2, 2.5, 5, 10) if step * scale >= value))
 
 
-def _grid(frame: Frame, low: float, top: float, write: Callable[[float], str]) -> list[Markup]:
+def _draw_grid(frame: Frame, low: float, top: float, write: Callable[[float], str]) -> list[Markup]:
     parts = []
     for share in (0.0, 0.5, 1.0):
         parts.append(_line(frame.left, frame.y(share), frame.x(1), frame.y(share), "grid" if share else "axis"))
@@ -298,7 +298,7 @@ def _grid(frame: Frame, low: float, top: float, write: Callable[[float], str]) -
     return parts
 
 
-def _steps(frame: Frame, heights: np.ndarray) -> Markup:
+def _draw_outline(frame: Frame, heights: np.ndarray) -> Markup:
     step = frame.width / len(heights)
     corners = [(frame.left, frame.y(0))]
     for at, height in enumerate(heights):

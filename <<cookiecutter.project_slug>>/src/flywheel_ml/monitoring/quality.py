@@ -12,11 +12,11 @@ from flywheel_ml.core.bundle import Manifest
 from flywheel_ml.core.contract import Task
 from flywheel_ml.core.params import EvaluateParams, MonitorParams
 from flywheel_ml.monitoring.window import Window
-from flywheel_ml.utils import strict, words
+from flywheel_ml.utils import config_model, formatting
 
-JUDGED: dict[Task, str] = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "mae"}
+DECIDING_METRIC: dict[Task, str] = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "mae"}
 """The measure by which quality is judged."""
-MIN_OF_EACH = 10
+MIN_ROWS_PER_CLASS = 10
 """Rows of the rarer class without which the interval of the ROC AUC means nothing."""
 LOW_COVERAGE = 0.5
 MAX_SLICES = 40
@@ -30,7 +30,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class Measure(strict.Strict):
+class Measure(config_model.StrictModel):
     """One measure of the window; the interval is absent where none is defined, the reference where none was stored."""
 
     value: float
@@ -39,7 +39,7 @@ class Measure(strict.Strict):
     reference: float | None = None
 
 
-class SliceQuality(strict.Strict):
+class SliceQuality(config_model.StrictModel):
     """All measures of the labelled rows that share one value of one column.
 
     `worse` when the whole interval of the judged measure lies beyond the slice's own reference and what is tolerated.
@@ -54,7 +54,7 @@ class SliceQuality(strict.Strict):
     metrics: dict[str, float]
 
 
-class Quality(strict.Strict):
+class Quality(config_model.StrictModel):
     """Quality of the labelled rows.
 
     `judged` names the measure that decides. `limit` is its reference less the tolerated drop (of an error: and the
@@ -84,8 +84,8 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
         evaluate: costs and the smallest slice.
     """
     task, reference = manifest.task, manifest.metrics.get("test", {})
-    found = metrics.judge(task, window.truth, window.output, _decision(manifest, evaluate))
-    spread = intervals(manifest, window.truth, window.output, monitor.confidence_level)
+    found = metrics.judge(task, window.truth, window.output, _build_decision(manifest, evaluate))
+    spread = compute_intervals(manifest, window.truth, window.output, monitor.confidence_level)
     measures = {
         name: Measure(
             value=value,
@@ -95,20 +95,20 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
         )
         for name, value in found.items()
     }
-    limit = _limit(task, reference.get(JUDGED[task]), monitor)
-    verdict, reason = _verdict(window.truth, task, measures, limit, monitor)
+    limit = _compute_limit(task, reference.get(DECIDING_METRIC[task]), monitor)
+    verdict, reason = _decide(window.truth, task, measures, limit, monitor)
     return Quality(
         verdict=verdict,
         reason=reason,
         confidence=monitor.confidence_level,
         labelled=len(window.truth),
         coverage=len(window.truth) / window.rows if window.rows else 0.0,
-        judged=JUDGED[task],
+        judged=DECIDING_METRIC[task],
         limit=limit,
         measures=measures,
-        slices=tuple(_slices(window, manifest, monitor, evaluate)),
+        slices=tuple(_assess_slices(window, manifest, monitor, evaluate)),
         curves=metrics.curves(task, window.truth, window.output),
-        cautions=tuple(_cautions(window, monitor)),
+        cautions=tuple(_list_cautions(window, monitor)),
     )
 
 
@@ -117,7 +117,9 @@ def is_error(measure: str) -> bool:
     return measure == "mae"
 
 
-def intervals(manifest: Manifest, truth: np.ndarray, output: np.ndarray, confidence: float) -> dict[str, Interval]:
+def compute_intervals(
+    manifest: Manifest, truth: np.ndarray, output: np.ndarray, confidence: float
+) -> dict[str, Interval]:
     """Confidence intervals in closed form, so they cost one pass and need no seed.
 
     ROC AUC after DeLong et al. 1988, "Comparing the Areas under Two or More Correlated Receiver Operating
@@ -128,17 +130,23 @@ def intervals(manifest: Manifest, truth: np.ndarray, output: np.ndarray, confide
         return {}
     if manifest.task == "binary":
         assert manifest.threshold is not None
-        return _binary_intervals(truth == 1, output[:, -1], manifest.threshold, confidence)
+        return _compute_binary_intervals(truth == 1, output[:, -1], manifest.threshold, confidence)
     if manifest.task == "multiclass":
         place = truth.astype(np.intp)
         likely = np.clip(output[np.arange(len(place)), place].astype(np.float64), np.finfo(np.float64).eps, None)
         right = int((output.argmax(axis=1) == place).sum())
-        return {"accuracy": wilson(right, len(place), confidence), "log_loss": _mean(-np.log(likely), confidence)}
+        return {
+            "accuracy": wilson_interval(right, len(place), confidence),
+            "log_loss": _mean_interval(-np.log(likely), confidence),
+        }
     held = int(((output[:, 1] <= truth) & (truth <= output[:, 2])).sum())
-    return {"mae": _mean(np.abs(output[:, 0] - truth), confidence), "coverage": wilson(held, len(truth), confidence)}
+    return {
+        "mae": _mean_interval(np.abs(output[:, 0] - truth), confidence),
+        "coverage": wilson_interval(held, len(truth), confidence),
+    }
 
 
-def _binary_intervals(
+def _compute_binary_intervals(
     labels: np.ndarray, scores: np.ndarray, threshold: float, confidence: float
 ) -> dict[str, Interval]:
     hits, alarms, _, rejected = (int(count) for count in metrics.confusion(labels, scores, threshold))
@@ -146,62 +154,64 @@ def _binary_intervals(
     truth = labels.astype(np.float64)
     likely = np.clip(np.where(labels, scores, 1 - scores.astype(np.float64)), np.finfo(np.float64).eps, None)
     found = {
-        "prevalence": wilson(positives, len(labels), confidence),
-        "accuracy": wilson(hits + rejected, len(labels), confidence),
-        "brier": _mean((scores.astype(np.float64) - truth) ** 2, confidence),
-        "log_loss": _mean(-np.log(likely), confidence),
+        "prevalence": wilson_interval(positives, len(labels), confidence),
+        "accuracy": wilson_interval(hits + rejected, len(labels), confidence),
+        "brier": _mean_interval((scores.astype(np.float64) - truth) ** 2, confidence),
+        "log_loss": _mean_interval(-np.log(likely), confidence),
     }
     if called:
-        found["precision"] = wilson(hits, called, confidence)
+        found["precision"] = wilson_interval(hits, called, confidence)
     if positives:
-        found["recall"] = wilson(hits, positives, confidence)
-    if min(positives, len(labels) - positives) >= MIN_OF_EACH:
-        found["roc_auc"] = delong(labels, scores, confidence)
+        found["recall"] = wilson_interval(hits, positives, confidence)
+    if min(positives, len(labels) - positives) >= MIN_ROWS_PER_CLASS:
+        found["roc_auc"] = delong_interval(labels, scores, confidence)
     return found
 
 
-def delong(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Interval:
+def delong_interval(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Interval:
     """ROC AUC and its normal interval, cut off at 0 and 1, by the midranks of Sun & Xu 2014 in O(n log n)."""
     positive, negative = scores[labels], scores[~labels]
     ranks = stats.rankdata(np.concatenate((positive, negative)).astype(np.float64))
     above = (ranks[: len(positive)] - stats.rankdata(positive)) / len(negative)
     below = 1 - (ranks[len(positive) :] - stats.rankdata(negative)) / len(positive)
     error = float(np.sqrt(above.var(ddof=1) / len(positive) + below.var(ddof=1) / len(negative)))
-    area, half = float(above.mean()), _z(confidence) * error
+    area, half = float(above.mean()), _z_score(confidence) * error
     return Interval(area, max(0.0, area - half), min(1.0, area + half))
 
 
-def wilson(hits: int, rows: int, confidence: float) -> Interval:
+def wilson_interval(hits: int, rows: int, confidence: float) -> Interval:
     """A share and its score interval."""
     low, high = stats.binomtest(hits, rows).proportion_ci(confidence, method="wilson")
     return Interval(hits / rows, float(low), float(high))
 
 
-def _mean(values: np.ndarray, confidence: float) -> Interval:
+def _mean_interval(values: np.ndarray, confidence: float) -> Interval:
     # `stats.norm.interval` has no number for values that are all equal.
-    mean, half = float(values.mean()), _z(confidence) * float(values.std(ddof=1)) / float(np.sqrt(len(values)))
+    mean, half = float(values.mean()), _z_score(confidence) * float(values.std(ddof=1)) / float(np.sqrt(len(values)))
     return Interval(mean, max(0.0, mean - half), mean + half)
 
 
-def _z(confidence: float) -> float:
+def _z_score(confidence: float) -> float:
     return float(stats.norm.ppf(0.5 + confidence / 2))
 
 
-def _decision(manifest: Manifest, evaluate: EvaluateParams) -> metrics.Decision | None:
+def _build_decision(manifest: Manifest, evaluate: EvaluateParams) -> metrics.Decision | None:
     if manifest.threshold is None:
         return None
     return metrics.Decision(manifest.threshold, evaluate.costs.false_positive, evaluate.costs.false_negative)
 
 
-def _limit(task: Task, reference: float | None, monitor: MonitorParams) -> float | None:
+def _compute_limit(task: Task, reference: float | None, monitor: MonitorParams) -> float | None:
     if reference is None:
         return None
     return (
-        reference * (1 + monitor.max_error_increase) if is_error(JUDGED[task]) else reference - monitor.max_quality_drop
+        reference * (1 + monitor.max_error_increase)
+        if is_error(DECIDING_METRIC[task])
+        else reference - monitor.max_quality_drop
     )
 
 
-def _beyond(name: str, found: Interval | Measure, limit: float) -> bool:
+def _is_beyond(name: str, found: Interval | Measure, limit: float) -> bool:
     """Whether the whole interval of a measure is worse than its limit."""
     low, high = found.low, found.high
     assert low is not None
@@ -209,25 +219,25 @@ def _beyond(name: str, found: Interval | Measure, limit: float) -> bool:
     return low > limit if is_error(name) else high < limit
 
 
-def _verdict(
+def _decide(
     truth: np.ndarray, task: Task, measures: Mapping[str, Measure], limit: float | None, params: MonitorParams
 ) -> tuple[Literal["ok", "degraded", "insufficient data"], str]:
     if len(truth) < params.min_labels:
         shown = f"{len(truth):,} rows have a label" if len(truth) else "no row has a label"
         return "insufficient data", f"{shown}; {params.min_labels:,} are needed to judge"
-    if task == "binary" and (rare := int(min(truth.sum(), (1 - truth).sum()))) < MIN_OF_EACH:
+    if task == "binary" and (rare := int(min(truth.sum(), (1 - truth).sum()))) < MIN_ROWS_PER_CLASS:
         return (
             "insufficient data",
-            f"only {rare} labelled rows are of the rarer class; {MIN_OF_EACH} are needed to judge",
+            f"only {rare} labelled rows are of the rarer class; {MIN_ROWS_PER_CLASS} are needed to judge",
         )
-    name = JUDGED[task]
-    shown, write = words.MEASURES[name], partial(words.measure, name)
+    name = DECIDING_METRIC[task]
+    shown, write = formatting.METRIC_NAMES[name], partial(formatting.metric_value, name)
     if limit is None:
         return "insufficient data", f"the bundle stores no {shown} of its test rows to compare with"
     judged = measures[name]
     assert judged.low is not None
     assert judged.high is not None
-    if _beyond(name, judged, limit):
+    if _is_beyond(name, judged, limit):
         edge, side = ("at least", "above") if is_error(name) else ("at most", "below")
         end = judged.low if is_error(name) else judged.high
         return "degraded", f"{shown} {write(judged.value)} ({edge} {write(end)}) is {side} the limit of {write(limit)}"
@@ -236,7 +246,7 @@ def _verdict(
     return "ok", f"{shown} {write(judged.value)} (up to {write(judged.high)}) reaches the limit of {write(limit)}"
 
 
-def _cautions(window: Window, params: MonitorParams) -> list[str]:
+def _list_cautions(window: Window, params: MonitorParams) -> list[str]:
     found = []
     labelled, answered = len(window.truth), window.rows - window.degraded
     if params.min_labels <= labelled < LOW_COVERAGE * answered:
@@ -249,10 +259,10 @@ def _cautions(window: Window, params: MonitorParams) -> list[str]:
     return found
 
 
-def _slices(
+def _assess_slices(
     window: Window, manifest: Manifest, monitor: MonitorParams, evaluate: EvaluateParams
 ) -> Iterator[SliceQuality]:
-    task, name = manifest.task, JUDGED[manifest.task]
+    task, name = manifest.task, DECIDING_METRIC[manifest.task]
     tested = {(part.column, part.value): part.metrics.get(name) for part in manifest.slices}
     groups = dict(window.slices)
     if task == "multiclass":
@@ -264,15 +274,17 @@ def _slices(
         for at in np.argsort(-counts, kind="stable")[:MAX_SLICES]:
             truth, output, value = window.truth[members[at]], window.output[members[at]], str(names[at])
             reference, enough = tested.get((column, value)), bool(counts[at] >= evaluate.min_slice_rows)
-            limit = _limit(task, reference, monitor)
+            limit = _compute_limit(task, reference, monitor)
             can_judge = enough and limit is not None
-            found = intervals(manifest, truth, output, monitor.confidence_level).get(name) if can_judge else None
+            found = (
+                compute_intervals(manifest, truth, output, monitor.confidence_level).get(name) if can_judge else None
+            )
             yield SliceQuality(
                 column=column,
                 value=value,
                 rows=int(counts[at]),
                 enough=enough,
-                worse=bool(found and limit is not None and _beyond(name, found, limit)),
+                worse=bool(found and limit is not None and _is_beyond(name, found, limit)),
                 reference=reference,
-                metrics=metrics.judge(task, truth, output, _decision(manifest, evaluate)),
+                metrics=metrics.judge(task, truth, output, _build_decision(manifest, evaluate)),
             )

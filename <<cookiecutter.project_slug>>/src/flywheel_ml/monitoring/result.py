@@ -13,8 +13,8 @@ from flywheel_ml.core.profile import PREDICTION
 from flywheel_ml.monitoring.drift import Drift, compare
 from flywheel_ml.monitoring.quality import Quality, assess
 from flywheel_ml.monitoring.window import Window
-from flywheel_ml.utils import strict, words
-from flywheel_ml.utils.files import canonical
+from flywheel_ml.utils import config_model, formatting
+from flywheel_ml.utils.files import canonical_json
 
 Verdict = Literal["ok", "insufficient data", "drift", "degraded"]
 EXIT_STATUS: dict[Verdict, int] = {"ok": 0, "insufficient data": 3, "drift": 4, "degraded": 5}
@@ -23,7 +23,7 @@ BUCKETS = ((1, 72), (24, 120), (7 * 24, 120), (28 * 24, 10_000))
 """Hours of a bucket, and how many of its kind are drawn before the next size is taken."""
 
 
-class Violation(strict.Strict):
+class RuleViolation(config_model.StrictModel):
     """Rows of the window that break the contract."""
 
     column: str
@@ -32,14 +32,14 @@ class Violation(strict.Strict):
     share: float
 
 
-class Bucket(strict.Strict):
+class Bucket(config_model.StrictModel):
     """Rows of one stretch of time, `hours` long."""
 
     start: datetime
     rows: int
 
 
-class Volume(strict.Strict):
+class Volume(config_model.StrictModel):
     """How many rows came, and when; without times there are no buckets."""
 
     rows: int
@@ -52,7 +52,7 @@ class Volume(strict.Strict):
     buckets: tuple[Bucket, ...]
 
 
-class Model(strict.Strict):
+class Model(config_model.StrictModel):
     """The model that the window was compared with."""
 
     name: str
@@ -63,7 +63,7 @@ class Model(strict.Strict):
     reference_rows: int
 
 
-class Result(strict.Strict):
+class Result(config_model.StrictModel):
     """Everything that monitoring found out about one window."""
 
     format: Literal[1] = 1
@@ -75,7 +75,7 @@ class Result(strict.Strict):
     versions: dict[str, int]
     model: Model
     volume: Volume
-    violations: tuple[Violation, ...]
+    violations: tuple[RuleViolation, ...]
     drift: Drift
     quality: Quality
 
@@ -84,12 +84,12 @@ class Result(strict.Strict):
         """0 ok, 3 insufficient data, 4 drift, 5 degraded."""
         return EXIT_STATUS[self.verdict]
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         """The result as canonical JSON."""
-        return canonical(self.model_dump(mode="json"), indent=2) + "\n"
+        return canonical_json(self.model_dump(mode="json"), indent=2) + "\n"
 
 
-def judge(window: Window, bundle: Bundle, params: Params, at: datetime) -> Result:
+def evaluate_window(window: Window, bundle: Bundle, params: Params, at: datetime) -> Result:
     """Compare a window with the model's reference, and say what that means.
 
     Args:
@@ -103,13 +103,13 @@ def judge(window: Window, bundle: Bundle, params: Params, at: datetime) -> Resul
     dates = [column.name for column in contract.inputs if column.type == "datetime"]
     drift = compare(reference, window.profile, params.monitor, untested=dates)
     quality = assess(window, bundle.manifest, params.monitor, params.evaluate)
-    violations = tuple(_violations(window, bundle))
-    verdict = _verdict(drift, quality)
+    violations = tuple(_find_violations(window, bundle))
+    verdict = _combine_verdicts(drift, quality)
     return Result(
         at=at.astimezone(UTC),
         verdict=verdict,
-        headline=_headline(verdict, drift, quality),
-        sentences=tuple(_sentences(window, drift, quality, violations)),
+        headline=_write_headline(verdict, drift, quality),
+        sentences=tuple(_write_sentences(window, drift, quality, violations)),
         source=window.source,
         versions=dict(window.versions),
         model=Model(
@@ -120,26 +120,26 @@ def judge(window: Window, bundle: Bundle, params: Params, at: datetime) -> Resul
             digest=bundle.digest,
             reference_rows=reference.rows,
         ),
-        volume=_volume(window),
+        volume=_summarize_volume(window),
         violations=violations,
         drift=drift,
         quality=quality,
     )
 
 
-def _verdict(drift: Drift, quality: Quality) -> Verdict:
+def _combine_verdicts(drift: Drift, quality: Quality) -> Verdict:
     """The worst of both; where neither found anything, too little to compare is never ok."""
     if quality.verdict == "degraded":
         return "degraded"
     return drift.verdict
 
 
-def _headline(verdict: Verdict, drift: Drift, quality: Quality) -> str:
+def _write_headline(verdict: Verdict, drift: Drift, quality: Quality) -> str:
     if verdict == "degraded":
         judged, name = quality.measures[quality.judged], quality.judged
         assert judged.reference is not None
-        now, tested = words.measure(name, judged.value), words.measure(name, judged.reference)
-        return f"The model has become worse: {words.MEASURES[name]} {now}, {tested} when it was tested."
+        now, tested = formatting.metric_value(name, judged.value), formatting.metric_value(name, judged.reference)
+        return f"The model has become worse: {formatting.METRIC_NAMES[name]} {now}, {tested} when it was tested."
     if verdict == "insufficient data":
         return f"Too little data to say anything: {drift.reason}."
     if verdict == "ok":
@@ -155,7 +155,9 @@ def _headline(verdict: Verdict, drift: Drift, quality: Quality) -> str:
     return f"{changed} of {inputs} inputs no longer {verb} as when the model was tested{answers}."
 
 
-def _sentences(window: Window, drift: Drift, quality: Quality, violations: tuple[Violation, ...]) -> Iterator[str]:
+def _write_sentences(
+    window: Window, drift: Drift, quality: Quality, violations: tuple[RuleViolation, ...]
+) -> Iterator[str]:
     if quality.verdict == "degraded" or (quality.verdict == "ok" and drift.verdict == "drift"):
         meaning = "" if quality.verdict == "degraded" else "; the drift has not cost quality so far"
         yield f"Quality: {quality.reason}{meaning}."
@@ -175,22 +177,22 @@ def _sentences(window: Window, drift: Drift, quality: Quality, violations: tuple
     if violations:
         worst = violations[0]
         more = f" and {len(violations) - 1} more" if len(violations) > 1 else ""
-        yield f"The contract is broken by {words.rows(worst.rows)} of ‘{worst.column}’ ({worst.rule}){more}."
+        yield f"The contract is broken by {formatting.rows(worst.rows)} of ‘{worst.column}’ ({worst.rule}){more}."
     if window.degraded:
         yield f"A fallback, not the model, answered {window.degraded / window.rows:.1%} of the rows."
-    yield from _of_versions(window)
+    yield from _describe_versions(window)
     yield from quality.cautions
 
 
-def _of_versions(window: Window) -> Iterator[str]:
-    if window.undigested:
-        told = f"{words.rows(window.undigested)} were logged before model digests"
+def _describe_versions(window: Window) -> Iterator[str]:
+    if window.rows_without_digest:
+        told = f"{formatting.rows(window.rows_without_digest)} were logged before model digests"
         yield f"{told} and are taken for this model's because of their version number alone."
     if len(window.versions) > 1:
         yield f"The window mixes {len(window.versions)} model versions: {', '.join(window.versions)}."
 
 
-def _violations(window: Window, bundle: Bundle) -> Iterator[Violation]:
+def _find_violations(window: Window, bundle: Bundle) -> Iterator[RuleViolation]:
     found = []
     for column in bundle.contract.inputs:
         counts = window.profile.columns.get(column.name)
@@ -204,10 +206,10 @@ def _violations(window: Window, bundle: Bundle) -> Iterator[Violation]:
             elif rule.kind == "range" and (outside := window.out_of_range.get(column.name)):
                 found.append((column.name, rule.message, outside))
     for name, message, rows in sorted(found, key=lambda violation: -violation[2]):
-        yield Violation(column=name, rule=message, rows=rows, share=rows / window.rows)
+        yield RuleViolation(column=name, rule=message, rows=rows, share=rows / window.rows)
 
 
-def _volume(window: Window) -> Volume:
+def _summarize_volume(window: Window) -> Volume:
     hours = np.array(list(window.hours), dtype=np.int64)
     rows = np.array(list(window.hours.values()), dtype=np.int64)
     span = int(hours[-1] - hours[0]) + 1 if len(hours) else 0

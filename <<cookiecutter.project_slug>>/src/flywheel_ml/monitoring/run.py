@@ -8,14 +8,14 @@ from typing import NamedTuple
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import alerts, report
-from flywheel_ml.monitoring.result import Result, judge
+from flywheel_ml.monitoring.result import Result, evaluate_window
 from flywheel_ml.monitoring.window import Window
 from flywheel_ml.utils.files import replacing
 
 ALERTS = "alerts.jsonl"
 
 
-class Monitored(NamedTuple):
+class MonitoringRun(NamedTuple):
     """What one run found, and where it wrote it."""
 
     result: Result
@@ -31,7 +31,7 @@ def monitor(
     out_dir: Path,
     now: datetime | None = None,
     rules: Sequence[alerts.Rule] = alerts.STANDARD,
-) -> Monitored:
+) -> MonitoringRun:
     """Judge a window and write `<stamp>.json`, `<stamp>.html`, the same as `latest.*`, and new lines of `alerts.jsonl`.
 
     Every file is whole or absent. Delivering the alerts is the caller's part (`alerts.deliver`).
@@ -45,13 +45,13 @@ def monitor(
         rules: what raises alerts.
     """
     at = (now or datetime.now(UTC)).astimezone(UTC)
-    result = judge(window, bundle, params, at)
-    texts = {"json": result.text(), "html": report.html(result, window, bundle)}
+    result = evaluate_window(window, bundle, params, at)
+    texts = {"json": result.to_json(), "html": report.render_html(result, window, bundle)}
     stamp = f"{at:%Y%m%dT%H%M%S.%fZ}"
     for name in (stamp, "latest"):
         for suffix, text in texts.items():
             with replacing(out_dir / f"{name}.{suffix}") as part:
                 part.write_text(text, encoding="utf-8")
-    raised = alerts.of(result, rules)
+    raised = alerts.build_alerts(result, rules)
     alerts.append(out_dir / ALERTS, raised)
-    return Monitored(result, raised, out_dir / f"{stamp}.json", out_dir / f"{stamp}.html")
+    return MonitoringRun(result, raised, out_dir / f"{stamp}.json", out_dir / f"{stamp}.html")

@@ -22,12 +22,12 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Columns, Contract, from_rows
 from flywheel_ml.core.parsing.rules import BREAKS, rules_of
 from flywheel_ml.data import tables
-from flywheel_ml.prediction_log import Logged, Reader
+from flywheel_ml.prediction_log import LoggedPrediction, Reader
 from flywheel_ml.utils.errors import DataError
 
 CHUNK_ROWS = 20_000
 MISSING_SLICE = "(missing)"
-_FOLD = 32
+_MAX_PARTS = 32
 _HOUR_US = 3_600_000_000
 
 
@@ -36,7 +36,7 @@ class Chunk(NamedTuple):
 
     `truth` is what `Contract.truth` makes of the labels, NaN where none has arrived; `output` [n_rows, k] as in
     `metrics.judge`, needed only where there is a label; `times` are datetime64[us] or None; `degraded` marks rows
-    that a fallback answered, not the model; `undigested` as in `Window`.
+    that a fallback answered, not the model; `rows_without_digest` as in `Window`.
     """
 
     columns: Columns
@@ -46,7 +46,7 @@ class Chunk(NamedTuple):
     times: np.ndarray | None
     versions: np.ndarray
     degraded: np.ndarray
-    undigested: int = 0
+    rows_without_digest: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Window:
         profile: counts of the inputs and of the model's own scores, in the reference's bins.
         rows: all rows; `degraded` of them were answered by a fallback.
         versions: model version → rows.
-        undigested: rows that were logged before model digests, and are the model's by its version alone.
+        rows_without_digest: rows that were logged before model digests, and are the model's by its version alone.
         out_of_range: column → rows beyond the contract's range.
         hours: hours since 1970 → rows, where the rows have times; `first` and `last` are the extreme times.
         clock: what the times mean.
@@ -80,7 +80,7 @@ class Window:
     output: np.ndarray
     truth: np.ndarray
     slices: Columns
-    undigested: int = 0
+    rows_without_digest: int = 0
 
 
 def from_log(
@@ -105,7 +105,7 @@ def from_log(
     """
     logged = reader.predictions(since_us, until_us, model_version, model_digest=model_digest)
     chunks = iter(lambda: list(itertools.islice(logged, chunk_rows)), [])
-    parts = (_logged(chunk, bundle) for chunk in chunks)
+    parts = (_read_logged(chunk, bundle) for chunk in chunks)
     return _collect(parts, bundle, slices, source="prediction log", clock="time of the prediction (UTC)")
 
 
@@ -115,7 +115,7 @@ def from_file(path: Path, bundle: Bundle, slices: Sequence[str] = (), chunk_rows
     Raises:
         DataError: the file cannot be read, lacks a column, or holds values of another type than the contract says.
     """
-    parts = (_scored(frame, bundle.contract, path) for frame in tables.chunks(path, bundle.contract, chunk_rows))
+    parts = (_read_scored(frame, bundle.contract, path) for frame in tables.chunks(path, bundle.contract, chunk_rows))
     moment = bundle.contract.time
     return _collect(parts, bundle, slices, source=f"scored file {path.name}", clock=moment.name if moment else "")
 
@@ -133,20 +133,20 @@ def merge(windows: Iterable[Window]) -> Window:
         profile=profile.merge(part.profile for part in parts),
         rows=sum(part.rows for part in parts),
         degraded=sum(part.degraded for part in parts),
-        versions=_added(part.versions for part in parts),
-        out_of_range=_added(part.out_of_range for part in parts),
-        hours=_added(part.hours for part in parts),
+        versions=_add_counts(part.versions for part in parts),
+        out_of_range=_add_counts(part.out_of_range for part in parts),
+        hours=_add_counts(part.hours for part in parts),
         first=min((part.first for part in parts if part.first), default=None),
         last=max((part.last for part in parts if part.last), default=None),
         clock=first.clock,
         output=np.concatenate([part.output for part in parts]),
         truth=np.concatenate([part.truth for part in parts]),
         slices={name: np.concatenate([part.slices[name] for part in parts]) for name in first.slices},
-        undigested=sum(part.undigested for part in parts),
+        rows_without_digest=sum(part.rows_without_digest for part in parts),
     )
 
 
-def count(
+def count_chunk(
     chunk: Chunk, contract: Contract, reference: profile.Profile, slices: Sequence[str], source: str, clock: str
 ) -> Window:
     """The window of one chunk."""
@@ -158,34 +158,43 @@ def count(
         rows=len(chunk.scores),
         degraded=int(chunk.degraded.sum()),
         versions=dict(Counter(chunk.versions.tolist())),
-        out_of_range=_out_of_range(contract, chunk.columns),
-        hours=_hours(chunk.times),
-        first=_extreme(np.min, chunk.times),
-        last=_extreme(np.max, chunk.times),
+        out_of_range=_count_out_of_range(contract, chunk.columns),
+        hours=_count_hours(chunk.times),
+        first=_find_extreme(np.min, chunk.times),
+        last=_find_extreme(np.max, chunk.times),
         clock=clock,
         output=chunk.output[labelled].astype(np.float32),
         truth=chunk.truth[labelled],
-        slices={name: _groups(chunk.columns[name][labelled]) for name in slices},
-        undigested=chunk.undigested,
+        slices={name: _name_slices(chunk.columns[name][labelled]) for name in slices},
+        rows_without_digest=chunk.rows_without_digest,
     )
 
 
 def _collect(chunks: Iterable[Chunk], bundle: Bundle, slices: Sequence[str], source: str, clock: str) -> Window:
     reference = bundle.profile
     slices = [column.name for column in bundle.contract.inputs if column.name in slices]
-    parts = [count(_watched(_nothing(bundle.contract), bundle), bundle.contract, reference, slices, source, clock)]
+    parts = [
+        count_chunk(
+            _add_drift_features(_empty_chunk(bundle.contract), bundle),
+            bundle.contract,
+            reference,
+            slices,
+            source,
+            clock,
+        )
+    ]
     for chunk in chunks:
-        parts.append(count(_watched(chunk, bundle), bundle.contract, reference, slices, source, clock))
-        if len(parts) == _FOLD:
+        parts.append(count_chunk(_add_drift_features(chunk, bundle), bundle.contract, reference, slices, source, clock))
+        if len(parts) == _MAX_PARTS:
             parts = [merge(parts)]
     return merge(parts)
 
 
-def _watched(chunk: Chunk, bundle: Bundle) -> Chunk:
+def _add_drift_features(chunk: Chunk, bundle: Bundle) -> Chunk:
     return chunk._replace(columns={**chunk.columns, **bundle.watched(chunk.columns)})
 
 
-def _nothing(contract: Contract) -> Chunk:
+def _empty_chunk(contract: Contract) -> Chunk:
     none = np.empty(0)
     output = np.empty((0, len(contract.classes) or 3))
     return Chunk(
@@ -193,21 +202,21 @@ def _nothing(contract: Contract) -> Chunk:
     )
 
 
-def _logged(rows: Sequence[Logged], bundle: Bundle) -> Chunk:
+def _read_logged(rows: Sequence[LoggedPrediction], bundle: Bundle) -> Chunk:
     predictions = [row.prediction for row in rows]
     return Chunk(
         columns=from_rows(bundle.contract.inputs, [json.loads(p.inputs) for p in predictions]),
         scores=np.array([p.score for p in predictions], dtype=np.float32),
-        output=_logged_output(rows, bundle.contract),
-        truth=np.array([_true(row.label, bundle.contract) for row in rows], dtype=np.float64),
+        output=_read_logged_output(rows, bundle.contract),
+        truth=np.array([_parse_label(row.label, bundle.contract) for row in rows], dtype=np.float64),
         times=np.array([p.timestamp_us for p in predictions], dtype="datetime64[us]"),
         versions=np.array([p.model_version for p in predictions], dtype=object),
         degraded=np.array([p.degraded for p in predictions], dtype=bool),
-        undigested=sum(p.model_digest is None for p in predictions),
+        rows_without_digest=sum(p.model_digest is None for p in predictions),
     )
 
 
-def _true(text: str | None, contract: Contract) -> float:
+def _parse_label(text: str | None, contract: Contract) -> float:
     """A label as `Contract.truth` has it; NaN for none, and for one that the target cannot have."""
     if text is None:
         return math.nan
@@ -217,7 +226,7 @@ def _true(text: str | None, contract: Contract) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _logged_output(rows: Sequence[Logged], contract: Contract) -> np.ndarray:
+def _read_logged_output(rows: Sequence[LoggedPrediction], contract: Contract) -> np.ndarray:
     """Outputs [n_rows, k] of labelled rows; nobody asks for the others'."""
     output = np.full((len(rows), len(contract.classes) or 3), np.nan)
     for at, (prediction, label) in enumerate(rows):
@@ -234,7 +243,7 @@ def _logged_output(rows: Sequence[Logged], contract: Contract) -> np.ndarray:
     return output
 
 
-def _scored(frame: pl.DataFrame, contract: Contract, path: Path) -> Chunk:
+def _read_scored(frame: pl.DataFrame, contract: Contract, path: Path) -> Chunk:
     target = contract.target
     has_labels = target.name in frame.columns
     wanted = (*contract.inputs, target) if has_labels else contract.inputs
@@ -259,15 +268,17 @@ def _scored(frame: pl.DataFrame, contract: Contract, path: Path) -> Chunk:
     return Chunk(
         columns={column.name: columns[column.name] for column in contract.inputs},
         scores=scores.to_numpy(),
-        output=_scored_output(frame, contract, path) if has_labels else np.empty((rows, len(contract.classes) or 3)),
+        output=_read_scored_output(frame, contract, path)
+        if has_labels
+        else np.empty((rows, len(contract.classes) or 3)),
         truth=contract.truth(columns[target.name]) if has_labels else np.full(rows, np.nan),
         times=columns[contract.time.name] if contract.time else None,
-        versions=_texts(frame, "model_version"),
+        versions=_read_texts(frame, "model_version"),
         degraded=np.zeros(rows, dtype=bool),
     )
 
 
-def _scored_output(frame: pl.DataFrame, contract: Contract, path: Path) -> np.ndarray:
+def _read_scored_output(frame: pl.DataFrame, contract: Contract, path: Path) -> np.ndarray:
     """What `flows/scoring.py` wrote, as outputs [n_rows, k]."""
     wanted = {"binary": ["score"], "multiclass": ["probabilities"], "regression": ["prediction", "low", "high"]}
     if absent := [name for name in wanted[contract.task] if name not in frame.columns]:
@@ -282,7 +293,7 @@ def _scored_output(frame: pl.DataFrame, contract: Contract, path: Path) -> np.nd
     return np.concatenate((1 - output, output), axis=1) if contract.task == "binary" else output
 
 
-def _texts(frame: pl.DataFrame, name: str) -> np.ndarray:
+def _read_texts(frame: pl.DataFrame, name: str) -> np.ndarray:
     texts: np.ndarray = (
         frame[name].cast(pl.String).fill_null("unknown").to_numpy()
         if name in frame.columns
@@ -291,7 +302,7 @@ def _texts(frame: pl.DataFrame, name: str) -> np.ndarray:
     return texts
 
 
-def _out_of_range(contract: Contract, columns: Columns) -> dict[str, int]:
+def _count_out_of_range(contract: Contract, columns: Columns) -> dict[str, int]:
     found = {}
     for column in contract.inputs:
         for rule in rules_of(column):
@@ -300,21 +311,21 @@ def _out_of_range(contract: Contract, columns: Columns) -> dict[str, int]:
     return found
 
 
-def _hours(times: np.ndarray | None) -> dict[int, int]:
+def _count_hours(times: np.ndarray | None) -> dict[int, int]:
     if times is None:
         return {}
     hours, rows = np.unique(times[~np.isnat(times)].astype(np.int64) // _HOUR_US, return_counts=True)
     return dict(zip(hours.tolist(), rows.tolist(), strict=True))
 
 
-def _extreme(of: Any, times: np.ndarray | None) -> datetime | None:
+def _find_extreme(of: Any, times: np.ndarray | None) -> datetime | None:
     if times is None or np.isnat(times).all():
         return None
     found: datetime = of(times[~np.isnat(times)]).item()
     return found
 
 
-def _groups(values: np.ndarray) -> np.ndarray:
+def _name_slices(values: np.ndarray) -> np.ndarray:
     """Values as evaluation names slices by them, one str object for all equal ones."""
     if values.dtype.kind == "f":
         texts = np.where(np.isnan(values), MISSING_SLICE, np.where(values != 0, "true", "false"))
@@ -326,7 +337,7 @@ def _groups(values: np.ndarray) -> np.ndarray:
     return groups
 
 
-def _added(counts: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
+def _add_counts(counts: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
     total: Counter[Any] = Counter()
     for part in counts:
         total.update(part)

@@ -8,7 +8,7 @@ In a folder, each process writes a SQLite file of its own (SQLite before 3.51.3 
 connections checkpoint one WAL) and readers open all files as one log. Given a database URL, all write there.
 """
 
-from flywheel_ml.prediction_log.reader import Logged, Reader, Tally, together
+from flywheel_ml.prediction_log.reader import LoggedPrediction, Reader, VariantStats, merge_stats
 from flywheel_ml.prediction_log.rows import (
     SHADOW,
     Block,
@@ -17,41 +17,41 @@ from flywheel_ml.prediction_log.rows import (
     Outcome,
     Prediction,
     Row,
-    block_ids,
     build_block,
     build_predictions,
     dumps,
-    moment,
+    new_block_ids,
     new_id,
     new_ids,
     now_us,
+    to_datetime,
 )
 from flywheel_ml.prediction_log.spool import Spool
-from flywheel_ml.prediction_log.stores import Contradiction, Unavailable
+from flywheel_ml.prediction_log.stores import LabelConflict, Unavailable
 from flywheel_ml.prediction_log.writer import Writer
 
 __all__ = [
     "SHADOW",
     "Block",
-    "Contradiction",
     "Job",
-    "Logged",
+    "LabelConflict",
+    "LoggedPrediction",
     "Origin",
     "Outcome",
     "Prediction",
     "Reader",
     "Row",
     "Spool",
-    "Tally",
     "Unavailable",
+    "VariantStats",
     "Writer",
-    "block_ids",
     "build_block",
     "build_predictions",
     "dumps",
-    "moment",
+    "merge_stats",
+    "new_block_ids",
     "new_id",
     "new_ids",
     "now_us",
-    "together",
+    "to_datetime",
 ]

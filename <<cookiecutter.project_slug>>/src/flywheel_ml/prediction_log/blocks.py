@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
-from flywheel_ml.prediction_log.rows import microseconds
+from flywheel_ml.prediction_log.rows import parse_microseconds
 
-Triple = tuple[dict[str, Any], dict[str, Any], float]
+UnpackedRow = tuple[dict[str, Any], dict[str, Any], float]
 """A row, what it was told, and its score."""
 COMPRESSION = "lz4"
 """Of blocks in Arrow: less than half the bytes to be written, in less time than writing them would take."""
-AT_ONCE = 1000
+ROWS_PER_SLICE = 1000
 """Rows made Python values at once."""
 
 
-class Row(NamedTuple):
+class BlockRow(NamedTuple):
     """One prediction of a block; `inputs` and `output` are the JSON texts that it would have as a row of the log."""
 
     entity_id: str | None
@@ -31,7 +31,7 @@ class Row(NamedTuple):
     score: float
 
 
-def pack(table: Any, compression: str | None = None) -> bytes:
+def pack_table(table: Any, compression: str | None = None) -> bytes:
     """A `pyarrow.Table` as an IPC stream."""
     import pyarrow as pa
 
@@ -42,7 +42,7 @@ def pack(table: Any, compression: str | None = None) -> bytes:
     return packed
 
 
-def pack_rows(instances: Sequence[Mapping[str, Any]]) -> bytes:
+def pack_inputs(instances: Sequence[Mapping[str, Any]]) -> bytes:
     """`inputs` in JSON; what a row leaves out, and another has, is null."""
     try:
         columns = {name: [row[name] for row in instances] for name in max(instances, key=len)}
@@ -52,41 +52,49 @@ def pack_rows(instances: Sequence[Mapping[str, Any]]) -> bytes:
     return to_json(columns)
 
 
-def pack_told(told: Sequence[str], scores: Sequence[str]) -> bytes:
+def pack_outputs(told: Sequence[str], scores: Sequence[str]) -> bytes:
     """`outputs` in JSON; `told` are JSON objects, `scores` numbers as JSON has them."""
     return f'{{"score":[{",".join(scores)}],"told":[{",".join(told)}]}}'.encode()
 
 
-def rows(
+def unpack(
     inputs: bytes, outputs: bytes, entity_column: str | None = None, event_timestamp_column: str | None = None
-) -> Iterator[Row]:
+) -> Iterator[BlockRow]:
     """The rows of a block; the two columns hold what a row is called, and when it happened.
 
     Raises:
         ImportError: the block is in Arrow, and pyarrow is not installed.
     """
-    for row, output, score in _of_json(inputs, outputs) if inputs[:1] == b"{" else _of_arrow(inputs, outputs):
+    for row, output, score in _unpack_json(inputs, outputs) if inputs[:1] == b"{" else _unpack_arrow(inputs, outputs):
         entity, happened = row.get(entity_column), row.get(event_timestamp_column)  # type: ignore[arg-type]
-        yield Row(None if entity is None else str(entity), microseconds(happened), _text(row), _text(output), score)
+        yield BlockRow(
+            None if entity is None else str(entity),
+            parse_microseconds(happened),
+            _to_text(row),
+            _to_text(output),
+            score,
+        )
 
 
-def _of_json(inputs: bytes, outputs: bytes) -> Iterable[Triple]:
+def _unpack_json(inputs: bytes, outputs: bytes) -> Iterable[UnpackedRow]:
     columns, answered = from_json(inputs), from_json(outputs)
     # A request may bring rows without any column.
     asked = [{name: values[at] for name, values in columns.items()} for at in range(len(answered["told"]))]
     return zip(asked, answered["told"], answered["score"], strict=True)
 
 
-def _of_arrow(inputs: bytes, outputs: bytes) -> Iterator[Triple]:
+def _unpack_arrow(inputs: bytes, outputs: bytes) -> Iterator[UnpackedRow]:
     import pyarrow as pa
 
     asked, told = (pa.ipc.open_stream(stream).read_all() for stream in (inputs, outputs))
-    for at in range(0, told.num_rows, AT_ONCE):
-        for row, output in zip(plain(asked.slice(at, AT_ONCE)), told.slice(at, AT_ONCE).to_pylist(), strict=True):
+    for at in range(0, told.num_rows, ROWS_PER_SLICE):
+        for row, output in zip(
+            to_json_rows(asked.slice(at, ROWS_PER_SLICE)), told.slice(at, ROWS_PER_SLICE).to_pylist(), strict=True
+        ):
             yield row, output, output.pop("score")
 
 
-def plain(table: Any) -> list[dict[str, Any]]:
+def to_json_rows(table: Any) -> list[dict[str, Any]]:
     """The rows of a table of inputs as JSON would carry them."""
     return [
         {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
@@ -94,5 +102,5 @@ def plain(table: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _text(content: dict[str, Any]) -> str:
+def _to_text(content: dict[str, Any]) -> str:
     return to_json(content).decode()

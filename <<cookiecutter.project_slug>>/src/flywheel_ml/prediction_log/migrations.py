@@ -21,7 +21,7 @@ _LOCK = 0x666C7977686C6F67
 """Key of the advisory lock that migrations take."""
 
 
-def version_of(connection: sa.Connection) -> int:
+def read_version(connection: sa.Connection) -> int:
     """Schema version found; 0 in an empty database."""
     if not sa.inspect(connection).has_table(versions.name):
         return 0
@@ -36,15 +36,15 @@ def migrate(engine: sa.Engine) -> None:
     """
     with engine.begin() as connection:
         _lock(connection)
-        if version_of(connection) >= SCHEMA_VERSION:
+        if read_version(connection) >= SCHEMA_VERSION:
             return  # Another process was quicker.
         for table in TABLES.values():
-            _bring_up_to_date(connection, table)
+            _upgrade(connection, table)
         metadata.create_all(connection)
         connection.execute(sa.insert(versions), {"version": SCHEMA_VERSION})
 
 
-def as_of(version: int, table: sa.Table) -> sa.FromClause | None:
+def select_as_current(version: int, table: sa.Table) -> sa.FromClause | None:
     """A table of a database of this schema version, its columns called as they are now; None where it has none."""
     if version >= SCHEMA_VERSION:
         return table
@@ -71,7 +71,7 @@ def _lock(connection: sa.Connection) -> None:
         connection.exec_driver_sql(f"LOCK TABLE {versions.name} IN ACCESS EXCLUSIVE MODE")
 
 
-def _bring_up_to_date(connection: sa.Connection, table: sa.Table) -> None:
+def _upgrade(connection: sa.Connection, table: sa.Table) -> None:
     inspector = sa.inspect(connection)
     if not inspector.has_table(table.name):
         return

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 
-from flywheel_ml.prediction_log.migrations import as_of
-from flywheel_ml.prediction_log.opening import engine_of, explained, version_of
+from flywheel_ml.prediction_log.engine import check_version, create_engine, translate_errors
+from flywheel_ml.prediction_log.migrations import select_as_current
 from flywheel_ml.prediction_log.rows import (
     BLOCK_DIGITS,
     SCHEMA_VERSION,
@@ -20,8 +20,8 @@ from flywheel_ml.prediction_log.rows import (
     Block,
     Job,
     Prediction,
+    block_row_id,
     blocks,
-    id_in_block,
     jobs,
     labels,
     predictions,
@@ -35,7 +35,7 @@ _IN_BLOCK = re.compile(r"[0-9a-f]{32}")
 _READ_ONLY = {"mode": "ro", "uri": "true"}
 
 
-class Tally(NamedTuple):
+class VariantStats(NamedTuple):
     """What one model did in one variant; `mean_score` is of the rows that were logged one by one, NaN without any."""
 
     variant: str
@@ -48,7 +48,7 @@ class Tally(NamedTuple):
     last_us: int
 
 
-class Logged(NamedTuple):
+class LoggedPrediction(NamedTuple):
     """A prediction read back, with its label (a JSON text) where one has arrived."""
 
     prediction: Prediction
@@ -60,21 +60,21 @@ class Reader:
 
     Args:
         target: a folder, or a database URL.
-        stays: whether connections to a database are kept from one question to the next, until `close`.
+        keep_open: whether connections to a database are kept from one question to the next, until `close`.
 
     Raises:
         ConfigError: a file was written by a newer version of this package.
     """
 
-    def __init__(self, target: str, stays: bool = False) -> None:
+    def __init__(self, target: str, keep_open: bool = False) -> None:
         self._target = target
-        self._kept = engine_of(target, pings=True) if stays and "://" in target else None
-        self._kept_version = 0
+        self._engine = create_engine(target, pings=True) if keep_open and "://" in target else None
+        self._engine_version = 0
 
     def close(self) -> None:
         """Close what was kept."""
-        if self._kept is not None:
-            self._kept.dispose()
+        if self._engine is not None:
+            self._engine.dispose()
 
     def predictions(
         self,
@@ -83,7 +83,7 @@ class Reader:
         model_version: str | None = None,
         variant: str | None = None,
         model_digest: str | None = None,
-    ) -> Iterator[Logged]:
+    ) -> Iterator[LoggedPrediction]:
         """Predictions with since ≤ time < until, in the order of each file, joined with their labels.
 
         With a digest, those of this model; rows without one, logged before schema 3, count by their version alone.
@@ -107,23 +107,23 @@ class Reader:
             query = query.where(of_version)
             return query.where(table.c.variant != SHADOW if variant is None else table.c.variant == variant)
 
-        of_blocks = (one for row in self._rows(blocks, asked) for one in _unpacked(Block._make(row)))
+        of_blocks = (one for row in self._rows(blocks, asked) for one in _unpack(Block._make(row)))
         found = itertools.chain(map(Prediction._make, self._rows(predictions, asked)), of_blocks)
         while some := list(itertools.islice(found, MAX_VARIABLES)):
             outcomes = self.labels([prediction.id for prediction in some])
-            yield from (Logged(prediction, outcomes.get(prediction.id)) for prediction in some)
+            yield from (LoggedPrediction(prediction, outcomes.get(prediction.id)) for prediction in some)
 
-    def tallies(self, since_us: int = 0) -> list[Tally]:
+    def compute_stats(self, since_us: int = 0) -> list[VariantStats]:
         """Counts of each variant and model from a moment on, shadows included, by variant, version and digest."""
-        found: dict[tuple[str, str, str], list[Tally]] = {}
+        found: dict[tuple[str, str, str], list[VariantStats]] = {}
         for table in (predictions, blocks):
-            for variant, version, digest, rows, *sums in self._rows(table, partial(_tallied, since_us)):
+            for variant, version, digest, rows, *sums in self._rows(table, partial(_select_stats, since_us)):
                 degraded, score, latency, last = sums
                 mean = math.nan if score is None else float(score)
                 model = (variant, version, digest)
-                part = Tally(*model, int(rows), int(degraded), mean, float(latency) / int(rows), last)
+                part = VariantStats(*model, int(rows), int(degraded), mean, float(latency) / int(rows), last)
                 found.setdefault((variant, version, digest or ""), []).append(part)
-        return [together(found[key]) for key in sorted(found)]
+        return [merge_stats(found[key]) for key in sorted(found)]
 
     def labels(self, ids: Sequence[str] | None = None) -> dict[str, str]:
         """Prediction id → label (a JSON text); of all, or of the ids given."""
@@ -131,27 +131,29 @@ class Reader:
             return dict(self._rows(labels, lambda table: sa.select(table.c.prediction_id, table.c.label)))
         return dict(
             row
-            for some in _batches(ids)
-            for row in self._found(labels, "prediction_id", some, ("prediction_id", "label"))
+            for some in _split_ids(ids)
+            for row in self._select_by_key(labels, "prediction_id", some, ("prediction_id", "label"))
         )
 
-    def known(self, ids: Sequence[str]) -> set[str]:
+    def find_known(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that are predictions in the log."""
-        found = {one for some in _batches(ids) for (one,) in self._found(predictions, "id", some, ("id",))}
-        return found | self._in_blocks([one for one in ids if one not in found and _IN_BLOCK.fullmatch(one)])
+        found = {one for some in _split_ids(ids) for (one,) in self._select_by_key(predictions, "id", some, ("id",))}
+        return found | self._find_in_blocks([one for one in ids if one not in found and _IN_BLOCK.fullmatch(one)])
 
     def find(self, name: str) -> Prediction | None:
         """The prediction of this id, a shadow's too; None where the log has none. Raises as `predictions`."""
-        found = list(self._found(predictions, "id", [name]))
-        if found or not self._in_blocks([name] if _IN_BLOCK.fullmatch(name) else []):
+        found = list(self._select_by_key(predictions, "id", [name]))
+        if found or not self._find_in_blocks([name] if _IN_BLOCK.fullmatch(name) else []):
             return Prediction._make(found[0]) if found else None
-        (block,) = self._found(blocks, "id", [id_in_block(name, 0)])
-        return next(row for row in _unpacked(Block._make(block)) if row.id == name)
+        (block,) = self._select_by_key(blocks, "id", [block_row_id(name, 0)])
+        return next(row for row in _unpack(Block._make(block)) if row.id == name)
 
-    def _in_blocks(self, ids: Sequence[str]) -> set[str]:
-        first = {one: id_in_block(one, 0) for one in ids}
-        asked = _batches(sorted(set(first.values())))
-        sizes = {found: rows for some in asked for found, rows in self._found(blocks, "id", some, ("id", "rows"))}
+    def _find_in_blocks(self, ids: Sequence[str]) -> set[str]:
+        first = {one: block_row_id(one, 0) for one in ids}
+        asked = _split_ids(sorted(set(first.values())))
+        sizes = {
+            found: rows for some in asked for found, rows in self._select_by_key(blocks, "id", some, ("id", "rows"))
+        }
         return {one for one in ids if int(one[-BLOCK_DIGITS:], 16) < sizes.get(first[one], 0)}
 
     def jobs(self) -> list[Job]:
@@ -167,7 +169,7 @@ class Reader:
 
         return any(next(self._rows(table, asked), None) for table in (predictions, blocks, jobs))
 
-    def _found(
+    def _select_by_key(
         self, table: sa.Table, key: str, values: Sequence[str], names: Sequence[str] | None = None
     ) -> Iterator[Any]:
         """The rows, or these columns of them, whose key is one of the values."""
@@ -177,35 +179,35 @@ class Reader:
     def _rows(self, table: sa.Table, query: Callable[[sa.FromClause], sa.Select[Any]]) -> Iterator[Any]:
         for engine in self._engines():
             try:
-                with explained(engine), engine.connect() as connection:
+                with translate_errors(engine), engine.connect() as connection:
                     if engine.dialect.name == "sqlite":  # Its driver would let a migration come between two queries.
                         connection.exec_driver_sql("BEGIN")
-                    if (found := as_of(self._version(connection), table)) is not None:
+                    if (found := select_as_current(self._version(connection), table)) is not None:
                         with connection.execution_options(yield_per=5000).execute(query(found)) as rows:
                             yield from rows
             finally:
-                if engine is not self._kept:
+                if engine is not self._engine:
                     engine.dispose()
 
     def _version(self, connection: sa.Connection) -> int:
-        if self._kept is None:
-            return version_of(connection)
-        if self._kept_version < SCHEMA_VERSION:
-            self._kept_version = version_of(connection)
-        return self._kept_version
+        if self._engine is None:
+            return check_version(connection)
+        if self._engine_version < SCHEMA_VERSION:
+            self._engine_version = check_version(connection)
+        return self._engine_version
 
     def _engines(self) -> Iterator[sa.Engine]:
-        if self._kept is not None:
-            yield self._kept
+        if self._engine is not None:
+            yield self._engine
             return
         urls: list[str | sa.URL] = [self._target]
         if "://" not in self._target:
             paths = sorted(Path(self._target).glob("*.db"))
             urls = [sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query=_READ_ONLY) for path in paths]
-        yield from map(engine_of, urls)
+        yield from map(create_engine, urls)
 
 
-def _tallied(since_us: int, table: sa.FromClause) -> sa.Select[Any]:
+def _select_stats(since_us: int, table: sa.FromClause) -> sa.Select[Any]:
     is_block = "rows" in table.c
     count: sa.ColumnElement[int] = table.c.rows if is_block else sa.literal(1)
     by = (table.c.variant, table.c.model_version, table.c.model_digest)
@@ -224,7 +226,7 @@ def _tallied(since_us: int, table: sa.FromClause) -> sa.Select[Any]:
     )
 
 
-def together(parts: Sequence[Tally]) -> Tally:
+def merge_stats(parts: Sequence[VariantStats]) -> VariantStats:
     """The tally of all rows; variant and model are those of the first."""
     rows = sum(part.rows for part in parts)
     scored = [part for part in parts if not math.isnan(part.mean_score)]
@@ -238,14 +240,14 @@ def together(parts: Sequence[Tally]) -> Tally:
     )
 
 
-def _unpacked(block: Block) -> Iterator[Prediction]:
-    from flywheel_ml.prediction_log.blocks import rows
+def _unpack(block: Block) -> Iterator[Prediction]:
+    from flywheel_ml.prediction_log.blocks import unpack
 
     try:
         columns = (block.entity_column, block.event_timestamp_column)
-        for at, row in enumerate(rows(block.inputs, block.outputs, *columns)):
+        for at, row in enumerate(unpack(block.inputs, block.outputs, *columns)):
             yield Prediction(
-                id_in_block(block.id, at),
+                block_row_id(block.id, at),
                 block.timestamp_us,
                 row.entity_id,
                 row.event_timestamp_us,
@@ -264,5 +266,5 @@ def _unpacked(block: Block) -> Iterator[Prediction]:
         ) from None
 
 
-def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+def _split_ids(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     return (ids[at : at + MAX_VARIABLES] for at in range(0, len(ids), MAX_VARIABLES))

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 
 from flywheel_ml.prediction_log.rows import Row
 from flywheel_ml.prediction_log.spool import Spool
-from flywheel_ml.prediction_log.stores import ClaimedFile, Database, Unavailable
+from flywheel_ml.prediction_log.stores import ClaimedSQLiteStore, PostgresStore, Unavailable
 
-Store = ClaimedFile | Database
+Store = ClaimedSQLiteStore | PostgresStore
 
 RETRY_SECONDS = 1.0
 """How often a log that was out is tried again."""
@@ -40,7 +40,7 @@ class Recovery:
         self._closed = threading.Event()
 
     @property
-    def fault(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why rows are refused now, if they are."""
         if self.outage is None:
             return None
@@ -53,7 +53,7 @@ class Recovery:
         """How many rows wait in the spool."""
         return self.spool.rows if self.spool else 0
 
-    def begin(self, error: Unavailable) -> None:
+    def begin_outage(self, error: Unavailable) -> None:
         """An outage begins, or goes on."""
         with self._state:
             if self.outage is None:
@@ -62,7 +62,7 @@ class Recovery:
             self.outage = str(error)
         self.start()
 
-    def keep(self, rows: Sequence[Row]) -> None:
+    def spool_rows(self, rows: Sequence[Row]) -> None:
         """Commit rows to the spool.
 
         Raises:
@@ -102,7 +102,7 @@ class Recovery:
                 if self.outage is not None:
                     with self._lock():
                         self._store.probe()
-                    self._end()
+                    self._end_outage()
                 self._empty_spool()
             except Unavailable:
                 continue
@@ -114,7 +114,7 @@ class Recovery:
                     self._thread = None
                     return
 
-    def _end(self) -> None:
+    def _end_outage(self) -> None:
         with self._state:
             seconds = time.monotonic() - self._outage_since
             self.outage = None
@@ -126,11 +126,11 @@ class Recovery:
         while not self._closed.is_set() and self.spool.move(self._commit):
             pass
         if not self._closed.is_set():
-            self.spool.move_others(self._commit)
+            self.spool.move_abandoned(self._commit)
 
     def _commit(self, rows: Sequence[Row]) -> None:
         try:
             self._store.commit(rows)
         except Unavailable as error:
-            self.begin(error)
+            self.begin_outage(error)
             raise

@@ -189,7 +189,7 @@ def build_predictions(
             name,
             timestamp_us,
             None if entity_column is None or (entity := instance.get(entity_column)) is None else str(entity),
-            None if event_column is None else microseconds(instance.get(event_column)),
+            None if event_column is None else parse_microseconds(instance.get(event_column)),
             variant,
             version,
             digest,
@@ -238,23 +238,23 @@ def new_ids(count: int) -> list[str]:
     return [moment_ms + drawn[at : at + 20] for at in range(0, 20 * count, 20)]
 
 
-def block_ids(count: int) -> list[str]:
+def new_block_ids(count: int) -> list[str]:
     """Ids of a block's rows: like `new_ids`, but they share all digits save the last eight, which count from 0."""
     shared = new_id()[:-BLOCK_DIGITS]
     return [f"{shared}{at:08x}" for at in range(count)]
 
 
-def id_in_block(name: str, at: int) -> str:
+def block_row_id(name: str, at: int) -> str:
     """The id of the row at a place of the block to which the row of this id belongs."""
     return f"{name[:-BLOCK_DIGITS]}{at:0{BLOCK_DIGITS}x}"
 
 
-def moment(timestamp_us: int) -> datetime:
+def to_datetime(timestamp_us: int) -> datetime:
     """A log time as an aware datetime."""
     return datetime.fromtimestamp(timestamp_us / 1e6, tz=UTC)
 
 
-def microseconds(text: str | None) -> int | None:
+def parse_microseconds(text: str | None) -> int | None:
     """A time in ISO 8601 as microseconds since 1970, on its own clock if it names no zone."""
     if text is None:
         return None
@@ -269,7 +269,7 @@ def dumps(content: Mapping[str, Any]) -> str:
     return to_json(content).decode()
 
 
-def by_kind(rows: Sequence[Row]) -> Iterator[tuple[type, Sequence[Row]]]:
+def group_by_kind(rows: Sequence[Row]) -> Iterator[tuple[type, Sequence[Row]]]:
     """Rows table by table."""
     kinds = set(map(type, rows))
     if len(kinds) == 1:

@@ -12,12 +12,12 @@ from pydantic_core import to_json
 
 from flywheel_ml.prediction_log.reader import Reader
 from flywheel_ml.prediction_log.rows import Row
-from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedFile, File, Unavailable
+from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedSQLiteStore, SQLiteStore, Unavailable
 from flywheel_ml.utils.errors import ProjectError
 
-MOVED = 500
+MAX_MOVED_ROWS = 500
 """Most rows moved by one transaction."""
-REFUSED = "refused.jsonl"
+REJECTED_FILE = "refused.jsonl"
 """Where rows are kept that the database will never take."""
 
 
@@ -28,16 +28,16 @@ class Spool:
         folder: where such files are, on this machine.
         role: who writes.
         synchronous: SQLite's setting.
-        most_bytes: what the file may grow to.
+        max_bytes: what the file may grow to.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, role: str, synchronous: str, most_bytes: int) -> None:
+    def __init__(self, folder: Path, role: str, synchronous: str, max_bytes: int) -> None:
         self.folder = folder
-        self._file = ClaimedFile(folder, role, synchronous, most_bytes)
-        self._turn = threading.Lock()
+        self._file = ClaimedSQLiteStore(folder, role, synchronous, max_bytes)
+        self._lock = threading.Lock()
         self._reader = Reader(str(folder))
         self.rows = self._file.count()
 
@@ -48,16 +48,16 @@ class Spool:
 
     def commit(self, rows: Sequence[Row]) -> None:
         """One transaction; raises `Unavailable` when there is no room."""
-        with self._turn:
+        with self._lock:
             before = self._file.losses
             self._file.commit(rows, BUSY_MS)
             self.rows = self.rows + len(rows) if self._file.losses == before else self._file.count()
             if self._file.wants_checkpoint:
                 self._file.checkpoint()
 
-    def known(self, ids: Sequence[str]) -> set[str]:
+    def find_known(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids whose predictions wait here, in whichever process's file."""
-        return self._reader.known(ids)
+        return self._reader.find_known(ids)
 
     def labels(self, ids: Sequence[str]) -> dict[str, str]:
         """Prediction id → label, of those that wait here."""
@@ -71,35 +71,35 @@ class Spool:
         Raises:
             Unavailable: raised by `commit`, or there is something wrong with the spool itself.
         """
-        with self._turn:
-            rows = self._file.first(MOVED)
+        with self._lock:
+            rows = self._file.read_first(MAX_MOVED_ROWS)
         if rows:
-            self._hand_over(rows, commit)
-            with self._turn:
+            self._commit_or_set_aside(rows, commit)
+            with self._lock:
                 self.rows -= self._file.remove(rows)
         return bool(rows)
 
-    def move_others(self, commit: Callable[[Sequence[Row]], None]) -> None:
+    def move_abandoned(self, commit: Callable[[Sequence[Row]], None]) -> None:
         """The same with all that processes left which live no more; raises as `move`."""
         for path in sorted(self.folder.glob("*.db")):
             lock = filelock.FileLock(self.folder / f".{path.stem}.lock", timeout=0, thread_local=False)
             if path == self._file.path:
                 continue
             with suppress(filelock.Timeout), lock:
-                left = File(path, "NORMAL")
+                left = SQLiteStore(path, "NORMAL")
                 try:
-                    while rows := left.first(MOVED):
-                        self._hand_over(rows, commit)
+                    while rows := left.read_first(MAX_MOVED_ROWS):
+                        self._commit_or_set_aside(rows, commit)
                         left.remove(rows)
                 finally:
                     left.close()
 
     def close(self) -> None:
         """Close the file; what stands in it waits for the next process."""
-        with self._turn:
+        with self._lock:
             self._file.close()
 
-    def _hand_over(self, rows: Sequence[Row], commit: Callable[[Sequence[Row]], None]) -> None:
+    def _commit_or_set_aside(self, rows: Sequence[Row], commit: Callable[[Sequence[Row]], None]) -> None:
         try:
             commit(rows)
         except Unavailable:
@@ -117,11 +117,11 @@ class Spool:
     def _set_aside(self, row: Row, error: Exception) -> None:
         kept = {"kind": type(row).__name__, **row._asdict()}
         try:
-            with (self.folder / REFUSED).open("ab") as file:
+            with (self.folder / REJECTED_FILE).open("ab") as file:
                 file.write(to_json(kept, bytes_mode="base64") + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as fault:
             raise Unavailable(f"the spool cannot be written: {fault.strerror}") from None
         told = error if isinstance(error, ProjectError) else type(error).__name__
-        logging.getLogger(__name__).error("the database refused a spooled row, kept in %s: %s", REFUSED, told)
+        logging.getLogger(__name__).error("the database refused a spooled row, kept in %s: %s", REJECTED_FILE, told)

@@ -14,9 +14,9 @@ import filelock
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from flywheel_ml.prediction_log.opening import engine_of, explained, make, opened
-from flywheel_ml.prediction_log.patience import Patience
-from flywheel_ml.prediction_log.rows import TABLES, Block, Outcome, Row, by_kind, labels, versions
+from flywheel_ml.prediction_log.engine import create_engine, ensure_schema, open_engine, translate_errors
+from flywheel_ml.prediction_log.query_timeout import QueryTimeout
+from flywheel_ml.prediction_log.rows import TABLES, Block, Outcome, Row, group_by_kind, labels, versions
 from flywheel_ml.utils.errors import ConfigError, ProjectError
 
 CHECKPOINT_PAGES = 1000
@@ -25,12 +25,12 @@ a millisecond or two."""
 BUSY_MS = 5000
 """How long a SQLite file that somebody locked is waited for, where waiting holds up nobody."""
 PAGE_BYTES = 4096
-ANSWER_SECONDS = 5.0
+TRANSACTION_SECONDS = 5.0
 """How long a database may take for one transaction."""
 JOURNAL_STARTS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83", b"")
 """First bytes of a write-ahead log, none before its first commit. One that was truncated begins with zeros."""
 
-_PAGES_OF_A_COMMIT = 3
+_PAGES_PER_COMMIT = 3
 _INSERTS = {
     kind: str(sa.insert(table).compile(dialect=sqlite.dialect(paramstyle="qmark"))) for kind, table in TABLES.items()
 }
@@ -48,7 +48,7 @@ class FileLost(Unavailable):
     """The file was deleted, moved, replaced or truncated while it was open: rows in it would be lost."""
 
 
-class Contradiction(ProjectError):
+class LabelConflict(ProjectError):
     """Labels of predictions that have another one already.
 
     Args:
@@ -60,7 +60,7 @@ class Contradiction(ProjectError):
         self.ids = ids
 
 
-class File:
+class SQLiteStore:
     """One SQLite file, written through the driver itself: SQLAlchemy's part would cost more than SQLite's.
 
     After each commit it checks that its path still leads to what was written. SQLite does not: it goes on writing to a
@@ -69,28 +69,28 @@ class File:
     Args:
         path: its place; made where there is none.
         synchronous: SQLite's setting.
-        most_bytes: what it may grow to, its journal aside; 0 for any size.
+        max_bytes: what it may grow to, its journal aside; 0 for any size.
 
     Attributes:
         path: the same; another one after the file was lost and replaced.
     """
 
-    def __init__(self, path: Path, synchronous: str, most_bytes: int = 0) -> None:
+    def __init__(self, path: Path, synchronous: str, max_bytes: int = 0) -> None:
         self._synchronous = synchronous
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._open(path)
 
     def _open(self, path: Path) -> None:
-        engine = opened(sa.URL.create("sqlite", database=str(path)))
-        with explained(engine):
+        engine = open_engine(sa.URL.create("sqlite", database=str(path)))
+        with translate_errors(engine):
             engine.dispose()
         # Autocommit: transactions begin where it is said. Threads take turns by the lock of whoever owns this.
         # A reader may be mending the journal that a killed process left: that is waited for here, and not later.
         self._connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
         # A checkpoint waits for the disk, so it is made when the background thread has time for it.
         pragmas = ["journal_mode=WAL", f"synchronous={self._synchronous}", "wal_autocheckpoint=0"]
-        if self._most_bytes:
-            pragmas.append(f"max_page_count={max(1, self._most_bytes // PAGE_BYTES)}")
+        if self._max_bytes:
+            pragmas.append(f"max_page_count={max(1, self._max_bytes // PAGE_BYTES)}")
         self.path, self._journal, self._index = (Path(f"{path}{ending}") for ending in ("", "-wal", "-shm"))
         try:
             for pragma in pragmas:
@@ -122,12 +122,12 @@ class File:
             try:
                 self._connection.execute(_INSERTS[type(rows[0])], rows[0])
             except sqlite3.Error as error:
-                raise _blamed(error) from None
+                raise _classify_error(error) from None
         else:
             with self._transaction(busy_ms):
-                for kind, some in by_kind(rows):
+                for kind, some in group_by_kind(rows):
                     self._connection.executemany(_INSERTS[kind], some)
-        self._pages += _PAGES_OF_A_COMMIT + len(rows)
+        self._pages += _PAGES_PER_COMMIT + len(rows)
         if Block in set(map(type, rows)):
             self._pages += sum(row.pages for row in rows if isinstance(row, Block))
         if not self._is_in_place():
@@ -147,7 +147,7 @@ class File:
             if os.fstat(self._journal_fd).st_size:
                 raise
             # SQLite misses what stood in it. An empty one is no fault where a transaction begins it anew.
-            self._lose("'s journal was truncated", is_overwritten=True)
+            self._mark_lost("'s journal was truncated", is_overwritten=True)
         if not self._is_in_place():
             raise FileLost(self._loss)
 
@@ -156,10 +156,10 @@ class File:
         counts = (self._connection.execute(f"SELECT count(*) FROM {table.name}") for table in TABLES.values())  # noqa: S608
         return sum(found for ((found,),) in counts)
 
-    def first(self, most: int) -> list[Row]:
+    def read_first(self, max_rows: int) -> list[Row]:
         """Some of the rows, of one kind; none where there are none. Blocks are large, and come one by one."""
         for kind, table in TABLES.items():
-            limit = 1 if kind is Block else most
+            limit = 1 if kind is Block else max_rows
             query = f"SELECT {_COLUMNS[kind]} FROM {table.name} LIMIT {limit}"  # noqa: S608
             found = self._connection.execute(query).fetchall()
             if found:
@@ -173,13 +173,13 @@ class File:
         """Delete rows by their ids, in one transaction; how many there were. Raises as `commit`."""
         removed = 0
         with self._transaction(0):
-            for kind, some in by_kind(rows):
+            for kind, some in group_by_kind(rows):
                 (key,) = TABLES[kind].primary_key
                 removed += self._connection.executemany(
                     f"DELETE FROM {TABLES[kind].name} WHERE {key.name} = ?",  # noqa: S608
                     [(row[0],) for row in some],
                 ).rowcount
-        self._pages += _PAGES_OF_A_COMMIT + len(rows)
+        self._pages += _PAGES_PER_COMMIT + len(rows)
         return removed
 
     @property
@@ -205,7 +205,7 @@ class File:
         except OSError:
             index = -1
         if index != self._index_inode:  # Readers would not know what is written.
-            self._lose("'s journal was deleted or moved")
+            self._mark_lost("'s journal was deleted or moved")
 
     def close(self) -> None:
         """Close the file."""
@@ -226,17 +226,17 @@ class File:
             file, journal = os.stat(self._names[0]), os.stat(self._names[1])  # noqa: PTH116
         except OSError as error:
             part = "" if error.filename == self._names[0] else "'s journal"
-            return self._lose(f"{part} was deleted or moved ({error.strerror})")
+            return self._mark_lost(f"{part} was deleted or moved ({error.strerror})")
         if (file.st_dev, file.st_ino, journal.st_ino) != self._identity:
             part = "'s journal" if (file.st_dev, file.st_ino) == self._identity[:2] else ""
-            return self._lose(f"{part} was replaced by another file")
+            return self._mark_lost(f"{part} was replaced by another file")
         if os.pread(self._journal_fd, 4, 0) not in JOURNAL_STARTS:
-            return self._lose("'s journal was truncated", is_overwritten=True)
+            return self._mark_lost("'s journal was truncated", is_overwritten=True)
         if file.st_size < self._bytes and not self._was_vacuumed(file.st_size):
-            return self._lose(" was truncated or overwritten", is_overwritten=True)
+            return self._mark_lost(" was truncated or overwritten", is_overwritten=True)
         return True
 
-    def _lose(self, how: str, is_overwritten: bool = False) -> Literal[False]:
+    def _mark_lost(self, how: str, is_overwritten: bool = False) -> Literal[False]:
         self._loss = f"{self.path.name}{how} while it was open"
         self._is_overwritten = is_overwritten
         return False
@@ -280,20 +280,20 @@ class File:
                     run("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise _blamed(error) from None
+            raise _classify_error(error) from None
         finally:
             if busy_ms:
                 run("PRAGMA busy_timeout=0")
 
 
-class ClaimedFile(File):
+class ClaimedSQLiteStore(SQLiteStore):
     """The file of one process in a folder. If it is lost, the process goes on in another one.
 
     Args:
         folder: where it is; made where there is none.
         role: who writes; the file is the first of `<role>-0.db`, `<role>-1.db`, … that no living process holds.
         synchronous: as a file's.
-        most_bytes: as a file's.
+        max_bytes: as a file's.
 
     Attributes:
         losses: how many files were lost.
@@ -302,13 +302,13 @@ class ClaimedFile(File):
         ConfigError: the folder cannot be used, or a newer version of this package wrote the file.
     """
 
-    def __init__(self, folder: Path, role: str, synchronous: str, most_bytes: int = 0) -> None:
+    def __init__(self, folder: Path, role: str, synchronous: str, max_bytes: int = 0) -> None:
         self._folder = folder
         self._role = role
         self.losses = 0
-        path, self._claim = claim(folder, role)
+        path, self._claim = acquire_file(folder, role)
         try:
-            super().__init__(path, synchronous, most_bytes)
+            super().__init__(path, synchronous, max_bytes)
         except BaseException:
             self._claim.release()
             raise
@@ -330,7 +330,7 @@ class ClaimedFile(File):
         except FileLost:
             self._replace()
 
-    def keep_place(self) -> None:
+    def ensure_in_place(self) -> None:
         """Replace a lost file. Costs a few µs where nothing was lost; raises as `commit`."""
         if not self._is_in_place():
             self._replace()
@@ -345,7 +345,7 @@ class ClaimedFile(File):
         held, loss = self._claim, self._loss
         self._abandon()
         try:
-            path, self._claim = claim(self._folder, self._role)
+            path, self._claim = acquire_file(self._folder, self._role)
             self._open(path)
         except ConfigError as error:
             raise Unavailable(str(error)) from None
@@ -356,7 +356,7 @@ class ClaimedFile(File):
         logging.getLogger(__name__).error(told, loss, self.path.name)
 
 
-def _blamed(error: sqlite3.Error) -> Exception:
+def _classify_error(error: sqlite3.Error) -> Exception:
     """The error that says whose fault it was: `Unavailable` for the file's."""
     # Subclasses of DatabaseError blame the rows, or whoever asks, save two.
     is_ours = type(error) is sqlite3.DatabaseError or isinstance(
@@ -365,7 +365,7 @@ def _blamed(error: sqlite3.Error) -> Exception:
     return Unavailable(str(error)) if is_ours else error
 
 
-class Database:
+class PostgresStore:
     """A PostgreSQL database, which looks after itself; may be called from several threads.
 
     A row that is there already is no fault: whoever does not know whether a transaction was committed, because its
@@ -373,25 +373,25 @@ class Database:
 
     Args:
         url: its address.
-        may_be_gone: whether it need not be reachable yet.
+        allow_unavailable: whether it need not be reachable yet.
     """
 
     wants_checkpoint = False
 
-    def __init__(self, url: str, may_be_gone: bool = False) -> None:
-        self._engine = engine_of(url)
+    def __init__(self, url: str, allow_unavailable: bool = False) -> None:
+        self._engine = create_engine(url)
         if self._engine.dialect.name != "postgresql":
             raise ConfigError("ML_PREDICTION_LOG: give a folder, or the address of a PostgreSQL database")
-        self._alone = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._errors: Any = self._engine.dialect.loaded_dbapi
         self._idle: list[sa.Connection] = []
-        self._patience = Patience(ANSWER_SECONDS)
-        self._is_made = False
+        self._timeout = QueryTimeout(TRANSACTION_SECONDS)
+        self._has_schema = False
         try:
-            with explained(self._engine):
-                self._make()
+            with translate_errors(self._engine):
+                self._ensure_schema()
         except ConfigError as error:
-            if not (may_be_gone and isinstance(error.__context__, sa.exc.OperationalError)):
+            if not (allow_unavailable and isinstance(error.__context__, sa.exc.OperationalError)):
                 self.close()
                 raise
 
@@ -400,18 +400,18 @@ class Database:
 
         Raises:
             Unavailable: the database takes nothing now, or did not say whether it took them.
-            Contradiction: predictions have another label.
+            LabelConflict: predictions have another label.
         """
-        with self._judged():
-            self._make()
-            if self._engine.dialect.driver != "psycopg" or not self._copied(rows):
-                self._inserted(rows)
+        with self._classify_errors():
+            self._ensure_schema()
+            if self._engine.dialect.driver != "psycopg" or not self._try_copy(rows):
+                self._insert(rows)
 
     def probe(self) -> None:
         """Find out whether rows would be taken, by a transaction that changes none; raises as `commit`."""
-        with self._judged():
-            self._make()
-            with self._engine.begin() as connection, self._patience.over(connection.connection.driver_connection):
+        with self._classify_errors():
+            self._ensure_schema()
+            with self._engine.begin() as connection, self._timeout.guard(connection.connection.driver_connection):
                 connection.execute(sa.update(versions).values(version=versions.c.version))
 
     def sync_journal(self) -> None:
@@ -422,25 +422,25 @@ class Database:
 
     def close(self) -> None:
         """Close the connections."""
-        self._patience.close()
-        self._forget()
+        self._timeout.close()
+        self._reset_pool()
 
-    def _make(self) -> None:
-        if not self._is_made:
-            make(self._engine)
-            self._is_made = True
+    def _ensure_schema(self) -> None:
+        if not self._has_schema:
+            ensure_schema(self._engine)
+            self._has_schema = True
 
-    def _copied(self, rows: Sequence[Row]) -> bool:
+    def _try_copy(self, rows: Sequence[Row]) -> bool:
         """The quickest way for rows that are new; False: some are there already, or the connection was lost."""
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = self._alone.connect()
+            connection = self._autocommit.connect()
         driver: Any = connection.connection.driver_connection
-        kinds = list(by_kind(rows))
+        kinds = list(group_by_kind(rows))
         try:
             # A single statement is a transaction by itself, and saves the ways there and back of two others.
-            with self._patience.over(driver), nullcontext() if len(kinds) == 1 else driver.transaction():
+            with self._timeout.guard(driver), nullcontext() if len(kinds) == 1 else driver.transaction():
                 for kind, some in kinds:
                     with driver.cursor() as cursor, cursor.copy(_COPIES[kind]) as copy:
                         for row in some:
@@ -453,28 +453,30 @@ class Database:
             if isinstance(error, TimeoutError) or not driver.closed:
                 raise
             # The server was started anew since it was last asked, perhaps; then so were all connections lost.
-            self._forget()
+            self._reset_pool()
             return False
         self._idle.append(connection)
         return True
 
-    def _forget(self) -> None:
+    def _reset_pool(self) -> None:
         with suppress(IndexError):
             while connection := self._idle.pop():
                 connection.invalidate()
                 connection.close()
         self._engine.dispose()
 
-    def _inserted(self, rows: Sequence[Row]) -> None:
-        with self._engine.begin() as connection, self._patience.over(connection.connection.driver_connection):
-            for kind, some in by_kind(rows):
+    def _insert(self, rows: Sequence[Row]) -> None:
+        with self._engine.begin() as connection, self._timeout.guard(connection.connection.driver_connection):
+            for kind, some in group_by_kind(rows):
                 insert = postgresql.insert(TABLES[kind]).on_conflict_do_nothing()
                 connection.execute(insert, [row._asdict() for row in some])
                 if kind is Outcome:
-                    _agree(connection, {row.prediction_id: row.label for row in some if isinstance(row, Outcome)})
+                    _check_label_conflicts(
+                        connection, {row.prediction_id: row.label for row in some if isinstance(row, Outcome)}
+                    )
 
     @contextmanager
-    def _judged(self) -> Iterator[None]:
+    def _classify_errors(self) -> Iterator[None]:
         """Tells whose fault an error is."""
         try:
             yield
@@ -488,13 +490,13 @@ class Database:
             raise Unavailable(str(own).partition("\n")[0]) from error
 
 
-def _agree(connection: sa.Connection, asked: dict[str, str]) -> None:
+def _check_label_conflicts(connection: sa.Connection, asked: dict[str, str]) -> None:
     query = sa.select(labels.c.prediction_id, labels.c.label).where(labels.c.prediction_id.in_(asked))
     if others := [name for name, label in connection.execute(query) if label != asked[name]]:
-        raise Contradiction(others)
+        raise LabelConflict(others)
 
 
-def claim(folder: Path, role: str) -> tuple[Path, filelock.BaseFileLock]:
+def acquire_file(folder: Path, role: str) -> tuple[Path, filelock.BaseFileLock]:
     """A SQLite file that this process alone writes; the operating system frees the claim when the process dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,16 +12,16 @@ from typing import Self
 from flywheel_ml.prediction_log.recovery import Recovery
 from flywheel_ml.prediction_log.rows import Block, Row
 from flywheel_ml.prediction_log.spool import Spool
-from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedFile, Database, Unavailable
+from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedSQLiteStore, PostgresStore, Unavailable
 from flywheel_ml.utils.errors import ConfigError, ProjectError
 
-QUICK_SECONDS = 0.001
+MAX_INLINE_SECONDS = 0.001
 """Where commits usually take longer, they are left to the background thread."""
-SMALL = 128
+MAX_TIMED_ROWS = 128
 """Most rows of a commit that tells how quick commits are here."""
-MOST_LANES, LANE_SECONDS = 4, 0.002
+MAX_PARALLEL_COMMITS, SECONDS_PER_COMMIT = 4, 0.002
 """A database is given a transaction more at once for each so many seconds that one usually takes."""
-PLACE_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 """How often a file that nothing is written to is looked for."""
 
 
@@ -37,7 +37,7 @@ class Writer:
         role: who writes; in a folder, the first of `<role>-0.db`, `<role>-1.db`, … that no living process holds.
         synchronous: SQLite's setting; NORMAL survives a kill -9, FULL a power loss too.
         spool: where rows wait for a database, if they may; closed by the writer.
-        may_be_gone: whether a database need not be reachable yet, an outage being declared; so with a spool.
+        allow_unavailable: whether a database need not be reachable yet, an outage being declared; so with a spool.
 
     Raises:
         ConfigError: the target cannot be opened, or a newer version of this package wrote it.
@@ -49,19 +49,19 @@ class Writer:
         role: str,
         synchronous: str = "NORMAL",
         spool: Spool | None = None,
-        may_be_gone: bool = False,
+        allow_unavailable: bool = False,
     ) -> None:
         if target.startswith("sqlite") and "://" in target:
             raise ConfigError(
                 "ML_PREDICTION_LOG: a SQLite file has one writer; give a folder, where each process makes its own"
             )
-        self._store: ClaimedFile | Database
+        self._store: ClaimedSQLiteStore | PostgresStore
         if "://" in target:
-            self._store = Database(target, may_be_gone or spool is not None)
+            self._store = PostgresStore(target, allow_unavailable or spool is not None)
         else:
-            self._store = ClaimedFile(Path(target), role, synchronous)
-        self._is_local = isinstance(self._store, ClaimedFile)
-        self._turn = threading.Lock()
+            self._store = ClaimedSQLiteStore(Path(target), role, synchronous)
+        self._is_local = isinstance(self._store, ClaimedSQLiteStore)
+        self._lock = threading.Lock()
         self._recovery = Recovery(self._store, self._exclusively, spool)
         self._usual_seconds = 0.0
         self._queue: queue.SimpleQueue[tuple[Sequence[Row], Future[None]] | None] = queue.SimpleQueue()
@@ -69,7 +69,7 @@ class Writer:
         self._closing = threading.Lock()
         self._threads = [
             threading.Thread(target=self._run, name=f"prediction-log-{at}", daemon=True)
-            for at in range(1 if self._is_local else MOST_LANES)
+            for at in range(1 if self._is_local else MAX_PARALLEL_COMMITS)
         ]
         for thread in self._threads:
             thread.start()
@@ -87,18 +87,18 @@ class Writer:
         return self._recovery.outage
 
     @property
-    def fault(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why rows are refused now, if they are."""
         recovery = self._recovery
-        return None if recovery.outage is None else recovery.fault
+        return None if recovery.outage is None else recovery.unavailable_reason
 
     @property
-    def lanes(self) -> int:
+    def max_parallel_commits(self) -> int:
         """How many transactions should be under way at once.
 
         Few rows in each cost more work, so there are several only where most of the time goes into waiting.
         """
-        return min(len(self._threads), 1 + int(self._usual_seconds / LANE_SECONDS))
+        return min(len(self._threads), 1 + int(self._usual_seconds / SECONDS_PER_COMMIT))
 
     @property
     def spooled(self) -> int:
@@ -108,15 +108,15 @@ class Writer:
     @property
     def lost_files(self) -> int:
         """How many files of this process, its spool's included, were deleted, moved or overwritten while open."""
-        own = self._store.losses if isinstance(self._store, ClaimedFile) else 0
+        own = self._store.losses if isinstance(self._store, ClaimedSQLiteStore) else 0
         return own + (spool.lost_files if (spool := self.spool) else 0)
 
     def try_commit(self, rows: Sequence[Row]) -> bool:
         """Commit now, where that takes microseconds and waits for nobody; False: nothing was done, use `append`."""
         # A commit that waits for a slow disk, or for a server, belongs beside the caller's thread.
-        if not self._is_local or self._recovery.outage or self._usual_seconds > QUICK_SECONDS:
+        if not self._is_local or self._recovery.outage or self._usual_seconds > MAX_INLINE_SECONDS:
             return False
-        if not self._turn.acquire(blocking=False):
+        if not self._lock.acquire(blocking=False):
             return False
         try:
             if self._closed:
@@ -125,7 +125,7 @@ class Writer:
         except Exception:
             return False  # The background thread will wait for what is locked, and tell rows apart.
         finally:
-            self._turn.release()
+            self._lock.release()
         if self._store.wants_checkpoint:
             self._queue.put(((), Future()))
         return True
@@ -140,7 +140,7 @@ class Writer:
         with self._closing:
             if self._closed:
                 done.set_exception(ProjectError("the prediction log is closed"))
-            elif (fault := self.fault) is not None:
+            elif (fault := self.unavailable_reason) is not None:
                 done.set_exception(Unavailable(fault))
             else:
                 self._queue.put((rows, done))
@@ -156,7 +156,7 @@ class Writer:
         for thread in self._threads:
             thread.join()
         self._recovery.stop()
-        with self._turn:
+        with self._lock:
             self._store.close()
         self._recovery.close()
 
@@ -170,9 +170,9 @@ class Writer:
         running = True
         while running:
             try:
-                batch = [self._queue.get(timeout=PLACE_SECONDS if self._is_local else None)]
+                batch = [self._queue.get(timeout=CHECK_SECONDS if self._is_local else None)]
             except queue.Empty:
-                self._keep_place()
+                self._check_file()
                 continue
             with suppress(queue.Empty):  # Which another thread may have made it since anybody looked.
                 while True:
@@ -183,18 +183,18 @@ class Writer:
                 self._write(work)
             if self._store.wants_checkpoint:
                 self._store.sync_journal()
-                with self._turn:
+                with self._lock:
                     self._store.checkpoint()
         self._queue.put(None)  # For the other threads.
 
-    def _keep_place(self) -> None:
+    def _check_file(self) -> None:
         """Notice a lost file before rows come: its space is given back, and readers find the new one."""
-        with self._turn:
-            if isinstance(self._store, ClaimedFile) and self.outage is None:
+        with self._lock:
+            if isinstance(self._store, ClaimedSQLiteStore) and self.outage is None:
                 try:
-                    self._store.keep_place()
+                    self._store.ensure_in_place()
                 except Unavailable as error:
-                    self._recovery.begin(error)
+                    self._recovery.begin_outage(error)
 
     def _write(self, work: Sequence[tuple[Sequence[Row], Future[None]]]) -> None:
         if not work:
@@ -207,7 +207,7 @@ class Writer:
         except Exception:
             # One bad row must not take its neighbours down: each caller hears of its own.
             for rows, done in work:
-                self._write_alone(rows, done)
+                self._write_each(rows, done)
         else:
             for _, done in work:
                 done.set_result(None)
@@ -217,22 +217,22 @@ class Writer:
             try:
                 self._timed_commit(rows, BUSY_MS)
             except Unavailable as error:
-                self._recovery.begin(error)
+                self._recovery.begin_outage(error)
             else:
                 return
-        self._recovery.keep(rows)
+        self._recovery.spool_rows(rows)
 
     def _exclusively(self) -> AbstractContextManager[object]:
         """A file has one user at a time; a database may have several."""
-        return self._turn if self._is_local else nullcontext()
+        return self._lock if self._is_local else nullcontext()
 
     def _timed_commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:
         started = time.perf_counter()
         self._store.commit(rows, busy_ms)
-        if len(rows) <= SMALL and type(rows[0]) is not Block:
+        if len(rows) <= MAX_TIMED_ROWS and type(rows[0]) is not Block:
             self._usual_seconds += (time.perf_counter() - started - self._usual_seconds) / 16
 
-    def _write_alone(self, rows: Sequence[Row], done: Future[None]) -> None:
+    def _write_each(self, rows: Sequence[Row], done: Future[None]) -> None:
         try:
             self._commit(rows)
         except Exception as error:

@@ -106,8 +106,8 @@ def opened_log(settings: Settings, backlog: Backlog) -> Writer:
     """
     target, role, synchronous = settings.prediction_log, "serve", settings.log_synchronous
     if settings.log_failure_policy != "spool":
-        may_be_gone = settings.log_failure_policy == "unlogged"
-        return WatchedWriter(backlog, target, role, synchronous=synchronous, may_be_gone=may_be_gone)
+        allow_unavailable = settings.log_failure_policy == "unlogged"
+        return WatchedWriter(backlog, target, role, synchronous=synchronous, allow_unavailable=allow_unavailable)
     if "://" not in target:
         raise ConfigError(
             "ML_LOG_FAILURE_POLICY: a spool is for a database; ML_PREDICTION_LOG is a folder: use 'refuse'"

@@ -15,12 +15,12 @@ MAX_THRESHOLDS = 4
 """Classes that fixed thresholds of the signal separate; of more, the outer ones would stay empty."""
 
 
-def signals(contract: Contract) -> list[Column]:
+def signal_columns(contract: Contract) -> list[Column]:
     """The features that the target of `make` follows: those among the first columns."""
     return [column for column in contract.columns[:7] if column.role == "feature"]
 
 
-def make(contract: Contract, rows: int, seed: int = 0) -> pl.DataFrame:
+def make_table(contract: Contract, rows: int, seed: int = 0) -> pl.DataFrame:
     """A table of `rows` rows over `DAYS` days; the target follows the first features, with noise."""
     rng = np.random.default_rng(seed)
     signal = np.zeros(rows)
@@ -30,7 +30,7 @@ def make(contract: Contract, rows: int, seed: int = 0) -> pl.DataFrame:
             continue
         codes = rng.random(rows)
         columns[column.name] = _values(column, codes, rng)
-        if column in signals(contract):
+        if column in signal_columns(contract):
             signal += codes - 0.5
     columns[contract.target.name] = _target(contract, 6 * signal - 1.0, rng)
     frame = pl.DataFrame({column.name: columns[column.name] for column in contract.columns})

@@ -6,10 +6,10 @@ from pathlib import Path
 
 POLL_SECONDS = 0.2
 
-Stamp = tuple[str, int, int, int, int]
+FileSignature = tuple[str, int, int, int, int]
 
 
-def stamp(path: Path) -> Stamp:
+def file_signature(path: Path) -> FileSignature:
     """Differs after every change of a file; the same for every file that is not there."""
     try:
         found = path.stat()
@@ -19,7 +19,7 @@ def stamp(path: Path) -> Stamp:
     return (str(path), found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
 
 
-async def follow(refresh: Callable[[], None], on_error: Callable[[Exception], None]) -> None:
+async def poll(refresh: Callable[[], None], on_error: Callable[[Exception], None]) -> None:
     """Call `refresh` in a thread every `POLL_SECONDS`, for ever; `on_error` gets what it raises."""
     while True:
         await asyncio.sleep(POLL_SECONDS)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.(part|old)")
+_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.(part|old)")
 """Names that `tempfile` makes for the functions below; a person's own hidden files are not touched."""
 
 
@@ -50,7 +50,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 path.replace(old / path.name)
             part.replace(path)
         finally:
-            _put_back(old, path.parent)
+            _restore(old, path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -62,7 +62,7 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(aside)
 
 
-def _put_back(old: Path, folder: Path) -> None:
+def _restore(old: Path, folder: Path) -> None:
     """Take back what was set aside, unless something else stands in its place by now."""
     for kept in old.iterdir():
         if not (folder / kept.name).exists():
@@ -73,7 +73,7 @@ def _put_back(old: Path, folder: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as sorted, indented JSON, atomically; equal content gives equal bytes."""
     with replacing(path) as part:
-        part.write_text(canonical(content, indent=2) + "\n", encoding="utf-8")
+        part.write_text(canonical_json(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def canonical(content: Any, indent: int | None = None) -> str:
+def canonical_json(content: Any, indent: int | None = None) -> str:
     """One text for one content: sorted keys, no NaN, no escapes beyond what JSON needs."""
     separators = (",", ": ") if indent else (",", ":")
     return json.dumps(
@@ -100,14 +100,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sweep(*folders: Path) -> None:
+def remove_leftovers(*folders: Path) -> None:
     """Clear away what killed processes left half-written in these folders; only the holder of the project's lock may.
 
     A folder that was set aside when its successor never came is put back.
     """
     for folder in folders:
-        for left in [path for path in folder.glob(".*") if _LEFT.fullmatch(path.name)]:
+        for left in [path for path in folder.glob(".*") if _LEFTOVER.fullmatch(path.name)]:
             if left.suffix == ".part":
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             elif left.is_dir():
-                _put_back(left, folder)
+                _restore(left, folder)

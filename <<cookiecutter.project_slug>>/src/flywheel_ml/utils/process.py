@@ -4,7 +4,7 @@ import getpass
 import os
 
 
-def user() -> str:
+def get_user_name() -> str:
     """The user's name; the number where the system knows no name, as in many containers."""
     try:
         return getpass.getuser()

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from functools import lru_cache
 from typing import NamedTuple
 
-from flywheel_ml.utils.strict import nearest
+from flywheel_ml.utils.config_model import suggest
 
 ISO = "iso8601"
 LOCAL = "local"
@@ -24,8 +24,10 @@ EXCEL = "excel_days"
 EXCEL_EPOCH_DAYS = 25_569
 """The spreadsheet serial number of 1970-01-01."""
 
-NO_TIMESTAMP = "must be an ISO 8601 date and time, such as 2013-06-15T08:30:00"
-NO_ZONE = "must not have a UTC offset: the column declares no time zone; add `time_zone` to it in contract.yaml"
+NOT_A_TIMESTAMP = "must be an ISO 8601 date and time, such as 2013-06-15T08:30:00"
+UNEXPECTED_OFFSET = (
+    "must not have a UTC offset: the column declares no time zone; add `time_zone` to it in contract.yaml"
+)
 
 EPOCH = datetime(1970, 1, 1)
 MONTHS = {
@@ -78,7 +80,7 @@ class Format(NamedTuple):
     patterns: tuple[str, ...]
 
 
-class Stamp(NamedTuple):
+class Timestamp(NamedTuple):
     """A timestamp as written, and its offset from UTC in minutes (None where none is written)."""
 
     wall: datetime
@@ -86,7 +88,7 @@ class Stamp(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def compiled(name: str) -> Format:
+def compile_format(name: str) -> Format:
     """The format called `name`: a strptime format, `iso8601`, `epoch_s` and its kin, or `excel_days`.
 
     Raises:
@@ -99,7 +101,7 @@ def compiled(name: str) -> Format:
     if "%" not in name:
         known = [ISO, *EPOCH_NS, EXCEL]
         raise ValueError(f"unknown date format '{name}'; write a strptime format, or one of {', '.join(known)}")
-    pattern, used = _pattern(name)
+    pattern, used = _build_pattern(name)
     for directive in used:
         if used.count(directive) > 1 and directive in "YymbdHIMSfpz":
             raise ValueError(f"date format '{name}': %{directive} stands twice")
@@ -110,21 +112,21 @@ def compiled(name: str) -> Format:
     return Format(name, (pattern,))
 
 
-def parse(text: str, formats: tuple[Format, ...]) -> Stamp | None:
+def parse(text: str, formats: tuple[Format, ...]) -> Timestamp | None:
     """The timestamp that a text names by the first format that fits; None if none does."""
     if formats[0].patterns is _ISO and _CANONICAL.fullmatch(text):
         with suppress(ValueError):
-            return Stamp(datetime.fromisoformat(text), None)
+            return Timestamp(datetime.fromisoformat(text), None)
     for form in formats:
         for pattern in form.patterns:
-            found = _regex(pattern).search(text)
-            stamp = found and (_counted if pattern is _COUNT else _written)(form.name, found.groupdict())
+            found = _compile_regex(pattern).search(text)
+            stamp = found and (_parse_number if pattern is _COUNT else _parse_calendar)(form.name, found.groupdict())
             if stamp:
                 return stamp
     return None
 
 
-def plain(text: str) -> datetime | None:
+def parse_isoformat(text: str) -> datetime | None:
     """The timestamp that a text in the form of `datetime.isoformat` names, without an offset; None for any other."""
     try:
         value = datetime.fromisoformat(text)
@@ -137,26 +139,26 @@ def plain(text: str) -> datetime | None:
     return value if is_plain else None
 
 
-def iso(text: str) -> datetime:
+def parse_iso(text: str) -> datetime:
     """The timestamp that a text in ISO 8601 names, with its offset if it has one.
 
     Raises:
         ValueError: the text names none.
     """
-    stamp = parse(text, (compiled(ISO),))
+    stamp = parse(text, (compile_format(ISO),))
     if stamp is None:
-        raise ValueError(NO_TIMESTAMP)
+        raise ValueError(NOT_A_TIMESTAMP)
     if stamp.offset is None:
         return stamp.wall
     return stamp.wall.replace(tzinfo=timezone(timedelta(minutes=stamp.offset)))
 
 
-def matches(text: str, form: Format) -> bool:
+def matches_format(text: str, form: Format) -> bool:
     """Whether a text has the parts of a format, be they a date or not."""
-    return any(_regex(pattern).search(text) for pattern in form.patterns)
+    return any(_compile_regex(pattern).search(text) for pattern in form.patterns)
 
 
-def to_zone(stamp: Stamp, zone: str) -> datetime:
+def to_zone(stamp: Timestamp, zone: str) -> datetime:
     """The wall-clock time of a timestamp in a zone; without an offset it is meant there already.
 
     Raises:
@@ -165,7 +167,7 @@ def to_zone(stamp: Stamp, zone: str) -> datetime:
     if stamp.offset is None or zone == LOCAL:
         return stamp.wall
     if not zone:
-        raise ValueError(NO_ZONE)
+        raise ValueError(UNEXPECTED_OFFSET)
     try:
         moment = stamp.wall - timedelta(minutes=stamp.offset)
         fixed = fixed_offset(zone)
@@ -173,7 +175,7 @@ def to_zone(stamp: Stamp, zone: str) -> datetime:
             return moment + timedelta(minutes=fixed)
         return moment.replace(tzinfo=UTC).astimezone(zoneinfo.ZoneInfo(zone)).replace(tzinfo=None)
     except OverflowError:
-        raise ValueError(NO_TIMESTAMP) from None
+        raise ValueError(NOT_A_TIMESTAMP) from None
 
 
 def aware_to_zone(value: datetime, zone: str) -> datetime:
@@ -184,11 +186,11 @@ def aware_to_zone(value: datetime, zone: str) -> datetime:
     if zone == LOCAL:
         return value.replace(tzinfo=None)
     if not zone:
-        raise ValueError(NO_ZONE)
+        raise ValueError(UNEXPECTED_OFFSET)
     try:
-        return to_zone(Stamp(value.astimezone(UTC).replace(tzinfo=None), 0), zone)
+        return to_zone(Timestamp(value.astimezone(UTC).replace(tzinfo=None), 0), zone)
     except OverflowError:
-        raise ValueError(NO_TIMESTAMP) from None
+        raise ValueError(NOT_A_TIMESTAMP) from None
 
 
 def is_zone(zone: str) -> bool:
@@ -201,7 +203,7 @@ def check_zone(zone: str) -> None:
     if not is_zone(zone):
         known = zoneinfo.available_timezones()
         raise ValueError(
-            f"unknown time zone '{zone}', {nearest(zone, sorted(known))} "
+            f"unknown time zone '{zone}', {suggest(zone, sorted(known))} "
             "(IANA names such as Europe/Berlin, offsets such as +01:00, or local)"
         )
 
@@ -227,11 +229,11 @@ def offset_minutes(text: str) -> int | None:
 
 
 @lru_cache(maxsize=4096)
-def _regex(pattern: str) -> re.Pattern[str]:
+def _compile_regex(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-def _pattern(name: str) -> tuple[str, list[str]]:
+def _build_pattern(name: str) -> tuple[str, list[str]]:
     """The expression of a strptime format, and its directives (%B as %b)."""
     pattern, used = "^", []
     # Polars and chrono write the point of a fraction into the directive.
@@ -248,8 +250,8 @@ def _pattern(name: str) -> tuple[str, list[str]]:
     return pattern + "$", used
 
 
-def _written(_: str, part: Mapping[str, str | None]) -> Stamp | None:
-    year = part.get("Y") or _century(part["y"] or "") + (part["y"] or "")
+def _parse_calendar(_: str, part: Mapping[str, str | None]) -> Timestamp | None:
+    year = part.get("Y") or _find_century(part["y"] or "") + (part["y"] or "")
     month = part.get("m") or MONTHS[(part["b"] or "")[:3].lower()]
     hour = int(part.get("H") or part.get("I") or 0)
     if "p" in part:
@@ -272,15 +274,15 @@ def _written(_: str, part: Mapping[str, str | None]) -> Stamp | None:
         )
     except ValueError:
         return None
-    return Stamp(wall, offset)
+    return Timestamp(wall, offset)
 
 
-def _century(year: str) -> str:
+def _find_century(year: str) -> str:
     """As POSIX has it: 69 to 99 are of the 20th century."""
     return "19" if year >= "69" else "20"
 
 
-def _counted(name: str, part: Mapping[str, str | None]) -> Stamp | None:
+def _parse_number(name: str, part: Mapping[str, str | None]) -> Timestamp | None:
     whole, fraction = int(part["whole"] or 0), part["fraction"] or ""
     if name == EXCEL:
         days = float(f"{part['sign'] or ''}{whole}.{fraction or 0}")
@@ -293,6 +295,6 @@ def _counted(name: str, part: Mapping[str, str | None]) -> Stamp | None:
         microseconds = (-nanoseconds if part["sign"] else nanoseconds) // 1000
     try:
         # A spreadsheet counts days of its own wall clock, an epoch counts from UTC.
-        return Stamp(EPOCH + timedelta(microseconds=microseconds), None if name == EXCEL else 0)
+        return Timestamp(EPOCH + timedelta(microseconds=microseconds), None if name == EXCEL else 0)
     except OverflowError:
         return None

@@ -21,11 +21,11 @@ from flywheel_ml.data.adoption import adopt, applying, profiling, writing
 from flywheel_ml.data.adoption.inference import Decision, Proposal
 from flywheel_ml.data.adoption.issues import Issue
 from flywheel_ml.data.adoption.overrides import Overrides
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, DataError
 from flywheel_ml.utils.files import sha256_file
 from library.helpers import project
-from library.helpers.adopting import NOW, proposed, shop
+from library.helpers.adoption_helpers import NOW, make_shop_table, propose
 
 PACKAGE = Path("src/flight_delays")
 FEATURES = '''"""Your own features."""
@@ -109,7 +109,7 @@ def former(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def table(tmp_path: Path) -> Path:
     """A person's own table, in a CSV file."""
     path = tmp_path / "My Shop 2024.csv"
-    shop(400, empty=[None] * 400).write_csv(path, separator=";")
+    make_shop_table(400, empty=[None] * 400).write_csv(path, separator=";")
     return path
 
 
@@ -135,7 +135,7 @@ def test_every_file_is_then_about_the_new_table(former: Path, table: Path) -> No
     assert (params["evaluate"]["slices"], params["gates"]["min_score"]) == (["shelf"], None)
     assert params["train"]["estimator"] == "auto"
     raw = pl.read_parquet(params["data"]["raw"])
-    assert raw.equals(shop(400, empty=pl.Series([None] * 400, dtype=pl.String)))
+    assert raw.equals(make_shop_table(400, empty=pl.Series([None] * 400, dtype=pl.String)))
     assert "example" not in Path("pyproject.toml").read_text()
     assert 'default-groups = ["train", "dev"]' in Path("pyproject.toml").read_text()
     assert "def halved" in (PACKAGE / "features.py").read_text()
@@ -192,7 +192,7 @@ def test_a_readme_of_ones_own_stays(former: Path, table: Path) -> None:
 
 
 def test_the_data_card_tells_what_was_decided_and_seen(former: Path, tmp_path: Path) -> None:
-    shop(400, flat=["x"] * 400).write_csv(tmp_path / "tills.csv")
+    make_shop_table(400, flat=["x"] * 400).write_csv(tmp_path / "tills.csv")
     take(tmp_path / "tills.csv")
     text = Path("reports/data_card.md").read_text()
     assert "- 400 rows × 4 columns" in text
@@ -304,7 +304,7 @@ def test_a_file_that_cannot_be_replaced_leaves_all_as_it_was(former: Path, table
 
 def test_a_refused_table_changes_nothing(former: Path, tmp_path: Path) -> None:
     before = content(former)
-    shop(12).write_csv(tmp_path / "few.csv")
+    make_shop_table(12).write_csv(tmp_path / "few.csv")
     with pytest.raises(DataError, match=r"few rows: 12 rows; bring more"):
         take(tmp_path / "few.csv")
     assert content(former) == before
@@ -340,9 +340,9 @@ def test_an_interrupt_while_a_table_is_read_is_one_line_and_changes_nothing(
 
 
 def test_the_table_may_be_the_very_file_that_is_replaced(former: Path) -> None:
-    shop(400).write_parquet("data/raw/till.parquet")
+    make_shop_table(400).write_parquet("data/raw/till.parquet")
     take(Path("data/raw/till.parquet"))
-    assert pl.read_parquet("data/raw/till.parquet").equals(shop(400))
+    assert pl.read_parquet("data/raw/till.parquet").equals(make_shop_table(400))
 
 
 def test_params_keep_their_comments_and_what_a_table_does_not_decide(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_params_keep_their_comments_and_what_a_table_does_not_decide(tmp_path: P
         "split:\n  by: time\n  test_days: 3\n\ntrain:\n  estimator: ridge\n\nevaluate:\n  slices: [a]\n"
         "  min_slice_rows: 5\n\ngates:\n  own: 1\n"
     )
-    found = proposed(shop(400), "bought", tmp_path)
+    found = propose(make_shop_table(400), "bought", tmp_path)
     assert writing.params(found, before, Path("data/raw/tills.parquet")) == (
         "# every knob\nseed: 13 # luck\n\ndata:\n  raw: data/raw/tills.parquet   # here\n  until: null\n\n"
         "split:\n  by: hash\n  validation_share: 0.15\n  test_share: 0.15\n\n"
@@ -400,7 +400,7 @@ def test_decisions_take_one_line_where_they_are_short() -> None:
     assert writing.decisions(found._replace(decisions=(), issues=()), "") == "decisions: []\nissues: []\n"
 
 
-class Columns(strict.Strict):
+class Columns(config_model.StrictModel):
     """What the strict loader makes of the columns of contract.yaml."""
 
     model_config = ConfigDict(strict=False, extra="ignore")
@@ -416,7 +416,7 @@ def test_every_text_is_read_back_from_yaml(tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.getbasetemp() / "contract.yaml"
     columns = tuple({"name": text, "categories": [text] * count, "parse": {"symbols": [text]}} for count in (2, 99))
     path.write_text(writing.contract(PROPOSAL._replace(columns=columns), "", ""), encoding="utf-8")
-    assert strict.load(path, Columns).columns == list(columns)
+    assert config_model.load(path, Columns).columns == list(columns)
 
 
 def test_edits_that_git_does_not_have_are_not_overwritten(
@@ -449,7 +449,7 @@ def test_without_a_terminal_and_without_yes_nothing_is_changed(
 
 def test_a_name_is_found_in_either_unicode_form(former: Path, tmp_path: Path) -> None:
     composed, decomposed = "d\u00e9cid\u00e9", "de\u0301cide\u0301"
-    shop(400).rename({"bought": decomposed, "shelf": "rayonne\u0301"}).write_csv(tmp_path / "t.csv")
+    make_shop_table(400).rename({"bought": decomposed, "shelf": "rayonne\u0301"}).write_csv(tmp_path / "t.csv")
     for asked in (composed, decomposed):
         with adopt.examined(str(tmp_path / "t.csv"), "", asked, Overrides(ignore=("rayonne\u0301",)), NOW) as found:
             roles = {column["name"]: column.get("role", "feature") for column in found.proposal.columns}

@@ -20,7 +20,7 @@ from flywheel_ml.core.parsing import parse_value
 from flywheel_ml.data import tables
 from flywheel_ml.data.adoption.detection.detected import Detected, Hints, read_column
 from flywheel_ml.data.adoption.detection.guess import guess, guess_all
-from library.helpers.adopting import adopted, profiled, proposed, role, told
+from library.helpers.adoption_helpers import adopt_file, find_role, issue_set, profile_source, propose
 
 ROWS = 300
 RANDOM = random.Random(0)
@@ -175,9 +175,11 @@ def test_few_words_leave_a_column_of_numbers_or_dates_what_it_is(tmp_path: Path)
             "won": LABELS,
         }
     )
-    found = proposed(table, "won", tmp_path)
+    found = propose(table, "won", tmp_path)
     assert [column["type"] for column in found.columns[:2]] == ["float", "datetime"]
-    assert {("missing markers", "amount", "warned"), ("missing markers", "shipped", "warned")} <= told(found.issues)
+    assert {("missing markers", "amount", "warned"), ("missing markers", "shipped", "warned")} <= issue_set(
+        found.issues
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,8 +199,8 @@ def test_few_words_leave_a_column_of_numbers_or_dates_what_it_is(tmp_path: Path)
 def test_cells_of_two_readings_are_reported(tmp_path: Path, cells: list[str], unclear: str) -> None:
     assert detected(cells).unclear == unclear
     kind = "looks like dates" if unclear == "dates" else "ambiguous"
-    assert (kind, "c", "warned") in told(
-        proposed(pl.DataFrame({"c": cells, "x": AMOUNTS, "won": LABELS}), "won", tmp_path).issues
+    assert (kind, "c", "warned") in issue_set(
+        propose(pl.DataFrame({"c": cells, "x": AMOUNTS, "won": LABELS}), "won", tmp_path).issues
     )
 
 
@@ -285,7 +287,7 @@ def test_counted_times_are_read_by_name_and_size(
 
 def test_counts_of_a_time_without_its_name_are_reported(tmp_path: Path) -> None:
     table = pl.DataFrame({"c": [int(moment.timestamp() * 1000) for moment in MOMENTS], "won": LABELS})
-    assert ("looks like dates", "c", "warned") in told(proposed(table, "won", tmp_path).issues)
+    assert ("looks like dates", "c", "warned") in issue_set(propose(table, "won", tmp_path).issues)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ def test_time_zone_is_found_in_all_rows_and_not_only_in_the_first(
         monkeypatch.setattr(f"flywheel_ml.data.adoption.profiling.{name}", 20)
     berlin = [moment.replace(tzinfo=UTC).astimezone(ZoneInfo("Europe/Berlin")).isoformat() for moment in MOMENTS]
     pl.DataFrame({"at": berlin, "won": LABELS}).write_csv(tmp_path / "t.csv")
-    assert profiled(tmp_path / "t.csv", "won").columns["at"].parse.time_zone == "Europe/Berlin"
+    assert profile_source(tmp_path / "t.csv", "won").columns["at"].parse.time_zone == "Europe/Berlin"
 
 
 @pytest.mark.parametrize(
@@ -363,19 +365,19 @@ def test_na_among_texts_is_missing_unless_it_is_a_value(
 def test_na_of_the_target_leaves_rows_out_unless_it_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("x,outcome\n" + "".join(f"{at}.5,{['yes', 'no', 'NA'][at % 3]}\n" for at in range(ROWS)))
-    contract, rows = adopted(path, "outcome")
+    contract, rows = adopt_file(path, "outcome")
     assert contract.classes == ("no", "yes")
     assert rows["outcome"].null_count() == ROWS // 3
-    assert set(adopted(path, "outcome", keep_na=("outcome",))[0].classes) == {"NA", "no", "yes"}
+    assert set(adopt_file(path, "outcome", keep_na=("outcome",))[0].classes) == {"NA", "no", "yes"}
 
 
 def test_na_in_quotes_is_a_value(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     rows = "".join(f'{at}.5,"{["yes", "no", "NA"][at % 3]}","a, b"\n' for at in range(ROWS))
     path.write_text('"x","outcome","note"\n' + rows)
-    assert len(adopted(path, "outcome")[0].classes) == 3
+    assert len(adopt_file(path, "outcome")[0].classes) == 3
     path.write_text('"x","outcome","note"\n' + re.sub(r"^(.*?),", r'"\1",', rows, flags=re.MULTILINE))
-    assert len(adopted(path, "outcome")[0].classes) == 2
+    assert len(adopt_file(path, "outcome")[0].classes) == 2
 
 
 def odd_table() -> dict[str, list[str]]:
@@ -405,7 +407,7 @@ def odd_table() -> dict[str, list[str]]:
 def test_scoring_reads_the_adopted_file_as_adopt_did(tmp_path: Path, quote: Any) -> None:
     path = tmp_path / "odd.csv"
     pl.DataFrame(odd_table()).write_csv(path, quote_style=quote, separator=";")
-    contract, rows = adopted(path, "won")
+    contract, rows = adopt_file(path, "won")
     again = tables.read(path, contract)
     assert again.schema == rows.schema
     one, other = (tables.to_columns(frame, contract.columns) for frame in (rows, again))
@@ -422,7 +424,7 @@ def test_scoring_reads_the_adopted_file_as_adopt_did(tmp_path: Path, quote: Any)
 
 def test_adopted_rows_are_read_again_as_they_are(tmp_path: Path) -> None:
     pl.DataFrame(odd_table()).write_csv(tmp_path / "odd.csv")
-    contract, rows = adopted(tmp_path / "odd.csv", "won")
+    contract, rows = adopt_file(tmp_path / "odd.csv", "won")
     rows.write_parquet(tmp_path / "odd.parquet")
     assert_frame_equal(tables.read(tmp_path / "odd.parquet", contract), rows)
 
@@ -430,7 +432,7 @@ def test_adopted_rows_are_read_again_as_they_are(tmp_path: Path) -> None:
 def test_rows_of_the_adopted_file_are_read_alone_as_in_the_table(tmp_path: Path) -> None:
     table = pl.DataFrame(odd_table())
     table.write_csv(tmp_path / "odd.csv")
-    contract, _ = adopted(tmp_path / "odd.csv", "won")
+    contract, _ = adopt_file(tmp_path / "odd.csv", "won")
     cells = tables.read(tmp_path / "odd.csv", contract)
     names = dict(zip(cells.columns, table.columns, strict=True))
     for row, raw in zip(cells.head(60).iter_rows(named=True), table.head(60).iter_rows(named=True), strict=True):
@@ -442,9 +444,9 @@ def test_rows_of_the_adopted_file_are_read_alone_as_in_the_table(tmp_path: Path)
 def test_typed_times_keep_their_zone(tmp_path: Path) -> None:
     moments = pl.Series(MOMENTS, dtype=pl.Datetime("ns")).dt.replace_time_zone("UTC")
     table = pl.DataFrame({"at": moments.dt.convert_time_zone("America/New_York"), "won": LABELS})
-    found = proposed(table, "won", tmp_path)
+    found = propose(table, "won", tmp_path)
     assert found.columns[0]["time_zone"] == "America/New_York"
-    assert role(found, "at") == "time"
-    contract, rows = adopted(tmp_path / "shop.parquet", "won")
+    assert find_role(found, "at") == "time"
+    contract, rows = adopt_file(tmp_path / "shop.parquet", "won")
     assert rows["at"][0] == datetime(2022, 12, 31, 19)
     assert_frame_equal(tables.read(tmp_path / "shop.parquet", contract), rows)

@@ -19,7 +19,7 @@ from flywheel_ml.data.adoption import columns, issues, words
 from flywheel_ml.data.adoption.detection.detected import TEXT
 from flywheel_ml.data.adoption.profiling import ColumnProfile
 from flywheel_ml.utils.errors import ConfigError, DataError
-from library.helpers.adopting import entry, proposed, role, shop, told
+from library.helpers.adoption_helpers import find_column, find_role, issue_set, make_shop_table, propose
 
 ROWS = 400
 RNG = np.random.default_rng(2)
@@ -41,13 +41,13 @@ def test_real_tables_ask_for_what_they_are_known_for(
 ) -> None:
     bunch = getattr(datasets, f"load_{name}")()
     table = pl.DataFrame(bunch.data, schema=list(map(str, bunch.feature_names)))
-    found = proposed(table.with_columns(target=pl.Series(bunch.target)), "target", tmp_path)
+    found = propose(table.with_columns(target=pl.Series(bunch.target)), "target", tmp_path)
     assert found.task == task
-    assert entry(found, "target").get("categories") == classes
+    assert find_column(found, "target").get("categories") == classes
     assert found.split == {"by": "hash", "validation_share": 0.15, "test_share": 0.15}
     assert not [issue for issue in found.issues if issue.severity == "refused" or issue.kind == "leakage"]
     for column in table.columns:
-        low, high = entry(found, column).get("range", (-np.inf, np.inf))
+        low, high = find_column(found, column).get("range", (-np.inf, np.inf))
         assert low <= table[column].min() <= table[column].max() <= high, column  # type: ignore[operator]
 
 
@@ -67,22 +67,22 @@ def test_real_tables_ask_for_what_they_are_known_for(
     ],
 )
 def test_the_target_decides_the_task(tmp_path: Path, values: list[Any], task: str, classes: list[Any] | None) -> None:
-    found = proposed(shop(ROWS, y=[values[at % len(values)] for at in range(ROWS)]), "y", tmp_path)
-    assert (found.task, entry(found, "y").get("categories")) == (task, classes)
+    found = propose(make_shop_table(ROWS, y=[values[at % len(values)] for at in range(ROWS)]), "y", tmp_path)
+    assert (found.task, find_column(found, "y").get("categories")) == (task, classes)
 
 
 def test_numbers_too_many_for_classes_are_told_with_what_makes_them_classes(tmp_path: Path) -> None:
-    table = shop(ROWS, y=[at % 30 for at in range(ROWS)])
+    table = make_shop_table(ROWS, y=[at % 30 for at in range(ROWS)])
     assert "--task multiclass" in next(
         found.why
-        for found in proposed(table, "y", tmp_path).decisions
+        for found in propose(table, "y", tmp_path).decisions
         if found.what.startswith("task") or "regression" in found.what
     )
-    assert proposed(table, "y", tmp_path, task="multiclass").task == "multiclass"
+    assert propose(table, "y", tmp_path, task="multiclass").task == "multiclass"
 
 
 def test_a_column_is_an_input_by_its_type_and_few_values(tmp_path: Path) -> None:
-    table = shop(
+    table = make_shop_table(
         ROWS,
         gift=[(True, False, None)[at % 3] for at in range(ROWS)],
         age=RNG.integers(18, 90, ROWS),
@@ -91,14 +91,14 @@ def test_a_column_is_an_input_by_its_type_and_few_values(tmp_path: Path) -> None
         loss=-RNG.random(ROWS),
         email=[f"{at}@example.org" for at in range(ROWS)],
     )
-    found = proposed(table, "bought", tmp_path)
-    assert entry(found, "gift") == {"name": "gift", "type": "boolean", "nullable": True}
-    assert entry(found, "age") == {"name": "age", "type": "integer", "range": [0, 125]}
-    assert entry(found, "flag") == {"name": "flag", "type": "integer", "range": [0, 1]}
-    assert entry(found, "share")["range"] == [0, 1.5]
-    assert entry(found, "loss")["range"] == [-1.5, 0]
-    assert entry(found, "shelf")["categories"] == ["left", "middle", "right"]
-    assert entry(found, "email") == {"name": "email", "type": "string", "role": "ignored", "personal": True}
+    found = propose(table, "bought", tmp_path)
+    assert find_column(found, "gift") == {"name": "gift", "type": "boolean", "nullable": True}
+    assert find_column(found, "age") == {"name": "age", "type": "integer", "range": [0, 125]}
+    assert find_column(found, "flag") == {"name": "flag", "type": "integer", "range": [0, 1]}
+    assert find_column(found, "share")["range"] == [0, 1.5]
+    assert find_column(found, "loss")["range"] == [-1.5, 0]
+    assert find_column(found, "shelf")["categories"] == ["left", "middle", "right"]
+    assert find_column(found, "email") == {"name": "email", "type": "string", "role": "ignored", "personal": True}
     assert found.slices == ("shelf", "gift")
 
 
@@ -116,25 +116,27 @@ def test_a_range_is_wider_than_what_was_seen_and_does_not_cross_zero(ends: list[
 
 def test_texts_too_many_to_list_are_inputs_by_their_words_or_by_the_target_s_mean(tmp_path: Path) -> None:
     note = [f"the quick brown {at} jumps" for at in range(ROWS * 2)]
-    found = proposed(shop(ROWS * 2, note=note, town=[f"t{at % 200}" for at in range(ROWS * 2)]), "bought", tmp_path)
-    assert entry(found, "note") == {"name": "note", "type": "string", "free_text": True}
-    assert entry(found, "town") == {"name": "town", "type": "string"}
-    assert {("free text", "note", "handled"), ("many values", "town", "handled")} <= told(found.issues)
+    found = propose(
+        make_shop_table(ROWS * 2, note=note, town=[f"t{at % 200}" for at in range(ROWS * 2)]), "bought", tmp_path
+    )
+    assert find_column(found, "note") == {"name": "note", "type": "string", "free_text": True}
+    assert find_column(found, "town") == {"name": "town", "type": "string"}
+    assert {("free text", "note", "handled"), ("many values", "town", "handled")} <= issue_set(found.issues)
 
 
 def test_a_moment_is_expanded_into_what_its_span_and_its_precision_tell(tmp_path: Path) -> None:
     days = [datetime(2020, 1, 1) + timedelta(days=4 * at) for at in range(ROWS)]
-    found = proposed(shop(ROWS, at=days, born=[*MOMENTS[1:], None]), "bought", tmp_path)
-    assert entry(found, "at")["datetime_features"] == ["weekday", "year_cycle"]
-    assert entry(found, "born")["datetime_features"] == ["hour", "weekday", "elapsed"]
+    found = propose(make_shop_table(ROWS, at=days, born=[*MOMENTS[1:], None]), "bought", tmp_path)
+    assert find_column(found, "at")["datetime_features"] == ["weekday", "year_cycle"]
+    assert find_column(found, "born")["datetime_features"] == ["hour", "weekday", "elapsed"]
     assert "dates without a time of day; 4 years" in next(told.why for told in found.decisions if told.column == "at")
 
 
 def test_a_time_that_every_row_has_splits_the_table(tmp_path: Path) -> None:
-    table = shop(ROWS, born=MOMENTS, created_at=MOMENTS, seen=[*MOMENTS[1:], None])
-    found = proposed(table, "bought", tmp_path)
+    table = make_shop_table(ROWS, born=MOMENTS, created_at=MOMENTS, seen=[*MOMENTS[1:], None])
+    found = propose(table, "bought", tmp_path)
     assert found.split["by"] == "time"
-    assert [role(found, name) for name in ("born", "created_at", "seen")] == ["feature", "time", "feature"]
+    assert [find_role(found, name) for name in ("born", "created_at", "seen")] == ["feature", "time", "feature"]
 
 
 @pytest.mark.parametrize(
@@ -143,22 +145,24 @@ def test_a_time_that_every_row_has_splits_the_table(tmp_path: Path) -> None:
     ids=["one", "gap", "future"],
 )
 def test_a_time_that_cannot_be_trusted_does_not(tmp_path: Path, moments: list[datetime | None]) -> None:
-    assert proposed(shop(ROWS, at=pl.Series(moments)), "bought", tmp_path).split["by"] == "hash"
+    assert propose(make_shop_table(ROWS, at=pl.Series(moments)), "bought", tmp_path).split["by"] == "hash"
 
 
 def test_rows_of_one_entity_stay_together(tmp_path: Path) -> None:
-    table = shop(ROWS, customer_id=RNG.integers(0, 150, ROWS), patient_age=RNG.integers(0, 90, ROWS))
-    found = proposed(table, "bought", tmp_path)
+    table = make_shop_table(ROWS, customer_id=RNG.integers(0, 150, ROWS), patient_age=RNG.integers(0, 90, ROWS))
+    found = propose(table, "bought", tmp_path)
     assert found.split["group"] == "customer_id"
-    assert role(found, "customer_id") == "ignored"
-    assert role(found, "patient_age") == "feature"
+    assert find_role(found, "customer_id") == "ignored"
+    assert find_role(found, "patient_age") == "feature"
 
 
 def test_an_id_names_rows_and_is_no_input(tmp_path: Path) -> None:
-    table = shop(ROWS, order_id=range(1000, 1000 + ROWS), uuid=[f"u{at}" for at in range(ROWS)], row=range(ROWS))
-    found = proposed(table, "bought", tmp_path)
-    assert [role(found, name) for name in ("order_id", "uuid", "row")] == ["id", "ignored", "ignored"]
-    assert ("row counter", "row", "handled") in told(found.issues)
+    table = make_shop_table(
+        ROWS, order_id=range(1000, 1000 + ROWS), uuid=[f"u{at}" for at in range(ROWS)], row=range(ROWS)
+    )
+    found = propose(table, "bought", tmp_path)
+    assert [find_role(found, name) for name in ("order_id", "uuid", "row")] == ["id", "ignored", "ignored"]
+    assert ("row counter", "row", "handled") in issue_set(found.issues)
 
 
 def gaps(count: int) -> list[int]:
@@ -185,49 +189,49 @@ def gaps(count: int) -> list[int]:
     ],
 )
 def test_a_row_counter_is_no_input(tmp_path: Path, name: str, numbers: list[int], became: str) -> None:
-    table = shop(ROWS)
-    found = proposed(table.select(pl.Series(name, numbers), pl.all()), "bought", tmp_path)
-    assert role(found, name) == became
-    assert (("row counter", name, "handled") in told(found.issues)) == (became == "ignored")
+    table = make_shop_table(ROWS)
+    found = propose(table.select(pl.Series(name, numbers), pl.all()), "bought", tmp_path)
+    assert find_role(found, name) == became
+    assert (("row counter", name, "handled") in issue_set(found.issues)) == (became == "ignored")
     if became == "ignored":
-        assert role(
-            proposed(table.with_columns(pl.Series(name, numbers)), "bought", tmp_path, feature=(name,)), name
+        assert find_role(
+            propose(table.with_columns(pl.Series(name, numbers)), "bought", tmp_path, feature=(name,)), name
         ) == ("feature")
 
 
 def test_sample_weights_weigh_and_are_no_input(tmp_path: Path) -> None:
-    table = shop(ROWS, sample_weight=RNG.random(ROWS) + 0.5, weight=RNG.random(ROWS) + 60)
-    found = proposed(table, "bought", tmp_path)
-    assert entry(found, "sample_weight") == {"name": "sample_weight", "type": "float", "role": "weight"}
-    assert ("sample weights", "sample_weight", "handled") in told(found.issues)
+    table = make_shop_table(ROWS, sample_weight=RNG.random(ROWS) + 0.5, weight=RNG.random(ROWS) + 60)
+    found = propose(table, "bought", tmp_path)
+    assert find_column(found, "sample_weight") == {"name": "sample_weight", "type": "float", "role": "weight"}
+    assert ("sample weights", "sample_weight", "handled") in issue_set(found.issues)
     # A person's or a car's weight has that name too: asked about, not taken.
-    assert role(found, "weight") == "feature"
+    assert find_role(found, "weight") == "feature"
     assert "--weight weight" in next(one.why for one in found.decisions if one.column == "weight")
-    other = proposed(table, "bought", tmp_path, weight="weight")
-    assert [role(other, name) for name in ("sample_weight", "weight")] == ["ignored", "weight"]
-    assert role(proposed(table, "bought", tmp_path, feature=("sample_weight",)), "sample_weight") == "feature"
+    other = propose(table, "bought", tmp_path, weight="weight")
+    assert [find_role(other, name) for name in ("sample_weight", "weight")] == ["ignored", "weight"]
+    assert find_role(propose(table, "bought", tmp_path, feature=("sample_weight",)), "sample_weight") == "feature"
 
 
 @pytest.mark.parametrize("cells", [["a", "b"], [-1.0, 2.0], [None, 1.0]], ids=["text", "negative", "missing"])
 def test_a_column_that_cannot_weigh_is_refused(tmp_path: Path, cells: list[Any]) -> None:
-    table = shop(ROWS, weights=cells * (ROWS // 2))
-    assert role(proposed(table, "bought", tmp_path), "weights") == "feature"
+    table = make_shop_table(ROWS, weights=cells * (ROWS // 2))
+    assert find_role(propose(table, "bought", tmp_path), "weights") == "feature"
     with pytest.raises(
         ConfigError, match=r"--weight: 'weights' cannot weigh rows; every row needs a number of 0 or more"
     ):
-        proposed(table, "bought", tmp_path, weight="weights")
+        propose(table, "bought", tmp_path, weight="weights")
 
 
 def test_a_class_that_only_the_newest_rows_have_is_reported_and_split_by_hash(tmp_path: Path) -> None:
     late = pl.when(pl.int_range(ROWS) < ROWS - 30).then("bought").otherwise(pl.lit("returned"))
-    table = shop(ROWS, at=MOMENTS).with_columns(bought=late)
-    found = proposed(table, "bought", tmp_path)
+    table = make_shop_table(ROWS, at=MOMENTS).with_columns(bought=late)
+    found = propose(table, "bought", tmp_path)
     assert found.split["by"] == "hash"
-    assert role(found, "at") == "time"
-    assert ("late class", "bought", "warned") in told(found.issues)
+    assert find_role(found, "at") == "time"
+    assert ("late class", "bought", "warned") in issue_set(found.issues)
     # Both ways out that are named lead on.
-    assert ("late class", "bought", "refused") in told(proposed(table, "bought", tmp_path, split="time").issues)
-    dropped = proposed(table.filter(pl.col("bought") != "returned"), "bought", tmp_path, split="time")
+    assert ("late class", "bought", "refused") in issue_set(propose(table, "bought", tmp_path, split="time").issues)
+    dropped = propose(table.filter(pl.col("bought") != "returned"), "bought", tmp_path, split="time")
     assert dropped.split["by"] == "time"
     assert "late class" not in {issue.kind for issue in dropped.issues}
 
@@ -235,19 +239,19 @@ def test_a_class_that_only_the_newest_rows_have_is_reported_and_split_by_hash(tm
 def test_a_class_whose_groups_the_split_keeps_from_training_is_refused(tmp_path: Path) -> None:
     customers = np.arange(ROWS) // 8
     of_tests = next(one for one in range(50) if split.draw(pl.Series([one])).item() > 0.85)
-    table = shop(ROWS, customer_id=customers)
+    table = make_shop_table(ROWS, customer_id=customers)
     labels = np.where(customers == of_tests, "odd", table["bought"].to_numpy())
     table = table.with_columns(bought=pl.Series(labels))
-    found = proposed(table, "bought", tmp_path)
-    assert ("class of few groups", "bought", "refused") in told(found.issues)
-    by_row = proposed(table, "bought", tmp_path, ignore=("customer_id",))
+    found = propose(table, "bought", tmp_path)
+    assert ("class of few groups", "bought", "refused") in issue_set(found.issues)
+    by_row = propose(table, "bought", tmp_path, ignore=("customer_id",))
     assert "refused" not in {issue.severity for issue in by_row.issues}
 
 
 @pytest.mark.parametrize("target", ["bought", "answer"])
 def test_labels_that_differ_only_in_case_or_blanks_are_reported(tmp_path: Path, target: str) -> None:
     answers = ["Yes", "yes", "No", "no  answer", "No Answer"]
-    found = proposed(shop(ROWS, answer=[answers[at % 5] for at in range(ROWS)]), target, tmp_path)
+    found = propose(make_shop_table(ROWS, answer=[answers[at % 5] for at in range(ROWS)]), target, tmp_path)
     (issue,) = (issue for issue in found.issues if issue.kind == "labels alike")
     assert (issue.column, issue.severity) == ("answer", "warned")
     assert "'Yes' and 'yes'" in issue.evidence
@@ -349,12 +353,12 @@ IssueKey = tuple[str, str, str]
 def test_a_danger_is_named_before_anything_is_trained(
     tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], issue: IssueKey, became: str | None
 ) -> None:
-    table = shop(ROWS)
-    assert told(proposed(table, "bought", tmp_path).issues) == set()
-    found = proposed(change(table), "bought", tmp_path)
-    assert issue in told(found.issues)
+    table = make_shop_table(ROWS)
+    assert issue_set(propose(table, "bought", tmp_path).issues) == set()
+    found = propose(change(table), "bought", tmp_path)
+    assert issue in issue_set(found.issues)
     if became:
-        assert role(found, issue[1]) == became
+        assert find_role(found, issue[1]) == became
     assert (became is None) == ("c" in change(table).columns and "c" not in [c["name"] for c in found.columns])
 
 
@@ -371,7 +375,7 @@ def test_leaks_are_found_for_numbers_and_many_classes_too(tmp_path: Path, target
             "code": [{"a": 7, "b": 3, "c": 5}[value] for value in kind],
         }
     )
-    leaks = {issue.column for issue in proposed(table, target, tmp_path).issues if issue.kind == "leakage"}
+    leaks = {issue.column for issue in propose(table, target, tmp_path).issues if issue.kind == "leakage"}
     assert leaks == ({"exponential"} if target == "number" else {"code"})
 
 
@@ -412,17 +416,19 @@ def test_no_column_of_noise_is_taken_for_a_leak(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SCORED)
 def test_a_name_that_scoring_needs_is_changed(tmp_path: Path, name: str) -> None:
-    found = proposed(shop(ROWS, **{name: RNG.random(ROWS), f"{name}_given": RNG.random(ROWS)}), "bought", tmp_path)
+    found = propose(
+        make_shop_table(ROWS, **{name: RNG.random(ROWS), f"{name}_given": RNG.random(ROWS)}), "bought", tmp_path
+    )
     assert found.sources[f"{name}_given_"] == name
     assert found.sources[f"{name}_given"] == f"{name}_given"
-    assert ("reserved name", f"{name}_given_", "handled") in told(found.issues)
+    assert ("reserved name", f"{name}_given_", "handled") in issue_set(found.issues)
 
 
 @pytest.mark.parametrize("name", ["two words", 'a "quote"', "größe", "class", "__proto__", "a,b", "0", "a\nb", "%"])
 def test_any_name_may_be_that_of_a_column(tmp_path: Path, name: str) -> None:
-    found = proposed(shop(ROWS, **{name: RNG.random(ROWS)}), "bought", tmp_path)
-    assert role(found, name) == "feature"
-    assert proposed(shop(ROWS, **{name: RNG.random(ROWS)}), name, tmp_path).task == "regression"
+    found = propose(make_shop_table(ROWS, **{name: RNG.random(ROWS)}), "bought", tmp_path)
+    assert find_role(found, name) == "feature"
+    assert propose(make_shop_table(ROWS, **{name: RNG.random(ROWS)}), name, tmp_path).task == "regression"
 
 
 @pytest.mark.parametrize(
@@ -438,10 +444,10 @@ def test_any_name_may_be_that_of_a_column(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_a_flag_overrides_a_role(tmp_path: Path, said: dict[str, Any], became: tuple[str, str]) -> None:
-    table = shop(ROWS, at=MOMENTS, born=MOMENTS, note=[f"n{at}" for at in range(ROWS)])
+    table = make_shop_table(ROWS, at=MOMENTS, born=MOMENTS, note=[f"n{at}" for at in range(ROWS)])
     table = table.with_columns(leak=pl.col("bought"))
-    assert role(proposed(table, "bought", tmp_path), became[0]) != became[1]
-    assert role(proposed(table, "bought", tmp_path, **said), became[0]) == became[1]
+    assert find_role(propose(table, "bought", tmp_path), became[0]) != became[1]
+    assert find_role(propose(table, "bought", tmp_path, **said), became[0]) == became[1]
 
 
 @pytest.mark.parametrize(
@@ -458,15 +464,15 @@ def test_a_flag_overrides_a_role(tmp_path: Path, said: dict[str, Any], became: t
     ],
 )
 def test_a_flag_overrides_what_holds_for_the_whole(tmp_path: Path, said: dict[str, Any], key: str, value: Any) -> None:
-    table = shop(ROWS, at=MOMENTS, grade=RNG.integers(0, 3, ROWS))
-    assert getattr(proposed(table, "grade", tmp_path), key) != value
-    assert getattr(proposed(table, "grade", tmp_path, **said), key) == value
+    table = make_shop_table(ROWS, at=MOMENTS, grade=RNG.integers(0, 3, ROWS))
+    assert getattr(propose(table, "grade", tmp_path), key) != value
+    assert getattr(propose(table, "grade", tmp_path, **said), key) == value
 
 
 def test_the_positive_class_can_be_chosen(tmp_path: Path) -> None:
     for label, other in (("buyer", "guest"), ("guest", "buyer")):
-        found = proposed(shop(ROWS), "bought", tmp_path, positive=label)
-        assert entry(found, "bought")["categories"] == [other, label]
+        found = propose(make_shop_table(ROWS), "bought", tmp_path, positive=label)
+        assert find_column(found, "bought")["categories"] == [other, label]
 
 
 @pytest.mark.parametrize(
@@ -491,16 +497,16 @@ def test_a_flag_that_does_not_fit_the_table_is_said(
     tmp_path: Path, target: str, said: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        proposed(shop(ROWS), target, tmp_path, **said)
+        propose(make_shop_table(ROWS), target, tmp_path, **said)
 
 
 @pytest.mark.parametrize(
     ("table", "target", "message"),
     [
-        (shop(ROWS, y=[None] * ROWS), "y", "no value in any row"),
-        (shop(ROWS, y=["a"] * ROWS), "y", "one value only ('a')"),
-        (shop(ROWS, y=MOMENTS), "y", "is a date"),
-        (shop(ROWS, y=[f"t{at}" for at in range(ROWS)]), "y", "400 distinct texts"),
+        (make_shop_table(ROWS, y=[None] * ROWS), "y", "no value in any row"),
+        (make_shop_table(ROWS, y=["a"] * ROWS), "y", "one value only ('a')"),
+        (make_shop_table(ROWS, y=MOMENTS), "y", "is a date"),
+        (make_shop_table(ROWS, y=[f"t{at}" for at in range(ROWS)]), "y", "400 distinct texts"),
         (pl.DataFrame({"a": [1] * ROWS, "y": [0, 1] * (ROWS // 2)}), "y", "no column is left"),
     ],
 )
@@ -508,14 +514,14 @@ def test_a_table_that_nothing_can_be_learnt_from_is_refused(
     tmp_path: Path, table: pl.DataFrame, target: str, message: str
 ) -> None:
     with pytest.raises(DataError) as raised:
-        proposed(table, target, tmp_path)
+        propose(table, target, tmp_path)
     assert message in str(raised.value)
 
 
 @pytest.mark.chaos
 def test_ten_thousand_columns_take_seconds(tmp_path: Path) -> None:
     table = pl.DataFrame(RNG.normal(size=(100, 10_000)), schema=[f"x{at}" for at in range(10_000)])
-    found = proposed(table.with_columns(y=pl.Series([0, 1] * 50)), "y", tmp_path)
+    found = propose(table.with_columns(y=pl.Series([0, 1] * 50)), "y", tmp_path)
     assert len(found.columns) == 10_001
 
 
@@ -526,7 +532,7 @@ def test_names_are_cut_into_words() -> None:
 
 
 def test_equal_rows_are_counted(tmp_path: Path) -> None:
-    table = shop(ROWS)
-    found = proposed(pl.concat([table, table.tail(5)]), "bought", tmp_path)
+    table = make_shop_table(ROWS)
+    found = propose(pl.concat([table, table.tail(5)]), "bought", tmp_path)
     (issue,) = (issue for issue in found.issues if issue.kind == "duplicate rows")
     assert issue.evidence.startswith(f"5 of {ROWS + 5:,} rows")

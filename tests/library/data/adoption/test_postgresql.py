@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from flywheel_ml.prediction_log import Outcome, Prediction, Reader, Writer, dumps, new_id, now_us
-from library.helpers.adopting import profiled
+from library.helpers.adoption_helpers import profile_source
 from library.helpers.postgresql import PostgreSQL
 
 TABLE = """create table orders as select i as order_no, (i % 97)::numeric(10, 2) as price,
@@ -23,7 +23,7 @@ def test_every_type_of_a_query_is_read(postgres: PostgreSQL, tmp_path: Path, mon
     engine.dispose()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("flywheel_ml.data.formats.database.BATCH_ROWS", 30)
-    found = profiled(postgres.url, "late", "select * from orders order by order_no")
+    found = profile_source(postgres.url, "late", "select * from orders order by order_no")
     assert {name: column.parse.type for name, column in found.columns.items()} == {
         "order_no": "integer",
         "price": "float",

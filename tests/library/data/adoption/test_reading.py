@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from flywheel_ml.data.formats import database
 from flywheel_ml.utils.errors import DataError
-from library.helpers.adopting import profiled
+from library.helpers.adoption_helpers import profile_source
 
 ROWS = [("1", "Zoë", "1.5", "yes"), ("2", 'a "b", c', "-2", "no"), ("3", "plain", "", "yes")]
 TYPES = {"n": "integer", "name": "string", "x": "float", "ok": "boolean"}
@@ -47,7 +47,7 @@ def delimited(by: str, quote_all: bool = False) -> str:
 )
 def test_text_of_any_make_is_the_same_table(tmp_path: Path, name: str, content: bytes, said: tuple[str, ...]) -> None:
     (tmp_path / name).write_bytes(content)
-    found = profiled(tmp_path / name, "n")
+    found = profile_source(tmp_path / name, "n")
     assert found.told == said
     assert found.name == name.partition(".")[0]
     assert {name: column.parse.type for name, column in found.columns.items()} == TYPES
@@ -78,7 +78,7 @@ def test_typed_files_keep_their_types_and_lose_what_no_model_takes(
     tmp_path: Path, name: str, write: Callable[[pl.DataFrame, Path], None]
 ) -> None:
     write(frame(), tmp_path / name)
-    found = profiled(tmp_path / name, "kind")
+    found = profile_source(tmp_path / name, "kind")
     assert found.left_out == ("tags",)
     assert found.columns["kind"].values == {"a": 1, "b": 1}
     assert found.columns["at"].minimum == datetime(2020, 1, 1)
@@ -94,19 +94,19 @@ def test_typed_files_keep_their_types_and_lose_what_no_model_takes(
 )  # fmt: skip
 def test_json_may_be_lines_or_a_list(tmp_path: Path, content: str) -> None:
     (tmp_path / "t.json").write_text(content)
-    assert profiled(tmp_path / "t.json", "a").sample.rows() == [(1.0, "x"), (2.5, None), (None, "y")]
+    assert profile_source(tmp_path / "t.json", "a").sample.rows() == [(1.0, "x"), (2.5, None), (None, "y")]
 
 
 def test_integers_that_only_a_text_holds_exactly_are_codes(tmp_path: Path) -> None:
     ids = pl.Series("id", [2**64 - 1 - at for at in range(30)], dtype=pl.UInt64)
     pl.DataFrame([ids, pl.Series("y", range(30))]).write_parquet(tmp_path / "t.parquet")
-    column = profiled(tmp_path / "t.parquet", "y").columns["id"]
+    column = profile_source(tmp_path / "t.parquet", "y").columns["id"]
     assert (column.parse.type, column.missing, column.misfits, column.unique) == ("string", 0, 0, True)
 
 
 def test_no_more_values_differ_than_there_are(tmp_path: Path) -> None:
     pl.DataFrame({"x": [at / 7 for at in range(5000)], "y": [0, 1] * 2500}).write_parquet(tmp_path / "t.parquet")
-    assert 4500 < profiled(tmp_path / "t.parquet", "y").columns["x"].distinct <= 5000
+    assert 4500 < profile_source(tmp_path / "t.parquet", "y").columns["x"].distinct <= 5000
 
 
 def test_what_the_first_rows_hide_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_what_the_first_rows_hide_is_still_found(tmp_path: Path, monkeypatch: py
         }
     )
     table.write_csv(tmp_path / "t.csv")
-    found = profiled(tmp_path / "t.csv", "n").columns
+    found = profile_source(tmp_path / "t.csv", "n").columns
     assert [found[name].parse.type for name in table.columns] == ["float", "string", "integer", "integer", "integer"]
     assert (found["one_word"].misfits, found["one_word"].examples) == (1, ("oops",))
     assert (found["late_start"].missing, found["late_fraction"].maximum) == (900, 3.0)
@@ -146,7 +146,7 @@ def test_counts_over_many_batches_are_those_of_the_whole(tmp_path: Path, monkeyp
         }
     )
     pl.concat([table, table.head(3)]).write_parquet(tmp_path / "t.parquet")
-    found = profiled(tmp_path / "t.parquet", "y")
+    found = profile_source(tmp_path / "t.parquet", "y")
     assert (found.rows, found.repeated) == (rows + 3, 3)
     assert found.columns["x"].minimum == table["x"].min()
     assert found.columns["k"].values == dict(pl.concat([table, table.head(3)])["k"].value_counts().iter_rows())
@@ -165,7 +165,7 @@ def test_a_query_is_read_in_batches_and_types_may_differ_between_them(
         connection.execute("create table orders (id integer, amount, note text)")
         connection.executemany("insert into orders values (?, ?, ?)", [(1, 2, None), (2, 3, None), (3, 4.5, "x")])
     connection.close()
-    found = profiled(f"sqlite:///{tmp_path}/shop.db", "amount", "select * from orders order by id")
+    found = profile_source(f"sqlite:///{tmp_path}/shop.db", "amount", "select * from orders order by id")
     assert found.sample.rows() == [(1, 2.0, None), (2, 3.0, None), (3, 4.5, "x")]
     pieces = sorted((tmp_path / "scratch").glob("rows-*.parquet"))
     assert [pl.read_parquet(piece).height for piece in pieces] == [2, 1]
@@ -209,7 +209,7 @@ def wrong(name: str, content: bytes) -> Callable[[Path], str]:
 )
 def test_what_is_no_table_is_said_in_one_line(tmp_path: Path, make: Callable[[Path], str], said: str) -> None:
     with pytest.raises(DataError) as raised:
-        profiled(make(tmp_path), "b")
+        profile_source(make(tmp_path), "b")
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
     assert "secret" not in str(raised.value)
@@ -230,7 +230,7 @@ def test_a_query_that_gives_no_table_is_said_in_one_line(tmp_path: Path, query: 
         connection.execute("create table orders (id integer, a)")
     connection.close()
     with pytest.raises(DataError) as raised:
-        profiled(f"sqlite:///{tmp_path}/shop.db", "a", query)
+        profile_source(f"sqlite:///{tmp_path}/shop.db", "a", query)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -250,7 +250,7 @@ def test_a_query_that_gives_no_table_is_said_in_one_line(tmp_path: Path, query: 
 def test_a_password_is_never_shown(url: str) -> None:
     assert "hush" not in database.masked(url)
     with pytest.raises(DataError) as raised:
-        profiled(url.replace("host", "127.0.0.1:1"), "a", "select 1")
+        profile_source(url.replace("host", "127.0.0.1:1"), "a", "select 1")
     assert "hush" not in str(raised.value)
 
 
@@ -269,4 +269,4 @@ def test_a_driver_s_own_fault_does_not_tell_a_password_either(monkeypatch: pytes
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.csv")
     with pytest.raises(DataError, match=r"rows.csv is a pipe or a device"):
-        profiled(tmp_path / "rows.csv", "a")
+        profile_source(tmp_path / "rows.csv", "a")

@@ -6,24 +6,24 @@ import signal
 from flywheel_ml.utils.process import is_alive
 from library.flows.conftest import Pages
 from library.helpers import project
-from library.helpers.commands import get, until
+from library.helpers.commands import send_request, wait_until
 
 
 def test_both_addresses_are_printed_and_answer(pages: Pages) -> None:
     assert "MLflow" in pages.lines[0]
     assert "Prefect" in pages.lines[1]
     assert pages.lines[2] == "Ctrl-C ends both.\n"
-    assert b"MLflow" in get(pages.mlflow)
-    assert b"Prefect" in get(pages.prefect)
+    assert b"MLflow" in send_request(pages.mlflow)
+    assert b"Prefect" in send_request(pages.prefect)
 
 
 def test_mlflow_shows_the_registered_model(pages: Pages) -> None:
-    found = json.loads(get(f"{pages.mlflow}/api/2.0/mlflow/registered-models/search"))
+    found = json.loads(send_request(f"{pages.mlflow}/api/2.0/mlflow/registered-models/search"))
     assert found["registered_models"][0]["aliases"] == [{"alias": "champion", "version": "1"}]
 
 
 def test_prefect_shows_the_killed_run_as_crashed_and_the_next_as_completed(pages: Pages) -> None:
-    runs = json.loads(get(f"{pages.prefect}/api/flow_runs/filter", {}))
+    runs = json.loads(send_request(f"{pages.prefect}/api/flow_runs/filter", {}))
     assert sorted(run["state"]["type"] for run in runs) == ["COMPLETED", "CRASHED"]
     assert all(run["name"].startswith("training by process ") for run in runs)
 
@@ -51,8 +51,12 @@ with engine.api(None):
 """
     done = project.run(pages.path, "-c", flaky, PREFECT_API_URL=f"{pages.prefect}/api")
     assert done.stdout.splitlines() == ["3", "1"], done.stderr
-    (run,) = json.loads(get(f"{pages.prefect}/api/flow_runs/filter", {"flows": {"name": {"any_": ["retries"]}}}))
-    tasks = json.loads(get(f"{pages.prefect}/api/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}}))
+    (run,) = json.loads(
+        send_request(f"{pages.prefect}/api/flow_runs/filter", {"flows": {"name": {"any_": ["retries"]}}})
+    )
+    tasks = json.loads(
+        send_request(f"{pages.prefect}/api/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    )
     assert {task["name"].split("-")[0]: (task["state"]["type"], task["run_count"]) for task in tasks} == {
         "flaky": ("COMPLETED", 3),
         "refused": ("FAILED", 1),
@@ -65,4 +69,4 @@ def test_an_interrupt_ends_both_and_leaves_nothing(pages: Pages) -> None:
     pages.process.send_signal(signal.SIGINT)
     output, errors = pages.process.communicate(timeout=30)
     assert (pages.process.returncode, output, errors) == (0, "", "")
-    until(lambda: not any(is_alive(pid) for pid in started))
+    wait_until(lambda: not any(is_alive(pid) for pid in started))

@@ -13,7 +13,7 @@ from flywheel_ml.flows.orchestration.engine import Patience
 from flywheel_ml.utils.errors import Busy, DataError, ProjectError
 from flywheel_ml.utils.process import is_alive
 from library.helpers import project
-from library.helpers.commands import until
+from library.helpers.commands import wait_until
 
 
 class Flaky:
@@ -128,8 +128,8 @@ def test_what_a_killed_process_started_ends_with_it_down_to_the_grandchildren(tm
     with project.start(tmp_path, "-c", TREE, stdin=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        until(lambda: (tmp_path / "log").read_text().endswith("\n"))
+        wait_until(lambda: (tmp_path / "log").read_text().endswith("\n"))
         grandchild = int((tmp_path / "log").read_text())
         parent.kill()
         parent.communicate()
-    until(lambda: not is_alive(child) and not is_alive(grandchild))
+    wait_until(lambda: not is_alive(child) and not is_alive(grandchild))

@@ -12,40 +12,42 @@ import yaml
 from flywheel_ml.utils.errors import ConfigError
 from flywheel_ml.utils.process import is_alive
 from library.helpers import project
-from library.helpers.commands import get, until
+from library.helpers.commands import send_request, wait_until
 
 DEPLOYMENTS = yaml.safe_load((project.ROOT / "prefect.yaml").read_text())["deployments"]
 
 
 def test_schedules_registers_every_deployment_runs_what_is_due_and_ends_on_an_interrupt(
-    turned: project.Turned, tmp_path: Path
+    trained_project: project.PipelineRuns, tmp_path: Path
 ) -> None:
-    path = project.copy(turned.path, tmp_path / "project", history=True)
+    path = project.copy(trained_project.path, tmp_path / "project", history=True)
     wanted = {entry["name"]: entry["schedules"] for entry in DEPLOYMENTS}
     with project.start(path, "-m", project.PACKAGE, "schedules", stdin=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         api = process.stdout.readline().removeprefix("Prefect ").strip() + "/api"
 
         def state(run: str) -> str:
-            return str(json.loads(get(f"{api}/flow_runs/{run}"))["state"]["type"])
+            return str(json.loads(send_request(f"{api}/flow_runs/{run}"))["state"]["type"])
 
         def deployments() -> list[Any]:
-            return list(json.loads(get(f"{api}/deployments/filter", {})))
+            return list(json.loads(send_request(f"{api}/deployments/filter", {})))
 
-        until(lambda: len(deployments()) == len(wanted))
+        wait_until(lambda: len(deployments()) == len(wanted))
         assert {
             deployment["name"]: [schedule["schedule"]["cron"] for schedule in deployment["schedules"]]
             for deployment in deployments()
         } == {name: [schedule["cron"] for schedule in schedules] for name, schedules in wanted.items()}
         hourly = next(deployment["id"] for deployment in deployments() if deployment["name"] == "hourly")
-        run = json.loads(get(f"{api}/deployments/{hourly}/create_flow_run", {"state": {"type": "SCHEDULED"}}))["id"]
-        until(lambda: state(run) in ("COMPLETED", "FAILED", "CRASHED"))
+        run = json.loads(send_request(f"{api}/deployments/{hourly}/create_flow_run", {"state": {"type": "SCHEDULED"}}))[
+            "id"
+        ]
+        wait_until(lambda: state(run) in ("COMPLETED", "FAILED", "CRASHED"))
         assert state(run) == "COMPLETED"
         started = project.children(process.pid)
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=30)[1]
         assert process.returncode == 0, errors
-    until(lambda: not any(is_alive(pid) for pid in started))
+    wait_until(lambda: not any(is_alive(pid) for pid in started))
 
 
 def test_every_entrypoint_loads_by_prefects_own_loader() -> None:

@@ -94,7 +94,7 @@ def test_importance_names_every_input_and_finds_what_decides(
     losses = {point["column"]: point["loss"] for point in found["importance"]}
     assert set(losses) == {column.name for column in contract.inputs}
     assert list(losses.values()) == sorted(losses.values(), reverse=True)
-    assert next(iter(losses)) in {column.name for column in rows.signals(contract)}
+    assert next(iter(losses)) in {column.name for column in rows.signal_columns(contract)}
 
 
 def test_a_pipeline_that_was_changed_is_never_unpickled(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def settings(params: Params, way: str) -> Params:
 
 def odd_or_even(contract: Contract, n_rows: int) -> pl.DataFrame:
     """Rows whose target is told by whether the number in a category's name is odd, and by nothing else."""
-    table = rows.make(contract, n_rows)
+    table = rows.make_table(contract, n_rows)
     odd = table["some"].str.slice(1).cast(pl.Int64, strict=False).fill_null(0) % 2 == 1
     classes = contract.classes
     target = (

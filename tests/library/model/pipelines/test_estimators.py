@@ -18,7 +18,7 @@ from flywheel_ml.model.evaluation import evaluate
 from flywheel_ml.model.packaging import package
 from flywheel_ml.model.pipelines import estimators
 from flywheel_ml.model.pipelines.estimators import Rows
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers import rows
 
@@ -31,7 +31,7 @@ PAIRS = [(name, task) for task in get_args(Task) for name in names(STANDARD, tas
 
 
 def contract_of(task: Task, *columns: dict[str, Any]) -> Contract:
-    return strict.parse(
+    return config_model.parse(
         {"name": task, "columns": [*columns, {"name": "target", "role": "target", **TARGETS[task]}]}, Contract, task
     )
 
@@ -46,7 +46,7 @@ def fit(name: str, contract: Contract, table: pl.DataFrame, params: Params) -> A
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 def test_an_estimator_learns_the_same_model_from_the_same_rows(name: str, task: Task, params: Params) -> None:
     contract = contract_of(task, *KINDS["numbers"], *KINDS["texts"])
-    table = rows.make(contract, 1500)
+    table = rows.make_table(contract, 1500)
     truth = tables.truth(table, contract)
     shares = np.bincount(truth.astype(int)) / 1500 if contract.classes else [truth.mean()]
     prior = np.tile(shares, (1500, 1))
@@ -115,7 +115,7 @@ KINDS: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_columns_of_one_kind_alone_train_and_convert(kind: str, name: str, task: Task, params: Params) -> None:
     contract = contract_of(task, {"name": "when", "type": "datetime", "role": "ignored"}, *KINDS[kind])
-    table = rows.make(contract, 400)
+    table = rows.make_table(contract, 400)
     pipeline = fit(name, contract, table, params)
     featurizer = Featurizer(contract)
     inputs = featurizer.encode(tables.to_columns(table, contract.inputs))

@@ -22,7 +22,7 @@ from flywheel_ml.model.pipelines.preprocessing import Means, Terms
 from flywheel_ml.model.training import train
 from flywheel_ml.monitoring import window
 from flywheel_ml.testing.bundles import make_bundle
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 
 TARGETS: dict[Task, dict[str, Any]] = {
     "binary": {"type": "boolean"},
@@ -40,7 +40,7 @@ WORDS = np.array(["good", "bad", "slow", "fast", "the", "a"], dtype=object)
 def make(task: Task, rows: int = 600) -> tuple[Contract, pl.DataFrame]:
     """A number, a text of words that tell the target, a shop of many, and the target."""
     rng = np.random.default_rng(3)
-    contract = strict.parse(
+    contract = config_model.parse(
         {
             "name": "reviews",
             "columns": [
@@ -69,7 +69,7 @@ def make(task: Task, rows: int = 600) -> tuple[Contract, pl.DataFrame]:
 def own(params: Params) -> Params:
     return params.model_copy(
         update={
-            "split": strict.parse({"by": "hash"}, type(params.split), "split"),
+            "split": config_model.parse({"by": "hash"}, type(params.split), "split"),
             "evaluate": params.evaluate.model_copy(update={"slices": ()}),
         }
     )
@@ -139,7 +139,7 @@ def test_words_are_kept_where_they_help_and_left_out_where_they_do_not(
 def test_words_that_all_rows_have_are_learnt_by_several_threads_without_a_warning(params: Params) -> None:
     columns = [{"name": f"note {at}", "type": "string", "free_text": True} for at in range(6)]
     target = {"name": "y", "role": "target", "type": "boolean"}
-    contract = strict.parse({"name": "notes", "columns": [*columns, target]}, Contract, "contract.yaml")
+    contract = config_model.parse({"name": "notes", "columns": [*columns, target]}, Contract, "contract.yaml")
     featurizer, labels = Featurizer(contract, ()), np.arange(60) % 2
     frame = pl.DataFrame({f"c{at}": [f"same number{row % 7}" for row in range(60)] for at in range(6)})
     for _ in range(5):
@@ -186,8 +186,8 @@ def test_a_new_function_reaches_training_one_row_many_rows_and_the_drift_profile
     one = bundle.encode({name: values[:1] for name, values in some.items()}).num[0, -1]
     assert np.array_equal(many, np.float32(2 * some[number.name]), equal_nan=True)
     assert np.array_equal(one, many[0], equal_nan=True)
-    chunk = window._nothing(contract)._replace(columns=some)
-    counted = window._watched(chunk, bundle)
+    chunk = window._empty_chunk(contract)._replace(columns=some)
+    counted = window._add_drift_features(chunk, bundle)
     assert np.array_equal(counted.columns["twice"].astype(np.float32), many, equal_nan=True)
 
 

@@ -63,7 +63,7 @@ def test_model_of_another_version_of_the_library_is_loaded_with_a_warning(bundle
     shutil.copytree(LIBRARY, shipped, ignore=shutil.ignore_patterns("__pycache__"))
     context = SimpleNamespace(artifacts={"bundle": str(bundle)})
     BundleModel().load_context(context)
-    module = shipped / "utils" / "words.py"
+    module = shipped / "utils" / "formatting.py"
     module.write_text(module.read_text() + "\n# newer\n")
     with pytest.warns(UserWarning, match="load models of two projects, or of two versions, in processes of their own"):
         BundleModel().load_context(context)

@@ -28,7 +28,7 @@ from flywheel_ml.model.training.tune import Trial
 from flywheel_ml.utils.errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
 from flywheel_ml.utils.files import sha256_file
 from library.helpers import project
-from library.helpers.store import NAME, PASSED, REFUSED, at_once, settings
+from library.helpers.store import FAILED_CHECKS, NAME, PASSED_CHECKS, run_at_once, settings
 
 Register = Callable[[Sequence[Check]], Version]
 
@@ -44,13 +44,13 @@ numpy.savez(sys.argv[2], values=answer["prediction"].to_numpy(), scores=answer["
 
 @pytest.mark.chaos
 def test_four_processes_open_a_fresh_store_at_once_and_all_succeed(tmp_path: Path) -> None:
-    assert at_once(tmp_path, "", "", "", "") == ["0"] * 4
+    assert run_at_once(tmp_path, "", "", "", "") == ["0"] * 4
 
 
 def test_a_registered_model_carries_its_run_metrics_gates_lineage_and_bundle(
     registry: Registry, register: Register, bundle_path: Path, tmp_path: Path
 ) -> None:
-    version = register(PASSED)
+    version = register(PASSED_CHECKS)
     run = MlflowClient().get_run(version.run_id)
     manifest = bundle.verify(bundle_path)
     assert version.number == "1"
@@ -68,7 +68,7 @@ def test_a_registered_model_carries_its_run_metrics_gates_lineage_and_bundle(
 
 
 def test_a_refused_model_keeps_its_reasons_and_gets_no_alias_by_any_way(registry: Registry, register: Register) -> None:
-    version = register(REFUSED)
+    version = register(FAILED_CHECKS)
     assert version.refused == "minimum score: ROC AUC 0.5, at least 0.6"
     with pytest.raises(GateRefusal, match=r"version 1 was refused .*ROC AUC 0.5.*OVERRIDE="):
         registry.promote("1", None)
@@ -81,7 +81,7 @@ def test_a_refused_model_keeps_its_reasons_and_gets_no_alias_by_any_way(registry
 def test_an_override_promotes_a_refused_model_and_is_kept_with_its_reason(
     registry: Registry, register: Register
 ) -> None:
-    register(REFUSED)
+    register(FAILED_CHECKS)
     assert registry.promote("1", None, override="the floor is wrong").number == "1"
     champion = registry.alias(CHAMPION)
     assert champion is not None
@@ -91,7 +91,7 @@ def test_an_override_promotes_a_refused_model_and_is_kept_with_its_reason(
 
 
 def test_a_version_that_no_gate_has_judged_cannot_be_promoted(registry: Registry, register: Register) -> None:
-    MlflowClient().create_model_version(NAME, source=f"runs:/{register(PASSED).run_id}/model")
+    MlflowClient().create_model_version(NAME, source=f"runs:/{register(PASSED_CHECKS).run_id}/model")
     with pytest.raises(GateRefusal, match="no gate has judged it"):
         registry.promote("2", None)
 
@@ -101,8 +101,8 @@ def test_of_two_processes_that_promote_at_once_one_wins_and_one_is_told(
     folder: Path, registry: Registry, register: Register
 ) -> None:
     for _ in range(2):
-        register(PASSED)
-    answers = at_once(folder, "1", "2")
+        register(PASSED_CHECKS)
+    answers = run_at_once(folder, "1", "2")
     winner = registry.alias(CHAMPION)
     assert winner is not None
     loser = "2" if winner.number == "1" else "1"
@@ -116,8 +116,8 @@ def test_of_two_processes_that_promote_at_once_one_wins_and_one_is_told(
 
 
 def test_a_promotion_expects_the_champion_it_saw(registry: Registry, register: Register) -> None:
-    register(PASSED)
-    register(PASSED)
+    register(PASSED_CHECKS)
+    register(PASSED_CHECKS)
     registry.promote("1", None)
     with pytest.raises(PromotionConflict, match="the champion is version 1, not 7 as expected"):
         registry.promote("2", "7")
@@ -128,16 +128,16 @@ def test_a_promotion_expects_the_champion_it_saw(registry: Registry, register: R
 
 
 def test_a_challenger_that_is_promoted_challenges_no_more(registry: Registry, register: Register) -> None:
-    register(PASSED)
+    register(PASSED_CHECKS)
     registry.challenge("1")
     registry.promote("1", None)
     assert registry.alias(CHALLENGER) is None
 
 
 def test_a_bundle_is_found_by_its_hash_and_verdict(registry: Registry, register: Register) -> None:
-    digest = register(PASSED).digest
+    digest = register(PASSED_CHECKS).digest
     assert registry.find(digest, passed=False) is None
-    register(REFUSED)
+    register(FAILED_CHECKS)
     passed, refused = registry.find(digest, passed=True), registry.find(digest, passed=False)
     assert passed is not None
     assert refused is not None
@@ -146,7 +146,7 @@ def test_a_bundle_is_found_by_its_hash_and_verdict(registry: Registry, register:
 
 
 def test_an_unknown_version_is_named_beside_the_known_ones(registry: Registry, register: Register) -> None:
-    register(PASSED)
+    register(PASSED_CHECKS)
     for number in ("9", "latest"):
         with pytest.raises(ProjectError, match=f"model '{NAME}' has no version '{number}'; known: 1"):
             registry.get(number)
@@ -161,7 +161,7 @@ def test_after_the_folder_moved_the_champion_loads_here_and_in_stock_mlflow(
     contract: Contract,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    register(PASSED)
+    register(PASSED_CHECKS)
     registry.promote("1", None)
     moved = folder.parent / "moved to another place"
     folder.rename(moved)
@@ -202,7 +202,7 @@ def test_the_folder_of_a_store_may_have_any_name(
         monkeypatch.chdir(folder)
         registry = Registry.open(here, NAME)
         if not registry.versions():
-            registry.register(bundle_path, PASSED, {}, {}, [])
+            registry.register(bundle_path, PASSED_CHECKS, {}, {}, [])
         registry.download(registry.get("1"), folder / "copy")
         assert bundle.verify(folder / "copy", registry.get("1").digest)
         assert {path.name for path in folder.iterdir()} == {Path(here.tracking_uri).name, "mlartifacts", "var", "copy"}
@@ -228,7 +228,7 @@ def test_migrations_below_a_folder_with_a_percent_sign_are_found(
 def test_a_store_that_others_share_is_not_bent_to_this_project(
     registry: Registry, register: Register, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(PASSED)
+    register(PASSED_CHECKS)
     other = folder.parent / "other"
     other.mkdir()
     monkeypatch.chdir(other)
@@ -239,7 +239,7 @@ def test_a_store_that_others_share_is_not_bent_to_this_project(
 
 
 def test_artifacts_that_are_gone_are_said_in_one_line(registry: Registry, register: Register, folder: Path) -> None:
-    version = register(PASSED)
+    version = register(PASSED_CHECKS)
     shutil.rmtree(folder / "mlartifacts")
     with pytest.raises(
         ProjectError, match=f"models:/{NAME}/1/.* cannot be downloaded: .*; bring its files back"
@@ -272,7 +272,7 @@ def test_a_store_that_cannot_be_used_is_one_line_without_the_password(
 def test_a_registry_that_does_not_answer_is_not_one_without_a_champion(
     registry: Registry, register: Register, folder: Path
 ) -> None:
-    register(PASSED)
+    register(PASSED_CHECKS)
     registry.promote("1", None)
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         connection.execute("ALTER TABLE registered_model_aliases RENAME TO gone")
@@ -290,10 +290,10 @@ from flywheel_ml.model.registration.registry import Registry
 from flywheel_ml.core.settings import Settings
 Registry.open(Settings.read(), {NAME!r}).register(Path({str(bundle_path)!r}), [], {{}}, {{}}, [])
 """
-    killed = project.run(folder, "-c", crash, PYTHONPATH=str(project.SPY), SPY_KILL="open:MLmodel")
+    killed = project.run(folder, "-c", crash, PYTHONPATH=str(project.AUDIT_HOOK), AUDIT_KILL="open:MLmodel")
     assert killed.returncode == -9
     assert registry.versions() == []
-    register(PASSED)
+    register(PASSED_CHECKS)
     experiment = MlflowClient().get_experiment_by_name(NAME)
     assert experiment is not None
     runs = MlflowClient().search_runs([experiment.experiment_id])

@@ -25,10 +25,10 @@ from flywheel_ml.serving.api.explaining import MOST_WAITING
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.schema.documents import Explanations
 from flywheel_ml.testing.servers import ServingFolder
-from library.helpers import broken
+from library.helpers import faulty_models
 from library.helpers.project import PROJECT
-from library.helpers.servers import InProcess, Server, eventually
-from library.helpers.speakers import send_arrow, stream
+from library.helpers.protocol_clients import send_arrow, to_arrow_stream
+from library.helpers.servers import InProcess, Server, wait_for
 from library.serving.api.test_predict import JSON, faults, problem_of
 
 Instance = dict[str, Any]
@@ -83,7 +83,11 @@ def test_a_logged_prediction_is_explained_by_its_id_as_its_row_is_over_http(
     server: Server, client: httpx.Client, instances: list[Instance], way: str
 ) -> None:
     rows = instances[3:6]
-    response = send_arrow(client, stream(rows)) if way == "Arrow" else client.post("/predict", json={"instances": rows})
+    response = (
+        send_arrow(client, to_arrow_stream(rows))
+        if way == "Arrow"
+        else client.post("/predict", json={"instances": rows})
+    )
     name = response.json()["predictions"][2]["id"]
     settings = Settings(_env_file=None, serving_folder=server.home / "serving", prediction_log=server.log)
     found = explain_logged(PROJECT, name, settings, lambda: pytest.fail("the registry was asked"))
@@ -120,7 +124,7 @@ class TestRefusals:
 
 class TestNothingToExplain:
     def asked(self, caller: InProcess, example: Instance) -> str:
-        eventually(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
+        wait_for(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
         assert caller.request("POST", "/predict", json={"instances": [example]}).status_code == httpx.codes.OK
         answer = caller.request("POST", "/explain", json={"instances": [example]})
         assert answer.status_code == httpx.codes.CONFLICT
@@ -142,11 +146,11 @@ class TestNothingToExplain:
         (folder.bundle("1") / MODEL).unlink()
         assert "its prior gives every row the same answer" in self.asked(caller, example)
 
-    @pytest.mark.parametrize("fault", broken.FAULTS)
+    @pytest.mark.parametrize("fault", faulty_models.FAULTS)
     def test_a_model_that_fails_at_many_rows_is_told_of_without_its_place(
-        self, folder: ServingFolder, caller: InProcess, example: Instance, bundle_path: Path, fault: broken.Fault
+        self, folder: ServingFolder, caller: InProcess, example: Instance, bundle_path: Path, fault: faulty_models.Fault
     ) -> None:
-        folder.roll_out("1", model=broken.model(bundle.Bundle.open(bundle_path), fault))
+        folder.roll_out("1", model=faulty_models.build_model(bundle.Bundle.open(bundle_path), fault))
         assert str(folder.path) not in self.asked(caller, example)
 
 
@@ -154,7 +158,7 @@ def test_a_background_that_was_changed_is_refused_by_name_and_the_model_in_memor
     folder: ServingFolder, caller: InProcess, example: Instance
 ) -> None:
     ref = folder.roll_out("1")
-    eventually(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
+    wait_for(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
     before = caller.request("POST", "/explain", json={"instances": [example]}).content
     other = folder.add("2")
     (folder.bundle("2") / BACKGROUND).write_text("[]\n")
@@ -165,7 +169,7 @@ def test_a_background_that_was_changed_is_refused_by_name_and_the_model_in_memor
         refused.update(caller.request("GET", "/model").json()["refused"] or {})
         return bool(refused)
 
-    eventually(is_refused)
+    wait_for(is_refused)
     assert f"{BACKGROUND} was changed after it was sealed" in refused["reason"]
     after = json.loads(caller.request("POST", "/explain", json={"instances": [example]}).content)
     assert after["explanations"] == json.loads(before)["explanations"]
@@ -177,7 +181,7 @@ def test_the_champion_explains_whoever_is_tried_out_beside_it(
 ) -> None:
     champion, other = folder.add("1"), folder.add("2")
     folder.point(champion, challenger=Challenger(ref=other, share=1.0, salt="0" * 32, since="2013-01-01"))
-    eventually(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
+    wait_for(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
     told = caller.request("POST", "/explain", json={"instances": [example]}).json()
     assert (told["model_version"], told["variant"]) == ("1", "champion")
 
@@ -186,7 +190,7 @@ def test_a_few_wait_more_are_turned_away_at_once_and_predictions_wait_for_none(
     folder: ServingFolder, caller: InProcess, example: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.roll_out("1")
-    eventually(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
+    wait_for(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
     go, asked = threading.Event(), {"instances": [example]}
     running, most = 0, 0
 
@@ -202,7 +206,7 @@ def test_a_few_wait_more_are_turned_away_at_once_and_predictions_wait_for_none(
     with ThreadPoolExecutor(ROOM) as pool:
         waiting = [pool.submit(caller.request, "POST", "/explain", json=asked) for _ in range(ROOM)]
         places = vars(vars(vars(caller._app.state.service)["explainer"])["_places"])
-        eventually(lambda: places["_value"] == 0)
+        wait_for(lambda: places["_value"] == 0)
         refused = caller.request("POST", "/explain", json=asked)
         assert refused.status_code == httpx.codes.SERVICE_UNAVAILABLE
         assert refused.json()["type"] == "urn:problem:overloaded"
@@ -232,7 +236,7 @@ def test_while_rows_are_explained_without_end_predictions_are_answered_soon(
         for _ in range(2):
             pool.submit(ask)
         try:
-            eventually(lambda: len(told) > 2)
+            wait_for(lambda: len(told) > 2)
             seconds = []
             for _ in range(100):
                 started = time.perf_counter()

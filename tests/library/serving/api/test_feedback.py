@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flywheel_ml.prediction_log import Reader, moment
+from flywheel_ml.prediction_log import Reader, to_datetime
 from library.helpers.servers import Server
 
 
@@ -67,7 +67,7 @@ def test_a_label_may_say_when_it_turned_out_however_late(server: Server, client:
     with sqlite3.connect(Path(server.log) / "serve-0.db") as log:
         found = log.execute("SELECT timestamp_us FROM labels WHERE prediction_id = ?", (prediction,)).fetchall()
     log.close()
-    assert [moment(at) for (at,) in found] == [datetime(2013, 6, 15, 8, 30, tzinfo=UTC)]
+    assert [to_datetime(at) for (at,) in found] == [datetime(2013, 6, 15, 8, 30, tzinfo=UTC)]
 
 
 def test_a_label_from_the_future_is_refused(server: Server, client: httpx.Client, prediction: str) -> None:

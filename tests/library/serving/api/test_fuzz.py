@@ -15,7 +15,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.testing.bundles import make_bundle
 from flywheel_ml.testing.servers import ServingFolder
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from library.helpers import rows
 from library.helpers.servers import Server
 from library.loop.test_tasks import adapted
@@ -64,8 +64,10 @@ def site(
     """A server that asks for a key."""
     home, path = tmp_path_factory.mktemp("fuzz"), bundle_path
     if request.param != OWN:
-        contract = strict.parse({"name": request.param, "columns": CONTRACTS[request.param]}, Contract, "contract")
-        path = make_bundle(home / "bundle", rows.make(contract, 600), contract, adapted(params, contract))
+        contract = config_model.parse(
+            {"name": request.param, "columns": CONTRACTS[request.param]}, Contract, "contract"
+        )
+        path = make_bundle(home / "bundle", rows.make_table(contract, 600), contract, adapted(params, contract))
     ServingFolder(home / "serving", path).roll_out("1")
     # In production nothing but the questions of machines after its health is open.
     with Server(home, ML_API_KEYS=KEY, ML_ENVIRONMENT="production") as running:

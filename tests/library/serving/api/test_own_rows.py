@@ -10,19 +10,19 @@ import pytest
 
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
-from flywheel_ml.prediction_log import Logged, Reader
-from flywheel_ml.prediction_log.rows import microseconds
+from flywheel_ml.prediction_log import LoggedPrediction, Reader
+from flywheel_ml.prediction_log.rows import parse_microseconds
 from flywheel_ml.testing.bundles import make_bundle
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.testing.servers import ServingFolder
-from flywheel_ml.utils import strict
-from library.helpers import rows, speakers
+from flywheel_ml.utils import config_model
+from library.helpers import protocol_clients, rows
+from library.helpers.protocol_clients import ProtocolResult
 from library.helpers.servers import Server
-from library.helpers.speakers import Told
 from library.loop.test_tasks import adapted
 
 Instance = dict[str, Any]
-Speaker = Callable[[httpx.Client, list[Instance]], Told]
+Speaker = Callable[[httpx.Client, list[Instance]], ProtocolResult]
 
 COLUMNS: list[dict[str, Any]] = [
     {"name": "key", "source": "id", "type": "string", "role": "id"},
@@ -58,13 +58,13 @@ COLUMNS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def contract() -> Contract:
-    return strict.parse({"name": "odd", "columns": COLUMNS}, Contract, "contract.yaml")
+    return config_model.parse({"name": "odd", "columns": COLUMNS}, Contract, "contract.yaml")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, contract: Contract, params: Params) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("own-rows")
-    path = make_bundle(home / "bundle", rows.make(contract, 600), contract, adapted(params, contract))
+    path = make_bundle(home / "bundle", rows.make_table(contract, 600), contract, adapted(params, contract))
     ServingFolder(home / "serving", path).roll_out("1")
     with Server(home) as running:
         yield running
@@ -79,7 +79,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="module")
 def canonical(contract: Contract) -> list[Instance]:
     """Rows in the contract's own names and values."""
-    made = json_rows(rows.make(contract, 600).tail(30), contract)
+    made = json_rows(rows.make_table(contract, 600).tail(30), contract)
     return [{**row, "key": f"k{at}", "price": round(row["price"], 2)} for at, row in enumerate(made)]
 
 
@@ -112,7 +112,7 @@ def as_pandas_has_it(row: Instance) -> Instance:
     return written | numbers
 
 
-def tensors_of_text(client: httpx.Client, sent: list[Instance]) -> Told:
+def tensors_of_text(client: httpx.Client, sent: list[Instance]) -> ProtocolResult:
     """The Open Inference Protocol, every column a tensor of texts."""
     kinds = {name: "FP64" if isinstance(value, float) else "BYTES" for name, value in sent[0].items()}
     inputs = [
@@ -125,41 +125,47 @@ def tensors_of_text(client: httpx.Client, sent: list[Instance]) -> Told:
         for name, kind in kinds.items()
     ]
     name = client.get("/model").json()["name"]
-    told = speakers.checked(client.post(f"/v2/models/{name}/infer", json={"inputs": inputs})).json()["outputs"]
+    told = protocol_clients.check_ok(client.post(f"/v2/models/{name}/infer", json={"inputs": inputs})).json()["outputs"]
     data = {one["name"]: one["data"] for one in told}
-    return Told(data["id"], data["prediction"], None)
+    return ProtocolResult(data["id"], data["prediction"], None)
 
 
-def own_with_nan(client: httpx.Client, sent: list[Instance]) -> Told:
+def own_with_nan(client: httpx.Client, sent: list[Instance]) -> ProtocolResult:
     """The API's own protocol, with the literal NaN that Python's json writes."""
     content = json.dumps({"instances": sent})
     answer = client.post("/predict", content=content, headers={"Content-Type": "application/json"})
-    told = speakers.checked(answer).json()["predictions"]
-    return Told([one["id"] for one in told], [one["prediction"] for one in told], None)
+    told = protocol_clients.check_ok(answer).json()["predictions"]
+    return ProtocolResult([one["id"] for one in told], [one["prediction"] for one in told], None)
 
 
-def records_with_nan(client: httpx.Client, sent: list[Instance]) -> Told:
+def records_with_nan(client: httpx.Client, sent: list[Instance]) -> ProtocolResult:
     content = json.dumps({"dataframe_split": {"columns": list(sent[0]), "data": [list(row.values()) for row in sent]}})
     answer = client.post("/invocations", content=content, headers={"Content-Type": "application/json"})
-    told = speakers.checked(answer).json()
-    return Told(told["ids"], told["predictions"], None)
+    told = protocol_clients.check_ok(answer).json()
+    return ProtocolResult(told["ids"], told["predictions"], None)
 
 
-def logged(server: Server, told: Told) -> list[Logged]:
+def logged(server: Server, told: ProtocolResult) -> list[LoggedPrediction]:
     found = {one.prediction.id: one for one in Reader(server.log).predictions()}
     return [found[name] for name in told.ids]
 
 
 WRITTEN = (
-    speakers.own,
-    speakers.arrow_to_json,
-    speakers.records,
-    speakers.instances_by_column,
-    speakers.inputs,
-    speakers.comma_separated,
+    protocol_clients.send_native,
+    protocol_clients.send_arrow_for_json,
+    protocol_clients.send_records,
+    protocol_clients.send_instances_by_column,
+    protocol_clients.send_inputs,
+    protocol_clients.send_csv_rows,
     tensors_of_text,
 )
-FROM_PANDAS = (own_with_nan, records_with_nan, speakers.arrow, speakers.comma_separated, tensors_of_text)
+FROM_PANDAS = (
+    own_with_nan,
+    records_with_nan,
+    protocol_clients.send_arrow_both_ways,
+    protocol_clients.send_csv_rows,
+    tensors_of_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -173,20 +179,26 @@ def test_a_row_is_understood_and_logged_however_it_is_written(
     write: Callable[[Instance], Instance],
     speak: Speaker,
 ) -> None:
-    wanted, told = speakers.own(client, canonical), speak(client, [write(row) for row in canonical])
+    wanted, told = protocol_clients.send_native(client, canonical), speak(client, [write(row) for row in canonical])
     assert told.predictions == wanted.predictions
     for row, mine, other in zip(canonical, logged(server, told), logged(server, wanted), strict=True):
         present = {name: value for name, value in row.items() if value is not None}
         assert {n: v for n, v in json.loads(mine.prediction.inputs).items() if v is not None} == present
         assert mine.prediction.score == other.prediction.score
         assert mine.prediction.entity_id == row["key"]
-        assert mine.prediction.event_timestamp_us == microseconds(row["when"])
+        assert mine.prediction.event_timestamp_us == parse_microseconds(row["when"])
 
 
 def test_id_time_and_gaps_may_be_left_out(server: Server, client: httpx.Client, canonical: list[Instance]) -> None:
     needed = ("owner", "price", "größe (m²)")
     sent = {name: value for name, value in as_written(canonical[0]).items() if name in needed}
-    for speak in (speakers.own, speakers.arrow, speakers.split, speakers.comma_separated, tensors_of_text):
+    for speak in (
+        protocol_clients.send_native,
+        protocol_clients.send_arrow_both_ways,
+        protocol_clients.send_split,
+        protocol_clients.send_csv_rows,
+        tensors_of_text,
+    ):
         (found,) = logged(server, speak(client, [sent]))
         assert json.loads(found.prediction.inputs) == {name: canonical[0][name] for name in needed}
         assert (found.prediction.entity_id, found.prediction.event_timestamp_us) == (None, None)
@@ -199,9 +211,9 @@ def test_the_target_is_refused_with_a_hint(
 ) -> None:
     sent = [{**as_written(canonical[0]), name: True}]
     if path == "arrow":
-        answer = speakers.send_arrow(client, speakers.stream(sent))
+        answer = protocol_clients.send_arrow(client, protocol_clients.to_arrow_stream(sent))
     elif path == "csv":
-        answer = speakers.send_csv(client, speakers.csv_of(sent))
+        answer = protocol_clients.send_csv(client, protocol_clients.to_csv(sent))
     elif path == "v2":
         tensor = {"name": name, "datatype": "BOOL", "shape": [1], "data": [True]}
         answer = client.post("/v2/models/odd/infer", json={"inputs": [tensor]})
@@ -215,13 +227,13 @@ def test_the_target_is_refused_with_a_hint(
 
 def test_an_explanation_takes_the_row_as_it_is_written(client: httpx.Client, canonical: list[Instance]) -> None:
     answers = [client.post("/explain", json={"instances": [one]}) for one in (canonical[0], as_written(canonical[0]))]
-    assert answers[0].json() == speakers.checked(answers[1]).json()
+    assert answers[0].json() == protocol_clients.check_ok(answers[1]).json()
 
 
 def test_a_label_is_parsed_as_the_target_is_and_names_the_classes(
     server: Server, client: httpx.Client, canonical: list[Instance]
 ) -> None:
-    told = speakers.own(client, canonical[:2])
+    told = protocol_clients.send_native(client, canonical[:2])
     labels = [{"id": told.ids[0], "label": "Ja "}, {"id": told.ids[1], "label": "NEIN"}]
     assert client.post("/feedback", json={"labels": labels}).json() == {"accepted": 2}
     assert [one.label for one in logged(server, told)] == ["true", "false"]

@@ -20,7 +20,7 @@ from flywheel_ml.serving.errors.problems import MEDIA_TYPE, ProblemDocument
 from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
 from flywheel_ml.serving.prediction.pipeline import MIN_BLOCK_ROWS
 from flywheel_ml.serving.schema.documents import Answers
-from library.helpers.servers import Server, eventually
+from library.helpers.servers import Server, wait_for
 
 Instance = dict[str, Any]
 JSON = {"Content-Type": "application/json"}
@@ -255,7 +255,7 @@ class TestRequestId:
 
     def test_the_access_log_carries_it(self, server: Server, client: httpx.Client) -> None:
         client.get("/model", headers={"X-Request-ID": "find-me"})
-        eventually(lambda: any(line.get("request_id") == "find-me" for line in server.log_lines()))
+        wait_for(lambda: any(line.get("request_id") == "find-me" for line in server.log_lines()))
         found = next(line for line in server.log_lines() if line.get("request_id") == "find-me")
         assert (found["route"], found["status"], found["level"]) == ("/model", 200, "info")
 

@@ -18,7 +18,7 @@ from flywheel_ml.serving.errors.faults import SHOWN
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.schema.request_schema import Schema, _typed
 from flywheel_ml.serving.schema.row_validator import cell_reader
-from flywheel_ml.utils.files import canonical
+from flywheel_ml.utils.files import canonical_json
 
 TARGET = Column(name="y", type="boolean", role="target")
 
@@ -31,7 +31,7 @@ def schema_of(*columns: Column, rows: list[dict[str, Any]], optional: Sequence[s
 
 
 def body(**row: Any) -> bytes:
-    return canonical({"instances": [row]}).encode()
+    return canonical_json({"instances": [row]}).encode()
 
 
 @pytest.mark.parametrize(
@@ -330,6 +330,6 @@ def test_a_million_faults_cost_no_more_than_the_first() -> None:
     profile = build(contract, from_rows(contract.inputs, [{"x": 1.0}]), np.zeros(1))
     schema = Schema(contract, profile, max_instances=100_000)
     with pytest.raises(Problem) as refused:
-        schema.instances(canonical({"instances": [{}] * 100_000}).encode())
+        schema.instances(canonical_json({"instances": [{}] * 100_000}).encode())
     assert len(refused.value.extra["errors"]) == SHOWN
     assert refused.value.detail.startswith("at least 1000 values")

@@ -20,7 +20,7 @@ from flywheel_ml.serving.auth.guard import NEEDS, needed
 from flywheel_ml.serving.errors.problems import ProblemDocument
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ConfigError
-from library.helpers.servers import InProcess, Server, connected, eventually, everything, workers
+from library.helpers.servers import InProcess, Server, connect, find_workers, read_all, wait_for
 
 V2 = "/v2/models/any"
 PRIVATE = [
@@ -103,7 +103,7 @@ def test_every_route_has_its_scope_or_is_open_on_purpose() -> None:
 
 KEYS = {
     name: f"{name}-{secrets.token_hex(8)}"
-    for name in (*SCOPES, "everything", "rotated", "fresh", "greedy", "modest", "spy")
+    for name in (*SCOPES, "everything", "rotated", "fresh", "greedy", "modest", "audit_hook")
 }
 """Name → a key that has only the scope of that name, or every scope."""
 
@@ -151,15 +151,15 @@ def test_a_key_is_replaced_in_every_worker_without_a_restart(keyed: Server) -> N
         return {ask(keyed, name, "GET", "/model").status_code for _ in range(8)}
 
     assert statuses("fresh") == {401}
-    before, path = workers(keyed), keyed.home / "keys"
+    before, path = find_workers(keyed), keyed.home / "keys"
     path.write_text("")
-    eventually(lambda: sum(line["event"] == "api_keys_refused" for line in keyed.log_lines()) == 2)
+    wait_for(lambda: sum(line["event"] == "api_keys_refused" for line in keyed.log_lines()) == 2)
     assert statuses("rotated") == {200}
     (keyed.home / "new").write_text(listed(*(KEYS.keys() - {"rotated"})))
     (keyed.home / "new").replace(path)
-    eventually(lambda: loaded() == 2)
+    wait_for(lambda: loaded() == 2)
     assert (statuses("fresh"), statuses("rotated")) == ({200}, {401})
-    assert workers(keyed) == before
+    assert find_workers(keyed) == before
 
 
 def test_a_greedy_key_is_turned_away_at_once_and_costs_no_other_anything(
@@ -194,7 +194,7 @@ def test_a_greedy_key_is_turned_away_at_once_and_costs_no_other_anything(
 )
 def test_a_refusal_does_not_wait_for_the_body(keyed: Server, name: str, path: str, status: int, length: str) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEYS.get(name, name)}\r\n"
-    with connected(keyed) as connection:
+    with connect(keyed) as connection:
         whole = f"{head}Content-Length: 2\r\n\r\n{{}}".encode()
         for _ in range(60 if name == "greedy" else 0):
             connection.sendall(whole)
@@ -220,15 +220,15 @@ def test_no_page_of_another_origin_is_let_in(keyed: Server) -> None:
 def test_what_one_caller_sends_reaches_no_other_answer_no_log_line_and_no_metric(
     keyed: Server, example: dict[str, Any]
 ) -> None:
-    key = KEYS["spy"]
+    key = KEYS["audit_hook"]
     text = next(name for name, value in example.items() if isinstance(value, str))
     sane = json.dumps({"instances": [example]})
 
     def told(line: str, body: str = "", *headers: str, key: str = key) -> str:
         lines = [line, "Host: x", f"X-API-Key: {key}", "Connection: close", f"Content-Length: {len(body)}", *headers]
-        with connected(keyed) as connection:
+        with connect(keyed) as connection:
             connection.sendall("\r\n".join([*lines, "", body]).encode())
-            return everything(connection).decode()
+            return read_all(connection).decode()
 
     post, label = "POST /predict HTTP/1.1", "POST /feedback HTTP/1.1"
     requests: list[Callable[[str], str]] = [

@@ -27,9 +27,9 @@ from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.schema.row_validator import RowValidator
 from flywheel_ml.testing.servers import ServingFolder
-from library.helpers import rows, speakers
+from library.helpers import protocol_clients, rows
+from library.helpers.protocol_clients import send_arrow, to_arrow_stream
 from library.helpers.servers import Server
-from library.helpers.speakers import send_arrow, stream
 from library.serving.api.test_schemas import COLUMNS, PARSED, ROW, TARGET, schema_of
 
 Instance = dict[str, Any]
@@ -242,10 +242,10 @@ def refused(response: httpx.Response) -> ProblemDocument:
 def test_every_column_that_does_not_fit_is_told_with_its_first_row(
     client: httpx.Client, contract: Contract, instances: list[Instance]
 ) -> None:
-    rows.one(contract, lambda column: not column.nullable, "column that has to be there")
+    rows.find_column(contract, lambda column: not column.nullable, "column that has to be there")
     names = [column.name for column in contract.inputs if not column.nullable][:2]
     wrong = [instances[0], {**instances[1], **dict.fromkeys(names)}, {**instances[2], **dict.fromkeys(names)}]
-    problem = refused(send_arrow(client, stream(wrong)))
+    problem = refused(send_arrow(client, to_arrow_stream(wrong)))
     in_json = refused(client.post("/predict", json={"instances": wrong})).errors or []
     assert [(one.field, one.instance, one.rule) for one in problem.errors or []] == [
         (one.field, one.instance, one.rule) for one in in_json if one.instance == 1
@@ -257,7 +257,7 @@ def test_columns_unknown_absent_or_repeated_are_named(
     client: httpx.Client, contract: Contract, instances: list[Instance]
 ) -> None:
     table = table_of(instances[:2])
-    name = rows.one(contract, lambda column: not column.nullable, "column that has to be there").name
+    name = rows.find_column(contract, lambda column: not column.nullable, "column that has to be there").name
     names = table.column_names
     at = names.index(name)
     repeated = pa.Table.from_arrays([*table.columns, table[name]], names=[*names, name])
@@ -268,27 +268,27 @@ def test_columns_unknown_absent_or_repeated_are_named(
         (table.slice(0, 0), "must have at least 1 row"),
         (pa.concat_tables([table] * 101), "must have at most 200 rows"),
     ):
-        assert [fault.rule for fault in refused(send_arrow(client, stream(wrong))).errors or []] == [rule]
+        assert [fault.rule for fault in refused(send_arrow(client, to_arrow_stream(wrong))).errors or []] == [rule]
 
 
 def test_several_batches_are_one_request(client: httpx.Client, instances: list[Instance]) -> None:
     parts = [table_of(instances[:30]), table_of(instances[30:60])]
-    told = speakers.checked(send_arrow(client, stream(pa.concat_tables(parts)))).json()["predictions"]
-    assert [one["prediction"] for one in told] == speakers.own(client, instances[:60]).predictions
+    told = protocol_clients.check_ok(send_arrow(client, to_arrow_stream(pa.concat_tables(parts)))).json()["predictions"]
+    assert [one["prediction"] for one in told] == protocol_clients.send_native(client, instances[:60]).predictions
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 def test_a_compressed_stream_is_refused_before_it_is_unpacked(
     client: httpx.Client, instances: list[Instance], codec: str
 ) -> None:
-    answer = send_arrow(client, stream(instances, compression=codec))
+    answer = send_arrow(client, to_arrow_stream(instances, compression=codec))
     assert answer.status_code == httpx.codes.UNSUPPORTED_MEDIA_TYPE
     assert "without compression" in refused(answer).detail
 
 
 @pytest.mark.parametrize("cut", [0, 7, 100, -100])
 def test_what_is_no_stream_gets_400(client: httpx.Client, instances: list[Instance], cut: int) -> None:
-    body = stream(instances)[:cut]
+    body = to_arrow_stream(instances)[:cut]
     assert refused(send_arrow(client, body)).type == "urn:problem:malformed-arrow"
     assert refused(send_arrow(client, b"x" * 1000)).type == "urn:problem:malformed-arrow"
 
@@ -314,7 +314,7 @@ def test_no_damaged_stream_is_more_than_a_refusal(
     table = table_of(instances[:5])
     coded = [column.dictionary_encode() if pa.types.is_string(column.type) else column for column in table.columns]
     tables = [table, pa.Table.from_arrays(coded, names=table.column_names)]
-    body = bytearray(stream(data.draw(st.sampled_from(tables))))
+    body = bytearray(to_arrow_stream(data.draw(st.sampled_from(tables))))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(body) - 1))
         extremes = st.sampled_from([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\x7f"])
@@ -330,7 +330,10 @@ def test_while_a_challenger_is_tried_each_row_is_logged_for_itself(
     tried = Challenger(ref=other, share=1e-9, salt="5a" * 16, since="2013-11-01")
     folder.point(champion, challenger=tried)
     with Server(tmp_path) as running, running.client() as client:
-        told, wanted = speakers.arrow(client, instances[:5]), speakers.own(client, instances[:5])
+        told, wanted = (
+            protocol_clients.send_arrow_both_ways(client, instances[:5]),
+            protocol_clients.send_native(client, instances[:5]),
+        )
     assert told.predictions == wanted.predictions
     assert told.beside == wanted.beside
     assert all(one[-8:] != f"{at:08x}" for at, one in enumerate(told.ids))
@@ -340,7 +343,7 @@ def test_while_a_challenger_is_tried_each_row_is_logged_for_itself(
 def test_without_pyarrow_the_refusal_says_what_to_install(
     model: ServedModel, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body = stream(instances)
+    body = to_arrow_stream(instances)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(Problem, match="install the extra 'arrow', or send JSON") as refused:
         arrow.read(model, body, 100_000)

@@ -15,25 +15,27 @@ from flywheel_ml.core.parsing.rules import REQUIRED, rules_of
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.codecs.inference_documents import ModelMetadata
 from flywheel_ml.serving.errors.problems import MEDIA_TYPE, ProblemDocument
-from library.helpers import rows, speakers
+from library.helpers import protocol_clients, rows
+from library.helpers.protocol_clients import CLIENTS, ProtocolResult, send_csv
 from library.helpers.servers import Server
-from library.helpers.speakers import SPEAKERS, Told, send_csv
 
 Instance = dict[str, Any]
 Instances = list[Instance]
-Speaker = Callable[[httpx.Client, Instances], Told]
+Speaker = Callable[[httpx.Client, Instances], ProtocolResult]
 
 
 @pytest.fixture
 def number(contract: Contract) -> Column:
     """A number with bounds, that has to be there."""
     wanted = "number with a range"
-    return rows.one(contract, lambda one: one.type == "float" and one.range is not None and not one.nullable, wanted)
+    return rows.find_column(
+        contract, lambda one: one.type == "float" and one.range is not None and not one.nullable, wanted
+    )
 
 
 @pytest.fixture
 def text(contract: Contract) -> Column:
-    return rows.one(contract, lambda one: one.type == "string", "string")
+    return rows.find_column(contract, lambda one: one.type == "string", "string")
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +54,14 @@ def problem_of(response: httpx.Response) -> ProblemDocument:
     return ProblemDocument.model_validate_json(response.content)
 
 
-@pytest.mark.parametrize("speak", SPEAKERS, ids=lambda speak: speak.__name__)
+@pytest.mark.parametrize("speak", CLIENTS, ids=lambda speak: speak.__name__)
 def test_every_protocol_gets_the_same_answer_and_one_entry_in_the_log(
     server: Server, client: httpx.Client, contract: Contract, instances: Instances, speak: Speaker
 ) -> None:
     key = contract.id
     named = {} if key is None else {key.name: "one" if key.type == "string" else 1}
     sent = [{**row, **named} for row in instances[:20]]
-    wanted, told = speakers.own(client, sent), speak(client, sent)
+    wanted, told = protocol_clients.send_native(client, sent), speak(client, sent)
     assert told.predictions == wanted.predictions
     assert {type(one) for one in told.predictions} == {type(one) for one in wanted.predictions}
     assert told.beside in (None, wanted.beside)
@@ -77,7 +79,9 @@ def test_every_protocol_gets_the_same_answer_and_one_entry_in_the_log(
         assert b.latency_us > 0
 
 
-@pytest.mark.parametrize("speak", [speakers.arrow, speakers.split, speakers.binary_tensors])
+@pytest.mark.parametrize(
+    "speak", [protocol_clients.send_arrow_both_ways, protocol_clients.send_split, protocol_clients.send_binary_tensors]
+)
 def test_an_answer_may_be_labelled_whatever_was_spoken(
     client: httpx.Client, instances: Instances, speak: Speaker
 ) -> None:
@@ -104,7 +108,10 @@ class TestInvocations:
         }
         body = json.dumps({"dataframe_records": [pandas]})
         answer = client.post("/invocations", content=body, headers={"Content-Type": "application/json"})
-        assert speakers.checked(answer).json()["predictions"] == speakers.own(client, [plain]).predictions
+        assert (
+            protocol_clients.check_ok(answer).json()["predictions"]
+            == protocol_clients.send_native(client, [plain]).predictions
+        )
 
     def test_a_value_outside_the_contract_is_named_with_its_row(
         self, client: httpx.Client, instances: Instances, number: Column
@@ -112,9 +119,9 @@ class TestInvocations:
         assert number.range is not None
         wrong = [instances[0], {**instances[1], number.name: number.range[1] * 2 + 1}]
         (rule,) = (rule.message for rule in rules_of(number))
-        for body in ({"dataframe_records": wrong}, {"instances": speakers.columns(wrong)}):
+        for body in ({"dataframe_records": wrong}, {"instances": protocol_clients.to_columns(wrong)}):
             assert faults(client.post("/invocations", json=body)) == [(number.name, 1, rule)]
-        assert faults(send_csv(client, speakers.csv_of(wrong))) == [(number.name, 1, rule)]
+        assert faults(send_csv(client, protocol_clients.to_csv(wrong))) == [(number.name, 1, rule)]
 
     @pytest.mark.parametrize(
         ("body", "field"),
@@ -146,7 +153,7 @@ class TestInvocations:
 
     def test_a_number_in_words_stays_words(self, client: httpx.Client, instances: Instances, number: Column) -> None:
         for wrong in ("1_0", "0x10", "ten"):
-            sent = speakers.csv_of([{**instances[0], number.name: wrong}])
+            sent = protocol_clients.to_csv([{**instances[0], number.name: wrong}])
             assert faults(send_csv(client, sent)) == [(number.name, 0, "must be a number")]
 
     @pytest.mark.parametrize("body", [b"\xff\xfe", b'a\n"1'])
@@ -165,7 +172,7 @@ class TestInvocations:
 
 class TestInference:
     def test_tritons_client_finds_server_and_model(self, client: httpx.Client, model: str) -> None:
-        with speakers.triton_client(client) as speaker:
+        with protocol_clients.triton_client(client) as speaker:
             assert speaker.is_server_live()
             assert speaker.is_server_ready()
             assert speaker.is_model_ready(model)
@@ -175,7 +182,7 @@ class TestInference:
     def test_the_metadata_list_the_contracts_columns(
         self, client: httpx.Client, model: str, contract: Contract
     ) -> None:
-        with speakers.triton_client(client) as speaker:
+        with protocol_clients.triton_client(client) as speaker:
             found = ModelMetadata.model_validate(speaker.get_model_metadata(model, "1"))
         names = [column.name for column in contract.inputs] + ([contract.id.name] if contract.id else [])
         assert [one.name for one in found.inputs] == names
@@ -191,7 +198,7 @@ class TestInference:
 
     def test_tritons_client_shows_the_reason_of_a_refusal(self, client: httpx.Client) -> None:
         with (
-            speakers.triton_client(client) as speaker,
+            protocol_clients.triton_client(client) as speaker,
             pytest.raises(InferenceServerException, match="there is no model 'nothing'"),
         ):
             speaker.get_model_metadata("nothing")
@@ -200,7 +207,7 @@ class TestInference:
         self, client: httpx.Client, model: str, example: Instance
     ) -> None:
         asked = body_of(example, outputs=[{"name": "id"}], id="mine")
-        told = speakers.checked(client.post(f"/v2/models/{model}/infer", json=asked)).json()
+        told = protocol_clients.check_ok(client.post(f"/v2/models/{model}/infer", json=asked)).json()
         assert [one["name"] for one in told["outputs"]] == ["id"]
         assert (told["id"], told["model_name"], told["model_version"]) == ("mine", model, "1")
 
@@ -212,8 +219,8 @@ class TestInference:
             tensor["shape"], tensor["data"] = [1, 1], [tensor["data"]]
             if contract[tensor["name"]].is_numeric and contract[tensor["name"]].type != "boolean":
                 tensor["datatype"] = "FP32"
-        told = speakers.checked(client.post(f"/v2/models/{model}/infer", json=body)).json()["outputs"]
-        wanted = speakers.own(client, [example])
+        told = protocol_clients.check_ok(client.post(f"/v2/models/{model}/infer", json=body)).json()["outputs"]
+        wanted = protocol_clients.send_native(client, [example])
         assert told[0]["data"] == wanted.predictions
         assert told[1]["data"] == (wanted.beside or [])[0]
 
@@ -293,7 +300,7 @@ class TestInference:
     def test_content_types_that_say_what_the_tensor_says_are_taken(
         self, client: httpx.Client, model: str, contract: Contract, example: Instance
     ) -> None:
-        wanted = speakers.own(client, [example]).predictions
+        wanted = protocol_clients.send_native(client, [example]).predictions
         path, plain = f"/v2/models/{model}/infer", body_of(example)["inputs"]
         for request_kind in (None, "pd", "np"):
             for encoded in (False, True):
@@ -307,7 +314,7 @@ class TestInference:
                     inputs.append({**one, "data": data, "parameters": {"content_type": kind}})
                 outputs = [{"name": "prediction", "parameters": {"content_type": "np"}}]
                 body = {"parameters": {"content_type": request_kind}, "inputs": inputs, "outputs": outputs}
-                told = speakers.checked(client.post(path, json=body)).json()
+                told = protocol_clients.check_ok(client.post(path, json=body)).json()
                 assert told["outputs"][0]["data"] == wanted
 
     @pytest.mark.parametrize("text", ["not base64!", "/w==", "YQ"])

@@ -32,8 +32,8 @@ from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
 from flywheel_ml.serving.prediction.pipeline import twin_id
 from flywheel_ml.serving.schema.documents import Answers
 from flywheel_ml.testing.servers import ServingFolder
-from library.helpers import broken, speakers
-from library.helpers.servers import InProcess, Server, eventually, workers
+from library.helpers import faulty_models, protocol_clients
+from library.helpers.servers import InProcess, Server, find_workers, wait_for
 
 Instance = dict[str, Any]
 
@@ -77,7 +77,7 @@ class Site:
         """Start an experiment, and wait until the server has it."""
         self.folder.point(self.champion, challenger=asked, shadow=beside)
         one = asked or beside
-        eventually(lambda: self.since() == (one.since if one else None))
+        wait_for(lambda: self.since() == (one.since if one else None))
 
     def since(self) -> str | None:
         told = self.model()
@@ -121,12 +121,12 @@ def site(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def faulty(site: Site, bundle_path: Path) -> dict[broken.Fault, Ref]:
+def faulty(site: Site, bundle_path: Path) -> dict[faulty_models.Fault, Ref]:
     """A bundle with each fault, at any row but the first of a call."""
     bundle = Bundle.open(bundle_path)
     return {
-        fault: site.folder.add(fault.replace(" ", "-"), model=broken.model(bundle, fault))
-        for fault in broken.ALL_FAULTS
+        fault: site.folder.add(fault.replace(" ", "-"), model=faulty_models.build_model(bundle, fault))
+        for fault in faulty_models.ALL_FAULTS
     }
 
 
@@ -188,12 +188,18 @@ def test_a_large_request_is_shared_out_too(site: Site, example: Instance) -> Non
     assert site.ask_as(keys(asked, 1, takes=True)[0], *[example] * count)["variant"] == "challenger"
 
 
-SPEAKERS = [speakers.own, speakers.arrow, speakers.arrow_to_json, speakers.records, speakers.comma_separated]
+SPEAKERS = [
+    protocol_clients.send_native,
+    protocol_clients.send_arrow_both_ways,
+    protocol_clients.send_arrow_for_json,
+    protocol_clients.send_records,
+    protocol_clients.send_csv_rows,
+]
 
 
 @pytest.mark.parametrize("speak", SPEAKERS, ids=lambda speak: speak.__name__)
 def test_every_protocol_is_shared_out_alike(
-    site: Site, example: Instance, speak: Callable[[httpx.Client, list[Instance]], speakers.Told]
+    site: Site, example: Instance, speak: Callable[[httpx.Client, list[Instance]], protocol_clients.ProtocolResult]
 ) -> None:
     asked = challenger(site.sound, 0.5)
     site.begin(asked)
@@ -222,9 +228,9 @@ def test_each_protocol_names_the_model_of_each_row(site: Site, example: Instance
     site.begin(challenger(site.sound, 0.5))
     rows = [example] * 30
     name = site.model()["name"]
-    with speakers.triton_client(site.client) as speaker:
+    with protocol_clients.triton_client(site.client) as speaker:
         sent = [
-            speakers.tensor(one, [example.get(one["name"])] * 30, True)
+            protocol_clients.build_tensor(one, [example.get(one["name"])] * 30, True)
             for one in speaker.get_model_metadata(name)["inputs"]
         ]
         only = [triton.InferRequestedOutput(wanted) for wanted in ("id", "prediction")]
@@ -235,7 +241,9 @@ def test_each_protocol_names_the_model_of_each_row(site: Site, example: Instance
     invoked = site.client.post("/invocations", json={"instances": rows}).json()
     Invoked.model_validate(invoked)
     named(site, list(zip(*(invoked[one] for one in ("ids", "predictions", "model_versions", "variants")), strict=True)))
-    table = pa.ipc.open_stream(speakers.send_arrow(site.client, speakers.stream(rows), Accept=ARROW).content).read_all()
+    table = pa.ipc.open_stream(
+        protocol_clients.send_arrow(site.client, protocol_clients.to_arrow_stream(rows), Accept=ARROW).content
+    ).read_all()
     named(
         site,
         list(zip(*(table[one].to_pylist() for one in ("id", "prediction", "model_version", "variant")), strict=True)),
@@ -258,9 +266,9 @@ def test_the_model_of_a_request_stands_once_unless_it_is_asked_for(site: Site, e
     assert (invoked["model_version"], invoked["variant"]) == ("never", "champion")
     assert not invoked.keys() & {"model_versions", "variants"}
     name = site.model()["name"]
-    with speakers.triton_client(site.client) as speaker:
+    with protocol_clients.triton_client(site.client) as speaker:
         sent = [
-            speakers.tensor(one, [example.get(one["name"])], False)
+            protocol_clients.build_tensor(one, [example.get(one["name"])], False)
             for one in speaker.get_model_metadata(name)["inputs"]
         ]
         answer = speaker.infer(name, [one for one in sent if one])
@@ -294,11 +302,11 @@ def test_without_the_setting_a_choice_does_not_count(folder: ServingFolder, tmp_
             assert answer["variant"] == "champion"
 
 
-@pytest.mark.parametrize("fault", broken.ALL_FAULTS)
+@pytest.mark.parametrize("fault", faulty_models.ALL_FAULTS)
 def test_a_broken_challenger_costs_nobody_an_answer_and_is_paused_until_it_is_started_anew(
-    site: Site, faulty: dict[broken.Fault, Ref], example: Instance, fault: broken.Fault
+    site: Site, faulty: dict[faulty_models.Fault, Ref], example: Instance, fault: faulty_models.Fault
 ) -> None:
-    many = [example] * (broken.SAFE_ROWS + 1)
+    many = [example] * (faulty_models.SAFE_ROWS + 1)
     replaced, paused = site.metric("challenger_rows_replaced_total"), site.metric("experiments_paused_total")
     asked = challenger(faulty[fault])
     site.begin(asked)
@@ -326,7 +334,7 @@ def test_a_broken_challenger_costs_nobody_an_answer_and_is_paused_until_it_is_st
 
     # Another share is the same experiment; another salt is a new one.
     site.folder.point(site.champion, challenger=asked.model_copy(update={"share": 0.9}))
-    eventually(lambda: site.model()["challenger"]["share"] == 0.9)
+    wait_for(lambda: site.model()["challenger"]["share"] == 0.9)
     assert site.model()["challenger"]["state"] == "paused"
     site.begin(challenger(asked.ref))
     assert site.model()["challenger"]["state"] == "running"
@@ -335,12 +343,12 @@ def test_a_broken_challenger_costs_nobody_an_answer_and_is_paused_until_it_is_st
 
 @pytest.mark.chaos
 def test_nobody_waits_for_a_slow_challenger_but_those_whom_it_should_answer(
-    site: Site, faulty: dict[broken.Fault, Ref], example: Instance
+    site: Site, faulty: dict[faulty_models.Fault, Ref], example: Instance
 ) -> None:
     asked = challenger(faulty["slow"], 0.5)
     site.begin(asked)
     (mine,), theirs = keys(asked, 1, takes=True), keys(asked, 1, takes=False)[0]
-    body = json.dumps({"instances": [example] * (broken.SAFE_ROWS + 1)})
+    body = json.dumps({"instances": [example] * (faulty_models.SAFE_ROWS + 1)})
     request = (
         f"POST /predict HTTP/1.1\r\nhost: x\r\nx-routing-key: {mine}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n{body}"
@@ -393,10 +401,10 @@ def test_a_damaged_challenger_is_refused_and_one_damaged_later_is_dropped(site: 
     assert f"{MODEL} was changed" in site.model()["refused"]["reason"]
     assert site.ask(example)["variant"] == "champion"
     model.write_bytes(content)
-    eventually(lambda: site.model()["challenger"]["state"] == "running")
+    wait_for(lambda: site.model()["challenger"]["state"] == "running")
     assert site.ask(example)["variant"] == "challenger"
     model.write_bytes(content[:-1])
-    eventually(lambda: site.model()["challenger"]["state"] == "refused")
+    wait_for(lambda: site.model()["challenger"]["state"] == "refused")
     assert site.ask(example)["variant"] == "champion"
 
 
@@ -405,7 +413,7 @@ def test_a_shadow_is_logged_beside_each_answer_and_answers_nobody(site: Site, ex
     answers = [site.ask(example, example), site.ask(*[example] * 400)]
     ids = [row["id"] for answer in answers for row in answer["predictions"]]
     assert {(answer["variant"], answer["model_version"]) for answer in answers} == {("champion", "never")}
-    eventually(lambda: {twin_id(one) for one in ids} <= site.logged(SHADOW).keys())
+    wait_for(lambda: {twin_id(one) for one in ids} <= site.logged(SHADOW).keys())
     answered, logged = site.logged(), site.logged(SHADOW)
     assert answered.keys().isdisjoint(logged)
     for one in ids:
@@ -413,20 +421,20 @@ def test_a_shadow_is_logged_beside_each_answer_and_answers_nobody(site: Site, ex
         assert (other.inputs, other.entity_id, other.timestamp_us) == (mine.inputs, mine.entity_id, mine.timestamp_us)
         assert (other.variant, other.model_version, other.score) == (SHADOW, "always", mine.score)
         assert json.loads(other.output)["prediction"] is True
-    tally = {(one.variant, one.model_version): one.rows for one in Reader(site.server.log).tallies()}
+    tally = {(one.variant, one.model_version): one.rows for one in Reader(site.server.log).compute_stats()}
     assert tally["shadow", "always"] >= len(ids)
 
 
-@pytest.mark.parametrize("fault", broken.ALL_FAULTS)
+@pytest.mark.parametrize("fault", faulty_models.ALL_FAULTS)
 def test_a_broken_shadow_changes_no_answer(
-    site: Site, faulty: dict[broken.Fault, Ref], example: Instance, fault: broken.Fault
+    site: Site, faulty: dict[faulty_models.Fault, Ref], example: Instance, fault: faulty_models.Fault
 ) -> None:
     dropped = site.metric("shadow_rows_dropped_total")
     site.begin(beside=shadow(faulty[fault]))
 
     def is_paused() -> bool:
         began = time.perf_counter()
-        assert site.ask(*[example] * (broken.SAFE_ROWS + 1))["variant"] == "champion"
+        assert site.ask(*[example] * (faulty_models.SAFE_ROWS + 1))["variant"] == "champion"
         assert time.perf_counter() - began < 0.7  # The shadow takes a second.
         return bool(site.model()["shadow"]["state"] == "paused")
 
@@ -434,12 +442,12 @@ def test_a_broken_shadow_changes_no_answer(
     if fault == "slow":
         assert not any(is_paused() for _ in range(2 * MAX_FAILURES))
     else:
-        eventually(is_paused)
+        wait_for(is_paused)
         assert site.metric("shadow_rows_dropped_total") > dropped
 
 
 def test_what_a_shadow_cannot_keep_up_with_is_dropped_and_counted(
-    site: Site, faulty: dict[broken.Fault, Ref], example: Instance
+    site: Site, faulty: dict[faulty_models.Fault, Ref], example: Instance
 ) -> None:
     dropped = site.metric("shadow_rows_dropped_total")
     site.begin(beside=shadow(faulty["slow"]))
@@ -474,7 +482,7 @@ def test_every_worker_and_every_restart_decides_alike(folder: ServingFolder, tmp
     folder.point(folder.add("1"), challenger=asked)
     for _ in range(2):
         with Server(tmp_path, "--workers", "2", ML_CHALLENGER_TIMEOUT_SECONDS="5") as server:
-            assert len(workers(server)) == 2
+            assert len(find_workers(server)) == 2
             for key in map(str, range(12)):
                 with server.client() as client:  # A connection of its own, which either worker may take.
                     headers = {"X-Routing-Key": key}
@@ -489,7 +497,7 @@ def test_a_routing_that_names_a_model_twice_keeps_what_is_in_memory(site: Site, 
     content = json.loads(path.read_text())
     content["challenger"]["ref"] = content["champion"]
     path.write_text(json.dumps(content))
-    eventually(lambda: site.model()["refused"] is not None)
+    wait_for(lambda: site.model()["refused"] is not None)
     assert "beside itself" in site.model()["refused"]["reason"]
     assert site.ask(example)["variant"] == "challenger"
 
@@ -498,10 +506,10 @@ def test_a_rollback_amid_an_experiment_takes_effect_within_two_seconds(site: Sit
     site.begin(challenger(site.sound))
     began = time.monotonic()
     site.folder.point(site.sound, previous=site.champion)
-    eventually(lambda: site.ask(example)["variant"] == "champion")
+    wait_for(lambda: site.ask(example)["variant"] == "champion")
     assert time.monotonic() - began < 2
     assert site.ask(example)["model_version"] == "always"
     began = time.monotonic()
     site.folder.point(site.champion, previous=site.sound)
-    eventually(lambda: site.ask(example)["model_version"] == "never")
+    wait_for(lambda: site.ask(example)["model_version"] == "never")
     assert time.monotonic() - began < 2

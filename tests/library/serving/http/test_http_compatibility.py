@@ -20,7 +20,7 @@ from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.inference_documents import BINARY
 from flywheel_ml.serving.errors.problems import ProblemDocument
 from flywheel_ml.testing.servers import ServingFolder
-from library.helpers.servers import InProcess, Server, connected, everything
+from library.helpers.servers import InProcess, Server, connect, read_all
 
 Instance = dict[str, Any]
 
@@ -50,10 +50,10 @@ def chunked(body: bytes, trailers: bytes = b"") -> bytes:
 
 def exchange(server: Server, *parts: bytes) -> bytes:
     """What is answered to parts that are sent one by one, and a last request that ends the connection."""
-    with connected(server) as connection:
+    with connect(server) as connection:
         for part in (*parts, b"GET /healthz HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"):
             connection.sendall(part)
-        return everything(connection)
+        return read_all(connection)
 
 
 @pytest.mark.parametrize("upgrade", UPGRADES)
@@ -75,7 +75,7 @@ def test_upgrades_without_end_are_answered_one_by_one(server: Server) -> None:
 
 
 def test_a_tunnel_is_refused(server: Server) -> None:
-    with connected(server) as connection:
+    with connect(server) as connection:
         connection.sendall(b"CONNECT there:443 HTTP/1.1\r\nHost: there\r\n\r\nhello")
         connection.settimeout(5)
         assert connection.recv(4096)[:10] == b"HTTP/1.1 4"
@@ -164,9 +164,9 @@ def test_a_body_that_is_not_encoded_may_say_so(client: httpx.Client, example: In
     "sent", [b"post /predict HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
 )
 def test_what_is_not_http_gets_a_problem_document(server: Server, sent: bytes) -> None:
-    with connected(server) as connection:
+    with connect(server) as connection:
         connection.sendall(sent)
-        head, _, body = everything(connection).partition(b"\r\n\r\n")
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
     assert ProblemDocument.model_validate_json(body).type == "urn:problem:malformed-request"
 
@@ -188,11 +188,11 @@ def test_a_target_in_absolute_form_is_answered(server: Server, example: Instance
 @pytest.mark.parametrize("host", [b"evil.example", b"[", b"a/b?c#d", b"user@evil:99999", b"", b"\xff"])
 def test_the_name_of_the_host_decides_nothing(server: Server, host: bytes) -> None:
     for path in (b"/nowhere", b"/nowhere/", b"/healthz/", b"/predict"):
-        with connected(server) as connection:
+        with connect(server) as connection:
             connection.sendall(
                 b"GET %b HTTP/1.1\r\nHost: %b\r\nX-Forwarded-Proto: https\r\nConnection: close\r\n\r\n" % (path, host)
             )
-            head, _, body = everything(connection).partition(b"\r\n\r\n")
+            head, _, body = read_all(connection).partition(b"\r\n\r\n")
         assert b"evil" not in head + body
         assert b"location" not in head.lower()
         status = int(head.split()[1])

@@ -20,8 +20,8 @@ from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.errors.problems import ProblemDocument
 from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
 from flywheel_ml.testing.servers import ServingFolder
-from library.helpers.servers import Server, connected, eventually, everything
-from library.helpers.speakers import send_arrow, stream
+from library.helpers.protocol_clients import send_arrow, to_arrow_stream
+from library.helpers.servers import Server, connect, read_all, wait_for
 
 SOON = 5.0
 """Seconds; far more than it takes here, far less than the client would wait."""
@@ -61,13 +61,13 @@ def drips_until_it_is_hung_up_on(connection: socket.socket, drop: bytes) -> None
 
 @pytest.mark.parametrize("sent", [b"", b"POST /predict HTT", b"POST /predict HTTP/1.1\r\nHost: x\r\nX-A: 1\r\n"])
 def test_a_head_that_never_ends_is_hung_up_on(guarded: Server, sent: bytes) -> None:
-    with connected(guarded) as connection:
+    with connect(guarded) as connection:
         connection.sendall(sent)
-        assert everything(connection) == b""
+        assert read_all(connection) == b""
 
 
 def test_a_head_that_drips_after_an_answer_is_hung_up_on_too(guarded: Server) -> None:
-    with connected(guarded) as connection:
+    with connect(guarded) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         connection.sendall(b"GET /healthz HTTP/1.1\r\n")
@@ -76,15 +76,15 @@ def test_a_head_that_drips_after_an_answer_is_hung_up_on_too(guarded: Server) ->
 
 @pytest.mark.parametrize("length", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
 def test_a_body_that_never_ends_gets_408(guarded: Server, length: bytes) -> None:
-    with connected(guarded) as connection:
+    with connect(guarded) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n\r\n1\r\n{")
-        head, _, body = everything(connection).partition(b"\r\n\r\n")
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408")
     assert ProblemDocument.model_validate_json(body).type == "urn:problem:body-too-slow"
 
 
 def test_a_body_that_drips_after_its_answer_is_hung_up_on(guarded: Server) -> None:
-    with connected(guarded) as connection:
+    with connect(guarded) as connection:
         connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 404")
         drips_until_it_is_hung_up_on(connection, b"x")
@@ -92,30 +92,30 @@ def test_a_body_that_drips_after_its_answer_is_hung_up_on(guarded: Server) -> No
 
 @pytest.mark.parametrize("asked", [request_for({}), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
 def test_a_connection_rests_only_so_long_between_requests(guarded: Server, asked: bytes) -> None:
-    with connected(guarded) as connection:
+    with connect(guarded) as connection:
         for _ in range(4):  # Each within the time, all together beyond it.
             connection.sendall(asked)
             assert connection.recv(4096).startswith(b"HTTP/1.1 ")
             time.sleep(0.25)
-        assert everything(connection) == b""
+        assert read_all(connection) == b""
 
 
 def test_empty_lines_after_an_answer_hold_no_connection(guarded: Server) -> None:
-    with connected(guarded) as connection:
+    with connect(guarded) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         drips_until_it_is_hung_up_on(connection, b"\r\n")
 
 
 def test_a_client_that_reads_no_answer_is_hung_up_on(guarded: Server) -> None:
-    with connected(guarded) as connection:
+    with connect(guarded) as connection:
         drips_until_it_is_hung_up_on(connection, UNFIT)
 
 
 @pytest.mark.parametrize(("ahead", "is_answered"), [(32, True), (200, False)])
 def test_only_so_many_requests_may_come_ahead_of_their_answers(server: Server, ahead: int, is_answered: bool) -> None:
     # Beside another client a request waits for the next batch, and those behind it for its answer.
-    with connected(server), connected(server) as connection:
+    with connect(server), connect(server) as connection:
         connection.sendall(request_for({}) * ahead)
         found = b""
         with suppress(ConnectionError):
@@ -128,7 +128,7 @@ def test_only_so_many_requests_may_come_ahead_of_their_answers(server: Server, a
 def test_answers_that_nobody_reads_do_not_pile_up(server: Server) -> None:
     before, ended = memory(server), time.monotonic() + 4 * SOON
     # Beside another client requests wait for the next batch, and those behind them for their answers.
-    with connected(server), connected(server) as connection:
+    with connect(server), connect(server) as connection:
         connection.settimeout(0.5)
         try:
             while time.monotonic() < ended:
@@ -152,7 +152,7 @@ LARGE_HEADS = {
 @pytest.mark.parametrize("piece", [1_000_000, 3_000])
 def test_a_head_without_bounds_gets_431(guarded: Server, path: str, headers: bytes, piece: int) -> None:
     sent = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n%b\r\n" % (path.encode(), headers)
-    with connected(guarded) as connection:
+    with connect(guarded) as connection:
         try:
             for at in range(0, len(sent), piece):
                 connection.sendall(sent[at : at + piece])
@@ -160,7 +160,7 @@ def test_a_head_without_bounds_gets_431(guarded: Server, path: str, headers: byt
         except OSError:
             pass
         try:
-            told = everything(connection)
+            told = read_all(connection)
         except ConnectionResetError:
             return  # Its answer was lost to what it still sent.
     head, _, body = told.partition(b"\r\n\r\n")
@@ -169,7 +169,7 @@ def test_a_head_without_bounds_gets_431(guarded: Server, path: str, headers: byt
 
 
 def test_empty_lines_without_end_are_hung_up_on(guarded: Server) -> None:
-    with connected(guarded) as connection:
+    with connect(guarded) as connection:
         drips_until_it_is_hung_up_on(connection, b"\r\n" * 5_000)
     assert not [line for line in guarded.log_lines() if line["level"] == "error"]
 
@@ -177,15 +177,15 @@ def test_empty_lines_without_end_are_hung_up_on(guarded: Server) -> None:
 def test_a_large_head_is_read_up_to_its_limit_however_it_comes(guarded: Server) -> None:
     padded = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Pad: %b\r\n\r\n" % (b"1" * 15_000)
     body = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"1" * 300_000
-    with connected(guarded) as connection:
+    with connect(guarded) as connection:
         sent = body + padded * 5 + padded.replace(b"Host: x", b"Connection: close")
         for at in range(0, len(sent), 7_000):
             connection.sendall(sent[at : at + 7_000])
-        assert everything(connection).count(b"HTTP/1.1 200") == 6
+        assert read_all(connection).count(b"HTTP/1.1 200") == 6
 
 
 def test_slow_clients_take_no_place_from_others(guarded: Server, example: dict[str, Any]) -> None:
-    slow = [connected(guarded) for _ in range(40)]
+    slow = [connect(guarded) for _ in range(40)]
     try:
         for at, connection in enumerate(slow):
             connection.sendall(request_for(example)[: -1 if at % 2 else 20])
@@ -194,7 +194,7 @@ def test_slow_clients_take_no_place_from_others(guarded: Server, example: dict[s
     finally:
         for connection in slow:
             connection.close()
-    eventually(lambda: in_flight(guarded) == 1)
+    wait_for(lambda: in_flight(guarded) == 1)
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
@@ -237,14 +237,14 @@ def test_clients_who_leave_keep_their_places_until_their_work_has_ended(
     with closing(sqlite3.connect(f"{guarded.log}/serve-0.db", isolation_level=None)) as other, ExitStack() as leaving:
         other.execute("BEGIN IMMEDIATE")
         for _ in range(4):
-            leaving.enter_context(connected(guarded)).sendall(request)
-        eventually(lambda: in_flight(guarded) == 5)
+            leaving.enter_context(connect(guarded)).sendall(request)
+        wait_for(lambda: in_flight(guarded) == 5)
         leaving.close()
         time.sleep(0.2)
         assert in_flight(guarded) == 5
         assert status() == httpx.codes.SERVICE_UNAVAILABLE
         other.execute("ROLLBACK")
-    eventually(lambda: status() == httpx.codes.OK, seconds=2)
+    wait_for(lambda: status() == httpx.codes.OK, seconds=2)
 
 
 def in_flight(server: Server) -> float:
@@ -280,25 +280,25 @@ class TestFraming:
     """The answer's head and body travel together, whatever the request looks like."""
 
     def test_two_requests_in_one_packet_get_two_answers(self, guarded: Server, example: dict[str, Any]) -> None:
-        with connected(guarded) as connection:
+        with connect(guarded) as connection:
             ending = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
             connection.sendall(request_for(example) + ending)
-            assert everything(connection).count(b"HTTP/1.1 200") == 2
+            assert read_all(connection).count(b"HTTP/1.1 200") == 2
 
     def test_a_client_that_asks_before_it_sends_is_told_to_go_on(
         self, guarded: Server, example: dict[str, Any]
     ) -> None:
         head, _, body = request_for(example).partition(b"\r\n\r\n")
-        with connected(guarded) as connection:
+        with connect(guarded) as connection:
             connection.sendall(head + b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
             assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
             connection.sendall(body)
-            assert everything(connection).startswith(b"HTTP/1.1 200")
+            assert read_all(connection).startswith(b"HTTP/1.1 200")
 
     def test_head_is_answered_without_a_body(self, guarded: Server) -> None:
-        with connected(guarded) as connection:
+        with connect(guarded) as connection:
             connection.sendall(b"HEAD /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            assert everything(connection).endswith(b"\r\n\r\n")
+            assert read_all(connection).endswith(b"\r\n\r\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -312,7 +312,7 @@ def test_a_worker_needs_less_than_150_mb_and_200_once_it_speaks_arrow(
         client.post("/predict", json={"instances": instances})
         assert memory(server) < 150_000
         for _ in range(10):
-            assert send_arrow(client, stream(instances * 10), Accept=ARROW).status_code == httpx.codes.OK
+            assert send_arrow(client, to_arrow_stream(instances * 10), Accept=ARROW).status_code == httpx.codes.OK
         assert memory(server) < 200_000
 
 

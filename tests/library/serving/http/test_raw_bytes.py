@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.inference_documents import BINARY
 from flywheel_ml.testing.servers import ServingFolder
-from library.helpers.servers import Server, connected
-from library.helpers.speakers import csv_of, stream
+from library.helpers.protocol_clients import to_arrow_stream, to_csv
+from library.helpers.servers import Server, connect
 
 Instance = dict[str, Any]
 Requests = Sequence[bytes]
@@ -99,9 +99,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterato
         )
         posts += [
             request("/feedback", json.dumps({"labels": [{"id": "x", "label": True, "at": "2013-01-01"}]}).encode()),
-            request("/invocations", csv_of([instance]).encode(), "text/csv"),
-            request("/predict", stream([instance]), ARROW),
-            request("/predict", stream([instance]), ARROW, "POST", f"Accept: {ARROW}"),
+            request("/invocations", to_csv([instance]).encode(), "text/csv"),
+            request("/predict", to_arrow_stream([instance]), ARROW),
+            request("/predict", to_arrow_stream([instance]), ARROW, "POST", f"Accept: {ARROW}"),
             request(
                 f"/v2/models/{name}/infer",
                 tensors.encode() + b"12345678",
@@ -173,7 +173,7 @@ def mended(whole: bytes) -> bytes:
 def said(server: Server, sent: bytes, parts: int = 1) -> bytes:
     """All that comes back until the server hangs up, which it has to do in the end, whatever it was sent."""
     found = b""
-    with connected(server) as connection:
+    with connect(server) as connection:
         connection.settimeout(SECONDS)
         try:
             size = max(1, -(-len(sent) // parts))

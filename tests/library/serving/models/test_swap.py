@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from flywheel_ml.core.bundle import CARD, MODEL, Bundle
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.testing.servers import ServingFolder
-from library.helpers.servers import Server, eventually, load
+from library.helpers.servers import Server, generate_load, wait_for
 
 Instance = dict[str, Any]
 
@@ -35,7 +35,7 @@ class Site:
         return found
 
     def waits_for(self, version: str) -> None:
-        eventually(lambda: self.model()["version"] == version and self.model()["refused"] is None)
+        wait_for(lambda: self.model()["version"] == version and self.model()["refused"] is None)
 
     def predict(self, instance: Instance) -> dict[str, Any]:
         answer: dict[str, Any] = self.client.post("/predict", json={"instances": [instance]}).json()
@@ -114,11 +114,11 @@ def test_a_swap_under_load_fails_no_request(site: Site, example: Instance) -> No
     # Version `always` says true whatever the probability, so an answer shows which model gave it.
     old, new = site.folder.roll_out("never", threshold=1.0), site.folder.add("always", threshold=0.0)
     site.waits_for("never")
-    with load(site.server, example) as crowd:
+    with generate_load(site.server, example) as crowd:
         for ref in (new, old, new):
             site.folder.point(ref)
             site.waits_for(ref.version)
-            crowd.sees(20)
+            crowd.wait_for_answers(20)
     assert crowd.failures == []
     given = {(answer["model_version"], answer["predictions"][0]["prediction"]) for answer in crowd.answers}
     assert given == {("never", False), ("always", True)}
@@ -131,7 +131,7 @@ def test_a_tampered_new_bundle_is_refused_and_the_old_one_goes_on(site: Site, ex
     ref = site.folder.add("bad")
     content = damage(site.folder.bundle("bad") / MODEL)
     site.folder.point(ref)
-    eventually(lambda: site.model()["refused"] is not None)
+    wait_for(lambda: site.model()["refused"] is not None)
 
     model = site.model()
     assert model["refused"]["version"] == "bad"
@@ -153,7 +153,7 @@ def test_tampering_with_the_live_bundle_is_noticed_while_its_copy_in_memory_answ
     site.folder.roll_out("live")
     site.waits_for("live")
     content = damage(site.folder.bundle("live") / CARD)
-    eventually(lambda: site.model()["refused"] is not None)
+    wait_for(lambda: site.model()["refused"] is not None)
     assert f"{CARD} was changed" in site.model()["refused"]["reason"]
     answer = site.predict(example)
     assert (answer["model_version"], answer["variant"], answer["degraded"]) == ("live", "champion", False)
@@ -166,7 +166,7 @@ def test_a_bundle_that_is_not_the_registered_one_is_refused(site: Site) -> None:
     site.waits_for("registered")
     ref = site.folder.add("resealed")
     site.folder.point(ref.model_copy(update={"digest": "0" * 64}))
-    eventually(lambda: site.model()["refused"] is not None)
+    wait_for(lambda: site.model()["refused"] is not None)
     assert "manifest.json was changed after it was registered" in site.model()["refused"]["reason"]
     assert site.model()["version"] == "registered"
 
@@ -175,7 +175,7 @@ def test_a_model_that_cannot_answer_a_typical_row_is_refused(site: Site, bundle_
     site.folder.roll_out("answering")
     site.waits_for("answering")
     site.folder.point(site.folder.add("speechless", model=nowhere(Bundle.open(bundle_path))))
-    eventually(lambda: site.model()["refused"] is not None)
+    wait_for(lambda: site.model()["refused"] is not None)
     assert "no number" in site.model()["refused"]["reason"]
     assert site.model()["version"] == "answering"
 
@@ -190,7 +190,7 @@ def test_a_broken_or_lost_routing_changes_nothing_but_is_told(site: Site, conten
         path.unlink()
     else:
         path.write_text(content)
-    eventually(lambda: site.model()["refused"] is not None)
+    wait_for(lambda: site.model()["refused"] is not None)
     assert "routing.json" in site.model()["refused"]["reason"]
     assert site.model()["version"] == ref.version
 
@@ -241,11 +241,11 @@ def test_memory_does_not_grow_with_swaps(
 
         for number in range(1, 31):
             folder.roll_out(str(number), model=model)
-            eventually(lambda wanted=str(number): client.get("/model").json()["version"] == wanted)  # type: ignore[misc]
+            wait_for(lambda wanted=str(number): client.get("/model").json()["version"] == wanted)  # type: ignore[misc]
             # Connections that stay open, on whatever they asked last; and requests that failed.
             for path, body in bodies:
                 clients.enter_context(server.client()).post(path, json=body)
             if number == 3:
                 time.sleep(1)
                 before = megabytes()
-        eventually(lambda: megabytes() <= before + 10)
+        wait_for(lambda: megabytes() <= before + 10)

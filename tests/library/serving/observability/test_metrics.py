@@ -32,7 +32,7 @@ from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.phases import PHASES
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.files import write_json
-from library.helpers.servers import InProcess, Server, eventually, load, workers
+from library.helpers.servers import InProcess, Server, find_workers, generate_load, wait_for
 
 Instance = dict[str, Any]
 Series = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
@@ -90,9 +90,9 @@ def went_back(before: Series, after: Series) -> list[Any]:
 
 
 def kill(server: Server, number: int) -> None:
-    before = workers(server)[number]
+    before = find_workers(server)[number]
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: workers(server)[number] != before, seconds=30)
+    wait_for(lambda: find_workers(server)[number] != before, seconds=30)
 
 
 @pytest.mark.chaos
@@ -102,16 +102,16 @@ def test_counts_are_those_of_all_workers_and_outlive_a_killed_one(
     folder.roll_out("1")
     kills = 2
     with Server(tmp_path, "--workers", "3") as server:
-        with scraping(server) as seen, load(server, example, clients=6) as crowd:
-            crowd.sees(100)
+        with scraping(server) as seen, generate_load(server, example, clients=6) as crowd:
+            crowd.wait_for_answers(100)
             for number in range(kills):
                 kill(server, number)
-                crowd.sees(50)
+                crowd.wait_for_answers(50)
         answered, lost = len(crowd.answers), len(crowd.failures)
         assert len(seen) > 5
         assert [went_back(*pair) for pair in pairwise(seen)] == [[]] * (len(seen) - 1)
         with server.client() as client:
-            eventually(lambda: value(scraped(client.get("/metrics").text), "http_requests_in_flight") == 1)
+            wait_for(lambda: value(scraped(client.get("/metrics").text), "http_requests_in_flight") == 1)
             last = scraped(client.get("/metrics").text)
         committed = sum(1 for _ in Reader(server.log).predictions())
         # Counted after the commit and before the answer leaves, so a killed worker leaves nothing out.
@@ -126,7 +126,7 @@ def test_counts_are_those_of_all_workers_and_outlive_a_killed_one(
         assert value(last, "prediction_queue_size") == value(last, "prediction_log_waiting_rows") == 0
         assert value(last, "prediction_log_lag_seconds") == 0
         living = {dict(has)["process"] for name, has in last if name == "process_resident_memory_bytes"}
-        assert living == {str(pid) for pid in workers(server).values()}
+        assert living == {str(pid) for pid in find_workers(server).values()}
         mine = [
             path
             for path in multiprocess.MEMORY.glob(f"{multiprocess.PREFIX}*")
@@ -204,12 +204,12 @@ def test_rows_that_wait_for_their_commit_are_told_with_their_age(
             other.execute("BEGIN IMMEDIATE")
             body = {"instances": [example] * 3}
             asked = pool.submit(caller.request, "POST", "/predict", json=body)
-            eventually(lambda: told()[0] == 3 and told()[1] > 0.2)
+            wait_for(lambda: told()[0] == 3 and told()[1] > 0.2)
             assert told()[1] < 5
             other.execute("ROLLBACK")
         other.close()
         assert asked.result(10).status_code == 200
-        eventually(lambda: told() == (0, 0))
+        wait_for(lambda: told() == (0, 0))
 
 
 def test_the_model_that_answers_tells_its_age(folder: ServingFolder, tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_the_model_that_answers_tells_its_age(folder: ServingFolder, tmp_path: P
         # Nobody said when this one was made: then it is as old as its service.
         folder.roll_out("2")
         (folder.bundle("2") / LINEAGE).write_text("{")
-        eventually(lambda: (told("model_age_seconds") or 99.0) < 60)
+        wait_for(lambda: (told("model_age_seconds") or 99.0) < 60)
         folder.point(None)
-        eventually(lambda: told("model_age_seconds") is None)
+        wait_for(lambda: told("model_age_seconds") is None)
         assert told("model_info") is None
 
 

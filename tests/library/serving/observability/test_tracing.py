@@ -23,8 +23,8 @@ from flywheel_ml.serving.observability.phases import PHASES
 from flywheel_ml.serving.observability.tracing import FLUSH_SECONDS, Spans, is_configured, parent_of
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ConfigError
-from library.helpers import broken
-from library.helpers.servers import Server, eventually
+from library.helpers import faulty_models
+from library.helpers.servers import Server, wait_for
 from library.serving.observability.test_metrics import scraped, value
 
 Instance = dict[str, Any]
@@ -91,7 +91,7 @@ def lines_of(server: Server, request_id: str) -> list[dict[str, Any]]:
     def found() -> list[dict[str, Any]]:
         return [line for line in server.log_lines() if line.get("request_id") == request_id]
 
-    eventually(lambda: any(line["event"] == "request" for line in found()))
+    wait_for(lambda: any(line["event"] == "request" for line in found()))
     return found()
 
 
@@ -132,7 +132,7 @@ def test_nothing_of_a_malformed_trace_context_is_logged(server: Server, client: 
 def test_every_line_about_a_request_names_it(
     folder: ServingFolder, tmp_path: Path, example: Instance, bundle_path: Path
 ) -> None:
-    folder.roll_out("1", model=broken.model(Bundle.open(bundle_path), "raised"))
+    folder.roll_out("1", model=faulty_models.build_model(Bundle.open(bundle_path), "raised"))
     with Server(tmp_path) as server, server.client(headers={"traceparent": SENT}) as client:
 
         def ask(rows: int, chunked: bool = False) -> httpx.Response:
@@ -140,7 +140,7 @@ def test_every_line_about_a_request_names_it(
             kind = {"Content-Type": "application/json"}
             return client.post("/predict", content=iter([content]) if chunked else content, headers=kind)
 
-        rescued = [ask(broken.SAFE_ROWS + 1), ask(broken.SAFE_ROWS + 1, chunked=True), ask(200)]
+        rescued = [ask(faulty_models.SAFE_ROWS + 1), ask(faulty_models.SAFE_ROWS + 1, chunked=True), ask(200)]
         known = rescued[0].json()["predictions"][0]["id"]
         with sqlite3.connect(Path(server.log) / "serve-0.db") as other:
             other.execute("ALTER TABLE predictions RENAME TO gone")
@@ -230,7 +230,7 @@ def test_each_request_is_a_span_that_the_collector_receives(
         assert client.get("/healthz").status_code == 200
         asked = [first, large, refused, unsampled, strange]
         lines = [lines_of(server, one.headers["x-request-id"])[0] for one in asked]
-        eventually(lambda: len(collector.spans) >= 4)
+        wait_for(lambda: len(collector.spans) >= 4)
     assert len(collector.spans) == 4
     spans = {
         attributes(span)["http.response.header.x-request-id"].values[0].string_value: span for span in collector.spans
@@ -277,12 +277,12 @@ def test_a_collector_that_is_down_costs_one_line_and_no_answer(
             assert ask() == 200
             return value(scraped(client.get("/metrics").text), "trace_spans_dropped_total")
 
-        eventually(lambda: lost() > 5)
+        wait_for(lambda: lost() > 5)
         (line,) = events("traces_refused")
         assert (line["level"], collector.spans) == ("warning", [])
         assert collector.url not in json.dumps(server.log_lines())
         collector.status = 200
-        eventually(lambda: ask() == 200 and bool(events("traces_accepted")))
+        wait_for(lambda: ask() == 200 and bool(events("traces_accepted")))
         assert len(events("traces_refused")) == 1
         assert collector.spans
 

@@ -17,7 +17,7 @@ from flywheel_ml.serving.process import connections
 from flywheel_ml.serving.process.connections import ConnectionLimit
 from flywheel_ml.serving.process.protocol import Protocol
 from flywheel_ml.testing.servers import ServingFolder
-from library.helpers.servers import Server, connected, everything
+from library.helpers.servers import Server, connect, read_all
 
 FEW = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"]
 """Runs a command that may open few files, and cannot allow itself more."""
@@ -35,7 +35,7 @@ def test_more_idle_connections_than_descriptors_keep_nobody_waiting(
     with Server(tmp_path, under=FEW) as server, ExitStack() as stack, server.client() as client:
         assert client.post("/predict", json={"instances": [example]}).status_code == httpx.codes.OK
         for turn in range(4):
-            idle = [stack.enter_context(connected(server)) for _ in range(150)]
+            idle = [stack.enter_context(connect(server)) for _ in range(150)]
             if turn % 2:  # These have been of use.
                 for connection in idle:
                     connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
@@ -64,18 +64,18 @@ def test_connections_that_are_in_use_are_kept_and_others_refused(folder: Serving
     folder.roll_out("1")
     begun = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n{"
     with Server(tmp_path, ML_MAX_CONNECTIONS="5") as server, ExitStack() as stack:
-        used = [stack.enter_context(connected(server)) for _ in range(5)]
+        used = [stack.enter_context(connect(server)) for _ in range(5)]
         for connection in used:
             connection.sendall(begun)
         time.sleep(0.3)
         for _ in range(3):
-            with connected(server) as refused:
+            with connect(server) as refused:
                 refused.sendall(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
-                head, _, body = everything(refused).partition(b"\r\n\r\n")
+                head, _, body = read_all(refused).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 503")
             assert b"\r\nretry-after: 1\r\n" in head
             assert ProblemDocument.model_validate_json(body).type == "urn:problem:too-many-connections"
-        silent = [stack.enter_context(connected(server)) for _ in range(40)]
+        silent = [stack.enter_context(connect(server)) for _ in range(40)]
         for connection in silent:
             connection.settimeout(5)
             assert connection.recv(1) == b""

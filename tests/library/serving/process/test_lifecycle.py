@@ -20,7 +20,7 @@ from flywheel_ml.serving.process.server import beside, listen
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ServingError
 from library.helpers.project import PACKAGE
-from library.helpers.servers import Server, eventually, load, workers
+from library.helpers.servers import Server, find_workers, generate_load, wait_for
 
 Instance = dict[str, Any]
 
@@ -43,8 +43,8 @@ def test_a_killed_server_loses_no_acknowledged_prediction_or_label(
     folder.roll_out("1")
     labelled: list[str] = []
     with Server(tmp_path) as server:
-        with load(server, example) as crowd:
-            crowd.sees(50)
+        with generate_load(server, example) as crowd:
+            crowd.wait_for_answers(50)
             with server.client() as client:
                 for one in ids(crowd.answers)[:5]:
                     assert client.post("/feedback", json={"labels": [{"id": one, "label": True}]}).status_code == 200
@@ -55,7 +55,7 @@ def test_a_killed_server_loses_no_acknowledged_prediction_or_label(
         reader = Reader(server.log)
         acknowledged = ids(crowd.answers)
         assert len(acknowledged) == len(set(acknowledged))
-        assert reader.known(acknowledged) == set(acknowledged)
+        assert reader.find_known(acknowledged) == set(acknowledged)
         assert reader.labels(labelled) == dict.fromkeys(labelled, "true")
 
 
@@ -63,22 +63,26 @@ def test_a_stopping_server_says_so_first_and_fails_no_request(
     folder: ServingFolder, tmp_path: Path, example: Instance
 ) -> None:
     folder.roll_out("1")
-    with Server(tmp_path, ML_DRAIN_SECONDS="1") as server, server.client() as probe, load(server, example) as crowd:
-        crowd.sees(20)
+    with (
+        Server(tmp_path, ML_DRAIN_SECONDS="1") as server,
+        server.client() as probe,
+        generate_load(server, example) as crowd,
+    ):
+        crowd.wait_for_answers(20)
         assert probe.get("/readyz").status_code == httpx.codes.OK
         stopped = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
-        eventually(
+        wait_for(
             lambda: httpx.get(f"{server.url}/readyz", trust_env=False).status_code == httpx.codes.SERVICE_UNAVAILABLE
         )
         assert httpx.get(f"{server.url}/healthz", trust_env=False).status_code == httpx.codes.OK
-        crowd.sees(20)
+        crowd.wait_for_answers(20)
         # A load balancer that watches /readyz sends nothing more from here on.
         crowd.go.clear()
         assert server.process.wait(10) == 0
         assert time.monotonic() - stopped > 0.9
         assert crowd.failures == []
-        assert Reader(server.log).known(ids(crowd.answers)) == set(ids(crowd.answers))
+        assert Reader(server.log).find_known(ids(crowd.answers)) == set(ids(crowd.answers))
 
 
 def test_a_request_in_flight_is_answered_before_the_server_stops(
@@ -91,7 +95,7 @@ def test_a_request_in_flight_is_answered_before_the_server_stops(
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(head.format(len(body)).encode() + body[:10])
-            eventually(
+            wait_for(
                 lambda: (
                     httpx.get(f"{server.url}/metrics", trust_env=False).text.count("http_requests_in_flight 2.0") == 1
                 )
@@ -109,16 +113,16 @@ def test_several_workers_share_the_socket_are_replaced_and_drain_together(
 ) -> None:
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2") as server:
-        first = workers(server)
+        first = find_workers(server)
         assert first.keys() == {0, 1}
         with server.client() as client:
             assert 'workers="2"' in client.get("/metrics").text
         os.kill(first[0], signal.SIGKILL)
-        eventually(lambda: workers(server)[0] != first[0])
-        with load(server, example, clients=8) as crowd:
-            crowd.sees(50)
+        wait_for(lambda: find_workers(server)[0] != first[0])
+        with generate_load(server, example, clients=8) as crowd:
+            crowd.wait_for_answers(50)
         assert crowd.failures == []
-        assert Reader(server.log).known(ids(crowd.answers)) == set(ids(crowd.answers))
+        assert Reader(server.log).find_known(ids(crowd.answers)) == set(ids(crowd.answers))
         assert server.stop() == 0
     assert sorted(path.name for path in Path(server.log).glob("*.db")) == ["serve-0.db", "serve-1.db"]
 
@@ -146,7 +150,7 @@ def test_a_crowd_that_connects_at_one_moment_is_shared_out_and_what_connects_aft
         # By chance one in 30,000 runs has fewer.
         assert min(answered) >= 16
 
-        os.kill(workers(server)[0], signal.SIGKILL)
+        os.kill(find_workers(server)[0], signal.SIGKILL)
         time.sleep(0.1)
         asked = time.monotonic()
         for _ in range(20):
@@ -229,7 +233,7 @@ def test_workers_go_when_their_supervisor_is_killed(folder: ServingFolder, tmp_p
                 return True
             return False
 
-        eventually(refused)
+        wait_for(refused)
 
 
 def test_production_without_a_key_refuses_to_start(tmp_path: Path) -> None:

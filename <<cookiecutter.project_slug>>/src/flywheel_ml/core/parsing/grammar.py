@@ -93,7 +93,9 @@ def _grammar(
 ) -> Grammar:
     booleans = BOOLEANS | dict.fromkeys(map(str.lower, parse.true_values), True)
     names = parse.date_formats
-    formats = [timestamps.compiled(name) for name in (*names, *([] if timestamps.ISO in names else [timestamps.ISO]))]
+    formats = [
+        timestamps.compile_format(name) for name in (*names, *([] if timestamps.ISO in names else [timestamps.ISO]))
+    ]
     found = Grammar(
         kind,
         frozenset(parse.na_values),

@@ -329,7 +329,7 @@ def _to_zone(moments: pl.Series, rules: Grammar) -> pl.Series:
 
 def _far(moment: datetime, zone: str) -> datetime | None:
     try:
-        return timestamps.to_zone(timestamps.Stamp(moment, 0), zone)
+        return timestamps.to_zone(timestamps.Timestamp(moment, 0), zone)
     except ValueError:
         return None
 

@@ -14,7 +14,7 @@ TYPE_MESSAGES = {
     "integer": "must be an integer",
     "boolean": "must be true or false",
     "string": "must be a string",
-    "datetime": timestamps.NO_TIMESTAMP,
+    "datetime": timestamps.NOT_A_TIMESTAMP,
 }
 """What is said of a value that is not of a type."""
 _INT64 = 2**63
@@ -96,7 +96,7 @@ def _datetime_of_text(text: str, rules: Grammar) -> datetime:
 
 def _written(rules: Grammar) -> str:
     others = [form.name for form in rules.formats if form.name != timestamps.ISO]
-    return timestamps.NO_TIMESTAMP + (f", or be written {' or '.join(others)}" if others else "")
+    return timestamps.NOT_A_TIMESTAMP + (f", or be written {' or '.join(others)}" if others else "")
 
 
 def _float(value: Any, _: Grammar) -> float:

@@ -23,7 +23,7 @@ from flywheel_ml.data.adoption.overrides import Overrides
 from flywheel_ml.data.adoption.profiling import Profile
 from flywheel_ml.data.formats import reading
 from flywheel_ml.data.formats.reading import Opened
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, DataError
 
 PYPROJECT, README, MAKEFILE = Path("pyproject.toml"), Path("README.md"), Path("Makefile")
@@ -84,7 +84,7 @@ def take(found: Examined, settings: Settings, project: Project) -> Path:
     _renew(stage.DECISIONS, writing.decisions(found.proposal, _text(stage.DECISIONS)))
     # What comes out must be what every command can read.
     contract, params = Contract.load(_present(stage.CONTRACT)), project.load_params(_present(stage.PARAMS))
-    record = strict.load(_present(stage.DECISIONS), card.Record)
+    record = config_model.load(_present(stage.DECISIONS), card.Record)
     package = project.folder
     _renew(package / SOURCE, writing.SOURCE)
     _renew(package / FEATURES, writing.features(_text(package / FEATURES), _inputs(found.proposal)))

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from flywheel_ml.data.adoption.overrides import Overrides, Task
 from flywheel_ml.data.adoption.profiling import ColumnProfile
+from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError, DataError
-from flywheel_ml.utils.strict import nearest
 
 MOST_CLASSES = 200
 MOST_WHOLE_CLASSES = 12
@@ -92,7 +92,7 @@ def _with_positive(found: Labels, column: ColumnProfile, positive: str) -> Label
         return found
     names = [str(label) for label in found.classes]
     if positive and positive not in names:
-        raise ConfigError(f"--positive: '{column.name}' has no class '{positive}'; {nearest(positive, names)}")
+        raise ConfigError(f"--positive: '{column.name}' has no class '{positive}'; {suggest(positive, names)}")
     chosen, why = (names.index(positive), "you said so") if positive else _likely_positive(found.classes, column)
     ordered = (found.classes[1 - chosen], found.classes[chosen])
     return found._replace(classes=ordered, why=f"{found.why}; '{ordered[1]}' is the positive one, {why}")

@@ -4,8 +4,8 @@ from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from flywheel_ml.data.formats.reading import normalised
+from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError
-from flywheel_ml.utils.strict import nearest
 
 Task = Literal["binary", "multiclass", "regression"]
 By = Literal["time", "hash"]
@@ -55,17 +55,17 @@ class Overrides(NamedTuple):
             "feature": self.feature,
         }
         if not target:
-            raise ConfigError(f"--target: say which column to predict; {nearest(target, list(known))}")
+            raise ConfigError(f"--target: say which column to predict; {suggest(target, list(known))}")
         for name in self.keep_na:
             if name not in known:
-                raise ConfigError(f"--keep-na: the table has no column '{name}'; {nearest(name, list(known))}")
+                raise ConfigError(f"--keep-na: the table has no column '{name}'; {suggest(name, list(known))}")
         taken: dict[str, str] = {}
         for option, names in options.items():
             for name in filter(None, names):
                 if name in nested:
                     raise ConfigError(f"--{option}: '{name}' holds lists, records or bytes; unfold it into columns")
                 if name not in known:
-                    raise ConfigError(f"--{option}: the table has no column '{name}'; {nearest(name, list(known))}")
+                    raise ConfigError(f"--{option}: the table has no column '{name}'; {suggest(name, list(known))}")
                 if name in taken:
                     raise ConfigError(
                         f"--{option}: the column '{name}' is given to --{taken[name]} too; give it to one"

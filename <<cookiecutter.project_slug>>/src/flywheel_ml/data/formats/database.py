@@ -10,9 +10,9 @@ from urllib.parse import quote, quote_plus
 
 import polars as pl
 
-from flywheel_ml.utils.databases import DRIVERS
+from flywheel_ml.utils.config_model import find_duplicates
+from flywheel_ml.utils.databases import DEFAULT_DRIVERS
 from flywheel_ml.utils.errors import DataError, ProjectError
-from flywheel_ml.utils.strict import repeated
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -63,7 +63,7 @@ def fetch(source: str, query: str, scratch: Path) -> pl.LazyFrame:
             if not result.returns_rows:
                 raise DataError(f"the query gives no rows: {query[:60]!r}; start it with select")
             names = list(result.keys())
-            if twice := repeated(names):
+            if twice := find_duplicates(names):
                 raise DataError(f"the query gives the column '{twice[0]}' twice; name its columns one by one")
             pieces: list[Path] = []
             # The size is said here again: `yield_per` alone makes partitions of one row each.
@@ -112,7 +112,7 @@ def _url(source: str) -> "URL":
         raise DataError(
             f"{masked(source)}: the file '{url.database}' does not exist; an absolute path has four slashes"
         )
-    return url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
+    return url.set(drivername=DEFAULT_DRIVERS.get(url.drivername, url.drivername))
 
 
 @contextmanager

@@ -17,8 +17,8 @@ import polars as pl
 
 from flywheel_ml.data.formats import database, json_rows, parquet, text
 from flywheel_ml.data.formats.repairs import Repair
+from flywheel_ml.utils.config_model import find_duplicates, suggest
 from flywheel_ml.utils.errors import DataError
-from flywheel_ml.utils.strict import nearest, repeated
 
 _MAGIC = {
     b"PAR1": "Parquet",
@@ -128,7 +128,7 @@ def _file(source: str, query: str, scratch: Path) -> Opened:
         raise DataError(f"--query needs a database URL, such as sqlite:///shop.db, and {path} is a file's name")
     if not path.exists():
         beside = [other.name for other in path.parent.glob("*") if not other.name.startswith(".")]
-        hint = nearest(path.name, beside) if beside else "nothing"
+        hint = suggest(path.name, beside) if beside else "nothing"
         raise DataError(f"{path} does not exist; in that folder: {hint}")
     if path.is_dir():
         rows, repairs = parquet.scan_folder(path)
@@ -195,7 +195,7 @@ def _numbered(
 def _names(found: Sequence[str], source: Path | str) -> tuple[str, ...]:
     """The names of columns as one person types them and another's system writes them: stripped, and composed (NFC)."""
     names = tuple(normalised(name) or f"column_{at}" for at, name in enumerate(found, start=1))
-    if twice := repeated(names):
+    if twice := find_duplicates(names):
         raise DataError(f"{source}: the column '{twice[0]}' stands twice in the header; rename or drop one")
     return names
 

@@ -11,8 +11,8 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
 from flywheel_ml.core.project import Project, load
+from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError
-from flywheel_ml.utils.strict import nearest
 
 
 def serve_all(project: Project, path: Path) -> None:
@@ -31,7 +31,7 @@ def serve_all(project: Project, path: Path) -> None:
 def _deployment(path: Path, entry: Mapping[str, Any], flows: Mapping[str, Flow[..., Any]]) -> Any:
     name = entry["entrypoint"].rpartition(".")[2]
     if name not in flows:
-        raise ConfigError(f"{path}: deployment '{entry['name']}' names the flow '{name}'; {nearest(name, list(flows))}")
+        raise ConfigError(f"{path}: deployment '{entry['name']}' names the flow '{name}'; {suggest(name, list(flows))}")
     return flows[name].to_deployment(
         name=entry["name"],
         schedules=[Cron(found["cron"], timezone=found.get("timezone")) for found in entry.get("schedules", [])],

@@ -8,7 +8,7 @@ from flywheel_ml.core.bundle import Comparison, Manifest, Slice
 from flywheel_ml.core.catalog import LINEAR
 from flywheel_ml.core.metrics import CALIBRATION_BINS, HEADLINE, LOSS
 from flywheel_ml.core.params import GateParams
-from flywheel_ml.utils import words
+from flywheel_ml.utils import formatting
 
 NOISE = 2.0
 """Standard errors by which few rows may miss a limit: an honest model of a small table is not refused by chance."""
@@ -270,7 +270,7 @@ def _p(value: float) -> str:
 def _headline(candidate: Candidate, part: str) -> tuple[str, float]:
     """The headline measure of the task: its name in words, and its value."""
     name = HEADLINE[candidate.manifest.task]
-    return words.MEASURES[name], measure(candidate, part, name)
+    return formatting.METRIC_NAMES[name], measure(candidate, part, name)
 
 
 def _of_slice(candidate: Candidate, part: Slice) -> float | None:

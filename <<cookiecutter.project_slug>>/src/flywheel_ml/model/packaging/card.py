@@ -7,7 +7,7 @@ from typing import Any
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.metrics import LOSS
 from flywheel_ml.data.cards import render
-from flywheel_ml.utils.words import MEASURES, seen
+from flywheel_ml.utils.formatting import METRIC_NAMES, overlap
 
 CARD = Path(__file__).with_name("model_card.md.jinja")
 
@@ -85,7 +85,7 @@ def text(
 def _twins(test: Mapping[str, Any], contract: Contract) -> list[str]:
     if not test.get("in_train"):
         return []
-    told = seen(test["in_train"], test["rows"], contract.time is not None)
+    told = overlap(test["in_train"], test["rows"], contract.time is not None)
     return [f"- {told}: unless inputs are few and coarse, what is learnt by heart looks skilful there."]
 
 
@@ -98,8 +98,9 @@ def _tuned(facts: Mapping[str, Any]) -> list[str]:
         for name, value in tuned["parameters"].items()
     )
     return [
-        f"- tuned in {tuned['trials']} trials: {chosen or 'params.yaml was best'}; {MEASURES[LOSS[facts['task']]]} on "
-        f"the validation rows {tuned['loss']:.4g}, with params.yaml {tuned['loss_untuned']:.4g}"
+        f"- tuned in {tuned['trials']} trials: {chosen or 'params.yaml was best'}; "
+        f"{METRIC_NAMES[LOSS[facts['task']]]} on the validation rows {tuned['loss']:.4g}, "
+        f"with params.yaml {tuned['loss_untuned']:.4g}"
     ]
 
 
@@ -182,12 +183,12 @@ def _label(label: object) -> str:
 
 def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
     columns = [name for name in _COLUMNS if name in metrics]
-    rows = [name for name in MEASURES if any(name in metrics[column] for column in columns)]
+    rows = [name for name in METRIC_NAMES if any(name in metrics[column] for column in columns)]
     return [
         f"| measure | {' | '.join(_COLUMNS[column] for column in columns)} |",
         f"| --- |{' ---: |' * len(columns)}",
         *(
-            f"| {MEASURES[row]} | {' | '.join(_number(metrics[column].get(row)) for column in columns)} |"
+            f"| {METRIC_NAMES[row]} | {' | '.join(_number(metrics[column].get(row)) for column in columns)} |"
             for row in rows
         ),
     ]
@@ -198,7 +199,7 @@ def _slices(slices: list[Mapping[str, Any]], task: Task) -> list[str]:
         return ["No slices are listed in params.yaml (`evaluate.slices`)."]
     shown = _SHOWN[task]
     return [
-        f"| column | value | rows | {' | '.join(MEASURES[name] for name in shown)} |",
+        f"| column | value | rows | {' | '.join(METRIC_NAMES[name] for name in shown)} |",
         f"| --- | --- | ---: |{' ---: |' * len(shown)}",
         *(
             f"| {part['column']} | {_cell(part['value'])} | {part['rows']:,} | "

@@ -25,7 +25,7 @@ from flywheel_ml.model.pipelines import categories, networks, preprocessing
 from flywheel_ml.model.pipelines.fitted import FittedModel
 from flywheel_ml.model.training.train import read_split
 from flywheel_ml.utils.errors import IntegrityError
-from flywheel_ml.utils.files import canonical, read_json, replacing_folder
+from flywheel_ml.utils.files import canonical_json, read_json, replacing_folder
 
 CANDIDATES = 5000
 """Training rows that those which the bundle carries are chosen from."""
@@ -255,7 +255,7 @@ def pack(
         facts["min_batch"] = min_batch(opened, test)
         facts["parity"] = parity(opened, pipeline, parts["test"])
         compared = background(opened, parts["train"], params.explain.background_rows, params.seed)
-        (folder / bundle.BACKGROUND).write_text(canonical(compared, indent=1) + "\n", encoding="utf-8")
+        (folder / bundle.BACKGROUND).write_text(canonical_json(compared, indent=1) + "\n", encoding="utf-8")
         training = tables.to_columns(parts["train"], contract.inputs)
         scores = opened.predict(test).scores.astype(np.float64)
         reference = profile.build(contract, test, scores, opened.watched(test), training)

@@ -28,8 +28,15 @@ from flywheel_ml.model.evaluation.gate import Check
 from flywheel_ml.model.registration import pyfunc, roles, store
 from flywheel_ml.model.registration.roles import State
 from flywheel_ml.utils.errors import ConfigError, GateRefusal, IntegrityError, ProjectError, PromotionConflict
-from flywheel_ml.utils.files import canonical, remove_folder, replacing_folder, sha256_file, sweep, write_json
-from flywheel_ml.utils.process import is_alive, user
+from flywheel_ml.utils.files import (
+    canonical_json,
+    remove_folder,
+    remove_leftovers,
+    replacing_folder,
+    sha256_file,
+    write_json,
+)
+from flywheel_ml.utils.process import get_user_name, is_alive
 
 if TYPE_CHECKING:
     from flywheel_ml.model.training.tune import Trial
@@ -212,7 +219,7 @@ class Registry:
         files = self._files(version)
         if files is None or not files.parent.is_dir():
             return
-        sweep(files.parent)
+        remove_leftovers(files.parent)
         if files.is_dir():
             self._client.set_model_version_tag(self.name, version.number, PRUNED, f"{datetime.now(UTC):%F}")
             remove_folder(files)
@@ -266,9 +273,9 @@ class Registry:
                 if version.rolled_back:
                     self._client.delete_model_version_tag(self.name, number, ROLLED_BACK)
                 if rolls_back and found:
-                    self._client.set_model_version_tag(self.name, found, ROLLED_BACK, f"{user()}: {override}")
+                    self._client.set_model_version_tag(self.name, found, ROLLED_BACK, f"{get_user_name()}: {override}")
                 if override and not version.passed:
-                    self._client.set_model_version_tag(self.name, number, OVERRIDE, f"{user()}: {override}")
+                    self._client.set_model_version_tag(self.name, number, OVERRIDE, f"{get_user_name()}: {override}")
                 # What was tried out beside the old champion says nothing of the new one. It ends before, so that no
                 # crash leaves it to come back with a later rollback.
                 self.set_plan(None)
@@ -304,7 +311,7 @@ class Registry:
 
     def set_plan(self, plan: Mapping[str, Any] | None) -> None:
         """Keep what is tried out, for every serving folder to follow; None ends it."""
-        self._client.set_registered_model_tag(self.name, PLAN, canonical(plan) if plan else "")
+        self._client.set_registered_model_tag(self.name, PLAN, canonical_json(plan) if plan else "")
 
     def download(self, version: Version, path: Path) -> None:
         """Copy a version's bundle and its lineage.json into the folder `path`.
@@ -412,7 +419,7 @@ def _is_whole(path: Path, digest: str) -> bool:
 
 
 def _owner() -> dict[str, str]:
-    return {"user": user(), "host": socket.gethostname(), "pid": str(os.getpid())}
+    return {"user": get_user_name(), "host": socket.gethostname(), "pid": str(os.getpid())}
 
 
 def _is_absent(error: MlflowException) -> bool:

@@ -21,7 +21,7 @@ from flywheel_ml.model.pipelines.fitted import FittedModel
 from flywheel_ml.model.training import calibrate, comparison, selection, tune
 from flywheel_ml.model.training.calibrate import Calibrated
 from flywheel_ml.model.training.selection import SMALL_ROWS, OutOfFold, Score, Selection, Table, ignore, select
-from flywheel_ml.utils import words
+from flywheel_ml.utils import formatting
 from flywheel_ml.utils.errors import DataError
 from flywheel_ml.utils.files import read_json, replacing_folder, sha256_file, write_json
 
@@ -190,7 +190,7 @@ def main(project: Project) -> None:
             "loss_untuned": found.trials[0].loss,
         }
     seconds: dict[str, float] = {}
-    measure = words.MEASURES["log_loss"] if contract.classes else "mean squared error"
+    measure = formatting.METRIC_NAMES["log_loss"] if contract.classes else "mean squared error"
 
     def tell(score: Score) -> None:
         seconds[score.name] = score.seconds

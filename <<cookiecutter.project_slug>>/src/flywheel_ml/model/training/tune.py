@@ -24,9 +24,9 @@ from flywheel_ml.core.features import Feature, Featurizer
 from flywheel_ml.core.params import Params, TrainParams
 from flywheel_ml.data import tables
 from flywheel_ml.model.pipelines import estimators
-from flywheel_ml.utils import words
+from flywheel_ml.utils import formatting
 from flywheel_ml.utils.errors import Busy
-from flywheel_ml.utils.files import canonical, read_json, sha256_file, sha256_text, write_json
+from flywheel_ml.utils.files import canonical_json, read_json, sha256_file, sha256_text, write_json
 
 PROGRESS_SECONDS = 2.0
 
@@ -93,7 +93,7 @@ def search(
         estimators.fit(pipeline, frames["train"][chosen], labels[chosen])
         return metrics.loss(task, truth["validation"], estimators.answers(pipeline, frames["validation"], task))
 
-    measure = words.MEASURES[metrics.LOSS[task]]
+    measure = formatting.METRIC_NAMES[metrics.LOSS[task]]
     return run(loss, params, _key(params, contract, data), lambda text: print(f"  {measure} {text}", flush=True))
 
 
@@ -199,7 +199,7 @@ def _key(params: Params, contract: Contract, data: Mapping[str, str]) -> str:
     sources = [found for part in ("core", "data", "model", "utils") for found in (package / part).rglob("*.py")]
     train = params.train
     return sha256_text(
-        canonical(
+        canonical_json(
             {
                 "data": dict(data),
                 "contract": contract.fingerprint(),

@@ -11,13 +11,13 @@ from typing import Any
 import filelock
 
 from flywheel_ml.core.contract import moment
-from flywheel_ml.prediction_log import Contradiction, Outcome, Reader, Unavailable, Writer, now_us
+from flywheel_ml.prediction_log import LabelConflict, Outcome, Reader, Unavailable, Writer, now_us
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.tracing import NO_REQUEST, RequestContext
 from flywheel_ml.serving.prediction.batcher import log_problem
 from flywheel_ml.utils.errors import ProjectError
-from flywheel_ml.utils.files import canonical
+from flywheel_ml.utils.files import canonical_json
 
 LOCK_SECONDS = 5.0
 LABEL_SECONDS = 12.0
@@ -37,7 +37,7 @@ class Labeller:
     def __init__(self, target: str, log: Writer, metrics: Metrics) -> None:
         self._log = log
         self._metrics = metrics
-        self._reader = Reader(target, stays=True)
+        self._reader = Reader(target, keep_open=True)
         spooled = log.spool.folder if log.spool else None
         self._folder = spooled if "://" in target else Path(target)
         # One after the other, and on no thread that anybody else needs: a database that freezes keeps it.
@@ -58,10 +58,10 @@ class Labeller:
         now, asked = now_us(), dict[str, Outcome]()
         for label in labels:
             timestamp_us = _us(label["at"]) if "at" in label else now
-            outcome = Outcome(label["id"], timestamp_us, canonical(label["label"]))
+            outcome = Outcome(label["id"], timestamp_us, canonical_json(label["label"]))
             if asked.setdefault(outcome.prediction_id, outcome).label != outcome.label:
                 raise _conflict([outcome.prediction_id])
-        if (fault := self._log.fault) is not None:
+        if (fault := self._log.unavailable_reason) is not None:
             raise log_problem(Unavailable(fault), origin)
         stored = asyncio.get_running_loop().run_in_executor(self._pool, self._store, asked, origin)
         try:
@@ -81,7 +81,7 @@ class Labeller:
                 self._append_new(asked)
         except Problem:
             raise
-        except Contradiction as error:  # Another server was quicker by a moment.
+        except LabelConflict as error:  # Another server was quicker by a moment.
             raise _conflict(error.ids) from None
         except Exception as error:
             self._metrics.log.failures.inc()
@@ -102,11 +102,11 @@ class Labeller:
     def _found(self, ids: Sequence[str]) -> tuple[set[str], dict[str, str]]:
         """Those of the ids that are predictions, and the labels they have."""
         if (spool := self._log.spool) is None:
-            return self._reader.known(ids), self._reader.labels(ids)
+            return self._reader.find_known(ids), self._reader.labels(ids)
         # In this order: rows move from the spool to the database, and none is missed between the two.
-        known, labels = spool.known(ids), spool.labels(ids)
+        known, labels = spool.find_known(ids), spool.labels(ids)
         try:
-            known |= self._reader.known([one for one in ids if one not in known])
+            known |= self._reader.find_known([one for one in ids if one not in known])
             labels |= self._reader.labels(ids)
         except Exception:
             # The database is gone. What waits for it cannot have a label there yet.

@@ -15,7 +15,7 @@ from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import explained
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.utils.errors import ConfigError
-from flywheel_ml.utils.file_watcher import Stamp, follow, stamp
+from flywheel_ml.utils.file_watcher import FileSignature, file_signature, poll
 
 NEEDS = {
     "/predict": PREDICT,
@@ -63,7 +63,7 @@ class Guard:
     async def follow(self) -> None:
         """Take up what changes in the file of keys, as long as this runs."""
         if self._settings.api_keys_file:
-            await follow(self.refresh, lambda error: self._log.error("api_keys", **explained(error)))
+            await poll(self.refresh, lambda error: self._log.error("api_keys", **explained(error)))
 
     def refresh(self) -> None:
         """Read the file of keys if it has changed; blocking. A broken one leaves the former keys in force."""
@@ -144,9 +144,9 @@ class Guard:
         self._keys = keys = Keyring([*api_keys.from_setting(self._settings), *listed])
         self._log.info("api_keys_loaded", keys=len(keys), names=api_keys.named(listed))
 
-    def _stamp(self) -> Stamp | None:
+    def _stamp(self) -> FileSignature | None:
         path = self._settings.api_keys_file
-        return stamp(Path(path)) if path else None
+        return file_signature(Path(path)) if path else None
 
 
 def _presented(headers: Mapping[bytes, bytes]) -> bytes:

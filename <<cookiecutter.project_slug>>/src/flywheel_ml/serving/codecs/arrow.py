@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from flywheel_ml.core.contract import as_array
 from flywheel_ml.core.parsing.columnar import array_of
 from flywheel_ml.core.parsing.rules import REQUIRED
-from flywheel_ml.prediction_log import block_ids, blocks, build_block
+from flywheel_ml.prediction_log import blocks, build_block, new_block_ids
 from flywheel_ml.serving.codecs.arrow_columns import Checked
 from flywheel_ml.serving.codecs.ipc import inspect
 from flywheel_ml.serving.codecs.native import NATIVE
@@ -106,12 +106,14 @@ def _complete(model: ServedModel, request: PredictRequest, wants_arrow: bool, li
     marks.append(time.perf_counter())
     predictions = model.bundle.decide(parallel.run(model.bundle, model.bundle.encode(table.columns)))
     marks.append(time.perf_counter())
-    ids = block_ids(len(predictions.values))
+    ids = new_block_ids(len(predictions.values))
     told = _told(model, ids, predictions.values, predictions.output, model.degraded)
     scored = told.drop_columns("id").append_column("score", array_of(predictions.scores))
-    asked, answered = (blocks.pack(part, blocks.COMPRESSION) for part in (table.inputs, scored))
+    asked, answered = (blocks.pack_table(part, blocks.COMPRESSION) for part in (table.inputs, scored))
     block = build_block(model.origin, ids, asked, answered, request.microseconds())
-    content = blocks.pack(told) if wants_arrow else NATIVE.encode(model, Results(ids, model.texts.write(predictions)))
+    content = (
+        blocks.pack_table(told) if wants_arrow else NATIVE.encode(model, Results(ids, model.texts.write(predictions)))
+    )
     marks.append(time.perf_counter())
     return Completed([block], content, model.texts.classes(predictions))
 
@@ -138,7 +140,7 @@ class _RowCodec:
         self._limit = limit
 
     def decode(self, model: ServedModel, body: bytes) -> list[dict[str, Any]]:
-        return blocks.plain(read(model, body, self._limit).inputs)
+        return blocks.to_json_rows(read(model, body, self._limit).inputs)
 
     def encode(self, model: ServedModel, results: Results) -> bytes:
         """Columns, or the API's own JSON."""
@@ -156,4 +158,4 @@ class _RowCodec:
             versions, variants = zip(*((one.ref.version, one.variant) for one in results.models), strict=True)
             for name, column in (("model_version", versions), ("variant", variants)):
                 table = table.append_column(name, array_of(np.array(column, dtype=object)))
-        return blocks.pack(table)
+        return blocks.pack_table(table)

@@ -31,7 +31,7 @@ from flywheel_ml.serving.errors import faults
 from flywheel_ml.serving.errors.problems import Problem, shortened
 from flywheel_ml.serving.models.served_model import ServedModel
 from flywheel_ml.serving.prediction.requests import Results
-from flywheel_ml.utils.strict import nearest
+from flywheel_ml.utils.config_model import suggest
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -183,7 +183,7 @@ class Inference:
         known = _outputs(model) | _BY
         for output in request.outputs:
             if output.name not in known:
-                raise refused(output.name, f"unknown output; {nearest(output.name, list(known))}")
+                raise refused(output.name, f"unknown output; {suggest(output.name, list(known))}")
             _require_content_type(output.name, output.parameters, _content_types(known[output.name][0]))
             if "classification" in output.parameters:
                 raise refused(output.name, "classification is not supported; ask for 'probabilities'")

@@ -14,7 +14,7 @@ from flywheel_ml.serving.errors import faults
 from flywheel_ml.serving.models.served_model import ServedModel
 from flywheel_ml.serving.prediction.requests import Results
 from flywheel_ml.serving.schema.documents import Variant
-from flywheel_ml.utils.strict import nearest
+from flywheel_ml.utils.config_model import suggest
 
 CSV = "text/csv"
 
@@ -104,7 +104,7 @@ def _from_json(model: ServedModel, body: bytes) -> list[Any]:
     if content.pop("params", None):
         raise refused("params", "the model takes none; leave them out")
     if strange := [name for name in content if name not in _READ]:
-        raise refused(strange[0], f"unknown member of the request; {nearest(strange[0], list(_READ))}")
+        raise refused(strange[0], f"unknown member of the request; {suggest(strange[0], list(_READ))}")
     if len(content) != 1:
         raise refused(None, f"must have exactly one of {', '.join(_READ)}", value=content)
     ((name, table),) = content.items()

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flywheel_ml.serving.errors.problems import Problem, shortened
-from flywheel_ml.utils.strict import nearest
+from flywheel_ml.utils.config_model import suggest
 
 SHOWN = 20
 MAX_NAME = 100
@@ -70,7 +70,7 @@ def _fault(details: Any, members: Sequence[str]) -> Details:
     index = place[1] if len(place) > 1 else None
     name = str(place[2] if len(place) > 2 else place[0]) if len(place) != 2 and place else None
     if kind == "extra_forbidden":
-        rule = f"unknown field; {nearest(name or '', list(members))}" if index is not None else _UNKNOWN
+        rule = f"unknown field; {suggest(name or '', list(members))}" if index is not None else _UNKNOWN
     elif details["input"] is None and kind != "missing":
         rule = "must not be null"
     else:

@@ -23,13 +23,13 @@ from flywheel_ml.serving.observability.logs import explained
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.schema.request_schema import Schema
 from flywheel_ml.utils.errors import ConfigError, ProjectError
-from flywheel_ml.utils.file_watcher import POLL_SECONDS, Stamp, follow, stamp
+from flywheel_ml.utils.file_watcher import POLL_SECONDS, FileSignature, file_signature, poll
 from flywheel_ml.utils.files import read_json
 
 MAX_RELEASE_SECONDS = 60.0
 """Longest wait between two looks whether a model that left service is gone from memory; the first is `POLL_SECONDS`."""
 
-Signature = tuple[Stamp, ...]
+Signature = tuple[FileSignature, ...]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ModelManager:
 
     async def follow(self) -> None:
         """Look at the folder, for ever."""
-        await follow(self.refresh, lambda error: self._log.error("serving_folder", **explained(error)))
+        await poll(self.refresh, lambda error: self._log.error("serving_folder", **explained(error)))
 
     def refresh(self) -> None:
         """Load what changed; blocking. What cannot be trusted is refused, not raised."""
@@ -241,7 +241,7 @@ class ModelManager:
 
     def _signature(self) -> Signature:
         folders = [serving_folder.bundle_folder(self._folder, ref) for ref in self._refs]
-        return tuple(stamp(path) for path in (self._folder / serving_folder.ROUTING, *_files(folders)))
+        return tuple(file_signature(path) for path in (self._folder / serving_folder.ROUTING, *_files(folders)))
 
 
 def _bundles(deployment: Deployment | None) -> list[Bundle]:

@@ -123,7 +123,7 @@ class Batcher:
     @property
     def refusal(self) -> Problem | None:
         """What callers hear now because nothing can be logged."""
-        if self._answers_unlogged or (fault := self._log.fault) is None:
+        if self._answers_unlogged or (fault := self._log.unavailable_reason) is None:
             return None
         return log_problem(Unavailable(fault))
 
@@ -134,7 +134,7 @@ class Batcher:
     def _next_batch(self) -> None:
         taken, self._waiting = self._waiting[:BATCH_REQUESTS], self._waiting[BATCH_REQUESTS:]
         shadowed = self._shadow_calls.take() if self._shadow_calls.rows else []
-        if (fault := self._log.fault) is not None:
+        if (fault := self._log.unavailable_reason) is not None:
             self._without_log(taken, Unavailable(fault))
             self._metrics.predictions.dropped.inc(len(shadowed))
             self._go_on()
@@ -155,7 +155,7 @@ class Batcher:
             self._log.append(shadowed).add_done_callback(partial(self._shadow_calls.after, shadowed))
         if rows:
             self._commit_beside(batches, rows, marks)
-        self._is_stalled = self._commits >= self._log.lanes
+        self._is_stalled = self._commits >= self._log.max_parallel_commits
         if not self._is_stalled:
             self._go_on()
 
@@ -205,7 +205,7 @@ class Batcher:
             self._metrics.log.failures.inc()
             waiting = alone[0].waiting[0]
             waiting.respond(log_problem(error, waiting.request.context))
-        if self._is_stalled and self._commits < self._log.lanes:
+        if self._is_stalled and self._commits < self._log.max_parallel_commits:
             self._is_stalled = False
             self._go_on()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flywheel_ml.prediction_log import Prediction, block_ids, blocks, build_block, build_predictions, new_ids
+from flywheel_ml.prediction_log import Prediction, blocks, build_block, build_predictions, new_block_ids, new_ids
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.models.output_texts import number_texts
 from flywheel_ml.serving.models.served_model import Deployment, ServedModel
@@ -97,9 +97,9 @@ def complete_block(model: ServedModel, request: PredictRequest, marks: Marks) ->
     except Exception:
         return request._replace(instances=instances)  # For some row the model has no number, and its prior answers.
     marks.append(time.perf_counter())
-    ids, outputs = block_ids(len(instances)), model.texts.write(predictions)
-    packed = blocks.pack_told(outputs, number_texts(predictions.scores))
-    block = build_block(model.origin, ids, blocks.pack_rows(instances), packed, request.microseconds())
+    ids, outputs = new_block_ids(len(instances)), model.texts.write(predictions)
+    packed = blocks.pack_outputs(outputs, number_texts(predictions.scores))
+    block = build_block(model.origin, ids, blocks.pack_inputs(instances), packed, request.microseconds())
     content = request.codec.encode(model, Results(ids, outputs))
     marks.append(time.perf_counter())
     return Completed([block], content, model.texts.classes(predictions))

@@ -215,7 +215,7 @@ def _not_in(sentinels: Collection[Any]) -> AfterValidator:
 
 def _plain_datetime(sentinels: Collection[Any]) -> AfterValidator:
     def check(text: str) -> str:
-        if (value := timestamps.plain(text)) is None or (sentinels and value in sentinels):
+        if (value := timestamps.parse_isoformat(text)) is None or (sentinels and value in sentinels):
             raise ValueError
         return text
 

@@ -15,7 +15,7 @@ from flywheel_ml.core.parsing import grammar, parse_value
 from flywheel_ml.core.parsing.rules import BREAKS, REQUIRED, value_rules_of
 from flywheel_ml.serving.errors import faults
 from flywheel_ml.utils import timestamps
-from flywheel_ml.utils.strict import nearest
+from flywheel_ml.utils.config_model import suggest
 
 _UNNAMED = re.compile("column_([0-9]+)")
 """What `adopt` calls a column without a name, by its place."""
@@ -139,7 +139,7 @@ class RowValidator:
     def _unknown(self, name: str) -> str:
         if name in (self._target.name, self._target.source):
             return "is what the model predicts; leave it out, and send it to /feedback once it is known"
-        return f"unknown field; {nearest(name, list(self.columns))}"
+        return f"unknown field; {suggest(name, list(self.columns))}"
 
 
 class _Fault(NamedTuple):
@@ -205,7 +205,7 @@ def _category_reader(known: Collection[Any], read: Read) -> Read:
 def _datetime_reader(read: Read) -> Read:
     def read_datetime(value: Any) -> Any:
         # As pandas writes it.
-        if type(value) is str and len(value) == 23 and value[19:] == ".000" and timestamps.plain(value[:19]):
+        if type(value) is str and len(value) == 23 and value[19:] == ".000" and timestamps.parse_isoformat(value[:19]):
             return value[:19]
         return read(value)
 

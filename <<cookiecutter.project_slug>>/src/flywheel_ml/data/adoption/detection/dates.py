@@ -223,7 +223,9 @@ def _candidates(texts: pl.Series) -> list[str]:
     cells = pl.DataFrame({"shape": shapes, "text": texts}).group_by("shape", maintain_order=True)
     found = cells.agg(pl.len().alias("rows"), pl.col("text").first()).sort("rows", descending=True, maintain_order=True)
     likely = [(text, name) for text in found["text"].head(_MAX_SHAPES) for name in _by_shape().get(_shape(text), ())]
-    return list(dict.fromkeys(name for text, name in likely if timestamps.matches(text, timestamps.compiled(name))))
+    return list(
+        dict.fromkeys(name for text, name in likely if timestamps.matches_format(text, timestamps.compile_format(name)))
+    )
 
 
 @cache

@@ -7,16 +7,16 @@ from typing import ClassVar
 import pytest
 from pydantic import Field
 
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
 
 
-class Inner(strict.Strict):
+class Inner(config_model.StrictModel):
     depth: int = 1
     label: str = ""
 
 
-class Outer(strict.Strict):
+class Outer(config_model.StrictModel):
     seed: int = 0
     rate: float = 0.5
     on: bool = True
@@ -31,7 +31,7 @@ class Outer(strict.Strict):
 def load(tmp_path: Path, text: str) -> Outer:
     path = tmp_path / "some.yaml"
     path.write_text(text, encoding="utf-8")
-    return strict.load(path, Outer)
+    return config_model.load(path, Outer)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_key_like_no_other_is_answered_with_what_is_known(tmp_path: Path) -> N
 
 
 def test_a_long_list_of_known_names_is_cut() -> None:
-    assert strict.nearest("zzz", [f"name{at:02d}" for at in range(100)]).endswith("name11, …")
+    assert config_model.suggest("zzz", [f"name{at:02d}" for at in range(100)]).endswith("name11, …")
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_what_is_not_one_mapping_of_single_keys_is_refused_with_its_line(
     assert message in str(caught.value)
 
 
-class Threshold(strict.Strict):
+class Threshold(config_model.StrictModel):
     """A model whose key had another name once."""
 
     renamed: ClassVar[Mapping[str, str]] = {"floor": "min_score"}
@@ -131,7 +131,7 @@ class Threshold(strict.Strict):
     min_score: float
 
 
-class Thresholds(strict.Strict):
+class Thresholds(config_model.StrictModel):
     """Models of that kind at every depth."""
 
     gates: Threshold
@@ -142,7 +142,7 @@ def test_load_names_the_new_name_of_a_renamed_key(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_text("gates: {floor: 1.0}\nseveral: [{floor: 2.0}]")
     with pytest.raises(ConfigError) as caught:
-        strict.load(path, Thresholds)
+        config_model.load(path, Thresholds)
     assert str(caught.value) == (
         "some.yaml: 'gates.floor' was renamed to 'gates.min_score'; rename the key; "
         "some.yaml: 'several.0.floor' was renamed to 'several.0.min_score'; rename the key"
@@ -152,28 +152,28 @@ def test_load_names_the_new_name_of_a_renamed_key(tmp_path: Path) -> None:
 def test_load_reads_renamed_keys_of_sealed_files(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_text("gates: {floor: 1.0}\nseveral: [{floor: 2.0}, {min_score: 3.0}]")
-    found = strict.load(path, Thresholds, accept_renamed=True)
+    found = config_model.load(path, Thresholds, accept_renamed=True)
     assert (found.gates.min_score, [one.min_score for one in found.several]) == (1.0, [2.0, 3.0])
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
-    class Needy(strict.Strict):
+    class Needy(config_model.StrictModel):
         inner: Inner
         size: int
 
     with pytest.raises(ConfigError, match=r"x.yaml: 'size' is missing"):
-        strict.parse({"inner": {}}, Needy, "x.yaml")
+        config_model.parse({"inner": {}}, Needy, "x.yaml")
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.yaml does not exist; run this from the project's folder"):
-        strict.load(tmp_path / "nowhere.yaml", Outer)
+        config_model.load(tmp_path / "nowhere.yaml", Outer)
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_bytes(b"name: \xe9")
     with pytest.raises(ConfigError, match=r"cannot be read"):
-        strict.load(tmp_path / "some.yaml", Outer)
+        config_model.load(tmp_path / "some.yaml", Outer)
 
 
 def test_configuration_cannot_be_changed() -> None:
@@ -182,5 +182,5 @@ def test_configuration_cannot_be_changed() -> None:
 
 
 def test_repeated_names_are_told_once_each_in_order() -> None:
-    assert strict.repeated(["c", "b", "a", "b", "a", "b"]) == ["a", "b"]
-    assert strict.repeated([]) == []
+    assert config_model.find_duplicates(["c", "b", "a", "b", "a", "b"]) == ["a", "b"]
+    assert config_model.find_duplicates([]) == []

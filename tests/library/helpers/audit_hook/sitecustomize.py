@@ -1,7 +1,7 @@
 """Loaded by every Python process that a test starts with this folder on PYTHONPATH: it watches, and kills on demand.
 
-SPY_LOG names a file that gets a line for every address that a process connects to or looks up.
-SPY_KILL is `event:pattern`: the process kills itself, as by kill -9, when an audit event's arguments match.
+AUDIT_LOG names a file that gets a line for every address that a process connects to or looks up.
+AUDIT_KILL is `event:pattern`: the process kills itself, as by kill -9, when an audit event's arguments match.
 """
 
 import os
@@ -10,8 +10,8 @@ import signal
 import sys
 from typing import Any
 
-LOG = os.environ.get("SPY_LOG")
-EVENT, _, PATTERN = os.environ.get("SPY_KILL", "").partition(":")
+LOG = os.environ.get("AUDIT_LOG")
+EVENT, _, PATTERN = os.environ.get("AUDIT_KILL", "").partition(":")
 
 
 def watch(event: str, arguments: tuple[Any, ...]) -> None:

@@ -13,10 +13,10 @@ from pydantic_core import to_json
 
 from flywheel_ml.utils.errors import ConfigError
 
-SHOWN_NAMES = 12
+MAX_NAMES = 12
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """Base of every configuration model: immutable, no unknown keys, finite numbers, no text taken for a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -56,21 +56,21 @@ def load(path: Path, model: type[Model], accept_renamed: bool = False) -> Model:
         raise ConfigError(f"{path.name}{line}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
-    return parse(current_keys(content, model) if accept_renamed else content, model, name=path.name)
+    return parse(rename_old_keys(content, model) if accept_renamed else content, model, name=path.name)
 
 
-def current_keys(content: Any, model: type[BaseModel]) -> Any:
+def rename_old_keys(content: Any, model: type[BaseModel]) -> Any:
     """The same content with old key names replaced by the current ones, at every level of the model."""
     if isinstance(content, list):
-        return [current_keys(one, model) for one in content]
+        return [rename_old_keys(one, model) for one in content]
     if not isinstance(content, Mapping):
         return content
-    renamed = model.renamed if issubclass(model, Strict) else {}
+    renamed = model.renamed if issubclass(model, StrictModel) else {}
     found = {renamed.get(key, key): value for key, value in content.items()}
     for key, value in found.items():
-        inner = _model_in(model.model_fields[key].annotation) if key in model.model_fields else None
+        inner = _unwrap_model(model.model_fields[key].annotation) if key in model.model_fields else None
         if inner is not None:
-            found[key] = current_keys(value, inner)
+            found[key] = rename_old_keys(value, inner)
     return found
 
 
@@ -86,21 +86,21 @@ def parse(content: Any, model: type[Model], name: str) -> Model:
         # As JSON, whose lists may be tuples and whose texts may be paths, while `strict` still holds for the rest.
         return model.model_validate_json(to_json(content))
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(error, model, name))) from None
+        raise ConfigError("; ".join(_describe_errors(error, model, name))) from None
 
 
-def repeated(names: Iterable[str]) -> list[str]:
+def find_duplicates(names: Iterable[str]) -> list[str]:
     """The names that stand more than once, sorted."""
     return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
-def nearest(word: str, known: list[str]) -> str:
+def suggest(word: str, known: list[str]) -> str:
     """`", did you mean …?"` for a misspelt word, or the list of what is known."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
     names = sorted(known)
-    return f"known: {', '.join(names[:SHOWN_NAMES])}{', …' if len(names) > SHOWN_NAMES else ''}"
+    return f"known: {', '.join(names[:MAX_NAMES])}{', …' if len(names) > MAX_NAMES else ''}"
 
 
 class _Loader(yaml.CSafeLoader):
@@ -138,14 +138,14 @@ for _kind, (_pattern, _first) in _PLAIN.items():
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.refuse_date)
 
 
-def _explain(error: ValidationError, model: type[BaseModel], name: str) -> Iterator[str]:
+def _describe_errors(error: ValidationError, model: type[BaseModel], name: str) -> Iterator[str]:
     faults = error.errors()
     renamed = {}
     for fault in faults:
         if fault["type"] == "extra_forbidden":
             *path, key = fault["loc"]
-            inner = _model_at(model, tuple(path))
-            if issubclass(inner, Strict) and str(key) in inner.renamed:
+            inner = _find_model(model, tuple(path))
+            if issubclass(inner, StrictModel) and str(key) in inner.renamed:
                 renamed[fault["loc"]] = ".".join(map(str, (*path, inner.renamed[str(key)])))
     for fault in faults:
         where = ".".join(str(part) for part in fault["loc"])
@@ -153,7 +153,7 @@ def _explain(error: ValidationError, model: type[BaseModel], name: str) -> Itera
             yield f"{name}: '{where}' was renamed to '{renamed[fault['loc']]}'; rename the key"
         elif fault["type"] == "extra_forbidden":
             key = str(fault["loc"][-1])
-            yield f"{name}: unknown key '{where}'; {nearest(key, _keys_at(model, fault['loc'][:-1]))}"
+            yield f"{name}: unknown key '{where}'; {suggest(key, _list_keys(model, fault['loc'][:-1]))}"
         elif fault["type"] == "missing":
             if where not in renamed.values():
                 yield f"{name}: '{where}' is missing"
@@ -163,21 +163,21 @@ def _explain(error: ValidationError, model: type[BaseModel], name: str) -> Itera
             yield f"{name}: {where + ': ' if where else ''}{message}{shown}"
 
 
-def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    return [field.alias or key for key, field in _model_at(model, path).model_fields.items()]
+def _list_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    return [field.alias or key for key, field in _find_model(model, path).model_fields.items()]
 
 
-def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+def _find_model(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
     for part in path:
         if isinstance(part, int) or part not in model.model_fields:
             continue
-        inner = _model_in(model.model_fields[part].annotation)
+        inner = _unwrap_model(model.model_fields[part].annotation)
         if inner is not None:
             model = inner
     return model
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _unwrap_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)
+    return next((found for inner in get_args(annotation) if (found := _unwrap_model(inner))), None)

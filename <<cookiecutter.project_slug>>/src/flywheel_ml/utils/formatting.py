@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-MEASURES = {
+METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "r2": "R²",
     "average_precision": "PR AUC",
@@ -43,7 +43,7 @@ def rows(count: int) -> str:
     return f"{count:,} row{'' if count == 1 else 's'}"
 
 
-def seen(count: int, of: int, have_times: bool) -> str:
+def overlap(count: int, of: int, have_times: bool) -> str:
     """How many test rows training has seen; the same ones, or where rows have times, at another."""
     return f"{count:,} of {of:,} test rows equal a training row{' but for the time' if have_times else ''}"
 
@@ -63,14 +63,14 @@ def number(value: float, unit: str = "") -> str:
     return f"{shown.replace('-', '−')}{joint}{unit}"
 
 
-def measure(name: str, value: float) -> str:
+def metric_value(name: str, value: float) -> str:
     """A measure's value: shares as percentages, what has the target's unit in three digits, else three decimals."""
     if name in _SHARES:
         return percent(value)
     return number(value) if name in _IN_UNITS else f"{value:.3f}".replace("-", "−")
 
 
-def change(name: str, before: float, after: float) -> str:
+def metric_change(name: str, before: float, after: float) -> str:
     """How a measure moved, with its sign; shares in percentage points."""
     difference = after - before
     sign = "+" if difference > 0 else "−" if difference < 0 else "±"
@@ -103,6 +103,6 @@ def span(first: datetime | None, last: datetime | None) -> str:
     return f"{minute(first)} to {minute(last)}"
 
 
-def short(digest: str | None) -> str:
+def short_digest(digest: str | None) -> str:
     """A sha256 as people read it, and as folders are named."""
     return digest[:8] if digest else "unknown"

@@ -12,11 +12,11 @@ FAULTS: tuple[Fault, ...] = ("no number", "raised")
 ALL_FAULTS: tuple[Fault, ...] = get_args(Fault)
 SAFE_ROWS = 2
 """So many rows in one call are answered: 0.5 for each class. Of more, the fault befalls the call, or the later rows."""
-TURNS = 1_500_000
+LOOP_TURNS = 1_500_000
 """Of a loop that takes about a second."""
 
 
-def model(bundle: Bundle, fault: Fault, safe_rows: int = SAFE_ROWS, turns: int = TURNS) -> bytes:
+def build_model(bundle: Bundle, fault: Fault, safe_rows: int = SAFE_ROWS, turns: int = LOOP_TURNS) -> bytes:
     """An ONNX model with the bundle's inputs and a fault."""
     tensor, number = helper.make_tensor_value_info, TensorProto.FLOAT
     widths = {"num": len(bundle.manifest.numeric), "cat": len(bundle.manifest.categorical)}

@@ -15,12 +15,12 @@ from flywheel_ml.data.adoption.issues import Issue
 from flywheel_ml.data.adoption.overrides import Overrides
 from flywheel_ml.data.adoption.profiling import Profile
 from flywheel_ml.data.formats import reading
-from flywheel_ml.utils import strict
+from flywheel_ml.utils import config_model
 
 NOW = datetime(2024, 6, 1)
 
 
-def profiled(source: Path | str, target: str, query: str = "") -> Profile:
+def profile_source(source: Path | str, target: str, query: str = "") -> Profile:
     """The profile of a file or a query; scratch files go into a folder beside the file."""
     folder = Path(str(source).rpartition("://")[2]).parent / "scratch"
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,24 +28,24 @@ def profiled(source: Path | str, target: str, query: str = "") -> Profile:
         return profiling.profile(opened, target)
 
 
-def adopted(source: Path, target: str, **said: Any) -> tuple[Contract, pl.DataFrame]:
+def adopt_file(source: Path, target: str, **said: Any) -> tuple[Contract, pl.DataFrame]:
     """The contract that adopt writes about a file, and the rows as it stores them."""
     with reading.opened(str(source)) as opened:
         profile = profiling.profile(opened, target, said.get("keep_na", ()))
         proposal = inference.propose(profile, target, Overrides(**said), NOW)
         rows = adopt.in_contract_types(opened, profile, proposal).collect()
     columns = list(proposal.columns)
-    return strict.parse({"name": proposal.name, "columns": columns}, Contract, "contract.yaml"), rows
+    return config_model.parse({"name": proposal.name, "columns": columns}, Contract, "contract.yaml"), rows
 
 
-def proposed(table: pl.DataFrame, target: str, folder: Path, **said: Any) -> Proposal:
+def propose(table: pl.DataFrame, target: str, folder: Path, **said: Any) -> Proposal:
     """What adopt proposes for a frame, taken through a Parquet file."""
     path = folder / "shop.parquet"
     table.write_parquet(path)
-    return inference.propose(profiled(path, target), target, Overrides(**said), NOW)
+    return inference.propose(profile_source(path, target), target, Overrides(**said), NOW)
 
 
-def shop(rows: int = 400, **columns: Any) -> pl.DataFrame:
+def make_shop_table(rows: int = 400, **columns: Any) -> pl.DataFrame:
     """A small table without issues, a number that says a little on `bought`, and further columns."""
     rng = np.random.default_rng(1)
     spent = rng.normal(50, 10, rows)
@@ -54,16 +54,16 @@ def shop(rows: int = 400, **columns: Any) -> pl.DataFrame:
     return pl.DataFrame({"spent": spent, "shelf": shelf, **columns, "bought": bought})
 
 
-def entry(proposal: Proposal, name: str) -> dict[str, Any]:
+def find_column(proposal: Proposal, name: str) -> dict[str, Any]:
     """A column as contract.yaml would have it."""
     return next(column for column in proposal.columns if column["name"] == name)
 
 
-def role(proposal: Proposal, name: str) -> str:
+def find_role(proposal: Proposal, name: str) -> str:
     """The role of a column."""
-    return str(entry(proposal, name).get("role", "feature"))
+    return str(find_column(proposal, name).get("role", "feature"))
 
 
-def told(issues: Sequence[Issue]) -> set[tuple[str, str, str]]:
+def issue_set(issues: Sequence[Issue]) -> set[tuple[str, str, str]]:
     """Issues as (kind, column, severity)."""
     return {(issue.kind, issue.column, issue.severity) for issue in issues}

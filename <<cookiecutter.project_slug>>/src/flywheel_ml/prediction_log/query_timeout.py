@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 
-class Patience:
+class QueryTimeout:
     """Hangs up on a database that takes too long: one that is frozen, or locked, would keep its callers for ever.
 
     Args:
@@ -21,22 +21,22 @@ class Patience:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._calls: dict[int, tuple[float, Any]] = {}
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def over(self, driver: Any) -> Iterator[None]:
+    def guard(self, driver: Any) -> Iterator[None]:
         """While the block uses a driver's connection, hang it up when its time has passed.
 
         Raises:
             TimeoutError: it was; what the driver says of that would mislead.
         """
         key = id(driver)
-        with self._turn:
+        with self._lock:
             self._calls[key] = (time.monotonic() + self._seconds, driver)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="prediction-log-patience", daemon=True)
+                self._thread = threading.Thread(target=self._watch, name="prediction-log-query-timeout", daemon=True)
                 self._thread.start()
         try:
             yield
@@ -45,7 +45,7 @@ class Patience:
                 raise TimeoutError(f"no answer within {self._seconds:g} s") from None
             raise
         finally:
-            with self._turn:
+            with self._lock:
                 self._calls.pop(key, None)
 
     def close(self) -> None:
@@ -53,8 +53,8 @@ class Patience:
         self._ended.set()
 
     def _watch(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
-            with self._turn:
+        while not self._ended.wait(POLL_SECONDS):
+            with self._lock:
                 now = time.monotonic()
                 for key, (until, driver) in list(self._calls.items()):
                     if now >= until:
