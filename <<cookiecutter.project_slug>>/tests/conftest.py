@@ -9,7 +9,7 @@ import httpx
 import polars as pl
 import pytest
 from flywheel_ml.cli.verbs import ENVIRONMENT
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.core.params import Params
@@ -33,13 +33,13 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def contract() -> Contract:
     """The project's contract."""
-    return Contract.load(ROOT / stage.CONTRACT)
+    return Contract.load(ROOT / paths.CONTRACT)
 
 
 @pytest.fixture(scope="session")
 def params(contract: Contract) -> Params:
     """The project's parameters, with a model that trains in a second and without what only real rows satisfy."""
-    found = PROJECT.load_params(ROOT / stage.PARAMS)
+    found = PROJECT.load_params(ROOT / paths.PARAMS)
     days = DAYS if found.split.by == "time" else None
     small = found.train.hist_gradient_boosting.model_copy(update={"max_iter": 20})
     changes = {
@@ -85,7 +85,7 @@ def bundle(bundle_path: Path) -> Bundle:
 def home(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Path:
     """A folder as a server's: `serving`, where the bundle is champion, and the prediction log `log`."""
     path = tmp_path_factory.mktemp("home")
-    for name in (stage.CONTRACT, stage.PARAMS):
+    for name in (paths.CONTRACT, paths.PARAMS):
         shutil.copyfile(ROOT / name, path / name)
     ServingFolder(path / "serving", bundle_path).roll_out("1")
     return path

@@ -7,9 +7,9 @@ import grimp
 import pytest
 import yaml
 from flywheel_ml.cli.stages import STAGES
-from flywheel_ml.core import stage as paths
+from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.project import load
+from flywheel_ml.core.project import import_reference
 from prefect import Flow
 
 from << cookiecutter.package_name >>.project import PROJECT
@@ -30,13 +30,13 @@ def test_parameters_name_columns_of_the_contract(contract: Contract) -> None:
 
 @pytest.mark.parametrize("reference", [PROJECT.source, PROJECT.params, PROJECT.gates, PROJECT.alerts, PROJECT.app])
 def test_part_that_the_project_names_is_importable(reference: str) -> None:
-    assert load(reference) is not None
+    assert import_reference(reference) is not None
 
 
 def test_every_deployment_names_a_flow() -> None:
     for deployment in read("prefect.yaml")["deployments"]:
         module, _, name = deployment["entrypoint"].rpartition(".")
-        assert isinstance(load(f"{module}:{name}"), Flow)
+        assert isinstance(import_reference(f"{module}:{name}"), Flow)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from flywheel_ml.core import bundle
-from flywheel_ml.core.catalog import names
+from flywheel_ml.core.catalog import list_estimators
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.testing.bundles import make_bundle
@@ -18,7 +18,7 @@ from << cookiecutter.package_name >>.project import PROJECT
 def test_estimator_trains_and_converts_to_onnx(
     name: str, tmp_path: Path, table: pl.DataFrame, contract: Contract, params: Params
 ) -> None:
-    if name not in names(ESTIMATORS, contract.task):
+    if name not in list_estimators(ESTIMATORS, contract.task):
         pytest.skip(f"not for {contract.task}")
     chosen = params.model_copy(update={"train": params.train.model_copy(update={"estimator": name})})
     path = make_bundle(tmp_path / "bundle", table.head(1000), contract, chosen, PROJECT.features)

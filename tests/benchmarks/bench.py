@@ -22,7 +22,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import Params
@@ -63,9 +63,9 @@ def main() -> None:
 
 def batch() -> tuple[float, float]:
     """Rows a second: of scoring a Parquet file into another, and of the ONNX session on the same rows, ready-made."""
-    settings, params = Settings(prediction_log=tempfile.mkdtemp()), Params.load(stage.PARAMS)
+    settings, params = Settings(prediction_log=tempfile.mkdtemp()), Params.load(paths.PARAMS)
     _, opened = scoring.champion(PROJECT, settings)
-    raw = tables.read(params.data.raw, Contract.load(stage.CONTRACT))
+    raw = tables.read(params.data.raw, Contract.load(paths.CONTRACT))
     rows = pl.concat([raw] * (ROWS // raw.height + 1)).head(ROWS)
     inputs = Featurizer(opened.contract).encode(tables.to_columns(rows, opened.contract.inputs))
     size = params.score.chunk_rows
@@ -122,8 +122,8 @@ def _predict(address: str) -> None:
 
 
 def _first_row() -> dict[str, object]:
-    contract = Contract.load(stage.CONTRACT)
-    frame = pl.read_parquet(stage.SPLITS["test"]).head(1).select(column.name for column in contract.inputs)
+    contract = Contract.load(paths.CONTRACT)
+    frame = pl.read_parquet(paths.SPLITS["test"]).head(1).select(column.name for column in contract.inputs)
     row: dict[str, object] = json.loads(frame.write_json())[0]
     return row
 

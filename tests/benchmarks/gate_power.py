@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from flywheel_ml.core.catalog import STANDARD
-from flywheel_ml.core.catalog import names as estimators_of
+from flywheel_ml.core.catalog import list_estimators as estimators_of
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import GateParams, TrainParams

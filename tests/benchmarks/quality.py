@@ -27,7 +27,7 @@ import polars as pl
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
 from checkout import PROJECT
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.catalog import LINEAR
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.features import Featurizer
@@ -67,10 +67,10 @@ def adopted(public: PublicTable) -> tuple[pl.DataFrame, Contract, Params]:
     """The rows, the contract and the parameters that adopting writes; the current folder is for scratch."""
     path = write(public, Path())
     with adopt.examined(str(path), "", public.target, Overrides(), datetime.now(UTC).replace(tzinfo=None)) as found:
-        stage.CONTRACT.write_text(writing.contract(found.proposal, "", public.name))
-        stage.PARAMS.write_text(writing.params(found.proposal, (PROJECT / stage.PARAMS).read_text(), path))
+        paths.CONTRACT.write_text(writing.contract(found.proposal, "", public.name))
+        paths.PARAMS.write_text(writing.params(found.proposal, (PROJECT / paths.PARAMS).read_text(), path))
         rows = found.rows.collect()
-    contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
+    contract, params = Contract.load(paths.CONTRACT), Params.load(paths.PARAMS)
     return ingest(rows, contract, None).table, contract, params
 
 

@@ -37,9 +37,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flywheel_ml.cli.verbs import ENVIRONMENT
-from flywheel_ml.core import serving_folder, stage
+from flywheel_ml.core import paths, serving_folder
 from flywheel_ml.core.bundle import Bundle
-from flywheel_ml.core.contract import from_rows
+from flywheel_ml.core.contract import columns_from_rows
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
 from flywheel_ml.prediction_log import blocks
@@ -249,10 +249,10 @@ def _plot(told: Sequence[Mapping[str, Any]]) -> None:
     figure.savefig(OUTPUT / "serving.png", dpi=120)
 
 
-def champion() -> tuple[serving_folder.Ref, Bundle]:
+def champion() -> tuple[serving_folder.BundleRef, Bundle]:
     """The bundle that is served, and its name in the serving folder."""
     folder = Settings().serving_folder
-    ref = serving_folder.read(folder).champion
+    ref = serving_folder.read_routing(folder).champion
     if ref is None:
         sys.exit("error: there is no champion to serve; run `make run`")
     return ref, Bundle.open(serving_folder.bundle_folder(folder, ref), ref.digest, PROJECT.features)
@@ -260,7 +260,7 @@ def champion() -> tuple[serving_folder.Ref, Bundle]:
 
 def _test_rows(bundle: Bundle, count: int) -> list[dict[str, Any]]:
     """Rows of the test split as JSON carries them, drawn with repetition: as varied as those that clients will send."""
-    frame = tables.read(stage.SPLITS["test"], bundle.contract)
+    frame = tables.read(paths.SPLITS["test"], bundle.contract)
     drawn = frame.select(column.name for column in bundle.contract.inputs).sample(count, with_replacement=True, seed=0)
     return blocks.to_json_rows(drawn.to_arrow())
 
@@ -280,7 +280,7 @@ def request_file(
 def _arrow_request(path: Path, bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> Path:
     import pyarrow as pa
 
-    columns = from_rows(bundle.contract.inputs, rows)
+    columns = columns_from_rows(bundle.contract.inputs, rows)
     body = blocks.pack_table(pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()}))
     kinds = f"Content-Type: {ARROW}\r\nAccept: {ARROW}"
     path.write_bytes(

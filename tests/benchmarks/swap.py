@@ -34,7 +34,7 @@ from rich.table import Table
 
 from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.bundle import Bundle, Manifest
-from flywheel_ml.core.serving_folder import Challenger, Ref
+from flywheel_ml.core.serving_folder import BundleRef, Challenger
 from flywheel_ml.serving.schema.request_schema import Schema
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.files import sha256_file, write_json
@@ -55,7 +55,7 @@ class Site(NamedTuple):
     """A serving folder with the versions `first`, `second` and `slow`, its server, and requests by key."""
 
     folder: Path
-    refs: dict[str, Ref]
+    refs: dict[str, BundleRef]
     server: Running
     requests: dict[bytes, Path]
     seen: set[str]
@@ -64,7 +64,7 @@ class Site(NamedTuple):
     def point(self, champion: str, challenger: Challenger | None = None) -> None:
         """Name who answers."""
         now, ref = datetime.now(UTC).isoformat(), self.refs[champion]
-        serving_folder.write(
+        serving_folder.write_routing(
             self.folder, serving_folder.Routing(name="bench", champion=ref, challenger=challenger, updated_at=now)
         )
 
@@ -178,7 +178,7 @@ def _site(home: Path) -> Iterator[Site]:
         yield site._replace(server=running)
 
 
-def _copy(opened: Bundle, folder: Path, name: str) -> Ref:
+def _copy(opened: Bundle, folder: Path, name: str) -> BundleRef:
     """The champion's bundle under another name; `slow` gets a model that takes some 0.1 s for more than one row."""
     path = folder / serving_folder.BUNDLES / name
     shutil.copytree(opened.path, path)
@@ -189,8 +189,8 @@ def _copy(opened: Bundle, folder: Path, name: str) -> Ref:
             faulty_models.build_model(opened, "slow", safe_rows=1, turns=faulty_models.LOOP_TURNS // 10)
         )
         manifest = Manifest.model_validate_json((path / bundle.MANIFEST).read_text(), strict=False)
-        bundle.seal(path, manifest.model_dump(exclude={"files"}))
-    return Ref(version=name, digest=sha256_file(path / bundle.MANIFEST))
+        bundle.write_manifest(path, manifest.model_dump(exclude={"files"}))
+    return BundleRef(version=name, digest=sha256_file(path / bundle.MANIFEST))
 
 
 def _told(found: dict[str, list[Figures]]) -> list[dict[str, Any]]:

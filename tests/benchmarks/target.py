@@ -3,7 +3,7 @@
 import tomllib
 from pathlib import Path
 
-from flywheel_ml.core.project import Project, load
+from flywheel_ml.core.project import Project, import_reference
 
 
 def package() -> str:
@@ -13,4 +13,4 @@ def package() -> str:
 
 
 PACKAGE = package()
-PROJECT: Project = load(f"{PACKAGE}.project:PROJECT")
+PROJECT: Project = import_reference(f"{PACKAGE}.project:PROJECT")

@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 example.install()
 
 from flywheel_ml.cli.verbs import ENVIRONMENT  # noqa: E402 (importable from here on)
-from flywheel_ml.core import stage  # noqa: E402
+from flywheel_ml.core import paths  # noqa: E402
 from flywheel_ml.core.contract import Column, Columns, Contract  # noqa: E402
 from flywheel_ml.core.params import Params  # noqa: E402
 from flywheel_ml.data import tables  # noqa: E402
@@ -38,7 +38,7 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def contract() -> Contract:
     """The project's contract, its target made a boolean where it is none; tests/test_tasks.py tries the others."""
-    own = Contract.load(ROOT / stage.CONTRACT)
+    own = Contract.load(ROOT / paths.CONTRACT)
     target = Column(name=own.target.name, type="boolean", role="target", description=own.target.description)
     columns = tuple(target if column.role == "target" else column for column in own.columns)
     return own if own.target.type == "boolean" else own.model_copy(update={"columns": columns})
@@ -47,7 +47,7 @@ def contract() -> Contract:
 @pytest.fixture(scope="session")
 def params() -> Params:
     """The project's parameters, with a smaller model; made-up rows have no groups to keep together."""
-    params = Params.load(ROOT / stage.PARAMS)
+    params = Params.load(ROOT / paths.PARAMS)
     small = params.train.hist_gradient_boosting.model_copy(update={"max_iter": 15})
     return params.model_copy(
         update={

@@ -27,7 +27,7 @@ FEATURES: tuple[Feature, ...] = (gap,)
 ESTIMATOR = """
 from typing import Any
 
-from flywheel_ml.core.catalog import CLASSES, Between
+from flywheel_ml.core.catalog import CLASSES, SearchRange
 from flywheel_ml.core.contract import Task
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.utils.config_model import StrictModel
@@ -47,7 +47,7 @@ def small_forest(task: Task, params: SmallForestParams, featurizer: Featurizer, 
 
 
 ESTIMATORS["small_forest"] = Estimator(
-    small_forest, CLASSES, search={"n_estimators": Between(10, 40)}
+    small_forest, CLASSES, search={"n_estimators": SearchRange(10, 40)}
 )
 
 
@@ -99,19 +99,20 @@ Collected by hand.{% endblock %}
 STAGE = '''"""How many rows each class has."""
 
 import polars as pl
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
+from flywheel_ml.core.command import run_command
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.utils.files import write_json
 
 
 def main() -> None:
-    target = Contract.load(stage.CONTRACT).target.name
-    counts = pl.read_parquet(stage.TABLE)[target].value_counts()
-    write_json(stage.REPORTS / "classes.json", counts.sort(target).to_dicts())
+    target = Contract.load(paths.CONTRACT).target.name
+    counts = pl.read_parquet(paths.TABLE)[target].value_counts()
+    write_json(paths.REPORTS / "classes.json", counts.sort(target).to_dicts())
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    run_command(main)
 '''
 STAGE_IN_GRAPH = """
   classes:

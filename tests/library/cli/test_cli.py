@@ -12,9 +12,9 @@ import pytest
 from typer.main import get_command
 
 from flywheel_ml.cli import terminal, verbs
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.bundle import BACKGROUND, Bundle
-from flywheel_ml.core.contract import Contract, from_rows
+from flywheel_ml.core.contract import Contract, columns_from_rows
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.model.registration import roles
 from flywheel_ml.model.registration.registry import CHAMPION, Registry
@@ -134,7 +134,7 @@ def test_a_span_of_the_raw_table_is_cut_out(say: Say, finished: Path, contract: 
 
 
 def test_a_refused_model_stays_an_error_when_nothing_has_changed_since(say: Say, finished: Path) -> None:
-    settings, name = Settings.read(), Contract.load(stage.CONTRACT).name
+    settings, name = Settings.read(), Contract.load(paths.CONTRACT).name
     client, aside = Registry.open(settings, name)._client, Path("var/serving-aside")
     client.delete_registered_model_alias(name, CHAMPION)
     client.set_model_version_tag(name, "1", roles.GATES_TAG, "refused")
@@ -172,7 +172,7 @@ def test_versions_are_shown_and_an_unknown_one_is_refused_by_name(say: Say, fini
 def test_a_logged_prediction_is_explained_in_a_table_and_in_json(say: Say, finished: Path, contract: Contract) -> None:
     opened = Bundle.open(Path("bundle"), features=project.PROJECT.features)
     sent = json.loads((opened.path / BACKGROUND).read_text())[0]
-    told = opened.predict(from_rows(opened.contract.inputs, [sent]))
+    told = opened.predict(columns_from_rows(opened.contract.inputs, [sent]))
     facts = (new_id(), now_us(), None, None, "champion", "1", None)
     made = Prediction(*facts, dumps(sent), dumps({}), float(told.scores[0]), 100, degraded=False)
     with Writer(Settings.read().prediction_log, "serve") as writer:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flywheel_ml.core import bundle, features
 from flywheel_ml.core.bundle import CARD, CONTRACT, HASHED, LINEAGE, MANIFEST, MODEL, PROFILE, Bundle, verify
-from flywheel_ml.core.contract import Columns, Contract, from_rows
+from flywheel_ml.core.contract import Columns, Contract, columns_from_rows
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
@@ -91,13 +91,13 @@ def test_missing_values_and_unseen_categories_are_answered_as_scikit_learn_does(
                     row[column.name] = (None, "never seen", "", "ä€😀")[rng.integers(0, 4)]
                 elif column.is_numeric:
                     row[column.name] = (None, float("nan"), float("inf"), -1e39)[rng.integers(0, 4)]
-    columns = from_rows(contract.inputs, rows)
+    columns = columns_from_rows(contract.inputs, rows)
     expected = evaluate.score(trained.pipeline, columns, contract)
     np.testing.assert_allclose(trained.bundle.run(trained.bundle.encode(columns)), expected, rtol=0, atol=1e-5)
 
 
 def test_a_row_without_any_value_is_answered_as_scikit_learn_does(trained: Trained, contract: Contract) -> None:
-    columns = from_rows(contract.inputs, [{}])
+    columns = columns_from_rows(contract.inputs, [{}])
     expected = evaluate.score(trained.pipeline, columns, contract)
     np.testing.assert_allclose(trained.bundle.run(trained.bundle.encode(columns)), expected, rtol=0, atol=1e-5)
 
@@ -132,7 +132,7 @@ def test_answers_are_probabilities_and_the_class_follows_the_threshold(trained: 
 
 
 def test_no_rows_get_no_answers(trained: Trained, contract: Contract) -> None:
-    answers = trained.bundle.predict(from_rows(contract.inputs, []))
+    answers = trained.bundle.predict(columns_from_rows(contract.inputs, []))
     assert (answers.values.shape, answers.output.shape) == ((0,), (0, 2))
 
 
@@ -205,7 +205,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_truncated_model_is_refused_even_when_it_was_sealed_so(bundle_copy: Path, kept: float) -> None:
     content = (bundle_copy / MODEL).read_bytes()
     (bundle_copy / MODEL).write_bytes(content[: int(kept if kept >= 1 else kept * len(content))])
-    bundle.seal(bundle_copy, facts(bundle_copy))
+    bundle.write_manifest(bundle_copy, facts(bundle_copy))
     with pytest.raises(IntegrityError, match=r"model.onnx") as caught:
         Bundle.open(bundle_copy)
     assert "\n" not in str(caught.value)
@@ -221,7 +221,7 @@ def test_another_model_that_is_whole_is_refused_if_it_takes_other_inputs(
     linear = estimators.build("logistic_regression", "binary", params.train, featurizer, 0)
     other = FittedModel(estimators.fit(linear, frame, labels))
     (bundle_copy / MODEL).write_bytes(package.to_onnx(other, featurizer))
-    bundle.seal(bundle_copy, facts(bundle_copy))
+    bundle.write_manifest(bundle_copy, facts(bundle_copy))
     with pytest.raises(IntegrityError, match=r"model.onnx takes other inputs than its manifest.json lists"):
         Bundle.open(bundle_copy)
 
@@ -237,7 +237,7 @@ def rename(path: Path, column: str) -> None:
 def test_a_foreign_contract_is_refused_even_when_its_own_hash_is_right(bundle_copy: Path, contract: Contract) -> None:
     path = bundle_copy / CONTRACT
     rename(path, contract.inputs[-1].name)
-    bundle.seal(bundle_copy, facts(bundle_copy))
+    bundle.write_manifest(bundle_copy, facts(bundle_copy))
     with pytest.raises(IntegrityError, match=r"contract.yaml is not the contract that the model was trained with"):
         Bundle.open(bundle_copy)
 
@@ -248,7 +248,7 @@ def test_a_foreign_contract_is_refused_even_when_all_hashes_are_right(
 ) -> None:
     path = bundle_copy / CONTRACT
     rename(path, contract.inputs[-1].name if which == "inputs" else contract.target.name)
-    bundle.seal(bundle_copy, {**facts(bundle_copy), "contract_sha256": Contract.load(path).fingerprint()})
+    bundle.write_manifest(bundle_copy, {**facts(bundle_copy), "contract_sha256": Contract.load(path).fingerprint()})
     with pytest.raises(IntegrityError, match=r"contract.yaml gives another target or other model inputs"):
         Bundle.open(bundle_copy)
 
@@ -305,7 +305,7 @@ def tripled(x: np.ndarray) -> np.ndarray:
 def test_a_derived_feature_that_changed_or_went_is_refused_by_name(
     bundle_copy: Path, known: tuple[Callable[..., Any], ...], message: str
 ) -> None:
-    bundle.seal(bundle_copy, {**facts(bundle_copy), "derived": {"doubled": "0" * 64}})
+    bundle.write_manifest(bundle_copy, {**facts(bundle_copy), "derived": {"doubled": "0" * 64}})
     with pytest.raises(ConfigError, match=message):
         Bundle.open(bundle_copy, features=known)
 
@@ -329,7 +329,7 @@ def test_derived_features_keep_the_order_in_which_they_were_trained(
     """JSON sorts their names; the model's inputs do not."""
     column = find_column(contract, lambda column: column.type == "float", "float column").name
     one_input = inspect.Signature(
-        [inspect.Parameter(features.parameter(column), inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        [inspect.Parameter(features.to_parameter_name(column), inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     )
     for function in (tripled, doubled):
         monkeypatch.setattr(function, "__signature__", one_input, raising=False)
@@ -351,6 +351,6 @@ def test_equal_bundles_are_equal_bytes(
 def test_rows_from_json_and_from_a_table_get_the_same_bits(
     trained: Trained, table: pl.DataFrame, contract: Contract
 ) -> None:
-    from_json = from_rows(contract.inputs, json.loads(json.dumps(json_rows(table, contract))))
+    from_json = columns_from_rows(contract.inputs, json.loads(json.dumps(json_rows(table, contract))))
     from_table = tables.to_columns(table, contract.inputs)
     assert same_bits(trained.bundle.predict(from_json).output, trained.bundle.predict(from_table).output)

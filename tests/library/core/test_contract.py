@@ -10,16 +10,16 @@ import pytest
 from flywheel_ml.core.contract import (
     FLOAT_LIMIT,
     INTEGER_LIMIT,
-    SCORED,
+    SCORE_COLUMNS,
     Column,
     Contract,
     Label,
     Task,
-    as_array,
-    from_rows,
-    missing,
-    moment,
-    naive,
+    columns_from_rows,
+    is_missing,
+    parse_timestamp,
+    to_array,
+    to_naive_utc,
 )
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
@@ -111,7 +111,7 @@ def test_the_project_s_own_contract_can_be_used(contract: Contract) -> None:
         ({"name": "size", "type": "string", "categories": ["e\u0301"]}, "is not in NFC; write it as 'é'"),
         ({"name": "size", "type": "string", "role": "weight"}, "'size': role weight needs type float or integer"),
         ({"name": "size", "type": "float", "role": "weight", "nullable": True}, "every row needs its weight"),
-        *(({"name": name, "type": "float"}, f"'{name}': scoring adds a column of this name") for name in SCORED),
+        *(({"name": name, "type": "float"}, f"'{name}': scoring adds a column of this name") for name in SCORE_COLUMNS),
     ],
 )
 def test_a_contradiction_is_refused_by_name(column: dict[str, Any], message: str) -> None:
@@ -155,9 +155,9 @@ def test_the_target_says_what_kind_of_prediction_is_asked_for(
 ) -> None:
     contract = make({"name": "sold", "role": "target", **target})
     assert (contract.task, contract.classes) == (task, classes)
-    values = as_array(contract.target, [*(classes or (0.25, 7)), None])
-    assert contract.truth(values)[:-1].tolist() == ([*range(len(classes))] or [0.25, 7.0])
-    assert np.isnan(contract.truth(values)[-1])
+    values = to_array(contract.target, [*(classes or (0.25, 7)), None])
+    assert contract.encode_target(values)[:-1].tolist() == ([*range(len(classes))] or [0.25, 7.0])
+    assert np.isnan(contract.encode_target(values)[-1])
 
 
 @pytest.mark.parametrize(
@@ -245,17 +245,19 @@ def test_the_limits_of_a_column_are_its_range_within_what_a_model_can_tell_apart
 @pytest.mark.parametrize("kind", ["float", "integer", "boolean", "string", "datetime"])
 def test_a_missing_value_of_every_type_is_seen_as_missing(kind: Any) -> None:
     values = {"float": 1.5, "integer": 1, "boolean": True, "string": "a", "datetime": datetime(2013, 1, 1)}
-    array = as_array(Column(name="x", type=kind), [values[kind], None])
-    assert missing(array).tolist() == [False, True]
-    assert missing(as_array(Column(name="x", type=kind), [])).tolist() == []
+    array = to_array(Column(name="x", type=kind), [values[kind], None])
+    assert is_missing(array).tolist() == [False, True]
+    assert is_missing(to_array(Column(name="x", type=kind), [])).tolist() == []
 
 
 def test_an_empty_text_is_a_value() -> None:
-    assert missing(as_array(Column(name="x", type="string"), ["", None])).tolist() == [False, True]
+    assert is_missing(to_array(Column(name="x", type="string"), ["", None])).tolist() == [False, True]
 
 
 def test_rows_become_columns_and_an_absent_key_counts_as_missing() -> None:
-    columns = from_rows(make().inputs, [{"at": "2013-06-15T08:30:00", "size": 1, "colour": "red"}, {"colour": None}])
+    columns = columns_from_rows(
+        make().inputs, [{"at": "2013-06-15T08:30:00", "size": 1, "colour": "red"}, {"colour": None}]
+    )
     assert columns["at"].tolist() == [datetime(2013, 6, 15, 8, 30), None]
     np.testing.assert_array_equal(columns["size"], [1.0, np.nan])
     assert columns["colour"].tolist() == ["red", None]
@@ -266,11 +268,11 @@ def test_rows_become_columns_and_an_absent_key_counts_as_missing() -> None:
     ["2013-06-15T08:30:00", "2013-06-15 08:30", "2013-06-15T08:30:00Z", "2013-06-15T04:30-04:00", "20130615T0830"],
 )
 def test_one_moment_has_one_value_however_it_is_written(text: str) -> None:
-    assert moment(text) == datetime(2013, 6, 15, 8, 30)
-    assert naive(datetime(2013, 6, 15, 8, 30, tzinfo=UTC)) == moment(text)
+    assert parse_timestamp(text) == datetime(2013, 6, 15, 8, 30)
+    assert to_naive_utc(datetime(2013, 6, 15, 8, 30, tzinfo=UTC)) == parse_timestamp(text)
 
 
 @pytest.mark.parametrize("text", ["", "today", "15/06/2013", "2013-13-01", "0001-01-01T00:00+14:00"])
 def test_what_is_no_moment_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"must be an ISO 8601 date and time"):
-        moment(text)
+        parse_timestamp(text)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel_ml.core import features
-from flywheel_ml.core.contract import MISSING, Column, Columns, Contract, from_rows
-from flywheel_ml.core.features import PARTS, Featurizer, definition, parameter, tokens
+from flywheel_ml.core.contract import MISSING, Column, Columns, Contract, columns_from_rows
+from flywheel_ml.core.features import DATETIME_FEATURES, Featurizer, hash_definition, to_parameter_name, tokenize
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers.bundles import same_bits
@@ -67,7 +67,7 @@ some_rows = st.lists(
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(some_rows)
 def test_a_row_is_encoded_alike_alone_and_among_others(rows: list[dict[str, Any]]) -> None:
-    columns = from_rows(make().inputs, rows)
+    columns = columns_from_rows(make().inputs, rows)
     together = FEATURIZER.encode(columns)
     for at in range(len(rows)):
         alone = FEATURIZER.encode({name: values[at : at + 1] for name, values in columns.items()})
@@ -80,13 +80,13 @@ def test_a_row_is_encoded_alike_alone_and_among_others(rows: list[dict[str, Any]
 def test_rows_of_python_values_are_encoded_as_their_columns_are(
     rows: list[dict[str, Any]], are_gaps_left_out: bool, words: str
 ) -> None:
-    born = {"name": "born", "type": "datetime", "nullable": True, "datetime_features": list(PARTS)}
+    born = {"name": "born", "type": "datetime", "nullable": True, "datetime_features": list(DATETIME_FEATURES)}
     contract = make(born=born, words={"name": "words", "type": "string", "free_text": True, "nullable": True})
     rows = [{**row, "born": row["at"] if row["new"] else None, "words": words if row["new"] else None} for row in rows]
     if are_gaps_left_out:
         rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
     for featurizer in (Featurizer(contract, [per_piece]), Featurizer(contract, ())):
-        columns, direct = featurizer.encode(from_rows(contract.inputs, rows)), featurizer.encode_rows(rows)
+        columns, direct = featurizer.encode(columns_from_rows(contract.inputs, rows)), featurizer.encode_rows(rows)
         assert same_bits(columns.num, direct.num)
         assert columns.cat.tolist() == direct.cat.tolist()
 
@@ -94,7 +94,7 @@ def test_rows_of_python_values_are_encoded_as_their_columns_are(
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(some_rows)
 def test_what_reaches_the_model_is_finite_or_missing_and_never_none(rows: list[dict[str, Any]]) -> None:
-    inputs = FEATURIZER.encode(from_rows(make().inputs, rows))
+    inputs = FEATURIZER.encode(columns_from_rows(make().inputs, rows))
     assert inputs.num.dtype == np.float32
     assert not np.isinf(inputs.num).any()
     assert all(isinstance(text, str) for text in inputs.cat.ravel())
@@ -107,7 +107,7 @@ def test_the_layout_is_numbers_then_parts_of_moments_then_derived_features() -> 
 
 def test_values_are_what_their_names_say() -> None:
     row = {"at": datetime(2013, 6, 15, 8, 45), "size": 3.0, "count": 2, "new": True, "colour": "red"}
-    inputs = FEATURIZER.encode(from_rows(make().inputs, [row]))
+    inputs = FEATURIZER.encode(columns_from_rows(make().inputs, [row]))
     assert inputs.num.tolist() == [[3.0, 2.0, 1.0, 8.75, 5.0, 1.5]]
     assert inputs.cat.tolist() == [["red"]]
 
@@ -117,7 +117,7 @@ def test_every_part_of_a_moment_is_what_its_name_says() -> None:
     born = {"name": "born", "type": "datetime", "nullable": True, "datetime_features": parts}
     featurizer = Featurizer(make(born=born), ())
     rows = [{"at": datetime(2013, 6, 15), "born": datetime(2013, 6, 11, 6)}, {"at": datetime(2013, 6, 15)}]
-    columns = from_rows(make(born=born).inputs, rows)
+    columns = columns_from_rows(make(born=born).inputs, rows)
     found = dict(zip(featurizer.numeric, featurizer.encode(columns).num.T.tolist(), strict=True))
     assert [found[f"born.{part}"][0] for part in parts[:4]] == [6, 1, 6, 11]
     assert found["born.elapsed"][0] == 3.75
@@ -125,7 +125,7 @@ def test_every_part_of_a_moment_is_what_its_name_says() -> None:
     assert found["born.hour_cos"][0] == pytest.approx(0, abs=1e-6)
     assert found["born.year_sin"][0] ** 2 + found["born.year_cos"][0] ** 2 == pytest.approx(1)
     assert all(np.isnan(values[1]) for name, values in found.items() if name.startswith("born."))
-    assert list(featurizer.watched(columns)) == ["born.elapsed"]
+    assert list(featurizer.drift_features(columns)) == ["born.elapsed"]
 
 
 def test_the_row_s_own_time_elapses_since_a_fixed_day() -> None:
@@ -134,7 +134,7 @@ def test_the_row_s_own_time_elapses_since_a_fixed_day() -> None:
         CONTRACT["columns"][-1],
     ]
     contract = config_model.parse({"name": "time", "columns": columns}, Contract, "contract.yaml")
-    found = Featurizer(contract, ()).encode(from_rows(contract.inputs, [{"at": datetime(2000, 1, 3, 12)}]))
+    found = Featurizer(contract, ()).encode(columns_from_rows(contract.inputs, [{"at": datetime(2000, 1, 3, 12)}]))
     assert found.num.tolist() == [[2.5]]
 
 
@@ -149,7 +149,7 @@ def test_the_row_s_own_time_elapses_since_a_fixed_day() -> None:
     ],
 )
 def test_a_text_is_its_first_words_in_lower_case(text: str, words: str) -> None:
-    assert tokens(text) == words
+    assert tokenize(text) == words
 
 
 def test_equal_texts_of_a_batch_are_cut_into_words_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,34 +159,34 @@ def test_equal_texts_of_a_batch_are_cut_into_words_once(monkeypatch: pytest.Monk
 
     def counting(text: str) -> str:
         cut.append(text)
-        return tokens(text)
+        return tokenize(text)
 
-    monkeypatch.setattr(features, "tokens", counting)
+    monkeypatch.setattr(features, "tokenize", counting)
     texts = ["One two", None, "one  two", "One two"] * 50
-    inputs = Featurizer(contract, ()).encode(from_rows(contract.inputs, [{"note": text} for text in texts]))
+    inputs = Featurizer(contract, ()).encode(columns_from_rows(contract.inputs, [{"note": text} for text in texts]))
     assert inputs.cat[:, 0].tolist() == ["one two", MISSING, "one two", "one two"] * 50
     assert sorted(cut) == ["One two", "one  two"]
 
 
 def test_missing_values_stay_missing_numbers_and_become_one_text() -> None:
-    inputs = FEATURIZER.encode(from_rows(make().inputs, [{}]))
+    inputs = FEATURIZER.encode(columns_from_rows(make().inputs, [{}]))
     assert np.isnan(inputs.num).all()
     assert inputs.cat.tolist() == [[MISSING]]
 
 
 @pytest.mark.parametrize("size", [1e39, -1e39, float("inf"), float("nan")])
 def test_a_number_that_float32_cannot_hold_counts_as_missing(size: float) -> None:
-    inputs = FEATURIZER.encode(from_rows(make().inputs, [{"size": size, "count": 1}]))
+    inputs = FEATURIZER.encode(columns_from_rows(make().inputs, [{"size": size, "count": 1}]))
     assert np.isnan(inputs.num[0, [0, 5]]).all()
 
 
 def test_a_division_by_zero_counts_as_missing_and_warns_nobody() -> None:
-    inputs = FEATURIZER.encode(from_rows(make().inputs, [{"size": 1.0, "count": 0}, {"size": 0.0, "count": 0}]))
+    inputs = FEATURIZER.encode(columns_from_rows(make().inputs, [{"size": 1.0, "count": 0}, {"size": 0.0, "count": 0}]))
     assert np.isnan(inputs.num[:, 5]).all()
 
 
 def test_no_rows_give_no_inputs() -> None:
-    inputs = FEATURIZER.encode(from_rows(make().inputs, []))
+    inputs = FEATURIZER.encode(columns_from_rows(make().inputs, []))
     assert (inputs.num.shape, inputs.cat.shape) == ((0, 6), (0, 1))
 
 
@@ -214,8 +214,11 @@ def size(count: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (weight, "features.py: 'weight' takes 'weigt', which is no input column of contract.yaml; known: at, colour"),
-        (leak, "features.py: 'leak' takes 'sold', which is no input column"),
+        (
+            weight,
+            "features.py: 'weight' takes 'weigt', which is not an input column of contract.yaml; known: at, colour",
+        ),
+        (leak, "features.py: 'leak' takes 'sold', which is not an input column"),
         (size, "two features are called 'size'"),
     ],
 )
@@ -236,7 +239,7 @@ def test_a_derived_feature_that_cannot_be_is_refused_by_name(function: Callable[
     ],
 )
 def test_a_column_of_any_name_can_feed_a_derived_feature(name: str, called: str) -> None:
-    assert parameter(name) == called
+    assert to_parameter_name(name) == called
     space: dict[str, Any] = {}
     exec(f"def twice({called}):\n    return 2 * {called}", space)
     columns = [{"name": name, "type": "float"}, {"name": "y", "type": "boolean", "role": "target"}]
@@ -284,7 +287,7 @@ def definition_in(tmp_path: Path, text: str) -> str:
     spec.loader.exec_module(module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, path.stem, module)
-        return definition(module.feature)
+        return hash_definition(module.feature)
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,13 @@ def scored(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cost(labels: np.ndarray, scores: np.ndarray, threshold: float, alarm: float, miss: float) -> float:
-    counts = metrics.confusion(labels, scores, threshold)
+    counts = metrics.count_confusion(labels, scores, threshold)
     return counts.false_positive * alarm + counts.false_negative * miss
 
 
 def test_a_worked_example_gives_the_numbers_computed_by_hand() -> None:
     labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9])
-    found = metrics.binary(labels, scores, threshold=0.5, false_positive=2.0, false_negative=3.0)
+    found = metrics.compute_binary_metrics(labels, scores, threshold=0.5, false_positive=2.0, false_negative=3.0)
     assert found["accuracy"] == found["precision"] == found["recall"] == found["f1"] == 0.5
     assert found["roc_auc"] == 0.75
     assert found["brier"] == pytest.approx((0.01 + 0.36 + 0.36 + 0.01) / 4)
@@ -36,23 +36,23 @@ def test_a_worked_example_gives_the_numbers_computed_by_hand() -> None:
 
 def test_a_perfect_and_a_useless_model_reach_the_ends_of_the_scale() -> None:
     labels = np.array([False, True] * 50)
-    perfect = metrics.binary(labels, labels.astype(float), 0.5)
+    perfect = metrics.compute_binary_metrics(labels, labels.astype(float), 0.5)
     assert perfect["roc_auc"] == perfect["average_precision"] == perfect["f1"] == 1.0
     assert perfect["brier"] == perfect["calibration_error"] == perfect["mean_cost"] == 0.0
-    useless = metrics.binary(labels, np.full(100, 0.5), 0.5)
+    useless = metrics.compute_binary_metrics(labels, np.full(100, 0.5), 0.5)
     assert useless["roc_auc"] == 0.5
     assert useless["log_loss"] == pytest.approx(np.log(2))
 
 
 @pytest.mark.parametrize("labels", [np.zeros(20), np.ones(20), np.empty(0)], ids=["no 1", "no 0", "no row"])
 def test_a_measure_without_a_meaning_is_absent_and_the_rest_is_valid_json(labels: np.ndarray) -> None:
-    found = metrics.binary(labels, np.linspace(0, 1, len(labels)), 0.5)
+    found = metrics.compute_binary_metrics(labels, np.linspace(0, 1, len(labels)), 0.5)
     assert "roc_auc" not in found
-    json.dumps([found, metrics.binary_curves(labels, np.linspace(0, 1, len(labels)))], allow_nan=False)
+    json.dumps([found, metrics.compute_binary_curves(labels, np.linspace(0, 1, len(labels)))], allow_nan=False)
 
 
 def test_a_threshold_that_calls_nothing_positive_has_no_precision() -> None:
-    found = metrics.binary(np.array([0, 1]), np.array([0.1, 0.2]), 0.9)
+    found = metrics.compute_binary_metrics(np.array([0, 1]), np.array([0.1, 0.2]), 0.9)
     assert "precision" not in found
     assert found["recall"] == found["f1"] == 0.0
 
@@ -124,22 +124,22 @@ def test_rows_of_one_class_alone_do_not_make_a_threshold_that_never_calls_the_ot
 
 def test_curves_keep_their_ends_and_at_most_200_points() -> None:
     labels, scores = scored(50_000)
-    found = metrics.binary_curves(labels, scores)
+    found = metrics.compute_binary_curves(labels, scores)
     assert {name: len(points) <= 200 for name, points in found.items()} == dict.fromkeys(found, True)
     assert found["roc"][0] == {"false_positive_rate": 0.0, "true_positive_rate": 0.0}
     assert found["roc"][-1] == {"false_positive_rate": 1.0, "true_positive_rate": 1.0}
     xs = [point["false_positive_rate"] for point in found["roc"]]
     area = np.trapezoid([point["true_positive_rate"] for point in found["roc"]], xs)
-    assert area == pytest.approx(metrics.binary(labels, scores, 0.5)["roc_auc"], abs=0.002)
+    assert area == pytest.approx(metrics.compute_binary_metrics(labels, scores, 0.5)["roc_auc"], abs=0.002)
     assert sum(point["rows"] for point in found["calibration"]) == 50_000
 
 
 def test_of_more_classes_right_answers_score_best_and_the_prior_scores_half() -> None:
     truth = np.array([0, 1, 2] * 50)
-    perfect = metrics.multiclass(truth, np.eye(3)[truth])
+    perfect = metrics.compute_multiclass_metrics(truth, np.eye(3)[truth])
     assert perfect["accuracy"] == perfect["macro_f1"] == perfect["roc_auc"] == 1.0
     assert perfect["calibration_error"] == 0.0
-    prior = metrics.multiclass(truth, np.full((150, 3), 1 / 3))
+    prior = metrics.compute_multiclass_metrics(truth, np.full((150, 3), 1 / 3))
     assert prior["roc_auc"] == 0.5
     assert prior["log_loss"] == pytest.approx(np.log(3))
 
@@ -149,18 +149,18 @@ def test_a_class_that_does_not_occur_is_no_reason_not_to_judge_the_others() -> N
         np.array([0, 0, 1, 1]),
         np.array([[0.8, 0.1, 0.1], [0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]]),
     )
-    found = metrics.multiclass(truth, output)
+    found = metrics.compute_multiclass_metrics(truth, output)
     assert found["accuracy"] == 0.75
     assert found["lowest_recall"] == 0.5
     assert found["roc_auc"] == 1.0
-    assert "roc_auc" not in metrics.multiclass(np.zeros(3, dtype=int), output[:3])
-    assert metrics.multiclass(truth[:0], output[:0]) == {}
+    assert "roc_auc" not in metrics.compute_multiclass_metrics(np.zeros(3, dtype=int), output[:3])
+    assert metrics.compute_multiclass_metrics(truth[:0], output[:0]) == {}
 
 
 def test_of_numbers_errors_have_their_unit_and_the_mean_explains_nothing() -> None:
     truth = np.array([1.0, 2.0, 3.0, 6.0])
     value = np.full(4, truth.mean())
-    found = metrics.regression(truth, np.stack((value, value - 1, value + 1), axis=1))
+    found = metrics.compute_regression_metrics(truth, np.stack((value, value - 1, value + 1), axis=1))
     assert found == {
         "mae": 1.5,
         "rmse": pytest.approx(truth.std()),
@@ -169,9 +169,9 @@ def test_of_numbers_errors_have_their_unit_and_the_mean_explains_nothing() -> No
         "interval_width": 2.0,
         "r2": 0.0,
     }
-    shifted = metrics.regression(truth, np.stack((truth + 2, truth, truth + 4), axis=1))
+    shifted = metrics.compute_regression_metrics(truth, np.stack((truth + 2, truth, truth + 4), axis=1))
     assert (shifted["bias"], shifted["mae"], shifted["coverage"]) == (2.0, 2.0, 1.0)
-    assert "r2" not in metrics.regression(np.ones(3), np.ones((3, 3)))
+    assert "r2" not in metrics.compute_regression_metrics(np.ones(3), np.ones((3, 3)))
 
 
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.9])
@@ -180,20 +180,20 @@ def test_a_conformal_interval_holds_the_truth_as_often_as_it_says(level: float) 
     held = []
     for _ in range(300):
         known, new = rng.exponential(size=60), rng.exponential(size=60)
-        half = metrics.conformal(known, np.ones(60), level)
+        half = metrics.conformal_half_width(known, np.ones(60), level)
         held.append((np.abs(new - 1) <= half).mean())
     assert np.mean(held) == pytest.approx(level + (1 - level) / 61, abs=0.03)
     assert np.mean(held) > level - 0.01
 
 
 def test_with_few_rows_a_conformal_interval_is_as_wide_as_any_error() -> None:
-    assert metrics.conformal(np.array([0.0, 5.0]), np.zeros(2), 0.9) == 5.0
+    assert metrics.conformal_half_width(np.array([0.0, 5.0]), np.zeros(2), 0.9) == 5.0
 
 
 @pytest.mark.parametrize(("task", "output"), [("multiclass", np.empty((0, 3))), ("regression", np.empty((0, 3)))])
 def test_no_rows_have_no_measures_and_no_curves(task: Task, output: np.ndarray) -> None:
-    assert metrics.judge(task, np.empty(0), output) == {}
-    assert not any(metrics.curves(task, np.empty(0), output).values())
+    assert metrics.compute_metrics(task, np.empty(0), output) == {}
+    assert not any(metrics.compute_curves(task, np.empty(0), output).values())
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
@@ -206,14 +206,14 @@ def test_weights_count_as_repeated_rows(task: Task) -> None:
     else:
         classes = 2 if task == "binary" else 3
         truth, output = rng.integers(0, classes, 300).astype(float), rng.dirichlet(np.ones(classes), 300)
-    decision = metrics.Decision(0.5, 1.0, 3.0)
-    weighed = metrics.judge(task, truth, output, decision, weights.astype(float))
-    repeated = metrics.judge(task, np.repeat(truth, weights), np.repeat(output, weights, axis=0), decision)
+    decision = metrics.DecisionRule(0.5, 1.0, 3.0)
+    weighed = metrics.compute_metrics(task, truth, output, decision, weights.astype(float))
+    repeated = metrics.compute_metrics(task, np.repeat(truth, weights), np.repeat(output, weights, axis=0), decision)
     # Bins of equal mass are cut by rows, not by their weight.
     for name in repeated.keys() - {"calibration_error", "recentered_calibration_error"}:
         assert weighed[name] == pytest.approx(repeated[name]), name
-    assert metrics.judge(task, truth, output, decision, np.ones(300)) == pytest.approx(
-        metrics.judge(task, truth, output, decision)
+    assert metrics.compute_metrics(task, truth, output, decision, np.ones(300)) == pytest.approx(
+        metrics.compute_metrics(task, truth, output, decision)
     )
 
 
@@ -221,8 +221,8 @@ def test_calibration_error_at_the_observed_rate_leaves_out_the_shift() -> None:
     rng = np.random.default_rng(0)
     odds = rng.normal(size=20_000)
     labels = rng.uniform(size=20_000) < 1 / (1 + np.exp(-odds))
-    shifted = metrics.binary(labels, 1 / (1 + np.exp(-(odds + 1))), 0.5)
+    shifted = metrics.compute_binary_metrics(labels, 1 / (1 + np.exp(-(odds + 1))), 0.5)
     assert shifted["calibration_error"] > 0.15
     assert shifted["recentered_calibration_error"] < 0.02
-    steep = metrics.binary(labels, 1 / (1 + np.exp(-3 * odds)), 0.5)
+    steep = metrics.compute_binary_metrics(labels, 1 / (1 + np.exp(-3 * odds)), 0.5)
     assert steep["recentered_calibration_error"] == pytest.approx(steep["calibration_error"], abs=0.01)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.params import Params
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers.project import ROOT
 
-TEXT = (ROOT / stage.PARAMS).read_text(encoding="utf-8")
+TEXT = (ROOT / paths.PARAMS).read_text(encoding="utf-8")
 
 
 def load(tmp_path: Path, change: dict[str, Any]) -> Params:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from flywheel_ml.core import profile
-from flywheel_ml.core.contract import Columns, Contract, from_rows
+from flywheel_ml.core.contract import Columns, Contract, columns_from_rows
 from flywheel_ml.core.profile import PREDICTION, Profile
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
@@ -109,7 +109,7 @@ some_rows = st.lists(
 
 def reference_rows(n_rows: int = 300) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return from_rows(
+    return columns_from_rows(
         THINGS.inputs,
         [
             {
@@ -129,7 +129,7 @@ REFERENCE = profile.build(THINGS, reference_rows(), np.linspace(0, 1, 300))
 
 
 def count(rows: list[dict[str, Any]]) -> Profile:
-    return profile.count(REFERENCE, from_rows(THINGS.inputs, rows), np.linspace(0, 1, len(rows)))
+    return profile.count(REFERENCE, columns_from_rows(THINGS.inputs, rows), np.linspace(0, 1, len(rows)))
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
@@ -138,9 +138,9 @@ def test_merging_is_exact_and_its_order_does_not_matter(a: Any, b: Any, c: Any) 
     scores = np.linspace(0, 1, len(a) + len(b) + len(c))
     parts = []
     for rows, first in ((a, 0), (b, len(a)), (c, len(a) + len(b))):
-        columns = from_rows(THINGS.inputs, rows)
+        columns = columns_from_rows(THINGS.inputs, rows)
         parts.append(profile.count(REFERENCE, columns, scores[first : first + len(rows)]))
-    whole = profile.count(REFERENCE, from_rows(THINGS.inputs, [*a, *b, *c]), scores)
+    whole = profile.count(REFERENCE, columns_from_rows(THINGS.inputs, [*a, *b, *c]), scores)
     assert profile.merge(parts) == whole
     assert profile.merge([profile.merge(parts[:2]), parts[2]]) == whole
     assert profile.merge([parts[0], profile.merge(parts[1:])]) == whole
@@ -217,12 +217,12 @@ def test_columns_that_are_not_there_are_left_out() -> None:
 
 def test_shown_without_the_bins_of_repeated_values_the_counts_are_the_same() -> None:
     counts = REFERENCE.columns["count"]
-    merged = counts.merged()
+    merged = counts.merge_bins()
     assert merged.edges == (0.0, 1.0, 2.0, 3.0, 4.0)
     assert len(counts.edges) == 10
     assert sum(merged.counts) == counts.present
     assert merged.counts[0] == counts.counts[0] + counts.counts[1]
-    assert merged.merged() == merged
+    assert merged.merge_bins() == merged
 
 
 def test_profiles_of_different_bins_or_columns_are_not_merged() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from flywheel_ml.core import serving_folder
-from flywheel_ml.core.serving_folder import Challenger, Ref, Routing, Shadow
+from flywheel_ml.core.serving_folder import BundleRef, Challenger, Routing, Shadow
 from flywheel_ml.utils.errors import ConfigError, ServingError
 
-REF, OTHER, THIRD = (Ref(version=version, digest="a" * 64) for version in "345")
+REF, OTHER, THIRD = (BundleRef(version=version, digest="a" * 64) for version in "345")
 SALT = "5a" * 16
 REF_JSON = REF.model_dump_json()
 SELF = Shadow(ref=REF, salt=SALT, since="x").model_dump_json()
@@ -35,15 +35,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         updated_at="2013-11-01",
         reason="promoted",
     )
-    serving_folder.write(tmp_path / "new", written)
-    assert serving_folder.read(tmp_path / "new") == written
+    serving_folder.write_routing(tmp_path / "new", written)
+    assert serving_folder.read_routing(tmp_path / "new") == written
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["routing.json"]
 
 
 @pytest.mark.parametrize("version", ["../3", "a/b", ".", "..", "", ".hidden", "a\n"])
 def test_a_version_cannot_lead_out_of_the_folder(version: str) -> None:
     with pytest.raises(ValueError, match="version"):
-        Ref(version=version, digest="a" * 64)
+        BundleRef(version=version, digest="a" * 64)
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_a_version_cannot_lead_out_of_the_folder(version: str) -> None:
 def test_a_broken_routing_is_refused_with_its_fault(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / serving_folder.ROUTING).write_text(content)
     with pytest.raises((ServingError, ConfigError), match=message):
-        serving_folder.read(tmp_path)
+        serving_folder.read_routing(tmp_path)
 
 
 def test_a_missing_routing_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="roll a model out"):
-        serving_folder.read(tmp_path)
+        serving_folder.read_routing(tmp_path)
 
 
 def test_a_folder_of_the_format_before_serves_on(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_folder_of_the_format_before_serves_on(tmp_path: Path) -> None:
     (tmp_path / serving_folder.ROUTING).write_text(
         json.dumps({**old, "previous": None, "challenger": None, "reason": ""})
     )
-    found = serving_folder.read(tmp_path)
+    found = serving_folder.read_routing(tmp_path)
     assert (found.champion, found.challenger, found.shadow) == (REF, None, None)
 
 

@@ -82,6 +82,6 @@ def test_every_setting_stands_in_the_example_file() -> None:
 
 
 def test_the_address_of_a_registry_is_shown_without_its_password() -> None:
-    shown = Settings(tracking_uri="https://ann:secret@mlflow.example:5000/team").tracked_at
+    shown = Settings(tracking_uri="https://ann:secret@mlflow.example:5000/team").masked_tracking_uri
     assert shown == "https://ann:***@mlflow.example:5000/team"
-    assert Settings().tracked_at == "sqlite:///mlflow.db"
+    assert Settings().masked_tracking_uri == "sqlite:///mlflow.db"

@@ -13,7 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
+from flywheel_ml.core.command import run_command
 from flywheel_ml.core.contract import MISSING, Contract
 from flywheel_ml.core.parsing.rules import REQUIRED, UNIQUE
 from flywheel_ml.core.project import Project
@@ -238,7 +239,7 @@ def run(project: Path, capsys: pytest.CaptureFixture[str]) -> "Run":
 
     def run(main: Callable[[Project], None]) -> tuple[Any, list[str]]:
         with pytest.raises(SystemExit) as ended:
-            stage.run(lambda: main(PROJECT))
+            run_command(lambda: main(PROJECT))
         return ended.value.code, capsys.readouterr().err.splitlines()
 
     return run
@@ -264,7 +265,7 @@ def test_a_broken_row_stops_the_pipeline_and_leaves_a_report(project: Path, orde
         "error: data/table.parquet breaks contract.yaml in 2 ways (items: must be between 1 and 50)"
     )
     assert len(lines) == 3
-    report = json.loads((project / stage.REPORTS / "validation.json").read_text())
+    report = json.loads((project / paths.REPORTS / "validation.json").read_text())
     assert (report["ok"], report["rows"]) == (False, 100)
     assert report["violations"][0] == {
         "column": "items",
@@ -272,17 +273,17 @@ def test_a_broken_row_stops_the_pipeline_and_leaves_a_report(project: Path, orde
         "rows": 2,
         "examples": [[3, "0"], [4, "99"]],
     }
-    assert not (project / stage.REPORTS / "data_card.md").exists()
+    assert not (project / paths.REPORTS / "data_card.md").exists()
 
 
 def test_a_table_changed_between_two_stages_stops_the_pipeline(project: Path, orders: pl.DataFrame, run: Run) -> None:
     orders.write_csv(project / "raw.csv")
     assert run(ingest.main) == (0, [])
-    tables.write(orders.head(99), project / stage.TABLE)
+    tables.write(orders.head(99), project / paths.TABLE)
     status, lines = run(validate.main)
     assert (status, len(lines)) == (1, 1)
     assert "data/table.parquet is not the file that its stage wrote" in lines[0]
-    assert not (project / stage.REPORTS / "validation.json").exists()
+    assert not (project / paths.REPORTS / "validation.json").exists()
 
 
 def test_a_stage_before_its_predecessor_says_what_is_not_there(run: Run) -> None:
@@ -307,7 +308,7 @@ def test_a_raw_table_that_cannot_be_read_ends_in_one_line(
     status, lines = run(ingest.main)
     assert (status, len(lines)) == (1, 1)
     assert lines[0].startswith(message)
-    assert not (project / stage.TABLE).exists()
+    assert not (project / paths.TABLE).exists()
 
 
 def test_a_good_table_passes_through_the_stages_and_gets_its_card(
@@ -316,7 +317,7 @@ def test_a_good_table_passes_through_the_stages_and_gets_its_card(
     orders.write_csv(project / "raw.csv")
     for main in (ingest.main, validate.main, split.main):
         assert run(main) == (0, [])
-    assert json.loads((project / stage.REPORTS / "validation.json").read_text())["violations"] == []
-    assert "100 rows × 11 columns" in (project / stage.REPORTS / "data_card.md").read_text()
-    report = json.loads((project / stage.REPORTS / "split.json").read_text())
+    assert json.loads((project / paths.REPORTS / "validation.json").read_text())["violations"] == []
+    assert "100 rows × 11 columns" in (project / paths.REPORTS / "data_card.md").read_text()
+    report = json.loads((project / paths.REPORTS / "split.json").read_text())
     assert {name: part["rows"] for name, part in report.items()} == {"train": 80, "validation": 10, "test": 10}

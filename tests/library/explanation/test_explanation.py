@@ -12,7 +12,7 @@ import pytest
 
 from flywheel_ml.core import bundle
 from flywheel_ml.core.bundle import BACKGROUND, Bundle
-from flywheel_ml.core.contract import Columns, Contract, from_rows
+from flywheel_ml.core.contract import Columns, Contract, columns_from_rows
 from flywheel_ml.core.features import Inputs
 from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
@@ -89,10 +89,10 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def score(made: Made, asked: list[Row], like: Row) -> np.ndarray:
     """The logged score of rows: of many classes, that of the class that `like` is predicted."""
-    predicted = made.bundle.predict(from_rows(made.bundle.contract.inputs, asked))
+    predicted = made.bundle.predict(columns_from_rows(made.bundle.contract.inputs, asked))
     if made.bundle.manifest.task != "multiclass":
         return predicted.scores.astype(np.float64)
-    own = made.bundle.predict(from_rows(made.bundle.contract.inputs, [like])).output.argmax()
+    own = made.bundle.predict(columns_from_rows(made.bundle.contract.inputs, [like])).output.argmax()
     return predicted.output[:, own].astype(np.float64)
 
 
@@ -124,7 +124,7 @@ def by_column(found: Explanation) -> dict[str, float]:
 def test_contributions_are_those_of_the_definition_and_add_up_to_the_logged_score(made: Made) -> None:
     for row in made.rows[::300]:
         found = explain(made.bundle, row)
-        told = made.bundle.predict(from_rows(made.bundle.contract.inputs, [row]))
+        told = made.bundle.predict(columns_from_rows(made.bundle.contract.inputs, [row]))
         assert found.prediction == told.values.tolist()[0]
         assert type(found.prediction) is type(told.values.tolist()[0])
         assert found.score == told.scores.tolist()[0]
@@ -201,11 +201,11 @@ def test_the_background_is_training_rows_without_the_one_that_names_them(made: M
 
 def test_so_few_rows_have_nearly_the_mean_score_of_all(made: Made) -> None:
     def means(asked: list[Row]) -> np.ndarray:
-        answers = made.bundle.run(made.bundle.encode(from_rows(made.bundle.contract.inputs, asked)))
+        answers = made.bundle.run(made.bundle.encode(columns_from_rows(made.bundle.contract.inputs, asked)))
         found: np.ndarray = answers.mean(axis=0)
         return found
 
-    spread = made.bundle.run(made.bundle.encode(from_rows(made.bundle.contract.inputs, made.rows))).std(axis=0)
+    spread = made.bundle.run(made.bundle.encode(columns_from_rows(made.bundle.contract.inputs, made.rows))).std(axis=0)
     # By chance it would be 0.14 standard deviations; the rows that were not trained on are 0.02 of it.
     assert (np.abs(means(made.background) - means(made.rows)) < 0.08 * spread).all()
 
@@ -221,7 +221,7 @@ def test_background_rows_come_back_from_the_file_bit_for_bit(made: Made) -> None
         kept == package.background(made.bundle, gone, 400, seed=3) != package.background(made.bundle, gone, 400, seed=4)
     )
     assert len(package.background(made.bundle, gone.head(5), 400, seed=3)) == 5
-    back = from_rows(contract.inputs, json.loads(json.dumps(kept)))
+    back = columns_from_rows(contract.inputs, json.loads(json.dumps(kept)))
     there = tables.to_columns(gone, contract.inputs)
     for name, values in back.items():
         np.testing.assert_array_equal(values, there[name][drawn], strict=True)
@@ -236,7 +236,7 @@ def test_a_bundle_of_the_former_format_answers_as_before_and_says_how_to_get_exp
     bundle_path: Path, bundle_copy: Path, columns: Columns, row: Row
 ) -> None:
     (bundle_copy / BACKGROUND).unlink()
-    bundle.seal(bundle_copy, {**facts(bundle_copy), "format": 1})
+    bundle.write_manifest(bundle_copy, {**facts(bundle_copy), "format": 1})
     old = Bundle.open(bundle_copy)
     assert same_bits(old.predict(columns).output, Bundle.open(bundle_path).predict(columns).output)
     with pytest.raises(NotExplainable, match=r"no training rows to compare with .* params.yaml above 0, train again"):
@@ -246,7 +246,7 @@ def test_a_bundle_of_the_former_format_answers_as_before_and_says_how_to_get_exp
 def test_a_bundle_that_was_to_carry_no_rows_says_the_same(bundle_copy: Path, table: pl.DataFrame, row: Row) -> None:
     assert package.background(Bundle.open(bundle_copy), table, 0, seed=1) == []
     (bundle_copy / BACKGROUND).write_text("[]\n")
-    bundle.seal(bundle_copy, facts(bundle_copy))
+    bundle.write_manifest(bundle_copy, facts(bundle_copy))
     with pytest.raises(NotExplainable, match="train again"):
         explain(Bundle.open(bundle_copy), row)
 
@@ -262,7 +262,7 @@ def test_a_new_bundle_that_lists_no_background_is_refused(bundle_copy: Path) -> 
 @pytest.mark.parametrize("content", ["", "{", "3", '["x"]', '{"a": 1}'])
 def test_a_background_that_is_no_rows_is_refused_even_when_it_was_sealed_so(bundle_copy: Path, content: str) -> None:
     (bundle_copy / BACKGROUND).write_text(content)
-    bundle.seal(bundle_copy, facts(bundle_copy))
+    bundle.write_manifest(bundle_copy, facts(bundle_copy))
     with pytest.raises(IntegrityError, match=r"background.json holds no rows of its contract.yaml"):
         Bundle.open(bundle_copy)
 
@@ -270,7 +270,7 @@ def test_a_background_that_is_no_rows_is_refused_even_when_it_was_sealed_so(bund
 def test_a_background_of_other_types_is_refused_too(bundle_copy: Path, contract: Contract) -> None:
     column = find_column(contract, lambda column: column.is_numeric, "number")
     (bundle_copy / BACKGROUND).write_text(json.dumps([{column.name: "large"}]))
-    bundle.seal(bundle_copy, facts(bundle_copy))
+    bundle.write_manifest(bundle_copy, facts(bundle_copy))
     with pytest.raises(IntegrityError, match=r"background.json holds no rows of its contract.yaml"):
         Bundle.open(bundle_copy)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flywheel_ml.core import bundle, serving_folder, stage
+from flywheel_ml.core import bundle, paths, serving_folder
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params, RolloutParams
 from flywheel_ml.core.settings import Settings
@@ -38,7 +38,7 @@ def test_other_gates_or_another_way_to_promote_ask_for_a_run(finished: Path, cha
 
 
 def test_a_lost_store_bundle_or_record_asks_for_a_run(finished: Path) -> None:
-    for path in (Path("mlflow.db"), stage.BUNDLE / bundle.MANIFEST, done.STATE, SERVING / serving_folder.ROUTING):
+    for path in (Path("mlflow.db"), paths.BUNDLE / bundle.MANIFEST, done.STATE, SERVING / serving_folder.ROUTING):
         aside = path.rename(path.with_name("aside"))
         assert last() is None, path
         aside.rename(path)
@@ -52,17 +52,17 @@ def test_a_tampered_champion_asks_for_a_run(finished: Path) -> None:
 
 
 def test_a_promotion_or_rollback_since_asks_for_a_run(finished: Path) -> None:
-    now = serving_folder.read(SERVING)
+    now = serving_folder.read_routing(SERVING)
     assert now.champion is not None
     other = now.champion.model_copy(update={"version": "2"})
     shutil.copytree(serving_folder.bundle_folder(SERVING, now.champion), serving_folder.bundle_folder(SERVING, other))
-    serving_folder.write(SERVING, now.model_copy(update={"champion": other}))
+    serving_folder.write_routing(SERVING, now.model_copy(update={"champion": other}))
     assert last() is None
 
 
 def test_the_present_role_is_told_after_promotions_and_rollbacks(finished: Path, bundle_path: Path) -> None:
     settings = store.settings(finished)
-    registry = Registry.open(settings, Contract.load(stage.CONTRACT).name)
+    registry = Registry.open(settings, Contract.load(paths.CONTRACT).name)
     registry.register(
         store.copy_with_new_card(bundle_path, finished.with_name("other")), store.PASSED_CHECKS, {}, {}, []
     )
@@ -83,7 +83,7 @@ def test_the_present_role_is_told_after_promotions_and_rollbacks(finished: Path,
         ProjectError, match=r"no challenger: version 2 is champion, version 1 was rolled back by .*: rolled"
     ):
         rollout.promote(registry, settings, None)
-    params = Params.load(stage.PARAMS)
+    params = Params.load(paths.PARAMS)
     at_once = params.model_copy(update={"rollout": RolloutParams(auto_promote=True)})
     assert training.decide(registry, registry.get("1"), at_once) == "rolled back", "no run brings it back"
     rollout.promote(registry, settings, "1")

@@ -11,7 +11,7 @@ import pytest
 
 from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.bundle import BACKGROUND, MODEL, Bundle
-from flywheel_ml.core.contract import Contract, from_rows
+from flywheel_ml.core.contract import Contract, columns_from_rows
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.explanation.explanation import explain
 from flywheel_ml.flows.explaining import explain_logged
@@ -37,7 +37,7 @@ def log(settings: Settings, bundle_path: Path, row: dict[str, Any]) -> Log:
     """Logs the row as a version answered it, or as it is said to have; returns the prediction's id."""
 
     def call(version: str = "1", **changed: Any) -> str:
-        told = Bundle.open(bundle_path).predict(from_rows(Bundle.open(bundle_path).contract.inputs, [row]))
+        told = Bundle.open(bundle_path).predict(columns_from_rows(Bundle.open(bundle_path).contract.inputs, [row]))
         facts: dict[str, Any] = {
             "id": new_id(),
             "timestamp_us": now_us(),
@@ -110,7 +110,7 @@ def test_a_bundle_that_was_sealed_anew_in_the_folder_is_not_taken_for_the_versio
     path = find_served_bundle(settings.serving_folder, "1")
     (path / BACKGROUND).write_text("[]\n")
     facts = json.loads((path / bundle.MANIFEST).read_text())
-    bundle.seal(path, {name: value for name, value in facts.items() if name != "files"})
+    bundle.write_manifest(path, {name: value for name, value in facts.items() if name != "files"})
     assert explain_logged(PROJECT, log("1"), settings, lambda: two).explanation.method.background_rows == 50
 
 
@@ -163,7 +163,7 @@ def test_a_version_from_before_explanations_says_what_to_do(two: Registry, setti
     path = find_served_bundle(settings.serving_folder, "1")
     (path / BACKGROUND).unlink()
     facts = {**json.loads((path / bundle.MANIFEST).read_text()), "format": 1}
-    bundle.seal(path, {name: value for name, value in facts.items() if name != "files"})
+    bundle.write_manifest(path, {name: value for name, value in facts.items() if name != "files"})
     (settings.serving_folder / serving_folder.ROUTING).unlink()
     with pytest.raises(NotExplainable, match="train again"):
         explain_logged(PROJECT, log("1"), settings, never)

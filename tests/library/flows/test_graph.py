@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.flows import training
 from flywheel_ml.flows.versioning import graph
 from flywheel_ml.utils.errors import Busy, ConfigError, DataError, ProjectError
@@ -135,4 +135,4 @@ def test_a_deleted_raw_table_is_restored_as_it_was(finished: Path) -> None:
 
 def test_every_stage_says_what_it_does(finished: Path) -> None:
     assert all(graph.stages().values())
-    assert stage.BUNDLE.name == "bundle"
+    assert paths.BUNDLE.name == "bundle"

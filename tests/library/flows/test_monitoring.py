@@ -32,10 +32,10 @@ def settings(tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch)
     """The tiny bundle is champion of the current folder."""
     monkeypatch.chdir(tmp_path)
     found = Settings()
-    ref = serving_folder.Ref(version="7", digest=sha256_file(bundle_path / MANIFEST))
+    ref = serving_folder.BundleRef(version="7", digest=sha256_file(bundle_path / MANIFEST))
     shutil.copytree(bundle_path, serving_folder.bundle_folder(found.serving_folder, ref))
     now = serving_folder.Routing(name="small", champion=ref, updated_at="2013-11-01T00:00:00+00:00")
-    serving_folder.write(found.serving_folder, now)
+    serving_folder.write_routing(found.serving_folder, now)
     return found
 
 

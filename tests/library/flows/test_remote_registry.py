@@ -81,7 +81,7 @@ def serves(folder: Path) -> str | None:
     """The version in a serving folder, its bundle being whole."""
     if not (folder / serving_folder.ROUTING).exists():
         return None
-    now = serving_folder.read(folder)
+    now = serving_folder.read_routing(folder)
     assert now.champion is not None
     bundle.verify(serving_folder.bundle_folder(folder, now.champion), now.champion.digest)
     return now.champion.version

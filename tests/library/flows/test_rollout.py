@@ -29,7 +29,7 @@ rollout.promote(Registry.open(Settings.read(), {store.NAME!r}), Settings.read(),
 
 def serving(folder: Path) -> str:
     """The version that servers answer with; its bundle is whole."""
-    now = serving_folder.read(folder / "var" / "serving")
+    now = serving_folder.read_routing(folder / "var" / "serving")
     assert now.champion is not None
     bundle.verify(serving_folder.bundle_folder(folder / "var" / "serving", now.champion), now.champion.digest)
     return now.champion.version
@@ -283,7 +283,7 @@ def lost(many: Registry, settings: Settings, folder: Path) -> Registry:
 def test_a_lost_registry_begins_with_the_champion_that_serves(
     lost: Registry, settings: Settings, folder: Path, bundle_path: Path, tmp_path: Path, params: Params
 ) -> None:
-    before = serving_folder.read(settings.serving_folder)
+    before = serving_folder.read_routing(settings.serving_folder)
     assert before.champion is not None
     assert before.previous is not None
     told = rollout.recover(lost, settings)
@@ -320,8 +320,8 @@ def test_a_champion_that_cannot_be_registered_again_ends_the_run(lost: Registry,
 
 
 def test_a_serving_folder_of_another_model_is_no_champion_here(lost: Registry, settings: Settings) -> None:
-    now = serving_folder.read(settings.serving_folder)
-    serving_folder.write(settings.serving_folder, now.model_copy(update={"name": "another"}))
+    now = serving_folder.read_routing(settings.serving_folder)
+    serving_folder.write_routing(settings.serving_folder, now.model_copy(update={"name": "another"}))
     assert rollout.recover(lost, settings) == ""
     assert lost.versions() == []
 

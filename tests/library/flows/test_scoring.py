@@ -43,10 +43,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.fixture
 def folder(tmp_path: Path, bundle_path: Path) -> Path:
     """A folder in which the tiny bundle is champion, version 7."""
-    ref = serving_folder.Ref(version="7", digest=sha256_file(bundle_path / MANIFEST))
+    ref = serving_folder.BundleRef(version="7", digest=sha256_file(bundle_path / MANIFEST))
     serving = tmp_path / "var" / "serving"
     shutil.copytree(bundle_path, serving_folder.bundle_folder(serving, ref))
-    serving_folder.write(
+    serving_folder.write_routing(
         serving, serving_folder.Routing(name="small", champion=ref, updated_at="2013-11-01T00:00:00+00:00")
     )
     return tmp_path

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from flywheel_ml.core import bundle, serving_folder, stage
+from flywheel_ml.core import bundle, paths, serving_folder
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.metrics import HEADLINE, LOSS
 from flywheel_ml.core.params import Params, RolloutParams
@@ -38,7 +38,7 @@ def test_the_run_is_in_mlflow_with_parameters_figures_and_reports(trained_projec
     (run,) = client.search_runs(["1"])
     assert run.info.status == "FINISHED"
     assert run.data.params["train.hist_gradient_boosting.max_iter"] == "15"
-    task = Contract.load(trained_project.path / stage.CONTRACT).task
+    task = Contract.load(trained_project.path / paths.CONTRACT).task
     wanted = {f"test.{HEADLINE[task]}", f"linear.{HEADLINE[task]}", f"prior.{LOSS[task]}"}
     assert wanted <= set(run.data.metrics)
     assert {found.path for found in client.list_artifacts(run.info.run_id)} >= {"reports", "model"}
@@ -54,10 +54,10 @@ def test_the_killed_run_ends_as_crashed_in_prefect(trained_project: project.Pipe
 
 
 def test_what_serves_is_what_was_packaged(trained_project: project.PipelineRuns) -> None:
-    now = serving_folder.read(trained_project.path / "var" / "serving")
+    now = serving_folder.read_routing(trained_project.path / "var" / "serving")
     assert now.champion is not None
     served = serving_folder.bundle_folder(trained_project.path / "var" / "serving", now.champion)
-    assert bundle.verify(served, now.champion.digest) == bundle.verify(trained_project.path / stage.BUNDLE)
+    assert bundle.verify(served, now.champion.digest) == bundle.verify(trained_project.path / paths.BUNDLE)
 
 
 def test_lineage_and_audit_say_where_the_champion_came_from(trained_project: project.PipelineRuns) -> None:
@@ -96,8 +96,8 @@ def test_every_stage_of_the_graph_is_a_line_of_the_run(trained_project: project.
 @pytest.fixture
 def packaged(registry: Registry, bundle_path: Path, folder: Path, trained_project: project.PipelineRuns) -> Registry:
     """An empty registry in a folder where the stages have left a bundle and their reports."""
-    shutil.copytree(bundle_path, folder / stage.BUNDLE)
-    shutil.copytree(trained_project.path / stage.REPORTS, folder / stage.REPORTS)
+    shutil.copytree(bundle_path, folder / paths.BUNDLE)
+    shutil.copytree(trained_project.path / paths.REPORTS, folder / paths.REPORTS)
     return registry
 
 
@@ -133,7 +133,7 @@ def test_the_first_to_pass_is_champion_and_later_ones_challenge(
 
 @pytest.mark.chaos
 def test_a_refused_model_does_not_serve_when_the_registry_is_lost(finished: Path) -> None:
-    before = serving_folder.read(finished / "var" / "serving")
+    before = serving_folder.read_routing(finished / "var" / "serving")
     (finished / "mlflow.db").unlink()
     shutil.rmtree(finished / "mlartifacts")
     project.set_params(
@@ -144,11 +144,11 @@ def test_a_refused_model_does_not_serve_when_the_registry_is_lost(finished: Path
     assert "the registry was lost: version 1 still serves, and is registered as 1" in again.stdout
     assert "REFUSED keeps up with the champion" in again.stdout
     assert "Version 2: refused" in again.stdout
-    assert serving_folder.read(finished / "var" / "serving") == before
+    assert serving_folder.read_routing(finished / "var" / "serving") == before
 
 
 def test_a_champion_that_cannot_be_had_or_read_is_a_reason_not_a_crash(finished: Path) -> None:
-    contract = Contract.load(stage.CONTRACT)
+    contract = Contract.load(paths.CONTRACT)
     settings = store.settings(finished)
     registry = Registry.open(settings, contract.name)
     same = training.compare(PROJECT, registry, settings, contract)
@@ -164,9 +164,9 @@ def test_a_champion_that_cannot_be_had_or_read_is_a_reason_not_a_crash(finished:
 
 
 def test_a_champion_of_other_classes_is_not_compared(finished: Path) -> None:
-    contract = Contract.load(stage.CONTRACT)
-    facts = bundle.verify(stage.BUNDLE).model_dump(exclude={"files"})
-    bundle.seal(stage.BUNDLE, {**facts, "classes": ["one", "other"]})
+    contract = Contract.load(paths.CONTRACT)
+    facts = bundle.verify(paths.BUNDLE).model_dump(exclude={"files"})
+    bundle.write_manifest(paths.BUNDLE, {**facts, "classes": ["one", "other"]})
     settings = store.settings(finished)
     found = training.compare(PROJECT, Registry.open(settings, contract.name), settings, contract)
     assert found.champion_problem == "it predicts another target or other classes"
@@ -183,7 +183,7 @@ def test_it_is_told_at_once_that_test_rows_are_too_few_to_monitor_by_or_were_see
     least = params.monitor.min_rows
 
     def told(rows: int, in_train: int) -> str:
-        write_json(stage.REPORTS / "split.json", {"test": {"rows": rows, "in_train": in_train}})
+        write_json(paths.REPORTS / "split.json", {"test": {"rows": rows, "in_train": in_train}})
         return training._told("split", contract, params)
 
     assert told(least, 0) == ""

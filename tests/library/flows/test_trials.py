@@ -48,7 +48,7 @@ def test_a_challenger_gets_its_share_and_the_record_says_who_when_from_to_and_wh
     now = rollout.start(two, settings, None, 0.1, why="faster")
     assert now.challenger is not None
     assert (now.challenger.ref.version, now.challenger.share, now.shadow) == ("2", 0.1, None)
-    assert serving_folder.read(settings.serving_folder) == now
+    assert serving_folder.read_routing(settings.serving_folder) == now
     assert bundle.verify(serving_folder.bundle_folder(settings.serving_folder, now.challenger.ref), two.get("2").digest)
     assert (champion(two), serving(folder)) == ("1", "1")
     entry = rollout.audit(settings.serving_folder)[-1]
@@ -98,7 +98,7 @@ def test_a_promotion_takes_what_is_tried_out_and_ends_that(
     # A later training makes another version challenger; what is meant is what answers.
     two.challenge(third(two, bundle_path, tmp_path))
     assert rollout.promote(two, settings, None).number == "2"
-    now = serving_folder.read(settings.serving_folder)
+    now = serving_folder.read_routing(settings.serving_folder)
     assert (serving(folder), now.challenger, two.plan()) == ("2", None, None)
 
 
@@ -108,7 +108,7 @@ def test_a_rollback_ends_what_is_tried_out(
     rollout.promote(two, settings, "2")
     rollout.start(two, settings, third(two, bundle_path, tmp_path), 0.5)
     rollout.rollback(two, settings)
-    now = serving_folder.read(settings.serving_folder)
+    now = serving_folder.read_routing(settings.serving_folder)
     assert (serving(folder), now.challenger, two.plan()) == ("1", None, None)
     # Nor does it come back with the champion it was tried out beside.
     rollout.promote(two, settings, "2")
@@ -141,7 +141,7 @@ def test_one_version_is_tried_out_at_a_time(
         thread.join()
     refused = [answer for answer in answers if "is being tried out (challenger 10%)" in answer]
     assert len(refused) == 1, answers
-    now = serving_folder.read(settings.serving_folder)
+    now = serving_folder.read_routing(settings.serving_folder)
     assert now.challenger is not None
     assert refused[0].startswith(f"version {now.challenger.ref.version} is being tried out")
     assert len(changes(settings)) == 2
@@ -156,7 +156,7 @@ def test_what_may_not_answer_is_refused_before_anything_changes(
     name = Contract.load(strange / bundle.CONTRACT).inputs[0].name
     next(column for column in content["columns"] if column["name"] == name)["name"] = "unheard of"
     (strange / bundle.CONTRACT).write_text(yaml.safe_dump(content))
-    bundle.seal(
+    bundle.write_manifest(
         strange,
         bundle.Manifest.model_validate_json((strange / bundle.MANIFEST).read_text()).model_dump(exclude={"files"}),
     )
@@ -164,7 +164,7 @@ def test_what_may_not_answer_is_refused_before_anything_changes(
     with (artifacts(folder, two, "2") / bundle.MODEL).open("ab") as stream:
         stream.write(b"x")
 
-    before = serving_folder.read(settings.serving_folder)
+    before = serving_folder.read_routing(settings.serving_folder)
     for number, error, told in (
         ("1", ProjectError, "version 1 is champion already"),
         ("2", IntegrityError, "model.onnx was changed"),
@@ -174,7 +174,7 @@ def test_what_may_not_answer_is_refused_before_anything_changes(
     ):
         with pytest.raises(error, match=told):
             rollout.start(two, settings, number, 0.1)
-        assert (serving_folder.read(settings.serving_folder), two.plan()) == (before, None)
+        assert (serving_folder.read_routing(settings.serving_folder), two.plan()) == (before, None)
 
 
 def test_every_folder_that_follows_the_registry_shares_out_alike(
@@ -235,7 +235,10 @@ def test_the_sidecar_ends_on_sigterm_and_follows_within_moments(
         assert sidecar.stdout.readline().strip().endswith("the serving folder holds version 1")
         rollout.promote(two, settings, "2")
         wait_until(
-            lambda: (now := serving_folder.read(elsewhere)).champion is not None and now.champion.version == "2", 10
+            lambda: (
+                (now := serving_folder.read_routing(elsewhere)).champion is not None and now.champion.version == "2"
+            ),
+            10,
         )
         sidecar.send_signal(signal.SIGTERM)
         _, errors = sidecar.communicate(timeout=20)
@@ -315,9 +318,9 @@ def test_a_verb_cut_off_between_any_two_steps_leaves_what_serves_and_the_same_ag
 ) -> None:
     if cut.before:
         cut.before(two, settings)
-    before = rollout.described(serving_folder.read(settings.serving_folder))
+    before = rollout.described(serving_folder.read_routing(settings.serving_folder))
     owner, name = cut.at.split(".")
-    pointer = serving_folder.read(settings.serving_folder).updated_at
+    pointer = serving_folder.read_routing(settings.serving_folder).updated_at
 
     def kill(*arguments: Any, **_: Any) -> None:
         # The record of an earlier change is no step of this one.
@@ -329,11 +332,13 @@ def test_a_verb_cut_off_between_any_two_steps_leaves_what_serves_and_the_same_ag
         with pytest.raises(Killed):
             cut.verb(two, settings)
     after, champion_then, plan, whats = ENDS[cut.verb]
-    assert rollout.described(serving_folder.read(settings.serving_folder)) == (after if name == "_record" else before)
+    assert rollout.described(serving_folder.read_routing(settings.serving_folder)) == (
+        after if name == "_record" else before
+    )
     assert serving(folder) in {"1", "2"}
 
     cut.verb(two, settings)
-    assert rollout.described(serving_folder.read(settings.serving_folder)) == after
+    assert rollout.described(serving_folder.read_routing(settings.serving_folder)) == after
     assert champion(two) == champion_then
     assert (two.plan() or {}).get("version") == plan
     assert [what for what, _, _ in changes(settings)] == whats
@@ -343,8 +348,8 @@ def test_a_verb_cut_off_between_any_two_steps_leaves_what_serves_and_the_same_ag
 def test_a_killed_start_is_completed_by_the_next(two: Registry, settings: Settings, folder: Path) -> None:
     killed = project.run(folder, "-c", START, PYTHONPATH=str(project.AUDIT_HOOK), AUDIT_KILL=r"os.rename:routing\.json")
     assert killed.returncode == -signal.SIGKILL
-    assert rollout.described(serving_folder.read(settings.serving_folder)) == BEFORE
+    assert rollout.described(serving_folder.read_routing(settings.serving_folder)) == BEFORE
     assert project.leftovers(settings.serving_folder)
     start(two, settings)
-    assert rollout.described(serving_folder.read(settings.serving_folder)) == BESIDE
+    assert rollout.described(serving_folder.read_routing(settings.serving_folder)) == BESIDE
     assert project.leftovers(settings.serving_folder) == []

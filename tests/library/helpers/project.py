@@ -13,9 +13,9 @@ import matplotlib
 import polars as pl
 import yaml
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.project import Project, load
+from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.data import tables
 from flywheel_ml.utils.process import is_alive
 from library.helpers import rows
@@ -23,7 +23,7 @@ from library.helpers.example import VARIABLE
 
 ROOT = Path(os.environ[VARIABLE])
 PACKAGE = "flight_delays"
-PROJECT: Project = load(f"{PACKAGE}.project:PROJECT")
+PROJECT: Project = import_reference(f"{PACKAGE}.project:PROJECT")
 AUDIT_HOOK = Path(__file__).parent / "audit_hook"
 RAW = Path("data/raw/table.parquet")
 FILES = ("contract.yaml", "decisions.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore")
@@ -53,7 +53,7 @@ def make(path: Path, n_rows: int = 2000) -> Path:
     shutil.copyfile(ROOT / ".dvc" / "config", path / ".dvc" / "config")
     # A remote of its own: whatever the real one is, a test must not reach it.
     (path / ".dvc" / "config.local").write_text("['remote \"storage\"']\n    url = ../.dvc-storage\n")
-    contract = Contract.load(ROOT / stage.CONTRACT)
+    contract = Contract.load(ROOT / paths.CONTRACT)
     days = 20 if contract.time else None
     by = "time" if contract.time else "hash"
     set_params(path, {**SMALL, "split": {"by": by, "validation_days": days, "test_days": days, "group": None}})
@@ -71,9 +71,9 @@ def copy(project: Path, to: Path, history: bool = False) -> Path:
 
 def set_params(path: Path, changes: Mapping[str, Any]) -> None:
     """Change params.yaml, group by group."""
-    source = path / stage.PARAMS if (path / stage.PARAMS).is_file() else ROOT / stage.PARAMS
+    source = path / paths.PARAMS if (path / paths.PARAMS).is_file() else ROOT / paths.PARAMS
     content = yaml.safe_load(source.read_text())
-    (path / stage.PARAMS).write_text(yaml.safe_dump(_merged(content, changes)))
+    (path / paths.PARAMS).write_text(yaml.safe_dump(_merged(content, changes)))
 
 
 def write_raw(path: Path, table: pl.DataFrame) -> None:
@@ -153,7 +153,7 @@ def run_pipeline(path: Path) -> PipelineRuns:
     log = path.parent / "places"
     watched = {"PYTHONPATH": str(AUDIT_HOOK), "AUDIT_LOG": str(log)}
     with start(path, "-m", PACKAGE, "run", stdin=subprocess.DEVNULL, **watched) as process:
-        while process.poll() is None and not (path / stage.REPORTS / "validation.json").exists():
+        while process.poll() is None and not (path / paths.REPORTS / "validation.json").exists():
             time.sleep(0.01)
         started = children(process.pid)
         process.kill()

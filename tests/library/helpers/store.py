@@ -69,5 +69,5 @@ def copy_with_new_card(bundle_path: Path, to: Path) -> Path:
     """A bundle that predicts the same but is another one: its card differs."""
     shutil.copytree(bundle_path, to)
     (to / bundle.CARD).write_text(f"{to.name}\n")
-    bundle.seal(to, bundle.verify(bundle_path).model_dump(exclude={"files"}))
+    bundle.write_manifest(to, bundle.verify(bundle_path).model_dump(exclude={"files"}))
     return to

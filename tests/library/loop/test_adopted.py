@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from sklearn import datasets
 
-from flywheel_ml.core import bundle, stage
+from flywheel_ml.core import bundle, paths
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.metrics import HEADLINE
 from flywheel_ml.core.params import Params
@@ -68,7 +68,7 @@ def real(name: str, path: Path) -> tuple[str, str]:
 def test_it_is_trained_served_and_monitored(name: str, here: Path) -> None:
     table = here.parent / f"{name}.csv"
     task, target = real(name, table)
-    former = {column.name for column in Contract.load(stage.CONTRACT).columns}
+    former = {column.name for column in Contract.load(paths.CONTRACT).columns}
     with adopt.examined(str(table), "", target, Overrides(), NOW) as found:
         adopt.take(found, Settings(), ADOPTED)
     of_the_former = [name for name in former if "_" in name]
@@ -76,14 +76,14 @@ def test_it_is_trained_served_and_monitored(name: str, here: Path) -> None:
     project.set_params(here, {"train": {"hist_gradient_boosting": {"max_iter": 20, "min_samples_leaf": 5}}})
     for step in (ingest, validate, split, train, evaluate, package):
         step.main(ADOPTED)
-    contract, params = Contract.load(stage.CONTRACT), Params.load(stage.PARAMS)
-    made = bundle.verify(stage.BUNDLE)
+    contract, params = Contract.load(paths.CONTRACT), Params.load(paths.PARAMS)
+    made = bundle.verify(paths.BUNDLE)
     assert (contract.task, made.target) == (task, target)
     # Of ridge regression on 66 rows of the diabetes table: 0.48 ± 0.09 over splits, and 0.23 on this one.
     assert made.metrics["test"][HEADLINE[contract.task]] > 0.2
-    assert "## Decisions" in (stage.REPORTS / "data_card.md").read_text()
+    assert "## Decisions" in (paths.REPORTS / "data_card.md").read_text()
 
-    ServingFolder(Path("var/serving"), stage.BUNDLE).roll_out("1")
+    ServingFolder(Path("var/serving"), paths.BUNDLE).roll_out("1")
     scored = Path("build/scored.parquet")
     scoring.score(ADOPTED, params.data.raw, scored, Settings(), params.score)
     rows = pl.read_parquet(scored).head(60)

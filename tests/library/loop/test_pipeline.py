@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 
 from flywheel_ml.cli.stages import STAGES
-from flywheel_ml.core import bundle, metrics, serving_folder, stage
+from flywheel_ml.core import bundle, metrics, paths, serving_folder
 from flywheel_ml.core.catalog import LINEAR
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.project import load
+from flywheel_ml.core.project import import_reference
 from flywheel_ml.flows import rollout, training
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.training import Outcome
@@ -51,16 +51,16 @@ def test_a_run_elsewhere_in_another_world_gives_every_byte_again(
 ) -> None:
     other = project.make(tmp_path / "another place" / "with a longer name")
     produce(list(STAGES), {other: WORLDS[1]})
-    assert set(contents(other / stage.BUNDLE)) == {*bundle.HASHED, bundle.MANIFEST}
+    assert set(contents(other / paths.BUNDLE)) == {*bundle.HASHED, bundle.MANIFEST}
     assert_same_results(trained_project.path, other)
 
 
 def test_a_linear_model_too_is_equal_in_every_byte(finished: Path, tmp_path: Path) -> None:
-    linear = LINEAR[Contract.load(stage.CONTRACT).task]
+    linear = LINEAR[Contract.load(paths.CONTRACT).task]
     project.set_params(finished, {"train": {"estimator": linear}})
     other = project.copy(finished, tmp_path / "another place")
     produce(("train", "evaluate", "package"), {finished: WORLDS[0], other: WORLDS[1]})
-    assert bundle.verify(other / stage.BUNDLE).estimator == linear
+    assert bundle.verify(other / paths.BUNDLE).estimator == linear
     assert_same_results(finished, other)
 
 
@@ -75,9 +75,9 @@ def produce(stages: Sequence[str], places: Mapping[Path, dict[str, str]]) -> Non
 
 
 def assert_same_results(one: Path, other: Path) -> None:
-    assert contents(one / stage.BUNDLE) == contents(other / stage.BUNDLE)
+    assert contents(one / paths.BUNDLE) == contents(other / paths.BUNDLE)
     # train.json holds the hash of the pickled pipeline, which remembers how many threads there were.
-    first, second = (contents(place / stage.REPORTS) for place in (one, other))
+    first, second = (contents(place / paths.REPORTS) for place in (one, other))
     assert {name for name in second if second[name] != first.get(name)} <= {"train.json"}
 
 
@@ -95,7 +95,7 @@ def corrupt_cache(path: Path) -> None:
 def test_what_dvc_restores_from_a_corrupted_cache_is_used_by_no_stage_and_judged_by_no_gate(
     finished: Path, contract: Contract
 ) -> None:
-    parts = (stage.SPLITS["train"], stage.SPLITS["test"], stage.MODEL, stage.BUNDLE / bundle.MODEL)
+    parts = (paths.SPLITS["train"], paths.SPLITS["test"], paths.MODEL, paths.BUNDLE / bundle.MODEL)
     for path in parts:
         corrupt_cache(path)
     for path in parts:
@@ -127,13 +127,13 @@ class Changed(NamedTuple):
 @pytest.fixture
 def changed(finished: Path) -> Changed:
     project.commit(finished, "First")
-    first, lock = contents(stage.BUNDLE), graph.lock_hash()
+    first, lock = contents(paths.BUNDLE), graph.lock_hash()
     project.set_params(finished, {"evaluate": {"costs": {"false_negative": 9.0}}})
     assert graph.outdated()
     ran = [name for name in graph.stages() if graph.reproduce(name)]
     assert not graph.outdated()
     project.commit(finished, "Second")
-    return Changed(finished, ran, first, contents(stage.BUNDLE), (lock, graph.lock_hash()))
+    return Changed(finished, ran, first, contents(paths.BUNDLE), (lock, graph.lock_hash()))
 
 
 def test_a_changed_parameter_reruns_what_it_reaches_and_any_version_comes_back(changed: Changed) -> None:
@@ -146,19 +146,21 @@ def test_a_changed_parameter_reruns_what_it_reaches_and_any_version_comes_back(c
         shutil.rmtree(folder)
     project.git(changed.path, "checkout", "--quiet", "HEAD~1")
     subprocess.run(["dvc", "pull", "--quiet"], check=True)
-    assert contents(stage.BUNDLE) == changed.first
+    assert contents(paths.BUNDLE) == changed.first
     assert not graph.outdated()
 
     project.git(changed.path, "checkout", "--quiet", "-")
     assert graph.outdated()
     subprocess.run(["dvc", "pull", "--quiet"], check=True)
-    assert contents(stage.BUNDLE) == changed.second
+    assert contents(paths.BUNDLE) == changed.second
     assert not graph.outdated()
 
 
 def run(path: Path) -> Outcome:
     """The training flow, plainly."""
-    outcome: Outcome = load(f"{PROJECT.flows}:train")(training.Run.begin(PROJECT, store.settings(path), Progress()))
+    outcome: Outcome = import_reference(f"{PROJECT.flows}:train")(
+        training.Run.begin(PROJECT, store.settings(path), Progress())
+    )
     return outcome
 
 
@@ -196,9 +198,9 @@ def test_a_worse_model_is_registered_with_its_reasons_and_the_champion_stays(
     assert contents(finished / "var" / "serving") == serving
 
     registry = Registry.open(store.settings(finished), contract.name)
-    measure = formatting.METRIC_NAMES[metrics.HEADLINE[Contract.load(stage.CONTRACT).task]]
+    measure = formatting.METRIC_NAMES[metrics.HEADLINE[Contract.load(paths.CONTRACT).task]]
     with pytest.raises(GateRefusal, match=rf"^version 2 was refused \(.*keeps up with the champion: {measure}"):
         rollout.promote(registry, store.settings(finished), "2")
-    now = serving_folder.read(finished / "var" / "serving")
+    now = serving_folder.read_routing(finished / "var" / "serving")
     assert now.champion is not None
     assert now.champion.version == "1"

@@ -308,7 +308,7 @@ def test_cards_and_pictures_read_naturally(made: Made, tmp_path: Path, params: P
     assert "None" not in told
     part = made.table.tail(400)
     answers = made.bundle.predict(tables.to_columns(part, made.contract.inputs)).output
-    curves = metrics.curves(made.contract.task, tables.truth(part, made.contract), answers)
+    curves = metrics.compute_curves(made.contract.task, tables.encode_target(part, made.contract), answers)
     figures.evaluation(tmp_path / "a.png", "title", {**curves, "importance": [{"column": "x", "loss": 0.1}]})  # type: ignore[dict-item]
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 

@@ -39,8 +39,8 @@ def cut(window: Window, rows: int) -> Window:
 def test_a_window_is_measured_as_evaluation_measures(window: Window, bundle: Bundle, params: Params) -> None:
     found = assess(window, bundle, params)
     costs = params.evaluate.costs.model_dump()
-    expected = metrics.judge(
-        "binary", window.truth, window.output, metrics.Decision(bundle.manifest.threshold or 0.0, **costs)
+    expected = metrics.compute_metrics(
+        "binary", window.truth, window.output, metrics.DecisionRule(bundle.manifest.threshold or 0.0, **costs)
     )
     assert {name: measure.value for name, measure in found.measures.items()} == expected
     assert {name: m.reference for name, m in found.measures.items()} == bundle.manifest.metrics["test"]
@@ -99,7 +99,7 @@ def test_delong_agrees_with_the_bootstrap_and_with_scikit_learn() -> None:
     labels = rng.random(800) < 0.3
     scores = (1 / (1 + np.exp(-rng.normal(size=800) - labels))).round(2)
     found = quality.delong_interval(labels, scores, ONE_ERROR)
-    assert found.value == pytest.approx(metrics.binary(labels, scores, 0.5)["roc_auc"])
+    assert found.value == pytest.approx(metrics.compute_binary_metrics(labels, scores, 0.5)["roc_auc"])
     picks = rng.integers(0, 800, size=(300, 800))
     again = [quality.delong_interval(labels[pick], scores[pick], ONE_ERROR).value for pick in picks]
     assert (found.high - found.low) / 2 == pytest.approx(np.std(again), rel=0.15)

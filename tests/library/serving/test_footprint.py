@@ -20,14 +20,14 @@ import asyncio, json, sys
 from pathlib import Path
 import httpx
 import flywheel_ml.cli.verbs
-from flywheel_ml.core.project import load
+from flywheel_ml.core.project import import_reference
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.observability.metrics import Metrics
 
 async def main():
-    project = load(sys.argv[4])
+    project = import_reference(sys.argv[4])
     settings = Settings(_env_file=None, serving_folder=Path(sys.argv[1]), prediction_log=sys.argv[2])
-    app = load(project.app)(settings, Metrics(), None, project.features)
+    app = import_reference(project.app)(settings, Metrics(), None, project.features)
     async with app.router.lifespan_context(app):
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
         description = (await client.get("/openapi.json")).json()

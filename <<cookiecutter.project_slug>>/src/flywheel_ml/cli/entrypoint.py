@@ -14,9 +14,9 @@ def main(project: str) -> NoReturn:
     interrupt = signal.getsignal(signal.SIGINT)
     if interrupt is not signal.SIG_IGN:  # As of what a script starts in the background.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from flywheel_ml.core.project import load
+    from flywheel_ml.core.project import import_reference
 
-    found = load(project)
+    found = import_reference(project)
     if sys.argv[1:2] == ["stage"]:
         from flywheel_ml.cli.stages import main as run_stage
 

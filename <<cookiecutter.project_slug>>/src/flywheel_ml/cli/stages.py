@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from flywheel_ml.core import stage
+from flywheel_ml.core.command import run_command
 from flywheel_ml.core.project import Project
 from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError
@@ -28,4 +28,4 @@ def main(project: Project, arguments: Sequence[str]) -> NoReturn:
             raise ConfigError(f"stage '{' '.join(arguments)}' is not a stage; {suggest(name, list(STAGES))}")
         import_module(STAGES[name]).main(project)
 
-    stage.run(run)
+    run_command(run)

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from flywheel_ml.cli import terminal
 from flywheel_ml.cli.terminal import console
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
+from flywheel_ml.core.command import run_command
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import QUIET, Settings
@@ -53,7 +54,7 @@ def main(project: Project) -> NoReturn:
     """Entry point: an error becomes one line and an exit status other than 0."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    stage.run(lambda: _invoke(project))
+    run_command(lambda: _invoke(project))
 
 
 def _invoke(project: Project) -> None:
@@ -105,7 +106,7 @@ def run(
 
     outcome = training.run(ctx.obj, settings, progress)
     terminal.show_checks(outcome.checks)
-    if told := training.no_signal(outcome.checks, Contract.load(stage.CONTRACT)):
+    if told := training.no_signal(outcome.checks, Contract.load(paths.CONTRACT)):
         console.print(told, style="bold yellow", markup=False, soft_wrap=True)
     total = sum(progress.seconds.values())
     console.print(f"[bold]Version {outcome.version}: {outcome.role}[/], after {total:.0f} s.")
@@ -178,7 +179,7 @@ def window(
     """Cut a span of the raw table into a file, for example the month after `data.until`."""
     from flywheel_ml.data.window import export
 
-    rows = export(output, Contract.load(stage.CONTRACT), ctx.obj.load_params(), since, until)
+    rows = export(output, Contract.load(paths.CONTRACT), ctx.obj.load_params(), since, until)
     console.print(f"{rows:,} rows → {output}")
 
 
@@ -218,7 +219,7 @@ def rollout_status(
 
     settings, registry = Settings.read(), _registry(ctx)
     holders = {role: found.number for role in ("champion", "challenger") if (found := registry.alias(role))}
-    headline = HEADLINE[Contract.load(stage.CONTRACT).task]
+    headline = HEADLINE[Contract.load(paths.CONTRACT).task]
     table = Table("version", "digest", "role", METRIC_NAMES[headline], "gates", box=None, header_style="bold")
     for version in registry.versions()[:10]:
         role = ", ".join(role for role, number in holders.items() if number == version.number)
@@ -233,7 +234,7 @@ def rollout_status(
         )
     console.print(table)
     if (settings.serving_folder / serving_folder.ROUTING).is_file():
-        now = serving_folder.read(settings.serving_folder)
+        now = serving_folder.read_routing(settings.serving_folder)
         told = f"serving: {rollout.described(now)} since {now.updated_at} ({escape(now.reason)})"
         console.print(told, soft_wrap=True)
         terminal.show_standing(now, server, settings)
@@ -351,7 +352,7 @@ def ui() -> None:
     from flywheel_ml.model.registration.registry import Registry
 
     settings = Settings.read()
-    Registry.open(settings, Contract.load(stage.CONTRACT).name)
+    Registry.open(settings, Contract.load(paths.CONTRACT).name)
     consoles.show(settings, Progress(console))
 
 
@@ -446,4 +447,4 @@ def _flow(name: str, body: Callable[[], R], prefect: bool) -> R:
 def _registry(ctx: typer.Context) -> "Registry":
     from flywheel_ml.model.registration.registry import Registry
 
-    return Registry.open(Settings.read(), Contract.load(stage.CONTRACT).name, ctx.obj)
+    return Registry.open(Settings.read(), Contract.load(paths.CONTRACT).name, ctx.obj)

@@ -20,8 +20,8 @@ import numpy as np
 from pydantic import Field
 
 from flywheel_ml.core.calibration import Calibration
-from flywheel_ml.core.contract import Columns, Contract, Label, Task, from_rows
-from flywheel_ml.core.features import Feature, Featurizer, Inputs, definition
+from flywheel_ml.core.contract import Columns, Contract, Label, Task, columns_from_rows
+from flywheel_ml.core.features import Feature, Featurizer, Inputs, hash_definition
 from flywheel_ml.core.profile import Profile
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, IntegrityError
@@ -48,7 +48,7 @@ class Slice(config_model.StrictModel):
     metrics: dict[str, float]
 
 
-class Tuned(config_model.StrictModel):
+class TuningResult(config_model.StrictModel):
     """What a search for parameters came to: the chosen ones (none: those of params.yaml), and validation losses."""
 
     trials: int
@@ -57,7 +57,7 @@ class Tuned(config_model.StrictModel):
     loss_untuned: float
 
 
-class Versus(config_model.StrictModel):
+class PairedTest(config_model.StrictModel):
     """A paired comparison of losses on out-of-fold rows, see model/training/comparison.py."""
 
     loss: float
@@ -66,14 +66,14 @@ class Versus(config_model.StrictModel):
     p_value: float = Field(ge=0, le=1)
 
 
-class Comparison(config_model.StrictModel):
+class BaselineComparison(config_model.StrictModel):
     """How the model compares with the class prior and the linear baseline on out-of-fold rows."""
 
     rows: int
     clusters: int
     loss: float
-    prior: Versus
-    linear: Versus
+    prior: PairedTest
+    linear: PairedTest
 
 
 class Manifest(config_model.StrictModel):
@@ -87,9 +87,9 @@ class Manifest(config_model.StrictModel):
     threshold: float | None = Field(default=None, ge=0, le=1)
     half_width: float | None = Field(default=None, ge=0)
     calibration: Calibration | None = None
-    comparison: Comparison | None = None
+    comparison: BaselineComparison | None = None
     estimator: str
-    tuned: Tuned | None = None
+    tuned: TuningResult | None = None
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
     derived: dict[str, str]
@@ -121,9 +121,9 @@ class Predictions(NamedTuple):
     scores: np.ndarray
 
 
-def seal(folder: Path, facts: Mapping[str, Any]) -> Manifest:
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> Manifest:
     """Hash the files in `folder` and write their manifest; `facts` are the manifest's other fields."""
-    files = {name: sha256_file(folder / name) for name in _files(facts.get("format", FORMAT))}
+    files = {name: sha256_file(folder / name) for name in _expected_files(facts.get("format", FORMAT))}
     manifest = Manifest.model_validate({**facts, "files": files}, strict=False)
     text = canonical_json(manifest.model_dump(mode="json"), indent=2) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
@@ -153,7 +153,7 @@ class Bundle:
         calibration = manifest.calibration
         self._calibration = calibration if calibration is not None and calibration.method != "none" else None
         self.features = features
-        self._featurizer = Featurizer(contract, _functions(manifest, path, features))
+        self._featurizer = Featurizer(contract, _find_features(manifest, path, features))
         self._feeds = [feed.name for feed in session.get_inputs()]
         self._classes = np.array(manifest.classes, dtype=object if contract.target.type == "string" else None)
         layout = (self._featurizer.numeric, tuple(column.name for column in self._featurizer.categorical))
@@ -183,8 +183,8 @@ class Bundle:
         contract = Contract.load(path / CONTRACT, accept_renamed=True)
         if contract.fingerprint() != manifest.contract_sha256:
             raise IntegrityError(f"bundle {path}: {CONTRACT} is not the contract that the model was trained with")
-        background = _background(path, manifest, contract)
-        return cls(path, sha256_file(path / MANIFEST), manifest, contract, _session(path), background, features)
+        background = _load_background(path, manifest, contract)
+        return cls(path, sha256_file(path / MANIFEST), manifest, contract, _open_session(path), background, features)
 
     @classmethod
     def open_prior(cls, path: Path, digest: str, features: Sequence[Feature] = ()) -> Self:
@@ -195,7 +195,7 @@ class Bundle:
             digest,
             manifest,
             Contract.load(path / CONTRACT, accept_renamed=True),
-            _Prior(manifest),
+            _PriorSession(manifest),
             features=features,
         ).prior
 
@@ -210,7 +210,9 @@ class Bundle:
         )
         half = None if self.manifest.half_width is None else max(wide, self.manifest.half_width)
         manifest = self.manifest.model_copy(update={"half_width": half, "calibration": None})
-        return type(self)(self.path, self.digest, manifest, self.contract, _Prior(manifest), features=self.features)
+        return type(self)(
+            self.path, self.digest, manifest, self.contract, _PriorSession(manifest), features=self.features
+        )
 
     @property
     def profile(self) -> Profile:
@@ -223,7 +225,7 @@ class Bundle:
         Raises:
             IntegrityError: the model answered with something that is no number.
         """
-        return self.decide(self.run(self.encode(columns)))
+        return self.to_predictions(self.run(self.encode(columns)))
 
     def encode(self, columns: Columns) -> Inputs:
         """What the model sees of n_rows of the contract's input columns."""
@@ -238,9 +240,9 @@ class Bundle:
         """Names of input columns that no feature is made from, see `Featurizer.unused`."""
         return self._featurizer.unused
 
-    def watched(self, columns: Columns) -> dict[str, np.ndarray]:
-        """What the profile counts of n_rows beyond their own columns, see `Featurizer.watched`."""
-        return self._featurizer.watched(columns)
+    def drift_features(self, columns: Columns) -> dict[str, np.ndarray]:
+        """What the profile counts of n_rows beyond their own columns, see `Featurizer.drift_features`."""
+        return self._featurizer.drift_features(columns)
 
     def run(self, inputs: Inputs) -> np.ndarray:
         """Answers to encoded inputs: calibrated probabilities [n_rows, n_classes], or values [n_rows, 1].
@@ -253,30 +255,30 @@ class Bundle:
         if n_rows < self.manifest.min_batch:
             repeat = np.resize(np.arange(n_rows), self.manifest.min_batch)
             inputs = Inputs(inputs.num[repeat], inputs.cat[repeat])
-        answers: np.ndarray = self._session.run(None, {name: getattr(inputs, name) for name in self._feeds})[0]
+        outputs: np.ndarray = self._session.run(None, {name: getattr(inputs, name) for name in self._feeds})[0]
         if self._calibration is not None:
-            answers = self._calibration.apply(answers).astype(np.float32)
+            outputs = self._calibration.apply(outputs).astype(np.float32)
         if self.manifest.classes:
             # The graph of a forest adds its trees' shares in float32: all of them may come to a little more than 1.
-            answers = np.minimum(answers, 1)
-        return answers[:n_rows]
+            outputs = np.minimum(outputs, 1)
+        return outputs[:n_rows]
 
-    def decide(self, answers: np.ndarray) -> Predictions:
-        """The answers that the session's own stand for; raises as `predict` does."""
-        if not np.isfinite(answers).all():
+    def to_predictions(self, outputs: np.ndarray) -> Predictions:
+        """The outputs that the session's own stand for; raises as `predict` does."""
+        if not np.isfinite(outputs).all():
             raise IntegrityError(f"bundle {self.path}: the model returned a value that is no number")
         if self.manifest.task == "regression":
             assert self.manifest.half_width is not None
-            values, half = answers[:, 0], answers.dtype.type(self.manifest.half_width)
+            values, half = outputs[:, 0], outputs.dtype.type(self.manifest.half_width)
             return Predictions(values, np.stack((values, values - half, values + half), axis=1), values)
         if self.manifest.task == "binary":
             assert self.manifest.threshold is not None
-            positive = answers[:, -1] >= self.manifest.threshold
-            return Predictions(self._classes[positive.astype(np.intp)], answers, answers[:, -1])
-        return Predictions(self._classes[answers.argmax(axis=1)], answers, answers.max(axis=1))
+            positive = outputs[:, -1] >= self.manifest.threshold
+            return Predictions(self._classes[positive.astype(np.intp)], outputs, outputs[:, -1])
+        return Predictions(self._classes[outputs.argmax(axis=1)], outputs, outputs.max(axis=1))
 
 
-class _Prior:
+class _PriorSession:
     """Stands where a session does, and answers every row alike."""
 
     def __init__(self, manifest: Manifest) -> None:
@@ -300,9 +302,9 @@ def verify(path: Path, digest: str | None = None, parts: Collection[str] = HASHE
         raise IntegrityError(f"bundle {path}: {MANIFEST} is missing")
     if digest is not None and sha256_file(path / MANIFEST) != digest:
         raise IntegrityError(f"bundle {path}: {MANIFEST} was changed after it was registered")
-    manifest = _manifest(path)
-    if manifest.files.keys() != set(_files(manifest.format)):
-        expected = ", ".join(_files(manifest.format))
+    manifest = _load_manifest(path)
+    if manifest.files.keys() != set(_expected_files(manifest.format)):
+        expected = ", ".join(_expected_files(manifest.format))
         raise IntegrityError(f"bundle {path}: {MANIFEST} lists other files than {expected}")
     for name, expected in manifest.files.items():
         if name not in parts:
@@ -314,22 +316,22 @@ def verify(path: Path, digest: str | None = None, parts: Collection[str] = HASHE
     return manifest
 
 
-def _files(number: int) -> tuple[str, ...]:
+def _expected_files(number: int) -> tuple[str, ...]:
     """What a bundle of a format holds beside its manifest."""
     return HASHED if number > 1 else tuple(name for name in HASHED if name != BACKGROUND)
 
 
-def _background(path: Path, manifest: Manifest, contract: Contract) -> Columns | None:
+def _load_background(path: Path, manifest: Manifest, contract: Contract) -> Columns | None:
     if BACKGROUND not in manifest.files:
         return None
     try:
         rows = read_json(path / BACKGROUND)
-        return from_rows(contract.inputs, rows) if rows else None
+        return columns_from_rows(contract.inputs, rows) if rows else None
     except (AttributeError, TypeError, ValueError):
         raise IntegrityError(f"bundle {path}: {BACKGROUND} holds no rows of its {CONTRACT}") from None
 
 
-def _manifest(path: Path) -> Manifest:
+def _load_manifest(path: Path) -> Manifest:
     try:
         content = read_json(path / MANIFEST)
     except ValueError:
@@ -343,7 +345,7 @@ def _manifest(path: Path) -> Manifest:
         raise IntegrityError(f"bundle {path}: {error}") from None
 
 
-def _session(path: Path) -> Any:
+def _open_session(path: Path) -> Any:
     # ONNX Runtime's wheels report to their maker unless told otherwise before the first import in a process.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
@@ -360,13 +362,13 @@ def _session(path: Path) -> Any:
         raise IntegrityError(f"bundle {path}: {MODEL} does not load: {' '.join(str(error).split())[:200]}") from None
 
 
-def _functions(manifest: Manifest, path: Path, features: Sequence[Feature]) -> list[Feature]:
+def _find_features(manifest: Manifest, path: Path, features: Sequence[Feature]) -> list[Feature]:
     """The derived features the model was trained with, if they still mean what they meant then."""
     known = {function.__name__: function for function in features}
     for name, expected in manifest.derived.items():
         if name not in known:
             raise ConfigError(f"bundle {path}: needs the feature '{name}', which features.py no longer has; restore it")
-        if definition(known[name]) != expected:
+        if hash_definition(known[name]) != expected:
             raise ConfigError(
                 f"bundle {path}: was trained with another definition of '{name}'; "
                 "restore it in features.py and give the new definition a new name"

@@ -9,7 +9,7 @@ from flywheel_ml.utils import config_model
 Method = Literal["none", "temperature", "sigmoid", "isotonic"]
 METHODS: tuple[Method, ...] = ("none", "temperature", "sigmoid", "isotonic")
 """The simplest first."""
-SMALLEST = 1e-6
+MIN_PROBABILITY = 1e-6
 """Probabilities are clipped to [SMALLEST, 1 − SMALLEST] before their logit is taken."""
 
 
@@ -41,14 +41,14 @@ class Calibration(config_model.StrictModel):
         if self.method == "none":
             return found
         if found.shape[1] == 2:
-            positive = self._of_class(found[:, 1], 0, found[:, 0])
+            positive = self._calibrate_class(found[:, 1], 0, found[:, 0])
             return np.stack((1 - positive, positive), axis=1)
         if self.method == "temperature":
-            return _normalized(np.clip(found, SMALLEST, None) ** self.slopes[0])
-        calibrated = [self._of_class(found[:, at], at, _others(found, at)) for at in range(found.shape[1])]
-        return _normalized(np.stack(calibrated, axis=1))
+            return _normalize(np.clip(found, MIN_PROBABILITY, None) ** self.slopes[0])
+        calibrated = [self._calibrate_class(found[:, at], at, _sum_others(found, at)) for at in range(found.shape[1])]
+        return _normalize(np.stack(calibrated, axis=1))
 
-    def _of_class(self, probability: np.ndarray, at: int, other: np.ndarray) -> np.ndarray:
+    def _calibrate_class(self, probability: np.ndarray, at: int, other: np.ndarray) -> np.ndarray:
         if self.method == "isotonic":
             curve = self.curves[at]
             found: np.ndarray = np.interp(probability, curve.x, curve.y)
@@ -63,12 +63,12 @@ def logit(probability: np.ndarray, other: np.ndarray | None = None) -> np.ndarra
         probability: float [n_rows].
         other: 1 − probability as the model computed it; the difference to 1 has few digits in float32.
     """
-    odds: np.ndarray = np.log(_clipped(probability)) - np.log(_clipped(1 - probability if other is None else other))
+    odds: np.ndarray = np.log(_clip(probability)) - np.log(_clip(1 - probability if other is None else other))
     return odds
 
 
-def _clipped(probability: np.ndarray) -> np.ndarray:
-    clipped: np.ndarray = np.clip(probability, SMALLEST, 1 - SMALLEST)
+def _clip(probability: np.ndarray) -> np.ndarray:
+    clipped: np.ndarray = np.clip(probability, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     return clipped
 
 
@@ -78,7 +78,7 @@ def sigmoid(odds: np.ndarray) -> np.ndarray:
     return found
 
 
-def _others(probabilities: np.ndarray, at: int) -> np.ndarray:
+def _sum_others(probabilities: np.ndarray, at: int) -> np.ndarray:
     """Sum of the probabilities of all other classes, [n_rows]."""
     total = np.zeros(len(probabilities))
     for other in range(probabilities.shape[1]):
@@ -87,7 +87,7 @@ def _others(probabilities: np.ndarray, at: int) -> np.ndarray:
     return total
 
 
-def _normalized(values: np.ndarray) -> np.ndarray:
+def _normalize(values: np.ndarray) -> np.ndarray:
     """Each row [n_classes] divided by its sum."""
     # Column by column: NumPy's own sum over a row goes in another order for few rows.
     total = values[:, 0].copy()

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from flywheel_ml.core.contract import Task
 
 
-class Between(NamedTuple):
-    """Numbers from `low` to `high`, whole ones if these are; `log`: as likely in each power of ten."""
+class SearchRange(NamedTuple):
+    """A range of numbers from `low` to `high`, integers if both ends are; `log` samples on a logarithmic scale."""
 
     low: float
     high: float
@@ -41,7 +41,7 @@ class Estimator(NamedTuple):
 
     build: Callable[[Task, Any, Any, int], Any] | str
     tasks: tuple[Task, ...]
-    search: Mapping[str, Between | Choice] = {}
+    search: Mapping[str, SearchRange | Choice] = {}
     extra: Extra | None = None
 
 
@@ -54,53 +54,53 @@ STANDARD: dict[str, Estimator] = {
     "logistic_regression": Estimator(
         build="flywheel_ml.model.pipelines.estimators:logistic_regression",
         tasks=CLASSES,
-        search={"C": Between(1e-3, 1e3, log=True)},
+        search={"C": SearchRange(1e-3, 1e3, log=True)},
     ),
     "ridge": Estimator(
         build="flywheel_ml.model.pipelines.estimators:ridge",
         tasks=NUMBERS,
-        search={"alpha": Between(1e-3, 1e4, log=True)},
+        search={"alpha": SearchRange(1e-3, 1e4, log=True)},
     ),
     "spline_logistic_regression": Estimator(
         build="flywheel_ml.model.pipelines.estimators:spline_logistic_regression",
         tasks=CLASSES,
-        search={"C": Between(1e-3, 1e3, log=True), "n_knots": Between(2, 20, log=True)},
+        search={"C": SearchRange(1e-3, 1e3, log=True), "n_knots": SearchRange(2, 20, log=True)},
     ),
     "spline_ridge": Estimator(
         build="flywheel_ml.model.pipelines.estimators:spline_ridge",
         tasks=NUMBERS,
-        search={"alpha": Between(1e-2, 1e4, log=True), "n_knots": Between(2, 20, log=True)},
+        search={"alpha": SearchRange(1e-2, 1e4, log=True), "n_knots": SearchRange(2, 20, log=True)},
     ),
     "regularized_boosting": Estimator(
         build="flywheel_ml.model.pipelines.estimators:regularized_boosting",
         tasks=ALL,
         search={
-            "learning_rate": Between(0.01, 0.2, log=True),
-            "max_iter": Between(50, 400, log=True),
-            "max_leaf_nodes": Between(3, 31, log=True),
-            "min_samples_leaf": Between(3, 100, log=True),
-            "l2_regularization": Between(0.1, 100.0, log=True),
+            "learning_rate": SearchRange(0.01, 0.2, log=True),
+            "max_iter": SearchRange(50, 400, log=True),
+            "max_leaf_nodes": SearchRange(3, 31, log=True),
+            "min_samples_leaf": SearchRange(3, 100, log=True),
+            "l2_regularization": SearchRange(0.1, 100.0, log=True),
         },
     ),
     "random_forest": Estimator(
         build="flywheel_ml.model.pipelines.estimators:random_forest",
         tasks=ALL,
         search={
-            "n_estimators": Between(50, 200),
-            "max_leaf_nodes": Between(100, 2000, log=True),
-            "min_samples_leaf": Between(1, 50, log=True),
-            "max_features": Between(0.1, 1.0),
+            "n_estimators": SearchRange(50, 200),
+            "max_leaf_nodes": SearchRange(100, 2000, log=True),
+            "min_samples_leaf": SearchRange(1, 50, log=True),
+            "max_features": SearchRange(0.1, 1.0),
         },
     ),
     "hist_gradient_boosting": Estimator(
         build="flywheel_ml.model.pipelines.estimators:hist_gradient_boosting",
         tasks=ALL,
         search={
-            "learning_rate": Between(0.02, 0.3, log=True),
-            "max_iter": Between(50, 400, log=True),
-            "max_leaf_nodes": Between(7, 127, log=True),
-            "min_samples_leaf": Between(3, 100, log=True),
-            "l2_regularization": Between(1e-3, 10.0, log=True),
+            "learning_rate": SearchRange(0.02, 0.3, log=True),
+            "max_iter": SearchRange(50, 400, log=True),
+            "max_leaf_nodes": SearchRange(7, 127, log=True),
+            "min_samples_leaf": SearchRange(3, 100, log=True),
+            "l2_regularization": SearchRange(1e-3, 10.0, log=True),
         },
     ),
     "mlp": Estimator(
@@ -108,15 +108,15 @@ STANDARD: dict[str, Estimator] = {
         tasks=ALL,
         search={
             "hidden_layer_sizes": {"32": (32,), "64-32": (64, 32), "128": (128,), "128-64": (128, 64)},
-            "alpha": Between(1e-5, 1.0, log=True),
-            "learning_rate_init": Between(3e-4, 0.03, log=True),
-            "max_steps": Between(1000, 10_000, log=True),
+            "alpha": SearchRange(1e-5, 1.0, log=True),
+            "learning_rate_init": SearchRange(3e-4, 0.03, log=True),
+            "max_steps": SearchRange(1000, 10_000, log=True),
         },
     ),
 }
 """The library's own, from the simplest to the most complex: of those that predict alike the first wins."""
 
 
-def names(catalog: Mapping[str, Estimator], task: Task) -> tuple[str, ...]:
+def list_estimators(catalog: Mapping[str, Estimator], task: Task) -> tuple[str, ...]:
     """The estimators of a task, the simplest first."""
     return tuple(name for name, estimator in catalog.items() if task in estimator.tasks)

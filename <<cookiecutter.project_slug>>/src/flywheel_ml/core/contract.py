@@ -21,20 +21,20 @@ from flywheel_ml.utils.files import canonical_json, sha256_text
 ColumnType = Literal["float", "integer", "string", "boolean", "datetime"]
 Role = Literal["id", "time", "target", "feature", "weight", "ignored"]
 Task = Literal["binary", "multiclass", "regression"]
-Part = Literal["hour", "weekday", "month", "day", "hour_cycle", "weekday_cycle", "year_cycle", "elapsed"]
+DatetimeFeature = Literal["hour", "weekday", "month", "day", "hour_cycle", "weekday_cycle", "year_cycle", "elapsed"]
 Label = bool | int | str
 Columns = Mapping[str, np.ndarray]
 
 MISSING = "__missing__"
 """What a missing string becomes before the model sees it; no value may be called so."""
 
-SCORED = ("prediction", "score", "probabilities", "low", "high", "model_version")
+SCORE_COLUMNS = ("prediction", "score", "probabilities", "low", "high", "model_version")
 """What scoring adds to a table; no column may be called so."""
 
-PARTS: tuple[Part, ...] = ("hour", "weekday")
+DEFAULT_DATETIME_FEATURES: tuple[DatetimeFeature, ...] = ("hour", "weekday")
 """What a moment is expanded into where the contract does not say."""
 
-NO_MOMENT = timestamps.NOT_A_TIMESTAMP
+NO_TIMESTAMP = timestamps.NOT_A_TIMESTAMP
 
 FLOAT_LIMIT = float(np.finfo(np.float32).max)
 """Models see float32; beyond this a number would reach them as infinity."""
@@ -44,7 +44,7 @@ INTEGER_LIMIT = 2**53
 _ISO = (timestamps.compile_format(timestamps.ISO),)
 _NOT_IN_SYMBOLS = frozenset("0123456789.,+-()' ")
 _NOTHING = np.array(None, dtype=object)
-_NO_TIME = np.iinfo(np.int64).min
+_NOT_A_TIME = np.iinfo(np.int64).min
 
 
 class Parse(config_model.StrictModel):
@@ -99,8 +99,8 @@ _PARSE_KEYS = {
 class Column(config_model.StrictModel):
     """One column: its type, its role, the values it may take, and what the model sees of a timestamp or a text.
 
-    `datetime_features` are those of a datetime (see `features.PARTS`). `free_text` is true where the words count, not
-    the whole string.
+    `datetime_features` are those of a datetime (see `features.DATETIME_FEATURES`). `free_text` is true where the words
+    count, not the whole string.
     `source` is the column's name in the adopted file where that is another one. `time_zone` is the zone in which
     datetimes without an offset are meant, and to which others are converted: an IANA name, an offset such as +01:00,
     or `local` (the wall-clock time as written, its offset dropped). Without it, a value with an offset is rejected.
@@ -119,7 +119,7 @@ class Column(config_model.StrictModel):
     range: tuple[float, float] | None = None
     categories: tuple[str | int, ...] | None = None
     max_unknown_share: float = Field(default=0.0, ge=0.0, le=1.0)
-    datetime_features: tuple[Part, ...] = PARTS
+    datetime_features: tuple[DatetimeFeature, ...] = DEFAULT_DATETIME_FEATURES
     free_text: bool = False
     unit: str = ""
     description: str = ""
@@ -190,7 +190,7 @@ class Column(config_model.StrictModel):
             raise ValueError(f"column '{self.name}': role id needs type string or integer, not {self.type}")
         if self.role in ("id", "time", "weight") and self.nullable:
             raise ValueError(f"column '{self.name}': every row needs its {self.role}; drop 'nullable'")
-        if self.name in SCORED:
+        if self.name in SCORE_COLUMNS:
             raise ValueError(f"column '{self.name}': scoring adds a column of this name; rename yours")
         return self
 
@@ -254,28 +254,28 @@ class Contract(config_model.StrictModel):
         """
         return config_model.load(path, cls, accept_renamed)
 
-    def _with_role(self, role: Role) -> Column | None:
+    def _find_by_role(self, role: Role) -> Column | None:
         return next((column for column in self.columns if column.role == role), None)
 
     @property
     def id(self) -> Column | None:
         """The column that names a row, if there is one."""
-        return self._with_role("id")
+        return self._find_by_role("id")
 
     @property
     def time(self) -> Column | None:
         """The column that says when a row happened, if there is one."""
-        return self._with_role("time")
+        return self._find_by_role("time")
 
     @property
     def weight(self) -> Column | None:
         """The column of sample weights, if there is one."""
-        return self._with_role("weight")
+        return self._find_by_role("weight")
 
     @property
     def target(self) -> Column:
         """The column to predict."""
-        found = self._with_role("target")
+        found = self._find_by_role("target")
         assert found is not None
         return found
 
@@ -296,7 +296,7 @@ class Contract(config_model.StrictModel):
             return (False, True)
         return self.target.categories or ()
 
-    def on_its_clock(self, moment: datetime) -> datetime:
+    def to_time_zone(self, moment: datetime) -> datetime:
         """A point in time as the time column has it: one with an offset is converted to the column's time zone.
 
         Raises:
@@ -307,7 +307,7 @@ class Contract(config_model.StrictModel):
         except ValueError as error:
             raise ConfigError(f"{moment.isoformat()} {error}") from None
 
-    def truth(self, values: np.ndarray) -> np.ndarray:
+    def encode_target(self, values: np.ndarray) -> np.ndarray:
         """The target's array of `Columns` as numbers, float64 [n_rows]: the place of its class, or its value.
 
         NaN stands for what is missing or no class of the contract.
@@ -342,29 +342,29 @@ class Contract(config_model.StrictModel):
         return sha256_text(canonical_json(content))
 
 
-def as_array(column: Column, values: Sequence[Any]) -> np.ndarray:
+def to_array(column: Column, values: Sequence[Any]) -> np.ndarray:
     """A column's Python values (None for missing) as the array type of `Columns`."""
     if column.is_numeric:
         return np.array(values, dtype=np.float64)
     if column.type == "datetime":
         # NumPy reads datetimes too, five times as slowly.
         zone = column.time_zone or "UTC"
-        return np.array([_microseconds(value, zone) for value in values], dtype=np.int64).view("datetime64[us]")
+        return np.array([_to_microseconds(value, zone) for value in values], dtype=np.int64).view("datetime64[us]")
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
 
 
-def _microseconds(value: str | datetime | None, zone: str) -> int:
+def _to_microseconds(value: str | datetime | None, zone: str) -> int:
     """What datetime64[us] counts."""
     if value is None:
-        return _NO_TIME
-    local = moment(value, zone) if isinstance(value, str) else timestamps.aware_to_zone(value, zone)
+        return _NOT_A_TIME
+    local = parse_timestamp(value, zone) if isinstance(value, str) else timestamps.aware_to_zone(value, zone)
     since = local - timestamps.EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-def missing(values: np.ndarray) -> np.ndarray:
+def is_missing(values: np.ndarray) -> np.ndarray:
     """Which values of a `Columns` array are missing, bool [n_rows]."""
     if values.dtype.kind == "O":
         absent: np.ndarray = np.equal(values, _NOTHING)
@@ -373,12 +373,12 @@ def missing(values: np.ndarray) -> np.ndarray:
     return gaps
 
 
-def from_rows(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def columns_from_rows(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """`Columns` of the named columns from rows of Python values; an absent key counts as missing."""
-    return {column.name: as_array(column, [row.get(column.name) for row in rows]) for column in columns}
+    return {column.name: to_array(column, [row.get(column.name) for row in rows]) for column in columns}
 
 
-def moment(text: str, zone: str = "UTC") -> datetime:
+def parse_timestamp(text: str, zone: str = "UTC") -> datetime:
     """The timestamp that a text in ISO 8601 names, without a time zone (in `zone` where the text gives an offset).
 
     Raises:
@@ -388,10 +388,10 @@ def moment(text: str, zone: str = "UTC") -> datetime:
         return plain
     stamp = timestamps.parse(text, _ISO)
     if stamp is None:
-        raise ValueError(NO_MOMENT)
+        raise ValueError(NO_TIMESTAMP)
     return timestamps.to_zone(stamp, zone)
 
 
-def naive(value: datetime) -> datetime:
+def to_naive_utc(value: datetime) -> datetime:
     """A moment without its time zone, after conversion to UTC."""
     return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo is not None else value

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flywheel_ml.core.contract import MISSING, SCORED, Column, Columns, Contract, Part, from_rows, missing
+from flywheel_ml.core.contract import (
+    MISSING,
+    SCORE_COLUMNS,
+    Column,
+    Columns,
+    Contract,
+    DatetimeFeature,
+    columns_from_rows,
+    is_missing,
+)
 from flywheel_ml.utils.config_model import find_duplicates, suggest
 from flywheel_ml.utils.errors import ConfigError
 from flywheel_ml.utils.files import sha256_text
@@ -21,9 +30,9 @@ from flywheel_ml.utils.files import sha256_text
 Feature = Callable[..., np.ndarray]
 """A function of columns, float [n_rows] each, that names them as its parameters; returns float [n_rows]."""
 
-Maker = Callable[[Columns], np.ndarray]
+FeatureFunction = Callable[[Columns], np.ndarray]
 
-MOST_WORDS = 200
+MAX_WORDS = 200
 """Words of a text that are looked at; a batch of texts takes room for as many words a row as its longest has."""
 _WORD = re.compile(r"\w+")
 
@@ -82,7 +91,7 @@ def _cycle(
     }
 
 
-PARTS: dict[Part, dict[str, Callable[[np.ndarray], np.ndarray]]] = {
+DATETIME_FEATURES: dict[DatetimeFeature, dict[str, Callable[[np.ndarray], np.ndarray]]] = {
     "hour": {"hour": _hour},
     "weekday": {"weekday": _weekday},
     "month": {"month": _month},
@@ -100,12 +109,12 @@ days from the column to that time.
 """
 
 
-def tokens(text: str) -> str:
-    """The words of a text in lower case, the first `MOST_WORDS`, one space between; MISSING for none, or itself.
+def tokenize(text: str) -> str:
+    """The words of a text in lower case, the first `MAX_WORDS`, one space between; MISSING for none, or itself.
 
     Everything that languages, libraries and locales could disagree on happens here: the graph splits at spaces only.
     """
-    return " ".join(itertools.islice((found.group().lower() for found in _WORD.finditer(text)), MOST_WORDS)) or MISSING
+    return " ".join(itertools.islice((found.group().lower() for found in _WORD.finditer(text)), MAX_WORDS)) or MISSING
 
 
 class Featurizer:
@@ -125,34 +134,34 @@ class Featurizer:
             for c in inputs
             if c.type == "datetime"
             for part in c.datetime_features
-            for name, function in PARTS[part].items()
+            for name, function in DATETIME_FEATURES[part].items()
         ]
         self._strings = [c for c in inputs if c.type == "string"]
         self._derived: list[tuple[Feature, list[str]]] = []
-        names = {parameter(c.name): c.name for c in inputs}
+        names = {to_parameter_name(c.name): c.name for c in inputs}
         for function in features:
             needs = list(inspect.signature(function).parameters)
             if absent := [need for need in needs if need not in names]:
                 raise ConfigError(
-                    f"features.py: '{_name(function)}' takes '{absent[0]}', which is no input column of contract.yaml; "
-                    + suggest(absent[0], list(names))
+                    f"features.py: '{_feature_name(function)}' takes '{absent[0]}', "
+                    "which is not an input column of contract.yaml; " + suggest(absent[0], list(names))
                 )
             self._derived.append((function, [names[need] for need in needs]))
-        made = [*(name for name, *_ in self._moments), *(_name(function) for function, _ in self._derived)]
+        made = [*(name for name, *_ in self._moments), *(_feature_name(function) for function, _ in self._derived)]
         taken = [*made, *(column.name for column in inputs)]
         if twice := find_duplicates(taken):
             raise ConfigError(
                 f"two features are called '{twice[0]}': columns of contract.yaml, parts of its moments "
                 "(<column>.hour and the like) and functions of features.py; rename one"
             )
-        if reserved := [name for name in made if name in SCORED]:
+        if reserved := [name for name in made if name in SCORE_COLUMNS]:
             raise ConfigError(f"derived.py: scoring adds a column called '{reserved[0]}'; rename the function")
         used = {need for _, column, time, _ in self._moments for need in (column, time)}
         used.update(need for _, needs in self._derived for need in needs)
         self._needed = [column for column in inputs if column.name in used]
         self._makers = [
-            *(_part_maker(column, time, function) for _, column, time, function in self._moments),
-            *(_derived_maker(function, needs) for function, needs in self._derived),
+            *(_build_datetime_feature(column, time, function) for _, column, time, function in self._moments),
+            *(_build_derived_feature(function, needs) for function, needs in self._derived),
         ]
         """What makes each feature beyond the columns' own numbers: columns → float [n_rows]."""
         self._take = itemgetter(*self._numeric) if self._numeric else tuple
@@ -163,8 +172,8 @@ class Featurizer:
 
     @property
     def definitions(self) -> dict[str, str]:
-        """Derived feature → sha256 of what it computes, see `definition`."""
-        return {_name(function): definition(function) for function, _ in self._derived}
+        """Derived feature → sha256 of what it computes, see `hash_definition`."""
+        return {_feature_name(function): hash_definition(function) for function, _ in self._derived}
 
     def encode(self, columns: Columns) -> Inputs:
         """Inputs for n_rows; pure, and row by row: a row's result does not depend on its neighbours.
@@ -181,10 +190,10 @@ class Featurizer:
         for position, column in enumerate(self._strings):
             values = columns[column.name]
             if column.free_text:
-                known = {value: MISSING if value is None else tokens(value) for value in set(values.tolist())}
+                known = {value: MISSING if value is None else tokenize(value) for value in set(values.tolist())}
                 cat[:, position] = [known[value] for value in values.tolist()]
                 continue
-            cat[:, position] = np.where(missing(values), MISSING, values) if None in values.tolist() else values
+            cat[:, position] = np.where(is_missing(values), MISSING, values) if None in values.tolist() else values
         return Inputs(num, cat)
 
     def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Inputs:
@@ -192,14 +201,14 @@ class Featurizer:
 
         It is for few rows, where NumPy costs by the call: it is called as seldom as can be.
         """
-        columns = from_rows(self._needed, rows)
+        columns = columns_from_rows(self._needed, rows)
         names = [column.name for column in self._strings]
         cat = np.array(
             [[MISSING if (text := row.get(name)) is None else text for name in names] for row in rows], dtype=object
         ).reshape(len(rows), len(names))
         for position, column in enumerate(self._strings):
             if column.free_text:
-                cat[:, position] = [tokens(text) for text in cat[:, position].tolist()]
+                cat[:, position] = [tokenize(text) for text in cat[:, position].tolist()]
         num = np.empty((len(rows), len(self.numeric)), dtype=np.float32)
         with np.errstate(all="ignore"):
             if wide := len(self._numeric):
@@ -207,7 +216,7 @@ class Featurizer:
             self._complete(num, columns)
         return Inputs(num, cat)
 
-    def watched(self, columns: Columns) -> dict[str, np.ndarray]:
+    def drift_features(self, columns: Columns) -> dict[str, np.ndarray]:
         """The features beyond the contract's columns that drift is looked for in, float64 [n_rows] each.
 
         They are the derived ones and the days from a moment to its row's time: parts of the calendar differ between
@@ -215,7 +224,7 @@ class Featurizer:
         """
         wanted = {
             *(name for name, _, time, _ in self._moments if time),
-            *(_name(function) for function, _ in self._derived),
+            *(_feature_name(function) for function, _ in self._derived),
         }
         names = self.numeric[len(self._numeric) :]
         with np.errstate(all="ignore"):
@@ -239,17 +248,17 @@ class Featurizer:
         num[np.isinf(num)] = np.nan
 
 
-def _part_maker(column: str, time: str, function: Callable[[np.ndarray], np.ndarray]) -> Maker:
+def _build_datetime_feature(column: str, time: str, function: Callable[[np.ndarray], np.ndarray]) -> FeatureFunction:
     if time:
         return lambda columns: (columns[time] - columns[column]) / _DAY
     return lambda columns: function(columns[column])
 
 
-def _derived_maker(function: Feature, needs: Sequence[str]) -> Maker:
+def _build_derived_feature(function: Feature, needs: Sequence[str]) -> FeatureFunction:
     return lambda columns: function(*[columns[need] for need in needs])
 
 
-def parameter(column: str) -> str:
+def to_parameter_name(column: str) -> str:
     """What a derived feature calls a column: its name, with "_" for all that no Python name can have."""
     # Python reads names in this normal form, in which "ﬁ" is "fi".
     normal = unicodedata.normalize("NFKC", column)
@@ -257,14 +266,14 @@ def parameter(column: str) -> str:
     return name if name.isidentifier() and not keyword.iskeyword(name) else f"_{name}"
 
 
-def definition(function: Feature) -> str:
+def hash_definition(function: Feature) -> str:
     """sha256 of what a function computes: moves with its meaning, not with comments, docstrings or layout.
 
     The functions and constants of its own module that it uses belong to it.
     """
     module = inspect.getmodule(function)
-    beside = _by_name(ast.parse(inspect.getsource(module))) if module else {}
-    waiting, told = _by_name(ast.parse(textwrap.dedent(inspect.getsource(function)))), dict[str, str]()
+    beside = _definitions_by_name(ast.parse(inspect.getsource(module))) if module else {}
+    waiting, told = _definitions_by_name(ast.parse(textwrap.dedent(inspect.getsource(function)))), dict[str, str]()
     while waiting:
         name, node = waiting.popitem()
         told[name] = ast.unparse(_without_docstrings(node))
@@ -273,7 +282,7 @@ def definition(function: Feature) -> str:
     return sha256_text("\n".join(told[name] for name in sorted(told)))
 
 
-def _by_name(module: ast.Module) -> dict[str, ast.stmt]:
+def _definitions_by_name(module: ast.Module) -> dict[str, ast.stmt]:
     """The statements of a module that define something, by what they define; imports belong to others."""
     found: dict[str, ast.stmt] = {}
     for node in module.body:
@@ -292,5 +301,5 @@ def _without_docstrings(tree: ast.stmt) -> ast.stmt:
     return tree
 
 
-def _name(function: Feature) -> str:
+def _feature_name(function: Feature) -> str:
     return str(function.__name__)

@@ -1,7 +1,7 @@
 """The measures, used by evaluation, monitoring and experiments.
 
-`judge` takes any task; its parts are for one. Every result is a plain float and finite; a measure that the rows
-leave undefined (no positive row, no negative row, no row at all) is absent. Nothing here uses threads, so the bits
+`compute_metrics` takes any task; its parts are for one. Every result is a plain float and finite; a measure that the
+rows leave undefined (no positive row, no negative row, no row at all) is absent. Nothing here uses threads, so the bits
 do not depend on their number.
 """
 
@@ -49,7 +49,7 @@ class Reliability(NamedTuple):
     rows: np.ndarray
 
 
-class Decision(NamedTuple):
+class DecisionRule(NamedTuple):
     """Where two classes part: the threshold, and the costs of a false alarm and of a miss."""
 
     threshold: float
@@ -57,34 +57,34 @@ class Decision(NamedTuple):
     false_negative: float = 1.0
 
 
-def judge(
+def compute_metrics(
     task: Task,
     truth: np.ndarray,
     output: np.ndarray,
-    decision: Decision | None = None,
+    decision: DecisionRule | None = None,
     weights: np.ndarray | None = None,
 ) -> dict[str, float]:
     """All measures of a model's output, whatever the task.
 
     Args:
-        truth: float [n_rows], the place of the true class or the true value; see `Contract.truth`.
+        truth: float [n_rows], the place of the true class or the true value; see `Contract.encode_target`.
         output: float [n_rows, n_classes] of probabilities, or [n_rows, 3]: value, low and high end of its interval.
         decision: for two classes.
         weights: float [n_rows], what each row counts; None if all count alike.
     """
     if task == "regression":
-        return regression(truth, output, weights)
+        return compute_regression_metrics(truth, output, weights)
     if task == "multiclass":
-        return multiclass(truth.astype(np.intp), output, weights)
+        return compute_multiclass_metrics(truth.astype(np.intp), output, weights)
     assert decision is not None
-    return binary(truth, output[:, -1], *decision, weights=weights)
+    return compute_binary_metrics(truth, output[:, -1], *decision, weights=weights)
 
 
-def loss(task: Task, truth: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None) -> float:
+def compute_loss(task: Task, truth: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None) -> float:
     """The measure of `LOSS` alone, of answers that need no decision and no interval.
 
     Args:
-        truth: float [n_rows], as of `judge`.
+        truth: float [n_rows], as of `compute_metrics`.
         answers: float [n_rows, n_classes] of probabilities, or [n_rows, 1] of values.
     """
     if task == "regression":
@@ -93,7 +93,7 @@ def loss(task: Task, truth: np.ndarray, answers: np.ndarray, weights: np.ndarray
     return float(np.average(-np.log(np.clip(likely, np.finfo(np.float64).eps, None)), weights=weights))
 
 
-def scores(task: Task, output: np.ndarray) -> np.ndarray:
+def extract_scores(task: Task, output: np.ndarray) -> np.ndarray:
     """One number for each row of an output, float [n_rows]: what is profiled and sorted by.
 
     The probability of the positive class of two, of the likeliest of more, or the value itself.
@@ -104,7 +104,9 @@ def scores(task: Task, output: np.ndarray) -> np.ndarray:
     return found
 
 
-def regression(truth: np.ndarray, output: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+def compute_regression_metrics(
+    truth: np.ndarray, output: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, float]:
     """mae, rmse, bias (mean of value − truth), coverage and width of the intervals; r2 where the truth varies.
 
     Args:
@@ -132,7 +134,9 @@ def regression(truth: np.ndarray, output: np.ndarray, weights: np.ndarray | None
     return {name: float(found) for name, found in measures.items()}
 
 
-def multiclass(truth: np.ndarray, output: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+def compute_multiclass_metrics(
+    truth: np.ndarray, output: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, float]:
     """accuracy, log_loss, macro_f1, lowest_recall and calibration_error of the answers; roc_auc where it is defined.
 
     ROC AUC is each class against the rest, averaged over the classes that occur beside others (Fawcett 2006, "An
@@ -165,7 +169,9 @@ def multiclass(truth: np.ndarray, output: np.ndarray, weights: np.ndarray | None
     return {name: float(found) for name, found in measures.items()}
 
 
-def conformal(truth: np.ndarray, values: np.ndarray, level: float, weights: np.ndarray | None = None) -> float:
+def conformal_half_width(
+    truth: np.ndarray, values: np.ndarray, level: float, weights: np.ndarray | None = None
+) -> float:
     """Half the width of an interval around a value that holds the truth in a share `level` of new rows.
 
     Split conformal prediction on rows that the model has not seen: the ⌈(n + 1) · level⌉-th smallest absolute error,
@@ -182,7 +188,7 @@ def conformal(truth: np.ndarray, values: np.ndarray, level: float, weights: np.n
     return float(errors[order][np.argmax(reached) if reached.any() else -1])
 
 
-def binary(
+def compute_binary_metrics(
     labels: np.ndarray,
     scores: np.ndarray,
     threshold: float,
@@ -209,9 +215,9 @@ def binary(
     n_rows = len(labels)
     if n_rows == 0:
         return {}
-    counts = confusion(labels, scores, threshold, weights)
+    counts = count_confusion(labels, scores, threshold, weights)
     total = sum(counts)
-    truth, scores = _as_truth(labels), scores.astype(np.float64)
+    truth, scores = _to_integers(labels), scores.astype(np.float64)
     positives = counts.true_positive + counts.false_negative
     called = counts.true_positive + counts.false_positive
     measures = {
@@ -235,12 +241,14 @@ def binary(
     return {name: float(value) for name, value in measures.items()}
 
 
-def confusion(labels: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray | None = None) -> Confusion:
+def count_confusion(
+    labels: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray | None = None
+) -> Confusion:
     """Counts of right and wrong answers when every score of at least `threshold` is called positive.
 
     scikit-learn's `confusion_matrix` takes 99 ms for a million rows, this 2 ms; and it rejects a table without rows.
     """
-    truth = _as_truth(labels).astype(bool)
+    truth = _to_integers(labels).astype(bool)
     called = scores >= threshold
 
     def count(member: np.ndarray) -> float:
@@ -260,7 +268,7 @@ def recenter(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None 
     What calibration error is left is not due to another base rate (Saerens et al. 2002, "Adjusting the Outputs of a
     Classifier to New a Priori Probabilities").
     """
-    share = np.average(_as_truth(labels), weights=weights)
+    share = np.average(_to_integers(labels), weights=weights)
     clipped = np.clip(scores.astype(np.float64), 1e-9, 1 - 1e-9)
     odds = np.log(clipped / (1 - clipped))
     low, high = -40.0, 40.0
@@ -283,7 +291,7 @@ def reliability(
     rows = np.bincount(place, weights=counted)
     filled = rows > 0
     predicted = np.bincount(place, weights=scores * counted)[filled] / rows[filled]
-    observed = np.bincount(place, weights=_as_truth(labels) * counted)[filled] / rows[filled]
+    observed = np.bincount(place, weights=_to_integers(labels) * counted)[filled] / rows[filled]
     return Reliability(predicted, observed, rows[filled])
 
 
@@ -319,7 +327,7 @@ def choose_threshold(
     if len(np.unique(labels)) < 2:
         return calibrated
     _, alarms, misses, hits, found = confusion_matrix_at_thresholds(
-        _as_truth(labels), scores, pos_label=1, sample_weight=weights
+        _to_integers(labels), scores, pos_label=1, sample_weight=weights
     )
     candidates = found.astype(np.float64)
     if candidates[0] < 1.0:
@@ -330,58 +338,58 @@ def choose_threshold(
     return float(cheapest[np.argmin(np.abs(cheapest - calibrated))])
 
 
-def curves(task: Task, truth: np.ndarray, output: np.ndarray) -> dict[str, Points]:
-    """Points for plots, at most 200 each; an undefined curve is empty. Arguments as of `judge`.
+def compute_curves(task: Task, truth: np.ndarray, output: np.ndarray) -> dict[str, Points]:
+    """Points for plots, at most 200 each; an undefined curve is empty. Arguments as of `compute_metrics`.
 
     Of two classes ROC, precision and recall, and calibration; of more the calibration of the answers given; of
     numbers the values found beside the values predicted, and how large the errors are.
     """
     if task == "binary":
-        return binary_curves(truth, output[:, -1])
+        return compute_binary_curves(truth, output[:, -1])
     if task == "multiclass":
         right = output.argmax(axis=1) == truth
         groups = reliability(right, output.max(axis=1)) if len(truth) else Reliability(*[np.empty(0)] * 3)
         return {
-            "calibration": _points(predicted=groups.predicted, observed=groups.observed, rows=groups.rows),
+            "calibration": _thin_curve(predicted=groups.predicted, observed=groups.observed, rows=groups.rows),
         }
     order = np.argsort(output[:, 0], kind="stable")
     errors = np.sort(np.abs(output[:, 0].astype(np.float64) - truth))
     share = (np.arange(len(errors)) + 1) / max(1, len(errors))
     return {
-        "predicted": _spread(predicted=output[order, 0].astype(np.float64), observed=truth[order]),
-        "errors": _spread(error=errors, share=share),
+        "predicted": _pick_evenly(predicted=output[order, 0].astype(np.float64), observed=truth[order]),
+        "errors": _pick_evenly(error=errors, share=share),
     }
 
 
-def binary_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, Points]:
+def compute_binary_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, Points]:
     """ROC, precision-recall and calibration points for plots, at most 200 each; an undefined curve is empty."""
-    truth, scores = _as_truth(labels), scores.astype(np.float64)
+    truth, scores = _to_integers(labels), scores.astype(np.float64)
     found: dict[str, Points] = {"roc": [], "precision_recall": [], "calibration": []}
     if len(truth) == 0:
         return found
     if 0 < truth.sum() < len(truth):
         false_rate, true_rate, _ = roc_curve(truth, scores)
-        found["roc"] = _points(false_positive_rate=false_rate, true_positive_rate=true_rate)
+        found["roc"] = _thin_curve(false_positive_rate=false_rate, true_positive_rate=true_rate)
     if truth.any():
         precision, recall, _ = precision_recall_curve(truth, scores)
-        found["precision_recall"] = _points(recall=recall[::-1], precision=precision[::-1])
+        found["precision_recall"] = _thin_curve(recall=recall[::-1], precision=precision[::-1])
     groups = reliability(truth, scores)
-    found["calibration"] = _points(predicted=groups.predicted, observed=groups.observed, rows=groups.rows)
+    found["calibration"] = _thin_curve(predicted=groups.predicted, observed=groups.observed, rows=groups.rows)
     return found
 
 
-def _as_truth(labels: np.ndarray) -> np.ndarray:
+def _to_integers(labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _spread(**axes: np.ndarray) -> Points:
+def _pick_evenly(**axes: np.ndarray) -> Points:
     """Records of the axes, of at most 200 rows, evenly spaced."""
     n_rows = len(next(iter(axes.values())))
     kept = np.linspace(0, n_rows - 1, min(n_rows, MAX_POINTS)).astype(np.intp)
     return [{name: float(values[at]) for name, values in axes.items()} for at in kept]
 
 
-def _points(**axes: np.ndarray) -> Points:
+def _thin_curve(**axes: np.ndarray) -> Points:
     """Records of the axes, thinned evenly along the curve's length so that its shape survives."""
     x, y = list(axes.values())[:2]
     kept = np.arange(len(x))

@@ -296,7 +296,7 @@ class MonitorParams(config_model.StrictModel):
     confidence_level: float = Field(default=0.95, gt=0, lt=1)
 
 
-SHAPING = {"seed", "data", "split", "train", "tune", "evaluate", "explain"}
+TRAINING_GROUPS = {"seed", "data", "split", "train", "tune", "evaluate", "explain"}
 """The groups of parameters that reach the bundle."""
 
 
@@ -338,5 +338,5 @@ class Params(config_model.StrictModel):
 
     def training_fingerprint(self) -> str:
         """sha256 over the parameters that reach the bundle; thresholds of gates and monitoring do not."""
-        shaping = self.model_dump(mode="json", include=SHAPING)
+        shaping = self.model_dump(mode="json", include=TRAINING_GROUPS)
         return sha256_text(canonical_json(shaping))

@@ -17,14 +17,14 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from flywheel_ml.core.contract import Column, Columns, Contract, missing
-from flywheel_ml.core.features import PARTS
+from flywheel_ml.core.contract import Column, Columns, Contract, is_missing
+from flywheel_ml.core.features import DATETIME_FEATURES
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
 from flywheel_ml.utils.files import canonical_json, read_json
 
 BINS = 256
-OWN_BIN = 0.001
+MIN_OWN_BIN_SHARE = 0.001
 """Share of the reference rows from which one value gets a bin of its own."""
 MAX_CATEGORIES = 1000
 PREDICTION = "prediction"
@@ -70,7 +70,7 @@ class Counts(config_model.StrictModel):
         """All rows counted."""
         return self.present + self.missing
 
-    def merged(self) -> "Counts":
+    def merge_bins(self) -> "Counts":
         """The same counts without the bins that separate a repeated value from what lies below it: for showing."""
         edges = np.array(self.edges)
         kept = np.append(np.nextafter(edges[:-1], np.inf) != edges[1:], True)
@@ -100,7 +100,7 @@ def build(
     contract: Contract,
     columns: Columns,
     prediction: np.ndarray,
-    watched: Mapping[str, np.ndarray] | None = None,
+    drift_features: Mapping[str, np.ndarray] | None = None,
     training: Columns | None = None,
 ) -> Profile:
     """Profile of reference rows: chooses the bins and categories, and counts.
@@ -112,18 +112,22 @@ def build(
         contract: says which columns are counted and how.
         columns: n_rows of every input column.
         prediction: float [n_rows], the model's output (a probability, or a value).
-        watched: what else is counted, see `Featurizer.watched`.
+        drift_features: what else is counted, see `Featurizer.drift_features`.
         training: the training rows; the reference rows themselves if not given.
     """
     seen = columns if training is None else training
     inputs = {column.name: columns[column.name] for column in contract.inputs}
-    counted = {name: _count(_numeric_frame(hours), hours) for name, hours in _hours(inputs).items()}
+    counted = {
+        name: _count(_build_empty_numeric_counts(hours), hours) for name, hours in _compute_hours(inputs).items()
+    }
     counted |= {
-        column.name: _count(_frame(column, inputs[column.name], seen[column.name]), inputs[column.name])
+        column.name: _count(_build_empty_counts(column, inputs[column.name], seen[column.name]), inputs[column.name])
         for column in contract.inputs
     }
-    counted |= {name: _count(_numeric_frame(values), values) for name, values in (watched or {}).items()}
-    counted[PREDICTION] = _count(_numeric_frame(prediction), prediction)
+    counted |= {
+        name: _count(_build_empty_numeric_counts(values), values) for name, values in (drift_features or {}).items()
+    }
+    counted[PREDICTION] = _count(_build_empty_numeric_counts(prediction), prediction)
     return Profile(rows=len(prediction), columns=counted)
 
 
@@ -132,7 +136,7 @@ def count(reference: Profile, columns: Columns, prediction: np.ndarray | None = 
 
     `columns` may hold more than the contract's: derived features are counted like any number.
     """
-    present = {**_hours(columns), **columns}
+    present = {**_compute_hours(columns), **columns}
     if prediction is not None:
         present[PREDICTION] = prediction
     counted = {name: _count(frame, present[name]) for name, frame in reference.columns.items() if name in present}
@@ -153,11 +157,11 @@ def merge(profiles: Iterable[Profile]) -> Profile:
     for other in rest:
         if merged.keys() != other.columns.keys():
             raise ConfigError("profiles of different columns cannot be merged; count them against one reference")
-        merged = {name: _add(name, counts, other.columns[name]) for name, counts in merged.items()}
+        merged = {name: _add_counts(name, counts, other.columns[name]) for name, counts in merged.items()}
     return Profile(rows=sum(profile.rows for profile in parts), columns=dict(merged))
 
 
-def _add(name: str, a: Counts, b: Counts) -> Counts:
+def _add_counts(name: str, a: Counts, b: Counts) -> Counts:
     if (a.kind, a.edges, a.categories) != (b.kind, b.edges, b.categories):
         raise ConfigError(f"column '{name}' was counted in different bins; count both profiles against one reference")
     return a.model_copy(
@@ -169,16 +173,16 @@ def _add(name: str, a: Counts, b: Counts) -> Counts:
     )
 
 
-def _hours(columns: Columns) -> dict[str, np.ndarray]:
-    return {f"{name}.hour": PARTS["hour"]["hour"](v) for name, v in columns.items() if v.dtype.kind == "M"}
+def _compute_hours(columns: Columns) -> dict[str, np.ndarray]:
+    return {f"{name}.hour": DATETIME_FEATURES["hour"]["hour"](v) for name, v in columns.items() if v.dtype.kind == "M"}
 
 
-def _frame(column: Column, values: np.ndarray, training: np.ndarray) -> Counts:
+def _build_empty_counts(column: Column, values: np.ndarray, training: np.ndarray) -> Counts:
     if column.type == "boolean":
         return Counts(kind="categorical", categories=("false", "true"), counts=(0, 0))
     if column.type != "string" or column.free_text:
-        return _numeric_frame(_as_float(values))
-    seen = _tally(training)
+        return _build_empty_numeric_counts(_to_float(values))
+    seen = _count_values(training)
     if column.categories is not None:
         names = tuple(str(name) for name in column.categories)
         untrained = tuple(name for name in names if name not in seen)
@@ -188,13 +192,13 @@ def _frame(column: Column, values: np.ndarray, training: np.ndarray) -> Counts:
     return Counts(kind="categorical", categories=names, counts=(0,) * len(names), untrained=untrained)
 
 
-def _numeric_frame(values: np.ndarray) -> Counts:
+def _build_empty_numeric_counts(values: np.ndarray) -> Counts:
     values = values[~np.isnan(values)]
     if not len(values):
         return Counts(kind="numeric", edges=(0.0,), counts=(0, 0))
     quantiles = np.quantile(values, np.linspace(0, 1, BINS + 1), method="inverted_cdf")
     distinct, times = np.unique(values, return_counts=True)
-    repeated = np.intersect1d(quantiles, distinct[times > OWN_BIN * len(values)])
+    repeated = np.intersect1d(quantiles, distinct[times > MIN_OWN_BIN_SHARE * len(values)])
     edges = np.union1d(quantiles, np.nextafter(repeated, -np.inf))
     return Counts(kind="numeric", edges=tuple(edges.tolist()), counts=(0,) * (len(edges) + 1))
 
@@ -202,13 +206,13 @@ def _numeric_frame(values: np.ndarray) -> Counts:
 def _count(frame: Counts, values: np.ndarray) -> Counts:
     update: dict[str, Any]
     if frame.kind == "numeric":
-        numbers = _as_float(values)
+        numbers = _to_float(values)
         absent = np.isnan(numbers)
         bins = np.searchsorted(np.array(frame.edges), numbers[~absent], side="left")
         counts = np.bincount(bins, minlength=len(frame.counts))
         update = {"counts": tuple(counts.tolist()), "missing": int(absent.sum())}
     else:
-        seen = _tally(values)
+        seen = _count_values(values)
         counts_by_name = [seen.get(name, 0) for name in frame.categories]
         present = sum(seen.values())
         update = {
@@ -219,7 +223,7 @@ def _count(frame: Counts, values: np.ndarray) -> Counts:
     return frame.model_copy(update=update)
 
 
-def _as_float(values: np.ndarray) -> np.ndarray:
+def _to_float(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "O":
         return np.array([np.nan if text is None else len(text.split()) for text in values], dtype=np.float64)
     if values.dtype.kind != "M":
@@ -228,9 +232,9 @@ def _as_float(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnat(values), np.nan, seconds)
 
 
-def _tally(values: np.ndarray) -> Counter[str]:
+def _count_values(values: np.ndarray) -> Counter[str]:
     """How often each present value occurs; booleans, which travel as 0.0 and 1.0, as "false" and "true"."""
-    present = values[~missing(values)]
+    present = values[~is_missing(values)]
     if values.dtype.kind == "f":
         return Counter({"true": int((present != 0).sum()), "false": int((present == 0).sum())})
     # Not np.unique: its array of fixed width would be as wide as the longest text for every row.

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.features import Feature
 from flywheel_ml.core.params import Params
 from flywheel_ml.utils.errors import ConfigError
@@ -44,22 +44,22 @@ class Project:
         """Where the project's own code is, relative to its root."""
         return Path("src") / self.package
 
-    def load_params(self, path: Path = stage.PARAMS) -> Params:
+    def load_params(self, path: Path = paths.PARAMS) -> Params:
         """Read params.yaml.
 
         Raises:
             ConfigError: the file is missing or malformed.
         """
-        params: type[Params] = load(self.params)
+        params: type[Params] = import_reference(self.params)
         return params.load(path)
 
     def fetch(self, path: Path) -> None:
         """Write the raw table to `path`, as the project's source does."""
-        fetch: Callable[[Path], None] = load(self.source)
+        fetch: Callable[[Path], None] = import_reference(self.source)
         fetch(path)
 
 
-def load(reference: str) -> Any:
+def import_reference(reference: str) -> Any:
     """Import what `module:attribute` names.
 
     Raises:

@@ -23,7 +23,7 @@ from flywheel_ml.utils.formatting import short_digest
 ROUTING, BUNDLES = "routing.json", "bundles"
 
 
-class Ref(config_model.StrictModel):
+class BundleRef(config_model.StrictModel):
     """One bundle: its version in the registry, and the sha256 of its manifest, which no other bundle has."""
 
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
@@ -33,7 +33,7 @@ class Ref(config_model.StrictModel):
 class Challenger(config_model.StrictModel):
     """A bundle that answers a share of the keys in (0, 1]; `salt` says which, and names this experiment."""
 
-    ref: Ref
+    ref: BundleRef
     share: float = Field(gt=0, le=1)
     salt: str = Field(pattern=r"^[0-9a-f]{32}$")
     since: str
@@ -47,7 +47,7 @@ class Challenger(config_model.StrictModel):
 class Shadow(config_model.StrictModel):
     """A bundle that is asked and logged, and answers nobody; `salt` names this experiment."""
 
-    ref: Ref
+    ref: BundleRef
     salt: str = Field(pattern=r"^[0-9a-f]{32}$")
     since: str
 
@@ -66,8 +66,8 @@ class Routing(config_model.StrictModel):
 
     format: Literal[2] = 2
     name: str = Field(min_length=1)
-    champion: Ref | None = None
-    previous: Ref | None = None
+    champion: BundleRef | None = None
+    previous: BundleRef | None = None
     challenger: Challenger | None = None
     shadow: Shadow | None = None
     updated_at: str
@@ -84,7 +84,7 @@ class Routing(config_model.StrictModel):
         return self
 
 
-def bundle_folder(folder: Path, ref: Ref) -> Path:
+def bundle_folder(folder: Path, ref: BundleRef) -> Path:
     """Where a bundle lies in the serving folder; a registry that was lost counts its versions from 1 again."""
     path = folder / BUNDLES / f"{ref.version}-{short_digest(ref.digest)}"
     # Folders of before bear the version alone.
@@ -98,12 +98,12 @@ def find_bundle(folder: Path, digest: str) -> Path | None:
     return next((path.parent for path in manifests if sha256_file(path) == digest), None)
 
 
-def read(folder: Path) -> Routing:
+def read_routing(folder: Path) -> Routing:
     """Read routing.json.
 
     Raises:
         ServingError: it is missing or cannot be read.
-        ConfigError: it is not what `write` writes.
+        ConfigError: it is not what `write_routing` writes.
     """
     try:
         content = read_json(folder / ROUTING)
@@ -114,16 +114,16 @@ def read(folder: Path) -> Routing:
     except (ValueError, RecursionError):
         raise ServingError(f"{ROUTING} is not valid JSON; roll a model out again") from None
     if isinstance(content, dict) and content.get("format") == 1:
-        content = _upgraded(content)
+        content = _upgrade(content)
     return config_model.parse(content, Routing, name=ROUTING)
 
 
-def write(folder: Path, routing: Routing) -> None:
+def write_routing(folder: Path, routing: Routing) -> None:
     """Replace routing.json atomically; put the bundles it names in place before."""
     write_json(folder / ROUTING, routing.model_dump(mode="json"))
 
 
-def unfit(champion: Contract, other: Contract) -> str:
+def find_incompatibility(champion: Contract, other: Contract) -> str:
     """Why a model with another contract cannot answer rows that were checked by the champion's; empty where it can."""
     if (other.target.name, other.classes) != (champion.target.name, champion.classes):
         return (
@@ -139,7 +139,7 @@ def unfit(champion: Contract, other: Contract) -> str:
     return ""
 
 
-def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
+def _upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     """Format 1 had room for experiments and never held one."""
     gone = {"challenger", "share", "shadow"}
     return {**{key: value for key, value in content.items() if key not in gone}, "format": 2}

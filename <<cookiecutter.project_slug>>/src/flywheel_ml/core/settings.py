@@ -95,12 +95,12 @@ class Settings(BaseSettings):
             raise ConfigError(f"{name}: {fault['msg']}; see .env.example") from None
 
     @property
-    def tracks_elsewhere(self) -> bool:
+    def has_tracking_server(self) -> bool:
         """Whether an MLflow server keeps runs and models."""
         return self.tracking_uri.startswith(("http://", "https://"))
 
     @property
-    def tracked_at(self) -> str:
+    def masked_tracking_uri(self) -> str:
         """The tracking URI as it may be shown: without its password."""
         if "@" not in self.tracking_uri:
             return self.tracking_uri

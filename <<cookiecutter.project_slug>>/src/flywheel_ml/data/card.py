@@ -6,14 +6,14 @@ from typing import Any, ClassVar, Literal
 
 import polars as pl
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.data import tables
 from flywheel_ml.data.cards import render
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.files import replacing
 
-PATH = stage.REPORTS / "data_card.md"
+PATH = paths.REPORTS / "data_card.md"
 CARD = Path(__file__).with_name("data_card.md.jinja")
 
 
@@ -50,7 +50,7 @@ def write(table: pl.DataFrame, contract: Contract, ingested: dict[str, int], tem
     Raises:
         ConfigError: decisions.yaml is missing or malformed, or the project's template is.
     """
-    record = config_model.load(stage.DECISIONS, Record)
+    record = config_model.load(paths.DECISIONS, Record)
     content = text(table, contract, ingested, record, templates)
     with replacing(PATH) as part:
         part.write_text(content, encoding="utf-8")

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from flywheel_ml.core.contract import Column
-from flywheel_ml.core.parsing.rules import BREAKS, REQUIRED, UNIQUE, Kind, rules_of
+from flywheel_ml.core.parsing.rules import IS_BROKEN, REQUIRED, UNIQUE, Kind, build_rules
 
 _EXPRESSIONS: dict[Kind, Callable[[pl.Expr, Any], pl.Expr]] = {
-    "range": BREAKS["range"],
+    "range": IS_BROKEN["range"],
     "categories": lambda value, limit: ~value.is_in(list(limit)),
-    "reserved": BREAKS["reserved"],
+    "reserved": IS_BROKEN["reserved"],
     "length": lambda value, limit: value.str.len_chars() > limit,
     "null_character": lambda value, limit: value.str.contains(limit, literal=True),
 }
@@ -34,6 +34,6 @@ def checks_of(columns: Sequence[Column]) -> Iterator[Check]:
             yield Check(column, REQUIRED, value.is_null())
         if column.role == "id":
             yield Check(column, UNIQUE, value.is_duplicated() & value.is_not_null())
-        for rule in rules_of(column):
+        for rule in build_rules(column):
             broken = _EXPRESSIONS[rule.kind](value, rule.limit).fill_null(value=False)
             yield Check(column, rule.message, broken, rule.tolerance)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import tables
@@ -33,7 +33,7 @@ def ingest(raw: pl.DataFrame, contract: Contract, until: datetime | None) -> Ing
     if until is not None and contract.time is None:
         raise ConfigError("params.yaml: data.until needs a column with role time in contract.yaml; drop it or add one")
     table = raw
-    until = until and contract.on_its_clock(until)
+    until = until and contract.to_time_zone(until)
     if until is not None and contract.time and raw.schema.get(contract.time.name) == tables.DTYPES["datetime"]:
         time = pl.col(contract.time.name)
         table = table.filter(time.is_null() | (time < until))
@@ -50,15 +50,15 @@ def ingest(raw: pl.DataFrame, contract: Contract, until: datetime | None) -> Ing
 
 def main(project: Project) -> None:
     """Read the raw table, leave out what has no place, write the rest."""
-    contract, params = Contract.load(stage.CONTRACT), project.load_params()
+    contract, params = Contract.load(paths.CONTRACT), project.load_params()
     done = ingest(tables.read(params.data.raw, contract), contract, params.data.until)
-    tables.write(done.table, stage.TABLE)
+    tables.write(done.table, paths.TABLE)
     write_json(
-        stage.REPORTS / "ingest.json",
+        paths.REPORTS / "ingest.json",
         {
             "rows": done.table.height,
             "rows_after_until": done.later,
             "rows_without_label": done.unlabelled,
-            "sha256": sha256_file(stage.TABLE),
+            "sha256": sha256_file(paths.TABLE),
         },
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import SplitParams
 from flywheel_ml.core.project import Project
@@ -93,7 +93,7 @@ def _by_time(table: pl.DataFrame, contract: Contract, params: SplitParams, until
     if params.test_days is not None and params.validation_days is not None:
         test_from = datetime.combine(last.date(), time.min) - timedelta(days=params.test_days - 1)
         if until is not None:
-            test_from = min(test_from, contract.on_its_clock(until) - timedelta(days=params.test_days))
+            test_from = min(test_from, contract.to_time_zone(until) - timedelta(days=params.test_days))
         validation_from = test_from - timedelta(days=params.validation_days)
     else:
         ordered = moments.sort()
@@ -159,16 +159,16 @@ def _told(table: pl.DataFrame, contract: Contract) -> str:
 
 def main(project: Project) -> None:
     """Read the table that was validated, cut it, write the parts."""
-    contract, params = Contract.load(stage.CONTRACT), project.load_params()
-    table = tables.read_verified(stage.TABLE, read_json(stage.REPORTS / "validation.json")["sha256"])
+    contract, params = Contract.load(paths.CONTRACT), project.load_params()
+    table = tables.read_verified(paths.TABLE, read_json(paths.REPORTS / "validation.json")["sha256"])
     parts = split(table, contract, params.split, params.data.until)
     report: dict[str, Any] = {}
     for name, part in parts.items():
-        tables.write(part, stage.SPLITS[name])
+        tables.write(part, paths.SPLITS[name])
         report[name] = {
             "rows": part.height,
-            "sha256": sha256_file(stage.SPLITS[name]),
+            "sha256": sha256_file(paths.SPLITS[name]),
             **first_and_last(part, contract),
         }
     report["test"]["in_train"] = twins(parts, contract)
-    write_json(stage.REPORTS / "split.json", report)
+    write_json(paths.REPORTS / "split.json", report)

@@ -71,10 +71,10 @@ def to_columns(frame: pl.DataFrame, columns: Sequence[Column]) -> dict[str, np.n
     return {column.name: _to_array(frame[column.name], column) for column in columns}
 
 
-def truth(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
-    """The target of n_rows as numbers, see `Contract.truth`."""
+def encode_target(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
+    """The target of n_rows as numbers, see `Contract.encode_target`."""
     target = contract.target
-    return contract.truth(_to_array(frame[target.name], target))
+    return contract.encode_target(_to_array(frame[target.name], target))
 
 
 def span(moments: pl.Series) -> str:

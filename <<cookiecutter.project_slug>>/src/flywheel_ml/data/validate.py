@@ -6,9 +6,9 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Column, Contract
-from flywheel_ml.core.parsing.rules import beyond
+from flywheel_ml.core.parsing.rules import add_tolerance
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import card, tables
 from flywheel_ml.data.checks import Check, checks_of
@@ -51,9 +51,9 @@ def check(table: pl.DataFrame, contract: Contract) -> list[Violation]:
 
 def main(project: Project) -> None:
     """Read the ingested table, judge it, write what was found; stop the pipeline if anything was."""
-    contract = Contract.load(stage.CONTRACT)
-    ingested = read_json(stage.REPORTS / "ingest.json")
-    table = tables.read_verified(stage.TABLE, ingested["sha256"])
+    contract = Contract.load(paths.CONTRACT)
+    ingested = read_json(paths.REPORTS / "ingest.json")
+    table = tables.read_verified(paths.TABLE, ingested["sha256"])
     found = check(table, contract)
     report: dict[str, Any] = {
         "ok": not found,
@@ -62,14 +62,14 @@ def main(project: Project) -> None:
         "contract_sha256": contract.fingerprint(),
         "violations": [violation.model_dump(mode="json") for violation in found],
     }
-    write_json(stage.REPORTS / "validation.json", report)
+    write_json(paths.REPORTS / "validation.json", report)
     if found:
         for violation in found:
             print(f"  ✗ {violation}", file=sys.stderr)
         raise ContractViolation(
-            f"{stage.TABLE} breaks contract.yaml in {len(found)} way{'s' if len(found) != 1 else ''} "
+            f"{paths.TABLE} breaks contract.yaml in {len(found)} way{'s' if len(found) != 1 else ''} "
             f"({found[0].column}: {found[0].rule}); mend the data or the contract; "
-            f"all of it is in {stage.REPORTS / 'validation.json'}, rows counted from 0"
+            f"all of it is in {paths.REPORTS / 'validation.json'}, rows counted from 0"
         )
     card.write(table, contract, ingested, project.folder / "cards")
 
@@ -99,7 +99,7 @@ def _mistyped(series: pl.Series, column: Column) -> Violation:
 
 def _violation(table: pl.DataFrame, check: Check) -> Violation:
     wrong = table.select(check.broken).to_series()
-    return _broken(table[check.column.name], check.column, beyond(check.message, check.tolerance), wrong)
+    return _broken(table[check.column.name], check.column, add_tolerance(check.message, check.tolerance), wrong)
 
 
 def _broken(series: pl.Series, column: Column, rule: str, wrong: pl.Series) -> Violation:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from flywheel_ml.core.contract import Contract, naive
+from flywheel_ml.core.contract import Contract, to_naive_utc
 from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
 from flywheel_ml.utils.errors import ConfigError, DataError
@@ -13,7 +13,7 @@ from flywheel_ml.utils.errors import ConfigError, DataError
 
 def check_span(since: datetime | None, until: datetime | None) -> None:
     """Refuse a span that has no moment; raises `ConfigError`."""
-    if since is not None and until is not None and naive(since) >= naive(until):
+    if since is not None and until is not None and to_naive_utc(since) >= to_naive_utc(until):
         raise ConfigError(f"--since is {since:%F %T} and --until {until:%F %T}; --since must be the earlier one")
 
 
@@ -31,9 +31,9 @@ def cut(table: pl.DataFrame, contract: Contract, since: datetime | None, until: 
     time = pl.col(contract.time.name)
     rows = table
     if since is not None:
-        rows = rows.filter(time >= contract.on_its_clock(since))
+        rows = rows.filter(time >= contract.to_time_zone(since))
     if until is not None:
-        rows = rows.filter(time < contract.on_its_clock(until))
+        rows = rows.filter(time < contract.to_time_zone(until))
     if rows.is_empty():
         moments = table[contract.time.name]
         raise DataError(f"no row lies from {since} until {until}; the table spans {tables.span(moments)}")

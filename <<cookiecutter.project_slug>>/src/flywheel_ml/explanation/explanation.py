@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from flywheel_ml.core.bundle import BACKGROUND, Bundle
-from flywheel_ml.core.contract import Columns, Label, from_rows
+from flywheel_ml.core.contract import Columns, Label, columns_from_rows
 from flywheel_ml.explanation import shapley
 from flywheel_ml.utils.errors import NotExplainable
 
@@ -72,9 +72,9 @@ def explain(bundle: Bundle, row: Mapping[str, Any], most: int = shapley.MOST) ->
             "with `explain.background_rows` in params.yaml above 0, train again"
         )
     inputs, classes = bundle.contract.inputs, bundle.manifest.classes
-    own = from_rows(inputs, [row])
+    own = columns_from_rows(inputs, [row])
     answers = _answers(bundle, own)
-    predictions = bundle.decide(answers)
+    predictions = bundle.to_predictions(answers)
     place = int(answers[0].argmax()) if bundle.manifest.task == "multiclass" else -1
 
     def score(joined: np.ndarray, other: np.ndarray) -> np.ndarray:

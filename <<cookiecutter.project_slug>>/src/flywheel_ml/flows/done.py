@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flywheel_ml.core import bundle, serving_folder, stage
+from flywheel_ml.core import bundle, paths, serving_folder
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.project import Project
@@ -44,8 +44,8 @@ def last(project: Project, settings: Settings, params: Params) -> Mapping[str, A
 
 
 def _registered(settings: Settings, number: str) -> State | None:
-    name = Contract.load(stage.CONTRACT).name
-    if not settings.tracks_elsewhere:
+    name = Contract.load(paths.CONTRACT).name
+    if not settings.has_tracking_server:
         return roles.read(settings, name, number)
     from flywheel_ml.model.registration.registry import Registry
 
@@ -56,7 +56,7 @@ def _served(settings: Settings) -> tuple[str, str] | None:
     """Number and digest of the champion that serves, whose bundle is whole; raises where there should be one."""
     if not (settings.serving_folder / serving_folder.ROUTING).is_file():
         return None
-    champion = serving_folder.read(settings.serving_folder).champion
+    champion = serving_folder.read_routing(settings.serving_folder).champion
     if champion is None:
         return None
     bundle.verify(serving_folder.bundle_folder(settings.serving_folder, champion), champion.digest)
@@ -70,7 +70,7 @@ def _state(project: Project, settings: Settings, params: Params) -> dict[str, st
     file = settings.tracking_uri.removeprefix("sqlite:///")
     is_gone = file != settings.tracking_uri and not Path(file).is_file()
     return {
-        "bundle": sha256_file(stage.BUNDLE / bundle.MANIFEST),
+        "bundle": sha256_file(paths.BUNDLE / bundle.MANIFEST),
         "gates": sha256_text(canonical_json(thresholds) + code),
-        "registry": "missing" if is_gone else settings.tracked_at,
+        "registry": "missing" if is_gone else settings.masked_tracking_uri,
     }

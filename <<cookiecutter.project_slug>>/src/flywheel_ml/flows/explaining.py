@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import Bundle
-from flywheel_ml.core.contract import from_rows
+from flywheel_ml.core.contract import columns_from_rows
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.explanation.explanation import Explanation, explain
@@ -107,7 +107,7 @@ def _served(folder: Path, version: str, digest: str | None) -> tuple[Path | None
     if digest is not None:
         return serving_folder.find_bundle(folder, digest), digest
     try:
-        now = serving_folder.read(folder)
+        now = serving_folder.read_routing(folder)
         beside = [one.ref for one in (now.challenger, now.shadow) if one]
     except ProjectError:
         refs = []
@@ -120,7 +120,7 @@ def _served(folder: Path, version: str, digest: str | None) -> tuple[Path | None
 
 
 def _score(bundle: Bundle, row: Mapping[str, Any]) -> float:
-    return float(bundle.predict(from_rows(bundle.contract.inputs, [row])).scores[0])
+    return float(bundle.predict(columns_from_rows(bundle.contract.inputs, [row])).scores[0])
 
 
 def _is_close(one: float, other: float) -> bool:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.params import Params
-from flywheel_ml.core.project import Project, load
+from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data.window import check_span
 from flywheel_ml.flows.orchestration import engine
@@ -16,7 +16,7 @@ from flywheel_ml.monitoring.run import MonitoringRun, monitor
 from flywheel_ml.prediction_log import Reader, now_us
 from flywheel_ml.utils.errors import ConfigError
 
-FOLDER = stage.REPORTS / "monitoring"
+FOLDER = paths.REPORTS / "monitoring"
 
 
 def watch(
@@ -46,7 +46,7 @@ def watch(
     else:
         log, span = Reader(settings.prediction_log), (_us(since) if since else 0, _us(until) if until else None)
         rows = window.from_log(log, opened, slices, *span, version, opened.digest)
-    found = engine.task("monitor", monitor, rows, opened, params, FOLDER, rules=load(project.alerts))
+    found = engine.task("monitor", monitor, rows, opened, params, FOLDER, rules=import_reference(project.alerts))
     tell(found)
     if webhook := settings.alert_webhook.get_secret_value():
         engine.task("alert", alerts.deliver, webhook, found.alerts)

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.serving_folder import Challenger, Change, Ref, Routing, Shadow
+from flywheel_ml.core.serving_folder import BundleRef, Challenger, Change, Routing, Shadow
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows.orchestration.engine import exclusive, task
 from flywheel_ml.model.evaluation.gate import Check
@@ -144,7 +144,7 @@ def rollback(registry: Registry, settings: Settings, why: str = "rolled back") -
         ProjectError: the serving folder knows no version before this one.
     """
     with _changing(settings.serving_folder):
-        now = serving_folder.read(settings.serving_folder)
+        now = serving_folder.read_routing(settings.serving_folder)
         if now.previous is None or now.champion is None:
             raise ProjectError("there is no version to roll back to; `rollout status` shows what there is")
         _record(settings.serving_folder, now)
@@ -194,7 +194,7 @@ def recover(registry: Registry, settings: Settings) -> str:
         return ""
     with _changing(folder):
         try:
-            now = serving_folder.read(folder)
+            now = serving_folder.read_routing(folder)
             if now.champion is None or now.name != registry.name:
                 return ""
             version = _register_again(registry, folder, now.champion, now.previous)
@@ -258,7 +258,7 @@ def _changing(folder: Path) -> AbstractContextManager[None]:
     return exclusive(folder, "rollout", wait_seconds=WAIT_SECONDS)
 
 
-def _register_again(registry: Registry, folder: Path, champion: Ref, previous: Ref | None) -> Version:
+def _register_again(registry: Registry, folder: Path, champion: BundleRef, previous: BundleRef | None) -> Version:
     """The champion's version in a registry that has lost it; also registers the one before, to roll back to."""
     for ref in (previous, champion):
         if ref is None or (found := registry.find(ref.digest)):
@@ -281,7 +281,7 @@ def _register_again(registry: Registry, folder: Path, champion: Ref, previous: R
     return found
 
 
-def _registered(registry: Registry, ref: Ref) -> Version:
+def _registered(registry: Registry, ref: BundleRef) -> Version:
     """The version that holds a bundle of the serving folder, whatever its number is by now."""
     if found := registry.find(ref.digest):
         return found
@@ -340,13 +340,15 @@ def _check(registry: Registry, folder: Path, champion: Version, number: str) -> 
     if not version.passed:
         raise GateRefusal(f"version {number} was refused ({version.refused}); it cannot be tried out")
     paths = [serving_folder.bundle_folder(folder, _fetch(registry, one, folder)) for one in (champion, version)]
-    if unfit := serving_folder.unfit(*(Contract.load(path / bundle.CONTRACT, accept_renamed=True) for path in paths)):
+    if unfit := serving_folder.find_incompatibility(
+        *(Contract.load(path / bundle.CONTRACT, accept_renamed=True) for path in paths)
+    ):
         raise ProjectError(f"version {number} cannot stand beside version {champion.number}: {unfit}")
 
 
-def _fetch(registry: Registry, version: Version, folder: Path) -> Ref:
+def _fetch(registry: Registry, version: Version, folder: Path) -> BundleRef:
     remove_leftovers(folder, folder / serving_folder.BUNDLES)
-    ref = Ref(version=version.number, digest=version.digest)
+    ref = BundleRef(version=version.number, digest=version.digest)
     path = serving_folder.bundle_folder(folder, ref)
     if not _is_whole(path, version.digest):
         task("fetch bundle", _download, registry, version, path)
@@ -378,7 +380,7 @@ def _serve(registry: Registry, version: Version, settings: Settings, why: str, w
     return _point(registry, settings, after)
 
 
-def _number(ref: Ref | None) -> str | None:
+def _number(ref: BundleRef | None) -> str | None:
     return ref.version if ref else None
 
 
@@ -409,7 +411,7 @@ def _try_out(registry: Registry, now: Routing, plan: Plan | None, settings: Sett
 
 def _point(registry: Registry, settings: Settings, after: Routing) -> Routing:
     # Bundle first, then the pointer to it, then the record: a crash in between leaves a folder that serves.
-    serving_folder.write(settings.serving_folder, after)
+    serving_folder.write_routing(settings.serving_folder, after)
     _record(settings.serving_folder, after)
     _prune(registry, settings, after)
     return after
@@ -432,7 +434,7 @@ def _is_whole(path: Path, digest: str) -> bool:
 def _read(folder: Path) -> Routing | None:
     """What is there; nothing where it cannot be read, for then it is to be written anew."""
     try:
-        return serving_folder.read(folder)
+        return serving_folder.read_routing(folder)
     except ProjectError:
         return None
 

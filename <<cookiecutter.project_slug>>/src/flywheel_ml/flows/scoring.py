@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from flywheel_ml import prediction_log
 from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import Bundle, Predictions
-from flywheel_ml.core.contract import SCORED, Column, Contract
+from flywheel_ml.core.contract import SCORE_COLUMNS, Column, Contract
 from flywheel_ml.core.params import ScoreParams
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
@@ -28,7 +28,7 @@ from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import DataError, ProjectError
 from flywheel_ml.utils.files import replacing
 
-PREDICTION, SCORE, PROBABILITIES, LOW, HIGH, VERSION = SCORED
+PREDICTION, SCORE, PROBABILITIES, LOW, HIGH, VERSION = SCORE_COLUMNS
 _ROWS = "rows"
 MOST_THREADS = 8
 """Each holds a piece of the table in memory."""
@@ -53,7 +53,7 @@ def champion(project: Project, settings: Settings) -> tuple[str, Bundle]:
     Raises:
         ProjectError: nothing is rolled out.
     """
-    now = serving_folder.read(settings.serving_folder)
+    now = serving_folder.read_routing(settings.serving_folder)
     if now.champion is None:
         raise ProjectError("the serving folder has no champion; run the training flow first")
     path = serving_folder.bundle_folder(settings.serving_folder, now.champion)
@@ -170,7 +170,7 @@ def _checked(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[pl.DataF
         for column in needed:
             if column.name not in chunk.columns:
                 raise DataError(f"{source} has no column '{column.name}'; {suggest(column.name, chunk.columns)}")
-        if taken := [name for name in SCORED if name in chunk.columns]:
+        if taken := [name for name in SCORE_COLUMNS if name in chunk.columns]:
             raise DataError(f"{source} has a column '{taken[0]}' already, which scoring adds; rename it")
         for column in contract.columns:
             if column.name in chunk.columns and chunk.schema[column.name] != tables.DTYPES[column.type]:

@@ -5,7 +5,7 @@ import urllib.request
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from flywheel_ml.core.serving_folder import Ref, Routing
+from flywheel_ml.core.serving_folder import BundleRef, Routing
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows.rollout import LEADING, audit
 from flywheel_ml.prediction_log import Reader, VariantStats, merge_stats
@@ -59,7 +59,7 @@ def _is_of(one: Standing, tally: VariantStats) -> bool:
     return tally.variant == one.variant and is_same
 
 
-def _of(ref: Ref) -> tuple[str, str]:
+def _of(ref: BundleRef) -> tuple[str, str]:
     return ref.version, ref.digest
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from flywheel_ml.core import bundle, metrics, serving_folder, stage
+from flywheel_ml.core import bundle, metrics, paths, serving_folder
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.params import SHAPING, Params
-from flywheel_ml.core.project import Project, load
+from flywheel_ml.core.params import TRAINING_GROUPS, Params
+from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import done
 from flywheel_ml.flows.orchestration import engine
@@ -52,9 +52,9 @@ class Run(NamedTuple):
     @classmethod
     def begin(cls, project: Project, settings: Settings, progress: Progress) -> Self:
         """Read contract and parameters, open the registry, and remove what a killed run left half-written."""
-        contract, params = Contract.load(stage.CONTRACT), project.load_params()
+        contract, params = Contract.load(paths.CONTRACT), project.load_params()
         remove_leftovers(
-            Path(), stage.TABLE.parent, *{path.parent for path in stage.SPLITS.values()}, stage.REPORTS, stage.PLOTS
+            Path(), paths.TABLE.parent, *{path.parent for path in paths.SPLITS.values()}, paths.REPORTS, paths.PLOTS
         )
         return cls(project, settings, contract, params, _open(project, settings, contract.name), progress)
 
@@ -66,7 +66,7 @@ def run(project: Project, settings: Settings, progress: Progress) -> Outcome:
         Busy: another run holds the project.
         ProjectError: a stage refused to go on.
     """
-    name = Contract.load(stage.CONTRACT).name
+    name = Contract.load(paths.CONTRACT).name
     with engine.exclusive(done.FOLDER, "run"), ExitStack() as stack:
         with progress.step("prepare", "flow server and model registry") as step:
             # Opening the registry, mostly imports and migrations, overlaps with the server's start.
@@ -74,7 +74,7 @@ def run(project: Project, settings: Settings, progress: Progress) -> Outcome:
             step.note = "flow server and model registry are ready"
             if abandoned:
                 step.note += f"; {abandoned} killed run(s) marked as crashed"
-        train: Callable[[Run], Outcome] = load(f"{project.flows}:train")
+        train: Callable[[Run], Outcome] = import_reference(f"{project.flows}:train")
         return engine.run_flow(NAME, lambda: train(Run.begin(project, settings, progress)))
 
 
@@ -108,7 +108,7 @@ def check_gates(run: Run) -> list[Check]:
     with run.progress.step("gates", "may it be promoted?") as step:
         candidate = engine.task("compare", compare, run.project, run.registry, run.settings, run.contract)
         measured = engine.task("measure", measure, run.project, run.contract, run.params)
-        checks = judge(candidate._replace(**measured), run.params.gates, load(run.project.gates))
+        checks = judge(candidate._replace(**measured), run.params.gates, import_reference(run.project.gates))
         failed = [check for check in checks if not check.passed]
         step.note = f"{len(checks) - len(failed)} of {len(checks)} passed"
     return checks
@@ -163,12 +163,12 @@ def compare(project: Project, registry: "Registry", settings: Settings, contract
     from flywheel_ml.data import tables
     from flywheel_ml.model.registration.registry import CHAMPION
 
-    manifest = bundle.verify(stage.BUNDLE)
+    manifest = bundle.verify(paths.BUNDLE)
     champion = registry.alias(CHAMPION)
     if champion is None:
         return Candidate(manifest)
-    split = read_json(stage.REPORTS / "split.json")
-    rows = tables.read_verified(stage.SPLITS["test"], split["test"]["sha256"])
+    split = read_json(paths.REPORTS / "split.json")
+    rows = tables.read_verified(paths.SPLITS["test"], split["test"]["sha256"])
     with TemporaryDirectory() as scratch:
         try:
             opened = _open_champion(project, registry, champion, settings, Path(scratch))
@@ -183,9 +183,9 @@ def compare(project: Project, registry: "Registry", settings: Settings, contract
         except ProjectError as error:
             problem = str(error).replace(scratch, f"of version {champion.number}")
             return Candidate(manifest, champion_problem=problem)
-    truth = tables.truth(rows, contract)
-    decision = metrics.Decision(opened.manifest.threshold) if opened.manifest.threshold is not None else None
-    found = metrics.judge(contract.task, truth, answers.output, decision).get(metrics.HEADLINE[contract.task])
+    truth = tables.encode_target(rows, contract)
+    decision = metrics.DecisionRule(opened.manifest.threshold) if opened.manifest.threshold is not None else None
+    found = metrics.compute_metrics(contract.task, truth, answers.output, decision).get(metrics.HEADLINE[contract.task])
     return Candidate(manifest, found, "" if found is not None else "the test rows hold one class only")
 
 
@@ -194,12 +194,12 @@ def measure(project: Project, contract: Contract, params: Params) -> dict[str, A
     from flywheel_ml.data import tables
     from flywheel_ml.model.evaluation import speed
 
-    split = read_json(stage.REPORTS / "split.json")
-    rows = tables.read_verified(stage.SPLITS["test"], split["test"]["sha256"]).head(speed.ROWS)
-    opened = bundle.Bundle.open(stage.BUNDLE, features=project.features)
+    split = read_json(paths.REPORTS / "split.json")
+    rows = tables.read_verified(paths.SPLITS["test"], split["test"]["sha256"]).head(speed.ROWS)
+    opened = bundle.Bundle.open(paths.BUNDLE, features=project.features)
     return {
         "latency_ms": speed.latency_ms(opened, tables.to_columns(rows, contract.inputs)),
-        "size_mb": speed.size_mb(stage.BUNDLE),
+        "size_mb": speed.size_mb(paths.BUNDLE),
         "interval_level": params.evaluate.interval_level,
     }
 
@@ -209,20 +209,20 @@ def register(registry: "Registry", contract: Contract, params: Params, checks: l
     from flywheel_ml.model.evaluation import figures
 
     passed = all(check.passed for check in checks)
-    if found := registry.find(sha256_file(stage.BUNDLE / bundle.MANIFEST), passed):
-        registry.mend(found, stage.BUNDLE, lineage())
+    if found := registry.find(sha256_file(paths.BUNDLE / bundle.MANIFEST), passed):
+        registry.mend(found, paths.BUNDLE, lineage())
         return found
-    plots = {path.stem: read_json(path) for path in stage.PLOTS.glob("*.json")}
-    figures.evaluation(stage.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
-    shaping = params.model_dump(mode="json", include=SHAPING)
+    plots = {path.stem: read_json(path) for path in paths.PLOTS.glob("*.json")}
+    figures.evaluation(paths.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
+    shaping = params.model_dump(mode="json", include=TRAINING_GROUPS)
     return registry.register(
-        stage.BUNDLE, checks, flatten(shaping), lineage(), [stage.REPORTS], trials(), _selection_metrics()
+        paths.BUNDLE, checks, flatten(shaping), lineage(), [paths.REPORTS], trials(), _selection_metrics()
     )
 
 
 def trials() -> list["Trial"]:
     """What the train stage tried, with the seconds where this machine knows them."""
-    report = read_json(stage.REPORTS / "tuning.json")
+    report = read_json(paths.REPORTS / "tuning.json")
     if not report["trials"]:
         return []
     from flywheel_ml.model.training import tune
@@ -279,7 +279,7 @@ def _told(name: str, contract: Contract, params: Params) -> str:
     if name == "train":
         return _chosen(contract)
     if name == "split":
-        test = read_json(stage.REPORTS / "split.json")["test"]
+        test = read_json(paths.REPORTS / "split.json")["test"]
         told = (
             [formatting.overlap(test["in_train"], test["rows"], contract.time is not None)] if test["in_train"] else []
         )
@@ -288,7 +288,7 @@ def _told(name: str, contract: Contract, params: Params) -> str:
         return "; ".join(told)
     if name == "evaluate":
         headline = metrics.HEADLINE[contract.task]
-        measured = read_json(stage.REPORTS / "metrics.json")
+        measured = read_json(paths.REPORTS / "metrics.json")
         shown = {"test": "model", "sklearn_default": "scikit-learn's boosting by default", "linear": "linear"}
         told = [
             f"{label} {measured[part][headline]:.4f}"
@@ -301,7 +301,7 @@ def _told(name: str, contract: Contract, params: Params) -> str:
 
 def _chosen(contract: Contract) -> str:
     """Which candidate was chosen, and how probabilities are calibrated."""
-    trained = read_json(stage.REPORTS / "train.json")
+    trained = read_json(paths.REPORTS / "train.json")
     found, measure = trained["selection"], "log loss" if contract.classes else "mean squared error"
     loss = {score["name"]: score["loss"] for score in found["candidates"]}
     told = [f"{found['chosen'].replace('_', ' ')}: {measure} {loss[found['chosen']]:.4g} by {found['method']}"]
@@ -322,7 +322,7 @@ def no_signal(checks: list[Check], contract: Contract) -> str:
     """One line that says that the table holds no signal, with what was tried; empty where it holds some."""
     if all(check.passed for check in checks if check.gate == NO_SIGNAL):
         return ""
-    trained = read_json(stage.REPORTS / "train.json")
+    trained = read_json(paths.REPORTS / "train.json")
     tried = ", ".join(score["name"].replace("_", " ") for score in trained["selection"]["candidates"])
     compared, measure = trained["comparison"], "log loss" if contract.classes else "mean squared error"
     return (
@@ -334,11 +334,11 @@ def no_signal(checks: list[Check], contract: Contract) -> str:
 
 def _selection_metrics() -> dict[str, float]:
     """For MLflow: each candidate's loss and seconds, and the comparison with prior and linear baseline."""
-    trained = read_json(stage.REPORTS / "train.json")
+    trained = read_json(paths.REPORTS / "train.json")
     found = {}
     for score in trained["selection"]["candidates"]:
         found[f"selection.{_metric_name(score['name'])}.loss"] = score["loss"]
-    seconds = read_json(stage.SELECTION_SECONDS) if stage.SELECTION_SECONDS.is_file() else {}
+    seconds = read_json(paths.SELECTION_SECONDS) if paths.SELECTION_SECONDS.is_file() else {}
     found |= {f"selection.{_metric_name(name)}.seconds": float(value) for name, value in seconds.items()}
     for versus in ("prior", "linear"):
         for key in ("loss", "gain", "p_value"):
@@ -360,7 +360,7 @@ def _open_champion(
     project: Project, registry: "Registry", champion: "Version", settings: Settings, scratch: Path
 ) -> bundle.Bundle:
     served = serving_folder.bundle_folder(
-        settings.serving_folder, serving_folder.Ref(version=champion.number, digest=champion.digest)
+        settings.serving_folder, serving_folder.BundleRef(version=champion.number, digest=champion.digest)
     )
     try:
         return bundle.Bundle.open(served, champion.digest, project.features)

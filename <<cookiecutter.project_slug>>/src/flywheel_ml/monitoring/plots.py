@@ -157,7 +157,7 @@ class _Bars(NamedTuple):
 def _draw_histogram(
     reference: Counts, window: Counts, title: str, write: Callable[[float], str], size: tuple[int, int]
 ) -> Markup:
-    reference, window = reference.merged(), window.merged()
+    reference, window = reference.merge_bins(), window.merge_bins()
     by_value = len(reference.edges) <= MAX_VALUES
     bars = _bars_by_value(reference, window) if by_value else _bars_by_bin(reference, window)
     both = np.maximum(bars.reference, bars.window)

@@ -84,7 +84,7 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
         evaluate: costs and the smallest slice.
     """
     task, reference = manifest.task, manifest.metrics.get("test", {})
-    found = metrics.judge(task, window.truth, window.output, _build_decision(manifest, evaluate))
+    found = metrics.compute_metrics(task, window.truth, window.output, _build_decision(manifest, evaluate))
     spread = compute_intervals(manifest, window.truth, window.output, monitor.confidence_level)
     measures = {
         name: Measure(
@@ -107,7 +107,7 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
         limit=limit,
         measures=measures,
         slices=tuple(_assess_slices(window, manifest, monitor, evaluate)),
-        curves=metrics.curves(task, window.truth, window.output),
+        curves=metrics.compute_curves(task, window.truth, window.output),
         cautions=tuple(_list_cautions(window, monitor)),
     )
 
@@ -149,7 +149,7 @@ def compute_intervals(
 def _compute_binary_intervals(
     labels: np.ndarray, scores: np.ndarray, threshold: float, confidence: float
 ) -> dict[str, Interval]:
-    hits, alarms, _, rejected = (int(count) for count in metrics.confusion(labels, scores, threshold))
+    hits, alarms, _, rejected = (int(count) for count in metrics.count_confusion(labels, scores, threshold))
     positives, called = int(labels.sum()), hits + alarms
     truth = labels.astype(np.float64)
     likely = np.clip(np.where(labels, scores, 1 - scores.astype(np.float64)), np.finfo(np.float64).eps, None)
@@ -195,10 +195,10 @@ def _z_score(confidence: float) -> float:
     return float(stats.norm.ppf(0.5 + confidence / 2))
 
 
-def _build_decision(manifest: Manifest, evaluate: EvaluateParams) -> metrics.Decision | None:
+def _build_decision(manifest: Manifest, evaluate: EvaluateParams) -> metrics.DecisionRule | None:
     if manifest.threshold is None:
         return None
-    return metrics.Decision(manifest.threshold, evaluate.costs.false_positive, evaluate.costs.false_negative)
+    return metrics.DecisionRule(manifest.threshold, evaluate.costs.false_positive, evaluate.costs.false_negative)
 
 
 def _compute_limit(task: Task, reference: float | None, monitor: MonitorParams) -> float | None:
@@ -286,5 +286,5 @@ def _assess_slices(
                 enough=enough,
                 worse=bool(found and limit is not None and _is_beyond(name, found, limit)),
                 reference=reference,
-                metrics=metrics.judge(task, truth, output, _build_decision(manifest, evaluate)),
+                metrics=metrics.compute_metrics(task, truth, output, _build_decision(manifest, evaluate)),
             )

@@ -8,7 +8,7 @@ import numpy as np
 
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
-from flywheel_ml.core.parsing.rules import REQUIRED, beyond, rules_of
+from flywheel_ml.core.parsing.rules import REQUIRED, add_tolerance, build_rules
 from flywheel_ml.core.profile import PREDICTION
 from flywheel_ml.monitoring.drift import Drift, compare
 from flywheel_ml.monitoring.quality import Quality, assess
@@ -200,9 +200,9 @@ def _find_violations(window: Window, bundle: Bundle) -> Iterator[RuleViolation]:
             continue
         if counts.missing and not column.nullable and column.name not in bundle.unused:
             found.append((column.name, REQUIRED, counts.missing))
-        for rule in rules_of(column):
+        for rule in build_rules(column):
             if rule.kind == "categories" and counts.unseen > rule.tolerance * counts.present:
-                found.append((column.name, beyond(rule.message, rule.tolerance), counts.unseen))
+                found.append((column.name, add_tolerance(rule.message, rule.tolerance), counts.unseen))
             elif rule.kind == "range" and (outside := window.out_of_range.get(column.name)):
                 found.append((column.name, rule.message, outside))
     for name, message, rows in sorted(found, key=lambda violation: -violation[2]):

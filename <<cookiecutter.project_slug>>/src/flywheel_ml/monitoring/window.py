@@ -19,8 +19,8 @@ import polars as pl
 
 from flywheel_ml.core import profile
 from flywheel_ml.core.bundle import Bundle
-from flywheel_ml.core.contract import Columns, Contract, from_rows
-from flywheel_ml.core.parsing.rules import BREAKS, rules_of
+from flywheel_ml.core.contract import Columns, Contract, columns_from_rows
+from flywheel_ml.core.parsing.rules import IS_BROKEN, build_rules
 from flywheel_ml.data import tables
 from flywheel_ml.prediction_log import LoggedPrediction, Reader
 from flywheel_ml.utils.errors import DataError
@@ -34,9 +34,9 @@ _HOUR_US = 3_600_000_000
 class Chunk(NamedTuple):
     """Rows as they come in: the contract's input columns, and of each row [n_rows] what became of it.
 
-    `truth` is what `Contract.truth` makes of the labels, NaN where none has arrived; `output` [n_rows, k] as in
-    `metrics.judge`, needed only where there is a label; `times` are datetime64[us] or None; `degraded` marks rows
-    that a fallback answered, not the model; `rows_without_digest` as in `Window`.
+    `truth` is what `Contract.encode_target` makes of the labels, NaN where none has arrived; `output` [n_rows, k] as in
+    `metrics.compute_metrics`, needed only where there is a label; `times` are datetime64[us] or None; `degraded` marks
+    rows that a fallback answered, not the model; `rows_without_digest` as in `Window`.
     """
 
     columns: Columns
@@ -62,8 +62,8 @@ class Window:
         out_of_range: column → rows beyond the contract's range.
         hours: hours since 1970 → rows, where the rows have times; `first` and `last` are the extreme times.
         clock: what the times mean.
-        output, truth: float32 [n_labelled, k] and float64 [n_labelled], as in `metrics.judge`: the rows that the model
-            scored and whose label is known.
+        output, truth: float32 [n_labelled, k] and float64 [n_labelled], as in `metrics.compute_metrics`: the rows that
+            the model scored and whose label is known.
         slices: column → the row's value as str object [n_labelled].
     """
 
@@ -191,21 +191,27 @@ def _collect(chunks: Iterable[Chunk], bundle: Bundle, slices: Sequence[str], sou
 
 
 def _add_drift_features(chunk: Chunk, bundle: Bundle) -> Chunk:
-    return chunk._replace(columns={**chunk.columns, **bundle.watched(chunk.columns)})
+    return chunk._replace(columns={**chunk.columns, **bundle.drift_features(chunk.columns)})
 
 
 def _empty_chunk(contract: Contract) -> Chunk:
     none = np.empty(0)
     output = np.empty((0, len(contract.classes) or 3))
     return Chunk(
-        from_rows(contract.inputs, []), none, output, none, None, np.empty(0, dtype=object), np.empty(0, dtype=bool)
+        columns_from_rows(contract.inputs, []),
+        none,
+        output,
+        none,
+        None,
+        np.empty(0, dtype=object),
+        np.empty(0, dtype=bool),
     )
 
 
 def _read_logged(rows: Sequence[LoggedPrediction], bundle: Bundle) -> Chunk:
     predictions = [row.prediction for row in rows]
     return Chunk(
-        columns=from_rows(bundle.contract.inputs, [json.loads(p.inputs) for p in predictions]),
+        columns=columns_from_rows(bundle.contract.inputs, [json.loads(p.inputs) for p in predictions]),
         scores=np.array([p.score for p in predictions], dtype=np.float32),
         output=_read_logged_output(rows, bundle.contract),
         truth=np.array([_parse_label(row.label, bundle.contract) for row in rows], dtype=np.float64),
@@ -217,7 +223,7 @@ def _read_logged(rows: Sequence[LoggedPrediction], bundle: Bundle) -> Chunk:
 
 
 def _parse_label(text: str | None, contract: Contract) -> float:
-    """A label as `Contract.truth` has it; NaN for none, and for one that the target cannot have."""
+    """A label as `Contract.encode_target` has it; NaN for none, and for one that the target cannot have."""
     if text is None:
         return math.nan
     value = json.loads(text)
@@ -271,7 +277,7 @@ def _read_scored(frame: pl.DataFrame, contract: Contract, path: Path) -> Chunk:
         output=_read_scored_output(frame, contract, path)
         if has_labels
         else np.empty((rows, len(contract.classes) or 3)),
-        truth=contract.truth(columns[target.name]) if has_labels else np.full(rows, np.nan),
+        truth=contract.encode_target(columns[target.name]) if has_labels else np.full(rows, np.nan),
         times=columns[contract.time.name] if contract.time else None,
         versions=_read_texts(frame, "model_version"),
         degraded=np.zeros(rows, dtype=bool),
@@ -305,8 +311,8 @@ def _read_texts(frame: pl.DataFrame, name: str) -> np.ndarray:
 def _count_out_of_range(contract: Contract, columns: Columns) -> dict[str, int]:
     found = {}
     for column in contract.inputs:
-        for rule in rules_of(column):
-            if rule.kind == "range" and (outside := int(BREAKS[rule.kind](columns[column.name], rule.limit).sum())):
+        for rule in build_rules(column):
+            if rule.kind == "range" and (outside := int(IS_BROKEN[rule.kind](columns[column.name], rule.limit).sum())):
                 found[column.name] = outside
     return found
 

@@ -34,7 +34,7 @@ class ServingFolder:
 
     def add(
         self, version: str, edit: Callable[[str], str] = str, model: bytes | None = None, **facts: Any
-    ) -> serving_folder.Ref:
+    ) -> serving_folder.BundleRef:
         """Put a bundle in place: the tiny one with a card of its own, and another contract text, model or facts."""
         path = self.bundle(version)
         shutil.copytree(self._source, path)
@@ -45,17 +45,19 @@ class ServingFolder:
         contract = path / bundle.CONTRACT
         contract.write_text(edit(contract.read_text()))
         known = {**manifest.model_dump(exclude={"files"}), "contract_sha256": Contract.load(contract).fingerprint()}
-        bundle.seal(path, {**known, **facts})
+        bundle.write_manifest(path, {**known, **facts})
         return self.ref(version)
 
-    def ref(self, version: str) -> serving_folder.Ref:
+    def ref(self, version: str) -> serving_folder.BundleRef:
         """What routing says of a bundle as it is now."""
-        return serving_folder.Ref(version=version, digest=files.sha256_file(self.bundle(version) / bundle.MANIFEST))
+        return serving_folder.BundleRef(
+            version=version, digest=files.sha256_file(self.bundle(version) / bundle.MANIFEST)
+        )
 
     def point(
         self,
-        champion: serving_folder.Ref | None,
-        previous: serving_folder.Ref | None = None,
+        champion: serving_folder.BundleRef | None,
+        previous: serving_folder.BundleRef | None = None,
         challenger: serving_folder.Challenger | None = None,
         shadow: serving_folder.Shadow | None = None,
     ) -> None:
@@ -68,9 +70,9 @@ class ServingFolder:
             shadow=shadow,
             updated_at="2013-11-01T00:00:00+00:00",
         )
-        serving_folder.write(self.path, now)
+        serving_folder.write_routing(self.path, now)
 
-    def roll_out(self, version: str, **facts: Any) -> serving_folder.Ref:
+    def roll_out(self, version: str, **facts: Any) -> serving_folder.BundleRef:
         """Put a bundle in place and make it champion."""
         ref = self.add(version, **facts)
         self.point(ref)

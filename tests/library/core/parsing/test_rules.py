@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from flywheel_ml.core.contract import MISSING, Column, Contract
-from flywheel_ml.core.parsing.rules import REQUIRED, rules_of
+from flywheel_ml.core.parsing.rules import REQUIRED, build_rules
 from flywheel_ml.data.tables import DTYPES
 from flywheel_ml.data.validate import check
 from flywheel_ml.flows import scoring
@@ -45,16 +45,16 @@ def test_one_fault_has_one_message_wherever_it_is_found(column: Column, value: A
 
 
 def test_an_id_is_one_that_every_log_can_hold() -> None:
-    rules = {rule.kind: rule.message for rule in rules_of(Column(name="key", type="string", role="id"))}
+    rules = {rule.kind: rule.message for rule in build_rules(Column(name="key", type="string", role="id"))}
     assert rules.keys() == {"reserved", "length", "null_character"}
 
 
 def test_many_categories_are_not_all_listed() -> None:
-    (rule,) = rules_of(Column(name="x", type="string", categories=tuple(f"c{at}" for at in range(100))))
+    (rule,) = build_rules(Column(name="x", type="string", categories=tuple(f"c{at}" for at in range(100))))
     assert rule.message.endswith("… (100 in the contract)")
     assert len(rule.message) < 120
 
 
 def test_a_weight_is_not_negative() -> None:
-    (rule,) = rules_of(Column(name="w", type="float", role="weight"))
+    (rule,) = build_rules(Column(name="w", type="float", role="weight"))
     assert rule.message == "must not be negative"

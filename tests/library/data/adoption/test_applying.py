@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ConfigDict
 
 from flywheel_ml.cli import verbs
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data.adoption import adopt, applying, profiling, writing
 from flywheel_ml.data.adoption.inference import Decision, Proposal
@@ -97,10 +97,10 @@ def former(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, content in FORMER.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text(content)
-    params = yaml.safe_load((project.ROOT / stage.PARAMS).read_text())
+    params = yaml.safe_load((project.ROOT / paths.PARAMS).read_text())
     params["data"]["raw"] = "data/raw/parcels.parquet"
     params["split"] = {"by": "time", "validation_days": 3, "test_days": 3}
-    (path / stage.PARAMS).write_text(f"# every knob\n{yaml.safe_dump(params)}")
+    (path / paths.PARAMS).write_text(f"# every knob\n{yaml.safe_dump(params)}")
     monkeypatch.chdir(path)
     return path
 
@@ -129,7 +129,7 @@ def test_every_file_is_then_about_the_new_table(former: Path, table: Path) -> No
     assert contract["name"] == "my-shop-2024"
     assert contract["description"] == "Rows of My Shop 2024.csv."
     assert [column["name"] for column in contract["columns"]] == ["spent", "shelf", "empty", "bought"]
-    params = yaml.safe_load(stage.PARAMS.read_text())
+    params = yaml.safe_load(paths.PARAMS.read_text())
     assert params["data"] == {"raw": "data/raw/my-shop-2024.parquet", "until": None}
     assert params["split"] == {"by": "hash", "validation_share": 0.15, "test_share": 0.15}
     assert (params["evaluate"]["slices"], params["gates"]["min_score"]) == (["shelf"], None)
@@ -315,7 +315,7 @@ def test_what_a_killed_process_had_begun_is_cleared_away_by_the_next_run(
 ) -> None:
     (former / applying.NEW).mkdir(parents=True)
     (former / applying.NEW / "half.parquet").write_bytes(b"half")
-    (former / stage.PARAMS).write_text("no params: true\n")
+    (former / paths.PARAMS).write_text("no params: true\n")
     monkeypatch.setattr("sys.argv", ["x", "run"])
     with pytest.raises(SystemExit):
         verbs.main(project.PROJECT)

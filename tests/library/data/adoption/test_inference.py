@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import datasets
 
-from flywheel_ml.core.contract import SCORED
+from flywheel_ml.core.contract import SCORE_COLUMNS
 from flywheel_ml.data import split
-from flywheel_ml.data.adoption import columns, issues, words
+from flywheel_ml.data.adoption import columns, issues, name_heuristics
 from flywheel_ml.data.adoption.detection.detected import TEXT
 from flywheel_ml.data.adoption.profiling import ColumnProfile
 from flywheel_ml.utils.errors import ConfigError, DataError
@@ -414,7 +414,7 @@ def test_no_column_of_noise_is_taken_for_a_leak(tmp_path: Path) -> None:
         assert issues.leakage(table, labels.name, [name for name in table.columns if name != "y"], "binary") == []
 
 
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", SCORE_COLUMNS)
 def test_a_name_that_scoring_needs_is_changed(tmp_path: Path, name: str) -> None:
     found = propose(
         make_shop_table(ROWS, **{name: RNG.random(ROWS), f"{name}_given": RNG.random(ROWS)}), "bought", tmp_path
@@ -526,9 +526,14 @@ def test_ten_thousand_columns_take_seconds(tmp_path: Path) -> None:
 
 
 def test_names_are_cut_into_words() -> None:
-    assert words.words("CustomerID") == words.words("customer-id") == words.words("customer_id") == ["customer", "id"]
-    assert words.words("HTTPStatus2") == ["http", "status", "2"]
-    assert words.words("Größe") == ["größe"]
+    assert (
+        name_heuristics.words("CustomerID")
+        == name_heuristics.words("customer-id")
+        == name_heuristics.words("customer_id")
+        == ["customer", "id"]
+    )
+    assert name_heuristics.words("HTTPStatus2") == ["http", "status", "2"]
+    assert name_heuristics.words("Größe") == ["größe"]
 
 
 def test_equal_rows_are_counted(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.metrics import Decision
+from flywheel_ml.core.metrics import DecisionRule
 from flywheel_ml.core.params import Params
 from flywheel_ml.model.evaluation import evaluate
 from flywheel_ml.model.training import train
@@ -69,7 +69,7 @@ def test_missing_values_are_a_slice_of_their_own(contract: Contract, params: Par
     places = pl.DataFrame({"place": ["a", None, "a", None]})
     judged = params.evaluate.model_copy(update={"slices": ("place",)})
     found = evaluate.by_slice(
-        places, contract, np.array([1.0, 0.0, 0.0, 1.0]), np.full((4, 2), 0.5), Decision(0.5), judged
+        places, contract, np.array([1.0, 0.0, 0.0, 1.0]), np.full((4, 2), 0.5), DecisionRule(0.5), judged
     )
     assert [(part["value"], part["rows"]) for part in found] == [("(missing)", 2), ("a", 2)]
 

@@ -59,7 +59,9 @@ def manifest(bundle_path: Path) -> bundle.Manifest:
 def compared(manifest: bundle.Manifest, prior: float = 1e-9, linear: float = 0.9999) -> bundle.Manifest:
     """With these p-values of the two tests on out-of-fold rows."""
     versus = {"prior": {**COMPARISON["prior"], "p_value": prior}, "linear": {**COMPARISON["linear"], "p_value": linear}}
-    return manifest.model_copy(update={"comparison": bundle.Comparison.model_validate({**COMPARISON, **versus})})
+    return manifest.model_copy(
+        update={"comparison": bundle.BaselineComparison.model_validate({**COMPARISON, **versus})}
+    )
 
 
 def with_metric(manifest: bundle.Manifest, part: str, name: str, value: float | None) -> bundle.Manifest:

@@ -9,7 +9,7 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from flywheel_ml.core import metrics
-from flywheel_ml.core.catalog import STANDARD, names
+from flywheel_ml.core.catalog import STANDARD, list_estimators
 from flywheel_ml.core.contract import MISSING, Columns, Contract, Task
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import Params
@@ -27,7 +27,7 @@ TARGETS: dict[Task, dict[str, Any]] = {
     "multiclass": {"type": "string", "categories": ["low", "middle", "high"]},
     "regression": {"type": "float", "range": [-50, 1000]},
 }
-PAIRS = [(name, task) for task in get_args(Task) for name in names(STANDARD, task)]
+PAIRS = [(name, task) for task in get_args(Task) for name in list_estimators(STANDARD, task)]
 
 
 def contract_of(task: Task, *columns: dict[str, Any]) -> Contract:
@@ -40,14 +40,14 @@ def fit(name: str, contract: Contract, table: pl.DataFrame, params: Params) -> A
     featurizer = Featurizer(contract)
     frame = estimators.to_frame(featurizer.encode(tables.to_columns(table, contract.inputs)))
     pipeline = estimators.build(name, contract.task, params.train, featurizer, params.seed)
-    return estimators.fit_model(pipeline, Rows(frame, tables.truth(table, contract)), contract.task)
+    return estimators.fit_model(pipeline, Rows(frame, tables.encode_target(table, contract)), contract.task)
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 def test_an_estimator_learns_the_same_model_from_the_same_rows(name: str, task: Task, params: Params) -> None:
     contract = contract_of(task, *KINDS["numbers"], *KINDS["texts"])
     table = rows.make_table(contract, 1500)
-    truth = tables.truth(table, contract)
+    truth = tables.encode_target(table, contract)
     shares = np.bincount(truth.astype(int)) / 1500 if contract.classes else [truth.mean()]
     prior = np.tile(shares, (1500, 1))
 
@@ -57,8 +57,8 @@ def test_an_estimator_learns_the_same_model_from_the_same_rows(name: str, task: 
         return estimators.answers(pipeline, frame, task)
 
     def loss(found: np.ndarray) -> float:
-        return metrics.judge(
-            task, truth, evaluate.bounded(found, None if contract.classes else 1.0), metrics.Decision(0.5)
+        return metrics.compute_metrics(
+            task, truth, evaluate.bounded(found, None if contract.classes else 1.0), metrics.DecisionRule(0.5)
         )[metrics.LOSS[task]]
 
     first = answers()

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from flywheel_ml.core.bundle import Bundle
-from flywheel_ml.core.contract import Contract, Task, from_rows
-from flywheel_ml.core.features import Featurizer, parameter
+from flywheel_ml.core.contract import Contract, Task, columns_from_rows
+from flywheel_ml.core.features import Featurizer, to_parameter_name
 from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
 from flywheel_ml.data.split import split
@@ -90,9 +90,9 @@ def test_any_text_is_answered_alike_alone_among_others_and_by_scikit_learn(
     bundle, _ = opened
     assert bundle.manifest.parity < 1e-6
     rows = [{"size": 0.5, "note": text, "shop": shop} for text in NASTY for shop in ("shop 1", "new", None)]
-    together = bundle.predict(from_rows(bundle.contract.inputs, rows)).output
+    together = bundle.predict(columns_from_rows(bundle.contract.inputs, rows)).output
     for at, row in enumerate(rows):
-        alone = bundle.predict(from_rows(bundle.contract.inputs, [row])).output
+        alone = bundle.predict(columns_from_rows(bundle.contract.inputs, [row])).output
         assert alone.tobytes() == together[at : at + 1].tobytes(), row
     assert np.std(together[:, -1]) > 0
     assert bundle.profile.columns["note"].kind == "numeric"
@@ -173,7 +173,7 @@ def test_a_new_function_reaches_training_one_row_many_rows_and_the_drift_profile
     if number is None:
         pytest.skip("the contract has no float")
     space: dict[str, Any] = {"np": np}
-    source = f"def twice({parameter(number.name)}):\n    return 2 * {parameter(number.name)}\n"
+    source = f"def twice({to_parameter_name(number.name)}):\n    return 2 * {to_parameter_name(number.name)}\n"
     (tmp_path / "own.py").write_text(source)
     exec(compile(source, str(tmp_path / "own.py"), "exec"), space)
     functions = (space["twice"],)

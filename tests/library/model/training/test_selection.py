@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml.core.catalog import STANDARD, Extra, names
+from flywheel_ml.core.catalog import STANDARD, Extra, list_estimators
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import Params
@@ -82,8 +82,8 @@ def test_auto_chooses_a_line_for_a_line_and_reports_all(task: Task, params: Para
     told: list[str] = []
     fitted = train.train(table[:340], contract, auto(params), table[340:], lambda score: told.append(score.name))
     report = fitted.selection.report()
-    assert fitted.selection.winner.estimator == names(STANDARD, task)[0]
-    assert [score["name"] for score in report["candidates"]] == told == list(names(STANDARD, task))
+    assert fitted.selection.winner.estimator == list_estimators(STANDARD, task)[0]
+    assert [score["name"] for score in report["candidates"]] == told == list(list_estimators(STANDARD, task))
     assert report["method"].startswith("5-fold cross-validation")
     assert "seconds" not in str(report)
 
@@ -221,7 +221,7 @@ def test_weights_move_the_fit_and_the_prior(params: Params) -> None:
 @pytest.mark.parametrize(("explained", "passes"), [(0.0, range(2)), (0.5, range(9, 11))])
 def test_noise_is_refused_and_signal_passes(explained: float, passes: range, params: Params) -> None:
     """Ten tables of each; `benchmarks/gate_power.py` counts hundreds."""
-    chosen = auto(params, candidates=names(STANDARD, "regression")[:2], calibration="none").train
+    chosen = auto(params, candidates=list_estimators(STANDARD, "regression")[:2], calibration="none").train
     found = 0
     for seed in range(10):
         rng = np.random.default_rng(seed)

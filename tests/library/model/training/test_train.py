@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
@@ -58,7 +58,7 @@ def test_a_part_that_is_not_what_was_written_is_refused(
     table: pl.DataFrame, tmp_path: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(str(tmp_path))
-    path = stage.SPLITS["train"]
+    path = paths.SPLITS["train"]
     tables.write(table.head(50), path)
     report = {"train": {"sha256": sha256_file(path)}}
     assert train.read_split("train", report).equals(table.head(50))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flywheel_ml.core import stage
-from flywheel_ml.core.catalog import STANDARD, Between
+from flywheel_ml.core import paths
+from flywheel_ml.core.catalog import STANDARD, SearchRange
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params, TrainParams
 from flywheel_ml.flows import training
@@ -23,7 +23,7 @@ TRIALS = 14
 SEARCH = f"""
 import sys, time
 from pathlib import Path
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.model.training import tune
 from flywheel_ml.core.params import Params
 
@@ -33,8 +33,8 @@ def loss(tried):
     found = tried.hist_gradient_boosting
     return abs(found.learning_rate - 0.07) + found.max_leaf_nodes / 1e4
 
-stage.TUNING = Path(sys.argv[1])
-params = Params.load(stage.PARAMS)
+paths.TUNING = Path(sys.argv[1])
+params = Params.load(paths.PARAMS)
 params = params.model_copy(update={{"tune": params.tune.model_copy(update={{"trials": {TRIALS}}})}})
 tune.run(loss, params, "k" * 64, lambda text: None)
 """
@@ -43,7 +43,7 @@ tune.run(loss, params, "k" * 64, lambda text: None)
 
 @pytest.fixture
 def tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(stage, "TUNING", tmp_path / "tuning")
+    monkeypatch.setattr(paths, "TUNING", tmp_path / "tuning")
     return tmp_path / "tuning"
 
 
@@ -77,8 +77,8 @@ def test_a_search_that_was_killed_goes_on_and_chooses_as_one_that_was_not(
 
     def search(folder: Path) -> dict[str, Any]:
         tried.clear()
-        monkeypatch.setattr(stage, "TUNING", folder)
-        params = with_trials(Params.load(project.ROOT / stage.PARAMS), TRIALS)
+        monkeypatch.setattr(paths, "TUNING", folder)
+        params = with_trials(Params.load(project.ROOT / paths.PARAMS), TRIALS)
         return tune.run(counted, params, "k" * 64, lambda text: None).report()
 
     killed = tmp_path / "killed"
@@ -112,12 +112,12 @@ def test_a_train_stage_that_was_killed_while_it_tuned_writes_the_same_bytes(
     train.main(project.PROJECT)
     assert "trial(s) of an earlier run" in capsys.readouterr().out
     for name in ("train", "tuning"):
-        report = stage.REPORTS / f"{name}.json"
+        report = paths.REPORTS / f"{name}.json"
         assert (other / report).read_bytes() == (finished / report).read_bytes()
-    tuned = read_json(finished / stage.REPORTS / "train.json")["tuned"]
+    tuned = read_json(finished / paths.REPORTS / "train.json")["tuned"]
     assert (tuned["trials"], tuned["loss"] <= tuned["loss_untuned"]) == (5, True)
     assert "trials took" in training._told(
-        "train", Contract.load(finished / stage.CONTRACT), Params.load(finished / stage.PARAMS)
+        "train", Contract.load(finished / paths.CONTRACT), Params.load(finished / paths.PARAMS)
     )
 
 
@@ -168,7 +168,7 @@ def test_two_searches_for_the_same_at_once_are_refused(tuning: Path, params: Par
 def test_every_parameter_that_is_searched_is_one_of_the_estimator(name: str, params: Params) -> None:
     train = params.train.model_copy(update={"estimator": name})
     for key, space in STANDARD[name].search.items():
-        ends = (space.low, space.high) if isinstance(space, Between) else tuple(space)
+        ends = (space.low, space.high) if isinstance(space, SearchRange) else tuple(space)
         for end in ends:
             tune.applied(train, {key: end})
-    assert yaml.safe_load((project.ROOT / stage.PARAMS).read_text())["train"][name]
+    assert yaml.safe_load((project.ROOT / paths.PARAMS).read_text())["train"][name]

@@ -137,7 +137,7 @@ class TestNothingToExplain:
         folder.add("1")
         path = folder.bundle("1")
         (path / BACKGROUND).unlink()
-        bundle.seal(path, {**json.loads((path / bundle.MANIFEST).read_text()), "format": 1})
+        bundle.write_manifest(path, {**json.loads((path / bundle.MANIFEST).read_text()), "format": 1})
         folder.point(folder.ref("1"))
         assert "train again" in self.asked(caller, example)
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flywheel_ml.core.bundle import Bundle
-from flywheel_ml.core.contract import Contract, from_rows
+from flywheel_ml.core.contract import Contract, columns_from_rows
 from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.errors.problems import MEDIA_TYPE, ProblemDocument
@@ -87,7 +87,7 @@ class TestAnswers:
         assert (row.variant, row.model_version, row.degraded) == ("champion", "1", False)
         assert row.score == answer["probabilities"]["true"]
         assert row.latency_us > 0
-        again = bundle.predict(from_rows(bundle.contract.inputs, [json.loads(row.inputs)]))
+        again = bundle.predict(columns_from_rows(bundle.contract.inputs, [json.loads(row.inputs)]))
         assert np.float32(answer["probabilities"]["true"]) == again.scores[0]
 
     def test_many_rows_of_one_request_are_one_block_of_the_log_and_read_back_as_they_were_told(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from flywheel_ml.core.contract import MISSING, Column, Contract, Parse, from_rows
+from flywheel_ml.core.contract import MISSING, Column, Contract, Parse, columns_from_rows
 from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.core.profile import build
 from flywheel_ml.serving.errors.faults import SHOWN
@@ -26,7 +26,7 @@ TARGET = Column(name="y", type="boolean", role="target")
 def schema_of(*columns: Column, rows: list[dict[str, Any]], optional: Sequence[str] = ()) -> Schema:
     """The request model of a contract with these columns, its reference being these rows."""
     contract = Contract(name="any", columns=(*columns, TARGET))
-    profile = build(contract, from_rows(contract.inputs, rows), np.zeros(len(rows)))
+    profile = build(contract, columns_from_rows(contract.inputs, rows), np.zeros(len(rows)))
     return Schema(contract, profile, 10, optional)
 
 
@@ -327,7 +327,7 @@ def test_the_short_check_takes_what_the_long_one_leaves_as_it_is(column: Column,
 def test_a_million_faults_cost_no_more_than_the_first() -> None:
     column = Column(name="x", type="float")
     contract = Contract(name="any", columns=(column, TARGET))
-    profile = build(contract, from_rows(contract.inputs, [{"x": 1.0}]), np.zeros(1))
+    profile = build(contract, columns_from_rows(contract.inputs, [{"x": 1.0}]), np.zeros(1))
     schema = Schema(contract, profile, max_instances=100_000)
     with pytest.raises(Problem) as refused:
         schema.instances(canonical_json({"instances": [{}] * 100_000}).encode())

@@ -11,7 +11,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from flywheel_ml.core.contract import Column, Contract
-from flywheel_ml.core.parsing.rules import REQUIRED, rules_of
+from flywheel_ml.core.parsing.rules import REQUIRED, build_rules
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.codecs.inference_documents import ModelMetadata
 from flywheel_ml.serving.errors.problems import MEDIA_TYPE, ProblemDocument
@@ -118,7 +118,7 @@ class TestInvocations:
     ) -> None:
         assert number.range is not None
         wrong = [instances[0], {**instances[1], number.name: number.range[1] * 2 + 1}]
-        (rule,) = (rule.message for rule in rules_of(number))
+        (rule,) = (rule.message for rule in build_rules(number))
         for body in ({"dataframe_records": wrong}, {"instances": protocol_clients.to_columns(wrong)}):
             assert faults(client.post("/invocations", json=body)) == [(number.name, 1, rule)]
         assert faults(send_csv(client, protocol_clients.to_csv(wrong))) == [(number.name, 1, rule)]

@@ -20,7 +20,7 @@ import yaml
 from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import MODEL, Bundle
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.serving_folder import Challenger, Ref, Shadow
+from flywheel_ml.core.serving_folder import BundleRef, Challenger, Shadow
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import SHADOW, Prediction, Reader
 from flywheel_ml.serving.app import create_app
@@ -38,12 +38,12 @@ from library.helpers.servers import InProcess, Server, find_workers, wait_for
 Instance = dict[str, Any]
 
 
-def challenger(ref: Ref, share: float = 1.0) -> Challenger:
+def challenger(ref: BundleRef, share: float = 1.0) -> Challenger:
     """A new experiment; its time names it."""
     return Challenger(ref=ref, share=share, salt=secrets.token_hex(16), since=f"{time.time_ns()}")
 
 
-def shadow(ref: Ref) -> Shadow:
+def shadow(ref: BundleRef) -> Shadow:
     """A new experiment."""
     return Shadow(ref=ref, salt=secrets.token_hex(16), since=f"{time.time_ns()}")
 
@@ -62,7 +62,9 @@ def keys(asked: Challenger, count: int, takes: bool) -> list[str]:
 class Site:
     """A server whose champion says never (its threshold is 1) and whose sound challenger says always."""
 
-    def __init__(self, server: Server, folder: ServingFolder, client: httpx.Client, champion: Ref, sound: Ref) -> None:
+    def __init__(
+        self, server: Server, folder: ServingFolder, client: httpx.Client, champion: BundleRef, sound: BundleRef
+    ) -> None:
         self.server = server
         self.folder = folder
         self.client = client
@@ -121,7 +123,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def faulty(site: Site, bundle_path: Path) -> dict[faulty_models.Fault, Ref]:
+def faulty(site: Site, bundle_path: Path) -> dict[faulty_models.Fault, BundleRef]:
     """A bundle with each fault, at any row but the first of a call."""
     bundle = Bundle.open(bundle_path)
     return {
@@ -304,7 +306,7 @@ def test_without_the_setting_a_choice_does_not_count(folder: ServingFolder, tmp_
 
 @pytest.mark.parametrize("fault", faulty_models.ALL_FAULTS)
 def test_a_broken_challenger_costs_nobody_an_answer_and_is_paused_until_it_is_started_anew(
-    site: Site, faulty: dict[faulty_models.Fault, Ref], example: Instance, fault: faulty_models.Fault
+    site: Site, faulty: dict[faulty_models.Fault, BundleRef], example: Instance, fault: faulty_models.Fault
 ) -> None:
     many = [example] * (faulty_models.SAFE_ROWS + 1)
     replaced, paused = site.metric("challenger_rows_replaced_total"), site.metric("experiments_paused_total")
@@ -343,7 +345,7 @@ def test_a_broken_challenger_costs_nobody_an_answer_and_is_paused_until_it_is_st
 
 @pytest.mark.chaos
 def test_nobody_waits_for_a_slow_challenger_but_those_whom_it_should_answer(
-    site: Site, faulty: dict[faulty_models.Fault, Ref], example: Instance
+    site: Site, faulty: dict[faulty_models.Fault, BundleRef], example: Instance
 ) -> None:
     asked = challenger(faulty["slow"], 0.5)
     site.begin(asked)
@@ -427,7 +429,7 @@ def test_a_shadow_is_logged_beside_each_answer_and_answers_nobody(site: Site, ex
 
 @pytest.mark.parametrize("fault", faulty_models.ALL_FAULTS)
 def test_a_broken_shadow_changes_no_answer(
-    site: Site, faulty: dict[faulty_models.Fault, Ref], example: Instance, fault: faulty_models.Fault
+    site: Site, faulty: dict[faulty_models.Fault, BundleRef], example: Instance, fault: faulty_models.Fault
 ) -> None:
     dropped = site.metric("shadow_rows_dropped_total")
     site.begin(beside=shadow(faulty[fault]))
@@ -447,7 +449,7 @@ def test_a_broken_shadow_changes_no_answer(
 
 
 def test_what_a_shadow_cannot_keep_up_with_is_dropped_and_counted(
-    site: Site, faulty: dict[faulty_models.Fault, Ref], example: Instance
+    site: Site, faulty: dict[faulty_models.Fault, BundleRef], example: Instance
 ) -> None:
     dropped = site.metric("shadow_rows_dropped_total")
     site.begin(beside=shadow(faulty["slow"]))

@@ -5,7 +5,7 @@ same cell. A cell is missing if it is null, NaN, an infinity, an empty text, one
 for columns of texts, one of the usual `MARKERS`.
 """
 
-from flywheel_ml.core.parsing.grammar import MARKERS, Grammar, grammar
+from flywheel_ml.core.parsing.grammar import MARKERS, Grammar, build_grammar
 from flywheel_ml.core.parsing.value import TYPE_MESSAGES, parse_value
 
-__all__ = ["MARKERS", "TYPE_MESSAGES", "Grammar", "grammar", "parse_value"]
+__all__ = ["MARKERS", "TYPE_MESSAGES", "Grammar", "build_grammar", "parse_value"]

@@ -41,7 +41,7 @@ TYPOGRAPHY = {
 """Characters of typeset numbers and what stands for them in plain text."""
 ZEROS = "0-/.: T"
 """A date of nothing but these, such as 0000-00-00, is missing."""
-FEWEST_ZEROS = 8
+MIN_ZEROS = 8
 
 
 class Grammar(NamedTuple):
@@ -50,8 +50,8 @@ class Grammar(NamedTuple):
     `na_values` and `booleans` (in lower case) are texts; `sentinels` are the values that `na_values` name. `number`
     is the expression that every number as text fits; its groups are the signs and the digits. `code_width` is the width
     of categories that are all codes of digits (0: they are not): readers of tables take 00123 for the number 123.
-    `gap` is the category that is meant where nothing is: nothing is missing in the column, and pandas reads that word
-    as missing.
+    `missing_category` is the category that is meant where nothing is: nothing is missing in the column, and pandas
+    reads that word as missing.
     """
 
     type: ColumnType
@@ -65,7 +65,7 @@ class Grammar(NamedTuple):
     counts: bool
     time_zone: str
     code_width: int
-    gap: str | None
+    missing_category: str | None
 
     def is_marker(self, text: str) -> bool:
         """Whether a stripped text stands for a missing value."""
@@ -76,19 +76,19 @@ class Grammar(NamedTuple):
         lower = text.lower()
         if self.type == "boolean" and lower in self.booleans:
             return False
-        if self.type == "datetime" and len(text) >= FEWEST_ZEROS and not text.strip(ZEROS):
+        if self.type == "datetime" and len(text) >= MIN_ZEROS and not text.strip(ZEROS):
             return True
         return lower in MARKERS
 
 
-def grammar(column: Column) -> Grammar:
+def build_grammar(column: Column) -> Grammar:
     """The grammar of a column."""
     texts = column.categories if column.type == "string" and column.role != "target" else None
-    return _grammar(column.type, column.parse, column.time_zone, texts or (), column.nullable)
+    return _build_grammar(column.type, column.parse, column.time_zone, texts or (), column.nullable)
 
 
 @lru_cache(maxsize=8192)
-def _grammar(
+def _build_grammar(
     kind: ColumnType, parse: Parse, time_zone: str, categories: tuple[str | int, ...], is_nullable: bool
 ) -> Grammar:
     booleans = BOOLEANS | dict.fromkeys(map(str.lower, parse.true_values), True)
@@ -101,14 +101,14 @@ def _grammar(
         frozenset(parse.na_values),
         frozenset(),
         booleans | dict.fromkeys(map(str.lower, parse.false_values), False),
-        _number(parse),
+        _build_number_pattern(parse),
         parse.decimal,
         parse.thousands,
         tuple(formats),
         bool(names) and names != (timestamps.ISO,),
         time_zone,
-        _code_width([str(name) for name in categories]),
-        _gap([str(name) for name in categories]) if not is_nullable else None,
+        _find_code_width([str(name) for name in categories]),
+        _find_missing_category([str(name) for name in categories]) if not is_nullable else None,
     )
     if kind not in ("float", "integer", "datetime") or not parse.na_values:
         return found
@@ -123,38 +123,38 @@ def _grammar(
     return found._replace(sentinels=frozenset(sentinels - {None}))
 
 
-def _code_width(categories: Sequence[str]) -> int:
+def _find_code_width(categories: Sequence[str]) -> int:
     widths = {len(name) if name.isascii() and name.isdigit() else 0 for name in categories}
     return widths.pop() if len(widths) == 1 else 0
 
 
-def _gap(categories: Sequence[str]) -> str | None:
+def _find_missing_category(categories: Sequence[str]) -> str | None:
     words = [name for name in categories if name in PANDAS_MARKERS]
     return words[0] if len(words) == 1 else None
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """A text without surrounding blanks, in NFC."""
     text = text.strip(BLANKS)
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def plain(text: str) -> str:
+def to_plain_characters(text: str) -> str:
     """A text with plain spaces, hyphens and apostrophes."""
     if text.isascii():
         return text
     for pattern, character in TYPOGRAPHY.items():
-        text = regex(pattern).sub(character, text)
+        text = compile_regex(pattern).sub(character, text)
     return text
 
 
 @cache
-def regex(pattern: str) -> re.Pattern[str]:
+def compile_regex(pattern: str) -> re.Pattern[str]:
     """A compiled expression."""
     return re.compile(pattern)
 
 
-def _number(parse: Parse) -> str:
+def _build_number_pattern(parse: Parse) -> str:
     """One optional sign in front or behind, or parentheses for a negative number, and symbols on either side."""
     point, group = re.escape(parse.decimal), re.escape(parse.thousands)
     digits = f"(?:[0-9]+(?:{point}[0-9]*)?|{point}[0-9]+)(?:[eE][-+]?[0-9]+)?"
@@ -163,7 +163,9 @@ def _number(parse: Parse) -> str:
     # Bounded, or a long run of blanks in a request would keep Python's `re` busy for minutes.
     gap, symbol = " {0,3}", ""
     if parse.symbols:
-        either = "|".join(re.escape(plain(symbol)) for symbol in sorted(parse.symbols, key=len, reverse=True))
+        either = "|".join(
+            re.escape(to_plain_characters(symbol)) for symbol in sorted(parse.symbols, key=len, reverse=True)
+        )
         symbol = f"(?:(?:{either}){gap})?"
     return (
         rf"^{symbol}(?P<open>\()?{gap}(?P<before>[-+])?{gap}{symbol}(?P<inner>[-+])?(?P<digits>{digits}){gap}{symbol}"

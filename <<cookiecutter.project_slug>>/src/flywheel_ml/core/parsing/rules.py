@@ -24,7 +24,7 @@ class Rule(NamedTuple):
 
     Attributes:
         kind: what is compared.
-        limit: what it is compared with: lowest and highest value, the categories, or as `BREAKS` has it.
+        limit: what it is compared with: lowest and highest value, the categories, or as `IS_BROKEN` has it.
         message: what is said of a value that breaks it.
         tolerance: share of a table's values that may break it; above 0, a single value is never wrong.
     """
@@ -35,7 +35,7 @@ class Rule(NamedTuple):
     tolerance: float = 0.0
 
 
-BREAKS: dict[Kind, Callable[[Any, Any], Any]] = {
+IS_BROKEN: dict[Kind, Callable[[Any, Any], Any]] = {
     # Numbers, NumPy arrays and Polars expressions alike.
     "range": lambda value, limit: (value < limit[0]) | (value > limit[1]),
     "categories": lambda value, limit: value not in limit,
@@ -46,13 +46,15 @@ BREAKS: dict[Kind, Callable[[Any, Any], Any]] = {
 """Whether a present value breaks a rule of this kind with this limit."""
 
 
-def rules_of(column: Column) -> tuple[Rule, ...]:
+def build_rules(column: Column) -> tuple[Rule, ...]:
     """The rules of a column's values, besides their type, presence and uniqueness."""
     found: list[Rule] = []
     if column.type in ("float", "integer"):
-        found.append(_range(column))
+        found.append(_build_range_rule(column))
     if column.categories is not None:
-        found.append(Rule("categories", column.categories, _one_of(column.categories), column.max_unknown_share))
+        found.append(
+            Rule("categories", column.categories, _list_categories(column.categories), column.max_unknown_share)
+        )
     if column.type == "string" and (column.categories is None or column.max_unknown_share):
         found.append(Rule("reserved", MISSING, f"must not be '{MISSING}', which is reserved for missing values"))
     if column.type == "string" and column.role == "id":
@@ -62,17 +64,17 @@ def rules_of(column: Column) -> tuple[Rule, ...]:
     return tuple(found)
 
 
-def value_rules_of(column: Column) -> tuple[Rule, ...]:
+def build_value_rules(column: Column) -> tuple[Rule, ...]:
     """The rules that a single value can break: those without a tolerance."""
-    return tuple(rule for rule in rules_of(column) if not rule.tolerance)
+    return tuple(rule for rule in build_rules(column) if not rule.tolerance)
 
 
-def beyond(message: str, tolerance: float) -> str:
+def add_tolerance(message: str, tolerance: float) -> str:
     """What is said of the values of a table that break a rule more often than that is tolerated."""
     return f"{message}, beyond the {tolerance:.1%} that the contract tolerates" if tolerance else message
 
 
-def _range(column: Column) -> Rule:
+def _build_range_rule(column: Column) -> Rule:
     low, high = column.limits
     if column.type == "integer":
         low, high = math.ceil(low), math.floor(high)
@@ -80,16 +82,16 @@ def _range(column: Column) -> Rule:
         return Rule("range", (0, high), "must not be negative")
     unit = f" {column.unit}" if column.unit else ""
     beyond = "" if column.range else ", the limits of what the model can tell apart"
-    return Rule("range", (low, high), f"must be between {number(low)} and {number(high)}{unit}{beyond}")
+    return Rule("range", (low, high), f"must be between {format_bound(low)} and {format_bound(high)}{unit}{beyond}")
 
 
-def _one_of(categories: tuple[str | int, ...]) -> str:
+def _list_categories(categories: tuple[str | int, ...]) -> str:
     *others, last = (repr(category) for category in categories)
     if len(categories) > MAX_LISTED:
         return f"must be one of {', '.join(others[:MAX_LISTED])}, … ({len(categories)} in the contract)"
     return f"must be one of {', '.join(others)} or {last}" if others else f"must be {last}"
 
 
-def number(value: float) -> str:
+def format_bound(value: float) -> str:
     """A bound as messages name it."""
     return str(int(value)) if abs(value) <= 2**53 and value == int(value) else f"{value:.6g}"

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from flywheel_ml.core.contract import INTEGER_LIMIT, Column
-from flywheel_ml.core.parsing.grammar import FEWEST_ZEROS, MARKERS, TYPOGRAPHY, ZEROS, Grammar, grammar
+from flywheel_ml.core.parsing.grammar import MARKERS, MIN_ZEROS, TYPOGRAPHY, ZEROS, Grammar, build_grammar
 from flywheel_ml.utils import timestamps
 
 DTYPES: dict[str, pl.DataType] = {
@@ -17,7 +17,7 @@ DTYPES: dict[str, pl.DataType] = {
 }
 _FIRST, _LAST = datetime.min, datetime.max
 _MARKERS = sorted(MARKERS)
-_NO_RULES = datetime(2099, 1, 1)
+_FIRST_WITHOUT_RULES = datetime(2099, 1, 1)
 """From the next year on Polars knows no summer time."""
 
 
@@ -26,60 +26,62 @@ def parse_series(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Serie
 
     Cells that are wrong are null among the values too.
     """
-    rules = grammar(column)
+    rules = build_grammar(column)
     wanted = DTYPES[rules.type]
     if series.dtype.is_float() and not (finite := series.is_finite()).all():
-        series = _where(finite, series)
+        series = _keep_where(finite, series)
     absent = series.is_null()
     if isinstance(series.dtype, pl.Categorical | pl.Enum | pl.Time):
         series = series.cast(pl.String)
     if rules.type == "datetime" and rules.counts and series.dtype.is_numeric():
-        series = _count_texts(series)
+        series = _counts_to_text(series)
     if series.dtype == pl.String:
-        values, absent = _of_texts(series, rules)
+        values, absent = _parse_texts(series, rules)
     else:
-        typed = _of_typed(series, rules)
+        typed = _convert_typed(series, rules)
         values = pl.repeat(None, len(series), dtype=wanted, eager=True) if typed is None else typed
     if rules.type == "string":
-        values, absent = _categories(values, absent, rules)
+        values, absent = _apply_categories(values, absent, rules)
     if rules.sentinels:
         sentinel = values.is_in(pl.Series(list(rules.sentinels), dtype=wanted).implode()).fill_null(value=False)
-        values, absent = _where(~sentinel, values), absent | sentinel
+        values, absent = _keep_where(~sentinel, values), absent | sentinel
     return values.rename(series.name), (values.is_null() & ~absent).rename(series.name)
 
 
-def _categories(values: pl.Series, absent: pl.Series, rules: Grammar) -> tuple[pl.Series, pl.Series]:
+def _apply_categories(values: pl.Series, absent: pl.Series, rules: Grammar) -> tuple[pl.Series, pl.Series]:
     """Texts as categories have them, and which cells are missing."""
     text = pl.lit(values)
     if rules.code_width:
         code = text.str.contains("^[0-9]+$")
         text = pl.when(code).then(text.str.zfill(rules.code_width)).otherwise(text)
-    if rules.gap is not None:
-        text = pl.when(absent).then(pl.lit(rules.gap)).otherwise(text)
+    if rules.missing_category is not None:
+        text = pl.when(absent).then(pl.lit(rules.missing_category)).otherwise(text)
         absent = absent & False
     return pl.select(text).to_series(), absent
 
 
-def _of_typed(series: pl.Series, rules: Grammar) -> pl.Series | None:
+def _convert_typed(series: pl.Series, rules: Grammar) -> pl.Series | None:
     wanted, found = DTYPES[rules.type], series.dtype
     if found == wanted or (found.is_integer() and rules.type == "string"):
         return series.cast(wanted)
     if found.is_float() and rules.type == "string" and rules.code_width:
         whole = series.cast(pl.Int64, strict=False)
-        return _where((whole.cast(pl.Float64) == series) & (series.abs() <= INTEGER_LIMIT), whole.cast(wanted))
+        return _keep_where((whole.cast(pl.Float64) == series) & (series.abs() <= INTEGER_LIMIT), whole.cast(wanted))
     if isinstance(found, pl.Datetime | pl.Date) and rules.type == "datetime":
-        return _of_timestamps(series, rules)
+        return _convert_timestamps(series, rules)
     if isinstance(found, pl.Duration) and rules.type == "float":
         return series.dt.total_microseconds() / 1e6
     if found.is_numeric() and rules.type in ("float", "integer", "boolean"):
         cast = series.cast(wanted, strict=False)
-        kept = _where(cast.cast(found, strict=False) == series, cast)
+        kept = _keep_where(cast.cast(found, strict=False) == series, cast)
         # A float tells whole numbers apart only up to here.
-        return _where(series.abs() <= INTEGER_LIMIT, kept) if rules.type == "integer" and found.is_float() else kept
+        return (
+            _keep_where(series.abs() <= INTEGER_LIMIT, kept) if rules.type == "integer" and found.is_float() else kept
+        )
     return None
 
 
-def _of_timestamps(series: pl.Series, rules: Grammar) -> pl.Series:
+def _convert_timestamps(series: pl.Series, rules: Grammar) -> pl.Series:
     wanted = DTYPES["datetime"]
     if not isinstance(series.dtype, pl.Datetime) or series.dtype.time_zone is None:
         return series.cast(wanted)
@@ -88,7 +90,7 @@ def _of_timestamps(series: pl.Series, rules: Grammar) -> pl.Series:
     return _to_zone(series.dt.convert_time_zone("UTC").dt.replace_time_zone(None).cast(wanted), rules)
 
 
-def _count_texts(series: pl.Series) -> pl.Series:
+def _counts_to_text(series: pl.Series) -> pl.Series:
     if series.dtype.is_integer():
         return series.cast(pl.String)
     whole = series.cast(pl.Int64, strict=False)
@@ -99,17 +101,17 @@ def _count_texts(series: pl.Series) -> pl.Series:
     ).to_series()
 
 
-def _of_texts(series: pl.Series, rules: Grammar) -> tuple[pl.Series, pl.Series]:
+def _parse_texts(series: pl.Series, rules: Grammar) -> tuple[pl.Series, pl.Series]:
     """The values, and which cells are missing."""
     text, absent = pl.col("text"), _is_marker(rules)
-    value = text if rules.type == "string" else _without_patterns(rules)
-    frame = clean(series).to_frame("text")
+    value = text if rules.type == "string" else _parse_without_regex(rules)
+    frame = clean_texts(series).to_frame("text")
     frame = frame.select("text", absent.alias("absent"), pl.when(~absent).then(value).alias("value"))
     # What needs another look is few, or the whole column in another country's way of writing.
     again = frame.select(pl.arg_where(pl.col("value").is_null() & ~pl.col("absent"))).to_series()
     if rules.type == "string" or again.is_empty():
         return frame["value"], frame["absent"]
-    rest = plain(frame["text"].gather(again)).to_frame("text")
+    rest = to_plain_characters(frame["text"].gather(again)).to_frame("text")
     rest = rest.select(absent.alias("absent"), pl.when(~absent).then(text).alias("text"))
     read = _READERS[rules.type](rest["text"], rules).to_frame("value").with_columns(rest["absent"])
     if rules.type == "float":
@@ -118,13 +120,13 @@ def _of_texts(series: pl.Series, rules: Grammar) -> tuple[pl.Series, pl.Series]:
     return frame["value"].scatter(again, read["value"]), frame["absent"].scatter(again, read["absent"])
 
 
-def clean(series: pl.Series) -> pl.Series:
+def clean_texts(series: pl.Series) -> pl.Series:
     """Texts without surrounding blanks, in NFC."""
     text = series.str.strip_chars()
     return text if _is_ascii(text) else text.str.normalize("NFC")
 
 
-def plain(text: pl.Series) -> pl.Series:
+def to_plain_characters(text: pl.Series) -> pl.Series:
     """Texts with plain spaces, hyphens and apostrophes."""
     if _is_ascii(text):
         return text
@@ -147,11 +149,11 @@ def _is_marker(rules: Grammar) -> pl.Expr:
         usual = lower.is_in(_MARKERS)
         found |= usual & ~lower.is_in(list(rules.booleans)) if rules.type == "boolean" else usual
     if rules.type == "datetime":
-        found |= (text.str.len_chars() >= FEWEST_ZEROS) & (text.str.strip_chars(ZEROS) == "")
+        found |= (text.str.len_chars() >= MIN_ZEROS) & (text.str.strip_chars(ZEROS) == "")
     return found.fill_null(value=True)
 
 
-def _without_patterns(rules: Grammar) -> pl.Expr:
+def _parse_without_regex(rules: Grammar) -> pl.Expr:
     """What is read of the column `text` without regular expressions, the rest null."""
     text = pl.col("text")
     if rules.type == "boolean":
@@ -162,11 +164,11 @@ def _without_patterns(rules: Grammar) -> pl.Expr:
         number = text.cast(pl.Float64, strict=False)
         return pl.when(number.is_finite()).then(number)
     if rules.type == "datetime" and rules.formats[0].name == timestamps.ISO:
-        return _canonical(text)
+        return _parse_canonical_timestamps(text)
     return pl.lit(None, dtype=DTYPES[rules.type])
 
 
-def _canonical(text: pl.Expr) -> pl.Expr:
+def _parse_canonical_timestamps(text: pl.Expr) -> pl.Expr:
     """The timestamps that Polars reads by itself, several times as quickly."""
     date = text.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False).cast(DTYPES["datetime"])
     clock = text.str.slice(11).str.to_time("%H:%M:%S", strict=False).cast(pl.Duration("us"))
@@ -175,7 +177,7 @@ def _canonical(text: pl.Expr) -> pl.Expr:
     return pl.when(found >= _FIRST).then(found)
 
 
-def _number_texts(text: pl.Series, rules: Grammar) -> pl.Series:
+def _normalize_numbers(text: pl.Series, rules: Grammar) -> pl.Series:
     part = text.str.extract_groups(rules.number).struct.unnest()
     signs = [pl.col(name).is_not_null() & (pl.col(name) != "") for name in ("before", "inner", "after")]
     bracketed, closed = (pl.col(name).is_not_null() & (pl.col(name) != "") for name in ("open", "close"))
@@ -192,12 +194,12 @@ def _number_texts(text: pl.Series, rules: Grammar) -> pl.Series:
     return part.select(pl.when(allowed).then(number)).to_series()
 
 
-def _floats(text: pl.Series, rules: Grammar) -> pl.Series:
-    return _number_texts(text, rules).cast(pl.Float64, strict=False)
+def _parse_floats(text: pl.Series, rules: Grammar) -> pl.Series:
+    return _normalize_numbers(text, rules).cast(pl.Float64, strict=False)
 
 
-def _integers(text: pl.Series, rules: Grammar) -> pl.Series:
-    number = _number_texts(text, rules)
+def _parse_integers(text: pl.Series, rules: Grammar) -> pl.Series:
+    number = _normalize_numbers(text, rules)
     # pandas writes an integer column that has gaps as 3.0.
     approximate = number.cast(pl.Float64, strict=False)
     whole = approximate.cast(pl.Int64, strict=False)
@@ -207,34 +209,34 @@ def _integers(text: pl.Series, rules: Grammar) -> pl.Series:
     ).to_series()
 
 
-def _booleans(text: pl.Series, rules: Grammar) -> pl.Series:
-    return text.to_frame("text").select(_without_patterns(rules)).to_series()
+def _parse_booleans(text: pl.Series, rules: Grammar) -> pl.Series:
+    return text.to_frame("text").select(_parse_without_regex(rules)).to_series()
 
 
-def _datetimes(text: pl.Series, rules: Grammar) -> pl.Series:
+def _parse_datetimes(text: pl.Series, rules: Grammar) -> pl.Series:
     values = pl.repeat(None, len(text), dtype=DTYPES["datetime"], eager=True)
     unread = text.is_not_null().arg_true()
     for form in rules.formats:
         for pattern in form.patterns:
             if not len(unread):
                 return values
-            wall, offset = _stamps(text.gather(unread), form.name, pattern)
+            wall, offset = _parse_wall_clock(text.gather(unread), form.name, pattern)
             fits = wall.is_not_null()
-            local = _localised(wall, offset, rules)
+            local = _to_declared_zone(wall, offset, rules)
             values = values.scatter(unread.filter(fits), local.filter(fits))
             unread = unread.filter(~fits)
     return values
 
 
-def _stamps(text: pl.Series, name: str, pattern: str) -> tuple[pl.Series, pl.Series]:
+def _parse_wall_clock(text: pl.Series, name: str, pattern: str) -> tuple[pl.Series, pl.Series]:
     """Wall-clock times as written, null where the format does not fit, and their offsets in minutes."""
     part = text.str.extract_groups(pattern).struct.unnest()
     if "whole" in part.columns:
-        return _counted(part, name)
-    return _written(part)
+        return _parse_counted(part, name)
+    return _parse_written(part)
 
 
-def _written(part: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
+def _parse_written(part: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     def number(name: str, otherwise: int = 0) -> pl.Expr:
         if name not in part.columns:
             return pl.lit(otherwise, dtype=pl.Int64)
@@ -257,7 +259,7 @@ def _written(part: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
         if "f" in part.columns
         else pl.lit(0)
     )
-    date = pl.format("{}-{}-{}", year.cast(pl.String).str.zfill(4), _two(month), _two(number("d", 1)))
+    date = pl.format("{}-{}-{}", year.cast(pl.String).str.zfill(4), _two_digits(month), _two_digits(number("d", 1)))
     day = date.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))
     offset = pl.lit(None, dtype=pl.Int64)
     if "z" in part.columns:
@@ -277,11 +279,11 @@ def _written(part: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     return found["wall"], found["offset"]
 
 
-def _two(number: pl.Expr) -> pl.Expr:
+def _two_digits(number: pl.Expr) -> pl.Expr:
     return number.cast(pl.String).str.zfill(2)
 
 
-def _counted(part: pl.DataFrame, name: str) -> tuple[pl.Series, pl.Series]:
+def _parse_counted(part: pl.DataFrame, name: str) -> tuple[pl.Series, pl.Series]:
     sign = pl.when(pl.col("sign") == "-").then(-1).otherwise(1)
     fraction = pl.col("fraction").fill_null("")
     if name == timestamps.EXCEL:
@@ -303,7 +305,7 @@ def _counted(part: pl.DataFrame, name: str) -> tuple[pl.Series, pl.Series]:
     return found["wall"], found["offset"]
 
 
-def _localised(wall: pl.Series, offset: pl.Series, rules: Grammar) -> pl.Series:
+def _to_declared_zone(wall: pl.Series, offset: pl.Series, rules: Grammar) -> pl.Series:
     """Wall-clock times of the declared zone from those of their own offsets (null where there is none)."""
     if rules.time_zone == timestamps.LOCAL or offset.null_count() == len(offset):
         return wall
@@ -316,26 +318,31 @@ def _to_zone(moments: pl.Series, rules: Grammar) -> pl.Series:
     zone = rules.time_zone
     if not zone:
         return pl.repeat(None, len(moments), dtype=DTYPES["datetime"], eager=True)
-    moments = _where(moments.is_between(_FIRST, _LAST), moments)
+    moments = _keep_where(moments.is_between(_FIRST, _LAST), moments)
     fixed = timestamps.fixed_offset(zone)
     if fixed is not None:
         local = moments + timedelta(minutes=fixed)
     else:
         local = moments.dt.replace_time_zone("UTC").dt.convert_time_zone(zone).dt.replace_time_zone(None)
-        if len(far := (moments >= _NO_RULES).arg_true()):
-            local = local.scatter(far, [_far(moment, zone) for moment in moments.gather(far)])
-    return _where(local.is_between(_FIRST, _LAST), local)
+        if len(far := (moments >= _FIRST_WITHOUT_RULES).arg_true()):
+            local = local.scatter(far, [_far_to_zone(moment, zone) for moment in moments.gather(far)])
+    return _keep_where(local.is_between(_FIRST, _LAST), local)
 
 
-def _far(moment: datetime, zone: str) -> datetime | None:
+def _far_to_zone(moment: datetime, zone: str) -> datetime | None:
     try:
         return timestamps.to_zone(timestamps.Timestamp(moment, 0), zone)
     except ValueError:
         return None
 
 
-def _where(kept: pl.Series, values: pl.Series) -> pl.Series:
+def _keep_where(kept: pl.Series, values: pl.Series) -> pl.Series:
     return pl.select(pl.when(kept).then(values)).to_series()
 
 
-_READERS = {"float": _floats, "integer": _integers, "boolean": _booleans, "datetime": _datetimes}
+_READERS = {
+    "float": _parse_floats,
+    "integer": _parse_integers,
+    "boolean": _parse_booleans,
+    "datetime": _parse_datetimes,
+}

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import polars as pl
 import yaml
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.features import parameter
+from flywheel_ml.core.features import to_parameter_name
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import card, tables
@@ -79,12 +79,12 @@ def take(found: Examined, settings: Settings, project: Project) -> Path:
         where = f"'{refused[0].column}': " if refused[0].column else ""
         raise DataError(f"{where}{refused[0].kind}: {refused[0].evidence}; {refused[0].remedy}")
     raw, told = RAW / f"{found.proposal.name}.parquet", _told(found.source)
-    _renew(stage.CONTRACT, writing.contract(found.proposal, _text(stage.CONTRACT), told))
-    _renew(stage.PARAMS, writing.params(found.proposal, _text(stage.PARAMS), raw))
-    _renew(stage.DECISIONS, writing.decisions(found.proposal, _text(stage.DECISIONS)))
+    _renew(paths.CONTRACT, writing.contract(found.proposal, _text(paths.CONTRACT), told))
+    _renew(paths.PARAMS, writing.params(found.proposal, _text(paths.PARAMS), raw))
+    _renew(paths.DECISIONS, writing.decisions(found.proposal, _text(paths.DECISIONS)))
     # What comes out must be what every command can read.
-    contract, params = Contract.load(_present(stage.CONTRACT)), project.load_params(_present(stage.PARAMS))
-    record = config_model.load(_present(stage.DECISIONS), card.Record)
+    contract, params = Contract.load(_present(paths.CONTRACT)), project.load_params(_present(paths.PARAMS))
+    record = config_model.load(_present(paths.DECISIONS), card.Record)
     package = project.folder
     _renew(package / SOURCE, writing.SOURCE)
     _renew(package / FEATURES, writing.features(_text(package / FEATURES), _inputs(found.proposal)))
@@ -101,9 +101,9 @@ def take(found: Examined, settings: Settings, project: Project) -> Path:
 def overwritten(package: Path) -> list[Path]:
     """Files of a person's that adopting replaces or removes; `package` is the folder of their code."""
     return [
-        stage.CONTRACT,
-        stage.PARAMS,
-        stage.DECISIONS,
+        paths.CONTRACT,
+        paths.PARAMS,
+        paths.DECISIONS,
         README,
         MAKEFILE,
         package / SOURCE,
@@ -139,24 +139,24 @@ def _counts(found: Examined, contract: Contract) -> dict[str, int]:
 
 def _gone(settings: Settings, name: str) -> list[Path]:
     """What belongs to the table that was: its rows, what was made of them, and the example's tests."""
-    former = yaml.safe_load(_text(stage.PARAMS))
+    former = yaml.safe_load(_text(paths.PARAMS))
     raw = Path(former["data"]["raw"])
     gone = [
         raw,
         raw.with_name(raw.name + ".dvc"),
         *(Path(name) for name in ("dvc.lock", "var/run.json")),
-        stage.TABLE,
-        *stage.SPLITS.values(),
-        stage.MODEL.parent,
-        stage.BUNDLE,
+        paths.TABLE,
+        *paths.SPLITS.values(),
+        paths.MODEL.parent,
+        paths.BUNDLE,
         # One by one, since the new data card comes to lie among them.
-        *(stage.REPORTS.iterdir() if stage.REPORTS.is_dir() else ()),
+        *(paths.REPORTS.iterdir() if paths.REPORTS.is_dir() else ()),
         settings.serving_folder,
         *_examples(),
     ]
     if "://" not in settings.prediction_log:
         gone.append(Path(settings.prediction_log))
-    if yaml.safe_load(_text(stage.CONTRACT)).get("name") == name:
+    if yaml.safe_load(_text(paths.CONTRACT)).get("name") == name:
         # Versions of a model are versions of one contract: under the same name begins another model.
         gone += [Path(settings.tracking_uri.removeprefix("sqlite:///")), Path(settings.artifact_root)]
     here = Path.cwd()
@@ -181,7 +181,7 @@ def in_contract_types(opened: Opened, profile: Profile, proposal: Proposal) -> p
 def _inputs(proposal: Proposal) -> list[str]:
     """What derived features call the columns that they may take."""
     roles = {column["name"]: column.get("role", "feature") for column in proposal.columns}
-    return [parameter(name) for name, role in roles.items() if role in ("feature", "time")]
+    return [to_parameter_name(name) for name, role in roles.items() if role in ("feature", "time")]
 
 
 def _told(source: str) -> str:

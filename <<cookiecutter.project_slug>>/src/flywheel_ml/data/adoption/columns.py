@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from flywheel_ml.core.contract import PARTS, SCORED, Part, Role
-from flywheel_ml.data.adoption import issues, words
+from flywheel_ml.core.contract import DEFAULT_DATETIME_FEATURES, SCORE_COLUMNS, DatetimeFeature, Role
+from flywheel_ml.data.adoption import issues, name_heuristics
 from flywheel_ml.data.adoption.labels import Labels
 from flywheel_ml.data.adoption.profiling import ColumnProfile
 
@@ -29,7 +29,7 @@ def names(of_table: Collection[str]) -> dict[str, str]:
     named = {}
     for name in of_table:
         new = name
-        while new in SCORED or (new != name and new in of_table):
+        while new in SCORE_COLUMNS or (new != name and new in of_table):
             new += "_given" if new == name else "_"
         named[name] = new
     return named
@@ -57,10 +57,10 @@ def entry(name: str, column: ColumnProfile, role: Role, labels: Labels, sample: 
         found |= _values(column, sample)
     if role in ("feature", "time") and column.parse.type == "datetime":
         chosen, _ = parts(column, role, sample)
-        found |= {} if tuple(chosen) == PARTS else {"datetime_features": chosen}
+        found |= {} if tuple(chosen) == DEFAULT_DATETIME_FEATURES else {"datetime_features": chosen}
     if column.parse.unit:
         found["unit"] = column.parse.unit
-    if words.is_personal(column.name):
+    if name_heuristics.is_personal(column.name):
         found["personal"] = True
     return found | _cells(name, column)
 
@@ -77,9 +77,9 @@ def _cells(name: str, column: ColumnProfile) -> Entry:
     return found
 
 
-def parts(column: ColumnProfile, role: Role, sample: pl.Series) -> tuple[list[Part], str]:
+def parts(column: ColumnProfile, role: Role, sample: pl.Series) -> tuple[list[DatetimeFeature], str]:
     """What the model is to see of a moment, and why."""
-    chosen: list[Part] = []
+    chosen: list[DatetimeFeature] = []
     why = []
     if (sample.dt.truncate("1d") == sample).all():
         why.append("dates without a time of day")

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from flywheel_ml.data import split
-from flywheel_ml.data.adoption import words
+from flywheel_ml.data.adoption import name_heuristics
 from flywheel_ml.data.adoption.detection import dates, numbers
 from flywheel_ml.data.adoption.detection.detected import held
 from flywheel_ml.data.adoption.profiling import Profile
@@ -274,11 +274,11 @@ def is_row_counter(profile: Profile, name: str) -> bool:
     is_sorted = values.is_sorted() or values.is_sorted(descending=True)
     if column.unique and is_sorted and column.maximum - column.minimum + 1 == profile.rows:
         return True
-    if words.is_unnamed(name):
+    if name_heuristics.is_unnamed(name):
         # Tables that were put together begin to count again.
         return column.unique or column.distinct > profile.rows * NUMBERED_ROWS
     is_first = name == next(iter(profile.columns))
-    return column.unique and is_sorted and is_first and words.is_library_name(name)
+    return column.unique and is_sorted and is_first and name_heuristics.is_library_name(name)
 
 
 def _of_names(profile: Profile, name: str) -> Iterator[Issue]:
@@ -291,7 +291,9 @@ def _of_names(profile: Profile, name: str) -> Iterator[Issue]:
             yield Issue("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
     elif is_row_counter(profile, name):
         yield Issue("row counter", name, "handled", "numbers the rows, and does not measure", remedy)
-    elif column.parse.type == "integer" and (column.unique or (words.names_a_row(name) and column.distinct > 1)):
+    elif column.parse.type == "integer" and (
+        column.unique or (name_heuristics.names_a_row(name) and column.distinct > 1)
+    ):
         yield Issue("id as number", name, "handled", "a number that names, and does not measure", remedy)
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from flywheel_ml.core.parsing.series import clean
-from flywheel_ml.data.adoption import words
+from flywheel_ml.core.parsing.series import clean_texts
+from flywheel_ml.data.adoption import name_heuristics
 from flywheel_ml.data.adoption.detection import texts
 from flywheel_ml.data.adoption.detection.detected import TEXT, TOLERANCE, Detected, Hints, read
 from flywheel_ml.data.adoption.detection.guess import guess, guess_all
@@ -145,9 +145,9 @@ def _reread(column: ColumnProfile, counted: _Counted, name: str, hints: Hints) -
 
 def _with_misfits_missing(column: ColumnProfile, name: str, unread: pl.Series) -> ColumnProfile:
     """The column, with the few texts that could not be read among its missing values: so they are in other files."""
-    if unread.is_empty() or column.misfits > MISFITS or words.is_personal(name):
+    if unread.is_empty() or column.misfits > MISFITS or name_heuristics.is_personal(name):
         return column
-    return column._replace(parse=column.parse.with_missing(clean(unread).unique(maintain_order=True)))
+    return column._replace(parse=column.parse.with_missing(clean_texts(unread).unique(maintain_order=True)))
 
 
 def _count(rows: pl.LazyFrame, parses: dict[str, Detected]) -> _Counted:
@@ -229,7 +229,7 @@ class _Count:
         if missing > cells.null_count():
             gone = cells.filter(values.is_null() & cells.is_not_null() & (~wrong if wrong is not None else True))
             if gone.dtype == pl.String:
-                counts = clean(gone).value_counts(sort=True).head(_MAX_MARKERS)
+                counts = clean_texts(gone).value_counts(sort=True).head(_MAX_MARKERS)
                 self.markers.update({text: rows for text, rows in counts.iter_rows() if text})
             elif infinite := int(gone.is_infinite().sum()) if gone.dtype.is_float() else 0:
                 self.markers["inf"] += infinite

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import polars as pl
 
 from flywheel_ml.core.contract import Role
-from flywheel_ml.data.adoption import issues, words
+from flywheel_ml.data.adoption import issues, name_heuristics
 from flywheel_ml.data.adoption.columns import MOST_CATEGORIES
 from flywheel_ml.data.adoption.overrides import NO_TIME, By, Overrides
 from flywheel_ml.data.adoption.profiling import ColumnProfile, Profile
@@ -101,7 +101,7 @@ def _time(profile: Profile, target: str, overrides: Overrides, now: datetime) ->
     if not fitting:
         return "", ""
     # `sorted` and `min` keep the first of equals, which is the column that stands first.
-    name = min(fitting, key=words.rank_as_moment)
+    name = min(fitting, key=name_heuristics.rank_as_moment)
     beside = f", chosen of {len(fitting)} such columns" if len(fitting) > 1 else ""
     return name, f"every row has one, and {_about(profile.columns[name].distinct)} differ{beside}"
 
@@ -112,7 +112,7 @@ def _tells_time(column: ColumnProfile, profile: Profile, now: datetime) -> bool:
         and not column.parse.unclear
         and not column.missing
         and column.distinct >= FEWEST_MOMENTS
-        and not words.names_another_moment(column.name)
+        and not name_heuristics.names_another_moment(column.name)
         and issues.future(profile.sample[column.name], now) <= 0.01
         and _spreads(profile.sample[column.name])
     )
@@ -130,10 +130,13 @@ def _repeats(column: ColumnProfile, profile: Profile) -> bool:
         return False
     if not FEWEST_ENTITIES <= column.distinct <= 0.95 * profile.rows:
         return False
-    if words.names_a_row(column.name):
-        return column.distinct > MOST_CATEGORIES or words.names_an_entity(column.name)
+    if name_heuristics.names_a_row(column.name):
+        return column.distinct > MOST_CATEGORIES or name_heuristics.names_an_entity(column.name)
     # `customer` names one; `customer_age` counts years.
-    return words.names_an_entity(column.name) and words.words(column.name)[-1] in words.ENTITIES
+    return (
+        name_heuristics.names_an_entity(column.name)
+        and name_heuristics.words(column.name)[-1] in name_heuristics.ENTITIES
+    )
 
 
 def _role(column: ColumnProfile, profile: Profile) -> Given:
@@ -142,14 +145,14 @@ def _role(column: ColumnProfile, profile: Profile) -> Given:
     if column.distinct == 1 and not column.missing:
         return Given("ignored", "the same value in every row")
     found = None
-    if _can_weigh(column) and column.minimum > 0 and words.names_a_weight(column.name):
+    if _can_weigh(column) and column.minimum > 0 and name_heuristics.names_a_weight(column.name):
         return Given("weight", "how much a row counts, by its name; --feature makes it an input")
     if column.parse.type == "string":
         found = _role_of_text(column, profile)
     elif column.parse.type == "integer":
         found = _role_of_integer(column, profile)
     asked = f"; --weight {column.name} if it says how much a row counts"
-    is_asked = _can_weigh(column) and words.may_name_a_weight(column.name)
+    is_asked = _can_weigh(column) and name_heuristics.may_name_a_weight(column.name)
     return found or Given("feature", column.parse.told + (asked if is_asked else ""))
 
 
@@ -159,9 +162,9 @@ def _can_weigh(column: ColumnProfile) -> bool:
 
 
 def _role_of_integer(column: ColumnProfile, profile: Profile) -> Given | None:
-    named, rows = words.names_a_row(column.name), profile.rows
+    named, rows = name_heuristics.names_a_row(column.name), profile.rows
     counts = issues.is_row_counter(profile, column.name)
-    if column.unique and not column.missing and named and not (counts and words.is_library_name(column.name)):
+    if column.unique and not column.missing and named and not (counts and name_heuristics.is_library_name(column.name)):
         return Given("id", "a whole number that names each row")
     if counts:
         return Given("ignored", "counts the rows: an id that looks like a number")
@@ -172,7 +175,7 @@ def _role_of_integer(column: ColumnProfile, profile: Profile) -> Given | None:
 
 def _role_of_text(column: ColumnProfile, profile: Profile) -> Given:
     present = profile.rows - column.missing
-    if column.unique and not column.missing and words.names_a_row(column.name):
+    if column.unique and not column.missing and name_heuristics.names_a_row(column.name):
         return Given("id", "a text that names each row")
     if column.values is not None and len(column.values) <= MOST_CATEGORIES:
         count = len(column.values)
@@ -182,7 +185,7 @@ def _role_of_text(column: ColumnProfile, profile: Profile) -> Given:
         return Given("feature", "free text: its words count, if they help on the validation rows")
     if column.parse.unclear or column.unique:
         return Given("ignored", column.parse.told if column.parse.unclear else "a different text in every row")
-    if not words.names_a_row(column.name) and present >= ROWS_A_CATEGORY * column.distinct:
+    if not name_heuristics.names_a_row(column.name) and present >= ROWS_A_CATEGORY * column.distinct:
         each = present / column.distinct
         return Given(
             "feature", f"{_about(column.distinct)} categories of {each:.0f} rows each: the target's mean in each"

@@ -29,9 +29,9 @@ def show(settings: Settings, progress: Progress) -> None:
         # Both start at once; each takes seconds.
         prefect, api = stack.enter_context(engine.server(home, whole=True, port=_free_port(PREFECT_PORT)))
         servers = [("Prefect", api.removesuffix("/api"), prefect, home / engine.SERVER_LOG)]
-        if settings.tracks_elsewhere:
+        if settings.has_tracking_server:
             with progress.step("MLflow", "") as step:
-                step.note = f"{settings.tracked_at} (ML_TRACKING_URI)"
+                step.note = f"{settings.masked_tracking_uri} (ML_TRACKING_URI)"
         else:
             port, log = _free_port(MLFLOW_PORT), done.FOLDER / "mlflow-ui.log"
             # Its job workers, nine processes for features that need a language model, stay away.

@@ -10,7 +10,7 @@ from prefect import Flow, serve
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
-from flywheel_ml.core.project import Project, load
+from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError
 
@@ -24,7 +24,7 @@ def serve_all(project: Project, path: Path) -> None:
     # Prefect's own, when it is told to stop.
     warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited", RuntimeWarning)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    flows = {name: one for name, one in load(f"{project.flows}:__dict__").items() if isinstance(one, Flow)}
+    flows = {name: one for name, one in import_reference(f"{project.flows}:__dict__").items() if isinstance(one, Flow)}
     serve(*(_deployment(path, entry, flows) for entry in content["deployments"]))
 
 

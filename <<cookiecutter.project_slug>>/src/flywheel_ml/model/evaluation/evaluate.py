@@ -8,10 +8,10 @@ import joblib
 import numpy as np
 import polars as pl
 
-from flywheel_ml.core import metrics, stage
+from flywheel_ml.core import metrics, paths
 from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.core.features import Feature, Featurizer
-from flywheel_ml.core.metrics import Decision
+from flywheel_ml.core.metrics import DecisionRule
 from flywheel_ml.core.params import EvaluateParams, Params
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import tables
@@ -40,7 +40,7 @@ def by_slice(
     contract: Contract,
     truth: np.ndarray,
     output: np.ndarray,
-    decision: Decision | None,
+    decision: DecisionRule | None,
     params: EvaluateParams,
     weights: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def by_slice(
                     "value": str(names[at]),
                     "rows": int(counts[at]),
                     "enough": bool(counts[at] >= params.min_slice_rows),
-                    "metrics": metrics.judge(
+                    "metrics": metrics.compute_metrics(
                         contract.task,
                         truth[member],
                         output[member],
@@ -92,7 +92,7 @@ def importance(
     counted = None if weights is None else weights[spread]
 
     def loss(answers: np.ndarray) -> float:
-        return metrics.loss(contract.task, truth[spread], answers, counted)
+        return metrics.compute_loss(contract.task, truth[spread], answers, counted)
 
     whole = loss(_answers(pipeline, sample, featurizer, contract))
     order = np.random.default_rng(seed).permutation(n_rows)
@@ -135,21 +135,21 @@ def evaluate(
             )
     task, costs = contract.task, params.evaluate.costs
     columns = {name: tables.to_columns(part, contract.inputs) for name, part in parts.items()}
-    truth = {name: tables.truth(part, contract) for name, part in parts.items()}
+    truth = {name: tables.encode_target(part, contract) for name, part in parts.items()}
     weights = {name: sample_weights(part, contract) if contract.weight else None for name, part in parts.items()}
     answers = {name: score(pipelines["model"], columns[name], contract, features) for name in parts}
     threshold = half_width = decision = None
     if task == "binary":
         seen, positive, counted = (out_of_fold[name].to_numpy() for name in ("truth", "answer_1", "weight"))
         threshold = metrics.choose_threshold(seen, positive, costs.false_positive, costs.false_negative, counted)
-        decision = Decision(threshold, costs.false_positive, costs.false_negative)
+        decision = DecisionRule(threshold, costs.false_positive, costs.false_negative)
     elif task == "regression":
         kept = out_of_fold.filter(~pl.col("chose"))
         seen, values, counted = (kept[name].to_numpy() for name in ("truth", "answer_0", "weight"))
-        half_width = metrics.conformal(seen, values, params.evaluate.interval_level, counted)
+        half_width = metrics.conformal_half_width(seen, values, params.evaluate.interval_level, counted)
 
     def judge(name: str, found: np.ndarray) -> dict[str, float]:
-        return metrics.judge(task, truth[name], bounded(found, half_width), decision, weights[name])
+        return metrics.compute_metrics(task, truth[name], bounded(found, half_width), decision, weights[name])
 
     baselines = {
         **{
@@ -168,7 +168,7 @@ def evaluate(
             **{name: judge("test", found) for name, found in baselines.items()},
         },
         "slices": by_slice(parts["test"], contract, truth["test"], output, decision, params.evaluate, weights["test"]),
-        "curves": metrics.curves(task, truth["test"], output),
+        "curves": metrics.compute_curves(task, truth["test"], output),
         "importance": importance(
             pipelines["model"], columns["test"], truth["test"], contract, params.seed, weights["test"], features
         ),
@@ -176,7 +176,7 @@ def evaluate(
 
 
 def bounded(answers: np.ndarray, half_width: float | None) -> np.ndarray:
-    """Answers as an output (see `metrics.judge`): values get their interval, probabilities stay."""
+    """Answers as an output (see `metrics.compute_metrics`): values get their interval, probabilities stay."""
     if half_width is None:
         return answers
     value = answers[:, 0]
@@ -196,18 +196,18 @@ def load(path: Path, hashes: Mapping[str, str]) -> Any:
 
 def main(project: Project) -> None:
     """Read models and parts, judge, write metrics, plots and the full evaluation."""
-    contract, params = Contract.load(stage.CONTRACT), project.load_params()
-    split, trained = read_json(stage.REPORTS / "split.json"), read_json(stage.REPORTS / "train.json")
+    contract, params = Contract.load(paths.CONTRACT), project.load_params()
+    split, trained = read_json(paths.REPORTS / "split.json"), read_json(paths.REPORTS / "train.json")
     pipelines = {
-        "model": load(stage.MODEL, trained["sha256"]),
-        "linear": load(stage.BASELINE, trained["sha256"]),
+        "model": load(paths.MODEL, trained["sha256"]),
+        "linear": load(paths.BASELINE, trained["sha256"]),
     }
-    if stage.SKLEARN_DEFAULT.name in trained["sha256"]:
-        pipelines["sklearn_default"] = load(stage.SKLEARN_DEFAULT, trained["sha256"])
+    if paths.SKLEARN_DEFAULT.name in trained["sha256"]:
+        pipelines["sklearn_default"] = load(paths.SKLEARN_DEFAULT, trained["sha256"])
     parts = {name: read_split(name, split) for name in ("validation", "test")}
-    out_of_fold = tables.read_verified(stage.OUT_OF_FOLD, trained["sha256"][stage.OUT_OF_FOLD.name])
+    out_of_fold = tables.read_verified(paths.OUT_OF_FOLD, trained["sha256"][paths.OUT_OF_FOLD.name])
     found = evaluate(pipelines, parts, contract, params, trained["prior"], out_of_fold, project.features)
     for name, points in (*found.pop("curves").items(), ("importance", found.pop("importance"))):
-        write_json(stage.PLOTS / f"{name}.json", points)
-    write_json(stage.REPORTS / "metrics.json", found["metrics"])
-    write_json(stage.REPORTS / "evaluation.json", found)
+        write_json(paths.PLOTS / f"{name}.json", points)
+    write_json(paths.REPORTS / "metrics.json", found["metrics"])
+    write_json(paths.REPORTS / "evaluation.json", found)

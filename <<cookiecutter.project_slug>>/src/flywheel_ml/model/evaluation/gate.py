@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from flywheel_ml.core.bundle import Comparison, Manifest, Slice
+from flywheel_ml.core.bundle import BaselineComparison, Manifest, Slice
 from flywheel_ml.core.catalog import LINEAR
 from flywheel_ml.core.metrics import CALIBRATION_BINS, HEADLINE, LOSS
 from flywheel_ml.core.params import GateParams
@@ -254,7 +254,7 @@ def measure(candidate: Candidate, part: str, name: str) -> float:
     return _finite(found, f"{part} {name}")
 
 
-def _comparison(candidate: Candidate) -> Comparison:
+def _comparison(candidate: Candidate) -> BaselineComparison:
     found = candidate.manifest.comparison
     if found is None:
         raise Unmeasured("the bundle has no comparison on out-of-fold rows; train again")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flywheel_ml.core import bundle, profile, stage
+from flywheel_ml.core import bundle, paths, profile
 from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.core.features import Feature, Featurizer
 from flywheel_ml.core.params import Params
@@ -153,7 +153,7 @@ def parity(opened: bundle.Bundle, pipeline: Any, rows: pl.DataFrame) -> float:
     contract = opened.contract
     columns = tables.to_columns(rows, contract.inputs)
     apart = np.abs(opened.run(opened.encode(columns)) - score(pipeline, columns, contract, opened.features)).max()
-    scale = 1.0 if contract.classes else float(tables.truth(rows, contract).std()) or 1.0
+    scale = 1.0 if contract.classes else float(tables.encode_target(rows, contract).std()) or 1.0
     return float(apart / scale)
 
 
@@ -184,12 +184,12 @@ def _plain(value: Any) -> Any:
 def main(project: Project) -> None:
     """Convert, compare, profile, describe, seal."""
     params = project.load_params()
-    split, trained = read_json(stage.REPORTS / "split.json"), read_json(stage.REPORTS / "train.json")
-    evaluation = read_json(stage.REPORTS / "evaluation.json")
+    split, trained = read_json(paths.REPORTS / "split.json"), read_json(paths.REPORTS / "train.json")
+    evaluation = read_json(paths.REPORTS / "evaluation.json")
     pack(
-        stage.BUNDLE,
-        stage.CONTRACT,
-        load(stage.MODEL, trained["sha256"]),
+        paths.BUNDLE,
+        paths.CONTRACT,
+        load(paths.MODEL, trained["sha256"]),
         {name: read_split(name, split) for name in ("train", "test")},
         params,
         {"split": split, "trained": trained, "evaluation": evaluation},
@@ -250,7 +250,7 @@ def pack(
         (folder / bundle.BACKGROUND).write_text("[]", encoding="utf-8")
         (folder / bundle.PROFILE).touch()
         (folder / bundle.CARD).touch()
-        bundle.seal(folder, facts)
+        bundle.write_manifest(folder, facts)
         opened = bundle.Bundle.open(folder, features=features)
         facts["min_batch"] = min_batch(opened, test)
         facts["parity"] = parity(opened, pipeline, parts["test"])
@@ -258,12 +258,12 @@ def pack(
         (folder / bundle.BACKGROUND).write_text(canonical_json(compared, indent=1) + "\n", encoding="utf-8")
         training = tables.to_columns(parts["train"], contract.inputs)
         scores = opened.predict(test).scores.astype(np.float64)
-        reference = profile.build(contract, test, scores, opened.watched(test), training)
+        reference = profile.build(contract, test, scores, opened.drift_features(test), training)
         (folder / bundle.PROFILE).write_text(reference.text(), encoding="utf-8")
         (folder / bundle.CARD).write_text(
             card.text(facts, contract, reports["split"], reports["trained"], len(compared), cards), encoding="utf-8"
         )
-        return bundle.seal(folder, facts)
+        return bundle.write_manifest(folder, facts)
 
 
 def _rows(columns: Columns, at: int, size: int) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 from threadpoolctl import ThreadpoolController
 
-from flywheel_ml.core.catalog import Estimator, names
+from flywheel_ml.core.catalog import Estimator, list_estimators
 from flywheel_ml.core.contract import Task
 from flywheel_ml.core.features import Featurizer, Inputs
 from flywheel_ml.core.params import (
@@ -42,7 +42,7 @@ from flywheel_ml.core.params import (
     SplineRidgeParams,
     TrainParams,
 )
-from flywheel_ml.core.project import load
+from flywheel_ml.core.project import import_reference
 from flywheel_ml.model.pipelines import networks, preprocessing
 from flywheel_ml.model.pipelines.fitted import FittedModel
 from flywheel_ml.utils.errors import ConfigError
@@ -76,7 +76,9 @@ def build(name: str, task: Task, params: TrainParams, featurizer: Featurizer, se
     """
     check(name, task, params.catalog)
     make = params.catalog[name].build
-    made: Pipeline = (load(make) if isinstance(make, str) else make)(task, params.of(name), featurizer, seed)
+    made: Pipeline = (import_reference(make) if isinstance(make, str) else make)(
+        task, params.of(name), featurizer, seed
+    )
     return made
 
 
@@ -86,7 +88,7 @@ def check(name: str, task: Task, catalog: Mapping[str, Estimator], key: str = "t
     Raises:
         ConfigError: it does not fit the task, or needs a package that is not installed.
     """
-    known = names(catalog, task)
+    known = list_estimators(catalog, task)
     if name not in known:
         raise ConfigError(
             f"params.yaml: {key} '{name}' is not for {task}, which the target asks for; choose from {', '.join(known)}"

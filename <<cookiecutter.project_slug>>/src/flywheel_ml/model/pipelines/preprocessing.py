@@ -54,7 +54,7 @@ class Means(TargetEncoder):  # type: ignore[misc]
 class Terms(TfidfVectorizer):  # type: ignore[misc]
     """TF-IDF of the `TERMS` words and pairs of neighbouring words that tell most of the target, by their F statistic.
 
-    Takes texts as `features.tokens` makes them. Rows are not scaled to one length: a product of two float32 numbers
+    Takes texts as `features.tokenize` makes them. Rows are not scaled to one length: a product of two float32 numbers
     is the same everywhere, a norm is not, and trees would turn its last bit into another answer.
     """
 

@@ -41,7 +41,7 @@ def read(settings: Settings, name: str, number: str) -> State | None:
 
     None where the registry is a server, does not have the version, or is none that is known here.
     """
-    if settings.tracks_elsewhere:
+    if settings.has_tracking_server:
         return None
     aliases = sa.table("registered_model_aliases", sa.column("name"), sa.column("alias"), sa.column("version"))
     tags = sa.table("model_version_tags", *map(sa.column, ("name", "version", "key", "value")))

@@ -63,7 +63,7 @@ def opened(settings: Settings) -> Iterator[MlflowClient]:
             yield client
     except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
         raise ConfigError(
-            f"ML_TRACKING_URI: '{settings.tracked_at}' cannot be used: {reason(error, settings)}"
+            f"ML_TRACKING_URI: '{settings.masked_tracking_uri}' cannot be used: {reason(error, settings)}"
         ) from None
 
 
@@ -98,9 +98,14 @@ def reason(error: BaseException, settings: Settings) -> str:
     root = error
     while (inner := root.__cause__ or root.__context__) is not None:
         root = inner
-    if settings.tracks_elsewhere and isinstance(error, MlflowException) and isinstance(root, OSError) and root.strerror:
+    if (
+        settings.has_tracking_server
+        and isinstance(error, MlflowException)
+        and isinstance(root, OSError)
+        and root.strerror
+    ):
         return f"no MLflow server answers: {root.strerror}"
-    text = " ".join(str(error).replace(settings.tracking_uri, settings.tracked_at).split())
+    text = " ".join(str(error).replace(settings.tracking_uri, settings.masked_tracking_uri).split())
     return text[:300] or type(error).__name__
 
 

@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from flywheel_ml.core.calibration import METHODS, SMALLEST, Calibration, Curve, Method, logit
+from flywheel_ml.core.calibration import METHODS, MIN_PROBABILITY, Calibration, Curve, Method, logit
 from flywheel_ml.model.training import selection
 from flywheel_ml.model.training.selection import OutOfFold
 
@@ -133,7 +133,7 @@ def _line(probability: np.ndarray, positive: np.ndarray, weights: np.ndarray) ->
     if slope > 0:
         return slope, intercept
     # A falling line would turn the order of the scores around: noise.
-    share = float(np.clip(np.average(positive, weights=weights), SMALLEST, 1 - SMALLEST))
+    share = float(np.clip(np.average(positive, weights=weights), MIN_PROBABILITY, 1 - MIN_PROBABILITY))
     return 0.0, float(np.log(share / (1 - share)))
 
 

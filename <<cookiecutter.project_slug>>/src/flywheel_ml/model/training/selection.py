@@ -15,7 +15,7 @@ import polars as pl
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 
-from flywheel_ml.core.catalog import LINEAR, STANDARD, names
+from flywheel_ml.core.catalog import LINEAR, STANDARD, list_estimators
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import TrainParams
@@ -81,7 +81,7 @@ class OutOfFold(NamedTuple):
 
     Attributes:
         rows: int [n], places of the rows among training rows, then validation rows.
-        truth: float [n], see `Contract.truth`.
+        truth: float [n], see `Contract.encode_target`.
         weights: float [n].
         clusters: int [n]; rows that depend on each other share one.
         chose: bool [n], whether a row had a say in which candidate predicts it.
@@ -189,7 +189,7 @@ class Table(NamedTuple):
         """From n_rows × contract columns; `by` and `group` are those of the split."""
         from flywheel_ml.data import tables
 
-        truth = tables.truth(frame, contract)
+        truth = tables.encode_target(frame, contract)
         labels = truth if contract.task == "regression" else truth.astype(np.int64)
         encoded = estimators.to_frame(featurizer.encode(tables.to_columns(frame, contract.inputs)))
         groups = None
@@ -214,7 +214,7 @@ def candidates(task: Task, params: TrainParams, featurizer: Featurizer) -> list[
     Raises:
         ConfigError: a candidate does not fit the task, or needs a package that is not installed.
     """
-    known = names(params.catalog, task)
+    known = list_estimators(params.catalog, task)
     chosen = (params.candidates or known) if params.estimator == "auto" else (params.estimator,)
     found = []
     for name in sorted(chosen, key=lambda name: known.index(name) if name in known else -1):

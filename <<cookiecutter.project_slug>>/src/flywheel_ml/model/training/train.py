@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from sklearn.pipeline import Pipeline
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
 from flywheel_ml.core.catalog import LINEAR
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.features import Feature, Featurizer
@@ -146,7 +146,7 @@ def _predict(table: Table, model: FittedModel, baseline: FittedModel, prior: np.
 
 def refuse_unlearnable(rows: pl.DataFrame, contract: Contract) -> None:
     """Raise `DataError` if a class is absent from n_rows, or all their values are the same."""
-    target, truth = contract.target.name, tables.truth(rows, contract)
+    target, truth = contract.target.name, tables.encode_target(rows, contract)
     if not contract.classes:
         if truth.min() == truth.max():
             raise DataError(
@@ -163,13 +163,13 @@ def refuse_unlearnable(rows: pl.DataFrame, contract: Contract) -> None:
 
 def read_split(name: str, report: Mapping[str, Any]) -> pl.DataFrame:
     """One part of the split, if it still is what the split stage wrote."""
-    return tables.read_verified(stage.SPLITS[name], report[name]["sha256"])
+    return tables.read_verified(paths.SPLITS[name], report[name]["sha256"])
 
 
 def main(project: Project) -> None:
     """Read the training part, let the candidates compete, tune where that is wanted, fit, write the pipelines."""
-    contract, params = Contract.load(stage.CONTRACT), project.load_params()
-    split = read_json(stage.REPORTS / "split.json")
+    contract, params = Contract.load(paths.CONTRACT), project.load_params()
+    split = read_json(paths.REPORTS / "split.json")
     rows, tuned = read_split("train", split), None
     validation = read_split("validation", split)
     report: dict[str, Any] = {"trials": []}
@@ -197,18 +197,18 @@ def main(project: Project) -> None:
         print(f"  {score.name}: {measure} {score.loss:.4g} in {score.seconds:.1f} s", flush=True)
 
     fitted = train(rows, contract, params, validation, tell, project.features)
-    pipelines = {stage.MODEL: fitted.model, stage.BASELINE: fitted.baseline}
+    pipelines = {paths.MODEL: fitted.model, paths.BASELINE: fitted.baseline}
     if fitted.sklearn_default is not None:
-        pipelines[stage.SKLEARN_DEFAULT] = fitted.sklearn_default
-    with replacing_folder(stage.MODEL.parent) as folder:
+        pipelines[paths.SKLEARN_DEFAULT] = fitted.sklearn_default
+    with replacing_folder(paths.MODEL.parent) as folder:
         for path, pipeline in pipelines.items():
             joblib.dump(pipeline, folder / path.name)
-        tables.write(out_of_fold_table(fitted), folder / stage.OUT_OF_FOLD.name)
-    write_json(stage.SELECTION_SECONDS, seconds)
-    write_json(stage.REPORTS / "tuning.json", report)
+        tables.write(out_of_fold_table(fitted), folder / paths.OUT_OF_FOLD.name)
+    write_json(paths.SELECTION_SECONDS, seconds)
+    write_json(paths.REPORTS / "tuning.json", report)
     calibrated = fitted.calibrated
     write_json(
-        stage.REPORTS / "train.json",
+        paths.REPORTS / "train.json",
         {
             "estimator": fitted.selection.winner.estimator,
             "rows": split["train"]["rows"],
@@ -217,7 +217,7 @@ def main(project: Project) -> None:
             "comparison": comparison.compare(contract.task, fitted.out_of_fold),
             **({"calibration": calibrated.report()} if calibrated else {}),
             **({"text": fitted.text._asdict()} if fitted.text else {}),
-            "sha256": {path.name: sha256_file(path) for path in (*pipelines, stage.OUT_OF_FOLD)},
+            "sha256": {path.name: sha256_file(path) for path in (*pipelines, paths.OUT_OF_FOLD)},
             "tuned": tuned,
         },
     )

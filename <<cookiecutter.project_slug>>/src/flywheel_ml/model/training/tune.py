@@ -17,8 +17,8 @@ import filelock
 import numpy as np
 import polars as pl
 
-from flywheel_ml.core import metrics, stage
-from flywheel_ml.core.catalog import Between, Choice
+from flywheel_ml.core import metrics, paths
+from flywheel_ml.core.catalog import Choice, SearchRange
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.features import Feature, Featurizer
 from flywheel_ml.core.params import Params, TrainParams
@@ -84,14 +84,14 @@ def search(
     frames, truth = {}, {}
     for name, part in (("train", train), ("validation", validation)):
         frames[name] = estimators.to_frame(featurizer.encode(tables.to_columns(part, contract.inputs)))
-        truth[name] = tables.truth(part, contract)
+        truth[name] = tables.encode_target(part, contract)
     labels = truth["train"] if task == "regression" else truth["train"].astype(np.int64)
     chosen = estimators.spread(labels, params.tune.max_rows, task)
 
     def loss(tried: TrainParams) -> float:
         pipeline = estimators.build(named(tried), task, tried, featurizer, params.seed)
         estimators.fit(pipeline, frames["train"][chosen], labels[chosen])
-        return metrics.loss(task, truth["validation"], estimators.answers(pipeline, frames["validation"], task))
+        return metrics.compute_loss(task, truth["validation"], estimators.answers(pipeline, frames["validation"], task))
 
     measure = formatting.METRIC_NAMES[metrics.LOSS[task]]
     return run(loss, params, _key(params, contract, data), lambda text: print(f"  {measure} {text}", flush=True))
@@ -107,8 +107,8 @@ def run(loss: Callable[[TrainParams], float], params: Params, key: str, tell: Ca
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    stage.TUNING.mkdir(parents=True, exist_ok=True)
-    path = stage.TUNING / f"{key[:16]}.db"
+    paths.TUNING.mkdir(parents=True, exist_ok=True)
+    path = paths.TUNING / f"{key[:16]}.db"
     try:
         lock = filelock.FileLock(path.with_suffix(".lock"))
         with lock.acquire(timeout=0):
@@ -136,7 +136,7 @@ def named(params: TrainParams) -> str:
 
 def seconds(key: str) -> list[float]:
     """Seconds of each trial kept under `key`; empty where they are not known, as after a restore by DVC."""
-    path = stage.TUNING / f"{key[:16]}.json"
+    path = paths.TUNING / f"{key[:16]}.json"
     return list(read_json(path)["seconds"]) if path.is_file() else []
 
 
@@ -177,10 +177,10 @@ def _complete(
     return [Trial(t.params, float(t.value), float(t.user_attrs["seconds"])) for t in done]
 
 
-def _distributions(optuna: Any, search: Mapping[str, Between | Choice]) -> dict[str, Any]:
+def _distributions(optuna: Any, search: Mapping[str, SearchRange | Choice]) -> dict[str, Any]:
     found = {}
     for key, space in search.items():
-        if not isinstance(space, Between):
+        if not isinstance(space, SearchRange):
             found[key] = optuna.distributions.CategoricalDistribution(list(space))
         elif isinstance(space.low, int):
             found[key] = optuna.distributions.IntDistribution(space.low, int(space.high), log=space.log)
@@ -189,8 +189,8 @@ def _distributions(optuna: Any, search: Mapping[str, Between | Choice]) -> dict[
     return found
 
 
-def _value(space: Between | Choice, recorded: Any) -> Any:
-    return recorded if isinstance(space, Between) else space[recorded]
+def _value(space: SearchRange | Choice, recorded: Any) -> Any:
+    return recorded if isinstance(space, SearchRange) else space[recorded]
 
 
 def _key(params: Params, contract: Contract, data: Mapping[str, str]) -> str:

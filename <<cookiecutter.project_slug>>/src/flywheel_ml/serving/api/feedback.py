@@ -10,7 +10,7 @@ from typing import Any
 
 import filelock
 
-from flywheel_ml.core.contract import moment
+from flywheel_ml.core.contract import parse_timestamp
 from flywheel_ml.prediction_log import LabelConflict, Outcome, Reader, Unavailable, Writer, now_us
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.metrics import Metrics
@@ -128,7 +128,7 @@ class Labeller:
 
 def _us(text: str) -> int:
     """A checked moment as a log time."""
-    return (moment(text) - datetime(1970, 1, 1)) // timedelta(microseconds=1)
+    return (parse_timestamp(text) - datetime(1970, 1, 1)) // timedelta(microseconds=1)
 
 
 def _conflict(ids: Sequence[str]) -> Problem:

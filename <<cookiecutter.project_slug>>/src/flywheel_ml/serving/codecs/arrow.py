@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic_core import from_json
 
-from flywheel_ml.core.contract import as_array
-from flywheel_ml.core.parsing.columnar import array_of
+from flywheel_ml.core.contract import to_array
+from flywheel_ml.core.parsing.arrow_numpy import to_arrow
 from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.prediction_log import blocks, build_block, new_block_ids
 from flywheel_ml.serving.codecs.arrow_columns import Checked
@@ -96,7 +96,7 @@ def read(model: ServedModel, body: bytes, limit: int) -> Table:
         raise faults.refused(sum(one.broken for one in broken), listed)
     nothing = [None] * table.num_rows
     return Table(
-        {one.column.name: one.array for one in found} | {column.name: as_array(column, nothing) for column in absent},
+        {one.column.name: one.array for one in found} | {column.name: to_array(column, nothing) for column in absent},
         pa.table({one.column.name: one.logged() for one in found}),
     )
 
@@ -104,11 +104,11 @@ def read(model: ServedModel, body: bytes, limit: int) -> Table:
 def _complete(model: ServedModel, request: PredictRequest, wants_arrow: bool, limit: int, marks: Marks) -> Completed:
     table = read(model, request.body, limit)
     marks.append(time.perf_counter())
-    predictions = model.bundle.decide(parallel.run(model.bundle, model.bundle.encode(table.columns)))
+    predictions = model.bundle.to_predictions(parallel.run(model.bundle, model.bundle.encode(table.columns)))
     marks.append(time.perf_counter())
     ids = new_block_ids(len(predictions.values))
     told = _told(model, ids, predictions.values, predictions.output, model.degraded)
-    scored = told.drop_columns("id").append_column("score", array_of(predictions.scores))
+    scored = told.drop_columns("id").append_column("score", to_arrow(predictions.scores))
     asked, answered = (blocks.pack_table(part, blocks.COMPRESSION) for part in (table.inputs, scored))
     block = build_block(model.origin, ids, asked, answered, request.microseconds())
     content = (
@@ -123,13 +123,13 @@ def _told(model: ServedModel, ids: Sequence[str], values: np.ndarray, output: np
     import pyarrow as pa
 
     if model.texts.class_names:
-        each = [array_of(probabilities) for probabilities in output.T]
+        each = [to_arrow(probabilities) for probabilities in output.T]
         beside = {"probabilities": pa.StructArray.from_arrays(each, model.texts.class_names)}
     else:
-        beside = {"interval": pa.FixedSizeListArray.from_arrays(array_of(output[:, 1:].ravel()), 2)}
+        beside = {"interval": pa.FixedSizeListArray.from_arrays(to_arrow(output[:, 1:].ravel()), 2)}
     facts = {"model_version": model.ref.version, "variant": model.variant, "degraded": str(degraded).lower()}
-    names = array_of(np.array(ids, dtype=object))
-    return pa.table({"id": names, "prediction": array_of(values), **beside}).replace_schema_metadata(facts)
+    names = to_arrow(np.array(ids, dtype=object))
+    return pa.table({"id": names, "prediction": to_arrow(values), **beside}).replace_schema_metadata(facts)
 
 
 class _RowCodec:
@@ -157,5 +157,5 @@ class _RowCodec:
         if results.is_mixed:
             versions, variants = zip(*((one.ref.version, one.variant) for one in results.models), strict=True)
             for name, column in (("model_version", versions), ("variant", variants)):
-                table = table.append_column(name, array_of(np.array(column, dtype=object)))
+                table = table.append_column(name, to_arrow(np.array(column, dtype=object)))
         return blocks.pack_table(table)

@@ -11,10 +11,17 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from flywheel_ml.core.contract import INTEGER_LIMIT, Column, as_array, missing
-from flywheel_ml.core.parsing import TYPE_MESSAGES, grammar
-from flywheel_ml.core.parsing.columnar import array_of, fixed, lengths, moments, numbers, present
-from flywheel_ml.core.parsing.rules import BREAKS, REQUIRED, value_rules_of
+from flywheel_ml.core.contract import INTEGER_LIMIT, Column, is_missing, to_array
+from flywheel_ml.core.parsing import TYPE_MESSAGES, build_grammar
+from flywheel_ml.core.parsing.arrow_numpy import (
+    text_lengths,
+    to_arrow,
+    to_datetimes,
+    to_fixed_width,
+    to_floats,
+    valid_mask,
+)
+from flywheel_ml.core.parsing.rules import IS_BROKEN, REQUIRED, build_value_rules
 from flywheel_ml.serving.codecs.tabular import refused
 from flywheel_ml.serving.errors import faults
 from flywheel_ml.serving.errors.problems import Problem
@@ -77,7 +84,7 @@ class Checked:
 
         if self._texts is not None:
             return self._texts
-        array = array_of(self.array)
+        array = to_arrow(self.array)
         # Every integer is a whole number that float64 holds.
         kinds = {"integer": pa.int64(), "boolean": pa.bool_()}
         return array.cast(kinds[self.column.type]) if self.column.type in kinds else array
@@ -94,12 +101,12 @@ class Checked:
             except ValueError:
                 known.append(None)
                 wrong.append(True)
-        at = np.where(present(coded.indices), fixed(coded.indices, "i4"), -1)
-        distinct = as_array(self.column, known)
+        at = np.where(valid_mask(coded.indices), to_fixed_width(coded.indices, "i4"), -1)
+        distinct = to_array(self.column, known)
         self.array = distinct[at]
         self._wrong = np.array(wrong, dtype=np.bool_)[at]
         if self.column.type == "string":
-            self._texts = array_of(distinct).take(array_of(at % len(known)))
+            self._texts = to_arrow(distinct).take(to_arrow(at % len(known)))
 
 
 def _plain(name: str, column: Column, values: Any, limit: int) -> Any:
@@ -129,7 +136,7 @@ def _text_bytes(values: Any) -> int:
     import pyarrow.compute as pc
 
     is_coded = pa.types.is_dictionary(values.type)
-    each = lengths(values.dictionary).take(values.indices) if is_coded else lengths(values)
+    each = text_lengths(values.dictionary).take(values.indices) if is_coded else text_lengths(values)
     return pc.sum(each).as_py() or 0
 
 
@@ -148,17 +155,17 @@ def _is_native(column: Column, kind: Any) -> bool:
 
 def _array(column: Column, values: Any) -> np.ndarray:
     if column.is_numeric:
-        array = numbers(values)
+        array = to_floats(values)
         array[np.isinf(array)] = np.nan
         if column.type == "integer":
             array = _told_apart(values, array)
     else:
-        array = moments(values)
+        array = to_datetimes(values)
         # Nanoseconds cannot tell the first year nor the last, and lie between them.
         array = array.astype("M8[us]") if array.dtype == "M8[ns]" else array
         array = np.where((array >= FIRST) & (array <= LAST), array, np.datetime64("NaT")).astype("M8[us]")
-    if sentinels := grammar(column).sentinels:
-        array[np.isin(array, as_array(column, list(sentinels)))] = np.nan if column.is_numeric else "NaT"
+    if sentinels := build_grammar(column).sentinels:
+        array[np.isin(array, to_array(column, list(sentinels)))] = np.nan if column.is_numeric else "NaT"
     return array
 
 
@@ -172,12 +179,12 @@ def _told_apart(values: Any, array: np.ndarray) -> np.ndarray:
 
 def _wrong(column: Column, values: Any, array: np.ndarray, required: bool) -> np.ndarray:
     """Which rows break a rule, bool [n_rows]."""
-    gaps = missing(array)
-    wrong = gaps & (required | present(values)) if column.type == "datetime" else gaps & required
+    gaps = is_missing(array)
+    wrong = gaps & (required | valid_mask(values)) if column.type == "datetime" else gaps & required
     if column.type == "integer":
         wrong |= ~gaps & (array != np.floor(array))
-    for rule in value_rules_of(column):  # Of numbers, they are all about ranges.
-        wrong |= BREAKS[rule.kind](array, rule.limit)
+    for rule in build_value_rules(column):  # Of numbers, they are all about ranges.
+        wrong |= IS_BROKEN[rule.kind](array, rule.limit)
     return wrong
 
 
@@ -189,7 +196,7 @@ def _python_values(values: Any) -> Sequence[Any]:
         told: list[Any] = values.to_pylist()
         return told
     zone = _zone(values.type.tz) if pa.types.is_timestamp(values.type) and values.type.tz else None
-    return [_text(value, zone) for value in moments(values)]
+    return [_text(value, zone) for value in to_datetimes(values)]
 
 
 def _text(value: np.datetime64, zone: tzinfo | None) -> str | None:

@@ -15,9 +15,9 @@ import structlog
 
 from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import LINEAGE, Bundle, verify
-from flywheel_ml.core.contract import from_rows
+from flywheel_ml.core.contract import columns_from_rows
 from flywheel_ml.core.features import Feature
-from flywheel_ml.core.serving_folder import Challenger, Ref, Routing, Shadow
+from flywheel_ml.core.serving_folder import BundleRef, Challenger, Routing, Shadow
 from flywheel_ml.serving.models.served_model import Deployment, Experiment, ServedModel, Variant
 from flywheel_ml.serving.observability.logs import explained
 from flywheel_ml.serving.observability.metrics import Metrics
@@ -64,7 +64,7 @@ class ModelManager:
         self._features = features
         self._metrics = metrics
         self._log = log
-        self._refs: tuple[Ref, ...] = ()
+        self._refs: tuple[BundleRef, ...] = ()
         self._seen: Signature | None = None
         self._retired: list[weakref.ref[Bundle]] = []
         self._release_wait, self._release_at = POLL_SECONDS, 0.0
@@ -81,7 +81,7 @@ class ModelManager:
         if signature == self._seen:
             return
         try:
-            asked = serving_folder.read(self._folder)
+            asked = serving_folder.read_routing(self._folder)
         except ProjectError as error:
             self._report([Refusal(None, str(error), datetime.now(UTC))])
         else:
@@ -171,10 +171,10 @@ class ModelManager:
                 running[0].spec = asked
                 return running[0]
             bundle = Bundle.open(path, asked.ref.digest, self._features)
-            if unfit := serving_folder.unfit(champion.bundle.contract, bundle.contract):
+            if unfit := serving_folder.find_incompatibility(champion.bundle.contract, bundle.contract):
                 raise ConfigError(f"version {asked.ref.version} cannot stand beside the champion: {unfit}")
             # Rows are checked by the champion's contract, so its typical row is what has to be answered.
-            bundle.predict(from_rows(bundle.contract.inputs, [champion.schema.example]))
+            bundle.predict(columns_from_rows(bundle.contract.inputs, [champion.schema.example]))
         except Exception as error:
             refusals.append(self._refusal(asked.ref, path, error))
             return None
@@ -187,7 +187,7 @@ class ModelManager:
         self._metrics.models.paused(model.ref.version, model.variant)
         self._log.error("trial_paused", version=model.ref.version, variant=model.variant, reason=reason)
 
-    def _prior(self, ref: Ref | None) -> ServedModel | None:
+    def _prior(self, ref: BundleRef | None) -> ServedModel | None:
         if ref is None:
             return None
         now = self.deployment.model if self.deployment else None
@@ -201,7 +201,7 @@ class ModelManager:
             return None
         return ServedModel(bundle, ref, schema, "fallback", datetime.now(UTC), is_prior=True)
 
-    def _try(self, ref: Ref | None, variant: Variant, refusals: list[Refusal]) -> ServedModel | None:
+    def _try(self, ref: BundleRef | None, variant: Variant, refusals: list[Refusal]) -> ServedModel | None:
         if ref is None:
             return None
         path = serving_folder.bundle_folder(self._folder, ref)
@@ -215,16 +215,16 @@ class ModelManager:
             return None
 
     @staticmethod
-    def _refusal(ref: Ref, path: Path, error: Exception) -> Refusal:
+    def _refusal(ref: BundleRef, path: Path, error: Exception) -> Refusal:
         # A caller learns the version, not where this machine keeps it.
         told = str(error).replace(str(path), ref.version) if isinstance(error, ProjectError) else type(error).__name__
         return Refusal(ref.version, told, datetime.now(UTC))
 
-    def _load(self, path: Path, ref: Ref, variant: Variant) -> ServedModel:
+    def _load(self, path: Path, ref: BundleRef, variant: Variant) -> ServedModel:
         bundle = Bundle.open(path, ref.digest, self._features)
         schema = Schema(bundle.contract, bundle.profile, self._max_instances, bundle.unused)
         # A model that cannot answer a typical row is refused here rather than by the first caller.
-        bundle.predict(from_rows(bundle.contract.inputs, [schema.example]))
+        bundle.predict(columns_from_rows(bundle.contract.inputs, [schema.example]))
         _give_back_memory()
         return ServedModel(bundle, ref, schema, variant, datetime.now(UTC))
 

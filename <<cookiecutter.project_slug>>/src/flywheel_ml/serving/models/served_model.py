@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from flywheel_ml.core.bundle import Bundle
-from flywheel_ml.core.serving_folder import Challenger, Ref, Routing, Shadow
+from flywheel_ml.core.serving_folder import BundleRef, Challenger, Routing, Shadow
 from flywheel_ml.prediction_log import Origin
 from flywheel_ml.serving.experiments.circuit_breaker import CircuitBreaker
 from flywheel_ml.serving.experiments.runner import Runner
@@ -22,7 +22,7 @@ class ServedModel:
     """A verified bundle in service."""
 
     bundle: Bundle
-    ref: Ref
+    ref: BundleRef
     schema: Schema
     variant: Variant
     loaded_at: datetime

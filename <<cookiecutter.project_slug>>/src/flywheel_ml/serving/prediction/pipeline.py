@@ -49,7 +49,7 @@ def complete(
     try:
         inputs = bundle.encode_rows(together)
         many = len(together) >= parallel.MIN_ROWS
-        predictions = bundle.decide(parallel.run(bundle, inputs) if many else bundle.run(inputs))
+        predictions = bundle.to_predictions(parallel.run(bundle, inputs) if many else bundle.run(inputs))
     except Exception as error:
         # One request whose prediction is no number must not fail the others.
         if len(requests) > 1:
@@ -93,7 +93,7 @@ def complete_block(model: ServedModel, request: PredictRequest, marks: Marks) ->
     if len(instances) < MIN_BLOCK_ROWS:
         return request._replace(instances=instances)
     try:
-        predictions = model.bundle.decide(parallel.run(model.bundle, model.bundle.encode_rows(instances)))
+        predictions = model.bundle.to_predictions(parallel.run(model.bundle, model.bundle.encode_rows(instances)))
     except Exception:
         return request._replace(instances=instances)  # For some row the model has no number, and its prior answers.
     marks.append(time.perf_counter())
@@ -114,7 +114,7 @@ def score_each(model: ServedModel, instances: Sequence[Instance]) -> list[RowPre
     """Score rows one by one as far as their callers can tell: None where a prediction is not finite."""
     output = model.bundle.run(model.bundle.encode_rows(instances))
     finite = np.isfinite(output).all(axis=1)
-    predictions = model.bundle.decide(output[finite])
+    predictions = model.bundle.to_predictions(output[finite])
     parts = (model.texts.write(predictions), model.texts.classes(predictions), predictions.scores.tolist())
     found = map(RowPrediction, *parts)
     return [next(found) if is_finite else None for is_finite in finite.tolist()]

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from flywheel_ml.core.project import Project, load
+from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.api.routes import Service
 from flywheel_ml.serving.observability.logs import logger
@@ -137,7 +137,7 @@ def serve(
     metrics = Metrics(counts)
     metrics.worker(worker, workers)
     spans = Spans(metrics, logger(), os.environ) if is_configured(os.environ) else None
-    app: FastAPI = load(project.app)(settings, metrics, spans, project.features)
+    app: FastAPI = import_reference(project.app)(settings, metrics, spans, project.features)
     service: Service = app.state.service
 
     most = min(settings.max_connections, descriptor_room())

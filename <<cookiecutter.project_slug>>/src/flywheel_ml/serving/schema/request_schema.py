@@ -10,10 +10,10 @@ from pydantic import AfterValidator, ConfigDict, FailFast, Field, TypeAdapter, V
 # Python 3.11's own TypedDict cannot carry the configuration that pydantic reads.
 from typing_extensions import TypedDict
 
-from flywheel_ml.core.contract import MISSING, Column, Contract, moment, naive
-from flywheel_ml.core.parsing import grammar
-from flywheel_ml.core.parsing.grammar import clean
-from flywheel_ml.core.parsing.rules import value_rules_of
+from flywheel_ml.core.contract import MISSING, Column, Contract, parse_timestamp, to_naive_utc
+from flywheel_ml.core.parsing import build_grammar
+from flywheel_ml.core.parsing.grammar import clean_text
+from flywheel_ml.core.parsing.rules import build_value_rules
 from flywheel_ml.core.profile import Counts, Profile
 from flywheel_ml.serving.errors import faults
 from flywheel_ml.serving.schema.row_validator import RowValidator, cell_reader
@@ -171,8 +171,8 @@ def _field(column: Column, optional: bool, example: Any = None) -> Any:
 
 def _typed(column: Column) -> Any:
     """The type of a column's values in the form that is described; whatever it takes, `cell_reader` leaves as it is."""
-    limits = {rule.kind: rule.limit for rule in value_rules_of(column)}
-    sentinels = grammar(column).sentinels
+    limits = {rule.kind: rule.limit for rule in build_value_rules(column)}
+    sentinels = build_grammar(column).sentinels
     if "categories" in limits:
         return Literal[limits["categories"]]
     if column.type in ("float", "integer"):
@@ -224,11 +224,11 @@ def _plain_datetime(sentinels: Collection[Any]) -> AfterValidator:
 
 def _plain_text(column: Column) -> AfterValidator:
     known, missing = frozenset(column.categories or ()), frozenset(("", MISSING, *column.parse.na_values))
-    code_width = grammar(column).code_width
+    code_width = build_grammar(column).code_width
 
     def check(text: str) -> str:
         if text not in known and (
-            text in missing or clean(text) != text or (len(text) < code_width and text.isdecimal())
+            text in missing or clean_text(text) != text or (len(text) < code_width and text.isdecimal())
         ):
             raise ValueError
         return text
@@ -237,7 +237,7 @@ def _plain_text(column: Column) -> AfterValidator:
 
 
 def _is_past(text: str) -> str:
-    if moment(text) > naive(datetime.now(UTC)) + CLOCKS_APART:
+    if parse_timestamp(text) > to_naive_utc(datetime.now(UTC)) + CLOCKS_APART:
         raise ValueError("must not be in the future")
     return text
 
@@ -251,7 +251,7 @@ def _typical(column: Column, counts: Counts) -> Any:
     if counts.kind == "categorical":
         mode = counts.categories[int(np.argmax(counts.counts))]
         return mode == "true" if column.type == "boolean" else mode
-    counts = counts.merged()
+    counts = counts.merge_bins()
     at = int(np.searchsorted(np.cumsum(counts.counts), counts.present / 2))
     median = counts.edges[min(at, len(counts.edges) - 1)]
     if column.type == "datetime":

@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from flywheel_ml.core.contract import Column, Contract
-from flywheel_ml.core.parsing import grammar, parse_value
-from flywheel_ml.core.parsing.rules import BREAKS, REQUIRED, value_rules_of
+from flywheel_ml.core.parsing import build_grammar, parse_value
+from flywheel_ml.core.parsing.rules import IS_BROKEN, REQUIRED, build_value_rules
 from flywheel_ml.serving.errors import faults
 from flywheel_ml.utils import timestamps
 from flywheel_ml.utils.config_model import suggest
@@ -167,7 +167,7 @@ def cell_reader(column: Column, required: bool) -> Read:
     """A function that makes one JSON value the contract's; it raises ValueError with the rule that the value breaks."""
     read = _reader(column, required)
     # What most values are is known without looking further.
-    if grammar(column).sentinels:
+    if build_grammar(column).sentinels:
         return read
     if column.categories:
         return _category_reader(frozenset(column.categories), read)
@@ -179,7 +179,7 @@ def cell_reader(column: Column, required: bool) -> Read:
 
 
 def _reader(column: Column, required: bool) -> Read:
-    rules = value_rules_of(column)
+    rules = build_value_rules(column)
 
     def read(value: Any) -> Any:
         parsed = parse_value(value, column)
@@ -188,7 +188,7 @@ def _reader(column: Column, required: bool) -> Read:
                 raise ValueError(REQUIRED)
             return None
         for rule in rules:
-            if BREAKS[rule.kind](parsed, rule.limit):
+            if IS_BROKEN[rule.kind](parsed, rule.limit):
                 raise ValueError(rule.message)
         return parsed.isoformat() if isinstance(parsed, datetime) else parsed
 

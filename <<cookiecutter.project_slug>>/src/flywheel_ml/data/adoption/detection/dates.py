@@ -11,7 +11,7 @@ import polars as pl
 from flywheel_ml.core.contract import Column, Parse
 from flywheel_ml.core.parsing.series import parse_series
 from flywheel_ml.data.adoption.detection.detected import MOSTLY, TEXT, TOLERANCE, Detected, share, words_among
-from flywheel_ml.data.adoption.words import words
+from flywheel_ml.data.adoption.name_heuristics import words
 from flywheel_ml.utils import timestamps
 
 _DAYS = (

@@ -8,8 +8,8 @@ import polars as pl
 
 from flywheel_ml.core.contract import FLOAT_LIMIT, INTEGER_LIMIT, MISSING, Column, ColumnType, Parse
 from flywheel_ml.core.parsing import MARKERS
-from flywheel_ml.core.parsing.grammar import FEWEST_ZEROS, ZEROS
-from flywheel_ml.core.parsing.series import clean, parse_series, plain
+from flywheel_ml.core.parsing.grammar import MIN_ZEROS, ZEROS
+from flywheel_ml.core.parsing.series import clean_texts, parse_series, to_plain_characters
 
 TOLERANCE = 0.01
 """Share of cells that may be no number, or no date, in a column of numbers or dates; they become missing."""
@@ -126,8 +126,8 @@ def share(fits: pl.Series) -> float:
 def held(cells: pl.Series) -> pl.Series:
     """The texts of a column that hold something, stripped and with plain signs."""
     text = pl.col("text")
-    zeros = (text.str.len_chars() >= FEWEST_ZEROS) & (text.str.strip_chars(ZEROS) == "")
-    frame = plain(clean(cells.drop_nulls())).to_frame("text")
+    zeros = (text.str.len_chars() >= MIN_ZEROS) & (text.str.strip_chars(ZEROS) == "")
+    frame = to_plain_characters(clean_texts(cells.drop_nulls())).to_frame("text")
     return frame.filter(~text.str.to_lowercase().is_in(sorted(MARKERS)) & ~zeros).to_series().rename(cells.name)
 
 

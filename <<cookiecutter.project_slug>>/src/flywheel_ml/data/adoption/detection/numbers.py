@@ -6,7 +6,7 @@ from typing import NamedTuple
 import polars as pl
 
 from flywheel_ml.core.contract import INTEGER_LIMIT, Column, Parse
-from flywheel_ml.core.parsing import grammar
+from flywheel_ml.core.parsing import build_grammar
 from flywheel_ml.core.parsing.series import parse_series
 from flywheel_ml.data.adoption.detection.detected import (
     CODE,
@@ -210,7 +210,7 @@ def _possible(some: pl.Series, texts: pl.Series, units: _Units) -> list[Style]:
 
 def _digits(texts: pl.Series, parse: Parse) -> pl.Series:
     """The digits of numbers, with their signs for decimals and thousands."""
-    pattern = grammar(Column(name="cell", type="float", parse=parse)).number
+    pattern = build_grammar(Column(name="cell", type="float", parse=parse)).number
     return texts.str.extract_groups(pattern).struct.field("digits").drop_nulls()
 
 

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from flywheel_ml.core.parsing.series import clean
+from flywheel_ml.core.parsing.series import clean_texts
 from flywheel_ml.data.adoption.detection.detected import TEXT, Detected, Hints
 
 _NA = ("NA", "N/A")
@@ -12,7 +12,7 @@ _CODES, _FEWEST_CODES = 0.8, 3
 
 def detect(cells: pl.Series, hints: Hints) -> Detected:
     """A column of texts. A marker such as NA is missing, unless NA is likely to be a value."""
-    present = clean(cells.drop_nulls())
+    present = clean_texts(cells.drop_nulls())
     distinct = set(present.unique())
     found = [marker for marker in _NO_VALUE if marker in distinct]
     if not found:

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from flywheel_ml.core.contract import missing
+from flywheel_ml.core.contract import is_missing
 
 
-def array_of(values: np.ndarray) -> Any:
+def to_arrow(values: np.ndarray) -> Any:
     """A `pyarrow.Array` [n_rows] of booleans, int64, float64, microseconds or texts; NaN, NaT and None become null."""
     import pyarrow as pa
 
     kind, count = values.dtype.kind, len(values)
     if kind == "b":
-        return pa.Array.from_buffers(pa.bool_(), count, [None, _bits(values)])
+        return pa.Array.from_buffers(pa.bool_(), count, [None, _pack_bits(values)])
     if kind == "i":
         return pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(np.ascontiguousarray(values, np.int64))])
-    present = _bits(~missing(values))
+    present = _pack_bits(~is_missing(values))
     if kind == "f":
         numbers = pa.py_buffer(np.ascontiguousarray(values, np.float64))
         return pa.Array.from_buffers(pa.float64(), count, [present, numbers])
@@ -36,13 +36,13 @@ def array_of(values: np.ndarray) -> Any:
     return pa.Array.from_buffers(pa.large_string(), count, buffers)
 
 
-def _bits(truths: np.ndarray) -> Any:
+def _pack_bits(truths: np.ndarray) -> Any:
     import pyarrow as pa
 
     return pa.py_buffer(np.packbits(truths, bitorder="little"))
 
 
-def present(values: Any) -> np.ndarray:
+def valid_mask(values: Any) -> np.ndarray:
     """Which values of a `pyarrow.Array` are not null, bool [n_rows]."""
     buffer = values.buffers()[0]
     if buffer is None:
@@ -52,32 +52,32 @@ def present(values: Any) -> np.ndarray:
     return bits[values.offset :].astype(np.bool_)
 
 
-def fixed(values: Any, dtype: str) -> np.ndarray:
+def to_fixed_width(values: Any, dtype: str) -> np.ndarray:
     """An array whose values are all of one width, [n_rows]; what stands where one is null means nothing."""
-    return _part(values.buffers()[1], np.dtype(dtype), values.offset, len(values))
+    return _view_buffer(values.buffers()[1], np.dtype(dtype), values.offset, len(values))
 
 
-def numbers(values: Any) -> np.ndarray:
+def to_floats(values: Any) -> np.ndarray:
     """An array of numbers or booleans as float64 [n_rows]; null is NaN."""
     import pyarrow as pa
 
     made = values.cast(pa.float64(), safe=False)
-    found: np.ndarray = np.where(present(made), fixed(made, "f8"), np.nan)
+    found: np.ndarray = np.where(valid_mask(made), to_fixed_width(made, "f8"), np.nan)
     return found
 
 
-def moments(values: Any) -> np.ndarray:
+def to_datetimes(values: Any) -> np.ndarray:
     """An array of timestamps or dates as datetime64 [n_rows] of its own unit, in UTC; null is NaT."""
     import pyarrow as pa
 
     if pa.types.is_date32(values.type):
-        found = fixed(values, "i4").astype(np.int64).view("M8[D]")
+        found = to_fixed_width(values, "i4").astype(np.int64).view("M8[D]")
     else:
-        found = fixed(values, f"M8[{'ms' if pa.types.is_date64(values.type) else values.type.unit}]")
-    return np.where(present(values), found, np.datetime64("NaT"))
+        found = to_fixed_width(values, f"M8[{'ms' if pa.types.is_date64(values.type) else values.type.unit}]")
+    return np.where(valid_mask(values), found, np.datetime64("NaT"))
 
 
-def lengths(values: Any) -> Any:
+def text_lengths(values: Any) -> Any:
     """Bytes of each text of an array, as a `pyarrow.Array` of integers."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -85,11 +85,11 @@ def lengths(values: Any) -> Any:
     if not pa.types.is_string_view(values.type):
         return pc.binary_length(values)
     # Sixteen bytes for each text, of which the first four are its length. pyarrow has no kernel for them.
-    found = _part(values.buffers()[1], np.dtype("i4"), values.offset * 4, len(values) * 4)[::4]
-    return array_of(np.where(present(values), found, 0))
+    found = _view_buffer(values.buffers()[1], np.dtype("i4"), values.offset * 4, len(values) * 4)[::4]
+    return to_arrow(np.where(valid_mask(values), found, 0))
 
 
-def _part(buffer: Any, dtype: np.dtype[Any], at: int, count: int) -> np.ndarray:
+def _view_buffer(buffer: Any, dtype: np.dtype[Any], at: int, count: int) -> np.ndarray:
     if count == 0:
         return np.zeros(0, dtype)
     return np.frombuffer(buffer, dtype, count, at * dtype.itemsize)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from flywheel_ml.core import stage
+from flywheel_ml.core import paths
+from flywheel_ml.core.command import run_command
 from flywheel_ml.utils.errors import ConfigError, DataError, ProjectError
 
 
@@ -19,7 +20,7 @@ def ended(
 
     def ended(main: Callable[[], None]) -> tuple[Any, str]:
         with pytest.raises(SystemExit) as left:
-            stage.run(main)
+            run_command(main)
         return left.value.code, capsys.readouterr().err
 
     return ended
@@ -44,7 +45,7 @@ def test_a_stage_that_works_says_nothing(ended: Ended) -> None:
 )
 def test_an_expected_error_is_one_line_with_its_status(ended: Ended, error: ProjectError, status: int) -> None:
     assert ended(failing(error)) == (status, "error: no rows\n")
-    assert not stage.TRACE.exists()
+    assert not paths.TRACE.exists()
 
 
 def test_a_file_that_is_not_there_is_named(ended: Ended) -> None:
@@ -61,14 +62,14 @@ def test_a_fault_of_the_program_is_one_line_and_leaves_a_traceback(ended: Ended)
     status, text = ended(failing(ValueError("a\nb" + 1000 * "x")))
     assert status == 1
     assert text.startswith("error: unexpected ValueError: a bxxx")
-    assert text.endswith("…: a fault of this program (see var/last-error.txt)\n")
+    assert text.endswith("…: a bug in this program (see var/last-error.txt)\n")
     assert text.count("\n") == 1
-    assert "Traceback" in stage.TRACE.read_text()
+    assert "Traceback" in paths.TRACE.read_text()
 
 
 def test_a_traceback_that_cannot_be_kept_does_not_hide_the_error(ended: Ended, tmp_path: Path) -> None:
     (tmp_path / "var").touch()
-    assert ended(failing(ValueError("x"))) == (1, "error: unexpected ValueError: x: a fault of this program\n")
+    assert ended(failing(ValueError("x"))) == (1, "error: unexpected ValueError: x: a bug in this program\n")
 
 
 def test_an_interrupted_stage_ends_as_shells_expect(ended: Ended) -> None:
