@@ -17,7 +17,7 @@ from flywheel_ml.core.metrics import HEADLINE
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
-from flywheel_ml.data.validate import check
+from flywheel_ml.data.validate import find_violations
 from flywheel_ml.flows import monitoring, scoring
 from flywheel_ml.flows.explaining import explain_logged
 from flywheel_ml.prediction_log import Reader
@@ -126,7 +126,7 @@ def tensors(client: httpx.Client, instances: Instances) -> list[Any]:
 
 
 def test_synthetic_rows_satisfy_the_contract(table: pl.DataFrame, contract: Contract) -> None:
-    assert check(table, contract) == []
+    assert find_violations(table, contract) == []
 
 
 def test_model_learns_a_signal(bundle: Bundle) -> None:

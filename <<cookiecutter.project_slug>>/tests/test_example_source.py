@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.data import tables
-from flywheel_ml.data.validate import check
+from flywheel_ml.data.validate import find_violations
 from polars.testing import assert_frame_equal
 
 from << cookiecutter.package_name >> import source
@@ -38,7 +38,7 @@ def test_the_table_keeps_the_contract_but_for_labels_that_nobody_knows(
 ) -> None:
     assert flights.columns == [column.name for column in contract.columns]
     labelled = tables.conform(flights, contract).drop_nulls(contract.target.name)
-    assert check(labelled, contract) == []
+    assert find_violations(labelled, contract) == []
 
 
 def test_no_column_but_the_label_knows_what_the_flight_itself_tells(

@@ -66,9 +66,9 @@ class Result(NamedTuple):
 def adopted(public: PublicTable) -> tuple[pl.DataFrame, Contract, Params]:
     """The rows, the contract and the parameters that adopting writes; the current folder is for scratch."""
     path = write(public, Path())
-    with adopt.examined(str(path), "", public.target, Overrides(), datetime.now(UTC).replace(tzinfo=None)) as found:
-        paths.CONTRACT.write_text(writing.contract(found.proposal, "", public.name))
-        paths.PARAMS.write_text(writing.params(found.proposal, (PROJECT / paths.PARAMS).read_text(), path))
+    with adopt.examine(str(path), "", public.target, Overrides(), datetime.now(UTC).replace(tzinfo=None)) as found:
+        paths.CONTRACT.write_text(writing.render_contract(found.proposal, "", public.name))
+        paths.PARAMS.write_text(writing.render_params(found.proposal, (PROJECT / paths.PARAMS).read_text(), path))
         rows = found.rows.collect()
     contract, params = Contract.load(paths.CONTRACT), Params.load(paths.PARAMS)
     return ingest(rows, contract, None).table, contract, params

@@ -17,7 +17,7 @@ BOM = "\ufeff"
 
 def read(path: Path) -> tuple[tuple[str, ...], list[tuple[Any, ...]], set[str]]:
     """Names, rows and kinds of repairs."""
-    with reading.opened(str(path)) as found:
+    with reading.open_table(str(path)) as found:
         rows = [row for batch in found.batches(1000) for row in batch.rows()]
         return found.columns, rows, {repair.kind for repair in found.repairs}
 
@@ -162,10 +162,10 @@ def test_names_that_differ_in_unicode_form_only_are_one_name(tmp_path: Path) -> 
     pl.DataFrame({"de\u0301cide\u0301": [1], " b ": [2]}).write_parquet(tmp_path / "t.parquet")
     for name in ("t.csv", "t.parquet"):
         assert read(tmp_path / name)[0] == ("d\u00e9cid\u00e9", "b")
-    assert reading.normalised("de\u0301cide\u0301 ") == "d\u00e9cid\u00e9"
+    assert reading.normalize_name("de\u0301cide\u0301 ") == "d\u00e9cid\u00e9"
 
 
 def test_a_header_longer_than_what_is_looked_at_is_found() -> None:
     names = [f"column {at}" for at in range(30_000)]
     head = ",".join(names) + "\n" + ",".join("1" for _ in names)
-    assert layout.find(head, is_whole=False).header == tuple(names)
+    assert layout.find_layout(head, is_whole=False).header == tuple(names)

@@ -62,7 +62,7 @@ def test_pieces_are_the_whole_table_in_order(
 ) -> None:
     path = tmp_path / f"orders{suffix}"
     orders.write_parquet(path) if suffix == ".parquet" else orders.write_csv(path)
-    pieces = list(tables.chunks(path, shop, rows))
+    pieces = list(tables.read_chunks(path, shop, rows))
     assert max(piece.height for piece in pieces) <= rows
     assert_frame_equal(pl.concat(pieces), orders)
 
@@ -126,7 +126,7 @@ def test_a_column_with_one_other_value_is_left_as_text_and_the_value_is_found(
 ) -> None:
     column = read_column(tmp_path, kind, cells)
     assert column.dtype == pl.String
-    assert tables.misfits(column, one(kind)["x"]).arg_true().to_list() == wrong
+    assert tables.find_misfits(column, one(kind)["x"]).arg_true().to_list() == wrong
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_other_types_are_left_alone_where_something_would_be_lost(
     kind: str, series: pl.Series, wrong: list[int]
 ) -> None:
     assert conformed(kind, series).dtype == series.dtype
-    assert tables.misfits(series, one(kind)["x"]).arg_true().to_list() == wrong
+    assert tables.find_misfits(series, one(kind)["x"]).arg_true().to_list() == wrong
 
 
 def test_one_row_is_a_table(tmp_path: Path, orders: pl.DataFrame, shop: Contract) -> None:
@@ -243,7 +243,7 @@ def test_a_file_that_is_no_table_is_refused_with_what_it_is(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        list(tables.chunks(tmp_path / name, one("string"), rows)) if rows else tables.read(
+        list(tables.read_chunks(tmp_path / name, one("string"), rows)) if rows else tables.read(
             tmp_path / name, one("string")
         )
     assert "\n" not in str(caught.value)
@@ -254,7 +254,7 @@ def test_a_file_that_is_no_table_is_refused_with_what_it_is(
 def test_parquet_named_csv_is_refused(tmp_path: Path, orders: pl.DataFrame, shop: Contract, rows: int | None) -> None:
     orders.write_parquet(tmp_path / "a.csv")
     with pytest.raises(DataError, match=r"a.csv is Parquet by its content, not csv; rename it"):
-        list(tables.chunks(tmp_path / "a.csv", shop, rows)) if rows else tables.read(tmp_path / "a.csv", shop)
+        list(tables.read_chunks(tmp_path / "a.csv", shop, rows)) if rows else tables.read(tmp_path / "a.csv", shop)
 
 
 @pytest.mark.parametrize("frame", [pl.DataFrame(), pl.DataFrame({"x": pl.Series([], dtype=pl.Float64)})])
@@ -274,7 +274,7 @@ def test_parquet_that_was_cut_off_is_refused(
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     assert tables.count_rows(path) is None
     with pytest.raises(DataError, match=r"a.parquet is cut off: its Parquet footer is missing"):
-        list(tables.chunks(path, shop, rows)) if rows else tables.read(path, shop)
+        list(tables.read_chunks(path, shop, rows)) if rows else tables.read(path, shop)
 
 
 @pytest.mark.parametrize("rows", [None, 10])
@@ -290,7 +290,7 @@ def test_parquet_that_is_damaged_inside_is_refused(
         damaged[at : at + 8] = bytes(byte ^ 0xFF for byte in damaged[at : at + 8])
         path.write_bytes(damaged)
         try:
-            list(tables.chunks(path, shop, rows)) if rows else tables.read(path, shop)
+            list(tables.read_chunks(path, shop, rows)) if rows else tables.read(path, shop)
         except DataError as error:
             refused += "a.parquet is damaged and cannot be read as Parquet" in str(error)
     # Parquet sums up no page by default: what still decodes is found by the hash of the file, not here.

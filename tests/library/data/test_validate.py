@@ -19,7 +19,7 @@ from flywheel_ml.core.contract import MISSING, Contract
 from flywheel_ml.core.parsing.rules import REQUIRED, UNIQUE
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import ingest, split, tables, validate
-from flywheel_ml.data.validate import Violation, check
+from flywheel_ml.data.validate import RuleViolation, find_violations
 from flywheel_ml.utils import config_model
 from library.helpers.orders import SHOP
 from library.helpers.project import PACKAGE, PROJECT
@@ -33,14 +33,14 @@ def put(frame: pl.DataFrame, column: str, values: dict[int, Any]) -> pl.DataFram
     return frame.with_columns(pl.Series(column, changed, dtype=frame.schema[column]))
 
 
-def only(found: list[Violation]) -> Violation:
+def only(found: list[RuleViolation]) -> RuleViolation:
     assert len(found) == 1, found
     return found[0]
 
 
 def test_a_table_that_keeps_the_contract_passes(orders: pl.DataFrame, shop: Contract) -> None:
-    assert check(orders, shop) == []
-    assert check(orders.head(1), shop) == []
+    assert find_violations(orders, shop) == []
+    assert find_violations(orders.head(1), shop) == []
 
 
 def test_a_weight_below_zero_is_refused() -> None:
@@ -51,12 +51,12 @@ def test_a_weight_below_zero_is_refused() -> None:
     ]
     contract = config_model.parse({"name": "weighed", "columns": columns}, Contract, "contract.yaml")
     table = pl.DataFrame({"x": [1.0, 2.0, 3.0], "times": [0.0, 2.5, -1.0], "y": [True, False, True]})
-    assert check(table.head(2), contract) == []
-    assert str(only(check(table, contract))) == "times: 1 row: must not be negative; first: -1.0 (row 2)"
+    assert find_violations(table.head(2), contract) == []
+    assert str(only(find_violations(table, contract))) == "times: 1 row: must not be negative; first: -1.0 (row 2)"
 
 
 def test_the_project_s_own_contract_can_be_kept(table: pl.DataFrame, contract: Contract) -> None:
-    assert check(table, contract) == []
+    assert find_violations(table, contract) == []
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_project_s_own_contract_can_be_kept(table: pl.DataFrame, contract: C
 def test_a_broken_rule_is_told_with_its_column_rows_and_examples(
     orders: pl.DataFrame, shop: Contract, column: str, values: dict[int, Any], rule: str, count: int, first: Any
 ) -> None:
-    found = only(check(put(orders, column, values), shop))
+    found = only(find_violations(put(orders, column, values), shop))
     assert (found.column, found.rows, found.examples[0]) == (column, count, first)
     assert found.rule.startswith(rule)
     assert str(found).startswith(f"{column}: {count} row{'s' if count > 1 else ''}: {rule}")
@@ -96,34 +96,34 @@ def test_a_broken_rule_is_told_with_its_column_rows_and_examples(
 
 
 def test_unknown_categories_within_the_tolerance_pass(orders: pl.DataFrame, shop: Contract) -> None:
-    assert check(put(orders, "region", dict.fromkeys(range(10), "east")), shop) == []
+    assert find_violations(put(orders, "region", dict.fromkeys(range(10), "east")), shop) == []
 
 
 def test_tolerance_is_a_share_of_the_rows_that_have_a_value(orders: pl.DataFrame, shop: Contract) -> None:
     nullable = [{**column, "nullable": True} if column["name"] == "region" else column for column in SHOP["columns"]]
     contract = config_model.parse({**SHOP, "columns": nullable}, Contract, "contract.yaml")
     few = put(put(orders, "region", dict.fromkeys(range(50, 100), None)), "region", dict.fromkeys(range(6), "east"))
-    assert only(check(few, contract)).rows == 6
+    assert only(find_violations(few, contract)).rows == 6
 
 
 def test_missing_values_of_nullable_columns_pass_whatever_the_other_rules(orders: pl.DataFrame, shop: Contract) -> None:
     empty = orders.with_columns(
         pl.lit(None, dtype=orders.schema[name]).alias(name) for name in ("channel", "amount", "weight", "gift")
     )
-    assert check(empty, shop) == []
+    assert find_violations(empty, shop) == []
 
 
 def test_a_missing_column_is_named_with_the_one_that_may_be_meant(orders: pl.DataFrame, shop: Contract) -> None:
-    found = {violation.column: violation for violation in check(orders.rename({"amount": "amont"}), shop)}
+    found = {violation.column: violation for violation in find_violations(orders.rename({"amount": "amont"}), shop)}
     assert found["amount"].rule == "the column is missing; the table has others (did you mean 'amont'?)"
     assert found["amont"].rule == (
         "the column is not in the contract (did you mean 'amount'?); drop it, or add it with role ignored"
     )
-    assert only(check(orders.drop("amount"), shop)).rule == "the column is missing"
+    assert only(find_violations(orders.drop("amount"), shop)).rule == "the column is missing"
 
 
 def test_an_extra_column_is_refused(orders: pl.DataFrame, shop: Contract) -> None:
-    found = only(check(orders.with_columns(pl.lit(1).alias("zzz")), shop))
+    found = only(find_violations(orders.with_columns(pl.lit(1).alias("zzz")), shop))
     assert (found.column, found.rows) == ("zzz", 0)
     assert "not in the contract" in found.rule
 
@@ -131,24 +131,28 @@ def test_an_extra_column_is_refused(orders: pl.DataFrame, shop: Contract) -> Non
 def test_a_value_of_another_type_is_told_with_its_row(tmp_path: Path, orders: pl.DataFrame, shop: Contract) -> None:
     text = orders.with_columns(pl.col("items").cast(pl.String))
     put(text, "items", {3: "three", 5: "2.5"}).write_csv(tmp_path / "a.csv")
-    found = only(check(tables.read(tmp_path / "a.csv", shop), shop))
+    found = only(find_violations(tables.read(tmp_path / "a.csv", shop), shop))
     assert (found.column, found.rule, found.rows) == ("items", "must be an integer", 2)
     assert found.examples == ((3, "'three'"), (5, "'2.5'"))
 
 
 def test_a_column_of_another_type_is_told_with_that_type(orders: pl.DataFrame, shop: Contract) -> None:
-    found = only(check(orders.with_columns(pl.lit(value=True).alias("items")), shop))
+    found = only(find_violations(orders.with_columns(pl.lit(value=True).alias("items")), shop))
     assert (found.rule, found.rows) == ("must be an integer (the file says Boolean)", 100)
 
 
 def test_a_mistyped_column_does_not_hide_what_the_others_broke(orders: pl.DataFrame, shop: Contract) -> None:
     broken = put(orders.drop("kind").with_columns(pl.lit("x").alias("items")), "amount", {1: -1.0, 2: -2.0})
-    assert [(found.column, found.rows) for found in check(broken, shop)] == [("items", 100), ("amount", 2), ("kind", 0)]
+    assert [(found.column, found.rows) for found in find_violations(broken, shop)] == [
+        ("items", 100),
+        ("amount", 2),
+        ("kind", 0),
+    ]
 
 
 def test_each_of_several_rules_of_one_column_is_told_as_itself(orders: pl.DataFrame, shop: Contract) -> None:
     broken = put(put(orders, "order", {1: "o000", 5: None, 9: MISSING}), "kind", {2: None, 3: MISSING, 4: "used"})
-    told = {(found.column, found.rule): (found.rows, found.examples) for found in check(broken, shop)}
+    told = {(found.column, found.rule): (found.rows, found.examples) for found in find_violations(broken, shop)}
     assert told == {
         ("order", UNIQUE): (2, ((0, "'o000'"), (1, "'o000'"))),
         ("order", REQUIRED): (1, ((5, "no value"),)),
@@ -159,20 +163,20 @@ def test_each_of_several_rules_of_one_column_is_told_as_itself(orders: pl.DataFr
 
 
 def test_examples_are_few_and_short(orders: pl.DataFrame, shop: Contract) -> None:
-    found = only(check(orders.with_columns(pl.lit("x" * 1_000_000).alias("kind")), shop))
-    assert len(found.examples) == validate.EXAMPLES
+    found = only(find_violations(orders.with_columns(pl.lit("x" * 1_000_000).alias("kind")), shop))
+    assert len(found.examples) == validate.MAX_EXAMPLES
     assert len(str(found)) < 1000
 
 
 def test_personal_values_are_counted_and_not_shown(orders: pl.DataFrame, shop: Contract) -> None:
-    found = only(check(put(orders, "buyer", {7: MISSING}), shop))
+    found = only(find_violations(put(orders, "buyer", {7: MISSING}), shop))
     assert found.rows == 1
     assert found.examples == ((7, "(personal, not shown)"),)
 
 
 def test_the_most_broken_rule_comes_first(orders: pl.DataFrame, shop: Contract) -> None:
     broken = put(put(orders, "items", {0: 0}), "amount", dict.fromkeys(range(5), -1.0))
-    assert [found.column for found in check(broken, shop)] == ["amount", "items"]
+    assert [found.column for found in find_violations(broken, shop)] == ["amount", "items"]
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
@@ -188,11 +192,11 @@ def test_a_range_is_broken_by_exactly_the_values_outside(
 ) -> None:
     broken = orders.head(len(values)).with_columns(pl.Series("amount", values, dtype=pl.Float64))
     wrong = [row for row, value in enumerate(values) if value is not None and not 0 <= value <= 1000]
-    found = check(broken, shop)
+    found = find_violations(broken, shop)
     assert bool(found) == bool(wrong)
     if wrong:
         assert only(found).rows == len(wrong)
-        assert [row for row, _ in only(found).examples] == wrong[: validate.EXAMPLES]
+        assert [row for row, _ in only(found).examples] == wrong[: validate.MAX_EXAMPLES]
 
 
 def test_any_row_changed_at_random_in_any_column_of_the_project_is_found(
@@ -203,8 +207,8 @@ def test_any_row_changed_at_random_in_any_column_of_the_project_is_found(
         if column.type in impossible and column.role == "feature":
             row = 7 * len(column.name) % 100
             changed = put(table.head(100), column.name, {row: impossible[column.type]})
-            assert {found.column for found in check(changed, contract)} == {column.name}
-            assert any(found.examples[0][0] == row for found in check(changed, contract))
+            assert {found.column for found in find_violations(changed, contract)} == {column.name}
+            assert any(found.examples[0][0] == row for found in find_violations(changed, contract))
 
 
 # The stages as the pipeline runs them, on a project of three files.

@@ -13,27 +13,27 @@ from flywheel_ml.data.adoption import adopt, inference, profiling
 from flywheel_ml.data.adoption.inference import Proposal
 from flywheel_ml.data.adoption.issues import Issue
 from flywheel_ml.data.adoption.overrides import Overrides
-from flywheel_ml.data.adoption.profiling import Profile
+from flywheel_ml.data.adoption.profiling import TableProfile
 from flywheel_ml.data.formats import reading
 from flywheel_ml.utils import config_model
 
 NOW = datetime(2024, 6, 1)
 
 
-def profile_source(source: Path | str, target: str, query: str = "") -> Profile:
+def profile_source(source: Path | str, target: str, query: str = "") -> TableProfile:
     """The profile of a file or a query; scratch files go into a folder beside the file."""
     folder = Path(str(source).rpartition("://")[2]).parent / "scratch"
     folder.mkdir(parents=True, exist_ok=True)
-    with reading.opened(str(source), query, folder) as opened:
-        return profiling.profile(opened, target)
+    with reading.open_table(str(source), query, folder) as opened:
+        return profiling.profile_table(opened, target)
 
 
 def adopt_file(source: Path, target: str, **said: Any) -> tuple[Contract, pl.DataFrame]:
     """The contract that adopt writes about a file, and the rows as it stores them."""
-    with reading.opened(str(source)) as opened:
-        profile = profiling.profile(opened, target, said.get("keep_na", ()))
+    with reading.open_table(str(source)) as opened:
+        profile = profiling.profile_table(opened, target, said.get("keep_na", ()))
         proposal = inference.propose(profile, target, Overrides(**said), NOW)
-        rows = adopt.in_contract_types(opened, profile, proposal).collect()
+        rows = adopt.to_contract_types(opened, profile, proposal).collect()
     columns = list(proposal.columns)
     return config_model.parse({"name": proposal.name, "columns": columns}, Contract, "contract.yaml"), rows
 

@@ -69,8 +69,8 @@ def test_it_is_trained_served_and_monitored(name: str, here: Path) -> None:
     table = here.parent / f"{name}.csv"
     task, target = real(name, table)
     former = {column.name for column in Contract.load(paths.CONTRACT).columns}
-    with adopt.examined(str(table), "", target, Overrides(), NOW) as found:
-        adopt.take(found, Settings(), ADOPTED)
+    with adopt.examine(str(table), "", target, Overrides(), NOW) as found:
+        adopt.adopt_table(found, Settings(), ADOPTED)
     of_the_former = [name for name in former if "_" in name]
     assert [(name, word) for name in FILES for word in of_the_former if word in (here / name).read_text()] == []
     project.set_params(here, {"train": {"hist_gradient_boosting": {"max_iter": 20, "min_samples_leaf": 5}}})

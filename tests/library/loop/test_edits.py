@@ -19,7 +19,7 @@ from flywheel_ml.core.params import Params
 from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
-from flywheel_ml.data.validate import check
+from flywheel_ml.data.validate import find_violations
 from flywheel_ml.flows import scoring
 from flywheel_ml.monitoring import result, window
 from flywheel_ml.serving.app import create_app
@@ -192,7 +192,9 @@ def test_a_narrowed_range_refuses_what_lies_outside(turn: Turn, before: Turned) 
         column(contract, "weight")["range"] = [0, 8]
 
     now, heavy = turn(edit), int((shop()["weight"] > 8).sum())
-    assert [found.column for found in check(shop(), now.contract)] == ["weight"], "training stops at the table check"
+    assert [found.column for found in find_violations(shop(), now.contract)] == ["weight"], (
+        "training stops at the table check"
+    )
     assert before.ask(weight=9.0)[0] == 200
     assert now.ask(weight=9.0)[0] == 422
     assert now.violations == {"weight: must be between 0 and 8 kg": heavy}
@@ -202,7 +204,7 @@ def test_a_narrowed_range_refuses_what_lies_outside(turn: Turn, before: Turned) 
 def test_a_dropped_category_is_no_longer_known(turn: Turn, before: Turned) -> None:
     now = turn(lambda contract, params: column(contract, "kind").update(categories=["new", "old"]))
     used = int((shop()["kind"] == "used").sum())
-    assert [found.column for found in check(shop(), now.contract)] == ["kind"]
+    assert [found.column for found in find_violations(shop(), now.contract)] == ["kind"]
     assert "used" in json.dumps(properties(before)["kind"])
     assert "used" not in json.dumps(properties(now)["kind"])
     assert before.ask(kind="used")[0] == 200
@@ -214,8 +216,8 @@ def test_a_dropped_category_is_no_longer_known(turn: Turn, before: Turned) -> No
 def test_a_column_may_be_missing_once_it_is_nullable(turn: Turn, before: Turned) -> None:
     now = turn(lambda contract, params: column(contract, "items").update(nullable=True))
     gaps = shop().with_columns(pl.when(pl.col("basket") != "basket-7").then(pl.col("items")).alias("items"))
-    assert [found.column for found in check(gaps, before.contract)] == ["items"]
-    assert not list(check(gaps, now.contract))
+    assert [found.column for found in find_violations(gaps, before.contract)] == ["items"]
+    assert not list(find_violations(gaps, now.contract))
     assert before.ask(items=None)[0] == 422
     assert now.ask(items=None)[0] == 200
     rule = f"items: {REQUIRED}"

@@ -304,7 +304,7 @@ def test_cards_and_pictures_read_naturally(made: Made, tmp_path: Path, params: P
     for label in made.contract.classes:
         assert str(label) in text
     assert "None" not in text
-    told = card.text(made.table, made.contract, {"rows_after_until": 0, "rows_without_label": 0})
+    told = card.render_card(made.table, made.contract, {"rows_after_until": 0, "rows_without_label": 0})
     assert "None" not in told
     part = made.table.tail(400)
     answers = made.bundle.predict(tables.to_columns(part, made.contract.inputs)).output

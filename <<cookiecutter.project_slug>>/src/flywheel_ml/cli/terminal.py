@@ -14,7 +14,7 @@ from flywheel_ml.utils import formatting
 
 if TYPE_CHECKING:
     from flywheel_ml.core.serving_folder import Routing
-    from flywheel_ml.data.adoption.adopt import Examined
+    from flywheel_ml.data.adoption.adopt import Examination
     from flywheel_ml.flows.explaining import Explained
     from flywheel_ml.model.evaluation.gate import Check
     from flywheel_ml.monitoring.run import MonitoringRun
@@ -91,19 +91,19 @@ def show_explained(found: "Explained") -> None:
     console.print(table)
 
 
-def show_proposal(found: "Examined") -> None:
+def show_proposal(found: "Examination") -> None:
     """Print what `adopt` decided, and the issues it saw."""
-    from flywheel_ml.data.adoption.columns import described
+    from flywheel_ml.data.adoption.columns import describe_entry
 
     profile, proposal = found.profile, found.proposal
-    read = f" ({', '.join(profile.told)})" if profile.told else ""
+    read = f" ({', '.join(profile.notes)})" if profile.notes else ""
     console.print(f"{profile.rows:,} rows × {len(profile.columns):,} columns{read}")
     of_all, by_column = proposal.decisions[:2], proposal.decisions[2:]
     for decision in of_all:
         console.print(f"[bold]{decision.what}[/]: {escape(decision.why)}", soft_wrap=True)
     table = Table("column", "role", "type", "values", "why", box=None, header_style="bold")
     for column, decision in list(zip(proposal.columns, by_column, strict=True))[:SHOWN_COLUMNS]:
-        cells = (column["name"], decision.what, column["type"], "; ".join(described(column)), decision.why)
+        cells = (column["name"], decision.what, column["type"], "; ".join(describe_entry(column)), decision.why)
         table.add_row(*map(escape, cells), style="dim" if decision.what == "ignored" else None)
     console.print(table)
     if len(by_column) > SHOWN_COLUMNS:

@@ -177,9 +177,9 @@ def window(
     until: Annotated[datetime | None, typer.Option(help="First moment after; a month on if not given.")] = None,
 ) -> None:
     """Cut a span of the raw table into a file, for example the month after `data.until`."""
-    from flywheel_ml.data.window import export
+    from flywheel_ml.data.window import export_span
 
-    rows = export(output, Contract.load(paths.CONTRACT), ctx.obj.load_params(), since, until)
+    rows = export_span(output, Contract.load(paths.CONTRACT), ctx.obj.load_params(), since, until)
     console.print(f"{rows:,} rows → {output}")
 
 
@@ -399,14 +399,14 @@ def adopt(
         keep_na=tuple(keep_na or ()),
     )
     with engine.exclusive(done.FOLDER, "run", doing="adopt"):
-        if not force and (edited := git.edited(adoption.overwritten(ctx.obj.folder))):
+        if not force and (edited := git.edited(adoption.list_overwritten_files(ctx.obj.folder))):
             raise ConfigError(
                 f"edits that are not in git would be lost: {', '.join(edited)}; commit them, or pass --force"
             )
         now = datetime.now(UTC).replace(tzinfo=None)
         with ExitStack() as stack:
             with console.status("reading the table"):
-                found = stack.enter_context(adoption.examined(data, query, target, overrides, now))
+                found = stack.enter_context(adoption.examine(data, query, target, overrides, now))
             terminal.show_proposal(found)
             if not yes and not any(issue.severity == "refused" for issue in found.proposal.issues):
                 if not sys.stdin.isatty():
@@ -415,7 +415,7 @@ def adopt(
                     )
                 typer.confirm("Make this project about it?", abort=True)
             with console.status("writing the project's own copy"):
-                before = adoption.take(found, Settings.read(), ctx.obj)
+                before = adoption.adopt_table(found, Settings.read(), ctx.obj)
     console.print(f"Adopted. What was here is in {before}; `git diff` shows what changed.", soft_wrap=True)
     console.print("Next: read contract.yaml, then `make run` trains, `make serve` answers.")
 

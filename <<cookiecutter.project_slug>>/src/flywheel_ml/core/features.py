@@ -273,13 +273,13 @@ def hash_definition(function: Feature) -> str:
     """
     module = inspect.getmodule(function)
     beside = _definitions_by_name(ast.parse(inspect.getsource(module))) if module else {}
-    waiting, told = _definitions_by_name(ast.parse(textwrap.dedent(inspect.getsource(function)))), dict[str, str]()
+    waiting, sources = _definitions_by_name(ast.parse(textwrap.dedent(inspect.getsource(function)))), dict[str, str]()
     while waiting:
         name, node = waiting.popitem()
-        told[name] = ast.unparse(_without_docstrings(node))
+        sources[name] = ast.unparse(_without_docstrings(node))
         used = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
-        waiting |= {name: beside[name] for name in used & beside.keys() - told.keys()}
-    return sha256_text("\n".join(told[name] for name in sorted(told)))
+        waiting |= {name: beside[name] for name in used & beside.keys() - sources.keys()}
+    return sha256_text("\n".join(sources[name] for name in sorted(sources)))
 
 
 def _definitions_by_name(module: ast.Module) -> dict[str, ast.stmt]:

@@ -9,7 +9,7 @@ import polars as pl
 from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.data import tables
-from flywheel_ml.data.cards import render
+from flywheel_ml.data.cards import render_template
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.files import replacing
 
@@ -44,19 +44,21 @@ class Record(config_model.StrictModel):
     issues: tuple[RecordedIssue, ...] = ()
 
 
-def write(table: pl.DataFrame, contract: Contract, ingested: dict[str, int], templates: Path | None = None) -> None:
-    """Write reports/data_card.md, atomically; the arguments are those of `text`.
+def write_card(
+    table: pl.DataFrame, contract: Contract, ingested: dict[str, int], templates: Path | None = None
+) -> None:
+    """Write reports/data_card.md, atomically; the arguments are those of `render_card`.
 
     Raises:
         ConfigError: decisions.yaml is missing or malformed, or the project's template is.
     """
     record = config_model.load(paths.DECISIONS, Record)
-    content = text(table, contract, ingested, record, templates)
+    content = render_card(table, contract, ingested, record, templates)
     with replacing(PATH) as part:
         part.write_text(content, encoding="utf-8")
 
 
-def text(
+def render_card(
     table: pl.DataFrame,
     contract: Contract,
     ingested: dict[str, int],
@@ -77,52 +79,53 @@ def text(
     """
     target, rows, record = contract.target, ingested.get("rows", table.height), record or Record()
     facts = [
-        f"- {rows:,} rows × {len(contract.columns)} columns{_span(table, contract)}",
+        f"- {rows:,} rows × {len(contract.columns)} columns{_describe_span(table, contract)}",
         *([f"- as found in {table.height:,} rows, chosen by chance"] if rows > table.height else []),
         f"- left out: {ingested['rows_after_until']:,} rows later than `data.until`, "
         f"{ingested['rows_without_label']:,} without a label",
-        f"- target: `{target.name}`, {_found(table[target.name], target)}. {target.description}",
+        f"- target: `{target.name}`, {_describe_values(table[target.name], target)}. {target.description}",
         f"- personal data: {', '.join(f'`{c.name}`' for c in contract.columns if c.personal) or 'none declared'}",
     ]
     columns = [
         "| column | role | type | unit | allowed | found | missing | meaning |",
         "| --- | --- | --- | --- | --- | --- | ---: | --- |",
-        *(_row(table[column.name], column) for column in contract.columns),
+        *(_render_column(table[column.name], column) for column in contract.columns),
     ]
-    return render(
+    return render_template(
         CARD,
         templates,
         name=contract.name,
         description=contract.description,
         facts="\n".join(facts),
         columns="\n".join(columns),
-        decisions="\n".join(_decisions(record)),
-        issues="\n".join(_issues(record)),
+        decisions="\n".join(_render_decisions(record)),
+        issues="\n".join(_render_issues(record)),
     )
 
 
-def _decisions(record: Record) -> list[str]:
+def _render_decisions(record: Record) -> list[str]:
     if not record.decisions:
         return []
     rows = (
-        f"| {f'`{_cell(one.column)}`' if one.column else '–'} | {_cell(one.what)} | {_cell(one.why)} |"
+        f"| {f'`{_escape_cell(one.column)}`' if one.column else '–'} "
+        f"| {_escape_cell(one.what)} | {_escape_cell(one.why)} |"
         for one in record.decisions
     )
     return ["| column | decided | why |", "| --- | --- | --- |", *rows]
 
 
-def _issues(record: Record) -> list[str]:
+def _render_issues(record: Record) -> list[str]:
     if not record.issues:
         return []
     rows = (
-        f"| {_cell(one.kind)} | {f'`{_cell(one.column)}`' if one.column else '–'} | {one.severity} "
-        f"| {_cell(one.evidence)} | {_cell(one.remedy)} |"
+        f"| {_escape_cell(one.kind)} | {f'`{_escape_cell(one.column)}`' if one.column else '–'} | {one.severity} "
+        f"| {_escape_cell(one.evidence)} | {_escape_cell(one.remedy)} |"
         for one in record.issues
     )
     return ["| issue | column | | seen | to do |", "| --- | --- | --- | --- | --- |", *rows]
 
 
-def _row(series: pl.Series, column: Column) -> str:
+def _render_column(series: pl.Series, column: Column) -> str:
     share = series.null_count() / len(series)
     missing = "–" if not share else f"{share:.1%}" if share >= 0.001 else "< 0.1%"
     cells = (
@@ -130,14 +133,14 @@ def _row(series: pl.Series, column: Column) -> str:
         column.role,
         column.type,
         column.unit or "–",
-        _allowed(column),
-        _found(series, column),
+        _describe_allowed(column),
+        _describe_values(series, column),
         missing,
     )
-    return f"| {' | '.join(_cell(cell) for cell in (*cells, column.description))} |"
+    return f"| {' | '.join(_escape_cell(cell) for cell in (*cells, column.description))} |"
 
 
-def _allowed(column: Column) -> str:
+def _describe_allowed(column: Column) -> str:
     if column.range is not None:
         return f"{column.range[0]:g} to {column.range[1]:g}"
     if column.categories is not None:
@@ -146,7 +149,7 @@ def _allowed(column: Column) -> str:
     return "any"
 
 
-def _found(series: pl.Series, column: Column) -> str:
+def _describe_values(series: pl.Series, column: Column) -> str:
     if column.role == "target" and column.categories is not None:
         shares = ((label, int((series == label).sum()) / max(1, len(series))) for label in column.categories)
         return ", ".join(f"{share:.1%} {label}" for label, share in shares)
@@ -154,24 +157,24 @@ def _found(series: pl.Series, column: Column) -> str:
         found: list[Any] = [series.min(), series.median(), series.max()]
         return "–" if found[0] is None else " … ".join(format(value, "g") for value in found)
     if column.type == "datetime":
-        return tables.span(series)
+        return tables.describe_span(series)
     if column.type == "boolean":
-        return _balance(series)
+        return _describe_balance(series)
     return f"{series.n_unique():,} distinct"
 
 
-def _balance(series: pl.Series) -> str:
+def _describe_balance(series: pl.Series) -> str:
     # Counted, not averaged: Polars' mean changes low bits from run to run.
     present = len(series) - series.null_count()
     return f"{int(series.sum()) / present:.1%} true" if present else "–"
 
 
-def _span(table: pl.DataFrame, contract: Contract) -> str:
+def _describe_span(table: pl.DataFrame, contract: Contract) -> str:
     if contract.time is None:
         return ""
     moments = table[contract.time.name]
-    return f", {tables.span(moments)}"
+    return f", {tables.describe_span(moments)}"
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ") or "–"

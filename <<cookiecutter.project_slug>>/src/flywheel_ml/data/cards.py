@@ -7,7 +7,7 @@ import jinja2
 from flywheel_ml.utils.errors import ConfigError
 
 
-def render(template: Path, project: Path | None, **values: str) -> str:
+def render_template(template: Path, project: Path | None, **values: str) -> str:
     """Render a card as Markdown.
 
     Args:

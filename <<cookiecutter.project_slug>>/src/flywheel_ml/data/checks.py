@@ -17,7 +17,7 @@ _EXPRESSIONS: dict[Kind, Callable[[pl.Expr, Any], pl.Expr]] = {
 }
 
 
-class Check(NamedTuple):
+class ColumnCheck(NamedTuple):
     """A rule of one column: which rows of a table break it, bool [n_rows], and the share of present values that may."""
 
     column: Column
@@ -26,14 +26,14 @@ class Check(NamedTuple):
     tolerance: float = 0.0
 
 
-def checks_of(columns: Sequence[Column]) -> Iterator[Check]:
+def build_checks(columns: Sequence[Column]) -> Iterator[ColumnCheck]:
     """All rules of columns of a table, presence and uniqueness included."""
     for column in columns:
         value = pl.col(column.name)
         if not column.nullable:
-            yield Check(column, REQUIRED, value.is_null())
+            yield ColumnCheck(column, REQUIRED, value.is_null())
         if column.role == "id":
-            yield Check(column, UNIQUE, value.is_duplicated() & value.is_not_null())
+            yield ColumnCheck(column, UNIQUE, value.is_duplicated() & value.is_not_null())
         for rule in build_rules(column):
             broken = _EXPRESSIONS[rule.kind](value, rule.limit).fill_null(value=False)
-            yield Check(column, rule.message, broken, rule.tolerance)
+            yield ColumnCheck(column, rule.message, broken, rule.tolerance)

@@ -13,7 +13,7 @@ from flywheel_ml.utils.errors import ConfigError, DataError
 from flywheel_ml.utils.files import sha256_file, write_json
 
 
-class Ingested(NamedTuple):
+class IngestResult(NamedTuple):
     """The table and what was left out of it."""
 
     table: pl.DataFrame
@@ -21,7 +21,7 @@ class Ingested(NamedTuple):
     unlabelled: int
 
 
-def ingest(raw: pl.DataFrame, contract: Contract, until: datetime | None) -> Ingested:
+def ingest(raw: pl.DataFrame, contract: Contract, until: datetime | None) -> IngestResult:
     """Rows before `until` that have a label, sorted by time and id.
 
     Columns that are missing, mistyped or not of the contract are passed on: `validate` reports them.
@@ -45,7 +45,7 @@ def ingest(raw: pl.DataFrame, contract: Contract, until: datetime | None) -> Ing
             f"no row is left of {raw.height:,}: {raw.height - table.height:,} are not before data.until ({until}), "
             f"{table.height:,} have no label in '{contract.target.name}'"
         )
-    return Ingested(ordered, raw.height - table.height, table.height - labelled.height)
+    return IngestResult(ordered, raw.height - table.height, table.height - labelled.height)
 
 
 def main(project: Project) -> None:

@@ -18,11 +18,11 @@ from flywheel_ml.utils.errors import ConfigError, DataError
 from flywheel_ml.utils.files import read_json, sha256_file, write_json
 
 _SALT = b"split:"
-RARE = 0.05
+MAX_REPEATED_SHARE = 0.05
 """Share of rows with repeated inputs up to which the rows that repeat stay together, whatever their labels."""
-COARSE = 0.01
+MAX_DUPLICATE_SHARE = 0.01
 """Share of all rows that the average row's equals may have, if they are to stay together."""
-MIXED = 0.1
+MIN_MIXED_SHARE = 0.1
 """Rows whose equals have another label, as a share of those expected by chance, from which repeats are no copies."""
 
 
@@ -45,7 +45,11 @@ def split(
         ConfigError: the columns that it goes by are not in the contract.
         DataError: a part would be empty.
     """
-    places = _by_time(table, contract, params, until) if params.by == "time" else _by_hash(table, contract, params)
+    places = (
+        _split_by_time(table, contract, params, until)
+        if params.by == "time"
+        else _split_by_hash(table, contract, params)
+    )
     parts = {name: table.filter(places == at) for at, name in enumerate(("train", "validation", "test"))}
     for name, part in parts.items():
         if part.is_empty():
@@ -55,13 +59,13 @@ def split(
                 else f"{params.validation_share:.0%} for validation and {params.test_share:.0%} for the test"
             )
             raise DataError(
-                f"the {name} part is empty: the table has {table.height:,} rows{_told(table, contract)}, "
+                f"the {name} part is empty: the table has {table.height:,} rows{_describe_span(table, contract)}, "
                 f"and params.yaml keeps {kept}; change split there"
             )
     return parts
 
 
-def twins(parts: dict[str, pl.DataFrame], contract: Contract) -> int:
+def count_train_duplicates(parts: dict[str, pl.DataFrame], contract: Contract) -> int:
     """How many test rows equal a training row in the target and all inputs but the time, if there are any others.
 
     What is learnt by heart looks skilful there; but of few and coarse inputs, most rows have been seen.
@@ -73,7 +77,7 @@ def twins(parts: dict[str, pl.DataFrame], contract: Contract) -> int:
     return int(asked.is_in(seen.implode()).sum())
 
 
-def first_and_last(part: pl.DataFrame, contract: Contract) -> dict[str, str]:
+def describe_time_range(part: pl.DataFrame, contract: Contract) -> dict[str, str]:
     """The extreme moments of a part, where rows have any."""
     if contract.time is None:
         return {}
@@ -81,7 +85,7 @@ def first_and_last(part: pl.DataFrame, contract: Contract) -> dict[str, str]:
     return {"first": str(moments.min()), "last": str(moments.max())}
 
 
-def _by_time(table: pl.DataFrame, contract: Contract, params: SplitParams, until: datetime | None) -> pl.Series:
+def _split_by_time(table: pl.DataFrame, contract: Contract, params: SplitParams, until: datetime | None) -> pl.Series:
     if contract.time is None:
         raise ConfigError(
             "contract.yaml: the split is by time, and no column has role time; "
@@ -102,11 +106,11 @@ def _by_time(table: pl.DataFrame, contract: Contract, params: SplitParams, until
     return (moments >= validation_from).cast(pl.Int8) + (moments >= test_from).cast(pl.Int8)
 
 
-def _by_hash(table: pl.DataFrame, contract: Contract, params: SplitParams) -> pl.Series:
+def _split_by_hash(table: pl.DataFrame, contract: Contract, params: SplitParams) -> pl.Series:
     if params.group is not None:
         drawn = draw(table[contract[params.group].name])
     else:
-        drawn = draw(table[contract.id.name]) if contract.id else draw(_key(table, contract), _blake2)
+        drawn = draw(table[contract.id.name]) if contract.id else draw(_build_keys(table, contract), _hash_blake2)
         if contract.classes:
             # The hash's rank within its class, in (0, 1]: each class is shared out alike, however rare it is.
             rank = (pl.col("drawn").rank("max") / pl.len()).over("class")
@@ -115,31 +119,31 @@ def _by_hash(table: pl.DataFrame, contract: Contract, params: SplitParams) -> pl
     return (drawn > edges[0]).cast(pl.Int8) + (drawn > edges[1]).cast(pl.Int8)
 
 
-def _key(table: pl.DataFrame, contract: Contract) -> pl.Series:
+def _build_keys(table: pl.DataFrame, contract: Contract) -> pl.Series:
     """The inputs of each row as a text; where equal ones are no copies, all but the first also have their number."""
     texts = (pl.col(column.name).cast(pl.String).fill_null("\x00") for column in contract.inputs)
     rows = table.select(pl.concat_str(*texts, separator="\x1f").alias("key"), label=pl.col(contract.target.name))
-    if not _repeat_by_chance(rows, is_class=bool(contract.classes)):
+    if not _is_repeated_by_chance(rows, is_class=bool(contract.classes)):
         return rows["key"]
     number = pl.int_range(pl.len()).over("key")
     numbered = pl.concat_str("key", number.cast(pl.String), separator="\x1e")
     return rows.select(pl.when(number > 0).then(numbered).otherwise("key")).to_series()
 
 
-def _repeat_by_chance(rows: pl.DataFrame, is_class: bool) -> bool:
+def _is_repeated_by_chance(rows: pl.DataFrame, is_class: bool) -> bool:
     """Whether rows of equal `key` are observations of their own, as their `label` tells, and not copies of one."""
     sizes = rows.group_by("key").agg(size=pl.len(), labels=pl.col("label").n_unique()).filter(pl.col("size") > 1)
     size, n_rows = sizes["size"].to_numpy(), rows.height
-    if size.sum() <= RARE * n_rows:
+    if size.sum() <= MAX_REPEATED_SHARE * n_rows:
         return False
-    if (size.astype(np.float64) ** 2).sum() > COARSE * n_rows**2:
+    if (size.astype(np.float64) ** 2).sum() > MAX_DUPLICATE_SHARE * n_rows**2:
         return True
     mixed = size[sizes["labels"].to_numpy() > 1].sum()
     # Of m rows with labels by chance, all have one and the same with the probability that is subtracted.
     shares = (rows["label"].value_counts()["count"] / n_rows).to_numpy() if is_class else np.zeros(1)
     alike, times = np.unique(size, return_counts=True)
     expected = (alike * times * (1 - (shares[:, None] ** alike).sum(axis=0))).sum()
-    return bool(mixed >= MIXED * expected)
+    return bool(mixed >= MIN_MIXED_SHARE * expected)
 
 
 def draw(keys: pl.Series, hashed: Callable[[bytes], int] = zlib.crc32) -> pl.Series:
@@ -148,13 +152,13 @@ def draw(keys: pl.Series, hashed: Callable[[bytes], int] = zlib.crc32) -> pl.Ser
     return pl.Series(np.fromiter(hashes, dtype=np.uint32, count=len(keys)) / 2**32)
 
 
-def _blake2(key: bytes) -> int:
+def _hash_blake2(key: bytes) -> int:
     """A hash for keys that differ in little: the CRCs of `a1 a2 … b1 b2 …` are one pattern, shifted for each letter."""
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big")
 
 
-def _told(table: pl.DataFrame, contract: Contract) -> str:
-    return f" from {tables.span(table[contract.time.name])}" if contract.time else ""
+def _describe_span(table: pl.DataFrame, contract: Contract) -> str:
+    return f" from {tables.describe_span(table[contract.time.name])}" if contract.time else ""
 
 
 def main(project: Project) -> None:
@@ -168,7 +172,7 @@ def main(project: Project) -> None:
         report[name] = {
             "rows": part.height,
             "sha256": sha256_file(paths.SPLITS[name]),
-            **first_and_last(part, contract),
+            **describe_time_range(part, contract),
         }
-    report["test"]["in_train"] = twins(parts, contract)
+    report["test"]["in_train"] = count_train_duplicates(parts, contract)
     write_json(paths.REPORTS / "split.json", report)

@@ -25,15 +25,15 @@ def read(path: Path, contract: Contract) -> pl.DataFrame:
     Raises:
         DataError: the file is missing, empty, cut off, or is not what its name says.
     """
-    with reading.opened(str(path)) as found:
-        return conform(_named(pl.concat(_filled(found, path, _ROWS)), contract), contract)
+    with reading.open_table(str(path)) as found:
+        return conform(_rename_sources(pl.concat(_read_non_empty(found, path, _ROWS)), contract), contract)
 
 
-def chunks(path: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
+def read_chunks(path: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
     """The table in pieces of at most `rows` rows; types and errors as in `read`."""
-    with reading.opened(str(path)) as found:
-        for chunk in _filled(found, path, rows):
-            yield conform(_named(chunk, contract), contract)
+    with reading.open_table(str(path)) as found:
+        for chunk in _read_non_empty(found, path, rows):
+            yield conform(_rename_sources(chunk, contract), contract)
 
 
 def count_rows(path: Path) -> int | None:
@@ -77,7 +77,7 @@ def encode_target(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
     return contract.encode_target(_to_array(frame[target.name], target))
 
 
-def span(moments: pl.Series) -> str:
+def describe_span(moments: pl.Series) -> str:
     """The first and the last of a column of moments, in words."""
     return f"{moments.min()!s} to {moments.max()!s}"
 
@@ -88,12 +88,12 @@ def conform(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     return frame.with_columns(_conform(frame[name], types[name]) for name in frame.columns if name in types)
 
 
-def misfits(series: pl.Series, column: Column) -> pl.Series:
+def find_misfits(series: pl.Series, column: Column) -> pl.Series:
     """Which cells keep a column from its contract type, bool [n_rows]."""
     return cells.parse_series(series, column)[1]
 
 
-def misfit(cell: object, column: Column) -> str:
+def describe_misfit(cell: object, column: Column) -> str:
     """Why a cell keeps a column from its contract type."""
     try:
         parse_value(cell, column)
@@ -102,7 +102,7 @@ def misfit(cell: object, column: Column) -> str:
     return TYPE_MESSAGES[column.type]
 
 
-def _filled(found: reading.Opened, path: Path, rows: int) -> Iterator[pl.DataFrame]:
+def _read_non_empty(found: reading.OpenTable, path: Path, rows: int) -> Iterator[pl.DataFrame]:
     """The batches that have rows; at least one."""
     is_empty = True
     for batch in found.batches(rows):
@@ -113,7 +113,7 @@ def _filled(found: reading.Opened, path: Path, rows: int) -> Iterator[pl.DataFra
         raise DataError(f"{path} has no rows; there is nothing to read")
 
 
-def _named(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
+def _rename_sources(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     """The frame with the names of the contract for columns that the file calls otherwise."""
     sources = {column.source: column.name for column in contract.columns if column.source}
     known = set(frame.columns)

@@ -11,16 +11,16 @@ from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.core.parsing.rules import add_tolerance
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import card, tables
-from flywheel_ml.data.checks import Check, checks_of
+from flywheel_ml.data.checks import ColumnCheck, build_checks
 from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ContractViolation
 from flywheel_ml.utils.files import read_json, write_json
 
-EXAMPLES = 5
-EXAMPLE_LENGTH = 80
+MAX_EXAMPLES = 5
+MAX_EXAMPLE_LENGTH = 80
 
 
-class Violation(BaseModel):
+class RuleViolation(BaseModel):
     """One rule that rows broke; `examples` are the first (row number, value) pairs, rows counted from 0."""
 
     model_config = ConfigDict(frozen=True)
@@ -36,16 +36,16 @@ class Violation(BaseModel):
         return f"{self.column}: {counted}{self.rule}" + (f"; first: {shown}" if shown else "")
 
 
-def check(table: pl.DataFrame, contract: Contract) -> list[Violation]:
+def find_violations(table: pl.DataFrame, contract: Contract) -> list[RuleViolation]:
     """All violations of a table that was read by `tables.read`, most rows first; none means it keeps the contract."""
-    found = _shape(table, contract)
+    found = _find_column_violations(table, contract)
     # Rules about the values of a column that is absent or mistyped would only repeat that fault.
     judged = [column for column in contract.columns if column.name not in {violation.column for violation in found}]
-    checks = list(checks_of(judged))
+    checks = list(build_checks(judged))
     counts = table.select(check.broken.sum().alias(str(at)) for at, check in enumerate(checks)).rows() or [()]
     for check, count in zip(checks, counts[0], strict=True):
         if count > check.tolerance * table[check.column.name].count():
-            found.append(_violation(table, check))
+            found.append(_build_rule_violation(table, check))
     return sorted(found, key=lambda violation: -violation.rows)
 
 
@@ -54,7 +54,7 @@ def main(project: Project) -> None:
     contract = Contract.load(paths.CONTRACT)
     ingested = read_json(paths.REPORTS / "ingest.json")
     table = tables.read_verified(paths.TABLE, ingested["sha256"])
-    found = check(table, contract)
+    found = find_violations(table, contract)
     report: dict[str, Any] = {
         "ok": not found,
         "rows": table.height,
@@ -71,47 +71,49 @@ def main(project: Project) -> None:
             f"({found[0].column}: {found[0].rule}); mend the data or the contract; "
             f"all of it is in {paths.REPORTS / 'validation.json'}, rows counted from 0"
         )
-    card.write(table, contract, ingested, project.folder / "cards")
+    card.write_card(table, contract, ingested, project.folder / "cards")
 
 
-def _shape(table: pl.DataFrame, contract: Contract) -> list[Violation]:
+def _find_column_violations(table: pl.DataFrame, contract: Contract) -> list[RuleViolation]:
     names = [column.name for column in contract.columns]
     found = []
     for column in contract.columns:
         if column.name not in table.columns:
             extra = [name for name in table.columns if name not in names]
             hint = f"; the table has others ({suggest(column.name, extra)})" if extra else ""
-            found.append(Violation(column=column.name, rule=f"the column is missing{hint}", rows=0))
+            found.append(RuleViolation(column=column.name, rule=f"the column is missing{hint}", rows=0))
         elif table.schema[column.name] != tables.DTYPES[column.type]:
-            found.append(_mistyped(table[column.name], column))
+            found.append(_build_type_violation(table[column.name], column))
     for name in table.columns:
         if name not in names:
             rule = f"the column is not in the contract ({suggest(name, names)}); drop it, or add it with role ignored"
-            found.append(Violation(column=name, rule=rule, rows=0))
+            found.append(RuleViolation(column=name, rule=rule, rows=0))
     return found
 
 
-def _mistyped(series: pl.Series, column: Column) -> Violation:
-    wrong = tables.misfits(series, column)
+def _build_type_violation(series: pl.Series, column: Column) -> RuleViolation:
+    wrong = tables.find_misfits(series, column)
     found = "" if series.dtype == pl.String else f" (the file says {series.dtype})"
-    return _broken(series, column, tables.misfit(series.filter(wrong)[0], column) + found, wrong)
+    return _build_violation(series, column, tables.describe_misfit(series.filter(wrong)[0], column) + found, wrong)
 
 
-def _violation(table: pl.DataFrame, check: Check) -> Violation:
+def _build_rule_violation(table: pl.DataFrame, check: ColumnCheck) -> RuleViolation:
     wrong = table.select(check.broken).to_series()
-    return _broken(table[check.column.name], check.column, add_tolerance(check.message, check.tolerance), wrong)
+    return _build_violation(
+        table[check.column.name], check.column, add_tolerance(check.message, check.tolerance), wrong
+    )
 
 
-def _broken(series: pl.Series, column: Column, rule: str, wrong: pl.Series) -> Violation:
-    rows = wrong.arg_true()[:EXAMPLES]
-    examples = tuple((int(row), _shown(series[int(row)], column)) for row in rows)
-    return Violation(column=column.name, rule=rule, rows=int(wrong.sum()), examples=examples)
+def _build_violation(series: pl.Series, column: Column, rule: str, wrong: pl.Series) -> RuleViolation:
+    rows = wrong.arg_true()[:MAX_EXAMPLES]
+    examples = tuple((int(row), _format_value(series[int(row)], column)) for row in rows)
+    return RuleViolation(column=column.name, rule=rule, rows=int(wrong.sum()), examples=examples)
 
 
-def _shown(value: object, column: Column) -> str:
+def _format_value(value: object, column: Column) -> str:
     if value is None:
         return "no value"
     if column.personal:
         return "(personal, not shown)"
     text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= EXAMPLE_LENGTH else f"{text[:EXAMPLE_LENGTH]}…"
+    return text if len(text) <= MAX_EXAMPLE_LENGTH else f"{text[:MAX_EXAMPLE_LENGTH]}…"

@@ -17,7 +17,7 @@ def check_span(since: datetime | None, until: datetime | None) -> None:
         raise ConfigError(f"--since is {since:%F %T} and --until {until:%F %T}; --since must be the earlier one")
 
 
-def cut(table: pl.DataFrame, contract: Contract, since: datetime | None, until: datetime | None) -> pl.DataFrame:
+def cut_span(table: pl.DataFrame, contract: Contract, since: datetime | None, until: datetime | None) -> pl.DataFrame:
     """Rows with since ≤ time < until.
 
     Raises:
@@ -36,21 +36,23 @@ def cut(table: pl.DataFrame, contract: Contract, since: datetime | None, until: 
         rows = rows.filter(time < contract.to_time_zone(until))
     if rows.is_empty():
         moments = table[contract.time.name]
-        raise DataError(f"no row lies from {since} until {until}; the table spans {tables.span(moments)}")
+        raise DataError(f"no row lies from {since} until {until}; the table spans {tables.describe_span(moments)}")
     return rows
 
 
-def export(output: Path, contract: Contract, params: Params, since: datetime | None, until: datetime | None) -> int:
+def export_span(
+    output: Path, contract: Contract, params: Params, since: datetime | None, until: datetime | None
+) -> int:
     """Write a span of the raw table to `output`; returns its rows.
 
     It begins at `data.until` of params.yaml if `since` is not given, and is a month long if `until` is not.
 
     Raises:
-        ConfigError: it ends before it begins; otherwise as `cut`.
+        ConfigError: it ends before it begins; otherwise as `cut_span`.
     """
     start = since or params.data.until
     end = until or (start and pl.Series([start]).dt.offset_by("1mo")[0])
     check_span(start, end)
-    rows = cut(tables.read(params.data.raw, contract), contract, start, end)
+    rows = cut_span(tables.read(params.data.raw, contract), contract, start, end)
     tables.write(rows, output)
     return rows.height

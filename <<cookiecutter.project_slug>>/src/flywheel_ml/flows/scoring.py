@@ -21,7 +21,7 @@ from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
 from flywheel_ml.data.adoption import columns
-from flywheel_ml.data.checks import checks_of
+from flywheel_ml.data.checks import build_checks
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.prediction_log import Job, Writer
 from flywheel_ml.utils.config_model import suggest
@@ -99,7 +99,7 @@ def score(
 def counts(frame: pl.DataFrame, contract: Contract) -> dict[str, int]:
     """For each rule on the input columns that a frame has, how many rows break it."""
     there = [column for column in contract.inputs if column.name in frame.columns]
-    found = {f"{check.column.name}: {check.message}": check.broken.sum() for check in checks_of(there)}
+    found = {f"{check.column.name}: {check.message}": check.broken.sum() for check in build_checks(there)}
     return frame.select(**found).to_dicts()[0]
 
 
@@ -181,15 +181,15 @@ def _checked(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[pl.DataF
 
 def _pieces(source: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
     known = {column.name for column in contract.columns}
-    for frame in tables.chunks(source, contract, rows):
+    for frame in tables.read_chunks(source, contract, rows):
         # What `adopt` called otherwise is called so here too.
-        given = {old: new for old, new in columns.names(frame.columns).items() if new != old and new in known}
+        given = {old: new for old, new in columns.map_names(frame.columns).items() if new != old and new in known}
         yield tables.conform(frame.rename(given), contract) if given else frame
 
 
 def _misfit(series: pl.Series, column: Column, at: int) -> str:
-    row = tables.misfits(series, column).arg_true()[0]
-    why = tables.misfit(series[row], column)
+    row = tables.find_misfits(series, column).arg_true()[0]
+    why = tables.describe_misfit(series[row], column)
     if series.dtype != pl.String:
         return f"column '{column.name}' has type {series.dtype}, the contract says {column.type}; a value {why}"
     return f"column '{column.name}', row {at + row:,}: {series[row]!r} {why}"

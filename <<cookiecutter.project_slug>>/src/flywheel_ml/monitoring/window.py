@@ -115,7 +115,9 @@ def from_file(path: Path, bundle: Bundle, slices: Sequence[str] = (), chunk_rows
     Raises:
         DataError: the file cannot be read, lacks a column, or holds values of another type than the contract says.
     """
-    parts = (_read_scored(frame, bundle.contract, path) for frame in tables.chunks(path, bundle.contract, chunk_rows))
+    parts = (
+        _read_scored(frame, bundle.contract, path) for frame in tables.read_chunks(path, bundle.contract, chunk_rows)
+    )
     moment = bundle.contract.time
     return _collect(parts, bundle, slices, source=f"scored file {path.name}", clock=moment.name if moment else "")
 

@@ -10,7 +10,7 @@ import yaml
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.features import Feature
 from flywheel_ml.core.params import Params
-from flywheel_ml.data.split import first_and_last, split
+from flywheel_ml.data.split import describe_time_range, split
 from flywheel_ml.model.evaluation import evaluate
 from flywheel_ml.model.packaging import package
 from flywheel_ml.model.training import comparison, train
@@ -37,7 +37,7 @@ def make_bundle(
     )
     reports: dict[str, Any] = {
         "split": {
-            name: {"rows": part.height, "sha256": "0" * 64, **first_and_last(part, contract)}
+            name: {"rows": part.height, "sha256": "0" * 64, **describe_time_range(part, contract)}
             for name, part in parts.items()
         },
         "trained": {

@@ -9,7 +9,7 @@ import pytest
 from flywheel_ml.core.contract import MISSING, Column, Contract
 from flywheel_ml.core.parsing.rules import REQUIRED, build_rules
 from flywheel_ml.data.tables import DTYPES
-from flywheel_ml.data.validate import check
+from flywheel_ml.data.validate import find_violations
 from flywheel_ml.flows import scoring
 from flywheel_ml.serving.codecs.arrow_columns import Checked
 from flywheel_ml.serving.errors.problems import Problem
@@ -35,7 +35,7 @@ def test_one_fault_has_one_message_wherever_it_is_found(column: Column, value: A
         reader.rows([{"x": value}])
     cells = pa.chunked_array([pa.array([value], pa.large_string() if column.type == "string" else pa.float64())])
     found = {
-        "table": check(table, contract)[0].rule,
+        "table": find_violations(table, contract)[0].rule,
         "request": refused.value.extra["errors"][0]["rule"],
         "arrow": Checked(reader, "x", "x", cells, 1000).fault()["rule"],
         "batch": next(rule for rule, rows in scoring.counts(table, contract).items() if rows).removeprefix("x: "),

@@ -114,8 +114,8 @@ def table(tmp_path: Path) -> Path:
 
 
 def take(source: Path, target: str = "bought", **said: Any) -> Path:
-    with adopt.examined(str(source), "", target, Overrides(**said), NOW) as found:
-        return adopt.take(found, Settings(), project.PROJECT)
+    with adopt.examine(str(source), "", target, Overrides(**said), NOW) as found:
+        return adopt.adopt_table(found, Settings(), project.PROJECT)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -273,7 +273,7 @@ def test_a_table_that_fails_while_it_is_written_changes_nothing(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(writing, "sink", full)
+    monkeypatch.setattr(writing, "write_parquet", full)
     with pytest.raises(DataError, match=r"the disk that holds .* is full; nothing was changed"):
         take(table)
     assert content(former) == before
@@ -285,7 +285,7 @@ def test_a_disk_that_is_full_is_not_blamed_on_the_table(
     def full(*_: object) -> None:
         raise pl.exceptions.ComputeError("parquet: underlying IO error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(writing, "sink", full)
+    monkeypatch.setattr(writing, "write_parquet", full)
     with pytest.raises(DataError, match=r"the disk that holds .* is full"):
         take(table)
 
@@ -329,7 +329,7 @@ def test_an_interrupt_while_a_table_is_read_is_one_line_and_changes_nothing(
         raise KeyboardInterrupt
 
     before = content(former)
-    monkeypatch.setattr(profiling, "profile", interrupted)
+    monkeypatch.setattr(profiling, "profile_table", interrupted)
     monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought", "--yes", "--force"])
     with pytest.raises(SystemExit) as ended:
         verbs.main(project.PROJECT)
@@ -352,7 +352,7 @@ def test_params_keep_their_comments_and_what_a_table_does_not_decide(tmp_path: P
         "  min_slice_rows: 5\n\ngates:\n  own: 1\n"
     )
     found = propose(make_shop_table(400), "bought", tmp_path)
-    assert writing.params(found, before, Path("data/raw/tills.parquet")) == (
+    assert writing.render_params(found, before, Path("data/raw/tills.parquet")) == (
         "# every knob\nseed: 13 # luck\n\ndata:\n  raw: data/raw/tills.parquet   # here\n  until: null\n\n"
         "split:\n  by: hash\n  validation_share: 0.15\n  test_share: 0.15\n\n"
         "train:\n  estimator: auto\n\n  candidates: [logistic_regression, spline_logistic_regression, "
@@ -373,7 +373,7 @@ def test_the_contract_breaks_long_lists_between_their_items() -> None:
         {"name": "town", "type": "string", "categories": [f"Town on Sea {at}" for at in range(9)], "unseen": 0.01},
     )
     found = PROPOSAL._replace(columns=columns)
-    assert writing.contract(found, "# What a row is.\n#   more\nversion: 1\n", "a: b.csv") == (
+    assert writing.render_contract(found, "# What a row is.\n#   more\nversion: 1\n", "a: b.csv") == (
         '# What a row is.\n#   more\nversion: 1\nname: any\ndescription: "Rows of a: b.csv."\ncolumns:\n'
         '  - {name: shelf, type: string, categories: ["9E", a b, "no"], parse: {symbols: ["€"]}}\n'
         "  - {name: far, type: float, range: [-0.5, 1e+22], nullable: true}\n"
@@ -390,14 +390,14 @@ def test_decisions_take_one_line_where_they_are_short() -> None:
         decisions=(Decision("", "split: by hash", "no column says when a row happened"),),
         issues=(Issue("duplicate rows", "", "warned", evidence, remedy),),
     )
-    assert writing.decisions(found, "# For people.\n") == (
+    assert writing.render_decisions(found, "# For people.\n") == (
         "# For people.\ndecisions:\n"
         '  - {column: "", what: "split: by hash", why: no column says when a row happened}\n'
         "issues:\n"
         f'  - kind: duplicate rows\n    column: ""\n    severity: warned\n    evidence: {evidence}\n'
         f'    remedy: "{remedy}"\n'
     )
-    assert writing.decisions(found._replace(decisions=(), issues=()), "") == "decisions: []\nissues: []\n"
+    assert writing.render_decisions(found._replace(decisions=(), issues=()), "") == "decisions: []\nissues: []\n"
 
 
 class Columns(config_model.StrictModel):
@@ -415,7 +415,7 @@ class Columns(config_model.StrictModel):
 def test_every_text_is_read_back_from_yaml(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "contract.yaml"
     columns = tuple({"name": text, "categories": [text] * count, "parse": {"symbols": [text]}} for count in (2, 99))
-    path.write_text(writing.contract(PROPOSAL._replace(columns=columns), "", ""), encoding="utf-8")
+    path.write_text(writing.render_contract(PROPOSAL._replace(columns=columns), "", ""), encoding="utf-8")
     assert config_model.load(path, Columns).columns == list(columns)
 
 
@@ -451,6 +451,6 @@ def test_a_name_is_found_in_either_unicode_form(former: Path, tmp_path: Path) ->
     composed, decomposed = "d\u00e9cid\u00e9", "de\u0301cide\u0301"
     make_shop_table(400).rename({"bought": decomposed, "shelf": "rayonne\u0301"}).write_csv(tmp_path / "t.csv")
     for asked in (composed, decomposed):
-        with adopt.examined(str(tmp_path / "t.csv"), "", asked, Overrides(ignore=("rayonne\u0301",)), NOW) as found:
+        with adopt.examine(str(tmp_path / "t.csv"), "", asked, Overrides(ignore=("rayonne\u0301",)), NOW) as found:
             roles = {column["name"]: column.get("role", "feature") for column in found.proposal.columns}
         assert roles == {"spent": "feature", "rayonn\u00e9": "ignored", composed: "target"}

@@ -19,7 +19,7 @@ from polars.testing import assert_frame_equal
 from flywheel_ml.core.parsing import parse_value
 from flywheel_ml.data import tables
 from flywheel_ml.data.adoption.detection.detected import Detected, Hints, read_column
-from flywheel_ml.data.adoption.detection.guess import guess, guess_all
+from flywheel_ml.data.adoption.detection.guess import guess_column, guess_table
 from library.helpers.adoption_helpers import adopt_file, find_role, issue_set, profile_source, propose
 
 ROWS = 300
@@ -30,7 +30,7 @@ LABELS = [RANDOM.choice(["yes", "no"]) for _ in range(ROWS)]
 
 
 def detected(cells: list[str], name: str = "c", **hints: Any) -> Detected:
-    found = guess(pl.Series(name, cells), Hints(**hints))
+    found = guess_column(pl.Series(name, cells), Hints(**hints))
     assert found is not None
     return found
 
@@ -84,30 +84,30 @@ def german(value: float) -> str:
 )  # fmt: skip
 def test_cells_are_read_as_what_they_mean(cells: list[str], kind: str, values: list[object]) -> None:
     series = pl.Series("c", cells)
-    parse = guess(series, Hints())
+    parse = guess_column(series, Hints())
     assert parse is not None
     assert (parse.type, read_column(series, parse)[0].to_list()) == (kind, values)
 
 
 def test_a_boolean_is_told_by_one_spelling_of_each_kind() -> None:
-    parse = guess(pl.Series("c", ["Yes", "No", "yes", "NO", "no"] * 9), Hints())
+    parse = guess_column(pl.Series("c", ["Yes", "No", "yes", "NO", "no"] * 9), Hints())
     assert parse is not None
-    assert parse.told == "boolean (Yes or NO)"
+    assert parse.description == "boolean (Yes or NO)"
 
 
 def test_a_thousand_or_one_and_a_bit_is_not_guessed_unless_the_table_tells() -> None:
     unclear = pl.DataFrame({"price": ["1,234", "5,678"], "note": ["a", "b"]})
-    found, _ = guess_all(unclear, Hints())
+    found, _ = guess_table(unclear, Hints())
     assert found["price"] is not None
     assert (found["price"].type, found["price"].unclear) == ("string", "number")
-    found, _ = guess_all(unclear.with_columns(weight=pl.Series(["1,5", "22,75"])), Hints())
+    found, _ = guess_table(unclear.with_columns(weight=pl.Series(["1,5", "22,75"])), Hints())
     assert found["price"] is not None
     assert read_column(unclear["price"], found["price"])[0].to_list() == [1.234, 5.678]
 
 
 def test_dates_that_may_be_either_are_read_in_the_order_that_runs_forward() -> None:
     series = pl.Series("c", ["01/11/2020", "02/11/2020", "01/12/2020", "02/12/2020"])
-    parse = guess(series, Hints())
+    parse = guess_column(series, Hints())
     assert parse is not None
     assert parse.unclear == "date"
     assert read_column(series, parse)[0].is_sorted()
@@ -116,17 +116,17 @@ def test_dates_that_may_be_either_are_read_in_the_order_that_runs_forward() -> N
 @pytest.mark.parametrize(("name", "values"), [("date", [20200131, 20200201]), ("timestamp", [1580428800, 1580515200])])
 def test_numbers_that_are_dates_by_name_are_dates(name: str, values: list[int]) -> None:
     for series in (pl.Series(name, values), pl.Series(name, list(map(str, values)))):
-        parse = guess(series, Hints())
+        parse = guess_column(series, Hints())
         assert parse is not None
         assert read_column(series, parse)[0].to_list() == [datetime(2020, 1, 31), datetime(2020, 2, 1)]
-    assert getattr(guess(pl.Series("count", values), Hints()), "type", "") == "integer"
+    assert getattr(guess_column(pl.Series("count", values), Hints()), "type", "") == "integer"
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=20))
 def test_every_number_that_was_written_is_read_back(numbers: list[float]) -> None:
     series = pl.Series("c", [repr(number) for number in numbers])
-    parse = guess(series, Hints())
+    parse = guess_column(series, Hints())
     assert parse is not None
     assert parse.type == "float"
     assert read_column(series, parse)[0].to_list() == numbers
@@ -233,7 +233,7 @@ def test_thousands_are_told_from_decimals_by_the_whole_table() -> None:
     assert detected([*residents, "12345"]).parse.thousands == ""
     assert detected([*residents, "0.512"]).parse.thousands == ""
     for other, thousands in ((["1,5"] * 18, "."), (["1.5"] * 18, "")):
-        found, _ = guess_all(pl.DataFrame({"residents": residents, "other": other}), Hints())
+        found, _ = guess_table(pl.DataFrame({"residents": residents, "other": other}), Hints())
         assert found["residents"] is not None
         assert (found["residents"].parse.thousands, found["residents"].unclear) == (thousands, "")
 
@@ -279,7 +279,7 @@ def test_counted_times_are_read_by_name_and_size(
         pl.Series(name, cells),
         pl.Series(name, [float(cell) if "." in cell else int(cell) for cell in cells]),
     ):
-        found = guess(series, Hints())
+        found = guess_column(series, Hints())
         assert found is not None
         assert found.parse.date_formats == formats
         assert read_column(series, found)[0].to_list() == MOMENTS
@@ -335,7 +335,7 @@ def test_times_with_offsets_keep_the_hour_that_was_written(zones: list[str], nam
 def test_time_zone_is_found_in_all_rows_and_not_only_in_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("HEAD_ROWS", "FEW"):
+    for name in ("HEAD_ROWS", "MAX_COUNTED_VALUES"):
         monkeypatch.setattr(f"flywheel_ml.data.adoption.profiling.{name}", 20)
     berlin = [moment.replace(tzinfo=UTC).astimezone(ZoneInfo("Europe/Berlin")).isoformat() for moment in MOMENTS]
     pl.DataFrame({"at": berlin, "won": LABELS}).write_csv(tmp_path / "t.csv")

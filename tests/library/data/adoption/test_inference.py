@@ -107,7 +107,7 @@ def test_a_column_is_an_input_by_its_type_and_few_values(tmp_path: Path) -> None
 def test_a_range_is_wider_than_what_was_seen_and_does_not_cross_zero(ends: list[float]) -> None:
     low, high = sorted(ends)
     parse = TEXT._replace(type="float")
-    limits = columns.allowed(ColumnProfile("x", parse, 0, 0, (), low, high, 2, False, None, 0))
+    limits = columns.choose_range(ColumnProfile("x", parse, 0, 0, (), low, high, 2, False, None, 0))
     assert limits is not None
     assert limits[0] <= low <= high <= limits[1]
     assert not low >= 0 > limits[0]
@@ -384,7 +384,7 @@ def test_a_limit_within_one_column_is_a_leak_at_any_size(rows: int, severity: st
     rng = np.random.default_rng(rows)
     grams = rng.normal(2900, 700, rows)
     table = pl.DataFrame({"grams": grams, "age": rng.normal(size=rows), "low": grams < 2300})
-    (leak,) = issues.leakage(table, "low", ["grams", "age"], "binary")
+    (leak,) = issues.detect_leakage(table, "low", ["grams", "age"], "binary")
     assert (leak.column, leak.severity, leak.evidence) == ("grams", severity, "ROC AUC 1.000 by itself")
 
 
@@ -393,7 +393,7 @@ def test_a_column_that_nearly_tells_the_target_is_asked_about() -> None:
     accepted = rng.random(1000) < 0.7
     spent = np.where(accepted & (rng.random(1000) > 0.02), rng.exponential(100, 1000), 0.0)
     table = pl.DataFrame({"spent": spent, "card": accepted})
-    (leak,) = issues.leakage(table, "card", ["spent"], "binary")
+    (leak,) = issues.detect_leakage(table, "card", ["spent"], "binary")
     assert (leak.column, leak.severity) == ("spent", "warned")
 
 
@@ -403,7 +403,7 @@ def test_chance_is_no_leak_however_few_the_rows_and_rare_the_class(rows: int) ->
     for share in (0.1, 0.5):
         table = pl.DataFrame({f"x{at}": rng.normal(size=rows) for at in range(200)})
         table = table.with_columns(kind=rng.integers(0, 5, rows), y=rng.permutation(rows) < max(2, share * rows))
-        assert issues.leakage(table, "y", [name for name in table.columns if name != "y"], "binary") == []
+        assert issues.detect_leakage(table, "y", [name for name in table.columns if name != "y"], "binary") == []
 
 
 def test_no_column_of_noise_is_taken_for_a_leak(tmp_path: Path) -> None:
@@ -411,7 +411,9 @@ def test_no_column_of_noise_is_taken_for_a_leak(tmp_path: Path) -> None:
         table = pl.DataFrame({f"x{at}": RNG.normal(size=rows) for at in range(30)})
         table = table.with_columns(ids=pl.Series([f"s{at}" for at in range(rows)]), y=pl.Series(RNG.random(rows) < 0.3))
         labels = table["y"]
-        assert issues.leakage(table, labels.name, [name for name in table.columns if name != "y"], "binary") == []
+        assert (
+            issues.detect_leakage(table, labels.name, [name for name in table.columns if name != "y"], "binary") == []
+        )
 
 
 @pytest.mark.parametrize("name", SCORE_COLUMNS)
@@ -527,13 +529,13 @@ def test_ten_thousand_columns_take_seconds(tmp_path: Path) -> None:
 
 def test_names_are_cut_into_words() -> None:
     assert (
-        name_heuristics.words("CustomerID")
-        == name_heuristics.words("customer-id")
-        == name_heuristics.words("customer_id")
+        name_heuristics.split_words("CustomerID")
+        == name_heuristics.split_words("customer-id")
+        == name_heuristics.split_words("customer_id")
         == ["customer", "id"]
     )
-    assert name_heuristics.words("HTTPStatus2") == ["http", "status", "2"]
-    assert name_heuristics.words("Größe") == ["größe"]
+    assert name_heuristics.split_words("HTTPStatus2") == ["http", "status", "2"]
+    assert name_heuristics.split_words("Größe") == ["größe"]
 
 
 def test_equal_rows_are_counted(tmp_path: Path) -> None:

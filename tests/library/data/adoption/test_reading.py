@@ -48,7 +48,7 @@ def delimited(by: str, quote_all: bool = False) -> str:
 def test_text_of_any_make_is_the_same_table(tmp_path: Path, name: str, content: bytes, said: tuple[str, ...]) -> None:
     (tmp_path / name).write_bytes(content)
     found = profile_source(tmp_path / name, "n")
-    assert found.told == said
+    assert found.notes == said
     assert found.name == name.partition(".")[0]
     assert {name: column.parse.type for name, column in found.columns.items()} == TYPES
     assert found.sample.rows() == [(1, "Zoë", 1.5, True), (2, 'a "b", c', -2.0, False), (3, "plain", None, True)]
@@ -111,7 +111,7 @@ def test_no_more_values_differ_than_there_are(tmp_path: Path) -> None:
 
 def test_what_the_first_rows_hide_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flywheel_ml.data.adoption.profiling.HEAD_ROWS", 100)
-    monkeypatch.setattr("flywheel_ml.data.adoption.profiling.FEW", 100)
+    monkeypatch.setattr("flywheel_ml.data.adoption.profiling.MAX_COUNTED_VALUES", 100)
     monkeypatch.setattr("flywheel_ml.data.adoption.profiling.BATCH_ROWS", 130)
     rows = 1000
     table = pl.DataFrame(
@@ -248,7 +248,7 @@ def test_a_query_that_gives_no_table_is_said_in_one_line(tmp_path: Path, query: 
     ],
 )
 def test_a_password_is_never_shown(url: str) -> None:
-    assert "hush" not in database.masked(url)
+    assert "hush" not in database.mask_password(url)
     with pytest.raises(DataError) as raised:
         profile_source(url.replace("host", "127.0.0.1:1"), "a", "select 1")
     assert "hush" not in str(raised.value)
@@ -260,7 +260,7 @@ def test_a_driver_s_own_fault_does_not_tell_a_password_either(monkeypatch: pytes
 
     monkeypatch.setattr(sa, "create_engine", faulty)
     with pytest.raises(DataError, match=r"me:\*\*\*@127.0.0.1/db: unexpected KeyError") as raised:
-        database.fetch("postgresql://me:p%40ss@127.0.0.1/db", "select 1", Path())
+        database.scan_query("postgresql://me:p%40ss@127.0.0.1/db", "select 1", Path())
     assert "p@ss" not in str(raised.value)
     assert "p%40ss" not in str(raised.value)
     assert raised.value.__suppress_context__

@@ -17,12 +17,12 @@ from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import card, tables
 from flywheel_ml.data.adoption import applying, inference, profiling, writing
-from flywheel_ml.data.adoption.detection.detected import read
+from flywheel_ml.data.adoption.detection.detected import read_columns
 from flywheel_ml.data.adoption.inference import Proposal
 from flywheel_ml.data.adoption.overrides import Overrides
-from flywheel_ml.data.adoption.profiling import Profile
+from flywheel_ml.data.adoption.profiling import TableProfile
 from flywheel_ml.data.formats import reading
-from flywheel_ml.data.formats.reading import Opened
+from flywheel_ml.data.formats.reading import OpenTable
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, DataError
 
@@ -32,18 +32,18 @@ TESTS = Path("tests")
 RAW = Path("data/raw")
 
 
-class Examined(NamedTuple):
+class Examination(NamedTuple):
     """A table that was read through, and what is proposed for it; nothing is changed yet."""
 
     source: str
     rows: pl.LazyFrame
-    profile: Profile
+    profile: TableProfile
     proposal: Proposal
 
 
 @contextmanager
-def examined(source: str, query: str, target: str, overrides: Overrides, now: datetime) -> Iterator[Examined]:
-    """Read a table through and propose; while this is open, `take` may follow.
+def examine(source: str, query: str, target: str, overrides: Overrides, now: datetime) -> Iterator[Examination]:
+    """Read a table through and propose; while this is open, `adopt_table` may follow.
 
     Raises:
         ConfigError: an override does not fit the table.
@@ -51,12 +51,12 @@ def examined(source: str, query: str, target: str, overrides: Overrides, now: da
     """
     applying.start()
     try:
-        with reading.opened(source, query, applying.SCRATCH) as opened:
-            target, overrides = reading.normalised(target), overrides.normalised()
+        with reading.open_table(source, query, applying.SCRATCH) as opened:
+            target, overrides = reading.normalize_name(target), overrides.normalize()
             overrides.check(target, opened.columns)
-            profile = profiling.profile(opened, target, overrides.keep_na)
+            profile = profiling.profile_table(opened, target, overrides.keep_na)
             proposal = inference.propose(profile, target, overrides, now)
-            yield Examined(source, in_contract_types(opened, profile, proposal), profile, proposal)
+            yield Examination(source, to_contract_types(opened, profile, proposal), profile, proposal)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -67,7 +67,7 @@ def examined(source: str, query: str, target: str, overrides: Overrides, now: da
         applying.clear()
 
 
-def take(found: Examined, settings: Settings, project: Project) -> Path:
+def adopt_table(found: Examination, settings: Settings, project: Project) -> Path:
     """Make the project one about this table, wholly or not at all; the folder where everything former is kept.
 
     Raises:
@@ -78,27 +78,31 @@ def take(found: Examined, settings: Settings, project: Project) -> Path:
     if refused:
         where = f"'{refused[0].column}': " if refused[0].column else ""
         raise DataError(f"{where}{refused[0].kind}: {refused[0].evidence}; {refused[0].remedy}")
-    raw, told = RAW / f"{found.proposal.name}.parquet", _told(found.source)
-    _renew(paths.CONTRACT, writing.contract(found.proposal, _text(paths.CONTRACT), told))
-    _renew(paths.PARAMS, writing.params(found.proposal, _text(paths.PARAMS), raw))
-    _renew(paths.DECISIONS, writing.decisions(found.proposal, _text(paths.DECISIONS)))
+    raw, source = RAW / f"{found.proposal.name}.parquet", _describe_source(found.source)
+    _stage_file(paths.CONTRACT, writing.render_contract(found.proposal, _read_text(paths.CONTRACT), source))
+    _stage_file(paths.PARAMS, writing.render_params(found.proposal, _read_text(paths.PARAMS), raw))
+    _stage_file(paths.DECISIONS, writing.render_decisions(found.proposal, _read_text(paths.DECISIONS)))
     # What comes out must be what every command can read.
-    contract, params = Contract.load(_present(paths.CONTRACT)), project.load_params(_present(paths.PARAMS))
-    record = config_model.load(_present(paths.DECISIONS), card.Record)
+    contract, params = Contract.load(_find_current(paths.CONTRACT)), project.load_params(_find_current(paths.PARAMS))
+    record = config_model.load(_find_current(paths.DECISIONS), card.Record)
     package = project.folder
-    _renew(package / SOURCE, writing.SOURCE)
-    _renew(package / FEATURES, writing.features(_text(package / FEATURES), _inputs(found.proposal)))
-    _renew(PYPROJECT, writing.without_example(_text(PYPROJECT)))
-    _renew(MAKEFILE, writing.makefile(_text(MAKEFILE), raw))
-    _renew(README, writing.readme(_text(README), contract, params.split.by, found.profile.rows, told, raw))
-    counts, cards = _counts(found, contract), package / "cards"
-    _renew(card.PATH, card.text(_sample(found, contract), contract, counts, record, cards))
+    _stage_file(package / SOURCE, writing.SOURCE)
+    _stage_file(
+        package / FEATURES, writing.remove_features(_read_text(package / FEATURES), _list_parameters(found.proposal))
+    )
+    _stage_file(PYPROJECT, writing.remove_example(_read_text(PYPROJECT)))
+    _stage_file(MAKEFILE, writing.render_makefile(_read_text(MAKEFILE), raw))
+    _stage_file(
+        README, writing.render_readme(_read_text(README), contract, params.split.by, found.profile.rows, source, raw)
+    )
+    counts, cards = _count_ingested(found, contract), package / "cards"
+    _stage_file(card.PATH, card.render_card(_build_sample(found, contract), contract, counts, record, cards))
     (applying.NEW / raw).parent.mkdir(parents=True, exist_ok=True)
-    writing.sink(found.rows, applying.NEW / raw)
-    return applying.swap(_gone(settings, found.proposal.name))
+    writing.write_parquet(found.rows, applying.NEW / raw)
+    return applying.swap(_list_obsolete(settings, found.proposal.name))
 
 
-def overwritten(package: Path) -> list[Path]:
+def list_overwritten_files(package: Path) -> list[Path]:
     """Files of a person's that adopting replaces or removes; `package` is the folder of their code."""
     return [
         paths.CONTRACT,
@@ -108,22 +112,22 @@ def overwritten(package: Path) -> list[Path]:
         MAKEFILE,
         package / SOURCE,
         package / FEATURES,
-        *_examples(),
+        *_list_example_tests(),
     ]
 
 
-def _renew(path: Path, text: str) -> None:
+def _stage_file(path: Path, text: str) -> None:
     """Put a file's text to come below `NEW`, unless it is the present one."""
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         (applying.NEW / path).parent.mkdir(parents=True, exist_ok=True)
         (applying.NEW / path).write_text(text, encoding="utf-8")
 
 
-def _present(path: Path) -> Path:
+def _find_current(path: Path) -> Path:
     return applying.NEW / path if (applying.NEW / path).is_file() else path
 
 
-def _sample(found: Examined, contract: Contract) -> pl.DataFrame:
+def _build_sample(found: Examination, contract: Contract) -> pl.DataFrame:
     """Rows of the profile as the contract calls and types them."""
     sources = found.proposal.sources
     return found.profile.sample.select(
@@ -131,15 +135,15 @@ def _sample(found: Examined, contract: Contract) -> pl.DataFrame:
     ).drop_nulls(contract.target.name)
 
 
-def _counts(found: Examined, contract: Contract) -> dict[str, int]:
-    """What `ingest` would count, see `card.text`."""
+def _count_ingested(found: Examination, contract: Contract) -> dict[str, int]:
+    """What `ingest` would count, see `card.render_card`."""
     unlabelled = found.profile.columns[found.proposal.sources[contract.target.name]].missing
     return {"rows": found.profile.rows - unlabelled, "rows_after_until": 0, "rows_without_label": unlabelled}
 
 
-def _gone(settings: Settings, name: str) -> list[Path]:
+def _list_obsolete(settings: Settings, name: str) -> list[Path]:
     """What belongs to the table that was: its rows, what was made of them, and the example's tests."""
-    former = yaml.safe_load(_text(paths.PARAMS))
+    former = yaml.safe_load(_read_text(paths.PARAMS))
     raw = Path(former["data"]["raw"])
     gone = [
         raw,
@@ -152,25 +156,25 @@ def _gone(settings: Settings, name: str) -> list[Path]:
         # One by one, since the new data card comes to lie among them.
         *(paths.REPORTS.iterdir() if paths.REPORTS.is_dir() else ()),
         settings.serving_folder,
-        *_examples(),
+        *_list_example_tests(),
     ]
     if "://" not in settings.prediction_log:
         gone.append(Path(settings.prediction_log))
-    if yaml.safe_load(_text(paths.CONTRACT)).get("name") == name:
+    if yaml.safe_load(_read_text(paths.CONTRACT)).get("name") == name:
         # Versions of a model are versions of one contract: under the same name begins another model.
         gone += [Path(settings.tracking_uri.removeprefix("sqlite:///")), Path(settings.artifact_root)]
     here = Path.cwd()
     return [path for path in gone if "://" not in str(path) and path.resolve().is_relative_to(here)]
 
 
-def in_contract_types(opened: Opened, profile: Profile, proposal: Proposal) -> pl.LazyFrame:
+def to_contract_types(opened: OpenTable, profile: TableProfile, proposal: Proposal) -> pl.LazyFrame:
     """The rows of a table as its contract calls and types them."""
     at = {name: str(position) for position, name in enumerate(opened.columns)}
     plan = {at[name]: column.parse for name, column in profile.columns.items()}
     types = {column["name"]: tables.DTYPES[column["type"]] for column in proposal.columns}
 
     def read_batch(batch: pl.DataFrame) -> pl.DataFrame:
-        values, _ = read(batch, plan)
+        values, _ = read_columns(batch, plan)
         return values.select(
             pl.col(at[proposal.sources[name]]).cast(dtype).alias(name) for name, dtype in types.items()
         )
@@ -178,21 +182,21 @@ def in_contract_types(opened: Opened, profile: Profile, proposal: Proposal) -> p
     return opened.rows.map_batches(read_batch, schema=types, streamable=True)
 
 
-def _inputs(proposal: Proposal) -> list[str]:
+def _list_parameters(proposal: Proposal) -> list[str]:
     """What derived features call the columns that they may take."""
     roles = {column["name"]: column.get("role", "feature") for column in proposal.columns}
     return [to_parameter_name(name) for name, role in roles.items() if role in ("feature", "time")]
 
 
-def _told(source: str) -> str:
+def _describe_source(source: str) -> str:
     return "a query" if "://" in source else Path(source).name
 
 
-def _examples() -> list[Path]:
+def _list_example_tests() -> list[Path]:
     return sorted(TESTS.rglob("test_example_*.py"))
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

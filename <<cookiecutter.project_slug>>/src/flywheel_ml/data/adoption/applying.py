@@ -15,7 +15,7 @@ FOLDER = Path("var/adopting")
 NEW = FOLDER / "new"
 SCRATCH = FOLDER / "scratch"
 JOURNAL = FOLDER / "journal.json"
-BEFORE = "var/before-adoption-"
+BACKUP_PREFIX = "var/before-adoption-"
 
 
 def start() -> None:
@@ -42,7 +42,7 @@ def swap(gone: Iterable[Path]) -> Path:
     """Move everything below `NEW` to its place and `gone` out of the way; the folder that holds what was there."""
     made = sorted(path.relative_to(NEW) for path in NEW.rglob("*") if path.is_file())
     touched = [*made, *sorted({path for path in gone if path.exists()} - set(made))]
-    before = next(path for at in range(1, 10_000) if not (path := Path(f"{BEFORE}{at}")).exists())
+    before = next(path for at in range(1, 10_000) if not (path := Path(f"{BACKUP_PREFIX}{at}")).exists())
     write_json(JOURNAL, {"before": str(before), "made": list(map(str, made)), "touched": list(map(str, touched))})
     try:
         for path in touched:

@@ -15,16 +15,16 @@ from flywheel_ml.data.adoption.profiling import ColumnProfile
 Entry = dict[str, Any]
 """A column as contract.yaml has it: name, type, and whatever else is not the default."""
 
-MOST_CATEGORIES = 128
+MAX_CATEGORIES = 128
 """Categories that are listed; a text column of more is known by the target's mean in each."""
-UNSEEN = 0.01
-YEARS = timedelta(days=700)
+MAX_UNKNOWN_SHARE = 0.01
+MIN_SEASONAL_SPAN = timedelta(days=700)
 """From this span on, what comes back every year is told from what grows."""
-MARGIN = 0.5
+RANGE_MARGIN = 0.5
 """How far a range reaches beyond the values that were seen, on each side, in spans of them."""
 
 
-def names(of_table: Collection[str]) -> dict[str, str]:
+def map_names(of_table: Collection[str]) -> dict[str, str]:
     """The table's names → those in the contract: the same, but where scoring needs the name for itself."""
     named = {}
     for name in of_table:
@@ -35,7 +35,7 @@ def names(of_table: Collection[str]) -> dict[str, str]:
     return named
 
 
-def entry(name: str, column: ColumnProfile, role: Role, labels: Labels, sample: pl.Series) -> Entry:
+def build_entry(name: str, column: ColumnProfile, role: Role, labels: Labels, sample: pl.Series) -> Entry:
     """What contract.yaml says of a column; `sample` holds some of its values."""
     found: Entry = {"name": name, "type": column.parse.type}
     if role == "target":
@@ -48,24 +48,24 @@ def entry(name: str, column: ColumnProfile, role: Role, labels: Labels, sample: 
             if labels.classes
             else {"role": "target"}
         )
-        return found | classes | _cells(name, column)
+        return found | classes | _describe_cells(name, column)
     if role != "feature":
         found["role"] = role
     if column.missing and role in ("feature", "ignored"):
         found["nullable"] = True
     if role == "feature":
-        found |= _values(column, sample)
+        found |= _describe_values(column, sample)
     if role in ("feature", "time") and column.parse.type == "datetime":
-        chosen, _ = parts(column, role, sample)
+        chosen, _ = choose_datetime_features(column, role, sample)
         found |= {} if tuple(chosen) == DEFAULT_DATETIME_FEATURES else {"datetime_features": chosen}
     if column.parse.unit:
         found["unit"] = column.parse.unit
     if name_heuristics.is_personal(column.name):
         found["personal"] = True
-    return found | _cells(name, column)
+    return found | _describe_cells(name, column)
 
 
-def _cells(name: str, column: ColumnProfile) -> Entry:
+def _describe_cells(name: str, column: ColumnProfile) -> Entry:
     """What contract.yaml says of the way in which the cells are written."""
     found: Entry = {}
     if name != column.name:
@@ -77,7 +77,7 @@ def _cells(name: str, column: ColumnProfile) -> Entry:
     return found
 
 
-def parts(column: ColumnProfile, role: Role, sample: pl.Series) -> tuple[list[DatetimeFeature], str]:
+def choose_datetime_features(column: ColumnProfile, role: Role, sample: pl.Series) -> tuple[list[DatetimeFeature], str]:
     """What the model is to see of a moment, and why."""
     chosen: list[DatetimeFeature] = []
     why = []
@@ -87,7 +87,7 @@ def parts(column: ColumnProfile, role: Role, sample: pl.Series) -> tuple[list[Da
         chosen.append("hour")
     chosen.append("weekday")
     span = column.maximum - column.minimum if column.distinct else timedelta()
-    if span >= YEARS:
+    if span >= MIN_SEASONAL_SPAN:
         chosen.append("year_cycle")
         why.append(f"{span.days / 365.25:.0f} years")
     else:
@@ -98,17 +98,17 @@ def parts(column: ColumnProfile, role: Role, sample: pl.Series) -> tuple[list[Da
     return chosen, f"{', '.join(chosen)} ({'; '.join(why)})"
 
 
-def _values(column: ColumnProfile, sample: pl.Series) -> Entry:
+def _describe_values(column: ColumnProfile, sample: pl.Series) -> Entry:
     if column.parse.type == "string":
-        if column.values and len(column.values) <= MOST_CATEGORIES:
-            return {"categories": sorted(column.values), "max_unknown_share": UNSEEN}
+        if column.values and len(column.values) <= MAX_CATEGORIES:
+            return {"categories": sorted(column.values), "max_unknown_share": MAX_UNKNOWN_SHARE}
         return {"free_text": True} if issues.is_free_text(sample) else {}
-    limits = allowed(column)
+    limits = choose_range(column)
     return {"range": limits} if limits else {}
 
 
-def allowed(column: ColumnProfile) -> list[float] | None:
-    """The range of a number: wider than what was seen by `MARGIN`, rounded outward, not across zero; None if flat."""
+def choose_range(column: ColumnProfile) -> list[float] | None:
+    """The range of a number: the seen values widened by `RANGE_MARGIN`, not across zero; None if all are equal."""
     low, high = column.minimum, column.maximum
     if column.parse.type not in ("float", "integer") or low is None or low == high:
         return None
@@ -117,7 +117,10 @@ def allowed(column: ColumnProfile) -> list[float] | None:
     span = float(high) - float(low)
     if not math.isfinite(span * 2):
         return None
-    limits = [_rounded(low - span * MARGIN, span, math.floor), _rounded(high + span * MARGIN, span, math.ceil)]
+    limits = [
+        _round_outward(low - span * RANGE_MARGIN, span, math.floor),
+        _round_outward(high + span * RANGE_MARGIN, span, math.ceil),
+    ]
     if low >= 0:
         limits[0] = max(0.0, limits[0])
     if high <= 0:
@@ -127,13 +130,13 @@ def allowed(column: ColumnProfile) -> list[float] | None:
     return [int(limit) for limit in limits] if all(limit.is_integer() for limit in limits) else limits
 
 
-def _rounded(value: float, span: float, towards: Callable[[float], int]) -> float:
+def _round_outward(value: float, span: float, towards: Callable[[float], int]) -> float:
     step = 10.0 ** math.floor(math.log10(span) - 1)
     # Through text, so that 0.30000000000000004 is written 0.3.
     return float(f"{towards(value / step) * step:.12g}")
 
 
-def described(column: Entry) -> Iterator[str]:
+def describe_entry(column: Entry) -> Iterator[str]:
     """What a column may hold, in a few words each."""
     if "range" in column:
         yield "{:g} to {:g}".format(*column["range"])

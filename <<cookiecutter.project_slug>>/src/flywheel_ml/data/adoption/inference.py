@@ -13,14 +13,14 @@ from flywheel_ml.data.adoption import columns, issues, labels, roles
 from flywheel_ml.data.adoption.columns import Entry
 from flywheel_ml.data.adoption.issues import Issue
 from flywheel_ml.data.adoption.overrides import Overrides, Task
-from flywheel_ml.data.adoption.profiling import Profile
-from flywheel_ml.data.adoption.roles import Given, Roles
+from flywheel_ml.data.adoption.profiling import TableProfile
+from flywheel_ml.data.adoption.roles import AssignedRole, Roles
 from flywheel_ml.utils.errors import DataError
 
 VALIDATION, TEST = 0.15, 0.15
 TRAINING = 1 - TEST - VALIDATION
-SLICES, MOST_SLICE_VALUES = 3, 20
-LARGE, ROWS_A_CLASS = 10_000, 20
+MAX_SLICES, MAX_SLICE_VALUES = 3, 20
+LARGE, MIN_ROWS_PER_CLASS = 10_000, 20
 """ROC AUC or R² of a model that knows nothing."""
 
 
@@ -50,7 +50,7 @@ class Proposal(NamedTuple):
     issues: tuple[Issue, ...]
 
 
-def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) -> Proposal:
+def propose(profile: TableProfile, target: str, overrides: Overrides, now: datetime) -> Proposal:
     """Decide everything; `now` (UTC, no time zone) is what "in the future" is measured by.
 
     Raises:
@@ -58,85 +58,90 @@ def propose(profile: Profile, target: str, overrides: Overrides, now: datetime) 
         DataError: there is nothing that a model could learn from.
     """
     overrides.check(target, profile.columns, profile.left_out)
-    wanted = labels.told(profile.columns[target], overrides)
-    found = roles.give(profile, target, overrides, now)
-    outside = _outside_training(profile, target, wanted.task, found, overrides)
+    wanted = labels.infer_labels(profile.columns[target], overrides)
+    found = roles.assign_roles(profile, target, overrides, now)
+    outside = _find_classes_outside_training(profile, target, wanted.task, found, overrides)
     if outside and found.by == "time" and overrides.split != "time":
-        found = roles.give(profile, target, overrides._replace(split="hash"), now)
-        outside += _outside_training(profile, target, wanted.task, found, overrides)
+        found = roles.assign_roles(profile, target, overrides._replace(split="hash"), now)
+        outside += _find_classes_outside_training(profile, target, wanted.task, found, overrides)
     labelled = profile.sample.filter(pl.col(target).is_not_null())
     leaks = [
         leak._replace(severity="warned") if leak.column in overrides.feature else leak
-        for leak in issues.leakage(labelled, target, found.features, wanted.task)
+        for leak in issues.detect_leakage(labelled, target, found.features, wanted.task)
     ]
     for leak in leaks:
         if leak.severity == "handled":
-            found.given[leak.column] = Given("ignored", f"{leak.evidence}, so most likely known only afterwards")
+            found.assigned[leak.column] = AssignedRole(
+                "ignored", f"{leak.evidence}, so most likely known only afterwards"
+            )
     if not found.features and not found.time:
         raise DataError(f"{profile.name}: no column is left to learn '{target}' from; --feature COLUMN keeps one")
-    named = columns.names(profile.columns)
+    named = columns.map_names(profile.columns)
     entries = tuple(
-        columns.entry(named[name], column, found.given[name].role, wanted, profile.sample[name])
+        columns.build_entry(named[name], column, found.assigned[name].role, wanted, profile.sample[name])
         for name, column in profile.columns.items()
     )
-    told = [
-        *issues.judge(profile, target, wanted.task, {n: g.role for n, g in found.given.items()}, now, named),
+    found_issues = [
+        *issues.detect_issues(profile, target, wanted.task, {n: g.role for n, g in found.assigned.items()}, now, named),
         *leaks,
         *outside,
     ]
-    split, why = _split(found, profile, named)
+    split, why = _choose_split(found, profile, named)
     return Proposal(
-        slug(overrides.name or profile.name),
+        slugify(overrides.name or profile.name),
         wanted.task,
         entries,
         {new: old for old, new in named.items()},
         split,
-        _slices(entries),
+        _choose_slices(entries),
         max(20, min(200, profile.rows // 100)),
-        _stops_early(profile, target, wanted.task),
+        _uses_early_stopping(profile, target, wanted.task),
         (
             Decision("", f"task: {wanted.task}", wanted.why),
             Decision("", f"split: by {found.by}", why),
-            *(Decision(named[name], given.role, _why(name, given, profile)) for name, given in found.given.items()),
+            *(
+                Decision(named[name], given.role, _explain_role(name, given, profile))
+                for name, given in found.assigned.items()
+            ),
         ),
-        tuple(sorted(told, key=lambda issue: issues.SEVERITIES.index(issue.severity))),
+        tuple(sorted(found_issues, key=lambda issue: issues.SEVERITIES.index(issue.severity))),
     )
 
 
-def _outside_training(
-    profile: Profile, target: str, task: Task, found: Roles, overrides: Overrides
+def _find_classes_outside_training(
+    profile: TableProfile, target: str, task: Task, found: Roles, overrides: Overrides
 ) -> tuple[Issue, ...]:
     """The classes that the split would keep from training."""
     if task == "regression" or not (found.by == "time" or found.group):
         return ()
     if found.by == "hash":
-        return issues.grouped_classes(profile, target, found.group, TRAINING)
-    late = issues.late_classes(profile, target, found.time, TRAINING)
+        return issues.find_grouped_classes(profile, target, found.group, TRAINING)
+    late = issues.find_late_classes(profile, target, found.time, TRAINING)
     if overrides.split != "time":
         return late
     remedy = "leave out --split time, or drop these rows"
     return tuple(issue._replace(severity="refused", remedy=remedy) for issue in late)
 
 
-def _why(name: str, given: Given, profile: Profile) -> str:
+def _explain_role(name: str, given: AssignedRole, profile: TableProfile) -> str:
     column = profile.columns[name]
     if given.role not in ("feature", "time") or column.parse.type != "datetime":
         return given.why
-    return f"{given.why}; parts: {columns.parts(column, given.role, profile.sample[name])[1]}"
+    return f"{given.why}; parts: {columns.choose_datetime_features(column, given.role, profile.sample[name])[1]}"
 
 
-def _stops_early(profile: Profile, target: str, task: Task) -> bool:
+def _uses_early_stopping(profile: TableProfile, target: str, task: Task) -> bool:
     """As scikit-learn decides by itself, unless a class might be missing among the rows set aside for it."""
     rarest = min((profile.columns[target].values or {}).values(), default=0)
-    return profile.rows > LARGE and (task == "regression" or rarest >= ROWS_A_CLASS)
+    return profile.rows > LARGE and (task == "regression" or rarest >= MIN_ROWS_PER_CLASS)
 
 
-def slug(name: str) -> str:
+def slugify(name: str) -> str:
     """A name that can be a file's and a model's: lower-case letters, digits and hyphens."""
     return "-".join(re.findall(r"[a-z0-9]+", name.lower())) or "table"
 
 
-def _split(found: Roles, profile: Profile, named: dict[str, str]) -> tuple[dict[str, Any], str]:
+def _choose_split(found: Roles, profile: TableProfile, named: dict[str, str]) -> tuple[dict[str, Any], str]:
     shares = {"by": found.by, "validation_share": VALIDATION, "test_share": TEST}
     if found.by == "time":
         return shares, f"a model is judged on its future, as '{found.time}' tells it"
@@ -151,13 +156,13 @@ def _split(found: Roles, profile: Profile, named: dict[str, str]) -> tuple[dict[
     return shares, "no column says when a row happened"
 
 
-def _slices(entries: tuple[Entry, ...]) -> tuple[str, ...]:
+def _choose_slices(entries: tuple[Entry, ...]) -> tuple[str, ...]:
     """The features of fewest categories, in the table's order."""
     counts = {
         entry["name"]: 2 if entry["type"] == "boolean" else len(entry.get("categories", ()))
         for entry in entries
         if entry.get("role", "feature") == "feature"
     }
-    fitting = [name for name, count in counts.items() if 2 <= count <= MOST_SLICE_VALUES]
-    chosen = sorted(fitting, key=lambda name: counts[name])[:SLICES]
+    fitting = [name for name, count in counts.items() if 2 <= count <= MAX_SLICE_VALUES]
+    chosen = sorted(fitting, key=lambda name: counts[name])[:MAX_SLICES]
     return tuple(name for name in fitting if name in chosen)

@@ -12,33 +12,33 @@ import polars as pl
 from flywheel_ml.data import split
 from flywheel_ml.data.adoption import name_heuristics
 from flywheel_ml.data.adoption.detection import dates, numbers
-from flywheel_ml.data.adoption.detection.detected import held
-from flywheel_ml.data.adoption.profiling import Profile
+from flywheel_ml.data.adoption.detection.detected import clean_present_texts
+from flywheel_ml.data.adoption.profiling import TableProfile
 from flywheel_ml.utils.timestamps import LOCAL
 
 Severity = Literal["refused", "warned", "handled"]
 SEVERITIES: tuple[Severity, ...] = ("refused", "warned", "handled")
 
-FEWEST_ROWS, FEW_ROWS = 20, 50
-FEWEST_OF_A_CLASS, FEW_OF_A_CLASS = 2, 20
+MIN_ROWS, FEW_ROWS = 20, 50
+MIN_CLASS_ROWS, FEW_CLASS_ROWS = 2, 20
 IMBALANCE = 0.01
 NEAR_CONSTANT = 0.995
 MANY_VALUES = 128
-NUMBERED_ROWS = 0.25
+MIN_NUMBERED_SHARE = 0.25
 """Share of rows with a number of their own from which a column without a name counts rows."""
-ALONE = 0.995
+LEAKAGE_SCORE = 0.995
 """ROC AUC, accuracy or R² beyond which one column is taken to give the target away."""
-ALMOST = 0.98
+SUSPICIOUS_SCORE = 0.98
 """ROC AUC from which a column is asked about: honest columns of 30 public tables reach 0.976, leaks 0.990."""
-ACCIDENT = 0.01
+LEAKAGE_P_VALUE = 0.01
 """Probability that any column without a bearing on the target is taken to give it away."""
-_LEAK_ROWS, _LEAK_CELLS = 20_000, 20_000_000
+_MAX_LEAKAGE_ROWS, _MAX_LEAKAGE_CELLS = 20_000, 20_000_000
 _SURE_ROWS = 200
-MOST_GAPS = 0.1
+MAX_MISSING_SHARE = 0.1
 """Share of missing values up to which the order of the others is compared with the target."""
-_BINS, _ROWS_A_BIN = 64, 8
-_WORDS = 4
-STRAY = 0.1
+_BINS, _MIN_ROWS_PER_BIN = 64, 8
+_MIN_WORDS = 4
+MAX_STRAY_SHARE = 0.1
 """Share of cells up to which a column of texts is taken for one of numbers that somebody should mend."""
 RANDOM_SPLIT = "without a time the split is random, and a model that is to predict the future looks better than it is"
 
@@ -53,20 +53,20 @@ class Issue(NamedTuple):
     remedy: str
 
 
-def judge(
-    profile: Profile,
+def detect_issues(
+    profile: TableProfile,
     target: str,
     task: str,
     roles: Mapping[str, str],
     now: datetime,
     named: Mapping[str, str],
 ) -> list[Issue]:
-    """All issues but leakage, see `leakage`."""
+    """All issues but leakage, see `detect_leakage`."""
     return [
-        *_of_the_table(profile),
-        *_of_the_target(profile, target, task),
-        *(issue for name in profile.columns for issue in _of_a_column(profile, name, roles[name], now)),
-        *_late_moments(profile, roles),
+        *_detect_table_issues(profile),
+        *_detect_target_issues(profile, target, task),
+        *(issue for name in profile.columns for issue in _detect_column_issues(profile, name, roles[name], now)),
+        *_detect_late_timestamps(profile, roles),
         *(
             Issue(
                 "reserved name", new, "handled", f"'{old}' is a name that scoring gives", f"call it '{new}' in requests"
@@ -77,10 +77,10 @@ def judge(
     ]
 
 
-def _of_the_table(profile: Profile) -> Iterator[Issue]:
+def _detect_table_issues(profile: TableProfile) -> Iterator[Issue]:
     rows = profile.rows
     if rows < FEW_ROWS:
-        severity: Severity = "refused" if rows < FEWEST_ROWS else "warned"
+        severity: Severity = "refused" if rows < MIN_ROWS else "warned"
         yield Issue("few rows", "", severity, f"{rows} rows", f"bring more: below {FEW_ROWS} no measure means much")
     if profile.repeated:
         evidence = f"{profile.repeated:,} of {rows:,} rows stand there before, equal in every column"
@@ -92,7 +92,7 @@ def _of_the_table(profile: Profile) -> Iterator[Issue]:
         yield Issue("nested values", name, "handled", "lists, records or bytes", "left out; unfold it into columns")
 
 
-def _of_the_target(profile: Profile, target: str, task: str) -> Iterator[Issue]:
+def _detect_target_issues(profile: TableProfile, target: str, task: str) -> Iterator[Issue]:
     column = profile.columns[target]
     if column.missing:
         yield Issue(
@@ -104,15 +104,17 @@ def _of_the_target(profile: Profile, target: str, task: str) -> Iterator[Issue]:
         )
     if task == "regression" or not column.values:
         return
-    yield from _of_alike(profile, target)
+    yield from _detect_similar_labels(profile, target)
     rarest, count = min(column.values.items(), key=lambda found: found[1])
-    if count < FEW_OF_A_CLASS:
-        severity: Severity = "refused" if count < FEWEST_OF_A_CLASS else "warned"
-        small = sum(other < FEW_OF_A_CLASS for other in column.values.values())
-        told = f"'{rarest}' has {count} row{'s' if count != 1 else ''}" + (
+    if count < FEW_CLASS_ROWS:
+        severity: Severity = "refused" if count < MIN_CLASS_ROWS else "warned"
+        small = sum(other < FEW_CLASS_ROWS for other in column.values.values())
+        evidence = f"'{rarest}' has {count} row{'s' if count != 1 else ''}" + (
             f", {small} classes have few" if small > 1 else ""
         )
-        yield Issue("small class", target, severity, told, "bring more of it, join it with another, or drop its rows")
+        yield Issue(
+            "small class", target, severity, evidence, "bring more of it, join it with another, or drop its rows"
+        )
     share = count / sum(column.values.values())
     if task == "binary" and share < IMBALANCE:
         yield Issue(
@@ -124,31 +126,31 @@ def _of_the_target(profile: Profile, target: str, task: str) -> Iterator[Issue]:
         )
 
 
-def _of_alike(profile: Profile, name: str) -> Iterator[Issue]:
-    groups = alike(profile.columns[name].values or ())
+def _detect_similar_labels(profile: TableProfile, name: str) -> Iterator[Issue]:
+    groups = group_similar_labels(profile.columns[name].values or ())
     if groups:
         shown = "; ".join(" and ".join(f"'{label}'" for label in group) for group in groups[:3])
         remedy = "they are told apart; write them alike in the table if they mean the same, and adopt it again"
         yield Issue("labels alike", name, "warned", f"only case or blanks differ: {shown}", remedy)
 
 
-def _of_a_column(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Issue]:
+def _detect_column_issues(profile: TableProfile, name: str, role: str, now: datetime) -> Iterator[Issue]:
     column, values = profile.columns[name], profile.columns[name].values
-    yield from _of_cells(profile, name, role)
-    yield from _of_values(profile, name, role)
+    yield from _detect_cell_issues(profile, name, role)
+    yield from _detect_value_issues(profile, name, role)
     if role == "weight":
         evidence = f"numbers from {column.minimum:g} to {column.maximum:g}"
         remedy = "weighs rows in fitting and metrics, and is no input; --feature makes it one"
         yield Issue("sample weights", name, "handled", evidence, remedy)
     elif column.parse.type == "datetime":
-        yield from _of_moments(profile, name, role, now)
+        yield from _detect_timestamp_issues(profile, name, role, now)
     elif role == "feature" and column.parse.type == "string" and (values is None or len(values) > MANY_VALUES):
-        yield _of_many_texts(profile, name)
+        yield _build_many_texts_issue(profile, name)
     elif role == "ignored":
-        yield from _of_names(profile, name)
+        yield from _detect_name_issues(profile, name)
 
 
-def _of_values(profile: Profile, name: str, role: str) -> Iterator[Issue]:
+def _detect_value_issues(profile: TableProfile, name: str, role: str) -> Iterator[Issue]:
     """Of columns that hold nothing, nearly always the same, or the same in several spellings."""
     column, values = profile.columns[name], profile.columns[name].values
     if not column.distinct and role == "ignored":
@@ -167,10 +169,10 @@ def _of_values(profile: Profile, name: str, role: str) -> Iterator[Issue]:
             "--ignore it if the rest is noise",
         )
     if role == "feature" and values:
-        yield from _of_alike(profile, name)
+        yield from _detect_similar_labels(profile, name)
 
 
-def _of_cells(profile: Profile, name: str, role: str) -> Iterator[Issue]:
+def _detect_cell_issues(profile: TableProfile, name: str, role: str) -> Iterator[Issue]:
     """Of how the cells of a column are written."""
     column, detected = profile.columns[name], profile.columns[name].parse
     if column.misfits:
@@ -178,7 +180,7 @@ def _of_cells(profile: Profile, name: str, role: str) -> Iterator[Issue]:
         kind = "infinite or huge" if huge else "mixed types"
         severity: Severity = "warned" if role == "target" else "handled"
         count = f"{column.misfits:,} of {profile.rows:,} cells"
-        evidence = f"{count} cannot be read as {detected.type}: {_listed(column.examples)}"
+        evidence = f"{count} cannot be read as {detected.type}: {_quote_texts(column.examples)}"
         yield Issue(kind, name, severity, evidence, "they become missing")
     if detected.na:
         remedy = (
@@ -191,32 +193,32 @@ def _of_cells(profile: Profile, name: str, role: str) -> Iterator[Issue]:
         remedy = "they are missing" + ("; write numbers if they mean some" if is_word else "")
         yield Issue("missing markers", name, "warned" if is_word else "handled", f"{counts} cells", remedy)
     if detected.unclear:
-        yield _of_unclear(name, detected.unclear, detected.told)
+        yield _build_unclear_issue(name, detected.unclear, detected.description)
     elif detected.is_text and role != "target":
-        yield from _of_mixed_types(profile, name, role)
-    elif (unit := _epoch(profile, name)) and role != "target":
-        evidence = f"{column.minimum} looks like {dates.told(unit)}; {RANDOM_SPLIT}"
+        yield from _detect_mixed_types(profile, name, role)
+    elif (unit := _find_epoch_unit(profile, name)) and role != "target":
+        evidence = f"{column.minimum} looks like {dates.describe_format(unit)}; {RANDOM_SPLIT}"
         yield Issue("looks like dates", name, "warned", evidence, "name the column timestamp, or write ISO 8601")
     if detected.time_zone == LOCAL:
         evidence = "offsets from UTC that no common time zone explains"
         yield Issue("time zones", name, "warned", evidence, "the wall-clock time as written; its offset is dropped")
 
 
-def _of_unclear(name: str, unclear: str, told: str) -> Issue:
+def _build_unclear_issue(name: str, unclear: str, description: str) -> Issue:
     what, remedy = {
-        "number": (f"thousands or decimals? taken as: {told}", "write plain numbers"),
-        "date": (f"day or month first? taken as: {told}; no split by time follows from it", "write ISO 8601"),
-        "unit": (told, "taken as text; write all in one unit"),
+        "number": (f"thousands or decimals? taken as: {description}", "write plain numbers"),
+        "date": (f"day or month first? taken as: {description}; no split by time follows from it", "write ISO 8601"),
+        "unit": (description, "taken as text; write all in one unit"),
         "scale": (
-            f"numbers without a percent sign lie between 0 and 1; taken as: {told}",
+            f"numbers without a percent sign lie between 0 and 1; taken as: {description}",
             "write all with it, or none",
         ),
-        "dates": (f"{told}; {RANDOM_SPLIT}", "write ISO 8601, such as 2013-06-15"),
+        "dates": (f"{description}; {RANDOM_SPLIT}", "write ISO 8601, such as 2013-06-15"),
     }[unclear]
     return Issue("looks like dates" if unclear == "dates" else "ambiguous", name, "warned", what, remedy)
 
 
-def _epoch(profile: Profile, name: str) -> str:
+def _find_epoch_unit(profile: TableProfile, name: str) -> str:
     """The unit in which the whole numbers of a column would be timestamps of this century."""
     column = profile.columns[name]
     low, high = column.minimum, column.maximum
@@ -225,82 +227,84 @@ def _epoch(profile: Profile, name: str) -> str:
         low, high = values.min(), values.max()
     elif column.parse.type != "integer":
         return ""
-    return dates.resembles_epoch(low, high) if isinstance(low, int) and isinstance(high, int) else ""
+    return dates.find_epoch_unit(low, high) if isinstance(low, int) and isinstance(high, int) else ""
 
 
-def _of_mixed_types(profile: Profile, name: str, role: str) -> Iterator[Issue]:
+def _detect_mixed_types(profile: TableProfile, name: str, role: str) -> Iterator[Issue]:
     texts = profile.sample[name].drop_nulls()
-    odd = numbers.strange(held(texts))
+    odd = numbers.find_non_numbers(clean_present_texts(texts))
     if odd is None:
         return
     # Few values that are listed as categories lose nothing by it.
     is_listed = role == "feature" and len(profile.columns[name].values or range(MANY_VALUES + 1)) <= MANY_VALUES
-    if len(odd) <= STRAY * len(texts) or not is_listed:
-        shown = _listed(odd.unique(maintain_order=True).head(3).to_list())
+    if len(odd) <= MAX_STRAY_SHARE * len(texts) or not is_listed:
+        shown = _quote_texts(odd.unique(maintain_order=True).head(3).to_list())
         evidence = f"{len(odd):,} of {len(texts):,} cells are no number, the others are: {shown}"
         yield Issue("mixed types", name, "warned", evidence, "taken as text; mend those cells to make it a number")
 
 
-def _listed(texts: Sequence[str]) -> str:
+def _quote_texts(texts: Sequence[str]) -> str:
     return ", ".join(f"'{text}'" for text in texts)
 
 
-def _of_moments(profile: Profile, name: str, role: str, now: datetime) -> Iterator[Issue]:
+def _detect_timestamp_issues(profile: TableProfile, name: str, role: str, now: datetime) -> Iterator[Issue]:
     column = profile.columns[name]
-    if column.parse.told.startswith("date written"):
-        yield Issue("dates as texts", name, "handled", column.parse.told, "read as moments")
-    if (share := future(profile.sample[name], now)) > 0:
+    if column.parse.description.startswith("date written"):
+        yield Issue("dates as texts", name, "handled", column.parse.description, "read as moments")
+    if (share := future_share(profile.sample[name], now)) > 0:
         yield Issue("future", name, "warned", f"{share:.1%} of rows are after now", "check the clock and the format")
     if role == "time" and column.backwards:
         evidence = f"{column.backwards:,} rows are earlier than the row before"
         yield Issue("time runs backwards", name, "handled", evidence, "rows are sorted by time before they are split")
 
 
-def _of_many_texts(profile: Profile, name: str) -> Issue:
+def _build_many_texts_issue(profile: TableProfile, name: str) -> Issue:
     """Of an input whose values are too many to list."""
     texts, column = profile.sample[name], profile.columns[name]
     if is_free_text(texts):
         remedy = "its words are used if they help on the validation rows; --ignore drops it"
-        return Issue("free text", name, "handled", f"{_words(texts):.0f} words a row", remedy)
+        return Issue("free text", name, "handled", f"{_mean_word_count(texts):.0f} words a row", remedy)
     remedy = "encoded by the target's mean in each, cross-fitted; --ignore drops it"
     return Issue("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
 
 
-def is_row_counter(profile: Profile, name: str) -> bool:
+def is_row_counter(profile: TableProfile, name: str) -> bool:
     """Whether a column numbers the rows, in their order or as they were before some were left out or shuffled."""
     column, values = profile.columns[name], profile.sample[name]
-    if column.parse.type != "integer" or column.missing or profile.rows < FEWEST_ROWS:
+    if column.parse.type != "integer" or column.missing or profile.rows < MIN_ROWS:
         return False
     is_sorted = values.is_sorted() or values.is_sorted(descending=True)
     if column.unique and is_sorted and column.maximum - column.minimum + 1 == profile.rows:
         return True
     if name_heuristics.is_unnamed(name):
         # Tables that were put together begin to count again.
-        return column.unique or column.distinct > profile.rows * NUMBERED_ROWS
+        return column.unique or column.distinct > profile.rows * MIN_NUMBERED_SHARE
     is_first = name == next(iter(profile.columns))
     return column.unique and is_sorted and is_first and name_heuristics.is_library_name(name)
 
 
-def _of_names(profile: Profile, name: str) -> Iterator[Issue]:
+def _detect_name_issues(profile: TableProfile, name: str) -> Iterator[Issue]:
     """Of ignored columns that name or tell rather than measure."""
     column, remedy = profile.columns[name], "ignored; --feature keeps it"
     if column.parse.type == "string" and not column.parse.unclear:
         if is_free_text(profile.sample[name]):
-            yield Issue("free text", name, "handled", f"{_words(profile.sample[name]):.0f} words a row", remedy)
+            yield Issue(
+                "free text", name, "handled", f"{_mean_word_count(profile.sample[name]):.0f} words a row", remedy
+            )
         elif column.values is None or len(column.values) > MANY_VALUES:
             yield Issue("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
     elif is_row_counter(profile, name):
         yield Issue("row counter", name, "handled", "numbers the rows, and does not measure", remedy)
     elif column.parse.type == "integer" and (
-        column.unique or (name_heuristics.names_a_row(name) and column.distinct > 1)
+        column.unique or (name_heuristics.is_identifier(name) and column.distinct > 1)
     ):
         yield Issue("id as number", name, "handled", "a number that names, and does not measure", remedy)
 
 
-def late_classes(profile: Profile, target: str, time: str, training: float) -> tuple[Issue, ...]:
+def find_late_classes(profile: TableProfile, target: str, time: str, training: float) -> tuple[Issue, ...]:
     """The classes of which no row is in the training part of a split by time, which is that share of all rows."""
     rows = profile.sample.select(label=target, key=time).drop_nulls("label").sort("key")
-    late = _outside(profile, target, rows, rows["key"] < rows["key"][int(rows.height * training)])
+    late = _find_classes_outside(profile, target, rows, rows["key"] < rows["key"][int(rows.height * training)])
     return tuple(
         Issue(
             "late class",
@@ -313,10 +317,10 @@ def late_classes(profile: Profile, target: str, time: str, training: float) -> t
     )
 
 
-def grouped_classes(profile: Profile, target: str, group: str, training: float) -> tuple[Issue, ...]:
+def find_grouped_classes(profile: TableProfile, target: str, group: str, training: float) -> tuple[Issue, ...]:
     """The classes of which no row is in the training part of a split by group."""
     rows = profile.sample.select(label=target, key=group).drop_nulls("label")
-    outside = _outside(profile, target, rows, split.draw(rows["key"]) <= training)
+    outside = _find_classes_outside(profile, target, rows, split.draw(rows["key"]) <= training)
     return tuple(
         Issue(
             "class of few groups",
@@ -329,8 +333,8 @@ def grouped_classes(profile: Profile, target: str, group: str, training: float) 
     )
 
 
-def _outside(
-    profile: Profile, target: str, rows: pl.DataFrame, is_training: pl.Series
+def _find_classes_outside(
+    profile: TableProfile, target: str, rows: pl.DataFrame, is_training: pl.Series
 ) -> list[tuple[object, int, object]]:
     """Classes without a training row: the label, the number of its rows, and the key of the first one."""
     if profile.columns[target].values is None:
@@ -340,7 +344,7 @@ def _outside(
     return missed.agg(pl.len().alias("rows"), pl.col("key").first()).rows()
 
 
-def alike(labels: Iterable[object]) -> list[list[str]]:
+def group_similar_labels(labels: Iterable[object]) -> list[list[str]]:
     """Groups of labels that differ only in case or blanks."""
     groups: dict[str, list[str]] = {}
     for label in sorted(label for label in labels if isinstance(label, str)):
@@ -349,29 +353,30 @@ def alike(labels: Iterable[object]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def leakage(sample: pl.DataFrame, target: str, features: Sequence[str], task: str) -> list[Issue]:
+def detect_leakage(sample: pl.DataFrame, target: str, features: Sequence[str], task: str) -> list[Issue]:
     """Columns that give the target away, on at most 20,000 rows.
 
     A column leaks if its values alone, learnt on half the rows, predict the other half with a ROC AUC (binary),
-    an accuracy (multi-class) or an R² (regression) beyond `ALONE`, or if its order is the target's; and if among so
-    many columns that is no accident, at the level `ACCIDENT`. Beyond `ALMOST` it is a warning.
+    an accuracy (multi-class) or an R² (regression) beyond `LEAKAGE_SCORE`, or if its order is the target's; and if
+    among so many columns that is no accident, at the level `LEAKAGE_P_VALUE`. Beyond `SUSPICIOUS_SCORE` it is a
+    warning.
     """
-    most = min(_LEAK_ROWS, _LEAK_CELLS // max(1, len(features)))
+    most = min(_MAX_LEAKAGE_ROWS, _MAX_LEAKAGE_CELLS // max(1, len(features)))
     rows = sample.gather_every(max(1, sample.height // most))
-    if rows.height < FEWEST_ROWS or not features:
+    if rows.height < MIN_ROWS or not features:
         return []
     labels = rows[target]
     half = np.random.default_rng(0).random(rows.height) < 0.5
-    wanted = _target(labels, task)
-    codes = _codes(rows.select(features))
+    wanted = _encode_target(labels, task)
+    codes = _bin_values(rows.select(features))
     found = []
     for name in features:
-        score, measure, p_value = _alone(rows[name], codes[name].to_numpy(), wanted, half, task)
-        is_asked = measure == "ROC AUC" and score > ALMOST and rows.height >= _SURE_ROWS
-        if (score > ALONE or is_asked) and p_value * len(features) < ACCIDENT:
+        score, measure, p_value = _score_alone(rows[name], codes[name].to_numpy(), wanted, half, task)
+        is_asked = measure == "ROC AUC" and score > SUSPICIOUS_SCORE and rows.height >= _SURE_ROWS
+        if (score > LEAKAGE_SCORE or is_asked) and p_value * len(features) < LEAKAGE_P_VALUE:
             copy = rows[name].dtype == labels.dtype and rows[name].equals(labels)
             evidence = "a copy of the target" if copy else f"{measure} {score:.3f} by itself"
-            if copy or (score > ALONE and rows.height >= _SURE_ROWS):
+            if copy or (score > LEAKAGE_SCORE and rows.height >= _SURE_ROWS):
                 remedy = "ignored; --feature keeps it if it is known before the target is"
                 found.append(Issue("leakage", name, "handled", evidence, remedy))
             else:
@@ -380,13 +385,13 @@ def leakage(sample: pl.DataFrame, target: str, features: Sequence[str], task: st
     return found
 
 
-def _target(labels: pl.Series, task: str) -> np.ndarray:
+def _encode_target(labels: pl.Series, task: str) -> np.ndarray:
     """Class codes (int, from 0) or numbers, [n_rows]."""
     found: np.ndarray = labels.to_numpy() if task == "regression" else (labels.rank("dense") - 1).to_numpy()
     return found.astype(np.float64 if task == "regression" else np.int64)
 
 
-def _alone(
+def _score_alone(
     values: pl.Series, codes: np.ndarray, wanted: np.ndarray, half: np.ndarray, task: str
 ) -> tuple[float, str, float]:
     """How well one column predicts, by what measure, and how probably a column without a bearing on it would as well.
@@ -395,12 +400,12 @@ def _alone(
     whose tail is the heavier one; Chernoff 1952 for the accuracy.
     """
     if task == "regression":
-        if values.dtype.is_numeric() and (order := _same_order(values, wanted)) > ALONE:
+        if values.dtype.is_numeric() and (order := _rank_correlation(values, wanted)) > LEAKAGE_SCORE:
             return order, "rank correlation", 0.0
         return _binned_r2(codes, wanted, half), "R²", 0.0
     if int(wanted.max()) + 1 == 2:
         found = [(_binned_roc_auc(codes, wanted, half), wanted[~half])]
-        if values.dtype.is_numeric() and values.null_count() < MOST_GAPS * len(values):
+        if values.dtype.is_numeric() and values.null_count() < MAX_MISSING_SHARE * len(values):
             # Without bins that a limit could fall into; of either direction.
             held = values.is_not_null().to_numpy()
             auc = _roc_auc(values.drop_nulls().to_numpy(), wanted[held])
@@ -411,10 +416,10 @@ def _alone(
         return score, "ROC AUC", math.erfc((score - 0.5) / deviation / math.sqrt(2))
     right, most = _binned_accuracy(codes, wanted, half)
     score = right if 1 - right < (1 - most) / 4 else 0.0
-    return score, "accuracy", _chernoff(right, most, int((~half).sum()))
+    return score, "accuracy", _chernoff_bound(right, most, int((~half).sum()))
 
 
-def _chernoff(share: float, expected: float, trials: int) -> float:
+def _chernoff_bound(share: float, expected: float, trials: int) -> float:
     """Bound of the probability that at least this share of trials succeeds."""
     if share <= expected:
         return 1.0
@@ -436,18 +441,18 @@ def _binned_r2(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> float
 
 
 def _binned_roc_auc(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> float:
-    counts = _learnt(codes, wanted, half)
+    counts = _count_by_bin(codes, wanted, half)
     rates = (counts[:, 1] + 0.5) / (counts.sum(axis=1) + 1)
     return _roc_auc(rates[codes[~half]], wanted[~half])
 
 
 def _binned_accuracy(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> tuple[float, float]:
     """Of the bins' usual classes, and of the most frequent class."""
-    right = float((_learnt(codes, wanted, half).argmax(axis=1)[codes[~half]] == wanted[~half]).mean())
+    right = float((_count_by_bin(codes, wanted, half).argmax(axis=1)[codes[~half]] == wanted[~half]).mean())
     return right, float(np.bincount(wanted[~half]).max() / (~half).sum())
 
 
-def _learnt(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> np.ndarray:
+def _count_by_bin(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> np.ndarray:
     """Rows of each class in each bin, [n_bins, n_classes]; none where bins are too many to learn from."""
     n_bins, n_classes = int(codes.max()) + 1, int(wanted.max()) + 1
     if n_bins > len(codes) // 4:
@@ -456,10 +461,10 @@ def _learnt(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> np.ndarr
     return counts.reshape(n_bins, n_classes)
 
 
-def _codes(rows: pl.DataFrame) -> pl.DataFrame:
+def _bin_values(rows: pl.DataFrame) -> pl.DataFrame:
     """The bin of each value, int: its own where there are few distinct ones, else a quantile; 0 for missing."""
     distinct = rows.select(pl.all().n_unique()).row(0, named=True)
-    bins = min(_BINS, rows.height // _ROWS_A_BIN)
+    bins = min(_BINS, rows.height // _MIN_ROWS_PER_BIN)
     few = [name for name, kind in rows.schema.items() if distinct[name] <= bins or kind == pl.String]
     many = list(set(rows.columns) - set(few))
     return rows.select(
@@ -468,9 +473,9 @@ def _codes(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _same_order(values: pl.Series, wanted: np.ndarray) -> float:
+def _rank_correlation(values: pl.Series, wanted: np.ndarray) -> float:
     pairs = pl.DataFrame({"a": values.cast(pl.Float64), "b": wanted}).drop_nulls()
-    if pairs.height < FEWEST_ROWS or pairs["a"].n_unique() < 3:
+    if pairs.height < MIN_ROWS or pairs["a"].n_unique() < 3:
         return 0.0
     found = pairs.select(pl.corr(pl.col("a").rank(), pl.col("b").rank())).item()
     # Not 0.995: length and weight of one thing may well agree as closely as that.
@@ -491,7 +496,7 @@ def _roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _late_moments(profile: Profile, roles: Mapping[str, str]) -> Iterator[Issue]:
+def _detect_late_timestamps(profile: TableProfile, roles: Mapping[str, str]) -> Iterator[Issue]:
     time = next((name for name, role in roles.items() if role == "time"), None)
     if time is None:
         return
@@ -508,17 +513,17 @@ def _late_moments(profile: Profile, roles: Mapping[str, str]) -> Iterator[Issue]
                 )
 
 
-def future(moments: pl.Series, now: datetime) -> float:
+def future_share(moments: pl.Series, now: datetime) -> float:
     """Share of moments that have not been yet."""
     return float((moments > now).mean() or 0.0)  # type: ignore[arg-type]
 
 
 def is_free_text(texts: pl.Series) -> bool:
     """Whether texts are sentences rather than names: several words each, and seldom the same twice."""
-    return _words(texts) >= _WORDS and texts.n_unique() > 0.5 * len(texts)
+    return _mean_word_count(texts) >= _MIN_WORDS and texts.n_unique() > 0.5 * len(texts)
 
 
-def _words(texts: pl.Series) -> float:
+def _mean_word_count(texts: pl.Series) -> float:
     found = texts.head(2000).str.count_matches(r"\S+").mean()
     return float(found) if isinstance(found, float) else 0.0
 

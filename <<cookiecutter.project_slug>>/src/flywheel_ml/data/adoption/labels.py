@@ -7,9 +7,9 @@ from flywheel_ml.data.adoption.profiling import ColumnProfile
 from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError, DataError
 
-MOST_CLASSES = 200
-MOST_WHOLE_CLASSES = 12
-ROWS_A_CLASS = 10
+MAX_CLASSES = 200
+MAX_INTEGER_CLASSES = 12
+MIN_ROWS_PER_CLASS = 10
 POSITIVE = frozenset(
     (
         *("yes", "y", "t", "ja", "oui", "si", "sí", "sim", "positive", "pos"),
@@ -32,7 +32,7 @@ class Labels(NamedTuple):
     why: str
 
 
-def told(column: ColumnProfile, overrides: Overrides) -> Labels:
+def infer_labels(column: ColumnProfile, overrides: Overrides) -> Labels:
     """What kind of prediction a target asks for.
 
     Raises:
@@ -46,25 +46,27 @@ def told(column: ColumnProfile, overrides: Overrides) -> Labels:
     if column.parse.type == "datetime":
         raise DataError(f"the target '{column.name}' is a date; choose a number, a text or a boolean to predict")
     if column.parse.type in ("float", "integer"):
-        found = _of_numbers(column, overrides.task)
+        found = _infer_from_numbers(column, overrides.task)
     elif overrides.task == "regression":
-        raise ConfigError(f"--task regression: the target '{column.name}' holds no numbers ({column.parse.told})")
+        raise ConfigError(
+            f"--task regression: the target '{column.name}' holds no numbers ({column.parse.description})"
+        )
     elif column.parse.type == "boolean":
         found = Labels("binary", None, "true or false")
     else:
-        found = _of_texts(column)
+        found = _infer_from_texts(column)
     if overrides.task not in (None, found.task):
         raise ConfigError(f"--task {overrides.task}: the target '{column.name}' has {found.why}, which is {found.task}")
-    return _with_positive(found, column, overrides.positive)
+    return _choose_positive(found, column, overrides.positive)
 
 
-def _of_numbers(column: ColumnProfile, asked: Task | None) -> Labels:
+def _infer_from_numbers(column: ColumnProfile, asked: Task | None) -> Labels:
     counts = column.values
     if counts is None or asked == "regression" or not all(float(value).is_integer() for value in counts):
         if asked in ("binary", "multiclass"):
             raise ConfigError(f"--task {asked}: '{column.name}' has {column.distinct:,} distinct numbers, not classes")
         return Labels("regression", None, "you said so" if asked else f"{column.distinct:,} distinct numbers")
-    few = len(counts) <= MOST_WHOLE_CLASSES and sum(counts.values()) >= ROWS_A_CLASS * len(counts)
+    few = len(counts) <= MAX_INTEGER_CLASSES and sum(counts.values()) >= MIN_ROWS_PER_CLASS * len(counts)
     if not asked and not few and len(counts) > 2:
         why = (
             f"{len(counts)} distinct whole numbers, too many or too rare for classes (--task multiclass says otherwise)"
@@ -74,17 +76,17 @@ def _of_numbers(column: ColumnProfile, asked: Task | None) -> Labels:
     return Labels(task, tuple(sorted(int(value) for value in counts)), f"{len(counts)} whole numbers")
 
 
-def _of_texts(column: ColumnProfile) -> Labels:
+def _infer_from_texts(column: ColumnProfile) -> Labels:
     counts = column.values
-    if counts is None or len(counts) > MOST_CLASSES:
+    if counts is None or len(counts) > MAX_CLASSES:
         raise DataError(
-            f"the target '{column.name}' has {column.distinct:,} distinct texts, and more than {MOST_CLASSES} are no "
+            f"the target '{column.name}' has {column.distinct:,} distinct texts, and more than {MAX_CLASSES} are no "
             "classes; choose another target, or group them"
         )
     return Labels("binary" if len(counts) == 2 else "multiclass", tuple(sorted(counts)), f"{len(counts)} classes")
 
 
-def _with_positive(found: Labels, column: ColumnProfile, positive: str) -> Labels:
+def _choose_positive(found: Labels, column: ColumnProfile, positive: str) -> Labels:
     if found.classes is None or found.task != "binary":
         if positive and not (column.parse.type == "boolean" and positive.lower() == "true"):
             held = "is boolean, and true is its positive class" if found.task == "binary" else f"asks for {found.task}"
@@ -93,12 +95,12 @@ def _with_positive(found: Labels, column: ColumnProfile, positive: str) -> Label
     names = [str(label) for label in found.classes]
     if positive and positive not in names:
         raise ConfigError(f"--positive: '{column.name}' has no class '{positive}'; {suggest(positive, names)}")
-    chosen, why = (names.index(positive), "you said so") if positive else _likely_positive(found.classes, column)
+    chosen, why = (names.index(positive), "you said so") if positive else _guess_positive(found.classes, column)
     ordered = (found.classes[1 - chosen], found.classes[chosen])
     return found._replace(classes=ordered, why=f"{found.why}; '{ordered[1]}' is the positive one, {why}")
 
 
-def _likely_positive(classes: tuple[str | int, ...], column: ColumnProfile) -> tuple[int, str]:
+def _guess_positive(classes: tuple[str | int, ...], column: ColumnProfile) -> tuple[int, str]:
     if column.parse.type != "string":
         return 1, "the larger number"
     first, second = (str(label).lower() for label in classes)

@@ -3,12 +3,12 @@
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
-from flywheel_ml.data.formats.reading import normalised
+from flywheel_ml.data.formats.reading import normalize_name
 from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError
 
 Task = Literal["binary", "multiclass", "regression"]
-By = Literal["time", "hash"]
+SplitMethod = Literal["time", "hash"]
 NO_TIME = "none"
 
 
@@ -23,20 +23,20 @@ class Overrides(NamedTuple):
     ignore: tuple[str, ...] = ()
     feature: tuple[str, ...] = ()
     task: Task | None = None
-    split: By | None = None
+    split: SplitMethod | None = None
     positive: str = ""
     keep_na: tuple[str, ...] = ()
 
-    def normalised(self) -> "Overrides":
+    def normalize(self) -> "Overrides":
         """The same, its names of columns as a table's are, see `formats.reading.normalised`."""
         return self._replace(
-            id=normalised(self.id),
-            time=normalised(self.time),
-            group=normalised(self.group),
-            weight=normalised(self.weight),
-            ignore=tuple(map(normalised, self.ignore)),
-            feature=tuple(map(normalised, self.feature)),
-            keep_na=tuple(map(normalised, self.keep_na)),
+            id=normalize_name(self.id),
+            time=normalize_name(self.time),
+            group=normalize_name(self.group),
+            weight=normalize_name(self.weight),
+            ignore=tuple(map(normalize_name, self.ignore)),
+            feature=tuple(map(normalize_name, self.feature)),
+            keep_na=tuple(map(normalize_name, self.keep_na)),
         )
 
     def check(self, target: str, known: Collection[str], nested: Collection[str] = ()) -> None:

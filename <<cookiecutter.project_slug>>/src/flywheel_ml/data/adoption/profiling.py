@@ -10,9 +10,9 @@ import polars as pl
 from flywheel_ml.core.parsing.series import clean_texts
 from flywheel_ml.data.adoption import name_heuristics
 from flywheel_ml.data.adoption.detection import texts
-from flywheel_ml.data.adoption.detection.detected import TEXT, TOLERANCE, Detected, Hints, read
-from flywheel_ml.data.adoption.detection.guess import guess, guess_all
-from flywheel_ml.data.formats.reading import Opened
+from flywheel_ml.data.adoption.detection.detected import TEXT, TOLERANCE, Detected, Hints, read_columns
+from flywheel_ml.data.adoption.detection.guess import guess_column, guess_table
+from flywheel_ml.data.formats.reading import OpenTable
 from flywheel_ml.data.formats.repairs import Repair
 from flywheel_ml.utils.errors import DataError
 
@@ -20,9 +20,9 @@ BATCH_ROWS = 200_000
 HEAD_ROWS, HEAD_CELLS = 20_000, 2_000_000
 SAMPLE_ROWS = 200_000
 SAMPLE_CELLS = 20_000_000
-FEW = 1000
+MAX_COUNTED_VALUES = 1000
 """Distinct values up to which each one is counted."""
-MISFITS = 100
+MAX_MISFITS = 100
 """Cells that could not be read of which a column keeps hold."""
 _MAX_MARKERS = 20
 _SKETCH = 4096
@@ -32,9 +32,9 @@ _HASHES = float(2**64)
 class ColumnProfile(NamedTuple):
     """A column of n_rows, once read: counts are exact but for `distinct` beyond 4,096, which is within a few percent.
 
-    `values` counts each value where there are at most `FEW`, else it is None. `misfits` are cells that held something
-    which could not be read, `examples` the first of them. `markers` are the texts that were read as missing, each with
-    its cells. `backwards` counts timestamps earlier than that of the row before.
+    `values` counts each value where there are at most `MAX_COUNTED_VALUES`, else it is None. `misfits` are cells that
+    held something which could not be read, `examples` the first of them. `markers` are the texts that were read as
+    missing, each with its cells. `backwards` counts timestamps earlier than that of the row before.
     """
 
     name: str
@@ -51,7 +51,7 @@ class ColumnProfile(NamedTuple):
     markers: dict[str, int] = {}  # noqa: RUF012 # Never written to.
 
 
-class Profile(NamedTuple):
+class TableProfile(NamedTuple):
     """A table: its columns by name, up to `SAMPLE_ROWS` of its rows (columns in contract types), what was left out.
 
     `repeated` is the number of rows that equal an earlier row in all columns.
@@ -63,11 +63,11 @@ class Profile(NamedTuple):
     sample: pl.DataFrame
     repeated: int
     left_out: tuple[str, ...] = ()
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     repairs: tuple[Repair, ...] = ()
 
 
-def profile(table: Opened, target: str, keep_na: Sequence[str] = ()) -> Profile:
+def profile_table(table: OpenTable, target: str, keep_na: Sequence[str] = ()) -> TableProfile:
     """Read every row once (columns whose first rows misled, twice); the target's yes and no stay texts.
 
     In the columns `keep_na` the text NA is a value.
@@ -75,7 +75,7 @@ def profile(table: Opened, target: str, keep_na: Sequence[str] = ()) -> Profile:
     Raises:
         DataError: the table has no rows, or one column only.
     """
-    head = table.rows.head(max(FEW, min(HEAD_ROWS, HEAD_CELLS // len(table.columns)))).collect()
+    head = table.rows.head(max(MAX_COUNTED_VALUES, min(HEAD_ROWS, HEAD_CELLS // len(table.columns)))).collect()
     if head.is_empty():
         raise DataError(f"{table.name} has no rows, only a header; there is nothing to learn from")
     if len(table.columns) < 2:
@@ -84,14 +84,14 @@ def profile(table: Opened, target: str, keep_na: Sequence[str] = ()) -> Profile:
         )
     named = dict(zip(map(str, range(len(table.columns))), table.columns, strict=True))
     hints = Hints(table.semicolons, target=target, quoted=table.quoted, keep_na=keep_na)
-    plan, hints = guess_all(head.rename(named), hints)
+    plan, hints = guess_table(head.rename(named), hints)
     parses = {at: parse for at, name in named.items() if (parse := plan[name]) is not None}
     counted = _count(table.rows, parses)
     columns = dict(counted.columns)
     changed = {
         at: better
         for at, name in named.items()
-        if at in columns and (better := _reread(columns[at], counted, name, hints)) is not None
+        if at in columns and (better := _find_better_reading(columns[at], counted, name, hints)) is not None
     }
     unread = dict(counted.unread)
     if changed:
@@ -99,21 +99,21 @@ def profile(table: Opened, target: str, keep_na: Sequence[str] = ()) -> Profile:
         columns |= again.columns
         unread |= again.unread
         parses |= changed
-    columns = {at: _with_misfits_missing(column, named[at], unread[at]) for at, column in columns.items()}
-    sample = read(counted.sample, parses)[0].rename({at: named[at] for at in parses})
-    return Profile(
+    columns = {at: _mark_misfits_missing(column, named[at], unread[at]) for at, column in columns.items()}
+    sample = read_columns(counted.sample, parses)[0].rename({at: named[at] for at in parses})
+    return TableProfile(
         table.name,
         counted.rows,
         {named[at]: columns[at]._replace(name=named[at]) for at in parses},
         sample,
         counted.repeated,
         tuple(name for at, name in named.items() if at not in parses),
-        table.told,
+        table.notes,
         table.repairs,
     )
 
 
-class _Counted(NamedTuple):
+class _CountResult(NamedTuple):
     rows: int
     columns: dict[str, ColumnProfile]
     sample: pl.DataFrame
@@ -121,11 +121,15 @@ class _Counted(NamedTuple):
     unread: dict[str, pl.Series]
 
 
-def _reread(column: ColumnProfile, counted: _Counted, name: str, hints: Hints) -> Detected | None:
+def _find_better_reading(column: ColumnProfile, counted: _CountResult, name: str, hints: Hints) -> Detected | None:
     """Another way to read a column of texts, where rows beyond the first ones show that it is needed."""
     cells = counted.sample[column.name].rename(name)
     is_text = column.parse.is_text and column.distinct > 0
-    if cells.dtype != pl.String or not (is_text or column.misfits or column.parse.time_zone) or counted.rows <= FEW:
+    if (
+        cells.dtype != pl.String
+        or not (is_text or column.misfits or column.parse.time_zone)
+        or counted.rows <= MAX_COUNTED_VALUES
+    ):
         return None
     held = cells.drop_nulls()
     some = held.sample(min(len(held), HEAD_ROWS), seed=0)
@@ -133,31 +137,31 @@ def _reread(column: ColumnProfile, counted: _Counted, name: str, hints: Hints) -
     unread = counted.unread[column.name].head(max(1, round(len(some) * TOLERANCE / 2))).rename(name)
     gaps = pl.Series(name, [None] if column.missing else [], dtype=pl.String)
     # Summer time begins and ends in few rows: its time zone is found in all of them.
-    better = guess(cells if column.parse.time_zone else pl.concat([some, unread, gaps]), hints) or TEXT
+    better = guess_column(cells if column.parse.time_zone else pl.concat([some, unread, gaps]), hints) or TEXT
     if better.is_text:
         counts = pl.Series(name, list(column.values or ()) if column.parse.type == "string" else [], dtype=pl.String)
         better = texts.detect(pl.concat([cells, counts]), hints)
-    if not better.same(column.parse):
+    if not better.reads_like(column.parse):
         return better
     present = counted.rows - column.missing + column.misfits
     return TEXT if column.misfits > TOLERANCE * present else None
 
 
-def _with_misfits_missing(column: ColumnProfile, name: str, unread: pl.Series) -> ColumnProfile:
+def _mark_misfits_missing(column: ColumnProfile, name: str, unread: pl.Series) -> ColumnProfile:
     """The column, with the few texts that could not be read among its missing values: so they are in other files."""
-    if unread.is_empty() or column.misfits > MISFITS or name_heuristics.is_personal(name):
+    if unread.is_empty() or column.misfits > MAX_MISFITS or name_heuristics.is_personal(name):
         return column
     return column._replace(parse=column.parse.with_missing(clean_texts(unread).unique(maintain_order=True)))
 
 
-def _count(rows: pl.LazyFrame, parses: dict[str, Detected]) -> _Counted:
+def _count(rows: pl.LazyFrame, parses: dict[str, Detected]) -> _CountResult:
     schema = rows.collect_schema()
-    counts = [_Count(at, parse) for at, parse in parses.items()]
+    counts = [_ColumnCounter(at, parse) for at, parse in parses.items()]
     sampler = _Sampler(min(SAMPLE_ROWS, SAMPLE_CELLS // len(schema)))
     rows_seen, hashes = 0, list[pl.Series]()
-    for batch in _batches(rows):
-        values, wrong = read(batch, parses)
-        totals = _totals(values, counts)
+    for batch in _read_batches(rows):
+        values, wrong = read_columns(batch, parses)
+        totals = _compute_totals(values, counts)
         # Frame by frame rather than column by column: a table may have ten thousand columns. Values are told apart only
         # where they may still be few: that costs more than all the rest.
         few = [count.at for count in counts if count.is_few]
@@ -172,21 +176,21 @@ def _count(rows: pl.LazyFrame, parses: dict[str, Detected]) -> _Counted:
         rows_seen += batch.height
         hashes.append(values.hash_rows())
         sampler.add(batch)
-    return _Counted(
+    return _CountResult(
         rows_seen,
         {count.at: count.result(rows_seen) for count in counts},
         sampler.rows(),
-        rows_seen - len(_distinct(pl.concat(hashes).to_numpy())),
+        rows_seen - len(_drop_duplicates(pl.concat(hashes).to_numpy())),
         {count.at: count.unread for count in counts},
     )
 
 
-def _batches(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+def _read_batches(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     for batch in rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
         yield from batch.iter_slices(BATCH_ROWS)
 
 
-def _totals(values: pl.DataFrame, counts: "list[_Count]") -> dict[str, Any]:
+def _compute_totals(values: pl.DataFrame, counts: "list[_ColumnCounter]") -> dict[str, Any]:
     wanted = []
     for count in counts:
         value = pl.col(f"{count.at}")
@@ -198,7 +202,7 @@ def _totals(values: pl.DataFrame, counts: "list[_Count]") -> dict[str, Any]:
     return values.select(wanted).row(0, named=True)
 
 
-class _Count:
+class _ColumnCounter:
     """Running counts of one column."""
 
     def __init__(self, at: str, parse: Detected) -> None:
@@ -224,7 +228,7 @@ class _Count:
         self._ends += [end for side in ("minimum", "maximum") if (end := totals.get(f"{side} {self.at}")) is not None]
         if wrong is not None and self.parse.type != "string":
             self._misfits += int(wrong.sum())
-            odd = cells.filter(wrong).head(MISFITS - len(self.unread))
+            odd = cells.filter(wrong).head(MAX_MISFITS - len(self.unread))
             self.unread = self.unread.extend(odd.cast(pl.String).alias(self.at))
         if missing > cells.null_count():
             gone = cells.filter(values.is_null() & cells.is_not_null() & (~wrong if wrong is not None else True))
@@ -239,9 +243,9 @@ class _Count:
         assert self._values is not None
         if self._distinct is not None:
             self._distinct = [*self._distinct, values.hash(0)] if len(values) == rows.sum() else None
-        if len(values) <= FEW:
+        if len(values) <= MAX_COUNTED_VALUES:
             self._values.update(dict(zip(values, rows, strict=True)))
-        if max(len(values), len(self._values)) > FEW:
+        if max(len(values), len(self._values)) > MAX_COUNTED_VALUES:
             self._add_to_sketch(values.hash(0))
             self._add_to_sketch(pl.Series(list(self._values), dtype=values.dtype).hash(0))
             self._values = None
@@ -257,7 +261,7 @@ class _Count:
         lowest = hashes.to_numpy()
         if len(self._sketch) == _SKETCH:
             lowest = lowest[lowest < self._sketch[-1]]
-        self._sketch = _distinct(np.concatenate([self._sketch, lowest]))[:_SKETCH]
+        self._sketch = _drop_duplicates(np.concatenate([self._sketch, lowest]))[:_SKETCH]
 
     def result(self, rows: int) -> ColumnProfile:
         unique = self._distinct is not None and rows == self._missing + sum(map(len, self._distinct))
@@ -284,14 +288,14 @@ class _Count:
         )
 
 
-def _distinct(hashes: np.ndarray) -> np.ndarray:
+def _drop_duplicates(hashes: np.ndarray) -> np.ndarray:
     # Sorting 64-bit numbers is several times as quick as a hash table of them.
     ordered = np.sort(hashes)
     return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
 
 
 def _are_distinct(hashes: pl.Series) -> bool:
-    return len(_distinct(hashes.to_numpy())) == len(hashes)
+    return len(_drop_duplicates(hashes.to_numpy())) == len(hashes)
 
 
 class _Sampler:

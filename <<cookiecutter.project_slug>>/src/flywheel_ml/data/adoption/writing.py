@@ -85,100 +85,100 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.()/-]*(?: [A-Za-z0-9_.()/-]+)*")
 _WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "null", "nan", "inf"))
 
 
-def contract(proposal: Proposal, before: str, source: str) -> str:
+def render_contract(proposal: Proposal, before: str, source: str) -> str:
     """contract.yaml; of `before`, the present one, the opening comment stays. `source` is where the rows came from."""
-    return _comment(before) + _dump(
+    return _opening_comment(before) + _dump(
         {
             "version": 1,
-            "name": _quoted(proposal.name),
-            "description": _quoted(f"Rows of {source}."),
-            "columns": [_entry(column) for column in proposal.columns],
+            "name": _quote_if_needed(proposal.name),
+            "description": _quote_if_needed(f"Rows of {source}."),
+            "columns": [_to_entry_node(column) for column in proposal.columns],
         }
     )
 
 
-def decisions(proposal: Proposal, before: str) -> str:
+def render_decisions(proposal: Proposal, before: str) -> str:
     """decisions.yaml; of `before`, the present one, the opening comment stays."""
-    return _comment(before) + _dump(
+    return _opening_comment(before) + _dump(
         {
-            "decisions": [_entry(decision._asdict()) for decision in proposal.decisions],
-            "issues": [_entry(issue._asdict()) for issue in proposal.issues],
+            "decisions": [_to_entry_node(decision._asdict()) for decision in proposal.decisions],
+            "issues": [_to_entry_node(issue._asdict()) for issue in proposal.issues],
         }
     )
 
 
-def readme(before: str, contract: Contract, by: str, rows: int, source: str, raw: Path) -> str:
+def render_readme(before: str, contract: Contract, by: str, rows: int, source: str, raw: Path) -> str:
     """README.md with the part about the table written anew; without the marks around it, it stays as it is."""
     start, end = before.find(_OPEN), before.find(_CLOSE)
     if not 0 <= start < end:
         return before
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        # Markdown, not HTML: what could break it is escaped by `_markdown`.
+        # Markdown, not HTML: what could break it is escaped by `_escape_markdown`.
         autoescape=False,  # noqa: S701
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    instance = {column.name: _example(column) for column in contract.inputs}
+    instance = {column.name: _example_value(column) for column in contract.inputs}
     about = environment.get_template(README).render(
-        name=_markdown(contract.name),
+        name=_escape_markdown(contract.name),
         rows=rows,
-        source=_markdown(source),
+        source=_escape_markdown(source),
         inputs=len(contract.inputs),
-        target=_markdown(contract.target.name),
+        target=_escape_markdown(contract.target.name),
         kind=_KINDS[contract.task].format(len(contract.classes)),
         by=by,
-        instance=_quotable(json.dumps({"instances": [instance]}, ensure_ascii=False)),
+        instance=_escape_quotes(json.dumps({"instances": [instance]}, ensure_ascii=False)),
         answer=_ANSWERS[contract.task],
-        label=_quotable(json.dumps(contract.classes[-1] if contract.classes else _example(contract.target))),
+        label=_escape_quotes(json.dumps(contract.classes[-1] if contract.classes else _example_value(contract.target))),
         raw=raw.as_posix(),
     )
     return f"{before[:start]}{_OPEN}\n\n{about}\n{before[end:]}"
 
 
-def makefile(before: str, raw: Path) -> str:
+def render_makefile(before: str, raw: Path) -> str:
     """The Makefile, in which `make score` scores the adopted table unless told otherwise."""
     return re.sub(r"^(INPUT \?= ).*$", rf"\g<1>{raw.as_posix()}", before, count=1, flags=re.MULTILINE)
 
 
-def params(proposal: Proposal, before: str, raw: Path) -> str:
+def render_params(proposal: Proposal, before: str, raw: Path) -> str:
     """params.yaml with the parts that follow from the table set anew; everything else, comments too, stays.
 
     Raises:
         ConfigError: the present text is no YAML mapping.
     """
-    content = _yaml().load(before)
+    content = _build_yaml().load(before)
     if not isinstance(content, CommentedMap):
         raise ConfigError("params.yaml: expected keys and values; restore it from git")
-    _update(content, "data", {"raw": raw.as_posix(), "until": None})
-    _update(content, "split", proposal.split, whole=True)
+    _update_group(content, "data", {"raw": raw.as_posix(), "until": None})
+    _update_group(content, "split", proposal.split, whole=True)
     candidates = CommentedSeq(list_estimators(STANDARD, proposal.task))
     candidates.fa.set_flow_style()
-    _update(content, "train", {"estimator": "auto", "candidates": candidates, "calibration": "auto"})
+    _update_group(content, "train", {"estimator": "auto", "candidates": candidates, "calibration": "auto"})
     if content.get("tune", {}).get("trials"):
         content["tune"]["trials"] = 0
     if "hist_gradient_boosting" in content["train"]:
         boosting = {"l2_regularization": L2, "early_stopping": proposal.early_stopping}
-        _update(content["train"], "hist_gradient_boosting", boosting)
+        _update_group(content["train"], "hist_gradient_boosting", boosting)
     if "mlp" in content["train"]:
-        _update(content["train"], "mlp", NETWORK)
-    slices = CommentedSeq([_quoted(name) for name in proposal.slices])
+        _update_group(content["train"], "mlp", NETWORK)
+    slices = CommentedSeq([_quote_if_needed(name) for name in proposal.slices])
     slices.fa.set_flow_style()
-    _update(content, "evaluate", {"slices": slices, "min_slice_rows": proposal.min_slice_rows})
+    _update_group(content, "evaluate", {"slices": slices, "min_slice_rows": proposal.min_slice_rows})
     if "costs" in content["evaluate"]:
-        _update(content["evaluate"], "costs", {"false_positive": 1.0, "false_negative": 1.0})
-    _update(content, "gates", _yaml().load(GATES))
+        _update_group(content["evaluate"], "costs", {"false_positive": 1.0, "false_negative": 1.0})
+    _update_group(content, "gates", _build_yaml().load(GATES))
     # The blank line after a group went with its last key.
     return re.sub(r"(?<=[^\n]\n)(?=(?:train|evaluate):)", "\n", _dump(content))
 
 
-def without_example(pyproject: str) -> str:
+def remove_example(pyproject: str) -> str:
     """pyproject.toml without the dependencies of the example."""
     kept = re.sub(r"^example = \[[^\]]*\]\n", "", pyproject, flags=re.MULTILINE)
     return re.sub(r'^(default-groups = \[.*?)"example",? ?', r"\1", kept, flags=re.MULTILINE)
 
 
-def features(before: str, columns: Collection[str]) -> str:
+def remove_features(before: str, columns: Collection[str]) -> str:
     """features.py without the features that take a column which is no longer there."""
     tree = ast.parse(before)
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -215,16 +215,16 @@ def features(before: str, columns: Collection[str]) -> str:
     return text if functions.keys() - set(gone) else re.sub(r"\n{3,}(?=FEATURES)", "\n\n", text)
 
 
-def sink(rows: pl.LazyFrame, path: Path) -> None:
+def write_parquet(rows: pl.LazyFrame, path: Path) -> None:
     """Write rows as Parquet without holding them in memory."""
     rows.sink_parquet(path, compression="zstd", statistics=True)
 
 
-def _comment(text: str) -> str:
+def _opening_comment(text: str) -> str:
     return "".join(f"{line}\n" for line in text.splitlines() if line.startswith("#"))
 
 
-def _example(column: Column) -> Any:
+def _example_value(column: Column) -> Any:
     """A value that the contract allows."""
     if column.categories:
         return column.categories[0]
@@ -236,16 +236,16 @@ def _example(column: Column) -> Any:
     return {"boolean": True, "datetime": "2024-01-31T12:00:00"}.get(column.type, "text")
 
 
-def _markdown(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~-])", r"\\\1", " ".join(text.split()))
 
 
-def _quotable(text: str) -> str:
+def _escape_quotes(text: str) -> str:
     """As it stands between single quotes in a shell, in one block of Markdown."""
     return text.replace("'", "'\\''")
 
 
-def _yaml() -> YAML:
+def _build_yaml() -> YAML:
     yaml = YAML()
     yaml.Emitter, yaml.Representer = _Emitter, _Representer
     yaml.width = WIDTH
@@ -257,43 +257,43 @@ def _yaml() -> YAML:
 def _dump(content: Mapping[str, Any]) -> str:
     # Of 10,000 columns, contract.yaml takes 3 s and decisions.yaml 2 s; finding what they say takes 11 s.
     written = io.StringIO()
-    _yaml().dump(content, written)
+    _build_yaml().dump(content, written)
     return written.getvalue()
 
 
-def _entry(entry: Mapping[str, Any]) -> CommentedMap:
+def _to_entry_node(entry: Mapping[str, Any]) -> CommentedMap:
     """A column, decision or issue: on one line if it fits."""
-    node = CommentedMap((key, _node(value)) for key, value in entry.items())
+    node = CommentedMap((key, _to_node(value)) for key, value in entry.items())
     # As JSON it is longer by some quotes.
     if len(json.dumps(entry, ensure_ascii=False)) <= LINE:
         node.fa.set_flow_style()
     return node
 
 
-def _node(value: Any) -> Any:
+def _to_node(value: Any) -> Any:
     if isinstance(value, str):
-        return _quoted(value)
+        return _quote_if_needed(value)
     if isinstance(value, dict):
-        node: CommentedMap | CommentedSeq = CommentedMap((key, _node(item)) for key, item in value.items())
+        node: CommentedMap | CommentedSeq = CommentedMap((key, _to_node(item)) for key, item in value.items())
     elif isinstance(value, list):
-        node = CommentedSeq([_node(item) for item in value])
+        node = CommentedSeq([_to_node(item) for item in value])
     else:
         return value
     node.fa.set_flow_style()
     return node
 
 
-def _update(content: CommentedMap, group: str, values: dict[str, Any], whole: bool = False) -> None:
+def _update_group(content: CommentedMap, group: str, values: dict[str, Any], whole: bool = False) -> None:
     part = content.setdefault(group, CommentedMap())
     if whole:
         for key in [key for key in part if key not in values]:
             del part[key]
     for key, value in values.items():
         if key not in part or part[key] != value:
-            part[key] = _quoted(value) if isinstance(value, str) else value
+            part[key] = _quote_if_needed(value) if isinstance(value, str) else value
 
 
-def _quoted(text: str) -> str:
+def _quote_if_needed(text: str) -> str:
     is_plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS
     return text if is_plain else DoubleQuotedScalarString(text)
 
@@ -311,9 +311,9 @@ class _Representer(RoundTripRepresenter):
     """Writes what is empty as `null`, not as nothing."""
 
 
-def _null(representer: RoundTripRepresenter, _: None) -> ScalarNode:
+def _represent_null(representer: RoundTripRepresenter, _: None) -> ScalarNode:
     node: ScalarNode = representer.represent_scalar("tag:yaml.org,2002:null", "null")
     return node
 
 
-_Representer.add_representer(type(None), _null)
+_Representer.add_representer(type(None), _represent_null)

@@ -26,7 +26,7 @@ def is_url(source: str) -> bool:
     return "://" in source or (_SECRETIVE.search(source) is not None and not Path(source).exists())
 
 
-def masked(source: str) -> str:
+def mask_password(source: str) -> str:
     """A URL as it may be shown: without its password; any other source as it is."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -41,7 +41,7 @@ def masked(source: str) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def fetch(source: str, query: str, scratch: Path) -> pl.LazyFrame:
+def scan_query(source: str, query: str, scratch: Path) -> pl.LazyFrame:
     """A scan over the rows of `query`, which are copied to Parquet files in `scratch` first, batch by batch.
 
     Raises:
@@ -49,15 +49,15 @@ def fetch(source: str, query: str, scratch: Path) -> pl.LazyFrame:
     """
     from sqlalchemy import create_engine, inspect, text
 
-    url = _url(source)
-    with _explained(source):
+    url = _parse_url(source)
+    with _translate_errors(source):
         engine = create_engine(url)
     try:
-        with _explained(source), engine.connect() as connection:
+        with _translate_errors(source), engine.connect() as connection:
             if not query:
                 tables = ", ".join(sorted(inspect(connection).get_table_names())[:12])
                 raise DataError(
-                    f'{masked(source)}: say which rows, with --query "select …"; tables: {tables or "none"}'
+                    f'{mask_password(source)}: say which rows, with --query "select …"; tables: {tables or "none"}'
                 )
             result = connection.execution_options(stream_results=True, yield_per=BATCH_ROWS).execute(text(query))
             if not result.returns_rows:
@@ -69,7 +69,7 @@ def fetch(source: str, query: str, scratch: Path) -> pl.LazyFrame:
             # The size is said here again: `yield_per` alone makes partitions of one row each.
             for batch in result.partitions(BATCH_ROWS):
                 pieces.append(scratch / f"rows-{len(pieces):05d}.parquet")
-                _frame(names, batch).write_parquet(pieces[-1], compression="lz4")
+                _to_frame(names, batch).write_parquet(pieces[-1], compression="lz4")
     finally:
         engine.dispose()
     if not pieces:
@@ -78,14 +78,14 @@ def fetch(source: str, query: str, scratch: Path) -> pl.LazyFrame:
     return pl.concat([pl.scan_parquet(piece) for piece in pieces], how="vertical_relaxed")
 
 
-def _frame(names: Sequence[str], rows: Sequence[Any]) -> pl.DataFrame:
+def _to_frame(names: Sequence[str], rows: Sequence[Any]) -> pl.DataFrame:
     # Polars panics at PostgreSQL's NUMERIC 'NaN'; the contract's numbers are floats anyway.
     plain = [tuple(float(cell) if isinstance(cell, Decimal) else cell for cell in row) for row in rows]
     frame = pl.DataFrame(plain, names, orient="row", infer_schema_length=None, strict=False)
-    return frame.select(_storable(column) for column in frame.iter_columns())
+    return frame.select(_to_storable(column) for column in frame.iter_columns())
 
 
-def _storable(column: pl.Series) -> pl.Series:
+def _to_storable(column: pl.Series) -> pl.Series:
     """A column as Parquet holds it, of one type in every batch."""
     if column.dtype.is_nested():
         # Left out later, as all that is nested; its type may differ from batch to batch.
@@ -96,7 +96,7 @@ def _storable(column: pl.Series) -> pl.Series:
     return column
 
 
-def _url(source: str) -> "URL":
+def _parse_url(source: str) -> "URL":
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -104,19 +104,19 @@ def _url(source: str) -> "URL":
         url = make_url(source)
     except (ArgumentError, ValueError):
         raise DataError(
-            f"{masked(source)} is no database URL; write postgresql://user:password@host/database or sqlite:///file"
+            f"{mask_password(source)} is no database URL; write postgresql://user:password@host/database or sqlite:///file"
         ) from None
     if url.drivername in ("http", "https", "ftp", "s3", "gs", "az", "file"):
-        raise DataError(f"{masked(source)} is no database; download the file and give its path")
+        raise DataError(f"{mask_password(source)} is no database; download the file and give its path")
     if url.drivername == "sqlite" and not (url.database and Path(url.database).is_file()):
         raise DataError(
-            f"{masked(source)}: the file '{url.database}' does not exist; an absolute path has four slashes"
+            f"{mask_password(source)}: the file '{url.database}' does not exist; an absolute path has four slashes"
         )
     return url.set(drivername=DEFAULT_DRIVERS.get(url.drivername, url.drivername))
 
 
 @contextmanager
-def _explained(source: str) -> Iterator[None]:
+def _translate_errors(source: str) -> Iterator[None]:
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
     try:
@@ -124,18 +124,20 @@ def _explained(source: str) -> Iterator[None]:
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         package = error.name if isinstance(error, ModuleNotFoundError) else ""
         remedy = f"uv add --group train {package}" if package else "known: postgresql, sqlite and SQLAlchemy's others"
-        raise DataError(f"{masked(source)}: there is no driver for this kind of database; {remedy}") from None
+        raise DataError(f"{mask_password(source)}: there is no driver for this kind of database; {remedy}") from None
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
-        raise DataError(f"{masked(source)}: {_scrubbed(cause, source)}") from None
+        raise DataError(f"{mask_password(source)}: {_redact_error(cause, source)}") from None
     except (ProjectError, OSError, pl.exceptions.PolarsError):
         raise
     except Exception as error:
         # A driver's fault, whose traceback would be kept in a file: it may hold the address.
-        raise DataError(f"{masked(source)}: unexpected {type(error).__name__}: {_scrubbed(error, source)}") from None
+        raise DataError(
+            f"{mask_password(source)}: unexpected {type(error).__name__}: {_redact_error(error, source)}"
+        ) from None
 
 
-def _scrubbed(error: BaseException, source: str) -> str:
+def _redact_error(error: BaseException, source: str) -> str:
     """An error's text in one line, without the address and without what is secret in it, however it is written."""
     from sqlalchemy.engine import make_url
 

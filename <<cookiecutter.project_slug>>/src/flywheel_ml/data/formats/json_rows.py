@@ -10,7 +10,7 @@ import polars as pl
 
 from flywheel_ml.utils.errors import DataError
 
-_SHOWN = 60
+_MAX_SHOWN = 60
 _REMEDY = "write one object a line, or one list of them (pandas: to_json(path, orient='records', lines=True))"
 
 
@@ -29,9 +29,9 @@ def scan(readable: Path, path: Path, scratch: Path) -> pl.LazyFrame:
     if _is_plain(readable, is_list):
         # What fails is read again by Python, to say where, or to succeed: it reads some that Polars does not.
         with suppress(pl.exceptions.PolarsError):
-            rows = _scanned(readable, is_list)
+            rows = _scan_regular(readable, is_list)
     if rows is None:
-        rows = _rewritten(readable, path, scratch, is_list)
+        rows = _rewrite(readable, path, scratch, is_list)
     kinds = rows.collect_schema().dtypes()
     if not kinds:
         raise DataError(f"{path} holds no rows; there is nothing to read")
@@ -40,7 +40,7 @@ def scan(readable: Path, path: Path, scratch: Path) -> pl.LazyFrame:
     return rows
 
 
-def _scanned(readable: Path, is_list: bool) -> pl.LazyFrame:
+def _scan_regular(readable: Path, is_list: bool) -> pl.LazyFrame:
     if is_list:
         return pl.read_json(readable, infer_schema_length=None).lazy()
     rows = pl.scan_ndjson(readable, infer_schema_length=None)
@@ -57,21 +57,21 @@ def _is_plain(readable: Path, is_list: bool) -> bool:
         )
 
 
-def _rewritten(readable: Path, path: Path, scratch: Path, is_list: bool) -> pl.LazyFrame:
+def _rewrite(readable: Path, path: Path, scratch: Path, is_list: bool) -> pl.LazyFrame:
     copy = scratch / "rows.ndjson"
-    objects = _of_list(readable, path) if is_list else _of_lines(readable, path)
+    objects = _read_list(readable, path) if is_list else _read_lines(readable, path)
     with copy.open("w", encoding="utf-8") as target:
         for where, row in objects:
             if not isinstance(row, dict):
-                raise DataError(f"{path}, {where} is no object ({_shown(json.dumps(row))}); {_REMEDY}")
+                raise DataError(f"{path}, {where} is no object ({_abbreviate(json.dumps(row))}); {_REMEDY}")
             target.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return _scanned(copy, is_list=False)
+    return _scan_regular(copy, is_list=False)
 
 
-def _of_list(readable: Path, path: Path) -> Iterator[tuple[str, Any]]:
+def _read_list(readable: Path, path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with readable.open(encoding="utf-8-sig") as stream:
-            rows = json.load(stream, parse_constant=_nothing)
+            rows = json.load(stream, parse_constant=_to_none)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno:,}, column {error.colno}: no JSON ({error.msg}); {_REMEDY}"
@@ -79,22 +79,22 @@ def _of_list(readable: Path, path: Path) -> Iterator[tuple[str, Any]]:
     yield from ((f"item {at:,}", row) for at, row in enumerate(rows, start=1))
 
 
-def _of_lines(readable: Path, path: Path) -> Iterator[tuple[str, Any]]:
+def _read_lines(readable: Path, path: Path) -> Iterator[tuple[str, Any]]:
     with readable.open(encoding="utf-8-sig") as stream:
         for at, line in enumerate(stream, start=1):
             if line.strip():
                 try:
-                    yield f"line {at:,}", json.loads(line, parse_constant=_nothing)
+                    yield f"line {at:,}", json.loads(line, parse_constant=_to_none)
                 except json.JSONDecodeError as error:
                     raise DataError(
-                        f"{path}, line {at:,} is no JSON object ({error.msg}: {_shown(line)}); {_REMEDY}"
+                        f"{path}, line {at:,} is no JSON object ({error.msg}: {_abbreviate(line)}); {_REMEDY}"
                     ) from None
 
 
-def _nothing(_: str) -> None:
+def _to_none(_: str) -> None:
     return None
 
 
-def _shown(text: str) -> str:
+def _abbreviate(text: str) -> str:
     line = text.strip()
-    return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…")
+    return repr(line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}…")

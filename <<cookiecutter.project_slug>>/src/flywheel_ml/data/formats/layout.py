@@ -16,7 +16,7 @@ _DECLARED = re.compile(r'"?sep=(.)"?[,;\t|]*\s*', re.IGNORECASE)
 """The first line by which Excel is told the delimiter."""
 _NUMBER = re.compile(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*")
 _SAMPLE = 300
-_LONGEST_CELL = 2**26
+_MAX_CELL = 2**26
 
 Record = Sequence[str]
 
@@ -39,30 +39,30 @@ class Layout(NamedTuple):
         return len(self.header) + self.has_row_names
 
     @property
-    def told(self) -> str:
+    def delimiter_name(self) -> str:
         """What separates the cells, in words."""
         return _WORDS.get(self.delimiter, f"'{self.delimiter}'")
 
 
-def find(head: str, is_whole: bool) -> Layout:
+def find_layout(head: str, is_whole: bool) -> Layout:
     """The layout of a text that begins with `head`, all of it if `is_whole`."""
     declared = _DECLARED.fullmatch(head.partition("\n")[0])
     candidates = [declared.group(1)] if declared else list(DELIMITERS)
-    split = {delimiter: _records(head, delimiter, is_whole) for delimiter in candidates}
-    delimiter = max(split, key=lambda one: _fit(split[one][bool(declared) :]))
-    found = _layout(delimiter, split[delimiter], int(bool(declared)))
+    split = {delimiter: _read_records(head, delimiter, is_whole) for delimiter in candidates}
+    delimiter = max(split, key=lambda one: _rate_fit(split[one][bool(declared) :]))
+    found = _build_layout(delimiter, split[delimiter], int(bool(declared)))
     if found.width == 1 and not declared:
         # R's own default, and old files: tried last, as the words of one column of texts are separated by them too.
-        records = _records(head, " ", is_whole)
-        spaced = _layout(" ", records, 0)
-        if spaced.width > 1 and not spaced.above and _fit(records)[0]:
+        records = _read_records(head, " ", is_whole)
+        spaced = _build_layout(" ", records, 0)
+        if spaced.width > 1 and not spaced.above and _rate_fit(records)[0]:
             return spaced
     return found
 
 
-def reader(lines: Iterable[str], delimiter: str) -> "Reader":
+def build_reader(lines: Iterable[str], delimiter: str) -> "Reader":
     """The records of a text, read as leniently as they are written."""
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(_MAX_CELL)
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t")
 
 
@@ -76,34 +76,34 @@ def is_blank(record: Record) -> bool:
     return not any(cell.strip(" \t\r\n\x1a") for cell in record)
 
 
-def _records(head: str, delimiter: str, is_whole: bool) -> list[list[str]]:
+def _read_records(head: str, delimiter: str, is_whole: bool) -> list[list[str]]:
     try:
-        records = list(reader(io.StringIO(head, newline=""), delimiter))
+        records = list(build_reader(io.StringIO(head, newline=""), delimiter))
     except csv.Error:
         # Not a single one of these for so long that a cell has no end.
         return [[head]]
     return records[: None if is_whole or len(records) == 1 else -1][:_SAMPLE]
 
 
-def _fit(records: Sequence[Record]) -> tuple[bool, bool, float, int]:
+def _rate_fit(records: Sequence[Record]) -> tuple[bool, bool, float, int]:
     """How well records fit one table, to compare delimiters by: most rows are as wide, and so is the first line."""
     widths = [len(record) for record in records if not is_blank(record)]
-    width = _usual(widths)
+    width = _find_usual_width(widths)
     if width < 2:
         return False, False, 0.0, 0
     share = widths.count(width) / len(widths)
     return share > 0.5, widths[0] >= width, share, width
 
 
-def _usual(widths: Collection[int]) -> int:
+def _find_usual_width(widths: Collection[int]) -> int:
     """The most frequent width beyond 1, the larger of two; 1 where there is none."""
     counts = Counter(width for width in widths if width > 1)
     return max(counts, key=lambda width: (counts[width], width), default=1)
 
 
-def _layout(delimiter: str, records: Sequence[Record], first: int) -> Layout:
+def _build_layout(delimiter: str, records: Sequence[Record], first: int) -> Layout:
     filled = [at for at in range(first, len(records)) if not is_blank(records[at])]
-    width = _usual([len(records[at]) for at in filled])
+    width = _find_usual_width([len(records[at]) for at in filled])
     above: list[Record] = []
     for place, at in enumerate(filled):
         record, below = records[at], [records[later] for later in filled[place + 1 :]]
@@ -111,7 +111,7 @@ def _layout(delimiter: str, records: Sequence[Record], first: int) -> Layout:
             return Layout(delimiter, tuple(record), at, has_row_names=any(row[-1].strip() for row in below))
         if len(record) >= width and not _is_title(record, below):
             if _holds_names(record) or all(len(title) == 1 for title in above):
-                return Layout(delimiter, _without_empty_end(record, width), at)
+                return Layout(delimiter, _drop_empty_end(record, width), at)
             # Lines of several cells above one with numbers are a header and rows that are too long.
             break
         above.append(record)
@@ -121,8 +121,8 @@ def _layout(delimiter: str, records: Sequence[Record], first: int) -> Layout:
 
 def _is_title(record: Record, below: Sequence[Record]) -> bool:
     """Whether a line of full width is a title that a spreadsheet padded with empty cells."""
-    filled = _filled(record)
-    if not below or _filled(below[0]) <= filled:
+    filled = _count_filled(record)
+    if not below or _count_filled(below[0]) <= filled:
         return False
     return filled * 2 < len(record) or (filled == 1 and _is_header(below[0], below[1:]))
 
@@ -147,12 +147,12 @@ def _holds_names(record: Record) -> bool:
     return not any(not cell.strip() or is_number(cell) for cell in record)
 
 
-def _without_empty_end(record: Record, width: int) -> tuple[str, ...]:
+def _drop_empty_end(record: Record, width: int) -> tuple[str, ...]:
     names = list(record)
     while len(names) > width and not names[-1].strip():
         names.pop()
     return tuple(names)
 
 
-def _filled(record: Record) -> int:
+def _count_filled(record: Record) -> int:
     return sum(bool(cell.strip()) for cell in record)

@@ -23,7 +23,7 @@ def scan(path: Path) -> pl.LazyFrame:
         tail = stream.read()
     if tail != _MAGIC:
         raise DataError(f"{path} is cut off: its Parquet footer is missing; copy or download it again")
-    _schema(path)
+    _read_schema(path)
     return pl.scan_parquet(path)
 
 
@@ -36,7 +36,7 @@ def scan_folder(path: Path) -> tuple[pl.LazyFrame, tuple[Repair, ...]]:
     files = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith((".", "_")))
     if not files:
         raise DataError(f"{path} is a folder without Parquet files; give one file, or a folder of .parquet files")
-    schemas = [_schema(file) for file in files]
+    schemas = [_read_schema(file) for file in files]
     if all(schema == schemas[0] for schema in schemas):
         return pl.scan_parquet(files, hive_partitioning=True), ()
     _check_types(path, files, schemas)
@@ -54,16 +54,16 @@ def scan_folder(path: Path) -> tuple[pl.LazyFrame, tuple[Repair, ...]]:
     return pl.concat(parts, how="diagonal_relaxed"), repairs
 
 
-def damaged(path: Path) -> DataError:
+def build_damaged_error(path: Path) -> DataError:
     """What is said of a Parquet file that cannot be decoded."""
     return DataError(f"{path} is damaged and cannot be read as Parquet; copy or download it again")
 
 
-def _schema(file: Path) -> pl.Schema:
+def _read_schema(file: Path) -> pl.Schema:
     try:
         return pl.Schema(pl.read_parquet_schema(file))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
-        raise damaged(file) from None
+        raise build_damaged_error(file) from None
 
 
 def _check_types(path: Path, files: Sequence[Path], schemas: Sequence[pl.Schema]) -> None:

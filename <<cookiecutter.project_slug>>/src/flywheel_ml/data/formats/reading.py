@@ -51,17 +51,17 @@ _REMEDY = {
     "a pointer of Git LFS": "run `git lfs pull`",
     "HTML or XML": "download the table itself, or save it as CSV",
 }
-_NAMED = {
+_KINDS_BY_SUFFIX = {
     **dict.fromkeys((".parquet", ".pq"), "Parquet"),
     **dict.fromkeys((".arrow", ".feather", ".ipc"), "Arrow IPC"),
     **dict.fromkeys((".json", ".ndjson", ".jsonl"), "JSON"),
     **dict.fromkeys((".csv", ".tsv", ".tab", ".txt", ".data"), "text"),
 }
 """What a file's name says that it is."""
-_GZIP, _PACKED = b"\x1f\x8b", ".gz"
+_GZIP, _GZIP_SUFFIX = b"\x1f\x8b", ".gz"
 
 
-class Opened(NamedTuple):
+class OpenTable(NamedTuple):
     """A scan over the rows, a name for the table, and in words how the source was understood.
 
     `columns` are the names in order, in Unicode's composed form (NFC); the scan's own are their positions (`"0"`,
@@ -72,7 +72,7 @@ class Opened(NamedTuple):
     rows: pl.LazyFrame
     columns: tuple[str, ...]
     name: str
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     semicolons: bool = False
     repairs: tuple[Repair, ...] = ()
     quoted: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class Opened(NamedTuple):
 
 
 @contextmanager
-def opened(source: str, query: str = "", scratch: Path | None = None) -> Iterator[Opened]:
+def open_table(source: str, query: str = "", scratch: Path | None = None) -> Iterator[OpenTable]:
     """Open a file, a folder of Parquet files, or the rows of a query on a database URL.
 
     What cannot be scanned where it lies (another encoding, gzip, an irregular text, a query's rows) is copied to the
@@ -99,30 +99,32 @@ def opened(source: str, query: str = "", scratch: Path | None = None) -> Iterato
         # Not TemporaryDirectory, which warns where a reader is given up half-way and the generator collected.
         folder = tempfile.mkdtemp()
         try:
-            with opened(source, query, Path(folder)) as found:
+            with open_table(source, query, Path(folder)) as found:
                 yield found
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return
     try:
         if database.is_url(source):
-            yield _numbered(database.fetch(source, query, scratch), "query", source)
+            yield _number_columns(database.scan_query(source, query, scratch), "query", source)
         else:
-            yield _file(source, query, scratch)
+            yield _open_file(source, query, scratch)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         if f"os error {errno.ENOSPC}" in str(error):  # Of what is written while it is read.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-        raise _unreadable(source) from None
+        raise _build_unreadable_error(source) from None
 
 
-def _unreadable(source: str) -> DataError:
+def _build_unreadable_error(source: str) -> DataError:
     path = Path(source)
-    if path.is_file() and _kind(path) == "Parquet":
-        return parquet.damaged(path)
-    return DataError(f"{database.masked(source)} is damaged and cannot be read; copy, download or write it again")
+    if path.is_file() and _detect_kind(path) == "Parquet":
+        return parquet.build_damaged_error(path)
+    return DataError(
+        f"{database.mask_password(source)} is damaged and cannot be read; copy, download or write it again"
+    )
 
 
-def _file(source: str, query: str, scratch: Path) -> Opened:
+def _open_file(source: str, query: str, scratch: Path) -> OpenTable:
     path = Path(source).expanduser()
     if query:
         raise DataError(f"--query needs a database URL, such as sqlite:///shop.db, and {path} is a file's name")
@@ -132,33 +134,41 @@ def _file(source: str, query: str, scratch: Path) -> Opened:
         raise DataError(f"{path} does not exist; in that folder: {hint}")
     if path.is_dir():
         rows, repairs = parquet.scan_folder(path)
-        return _numbered(rows, path.resolve().name, path, repairs=repairs)
+        return _number_columns(rows, path.resolve().name, path, repairs=repairs)
     if not path.is_file():
         raise DataError(f"{path} is a pipe or a device, and a table is read more than once; save it as a file")
-    name, kind = _stem(path), _kind(path)
+    name, kind = _table_name(path), _detect_kind(path)
     if kind == "Parquet":
-        return _numbered(parquet.scan(path), name, path)
+        return _number_columns(parquet.scan(path), name, path)
     if kind == "Arrow IPC":
-        return _numbered(pl.scan_ipc(path), name, path)
+        return _number_columns(pl.scan_ipc(path), name, path)
     if kind == "Arrow stream":
-        return _numbered(pl.read_ipc_stream(path).lazy(), name, path)
-    plain, told = text.plain(path, scratch)
+        return _number_columns(pl.read_ipc_stream(path).lazy(), name, path)
+    plain, notes = text.to_plain_file(path, scratch)
     if kind == "JSON":
-        return _numbered(json_rows.scan(plain, path, scratch), name, path, told)
+        return _number_columns(json_rows.scan(plain, path, scratch), name, path, notes)
     table = text.scan(plain, path, scratch)
-    names = _names(table.columns, path)
+    names = _normalize_names(table.columns, path)
     quoted = tuple(names[at] for at in table.quoted)
-    return Opened(table.rows, names, name, (*told, table.told), table.told == "semicolons", table.repairs, quoted)
+    return OpenTable(
+        table.rows,
+        names,
+        name,
+        (*notes, table.delimiter_name),
+        table.delimiter_name == "semicolons",
+        table.repairs,
+        quoted,
+    )
 
 
-def _stem(path: Path) -> str:
+def _table_name(path: Path) -> str:
     name = path.name
     for suffix in reversed(path.suffixes):
-        name = name.removesuffix(suffix) if suffix.lower() in (*_NAMED, _PACKED) else name
+        name = name.removesuffix(suffix) if suffix.lower() in (*_KINDS_BY_SUFFIX, _GZIP_SUFFIX) else name
     return name
 
 
-def _kind(path: Path) -> str:
+def _detect_kind(path: Path) -> str:
     """What a file holds, by its name and its first bytes, which must agree.
 
     Raises:
@@ -169,11 +179,11 @@ def _kind(path: Path) -> str:
     if not head:
         raise DataError(f"{path} is empty (0 bytes); give a table with a header and rows")
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = suffixes[-1:] == [_PACKED]
+    packed = suffixes[-1:] == [_GZIP_SUFFIX]
     if packed != head.startswith(_GZIP):
-        better = path.name[: -len(_PACKED)] if packed else path.name + _PACKED
+        better = path.name[: -len(_GZIP_SUFFIX)] if packed else path.name + _GZIP_SUFFIX
         raise DataError(f"{path} is {'not ' if packed else ''}gzip by its content; rename it to {better}")
-    named = _NAMED.get(next(reversed(suffixes[: -1 if packed else None]), ""), "")
+    named = _KINDS_BY_SUFFIX.get(next(reversed(suffixes[: -1 if packed else None]), ""), "")
     found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
     if found in _REMEDY:
         raise DataError(f"{path} is {found} by its content; {_REMEDY[found]}")
@@ -184,22 +194,22 @@ def _kind(path: Path) -> str:
     return found or named
 
 
-def _numbered(
-    rows: pl.LazyFrame, name: str, source: Path | str, told: tuple[str, ...] = (), repairs: tuple[Repair, ...] = ()
-) -> Opened:
+def _number_columns(
+    rows: pl.LazyFrame, name: str, source: Path | str, notes: tuple[str, ...] = (), repairs: tuple[Repair, ...] = ()
+) -> OpenTable:
     columns = rows.collect_schema().names()
     numbered = rows.select(pl.nth(at).alias(str(at)) for at in range(len(columns)))
-    return Opened(numbered, _names(columns, source), name, told, repairs=repairs)
+    return OpenTable(numbered, _normalize_names(columns, source), name, notes, repairs=repairs)
 
 
-def _names(found: Sequence[str], source: Path | str) -> tuple[str, ...]:
+def _normalize_names(found: Sequence[str], source: Path | str) -> tuple[str, ...]:
     """The names of columns as one person types them and another's system writes them: stripped, and composed (NFC)."""
-    names = tuple(normalised(name) or f"column_{at}" for at, name in enumerate(found, start=1))
+    names = tuple(normalize_name(name) or f"column_{at}" for at, name in enumerate(found, start=1))
     if twice := find_duplicates(names):
         raise DataError(f"{source}: the column '{twice[0]}' stands twice in the header; rename or drop one")
     return names
 
 
-def normalised(name: str) -> str:
+def normalize_name(name: str) -> str:
     """A column's name without blanks around it and in Unicode's composed form (NFC)."""
     return unicodedata.normalize("NFC", name.strip())

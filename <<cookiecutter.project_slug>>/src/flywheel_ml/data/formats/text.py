@@ -22,19 +22,19 @@ from flywheel_ml.utils.errors import DataError
 
 _BLOCK = 1_048_576
 _HEAD = 262_144
-_MARKS = {
+_BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _END = "\x00"
 """Follows the last line while records are read: it stands alone unless a quote was never closed."""
-_SHOWN = 60
-_LINES_OF_A_CELL = 10_000
+_MAX_SHOWN = 60
+_MAX_LINES_PER_CELL = 10_000
 _LF, _CR, _QUOTE = b'\n\r"'
 
 
-class Scanned(NamedTuple):
+class ScannedText(NamedTuple):
     """A scan whose columns are all text and called by position, their names, what separates them, and repairs.
 
     `quoted` are the positions of the columns in which an NA stands in quotes, in the first rows.
@@ -42,12 +42,12 @@ class Scanned(NamedTuple):
 
     rows: pl.LazyFrame
     columns: tuple[str, ...]
-    told: str
+    delimiter_name: str
     repairs: tuple[Repair, ...] = ()
     quoted: tuple[int, ...] = ()
 
 
-def plain(path: Path, scratch: Path) -> tuple[Path, tuple[str, ...]]:
+def to_plain_file(path: Path, scratch: Path) -> tuple[Path, tuple[str, ...]]:
     """The file itself if it is UTF-8 text with usual line ends, else a copy of that kind; and what was undone.
 
     Raises:
@@ -57,14 +57,16 @@ def plain(path: Path, scratch: Path) -> tuple[Path, tuple[str, ...]]:
     try:
         with _open(path, packed) as stream:
             head = stream.read(_HEAD)
-        encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "") or _without_mark(head)
+        encoding = next(
+            (name for mark, name in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), ""
+        ) or _detect_utf16(head)
         if not encoding:
-            encoding = "utf-8" if _is_utf8(path, packed) else _western(path, packed)
+            encoding = "utf-8" if _is_utf8(path, packed) else _detect_western(path, packed)
         # The line ends of old Macs are none to Polars.
         returns = encoding in ("utf-8", "cp1252", "latin-1") and b"\n" not in head and b"\r" in head
-        told = (*(["gzip"] if packed else []), *([encoding.upper()] if encoding not in ("utf-8", "utf-8-sig") else []))
+        notes = (*(["gzip"] if packed else []), *([encoding.upper()] if encoding not in ("utf-8", "utf-8-sig") else []))
         if not packed and not returns and encoding in ("utf-8", "utf-8-sig"):
-            return path, told
+            return path, notes
         copy = scratch / "input.txt"
         with _open(path, packed) as stream, copy.open("w", encoding="utf-8", newline="\n" if returns else "") as target:
             reader = io.TextIOWrapper(stream, encoding=encoding, newline=None if returns else "")
@@ -74,10 +76,10 @@ def plain(path: Path, scratch: Path) -> tuple[Path, tuple[str, ...]]:
         raise DataError(f"{path} is no {error.encoding} text (byte {error.start:,}); save it as CSV in UTF-8") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is damaged gzip ({error}); copy or download it again") from None
-    return copy, told
+    return copy, notes
 
 
-def scan(readable: Path, path: Path, scratch: Path) -> Scanned:
+def scan(readable: Path, path: Path, scratch: Path) -> ScannedText:
     """A scan of delimited UTF-8 text; `path` is what errors call it.
 
     A file that Polars would misread or refuse (titles above the header, short rows, a header that stands there again,
@@ -91,7 +93,7 @@ def scan(readable: Path, path: Path, scratch: Path) -> Scanned:
         is_whole = not stream.read(1)
     if not head.strip():
         raise DataError(f"{path} holds nothing but blanks; give a table with a header and rows")
-    found = layout.find(head, is_whole)
+    found = layout.find_layout(head, is_whole)
     header = found.header
     if len(header) > 1 and all(layout.is_number(name) for name in header):
         raise DataError(
@@ -111,12 +113,12 @@ def scan(readable: Path, path: Path, scratch: Path) -> Scanned:
     )
     if found.width > 1:
         # Not as an expression: with thousands of columns Polars would plan it for minutes.
-        rows = rows.map_batches(_without_blank_lines, streamable=True)
+        rows = rows.map_batches(_drop_blank_lines, streamable=True)
     names = ("", *header) if found.has_row_names else header
-    return Scanned(rows, names, found.told, repairs, _with_quoted_na(head, found))
+    return ScannedText(rows, names, found.delimiter_name, repairs, _find_quoted_na(head, found))
 
 
-def _with_quoted_na(head: str, found: Layout) -> tuple[int, ...]:
+def _find_quoted_na(head: str, found: Layout) -> tuple[int, ...]:
     if '"NA"' not in head:
         return ()
     cut = re.escape(found.delimiter)
@@ -128,7 +130,7 @@ def _with_quoted_na(head: str, found: Layout) -> tuple[int, ...]:
     return tuple(at for at in range(found.width) if any(record[at] == '"NA"' for record in records))
 
 
-def _without_blank_lines(rows: pl.DataFrame) -> pl.DataFrame:
+def _drop_blank_lines(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.filter(~pl.all_horizontal(pl.all().is_null()))
 
 
@@ -143,18 +145,18 @@ def _is_regular(path: Path, found: Layout) -> bool:
     with path.open("rb") as stream:
         if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             stream.seek(0)
-        for at, block in enumerate(_blocks(stream)):
+        for at, block in enumerate(_read_blocks(stream)):
             if not _is_regular_block(block, ord(found.delimiter), found.width, names, at == 0):
                 return False
     return True
 
 
-def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
     """Whole records, about a megabyte at a time."""
     while block := stream.read(_BLOCK) + stream.readline():
         lines = [block]
         is_open = block.count(b'"') % 2
-        while is_open and len(lines) < _LINES_OF_A_CELL and (line := stream.readline()):
+        while is_open and len(lines) < _MAX_LINES_PER_CELL and (line := stream.readline()):
             lines.append(line)
             is_open ^= line.count(b'"') % 2
         yield b"".join(lines)
@@ -208,7 +210,7 @@ def _rewrite(readable: Path, path: Path, found: Layout, copy: Path) -> tuple[Pat
     with readable.open(encoding="utf-8-sig", newline="") as source, copy.open("w", encoding="utf-8") as target:
         writer = csv.writer(target, lineterminator="\n")
         writer.writerow(range(found.width))
-        for line, record in _records(source, path, found):
+        for line, record in _read_records(source, path, found):
             # A file that was appended brings its mark along.
             cells = [cell.strip().removeprefix("\ufeff").strip('"') for cell in record]
             if cells == header and found.width > 1:
@@ -216,18 +218,18 @@ def _rewrite(readable: Path, path: Path, found: Layout, copy: Path) -> tuple[Pat
                 continue
             if found.width > 1 and sorted(cells) == sorted(header):
                 raise DataError(
-                    f"{path}, line {line:,}: the header again, in another order ({_shown(record, found)}); "
+                    f"{path}, line {line:,}: the header again, in another order ({_abbreviate(record, found)}); "
                     "split the file there, or write both parts in one order"
                 )
             if len(record) < found.width:
                 short.append(line)
-            writer.writerow(_fitted(record, line, path, found))
-    return copy, tuple(_repairs(found, repeated, short))
+            writer.writerow(_fit_to_header(record, line, path, found))
+    return copy, tuple(_list_repairs(found, repeated, short))
 
 
-def _records(source: TextIO, path: Path, found: Layout) -> Iterator[tuple[int, list[str]]]:
+def _read_records(source: TextIO, path: Path, found: Layout) -> Iterator[tuple[int, list[str]]]:
     """The records below the header that are not blank, each with the number of its first line."""
-    reader = layout.reader(itertools.chain(source, [_END]), found.delimiter)
+    reader = layout.build_reader(itertools.chain(source, [_END]), found.delimiter)
     line = 1
     # An error is a cell that goes on for too long to be one.
     with suppress(csv.Error):
@@ -242,38 +244,39 @@ def _records(source: TextIO, path: Path, found: Layout) -> Iterator[tuple[int, l
     raise DataError(f"{path}, line {line:,}: the quote that opens there is never closed; close or delete it")
 
 
-def _fitted(record: Record, line: int, path: Path, found: Layout) -> Record:
+def _fit_to_header(record: Record, line: int, path: Path, found: Layout) -> Record:
     """A record with as many cells as the header; what lacks at its end is empty."""
     width, size = found.width, len(record)
     if size == 1 < width:
         raise DataError(
-            f"{path}, line {line:,}: one cell where the header has {width} ({_shown(record, found)}); delete the line"
+            f"{path}, line {line:,}: one cell where the header has {width} "
+            f"({_abbreviate(record, found)}); delete the line"
         )
     if any(cell.strip() for cell in record[width:]):
         raise DataError(
-            f"{path}, line {line:,}: {size} cells where the header has {width} ({_shown(record, found)}); "
-            f"quote a cell that holds {found.told}, or delete the line"
+            f"{path}, line {line:,}: {size} cells where the header has {width} ({_abbreviate(record, found)}); "
+            f"quote a cell that holds {found.delimiter_name}, or delete the line"
         )
     return [*record, *[""] * (width - size)][:width]
 
 
-def _shown(record: Record, found: Layout) -> str:
+def _abbreviate(record: Record, found: Layout) -> str:
     text = found.delimiter.join(" ".join(cell.split()) for cell in record)
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+    return repr(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
 
 
-def _repairs(found: Layout, repeated: Sequence[int], short: Sequence[int]) -> Iterator[Repair]:
+def _list_repairs(found: Layout, repeated: Sequence[int], short: Sequence[int]) -> Iterator[Repair]:
     if found.above:
         yield Repair("lines above the header", f"{found.above} line{'s' if found.above > 1 else ''}", "skipped")
     if found.has_row_names:
         yield Repair("names of rows", "the header has one cell less than the rows", "the first column has no name")
     if repeated:
-        yield Repair("repeated header", _lines(repeated), "left out")
+        yield Repair("repeated header", _describe_lines(repeated), "left out")
     if short:
-        yield Repair("short rows", f"fewer cells than the header: {_lines(short)}", "what lacks is missing")
+        yield Repair("short rows", f"fewer cells than the header: {_describe_lines(short)}", "what lacks is missing")
 
 
-def _lines(found: Sequence[int]) -> str:
+def _describe_lines(found: Sequence[int]) -> str:
     return f"{len(found):,} line{'s' if len(found) > 1 else ''}, the first is line {found[0]:,}"
 
 
@@ -281,7 +284,7 @@ def _open(path: Path, packed: bool) -> BinaryIO:
     return cast("BinaryIO", gzip.open(path)) if packed else path.open("rb")
 
 
-def _without_mark(head: bytes) -> str:
+def _detect_utf16(head: bytes) -> str:
     """UTF-16 without its mark: every other byte is 0."""
     if b"\0" not in head:
         return ""
@@ -303,7 +306,7 @@ def _is_utf8(path: Path, packed: bool) -> bool:
     return True
 
 
-def _western(path: Path, packed: bool) -> str:
+def _detect_western(path: Path, packed: bool) -> str:
     """Windows-1252, unless there are bytes that it leaves undefined."""
     with _open(path, packed) as stream:
         while block := stream.read(_BLOCK):

@@ -92,10 +92,10 @@ def _columns(model_input: pd.DataFrame, contract: Contract) -> Columns:
             if not column.nullable:
                 raise DataError(f"the frame has no column '{column.name}'")
             frame = frame.with_columns(pl.lit(None, tables.DTYPES[column.type]).alias(column.name))
-        elif (wrong := tables.misfits(frame[column.name], column)).any():
+        elif (wrong := tables.find_misfits(frame[column.name], column)).any():
             row = wrong.arg_true()[0]
             cell = frame[column.name][row]
-            raise DataError(f"column '{column.name}', row {row:,}: {cell!r} {tables.misfit(cell, column)}")
+            raise DataError(f"column '{column.name}', row {row:,}: {cell!r} {tables.describe_misfit(cell, column)}")
     return tables.to_columns(frame, contract.inputs)
 
 

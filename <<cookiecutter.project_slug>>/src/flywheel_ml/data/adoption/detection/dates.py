@@ -10,8 +10,8 @@ import polars as pl
 
 from flywheel_ml.core.contract import Column, Parse
 from flywheel_ml.core.parsing.series import parse_series
-from flywheel_ml.data.adoption.detection.detected import MOSTLY, TEXT, TOLERANCE, Detected, share, words_among
-from flywheel_ml.data.adoption.name_heuristics import words
+from flywheel_ml.data.adoption.detection.detected import MAJORITY, TEXT, TOLERANCE, Detected, find_words, share_true
+from flywheel_ml.data.adoption.name_heuristics import split_words
 from flywheel_ml.utils import timestamps
 
 _DAYS = (
@@ -66,7 +66,7 @@ ZONES = (
 """A zone for each set of rules that moves the clock; others with the same rules read the same."""
 
 
-def counted(cells: pl.Series) -> Detected | None:
+def detect_counted(cells: pl.Series) -> Detected | None:
     """Numbers that are dates by name and value: 20200131, 202001, an epoch, or days of a spreadsheet."""
     present = cells.drop_nulls()
     if not (present.dtype.is_integer() or present.dtype.is_float()) or present.is_empty():
@@ -76,10 +76,12 @@ def counted(cells: pl.Series) -> Detected | None:
     low, high = present.min(), present.max()
     if not isinstance(low, int | float) or not isinstance(high, int | float):
         return None
-    for name, tolerance in _count_formats(set(words(cells.name)), low, high, present.n_unique()):
+    for name, tolerance in _count_formats(set(split_words(cells.name)), low, high, present.n_unique()):
         zone = "UTC" if name in timestamps.EPOCH_NS else ""
-        found = Detected("datetime", f"date written {told(name)}", Parse(date_formats=(name,)), time_zone=zone)
-        if share(parse_series(present, found.column)[0].is_not_null()) >= 1 - tolerance:
+        found = Detected(
+            "datetime", f"date written {describe_format(name)}", Parse(date_formats=(name,)), time_zone=zone
+        )
+        if share_true(parse_series(present, found.column)[0].is_not_null()) >= 1 - tolerance:
             return found
     return None
 
@@ -102,15 +104,15 @@ def _count_formats(named: set[str], low: float, high: float, distinct: int) -> I
                 yield unit, TOLERANCE
 
 
-def counted_text(name: str, texts: pl.Series) -> Detected | None:
-    """As `counted`, for texts."""
+def detect_counted_texts(name: str, texts: pl.Series) -> Detected | None:
+    """As `detect_counted`, for texts."""
     numbers = texts.cast(pl.Int64, strict=False)
-    if share(numbers.is_not_null()) < 1 - TOLERANCE:
+    if share_true(numbers.is_not_null()) < 1 - TOLERANCE:
         numbers = texts.cast(pl.Float64, strict=False)
-    return counted(numbers.rename(name)) if share(numbers.is_not_null()) >= 1 - TOLERANCE else None
+    return detect_counted(numbers.rename(name)) if share_true(numbers.is_not_null()) >= 1 - TOLERANCE else None
 
 
-def resembles_epoch(low: float, high: float) -> str:
+def find_epoch_unit(low: float, high: float) -> str:
     """The unit in which numbers would be timestamps of this century; empty where there is none."""
     units = list(timestamps.EPOCH_NS)[1:]
     return next((unit for unit in units if _is_epoch(unit, low, high, _RECENT)), "")
@@ -121,37 +123,37 @@ def _is_epoch(unit: str, low: float, high: float, span: tuple[int, int]) -> bool
     return low >= span[0] * factor and high <= span[1] * factor
 
 
-def written(texts: pl.Series, is_target: bool) -> Detected | None:
+def detect_written(texts: pl.Series, is_target: bool) -> Detected | None:
     """How a column of dates is to be read; a text that is `unclear` where it looks like one; None for other things."""
     some = texts.head(1000)
-    if share(some.str.contains(r"[0-9].*[-/.: T].*[0-9]|" + _MONTH_NAMES + "|" + _LIKE_DATES)) < MOSTLY:
+    if share_true(some.str.contains(r"[0-9].*[-/.: T].*[0-9]|" + _MONTH_NAMES + "|" + _LIKE_DATES)) < MAJORITY:
         return None
     if int(some.str.len_chars().quantile(0.9) or 0) > _MAX_CHARACTERS:
         return None
-    fits = _fits(texts, (timestamps.ISO,))
+    fits = _find_fitting(texts, (timestamps.ISO,))
     formats: list[str] = []
     unclear = False
-    if share(fits) < 1 - TOLERANCE:
-        formats, unclear = _formats(texts, fits)
-        fits = _fits(texts, formats) if formats else fits
+    if share_true(fits) < 1 - TOLERANCE:
+        formats, unclear = _choose_formats(texts, fits)
+        fits = _find_fitting(texts, formats) if formats else fits
     gone: list[str] = []
-    if share(fits) < 1 - TOLERANCE and not is_target:
-        gone = words_among(texts, fits)
-    if share(fits) < 1 - TOLERANCE and not gone:
-        looks = share(some.str.contains(_LIKE_DATES)) >= MOSTLY
-        return TEXT._replace(told="looks like dates in no known format", unclear="dates") if looks else None
-    iso = share(_fits(texts, (timestamps.ISO,))) > 0 and bool(formats)
+    if share_true(fits) < 1 - TOLERANCE and not is_target:
+        gone = find_words(texts, fits)
+    if share_true(fits) < 1 - TOLERANCE and not gone:
+        looks = share_true(some.str.contains(_LIKE_DATES)) >= MAJORITY
+        return TEXT._replace(description="looks like dates in no known format", unclear="dates") if looks else None
+    iso = share_true(_find_fitting(texts, (timestamps.ISO,))) > 0 and bool(formats)
     names = ([timestamps.ISO] if iso else []) + formats
-    zone = _zone(texts.filter(fits), formats)
-    about = f"date written {' or '.join(told(name) for name in names or [timestamps.ISO])}"
+    zone = _detect_zone(texts.filter(fits), formats)
+    about = f"date written {' or '.join(describe_format(name) for name in names or [timestamps.ISO])}"
     about += f", time zone {zone}" if zone else ""
     found = Detected(
         "datetime", about, Parse(date_formats=tuple(formats)), time_zone=zone, unclear="date" if unclear else ""
     )
-    return found.with_missing(gone)._replace(told=f"{about}, {', '.join(gone)} missing") if gone else found
+    return found.with_missing(gone)._replace(description=f"{about}, {', '.join(gone)} missing") if gone else found
 
 
-def told(name: str) -> str:
+def describe_format(name: str) -> str:
     """A date format in words."""
     return {
         timestamps.ISO: "ISO 8601",
@@ -160,76 +162,78 @@ def told(name: str) -> str:
     }.get(name, name)
 
 
-def _fits(texts: pl.Series, formats: Iterable[str]) -> pl.Series:
-    values, _ = parse_series(texts, _local(formats))
+def _find_fitting(texts: pl.Series, formats: Iterable[str]) -> pl.Series:
+    values, _ = parse_series(texts, _build_local_column(formats))
     return (values >= _EARLIEST).fill_null(value=False)
 
 
-def _local(formats: Iterable[str]) -> Column:
+def _build_local_column(formats: Iterable[str]) -> Column:
     return Column(name="cell", type="datetime", time_zone=timestamps.LOCAL, parse=Parse(date_formats=tuple(formats)))
 
 
-def _formats(texts: pl.Series, iso: pl.Series) -> tuple[list[str], bool]:
+def _choose_formats(texts: pl.Series, iso: pl.Series) -> tuple[list[str], bool]:
     """The formats that together fit most of what is not in ISO 8601, and whether others would do as well."""
     chosen: list[str] = []
     unclear = False
     rest = texts.filter(~iso)
     while len(rest) > TOLERANCE * len(texts) and len(chosen) < _MAX_FORMATS:
         counts = {
-            name: int(_fits(rest, (name,)).sum())
-            for name in _candidates(rest)
-            if not any(_contradict(name, other) for other in chosen)
+            name: int(_find_fitting(rest, (name,)).sum())
+            for name in _list_candidates(rest)
+            if not any(_are_contradictory(name, other) for other in chosen)
         }
         most = max(counts.values(), default=0)
         if most < TOLERANCE * len(texts):
             break
         equal = [name for name, count in counts.items() if count >= (1 - TOLERANCE) * most]
-        name, sure = _forward(texts, chosen, equal)
+        name, sure = _choose_forward(texts, chosen, equal)
         unclear = unclear or not sure
         chosen.append(name)
-        rest = rest.filter(~_fits(rest, (name,)))
+        rest = rest.filter(~_find_fitting(rest, (name,)))
     return chosen, unclear
 
 
-def _forward(texts: pl.Series, chosen: list[str], names: list[str]) -> tuple[str, bool]:
+def _choose_forward(texts: pl.Series, chosen: list[str], names: list[str]) -> tuple[str, bool]:
     """Of formats that fit equally well, the one in which the rows run backwards least often, and whether it is sure."""
     if len(names) == 1:
         return names[0], True
     backwards = []
     for at, name in enumerate(names):
-        values = parse_series(texts, _local([*chosen, name]))[0].drop_nulls()
+        values = parse_series(texts, _build_local_column([*chosen, name]))[0].drop_nulls()
         backwards.append((int((values.diff().dt.total_microseconds() < 0).sum()), at))
     (least, at), (second, _) = sorted(backwards)[:2]
     rows = len(texts)
     sure = rows >= _SURE_ROWS and least <= _FORWARD * rows and second >= _BACKWARD * rows
-    alike = not any(_contradict(names[at], name) for name in names)
+    alike = not any(_are_contradictory(names[at], name) for name in names)
     return names[at], sure or alike
 
 
-def _contradict(one: str, other: str) -> bool:
+def _are_contradictory(one: str, other: str) -> bool:
     """Whether two formats give the numbers of one text different meanings."""
-    return one != other and _bare(one) == _bare(other)
+    return one != other and _mask_order(one) == _mask_order(other)
 
 
-def _bare(name: str) -> str:
+def _mask_order(name: str) -> str:
     for directive in ("%d", "%m", "%y"):
         name = name.replace(directive, "%N")
     return name
 
 
-def _candidates(texts: pl.Series) -> list[str]:
+def _list_candidates(texts: pl.Series) -> list[str]:
     """The formats that fit a cell of some shape that occurs."""
     shapes = texts.str.replace_all("[0-9]+", "9").str.replace_all("[A-Za-z]+", "a")
     cells = pl.DataFrame({"shape": shapes, "text": texts}).group_by("shape", maintain_order=True)
     found = cells.agg(pl.len().alias("rows"), pl.col("text").first()).sort("rows", descending=True, maintain_order=True)
-    likely = [(text, name) for text in found["text"].head(_MAX_SHAPES) for name in _by_shape().get(_shape(text), ())]
+    likely = [
+        (text, name) for text in found["text"].head(_MAX_SHAPES) for name in _formats_by_shape().get(_shape(text), ())
+    ]
     return list(
         dict.fromkeys(name for text, name in likely if timestamps.matches_format(text, timestamps.compile_format(name)))
     )
 
 
 @cache
-def _by_shape() -> dict[str, list[str]]:
+def _formats_by_shape() -> dict[str, list[str]]:
     """The known formats by the shape of what they write: there are too many of them to try each."""
     clocks = ["", *(glue + clock + zone for glue, clock, zone in product((" ", ", ", "T"), _CLOCKS, ("", " %z", "%z")))]
     found: dict[str, list[str]] = {}
@@ -247,7 +251,7 @@ def _shape(text: str) -> str:
     return day + colon + rest.replace("-", "+")
 
 
-def _zone(texts: pl.Series, formats: list[str]) -> str:
+def _detect_zone(texts: pl.Series, formats: list[str]) -> str:
     """The time zone whose rules explain the offsets of timestamps; empty where there are none."""
     offsets = texts.str.extract(_ZONE, 1)
     if offsets.null_count() == len(offsets):
@@ -257,7 +261,7 @@ def _zone(texts: pl.Series, formats: list[str]) -> str:
     if len(distinct) == 1:
         (only,) = distinct
         return "UTC" if not only else f"{'-' if only < 0 else '+'}{abs(only) // 60:02d}:{abs(only) % 60:02d}"
-    walls = parse_series(texts, _local(formats))[0]
+    walls = parse_series(texts, _build_local_column(formats))[0]
     shifts = offsets.replace_strict(minutes, default=None, return_dtype=pl.Int64)
     table = pl.DataFrame({"wall": walls, "shift": shifts}).drop_nulls().unique()
     utc = table.select((pl.col("wall") - pl.duration(minutes="shift")).dt.replace_time_zone("UTC")).to_series()

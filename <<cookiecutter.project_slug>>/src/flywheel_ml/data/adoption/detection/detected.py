@@ -13,9 +13,9 @@ from flywheel_ml.core.parsing.series import clean_texts, parse_series, to_plain_
 
 TOLERANCE = 0.01
 """Share of cells that may be no number, or no date, in a column of numbers or dates; they become missing."""
-MOSTLY = 0.5
+MAJORITY = 0.5
 """Share of cells from which on a column is mostly one of numbers, or of dates."""
-MANY_NUMBERS = 20
+MIN_DISTINCT_NUMBERS = 20
 MAX_WORDS = 5
 
 Unclear = Literal["", "number", "date", "dates", "unit", "scale"]
@@ -30,7 +30,7 @@ class Detected(NamedTuple):
     """
 
     type: ColumnType
-    told: str
+    description: str
     parse: Parse = Parse()
     time_zone: str = ""
     unit: str = ""
@@ -41,14 +41,14 @@ class Detected(NamedTuple):
     @property
     def column(self) -> Column:
         """A column that reads these cells."""
-        return _column(self.type, self.parse, self.time_zone)
+        return _build_column(self.type, self.parse, self.time_zone)
 
     @property
     def is_text(self) -> bool:
         """Whether the column is a text because nothing else fits."""
         return self.type == "string" and not self.is_code and not self.unclear
 
-    def same(self, other: "Detected") -> bool:
+    def reads_like(self, other: "Detected") -> bool:
         """Whether both read every cell alike."""
         return (self.type, self.parse, self.time_zone) == (other.type, other.parse, other.time_zone)
 
@@ -77,7 +77,7 @@ TEXT = Detected("string", "text")
 CODE = Detected("string", "digits beyond what a number holds exactly: a code", is_code=True)
 
 
-def read(frame: pl.DataFrame, plan: Mapping[str, Detected]) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
+def read_columns(frame: pl.DataFrame, plan: Mapping[str, Detected]) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
     """The columns that `plan` names in contract types, and by column which cells hold what cannot be read.
 
     Numbers that no model can tell from infinity or from their neighbours, and reserved texts, cannot be read.
@@ -93,7 +93,7 @@ def read(frame: pl.DataFrame, plan: Mapping[str, Detected]) -> tuple[pl.DataFram
 
 
 def read_column(cells: pl.Series, detected: Detected) -> tuple[pl.Series, pl.Series]:
-    """As `read`, for one column."""
+    """As `read_columns`, for one column."""
     values, wrong = parse_series(cells, detected.column)
     if detected.type in ("float", "integer"):
         most = FLOAT_LIMIT if detected.type == "float" else INTEGER_LIMIT
@@ -109,21 +109,21 @@ def read_column(cells: pl.Series, detected: Detected) -> tuple[pl.Series, pl.Ser
 
 
 @lru_cache(maxsize=1024)
-def _column(kind: ColumnType, parse: Parse, time_zone: str = "") -> Column:
+def _build_column(kind: ColumnType, parse: Parse, time_zone: str = "") -> Column:
     return Column(name="cell", type=kind, time_zone=time_zone, parse=parse)
 
 
-def fitting(held: pl.Series, kind: ColumnType, parse: Parse) -> pl.Series:
+def find_fitting(held: pl.Series, kind: ColumnType, parse: Parse) -> pl.Series:
     """Which cells are values of a type when they are read so, bool."""
-    return parse_series(held, _column(kind, parse))[0].is_not_null()
+    return parse_series(held, _build_column(kind, parse))[0].is_not_null()
 
 
-def share(fits: pl.Series) -> float:
+def share_true(fits: pl.Series) -> float:
     """The share of the cells that fit."""
     return float(fits.sum()) / len(fits) if len(fits) else 0.0
 
 
-def held(cells: pl.Series) -> pl.Series:
+def clean_present_texts(cells: pl.Series) -> pl.Series:
     """The texts of a column that hold something, stripped and with plain signs."""
     text = pl.col("text")
     zeros = (text.str.len_chars() >= MIN_ZEROS) & (text.str.strip_chars(ZEROS) == "")
@@ -131,10 +131,10 @@ def held(cells: pl.Series) -> pl.Series:
     return frame.filter(~text.str.to_lowercase().is_in(sorted(MARKERS)) & ~zeros).to_series().rename(cells.name)
 
 
-def words_among(texts: pl.Series, fits: pl.Series) -> list[str]:
+def find_words(texts: pl.Series, fits: pl.Series) -> list[str]:
     """The few words that alone keep a column from being one of numbers or dates; empty where there is more to it."""
     strange = texts.filter(~fits)
     found = strange.unique(maintain_order=True)
-    if share(fits) < MOSTLY or len(found) > MAX_WORDS or texts.filter(fits).n_unique() <= MANY_NUMBERS:
+    if share_true(fits) < MAJORITY or len(found) > MAX_WORDS or texts.filter(fits).n_unique() <= MIN_DISTINCT_NUMBERS:
         return []
     return [] if found.str.contains("[0-9]").any() else found.to_list()

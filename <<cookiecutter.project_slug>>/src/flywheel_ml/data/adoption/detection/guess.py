@@ -4,38 +4,46 @@ import polars as pl
 
 from flywheel_ml.core.contract import INTEGER_LIMIT
 from flywheel_ml.data.adoption.detection import dates, numbers, texts
-from flywheel_ml.data.adoption.detection.detected import CODE, TEXT, TOLERANCE, Detected, Hints, held, share
+from flywheel_ml.data.adoption.detection.detected import (
+    CODE,
+    TEXT,
+    TOLERANCE,
+    Detected,
+    Hints,
+    clean_present_texts,
+    share_true,
+)
 from flywheel_ml.utils import timestamps
 
 
-def guess_all(sample: pl.DataFrame, hints: Hints) -> tuple[dict[str, Detected | None], Hints]:
+def guess_table(sample: pl.DataFrame, hints: Hints) -> tuple[dict[str, Detected | None], Hints]:
     """How each column of a sample is to be read (None for what no contract type can hold: lists, bytes), and hints.
 
     Where the cells of one column show which sign is the decimal one, it counts as that in the others too.
     """
-    written = {name: held(sample[name]) for name in sample.columns if sample[name].dtype == pl.String}
-    shown = {sign for present in written.values() if (sign := numbers.decimal_shown(present))}
+    written = {name: clean_present_texts(sample[name]) for name in sample.columns if sample[name].dtype == pl.String}
+    shown = {sign for present in written.values() if (sign := numbers.find_decimal_sign(present))}
     if len(shown) == 1:
         hints = hints._replace(decimal=shown.pop())
-    return {name: guess(sample[name], hints, written.get(name)) for name in sample.columns}, hints
+    return {name: guess_column(sample[name], hints, written.get(name)) for name in sample.columns}, hints
 
 
-def guess(cells: pl.Series, hints: Hints, present: pl.Series | None = None) -> Detected | None:
+def guess_column(cells: pl.Series, hints: Hints, present: pl.Series | None = None) -> Detected | None:
     """How a column is to be read, from a sample of its cells; `present` are those that hold something, where known."""
     if cells.dtype != pl.String:
-        return dates.counted(cells) or _code(cells) or _native(cells.dtype)
-    present = held(cells) if present is None else present
+        return dates.detect_counted(cells) or _detect_code(cells) or _detect_native(cells.dtype)
+    present = clean_present_texts(cells) if present is None else present
     if present.is_empty():
         return TEXT
     is_target = cells.name == hints.target
-    found = _boolean(present, is_target) or dates.counted_text(cells.name, present)
+    found = _detect_boolean(present, is_target) or dates.detect_counted_texts(cells.name, present)
     found = found or numbers.detect(present, cells, hints)
     if found is None or found.unclear:
-        found = dates.written(present, is_target) or found
+        found = dates.detect_written(present, is_target) or found
     return found or texts.detect(cells, hints)
 
 
-def _native(dtype: pl.DataType) -> Detected | None:
+def _detect_native(dtype: pl.DataType) -> Detected | None:
     found: Detected | None = None
     if dtype == pl.Boolean:
         found = Detected("boolean", "boolean")
@@ -55,19 +63,19 @@ def _native(dtype: pl.DataType) -> Detected | None:
     return found
 
 
-def _code(cells: pl.Series) -> Detected | None:
+def _detect_code(cells: pl.Series) -> Detected | None:
     """Integers that float64 cannot tell apart, as the ids of some systems are, unless they are the odd cell."""
     present = cells.drop_nulls()
     if not present.dtype.is_integer() or present.is_empty():
         return None
     exact = present.cast(pl.Int128).is_between(-INTEGER_LIMIT, INTEGER_LIMIT)
-    return None if share(exact) >= 1 - TOLERANCE else CODE
+    return None if share_true(exact) >= 1 - TOLERANCE else CODE
 
 
 _PAIRS = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
 
 
-def _boolean(present: pl.Series, is_target: bool) -> Detected | None:
+def _detect_boolean(present: pl.Series, is_target: bool) -> Detected | None:
     found = set(present.str.to_lowercase().unique().head(10))
     # A target's labels stay in the person's own words.
     if found not in _PAIRS[: 1 if is_target else None] and not found <= _PAIRS[0]:

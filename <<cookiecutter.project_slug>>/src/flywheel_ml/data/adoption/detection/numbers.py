@@ -10,21 +10,21 @@ from flywheel_ml.core.parsing import build_grammar
 from flywheel_ml.core.parsing.series import parse_series
 from flywheel_ml.data.adoption.detection.detected import (
     CODE,
-    MOSTLY,
+    MAJORITY,
     TEXT,
     TOLERANCE,
     Detected,
     Hints,
-    fitting,
-    share,
-    words_among,
+    find_fitting,
+    find_words,
+    share_true,
 )
 
 
 class Style(NamedTuple):
     """A way of writing numbers."""
 
-    told: str
+    description: str
     decimal: str
     thousands: str
 
@@ -46,12 +46,12 @@ STYLES = (
 AMBIGUOUS = "1,234 may be a thousand or one and a bit"
 _DIGITS = 15
 """An integer of as many digits is exact as float64."""
-_SCREENED = 500
-_SURE, _SURE_OF_SEMICOLONS = 44, 15
+_SCREENED_ROWS = 500
+_SURE_ROWS, _SURE_OF_SEMICOLONS = 44, 15
 """So many cells with three digits behind their point, next to integers below 1,000, are thousands: decimals that lose
 their zeros would show fewer digits in one of ten cells (0.9^44 < 0.01). Where semicolons separate the columns, the
 comma most likely is the decimal sign already."""
-_ODD = 0.02
+_MIN_EVIDENCE_SHARE = 0.02
 """Share of cells beyond which they are evidence, and not typing errors."""
 
 _PREFIX = r"^[-+(]? *([^-+().,'0-9\s](?:[^0-9]*[^-+(,'0-9\s])?) *[-+(]? *[.,]?[0-9]"
@@ -84,47 +84,55 @@ def detect(texts: pl.Series, cells: pl.Series, hints: Hints) -> Detected | None:
     `texts` are the cells that hold something, `cells` all of them.
     """
     if _is_plain(texts):
-        return _settled(texts, cells, [PLAIN], _NO_UNITS, hints)
-    some = texts.gather_every(max(1, len(texts) // _SCREENED))
-    if share(some.str.contains("[0-9]")) < MOSTLY:
+        return _build_detected(texts, cells, [PLAIN], _NO_UNITS, hints)
+    some = texts.gather_every(max(1, len(texts) // _SCREENED_ROWS))
+    if share_true(some.str.contains("[0-9]")) < MAJORITY:
         return None
-    units = _units(texts)
+    units = _detect_units(texts)
     if units is None:
         return None
     if units.several:
-        return TEXT._replace(told=f"numbers of several units: {', '.join(units.spelt)}", unclear="unit")
+        return TEXT._replace(description=f"numbers of several units: {', '.join(units.spelt)}", unclear="unit")
     styles = [
         (style, fits)
-        for style in _possible(some, texts, units)
-        if share(fits := fitting(texts, "float", _parse(style, units))) >= MOSTLY
+        for style in _list_possible_styles(some, texts, units)
+        if share_true(fits := find_fitting(texts, "float", _build_parse(style, units))) >= MAJORITY
     ]
-    whole = [found for found in styles if share(found[1]) >= 1 - TOLERANCE]
+    whole = [found for found in styles if share_true(found[1]) >= 1 - TOLERANCE]
     words: list[str] = []
     if not whole and styles and cells.name != hints.target:
         # Words such as `pending` leave the rest numbers.
-        style, fits = max(styles, key=lambda found: share(found[1]))
-        if words := words_among(texts, fits):
+        style, fits = max(styles, key=lambda found: share_true(found[1]))
+        if words := find_words(texts, fits):
             texts = texts.filter(fits)
             whole = [(other, fits.filter(fits)) for other, those in styles if (those | ~fits).all()] or [(style, fits)]
     if not whole:
         return None
-    found = _settled(texts, cells, [style for style, _ in whole], units, hints)
-    return found.with_missing(words)._replace(told=f"{found.told}, {_quoted(words)} missing") if words else found
+    found = _build_detected(texts, cells, [style for style, _ in whole], units, hints)
+    return (
+        found.with_missing(words)._replace(description=f"{found.description}, {_quote_words(words)} missing")
+        if words
+        else found
+    )
 
 
-def decimal_shown(texts: pl.Series) -> str:
+def find_decimal_sign(texts: pl.Series) -> str:
     """The sign that the cells of a column show to be the decimal one; empty where they show none."""
-    some = texts.gather_every(max(1, len(texts) // _SCREENED))
+    some = texts.gather_every(max(1, len(texts) // _SCREENED_ROWS))
     if _is_plain(some):
         return "." if some.str.contains(".", literal=True).any() else ""
-    if share(some.str.contains("[0-9]")) < MOSTLY or (units := _units(some)) is None or units.several:
+    if share_true(some.str.contains("[0-9]")) < MAJORITY or (units := _detect_units(some)) is None or units.several:
         return ""
-    fits = [s for s in _possible(some, some, units) if share(fitting(some, "float", _parse(s, units))) >= 1 - TOLERANCE]
+    fits = [
+        s
+        for s in _list_possible_styles(some, some, units)
+        if share_true(find_fitting(some, "float", _build_parse(s, units))) >= 1 - TOLERANCE
+    ]
     decimals = {style.decimal for style in fits}
     if len(decimals) != 1:
         return ""
     sign = decimals.pop()
-    digits = _digits(some, _parse(fits[0], units))
+    digits = _extract_digits(some, _build_parse(fits[0], units))
     return sign if digits.str.contains(sign, literal=True).any() else ""
 
 
@@ -136,13 +144,15 @@ def _is_plain(texts: pl.Series) -> bool:
     numbers = text.cast(pl.Float64, strict=False).is_finite().fill_null(value=False).all()
     facts = texts.to_frame().select(numbers.alias("all"), marked.sum().alias("marked"), grouped.sum().alias("grouped"))
     (found, points, groups) = facts.row(0)
-    return bool(found) and (points == 0 or points - groups >= _ODD * points)
+    return bool(found) and (points == 0 or points - groups >= _MIN_EVIDENCE_SHARE * points)
 
 
-def strange(texts: pl.Series) -> pl.Series | None:
+def find_non_numbers(texts: pl.Series) -> pl.Series | None:
     """The texts that alone keep a column from being one of numbers; None where it is not mostly numbers."""
-    odd = min((texts.filter(~fitting(texts, "float", _parse(style, _NO_UNITS))) for style in STYLES[:4]), key=len)
-    return odd if 0 < len(odd) <= MOSTLY * len(texts) else None
+    odd = min(
+        (texts.filter(~find_fitting(texts, "float", _build_parse(style, _NO_UNITS))) for style in STYLES[:4]), key=len
+    )
+    return odd if 0 < len(odd) <= MAJORITY * len(texts) else None
 
 
 class _Units(NamedTuple):
@@ -155,12 +165,12 @@ class _Units(NamedTuple):
 _NO_UNITS = _Units((), "")
 
 
-def _units(texts: pl.Series) -> _Units | None:
+def _detect_units(texts: pl.Series) -> _Units | None:
     """What stands beside the numbers; None where it makes them something else."""
     found = Counter[str]()
     for pattern, is_prefix in ((_PREFIX, True), (_SUFFIX, False)):
         tokens = texts.str.extract(pattern, 1).drop_nulls()
-        if len(tokens) < _ODD / 2 * len(texts):
+        if len(tokens) < _MIN_EVIDENCE_SHARE / 2 * len(texts):
             continue
         counted = tokens.value_counts(sort=True).head(50)
         names = counted.to_series()
@@ -170,13 +180,13 @@ def _units(texts: pl.Series) -> _Units | None:
         found.update(dict(known.iter_rows()))
     usual = Counter[str]()
     for word, rows in found.items():
-        usual[_unit(word)] += rows
+        usual[_normalize_unit(word)] += rows
     common = [unit for unit, rows in usual.items() if rows > TOLERANCE * len(texts)]
     if not common:
         return _NO_UNITS
     if len(common) > 1 and (len(common) > _MAX_UNITS or texts.n_unique() <= _MIN_DISTINCT):
         return None
-    spelt = tuple(sorted(word for word in found if _unit(word) in common)[:_MAX_SPELLINGS])
+    spelt = tuple(sorted(word for word in found if _normalize_unit(word) in common)[:_MAX_SPELLINGS])
     coverage = sum(usual[unit] for unit in common) / len(texts)
     is_sign = common[0] in _CURRENCIES.values() or not any(map(str.isalpha, common[0]))
     if not is_sign and texts.n_unique() <= _MIN_DISTINCT:
@@ -185,18 +195,18 @@ def _units(texts: pl.Series) -> _Units | None:
     return _Units(spelt, max(spelt, key=found.__getitem__), coverage, several=len(common) > 1 or mixed)
 
 
-def _unit(word: str) -> str:
+def _normalize_unit(word: str) -> str:
     """One name for the spellings of a unit."""
     name = word.casefold().rstrip(".")
     name = name[:-1] if len(name) > 2 and name.endswith("s") else name
     return _CURRENCIES.get(name, "th" if name in _ORDINALS else name)
 
 
-def _parse(style: Style, units: _Units) -> Parse:
+def _build_parse(style: Style, units: _Units) -> Parse:
     return Parse.model_validate({"decimal": style.decimal, "thousands": style.thousands, "symbols": units.spelt})
 
 
-def _possible(some: pl.Series, texts: pl.Series, units: _Units) -> list[Style]:
+def _list_possible_styles(some: pl.Series, texts: pl.Series, units: _Units) -> list[Style]:
     """The styles whose signs occur, and that fit most of the first cells."""
     occurs = {sign: bool(texts.str.contains(sign, literal=True).any()) for sign in ",.' "}
     return [
@@ -204,43 +214,43 @@ def _possible(some: pl.Series, texts: pl.Series, units: _Units) -> list[Style]:
         for style in STYLES
         if ((not style.thousands or occurs[style.thousands]) and (style.decimal == "." or occurs[","]))
         or (style is EURO and occurs["."])
-        if share(fitting(some, "float", _parse(style, units))) >= MOSTLY
+        if share_true(find_fitting(some, "float", _build_parse(style, units))) >= MAJORITY
     ]
 
 
-def _digits(texts: pl.Series, parse: Parse) -> pl.Series:
+def _extract_digits(texts: pl.Series, parse: Parse) -> pl.Series:
     """The digits of numbers, with their signs for decimals and thousands."""
     pattern = build_grammar(Column(name="cell", type="float", parse=parse)).number
     return texts.str.extract_groups(pattern).struct.field("digits").drop_nulls()
 
 
-def _settled(texts: pl.Series, cells: pl.Series, styles: list[Style], units: _Units, hints: Hints) -> Detected:
-    style, is_clear = _style(texts, styles, units, hints)
+def _build_detected(texts: pl.Series, cells: pl.Series, styles: list[Style], units: _Units, hints: Hints) -> Detected:
+    style, is_clear = _choose_style(texts, styles, units, hints)
     if style is None:
-        return TEXT._replace(told=AMBIGUOUS, unclear="number")
-    parse = _parse(style, units)
-    digits = _digits(texts, parse)
+        return TEXT._replace(description=AMBIGUOUS, unclear="number")
+    parse = _build_parse(style, units)
+    digits = _extract_digits(texts, parse)
     if not units.spelt and digits.str.contains("^0[0-9]+$").any():
-        return TEXT._replace(told="digits with leading zeros: a code, not a number", is_code=True)
+        return TEXT._replace(description="digits with leading zeros: a code, not a number", is_code=True)
     spaced = bool(cells.str.contains(r"^\s|\s$").any())
-    told = [
-        style.told,
-        *([f"without {_quoted(units.spelt)}"] if units.spelt else []),
+    words = [
+        style.description,
+        *([f"without {_quote_words(units.spelt)}"] if units.spelt else []),
         *(["spaces around"] if spaced else []),
     ]
     unit = "" if units.unit in _FOOTNOTES else units.unit
-    found = Detected("float", ", ".join(told), parse, unit=unit, unclear="" if is_clear else "number")
+    found = Detected("float", ", ".join(words), parse, unit=unit, unclear="" if is_clear else "number")
     if units.spelt:
         return found._replace(unclear="scale") if _differ_in_scale(texts, parse, units) else found
     if _are_whole(digits, style.thousands):
-        return _integer(texts, digits, found)
+        return _to_integer(texts, digits, found)
     if len(cells) > len(texts) and digits.str.contains(r"^[0-9]+\.0*$").all():
         # pandas writes an integer column that has gaps as 3.0.
-        return found._replace(type="integer", told=f"{found.told}, written 3.0")
+        return found._replace(type="integer", description=f"{found.description}, written 3.0")
     return found
 
 
-def _integer(texts: pl.Series, digits: pl.Series, found: Detected) -> Detected:
+def _to_integer(texts: pl.Series, digits: pl.Series, found: Detected) -> Detected:
     if (digits.str.len_chars() > _DIGITS).any():
         values = parse_series(texts, found.column)[0]
         if (values.abs() > INTEGER_LIMIT).any():
@@ -254,7 +264,7 @@ def _are_whole(digits: pl.Series, thousands: str) -> bool:
     return bool(digits.str.contains("^[0-9]+$").all())
 
 
-def _style(texts: pl.Series, styles: list[Style], units: _Units, hints: Hints) -> tuple[Style | None, bool]:
+def _choose_style(texts: pl.Series, styles: list[Style], units: _Units, hints: Hints) -> tuple[Style | None, bool]:
     """The one style of several that fit, and whether the table shows it; None where it shows nothing."""
     if PLAIN in styles and EURO in styles and texts.str.contains(".", literal=True).any():
         verdict = _groups_thousands(texts, ".", units, hints)
@@ -275,15 +285,18 @@ def _groups_thousands(texts: pl.Series, sign: str, units: _Units, hints: Hints) 
     style = EURO if sign == "." else ENGLISH
     other = PLAIN if sign == "." else COMMA
     marked = texts.filter(texts.str.contains(sign, literal=True))
-    as_groups, as_decimals = (fitting(marked, "float", _parse(each, units)) for each in (style, other))
-    if share(as_decimals & ~as_groups) >= _ODD or share(~as_decimals & as_groups) >= _ODD:
-        return share(as_groups) > share(as_decimals)
+    as_groups, as_decimals = (find_fitting(marked, "float", _build_parse(each, units)) for each in (style, other))
+    if (
+        share_true(as_decimals & ~as_groups) >= _MIN_EVIDENCE_SHARE
+        or share_true(~as_decimals & as_groups) >= _MIN_EVIDENCE_SHARE
+    ):
+        return share_true(as_groups) > share_true(as_decimals)
     unmarked = texts.filter(~texts.str.contains(sign, literal=True))
-    if share(unmarked.str.contains("[0-9]{4}")) >= _ODD:
+    if share_true(unmarked.str.contains("[0-9]{4}")) >= _MIN_EVIDENCE_SHARE:
         return False
     if hints.decimal:
         return hints.decimal != sign
-    sure = _SURE_OF_SEMICOLONS if hints.semicolons and sign == "." else _SURE
+    sure = _SURE_OF_SEMICOLONS if hints.semicolons and sign == "." else _SURE_ROWS
     return True if not unmarked.is_empty() and len(marked) >= sure else None
 
 
@@ -297,5 +310,5 @@ def _differ_in_scale(texts: pl.Series, parse: Parse, units: _Units) -> bool:
     return isinstance(most, float) and isinstance(median, float) and most <= 1.0 < median
 
 
-def _quoted(words: list[str] | tuple[str, ...]) -> str:
+def _quote_words(words: list[str] | tuple[str, ...]) -> str:
     return ", ".join(f"'{word}'" for word in words) if len(words) != 1 else words[0]

@@ -7,7 +7,7 @@ from flywheel_ml.data.adoption.detection.detected import TEXT, Detected, Hints
 
 _NA = ("NA", "N/A")
 _NO_VALUE = (*_NA, "NaN", "nan", "NULL", "null", "<NA>", "#N/A", "NaT", "\\N")
-_CODES, _FEWEST_CODES = 0.8, 3
+_MIN_CODE_SHARE, _MIN_CODES = 0.8, 3
 
 
 def detect(cells: pl.Series, hints: Hints) -> Detected:
@@ -17,7 +17,7 @@ def detect(cells: pl.Series, hints: Hints) -> Detected:
     found = [marker for marker in _NO_VALUE if marker in distinct]
     if not found:
         return TEXT
-    why = _why_na_is_a_value(cells, distinct, hints)
+    why = _explain_na_value(cells, distinct, hints)
     kept = [marker for marker in found if why and (marker in _NA or cells.name in hints.keep_na)]
     gone = [marker for marker in found if marker not in kept]
     counts = {marker: int((present == marker).sum()) for marker in found}
@@ -26,7 +26,7 @@ def detect(cells: pl.Series, hints: Hints) -> Detected:
     return TEXT.with_missing(gone)._replace(na="; ".join(na))
 
 
-def _why_na_is_a_value(cells: pl.Series, distinct: set[str], hints: Hints) -> str:
+def _explain_na_value(cells: pl.Series, distinct: set[str], hints: Hints) -> str:
     if cells.name in hints.keep_na:
         return "you said so"
     if cells.name in hints.quoted:
@@ -35,6 +35,6 @@ def _why_na_is_a_value(cells: pl.Series, distinct: set[str], hints: Hints) -> st
         return "the column has empty cells as well"
     others = [value for value in distinct if value not in _NO_VALUE]
     codes = sum(len(value) == 2 and value.isascii() and value.isupper() and value.isalpha() for value in others)
-    if len(others) >= _FEWEST_CODES and codes >= _CODES * len(others):
+    if len(others) >= _MIN_CODES and codes >= _MIN_CODE_SHARE * len(others):
         return "the other values are codes of two letters"
     return ""
