@@ -268,7 +268,7 @@ def test_a_database_is_migrated_once_its_readers_are_done(
     rows = Reader(url)._rows(predictions, sa.select)
     next(rows)
     monkeypatch.setattr(migrations, "LOCK_SECONDS", 0.2)
-    with pytest.raises(ConfigError, match="it is being read or written, and its schema has to change; end the others"):
+    with pytest.raises(ConfigError, match="its schema must be migrated while other processes use it; stop them"):
         Writer(url, "serving")
     rows.close()  # type: ignore[attr-defined]
     with Writer(url, "serving"):

@@ -179,8 +179,8 @@ def test_a_database_that_freezes_is_waited_for_a_while_and_is_then_out(
     assert logged(url)[rows[2].id] == 1
     assert max(logged(url).values()) == 1
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert said[0] == "the prediction log takes no rows: no answer within 0.5 s"
-    assert said[-1].startswith("the prediction log takes rows again, after")
+    assert said[0] == "the prediction log is unavailable: no answer within 0.5 s"
+    assert said[-1].startswith("the prediction log is available again, after")
 
 
 def test_an_address_that_names_no_driver_is_opened_with_the_one_that_is_here(url: str) -> None:

@@ -581,7 +581,7 @@ def test_a_database_that_is_damaged_inside_is_refused_while_reading(folder: Path
 def test_a_folder_that_cannot_be_made_is_refused_by_its_setting(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
-        ConfigError, match=r"ML_PREDICTION_LOG: the folder '.*file/log' cannot be made: Not a directory"
+        ConfigError, match=r"ML_PREDICTION_LOG: the folder '.*file/log' cannot be created: Not a directory"
     ):
         Writer(str(tmp_path / "file" / "log"), "serving")
 

@@ -231,7 +231,7 @@ def test_without_a_commit_there_is_no_answer_and_the_log_says_why(
             assert "gone" not in refused.text
         assert "prediction_log_commit_failures_total 1.0" in caller.request("GET", "/metrics").text
     said = [record.getMessage() for record in caplog.records if "prediction log" in record.getMessage()]
-    assert said[0] == "the prediction log takes no rows: no such table: predictions"
+    assert said[0] == "the prediction log is unavailable: no such table: predictions"
 
 
 def test_an_unforeseen_error_tells_the_caller_nothing_and_the_log_where(

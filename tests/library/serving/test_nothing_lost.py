@@ -300,7 +300,7 @@ def test_on_a_full_disk_requests_are_refused_at_once_until_there_is_room(
     assert_nothing_lost(seen, found)
     said = [line["event"] for line in server.log_lines() if line["event"].startswith("the prediction log")]
     assert len(said) == 2
-    assert said[1].startswith("the prediction log takes rows again")
+    assert said[1].startswith("the prediction log is available again")
 
 
 # Deleted or moved.

@@ -106,8 +106,8 @@ def test_plain_values_read_as_in_yaml_1_2(tmp_path: Path, text: str, key: str, v
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: 1\nrate: 0.1\nseed: 2", "some.yaml, line 3: the key 'seed' stands twice"),
-        ("inner:\n  depth: 1\n  depth: 1", "some.yaml, line 3: the key 'depth' stands twice"),
+        ("seed: 1\nrate: 0.1\nseed: 2", "some.yaml, line 3: duplicate key 'seed'"),
+        ("inner:\n  depth: 1\n  depth: 1", "some.yaml, line 3: duplicate key 'depth'"),
         ("seed: 1\nname: 2013-11-01", 'line 2: write the date in quotes, "2013-11-01"'),
         ("seed: [1", "some.yaml, line 1: "),
         ("seed: \x00", "some.yaml is not valid YAML"),

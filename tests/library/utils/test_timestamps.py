@@ -12,8 +12,8 @@ from flywheel_ml.utils import timestamps
         ("%Y-%j", "unknown directive '%j'"),
         ("%d.%Y", "needs a year and a month"),
         ("%Y-%m-%d %I:%M", "%I and %p go together"),
-        ("%Y-%m-%m", "%m stands twice"),
-        ("%d %b %B %Y", "%b stands twice"),
+        ("%Y-%m-%m", "%m occurs twice"),
+        ("%d %b %B %Y", "%b occurs twice"),
     ],
 )
 def test_format_without_meaning_is_refused(name: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What somebody should be told about a window: records in a file, and a webhook where one is configured."""
+"""Alerts about a window: appended to a file, and sent to a webhook if one is configured."""
 
 import json
 import os
@@ -18,13 +18,13 @@ TIMEOUT_SECONDS = 10.0
 
 
 class AlertError(ProjectError):
-    """Alerts that could not be delivered; they are in the alerts file all the same."""
+    """Alerts could not be delivered; the alerts file has them anyway."""
 
     transient = True
 
 
 class Alert(config_model.StrictModel):
-    """One thing to be told: how bad, what, why, what to do first, and the page that says more."""
+    """One alert: severity, what happened, the evidence, the first steps, and the page with more."""
 
     at: datetime
     severity: Literal["critical", "warning", "info"]
@@ -36,12 +36,12 @@ class Alert(config_model.StrictModel):
     source: str
 
     def to_json(self) -> str:
-        """The alert as one line of canonical JSON."""
+        """Serialize the alert to one line of canonical JSON."""
         return canonical_json(self.model_dump(mode="json"))
 
 
 class Finding(NamedTuple):
-    """What a rule has to say of a window; `anchor` is the section of docs/runbook.md that tells what to do."""
+    """What a rule found in a window; `anchor` is the section of docs/runbook.md that says what to do."""
 
     severity: Literal["critical", "warning", "info"]
     what: str
@@ -55,25 +55,25 @@ SEVERITIES = ("critical", "warning", "info")
 
 
 def build_alerts(result: Result, rules: Sequence[Rule]) -> tuple[Alert, ...]:
-    """The alerts of a result, worst first; a window in which nothing is wrong has none."""
-    found = [finding for rule in rules for finding in rule(result)]
+    """Build the alerts of a result, most severe first; none if no rule finds anything."""
+    findings = [finding for rule in rules for finding in rule(result)]
     return tuple(
         Alert(
             at=result.at,
-            severity=one.severity,
-            what=one.what,
-            evidence=one.evidence,
-            first_steps=one.first_steps,
-            runbook=f"docs/runbook.md#{one.anchor}",
+            severity=finding.severity,
+            what=finding.what,
+            evidence=finding.evidence,
+            first_steps=finding.first_steps,
+            runbook=f"docs/runbook.md#{finding.anchor}",
             model=f"{result.model.name} {result.model.version}",
             source=result.source,
         )
-        for one in sorted(found, key=lambda one: SEVERITIES.index(one.severity))
+        for finding in sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
     )
 
 
 def append(path: Path, alerts: Sequence[Alert]) -> None:
-    """Add one JSON line per alert; a single write, so lines of several processes do not mix."""
+    """Append one JSON line per alert in a single write, so that lines of several processes do not mix."""
     if not alerts:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,16 +87,16 @@ def append(path: Path, alerts: Sequence[Alert]) -> None:
 
 
 def deliver(url: str, alerts: Sequence[Alert], timeout: float = TIMEOUT_SECONDS) -> None:
-    """POST the alerts to a webhook as `{"text": …, "alerts": […]}`, once; the caller retries.
+    """POST the alerts once to a webhook as `{"text": …, "alerts": […]}`; the caller retries.
 
     Args:
         url: setting ML_ALERT_WEBHOOK; chat systems show `text`.
-        alerts: nothing is sent when there are none.
-        timeout: seconds to wait.
+        alerts: the alerts; if there are none, nothing is sent.
+        timeout: timeout in seconds.
 
     Raises:
-        ConfigError: the URL is none that can be posted to.
-        AlertError: it did not take the alerts.
+        ConfigError: the URL is not an HTTP URL.
+        AlertError: the webhook did not accept the alerts.
     """
     if not alerts:
         return
@@ -109,16 +109,16 @@ def deliver(url: str, alerts: Sequence[Alert], timeout: float = TIMEOUT_SECONDS)
         with urllib.request.urlopen(request, timeout=timeout):
             return
     except urllib.error.HTTPError as error:
-        fault = f"answered {error.code}"
+        reason = f"answered {error.code}"
         error.close()
     except (OSError, ValueError) as error:
-        fault = str(getattr(error, "reason", error))
-    # The address may hold a secret token, so it is not repeated.
-    raise AlertError(f"{len(alerts)} alerts were not delivered: the webhook {fault}; see ML_ALERT_WEBHOOK")
+        reason = str(getattr(error, "reason", error))
+    # The address may hold a secret token, so the message omits it.
+    raise AlertError(f"{len(alerts)} alerts were not delivered: the webhook {reason}; see ML_ALERT_WEBHOOK")
 
 
 def check_standard(result: Result) -> Iterator[Finding]:
-    """The library's own: quality, drift, contract, fallbacks, too few rows."""
+    """Apply the library's rules: quality, drift, contract, fallbacks, too few rows."""
     if result.quality.verdict == "degraded":
         yield Finding(
             "critical",
@@ -141,7 +141,7 @@ def check_standard(result: Result) -> Iterator[Finding]:
             "warning",
             "rows break the contract",
             rows,
-            ("Find the sender of these rows.", "Mend the sender, or the contract if the world has changed."),
+            ("Find the sender of these rows.", "Fix the sender, or update the contract if the change is legitimate."),
             "contract-violations",
         )
     if result.volume.degraded:

@@ -1,8 +1,8 @@
-"""Whether a window's rows still look like the reference rows; pure functions over two profiles.
+"""Detects drift: compares the profile of a window with the profile of the reference rows.
 
-A column counts as drifted when the difference is both significant and large enough to matter:
-its Holm-corrected p-value is at most significance_level, and its effect reaches a minimum. docs/monitoring.md gives
-the reasons, the sources and the measured rates of false and missed alarms.
+A column has drifted if the difference is both significant and large: its Holm-corrected p-value is at most
+significance_level and its effect reaches a minimum. docs/monitoring.md gives the reasons, the sources and the measured
+rates of false and missed alarms.
 """
 
 from collections.abc import Collection, Iterator
@@ -18,7 +18,7 @@ from flywheel_ml.monitoring.ks import find_widest_gap, ks_distance, ks_p_value
 from flywheel_ml.utils import config_model, formatting
 
 MIN_PRESENT = 30
-"""Rows with a value, on either side, below which a column's values are not compared."""
+"""The values of a column are compared only if both sides have this many."""
 MIN_EXPECTED = 5
 """Smallest expected count of a chi-square cell (Cochran 1954, "Some Methods for Strengthening the Common χ² Tests")."""
 MAX_CATEGORIES = 3
@@ -28,12 +28,12 @@ Verdict = Literal["ok", "drift", "insufficient data"]
 
 
 class DriftTest(config_model.StrictModel):
-    """One comparison of the window with the reference.
+    """One test of the window against the reference.
 
     `effect` and `min_effect` are shares in [0, 1]: the KS distance for numbers, the total variation distance for
-    categories, the difference of rates for missing and unseen values. `reference` and `window` hold what a
-    person compares: quartiles and the share of values up to the one where the two differ most, the shares of
-    the categories that moved most, or the rate.
+    categories, the difference of rates for missing and unseen values. `reference` and `window` hold the figures to
+    show: quartiles and the share of values up to the point where the two differ most, the shares of the categories
+    that changed most, or the rate.
     """
 
     column: str
@@ -49,7 +49,7 @@ class DriftTest(config_model.StrictModel):
 
 
 class Drift(config_model.StrictModel):
-    """All comparisons, the strongest first."""
+    """The result of all tests, strongest first."""
 
     verdict: Verdict
     reason: str
@@ -59,25 +59,25 @@ class Drift(config_model.StrictModel):
 
     @property
     def drifted(self) -> tuple[str, ...]:
-        """Names of the drifted columns, the model's own output not among them, strongest first."""
+        """Names of the drifted columns, strongest first, without the model's output."""
         return tuple(
             dict.fromkeys(test.column for test in self.comparisons if test.drifted and test.column != PREDICTION)
         )
 
     @property
     def prediction_drifted(self) -> bool:
-        """Whether the distribution of the model's own output has moved."""
+        """Whether the distribution of the model's output has changed."""
         return any(test.drifted for test in self.comparisons if test.column == PREDICTION)
 
 
 def compare(reference: Profile, window: Profile, params: MonitorParams, untested: Collection[str] = ()) -> Drift:
-    """Compare a window with the reference it was counted against.
+    """Compare a window with its reference.
 
     Args:
         reference: profile of the reference rows.
         window: profile of the window, in the bins and categories of `reference`.
         params: significance level, minimum effects and the smallest number of rows.
-        untested: columns that differ by their nature, such as dates.
+        untested: columns to skip because they always differ, such as dates.
     """
     for name, profile in (("window", window), ("reference", reference)):
         if profile.rows < params.min_rows:
@@ -160,7 +160,7 @@ def _compare_rates(
     name: str, aspect: Aspect, reference: tuple[int, int], window: tuple[int, int], min_effect: float
 ) -> Iterator[DriftTest]:
     hits = reference[0] + window[0]
-    # A margin of zero can never be significant, so it is no test and costs the others no power (Tarone 1990).
+    # A margin of zero can never be significant, so it is not tested and costs the others no power (Tarone 1990).
     if hits in (0, reference[1] + window[1]) or not (reference[1] and window[1]):
         return
     before, after = reference[0] / reference[1], window[0] / window[1]
@@ -198,7 +198,7 @@ def _build_test(
 
 
 def _apply_holm(tests: list[DriftTest], significance_level: float) -> list[DriftTest]:
-    """Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure": adjusted p-values, then the verdicts."""
+    """Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure": adjusted p-values, then verdicts."""
     order = np.argsort([test.p_value for test in tests], kind="stable")
     judged, running = [], 0.0
     for rank, at in enumerate(order):
@@ -210,9 +210,9 @@ def _apply_holm(tests: list[DriftTest], significance_level: float) -> list[Drift
 
 
 def pool_rare_columns(table: np.ndarray) -> np.ndarray:
-    """Pool the rarest columns of a 2 × k table until every expected count is at least 5; empty columns vanish.
+    """Pool the rarest columns of a 2 × k table until every expected count is at least 5; drop empty columns.
 
-    Which ones are pooled depends on the column totals alone, which keeps the chi-square test valid.
+    The choice depends on the column totals alone, which keeps the chi-square test valid.
     """
     totals = table.sum(axis=0)
     table = table[:, np.argsort(-totals, kind="stable")]
@@ -228,7 +228,7 @@ def pool_rare_columns(table: np.ndarray) -> np.ndarray:
 
 
 def compute_quartiles(counts: Counts) -> dict[str, float]:
-    """Quartiles of a counted numeric column, interpolated within bins, which are narrow; {} without values."""
+    """Compute the quartiles of a counted numeric column, interpolated within bins; {} without values."""
     if not counts.present:
         return {}
     edges = np.array((counts.edges[0], *counts.edges, counts.edges[-1]))
@@ -238,7 +238,7 @@ def compute_quartiles(counts: Counts) -> dict[str, float]:
 
 
 def compute_shares(counts: Counts) -> dict[str, float]:
-    """Share of every category among the rows with a value."""
+    """Compute the share of every category among the rows with a value."""
     return {name: times / max(1, counts.present) for name, times in zip(counts.categories, counts.counts, strict=True)}
 
 
@@ -249,6 +249,6 @@ def _find_largest_changes(reference: Counts, window: Counts) -> tuple[dict[str, 
 
 
 def _is_constant(reference: Counts, window: Counts) -> bool:
-    """Whether all rows of both sides share one bin, so that there is nothing to compare."""
+    """Whether all rows of both sides are in one bin, so there is nothing to compare."""
     both = (*(a + b for a, b in zip(reference.counts, window.counts, strict=True)), reference.unseen + window.unseen)
     return sum(count > 0 for count in both) == 1

@@ -1,10 +1,10 @@
 """The two-sample Kolmogorov-Smirnov test on counts in bins.
 
-The textbook p-value assumes continuous values and is too large when many are equal (an hour, a count, an
-amount of rain that is mostly zero). Seen at bin edges only, the difference of the two distribution functions
-tends to a Brownian bridge seen at those points, so the p-value here is the probability that such a bridge
-strays as far: Wood & Altavela 1978, "Large-Sample Results for Kolmogorov-Smirnov Statistics for Discrete
-Distributions" (Biometrika 65). With many narrow bins it is the textbook one.
+The textbook p-value assumes continuous values and is too large when many values are equal (an hour, a count, an amount
+of rain that is mostly zero). At the bin edges, the difference of the two distribution functions tends to a Brownian
+bridge observed at those points. The p-value here is the probability that such a bridge reaches the same distance: Wood
+& Altavela 1978, "Large-Sample Results for Kolmogorov-Smirnov Statistics for Discrete Distributions" (Biometrika 65).
+With many narrow bins it equals the textbook p-value.
 """
 
 import numpy as np
@@ -12,23 +12,23 @@ from scipy import special
 
 GRID_NODES = 201
 MAX_SCALED_DISTANCE = 4.0
-"""Beyond this scaled distance the p-value is below 3e-14, and the continuous one is used."""
+"""Above this scaled distance the p-value is below 3e-14, so the continuous formula is used."""
 MIN_SPACING = 1e-3
-"""Points closer than this on [0, 1] are taken as one: finer steps would be lost between the nodes."""
+"""Closer points on [0, 1] are merged: smaller steps would fall between the grid nodes."""
 
 
 def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest difference of two distribution functions at the bin edges; a, b: counts [n_bins]."""
+    """Return the largest difference of two distribution functions at the bin edges; a, b: counts [n_bins]."""
     return float(_gaps(a, b).max())
 
 
 def find_widest_gap(a: np.ndarray, b: np.ndarray) -> int:
-    """The bin at whose upper edge the two distribution functions differ most."""
+    """Return the bin at whose upper edge the two distribution functions differ most."""
     return int(_gaps(a, b)[:-1].argmax())
 
 
 def ks_p_value(a: np.ndarray, b: np.ndarray) -> float:
-    """Probability of a distance at least as large if both counts [n_bins] come from one distribution; asymptotic."""
+    """Return the asymptotic p-value: the probability of this distance if both counts [n_bins] share a distribution."""
     n_a, n_b = int(a.sum()), int(b.sum())
     scaled = ks_distance(a, b) * np.sqrt(n_a * n_b / (n_a + n_b))
     if scaled >= MAX_SCALED_DISTANCE:
@@ -38,10 +38,10 @@ def ks_p_value(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def bridge_exceedance(bound: float, times: np.ndarray) -> float:
-    """Probability that a Brownian bridge on [0, 1] reaches ±bound at one of the times (ascending).
+    """Return the probability that a Brownian bridge on [0, 1] reaches ±bound at one of the times (ascending).
 
-    Follows the density of a Brownian motion that is stopped when it is outside ±bound at one of the times,
-    step by step on a grid, and conditions on its return to 0 at time 1.
+    Propagates on a grid the density of a Brownian motion that stops when it is outside ±bound at one of the times, and
+    conditions on its return to 0 at time 1.
     """
     if bound <= 0:
         return 1.0

@@ -1,4 +1,4 @@
-"""Small pictures as inline SVG: no scripts, no fonts, coloured by the page's style sheet for light, dark and print."""
+"""Draws small plots as inline SVG, without scripts or fonts. The page's style sheet sets colours for each medium."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,21 +14,21 @@ from flywheel_ml.utils.formatting import METRIC_NAMES, day, minute, number, perc
 from flywheel_ml.utils.formatting import metric_value as words_measure
 
 WIDE, NARROW = 920, 320
-"""Widths of pictures: across the page, and in a card or on a phone; about as many pixels as they are shown at."""
+"""Widths of plots: across the page, and in a card or on a phone; about the width in pixels."""
 DISPLAY_BINS = 32
 MAX_VALUES = 40
-"""Numeric columns with fewer different values than this are drawn value by value."""
+"""Numeric columns with at most this many distinct values get one bar per value."""
 MAX_BAR_RATIO = 5
-"""A bar more than this many times as tall as the next is cut."""
+"""A bar that exceeds the next by more than this factor is cut."""
 MIN_SPIKE_SHARE = 0.01
-"""Share of reference rows from which the lowest value is one of its own, not the tail of a range."""
+"""From this share of reference rows on, the lowest value is a spike, not the tail of a range."""
 MIN_SHOWN_SHARE = 0.005
 MAX_CATEGORIES = 6
 MAX_LABEL = 16
 
 
 class Frame(NamedTuple):
-    """The drawing area inside a picture, in its own units."""
+    """The drawing area inside a plot, in the plot's units."""
 
     left: float
     top: float
@@ -36,18 +36,18 @@ class Frame(NamedTuple):
     height: float
 
     def x(self, share: float) -> float:
-        """Position of a share of the width."""
+        """Return the position of a share of the width."""
         return self.left + share * self.width
 
     def y(self, share: float) -> float:
-        """Position of a share of the height, counted from below."""
+        """Return the position of a share of the height, counted from the bottom."""
         return self.top + (1 - share) * self.height
 
 
 def draw_distribution(
     reference: Counts, window: Counts, title: str, write: Callable[[float], str], size: tuple[int, int] = (NARROW, 150)
 ) -> Markup:
-    """Reference and window of one column: a histogram for numbers, bars for categories; `write` says a value."""
+    """Draw reference and window of one column: a histogram or bars of categories; `write` formats a value."""
     if not reference.present or not window.present:
         return Markup("")
     if reference.kind == "categorical":
@@ -56,12 +56,12 @@ def draw_distribution(
 
 
 def draw_both_widths(draw: Callable[[int], Markup]) -> Markup:
-    """A picture twice, for a desk and for a phone; the style sheet shows one, so that text keeps its size."""
+    """Draw a plot in two widths, for desktop and phone; the style sheet shows one, so that text keeps its size."""
     return Markup('<div class="desk">{}</div><div class="phone">{}</div>').format(draw(WIDE), draw(NARROW))
 
 
 def draw_interval(name: str, measure: Measure, limit: float, width: int) -> Markup:
-    """A measure of the window with its interval, against the reference and the limit."""
+    """Draw a metric of the window with its interval, its reference and its limit."""
     assert measure.low is not None
     assert measure.high is not None
     assert measure.reference is not None
@@ -85,7 +85,7 @@ def draw_interval(name: str, measure: Measure, limit: float, width: int) -> Mark
         _line(at(measure.low), middle - 6, at(measure.low), middle + 6, "window"),
         _line(at(measure.high), middle - 6, at(measure.high), middle + 6, "window"),
         _dot(at(measure.value), middle, 6, "window"),
-        # The limit lies on the worse side of the reference by definition, so their labels grow apart.
+        # The limit is always on the worse side of the reference, so the labels extend in opposite directions.
         _text(at(limit) + (-3 if error else 3), 18, f"limit {edge}", "start" if error else "end"),
         _text(at(measure.reference) + (3 if error else -3), 18, f"tested {tested}", "end" if error else "start"),
         _text(at(measure.value), 70, f"now {now}", "middle", "strong"),
@@ -94,20 +94,20 @@ def draw_interval(name: str, measure: Measure, limit: float, width: int) -> Mark
 
 
 def draw_roc(points: Sequence[dict[str, float]]) -> Markup:
-    """The ROC curve."""
+    """Draw the ROC curve."""
     curve = [(point["false_positive_rate"], point["true_positive_rate"]) for point in points]
     return _draw_square(curve, (0.0, 1.0), "false positive rate", "true positive rate", "ROC curve", "line")
 
 
 def draw_calibration(points: Sequence[dict[str, float]], up: str = "share of positives") -> Markup:
-    """Mean score against the share that came true, `up` in words, one dot per bin of about equally many rows."""
+    """Draw mean score against observed share (labelled `up`), one dot per bin of about equal size."""
     curve = [(point["predicted"], point["observed"]) for point in points]
     top = min(1.0, _round_up(max(max(x, y) for x, y in curve)))
     return _draw_square(curve, (0.0, top), "mean score", up, "Calibration", "line", "dots")
 
 
 def draw_predictions(points: Sequence[dict[str, float]]) -> Markup:
-    """What was predicted against what turned out, a dot for some of the rows."""
+    """Draw predicted against observed values, for a sample of the rows."""
     curve = [(point["predicted"], point["observed"]) for point in points]
     low, high = min(map(min, curve)), max(map(max, curve))
     ends = (low, high if high > low else low + 1.0)
@@ -115,7 +115,7 @@ def draw_predictions(points: Sequence[dict[str, float]]) -> Markup:
 
 
 def draw_volume(found: Volume, width: int) -> Markup:
-    """Rows over time."""
+    """Draw the number of rows over time."""
     frame = Frame(44, 10, width - 52, 96)
     most = max(bucket.rows for bucket in found.buckets)
     top = _round_up(most)
@@ -133,7 +133,7 @@ def draw_volume(found: Volume, width: int) -> Markup:
 
 
 def draw_meter(effect: float, min_effect: float) -> Markup:
-    """How large an effect is next to its minimum."""
+    """Draw the size of an effect next to its minimum."""
     full = max(4 * min_effect, 1e-9)
     parts = [
         _rect(0, 3, 64, 6, "track"),
@@ -144,7 +144,7 @@ def draw_meter(effect: float, min_effect: float) -> Markup:
 
 
 class _Bars(NamedTuple):
-    """Shares per bar of both sides, where the bars begin and end, and what lies outside."""
+    """Shares per bar of both sides, the range of the bars, and the shares outside of it."""
 
     reference: np.ndarray
     window: np.ndarray
@@ -162,7 +162,7 @@ def _draw_histogram(
     bars = _bars_by_value(reference, window) if by_value else _bars_by_bin(reference, window)
     both = np.maximum(bars.reference, bars.window)
     tallest, second = np.sort(both)[::-1][[0, min(1, len(both) - 1)]]
-    # One value that most rows share would flatten all others: its bar is cut and says its shares.
+    # One value that most rows share would flatten all others, so its bar is cut and labelled with its shares.
     cut = second > 0 and tallest > MAX_BAR_RATIO * second
     top = 1.6 * second if cut else 1.04 * tallest
     width, height = size
@@ -195,7 +195,7 @@ def _draw_histogram(
 
 
 def _bars_by_value(reference: Counts, window: Counts) -> _Bars:
-    """One bar per value that the reference knows; what lies between two of them counts to the upper one."""
+    """Compute one bar per value of the reference; a value between two of them counts to the upper one."""
     before, after = _cumulate(reference), _cumulate(window)
     return _Bars(
         np.diff(before, prepend=0.0),
@@ -208,7 +208,7 @@ def _bars_by_value(reference: Counts, window: Counts) -> _Bars:
 
 
 def _bars_by_bin(reference: Counts, window: Counts) -> _Bars:
-    """Bars of equal width over all but the outermost half percent of either side."""
+    """Compute bars of equal width over all but the outermost half percent of either side."""
     edges = np.array(reference.edges)
     before, after = _cumulate(reference), _cumulate(window)
     last = len(edges) - 1
@@ -220,7 +220,7 @@ def _bars_by_bin(reference: Counts, window: Counts) -> _Bars:
     shares_before, shares_after = np.interp(display, edges, before), np.interp(display, edges, after)
     below = float(shares_after[0])
     if low == edges[0] and before[0] >= MIN_SPIKE_SHARE:
-        # Many reference rows share the lowest value, which belongs into the first bar and not below it.
+        # Many reference rows share the lowest value, so it belongs in the first bar, not below it.
         shares_before[0] = shares_after[0] = below = 0.0
     return _Bars(np.diff(shares_before), np.diff(shares_after), low, high, below, float(1 - shares_after[-1]))
 
@@ -255,7 +255,7 @@ def _draw_bars(reference: Counts, window: Counts, title: str) -> Markup:
 def _draw_square(
     points: list[tuple[float, float]], ends: tuple[float, float], across: str, up: str, title: str, *kinds: str
 ) -> Markup:
-    """Points between the same ends on both axes, beside the diagonal; `kinds` are "line", "dots" or both."""
+    """Draw points on two axes of equal range, with the diagonal; `kinds` are "line", "dots" or both."""
     low, top = ends
     # Room for the longest number on the left.
     room = 40 + 8 * max(0, max(len(number(end)) for end in ends) - 3)
@@ -280,7 +280,7 @@ def _draw_square(
 
 
 def _cumulate(counts: Counts) -> np.ndarray:
-    """Share of values up to each edge."""
+    """Compute the share of values up to each edge."""
     below: np.ndarray = np.cumsum(counts.counts[:-1]) / counts.present
     return below
 

@@ -1,4 +1,4 @@
-"""How good the model was on the rows whose outcome is known, with confidence intervals, beside its test."""
+"""Measures a model on labelled rows, with confidence intervals, and compares it with its test metrics."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -15,9 +15,9 @@ from flywheel_ml.monitoring.window import Window
 from flywheel_ml.utils import config_model, formatting
 
 DECIDING_METRIC: dict[Task, str] = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "mae"}
-"""The measure by which quality is judged."""
+"""The metric that decides the verdict."""
 MIN_ROWS_PER_CLASS = 10
-"""Rows of the rarer class without which the interval of the ROC AUC means nothing."""
+"""With fewer rows of the rarer class, the interval of the ROC AUC is meaningless."""
 LOW_COVERAGE = 0.5
 MAX_SLICES = 40
 
@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
 
 class Measure(config_model.StrictModel):
-    """One measure of the window; the interval is absent where none is defined, the reference where none was stored."""
+    """One metric of the window; `low` and `high` are None if it has no interval, `reference` if none was stored."""
 
     value: float
     low: float | None = None
@@ -40,9 +40,9 @@ class Measure(config_model.StrictModel):
 
 
 class SliceQuality(config_model.StrictModel):
-    """All measures of the labelled rows that share one value of one column.
+    """All metrics of the labelled rows that share one value of one column.
 
-    `worse` when the whole interval of the judged measure lies beyond the slice's own reference and what is tolerated.
+    `worse` is set if the whole interval of the deciding metric is beyond the slice's own limit.
     """
 
     column: str
@@ -57,8 +57,8 @@ class SliceQuality(config_model.StrictModel):
 class Quality(config_model.StrictModel):
     """Quality of the labelled rows.
 
-    `judged` names the measure that decides. `limit` is its reference less the tolerated drop (of an error: and the
-    tolerated rise). The verdict is `degraded` when the measure's whole interval lies beyond it.
+    `judged` names the metric that decides. `limit` is its reference minus the tolerated drop; for an error, plus the
+    tolerated increase. The verdict is `degraded` if the whole interval is beyond the limit.
     """
 
     verdict: Literal["ok", "degraded", "insufficient data"]
@@ -75,7 +75,7 @@ class Quality(config_model.StrictModel):
 
 
 def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate: EvaluateParams) -> Quality:
-    """Measure the labelled rows of a window against what the bundle achieved on its test rows.
+    """Measure the labelled rows of a window and compare with the bundle's test metrics.
 
     Args:
         window: the monitored rows.
@@ -113,14 +113,14 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
 
 
 def is_error(measure: str) -> bool:
-    """Whether less of a measure is better."""
+    """Whether a lower value of a metric is better."""
     return measure == "mae"
 
 
 def compute_intervals(
     manifest: Manifest, truth: np.ndarray, output: np.ndarray, confidence: float
 ) -> dict[str, Interval]:
-    """Confidence intervals in closed form, so they cost one pass and need no seed.
+    """Compute confidence intervals in closed form, in one pass and without a seed.
 
     ROC AUC after DeLong et al. 1988, "Comparing the Areas under Two or More Correlated Receiver Operating
     Characteristic Curves"; shares after Wilson 1927, "Probable Inference, the Law of Succession, and
@@ -169,7 +169,7 @@ def _compute_binary_intervals(
 
 
 def delong_interval(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Interval:
-    """ROC AUC and its normal interval, cut off at 0 and 1, by the midranks of Sun & Xu 2014 in O(n log n)."""
+    """Return the ROC AUC and its normal interval, clipped to [0, 1], by the midranks of Sun & Xu 2014 in O(n log n)."""
     positive, negative = scores[labels], scores[~labels]
     ranks = stats.rankdata(np.concatenate((positive, negative)).astype(np.float64))
     above = (ranks[: len(positive)] - stats.rankdata(positive)) / len(negative)
@@ -180,13 +180,13 @@ def delong_interval(labels: np.ndarray, scores: np.ndarray, confidence: float) -
 
 
 def wilson_interval(hits: int, rows: int, confidence: float) -> Interval:
-    """A share and its score interval."""
+    """Return a share and its score interval."""
     low, high = stats.binomtest(hits, rows).proportion_ci(confidence, method="wilson")
     return Interval(hits / rows, float(low), float(high))
 
 
 def _mean_interval(values: np.ndarray, confidence: float) -> Interval:
-    # `stats.norm.interval` has no number for values that are all equal.
+    # `stats.norm.interval` returns NaN if all values are equal.
     mean, half = float(values.mean()), _z_score(confidence) * float(values.std(ddof=1)) / float(np.sqrt(len(values)))
     return Interval(mean, max(0.0, mean - half), mean + half)
 
@@ -212,7 +212,7 @@ def _compute_limit(task: Task, reference: float | None, monitor: MonitorParams) 
 
 
 def _is_beyond(name: str, found: Interval | Measure, limit: float) -> bool:
-    """Whether the whole interval of a measure is worse than its limit."""
+    """Whether the whole interval of a metric is worse than its limit."""
     low, high = found.low, found.high
     assert low is not None
     assert high is not None
@@ -233,7 +233,7 @@ def _decide(
     name = DECIDING_METRIC[task]
     shown, write = formatting.METRIC_NAMES[name], partial(formatting.metric_value, name)
     if limit is None:
-        return "insufficient data", f"the bundle stores no {shown} of its test rows to compare with"
+        return "insufficient data", f"the bundle has no {shown} of its test rows to compare with"
     judged = measures[name]
     assert judged.low is not None
     assert judged.high is not None
@@ -242,7 +242,10 @@ def _decide(
         end = judged.low if is_error(name) else judged.high
         return "degraded", f"{shown} {write(judged.value)} ({edge} {write(end)}) is {side} the limit of {write(limit)}"
     if is_error(name):
-        return "ok", f"{shown} {write(judged.value)} (down to {write(judged.low)}) keeps the limit of {write(limit)}"
+        return (
+            "ok",
+            f"{shown} {write(judged.value)} (down to {write(judged.low)}) is within the limit of {write(limit)}",
+        )
     return "ok", f"{shown} {write(judged.value)} (up to {write(judged.high)}) reaches the limit of {write(limit)}"
 
 
@@ -266,7 +269,7 @@ def _assess_slices(
     tested = {(part.column, part.value): part.metrics.get(name) for part in manifest.slices}
     groups = dict(window.slices)
     if task == "multiclass":
-        # As in the test: the accuracy among the rows of a class is its recall.
+        # As in evaluation: the accuracy among the rows of a class is its recall.
         groups[manifest.target] = np.array([str(label) for label in manifest.classes])[window.truth.astype(np.intp)]
     for column, values in groups.items():
         names, place, counts = np.unique(values.astype(str), return_inverse=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a window: no scripts, nothing fetched, readable on a phone and on paper."""
+"""Renders the HTML report of a window: self-contained, without scripts, readable on phones and in print."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,11 +23,11 @@ MAX_ROWS = 300
 MAX_SLICE_ROWS = 12
 
 Formatter = Callable[[float], str]
-"""How a value of a column is said."""
+"""Formats a value of a column."""
 
 
 class Card(NamedTuple):
-    """One drifted column: what it is, what changed, and its picture."""
+    """One drifted column: its description, what changed, and its plot."""
 
     name: str
     description: str
@@ -36,7 +36,7 @@ class Card(NamedTuple):
 
 
 class TestRow(NamedTuple):
-    """One comparison as a line of the table."""
+    """One drift test as a row of the table."""
 
     name: str
     aspect: str
@@ -49,7 +49,7 @@ class TestRow(NamedTuple):
 
 
 class MetricRow(NamedTuple):
-    """One measure as a line of the table."""
+    """One metric as a row of the table."""
 
     name: str
     value: str
@@ -59,7 +59,7 @@ class MetricRow(NamedTuple):
 
 
 class SliceRow(NamedTuple):
-    """One slice as a line of the table."""
+    """One slice as a row of the table."""
 
     value: str
     rows: str
@@ -71,12 +71,12 @@ class SliceRow(NamedTuple):
 
 
 def render_html(result: Result, window: Window, bundle: Bundle) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        result: what was found.
-        window: the rows it was found in, for the pictures.
-        bundle: the model, for the reference and the meaning of columns.
+        result: the result of monitoring.
+        window: the window, for the plots.
+        bundle: the model, for the reference and the descriptions of columns.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -149,7 +149,7 @@ def _build_tiles(result: Result) -> Iterator[tuple[str, str, str]]:
     yield "Rows", f"{volume.rows:,}", pace
     tested = {c.column for c in result.drift.comparisons if c.column != PREDICTION}
     if tested:
-        answers = "answers moved, too" if result.drift.prediction_drifted else "answers did not move"
+        answers = "predictions changed too" if result.drift.prediction_drifted else "predictions did not change"
         yield "Inputs that drifted", f"{len(result.drift.drifted)} of {len(tested)}", answers
     else:
         yield "Inputs that drifted", "–", "not compared"
@@ -162,10 +162,10 @@ def _build_tiles(result: Result) -> Iterator[tuple[str, str, str]]:
         )
         yield _title_of_metric(name), formatting.metric_value(name, judged.value), known
     else:
-        yield _title_of_metric(name), "–", "no labels to measure it on"
+        yield _title_of_metric(name), "–", "no labels yet"
     yield "Labelled", formatting.percent(quality.coverage), f"{quality.labelled:,} rows"
     broken = len(result.violations)
-    yield "Contract violations", str(broken) if broken else "none", "rules broken" if broken else "all rows keep it"
+    yield "Contract violations", str(broken) if broken else "none", "rules broken" if broken else "all rows conform"
 
 
 def _build_facts(result: Result, bundle: Bundle) -> Iterator[tuple[str, str]]:
@@ -184,7 +184,7 @@ def _build_facts(result: Result, bundle: Bundle) -> Iterator[tuple[str, str]]:
     if bundle.manifest.threshold is not None:
         yield "Decision threshold", formatting.number(bundle.manifest.threshold)
     yield "Bundle", f"sha256 {result.model.digest[:16]}…"
-    yield "Judged", f"{formatting.minute(result.at)} UTC"
+    yield "Evaluated", f"{formatting.minute(result.at)} UTC"
 
 
 def _build_card(name: str, result: Result, window: Window, bundle: Bundle) -> Card:

@@ -1,4 +1,4 @@
-"""The outcome of monitoring one window: verdict, evidence and the words for both; JSON and exit status from it."""
+"""The result of monitoring one window: verdict, evidence, their wording, JSON and exit status."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,9 +18,9 @@ from flywheel_ml.utils.files import canonical_json
 
 Verdict = Literal["ok", "insufficient data", "drift", "degraded"]
 EXIT_STATUS: dict[Verdict, int] = {"ok": 0, "insufficient data": 3, "drift": 4, "degraded": 5}
-"""What the command line exits with; 1 and 2 are errors."""
+"""Exit status of the command line; 1 and 2 are errors."""
 BUCKETS = ((1, 72), (24, 120), (7 * 24, 120), (28 * 24, 10_000))
-"""Hours of a bucket, and how many of its kind are drawn before the next size is taken."""
+"""Hours of a bucket, and the most buckets to draw before the next size applies."""
 
 
 class RuleViolation(config_model.StrictModel):
@@ -33,14 +33,14 @@ class RuleViolation(config_model.StrictModel):
 
 
 class Bucket(config_model.StrictModel):
-    """Rows of one stretch of time, `hours` long."""
+    """Number of rows in one period."""
 
     start: datetime
     rows: int
 
 
 class Volume(config_model.StrictModel):
-    """How many rows came, and when; without times there are no buckets."""
+    """How many rows came, and when; empty buckets without timestamps."""
 
     rows: int
     degraded: int
@@ -64,7 +64,7 @@ class Model(config_model.StrictModel):
 
 
 class Result(config_model.StrictModel):
-    """Everything that monitoring found out about one window."""
+    """Everything that monitoring found about one window."""
 
     format: Literal[1] = 1
     at: datetime
@@ -85,21 +85,21 @@ class Result(config_model.StrictModel):
         return EXIT_STATUS[self.verdict]
 
     def to_json(self) -> str:
-        """The result as canonical JSON."""
+        """Serialize the result to canonical JSON."""
         return canonical_json(self.model_dump(mode="json"), indent=2) + "\n"
 
 
 def evaluate_window(window: Window, bundle: Bundle, params: Params, at: datetime) -> Result:
-    """Compare a window with the model's reference, and say what that means.
+    """Compare a window with the model's reference and decide the verdict.
 
     Args:
-        window: the rows, counted against this bundle's reference.
+        window: the rows, counted in the bins of this bundle's reference.
         bundle: the model.
         params: thresholds of `monitor`, costs and slices of `evaluate`.
-        at: time of the judgement, aware.
+        at: current time, aware.
     """
     contract, reference = bundle.contract, bundle.profile
-    # A date of any later window lies outside the reference; its hour of day is counted apart and compared.
+    # A later date is always outside the reference; its hour of day is counted and compared separately.
     dates = [column.name for column in contract.inputs if column.type == "datetime"]
     drift = compare(reference, window.profile, params.monitor, untested=dates)
     quality = assess(window, bundle.manifest, params.monitor, params.evaluate)
@@ -128,7 +128,7 @@ def evaluate_window(window: Window, bundle: Bundle, params: Params, at: datetime
 
 
 def _combine_verdicts(drift: Drift, quality: Quality) -> Verdict:
-    """The worst of both; where neither found anything, too little to compare is never ok."""
+    """Return the worse verdict; too little data to compare is never ok."""
     if quality.verdict == "degraded":
         return "degraded"
     return drift.verdict
@@ -141,18 +141,18 @@ def _write_headline(verdict: Verdict, drift: Drift, quality: Quality) -> str:
         now, tested = formatting.metric_value(name, judged.value), formatting.metric_value(name, judged.reference)
         return f"The model has become worse: {formatting.METRIC_NAMES[name]} {now}, {tested} when it was tested."
     if verdict == "insufficient data":
-        return f"Too little data to say anything: {drift.reason}."
+        return f"Too little data for a verdict: {drift.reason}."
     if verdict == "ok":
         if quality.verdict == "ok":
-            return "All is well: the data look as they did when the model was tested, and no loss of quality shows."
-        return "The data look as they did when the model was tested. Whether it is still as good is not known yet."
+            return "All is well: the data look as they did when the model was tested, and quality has not dropped."
+        return "The data look as they did when the model was tested. Its quality is not known yet."
     changed = len(drift.drifted)
     if not changed:
-        return "The model's answers are distributed differently than when it was tested."
+        return "The distribution of predictions has changed since the model was tested."
     inputs = sum(1 for name in {test.column for test in drift.comparisons} if name != PREDICTION)
-    verb = "looks" if changed == 1 else "look"
-    answers = ", nor do its answers" if drift.prediction_drifted else ""
-    return f"{changed} of {inputs} inputs no longer {verb} as when the model was tested{answers}."
+    verb = "has" if changed == 1 else "have"
+    predictions = ", and so have its predictions" if drift.prediction_drifted else ""
+    return f"{changed} of {inputs} inputs {verb} drifted since the model was tested{predictions}."
 
 
 def _write_sentences(
@@ -177,7 +177,7 @@ def _write_sentences(
     if violations:
         worst = violations[0]
         more = f" and {len(violations) - 1} more" if len(violations) > 1 else ""
-        yield f"The contract is broken by {formatting.rows(worst.rows)} of ‘{worst.column}’ ({worst.rule}){more}."
+        yield f"{formatting.rows(worst.rows)} break the contract: ‘{worst.column}’ ({worst.rule}){more}."
     if window.degraded:
         yield f"A fallback, not the model, answered {window.degraded / window.rows:.1%} of the rows."
     yield from _describe_versions(window)
@@ -186,8 +186,8 @@ def _write_sentences(
 
 def _describe_versions(window: Window) -> Iterator[str]:
     if window.rows_without_digest:
-        told = f"{formatting.rows(window.rows_without_digest)} were logged before model digests"
-        yield f"{told} and are taken for this model's because of their version number alone."
+        rows = formatting.rows(window.rows_without_digest)
+        yield f"{rows} were logged before model digests; they count as this model's by version number alone."
     if len(window.versions) > 1:
         yield f"The window mixes {len(window.versions)} model versions: {', '.join(window.versions)}."
 
@@ -216,7 +216,7 @@ def _summarize_volume(window: Window) -> Volume:
     size = next((size for size, most in BUCKETS if span <= size * most), BUCKETS[-1][0])
     buckets: list[Bucket] = []
     if span:
-        # Weeks begin on Monday: the first one after 1970-01-01 lies 4 days in.
+        # Weeks begin on Monday; the first Monday after 1970-01-01 is 4 days later.
         shift = 4 * 24 if size % (7 * 24) == 0 else 0
         place = (hours - shift) // size
         for number in range(int(place[0]), int(place[-1]) + 1):

@@ -1,4 +1,4 @@
-"""Monitor one window: judge it, write the report, keep the alerts."""
+"""Monitors one window: evaluates it, writes the reports and appends the alerts."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ ALERTS = "alerts.jsonl"
 
 
 class MonitoringRun(NamedTuple):
-    """What one run found, and where it wrote it."""
+    """The findings of one run and the paths of its reports."""
 
     result: Result
     alerts: tuple[alerts.Alert, ...]
@@ -32,17 +32,17 @@ def monitor(
     now: datetime | None = None,
     rules: Sequence[alerts.Rule] = alerts.STANDARD,
 ) -> MonitoringRun:
-    """Judge a window and write `<stamp>.json`, `<stamp>.html`, the same as `latest.*`, and new lines of `alerts.jsonl`.
+    """Evaluate a window; write `<timestamp>.json` and `.html`, copies as `latest.*`, and append to `alerts.jsonl`.
 
-    Every file is whole or absent. Delivering the alerts is the caller's part (`alerts.deliver`).
+    Every file is written atomically. The caller delivers the alerts (`alerts.deliver`).
 
     Args:
-        window: the rows, counted against this bundle's reference.
+        window: the rows, counted in the bins of this bundle's reference.
         bundle: the model.
         params: thresholds, costs and slices.
-        out_dir: the reports' folder, made if absent.
-        now: time of the judgement, aware; the present one by default.
-        rules: what raises alerts.
+        out_dir: folder of the reports, created if absent.
+        now: current time, aware; taken from the clock by default.
+        rules: rules that raise alerts.
     """
     at = (now or datetime.now(UTC)).astimezone(UTC)
     result = evaluate_window(window, bundle, params, at)

@@ -1,7 +1,7 @@
-"""The rows that are monitored: logged predictions of a stretch of time, or a scored file, counted chunk by chunk.
+"""The rows to monitor: logged predictions of a period, or a scored file, counted chunk by chunk.
 
-A window keeps counts, and single values of labelled rows only, so its size does not grow with the rows
-whose label is unknown. Adding windows is exact: parts of a fleet's log, counted apart, make the whole.
+A window keeps counts, and single values of labelled rows only, so its size does not grow with unlabelled rows. Merging
+windows is exact: parts of a fleet's log can be counted separately and merged.
 """
 
 import itertools
@@ -32,11 +32,11 @@ _HOUR_US = 3_600_000_000
 
 
 class Chunk(NamedTuple):
-    """Rows as they come in: the contract's input columns, and of each row [n_rows] what became of it.
+    """A chunk of rows: the contract's input columns, and per row [n_rows] its prediction and label.
 
-    `truth` is what `Contract.encode_target` makes of the labels, NaN where none has arrived; `output` [n_rows, k] as in
-    `metrics.compute_metrics`, needed only where there is a label; `times` are datetime64[us] or None; `degraded` marks
-    rows that a fallback answered, not the model; `rows_without_digest` as in `Window`.
+    `truth` holds the labels as `Contract.encode_target` converts them, NaN if none has arrived. `output` [n_rows, k] is
+    as in `metrics.compute_metrics` and needed for labelled rows only. `times` are datetime64[us] or None. `degraded`
+    marks rows that a fallback answered instead of the model. `rows_without_digest` is as in `Window`.
     """
 
     columns: Columns
@@ -51,20 +51,20 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Window:
-    """What is monitored of n_rows rows.
+    """The counts of n_rows rows.
 
     Attributes:
-        source: where the rows came from, in words.
-        profile: counts of the inputs and of the model's own scores, in the reference's bins.
-        rows: all rows; `degraded` of them were answered by a fallback.
+        source: where the rows came from, as text.
+        profile: counts of the inputs and of the model's scores, in the bins of the reference.
+        rows: number of rows; a fallback answered `degraded` of them.
         versions: model version → rows.
-        rows_without_digest: rows that were logged before model digests, and are the model's by its version alone.
+        rows_without_digest: rows logged before model digests; they count as the model's by version alone.
         out_of_range: column → rows beyond the contract's range.
-        hours: hours since 1970 → rows, where the rows have times; `first` and `last` are the extreme times.
-        clock: what the times mean.
+        hours: hours since 1970 → rows, if the rows have timestamps; `first` and `last` are the extremes.
+        clock: meaning of the timestamps.
         output, truth: float32 [n_labelled, k] and float64 [n_labelled], as in `metrics.compute_metrics`: the rows that
             the model scored and whose label is known.
-        slices: column → the row's value as str object [n_labelled].
+        slices: column → values as str objects [n_labelled].
     """
 
     source: str
@@ -93,14 +93,14 @@ def from_log(
     model_digest: str | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Window:
-    """Logged predictions with since ≤ time < until, of one model or of all.
+    """Count logged predictions with since ≤ time < until, of one model or of all.
 
     Args:
         reader: the log.
-        bundle: the model whose reference the rows are counted against.
-        slices: columns by whose values quality is told apart.
+        bundle: the model whose reference defines the bins.
+        slices: columns by whose values quality is reported.
         since_us, until_us: microseconds since 1970, UTC.
-        model_version, model_digest: only predictions of this model, as `Reader.predictions` has it.
+        model_version, model_digest: only predictions of this model, as in `Reader.predictions`.
         chunk_rows: rows held in memory at once.
     """
     logged = reader.predictions(since_us, until_us, model_version, model_digest=model_digest)
@@ -110,23 +110,23 @@ def from_log(
 
 
 def from_file(path: Path, bundle: Bundle, slices: Sequence[str] = (), chunk_rows: int = CHUNK_ROWS) -> Window:
-    """A table that batch scoring wrote: the input columns and `score`; the target's column where labels are known.
+    """Count a file that batch scoring wrote: the input columns, `score`, and the target column if labels are known.
 
     Raises:
-        DataError: the file cannot be read, lacks a column, or holds values of another type than the contract says.
+        DataError: the file cannot be read, lacks a column, or has values of a different type than the contract says.
     """
     parts = (
         _read_scored(frame, bundle.contract, path) for frame in tables.read_chunks(path, bundle.contract, chunk_rows)
     )
-    moment = bundle.contract.time
-    return _collect(parts, bundle, slices, source=f"scored file {path.name}", clock=moment.name if moment else "")
+    time = bundle.contract.time
+    return _collect(parts, bundle, slices, source=f"scored file {path.name}", clock=time.name if time else "")
 
 
 def merge(windows: Iterable[Window]) -> Window:
-    """The window of all rows together; exact.
+    """Merge windows; the result is exact.
 
     Raises:
-        ConfigError: they were counted against different references, or there is none.
+        ConfigError: the windows have different references, or there are none.
     """
     parts = list(windows)
     first = parts[0]
@@ -151,7 +151,7 @@ def merge(windows: Iterable[Window]) -> Window:
 def count_chunk(
     chunk: Chunk, contract: Contract, reference: profile.Profile, slices: Sequence[str], source: str, clock: str
 ) -> Window:
-    """The window of one chunk."""
+    """Count one chunk."""
     answered = ~chunk.degraded
     labelled = answered & ~np.isnan(chunk.truth)
     return Window(
@@ -225,7 +225,7 @@ def _read_logged(rows: Sequence[LoggedPrediction], bundle: Bundle) -> Chunk:
 
 
 def _parse_label(text: str | None, contract: Contract) -> float:
-    """A label as `Contract.encode_target` has it; NaN for none, and for one that the target cannot have."""
+    """Convert a label as `Contract.encode_target` does; NaN if it is absent or not a value of the target."""
     if text is None:
         return math.nan
     value = json.loads(text)
@@ -235,7 +235,7 @@ def _parse_label(text: str | None, contract: Contract) -> float:
 
 
 def _read_logged_output(rows: Sequence[LoggedPrediction], contract: Contract) -> np.ndarray:
-    """Outputs [n_rows, k] of labelled rows; nobody asks for the others'."""
+    """Read the outputs [n_rows, k] of labelled rows; the others stay NaN."""
     output = np.full((len(rows), len(contract.classes) or 3), np.nan)
     for at, (prediction, label) in enumerate(rows):
         if label is None:
@@ -244,9 +244,9 @@ def _read_logged_output(rows: Sequence[LoggedPrediction], contract: Contract) ->
             score = np.float32(prediction.score)
             output[at] = 1 - score, score
             continue
-        told = json.loads(prediction.output)
+        answer = json.loads(prediction.output)
         output[at] = (
-            list(told["probabilities"].values()) if contract.classes else [told["prediction"], *told["interval"]]
+            list(answer["probabilities"].values()) if contract.classes else [answer["prediction"], *answer["interval"]]
         )
     return output
 
@@ -270,7 +270,7 @@ def _read_scored(frame: pl.DataFrame, contract: Contract, path: Path) -> Chunk:
             )
     scores = frame["score"].cast(pl.Float32, strict=False)
     if contract.classes and not scores.is_between(0, 1).fill_null(value=False).all():
-        raise DataError(f"{path}: column 'score' holds values that are no probabilities; score the table again")
+        raise DataError(f"{path}: column 'score' has values outside [0, 1]; score the table again")
     columns = tables.to_columns(frame, wanted)
     rows = frame.height
     return Chunk(
@@ -287,7 +287,7 @@ def _read_scored(frame: pl.DataFrame, contract: Contract, path: Path) -> Chunk:
 
 
 def _read_scored_output(frame: pl.DataFrame, contract: Contract, path: Path) -> np.ndarray:
-    """What `flows/scoring.py` wrote, as outputs [n_rows, k]."""
+    """Convert the columns that `flows/scoring.py` wrote to outputs [n_rows, k]."""
     wanted = {"binary": ["score"], "multiclass": ["probabilities"], "regression": ["prediction", "low", "high"]}
     if absent := [name for name in wanted[contract.task] if name not in frame.columns]:
         raise DataError(f"{path} has no column '{absent[0]}', which batch scoring adds; score the table again")
@@ -295,7 +295,7 @@ def _read_scored_output(frame: pl.DataFrame, contract: Contract, path: Path) -> 
     if contract.task == "multiclass":
         output = np.array(frame["probabilities"].to_list(), dtype=np.float32).reshape(frame.height, -1)
         if output.shape[1] != len(contract.classes):
-            raise DataError(f"{path}: column 'probabilities' has not one number per class; score the table again")
+            raise DataError(f"{path}: column 'probabilities' does not have one number per class; score the table again")
         return output
     output = frame.select(pl.col(wanted[contract.task]).cast(pl.Float32)).to_numpy()
     return np.concatenate((1 - output, output), axis=1) if contract.task == "binary" else output
@@ -334,7 +334,7 @@ def _find_extreme(of: Any, times: np.ndarray | None) -> datetime | None:
 
 
 def _name_slices(values: np.ndarray) -> np.ndarray:
-    """Values as evaluation names slices by them, one str object for all equal ones."""
+    """Convert values to slice names as evaluation does; equal names share one str object."""
     if values.dtype.kind == "f":
         texts = np.where(np.isnan(values), MISSING_SLICE, np.where(values != 0, "true", "false"))
     else:

@@ -1,11 +1,11 @@
-"""What was predicted, and what turned out.
+"""The prediction log: predictions and their labels.
 
-A prediction may be acknowledged once `Writer.commit` said yes or `Writer.append` has resolved: its row is then
-committed, and a `kill -9` no longer loses it. Commits are grouped naturally: whatever queued while the last
-transaction ran is the next one. There is no timer, so a lone request waits for nothing but its own commit.
+A server may acknowledge a prediction once `Writer.try_commit` returned True or the future of `Writer.append` resolved.
+Its row is then committed and survives a `kill -9`. The writer groups commits: rows that queue up during one
+transaction form the next one. There is no timer, so a single request waits for its own commit only.
 
-In a folder, each process writes a SQLite file of its own (SQLite before 3.51.3 can lose pages when two
-connections checkpoint one WAL) and readers open all files as one log. Given a database URL, all write there.
+In a folder, each process writes its own SQLite file, because SQLite before 3.51.3 can lose pages when two connections
+checkpoint one WAL. Readers open all files as one log. With a database URL, all processes write to that database.
 """
 
 from flywheel_ml.prediction_log.reader import LoggedPrediction, Reader, VariantStats, merge_stats

@@ -1,8 +1,8 @@
-"""Predictions that came as one request of many rows, as the log keeps them, read back row by row.
+"""Packs the predictions of one large request into a block, and unpacks a block row by row.
 
-A block is two texts in JSON, or, of a request in Arrow, two IPC streams. `inputs` has the rows as they were checked,
-column by column; of Arrow in the contract's own types. `outputs` has for each row its `score` and what it is told:
-`prediction`, and `probabilities` or `interval`; in JSON as lists of scores and of what is told.
+A block holds two JSON texts, or two IPC streams if the request came in Arrow. `inputs` has the validated rows, column
+by column; in Arrow with the contract's types. `outputs` has the `score` of each row and its answer: `prediction`, and
+`probabilities` or `interval`. In JSON these are two lists, `score` and `told`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,15 +14,15 @@ from pydantic_core import from_json, to_json
 from flywheel_ml.prediction_log.rows import parse_microseconds
 
 UnpackedRow = tuple[dict[str, Any], dict[str, Any], float]
-"""A row, what it was told, and its score."""
+"""The inputs of a row, its answer and its score."""
 COMPRESSION = "lz4"
-"""Of blocks in Arrow: less than half the bytes to be written, in less time than writing them would take."""
+"""Codec of Arrow blocks. It halves the bytes, and takes less time than writing the saved bytes would."""
 ROWS_PER_SLICE = 1000
-"""Rows made Python values at once."""
+"""Arrow rows converted to Python values at a time."""
 
 
 class BlockRow(NamedTuple):
-    """One prediction of a block; `inputs` and `output` are the JSON texts that it would have as a row of the log."""
+    """One prediction of a block. `inputs` and `output` are JSON texts, as in a `Prediction`."""
 
     entity_id: str | None
     event_timestamp_us: int | None
@@ -32,7 +32,7 @@ class BlockRow(NamedTuple):
 
 
 def pack_table(table: Any, compression: str | None = None) -> bytes:
-    """A `pyarrow.Table` as an IPC stream."""
+    """Serialize a `pyarrow.Table` to an IPC stream."""
     import pyarrow as pa
 
     sink, options = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
@@ -43,7 +43,7 @@ def pack_table(table: Any, compression: str | None = None) -> bytes:
 
 
 def pack_inputs(instances: Sequence[Mapping[str, Any]]) -> bytes:
-    """`inputs` in JSON; what a row leaves out, and another has, is null."""
+    """Serialize `inputs` to JSON; a column that only some rows have is null in the others."""
     try:
         columns = {name: [row[name] for row in instances] for name in max(instances, key=len)}
     except KeyError:
@@ -52,18 +52,18 @@ def pack_inputs(instances: Sequence[Mapping[str, Any]]) -> bytes:
     return to_json(columns)
 
 
-def pack_outputs(told: Sequence[str], scores: Sequence[str]) -> bytes:
-    """`outputs` in JSON; `told` are JSON objects, `scores` numbers as JSON has them."""
-    return f'{{"score":[{",".join(scores)}],"told":[{",".join(told)}]}}'.encode()
+def pack_outputs(answers: Sequence[str], scores: Sequence[str]) -> bytes:
+    """Serialize `outputs` to JSON, from answers as JSON objects and scores as JSON numbers."""
+    return f'{{"score":[{",".join(scores)}],"told":[{",".join(answers)}]}}'.encode()
 
 
 def unpack(
     inputs: bytes, outputs: bytes, entity_column: str | None = None, event_timestamp_column: str | None = None
 ) -> Iterator[BlockRow]:
-    """The rows of a block; the two columns hold what a row is called, and when it happened.
+    """Yield the rows of a block; two columns of `inputs` may hold the entity and the event time of a row.
 
     Raises:
-        ImportError: the block is in Arrow, and pyarrow is not installed.
+        ImportError: the block is in Arrow and pyarrow is not installed.
     """
     for row, output, score in _unpack_json(inputs, outputs) if inputs[:1] == b"{" else _unpack_arrow(inputs, outputs):
         entity, happened = row.get(entity_column), row.get(event_timestamp_column)  # type: ignore[arg-type]
@@ -77,10 +77,10 @@ def unpack(
 
 
 def _unpack_json(inputs: bytes, outputs: bytes) -> Iterable[UnpackedRow]:
-    columns, answered = from_json(inputs), from_json(outputs)
-    # A request may bring rows without any column.
-    asked = [{name: values[at] for name, values in columns.items()} for at in range(len(answered["told"]))]
-    return zip(asked, answered["told"], answered["score"], strict=True)
+    columns, answers = from_json(inputs), from_json(outputs)
+    # The rows of a request may have no column at all.
+    rows = [{name: values[i] for name, values in columns.items()} for i in range(len(answers["told"]))]
+    return zip(rows, answers["told"], answers["score"], strict=True)
 
 
 def _unpack_arrow(inputs: bytes, outputs: bytes) -> Iterator[UnpackedRow]:
@@ -95,7 +95,7 @@ def _unpack_arrow(inputs: bytes, outputs: bytes) -> Iterator[UnpackedRow]:
 
 
 def to_json_rows(table: Any) -> list[dict[str, Any]]:
-    """The rows of a table of inputs as JSON would carry them."""
+    """Convert an Arrow table of inputs to rows of JSON values."""
     return [
         {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
         for row in table.to_pylist()

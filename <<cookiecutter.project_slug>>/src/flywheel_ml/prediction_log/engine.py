@@ -1,4 +1,4 @@
-"""Opening a log's database: made where there is none, checked where there is."""
+"""Opens the database of a log: creates or checks its schema, and translates connection errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +12,16 @@ from flywheel_ml.utils.databases import DEFAULT_DRIVERS
 from flywheel_ml.utils.errors import ConfigError
 
 TIMEOUTS = {"connect_timeout": 3, "tcp_user_timeout": 5000}
-"""Of a PostgreSQL that cannot be reached: in seconds and milliseconds, as libpq has it."""
+"""Timeouts for an unreachable PostgreSQL, in libpq's units: seconds and milliseconds."""
 
 LOCK_NOT_AVAILABLE = "55P03"
-BUSY = (
-    "it is being read or written, and its schema has to change; end the others (`monitor`, older servers), then retry"
-)
+BUSY = "its schema must be migrated while other processes use it; stop them (`monitor`, older servers), then retry"
 
 
 def create_engine(address: str | sa.URL, pings: bool = False) -> sa.Engine:
-    """What connects to an address; raises `ConfigError` where that opens no database.
+    """Create an engine for a path or URL; raises `ConfigError` if it names no usable database.
 
-    With `pings`, a connection that was kept is tried before it is used again.
+    With `pings`, the pool tests a connection before it reuses it.
     """
     try:
         url = sa.make_url(address)
@@ -32,12 +30,12 @@ def create_engine(address: str | sa.URL, pings: bool = False) -> sa.Engine:
         limits = {name: value for name, value in TIMEOUTS.items() if is_libpq and name not in url.query}
         return sa.create_engine(url, connect_args=limits, pool_pre_ping=pings)
     except (sa.exc.ArgumentError, ImportError) as error:
-        # Without the address, which may hold a password.
+        # The address may hold a password, so the message omits it.
         raise ConfigError(f"ML_PREDICTION_LOG: no database can be opened by this address ({error})") from None
 
 
 def open_engine(url: str | sa.URL) -> sa.Engine:
-    """The same, its tables being there and of this version; raises `ConfigError` where a newer package made them."""
+    """Create an engine whose tables have the current schema; raises `ConfigError` if a newer package made them."""
     engine = create_engine(url)
     with translate_errors(engine):
         ensure_schema(engine)
@@ -45,7 +43,7 @@ def open_engine(url: str | sa.URL) -> sa.Engine:
 
 
 def ensure_schema(engine: sa.Engine) -> None:
-    """Make the tables, or migrate them; raises as `opened`, and what the driver raises."""
+    """Create or migrate the tables; raises `ConfigError` as `open_engine`, and the driver's errors."""
     with engine.connect() as connection:
         found = check_version(connection)
     if found < SCHEMA_VERSION:
@@ -53,7 +51,7 @@ def ensure_schema(engine: sa.Engine) -> None:
 
 
 def check_version(connection: sa.Connection) -> int:
-    """Schema version found, 0 in an empty database; raises `ConfigError` where a newer package made it."""
+    """Return the schema version, 0 if the database is empty; raises `ConfigError` if a newer package made it."""
     found = migrations.read_version(connection)
     if found > SCHEMA_VERSION:
         raise ConfigError(
@@ -65,7 +63,7 @@ def check_version(connection: sa.Connection) -> int:
 
 @contextmanager
 def translate_errors(engine: sa.Engine) -> Iterator[None]:
-    """Say which log it is that cannot be used; raises `ConfigError`."""
+    """Translate driver errors to a `ConfigError` that names the log."""
     try:
         yield
     except sa.exc.DBAPIError as error:
@@ -75,5 +73,5 @@ def translate_errors(engine: sa.Engine) -> Iterator[None]:
 
 
 def _format_url(engine: sa.Engine) -> str:
-    # Its query may hold a password as well.
+    # The query string may hold a password too.
     return engine.url.set(query={}).render_as_string(hide_password=True)

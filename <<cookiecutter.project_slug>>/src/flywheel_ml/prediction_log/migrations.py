@@ -1,11 +1,11 @@
-"""Older schemas: how a database of one is migrated in place, and how it is read as it is."""
+"""Migrates databases of older schemas in place, and reads them unmigrated."""
 
 import sqlalchemy as sa
 
 from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, TABLES, blocks, metadata, versions
 
 LOCK_SECONDS = 5
-"""How long a migration waits for others to let go of a PostgreSQL database; their own rows wait behind it."""
+"""How long a migration waits for its lock on a PostgreSQL database. Meanwhile, new rows wait behind it."""
 
 _TIME = {"timestamp_us": "at_us"}
 _RENAMED = {
@@ -14,30 +14,30 @@ _RENAMED = {
     "labels": _TIME,
     "jobs": _TIME,
 }
-"""Columns that schemas 1 and 2 call otherwise: table → name now → name then."""
+"""Columns with another name in schemas 1 and 2: table → current name → old name."""
 _ADDED = {"event_timestamp_us", "event_timestamp_column", "model_digest"}
-"""Columns that they do not have."""
+"""Columns that schemas 1 and 2 lack."""
 _LOCK = 0x666C7977686C6F67
-"""Key of the advisory lock that migrations take."""
+"""Key of the advisory lock for migrations."""
 
 
 def read_version(connection: sa.Connection) -> int:
-    """Schema version found; 0 in an empty database."""
+    """Return the schema version of a database, 0 if it is empty."""
     if not sa.inspect(connection).has_table(versions.name):
         return 0
     return connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0
 
 
 def migrate(engine: sa.Engine) -> None:
-    """Make the tables, or bring older ones to the present schema: in one transaction, by one process at a time.
+    """Create the tables or upgrade them to the current schema, in one transaction and one process at a time.
 
-    Rows are not touched, so it takes milliseconds whatever the size. Whoever reads meanwhile is waited for, or reads
-    the former schema to the end.
+    Rows are not rewritten, so a migration takes milliseconds at any size. It waits for current readers, or they finish
+    on the old schema.
     """
     with engine.begin() as connection:
         _lock(connection)
         if read_version(connection) >= SCHEMA_VERSION:
-            return  # Another process was quicker.
+            return  # Another process did it first.
         for table in TABLES.values():
             _upgrade(connection, table)
         metadata.create_all(connection)
@@ -45,7 +45,7 @@ def migrate(engine: sa.Engine) -> None:
 
 
 def select_as_current(version: int, table: sa.Table) -> sa.FromClause | None:
-    """A table of a database of this schema version, its columns called as they are now; None where it has none."""
+    """Select a table of a database with this schema version under its current column names; None if it is absent."""
     if version >= SCHEMA_VERSION:
         return table
     if version == 0 or (table is blocks and version == 1):
@@ -61,13 +61,13 @@ def select_as_current(version: int, table: sa.Table) -> sa.FromClause | None:
 
 def _lock(connection: sa.Connection) -> None:
     if connection.dialect.name != "postgresql":
-        # Python's driver would begin a transaction at the first row only, and commit each table by itself.
+        # Python's driver would begin a transaction at the first row only and commit each table separately.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         return
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     if sa.inspect(connection).has_table(versions.name):
-        # Whoever reads has looked at the version first, and holds this table until it is done.
+        # Readers query the version first and hold this table until they finish.
         connection.exec_driver_sql(f"LOCK TABLE {versions.name} IN ACCESS EXCLUSIVE MODE")
 
 
@@ -75,7 +75,7 @@ def _upgrade(connection: sa.Connection, table: sa.Table) -> None:
     inspector = sa.inspect(connection)
     if not inspector.has_table(table.name):
         return
-    # By what is there: before schema 3, a process that was killed could leave some tables and no version.
+    # Check the columns, not the version: before schema 3, a killed process could leave tables without a version.
     found = {column["name"] for column in inspector.get_columns(table.name)}
     for name, then in _RENAMED[table.name].items():
         if then in found:

@@ -1,4 +1,4 @@
-"""Waiting for a database, but not for ever."""
+"""A timeout for database calls."""
 
 import os
 import socket
@@ -12,10 +12,10 @@ POLL_SECONDS = 0.5
 
 
 class QueryTimeout:
-    """Hangs up on a database that takes too long: one that is frozen, or locked, would keep its callers for ever.
+    """Closes connections whose query takes too long; a frozen or locked database would block its callers forever.
 
     Args:
-        seconds: how long an answer may take.
+        seconds: the longest time that a query may take.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -27,10 +27,10 @@ class QueryTimeout:
 
     @contextmanager
     def guard(self, driver: Any) -> Iterator[None]:
-        """While the block uses a driver's connection, hang it up when its time has passed.
+        """Close a driver's connection if the block runs longer than the timeout.
 
         Raises:
-            TimeoutError: it was; what the driver says of that would mislead.
+            TimeoutError: the connection was closed; replaces the driver's own error, which would mislead.
         """
         key = id(driver)
         with self._lock:
@@ -49,7 +49,7 @@ class QueryTimeout:
                 self._calls.pop(key, None)
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop the watching thread."""
         self._ended.set()
 
     def _watch(self) -> None:
@@ -59,6 +59,6 @@ class QueryTimeout:
                 for key, (until, driver) in list(self._calls.items()):
                     if now >= until:
                         del self._calls[key]
-                        # The driver waits for its socket, and hears of its end from the system itself.
+                        # The driver waits on its socket; the operating system reports the shutdown to it.
                         with suppress(Exception), socket.socket(fileno=os.dup(driver.fileno())) as connection:
                             connection.shutdown(socket.SHUT_RDWR)

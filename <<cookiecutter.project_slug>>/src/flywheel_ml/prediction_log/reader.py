@@ -1,4 +1,4 @@
-"""The reader: all that was written, as one log."""
+"""Reads all files of a log, or its database, as one log."""
 
 import itertools
 import math
@@ -29,14 +29,14 @@ from flywheel_ml.prediction_log.rows import (
 from flywheel_ml.utils.errors import ConfigError
 
 MAX_VARIABLES = 10_000
-"""Ids asked for in one query; SQLite takes at most 32,766."""
+"""Most ids in one query; SQLite accepts 32,766 at most."""
 
 _IN_BLOCK = re.compile(r"[0-9a-f]{32}")
 _READ_ONLY = {"mode": "ro", "uri": "true"}
 
 
 class VariantStats(NamedTuple):
-    """What one model did in one variant; `mean_score` is of the rows that were logged one by one, NaN without any."""
+    """Statistics of one model in one variant. `mean_score` covers rows outside of blocks; NaN if there are none."""
 
     variant: str
     model_version: str
@@ -49,18 +49,18 @@ class VariantStats(NamedTuple):
 
 
 class LoggedPrediction(NamedTuple):
-    """A prediction read back, with its label (a JSON text) where one has arrived."""
+    """A prediction from the log, with its label (a JSON text) if one has arrived."""
 
     prediction: Prediction
     label: str | None
 
 
 class Reader:
-    """Reads a whole log, all files of a folder as one. Never writes.
+    """Reads a whole log; the files of a folder appear as one. Never writes.
 
     Args:
         target: a folder, or a database URL.
-        keep_open: whether connections to a database are kept from one question to the next, until `close`.
+        keep_open: whether to keep database connections between queries, until `close`.
 
     Raises:
         ConfigError: a file was written by a newer version of this package.
@@ -72,7 +72,7 @@ class Reader:
         self._engine_version = 0
 
     def close(self) -> None:
-        """Close what was kept."""
+        """Close the connections that were kept open."""
         if self._engine is not None:
             self._engine.dispose()
 
@@ -84,16 +84,14 @@ class Reader:
         variant: str | None = None,
         model_digest: str | None = None,
     ) -> Iterator[LoggedPrediction]:
-        """Predictions with since ≤ time < until, in the order of each file, joined with their labels.
+        """Yield predictions with since ≤ time < until, in the order of each file, joined with their labels.
 
-        With a digest, those of this model; rows without one, logged before schema 3, count by their version alone.
-
-        What a shadow said was nobody's answer, and is left out unless `variant` asks for it.
-        A label may stand in another file than its prediction; they are looked up in step, so that memory stays flat.
-        Blocks follow what was logged row by row.
+        A digest selects the predictions of one model. Rows logged before schema 3 have no digest; their version
+        decides. Predictions of a shadow are omitted unless `variant` asks for them. The rows of blocks come last.
+        Labels may be in another file, so the reader looks them up in batches and memory stays flat.
 
         Raises:
-            ConfigError: there are blocks, and pyarrow is not installed.
+            ConfigError: the log holds Arrow blocks and pyarrow is not installed.
         """
 
         def asked(table: sa.FromClause) -> sa.Select[Any]:
@@ -114,7 +112,7 @@ class Reader:
             yield from (LoggedPrediction(prediction, outcomes.get(prediction.id)) for prediction in some)
 
     def compute_stats(self, since_us: int = 0) -> list[VariantStats]:
-        """Counts of each variant and model from a moment on, shadows included, by variant, version and digest."""
+        """Return statistics by variant, version and digest from a timestamp on, shadows included."""
         found: dict[tuple[str, str, str], list[VariantStats]] = {}
         for table in (predictions, blocks):
             for variant, version, digest, rows, *sums in self._rows(table, partial(_select_stats, since_us)):
@@ -126,7 +124,7 @@ class Reader:
         return [merge_stats(found[key]) for key in sorted(found)]
 
     def labels(self, ids: Sequence[str] | None = None) -> dict[str, str]:
-        """Prediction id → label (a JSON text); of all, or of the ids given."""
+        """Return prediction id → label (a JSON text), of all predictions or of the given ids."""
         if ids is None:
             return dict(self._rows(labels, lambda table: sa.select(table.c.prediction_id, table.c.label)))
         return dict(
@@ -136,12 +134,12 @@ class Reader:
         )
 
     def find_known(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that are predictions in the log."""
+        """Return those ids that are predictions in the log."""
         found = {one for some in _split_ids(ids) for (one,) in self._select_by_key(predictions, "id", some, ("id",))}
         return found | self._find_in_blocks([one for one in ids if one not in found and _IN_BLOCK.fullmatch(one)])
 
     def find(self, name: str) -> Prediction | None:
-        """The prediction of this id, a shadow's too; None where the log has none. Raises as `predictions`."""
+        """Return the prediction with this id, also a shadow's, or None. Raises as `predictions`."""
         found = list(self._select_by_key(predictions, "id", [name]))
         if found or not self._find_in_blocks([name] if _IN_BLOCK.fullmatch(name) else []):
             return Prediction._make(found[0]) if found else None
@@ -157,11 +155,11 @@ class Reader:
         return {one for one in ids if int(one[-BLOCK_DIGITS:], 16) < sizes.get(first[one], 0)}
 
     def jobs(self) -> list[Job]:
-        """All batch jobs, oldest first."""
+        """Return all batch jobs, oldest first."""
         return sorted((Job._make(row) for row in self._rows(jobs, sa.select)), key=lambda job: job.timestamp_us)
 
     def refers_to(self, model_version: str, model_digest: str) -> bool:
-        """Whether any row names a model: by its digest, or, logged before schema 3, by its version alone."""
+        """Whether any row names a model by its digest or, if logged before schema 3, by its version."""
 
         def asked(table: sa.FromClause) -> sa.Select[Any]:
             older = sa.and_(table.c.model_digest.is_(None), table.c.model_version == model_version)
@@ -172,7 +170,7 @@ class Reader:
     def _select_by_key(
         self, table: sa.Table, key: str, values: Sequence[str], names: Sequence[str] | None = None
     ) -> Iterator[Any]:
-        """The rows, or these columns of them, whose key is one of the values."""
+        """Select rows, or some of their columns, whose key is one of the values."""
         names = names or [column.name for column in table.columns]
         return self._rows(table, lambda found: sa.select(*(found.c[n] for n in names)).where(found.c[key].in_(values)))
 
@@ -180,7 +178,7 @@ class Reader:
         for engine in self._engines():
             try:
                 with translate_errors(engine), engine.connect() as connection:
-                    if engine.dialect.name == "sqlite":  # Its driver would let a migration come between two queries.
+                    if engine.dialect.name == "sqlite":  # Prevents a migration between two queries.
                         connection.exec_driver_sql("BEGIN")
                     if (found := select_as_current(self._version(connection), table)) is not None:
                         with connection.execution_options(yield_per=5000).execute(query(found)) as rows:
@@ -216,7 +214,7 @@ def _select_stats(since_us: int, table: sa.FromClause) -> sa.Select[Any]:
             *by,
             sa.func.sum(count),
             sa.func.sum(sa.cast(table.c.degraded, sa.Integer) * count),
-            # What a block's rows scored lies packed within it, and counts for nothing here.
+            # The scores of a block are packed inside it and not counted here.
             sa.null() if is_block else sa.func.avg(table.c.score),
             sa.func.sum(table.c.latency_us * count),
             sa.func.max(table.c.timestamp_us),
@@ -227,7 +225,7 @@ def _select_stats(since_us: int, table: sa.FromClause) -> sa.Select[Any]:
 
 
 def merge_stats(parts: Sequence[VariantStats]) -> VariantStats:
-    """The tally of all rows; variant and model are those of the first."""
+    """Combine the statistics of several parts; variant and model are those of the first."""
     rows = sum(part.rows for part in parts)
     scored = [part for part in parts if not math.isnan(part.mean_score)]
     weight = sum(part.rows for part in scored)
@@ -262,7 +260,7 @@ def _unpack(block: Block) -> Iterator[Prediction]:
             )
     except ImportError:
         raise ConfigError(
-            "the prediction log holds requests in Arrow, and pyarrow is not installed; install the extra 'arrow'"
+            "the prediction log holds Arrow blocks, but pyarrow is not installed; install the extra 'arrow'"
         ) from None
 
 

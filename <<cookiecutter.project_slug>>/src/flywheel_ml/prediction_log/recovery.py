@@ -1,4 +1,4 @@
-"""Outages of the prediction log: rows are refused, or kept in a spool, until the log takes them again."""
+"""Handles outages of the prediction log: rejects rows or spools them until the log is available again."""
 
 import logging
 import threading
@@ -13,19 +13,19 @@ from flywheel_ml.prediction_log.stores import ClaimedSQLiteStore, PostgresStore,
 Store = ClaimedSQLiteStore | PostgresStore
 
 RETRY_SECONDS = 1.0
-"""How often a log that was out is tried again."""
+"""How often an unavailable log is tried again."""
 
 
 class Recovery:
-    """Notes an outage, keeps rows in the spool meanwhile, and ends it on a thread of its own.
+    """Records an outage, spools rows meanwhile, and recovers on its own thread.
 
     Args:
         store: the log.
-        lock: makes a lock for the time in which the store is tried, where only one thread may use it.
-        spool: where rows wait, if they may.
+        lock: returns a lock to hold while the store is tried; a SQLite store has one user at a time.
+        spool: holds rows during an outage; None rejects them.
 
     Attributes:
-        outage: why the log takes no rows, while that is so.
+        outage: why the log is unavailable; None while it is available.
     """
 
     def __init__(self, store: Store, lock: Callable[[], AbstractContextManager[object]], spool: Spool | None) -> None:
@@ -41,7 +41,7 @@ class Recovery:
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why rows are refused now, if they are."""
+        """Why rows are rejected now; None if they are accepted."""
         if self.outage is None:
             return None
         if self.spool is None:
@@ -50,15 +50,15 @@ class Recovery:
 
     @property
     def spooled(self) -> int:
-        """How many rows wait in the spool."""
+        """Number of rows in the spool."""
         return self.spool.rows if self.spool else 0
 
     def begin_outage(self, error: Unavailable) -> None:
-        """An outage begins, or goes on."""
+        """Record that an outage begins or continues."""
         with self._state:
             if self.outage is None:
                 self._outage_since = time.monotonic()
-                logging.getLogger(__name__).error("the prediction log takes no rows: %s", error)
+                logging.getLogger(__name__).error("the prediction log is unavailable: %s", error)
             self.outage = str(error)
         self.start()
 
@@ -66,27 +66,27 @@ class Recovery:
         """Commit rows to the spool.
 
         Raises:
-            Unavailable: there is none, or it takes no rows.
+            Unavailable: there is no spool, or it is full.
         """
         if self.spool is None:
-            raise Unavailable(self.outage or "it has just come back")
+            raise Unavailable(self.outage or "the log has just recovered")
         try:
             self.spool.commit(rows)
         except Unavailable as error:
             self._full_until = time.monotonic() + RETRY_SECONDS
-            logging.getLogger(__name__).error("the spool of the prediction log takes no rows: %s", error)
+            logging.getLogger(__name__).error("the spool of the prediction log is unavailable: %s", error)
             raise
         self.start()
 
     def start(self) -> None:
-        """Have a thread try the log again and empty the spool, until both is done."""
+        """Start a thread that retries the log and empties the spool until both succeed."""
         with self._state:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="prediction-log-recovery", daemon=True)
                 self._thread.start()
 
     def stop(self) -> None:
-        """Stop that thread; `close` follows once nothing is committed any more."""
+        """Stop the thread; call `close` once nothing is committed any more."""
         self._closed.set()
         if (thread := self._thread) is not None:
             thread.join()
@@ -118,7 +118,7 @@ class Recovery:
         with self._state:
             seconds = time.monotonic() - self._outage_since
             self.outage = None
-        logging.getLogger(__name__).warning("the prediction log takes rows again, after %.1f s", seconds)
+        logging.getLogger(__name__).warning("the prediction log is available again, after %.1f s", seconds)
 
     def _empty_spool(self) -> None:
         if self.spool is None:

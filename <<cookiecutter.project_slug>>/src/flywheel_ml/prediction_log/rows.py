@@ -1,4 +1,4 @@
-"""What the log keeps: its tables, their rows, and ids for them."""
+"""The tables of the log, their rows and ids."""
 
 import secrets
 import time
@@ -12,11 +12,11 @@ from pydantic_core import to_json
 _EPOCH = datetime(1970, 1, 1)
 
 SCHEMA_VERSION = 3
-"""2 added blocks; 3 digests and event times, and renamed columns (migrations.py)."""
+"""Version 2 added blocks; version 3 added digests and event times and renamed columns (migrations.py)."""
 SHADOW = "shadow"
-"""The variant of rows that were logged beside an answer and sent to nobody."""
+"""Variant of rows that were logged alongside an answer but sent to no client."""
 BLOCK_DIGITS = 8
-"""The last digits of a block's id count its rows."""
+"""The last digits of an id in a block are the row's position."""
 
 metadata = sa.MetaData()
 
@@ -82,9 +82,9 @@ blocks = sa.Table(
 class Prediction(NamedTuple):
     """One logged prediction; `inputs` and `output` are JSON texts.
 
-    `timestamp_us` is when it was made, in microseconds since 1970 UTC. `event_timestamp_us` is the time that the row
-    itself gives, as the contract's time column holds it: microseconds since 1970 on that column's own clock.
-    `model_digest` is the sha256 of the bundle's manifest; None in rows that were logged before schema 3.
+    `timestamp_us` is the time of the prediction, in microseconds since 1970 UTC. `event_timestamp_us` is the value of
+    the contract's time column: microseconds since 1970 on that column's own clock. `model_digest` is the sha256 of the
+    bundle's manifest; None in rows that were logged before schema 3.
     """
 
     id: str
@@ -102,10 +102,10 @@ class Prediction(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The predictions of one large request, read back one by one; `inputs` and `outputs` are as in `blocks.py`.
+    """The predictions of one large request; `blocks.py` defines `inputs` and `outputs`.
 
-    `id` is that of its first row; the others count on in the last eight digits. `entity_column` and
-    `event_timestamp_column` name the columns of `inputs` that hold these.
+    `id` is the id of the first row; the others count up in the last eight digits. `entity_column` and
+    `event_timestamp_column` name columns of `inputs`.
     """
 
     id: str
@@ -123,12 +123,12 @@ class Block(NamedTuple):
 
     @property
     def pages(self) -> int:
-        """About how many of SQLite's pages its columns fill."""
+        """About how many SQLite pages the columns fill."""
         return (len(self.inputs) + len(self.outputs)) // 4096
 
 
 class Origin(NamedTuple):
-    """The model that made predictions, and the columns of its contract that hold the entity and the event time."""
+    """The model that made predictions, and its contract's columns for the entity and the event time."""
 
     variant: str
     model_version: str
@@ -139,7 +139,7 @@ class Origin(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What turned out for one prediction; `label` is a JSON text."""
+    """The label of one prediction, as a JSON text."""
 
     prediction_id: str
     timestamp_us: int
@@ -147,7 +147,7 @@ class Outcome(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One batch job; the file it wrote is the log of its rows."""
+    """One batch job; its output file is the log of its rows."""
 
     id: str
     timestamp_us: int
@@ -171,19 +171,19 @@ def build_predictions(
     scores: Sequence[float],
     latency_us: int,
 ) -> list[Prediction]:
-    """The log's rows of n predictions made now.
+    """Build the log rows of n predictions with the current timestamp.
 
     Args:
         origin: the model that made them.
-        ids: of the predictions, see `new_ids`.
-        instances: the rows that were predicted, by the contract's names.
-        outputs: JSON texts.
-        scores: one number each.
+        ids: ids of the predictions, from `new_ids`.
+        instances: the rows that were predicted, with the contract's column names.
+        outputs: one JSON text per row.
+        scores: one number per row.
         latency_us: microseconds from the request's arrival to its scores.
     """
     variant, version, digest, degraded, entity_column, event_column = origin
     timestamp_us = now_us()
-    # Positional, because keywords take twice as long.
+    # Positional, because keyword arguments take twice as long.
     return [
         Prediction(
             name,
@@ -204,7 +204,7 @@ def build_predictions(
 
 
 def build_block(origin: Origin, ids: Sequence[str], inputs: bytes, outputs: bytes, latency_us: int) -> Block:
-    """The block of one request's predictions made now; `inputs` and `outputs` are packed by `blocks`."""
+    """Build the block of one request with the current timestamp; `blocks` packs `inputs` and `outputs`."""
     variant, version, digest, degraded, entity_column, event_column = origin
     return Block(
         ids[0],
@@ -223,54 +223,54 @@ def build_block(origin: Origin, ids: Sequence[str], inputs: bytes, outputs: byte
 
 
 def now_us() -> int:
-    """Microseconds since 1970, UTC."""
+    """Return the current time in microseconds since 1970, UTC."""
     return time.time_ns() // 1000
 
 
 def new_id() -> str:
-    """32 hex digits that sort by time of creation: 48 bits of milliseconds, 80 random ones."""
+    """Return 32 hex digits that sort by time of creation: 48 bits of milliseconds, then 80 random bits."""
     return new_ids(1)[0]
 
 
 def new_ids(count: int) -> list[str]:
-    """So many of them, made at one moment."""
-    moment_ms, drawn = f"{time.time_ns() // 1_000_000:012x}", secrets.token_hex(10 * count)
-    return [moment_ms + drawn[at : at + 20] for at in range(0, 20 * count, 20)]
+    """Return N ids with the same timestamp."""
+    timestamp_ms, drawn = f"{time.time_ns() // 1_000_000:012x}", secrets.token_hex(10 * count)
+    return [timestamp_ms + drawn[at : at + 20] for at in range(0, 20 * count, 20)]
 
 
 def new_block_ids(count: int) -> list[str]:
-    """Ids of a block's rows: like `new_ids`, but they share all digits save the last eight, which count from 0."""
+    """Return ids for the rows of a block: they share all digits but the last eight, which count from 0."""
     shared = new_id()[:-BLOCK_DIGITS]
     return [f"{shared}{at:08x}" for at in range(count)]
 
 
 def block_row_id(name: str, at: int) -> str:
-    """The id of the row at a place of the block to which the row of this id belongs."""
+    """Return the id of another row of the same block, by its position."""
     return f"{name[:-BLOCK_DIGITS]}{at:0{BLOCK_DIGITS}x}"
 
 
 def to_datetime(timestamp_us: int) -> datetime:
-    """A log time as an aware datetime."""
+    """Convert a log timestamp to an aware datetime."""
     return datetime.fromtimestamp(timestamp_us / 1e6, tz=UTC)
 
 
 def parse_microseconds(text: str | None) -> int | None:
-    """A time in ISO 8601 as microseconds since 1970, on its own clock if it names no zone."""
+    """Parse an ISO 8601 time to microseconds since 1970, on its own clock if it names no zone."""
     if text is None:
         return None
     time_of_row = datetime.fromisoformat(text)
     since = time_of_row - (_EPOCH if time_of_row.tzinfo is None else _EPOCH.replace(tzinfo=UTC))
-    # Dividing by a timedelta would take as long as all the rest.
+    # Dividing by a timedelta would double the time of this function.
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def dumps(content: Mapping[str, Any]) -> str:
-    """JSON text as the log stores it."""
+    """Serialize to JSON as the log stores it."""
     return to_json(content).decode()
 
 
 def group_by_kind(rows: Sequence[Row]) -> Iterator[tuple[type, Sequence[Row]]]:
-    """Rows table by table."""
+    """Yield rows grouped by table."""
     kinds = set(map(type, rows))
     if len(kinds) == 1:
         yield kinds.pop(), rows

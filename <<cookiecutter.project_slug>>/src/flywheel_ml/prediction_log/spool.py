@@ -1,4 +1,4 @@
-"""Rows that wait for their database."""
+"""Stores rows on disk until their database is available."""
 
 import logging
 import os
@@ -16,19 +16,19 @@ from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedSQLiteStore, SQLit
 from flywheel_ml.utils.errors import ProjectError
 
 MAX_MOVED_ROWS = 500
-"""Most rows moved by one transaction."""
+"""Most rows that one transaction moves."""
 REJECTED_FILE = "refused.jsonl"
-"""Where rows are kept that the database will never take."""
+"""File for rows that the database rejects for good."""
 
 
 class Spool:
-    """A bounded SQLite file of this process's own; what stands in it has been committed, and waits to be moved.
+    """A bounded SQLite file of this process. Its rows are committed and wait to be moved to the database.
 
     Args:
-        folder: where such files are, on this machine.
-        role: who writes.
+        folder: folder of spool files on this machine.
+        role: name of the writing process's role.
         synchronous: SQLite's setting.
-        max_bytes: what the file may grow to.
+        max_bytes: the largest size of the file.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -43,11 +43,11 @@ class Spool:
 
     @property
     def lost_files(self) -> int:
-        """How many of its files were deleted, moved or overwritten while open."""
+        """Number of spool files that were deleted, moved or overwritten while open."""
         return self._file.losses
 
     def commit(self, rows: Sequence[Row]) -> None:
-        """One transaction; raises `Unavailable` when there is no room."""
+        """Commit rows in one transaction; raises `Unavailable` if the spool is full."""
         with self._lock:
             before = self._file.losses
             self._file.commit(rows, BUSY_MS)
@@ -56,20 +56,20 @@ class Spool:
                 self._file.checkpoint()
 
     def find_known(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids whose predictions wait here, in whichever process's file."""
+        """Return those ids whose predictions are in the spool file of any process."""
         return self._reader.find_known(ids)
 
     def labels(self, ids: Sequence[str]) -> dict[str, str]:
-        """Prediction id → label, of those that wait here."""
+        """Return prediction id → label, of the labels in the spool."""
         return self._reader.labels(ids)
 
     def move(self, commit: Callable[[Sequence[Row]], None]) -> bool:
-        """Commit some of the rows elsewhere, then delete them here; whether there were any.
+        """Commit some of the rows elsewhere, then delete them here; returns whether there were any.
 
-        Killed in between, the next process commits them again: so `commit` must not mind rows that are there already.
+        After a kill in between, the next process commits the same rows again, so `commit` must be idempotent.
 
         Raises:
-            Unavailable: raised by `commit`, or there is something wrong with the spool itself.
+            Unavailable: raised by `commit`, or the spool itself cannot be read or written.
         """
         with self._lock:
             rows = self._file.read_first(MAX_MOVED_ROWS)
@@ -80,7 +80,7 @@ class Spool:
         return bool(rows)
 
     def move_abandoned(self, commit: Callable[[Sequence[Row]], None]) -> None:
-        """The same with all that processes left which live no more; raises as `move`."""
+        """Move the rows in files of dead processes; raises as `move`."""
         for path in sorted(self.folder.glob("*.db")):
             lock = filelock.FileLock(self.folder / f".{path.stem}.lock", timeout=0, thread_local=False)
             if path == self._file.path:
@@ -95,7 +95,7 @@ class Spool:
                     left.close()
 
     def close(self) -> None:
-        """Close the file; what stands in it waits for the next process."""
+        """Close the file; its rows wait for the next process."""
         with self._lock:
             self._file.close()
 
@@ -105,7 +105,7 @@ class Spool:
         except Unavailable:
             raise
         except Exception:
-            # One that is refused must not keep the others here.
+            # A rejected row must not block the others.
             for row in rows:
                 try:
                     commit([row])
@@ -115,13 +115,15 @@ class Spool:
                     self._set_aside(row, error)
 
     def _set_aside(self, row: Row, error: Exception) -> None:
-        kept = {"kind": type(row).__name__, **row._asdict()}
+        content = {"kind": type(row).__name__, **row._asdict()}
         try:
             with (self.folder / REJECTED_FILE).open("ab") as file:
-                file.write(to_json(kept, bytes_mode="base64") + b"\n")
+                file.write(to_json(content, bytes_mode="base64") + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as fault:
-            raise Unavailable(f"the spool cannot be written: {fault.strerror}") from None
-        told = error if isinstance(error, ProjectError) else type(error).__name__
-        logging.getLogger(__name__).error("the database refused a spooled row, kept in %s: %s", REJECTED_FILE, told)
+        except OSError as failure:
+            raise Unavailable(f"the spool cannot be written: {failure.strerror}") from None
+        reason = error if isinstance(error, ProjectError) else type(error).__name__
+        logging.getLogger(__name__).error(
+            "the database rejected a spooled row, stored in %s: %s", REJECTED_FILE, reason
+        )

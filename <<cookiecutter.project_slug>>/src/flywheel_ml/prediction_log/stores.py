@@ -1,4 +1,4 @@
-"""Where rows are committed: a SQLite file of one's own, or a database that many share."""
+"""Stores that commit rows: a SQLite file per process, or a shared PostgreSQL database."""
 
 import itertools
 import logging
@@ -20,15 +20,14 @@ from flywheel_ml.prediction_log.rows import TABLES, Block, Outcome, Row, group_b
 from flywheel_ml.utils.errors import ConfigError, ProjectError
 
 CHECKPOINT_PAGES = 1000
-"""About how much of SQLite's journal is written before its pages go to their places: 4 MB, and nothing is committed for
-a millisecond or two."""
+"""Pages in SQLite's journal that trigger a checkpoint: about 4 MB. A checkpoint delays commits by 1 to 2 ms."""
 BUSY_MS = 5000
-"""How long a SQLite file that somebody locked is waited for, where waiting holds up nobody."""
+"""How long the background thread waits for a locked SQLite file."""
 PAGE_BYTES = 4096
 TRANSACTION_SECONDS = 5.0
-"""How long a database may take for one transaction."""
+"""The longest time that a database may take for one transaction."""
 JOURNAL_STARTS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83", b"")
-"""First bytes of a write-ahead log, none before its first commit. One that was truncated begins with zeros."""
+"""First bytes of a write-ahead log; empty before its first commit. A truncated log begins with zeros."""
 
 _PAGES_PER_COMMIT = 3
 _INSERTS = {
@@ -39,20 +38,20 @@ _COPIES = {kind: f"COPY {table.name} ({_COLUMNS[kind]}) FROM STDIN" for kind, ta
 
 
 class Unavailable(ProjectError):
-    """Nothing can be committed now, whoever's rows they are: the disk is full, the database locked or gone."""
+    """The store cannot commit any rows now: the disk is full, or the database is locked or unreachable."""
 
     transient = True
 
 
 class FileLost(Unavailable):
-    """The file was deleted, moved, replaced or truncated while it was open: rows in it would be lost."""
+    """The file was deleted, moved, replaced or truncated while open; rows written to it would be lost."""
 
 
 class LabelConflict(ProjectError):
-    """Labels of predictions that have another one already.
+    """Predictions that already have a different label.
 
     Args:
-        ids: of these predictions.
+        ids: ids of these predictions.
     """
 
     def __init__(self, ids: Sequence[str]) -> None:
@@ -61,18 +60,18 @@ class LabelConflict(ProjectError):
 
 
 class SQLiteStore:
-    """One SQLite file, written through the driver itself: SQLAlchemy's part would cost more than SQLite's.
+    """One SQLite file, written directly through the driver, because SQLAlchemy would take longer than SQLite.
 
-    After each commit it checks that its path still leads to what was written. SQLite does not: it goes on writing to a
-    file that was deleted, and reports success.
+    After each commit it checks that the path still leads to the written file. SQLite does not check: it keeps writing
+    to a deleted file and reports success.
 
     Args:
-        path: its place; made where there is none.
+        path: path of the file, created if absent.
         synchronous: SQLite's setting.
-        max_bytes: what it may grow to, its journal aside; 0 for any size.
+        max_bytes: the largest size without the journal; 0 for no limit.
 
     Attributes:
-        path: the same; another one after the file was lost and replaced.
+        path: path of the file; changes if the file is lost and replaced.
     """
 
     def __init__(self, path: Path, synchronous: str, max_bytes: int = 0) -> None:
@@ -84,10 +83,10 @@ class SQLiteStore:
         engine = open_engine(sa.URL.create("sqlite", database=str(path)))
         with translate_errors(engine):
             engine.dispose()
-        # Autocommit: transactions begin where it is said. Threads take turns by the lock of whoever owns this.
-        # A reader may be mending the journal that a killed process left: that is waited for here, and not later.
+        # Autocommit: transactions begin explicitly. The owner's lock ensures that one thread at a time uses this.
+        # A reader may be recovering the journal of a killed process. Wait for it here, not later.
         self._connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
-        # A checkpoint waits for the disk, so it is made when the background thread has time for it.
+        # A checkpoint waits for the disk, so the background thread does it.
         pragmas = ["journal_mode=WAL", f"synchronous={self._synchronous}", "wal_autocheckpoint=0"]
         if self._max_bytes:
             pragmas.append(f"max_page_count={max(1, self._max_bytes // PAGE_BYTES)}")
@@ -95,7 +94,7 @@ class SQLiteStore:
         try:
             for pragma in pragmas:
                 self._connection.execute(f"PRAGMA {pragma}")
-            self._connection.execute(f"SELECT 1 FROM {versions.name}").fetchall()  # noqa: S608 - makes the journal
+            self._connection.execute(f"SELECT 1 FROM {versions.name}").fetchall()  # noqa: S608 - creates the journal
             self._connection.execute("PRAGMA busy_timeout=0")
             file, self._index_inode = self.path.stat(), self._index.stat().st_ino
             self._journal_fd = os.open(self._journal, os.O_RDWR)
@@ -110,15 +109,15 @@ class SQLiteStore:
         self._pages = 0
 
     def commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:
-        """One transaction; waits so long for a file that another connection locks.
+        """Commit rows in one transaction; waits up to `busy_ms` for another connection's lock.
 
         Raises:
-            Unavailable: the file takes nothing now.
-            FileLost: its path does not lead to these rows, which are not in it either.
+            Unavailable: the file cannot be written now.
+            FileLost: the path no longer leads to this file; the rows were not committed.
         """
         if self._loss:
             raise FileLost(self._loss)
-        if len(rows) == 1 and not busy_ms:  # One statement is a transaction by itself, in two thirds of the time.
+        if len(rows) == 1 and not busy_ms:  # A single statement is its own transaction, a third faster.
             try:
                 self._connection.execute(_INSERTS[type(rows[0])], rows[0])
             except sqlite3.Error as error:
@@ -131,12 +130,12 @@ class SQLiteStore:
         if Block in set(map(type, rows)):
             self._pages += sum(row.pages for row in rows if isinstance(row, Block))
         if not self._is_in_place():
-            with suppress(Exception):  # They are going to be committed elsewhere, and a moved file may come back.
+            with suppress(Exception):  # They will be committed elsewhere, and a moved file may return.
                 self.remove(rows)
             raise FileLost(self._loss)
 
     def probe(self) -> None:
-        """Find out whether rows would be taken, by a transaction that changes none; raises as `commit`."""
+        """Test whether rows can be committed, by a transaction that changes none; raises as `commit`."""
         if not self._is_in_place():
             raise FileLost(self._loss)
         try:
@@ -146,18 +145,18 @@ class SQLiteStore:
         except Unavailable:
             if os.fstat(self._journal_fd).st_size:
                 raise
-            # SQLite misses what stood in it. An empty one is no fault where a transaction begins it anew.
+            # SQLite misses its content. An empty journal is fine if a transaction can begin it again.
             self._mark_lost("'s journal was truncated", is_overwritten=True)
         if not self._is_in_place():
             raise FileLost(self._loss)
 
     def count(self) -> int:
-        """How many rows there are."""
+        """Return the number of rows."""
         counts = (self._connection.execute(f"SELECT count(*) FROM {table.name}") for table in TABLES.values())  # noqa: S608
         return sum(found for ((found,),) in counts)
 
     def read_first(self, max_rows: int) -> list[Row]:
-        """Some of the rows, of one kind; none where there are none. Blocks are large, and come one by one."""
+        """Return some rows of one kind, or an empty list. Blocks are large, so they come one at a time."""
         for kind, table in TABLES.items():
             limit = 1 if kind is Block else max_rows
             query = f"SELECT {_COLUMNS[kind]} FROM {table.name} LIMIT {limit}"  # noqa: S608
@@ -170,7 +169,7 @@ class SQLiteStore:
         return []
 
     def remove(self, rows: Sequence[Row]) -> int:
-        """Delete rows by their ids, in one transaction; how many there were. Raises as `commit`."""
+        """Delete rows by their ids in one transaction; returns how many existed. Raises as `commit`."""
         removed = 0
         with self._transaction(0):
             for kind, some in group_by_kind(rows):
@@ -184,27 +183,27 @@ class SQLiteStore:
 
     @property
     def wants_checkpoint(self) -> bool:
-        """Whether enough was written since the last one."""
+        """Whether enough was written since the last checkpoint."""
         return self._pages >= CHECKPOINT_PAGES
 
     def sync_journal(self) -> None:
-        """Have the disk keep the journal: half of a checkpoint's time, in which others may commit."""
+        """Flush the journal to disk. This is half of a checkpoint's time, and others may commit meanwhile."""
         with suppress(OSError):
             (os.fdatasync if sys.platform == "linux" else os.fsync)(self._journal_fd)
 
     def checkpoint(self) -> None:
-        """Put what stands in the journal into its place."""
+        """Move the journal's content into the database file."""
         self._pages = 0
         if not self._is_in_place():
-            return  # The next commit tells.
-        # It is for speed alone: one that fails now is made up for by the next, and the rows are safe where they are.
+            return  # The next commit raises.
+        # Only for speed: the next checkpoint makes up for a failed one, and the rows are safe in the journal.
         with suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         try:
             self._bytes, index = self.path.stat().st_size, self._index.stat().st_ino
         except OSError:
             index = -1
-        if index != self._index_inode:  # Readers would not know what is written.
+        if index != self._index_inode:  # Readers would not see what is written.
             self._mark_lost("'s journal was deleted or moved")
 
     def close(self) -> None:
@@ -218,11 +217,11 @@ class SQLiteStore:
             self._journal_fd = -1
 
     def _is_in_place(self) -> bool:
-        """Whether the path leads to what was committed; if not, `_loss` says why. Takes 5 to 9 µs."""
+        """Whether the path leads to the committed rows; sets `_loss` if not. Takes 5 to 9 µs."""
         if self._loss:
             return False
         try:
-            # A `Path` would add a third to the time of this.
+            # `Path.stat` would add a third to the time of this check.
             file, journal = os.stat(self._names[0]), os.stat(self._names[1])  # noqa: PTH116
         except OSError as error:
             part = "" if error.filename == self._names[0] else "'s journal"
@@ -242,7 +241,7 @@ class SQLiteStore:
         return False
 
     def _was_vacuumed(self, size: int) -> bool:
-        """Whether another connection made the file smaller, as SQLite does it."""
+        """Whether another connection shrank the file through SQLite (VACUUM)."""
         try:
             ((pages,),) = self._connection.execute("PRAGMA page_count").fetchall()
             ((page_bytes,),) = self._connection.execute("PRAGMA page_size").fetchall()
@@ -254,13 +253,13 @@ class SQLiteStore:
         return True
 
     def _abandon(self) -> None:
-        """Let go of a lost file, so that what stands in its journal does the most good and no harm."""
+        """Close a lost file, and save its journal's content if that is safe."""
         with suppress(sqlite3.Error, OSError):
             if self._is_overwritten:
-                # Closing would put the journal's pages among those that somebody has put there.
+                # Closing would mix the journal's pages with the pages of the new file.
                 os.ftruncate(self._journal_fd, 0)
             else:
-                # A file that was moved becomes whole.
+                # This completes a file that was moved.
                 self._connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._close()
@@ -287,16 +286,17 @@ class SQLiteStore:
 
 
 class ClaimedSQLiteStore(SQLiteStore):
-    """The file of one process in a folder. If it is lost, the process goes on in another one.
+    """The SQLite file of one process in a folder. If the file is lost, the process continues in another one.
 
     Args:
-        folder: where it is; made where there is none.
-        role: who writes; the file is the first of `<role>-0.db`, `<role>-1.db`, … that no living process holds.
-        synchronous: as a file's.
-        max_bytes: as a file's.
+        folder: the folder, created if absent.
+        role: name of the process's role; the file is the first of `<role>-0.db`, `<role>-1.db`, … that no living
+            process holds.
+        synchronous: as in `SQLiteStore`.
+        max_bytes: as in `SQLiteStore`.
 
     Attributes:
-        losses: how many files were lost.
+        losses: number of lost files.
 
     Raises:
         ConfigError: the folder cannot be used, or a newer version of this package wrote the file.
@@ -314,7 +314,7 @@ class ClaimedSQLiteStore(SQLiteStore):
             raise
 
     def commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:
-        """As a file's; where there is time to wait, a lost file is replaced first."""
+        """As in `SQLiteStore`, but with `busy_ms` a lost file is replaced first."""
         try:
             super().commit(rows, busy_ms)
         except FileLost:
@@ -324,24 +324,24 @@ class ClaimedSQLiteStore(SQLiteStore):
             super().commit(rows, busy_ms)
 
     def probe(self) -> None:
-        """As a file's; a lost file is replaced first."""
+        """As in `SQLiteStore`, but a lost file is replaced first."""
         try:
             super().probe()
         except FileLost:
             self._replace()
 
     def ensure_in_place(self) -> None:
-        """Replace a lost file. Costs a few µs where nothing was lost; raises as `commit`."""
+        """Replace the file if it was lost. Otherwise this takes a few µs. Raises as `commit`."""
         if not self._is_in_place():
             self._replace()
 
     def close(self) -> None:
-        """Close the file, and leave it to others."""
+        """Close the file and release it for other processes."""
         super().close()
         self._claim.release()
 
     def _replace(self) -> None:
-        # Under another name: what is left of the old file may be in the middle of being deleted or restored.
+        # Under another name, because the old file may be in the middle of being deleted or restored.
         held, loss = self._claim, self._loss
         self._abandon()
         try:
@@ -352,13 +352,13 @@ class ClaimedSQLiteStore(SQLiteStore):
         finally:
             held.release()
         self.losses += 1
-        told = "%s; what was acknowledged before may be gone with it, rows go to %s now"
-        logging.getLogger(__name__).error(told, loss, self.path.name)
+        message = "%s; rows acknowledged before may be lost with it, new rows go to %s"
+        logging.getLogger(__name__).error(message, loss, self.path.name)
 
 
 def _classify_error(error: sqlite3.Error) -> Exception:
-    """The error that says whose fault it was: `Unavailable` for the file's."""
-    # Subclasses of DatabaseError blame the rows, or whoever asks, save two.
+    """Return `Unavailable` if the file is the cause, or the error itself if the rows are."""
+    # Two subclasses of DatabaseError concern the file; the others concern the rows or the query.
     is_ours = type(error) is sqlite3.DatabaseError or isinstance(
         error, sqlite3.OperationalError | sqlite3.InternalError
     )
@@ -366,14 +366,14 @@ def _classify_error(error: sqlite3.Error) -> Exception:
 
 
 class PostgresStore:
-    """A PostgreSQL database, which looks after itself; may be called from several threads.
+    """A PostgreSQL database. Thread-safe.
 
-    A row that is there already is no fault: whoever does not know whether a transaction was committed, because its
-    answer was lost, commits the same rows again.
+    Commits are idempotent: a row that exists already is not an error. If the answer to a commit was lost, the caller
+    commits the same rows again.
 
     Args:
-        url: its address.
-        allow_unavailable: whether it need not be reachable yet.
+        url: URL of the database.
+        allow_unavailable: whether the database may be unreachable at the start.
     """
 
     wants_checkpoint = False
@@ -396,11 +396,11 @@ class PostgresStore:
                 raise
 
     def commit(self, rows: Sequence[Row], _: int = 0) -> None:
-        """One transaction.
+        """Commit rows in one transaction.
 
         Raises:
-            Unavailable: the database takes nothing now, or did not say whether it took them.
-            LabelConflict: predictions have another label.
+            Unavailable: the database is unavailable, or the answer to the commit was lost.
+            LabelConflict: predictions have a different label.
         """
         with self._classify_errors():
             self._ensure_schema()
@@ -408,7 +408,7 @@ class PostgresStore:
                 self._insert(rows)
 
     def probe(self) -> None:
-        """Find out whether rows would be taken, by a transaction that changes none; raises as `commit`."""
+        """Test whether rows can be committed, by a transaction that changes none; raises as `commit`."""
         with self._classify_errors():
             self._ensure_schema()
             with self._engine.begin() as connection, self._timeout.guard(connection.connection.driver_connection):
@@ -431,7 +431,7 @@ class PostgresStore:
             self._has_schema = True
 
     def _try_copy(self, rows: Sequence[Row]) -> bool:
-        """The quickest way for rows that are new; False: some are there already, or the connection was lost."""
+        """Insert new rows by COPY, the fastest way; returns False if some rows exist or the connection was lost."""
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -439,7 +439,7 @@ class PostgresStore:
         driver: Any = connection.connection.driver_connection
         kinds = list(group_by_kind(rows))
         try:
-            # A single statement is a transaction by itself, and saves the ways there and back of two others.
+            # A single statement is its own transaction, which saves two round trips.
             with self._timeout.guard(driver), nullcontext() if len(kinds) == 1 else driver.transaction():
                 for kind, some in kinds:
                     with driver.cursor() as cursor, cursor.copy(_COPIES[kind]) as copy:
@@ -452,7 +452,7 @@ class PostgresStore:
                 return False
             if isinstance(error, TimeoutError) or not driver.closed:
                 raise
-            # The server was started anew since it was last asked, perhaps; then so were all connections lost.
+            # The server may have restarted since the last query; then all connections are lost.
             self._reset_pool()
             return False
         self._idle.append(connection)
@@ -477,17 +477,17 @@ class PostgresStore:
 
     @contextmanager
     def _classify_errors(self) -> Iterator[None]:
-        """Tells whose fault an error is."""
+        """Raise `Unavailable` for errors of the database; errors of the rows pass unchanged."""
         try:
             yield
         except TimeoutError as error:
             raise Unavailable(str(error)) from error
         except (sa.exc.DBAPIError, self._errors.Error) as error:
-            own = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-            if isinstance(own, self._errors.IntegrityError | self._errors.DataError | self._errors.ProgrammingError):
+            cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+            if isinstance(cause, self._errors.IntegrityError | self._errors.DataError | self._errors.ProgrammingError):
                 raise
-            # Lines after the first may repeat a row, which is the caller's.
-            raise Unavailable(str(own).partition("\n")[0]) from error
+            # Lines after the first may repeat a row, which belongs to the caller.
+            raise Unavailable(str(cause).partition("\n")[0]) from error
 
 
 def _check_label_conflicts(connection: sa.Connection, asked: dict[str, str]) -> None:
@@ -497,11 +497,11 @@ def _check_label_conflicts(connection: sa.Connection, asked: dict[str, str]) -> 
 
 
 def acquire_file(folder: Path, role: str) -> tuple[Path, filelock.BaseFileLock]:
-    """A SQLite file that this process alone writes; the operating system frees the claim when the process dies."""
+    """Lock a SQLite file for this process; the operating system releases the lock when the process dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"ML_PREDICTION_LOG: the folder '{folder}' cannot be made: {error.strerror}") from None
+        raise ConfigError(f"ML_PREDICTION_LOG: the folder '{folder}' cannot be created: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"ML_PREDICTION_LOG: the folder '{folder}' is not writable")
     for number in itertools.count():

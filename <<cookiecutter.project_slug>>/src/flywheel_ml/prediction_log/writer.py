@@ -1,4 +1,4 @@
-"""The writer: rows in, one transaction for all that came meanwhile, and what happens when there can be none."""
+"""Writes rows to the log, many in one transaction, and handles outages."""
 
 import queue
 import threading
@@ -16,28 +16,28 @@ from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedSQLiteStore, Postg
 from flywheel_ml.utils.errors import ConfigError, ProjectError
 
 MAX_INLINE_SECONDS = 0.001
-"""Where commits usually take longer, they are left to the background thread."""
+"""If commits usually take longer, the background thread does them."""
 MAX_TIMED_ROWS = 128
-"""Most rows of a commit that tells how quick commits are here."""
+"""Commits with more rows do not count when the usual time of a commit is estimated."""
 MAX_PARALLEL_COMMITS, SECONDS_PER_COMMIT = 4, 0.002
-"""A database is given a transaction more at once for each so many seconds that one usually takes."""
+"""One more parallel commit for each `SECONDS_PER_COMMIT` that a commit usually takes."""
 CHECK_SECONDS = 1.0
-"""How often a file that nothing is written to is looked for."""
+"""How often an idle writer checks that its file still exists."""
 
 
 class Writer:
     """Commits rows: on the caller's own thread with `try_commit`, or from any thread with `append`.
 
-    When the log itself fails, an outage begins: what was to be committed is refused, and so is whatever comes next, at
-    once, until the log takes rows again, which is tried every `RETRY_SECONDS`. With a spool, rows are committed there
-    instead, and moved when the outage is over.
+    When the log itself fails, an outage begins. The writer rejects rows at once until the log is available again; it
+    retries every `RETRY_SECONDS`. With a spool, it commits rows to the spool instead and moves them after the outage.
 
     Args:
         target: a folder, or a database URL.
-        role: who writes; in a folder, the first of `<role>-0.db`, `<role>-1.db`, … that no living process holds.
-        synchronous: SQLite's setting; NORMAL survives a kill -9, FULL a power loss too.
-        spool: where rows wait for a database, if they may; closed by the writer.
-        allow_unavailable: whether a database need not be reachable yet, an outage being declared; so with a spool.
+        role: name of the process's role; in a folder, the writer uses the first of `<role>-0.db`, `<role>-1.db`, …
+            that no living process holds.
+        synchronous: SQLite's setting; NORMAL survives a kill -9, FULL also survives a power loss.
+        spool: holds rows during an outage of a database; the writer closes it.
+        allow_unavailable: whether to start with an outage if the database is unreachable; implied by a spool.
 
     Raises:
         ConfigError: the target cannot be opened, or a newer version of this package wrote it.
@@ -53,7 +53,7 @@ class Writer:
     ) -> None:
         if target.startswith("sqlite") and "://" in target:
             raise ConfigError(
-                "ML_PREDICTION_LOG: a SQLite file has one writer; give a folder, where each process makes its own"
+                "ML_PREDICTION_LOG: a SQLite file has one writer; give a folder, where each process creates its own"
             )
         self._store: ClaimedSQLiteStore | PostgresStore
         if "://" in target:
@@ -78,42 +78,42 @@ class Writer:
 
     @property
     def spool(self) -> Spool | None:
-        """Where rows wait for a database, if they may."""
+        """The spool for rows during an outage, if there is one."""
         return self._recovery.spool
 
     @property
     def outage(self) -> str | None:
-        """Why the log takes no rows, while that is so."""
+        """Why the log is unavailable; None while it is available."""
         return self._recovery.outage
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why rows are refused now, if they are."""
+        """Why rows are rejected now; None if they are accepted."""
         recovery = self._recovery
         return None if recovery.outage is None else recovery.unavailable_reason
 
     @property
     def max_parallel_commits(self) -> int:
-        """How many transactions should be under way at once.
+        """How many transactions should run in parallel.
 
-        Few rows in each cost more work, so there are several only where most of the time goes into waiting.
+        Small transactions cost more work per row, so several run only if they mostly wait for the database.
         """
         return min(len(self._threads), 1 + int(self._usual_seconds / SECONDS_PER_COMMIT))
 
     @property
     def spooled(self) -> int:
-        """How many rows wait in this process's spool."""
+        """Number of rows in the spool of this process."""
         return self._recovery.spooled
 
     @property
     def lost_files(self) -> int:
-        """How many files of this process, its spool's included, were deleted, moved or overwritten while open."""
-        own = self._store.losses if isinstance(self._store, ClaimedSQLiteStore) else 0
-        return own + (spool.lost_files if (spool := self.spool) else 0)
+        """Number of files of this process, spool included, that were deleted, moved or overwritten while open."""
+        losses = self._store.losses if isinstance(self._store, ClaimedSQLiteStore) else 0
+        return losses + (spool.lost_files if (spool := self.spool) else 0)
 
     def try_commit(self, rows: Sequence[Row]) -> bool:
-        """Commit now, where that takes microseconds and waits for nobody; False: nothing was done, use `append`."""
-        # A commit that waits for a slow disk, or for a server, belongs beside the caller's thread.
+        """Commit now if that takes microseconds without waiting; returns False if not, then call `append`."""
+        # A commit that waits for a slow disk or for a server belongs on another thread.
         if not self._is_local or self._recovery.outage or self._usual_seconds > MAX_INLINE_SECONDS:
             return False
         if not self._lock.acquire(blocking=False):
@@ -123,7 +123,7 @@ class Writer:
                 return False
             self._timed_commit(rows)
         except Exception:
-            return False  # The background thread will wait for what is locked, and tell rows apart.
+            return False  # The background thread waits for locks and isolates bad rows.
         finally:
             self._lock.release()
         if self._store.wants_checkpoint:
@@ -131,23 +131,23 @@ class Writer:
         return True
 
     def append(self, rows: Sequence[Row]) -> Future[None]:
-        """Queue rows for the next transaction; the future resolves once they are committed, or with its error."""
+        """Queue rows for the next transaction; the future resolves once they are committed, or raises the error."""
         done: Future[None] = Future()
-        done.set_running_or_notify_cancel()  # A caller that gives up must not take the result from the thread.
+        done.set_running_or_notify_cancel()  # A caller that gives up must not cancel the future.
         if not rows:
             done.set_result(None)
             return done
         with self._closing:
             if self._closed:
                 done.set_exception(ProjectError("the prediction log is closed"))
-            elif (fault := self.unavailable_reason) is not None:
-                done.set_exception(Unavailable(fault))
+            elif (reason := self.unavailable_reason) is not None:
+                done.set_exception(Unavailable(reason))
             else:
                 self._queue.put((rows, done))
         return done
 
     def close(self) -> None:
-        """Commit what is queued and close the file."""
+        """Commit the queued rows and close the store."""
         with self._closing:
             if self._closed:
                 return
@@ -174,7 +174,7 @@ class Writer:
             except queue.Empty:
                 self._check_file()
                 continue
-            with suppress(queue.Empty):  # Which another thread may have made it since anybody looked.
+            with suppress(queue.Empty):  # Another thread may have emptied the queue.
                 while True:
                     batch.append(self._queue.get_nowait())
             running = None not in batch
@@ -188,7 +188,7 @@ class Writer:
         self._queue.put(None)  # For the other threads.
 
     def _check_file(self) -> None:
-        """Notice a lost file before rows come: its space is given back, and readers find the new one."""
+        """Detect a lost file before rows come. This frees its space, and readers find the new file."""
         with self._lock:
             if isinstance(self._store, ClaimedSQLiteStore) and self.outage is None:
                 try:
@@ -201,11 +201,11 @@ class Writer:
             return
         try:
             self._commit([row for rows, _ in work for row in rows])
-        except Unavailable as error:  # Nobody's rows are to blame, and waiting for it once is enough.
+        except Unavailable as error:  # No row is the cause, so retrying each would only wait again.
             for _, done in work:
                 done.set_exception(error)
         except Exception:
-            # One bad row must not take its neighbours down: each caller hears of its own.
+            # One bad row must not fail the others: each caller gets the result of its own rows.
             for rows, done in work:
                 self._write_each(rows, done)
         else:
@@ -223,7 +223,7 @@ class Writer:
         self._recovery.spool_rows(rows)
 
     def _exclusively(self) -> AbstractContextManager[object]:
-        """A file has one user at a time; a database may have several."""
+        """Return a lock for a file, which has one user at a time; none for a database."""
         return self._lock if self._is_local else nullcontext()
 
     def _timed_commit(self, rows: Sequence[Row], busy_ms: int = 0) -> None:

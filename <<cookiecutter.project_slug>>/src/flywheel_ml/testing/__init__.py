@@ -1,1 +1,1 @@
-"""What tests of a project use: rows of any contract, small bundles, servers of their own."""
+"""Helpers for a project's tests: synthetic rows, small bundles, and servers."""

@@ -1,4 +1,4 @@
-"""Bundles trained in a moment, by the stages of the pipeline itself."""
+"""Trains small bundles with the stages of the pipeline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ from flywheel_ml.model.training import comparison, train
 def make_bundle(
     path: Path, table: pl.DataFrame, contract: Contract, params: Params, functions: Sequence[Feature] = ()
 ) -> Path:
-    """Split a table, train, evaluate and package, as the pipeline does; returns `path`.
+    """Split a table, train, evaluate and package as the pipeline does; returns `path`.
 
     Args:
         path: the bundle's folder, which must not exist.
         table: n_rows × contract columns.
-        functions: features of the project.
+        functions: derived features of the project.
     """
     parts = split(table, contract, params.split, None)
     fitted = train.train(parts["train"], contract, params, parts["validation"], features=functions)

@@ -1,4 +1,4 @@
-"""Synthetic tables that satisfy any contract, with a target that a model can learn."""
+"""Synthetic tables that satisfy a contract, with a target that a model can learn."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from flywheel_ml.data.tables import DTYPES
 START = datetime(2013, 1, 1, 5, 0)
 DAYS = 120
 MAX_THRESHOLDS = 4
-"""Classes that fixed thresholds of the signal separate; of more, the outer ones would stay empty."""
+"""Most classes that fixed thresholds of the signal separate; with more, the outer ones would stay empty."""
 
 
 def signal_columns(contract: Contract) -> list[Column]:
@@ -38,7 +38,7 @@ def make_table(contract: Contract, rows: int, seed: int = 0) -> pl.DataFrame:
 
 
 def json_rows(frame: pl.DataFrame, contract: Contract) -> list[dict[str, Any]]:
-    """The input columns as rows of plain Python values, as JSON carries them."""
+    """Convert the input columns to rows of JSON values."""
     named = frame.select(column.name for column in contract.inputs)
     return [
         {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()}
@@ -47,17 +47,17 @@ def json_rows(frame: pl.DataFrame, contract: Contract) -> list[dict[str, Any]]:
 
 
 def _target(contract: Contract, signal: np.ndarray, rng: np.random.Generator) -> pl.Series:
-    """Values in the target's type that follow a signal [n_rows]."""
+    """Return values in the target's type that follow a signal [n_rows]."""
     target, classes = contract.target, contract.classes
     if not classes:
         low, high = target.range or (0.0, 100.0)
         values = low + (high - low) / (1 + np.exp(-(signal + rng.normal(size=len(signal)))))
         return pl.Series(values.round() if target.type == "integer" else values).cast(DTYPES[target.type])
     if len(classes) > MAX_THRESHOLDS:
-        # By rank, so that every class has as many rows.
+        # By rank, so that all classes have the same number of rows.
         rank = np.argsort(np.argsort(signal + rng.logistic(size=len(signal))))
         return pl.Series([classes[at * len(classes) // len(signal)] for at in rank.tolist()], dtype=DTYPES[target.type])
-    # Each further class is likely where the signal is larger still.
+    # A larger signal makes a later class more likely.
     steps = np.arange(1, len(classes)) * 2.0 - len(classes)
     chance = 1 / (1 + np.exp(-(signal[:, None] - steps)))
     place = (rng.random(len(signal))[:, None] < chance).sum(axis=1)

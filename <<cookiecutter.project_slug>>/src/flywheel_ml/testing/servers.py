@@ -1,4 +1,4 @@
-"""Serving folders, and servers on free ports."""
+"""Serving folders and servers on free ports, for tests."""
 
 import json
 import os
@@ -22,20 +22,20 @@ START_SECONDS = 30.0
 
 
 class ServingFolder:
-    """A serving folder, written as a rollout does."""
+    """A serving folder as a rollout writes it."""
 
     def __init__(self, path: Path, bundle_path: Path) -> None:
         self.path = path
         self._source = bundle_path
 
     def bundle(self, version: str) -> Path:
-        """The bundle's folder."""
+        """Return the folder of a version's bundle."""
         return self.path / serving_folder.BUNDLES / version
 
     def add(
         self, version: str, edit: Callable[[str], str] = str, model: bytes | None = None, **facts: Any
     ) -> serving_folder.BundleRef:
-        """Put a bundle in place: the tiny one with a card of its own, and another contract text, model or facts."""
+        """Add a copy of the bundle with its own card, and optionally another contract text, model or facts."""
         path = self.bundle(version)
         shutil.copytree(self._source, path)
         if model is not None:
@@ -49,7 +49,7 @@ class ServingFolder:
         return self.ref(version)
 
     def ref(self, version: str) -> serving_folder.BundleRef:
-        """What routing says of a bundle as it is now."""
+        """Return the reference to a version's bundle as it is now."""
         return serving_folder.BundleRef(
             version=version, digest=files.sha256_file(self.bundle(version) / bundle.MANIFEST)
         )
@@ -61,7 +61,7 @@ class ServingFolder:
         challenger: serving_folder.Challenger | None = None,
         shadow: serving_folder.Shadow | None = None,
     ) -> None:
-        """Name the bundles that answer."""
+        """Write the routing."""
         now = serving_folder.Routing(
             name="flights",
             champion=champion,
@@ -73,21 +73,21 @@ class ServingFolder:
         serving_folder.write_routing(self.path, now)
 
     def roll_out(self, version: str, **facts: Any) -> serving_folder.BundleRef:
-        """Put a bundle in place and make it champion."""
+        """Add a bundle and make it champion."""
         ref = self.add(version, **facts)
         self.point(ref)
         return ref
 
 
 class Server:
-    """The command `serve` of a project as a process of its own, in the folder `home`.
+    """The command `serve` of a project, in its own process and in the folder `home`.
 
-    Its serving folder is `home/serving`, its prediction log `home/log`, its port free.
+    The serving folder is `home/serving`, the prediction log `home/log`. The port is a free one.
 
     Args:
         package: the project's package.
-        options: of the command.
-        under: a command that runs it, and ends by becoming it.
+        options: options of the command.
+        under: a command that runs the server by replacing itself with it.
         settings: environment variables.
     """
 
@@ -127,21 +127,21 @@ class Server:
         self.process.stdout.close()
 
     def client(self, **options: Any) -> httpx.Client:
-        """An HTTP client of this server; ignores proxies."""
+        """Return an HTTP client of this server that ignores proxies."""
         return httpx.Client(base_url=self.url, trust_env=False, timeout=10, **options)
 
     def raw(self, request: bytes, read: bool = True) -> bytes:
-        """Send bytes as they are; the first bytes of what comes back."""
+        """Send raw bytes; returns the first bytes of the response."""
         address = urlsplit(self.url)
         with socket.create_connection((address.hostname or "", address.port or 0), timeout=10) as connection:
             connection.sendall(request)
             return connection.recv(4096) if read else b""
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """What the server wrote to its log so far."""
+        """Return the lines that the server has logged so far."""
         return [json.loads(line) for line in self.errors.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def stop(self) -> int:
-        """SIGTERM; the exit status."""
+        """Send SIGTERM; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(START_SECONDS)

@@ -17,12 +17,12 @@ MAX_NAMES = 12
 
 
 class StrictModel(BaseModel):
-    """Base of every configuration model: immutable, no unknown keys, finite numbers, no text taken for a number."""
+    """Base of every configuration model: immutable, no unknown keys, finite numbers, no coercion of text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Old name of a key → its name now."""
+    """Old name of a key → its current name."""
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -32,12 +32,12 @@ def load(path: Path, model: type[Model], accept_renamed: bool = False) -> Model:
     """Read a YAML file into `model`.
 
     Args:
-        path: of the file.
-        model: what it holds.
-        accept_renamed: whether keys may have their old names, in a file that nobody may edit.
+        path: path of the file.
+        model: model of the content.
+        accept_renamed: whether keys may have old names, for files that must not be edited.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or does not fit the model; one line, all faults named.
+        ConfigError: the file is missing, is not YAML, or does not fit the model. One line lists all errors.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def load(path: Path, model: type[Model], accept_renamed: bool = False) -> Model:
     try:
         content = _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
-        # What is missing at the end of a text is missed on the line after it.
+        # YAML reports an error at the end of a text on the line after it.
         last = len(text.rstrip().splitlines())
         line = f", line {min(error.problem_mark.line + 1, last)}" if error.problem_mark else ""
         raise ConfigError(f"{path.name}{line}: {error.problem}") from None
@@ -60,7 +60,7 @@ def load(path: Path, model: type[Model], accept_renamed: bool = False) -> Model:
 
 
 def rename_old_keys(content: Any, model: type[BaseModel]) -> Any:
-    """The same content with old key names replaced by the current ones, at every level of the model."""
+    """Return the content with old key names replaced by the current ones, at every level of the model."""
     if isinstance(content, list):
         return [rename_old_keys(one, model) for one in content]
     if not isinstance(content, Mapping):
@@ -75,7 +75,7 @@ def rename_old_keys(content: Any, model: type[BaseModel]) -> Any:
 
 
 def parse(content: Any, model: type[Model], name: str) -> Model:
-    """Fit `content` (what YAML or JSON gave) into `model`; `name` says in errors where it came from.
+    """Parse `content`, as read from YAML or JSON, into `model`; errors mention `name` as its source.
 
     Raises:
         ConfigError: the content does not fit.
@@ -83,19 +83,19 @@ def parse(content: Any, model: type[Model], name: str) -> Model:
     if not isinstance(content, Mapping):
         raise ConfigError(f"{name}: expected keys and values, found {type(content).__name__}")
     try:
-        # As JSON, whose lists may be tuples and whose texts may be paths, while `strict` still holds for the rest.
+        # As JSON, where lists may become tuples and texts paths, while `strict` holds for the rest.
         return model.model_validate_json(to_json(content))
     except ValidationError as error:
         raise ConfigError("; ".join(_describe_errors(error, model, name))) from None
 
 
 def find_duplicates(names: Iterable[str]) -> list[str]:
-    """The names that stand more than once, sorted."""
+    """Return the names that occur more than once, sorted."""
     return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
 def suggest(word: str, known: list[str]) -> str:
-    """`", did you mean …?"` for a misspelt word, or the list of what is known."""
+    """Return `did you mean …?` for a misspelt word, or the list of known words."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
@@ -104,7 +104,7 @@ def suggest(word: str, known: list[str]) -> str:
 
 
 class _Loader(yaml.CSafeLoader):
-    """Plain values as YAML 1.2 and DVC read them (NO is a text, 1e-5 a number); no key twice, no bare dates."""
+    """Reads plain values as YAML 1.2 and DVC do (NO is a text, 1e-5 a number); rejects duplicate keys, bare dates."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
@@ -112,14 +112,12 @@ class _Loader(yaml.CSafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key.value}' stands twice", key.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key.value}'", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def refuse_date(self, node: yaml.ScalarNode) -> None:
-        problem = f'write the date in quotes, "{node.value}": DVC takes no bare dates'
+    def reject_date(self, node: yaml.ScalarNode) -> None:
+        problem = f'write the date in quotes, "{node.value}": DVC does not support bare dates'
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
@@ -135,7 +133,7 @@ _PLAIN: dict[str, tuple[str, Iterable[str]]] = {
 }
 for _kind, (_pattern, _first) in _PLAIN.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.refuse_date)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.reject_date)
 
 
 def _describe_errors(error: ValidationError, model: type[BaseModel], name: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What every part that opens a database agrees on."""
+"""Defaults for every part that opens a database."""
 
 DEFAULT_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-"""What an address that names no driver is opened with; SQLAlchemy would choose a library that is not here."""
+"""Drivers for URLs that name none; SQLAlchemy's default driver is not installed."""

@@ -1,50 +1,50 @@
-"""Everything this package raises on purpose.
+"""The errors that this package raises on purpose.
 
 A message names the thing, its value and the remedy; the command line prints it as one line.
 """
 
 
 class ProjectError(Exception):
-    """Root of all errors that a person can act on."""
+    """Base of all errors that a user can act on."""
 
     exit_code = 1
     transient = False
-    """Whether trying again later may help."""
+    """Whether a later retry may succeed."""
 
 
 class ConfigError(ProjectError):
-    """A parameter, setting or contract that cannot be used as it is written."""
+    """A parameter, setting or contract is invalid."""
 
     exit_code = 2
 
 
 class DataError(ProjectError):
-    """A table that cannot be read, or that is not what its name says."""
+    """A table cannot be read, or its content is not what is expected."""
 
 
 class ContractViolation(ProjectError):
-    """A readable table whose rows break the contract."""
+    """Rows of a readable table break the contract."""
 
 
 class IntegrityError(ProjectError):
-    """Bytes that are not the bytes that were written: a corrupted input or a tampered bundle."""
+    """A file differs from what was written: a corrupted input or a tampered bundle."""
 
 
 class GateRefusal(ProjectError):
-    """A model that one or more promotion gates turned down."""
+    """One or more promotion gates rejected a model."""
 
 
 class PromotionConflict(ProjectError):
-    """A promotion that expected another champion than the one it found."""
+    """A promotion expected a different champion than the current one."""
 
 
 class ServingError(ProjectError):
-    """A server or a serving folder that cannot do what was asked."""
+    """A server or a serving folder cannot fulfil the request."""
 
 
 class Busy(ProjectError):
-    """Another process holds what this one needs."""
+    """Another process holds a lock that this one needs."""
 
 
 class NotExplainable(ProjectError):
-    """A prediction that nothing more can be said about: no model made it, or there is nothing to compare it with."""
+    """A prediction cannot be explained: no model made it, or the bundle has no background rows."""

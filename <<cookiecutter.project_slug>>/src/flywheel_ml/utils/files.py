@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, canonical JSON, hashes."""
+"""Atomic file writes, canonical JSON and hashes."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.(part|old)")
-"""Names that `tempfile` makes for the functions below; a person's own hidden files are not touched."""
+"""Names that `tempfile` creates for the functions below; other hidden files are not touched."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it vanishes."""
+    """Yield a temporary path next to `path`; it replaces `path` atomically on success and is deleted on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -34,10 +34,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Like `replacing` for a folder: what was at `path` gives way only when the new one is complete.
+    """Like `replacing` for a folder: replaces the folder at `path` once the new one is complete.
 
-    No file system call swaps two folders, so a process killed in between leaves the former one set aside;
-    `sweep` puts it back.
+    No system call swaps two folders. A process killed in between leaves the old folder set aside, and
+    `remove_leftovers` restores it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
@@ -56,17 +56,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder in one step, as others see it; what a killed process leaves of it, `sweep` clears away."""
+    """Remove a folder atomically; if the process is killed, `remove_leftovers` deletes the rest."""
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
     path.replace(aside)
     shutil.rmtree(aside)
 
 
 def _restore(old: Path, folder: Path) -> None:
-    """Take back what was set aside, unless something else stands in its place by now."""
-    for kept in old.iterdir():
-        if not (folder / kept.name).exists():
-            kept.replace(folder / kept.name)
+    """Restore what was set aside, unless its place is taken by now."""
+    for path in old.iterdir():
+        if not (folder / path.name).exists():
+            path.replace(folder / path.name)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -77,12 +77,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
+    """Return the content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def canonical_json(content: Any, indent: int | None = None) -> str:
-    """One text for one content: sorted keys, no NaN, no escapes beyond what JSON needs."""
+    """Serialize to JSON so that equal content gives equal text: sorted keys, no NaN, minimal escapes."""
     separators = (",", ": ") if indent else (",", ":")
     return json.dumps(
         content, sort_keys=True, indent=indent, separators=separators, allow_nan=False, ensure_ascii=False
@@ -90,20 +90,20 @@ def canonical_json(content: Any, indent: int | None = None) -> str:
 
 
 def sha256_text(text: str) -> str:
-    """Hex digest of a text's UTF-8 bytes."""
+    """Return the hex digest of a text's UTF-8 bytes."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes, read in blocks."""
+    """Return the hex digest of a file's bytes, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Clear away what killed processes left half-written in these folders; only the holder of the project's lock may.
+    """Delete half-written files of killed processes in these folders; call it only while holding the project's lock.
 
-    A folder that was set aside when its successor never came is put back.
+    A folder that was set aside and never replaced is restored.
     """
     for folder in folders:
         for left in [path for path in folder.glob(".*") if _LEFTOVER.fullmatch(path.name)]:

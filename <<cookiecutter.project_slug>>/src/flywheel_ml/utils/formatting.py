@@ -1,4 +1,4 @@
-"""Numbers and moments as a person reads them."""
+"""Formats numbers, metrics and timestamps for people."""
 
 from datetime import datetime
 
@@ -8,7 +8,7 @@ METRIC_NAMES = {
     "average_precision": "PR AUC",
     "log_loss": "log loss",
     "macro_f1": "macro F1",
-    "lowest_recall": "recall of the class found least",
+    "lowest_recall": "lowest recall of any class",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
     "bias": "bias",
@@ -24,13 +24,13 @@ METRIC_NAMES = {
     "prevalence": "share of positives",
     "mean_cost": "cost per row",
 }
-"""Every measure of core/metrics.py in the order it is shown."""
+"""Display names of the metrics in core/metrics.py, in display order."""
 _IN_UNITS = {"mae", "rmse", "bias", "interval_width"}
 _SHARES = {"accuracy", "precision", "recall", "lowest_recall", "prevalence", "coverage"}
 
 
 def percent(share: float) -> str:
-    """A share as a percentage; what is not zero never looks like it."""
+    """Format a share as a percentage; a share above zero never shows as zero."""
     if 0 < share < 0.0005:
         return "< 0.1%"
     if share in (0.0, 1.0):
@@ -39,17 +39,17 @@ def percent(share: float) -> str:
 
 
 def rows(count: int) -> str:
-    """How many rows, in words."""
+    """Format a number of rows."""
     return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 def overlap(count: int, of: int, have_times: bool) -> str:
-    """How many test rows training has seen; the same ones, or where rows have times, at another."""
+    """Describe how many test rows also occur in training, with another time if rows have times."""
     return f"{count:,} of {of:,} test rows equal a training row{' but for the time' if have_times else ''}"
 
 
 def number(value: float, unit: str = "") -> str:
-    """Three significant digits or all before the point, with the unit; four digits (years) stand together."""
+    """Format three significant digits, or all before the point, with the unit; four digits get no separator."""
     size = abs(value)
     if size >= 10_000:
         shown = f"{value:,.0f}"
@@ -64,14 +64,14 @@ def number(value: float, unit: str = "") -> str:
 
 
 def metric_value(name: str, value: float) -> str:
-    """A measure's value: shares as percentages, what has the target's unit in three digits, else three decimals."""
+    """Format a metric: shares as percentages, values in the target's unit with 3 digits, others with 3 decimals."""
     if name in _SHARES:
         return percent(value)
     return number(value) if name in _IN_UNITS else f"{value:.3f}".replace("-", "−")
 
 
 def metric_change(name: str, before: float, after: float) -> str:
-    """How a measure moved, with its sign; shares in percentage points."""
+    """Format the change of a metric with its sign; shares in percentage points."""
     difference = after - before
     sign = "+" if difference > 0 else "−" if difference < 0 else "±"
     if name in _SHARES:
@@ -80,22 +80,22 @@ def metric_change(name: str, before: float, after: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value; below one in ten thousand only that it is."""
+    """Format a p-value; very small ones as `< 0.0001`."""
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
-def day(moment: datetime) -> str:
-    """A date such as 3 Nov 2013."""
-    return f"{moment.day} {moment:%b %Y}"
+def day(timestamp: datetime) -> str:
+    """Format a date such as 3 Nov 2013."""
+    return f"{timestamp.day} {timestamp:%b %Y}"
 
 
-def minute(moment: datetime) -> str:
-    """A date and time such as 3 Nov 2013 14:05."""
-    return f"{day(moment)} {moment:%H:%M}"
+def minute(timestamp: datetime) -> str:
+    """Format a date and time such as 3 Nov 2013 14:05."""
+    return f"{day(timestamp)} {timestamp:%H:%M}"
 
 
 def span(first: datetime | None, last: datetime | None) -> str:
-    """A stretch of time: by days when it is longer than two, else by minutes."""
+    """Format a period: by days if it is longer than two, else by minutes."""
     if first is None or last is None:
         return "no times"
     if (last - first).days >= 2:
@@ -104,5 +104,5 @@ def span(first: datetime | None, last: datetime | None) -> str:
 
 
 def short_digest(digest: str | None) -> str:
-    """A sha256 as people read it, and as folders are named."""
+    """Shorten a sha256 for display and for folder names."""
     return digest[:8] if digest else "unknown"

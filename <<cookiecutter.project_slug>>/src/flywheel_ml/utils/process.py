@@ -1,11 +1,11 @@
-"""Who is running this, and whether another process still is."""
+"""The current user, and whether a process is alive."""
 
 import getpass
 import os
 
 
 def get_user_name() -> str:
-    """The user's name; the number where the system knows no name, as in many containers."""
+    """Return the user's name, or the user id if the system has no name, as in many containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -13,7 +13,7 @@ def get_user_name() -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether this machine has a process of this number."""
+    """Whether this machine has a process with this id."""
     try:
         os.kill(pid, 0)
     except PermissionError:
