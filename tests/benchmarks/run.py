@@ -18,19 +18,19 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DEMO = ROOT / "build" / "demo"
 LIBRARY = ROOT / "<<cookiecutter.project_slug>>" / "src"
-OF_PROJECTS = ("bench", "serving", "swap", "growth", "flame")
-OF_THE_LIBRARY = ("drift_power", "gate_power")
+PROJECT_BENCHMARKS = ("bench", "serving", "swap", "growth", "flame")
+LIBRARY_BENCHMARKS = ("drift_power", "gate_power")
 
 
 def main() -> int:
     """Exit status of the first benchmark that fails, or 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", type=Path, help="folder of a baked project")
-    parser.add_argument("names", nargs="+", choices=(*OF_PROJECTS, *OF_THE_LIBRARY))
+    parser.add_argument("names", nargs="+", choices=(*PROJECT_BENCHMARKS, *LIBRARY_BENCHMARKS))
     asked, options = split(sys.argv[1:])
     found = parser.parse_args(asked)
     for name in found.names:
-        where, source = (HERE, LIBRARY) if name in OF_THE_LIBRARY else served(found.project or latest())
+        where, source = (HERE, LIBRARY) if name in LIBRARY_BENCHMARKS else served(found.project or latest())
         paths = os.pathsep.join(str(path) for path in (source, HERE, HERE.parent))
         command = [sys.executable, str(HERE / f"{name}.py"), *options]
         done = subprocess.run(command, cwd=where, env={**os.environ, "PYTHONPATH": paths}, check=False)
