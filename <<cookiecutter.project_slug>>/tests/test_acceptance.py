@@ -169,7 +169,7 @@ def test_log_holds_every_prediction_and_label(served: Served, server: Server) ->
 
 
 def test_monitoring_accepts_rows_like_those_of_training(served: Served, params: Params, settings: Settings) -> None:
-    found = monitoring.watch(PROJECT, settings, params, served.scored, None, None)
+    found = monitoring.monitor_window(PROJECT, settings, params, served.scored, None, None)
     assert found.result.volume.rows == N_ROWS
     assert not found.result.drift.drifted
     assert found.html.is_file()
@@ -183,7 +183,7 @@ def test_monitoring_reports_drift_of_the_inputs(
     constant = served.table.drop_nulls(first)[first][0]
     tables.write(served.table.with_columns(pl.lit(constant).alias(first)), Path("drifted.parquet"))
     scoring.score(PROJECT, Path("drifted.parquet"), Path("scored.parquet"), settings, params.score)
-    found = monitoring.watch(PROJECT, settings, params, Path("scored.parquet"), None, None)
+    found = monitoring.monitor_window(PROJECT, settings, params, Path("scored.parquet"), None, None)
     assert first in found.result.drift.drifted
     assert found.alerts
 
@@ -191,7 +191,7 @@ def test_monitoring_reports_drift_of_the_inputs(
 def test_monitoring_reads_predictions_and_labels_from_the_log(
     served: Served, params: Params, settings: Settings
 ) -> None:
-    found = monitoring.watch(PROJECT, settings, params, None, None, None)
+    found = monitoring.monitor_window(PROJECT, settings, params, None, None, None)
     assert found.result.volume.rows >= N_ROWS
     assert found.result.quality.labelled == N_ROWS
 

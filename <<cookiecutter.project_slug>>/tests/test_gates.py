@@ -21,11 +21,11 @@ def judged(path: Path, columns: Columns, params: Params) -> dict[str, gate.Check
     few = {name: values[:20] for name, values in columns.items()}
     candidate = gate.Candidate(
         opened.manifest,
-        latency_ms=speed.latency_ms(opened, few),
-        size_mb=speed.size_mb(path),
+        latency_ms=speed.measure_latency_ms(opened, few),
+        size_mb=speed.measure_size_mb(path),
         interval_level=params.evaluate.interval_level,
     )
-    return {check.gate: check for check in gate.judge(candidate, params.gates, GATES)}
+    return {check.gate: check for check in gate.check_gates(candidate, params.gates, GATES)}
 
 
 def test_every_gate_measures_the_model_and_gives_its_reason(

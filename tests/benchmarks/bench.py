@@ -64,7 +64,7 @@ def main() -> None:
 def batch() -> tuple[float, float]:
     """Rows a second: of scoring a Parquet file into another, and of the ONNX session on the same rows, ready-made."""
     settings, params = Settings(prediction_log=tempfile.mkdtemp()), Params.load(paths.PARAMS)
-    _, opened = scoring.champion(PROJECT, settings)
+    _, opened = scoring.open_champion(PROJECT, settings)
     raw = tables.read(params.data.raw, Contract.load(paths.CONTRACT))
     rows = pl.concat([raw] * (ROWS // raw.height + 1)).head(ROWS)
     inputs = Featurizer(opened.contract).encode(tables.to_columns(rows, opened.contract.inputs))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from flywheel_ml.core.catalog import STANDARD
+from flywheel_ml.core.catalog import STANDARD_ESTIMATORS
 from flywheel_ml.core.catalog import list_estimators as estimators_of
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.features import Featurizer
@@ -61,7 +61,7 @@ def refusals(case: Case, params: TrainParams, level: float, seed: int) -> tuple[
     contract, rows = draw(case, np.random.default_rng(seed))
     featurizer = Featurizer(contract)
     table = Table.encode(rows, contract, featurizer, "hash", None)
-    found = selection.select(table, None, contract, params, featurizer, seed, lambda one: one, selection.ignore)
+    found = selection.select(table, None, contract, params, featurizer, seed, lambda one: one, selection.ignore_score)
     compared = comparison.compare(case.task, found.out_of_fold)
     return compared["prior"]["p_value"] >= level, compared["linear"]["p_value"] < level
 
@@ -75,7 +75,7 @@ def main() -> None:
     print(f"{'table':<12} {'task':<11} {'rows':>5}  {'refused as no signal':>21}  {'refused as worse than linear':>28}")
     for case in CASES:
         start = time.perf_counter()
-        names = estimators_of(STANDARD, case.task)[: None if asked.candidates == "all" else 2]
+        names = estimators_of(STANDARD_ESTIMATORS, case.task)[: None if asked.candidates == "all" else 2]
         params = TrainParams(estimator="auto", candidates=names)
         found = np.array([refusals(case, params, level, seed) for seed in range(asked.repeats)])
         errors = np.sqrt(found.mean(axis=0) * (1 - found.mean(axis=0)) / asked.repeats)

@@ -39,7 +39,7 @@ from flywheel_ml.data.ingest import ingest
 from flywheel_ml.model.evaluation import evaluate
 from flywheel_ml.model.pipelines import estimators
 from flywheel_ml.model.training import train
-from flywheel_ml.model.training.selection import Table, average, predict, row_losses
+from flywheel_ml.model.training.selection import Table, compute_prior, compute_row_losses, predict
 from public_tables import TABLES, PublicTable, write
 
 SPLITS, ORIGINS = 5, 3
@@ -106,7 +106,7 @@ def measure(parts: dict[str, pl.DataFrame], contract: Contract, params: Params) 
     table, test = (Table.encode(parts[name], contract, featurizer, by.by, by.group) for name in ("train", "test"))
 
     def loss(answers: np.ndarray) -> float:
-        return float(row_losses(task, test.rows.labels.astype(np.float64), answers).mean())
+        return float(compute_row_losses(task, test.rows.labels.astype(np.float64), answers).mean())
 
     def default(pipeline: Any) -> float:
         return loss(predict(estimators.fit(pipeline, *table.rows), test.rows.frame, task, n_classes))
@@ -118,15 +118,15 @@ def measure(parts: dict[str, pl.DataFrame], contract: Contract, params: Params) 
     answers = predict(fitted.model, test.rows.frame, task, n_classes)
     held = np.empty(0)
     if task == "regression":
-        out_of_fold = train.out_of_fold_table(fitted)
+        out_of_fold = train.build_out_of_fold_table(fitted)
         judged = {name: parts[name] for name in ("validation", "test")}
         pipelines = {"model": fitted.model, "linear": fitted.baseline}
         width = evaluate.evaluate(pipelines, judged, contract, params, fitted.prior, out_of_fold)["half_width"]
         held = (np.abs(answers[:, 0] - test.rows.labels) <= width).astype(float)
-    prior = average(table, np.arange(table.size), task, n_classes)
+    prior = compute_prior(table, np.arange(table.size), task, n_classes)
     return Result(
         loss(answers),
-        (default(estimators.sklearn_default(task, featurizer, params.seed)), default(forest), default(linear)),
+        (default(estimators.build_sklearn_default(task, featurizer, params.seed)), default(forest), default(linear)),
         loss(np.broadcast_to(prior, answers.shape)),
         fitted.selection.winner.name,
         held,

@@ -318,10 +318,10 @@ def _mlflow(bundle: Bundle, home: Path) -> Iterator[Running]:
     import mlflow
 
     from flywheel_ml.model.registration import pyfunc
-    from flywheel_ml.model.registration.registry import load_script
+    from flywheel_ml.model.registration.registry import build_load_script
 
     script = home / "script.py"
-    script.write_text(load_script(PROJECT), encoding="utf-8")
+    script.write_text(build_load_script(PROJECT), encoding="utf-8")
     with warnings.catch_warnings():
         # MLflow would rather infer the signature from an example; ours comes from the contract.
         warnings.simplefilter("ignore", UserWarning)
@@ -329,7 +329,7 @@ def _mlflow(bundle: Bundle, home: Path) -> Iterator[Running]:
             home / "model",
             python_model=str(script),
             artifacts={"bundle": str(bundle.path)},
-            signature=pyfunc.signature(bundle.contract),
+            signature=pyfunc.build_signature(bundle.contract),
             pip_requirements=[],
         )
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -62,7 +62,7 @@ class GateParams(params.GateParams):
 
 
 def is_sharp(candidate: gate.Candidate, params: GateParams) -> tuple[bool, str]:
-    found = gate.measure(candidate, "test", "brier")
+    found = gate.get_measure(candidate, "test", "brier")
     return found <= params.brier, f"Brier score {found:.4f}, allowed {params.brier:g}"
 
 
@@ -90,7 +90,7 @@ def few_rows(result: Result) -> Iterator[alerts.Finding]:
     yield alerts.Finding("warning", "fewer rows than usual", seen, (), "drift")
 
 
-ALERTS = (*alerts.STANDARD, few_rows)
+ALERTS = (*alerts.STANDARD_RULES, few_rows)
 """
 DATA_CARD = """{% block description %}{{ super() }}
 

@@ -12,4 +12,4 @@ A rule of your own is a function and an entry in `ALERTS`:
 
 from flywheel_ml.monitoring import alerts
 
-ALERTS: tuple[alerts.Rule, ...] = (*alerts.STANDARD,)
+ALERTS: tuple[alerts.Rule, ...] = (*alerts.STANDARD_RULES,)

@@ -20,9 +20,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from flywheel_ml.core import params
-from flywheel_ml.core.catalog import STANDARD, Estimator
+from flywheel_ml.core.catalog import STANDARD_ESTIMATORS, Estimator
 
-ESTIMATORS: dict[str, Estimator] = {**STANDARD}
+ESTIMATORS: dict[str, Estimator] = {**STANDARD_ESTIMATORS}
 
 
 class TrainParams(params.TrainParams):

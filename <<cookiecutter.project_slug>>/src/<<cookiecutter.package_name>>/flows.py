@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import done
+from flywheel_ml.flows import run_state
 from flywheel_ml.flows import monitoring as monitor
 from flywheel_ml.flows import scoring as batch
 from flywheel_ml.flows import training as steps
@@ -19,7 +19,7 @@ from prefect import flow
 from .project import PROJECT
 
 
-def train(run: steps.Run) -> steps.Outcome:
+def train(run: steps.Run) -> steps.TrainingResult:
     """Raw table → stages → gates → registry → serving folder. Every step is idempotent: a rerun completes a crash."""
     steps.recover_registry(run)
     steps.fetch_raw_data(run)
@@ -33,20 +33,20 @@ def train(run: steps.Run) -> steps.Outcome:
 @flow(name="training")
 def training() -> str:
     """Train if anything changed; returns the role of the version."""
-    with engine.exclusive(done.FOLDER, "run"):
-        return engine.inside(lambda: train(steps.Run.begin(PROJECT, Settings.read(), Progress()))).role
+    with engine.lock_project(run_state.FOLDER, "run"):
+        return engine.call_in_flow(lambda: train(steps.Run.begin(PROJECT, Settings.read(), Progress()))).role
 
 
 @flow(name="scoring")
 def scoring(source: str, output: str) -> int:
     """Score a table with the champion; returns the number of rows."""
     params = PROJECT.load_params().score
-    return engine.inside(lambda: batch.score(PROJECT, Path(source), Path(output), Settings.read(), params)).rows
+    return engine.call_in_flow(lambda: batch.score(PROJECT, Path(source), Path(output), Settings.read(), params)).rows
 
 
 @flow(name="monitoring")
 def monitoring(days: float = 1.0) -> str:
     """Monitor the predictions of the last days; returns the verdict."""
     since, params = datetime.now(UTC) - timedelta(days=days), PROJECT.load_params()
-    watch = monitor.watch
-    return engine.inside(lambda: watch(PROJECT, Settings.read(), params, None, since, None)).result.verdict
+    watch = monitor.monitor_window
+    return engine.call_in_flow(lambda: watch(PROJECT, Settings.read(), params, None, since, None)).result.verdict

@@ -3,7 +3,7 @@
 A gate of your own is a function, its threshold in `GateParams`, and a row in `GATES`:
 
     def is_sharp(candidate: gate.Candidate, params: GateParams) -> tuple[bool, str]:
-        found = gate.measure(candidate, "test", "brier")
+        found = gate.get_measure(candidate, "test", "brier")
         return found <= params.brier, f"Brier score {found:.4f}, allowed {params.brier:g}"
 """
 
@@ -15,4 +15,4 @@ class GateParams(params.GateParams):
     """Thresholds, `gates` in params.yaml; one with a default need not stand there."""
 
 
-GATES: dict[str, gate.Gate] = {**gate.STANDARD}
+GATES: dict[str, gate.Gate] = {**gate.STANDARD_GATES}

@@ -92,13 +92,13 @@ def test_missing_values_and_unseen_categories_are_answered_as_scikit_learn_does(
                 elif column.is_numeric:
                     row[column.name] = (None, float("nan"), float("inf"), -1e39)[rng.integers(0, 4)]
     columns = columns_from_rows(contract.inputs, rows)
-    expected = evaluate.score(trained.pipeline, columns, contract)
+    expected = evaluate.predict(trained.pipeline, columns, contract)
     np.testing.assert_allclose(trained.bundle.run(trained.bundle.encode(columns)), expected, rtol=0, atol=1e-5)
 
 
 def test_a_row_without_any_value_is_answered_as_scikit_learn_does(trained: Trained, contract: Contract) -> None:
     columns = columns_from_rows(contract.inputs, [{}])
-    expected = evaluate.score(trained.pipeline, columns, contract)
+    expected = evaluate.predict(trained.pipeline, columns, contract)
     np.testing.assert_allclose(trained.bundle.run(trained.bundle.encode(columns)), expected, rtol=0, atol=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_the_whole_table_is_answered_as_scikit_learn_does(
     trained: Trained, columns: Columns, contract: Contract, params: Params
 ) -> None:
     answers = trained.bundle.run(trained.bundle.encode(columns))
-    gap = np.abs(answers - evaluate.score(trained.pipeline, columns, contract)).max()
+    gap = np.abs(answers - evaluate.predict(trained.pipeline, columns, contract)).max()
     assert gap <= params.gates.parity_tolerance
     assert trained.bundle.manifest.parity <= params.gates.parity_tolerance
 

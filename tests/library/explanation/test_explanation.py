@@ -213,14 +213,16 @@ def test_so_few_rows_have_nearly_the_mean_score_of_all(made: Made) -> None:
 def test_background_rows_come_back_from_the_file_bit_for_bit(made: Made) -> None:
     contract = made.bundle.contract
     gone = made.train.with_columns(pl.when(pl.col("size") < 5).then(None).otherwise(pl.col("size")).alias("size"))
-    kept = package.background(made.bundle, gone, 400, seed=3)
+    kept = package.choose_background(made.bundle, gone, 400, seed=3)
     places = {repr(row): at for at, row in enumerate(json_rows(gone, contract))}
     drawn = [places[repr(row)] for row in kept]
     assert len(set(drawn)) == 400
     assert (
-        kept == package.background(made.bundle, gone, 400, seed=3) != package.background(made.bundle, gone, 400, seed=4)
+        kept
+        == package.choose_background(made.bundle, gone, 400, seed=3)
+        != package.choose_background(made.bundle, gone, 400, seed=4)
     )
-    assert len(package.background(made.bundle, gone.head(5), 400, seed=3)) == 5
+    assert len(package.choose_background(made.bundle, gone.head(5), 400, seed=3)) == 5
     back = columns_from_rows(contract.inputs, json.loads(json.dumps(kept)))
     there = tables.to_columns(gone, contract.inputs)
     for name, values in back.items():
@@ -244,7 +246,7 @@ def test_a_bundle_of_the_former_format_answers_as_before_and_says_how_to_get_exp
 
 
 def test_a_bundle_that_was_to_carry_no_rows_says_the_same(bundle_copy: Path, table: pl.DataFrame, row: Row) -> None:
-    assert package.background(Bundle.open(bundle_copy), table, 0, seed=1) == []
+    assert package.choose_background(Bundle.open(bundle_copy), table, 0, seed=1) == []
     (bundle_copy / BACKGROUND).write_text("[]\n")
     bundle.write_manifest(bundle_copy, facts(bundle_copy))
     with pytest.raises(NotExplainable, match="train again"):

@@ -57,7 +57,7 @@ def rolled_out(fresh_store: Path, bundle_path: Path, tmp_path_factory: pytest.Te
             )
         registry.promote("1", None)
         rollout.sync(registry, store.settings(path), why="first champion")
-        registry.challenge("2")
+        registry.set_challenger("2")
     return path
 
 

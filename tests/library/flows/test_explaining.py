@@ -71,7 +71,7 @@ def test_the_serving_folder_is_enough_for_a_version_that_it_holds(
     found = explain_logged(PROJECT, name, settings, never)
     assert found.prediction.id == name
     assert found.explanation == explain(Bundle.open(bundle_path), row)
-    facts = json.loads(json.dumps(found.facts()))
+    facts = json.loads(json.dumps(found.to_dict()))
     assert (facts["id"], facts["model_version"], facts["variant"]) == (name, "1", "champion")
     assert facts["base"] + sum(one["contribution"] for one in facts["contributions"]) == pytest.approx(facts["score"])
 
@@ -86,7 +86,7 @@ def test_a_former_version_explains_what_it_answered_though_another_is_champion(
 
 def test_what_a_shadow_said_is_explained_too(two: Registry, settings: Settings, log: Log) -> None:
     name = log("1", variant="shadow")
-    assert explain_logged(PROJECT, name, settings, never).facts()["variant"] == "shadow"
+    assert explain_logged(PROJECT, name, settings, never).to_dict()["variant"] == "shadow"
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
@@ -149,7 +149,7 @@ def test_what_a_former_version_answered_in_place_of_the_champion_has_one(
     two: Registry, settings: Settings, log: Log
 ) -> None:
     name = log("1", variant="fallback", degraded=True)
-    assert explain_logged(PROJECT, name, settings, never).facts()["degraded"] is True
+    assert explain_logged(PROJECT, name, settings, never).to_dict()["degraded"] is True
 
 
 def test_an_answer_that_the_version_does_not_give_any_more_is_not_explained(

@@ -51,7 +51,7 @@ def drifted(contract: Contract) -> pl.DataFrame:
 def test_a_scored_file_is_judged_and_reported(settings: Settings, params: Params, contract: Contract) -> None:
     tables.write(drifted(contract), Path("in.parquet"))
     scoring.score(PROJECT, Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
-    found = monitoring.watch(PROJECT, settings, params, Path("out.parquet"), None, None)
+    found = monitoring.monitor_window(PROJECT, settings, params, Path("out.parquet"), None, None)
     assert found.result.verdict in ("drift", "degraded")
     assert found.result.volume.rows == 1500
     assert json.loads(Path("reports/monitoring/latest.json").read_text())["verdict"] == found.result.verdict
@@ -71,7 +71,7 @@ def test_a_span_without_a_moment_is_refused(
     settings: Settings, params: Params, source: Path | None, since: datetime, until: datetime | None, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        monitoring.watch(PROJECT, settings, params, source, since, until)
+        monitoring.monitor_window(PROJECT, settings, params, source, since, until)
 
 
 def test_logged_predictions_of_a_span_are_judged_with_their_labels(
@@ -113,27 +113,28 @@ def test_logged_predictions_of_a_span_are_judged_with_their_labels(
         )
         mine = other._replace(id=new_id(), model_version="3", model_digest=Bundle.open(bundle_path).digest)
         log.append([other, mine]).result()
-    whole = monitoring.watch(PROJECT, settings, params, None, None, None)
+    whole = monitoring.monitor_window(PROJECT, settings, params, None, None, None)
     assert whole.result.volume.rows == 601
     assert whole.result.versions == {"3": 1, "7": 600}
     assert any(told.startswith("600 rows were logged before model digests") for told in whole.result.sentences)
     assert whole.result.quality.labelled == 600
     assert (
-        monitoring.watch(PROJECT, settings, params, None, whole.result.at, None).result.verdict == "insufficient data"
+        monitoring.monitor_window(PROJECT, settings, params, None, whole.result.at, None).result.verdict
+        == "insufficient data"
     )
 
 
 def test_alerts_that_no_webhook_takes_are_on_file_and_the_verdict_is_told_first(
     settings: Settings, params: Params, contract: Contract
 ) -> None:
-    hasty = engine.patience.set(engine.Patience(retries=1, first_delay=0.01))
+    hasty = engine.retry_policy.set(engine.RetryPolicy(retries=1, first_delay=0.01))
     tables.write(drifted(contract), Path("in.parquet"))
     scoring.score(PROJECT, Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
     # Nothing listens on the discard port of this machine.
     deaf = settings.model_copy(update={"alert_webhook": SecretStr("http://127.0.0.1:9/hook")})
     told: list[MonitoringRun] = []
     with pytest.raises(AlertError, match="were not delivered"):
-        monitoring.watch(PROJECT, deaf, params, Path("out.parquet"), None, None, told.append)
-    engine.patience.reset(hasty)
+        monitoring.monitor_window(PROJECT, deaf, params, Path("out.parquet"), None, None, told.append)
+    engine.retry_policy.reset(hasty)
     assert told[0].alerts
     assert Path("reports/monitoring/alerts.jsonl").read_text().count("\n") == len(told[0].alerts)

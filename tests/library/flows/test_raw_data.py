@@ -10,11 +10,12 @@ RAW = Path("data/raw/fetched.parquet")
 
 
 def test_a_raw_table_that_is_nowhere_is_fetched_and_recorded(finished: Path) -> None:
-    assert training.raw_data(PROJECT, RAW) == f"{RAW} fetched and recorded with DVC"
+    assert training.provide_raw_data(PROJECT, RAW) == f"{RAW} fetched and recorded with DVC"
     assert RAW.with_name(RAW.name + ".dvc").is_file()
 
     RAW.unlink()
     shutil.rmtree(".dvc/cache")
     assert (
-        training.raw_data(PROJECT, RAW) == f"{RAW} fetched anew, since DVC has no copy; it is the one that was recorded"
+        training.provide_raw_data(PROJECT, RAW)
+        == f"{RAW} fetched anew, since DVC has no copy; it is the one that was recorded"
     )

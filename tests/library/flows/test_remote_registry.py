@@ -136,7 +136,7 @@ def test_a_sidecar_follows_a_remote_registry_that_goes_away_and_comes_back_and_t
             shutil.copyfile(tmp_path / "third" / bundle.MODEL, model)
             until(lambda: serves(server / "var" / "serving") == "3", 20)
             lines.append(sidecar.stdout.readline())
-            found = registry.alias(CHAMPION)
+            found = registry.find_alias(CHAMPION)
             assert found is not None
             assert found.number == "3"
     told = [line.partition("the serving folder ")[2].strip() for line in lines]

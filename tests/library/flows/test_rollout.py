@@ -36,7 +36,7 @@ def serving(folder: Path) -> str:
 
 
 def champion(registry: Registry) -> str:
-    found = registry.alias(CHAMPION)
+    found = registry.find_alias(CHAMPION)
     assert found is not None
     return found.number
 
@@ -53,8 +53,8 @@ def test_a_promotion_serves_the_version_and_records_who_when_from_to_and_why(
 ) -> None:
     assert rollout.promote(two, settings, None).number == "2"
     assert (champion(two), serving(folder)) == ("2", "2")
-    assert two.alias(CHALLENGER) is None
-    entry = rollout.audit(settings.serving_folder)[-1]
+    assert two.find_alias(CHALLENGER) is None
+    entry = rollout.read_audit(settings.serving_folder)[-1]
     assert (entry["what"], entry["from"], entry["to"], entry["why"]) == ("champion", "1", "2", "promoted")
     assert entry["who"]
     assert entry["at"].endswith("+00:00")
@@ -65,7 +65,7 @@ def test_a_sync_repeated_changes_nothing(two: Registry, settings: Settings) -> N
     now = rollout.sync(two, settings, why="again")
     assert now.reason == "first champion"
     assert (settings.serving_folder / serving_folder.ROUTING).stat().st_mtime_ns == before
-    assert len(rollout.audit(settings.serving_folder)) == 1
+    assert len(rollout.read_audit(settings.serving_folder)) == 1
 
 
 def test_without_a_champion_there_is_nothing_to_roll_out(registry: Registry, settings: Settings) -> None:
@@ -88,7 +88,7 @@ def test_a_kill_between_bundle_and_pointer_leaves_the_old_champion_and_the_next_
     assert project.leftovers(settings.serving_folder)
     rollout.promote(two, settings, "2")
     assert (champion(two), serving(folder)) == ("2", "2")
-    assert [entry["to"] for entry in rollout.audit(settings.serving_folder)] == ["1", "2"]
+    assert [entry["to"] for entry in rollout.read_audit(settings.serving_folder)] == ["1", "2"]
     assert project.leftovers(settings.serving_folder) == []
 
 
@@ -128,7 +128,7 @@ def test_a_refused_version_is_not_promoted_but_by_an_override_that_is_recorded(
     assert not list((settings.serving_folder / serving_folder.BUNDLES).glob("3-*"))
     rollout.promote(two, settings, "3", override="the floor is wrong")
     assert serving(folder) == "3"
-    assert rollout.audit(settings.serving_folder)[-1]["why"] == "the floor is wrong"
+    assert rollout.read_audit(settings.serving_folder)[-1]["why"] == "the floor is wrong"
 
 
 def test_a_rollback_returns_to_the_version_before_and_two_in_a_hurry_do_not_roll_forward(
@@ -140,7 +140,7 @@ def test_a_rollback_returns_to_the_version_before_and_two_in_a_hurry_do_not_roll
         assert (champion(two), serving(folder)) == ("1", "1")
     rollout.promote(two, settings, "2")
     rollout.rollback(two, settings)
-    told = [(entry["what"], entry["to"], entry["why"]) for entry in rollout.audit(settings.serving_folder)][-3:]
+    told = [(entry["what"], entry["to"], entry["why"]) for entry in rollout.read_audit(settings.serving_folder)][-3:]
     back = ("rollback", "1", "rolled back")
     assert told == [back, ("champion", "2", "promoted"), back]
 
@@ -178,7 +178,7 @@ def kept(settings: Settings) -> set[str]:
 
 def stored(folder: Path, registry: Registry) -> set[str]:
     """The versions whose files the artifact store has."""
-    runs = {version.run_id: version.number for version in registry.versions()}
+    runs = {version.run_id: version.number for version in registry.list_versions()}
     return {runs[path.parents[1].name] for path in (folder / "mlartifacts").glob("*/artifacts/model")}
 
 
@@ -230,7 +230,7 @@ def test_old_versions_are_pruned_but_those_in_use_or_in_the_log_stay(
     assert kept(few) == stored(folder, many) == {"3", "5", "6"}
     rollout.promote(many, few, "5")
     assert kept(few) == stored(folder, many) == {"3", "5", "6"}, "3 still is the challenger"
-    assert len(many.versions()) == 6, "their record stays"
+    assert len(many.list_versions()) == 6, "their record stays"
 
 
 def test_nothing_is_pruned_while_the_log_cannot_be_read(many: Registry, few: Settings) -> None:
@@ -245,11 +245,11 @@ def test_a_pruned_version_says_so_and_training_it_again_brings_it_back(
     with pytest.raises(ProjectError, match=r"the files of version 4 were removed on 20.* \(ML_KEEP_VERSIONS is 10\)"):
         rollout.promote(many, few, "4")
     assert serving(folder) == "6"
-    many.mend(many.get("4"), six.with_name("4"), {})
+    many.restore_files(many.get("4"), six.with_name("4"), {})
     assert rollout.promote(many, few, "4").number == "4"
     assert serving(folder) == "4"
     shutil.rmtree(folder / "mlartifacts")
-    many.mend(many.get("4"), six.with_name("4"), {})
+    many.restore_files(many.get("4"), six.with_name("4"), {})
     assert stored(folder, many) == {"4"}, "as where all artifacts are lost"
 
 
@@ -288,11 +288,11 @@ def test_a_lost_registry_begins_with_the_champion_that_serves(
     assert before.previous is not None
     told = rollout.recover(lost, settings)
     assert told == "the registry was lost: version 6 still serves, and is registered as 2"
-    assert lost.alias(CHAMPION) == lost.get("2")
+    assert lost.find_alias(CHAMPION) == lost.get("2")
     assert lost.get("2").digest == before.champion.digest
     assert rollout.recover(lost, settings) == ""
     rejected = lost.register(store.copy_with_new_card(bundle_path, tmp_path / "worse"), store.FAILED_CHECKS, {}, {}, [])
-    assert training.decide(lost, rejected, params) == "refused"
+    assert training.assign_role(lost, rejected, params) == "refused"
     now = rollout.sync(lost, settings, why="trained")
     assert (now.champion, now.previous) == (before.champion.model_copy(update={"version": "2"}), before.previous)
     assert serving(folder) == "2"
@@ -316,14 +316,14 @@ def test_a_champion_that_cannot_be_registered_again_ends_the_run(lost: Registry,
     message = r"the registry has no champion, .*model.onnx was changed.*; restore the registry from a backup, or move"
     with pytest.raises(ProjectError, match=message):
         rollout.recover(lost, settings)
-    assert lost.versions() == [] or lost.alias(CHAMPION) is None
+    assert lost.list_versions() == [] or lost.find_alias(CHAMPION) is None
 
 
 def test_a_serving_folder_of_another_model_is_no_champion_here(lost: Registry, settings: Settings) -> None:
     now = serving_folder.read_routing(settings.serving_folder)
     serving_folder.write_routing(settings.serving_folder, now.model_copy(update={"name": "another"}))
     assert rollout.recover(lost, settings) == ""
-    assert lost.versions() == []
+    assert lost.list_versions() == []
 
 
 def test_a_bundle_of_the_former_layout_serves_on(two: Registry, settings: Settings, folder: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_second_rollout_waits_for_the_first_and_then_sees_what_it_did(
     started = threading.Event()
 
     def hold() -> None:
-        with engine.exclusive(settings.serving_folder, "rollout"):
+        with engine.lock_project(settings.serving_folder, "rollout"):
             started.set()
             time.sleep(0.3)
 
@@ -350,7 +350,7 @@ def test_a_second_rollout_waits_for_the_first_and_then_sees_what_it_did(
     started.wait()
     with (
         pytest.raises(Busy, match="another `rollout` is at work"),
-        engine.exclusive(settings.serving_folder, "rollout"),
+        engine.lock_project(settings.serving_folder, "rollout"),
     ):
         pass
     rollout.promote(two, settings, "2")
@@ -361,15 +361,15 @@ def test_a_second_rollout_waits_for_the_first_and_then_sees_what_it_did(
 def test_an_audit_line_that_a_crash_cut_off_harms_no_other(two: Registry, settings: Settings) -> None:
     with (settings.serving_folder / rollout.AUDIT).open("a") as stream:
         stream.write('{"at": "20')
-    assert [entry["to"] for entry in rollout.audit(settings.serving_folder)] == ["1"]
+    assert [entry["to"] for entry in rollout.read_audit(settings.serving_folder)] == ["1"]
     rollout.promote(two, settings, "2")
-    assert [entry["to"] for entry in rollout.audit(settings.serving_folder)] == ["1", "2"]
+    assert [entry["to"] for entry in rollout.read_audit(settings.serving_folder)] == ["1", "2"]
 
 
 def test_a_change_that_a_crash_left_without_a_record_gets_one(two: Registry, settings: Settings) -> None:
     (settings.serving_folder / rollout.AUDIT).unlink()
     rollout.sync(two, settings, why="synced")
     rollout.sync(two, settings, why="synced")
-    assert [(entry["to"], entry["why"]) for entry in rollout.audit(settings.serving_folder)] == [
+    assert [(entry["to"], entry["why"]) for entry in rollout.read_audit(settings.serving_folder)] == [
         ("1", "first champion")
     ]

@@ -128,7 +128,7 @@ def test_columns_that_adopt_gave_another_name_are_found_under_their_own(tmp_path
     contract = config_model.parse({"name": "any", "columns": told}, Contract, "contract.yaml")
     table = pl.DataFrame({"prediction": [1.5, None], "size": [2.0, 3.0]})
     (table.write_csv if name == "in.csv" else table.write_parquet)(tmp_path / name)
-    (found,) = scoring._pieces(tmp_path / name, contract, 10)
+    (found,) = scoring._read_chunks(tmp_path / name, contract, 10)
     assert found.equals(table.rename({"prediction": "prediction_given"}))
 
 

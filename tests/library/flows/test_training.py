@@ -65,7 +65,7 @@ def test_lineage_and_audit_say_where_the_champion_came_from(trained_project: pro
     lineage = json.loads((find_served_bundle(folder, "1") / bundle.LINEAGE).read_text())
     assert lineage["git_commit"] == project.git(trained_project.path, "rev-parse", "HEAD").strip()
     assert lineage["dvc_lock_sha256"]
-    assert [(entry["from"], entry["to"], entry["why"]) for entry in rollout.audit(folder)] == [
+    assert [(entry["from"], entry["to"], entry["why"]) for entry in rollout.read_audit(folder)] == [
         (None, "1", "first champion")
     ]
 
@@ -103,7 +103,7 @@ def packaged(registry: Registry, bundle_path: Path, folder: Path, trained_projec
 
 def test_a_bundle_is_registered_once_for_each_verdict(packaged: Registry, contract: Contract, params: Params) -> None:
     def number(checks: list[Check]) -> str:
-        return training.register(packaged, contract, params, checks).number
+        return training.register_bundle(packaged, contract, params, checks).number
 
     assert [number(checks) for checks in (store.PASSED_CHECKS, store.PASSED_CHECKS)] == ["1", "1"]
     assert [number(checks) for checks in (store.FAILED_CHECKS, store.PASSED_CHECKS, store.FAILED_CHECKS)] == [
@@ -118,16 +118,16 @@ def test_the_first_to_pass_is_champion_and_later_ones_challenge(
 ) -> None:
     def role(name: str, checks: list[Check], chosen: Params = params) -> str:
         version = registry.register(store.copy_with_new_card(bundle_path, tmp_path / name), checks, {}, {}, [])
-        return training.decide(registry, version, chosen)
+        return training.assign_role(registry, version, chosen)
 
     assert role("1", store.FAILED_CHECKS) == "refused"
     assert role("2", store.PASSED_CHECKS) == "champion"
-    assert training.decide(registry, registry.get("2"), params) == "champion"
+    assert training.assign_role(registry, registry.get("2"), params) == "champion"
     assert role("3", store.PASSED_CHECKS) == "challenger"
     at_once = params.model_copy(update={"rollout": RolloutParams(auto_promote=True)})
     assert role("4", store.FAILED_CHECKS, at_once) == "refused"
     assert role("5", store.PASSED_CHECKS, at_once) == "champion"
-    aliases = {alias: found.number for alias in ("champion", "challenger") if (found := registry.alias(alias))}
+    aliases = {alias: found.number for alias in ("champion", "challenger") if (found := registry.find_alias(alias))}
     assert aliases == {"champion": "5", "challenger": "3"}
 
 
@@ -151,15 +151,15 @@ def test_a_champion_that_cannot_be_had_or_read_is_a_reason_not_a_crash(finished:
     contract = Contract.load(paths.CONTRACT)
     settings = store.settings(finished)
     registry = Registry.open(settings, contract.name)
-    same = training.compare(PROJECT, registry, settings, contract)
+    same = training.compare_with_champion(PROJECT, registry, settings, contract)
     # The stages judged scikit-learn's answers, which are of double precision where the target is a number.
     assert same.champion == pytest.approx(same.manifest.metrics["test"][HEADLINE[contract.task]], rel=1e-6)
     shutil.rmtree(settings.serving_folder)
-    assert training.compare(PROJECT, registry, settings, contract) == same, (
+    assert training.compare_with_champion(PROJECT, registry, settings, contract) == same, (
         "from the registry, where the served copy is lost"
     )
     shutil.rmtree(finished / "mlartifacts")
-    lost = training.compare(PROJECT, registry, settings, contract)
+    lost = training.compare_with_champion(PROJECT, registry, settings, contract)
     assert "cannot be downloaded" in lost.champion_problem
 
 
@@ -168,7 +168,7 @@ def test_a_champion_of_other_classes_is_not_compared(finished: Path) -> None:
     facts = bundle.verify(paths.BUNDLE).model_dump(exclude={"files"})
     bundle.write_manifest(paths.BUNDLE, {**facts, "classes": ["one", "other"]})
     settings = store.settings(finished)
-    found = training.compare(PROJECT, Registry.open(settings, contract.name), settings, contract)
+    found = training.compare_with_champion(PROJECT, Registry.open(settings, contract.name), settings, contract)
     assert found.champion_problem == "it predicts another target or other classes"
 
 
@@ -184,7 +184,7 @@ def test_it_is_told_at_once_that_test_rows_are_too_few_to_monitor_by_or_were_see
 
     def told(rows: int, in_train: int) -> str:
         write_json(paths.REPORTS / "split.json", {"test": {"rows": rows, "in_train": in_train}})
-        return training._told("split", contract, params)
+        return training._summarize_stage("split", contract, params)
 
     assert told(least, 0) == ""
     assert told(least - 1, 0) == f"{least - 1} rows to test, too few to monitor by (monitor.min_rows: {least})"

@@ -20,7 +20,7 @@ def one(start, promote):
     start.wait()
     registry = Registry.open(Settings.read(), {NAME!r})
     if promote is None:
-        answer = len(registry.versions())
+        answer = len(registry.list_versions())
     else:
         start.wait()
         try:

@@ -95,6 +95,6 @@ def test_it_is_trained_served_and_monitored(name: str, here: Path) -> None:
         asked = Path("README.md").read_text().partition("--data '")[2].partition("'\n")[0].replace("'\\''", "'")
         example = server.request("POST", "/predict", json=json.loads(asked))
         assert example.status_code == 200, example.text
-    watched = monitoring.watch(ADOPTED, Settings(), params, scored, None, None)
+    watched = monitoring.monitor_window(ADOPTED, Settings(), params, scored, None, None)
     assert watched.result.volume.rows == pl.read_parquet(scored).height
     assert watched.html.is_file()

@@ -221,8 +221,8 @@ def test_a_column_may_be_missing_once_it_is_nullable(turn: Turn, before: Turned)
     assert before.ask(items=None)[0] == 422
     assert now.ask(items=None)[0] == 200
     rule = f"items: {REQUIRED}"
-    assert scoring.counts(gaps, before.contract)[rule] == gaps["items"].null_count()
-    assert rule not in scoring.counts(gaps, now.contract)
+    assert scoring.count_violations(gaps, before.contract)[rule] == gaps["items"].null_count()
+    assert rule not in scoring.count_violations(gaps, now.contract)
     assert any("null" in json.dumps(field) for name, field in properties(now).items() if name == "items")
 
 

@@ -17,8 +17,8 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.project import import_reference
 from flywheel_ml.flows import rollout, training
 from flywheel_ml.flows.progress import Progress
-from flywheel_ml.flows.training import Outcome
-from flywheel_ml.flows.versioning import graph
+from flywheel_ml.flows.training import TrainingResult
+from flywheel_ml.flows.versioning import dvc_stages
 from flywheel_ml.model.evaluation import evaluate
 from flywheel_ml.model.packaging import package
 from flywheel_ml.model.registration.registry import Registry
@@ -109,7 +109,7 @@ def test_what_dvc_restores_from_a_corrupted_cache_is_used_by_no_stage_and_judged
     with pytest.raises(IntegrityError, match=r"pipeline.joblib is not the file that the train stage wrote"):
         package.main(PROJECT)
     with pytest.raises(IntegrityError, match=r"model.onnx was changed after it was sealed"):
-        training.compare(
+        training.compare_with_champion(
             PROJECT, Registry.open(store.settings(finished), contract.name), store.settings(finished), contract
         )
 
@@ -127,13 +127,13 @@ class Changed(NamedTuple):
 @pytest.fixture
 def changed(finished: Path) -> Changed:
     project.commit(finished, "First")
-    first, lock = contents(paths.BUNDLE), graph.lock_hash()
+    first, lock = contents(paths.BUNDLE), dvc_stages.hash_lock()
     project.set_params(finished, {"evaluate": {"costs": {"false_negative": 9.0}}})
-    assert graph.outdated()
-    ran = [name for name in graph.stages() if graph.reproduce(name)]
-    assert not graph.outdated()
+    assert dvc_stages.is_outdated()
+    ran = [name for name in dvc_stages.read_stages() if dvc_stages.reproduce(name)]
+    assert not dvc_stages.is_outdated()
     project.commit(finished, "Second")
-    return Changed(finished, ran, first, contents(paths.BUNDLE), (lock, graph.lock_hash()))
+    return Changed(finished, ran, first, contents(paths.BUNDLE), (lock, dvc_stages.hash_lock()))
 
 
 def test_a_changed_parameter_reruns_what_it_reaches_and_any_version_comes_back(changed: Changed) -> None:
@@ -147,18 +147,18 @@ def test_a_changed_parameter_reruns_what_it_reaches_and_any_version_comes_back(c
     project.git(changed.path, "checkout", "--quiet", "HEAD~1")
     subprocess.run(["dvc", "pull", "--quiet"], check=True)
     assert contents(paths.BUNDLE) == changed.first
-    assert not graph.outdated()
+    assert not dvc_stages.is_outdated()
 
     project.git(changed.path, "checkout", "--quiet", "-")
-    assert graph.outdated()
+    assert dvc_stages.is_outdated()
     subprocess.run(["dvc", "pull", "--quiet"], check=True)
     assert contents(paths.BUNDLE) == changed.second
-    assert not graph.outdated()
+    assert not dvc_stages.is_outdated()
 
 
-def run(path: Path) -> Outcome:
+def run(path: Path) -> TrainingResult:
     """The training flow, plainly."""
-    outcome: Outcome = import_reference(f"{PROJECT.flows}:train")(
+    outcome: TrainingResult = import_reference(f"{PROJECT.flows}:train")(
         training.Run.begin(PROJECT, store.settings(path), Progress())
     )
     return outcome

@@ -95,21 +95,23 @@ def adapted(params: Params, contract: Contract) -> Params:
 
 def candidate(made: Made, params: Params) -> gate.Candidate:
     found = tables.to_columns(made.table.head(20), made.contract.inputs)
-    latency, size = speed.latency_ms(made.bundle, found), speed.size_mb(made.path)
+    latency, size = speed.measure_latency_ms(made.bundle, found), speed.measure_size_mb(made.path)
     return gate.Candidate(
         made.bundle.manifest, latency_ms=latency, size_mb=size, interval_level=params.evaluate.interval_level
     )
 
 
 def test_the_model_beats_the_average_and_passes_every_gate(made: Made, params: Params) -> None:
-    checks = gate.judge(candidate(made, params), adapted(params, made.contract).gates)
+    checks = gate.check_gates(candidate(made, params), adapted(params, made.contract).gates)
     assert [check for check in checks if not check.passed] == []
     assert made.bundle.manifest.metrics["test"][HEADLINE[made.contract.task]] > 0.3
 
 
 def test_a_champion_that_is_better_keeps_its_place(made: Made, params: Params) -> None:
     beaten = candidate(made, params)._replace(champion=0.9999)
-    failed = {check.gate for check in gate.judge(beaten, adapted(params, made.contract).gates) if not check.passed}
+    failed = {
+        check.gate for check in gate.check_gates(beaten, adapted(params, made.contract).gates) if not check.passed
+    }
     assert failed == {"keeps up with the champion"}
 
 
@@ -309,7 +311,7 @@ def test_cards_and_pictures_read_naturally(made: Made, tmp_path: Path, params: P
     part = made.table.tail(400)
     answers = made.bundle.predict(tables.to_columns(part, made.contract.inputs)).output
     curves = metrics.compute_curves(made.contract.task, tables.encode_target(part, made.contract), answers)
-    figures.evaluation(tmp_path / "a.png", "title", {**curves, "importance": [{"column": "x", "loss": 0.1}]})  # type: ignore[dict-item]
+    figures.draw_evaluation(tmp_path / "a.png", "title", {**curves, "importance": [{"column": "x", "loss": 0.1}]})  # type: ignore[dict-item]
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -15,35 +15,35 @@ from flywheel_ml.utils import formatting
 if TYPE_CHECKING:
     from flywheel_ml.core.serving_folder import Routing
     from flywheel_ml.data.adoption.adopt import Examination
-    from flywheel_ml.flows.explaining import Explained
+    from flywheel_ml.flows.explaining import ExplainedPrediction
     from flywheel_ml.model.evaluation.gate import Check
     from flywheel_ml.monitoring.run import MonitoringRun
 
-SHOWN_COLUMNS = 60
+MAX_COLUMNS = 60
 BAR, SHOWN_CHARACTERS = 12, 24
 """Characters of the longest bar, and of a value, in a table."""
 
 console = Console(highlight=False)
 
 
-def show_standing(now: "Routing", server: str, settings: Settings) -> None:
+def show_rollout_status(now: "Routing", server: str, settings: Settings) -> None:
     """Print who answers what share, and how that went."""
-    from flywheel_ml.flows import rollout, standing
+    from flywheel_ml.flows import rollout, rollout_status
 
     table = Table("who", "version", "digest", "share", "since (UTC)", "rows", "mean score", "ms", "last row")
     table.box, table.header_style = None, "bold"
-    found = standing.standings(now, settings)
+    found = rollout_status.list_variant_statuses(now, settings)
     for one in found:
-        told, cells = one.tally, ["0", "", "", ""]
-        if told:
-            last = datetime.fromtimestamp(told.last_us / 1e6, tz=UTC)
+        tally, cells = one.tally, ["0", "", "", ""]
+        if tally:
+            last = datetime.fromtimestamp(tally.last_us / 1e6, tz=UTC)
             cells = [
-                f"{told.rows:,}",
-                "–" if math.isnan(told.mean_score) else f"{told.mean_score:.4f}",
-                f"{told.mean_latency_us / 1000:.2f}",
+                f"{tally.rows:,}",
+                "–" if math.isnan(tally.mean_score) else f"{tally.mean_score:.4f}",
+                f"{tally.mean_latency_us / 1000:.2f}",
                 f"{last:%m-%d %R}",
             ]
-        share = "" if one.share is None else rollout.percent(one.share)
+        share = "" if one.share is None else rollout.format_share(one.share)
         since = one.since[5:16].replace("T", " ")
         table.add_row(one.variant, one.version, formatting.short_digest(one.digest), share, since, *cells)
     console.print(table)
@@ -52,23 +52,23 @@ def show_standing(now: "Routing", server: str, settings: Settings) -> None:
             f"{formatting.rows(rows_without_digest)} of these were logged before digests; counted by version alone",
             soft_wrap=True,
         )
-    if state := standing.breaker(now, server, settings):
+    if state := rollout_status.describe_breaker(now, server, settings):
         console.print(f"breaker: {escape(state)}", soft_wrap=True)
 
 
-def show_explained(found: "Explained") -> None:
+def show_explanation(found: "ExplainedPrediction") -> None:
     """Print a prediction, and what each column added to its score."""
     logged, why = found.prediction, found.explanation
     when = datetime.fromtimestamp(logged.timestamp_us / 1e6, tz=UTC)
     console.print(
         f"Prediction {escape(logged.id)} of {when:%F %T} UTC, by version {escape(logged.model_version)} "
         f"({escape(logged.variant)}, sha256 {formatting.short_digest(logged.model_digest)}): "
-        f"[bold]{escape(_json(why.prediction))}[/]",
+        f"[bold]{escape(_to_text(why.prediction))}[/]",
         soft_wrap=True,
     )
     largest = max(abs(one.contribution) for one in why.contributions)
-    places = _decimals(max(largest, abs(why.score), abs(why.base)))
-    what = "value" if why.explained_class is None else f"probability of {escape(_json(why.explained_class))}"
+    places = _count_decimals(max(largest, abs(why.score), abs(why.base)))
+    what = "value" if why.explained_class is None else f"probability of {escape(_to_text(why.explained_class))}"
     console.print(
         f"[bold]{what} {why.score:.{places}f}[/] = {why.base:.{places}f}, the mean of "
         f"{why.method.background_rows} training rows, {why.score - why.base:+.{places}f} through its columns:",
@@ -77,16 +77,16 @@ def show_explained(found: "Explained") -> None:
     table = Table("column", "value", "contribution", "", "error", box=None, header_style="bold")
     table.columns[1].no_wrap, table.columns[1].max_width = True, SHOWN_CHARACTERS
     table.columns[2].justify = table.columns[4].justify = "right"
-    for one in why.contributions[:SHOWN_COLUMNS]:
+    for one in why.contributions[:MAX_COLUMNS]:
         bar = "█" * round(BAR * abs(one.contribution) / largest) if largest else ""
         table.add_row(
             escape(one.column),
-            escape(" ".join(_json(one.value).split())),
+            escape(" ".join(_to_text(one.value).split())),
             f"{one.contribution:+.{places}f}",
             f"[{'red' if one.contribution < 0 else 'green'}]{bar}[/]",
             f"{one.standard_error:.{places}f}" if one.standard_error else "none",
         )
-    if others := why.contributions[SHOWN_COLUMNS:]:
+    if others := why.contributions[MAX_COLUMNS:]:
         table.add_row(f"{len(others):,} more", "", f"{sum(one.contribution for one in others):+.{places}f}", "", "")
     console.print(table)
 
@@ -102,19 +102,19 @@ def show_proposal(found: "Examination") -> None:
     for decision in of_all:
         console.print(f"[bold]{decision.what}[/]: {escape(decision.why)}", soft_wrap=True)
     table = Table("column", "role", "type", "values", "why", box=None, header_style="bold")
-    for column, decision in list(zip(proposal.columns, by_column, strict=True))[:SHOWN_COLUMNS]:
+    for column, decision in list(zip(proposal.columns, by_column, strict=True))[:MAX_COLUMNS]:
         cells = (column["name"], decision.what, column["type"], "; ".join(describe_entry(column)), decision.why)
         table.add_row(*map(escape, cells), style="dim" if decision.what == "ignored" else None)
     console.print(table)
-    if len(by_column) > SHOWN_COLUMNS:
-        console.print(f"… and {len(by_column) - SHOWN_COLUMNS:,} more columns; contract.yaml will name them all")
-    for issue in proposal.issues[:SHOWN_COLUMNS]:
+    if len(by_column) > MAX_COLUMNS:
+        console.print(f"… and {len(by_column) - MAX_COLUMNS:,} more columns; contract.yaml will name them all")
+    for issue in proposal.issues[:MAX_COLUMNS]:
         colour = {"refused": "red", "warned": "yellow", "handled": "dim"}[issue.severity]
         where = f"{escape(issue.column)}: " if issue.column else ""
-        told = f"{issue.kind}: {escape(issue.evidence)}; {escape(issue.remedy)}"
-        console.print(f"  [{colour}]{issue.severity:8}[/] {where}{told}", soft_wrap=True)
-    if len(proposal.issues) > SHOWN_COLUMNS:
-        console.print(f"… and {len(proposal.issues) - SHOWN_COLUMNS:,} more issues")
+        text = f"{issue.kind}: {escape(issue.evidence)}; {escape(issue.remedy)}"
+        console.print(f"  [{colour}]{issue.severity:8}[/] {where}{text}", soft_wrap=True)
+    if len(proposal.issues) > MAX_COLUMNS:
+        console.print(f"… and {len(proposal.issues) - MAX_COLUMNS:,} more issues")
 
 
 def show_window(found: "MonitoringRun") -> None:
@@ -134,18 +134,18 @@ def show_checks(checks: "list[Check]") -> None:
         console.print(f"  {mark} {check.gate}: {escape(check.reason)}", soft_wrap=True)
 
 
-def say_uncommitted() -> None:
+def print_uncommitted() -> None:
     """Say what git does not know yet of what was run, if anything."""
     from flywheel_ml.flows.versioning import git
 
-    if changed := git.uncommitted():
+    if changed := git.list_uncommitted():
         paths = " ".join(f"'{name}'" if "*" in name else name for name in changed)
         console.print(
             f"Not in git yet, and needed to find this version again: git add {paths} && git commit", soft_wrap=True
         )
 
 
-def say_next(role: str) -> None:
+def print_next_step(role: str) -> None:
     """Say what to do with a model of this role."""
     if role == "champion":
         console.print("Next: `make serve` answers predictions, `make ui` shows the run.")
@@ -155,10 +155,10 @@ def say_next(role: str) -> None:
         console.print("It was rolled back; `make promote VERSION=` makes it champion all the same.")
 
 
-def _decimals(size: float) -> int:
+def _count_decimals(size: float) -> int:
     """Digits after the point that show a number of this size to four significant ones."""
     return max(0, 3 - math.floor(math.log10(size))) if size else 4
 
 
-def _json(value: object) -> str:
+def _to_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

@@ -18,7 +18,7 @@ from flywheel_ml.cli import terminal
 from flywheel_ml.cli.terminal import console
 from flywheel_ml.core import paths
 from flywheel_ml.core.command import run_command
-from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import QUIET, Settings
 from flywheel_ml.utils.errors import ConfigError, GateRefusal
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from flywheel_ml.model.registration.registry import Registry
 
 R = TypeVar("R")
-Task = Literal["binary", "multiclass", "regression"]
-By = Literal["time", "hash"]
+SplitMode = Literal["time", "hash"]
 INTERRUPTED = 130
 DEFAULT_SHARE = 0.1
 
@@ -80,42 +79,42 @@ def run(
 ) -> None:
     """Train: raw data, stages, gates, registry, rollout. Does nothing when nothing changed."""
     from flywheel_ml.data.adoption import applying
-    from flywheel_ml.flows import done
+    from flywheel_ml.flows import run_state
     from flywheel_ml.flows.orchestration import engine
     from flywheel_ml.flows.progress import Progress
-    from flywheel_ml.flows.versioning import graph
+    from flywheel_ml.flows.versioning import dvc_stages
 
     if applying.FOLDER.is_dir():
-        with engine.exclusive(done.FOLDER, "run"):
+        with engine.lock_project(run_state.FOLDER, "run"):
             applying.recover()
     settings, params, progress = Settings.read(), ctx.obj.load_params(), Progress(console)
-    last = None if force else done.last(ctx.obj, settings, params)
+    last = None if force else run_state.find_last_run(ctx.obj, settings, params)
     if last is not None:
         with progress.step("dvc", "has anything changed?") as step:
-            current = not graph.outdated()
+            current = not dvc_stages.is_outdated()
             step.note = "nothing changed since the last run" if current else "something changed"
             step.idle = current
         if current:
             other = "" if last["champion"] in (None, last["version"]) else f"; version {last['champion']} is champion"
-            told = f"Up to date: version {last['version']}, {last['role']}{other}."
-            console.print(f"{told} [dim]`run --force` goes through all steps.[/]")
-            terminal.say_uncommitted()
-            _refuse(last["version"], last["role"])
+            summary = f"Up to date: version {last['version']}, {last['role']}{other}."
+            console.print(f"{summary} [dim]`run --force` goes through all steps.[/]")
+            terminal.print_uncommitted()
+            _raise_if_refused(last["version"], last["role"])
             return
     from flywheel_ml.flows import training
 
     outcome = training.run(ctx.obj, settings, progress)
     terminal.show_checks(outcome.checks)
-    if told := training.no_signal(outcome.checks, Contract.load(paths.CONTRACT)):
-        console.print(told, style="bold yellow", markup=False, soft_wrap=True)
+    if warning := training.describe_no_signal(outcome.checks, Contract.load(paths.CONTRACT)):
+        console.print(warning, style="bold yellow", markup=False, soft_wrap=True)
     total = sum(progress.seconds.values())
     console.print(f"[bold]Version {outcome.version}: {outcome.role}[/], after {total:.0f} s.")
-    terminal.say_uncommitted()
-    terminal.say_next(outcome.role)
-    _refuse(outcome.version, outcome.role)
+    terminal.print_uncommitted()
+    terminal.print_next_step(outcome.role)
+    _raise_if_refused(outcome.version, outcome.role)
 
 
-def _refuse(version: str, role: str) -> None:
+def _raise_if_refused(version: str, role: str) -> None:
     if role == "refused":
         raise GateRefusal(f"version {version} was refused by its gates and will not serve")
 
@@ -150,7 +149,7 @@ def score(
     columns = (SpinnerColumn(), TextColumn("scoring"), MofNCompleteColumn(), TextColumn("rows"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("score", total=count_rows(source))
-        done = _flow(
+        done = _run_flow(
             "scoring",
             lambda: scoring.score(
                 ctx.obj, source, output, settings, params.score, lambda rows: bar.advance(shown, rows)
@@ -200,8 +199,8 @@ def rollout_start(
         raise ConfigError("a shadow answers nobody and has no share; give --share or --shadow")
     if share is not None and not 0 < share <= 1:
         raise ConfigError(f"--share is {share:g}; give a number above 0 and at most 1")
-    now = rollout.start(_registry(ctx), Settings.read(), version, None if shadow else share or DEFAULT_SHARE, why)
-    console.print(f"Serving: {rollout.described(now)}; servers take it up within a second.")
+    now = rollout.start(_open_registry(ctx), Settings.read(), version, None if shadow else share or DEFAULT_SHARE, why)
+    console.print(f"Serving: {rollout.describe_routing(now)}; servers take it up within a second.")
 
 
 @rollout_app.command("status")
@@ -217,11 +216,11 @@ def rollout_status(
     from flywheel_ml.flows import rollout
     from flywheel_ml.utils.formatting import METRIC_NAMES, short_digest
 
-    settings, registry = Settings.read(), _registry(ctx)
-    holders = {role: found.number for role in ("champion", "challenger") if (found := registry.alias(role))}
+    settings, registry = Settings.read(), _open_registry(ctx)
+    holders = {role: found.number for role in ("champion", "challenger") if (found := registry.find_alias(role))}
     headline = HEADLINE[Contract.load(paths.CONTRACT).task]
     table = Table("version", "digest", "role", METRIC_NAMES[headline], "gates", box=None, header_style="bold")
-    for version in registry.versions()[:10]:
+    for version in registry.list_versions()[:10]:
         role = ", ".join(role for role, number in holders.items() if number == version.number)
         role = role or ("rolled back" if version.rolled_back else "")
         measure = f"{version.metrics[headline]:.4f}" if headline in version.metrics else "–"
@@ -230,15 +229,15 @@ def rollout_status(
             short_digest(version.digest),
             role,
             measure,
-            "passed" if version.passed else f"refused: {escape(version.refused)}",
+            "passed" if version.passed else f"refused: {escape(version.refusal)}",
         )
     console.print(table)
     if (settings.serving_folder / serving_folder.ROUTING).is_file():
         now = serving_folder.read_routing(settings.serving_folder)
-        told = f"serving: {rollout.described(now)} since {now.updated_at} ({escape(now.reason)})"
-        console.print(told, soft_wrap=True)
-        terminal.show_standing(now, server, settings)
-    for entry in rollout.audit(settings.serving_folder)[-5:]:
+        summary = f"serving: {rollout.describe_routing(now)} since {now.updated_at} ({escape(now.reason)})"
+        console.print(summary, soft_wrap=True)
+        terminal.show_rollout_status(now, server, settings)
+    for entry in rollout.read_audit(settings.serving_folder)[-5:]:
         console.print(
             f"[dim]{entry['at']}  {escape(entry['who'])}: {entry.get('what', 'champion')} "
             f"{entry['from'] or 'nothing'} → {entry['to'] or 'nothing'} ({escape(entry['why'])})[/]"
@@ -257,7 +256,7 @@ def rollout_promote(
     """Make a version champion and serve it; what is tried out ends."""
     from flywheel_ml.flows import rollout
 
-    promoted = rollout.promote(_registry(ctx), Settings.read(), version, override, why)
+    promoted = rollout.promote(_open_registry(ctx), Settings.read(), version, override, why)
     console.print(f"Version {promoted.number} is champion; servers take it up within a second.")
 
 
@@ -269,8 +268,8 @@ def rollout_abort(
     """End what is tried out: the champion answers everything."""
     from flywheel_ml.flows import rollout
 
-    now = rollout.abort(_registry(ctx), Settings.read(), why)
-    console.print(f"Serving: {rollout.described(now)} alone; servers take it up within a second.")
+    now = rollout.abort(_open_registry(ctx), Settings.read(), why)
+    console.print(f"Serving: {rollout.describe_routing(now)} alone; servers take it up within a second.")
 
 
 @rollout_app.command("rollback")
@@ -281,7 +280,7 @@ def rollout_rollback(
     """Go back to the version that was champion before; what is tried out ends."""
     from flywheel_ml.flows import rollout
 
-    promoted = rollout.rollback(_registry(ctx), Settings.read(), why)
+    promoted = rollout.rollback(_open_registry(ctx), Settings.read(), why)
     console.print(f"Version {promoted.number} is champion again; servers take it up within a second.")
 
 
@@ -297,14 +296,14 @@ def rollout_sync(
     if watch:
         # Every step is safe to be cut off after, so there is nothing to finish.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        rollout.watch(
-            lambda: _registry(ctx),
+        rollout.sync_forever(
+            lambda: _open_registry(ctx),
             Settings.read(),
             every,
             lambda line: print(f"{datetime.now(UTC):%FT%TZ} {line}", flush=True),
         )
-    now = rollout.sync(_registry(ctx), Settings.read(), why="synced")
-    console.print(f"The serving folder holds {rollout.described(now)}.")
+    now = rollout.sync(_open_registry(ctx), Settings.read(), why="synced")
+    console.print(f"The serving folder holds {rollout.describe_routing(now)}.")
 
 
 @app.command()
@@ -318,12 +317,14 @@ def monitor(
     prefect: Annotated[bool, typer.Option("--prefect", help="As a Prefect flow run.")] = False,
 ) -> None:
     """Judge predictions against the reference. Exit status: 0 ok, 3 insufficient data, 4 drift, 5 degraded."""
-    from flywheel_ml.flows.monitoring import watch
+    from flywheel_ml.flows.monitoring import monitor_window
     from flywheel_ml.monitoring.result import EXIT_STATUS
 
     settings, params = Settings.read(), ctx.obj.load_params()
-    found = _flow(
-        "monitoring", lambda: watch(ctx.obj, settings, params, source, since, until, terminal.show_window), prefect
+    found = _run_flow(
+        "monitoring",
+        lambda: monitor_window(ctx.obj, settings, params, source, since, until, terminal.show_window),
+        prefect,
     )
     raise typer.Exit(EXIT_STATUS[found.result.verdict])
 
@@ -337,23 +338,23 @@ def explain(
     """Say what each column contributed to a logged prediction, by the version that made it."""
     from flywheel_ml.flows.explaining import explain_logged
 
-    found = explain_logged(ctx.obj, id, Settings.read(), lambda: _registry(ctx))
+    found = explain_logged(ctx.obj, id, Settings.read(), lambda: _open_registry(ctx))
     if as_json:
-        print(json.dumps(found.facts(), ensure_ascii=False, indent=2))
+        print(json.dumps(found.to_dict(), ensure_ascii=False, indent=2))
     else:
-        terminal.show_explained(found)
+        terminal.show_explanation(found)
 
 
 @app.command()
 def ui() -> None:
     """Open MLflow's and Prefect's pages: starts both servers and prints their addresses."""
-    from flywheel_ml.flows.orchestration import consoles
+    from flywheel_ml.flows.orchestration import web_ui
     from flywheel_ml.flows.progress import Progress
     from flywheel_ml.model.registration.registry import Registry
 
     settings = Settings.read()
     Registry.open(settings, Contract.load(paths.CONTRACT).name)
-    consoles.show(settings, Progress(console))
+    web_ui.serve_pages(settings, Progress(console))
 
 
 @app.command()
@@ -372,7 +373,9 @@ def adopt(
     ignore: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="No input; may be repeated.")] = None,
     feature: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="An input; may be repeated.")] = None,
     task: Annotated[Task | None, typer.Option(help="If the target could be read in two ways.")] = None,
-    split: Annotated[By | None, typer.Option(help="Into train, validation and test by time, or by chance.")] = None,
+    split: Annotated[
+        SplitMode | None, typer.Option(help="Into train, validation and test by time, or by chance.")
+    ] = None,
     positive: Annotated[str, typer.Option(metavar="LABEL", help="Of two classes, the one to look for.")] = "",
     keep_na: Annotated[
         list[str] | None, typer.Option("--keep-na", metavar="COLUMN", help="NA is a value in it; may be repeated.")
@@ -381,7 +384,7 @@ def adopt(
     """Put your own table in the place of this one: contract, parameters and rows; nothing is left half-done."""
     from flywheel_ml.data.adoption import adopt as adoption
     from flywheel_ml.data.adoption.overrides import Overrides
-    from flywheel_ml.flows import done
+    from flywheel_ml.flows import run_state
     from flywheel_ml.flows.orchestration import engine
     from flywheel_ml.flows.versioning import git
 
@@ -398,8 +401,8 @@ def adopt(
         positive=positive,
         keep_na=tuple(keep_na or ()),
     )
-    with engine.exclusive(done.FOLDER, "run", doing="adopt"):
-        if not force and (edited := git.edited(adoption.list_overwritten_files(ctx.obj.folder))):
+    with engine.lock_project(run_state.FOLDER, "run", doing="adopt"):
+        if not force and (edited := git.list_edited(adoption.list_overwritten_files(ctx.obj.folder))):
             raise ConfigError(
                 f"edits that are not in git would be lost: {', '.join(edited)}; commit them, or pass --force"
             )
@@ -423,28 +426,31 @@ def adopt(
 @app.command()
 def schedules(ctx: typer.Context) -> None:
     """Serve the schedules of prefect.yaml until stopped."""
-    from flywheel_ml.flows import done
+    from flywheel_ml.flows import run_state
     from flywheel_ml.flows.orchestration import engine
 
-    with engine.exclusive(done.FOLDER, "schedules"), engine.api(done.FOLDER / "prefect", scheduling=True):
-        from flywheel_ml.flows.orchestration.schedules import serve_all
+    with (
+        engine.lock_project(run_state.FOLDER, "schedules"),
+        engine.connect_api(run_state.FOLDER / "prefect", scheduling=True),
+    ):
+        from flywheel_ml.flows.orchestration.schedules import serve_deployments
 
         console.print(f"Prefect {os.environ['PREFECT_API_URL'].removesuffix('/api')}", soft_wrap=True)
-        serve_all(ctx.obj, Path("prefect.yaml"))
+        serve_deployments(ctx.obj, Path("prefect.yaml"))
 
 
-def _flow(name: str, body: Callable[[], R], prefect: bool) -> R:
+def _run_flow(name: str, body: Callable[[], R], prefect: bool) -> R:
     """Run plainly, or under Prefect where that is asked for or an API is configured."""
-    from flywheel_ml.flows import done
+    from flywheel_ml.flows import run_state
     from flywheel_ml.flows.orchestration import engine
 
     if not prefect and not engine.has_api():
         return body()
-    with engine.api(done.FOLDER / "prefect"):
+    with engine.connect_api(run_state.FOLDER / "prefect"):
         return engine.run_flow(name, body)
 
 
-def _registry(ctx: typer.Context) -> "Registry":
+def _open_registry(ctx: typer.Context) -> "Registry":
     from flywheel_ml.model.registration.registry import Registry
 
     return Registry.open(Settings.read(), Contract.load(paths.CONTRACT).name, ctx.obj)

@@ -50,7 +50,7 @@ NUMBERS: tuple[Task, ...] = ("regression",)
 ALL: tuple[Task, ...] = (*CLASSES, *NUMBERS)
 LINEAR: dict[Task, str] = {"binary": "logistic_regression", "multiclass": "logistic_regression", "regression": "ridge"}
 """The linear baseline of each task."""
-STANDARD: dict[str, Estimator] = {
+STANDARD_ESTIMATORS: dict[str, Estimator] = {
     "logistic_regression": Estimator(
         build="flywheel_ml.model.pipelines.estimators:logistic_regression",
         tasks=CLASSES,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from flywheel_ml.core.catalog import STANDARD, Estimator
+from flywheel_ml.core.catalog import STANDARD_ESTIMATORS, Estimator
 from flywheel_ml.utils import config_model, timestamps
 from flywheel_ml.utils.errors import ConfigError
 from flywheel_ml.utils.files import canonical_json, sha256_text
@@ -145,7 +145,7 @@ class TrainParams(config_model.StrictModel):
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"yardstick": "sklearn_default"}
-    catalog: ClassVar[Mapping[str, Estimator]] = STANDARD
+    catalog: ClassVar[Mapping[str, Estimator]] = STANDARD_ESTIMATORS
 
     estimator: str
     candidates: tuple[str, ...] = ()

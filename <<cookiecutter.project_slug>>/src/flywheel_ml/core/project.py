@@ -34,8 +34,8 @@ class Project:
     features: tuple[Feature, ...] = ()
     source: str = ""
     params: str = "flywheel_ml.core.params:Params"
-    gates: str = "flywheel_ml.model.evaluation.gate:STANDARD"
-    alerts: str = "flywheel_ml.monitoring.alerts:STANDARD"
+    gates: str = "flywheel_ml.model.evaluation.gate:STANDARD_GATES"
+    alerts: str = "flywheel_ml.monitoring.alerts:STANDARD_RULES"
     flows: str = ""
     app: str = "flywheel_ml.serving.app:create_app"
 

@@ -19,17 +19,17 @@ from flywheel_ml.utils.errors import IntegrityError, NotExplainable, ProjectErro
 if TYPE_CHECKING:
     from flywheel_ml.model.registration.registry import Registry
 
-SAME = 1e-4
+SCORE_TOLERANCE = 1e-4
 """So far may a score lie from the logged one, as a share of it: libraries differ in low bits."""
 
 
-class Explained(NamedTuple):
+class ExplainedPrediction(NamedTuple):
     """A prediction as it was logged, and where its score came from."""
 
     prediction: Prediction
     explanation: Explanation
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Both, as JSON would carry them."""
         logged = self.prediction
         known = {"id": logged.id, "at": to_datetime(logged.timestamp_us).isoformat(), "entity_id": logged.entity_id}
@@ -38,7 +38,9 @@ class Explained(NamedTuple):
         return known | model | how | self.explanation.model_dump()
 
 
-def explain_logged(project: Project, name: str, settings: Settings, connect: Callable[[], "Registry"]) -> Explained:
+def explain_logged(
+    project: Project, name: str, settings: Settings, connect: Callable[[], "Registry"]
+) -> ExplainedPrediction:
     """Explain the prediction of an id, a shadow's too, by its own model version.
 
     The bundle comes from the serving folder, or, where that does not hold it any more, from the registry.
@@ -61,7 +63,7 @@ def explain_logged(project: Project, name: str, settings: Settings, connect: Cal
             "and ML_PREDICTION_LOG says which log is looked at"
         )
     row: Mapping[str, Any] = json.loads(logged.inputs)
-    bundle = _bundle(project, logged, settings, connect)
+    bundle = _open_bundle(project, logged, settings, connect)
     if logged.degraded and _is_close(_score(bundle.prior, row), logged.score):
         raise NotExplainable(
             f"prediction '{name}' was answered by the prior of version {logged.model_version}, which gives every row "
@@ -73,12 +75,12 @@ def explain_logged(project: Project, name: str, settings: Settings, connect: Cal
             f"prediction '{name}' was logged with the score {logged.score:.6g}, and version {logged.model_version} "
             f"gives {found.score:.6g} here; use the libraries that its manifest.json names"
         )
-    return Explained(logged, found)
+    return ExplainedPrediction(logged, found)
 
 
-def _bundle(project: Project, logged: Prediction, settings: Settings, connect: Callable[[], "Registry"]) -> Bundle:
+def _open_bundle(project: Project, logged: Prediction, settings: Settings, connect: Callable[[], "Registry"]) -> Bundle:
     version, digest = logged.model_version, logged.model_digest
-    path, known = _served(settings.serving_folder, version, digest)
+    path, known = _find_served(settings.serving_folder, version, digest)
     gone = f"version {version}, which made prediction '{logged.id}', is "
     if path is None or not path.is_dir():
         gone += "not in the serving folder any more"
@@ -99,7 +101,7 @@ def _bundle(project: Project, logged: Prediction, settings: Settings, connect: C
         raise ProjectError(f"{gone}, and the registry does not give it: {error}") from None
 
 
-def _served(folder: Path, version: str, digest: str | None) -> tuple[Path | None, str | None]:
+def _find_served(folder: Path, version: str, digest: str | None) -> tuple[Path | None, str | None]:
     """Where the serving folder has a model, and its digest as far as that is known.
 
     Rows that were logged before digests name a version alone.
@@ -124,4 +126,4 @@ def _score(bundle: Bundle, row: Mapping[str, Any]) -> float:
 
 
 def _is_close(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=SAME, abs_tol=SAME / 10)
+    return math.isclose(one, other, rel_tol=SCORE_TOLERANCE, abs_tol=SCORE_TOLERANCE / 10)

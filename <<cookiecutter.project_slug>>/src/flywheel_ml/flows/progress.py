@@ -27,7 +27,7 @@ class Progress:
         self._console = console or Console(highlight=False)
         self.seconds: dict[str, float] = {}
 
-    def say(self, text: str = "") -> None:
+    def print(self, text: str = "") -> None:
         """Print a line of rich markup."""
         self._console.print(text)
 

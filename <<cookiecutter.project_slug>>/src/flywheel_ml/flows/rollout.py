@@ -21,10 +21,10 @@ from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.serving_folder import BundleRef, Challenger, Change, Routing, Shadow
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows.orchestration.engine import exclusive, task
+from flywheel_ml.flows.orchestration.engine import lock_project, task
 from flywheel_ml.model.evaluation.gate import Check
 from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION, Registry, Version
-from flywheel_ml.model.registration.store import reason
+from flywheel_ml.model.registration.store import describe_error
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import GateRefusal, IntegrityError, ProjectError
@@ -32,11 +32,11 @@ from flywheel_ml.utils.files import read_json, remove_folder, remove_leftovers, 
 from flywheel_ml.utils.formatting import short_digest
 from flywheel_ml.utils.process import get_user_name
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 
 AUDIT = "audit.jsonl"
 WAIT_SECONDS = 60
-LEADING = ("champion", ROLLBACK := "rollback")
+CHAMPION_CHANGES = ("champion", ROLLBACK := "rollback")
 """What the record calls a change of champion."""
 RENUMBERED = "number"
 """What it calls another number for the same champion, as after the registry was lost."""
@@ -54,9 +54,9 @@ class Plan(config_model.StrictModel):
     why: str
 
     @property
-    def what(self) -> str:
+    def kind(self) -> str:
         """In words."""
-        return "shadow" if self.share is None else f"challenger {percent(self.share)}"
+        return "shadow" if self.share is None else f"challenger {format_share(self.share)}"
 
 
 def start(
@@ -75,18 +75,18 @@ def start(
         GateRefusal: a gate refused it.
     """
     folder = settings.serving_folder
-    with _changing(folder):
-        champion = _champion(registry)
+    with _lock_rollout(folder):
+        champion = _get_champion(registry)
         now = _serve(registry, champion, settings, why="synced")
-        running = _plan(registry, champion)
-        chosen = number or (running.version if running else _challenger(registry))
+        running = _read_plan(registry, champion)
+        chosen = number or (running.version if running else _get_challenger(registry))
         if running and running.version != chosen:
             raise ProjectError(
-                f"version {running.version} is being tried out ({running.what}) since {running.since}; "
+                f"version {running.version} is being tried out ({running.kind}) since {running.since}; "
                 "end that first: rollout abort, or rollout promote"
             )
         if running is None or running.share != share:
-            _check(registry, folder, champion, chosen)
+            _check_candidate(registry, folder, champion, chosen)
             is_same = running is not None and running.share is not None and share is not None
             plan = Plan(
                 champion=champion.number,
@@ -97,10 +97,10 @@ def start(
                 who=get_user_name(),
                 why=why,
             )
-            registry.challenge(chosen)
+            registry.set_challenger(chosen)
             registry.set_plan(plan.model_dump(mode="json"))
             running = plan
-        return _try_out(registry, now, running, settings, why)
+        return _apply_plan(registry, now, running, settings, why)
 
 
 def abort(registry: Registry, settings: Settings, why: str = "aborted") -> Routing:
@@ -109,11 +109,11 @@ def abort(registry: Registry, settings: Settings, why: str = "aborted") -> Routi
     Raises:
         ProjectError: there is no champion.
     """
-    with _changing(settings.serving_folder):
-        champion = _champion(registry)
+    with _lock_rollout(settings.serving_folder):
+        champion = _get_champion(registry)
         registry.set_plan(None)
         now = _serve(registry, champion, settings, why)
-        return _try_out(registry, now, None, settings, why)
+        return _apply_plan(registry, now, None, settings, why)
 
 
 def promote(
@@ -124,12 +124,12 @@ def promote(
     Raises:
         ProjectError: there is no such version, a gate refused it, or somebody else promoted in the meantime.
     """
-    champion = registry.alias(CHAMPION)
-    chosen = number or _candidate(registry, champion, settings.serving_folder)
+    champion = registry.find_alias(CHAMPION)
+    chosen = number or _choose_candidate(registry, champion, settings.serving_folder)
     expected = champion.number if champion else None
-    with _changing(settings.serving_folder):
+    with _lock_rollout(settings.serving_folder):
         # The bundle before the alias: what cannot be had is no champion.
-        _fetch(registry, registry.promotable(chosen, override), settings.serving_folder)
+        _fetch(registry, registry.get_promotable(chosen, override), settings.serving_folder)
         version = registry.promote(chosen, expected, override)
         _serve(registry, version, settings, override or why)
     return version
@@ -143,15 +143,15 @@ def rollback(registry: Registry, settings: Settings, why: str = "rolled back") -
     Raises:
         ProjectError: the serving folder knows no version before this one.
     """
-    with _changing(settings.serving_folder):
+    with _lock_rollout(settings.serving_folder):
         now = serving_folder.read_routing(settings.serving_folder)
         if now.previous is None or now.champion is None:
             raise ProjectError("there is no version to roll back to; `rollout status` shows what there is")
         _record(settings.serving_folder, now)
-        champion, last = registry.alias(CHAMPION), _last_leading(settings.serving_folder)
+        champion, last = registry.find_alias(CHAMPION), _find_champion_change(settings.serving_folder)
         if champion and champion.digest == now.champion.digest and last and last["what"] == ROLLBACK:
             return champion
-        former = _registered(registry, now.previous)
+        former = _find_registered(registry, now.previous)
         _fetch(registry, former, settings.serving_folder)
         version = registry.promote(former.number, now.champion.version, override=why, rolls_back=True)
         _serve(registry, version, settings, why, ROLLBACK)
@@ -165,16 +165,16 @@ def sync(registry: Registry, settings: Settings, why: str) -> Routing:
         ProjectError: the registry has no champion.
         IntegrityError: what the registry delivered is not what was registered.
     """
-    with _changing(settings.serving_folder):
-        champion = _champion(registry)
+    with _lock_rollout(settings.serving_folder):
+        champion = _get_champion(registry)
         now = _serve(registry, champion, settings, why)
-        return _try_out(registry, now, _plan(registry, champion), settings, why)
+        return _apply_plan(registry, now, _read_plan(registry, champion), settings, why)
 
 
 def prune(registry: Registry, settings: Settings) -> None:
     """Remove what is left of old versions, as every change of the serving folder does."""
-    with _changing(settings.serving_folder):
-        if (now := _read(settings.serving_folder)) is not None:
+    with _lock_rollout(settings.serving_folder):
+        if (now := _read_routing(settings.serving_folder)) is not None:
             _prune(registry, settings, now)
 
 
@@ -190,9 +190,9 @@ def recover(registry: Registry, settings: Settings) -> str:
         ProjectError: what serves cannot be registered.
     """
     folder = settings.serving_folder
-    if registry.alias(CHAMPION) or not (folder / serving_folder.ROUTING).is_file():
+    if registry.find_alias(CHAMPION) or not (folder / serving_folder.ROUTING).is_file():
         return ""
-    with _changing(folder):
+    with _lock_rollout(folder):
         try:
             now = serving_folder.read_routing(folder)
             if now.champion is None or now.name != registry.name:
@@ -207,43 +207,45 @@ def recover(registry: Registry, settings: Settings) -> str:
     return f"the registry was lost: version {now.champion.version} still serves, and is registered as {version.number}"
 
 
-def watch(connect: Callable[[], Registry], settings: Settings, seconds: float, tell: Callable[[str], object]) -> Never:
+def sync_forever(
+    connect: Callable[[], Registry], settings: Settings, seconds: float, log: Callable[[str], object]
+) -> Never:
     """Sync every so many seconds, for ever; whatever fails is told once, and tried again.
 
     Args:
         connect: opens the registry; called until it succeeds.
-        tell: called with a line whenever there is something new to say.
+        log: called with a line whenever there is something new to say.
     """
-    registry, told = None, ""
+    registry, logged = None, ""
     while True:
         try:
             registry = registry or connect()
-            found = f"the serving folder holds {described(sync(registry, settings, why='synced'))}"
+            found = f"the serving folder holds {describe_routing(sync(registry, settings, why='synced'))}"
         except Exception as error:
             # A registry that is away, or wrong, is no reason to stop serving what is there.
-            found = f"the serving folder stays as it is: {reason(error, settings)}"
-        if found != told:
-            tell(found)
-        told = found
+            found = f"the serving folder stays as it is: {describe_error(error, settings)}"
+        if found != logged:
+            log(found)
+        logged = found
         time.sleep(seconds)
 
 
-def percent(share: float) -> str:
+def format_share(share: float) -> str:
     """A share as people write it."""
     return f"{100 * share:.4g}%"
 
 
-def described(now: Routing) -> str:
+def describe_routing(now: Routing) -> str:
     """What answers, in words."""
-    beside = []
+    parts = []
     if now.challenger:
-        beside.append(f"version {now.challenger.ref.version} for {percent(now.challenger.share)} of the keys")
+        parts.append(f"version {now.challenger.ref.version} for {format_share(now.challenger.share)} of the keys")
     if now.shadow:
-        beside.append(f"version {now.shadow.ref.version} as shadow")
-    return ", ".join([f"version {now.champion.version if now.champion else 'none'}", *beside])
+        parts.append(f"version {now.shadow.ref.version} as shadow")
+    return ", ".join([f"version {now.champion.version if now.champion else 'none'}", *parts])
 
 
-def audit(folder: Path) -> list[dict[str, Any]]:
+def read_audit(folder: Path) -> list[dict[str, Any]]:
     """Every change of the serving folder, oldest first: when, who, what, from, to, why."""
     path = folder / AUDIT
     if not path.is_file():
@@ -253,9 +255,9 @@ def audit(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
-def _changing(folder: Path) -> AbstractContextManager[None]:
+def _lock_rollout(folder: Path) -> AbstractContextManager[None]:
     """One process at a time changes the serving folder; the next one waits for it."""
-    return exclusive(folder, "rollout", wait_seconds=WAIT_SECONDS)
+    return lock_project(folder, "rollout", wait_seconds=WAIT_SECONDS)
 
 
 def _register_again(registry: Registry, folder: Path, champion: BundleRef, previous: BundleRef | None) -> Version:
@@ -270,9 +272,9 @@ def _register_again(registry: Registry, folder: Path, champion: BundleRef, previ
             if ref == champion:
                 raise
             continue
-        kept = path / bundle.LINEAGE
+        lineage_path = path / bundle.LINEAGE
         lineage = {
-            **(read_json(kept) if kept.is_file() else {}),
+            **(read_json(lineage_path) if lineage_path.is_file() else {}),
             "restored_from": f"serving folder, version {ref.version}",
         }
         served = Check("restored", passed=True, reason=f"version {ref.version} served when the registry was lost")
@@ -281,7 +283,7 @@ def _register_again(registry: Registry, folder: Path, champion: BundleRef, previ
     return found
 
 
-def _registered(registry: Registry, ref: BundleRef) -> Version:
+def _find_registered(registry: Registry, ref: BundleRef) -> Version:
     """The version that holds a bundle of the serving folder, whatever its number is by now."""
     if found := registry.find(ref.digest):
         return found
@@ -291,54 +293,54 @@ def _registered(registry: Registry, ref: BundleRef) -> Version:
     )
 
 
-def _last_leading(folder: Path) -> dict[str, Any] | None:
-    return next((entry for entry in reversed(audit(folder)) if entry.get("what") in LEADING), None)
+def _find_champion_change(folder: Path) -> dict[str, Any] | None:
+    return next((entry for entry in reversed(read_audit(folder)) if entry.get("what") in CHAMPION_CHANGES), None)
 
 
-def _champion(registry: Registry) -> Version:
-    champion = registry.alias(CHAMPION)
+def _get_champion(registry: Registry) -> Version:
+    champion = registry.find_alias(CHAMPION)
     if champion is None:
         raise ProjectError("the registry has no champion; train a model that passes its gates")
     return champion
 
 
-def _challenger(registry: Registry) -> str:
-    challenger = registry.alias(CHALLENGER)
+def _get_challenger(registry: Registry) -> str:
+    challenger = registry.find_alias(CHALLENGER)
     if challenger is None:
-        champion, versions = registry.alias(CHAMPION), registry.versions()
+        champion, versions = registry.find_alias(CHAMPION), registry.list_versions()
         known = [f"version {champion.number} is champion"] if champion else []
         known += [f"version {one.number} was rolled back by {one.rolled_back}" for one in versions if one.rolled_back]
-        told = f": {', '.join(known)}" if known else ""
-        raise ProjectError(f"there is no challenger{told}; name a version, or train one that passes its gates")
+        details = f": {', '.join(known)}" if known else ""
+        raise ProjectError(f"there is no challenger{details}; name a version, or train one that passes its gates")
     return challenger.number
 
 
-def _candidate(registry: Registry, champion: Version | None, folder: Path) -> str:
+def _choose_candidate(registry: Registry, champion: Version | None, folder: Path) -> str:
     """Whom a promotion means that names nobody."""
-    if champion and (running := _plan(registry, champion)):
+    if champion and (running := _read_plan(registry, champion)):
         return running.version
-    if champion and registry.alias(CHALLENGER) is None:
-        now, entries = _read(folder), audit(folder)
+    if champion and registry.find_alias(CHALLENGER) is None:
+        now, entries = _read_routing(folder), read_audit(folder)
         is_done = now and now.champion and now.champion.digest == champion.digest
         if not is_done or (now and entries and entries[-1]["at"] != now.updated_at):
             return champion.number  # A promotion that a crash cut short.
-    return _challenger(registry)
+    return _get_challenger(registry)
 
 
-def _plan(registry: Registry, champion: Version) -> Plan | None:
+def _read_plan(registry: Registry, champion: Version) -> Plan | None:
     """What is tried out beside this champion; a plan for another one is void."""
-    content = registry.plan()
+    content = registry.get_plan()
     plan = config_model.parse(content, Plan, name="the registry's rollout plan") if content else None
     return plan if plan and plan.champion == champion.number else None
 
 
-def _check(registry: Registry, folder: Path, champion: Version, number: str) -> None:
+def _check_candidate(registry: Registry, folder: Path, champion: Version, number: str) -> None:
     """Refuse what could not answer, before anything changes."""
     version = registry.get(number)
     if version.number == champion.number:
         raise ProjectError(f"version {number} is champion already; name another, or train one")
     if not version.passed:
-        raise GateRefusal(f"version {number} was refused ({version.refused}); it cannot be tried out")
+        raise GateRefusal(f"version {number} was refused ({version.refusal}); it cannot be tried out")
     paths = [serving_folder.bundle_folder(folder, _fetch(registry, one, folder)) for one in (champion, version)]
     if unfit := serving_folder.find_incompatibility(
         *(Contract.load(path / bundle.CONTRACT, accept_renamed=True) for path in paths)
@@ -355,11 +357,13 @@ def _fetch(registry: Registry, version: Version, folder: Path) -> BundleRef:
     return ref
 
 
-def _serve(registry: Registry, version: Version, settings: Settings, why: str, what: str = LEADING[0]) -> Routing:
+def _serve(
+    registry: Registry, version: Version, settings: Settings, why: str, what: str = CHAMPION_CHANGES[0]
+) -> Routing:
     """Have a version answer; another one than before answers alone."""
     folder = settings.serving_folder
     ref = _fetch(registry, version, folder)
-    before = _read(folder)
+    before = _read_routing(folder)
     if before and before.champion == ref:
         _record(folder, before)
         return before
@@ -374,17 +378,17 @@ def _serve(registry: Registry, version: Version, settings: Settings, why: str, w
         updated_at=_now(),
         reason=why,
         change=Change(
-            who=get_user_name(), what=what, before=_number(before.champion if before else None), after=ref.version
+            who=get_user_name(), what=what, before=_get_number(before.champion if before else None), after=ref.version
         ),
     )
-    return _point(registry, settings, after)
+    return _write_routing(registry, settings, after)
 
 
-def _number(ref: BundleRef | None) -> str | None:
+def _get_number(ref: BundleRef | None) -> str | None:
     return ref.version if ref else None
 
 
-def _try_out(registry: Registry, now: Routing, plan: Plan | None, settings: Settings, why: str) -> Routing:
+def _apply_plan(registry: Registry, now: Routing, plan: Plan | None, settings: Settings, why: str) -> Routing:
     """Have the plan's version stand beside the champion, or nothing."""
     folder = settings.serving_folder
     challenger: Challenger | None = None
@@ -401,15 +405,15 @@ def _try_out(registry: Registry, now: Routing, plan: Plan | None, settings: Sett
     before = now.challenger or now.shadow
     change = Change(
         who=plan.who if plan else get_user_name(),
-        what=plan.what if plan else "trial",
-        before=_number(before.ref if before else None),
+        what=plan.kind if plan else "trial",
+        before=_get_number(before.ref if before else None),
         after=plan.version if plan else None,
     )
     facts = {"challenger": challenger, "shadow": shadow, "updated_at": _now(), "change": change}
-    return _point(registry, settings, now.model_copy(update={**facts, "reason": plan.why if plan else why}))
+    return _write_routing(registry, settings, now.model_copy(update={**facts, "reason": plan.why if plan else why}))
 
 
-def _point(registry: Registry, settings: Settings, after: Routing) -> Routing:
+def _write_routing(registry: Registry, settings: Settings, after: Routing) -> Routing:
     # Bundle first, then the pointer to it, then the record: a crash in between leaves a folder that serves.
     serving_folder.write_routing(settings.serving_folder, after)
     _record(settings.serving_folder, after)
@@ -431,7 +435,7 @@ def _is_whole(path: Path, digest: str) -> bool:
     return True
 
 
-def _read(folder: Path) -> Routing | None:
+def _read_routing(folder: Path) -> Routing | None:
     """What is there; nothing where it cannot be read, for then it is to be written anew."""
     try:
         return serving_folder.read_routing(folder)
@@ -445,7 +449,7 @@ def _now() -> str:
 
 def _record(folder: Path, now: Routing) -> None:
     """Add the change that led to `now`, unless it is on record."""
-    entries = audit(folder)
+    entries = read_audit(folder)
     if now.change is None or (entries and entries[-1]["at"] == now.updated_at):
         return
     change = now.change
@@ -470,9 +474,9 @@ def _prune(registry: Registry, settings: Settings, now: Routing) -> None:
 
     What is in use stays, and what the prediction log refers to; where the log cannot be read, everything does.
     """
-    beside = [one.ref for one in (now.challenger, now.shadow) if one]
-    used = {ref.digest for ref in (now.champion, now.previous, *beside) if ref}
-    used |= {found.digest for alias in (CHAMPION, CHALLENGER) if (found := registry.alias(alias))}
+    tried = [one.ref for one in (now.challenger, now.shadow) if one]
+    used = {ref.digest for ref in (now.champion, now.previous, *tried) if ref}
+    used |= {found.digest for alias in (CHAMPION, CHALLENGER) if (found := registry.find_alias(alias))}
     log = Reader(settings.prediction_log)
     folders: dict[Path, tuple[str, str]] = {}
     for path in settings.serving_folder.joinpath(serving_folder.BUNDLES).glob("[!.]*"):
@@ -480,16 +484,16 @@ def _prune(registry: Registry, settings: Settings, now: Routing) -> None:
         digest = sha256_file(manifest) if manifest.is_file() else ""
         folders[path] = path.name.removesuffix(f"-{short_digest(digest)}"), digest
     newest = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in _superfluous(newest, folders.__getitem__, used, settings.keep_versions, log):
+    for path in _find_removable(newest, folders.__getitem__, used, settings.keep_versions, log):
         remove_folder(path)
-    versions = registry.versions()
-    for version in _superfluous(versions, lambda one: (one.number, one.digest), used, settings.keep_versions, log):
+    versions = registry.list_versions()
+    for version in _find_removable(versions, lambda one: (one.number, one.digest), used, settings.keep_versions, log):
         registry.prune(version)
 
 
-def _superfluous(
-    newest: Sequence[T], model: Callable[[T], tuple[str, str]], used: Collection[str], most: int, log: Reader
-) -> list[T]:
+def _find_removable(
+    newest: Sequence[Item], model: Callable[[Item], tuple[str, str]], used: Collection[str], most: int, log: Reader
+) -> list[Item]:
     """Those that may go; `model` tells the version and the digest of each."""
     free = [one for one in newest if model(one)[1] not in used]
     old = free[max(0, most - (len(newest) - len(free))) :]

@@ -30,14 +30,14 @@ from flywheel_ml.utils.files import replacing
 
 PREDICTION, SCORE, PROBABILITIES, LOW, HIGH, VERSION = SCORE_COLUMNS
 _ROWS = "rows"
-MOST_THREADS = 8
+MAX_THREADS = 8
 """Each holds a piece of the table in memory."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Scored(NamedTuple):
+class ScoringResult(NamedTuple):
     """A finished job; `violations` says which rule of the contract how many rows broke."""
 
     job: str
@@ -47,7 +47,7 @@ class Scored(NamedTuple):
     violations: dict[str, int]
 
 
-def champion(project: Project, settings: Settings) -> tuple[str, Bundle]:
+def open_champion(project: Project, settings: Settings) -> tuple[str, Bundle]:
     """Version and verified bundle that the serving folder calls champion.
 
     Raises:
@@ -67,7 +67,7 @@ def score(
     settings: Settings,
     params: ScoreParams,
     advance: Callable[[int], object] = int,
-) -> Scored:
+) -> ScoringResult:
     """Score a table of any format that `adopt` reads into a Parquet file, whole or not at all; one log row records it.
 
     The output has the input's columns and `prediction`, `score` (see `Predictions`) and `model_version`; of more
@@ -83,20 +83,20 @@ def score(
             cannot be written.
     """
     _check_output(source, output)
-    version, opened = champion(project, settings)
+    version, opened = open_champion(project, settings)
     # Opened first: a log that cannot be written is to be known before the work, not after it.
     with Writer(settings.prediction_log, "batch", settings.log_synchronous) as log:
         start = time.perf_counter()
-        broken = engine.task("score", _write, source, output, opened, version, params.chunk_rows, advance)
+        broken = engine.task("score", _score_to_file, source, output, opened, version, params.chunk_rows, advance)
         seconds = time.perf_counter() - start
         rows = broken.pop(_ROWS)
         made = (prediction_log.new_id(), prediction_log.now_us(), version, opened.digest)
         job = Job(*made, str(source), str(output), rows, seconds)
         log.append([job]).result()
-    return Scored(job.id, rows, seconds, version, {rule: count for rule, count in broken.most_common() if count})
+    return ScoringResult(job.id, rows, seconds, version, {rule: count for rule, count in broken.most_common() if count})
 
 
-def counts(frame: pl.DataFrame, contract: Contract) -> dict[str, int]:
+def count_violations(frame: pl.DataFrame, contract: Contract) -> dict[str, int]:
     """For each rule on the input columns that a frame has, how many rows break it."""
     there = [column for column in contract.inputs if column.name in frame.columns]
     found = {f"{check.column.name}: {check.message}": check.broken.sum() for check in build_checks(there)}
@@ -118,7 +118,7 @@ def _check_output(source: Path, output: Path) -> None:
         raise DataError(f"OUTPUT: the folder '{output.parent}' is not writable")
 
 
-def _write(
+def _score_to_file(
     source: Path, output: Path, opened: Bundle, version: str, chunk_rows: int, advance: Callable[[int], object]
 ) -> Counter[str]:
     """Score all rows; returns their number under `_ROWS`, and by rule of the contract how many broke it."""
@@ -129,19 +129,19 @@ def _write(
         absent = [column for column in contract.inputs if column.name not in frame.columns]
         nothing = [pl.lit(None, dtype=tables.DTYPES[column.type]).alias(column.name) for column in absent]
         predictions = opened.predict(tables.to_columns(frame.with_columns(*nothing), contract.inputs))
-        broken = counts(frame, contract) | {
+        broken = count_violations(frame, contract) | {
             f"{column.name}: the column is missing": frame.height
             for column in absent
             if column.name not in opened.unused
         }
-        return answered(frame, predictions, contract, version).to_arrow(), broken
+        return add_predictions(frame, predictions, contract, version).to_arrow(), broken
 
-    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    threads = min(os.cpu_count() or 1, MAX_THREADS)
     with replacing(output) as part, ThreadPoolExecutor(threads) as pool:
         writer: pq.ParquetWriter | None = None
         try:
             # This thread reads and writes, in order; each of the others answers a piece with the model, as one alone.
-            for table, broken in _in_order(pool, answer, _checked(source, opened, chunk_rows), threads + 1):
+            for table, broken in _map_in_order(pool, answer, _read_checked(source, opened, chunk_rows), threads + 1):
                 writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
                 writer.write_table(table)
                 found.update({_ROWS: table.num_rows, **broken})
@@ -152,7 +152,7 @@ def _write(
     return found
 
 
-def answered(frame: pl.DataFrame, predictions: Predictions, contract: Contract, version: str) -> pl.DataFrame:
+def add_predictions(frame: pl.DataFrame, predictions: Predictions, contract: Contract, version: str) -> pl.DataFrame:
     """Rows with their predictions beside them."""
     kind = tables.DTYPES[contract.target.type] if contract.classes else None
     found = [pl.Series(PREDICTION, predictions.values, dtype=kind), pl.Series(SCORE, predictions.scores)]
@@ -163,10 +163,10 @@ def answered(frame: pl.DataFrame, predictions: Predictions, contract: Contract, 
     return frame.with_columns(*found, pl.lit(version).alias(VERSION))
 
 
-def _checked(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[pl.DataFrame]:
+def _read_checked(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[pl.DataFrame]:
     contract, at = opened.contract, 0
     needed = [column for column in contract.inputs if not column.nullable and column.name not in opened.unused]
-    for chunk in _pieces(source, contract, chunk_rows):
+    for chunk in _read_chunks(source, contract, chunk_rows):
         for column in needed:
             if column.name not in chunk.columns:
                 raise DataError(f"{source} has no column '{column.name}'; {suggest(column.name, chunk.columns)}")
@@ -174,12 +174,12 @@ def _checked(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[pl.DataF
             raise DataError(f"{source} has a column '{taken[0]}' already, which scoring adds; rename it")
         for column in contract.columns:
             if column.name in chunk.columns and chunk.schema[column.name] != tables.DTYPES[column.type]:
-                raise DataError(f"{source}: {_misfit(chunk[column.name], column, at)}")
+                raise DataError(f"{source}: {_describe_misfit(chunk[column.name], column, at)}")
         at += chunk.height
         yield chunk
 
 
-def _pieces(source: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
+def _read_chunks(source: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
     known = {column.name for column in contract.columns}
     for frame in tables.read_chunks(source, contract, rows):
         # What `adopt` called otherwise is called so here too.
@@ -187,7 +187,7 @@ def _pieces(source: Path, contract: Contract, rows: int) -> Iterator[pl.DataFram
         yield tables.conform(frame.rename(given), contract) if given else frame
 
 
-def _misfit(series: pl.Series, column: Column, at: int) -> str:
+def _describe_misfit(series: pl.Series, column: Column, at: int) -> str:
     row = tables.find_misfits(series, column).arg_true()[0]
     why = tables.describe_misfit(series[row], column)
     if series.dtype != pl.String:
@@ -195,7 +195,7 @@ def _misfit(series: pl.Series, column: Column, at: int) -> str:
     return f"column '{column.name}', row {at + row:,}: {series[row]!r} {why}"
 
 
-def _in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterator[T], ahead: int) -> Iterator[R]:
+def _map_in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterator[T], ahead: int) -> Iterator[R]:
     """What `function` makes of each item, in their order; the pool works on at most `ahead` items beyond."""
     waiting: deque[Future[R]] = deque()
     for item in items:

@@ -12,11 +12,12 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import TRAINING_GROUPS, Params
 from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import done
+from flywheel_ml.flows import run_state
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
-from flywheel_ml.flows.versioning import git, graph
-from flywheel_ml.model.evaluation.gate import NO_SIGNAL, Candidate, Check, judge
+from flywheel_ml.flows.versioning import dvc_stages, git
+from flywheel_ml.model.evaluation import gate
+from flywheel_ml.model.evaluation.gate import NO_SIGNAL, Candidate, Check
 from flywheel_ml.utils import formatting
 from flywheel_ml.utils.errors import DataError, ProjectError
 from flywheel_ml.utils.files import read_json, remove_leftovers, sha256_file
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 NAME = "training"
 
 
-class Outcome(NamedTuple):
+class TrainingResult(NamedTuple):
     """What a training run ended with: a version, its role (see `model.roles`) and the gates' answers."""
 
     version: str
@@ -56,10 +57,10 @@ class Run(NamedTuple):
         remove_leftovers(
             Path(), paths.TABLE.parent, *{path.parent for path in paths.SPLITS.values()}, paths.REPORTS, paths.PLOTS
         )
-        return cls(project, settings, contract, params, _open(project, settings, contract.name), progress)
+        return cls(project, settings, contract, params, _open_registry(project, settings, contract.name), progress)
 
 
-def run(project: Project, settings: Settings, progress: Progress) -> Outcome:
+def run(project: Project, settings: Settings, progress: Progress) -> TrainingResult:
     """Train under Prefect, with a server of this process's own unless one is configured.
 
     Raises:
@@ -67,14 +68,16 @@ def run(project: Project, settings: Settings, progress: Progress) -> Outcome:
         ProjectError: a stage refused to go on.
     """
     name = Contract.load(paths.CONTRACT).name
-    with engine.exclusive(done.FOLDER, "run"), ExitStack() as stack:
+    with engine.lock_project(run_state.FOLDER, "run"), ExitStack() as stack:
         with progress.step("prepare", "flow server and model registry") as step:
             # Opening the registry, mostly imports and migrations, overlaps with the server's start.
-            abandoned = stack.enter_context(engine.api(done.FOLDER / "prefect", lambda: _open(project, settings, name)))
+            abandoned = stack.enter_context(
+                engine.connect_api(run_state.FOLDER / "prefect", lambda: _open_registry(project, settings, name))
+            )
             step.note = "flow server and model registry are ready"
             if abandoned:
                 step.note += f"; {abandoned} killed run(s) marked as crashed"
-        train: Callable[[Run], Outcome] = import_reference(f"{project.flows}:train")
+        train: Callable[[Run], TrainingResult] = import_reference(f"{project.flows}:train")
         return engine.run_flow(NAME, lambda: train(Run.begin(project, settings, progress)))
 
 
@@ -89,26 +92,26 @@ def fetch_raw_data(run: Run) -> None:
     """Have the raw table in place and on record with DVC."""
     path = run.params.data.raw
     with run.progress.step("raw data", str(path)) as step:
-        step.note = engine.task("raw data", raw_data, run.project, path)
+        step.note = engine.task("raw data", provide_raw_data, run.project, path)
 
 
 def run_stages(run: Run) -> None:
     """Bring the stages of dvc.yaml up to date, one after the other."""
-    for name, doing in graph.stages().items():
+    for name, doing in dvc_stages.read_stages().items():
         with run.progress.step(name, doing) as step:
-            step.idle = not engine.task(name, graph.reproduce, name)
+            step.idle = not engine.task(name, dvc_stages.reproduce, name)
             if step.idle:
                 step.note = "unchanged"
-            elif told := _told(name, run.contract, run.params):
-                step.note = told
+            elif note := _summarize_stage(name, run.contract, run.params):
+                step.note = note
 
 
 def check_gates(run: Run) -> list[Check]:
     """Compare the bundle with the champion and ask every gate."""
     with run.progress.step("gates", "may it be promoted?") as step:
-        candidate = engine.task("compare", compare, run.project, run.registry, run.settings, run.contract)
-        measured = engine.task("measure", measure, run.project, run.contract, run.params)
-        checks = judge(candidate._replace(**measured), run.params.gates, import_reference(run.project.gates))
+        candidate = engine.task("compare", compare_with_champion, run.project, run.registry, run.settings, run.contract)
+        measured = engine.task("measure", measure_bundle, run.project, run.contract, run.params)
+        checks = gate.check_gates(candidate._replace(**measured), run.params.gates, import_reference(run.project.gates))
         failed = [check for check in checks if not check.passed]
         step.note = f"{len(checks) - len(failed)} of {len(checks)} passed"
     return checks
@@ -117,8 +120,8 @@ def check_gates(run: Run) -> list[Check]:
 def register_version(run: Run, checks: list[Check]) -> "Version":
     """Log the run and register the bundle with the answers of the gates."""
     with run.progress.step("register", "log the run, register the bundle") as step:
-        version = engine.task("register", register, run.registry, run.contract, run.params, checks)
-        role = engine.task("decide", decide, run.registry, version, run.params)
+        version = engine.task("register", register_bundle, run.registry, run.contract, run.params, checks)
+        role = engine.task("decide", assign_role, run.registry, version, run.params)
         step.note = f"version {version.number}: {role}"
     return version
 
@@ -131,40 +134,40 @@ def roll_out(run: Run) -> None:
         step.idle = not served
 
 
-def finish(run: Run, version: "Version", checks: list[Check]) -> Outcome:
+def finish(run: Run, version: "Version", checks: list[Check]) -> TrainingResult:
     """Record that the run went to its end, so that the next one has nothing to do unless something changes."""
-    role = run.registry.state(version.number).role
+    role = run.registry.get_state(version.number).role
     outcome = {"version": version.number, "role": role, "seconds": run.progress.seconds}
-    done.record(run.project, run.settings, run.params, outcome)
-    return Outcome(version.number, role, checks)
+    run_state.record_run(run.project, run.settings, run.params, outcome)
+    return TrainingResult(version.number, role, checks)
 
 
-def raw_data(project: Project, path: Path) -> str:
+def provide_raw_data(project: Project, path: Path) -> str:
     """Have the raw table in place and on record with DVC; says what that took."""
     if path.is_file():
-        return f"{path} changed: recorded with DVC" if graph.track(path) else f"{path} as recorded"
-    tracked = graph.raw_is_tracked(path)
-    if tracked and graph.restore(path):
+        return f"{path} changed: recorded with DVC" if dvc_stages.track(path) else f"{path} as recorded"
+    tracked = dvc_stages.is_tracked(path)
+    if tracked and dvc_stages.restore(path):
         return f"{path} restored by DVC"
     project.fetch(path)
     if not path.is_file():
         raise DataError(
             f"{path} is not there after {project.source} fetched it; write the table to the path it is given"
         )
-    differs = graph.track(path)
+    differs = dvc_stages.track(path)
     if not tracked:
         return f"{path} fetched and recorded with DVC"
-    told = "it differs from what was recorded" if differs else "it is the one that was recorded"
-    return f"{path} fetched anew, since DVC has no copy; {told}"
+    comparison = "it differs from what was recorded" if differs else "it is the one that was recorded"
+    return f"{path} fetched anew, since DVC has no copy; {comparison}"
 
 
-def compare(project: Project, registry: "Registry", settings: Settings, contract: Contract) -> Candidate:
+def compare_with_champion(project: Project, registry: "Registry", settings: Settings, contract: Contract) -> Candidate:
     """The bundle that the stages left, and what the champion makes of the same test rows."""
     from flywheel_ml.data import tables
     from flywheel_ml.model.registration.registry import CHAMPION
 
     manifest = bundle.verify(paths.BUNDLE)
-    champion = registry.alias(CHAMPION)
+    champion = registry.find_alias(CHAMPION)
     if champion is None:
         return Candidate(manifest)
     split = read_json(paths.REPORTS / "split.json")
@@ -189,7 +192,7 @@ def compare(project: Project, registry: "Registry", settings: Settings, contract
     return Candidate(manifest, found, "" if found is not None else "the test rows hold one class only")
 
 
-def measure(project: Project, contract: Contract, params: Params) -> dict[str, Any]:
+def measure_bundle(project: Project, contract: Contract, params: Params) -> dict[str, Any]:
     """What the gates ask of the bundle that its content does not tell, as fields of `Candidate`."""
     from flywheel_ml.data import tables
     from flywheel_ml.model.evaluation import speed
@@ -198,64 +201,70 @@ def measure(project: Project, contract: Contract, params: Params) -> dict[str, A
     rows = tables.read_verified(paths.SPLITS["test"], split["test"]["sha256"]).head(speed.ROWS)
     opened = bundle.Bundle.open(paths.BUNDLE, features=project.features)
     return {
-        "latency_ms": speed.latency_ms(opened, tables.to_columns(rows, contract.inputs)),
-        "size_mb": speed.size_mb(paths.BUNDLE),
+        "latency_ms": speed.measure_latency_ms(opened, tables.to_columns(rows, contract.inputs)),
+        "size_mb": speed.measure_size_mb(paths.BUNDLE),
         "interval_level": params.evaluate.interval_level,
     }
 
 
-def register(registry: "Registry", contract: Contract, params: Params, checks: list[Check]) -> "Version":
+def register_bundle(registry: "Registry", contract: Contract, params: Params, checks: list[Check]) -> "Version":
     """Register the bundle with the gates' answers, once for each bundle and verdict."""
     from flywheel_ml.model.evaluation import figures
 
     passed = all(check.passed for check in checks)
     if found := registry.find(sha256_file(paths.BUNDLE / bundle.MANIFEST), passed):
-        registry.mend(found, paths.BUNDLE, lineage())
+        registry.restore_files(found, paths.BUNDLE, collect_lineage())
         return found
     plots = {path.stem: read_json(path) for path in paths.PLOTS.glob("*.json")}
-    figures.evaluation(paths.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
+    figures.draw_evaluation(paths.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
     shaping = params.model_dump(mode="json", include=TRAINING_GROUPS)
     return registry.register(
-        paths.BUNDLE, checks, flatten(shaping), lineage(), [paths.REPORTS], trials(), _selection_metrics()
+        paths.BUNDLE,
+        checks,
+        flatten(shaping),
+        collect_lineage(),
+        [paths.REPORTS],
+        read_trials(),
+        _collect_selection_metrics(),
     )
 
 
-def trials() -> list["Trial"]:
+def read_trials() -> list["Trial"]:
     """What the train stage tried, with the seconds where this machine knows them."""
     report = read_json(paths.REPORTS / "tuning.json")
     if not report["trials"]:
         return []
     from flywheel_ml.model.training import tune
 
-    seconds = tune.seconds(report["key"])
+    seconds = tune.read_seconds(report["key"])
     return [
         tune.Trial(found["parameters"], found["loss"], seconds[at] if at < len(seconds) else None)
         for at, found in enumerate(report["trials"])
     ]
 
 
-def decide(registry: "Registry", version: "Version", params: Params) -> str:
+def assign_role(registry: "Registry", version: "Version", params: Params) -> str:
     """Give a version its role: the first that passes is champion, later ones challenge unless params say otherwise.
 
     One that was rolled back stays so until a person promotes it.
     """
     from flywheel_ml.model.registration.registry import CHAMPION
 
-    champion = registry.alias(CHAMPION)
+    champion = registry.find_alias(CHAMPION)
     is_free = version.passed and not version.rolled_back and (champion is None or champion.number != version.number)
     if is_free and (champion is None or params.rollout.auto_promote):
         registry.promote(version.number, champion.number if champion else None)
     elif is_free:
-        registry.challenge(version.number)
-    return registry.state(version.number).role
+        registry.set_challenger(version.number)
+    return registry.get_state(version.number).role
 
 
-def lineage() -> dict[str, Any]:
+def collect_lineage() -> dict[str, Any]:
     """Where a bundle came from: what differs between two runs that made equal bundles."""
     return {
-        "git_commit": git.commit(),
+        "git_commit": git.get_commit(),
         "git_dirty": git.is_dirty(),
-        "dvc_lock_sha256": graph.lock_hash(),
+        "dvc_lock_sha256": dvc_stages.hash_lock(),
         "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "trained_by": get_user_name(),
     }
@@ -270,55 +279,55 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _told(name: str, contract: Contract, params: Params) -> str:
+def _summarize_stage(name: str, contract: Contract, params: Params) -> str:
     """What a person wants to know at once of a stage that has run; empty where that is nothing."""
-    if name == "train" and (found := trials()):
+    if name == "train" and (found := read_trials()):
         loss, spent = formatting.METRIC_NAMES[metrics.LOSS[contract.task]], sum(trial.seconds or 0.0 for trial in found)
         best = min(trial.loss for trial in found)
         return f"{len(found)} trials took {spent:.0f} s: {loss} on validation {found[0].loss:.4g} → {best:.4g}"
     if name == "train":
-        return _chosen(contract)
+        return _summarize_selection(contract)
     if name == "split":
         test = read_json(paths.REPORTS / "split.json")["test"]
-        told = (
+        notes = (
             [formatting.overlap(test["in_train"], test["rows"], contract.time is not None)] if test["in_train"] else []
         )
         if test["rows"] < (least := params.monitor.min_rows):
-            told.append(f"{formatting.rows(test['rows'])} to test, too few to monitor by (monitor.min_rows: {least})")
-        return "; ".join(told)
+            notes.append(f"{formatting.rows(test['rows'])} to test, too few to monitor by (monitor.min_rows: {least})")
+        return "; ".join(notes)
     if name == "evaluate":
         headline = metrics.HEADLINE[contract.task]
         measured = read_json(paths.REPORTS / "metrics.json")
         shown = {"test": "model", "sklearn_default": "scikit-learn's boosting by default", "linear": "linear"}
-        told = [
+        notes = [
             f"{label} {measured[part][headline]:.4f}"
             for part, label in shown.items()
             if headline in measured.get(part, {})
         ]
-        return f"{formatting.METRIC_NAMES[headline]} on the test rows: {', '.join(told)}"
+        return f"{formatting.METRIC_NAMES[headline]} on the test rows: {', '.join(notes)}"
     return ""
 
 
-def _chosen(contract: Contract) -> str:
+def _summarize_selection(contract: Contract) -> str:
     """Which candidate was chosen, and how probabilities are calibrated."""
     trained = read_json(paths.REPORTS / "train.json")
     found, measure = trained["selection"], "log loss" if contract.classes else "mean squared error"
     loss = {score["name"]: score["loss"] for score in found["candidates"]}
-    told = [f"{found['chosen'].replace('_', ' ')}: {measure} {loss[found['chosen']]:.4g} by {found['method']}"]
+    notes = [f"{found['chosen'].replace('_', ' ')}: {measure} {loss[found['chosen']]:.4g} by {found['method']}"]
     if len(loss) > 1:
         best = min(loss, key=lambda name: loss[name])
-        told.append(
+        notes.append(
             f"the simplest of {len(loss)} candidates within one standard error of the best"
             + ("" if best == found["chosen"] else f" ({best.replace('_', ' ')} {loss[best]:.4g})")
         )
     if found["too_costly"]:
-        told.append(f"too costly for this table: {', '.join(found['too_costly'])}")
+        notes.append(f"too costly for this table: {', '.join(found['too_costly'])}")
     if (method := trained.get("calibration", {}).get("method", "none")) != "none":
-        told.append(f"calibrated by {method}")
-    return "; ".join(told)
+        notes.append(f"calibrated by {method}")
+    return "; ".join(notes)
 
 
-def no_signal(checks: list[Check], contract: Contract) -> str:
+def describe_no_signal(checks: list[Check], contract: Contract) -> str:
     """One line that says that the table holds no signal, with what was tried; empty where it holds some."""
     if all(check.passed for check in checks if check.gate == NO_SIGNAL):
         return ""
@@ -332,25 +341,25 @@ def no_signal(checks: list[Check], contract: Contract) -> str:
     )
 
 
-def _selection_metrics() -> dict[str, float]:
+def _collect_selection_metrics() -> dict[str, float]:
     """For MLflow: each candidate's loss and seconds, and the comparison with prior and linear baseline."""
     trained = read_json(paths.REPORTS / "train.json")
     found = {}
     for score in trained["selection"]["candidates"]:
-        found[f"selection.{_metric_name(score['name'])}.loss"] = score["loss"]
+        found[f"selection.{_to_metric_name(score['name'])}.loss"] = score["loss"]
     seconds = read_json(paths.SELECTION_SECONDS) if paths.SELECTION_SECONDS.is_file() else {}
-    found |= {f"selection.{_metric_name(name)}.seconds": float(value) for name, value in seconds.items()}
+    found |= {f"selection.{_to_metric_name(name)}.seconds": float(value) for name, value in seconds.items()}
     for versus in ("prior", "linear"):
         for key in ("loss", "gain", "p_value"):
             found[f"out_of_fold.{versus}.{key}"] = trained["comparison"][versus][key]
     return {**found, "out_of_fold.loss": trained["comparison"]["loss"]}
 
 
-def _metric_name(candidate: str) -> str:
+def _to_metric_name(candidate: str) -> str:
     return candidate.replace(" (", ".").replace(" ", "_").replace(")", "")
 
 
-def _open(project: Project, settings: Settings, name: str) -> "Registry":
+def _open_registry(project: Project, settings: Settings, name: str) -> "Registry":
     from flywheel_ml.model.registration.registry import Registry
 
     return Registry.open(settings, name, project)
@@ -379,7 +388,7 @@ def _roll_out(registry: "Registry", settings: Settings) -> str:
     from flywheel_ml.flows import rollout
     from flywheel_ml.model.registration.registry import CHAMPION
 
-    champion = registry.alias(CHAMPION)
+    champion = registry.find_alias(CHAMPION)
     if champion is None:
         return ""
     rollout.sync(registry, settings, why="first champion" if champion.number == "1" else "trained")

@@ -163,4 +163,4 @@ def check_standard(result: Result) -> Iterator[Finding]:
         )
 
 
-STANDARD: tuple[Rule, ...] = (check_standard,)
+STANDARD_RULES: tuple[Rule, ...] = (check_standard,)

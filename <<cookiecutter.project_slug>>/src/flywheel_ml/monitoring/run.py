@@ -30,7 +30,7 @@ def monitor(
     params: Params,
     out_dir: Path,
     now: datetime | None = None,
-    rules: Sequence[alerts.Rule] = alerts.STANDARD,
+    rules: Sequence[alerts.Rule] = alerts.STANDARD_RULES,
 ) -> MonitoringRun:
     """Evaluate a window; write `<timestamp>.json` and `.html`, copies as `latest.*`, and append to `alerts.jsonl`.
 

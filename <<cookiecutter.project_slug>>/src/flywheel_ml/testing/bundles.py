@@ -33,7 +33,7 @@ def make_bundle(
     if fitted.sklearn_default is not None:
         pipelines["sklearn_default"] = fitted.sklearn_default
     evaluation = evaluate.evaluate(
-        pipelines, judged, contract, params, fitted.prior, train.out_of_fold_table(fitted), functions
+        pipelines, judged, contract, params, fitted.prior, train.build_out_of_fold_table(fitted), functions
     )
     reports: dict[str, Any] = {
         "split": {

@@ -38,7 +38,9 @@ def test_one_fault_has_one_message_wherever_it_is_found(column: Column, value: A
         "table": find_violations(table, contract)[0].rule,
         "request": refused.value.extra["errors"][0]["rule"],
         "arrow": Checked(reader, "x", "x", cells, 1000).fault()["rule"],
-        "batch": next(rule for rule, rows in scoring.counts(table, contract).items() if rows).removeprefix("x: "),
+        "batch": next(rule for rule, rows in scoring.count_violations(table, contract).items() if rows).removeprefix(
+            "x: "
+        ),
     }
     assert len(set(found.values())) == 1, found
     assert found["table"].startswith(message)

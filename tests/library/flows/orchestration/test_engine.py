@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flywheel_ml.flows.orchestration import engine
-from flywheel_ml.flows.orchestration.engine import Patience
+from flywheel_ml.flows.orchestration.engine import RetryPolicy
 from flywheel_ml.utils.errors import Busy, DataError, ProjectError
 from flywheel_ml.utils.process import is_alive
 from library.helpers import project
@@ -38,9 +38,9 @@ class Unreachable(ProjectError):
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    token = engine.patience.set(Patience(retries=3, first_delay=0.02))
+    token = engine.retry_policy.set(RetryPolicy(retries=3, first_delay=0.02))
     yield
-    engine.patience.reset(token)
+    engine.retry_policy.reset(token)
 
 
 @pytest.mark.parametrize("fault", [OSError("no route"), TimeoutError(), Unreachable("later")])
@@ -71,7 +71,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from flywheel_ml.flows.orchestration import engine
-with engine.exclusive(Path("var"), "run", doing="adopt"):
+with engine.lock_project(Path("var"), "run", doing="adopt"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -85,10 +85,10 @@ def test_a_second_process_is_told_who_is_at_work_and_a_killed_one_holds_nothing(
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(Busy, match=rf"another `adopt` is at work in this project \(process {other.pid}\); wait"):
-            engine.exclusive(Path("var"), "run").__enter__()
+            engine.lock_project(Path("var"), "run").__enter__()
         other.send_signal(signal.SIGKILL)
         other.communicate()
-    with engine.exclusive(Path("var"), "run"):
+    with engine.lock_project(Path("var"), "run"):
         pass
 
 
@@ -105,8 +105,11 @@ def test_an_api_may_be_named_by_the_environment_or_by_a_file(tmp_path: Path, mon
 
 def test_a_server_that_cannot_start_is_one_line_that_names_its_log(tmp_path: Path) -> None:
     process = engine.spawn(["-c", "raise SystemExit(7)"], tmp_path / "server.log", {})
-    with engine.ending(process), pytest.raises(ProjectError, match=r"Prefect's server did not start \(exit status 7\)"):
-        engine.await_answer(process, "http://127.0.0.1:9", "Prefect", tmp_path / "server.log")
+    with (
+        engine.stop_on_exit(process),
+        pytest.raises(ProjectError, match=r"Prefect's server did not start \(exit status 7\)"),
+    ):
+        engine.wait_for_server(process, "http://127.0.0.1:9", "Prefect", tmp_path / "server.log")
 
 
 TREE = '''
@@ -118,7 +121,8 @@ import subprocess, sys, time
 print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid, flush=True)
 time.sleep(60)
 """)
-print(engine.spawn(["-m", "flywheel_ml.flows.orchestration.leash", "forest"], Path("log"), {}).pid, flush=True)
+command = ["-m", "flywheel_ml.flows.orchestration.die_with_parent", "forest"]
+print(engine.spawn(command, Path("log"), {}).pid, flush=True)
 sys.stdin.read()
 '''
 

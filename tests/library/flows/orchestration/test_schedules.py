@@ -64,4 +64,4 @@ def test_a_deployment_of_an_unknown_flow_is_named_with_the_nearest(tmp_path: Pat
     path = tmp_path / "prefect.yaml"
     path.write_text("deployments:\n  - {name: nightly, entrypoint: a.b.trainig}\n")
     with pytest.raises(ConfigError, match=r"'nightly' names the flow 'trainig'; did you mean 'training'\?"):
-        schedules.serve_all(project.PROJECT, path)
+        schedules.serve_deployments(project.PROJECT, path)

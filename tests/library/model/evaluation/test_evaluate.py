@@ -20,15 +20,15 @@ from library.helpers import rows
 
 
 @pytest.fixture(scope="module")
-def fitted(table: pl.DataFrame, contract: Contract, params: Params) -> train.Fitted:
+def fitted(table: pl.DataFrame, contract: Contract, params: Params) -> train.TrainedModels:
     return train.train(table.head(1500), contract, params, table[1500:2200])
 
 
 @pytest.fixture(scope="module")
-def found(fitted: train.Fitted, table: pl.DataFrame, contract: Contract, params: Params) -> dict[str, Any]:
+def found(fitted: train.TrainedModels, table: pl.DataFrame, contract: Contract, params: Params) -> dict[str, Any]:
     parts = {"validation": table[1500:2200], "test": table[2200:]}
     pipelines = {"model": fitted.model, "linear": fitted.baseline}
-    return evaluate.evaluate(pipelines, parts, contract, params, fitted.prior, train.out_of_fold_table(fitted))
+    return evaluate.evaluate(pipelines, parts, contract, params, fitted.prior, train.build_out_of_fold_table(fitted))
 
 
 def test_the_model_stands_beside_both_baselines_on_the_same_rows(found: dict[str, Any]) -> None:
@@ -39,9 +39,9 @@ def test_the_model_stands_beside_both_baselines_on_the_same_rows(found: dict[str
 
 
 def test_threshold_is_the_cheapest_on_out_of_fold_rows(
-    found: dict[str, Any], fitted: train.Fitted, params: Params
+    found: dict[str, Any], fitted: train.TrainedModels, params: Params
 ) -> None:
-    costs, rows = params.evaluate.costs, train.out_of_fold_table(fitted)
+    costs, rows = params.evaluate.costs, train.build_out_of_fold_table(fitted)
     assert set(range(1500, 2200)) < set(rows["row"]), "the validation rows, and folds of the training rows"
     scores, labels = rows["answer_1"].to_numpy(), rows["truth"].to_numpy() == 1
 
@@ -68,7 +68,7 @@ def test_slices_cover_all_rows_and_say_which_are_too_small(
 def test_missing_values_are_a_slice_of_their_own(contract: Contract, params: Params) -> None:
     places = pl.DataFrame({"place": ["a", None, "a", None]})
     judged = params.evaluate.model_copy(update={"slices": ("place",)})
-    found = evaluate.by_slice(
+    found = evaluate.evaluate_slices(
         places, contract, np.array([1.0, 0.0, 0.0, 1.0]), np.full((4, 2), 0.5), DecisionRule(0.5), judged
     )
     assert [(part["value"], part["rows"]) for part in found] == [("(missing)", 2), ("a", 2)]
@@ -89,7 +89,7 @@ def test_a_slice_over_a_column_of_numbers_or_moments_is_refused(
 
 
 def test_importance_names_every_input_and_finds_what_decides(
-    found: dict[str, Any], fitted: train.Fitted, table: pl.DataFrame, contract: Contract
+    found: dict[str, Any], fitted: train.TrainedModels, table: pl.DataFrame, contract: Contract
 ) -> None:
     losses = {point["column"]: point["loss"] for point in found["importance"]}
     assert set(losses) == {column.name for column in contract.inputs}
@@ -101,9 +101,9 @@ def test_a_pipeline_that_was_changed_is_never_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "pipeline.joblib"
     joblib.dump({"a": 1}, path)
     hashes = {path.name: sha256_file(path)}
-    assert evaluate.load(path, hashes) == {"a": 1}
+    assert evaluate.load_pipeline(path, hashes) == {"a": 1}
     joblib.dump({"a": 2}, path)
     with pytest.raises(
         IntegrityError, match=r"is not the file that the train stage wrote; run `dvc repro --force train`"
     ):
-        evaluate.load(path, hashes)
+        evaluate.load_pipeline(path, hashes)

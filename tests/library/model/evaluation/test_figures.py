@@ -16,7 +16,7 @@ PLOTS: dict[str, figures.Points] = {
 
 def test_the_picture_is_a_png_and_equal_for_equal_points(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        figures.evaluation(tmp_path / name, "title: test rows", PLOTS)
+        figures.draw_evaluation(tmp_path / name, "title: test rows", PLOTS)
     content = (tmp_path / "a.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert content == (tmp_path / "b.png").read_bytes()

@@ -75,13 +75,13 @@ def measured(candidate: Candidate) -> Candidate:
 
 
 def refusals(candidate: Candidate) -> Mapping[str, str]:
-    return {check.gate: check.reason for check in gate.judge(measured(candidate), PARAMS) if not check.passed}
+    return {check.gate: check.reason for check in gate.check_gates(measured(candidate), PARAMS) if not check.passed}
 
 
 def test_a_good_model_passes_every_gate(manifest: bundle.Manifest) -> None:
     assert not refusals(Candidate(manifest))
     assert not refusals(Candidate(manifest, champion=0.759))
-    assert len(gate.judge(Candidate(manifest), PARAMS)) == len(gate.STANDARD)
+    assert len(gate.check_gates(Candidate(manifest), PARAMS)) == len(gate.STANDARD_GATES)
 
 
 def test_a_model_below_the_floor_is_refused(manifest: bundle.Manifest) -> None:
@@ -118,7 +118,7 @@ def test_margins_on_the_test_rows_are_asked_where_params_say_so(manifest: bundle
     nothing = {"min_score": None, "min_skill_score": None, "min_gain_over_linear": None, "min_slice_score": None}
     lenient = PARAMS.model_copy(update={**nothing, "max_slice_drop": None})
     useless = poor.model_copy(update={"metrics": {"test": {**GOOD["test"], "roc_auc": 0.1, "log_loss": 9.0}}})
-    checks = gate.judge(measured(Candidate(useless, champion=0.1)), lenient)
+    checks = gate.check_gates(measured(Candidate(useless, champion=0.1)), lenient)
     assert [check for check in checks if not check.passed] == []
 
 
@@ -144,7 +144,7 @@ def test_a_model_that_just_reaches_what_is_asked_passes(manifest: bundle.Manifes
         "prior": {"log_loss": 0.5},
     }
     candidate = measured(Candidate(manifest.model_copy(update={"metrics": metrics}), champion=0.75))
-    assert [check for check in gate.judge(candidate, params) if not check.passed] == []
+    assert [check for check in gate.check_gates(candidate, params) if not check.passed] == []
 
 
 def test_a_model_is_refused_where_the_champion_cannot_be_compared(manifest: bundle.Manifest) -> None:
@@ -198,13 +198,13 @@ def test_a_gate_is_added_by_one_function_and_one_row(
         found = len(candidate.manifest.numeric)
         return found < 1, f"{found} numeric inputs, allowed 0"
 
-    monkeypatch.setitem(gate.STANDARD, "small enough", small_enough)
+    monkeypatch.setitem(gate.STANDARD_GATES, "small enough", small_enough)
     assert refusals(Candidate(manifest)) == {"small enough": f"{len(manifest.numeric)} numeric inputs, allowed 0"}
 
 
 def test_the_thresholds_come_from_the_parameters(manifest: bundle.Manifest) -> None:
     strict = PARAMS.model_copy(update={"min_score": 0.9})
-    found = [check.gate for check in gate.judge(measured(Candidate(manifest)), strict) if not check.passed]
+    found = [check.gate for check in gate.check_gates(measured(Candidate(manifest)), strict) if not check.passed]
     assert found == ["minimum score"]
 
 
@@ -213,7 +213,7 @@ def part(value: str, rows: int, enough: bool = True, column: str = "place", **me
 
 
 def answer(name: str, candidate: Candidate) -> gate.Check:
-    (found,) = [check for check in gate.judge(measured(candidate), PARAMS) if check.gate == name]
+    (found,) = [check for check in gate.check_gates(measured(candidate), PARAMS) if check.gate == name]
     return found
 
 
@@ -292,7 +292,7 @@ def test_intervals_that_hold_the_truth_too_seldom_are_refused(manifest: bundle.M
 def test_a_slow_or_large_bundle_is_refused(manifest: bundle.Manifest) -> None:
     assert list(refusals(Candidate(manifest, latency_ms=10.1))) == ["single-row latency"]
     assert list(refusals(Candidate(manifest, size_mb=5.1))) == ["bundle size"]
-    failed = [check.gate for check in gate.judge(Candidate(manifest), PARAMS) if not check.passed]
+    failed = [check.gate for check in gate.check_gates(Candidate(manifest), PARAMS) if not check.passed]
     assert failed == ["single-row latency", "bundle size"], "what nobody measured never passes"
 
 
@@ -300,8 +300,8 @@ def test_speed_and_size_are_measured_of_the_bundle_itself(
     bundle_path: Path, columns: Columns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = Bundle.open(bundle_path)
-    assert 0 < speed.latency_ms(opened, columns) < 20
-    assert speed.size_mb(bundle_path) == sum(path.stat().st_size for path in bundle_path.iterdir()) / 1e6
+    assert 0 < speed.measure_latency_ms(opened, columns) < 20
+    assert speed.measure_size_mb(bundle_path) == sum(path.stat().st_size for path in bundle_path.iterdir()) / 1e6
     predict = opened.predict
 
     def slow(columns: Columns) -> object:
@@ -310,4 +310,4 @@ def test_speed_and_size_are_measured_of_the_bundle_itself(
 
     monkeypatch.setattr(opened, "predict", slow)
     monkeypatch.setattr(speed, "ROWS", 10)
-    assert speed.latency_ms(opened, columns) > 2
+    assert speed.measure_latency_ms(opened, columns) > 2

@@ -20,7 +20,7 @@ def facts(bundle_path: Path) -> dict[str, Any]:
 def test_the_card_shows_every_measure_of_the_model_beside_its_baselines(
     facts: dict[str, Any], contract: Contract
 ) -> None:
-    text = card.text(facts, contract, SPLIT)
+    text = card.render_card(facts, contract, SPLIT)
     assert f"# Model card: {facts['name']}" in text
     assert f"`{contract.target.name}`" in text
     heads = ("measure", "model", "gradient boosting by default", "linear baseline", "always the average")
@@ -33,30 +33,32 @@ def test_test_rows_that_training_has_seen_are_counted_where_there_are_any(
     facts: dict[str, Any], contract: Contract
 ) -> None:
     told = f"12 of 1,234 test rows equal a training row{' but for the time' if contract.time else ''}: "
-    assert told in card.text(facts, contract, {**SPLIT, "test": {**SPLIT["test"], "in_train": 12}})
-    assert "equal a training row" not in card.text(facts, contract, {**SPLIT, "test": {**SPLIT["test"], "in_train": 0}})
+    assert told in card.render_card(facts, contract, {**SPLIT, "test": {**SPLIT["test"], "in_train": 12}})
+    assert "equal a training row" not in card.render_card(
+        facts, contract, {**SPLIT, "test": {**SPLIT["test"], "in_train": 0}}
+    )
 
 
 def test_a_threshold_that_no_row_could_tell_is_not_called_the_cheapest(
     facts: dict[str, Any], contract: Contract
 ) -> None:
-    assert "(cheapest on out-of-fold rows)" in card.text(facts, contract, SPLIT)
+    assert "(cheapest on out-of-fold rows)" in card.render_card(facts, contract, SPLIT)
     facts["metrics"]["validation"]["prevalence"] = 0.0
-    assert "(by the costs alone where the rows that choose it are all of one class)" in card.text(
+    assert "(by the costs alone where the rows that choose it are all of one class)" in card.render_card(
         facts, contract, SPLIT
     )
 
 
 def test_a_slice_that_is_too_small_makes_no_claim(facts: dict[str, Any], contract: Contract) -> None:
     part = {"column": "c", "value": "a|b\nc", "rows": 3, "enough": False, "metrics": {"roc_auc": 1.0}}
-    text = card.text({**facts, "slices": [part]}, contract, SPLIT)
+    text = card.render_card({**facts, "slices": [part]}, contract, SPLIT)
     assert "| c | a\\|b c | 3 | *too small* | | |" in text
     assert "1.0000" not in text.split("## By slice")[1]
 
 
 def test_every_table_row_has_the_cells_of_its_header(facts: dict[str, Any], contract: Contract) -> None:
     cells = 0
-    for line in card.text(facts, contract, SPLIT).splitlines():
+    for line in card.render_card(facts, contract, SPLIT).splitlines():
         found = line.replace("\\|", "").count("|")
         assert not (found and cells) or found == cells, line
         cells = found
@@ -70,11 +72,11 @@ def test_the_card_says_which_rows_the_bundle_carries_and_that_they_hold_personal
     columns = tuple(
         column.model_copy(update={"personal": True}) if column is first else column for column in contract.columns
     )
-    told = card.text(facts, contract.model_copy(update={"columns": columns}), SPLIT, background=7)
+    told = card.render_card(facts, contract.model_copy(update={"columns": columns}), SPLIT, background=7)
     assert "The bundle carries 7 training rows" in told
     assert f"personal data: `{first.name}`" in told
-    assert "carries no row of data, and its predictions cannot be explained" in card.text(facts, contract, SPLIT)
+    assert "carries no row of data, and its predictions cannot be explained" in card.render_card(facts, contract, SPLIT)
 
 
 def test_without_slices_the_card_says_where_to_list_them(facts: dict[str, Any], contract: Contract) -> None:
-    assert "`evaluate.slices`" in card.text({**facts, "slices": []}, contract, SPLIT)
+    assert "`evaluate.slices`" in card.render_card({**facts, "slices": []}, contract, SPLIT)

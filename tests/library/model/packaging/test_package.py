@@ -29,14 +29,14 @@ BATCHES = (1, 2, 3, 10, 500)
 @pytest.fixture(scope="module", params=["hist_gradient_boosting", "logistic_regression"])
 def trained(
     request: pytest.FixtureRequest, table: pl.DataFrame, contract: Contract, params: Params
-) -> tuple[train.Fitted, Params]:
+) -> tuple[train.TrainedModels, Params]:
     name: str = request.param
     chosen = params.model_copy(update={"train": params.train.model_copy(update={"estimator": name})})
     return train.train(table.head(1500), contract, chosen), chosen
 
 
 def test_onnx_answers_as_scikit_learn_does_on_rows_it_never_saw(
-    trained: tuple[train.Fitted, Params], table: pl.DataFrame, contract: Contract, tmp_path: Path
+    trained: tuple[train.TrainedModels, Params], table: pl.DataFrame, contract: Contract, tmp_path: Path
 ) -> None:
     chosen = trained[1]
     opened = Bundle.open(make_bundle(tmp_path / "bundle", table, contract, chosen))
@@ -59,7 +59,7 @@ def test_network_sure_of_itself_keeps_parity_when_calibrated(
 
 
 def test_the_same_pipeline_gives_the_same_graph_with_fixed_names(
-    trained: tuple[train.Fitted, Params], contract: Contract
+    trained: tuple[train.TrainedModels, Params], contract: Contract
 ) -> None:
     featurizer = Featurizer(contract)
     content = package.to_onnx(trained[0].model, featurizer)
@@ -99,7 +99,7 @@ def test_a_graph_whose_bits_depend_on_the_batch_is_refused(bundle_path: Path, co
             return found + np.float32(len(found))
 
     with pytest.raises(IntegrityError, match="answers differently for one row and for many"):
-        package.min_batch(Unsteady.open(bundle_path), columns)
+        package.find_min_batch(Unsteady.open(bundle_path), columns)
 
 
 def test_a_bundle_says_what_it_was_made_from_and_no_more(bundle_path: Path, contract: Contract, params: Params) -> None:
@@ -136,7 +136,7 @@ def test_the_parity_of_a_foreign_model_shows(
     bundle_path: Path, table: pl.DataFrame, contract: Contract, params: Params
 ) -> None:
     other = train.train(table.head(300), contract, params).model
-    assert package.parity(Bundle.open(bundle_path), other, table) > 0.05
+    assert package.measure_parity(Bundle.open(bundle_path), other, table) > 0.05
 
 
 def test_forest_is_never_more_than_certain(tmp_path: Path, params: Params) -> None:

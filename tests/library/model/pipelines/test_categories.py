@@ -14,7 +14,7 @@ from flywheel_ml.data import tables
 from flywheel_ml.model.packaging import package
 from flywheel_ml.model.pipelines import estimators, preprocessing
 from flywheel_ml.model.training import train
-from flywheel_ml.model.training.selection import Candidate
+from flywheel_ml.model.training.selection import CandidateEstimator
 from library.helpers import rows
 from library.model.pipelines.test_estimators import contract_of
 
@@ -85,7 +85,7 @@ def test_onnx_answers_as_scikit_learn_does_on_categories_known_unseen_unlisted_a
     session = onnxruntime.InferenceSession(content)
     feeds = {feed.name: getattr(inputs, feed.name) for feed in session.get_inputs()}
     (output,) = session.get_outputs()
-    wanted = estimators.answers(fitted.model, estimators.to_frame(inputs), task)
+    wanted = estimators.predict(fitted.model, estimators.to_frame(inputs), task)
     assert np.abs(session.run([output.name], feeds)[0] - wanted).max() < 1e-6 * max(1.0, np.abs(wanted).max())
 
 
@@ -95,7 +95,7 @@ def test_sets_are_chosen_where_they_are_better(task: Task, params: Params) -> No
     # About 15 rows of a category: fewer than a leaf takes, so that places in an order cannot be told apart.
     table = odd_or_even(contract, 900)
     fitted = train.train(table[:600], contract, settings(params, "auto"), table[600:])
-    assert fitted.selection.winner == Candidate("hist_gradient_boosting", sets=True)
+    assert fitted.selection.winner == CandidateEstimator("hist_gradient_boosting", sets=True)
     assert fitted.model[-1].is_categorical_.sum() == 2
 
 
@@ -110,4 +110,4 @@ def test_params_decide_how_categories_are_split(way: str, native: bool, params: 
 def test_too_many_categories_and_two_are_left_in_their_order() -> None:
     more = {"name": "more", "type": "string", "categories": [f"c{at}" for at in range(255)]}
     featurizer = plain(contract_of("binary", *COLUMNS, more))
-    assert preprocessing.sets(featurizer) == [len(featurizer.numeric) + 1, len(featurizer.numeric) + 2]
+    assert preprocessing.find_set_columns(featurizer) == [len(featurizer.numeric) + 1, len(featurizer.numeric) + 2]

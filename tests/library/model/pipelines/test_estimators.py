@@ -9,7 +9,7 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from flywheel_ml.core import metrics
-from flywheel_ml.core.catalog import STANDARD, list_estimators
+from flywheel_ml.core.catalog import STANDARD_ESTIMATORS, list_estimators
 from flywheel_ml.core.contract import MISSING, Columns, Contract, Task
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import Params
@@ -27,7 +27,7 @@ TARGETS: dict[Task, dict[str, Any]] = {
     "multiclass": {"type": "string", "categories": ["low", "middle", "high"]},
     "regression": {"type": "float", "range": [-50, 1000]},
 }
-PAIRS = [(name, task) for task in get_args(Task) for name in list_estimators(STANDARD, task)]
+PAIRS = [(name, task) for task in get_args(Task) for name in list_estimators(STANDARD_ESTIMATORS, task)]
 
 
 def contract_of(task: Task, *columns: dict[str, Any]) -> Contract:
@@ -54,11 +54,11 @@ def test_an_estimator_learns_the_same_model_from_the_same_rows(name: str, task: 
     def answers() -> np.ndarray:
         pipeline = fit(name, contract, table, params)
         frame = estimators.to_frame(Featurizer(contract).encode(tables.to_columns(table, contract.inputs)))
-        return estimators.answers(pipeline, frame, task)
+        return estimators.predict(pipeline, frame, task)
 
     def loss(found: np.ndarray) -> float:
         return metrics.compute_metrics(
-            task, truth, evaluate.bounded(found, None if contract.classes else 1.0), metrics.DecisionRule(0.5)
+            task, truth, evaluate.add_interval(found, None if contract.classes else 1.0), metrics.DecisionRule(0.5)
         )[metrics.LOSS[task]]
 
     first = answers()
@@ -124,7 +124,7 @@ def test_columns_of_one_kind_alone_train_and_convert(kind: str, name: str, task:
     feeds = {feed.name: getattr(inputs, feed.name) for feed in session.get_inputs()}
     answers = session.run([output.name], feeds)[0]
     frame = estimators.to_frame(inputs)
-    wanted = estimators.answers(pipeline, frame, task)
+    wanted = estimators.predict(pipeline, frame, task)
     assert np.abs(answers - wanted).max() < 1e-6 * max(1.0, np.abs(wanted).max()) * 10
     assert answers.std() > 0
 
@@ -156,6 +156,6 @@ def test_a_split_between_two_neighbouring_floats_sends_both_where_scikit_learn_d
     session = onnxruntime.InferenceSession(package.to_onnx(pipeline, featurizer))
     answers = session.run(None, {"num": inputs.num})[0]
     frame = estimators.to_frame(inputs)
-    wanted = estimators.answers(pipeline, frame, task)
+    wanted = estimators.predict(pipeline, frame, task)
     assert np.abs(answers - wanted).max() < 1e-5 * max(1.0, np.abs(wanted).max())
     assert answers.std() > 0.2 * (1 if contract.classes else 1000)

@@ -18,7 +18,7 @@ from flywheel_ml.data import tables
 from flywheel_ml.data.split import split
 from flywheel_ml.model.packaging import package
 from flywheel_ml.model.pipelines import estimators, free_text, preprocessing
-from flywheel_ml.model.pipelines.preprocessing import Means, Terms
+from flywheel_ml.model.pipelines.preprocessing import CrossFittedTargetEncoder, TopTermsTfidf
 from flywheel_ml.model.training import train
 from flywheel_ml.monitoring import window
 from flywheel_ml.testing.bundles import make_bundle
@@ -104,7 +104,7 @@ def test_many_rows_are_judged_by_some_and_learnt_from_all(params: Params, monkey
     chosen = own(params)
     parts = split(table, contract, chosen.split, None)
     of_all = train.train(parts["train"], contract, chosen, parts["validation"])
-    monkeypatch.setattr(free_text, "ROWS", 100)
+    monkeypatch.setattr(free_text, "MAX_ROWS", 100)
     of_some = train.train(parts["train"], contract, chosen, parts["validation"])
     assert of_all.text is not None
     assert of_some.text is not None
@@ -148,9 +148,10 @@ def test_words_that_all_rows_have_are_learnt_by_several_threads_without_a_warnin
 
 
 def test_what_is_kept_of_words_is_the_same_in_every_process() -> None:
-    learnt = Terms().fit(["good", "bad", "good bad"], [1, 0, 1])
+    learnt = TopTermsTfidf().fit(["good", "bad", "good bad"], [1, 0, 1])
     learnt.transform(["good"])
-    code = f"import pickle, sys, {Terms.__module__} as m; words = m.Terms().fit(['good', 'bad', 'good bad'], [1, 0, 1])"
+    imports = f"import pickle, sys; from {TopTermsTfidf.__module__} import TopTermsTfidf"
+    code = f"{imports}; words = TopTermsTfidf().fit(['good', 'bad', 'good bad'], [1, 0, 1])"
     told = f"{code}; words.transform(['good']); sys.stdout.buffer.write(pickle.dumps(words))"
     elsewhere = subprocess.run([sys.executable, "-c", told], capture_output=True, check=True).stdout
     assert elsewhere == pickle.dumps(learnt)
@@ -159,7 +160,7 @@ def test_what_is_kept_of_words_is_the_same_in_every_process() -> None:
 def test_no_row_s_own_target_reaches_its_mean() -> None:
     shops = np.array([[f"shop {at // 2}"] for at in range(400)], dtype=object)
     target = np.random.default_rng(0).integers(0, 2, 400)
-    encoder = Means(target_type="binary", cv=5)
+    encoder = CrossFittedTargetEncoder(target_type="binary", cv=5)
     learnt = encoder.fit_transform(shops, target)[:, 0]
     # With its own target in it, a mean of two rows would follow it closely.
     assert np.corrcoef(encoder.transform(shops)[:, 0], target)[0, 1] > 0.5

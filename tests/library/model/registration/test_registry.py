@@ -22,7 +22,7 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
 from flywheel_ml.model.evaluation.gate import Check
 from flywheel_ml.model.registration import alembic_paths
-from flywheel_ml.model.registration.pyfunc import signature
+from flywheel_ml.model.registration.pyfunc import build_signature
 from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION, Registry, Version
 from flywheel_ml.model.training.tune import Trial
 from flywheel_ml.utils.errors import ConfigError, GateRefusal, ProjectError, PromotionConflict
@@ -69,13 +69,13 @@ def test_a_registered_model_carries_its_run_metrics_gates_lineage_and_bundle(
 
 def test_a_refused_model_keeps_its_reasons_and_gets_no_alias_by_any_way(registry: Registry, register: Register) -> None:
     version = register(FAILED_CHECKS)
-    assert version.refused == "minimum score: ROC AUC 0.5, at least 0.6"
+    assert version.refusal == "minimum score: ROC AUC 0.5, at least 0.6"
     with pytest.raises(GateRefusal, match=r"version 1 was refused .*ROC AUC 0.5.*OVERRIDE="):
         registry.promote("1", None)
     with pytest.raises(GateRefusal, match="cannot challenge"):
-        registry.challenge("1")
-    assert registry.alias(CHAMPION) is None
-    assert registry.alias(CHALLENGER) is None
+        registry.set_challenger("1")
+    assert registry.find_alias(CHAMPION) is None
+    assert registry.find_alias(CHALLENGER) is None
 
 
 def test_an_override_promotes_a_refused_model_and_is_kept_with_its_reason(
@@ -83,7 +83,7 @@ def test_an_override_promotes_a_refused_model_and_is_kept_with_its_reason(
 ) -> None:
     register(FAILED_CHECKS)
     assert registry.promote("1", None, override="the floor is wrong").number == "1"
-    champion = registry.alias(CHAMPION)
+    champion = registry.find_alias(CHAMPION)
     assert champion is not None
     assert champion.number == "1"
     assert not champion.passed
@@ -103,7 +103,7 @@ def test_of_two_processes_that_promote_at_once_one_wins_and_one_is_told(
     for _ in range(2):
         register(PASSED_CHECKS)
     answers = run_at_once(folder, "1", "2")
-    winner = registry.alias(CHAMPION)
+    winner = registry.find_alias(CHAMPION)
     assert winner is not None
     loser = "2" if winner.number == "1" else "1"
     assert sorted(answers) == sorted(
@@ -122,16 +122,16 @@ def test_a_promotion_expects_the_champion_it_saw(registry: Registry, register: R
     with pytest.raises(PromotionConflict, match="the champion is version 1, not 7 as expected"):
         registry.promote("2", "7")
     registry.promote("1", "7")  # It is champion already: nothing to decide.
-    champion = registry.alias(CHAMPION)
+    champion = registry.find_alias(CHAMPION)
     assert champion is not None
     assert champion.number == "1"
 
 
 def test_a_challenger_that_is_promoted_challenges_no_more(registry: Registry, register: Register) -> None:
     register(PASSED_CHECKS)
-    registry.challenge("1")
+    registry.set_challenger("1")
     registry.promote("1", None)
-    assert registry.alias(CHALLENGER) is None
+    assert registry.find_alias(CHALLENGER) is None
 
 
 def test_a_bundle_is_found_by_its_hash_and_verdict(registry: Registry, register: Register) -> None:
@@ -169,7 +169,7 @@ def test_after_the_folder_moved_the_champion_loads_here_and_in_stock_mlflow(
 
     monkeypatch.chdir(moved)
     opened = Registry.open(settings(moved), NAME)
-    champion = opened.alias(CHAMPION)
+    champion = opened.find_alias(CHAMPION)
     assert champion is not None
     opened.download(champion, moved / "downloaded")
     assert bundle.verify(moved / "downloaded", champion.digest)
@@ -201,7 +201,7 @@ def test_the_folder_of_a_store_may_have_any_name(
             folder.mkdir()
         monkeypatch.chdir(folder)
         registry = Registry.open(here, NAME)
-        if not registry.versions():
+        if not registry.list_versions():
             registry.register(bundle_path, PASSED_CHECKS, {}, {}, [])
         registry.download(registry.get("1"), folder / "copy")
         assert bundle.verify(folder / "copy", registry.get("1").digest)
@@ -277,7 +277,7 @@ def test_a_registry_that_does_not_answer_is_not_one_without_a_champion(
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         connection.execute("ALTER TABLE registered_model_aliases RENAME TO gone")
     with pytest.raises(MlflowException, match="no such table"):
-        registry.alias(CHAMPION)
+        registry.find_alias(CHAMPION)
 
 
 @pytest.mark.chaos
@@ -292,17 +292,17 @@ Registry.open(Settings.read(), {NAME!r}).register(Path({str(bundle_path)!r}), []
 """
     killed = project.run(folder, "-c", crash, PYTHONPATH=str(project.AUDIT_HOOK), AUDIT_KILL="open:MLmodel")
     assert killed.returncode == -9
-    assert registry.versions() == []
+    assert registry.list_versions() == []
     register(PASSED_CHECKS)
     experiment = MlflowClient().get_experiment_by_name(NAME)
     assert experiment is not None
     runs = MlflowClient().search_runs([experiment.experiment_id])
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
-    assert [version.number for version in registry.versions()] == ["1"]
+    assert [version.number for version in registry.list_versions()] == ["1"]
 
 
 def test_the_signature_takes_rows_with_gaps_and_without(columns: Columns, contract: Contract) -> None:
-    found = signature(contract).inputs
+    found = build_signature(contract).inputs
     assert found is not None
     assert found.input_names() == list(columns)
     nullable = {column.name for column in contract.inputs if column.nullable}

@@ -6,20 +6,20 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml.core.catalog import STANDARD, Extra, list_estimators
+from flywheel_ml.core.catalog import STANDARD_ESTIMATORS, Extra, list_estimators
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import Params
 from flywheel_ml.model.pipelines import estimators
 from flywheel_ml.model.training import comparison, selection, train
-from flywheel_ml.model.training.selection import Candidate, OutOfFold, Table
+from flywheel_ml.model.training.selection import CandidateEstimator, OutOfFold, Table
 from flywheel_ml.utils.errors import ConfigError
 from library.model.pipelines.test_estimators import contract_of
 
 LINEAR, BOOSTING, FOREST = (
-    Candidate("logistic_regression"),
-    Candidate("hist_gradient_boosting"),
-    Candidate("random_forest"),
+    CandidateEstimator("logistic_regression"),
+    CandidateEstimator("hist_gradient_boosting"),
+    CandidateEstimator("random_forest"),
 )
 
 
@@ -64,16 +64,16 @@ def test_winner_is_the_simplest_within_one_standard_error() -> None:
 def test_standard_error_counts_clusters_not_rows() -> None:
     per_group = np.random.default_rng(0).normal(size=50)
     values, clusters = np.repeat(per_group, 20), np.repeat(np.arange(50), 20)
-    mean, error, count = selection.mean_and_error(values, np.ones(1000), clusters)
+    mean, error, count = selection.compute_mean_and_error(values, np.ones(1000), clusters)
     assert count == 50
     assert mean == pytest.approx(per_group.mean())
     assert error == pytest.approx(per_group.std(ddof=1) / 50**0.5)
-    assert error > 4 * selection.mean_and_error(values, np.ones(1000), np.arange(1000))[1]
+    assert error > 4 * selection.compute_mean_and_error(values, np.ones(1000), np.arange(1000))[1]
 
 
 def test_weights_count_as_repeated_rows() -> None:
     values, weights = np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 1.0])
-    assert selection.mean_and_error(values, weights, np.arange(3))[0] == 2.25
+    assert selection.compute_mean_and_error(values, weights, np.arange(3))[0] == 2.25
 
 
 @pytest.mark.parametrize("task", ["binary", "regression"])
@@ -82,8 +82,8 @@ def test_auto_chooses_a_line_for_a_line_and_reports_all(task: Task, params: Para
     told: list[str] = []
     fitted = train.train(table[:340], contract, auto(params), table[340:], lambda score: told.append(score.name))
     report = fitted.selection.report()
-    assert fitted.selection.winner.estimator == list_estimators(STANDARD, task)[0]
-    assert [score["name"] for score in report["candidates"]] == told == list(list_estimators(STANDARD, task))
+    assert fitted.selection.winner.estimator == list_estimators(STANDARD_ESTIMATORS, task)[0]
+    assert [score["name"] for score in report["candidates"]] == told == list(list_estimators(STANDARD_ESTIMATORS, task))
     assert report["method"].startswith("5-fold cross-validation")
     assert "seconds" not in str(report)
 
@@ -115,7 +115,7 @@ def test_candidate_of_another_task_is_refused_by_its_key(params: Params) -> None
 
 def test_candidate_whose_extra_is_missing_names_the_command(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     extra = Extra("no_such_module", "boosters")
-    monkeypatch.setitem(STANDARD, "mlp", STANDARD["mlp"]._replace(extra=extra))
+    monkeypatch.setitem(STANDARD_ESTIMATORS, "mlp", STANDARD_ESTIMATORS["mlp"]._replace(extra=extra))
     contract, table = numbers("binary", 60)
     wanted = r"train.candidates 'mlp' needs the package no_such_module; install it with `uv sync --extra boosters`"
     with pytest.raises(ConfigError, match=wanted):
@@ -134,9 +134,9 @@ def test_groups_stay_together_and_time_runs_forward(params: Params) -> None:
     contract, table = numbers("binary", 300)
     encoded = Table.encode(table, contract, plain(contract), "hash", None)
     groups = np.arange(300) // 6
-    for fold in selection.folds(encoded._replace(groups=groups), "binary", 0):
+    for fold in selection.split_folds(encoded._replace(groups=groups), "binary", 0):
         assert not set(groups[fold.fit]) & set(groups[fold.predict])
-    for fold in selection.folds(encoded._replace(in_time=True), "binary", 0):
+    for fold in selection.split_folds(encoded._replace(in_time=True), "binary", 0):
         assert fold.fit.max() < fold.predict.min()
 
 
@@ -221,7 +221,7 @@ def test_weights_move_the_fit_and_the_prior(params: Params) -> None:
 @pytest.mark.parametrize(("explained", "passes"), [(0.0, range(2)), (0.5, range(9, 11))])
 def test_noise_is_refused_and_signal_passes(explained: float, passes: range, params: Params) -> None:
     """Ten tables of each; `benchmarks/gate_power.py` counts hundreds."""
-    chosen = auto(params, candidates=list_estimators(STANDARD, "regression")[:2], calibration="none").train
+    chosen = auto(params, candidates=list_estimators(STANDARD_ESTIMATORS, "regression")[:2], calibration="none").train
     found = 0
     for seed in range(10):
         rng = np.random.default_rng(seed)
@@ -231,6 +231,8 @@ def test_noise_is_refused_and_signal_passes(explained: float, passes: range, par
         rows = pl.DataFrame({**dict(zip("abcdef", values, strict=True)), "target": target})
         featurizer = Featurizer(contract)
         table = Table.encode(rows, contract, featurizer, "hash", None)
-        one = selection.select(table, None, contract, chosen, featurizer, seed, lambda same: same, selection.ignore)
+        one = selection.select(
+            table, None, contract, chosen, featurizer, seed, lambda same: same, selection.ignore_score
+        )
         found += comparison.compare("regression", one.out_of_fold)["prior"]["p_value"] < 0.05
     assert found in passes

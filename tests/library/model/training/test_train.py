@@ -38,19 +38,19 @@ def test_the_order_of_columns_in_the_table_does_not_matter(
 ) -> None:
     rows = table.head(600)
     columns = tables.to_columns(rows, contract.inputs)
-    first = evaluate.score(train.train(rows, contract, params).model, columns, contract)
+    first = evaluate.predict(train.train(rows, contract, params).model, columns, contract)
     shuffled = rows.select(reversed(rows.columns))
-    again = evaluate.score(train.train(shuffled, contract, params).model, columns, contract)
+    again = evaluate.predict(train.train(shuffled, contract, params).model, columns, contract)
     assert first.tobytes() == again.tobytes()
 
 
 def test_columns_that_are_no_inputs_teach_nothing(table: pl.DataFrame, contract: Contract, params: Params) -> None:
     rows = table.head(600)
     columns = tables.to_columns(rows, contract.inputs)
-    first = evaluate.score(train.train(rows, contract, params).model, columns, contract)
+    first = evaluate.predict(train.train(rows, contract, params).model, columns, contract)
     others = [c.name for c in contract.columns if c not in (*contract.inputs, contract.target)]
     bent = rows.with_columns(pl.lit("leak").alias(name) for name in [*others, "one more"])
-    again = evaluate.score(train.train(bent, contract, params).model, columns, contract)
+    again = evaluate.predict(train.train(bent, contract, params).model, columns, contract)
     assert first.tobytes() == again.tobytes()
 
 
@@ -76,4 +76,4 @@ def test_gaps_and_unknown_categories_are_scored(table: pl.DataFrame, contract: C
         kind = columns[column.name].dtype.kind
         odd = np.full(10, "never seen" if kind == "O" else np.nan, dtype=columns[column.name].dtype)
         if kind != "M":
-            assert np.isfinite(evaluate.score(model, {**columns, column.name: odd}, contract)).all()
+            assert np.isfinite(evaluate.predict(model, {**columns, column.name: odd}, contract)).all()

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flywheel_ml.core import paths
-from flywheel_ml.core.catalog import STANDARD, SearchRange
+from flywheel_ml.core.catalog import STANDARD_ESTIMATORS, SearchRange
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params, TrainParams
 from flywheel_ml.flows import training
@@ -116,7 +116,7 @@ def test_a_train_stage_that_was_killed_while_it_tuned_writes_the_same_bytes(
         assert (other / report).read_bytes() == (finished / report).read_bytes()
     tuned = read_json(finished / paths.REPORTS / "train.json")["tuned"]
     assert (tuned["trials"], tuned["loss"] <= tuned["loss_untuned"]) == (5, True)
-    assert "trials took" in training._told(
+    assert "trials took" in training._summarize_stage(
         "train", Contract.load(finished / paths.CONTRACT), Params.load(finished / paths.PARAMS)
     )
 
@@ -137,7 +137,7 @@ def test_more_trials_add_to_those_there_are(tuning: Path, params: Params) -> Non
 def test_the_first_trial_is_what_the_parameters_say_so_the_choice_is_never_worse(tuning: Path, params: Params) -> None:
     found = tune.run(loss, with_trials(params, 5), "k", print)
     assert found.trials[0].parameters == {}
-    assert tune.applied(params.train, {}) == params.train
+    assert tune.apply_parameters(params.train, {}) == params.train
     assert found.best.loss <= loss(params.train)
 
 
@@ -164,11 +164,11 @@ def test_two_searches_for_the_same_at_once_are_refused(tuning: Path, params: Par
     tune.run(nested, with_trials(params, 1), "k", print)
 
 
-@pytest.mark.parametrize("name", list(STANDARD))
+@pytest.mark.parametrize("name", list(STANDARD_ESTIMATORS))
 def test_every_parameter_that_is_searched_is_one_of_the_estimator(name: str, params: Params) -> None:
     train = params.train.model_copy(update={"estimator": name})
-    for key, space in STANDARD[name].search.items():
+    for key, space in STANDARD_ESTIMATORS[name].search.items():
         ends = (space.low, space.high) if isinstance(space, SearchRange) else tuple(space)
         for end in ends:
-            tune.applied(train, {key: end})
+            tune.apply_parameters(train, {key: end})
     assert yaml.safe_load((project.ROOT / paths.PARAMS).read_text())["train"][name]

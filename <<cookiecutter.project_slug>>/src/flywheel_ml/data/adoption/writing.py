@@ -18,7 +18,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from flywheel_ml.core.catalog import STANDARD, list_estimators
+from flywheel_ml.core.catalog import STANDARD_ESTIMATORS, list_estimators
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.data.adoption.inference import Proposal
 from flywheel_ml.utils.errors import ConfigError
@@ -152,7 +152,7 @@ def render_params(proposal: Proposal, before: str, raw: Path) -> str:
         raise ConfigError("params.yaml: expected keys and values; restore it from git")
     _update_group(content, "data", {"raw": raw.as_posix(), "until": None})
     _update_group(content, "split", proposal.split, whole=True)
-    candidates = CommentedSeq(list_estimators(STANDARD, proposal.task))
+    candidates = CommentedSeq(list_estimators(STANDARD_ESTIMATORS, proposal.task))
     candidates.fa.set_flow_style()
     _update_group(content, "train", {"estimator": "auto", "candidates": candidates, "calibration": "auto"})
     if content.get("tune", {}).get("trials"):

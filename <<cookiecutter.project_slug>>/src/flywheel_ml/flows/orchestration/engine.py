@@ -33,34 +33,34 @@ START_SECONDS = 120
 SERVER_LOG = "server.log"
 
 
-class Patience(NamedTuple):
+class RetryPolicy(NamedTuple):
     """How often a step is tried again, and how long the first wait is, in seconds; each wait doubles."""
 
     retries: int = 3
     first_delay: float = 1.0
 
 
-patience: ContextVar[Patience] = ContextVar("patience", default=Patience())  # noqa: B039 (a named tuple)
+retry_policy: ContextVar[RetryPolicy] = ContextVar("patience", default=RetryPolicy())  # noqa: B039 (a named tuple)
 
 _RUN_NAME = re.compile(r".+ by process (\d+) on (.+)")
-_FAULTS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError)
+_PROGRAMMING_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError)
 """Faults of a program, which trying again does not mend."""
 
 _under_prefect: ContextVar[bool] = ContextVar("under_prefect", default=False)
 
 
 def run_flow(name: str, body: Callable[[], R]) -> R:
-    """Run `body` as a Prefect flow run; needs an API, see `api`."""
+    """Run `body` as a Prefect flow run; needs an API, see `connect_api`."""
     from prefect import flow
 
     # Defined here: Prefect would send the arguments of a flow to its API, and ours hold secrets and open files.
     def run() -> R:
-        return inside(body)
+        return call_in_flow(body)
 
     return flow(name=name, flow_run_name=f"{name} by process {os.getpid()} on {socket.gethostname()}")(run)()
 
 
-def inside(body: Callable[[], R]) -> R:
+def call_in_flow(body: Callable[[], R]) -> R:
     """Call `body` from within a flow run, so that its steps become task runs."""
     token = _under_prefect.set(True)
     try:
@@ -72,10 +72,10 @@ def inside(body: Callable[[], R]) -> R:
 def task(name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call a step that touches the world: tried again, later and later, unless it failed for a reason of its own.
 
-    How often and how late is what `patience` says.
+    How often and how late is what `retry_policy` says.
     """
     if not _under_prefect.get():
-        return _retried(function, *args, **kwargs)
+        return _call_with_retries(function, *args, **kwargs)
     from prefect import task as prefect_task
     from prefect.cache_policies import NO_CACHE
     from prefect.tasks import exponential_backoff
@@ -83,7 +83,7 @@ def task(name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     def step() -> R:
         return function(*args, **kwargs)
 
-    retries, first_delay = patience.get()
+    retries, first_delay = retry_policy.get()
     decorated = prefect_task(
         name=name,
         retries=retries,
@@ -102,7 +102,7 @@ def has_api() -> bool:
 
 
 @contextmanager
-def api(home: Path, meanwhile: Callable[[], object] = lambda: None, scheduling: bool = False) -> Iterator[int]:
+def connect_api(home: Path, meanwhile: Callable[[], object] = lambda: None, scheduling: bool = False) -> Iterator[int]:
     """Make a Prefect API reachable, and mark the runs that killed processes left behind; yields how many.
 
     The one that PREFECT_API_URL names is used if there is one. Otherwise a server of this process's own is
@@ -121,17 +121,17 @@ def api(home: Path, meanwhile: Callable[[], object] = lambda: None, scheduling: 
     if has_api():
         meanwhile()
         _check_api()
-        yield _crash_abandoned(scheduled=False)
+        yield _mark_abandoned_runs(scheduled=False)
         return
-    with server(home, whole=scheduling) as (process, url):
+    with start_server(home, whole=scheduling) as (process, url):
         own = {"PREFECT_HOME": str(home.absolute()), "PREFECT_API_URL": url}
         os.environ.update(own)
         try:
             import prefect  # noqa: F401  (its import overlaps with the server's start)
 
             meanwhile()
-            await_answer(process, f"{url}/health", "Prefect", home / SERVER_LOG)
-            yield _crash_abandoned(scheduling)
+            wait_for_server(process, f"{url}/health", "Prefect", home / SERVER_LOG)
+            yield _mark_abandoned_runs(scheduling)
         finally:
             # After a failure too: Prefect would wait for them when the process ends, with no server to take them.
             _send_logs()
@@ -140,7 +140,7 @@ def api(home: Path, meanwhile: Callable[[], object] = lambda: None, scheduling: 
 
 
 @contextmanager
-def server(home: Path, whole: bool, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def start_server(home: Path, whole: bool, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A Prefect server that is starting, and its API's address; it ends with the block or with this process.
 
     Args:
@@ -155,7 +155,7 @@ def server(home: Path, whole: bool, port: int = 0) -> Iterator[tuple[subprocess.
         command = ["-m", f"{__package__}.prefect_server", str(bound.fileno()), str(int(whole))]
         environ = {"PREFECT_HOME": str(home.absolute()), "PREFECT_API_URL": url}
         process = spawn(command, home / SERVER_LOG, environ, pass_fds=(bound.fileno(),))
-    with ending(process):
+    with stop_on_exit(process):
         yield process, url
 
 
@@ -176,7 +176,7 @@ def spawn(
 
 
 @contextmanager
-def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def stop_on_exit(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """End a process of `spawn` with the block."""
     try:
         yield
@@ -186,7 +186,7 @@ def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.wait()
 
 
-def await_answer(process: subprocess.Popen[bytes], url: str, name: str, log: Path) -> None:
+def wait_for_server(process: subprocess.Popen[bytes], url: str, name: str, log: Path) -> None:
     """Wait until an address answers.
 
     Raises:
@@ -210,7 +210,7 @@ def _check_api() -> None:
             raise ConfigError(f"PREFECT_API_URL: nothing answers at '{client.api_url}' ({fault}); unset it, or mend it")
 
 
-def _crash_abandoned(scheduled: bool) -> int:
+def _mark_abandoned_runs(scheduled: bool) -> int:
     """Mark runs of this machine whose process is gone, and if `scheduled` what schedules began; returns how many."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
@@ -232,7 +232,7 @@ def _crash_abandoned(scheduled: bool) -> int:
 
 
 @contextmanager
-def exclusive(folder: Path, name: str, wait_seconds: float = 0, doing: str | None = None) -> Iterator[None]:
+def lock_project(folder: Path, name: str, wait_seconds: float = 0, doing: str | None = None) -> Iterator[None]:
     """Hold the project for one process; the operating system frees it when the process dies.
 
     Args:
@@ -271,11 +271,11 @@ def _may_retry(_task: Any, _run: Any, state: Any) -> bool:
 def _is_transient(error: object) -> bool:
     if isinstance(error, ProjectError):
         return error.transient
-    return not isinstance(error, _FAULTS)
+    return not isinstance(error, _PROGRAMMING_ERRORS)
 
 
-def _retried(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    retries, first_delay = patience.get()
+def _call_with_retries(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    retries, first_delay = retry_policy.get()
     for attempt in range(retries):
         try:
             return function(*args, **kwargs)

@@ -3,12 +3,12 @@
 import socket
 import sys
 
-from flywheel_ml.flows.orchestration import leash
+from flywheel_ml.flows.orchestration import die_with_parent
 
 
 def main() -> None:
     """Arguments: the number of the open socket to listen on; 1 for a whole server, 0 for flows only."""
-    leash.hold()
+    die_with_parent.watch_parent()
 
     import uvicorn
     from prefect.server.api.server import create_app

@@ -15,7 +15,7 @@ from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError
 
 
-def serve_all(project: Project, path: Path) -> None:
+def serve_deployments(project: Project, path: Path) -> None:
     """Serve every deployment of prefect.yaml from this process until it is stopped.
 
     Raises:
@@ -25,10 +25,10 @@ def serve_all(project: Project, path: Path) -> None:
     warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited", RuntimeWarning)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     flows = {name: one for name, one in import_reference(f"{project.flows}:__dict__").items() if isinstance(one, Flow)}
-    serve(*(_deployment(path, entry, flows) for entry in content["deployments"]))
+    serve(*(_build_deployment(path, entry, flows) for entry in content["deployments"]))
 
 
-def _deployment(path: Path, entry: Mapping[str, Any], flows: Mapping[str, Flow[..., Any]]) -> Any:
+def _build_deployment(path: Path, entry: Mapping[str, Any], flows: Mapping[str, Flow[..., Any]]) -> Any:
     name = entry["entrypoint"].rpartition(".")[2]
     if name not in flows:
         raise ConfigError(f"{path}: deployment '{entry['name']}' names the flow '{name}'; {suggest(name, list(flows))}")

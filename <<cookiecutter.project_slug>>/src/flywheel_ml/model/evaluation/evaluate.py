@@ -16,7 +16,7 @@ from flywheel_ml.core.params import EvaluateParams, Params
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import tables
 from flywheel_ml.model.pipelines import estimators
-from flywheel_ml.model.training.selection import sample_weights
+from flywheel_ml.model.training.selection import read_sample_weights
 from flywheel_ml.model.training.train import read_split
 from flywheel_ml.utils.errors import ConfigError, IntegrityError
 from flywheel_ml.utils.files import read_json, sha256_file, write_json
@@ -26,16 +26,16 @@ MAX_CELLS = 4_000_000
 """Rows × columns that are scored at once: with a thousand columns each call of a pipeline takes 30 ms."""
 
 
-def score(pipeline: Any, columns: Columns, contract: Contract, features: Sequence[Feature] = ()) -> np.ndarray:
+def predict(pipeline: Any, columns: Columns, contract: Contract, features: Sequence[Feature] = ()) -> np.ndarray:
     """What a pipeline answers, float64: probabilities [n_rows, n_classes], or values [n_rows, 1]."""
-    return _answers(pipeline, columns, Featurizer(contract, features), contract)
+    return _predict(pipeline, columns, Featurizer(contract, features), contract)
 
 
-def _answers(pipeline: Any, columns: Columns, featurizer: Featurizer, contract: Contract) -> np.ndarray:
-    return estimators.answers(pipeline, estimators.to_frame(featurizer.encode(columns)), contract.task)
+def _predict(pipeline: Any, columns: Columns, featurizer: Featurizer, contract: Contract) -> np.ndarray:
+    return estimators.predict(pipeline, estimators.to_frame(featurizer.encode(columns)), contract.task)
 
 
-def by_slice(
+def evaluate_slices(
     rows: pl.DataFrame,
     contract: Contract,
     truth: np.ndarray,
@@ -72,7 +72,7 @@ def by_slice(
     return found
 
 
-def importance(
+def compute_importance(
     pipeline: Any,
     columns: Columns,
     truth: np.ndarray,
@@ -94,7 +94,7 @@ def importance(
     def loss(answers: np.ndarray) -> float:
         return metrics.compute_loss(contract.task, truth[spread], answers, counted)
 
-    whole = loss(_answers(pipeline, sample, featurizer, contract))
+    whole = loss(_predict(pipeline, sample, featurizer, contract))
     order = np.random.default_rng(seed).permutation(n_rows)
     losses = {}
     at_once = max(1, MAX_CELLS // (n_rows * len(names)))
@@ -104,7 +104,7 @@ def importance(
         stacked = {name: np.tile(values, len(shuffled)) for name, values in sample.items()}
         for at, name in enumerate(shuffled):
             stacked[name][at * n_rows : (at + 1) * n_rows] = sample[name][order]
-        answers = _answers(pipeline, stacked, featurizer, contract)
+        answers = _predict(pipeline, stacked, featurizer, contract)
         for at, name in enumerate(shuffled):
             losses[name] = loss(answers[at * n_rows : (at + 1) * n_rows]) - whole
     return [{"column": name, "loss": found} for name, found in sorted(losses.items(), key=lambda item: -item[1])]
@@ -125,7 +125,7 @@ def evaluate(
         pipelines: `model` and `linear`, and `sklearn_default` where it is wanted; fitted.
         parts: `validation` and `test`, on which everything is measured.
         prior: shares of the classes or mean of the training rows, which the prior always answers.
-        out_of_fold: what chooses the threshold, or the width of intervals; see `train.out_of_fold_table`.
+        out_of_fold: what chooses the threshold, or the width of intervals; see `train.build_out_of_fold_table`.
         features: the project's own.
     """
     for column in params.evaluate.slices:
@@ -136,30 +136,30 @@ def evaluate(
     task, costs = contract.task, params.evaluate.costs
     columns = {name: tables.to_columns(part, contract.inputs) for name, part in parts.items()}
     truth = {name: tables.encode_target(part, contract) for name, part in parts.items()}
-    weights = {name: sample_weights(part, contract) if contract.weight else None for name, part in parts.items()}
-    answers = {name: score(pipelines["model"], columns[name], contract, features) for name in parts}
+    weights = {name: read_sample_weights(part, contract) if contract.weight else None for name, part in parts.items()}
+    answers = {name: predict(pipelines["model"], columns[name], contract, features) for name in parts}
     threshold = half_width = decision = None
     if task == "binary":
         seen, positive, counted = (out_of_fold[name].to_numpy() for name in ("truth", "answer_1", "weight"))
         threshold = metrics.choose_threshold(seen, positive, costs.false_positive, costs.false_negative, counted)
         decision = DecisionRule(threshold, costs.false_positive, costs.false_negative)
     elif task == "regression":
-        kept = out_of_fold.filter(~pl.col("chose"))
-        seen, values, counted = (kept[name].to_numpy() for name in ("truth", "answer_0", "weight"))
+        unbiased = out_of_fold.filter(~pl.col("chose"))
+        seen, values, counted = (unbiased[name].to_numpy() for name in ("truth", "answer_0", "weight"))
         half_width = metrics.conformal_half_width(seen, values, params.evaluate.interval_level, counted)
 
     def judge(name: str, found: np.ndarray) -> dict[str, float]:
-        return metrics.compute_metrics(task, truth[name], bounded(found, half_width), decision, weights[name])
+        return metrics.compute_metrics(task, truth[name], add_interval(found, half_width), decision, weights[name])
 
     baselines = {
         **{
-            name: score(found, columns["test"], contract, features)
+            name: predict(found, columns["test"], contract, features)
             for name, found in pipelines.items()
             if name != "model"
         },
         "prior": np.tile(prior, (len(truth["test"]), 1)),
     }
-    output = bounded(answers["test"], half_width)
+    output = add_interval(answers["test"], half_width)
     return {
         "threshold": threshold,
         "half_width": half_width,
@@ -167,15 +167,17 @@ def evaluate(
             **{name: judge(name, answers[name]) for name in parts},
             **{name: judge("test", found) for name, found in baselines.items()},
         },
-        "slices": by_slice(parts["test"], contract, truth["test"], output, decision, params.evaluate, weights["test"]),
+        "slices": evaluate_slices(
+            parts["test"], contract, truth["test"], output, decision, params.evaluate, weights["test"]
+        ),
         "curves": metrics.compute_curves(task, truth["test"], output),
-        "importance": importance(
+        "importance": compute_importance(
             pipelines["model"], columns["test"], truth["test"], contract, params.seed, weights["test"], features
         ),
     }
 
 
-def bounded(answers: np.ndarray, half_width: float | None) -> np.ndarray:
+def add_interval(answers: np.ndarray, half_width: float | None) -> np.ndarray:
     """Answers as an output (see `metrics.compute_metrics`): values get their interval, probabilities stay."""
     if half_width is None:
         return answers
@@ -183,7 +185,7 @@ def bounded(answers: np.ndarray, half_width: float | None) -> np.ndarray:
     return np.stack((value, value - half_width, value + half_width), axis=1)
 
 
-def load(path: Path, hashes: Mapping[str, str]) -> Any:
+def load_pipeline(path: Path, hashes: Mapping[str, str]) -> Any:
     """A pipeline that the train stage wrote, unpickled only if its bytes are the ones it wrote.
 
     Raises:
@@ -199,11 +201,11 @@ def main(project: Project) -> None:
     contract, params = Contract.load(paths.CONTRACT), project.load_params()
     split, trained = read_json(paths.REPORTS / "split.json"), read_json(paths.REPORTS / "train.json")
     pipelines = {
-        "model": load(paths.MODEL, trained["sha256"]),
-        "linear": load(paths.BASELINE, trained["sha256"]),
+        "model": load_pipeline(paths.MODEL, trained["sha256"]),
+        "linear": load_pipeline(paths.BASELINE, trained["sha256"]),
     }
     if paths.SKLEARN_DEFAULT.name in trained["sha256"]:
-        pipelines["sklearn_default"] = load(paths.SKLEARN_DEFAULT, trained["sha256"])
+        pipelines["sklearn_default"] = load_pipeline(paths.SKLEARN_DEFAULT, trained["sha256"])
     parts = {name: read_split(name, split) for name in ("validation", "test")}
     out_of_fold = tables.read_verified(paths.OUT_OF_FOLD, trained["sha256"][paths.OUT_OF_FOLD.name])
     found = evaluate(pipelines, parts, contract, params, trained["prior"], out_of_fold, project.features)

@@ -14,7 +14,7 @@ Points = Sequence[Mapping[str, float]]
 _BLUE, _GREY = "#2563eb", "#9ca3af"
 
 
-def evaluation(path: Path, title: str, plots: Mapping[str, Points]) -> None:
+def draw_evaluation(path: Path, title: str, plots: Mapping[str, Points]) -> None:
     """Write the curves that there are, and importance, as a PNG of two or four panels, atomically."""
     curves = [name for name in _PANELS if plots.get(name)]
     figure = Figure(figsize=(11, 8.5 if len(curves) > 1 else 4.5), layout="constrained")
@@ -39,21 +39,21 @@ def evaluation(path: Path, title: str, plots: Mapping[str, Points]) -> None:
         figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
 
 
-def _roc(panel: Axes, points: Points) -> None:
-    _curve(panel, points, "false_positive_rate", "true_positive_rate", "ROC curve")
+def _draw_roc(panel: Axes, points: Points) -> None:
+    _draw_curve(panel, points, "false_positive_rate", "true_positive_rate", "ROC curve")
     panel.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
 
 
-def _precision_recall(panel: Axes, points: Points) -> None:
-    _curve(panel, points, "recall", "precision", "Precision and recall")
+def _draw_precision_recall(panel: Axes, points: Points) -> None:
+    _draw_curve(panel, points, "recall", "precision", "Precision and recall")
 
 
-def _calibration(panel: Axes, points: Points) -> None:
-    _curve(panel, points, "predicted", "observed", "Calibration", marker="o")
+def _draw_calibration(panel: Axes, points: Points) -> None:
+    _draw_curve(panel, points, "predicted", "observed", "Calibration", marker="o")
     panel.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
 
 
-def _predicted(panel: Axes, points: Points) -> None:
+def _draw_predicted(panel: Axes, points: Points) -> None:
     predicted, observed = [point["predicted"] for point in points], [point["observed"] for point in points]
     panel.scatter(predicted, observed, s=12, color=_BLUE, alpha=0.6)
     ends = [min(*predicted, *observed), max(*predicted, *observed)]
@@ -63,7 +63,7 @@ def _predicted(panel: Axes, points: Points) -> None:
     panel.set_ylabel("observed")
 
 
-def _errors(panel: Axes, points: Points) -> None:
+def _draw_errors(panel: Axes, points: Points) -> None:
     panel.plot([point["error"] for point in points], [point["share"] for point in points], color=_BLUE, linewidth=2)
     panel.set_title("Share of rows with at most this error", loc="left", fontsize=11)
     panel.set_xlabel("absolute error")
@@ -71,16 +71,16 @@ def _errors(panel: Axes, points: Points) -> None:
 
 
 _PANELS = {
-    "roc": _roc,
-    "precision_recall": _precision_recall,
-    "calibration": _calibration,
-    "predicted": _predicted,
-    "errors": _errors,
+    "roc": _draw_roc,
+    "precision_recall": _draw_precision_recall,
+    "calibration": _draw_calibration,
+    "predicted": _draw_predicted,
+    "errors": _draw_errors,
 }
 """Curves of metrics.curves, in the order in which they are drawn."""
 
 
-def _curve(panel: Axes, points: Points, x: str, y: str, title: str, marker: str = "") -> None:
+def _draw_curve(panel: Axes, points: Points, x: str, y: str, title: str, marker: str = "") -> None:
     panel.plot([point[x] for point in points], [point[y] for point in points], color=_BLUE, linewidth=2, marker=marker)
     panel.set_title(title, loc="left", fontsize=11)
     panel.set_xlabel(x.replace("_", " "))

@@ -39,7 +39,7 @@ class Check(NamedTuple):
     reason: str
 
 
-class Unmeasured(Exception):
+class MissingMeasure(Exception):
     """A measure that a gate needs is absent or not finite; the gate then refuses."""
 
 
@@ -47,126 +47,132 @@ Gate = Callable[[Candidate, Any], tuple[bool, str]]
 """Whether a candidate passes under the thresholds of params.yaml (`GateParams`, or the project's own), and why."""
 
 
-def minimum_score(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def check_minimum_score(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """The headline measure on the test rows reaches an absolute minimum."""
-    name, found = _headline(candidate, "test")
+    name, found = _get_headline(candidate, "test")
     if params.min_score is None:
         return True, f"{name} {found:.4f}, no minimum in params.yaml"
     return found >= params.min_score, f"{name} {found:.4f}, at least {params.min_score:g}"
 
 
-def beats_prior(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def check_prior(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """The loss on out-of-fold rows is significantly lower than that of always answering the average.
 
     Where params.yaml asks for it, the loss on the test rows is lower too, by a share of it.
     """
-    compared = _comparison(candidate)
+    compared = _get_comparison(candidate)
     passed = compared.prior.p_value < params.significance_level
-    told = (
+    reason = (
         f"out-of-fold {_LOSSES[candidate.manifest.task]} {compared.loss:.4g} against {compared.prior.loss:.4g} of the "
-        f"prior ({compared.rows:,} rows), {_p(compared.prior.p_value)}, wanted below {params.significance_level:g}"
+        f"prior ({compared.rows:,} rows), {_format_p_value(compared.prior.p_value)}, "
+        f"wanted below {params.significance_level:g}"
     )
     if params.min_skill_score is None:
-        return passed, told
+        return passed, reason
     loss = LOSS[candidate.manifest.task]
-    prior, found = measure(candidate, "prior", loss), measure(candidate, "test", loss)
+    prior, found = get_measure(candidate, "prior", loss), get_measure(candidate, "test", loss)
     skill = 1 - found / prior if prior else 0.0
     return passed and skill >= params.min_skill_score, (
-        f"{told}; on the test rows {skill:+.1%} better, wanted {params.min_skill_score:+.1%}"
+        f"{reason}; on the test rows {skill:+.1%} better, wanted {params.min_skill_score:+.1%}"
     )
 
 
-def beats_linear(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def check_linear_baseline(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """The loss on out-of-fold rows is not significantly higher than the linear baseline's.
 
     Where params.yaml asks for it, the headline measure on the test rows is higher too, by a margin.
     """
-    compared = _comparison(candidate)
+    compared = _get_comparison(candidate)
     passed = compared.linear.p_value >= params.significance_level
-    told = (
+    reason = (
         f"out-of-fold {_LOSSES[candidate.manifest.task]} {compared.loss:.4g} against {compared.linear.loss:.4g} of the "
-        f"linear baseline, {_p(compared.linear.p_value)} that it is no worse, "
+        f"linear baseline, {_format_p_value(compared.linear.p_value)} that it is no worse, "
         f"refused below {params.significance_level:g}"
     )
     if params.min_gain_over_linear is not None:
-        (name, found), (_, linear) = _headline(candidate, "test"), _headline(candidate, "linear")
+        (name, found), (_, linear) = _get_headline(candidate, "test"), _get_headline(candidate, "linear")
         passed = passed and found - linear >= params.min_gain_over_linear
-        told += f"; on the test rows {name} {found - linear:+.4f}, wanted {params.min_gain_over_linear:+g}"
+        reason += f"; on the test rows {name} {found - linear:+.4f}, wanted {params.min_gain_over_linear:+g}"
     advice = "" if passed else f"; `train.estimator: {LINEAR[candidate.manifest.task]}` in params.yaml would be better"
-    return passed, told + advice
+    return passed, reason + advice
 
 
-def keeps_up_with_champion(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def check_champion(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """The headline measure is not below the champion's on the same rows, beyond a margin."""
     if candidate.champion_problem:
         return False, f"the champion cannot be compared: {candidate.champion_problem}"
     if candidate.champion is None:
         return True, "there is no champion yet"
-    name, found = _headline(candidate, "test")
-    champion = _finite(candidate.champion, f"the champion's {name}")
+    name, found = _get_headline(candidate, "test")
+    champion = _require_finite(candidate.champion, f"the champion's {name}")
     return champion - found <= params.max_drop_from_champion, (
         f"{name} {found:.4f}, the champion's on the same rows {champion:.4f}, "
         f"allowed drop {params.max_drop_from_champion:g}"
     )
 
 
-def parity(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def check_parity(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """The bundle answers as scikit-learn does, on every test row."""
-    found = _finite(candidate.manifest.parity, "parity")
+    found = _require_finite(candidate.manifest.parity, "parity")
     return found <= params.parity_tolerance, (
         f"largest difference to scikit-learn {found:.2g}, allowed {params.parity_tolerance:g}"
     )
 
 
-def slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def check_slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """Every slice that can be judged reaches a minimum, and does not lose too much against all test rows."""
-    name, whole = _headline(candidate, "test")
+    name, whole = _get_headline(candidate, "test")
     target = candidate.manifest.target
     found = [part for part in candidate.manifest.slices if part.column != target]
     if not found:
         return True, "does not apply: `evaluate.slices` in params.yaml lists no column"
     small = sum(not part.enough for part in found)
-    judged = [(value, part) for part in found if part.enough and (value := _of_slice(candidate, part)) is not None]
+    judged = [
+        (value, part) for part in found if part.enough and (value := _get_slice_score(candidate, part)) is not None
+    ]
     aside = [
         *([f"{small} too small to judge"] if small else []),
         *([f"{alone} of one class alone"] if (alone := len(found) - small - len(judged)) else []),
     ]
-    told = f"; {', '.join(aside)}" if aside else ""
+    reason = f"; {', '.join(aside)}" if aside else ""
     if not judged:
-        return True, f"does not apply: none of {len(found)} slices can be judged{told}"
+        return True, f"does not apply: none of {len(found)} slices can be judged{reason}"
     asked = [params.min_slice_score, None if params.max_slice_drop is None else whole - params.max_slice_drop]
     limit = max((wanted for wanted in asked if wanted is not None), default=-math.inf)
-    reach = [(value + NOISE * _error(candidate.manifest, value, part), value, part) for value, part in judged]
+    reach = [
+        (value + NOISE * _compute_standard_error(candidate.manifest, value, part), value, part)
+        for value, part in judged
+    ]
     best, value, worst = min(reach, key=lambda one: one[0])
     return best >= limit, (
         f"the worst of {len(judged)} slices is {worst.column} '{worst.value}' ({worst.rows:,} rows): {name} "
-        f"{value:.4f}, by chance up to {min(best, 1.0):.4f}, wanted {limit:.4f}{told}"
+        f"{value:.4f}, by chance up to {min(best, 1.0):.4f}, wanted {limit:.4f}{reason}"
     )
 
 
-def min_class_recall(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def check_class_recall(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """Of more than two classes, each with enough rows is found in a share of them."""
     if candidate.manifest.task != "multiclass":
         return True, f"does not apply to {_TASKS[candidate.manifest.task]}"
     found = [part for part in candidate.manifest.slices if part.column == candidate.manifest.target]
     judged = [part for part in found if part.enough]
     small = len(found) - len(judged)
-    told = f"; {small} classes too small to judge" if small else ""
+    reason = f"; {small} classes too small to judge" if small else ""
     if not judged:
-        return True, f"does not apply: no class can be judged{told}"
+        return True, f"does not apply: no class can be judged{reason}"
     wanted = params.min_class_recall
 
     def reach(part: Slice) -> float:
-        return _known(part, "accuracy") + NOISE * math.sqrt(wanted * (1 - wanted) / part.rows)
+        return _get_slice_measure(part, "accuracy") + NOISE * math.sqrt(wanted * (1 - wanted) / part.rows)
 
     worst = min(judged, key=reach)
     return reach(worst) >= wanted, (
         f"the worst of {len(judged)} classes is '{worst.value}' ({worst.rows:,} rows): recall "
-        f"{_known(worst, 'accuracy'):.4f}, wanted {wanted:g}{told}"
+        f"{_get_slice_measure(worst, 'accuracy'):.4f}, wanted {wanted:g}{reason}"
     )
 
 
-def calibration(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def check_calibration(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """Predicted probabilities are close to observed shares, but for what binning so few rows adds by chance.
 
     Each bin of a perfectly calibrated model is off by a half-normal error, whose mean and spread are added.
@@ -174,27 +180,27 @@ def calibration(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     task = candidate.manifest.task
     if task == "regression":
         return True, f"does not apply to {_TASKS[task]}"
-    found = measure(candidate, "test", "calibration_error")
+    found = get_measure(candidate, "test", "calibration_error")
     if task == "binary":
-        variance = measure(candidate, "test", "brier")
+        variance = get_measure(candidate, "test", "brier")
     else:
-        accuracy = measure(candidate, "test", "accuracy")
+        accuracy = get_measure(candidate, "test", "accuracy")
         variance = accuracy * (1 - accuracy)
     bins = math.sqrt(2 * CALIBRATION_BINS / math.pi) + NOISE * math.sqrt(1 - 2 / math.pi)
-    chance = bins * math.sqrt(variance / _rows(candidate, "test"))
+    chance = bins * math.sqrt(variance / _get_row_count(candidate, "test"))
     return found <= params.max_calibration_error + chance, (
         f"calibration error {found:.4f}, allowed {params.max_calibration_error:g} and {chance:.4f} for chance"
     )
 
 
-def coverage(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def check_coverage(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """Intervals hold the truth as often as they say; more often is no lie, and ties of errors bring it about."""
     if candidate.manifest.task != "regression":
         return True, f"does not apply to {_TASKS[candidate.manifest.task]}"
     if candidate.interval_level is None:
-        raise Unmeasured("the level of the intervals is not known")
-    level, found = candidate.interval_level, measure(candidate, "test", "coverage")
-    rows = sum(1 / _rows(candidate, part) for part in ("validation", "test"))
+        raise MissingMeasure("the level of the intervals is not known")
+    level, found = candidate.interval_level, get_measure(candidate, "test", "coverage")
+    rows = sum(1 / _get_row_count(candidate, part) for part in ("validation", "test"))
     chance = NOISE * math.sqrt(level * (1 - level) * rows)
     return found >= level - params.coverage_tolerance - chance, (
         f"intervals hold {found:.1%} of the truth, stated {level:.0%}, allowed {params.coverage_tolerance:g} less "
@@ -202,19 +208,19 @@ def coverage(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     )
 
 
-def latency(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def check_latency(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """A single row is answered in time."""
     if candidate.latency_ms is None:
-        raise Unmeasured("the latency of single rows was not measured")
-    found = _finite(candidate.latency_ms, "the latency of single rows")
+        raise MissingMeasure("the latency of single rows was not measured")
+    found = _require_finite(candidate.latency_ms, "the latency of single rows")
     return found <= params.max_latency_ms, f"median of single rows {found:.2g} ms, allowed {params.max_latency_ms:g} ms"
 
 
-def size(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
+def check_size(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """The bundle is small enough to be copied and held in memory."""
     if candidate.size_mb is None:
-        raise Unmeasured("the bundle's size was not measured")
-    found = _finite(candidate.size_mb, "the bundle's size")
+        raise MissingMeasure("the bundle's size was not measured")
+    found = _require_finite(candidate.size_mb, "the bundle's size")
     return found <= params.max_size_mb, f"{found:.2f} MB, allowed {params.max_size_mb:g} MB"
 
 
@@ -222,27 +228,27 @@ NO_SIGNAL = "better than the class prior"
 """The gate that refuses a model of a table without signal."""
 _LOSSES = {"binary": "log loss", "multiclass": "log loss", "regression": "mean squared error"}
 _TASKS = {"binary": "two classes", "multiclass": "classes", "regression": "numbers"}
-STANDARD: dict[str, Gate] = {
-    "minimum score": minimum_score,
-    "better than the class prior": beats_prior,
-    "not worse than the linear baseline": beats_linear,
-    "keeps up with the champion": keeps_up_with_champion,
-    "same answers as scikit-learn": parity,
-    "no slice is left behind": slices,
-    "recall of every class": min_class_recall,
-    "calibrated probabilities": calibration,
-    "honest intervals": coverage,
-    "single-row latency": latency,
-    "bundle size": size,
+STANDARD_GATES: dict[str, Gate] = {
+    "minimum score": check_minimum_score,
+    "better than the class prior": check_prior,
+    "not worse than the linear baseline": check_linear_baseline,
+    "keeps up with the champion": check_champion,
+    "same answers as scikit-learn": check_parity,
+    "no slice is left behind": check_slices,
+    "recall of every class": check_class_recall,
+    "calibrated probabilities": check_calibration,
+    "honest intervals": check_coverage,
+    "single-row latency": check_latency,
+    "bundle size": check_size,
 }
 
 
-def judge(candidate: Candidate, params: GateParams, gates: Mapping[str, Gate] = STANDARD) -> list[Check]:
+def check_gates(candidate: Candidate, params: GateParams, gates: Mapping[str, Gate] = STANDARD_GATES) -> list[Check]:
     """Every gate's answer, in their order. A measure that is absent or not finite never passes."""
-    return [_ask(name, gate, candidate, params) for name, gate in gates.items()]
+    return [_run_gate(name, gate, candidate, params) for name, gate in gates.items()]
 
 
-def measure(candidate: Candidate, part: str, name: str) -> float:
+def get_measure(candidate: Candidate, part: str, name: str) -> float:
     """A finite measure of the evaluation, for example the `roc_auc` of `test`.
 
     Raises:
@@ -250,30 +256,30 @@ def measure(candidate: Candidate, part: str, name: str) -> float:
     """
     found = candidate.manifest.metrics.get(part, {}).get(name)
     if found is None:
-        raise Unmeasured(f"the evaluation has no {part} {name}")
-    return _finite(found, f"{part} {name}")
+        raise MissingMeasure(f"the evaluation has no {part} {name}")
+    return _require_finite(found, f"{part} {name}")
 
 
-def _comparison(candidate: Candidate) -> BaselineComparison:
+def _get_comparison(candidate: Candidate) -> BaselineComparison:
     found = candidate.manifest.comparison
     if found is None:
-        raise Unmeasured("the bundle has no comparison on out-of-fold rows; train again")
-    _finite(found.prior.p_value, "the p-value against the prior")
-    _finite(found.linear.p_value, "the p-value against the linear baseline")
+        raise MissingMeasure("the bundle has no comparison on out-of-fold rows; train again")
+    _require_finite(found.prior.p_value, "the p-value against the prior")
+    _require_finite(found.linear.p_value, "the p-value against the linear baseline")
     return found
 
 
-def _p(value: float) -> str:
+def _format_p_value(value: float) -> str:
     return f"p = {value:.2g}" if value >= 0.001 else "p < 0.001"
 
 
-def _headline(candidate: Candidate, part: str) -> tuple[str, float]:
+def _get_headline(candidate: Candidate, part: str) -> tuple[str, float]:
     """The headline measure of the task: its name in words, and its value."""
     name = HEADLINE[candidate.manifest.task]
-    return formatting.METRIC_NAMES[name], measure(candidate, part, name)
+    return formatting.METRIC_NAMES[name], get_measure(candidate, part, name)
 
 
-def _of_slice(candidate: Candidate, part: Slice) -> float | None:
+def _get_slice_score(candidate: Candidate, part: Slice) -> float | None:
     """The headline measure of a slice; None where one class alone leaves it undefined.
 
     R² goes by the slice's own spread or by that of all test rows, whichever is kinder: a slice whose numbers hardly
@@ -281,15 +287,19 @@ def _of_slice(candidate: Candidate, part: Slice) -> float | None:
     """
     name, own = HEADLINE[candidate.manifest.task], part.metrics.get(HEADLINE[candidate.manifest.task])
     if own is not None:
-        own = _finite(own, f"{name} of {part.column} '{part.value}'")
+        own = _require_finite(own, f"{name} of {part.column} '{part.value}'")
     if candidate.manifest.task != "regression":
         return own
-    error, unexplained = measure(candidate, "test", "rmse"), 1 - measure(candidate, "test", "r2")
-    beside = 1 - unexplained * (_known(part, "rmse") / error) ** 2 if error else 1.0 - (_known(part, "rmse") > 0)
+    error, unexplained = get_measure(candidate, "test", "rmse"), 1 - get_measure(candidate, "test", "r2")
+    beside = (
+        1 - unexplained * (_get_slice_measure(part, "rmse") / error) ** 2
+        if error
+        else 1.0 - (_get_slice_measure(part, "rmse") > 0)
+    )
     return beside if own is None else max(own, beside)
 
 
-def _error(manifest: Manifest, value: float, part: Slice) -> float:
+def _compute_standard_error(manifest: Manifest, value: float, part: Slice) -> float:
     """Standard error of a slice's headline measure, from above.
 
     Of an area A it is at most √(A (1 − A) / rows of the rarer class) (Birnbaum & Klose 1957, "Bounds for the Variance
@@ -299,36 +309,36 @@ def _error(manifest: Manifest, value: float, part: Slice) -> float:
     if manifest.task == "regression":
         return 2 * (1 - value) / math.sqrt(part.rows)
     if manifest.task == "binary":
-        positive = _known(part, "prevalence")
+        positive = _get_slice_measure(part, "prevalence")
         rarer = part.rows * min(positive, 1 - positive)
     else:
         rarer = part.rows / len(manifest.classes)
     return math.sqrt(value * (1 - value) / max(rarer, 1.0))
 
 
-def _known(part: Slice, name: str) -> float:
+def _get_slice_measure(part: Slice, name: str) -> float:
     found = part.metrics.get(name)
     if found is None:
-        raise Unmeasured(f"the evaluation has no {name} of {part.column} '{part.value}'")
-    return _finite(found, f"{name} of {part.column} '{part.value}'")
+        raise MissingMeasure(f"the evaluation has no {name} of {part.column} '{part.value}'")
+    return _require_finite(found, f"{name} of {part.column} '{part.value}'")
 
 
-def _rows(candidate: Candidate, part: str) -> int:
+def _get_row_count(candidate: Candidate, part: str) -> int:
     found = candidate.manifest.rows.get(part, 0)
     if found < 1:
-        raise Unmeasured(f"the evaluation has no {part} rows")
+        raise MissingMeasure(f"the evaluation has no {part} rows")
     return found
 
 
-def _finite(found: float, name: str) -> float:
+def _require_finite(found: float, name: str) -> float:
     if not math.isfinite(found):
-        raise Unmeasured(f"{name} is {found}")
+        raise MissingMeasure(f"{name} is {found}")
     return found
 
 
-def _ask(name: str, gate: Gate, candidate: Candidate, params: GateParams) -> Check:
+def _run_gate(name: str, gate: Gate, candidate: Candidate, params: GateParams) -> Check:
     try:
         passed, reason = gate(candidate, params)
-    except Unmeasured as unmeasured:
+    except MissingMeasure as unmeasured:
         passed, reason = False, str(unmeasured)
     return Check(name, bool(passed), reason)

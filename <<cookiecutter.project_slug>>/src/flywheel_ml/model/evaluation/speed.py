@@ -11,7 +11,7 @@ ROWS = 200
 ROUNDS = 3
 
 
-def latency_ms(opened: Bundle, columns: Columns) -> float:
+def measure_latency_ms(opened: Bundle, columns: Columns) -> float:
     """Median milliseconds of `Bundle.predict` for one row, in the best of several rounds: others use the machine, too.
 
     Args:
@@ -20,19 +20,19 @@ def latency_ms(opened: Bundle, columns: Columns) -> float:
     """
     n_rows = len(next(iter(columns.values())))
     single = [{name: values[at : at + 1] for name, values in columns.items()} for at in range(min(n_rows, ROWS))]
-    return min(_median([_seconds(opened, row) for row in single]) for _ in range(ROUNDS)) * 1000
+    return min(_compute_median([_time_prediction(opened, row) for row in single]) for _ in range(ROUNDS)) * 1000
 
 
-def size_mb(path: Path) -> float:
+def measure_size_mb(path: Path) -> float:
     """Megabytes (10⁶ bytes) of a bundle's files."""
     return sum((path / name).stat().st_size for name in (*HASHED, MANIFEST)) / 1e6
 
 
-def _median(seconds: list[float]) -> float:
+def _compute_median(seconds: list[float]) -> float:
     return float(statistics.median(seconds))
 
 
-def _seconds(opened: Bundle, row: Columns) -> float:
+def _time_prediction(opened: Bundle, row: Columns) -> float:
     start = perf_counter()
     opened.predict(row)
     return perf_counter() - start

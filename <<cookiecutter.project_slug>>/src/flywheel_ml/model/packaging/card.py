@@ -11,13 +11,13 @@ from flywheel_ml.utils.formatting import METRIC_NAMES, overlap
 
 CARD = Path(__file__).with_name("model_card.md.jinja")
 
-_SHOWN: dict[Task, tuple[str, ...]] = {
+_SLICE_MEASURES: dict[Task, tuple[str, ...]] = {
     "binary": ("prevalence", "roc_auc", "calibration_error"),
     "multiclass": ("accuracy", "log_loss", "calibration_error"),
     "regression": ("mae", "bias", "coverage"),
 }
 """Measures of a slice."""
-_COLUMNS = {
+_COLUMN_TITLES = {
     "test": "model",
     "sklearn_default": "gradient boosting by default",
     "linear": "linear baseline",
@@ -26,7 +26,7 @@ _COLUMNS = {
 }
 
 
-def text(
+def render_card(
     facts: Mapping[str, Any],
     contract: Contract,
     split: Mapping[str, Any],
@@ -47,17 +47,17 @@ def text(
     target = contract.target
     known = [
         f"- estimator: {facts['estimator'].replace('_', ' ')}, served as ONNX",
-        *_tuned(facts),
+        *_describe_tuning(facts),
         f"- inputs: {len(contract.inputs)} columns of contract.yaml"
         + (f", and derived: {', '.join(f'`{name}`' for name in facts['derived'])}" if facts["derived"] else ""),
-        *_words(decided.get("text"), contract),
-        *_selection(decided.get("selection"), contract),
-        *_calibration(decided.get("calibration")),
+        *_describe_free_text(decided.get("text"), contract),
+        *_describe_selection(decided.get("selection"), contract),
+        *_describe_calibration(decided.get("calibration")),
         *(
             f"- {name}: {part['rows']:,} rows" + (f", {part['first']} to {part['last']}" if "first" in part else "")
             for name, part in ((name, split[name]) for name in ("train", "validation", "test"))
         ),
-        *_decided(facts),
+        *_describe_decision(facts),
         f"- largest difference between ONNX and scikit-learn on the test rows: {facts['parity']:.2g}"
         + ("" if facts["classes"] else " standard deviations"),
     ]
@@ -65,8 +65,8 @@ def text(
         f"- Meant for rows that keep `contract.yaml`; measured on the {split['test']['rows']:,} test rows only.",
         "- Categories that training never saw are accepted and answered like an unknown one.",
         "- Slices marked *too small* were not judged; nothing is claimed of them.",
-        *_twins(split["test"], contract),
-        *_carried(background, contract),
+        *_describe_duplicates(split["test"], contract),
+        *_describe_background(background, contract),
         "- What the data is and where it comes from: the data card.",
     ]
     return render_template(
@@ -76,20 +76,20 @@ def text(
         target=target.name,
         description=target.description or "no description",
         facts="\n".join(known),
-        measures="\n".join(_metrics(facts["metrics"])),
-        slices="\n".join(_slices(facts["slices"], facts["task"])),
+        measures="\n".join(_build_metrics_table(facts["metrics"])),
+        slices="\n".join(_build_slices_table(facts["slices"], facts["task"])),
         limits="\n".join(limits),
     )
 
 
-def _twins(test: Mapping[str, Any], contract: Contract) -> list[str]:
+def _describe_duplicates(test: Mapping[str, Any], contract: Contract) -> list[str]:
     if not test.get("in_train"):
         return []
-    told = overlap(test["in_train"], test["rows"], contract.time is not None)
-    return [f"- {told}: unless inputs are few and coarse, what is learnt by heart looks skilful there."]
+    note = overlap(test["in_train"], test["rows"], contract.time is not None)
+    return [f"- {note}: unless inputs are few and coarse, what is learnt by heart looks skilful there."]
 
 
-def _tuned(facts: Mapping[str, Any]) -> list[str]:
+def _describe_tuning(facts: Mapping[str, Any]) -> list[str]:
     tuned = facts["tuned"]
     if not tuned:
         return []
@@ -104,7 +104,7 @@ def _tuned(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _words(words: Mapping[str, Any] | None, contract: Contract) -> list[str]:
+def _describe_free_text(words: Mapping[str, Any] | None, contract: Contract) -> list[str]:
     if words is None:
         return []
     names = ", ".join(f"`{column.name}`" for column in contract.inputs if column.free_text)
@@ -115,7 +115,7 @@ def _words(words: Mapping[str, Any] | None, contract: Contract) -> list[str]:
     ]
 
 
-def _selection(selection: Mapping[str, Any] | None, contract: Contract) -> list[str]:
+def _describe_selection(selection: Mapping[str, Any] | None, contract: Contract) -> list[str]:
     if selection is None:
         return []
     measure = "mean squared error" if contract.task == "regression" else "log loss"
@@ -128,83 +128,82 @@ def _selection(selection: Mapping[str, Any] | None, contract: Contract) -> list[
         f"| candidate | {measure} | above the best | standard error | fits |",
         "| --- | ---: | ---: | ---: | ---: |",
         *(
-            f"| {_candidate(score['name'], selection['chosen'])} | {_number(score['loss'])} | "
-            f"{_number(score['difference'])} | {_number(score['standard_error'])} | {score['fits']} |"
+            f"| {_format_candidate(score['name'], selection['chosen'])} | {_format_number(score['loss'])} | "
+            f"{_format_number(score['difference'])} | {_format_number(score['standard_error'])} | {score['fits']} |"
             for score in selection["candidates"]
         ),
         "",
     ]
 
 
-def _candidate(name: str, chosen: str) -> str:
+def _format_candidate(name: str, chosen: str) -> str:
     return f"**{name.replace('_', ' ')}**" if name == chosen else name.replace("_", " ")
 
 
-def _calibration(calibration: Mapping[str, Any] | None) -> list[str]:
+def _describe_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
     if calibration is None or not calibration["losses"]:
         return []
-    losses = ", ".join(f"{method} {_number(loss)}" for method, loss in calibration["losses"].items())
+    losses = ", ".join(f"{method} {_format_number(loss)}" for method, loss in calibration["losses"].items())
     return [f"- probabilities calibrated by: {calibration['method']} (out-of-fold log loss: {losses})"]
 
 
-def _cheapest(facts: Mapping[str, Any]) -> str:
+def _describe_threshold(facts: Mapping[str, Any]) -> str:
     if facts["metrics"]["validation"].get("prevalence") in (0.0, 1.0):
         return "by the costs alone where the rows that choose it are all of one class"
     return "cheapest on out-of-fold rows"
 
 
-def _decided(facts: Mapping[str, Any]) -> list[str]:
+def _describe_decision(facts: Mapping[str, Any]) -> list[str]:
+    labels = [f"`{_format_label(label)}`" for label in facts["classes"]]
     if facts["task"] == "binary":
         return [
-            f"- classes: {' and '.join(f'`{_label(label)}`' for label in facts['classes'])}, the latter being positive",
-            f"- decision threshold: {facts['threshold']:.4f} ({_cheapest(facts)})",
+            f"- classes: {' and '.join(labels)}; the second one is positive",
+            f"- decision threshold: {facts['threshold']:.4f} ({_describe_threshold(facts)})",
         ]
     if facts["task"] == "multiclass":
-        return [
-            f"- classes: {', '.join(f'`{_label(label)}`' for label in facts['classes'])}; the likeliest is answered"
-        ]
+        return [f"- classes: {', '.join(labels)}; the prediction is the most probable one"]
     return [f"- interval: ± {facts['half_width']:.4g} around each value, by conformal prediction on out-of-fold rows"]
 
 
-def _carried(background: int, contract: Contract) -> list[str]:
+def _describe_background(background: int, contract: Contract) -> list[str]:
     if not background:
         return ["- The bundle carries no row of data, and its predictions cannot be explained."]
     personal = [f"`{column.name}`" for column in contract.inputs if column.personal]
-    told = f" among these columns personal data: {', '.join(personal)}" if personal else " no column declared personal"
+    note = f" among these columns personal data: {', '.join(personal)}" if personal else " no column declared personal"
     return [
         f"- The bundle carries {background} training rows (`background.json`), with which explanations compare a row:"
-        f" all inputs,{told}, and nothing else of them. Whoever has the bundle can read them."
+        f" all inputs,{note}, and nothing else of them. Whoever has the bundle can read them."
     ]
 
 
-def _label(label: object) -> str:
+def _format_label(label: object) -> str:
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 
-def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
-    columns = [name for name in _COLUMNS if name in metrics]
+def _build_metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    columns = [name for name in _COLUMN_TITLES if name in metrics]
     rows = [name for name in METRIC_NAMES if any(name in metrics[column] for column in columns)]
     return [
-        f"| measure | {' | '.join(_COLUMNS[column] for column in columns)} |",
+        f"| measure | {' | '.join(_COLUMN_TITLES[column] for column in columns)} |",
         f"| --- |{' ---: |' * len(columns)}",
         *(
-            f"| {METRIC_NAMES[row]} | {' | '.join(_number(metrics[column].get(row)) for column in columns)} |"
+            f"| {METRIC_NAMES[row]} | {' | '.join(_format_number(metrics[column].get(row)) for column in columns)} |"
             for row in rows
         ),
     ]
 
 
-def _slices(slices: list[Mapping[str, Any]], task: Task) -> list[str]:
+def _build_slices_table(slices: list[Mapping[str, Any]], task: Task) -> list[str]:
     if not slices:
         return ["No slices are listed in params.yaml (`evaluate.slices`)."]
-    shown = _SHOWN[task]
+    shown = _SLICE_MEASURES[task]
     return [
         f"| column | value | rows | {' | '.join(METRIC_NAMES[name] for name in shown)} |",
         f"| --- | --- | ---: |{' ---: |' * len(shown)}",
         *(
-            f"| {part['column']} | {_cell(part['value'])} | {part['rows']:,} | "
+            f"| {part['column']} | {_escape_cell(part['value'])} | {part['rows']:,} | "
             + (
-                " | ".join(_number(part["metrics"].get(name)) for name in shown)
+                " | ".join(_format_number(part["metrics"].get(name)) for name in shown)
                 if part["enough"]
                 else "*too small*" + " |" * (len(shown) - 1)
             )
@@ -214,9 +213,9 @@ def _slices(slices: list[Mapping[str, Any]], task: Task) -> list[str]:
     ]
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{value:.4f}"
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")

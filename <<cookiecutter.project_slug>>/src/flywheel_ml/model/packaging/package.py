@@ -19,7 +19,7 @@ from flywheel_ml.core.features import Feature, Featurizer
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import tables
-from flywheel_ml.model.evaluation.evaluate import load, score
+from flywheel_ml.model.evaluation.evaluate import load_pipeline, predict
 from flywheel_ml.model.packaging import card
 from flywheel_ml.model.pipelines import categories, networks, preprocessing
 from flywheel_ml.model.pipelines.fitted import FittedModel
@@ -27,7 +27,7 @@ from flywheel_ml.model.training.train import read_split
 from flywheel_ml.utils.errors import IntegrityError
 from flywheel_ml.utils.files import canonical_json, read_json, replacing_folder
 
-CANDIDATES = 5000
+BACKGROUND_CANDIDATES = 5000
 """Training rows that those which the bundle carries are chosen from."""
 LIBRARIES = ("numpy", "onnxruntime", "polars", "scikit-learn", "skl2onnx")
 
@@ -42,9 +42,9 @@ def to_onnx(model: FittedModel, featurizer: Featurizer) -> bytes:
 
     kinds = {"num": (FloatTensorType, featurizer.numeric), "cat": (StringTensorType, featurizer.categorical)}
     inputs = [(name, kind([None, len(names)])) for name, (kind, names) in kinds.items() if names]
-    pipeline, center = _in_single_precision(model.pipeline), model.center
-    blocks = categories.as_equalities(pipeline[-1])
-    preprocessing.register()
+    pipeline, center = _to_single_precision(model.pipeline), model.center
+    blocks = categories.rewrite_as_equalities(pipeline[-1])
+    preprocessing.register_converters()
     with warnings.catch_warnings():
         # skl2onnx writes booleans where protobuf wants integers; pyproject.toml caps protobuf below where that fails.
         warnings.filterwarnings("ignore", "Field onnx.AttributeProto.ints", DeprecationWarning)
@@ -55,7 +55,7 @@ def to_onnx(model: FittedModel, featurizer: Featurizer) -> bytes:
             target_opset={"": 18, "ai.onnx.ml": 3},
         )
     if blocks:
-        categories.attach(graph, blocks)
+        categories.attach_blocks(graph, blocks)
     for output in [output for output in graph.graph.output if output.name not in ("probabilities", "variable")]:
         graph.graph.output.remove(output)
     _keep_small_probabilities(graph.graph)
@@ -104,13 +104,13 @@ def _add_center(graph: Any, center: float) -> None:
     graph.output.append(helper.make_tensor_value_info("value", TensorProto.DOUBLE, [None, 1]))
 
 
-def _in_single_precision(pipeline: Any) -> Any:
+def _to_single_precision(pipeline: Any) -> Any:
     """A copy that answers float32 inputs alike, and whose trees lose nothing when their thresholds become float32.
 
     Rounded up, a threshold between two neighbouring float32 numbers would send the upper one down the other branch.
     """
     copied = copy.deepcopy(pipeline)
-    networks.plain(copied[-1])
+    networks.restore_sklearn_class(copied[-1])
     for trees in getattr(copied[-1], "_predictors", []):
         for tree in trees:
             exact = tree.nodes["num_threshold"]
@@ -121,7 +121,7 @@ def _in_single_precision(pipeline: Any) -> Any:
     return copied
 
 
-def min_batch(opened: bundle.Bundle, columns: Columns) -> int:
+def find_min_batch(opened: bundle.Bundle, columns: Columns) -> int:
     """The smallest batch whose rows get the same bits as in one large batch.
 
     It is 1 for trees, and 2 where a matrix product takes another path for a single row.
@@ -134,7 +134,7 @@ def min_batch(opened: bundle.Bundle, columns: Columns) -> int:
     for smallest in (1, 2):
         opened.manifest = opened.manifest.model_copy(update={"min_batch": smallest})
         if all(
-            np.array_equal(opened.run(opened.encode(_rows(columns, at, size))), whole[at : at + size])
+            np.array_equal(opened.run(opened.encode(_slice_rows(columns, at, size))), whole[at : at + size])
             for size in (1, 2, 3, 7, 64, 1000)
             for at in range(0, max(1, n_rows - size), max(1, n_rows // 50))
         ):
@@ -145,19 +145,19 @@ def min_batch(opened: bundle.Bundle, columns: Columns) -> int:
     )
 
 
-def parity(opened: bundle.Bundle, pipeline: Any, rows: pl.DataFrame) -> float:
+def measure_parity(opened: bundle.Bundle, pipeline: Any, rows: pl.DataFrame) -> float:
     """Largest difference between the bundle and scikit-learn on n_rows.
 
     In probability for classes; for numbers in standard deviations of the rows' own truth.
     """
     contract = opened.contract
     columns = tables.to_columns(rows, contract.inputs)
-    apart = np.abs(opened.run(opened.encode(columns)) - score(pipeline, columns, contract, opened.features)).max()
+    apart = np.abs(opened.run(opened.encode(columns)) - predict(pipeline, columns, contract, opened.features)).max()
     scale = 1.0 if contract.classes else float(tables.encode_target(rows, contract).std()) or 1.0
     return float(apart / scale)
 
 
-def background(opened: bundle.Bundle, rows: pl.DataFrame, count: int, seed: int) -> list[dict[str, Any]]:
+def choose_background(opened: bundle.Bundle, rows: pl.DataFrame, count: int, seed: int) -> list[dict[str, Any]]:
     """So many of n_rows as the API takes them: input columns only, so none that names a row.
 
     Candidates are drawn by the seed, put in the order of the model's answers and cut into equal parts, of which each
@@ -165,17 +165,17 @@ def background(opened: bundle.Bundle, rows: pl.DataFrame, count: int, seed: int)
     They come in an order of chance.
     """
     inputs, rng = opened.contract.inputs, np.random.default_rng(seed)
-    candidates = rows[rng.choice(rows.height, min(CANDIDATES, rows.height), replace=False).tolist()]
+    candidates = rows[rng.choice(rows.height, min(BACKGROUND_CANDIDATES, rows.height), replace=False).tolist()]
     answers = opened.run(opened.encode(tables.to_columns(candidates, inputs))).astype(np.float64)
     order = np.lexsort((answers.max(axis=1), answers.argmax(axis=1)))
     parts = np.array_split(order, min(count, len(order))) if count else []
     nearest = [part[((answers[part] - answers[part].mean(axis=0)) ** 2).sum(axis=1).argmin()] for part in parts]
     chosen = rng.permutation(np.array(nearest, dtype=np.intp)).tolist()
-    some = candidates[chosen].select(column.name for column in inputs)
-    return [{name: _plain(value) for name, value in row.items()} for row in some.to_dicts()]
+    chosen_rows = candidates[chosen].select(column.name for column in inputs)
+    return [{name: _to_json_value(value) for name, value in row.items()} for row in chosen_rows.to_dicts()]
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -189,7 +189,7 @@ def main(project: Project) -> None:
     pack(
         paths.BUNDLE,
         paths.CONTRACT,
-        load(paths.MODEL, trained["sha256"]),
+        load_pipeline(paths.MODEL, trained["sha256"]),
         {name: read_split(name, split) for name in ("train", "test")},
         params,
         {"split": split, "trained": trained, "evaluation": evaluation},
@@ -252,19 +252,20 @@ def pack(
         (folder / bundle.CARD).touch()
         bundle.write_manifest(folder, facts)
         opened = bundle.Bundle.open(folder, features=features)
-        facts["min_batch"] = min_batch(opened, test)
-        facts["parity"] = parity(opened, pipeline, parts["test"])
-        compared = background(opened, parts["train"], params.explain.background_rows, params.seed)
+        facts["min_batch"] = find_min_batch(opened, test)
+        facts["parity"] = measure_parity(opened, pipeline, parts["test"])
+        compared = choose_background(opened, parts["train"], params.explain.background_rows, params.seed)
         (folder / bundle.BACKGROUND).write_text(canonical_json(compared, indent=1) + "\n", encoding="utf-8")
         training = tables.to_columns(parts["train"], contract.inputs)
         scores = opened.predict(test).scores.astype(np.float64)
         reference = profile.build(contract, test, scores, opened.drift_features(test), training)
         (folder / bundle.PROFILE).write_text(reference.text(), encoding="utf-8")
         (folder / bundle.CARD).write_text(
-            card.text(facts, contract, reports["split"], reports["trained"], len(compared), cards), encoding="utf-8"
+            card.render_card(facts, contract, reports["split"], reports["trained"], len(compared), cards),
+            encoding="utf-8",
         )
         return bundle.write_manifest(folder, facts)
 
 
-def _rows(columns: Columns, at: int, size: int) -> dict[str, np.ndarray]:
+def _slice_rows(columns: Columns, at: int, size: int) -> dict[str, np.ndarray]:
     return {name: values[at : at + size] for name, values in columns.items()}

@@ -13,7 +13,7 @@ BLOCK = 32
 """Categories that one test of ONNX Runtime takes; as it happens also the bits in each word of scikit-learn's sets."""
 
 
-class Blocks(NamedTuple):
+class CategoryBlocks(NamedTuple):
     """What trees of single categories look at, besides the columns that there were.
 
     Block b holds the codes of the column `columns[b]`, less `offsets[b]`; `equalities` are the (tree, node) that ask
@@ -25,7 +25,7 @@ class Blocks(NamedTuple):
     equalities: list[tuple[int, int]]
 
 
-def as_equalities(estimator: Any) -> Blocks | None:
+def rewrite_as_equalities(estimator: Any) -> CategoryBlocks | None:
     """Rewrite a fitted gradient boosting in place, so that its trees test single categories; None if it has none.
 
     Afterwards it is good for conversion alone. A category that training has not seen goes where scikit-learn sends
@@ -42,14 +42,14 @@ def as_equalities(estimator: Any) -> Blocks | None:
     trees = [tree for iteration in estimator._predictors for tree in iteration]
     equalities = [(at, node) for at, tree in enumerate(trees) for node in _rewrite(tree, order, codes, firsts)]
     estimator.is_categorical_ = estimator._preprocessor = None
-    return Blocks(
+    return CategoryBlocks(
         [int(column) for column, count in zip(native, counts, strict=True) for _ in range(count)],
         [block * BLOCK - 1 for count in counts for block in range(count)],
         equalities,
     )
 
 
-def attach(model: Any, blocks: Blocks) -> None:
+def attach_blocks(model: Any, blocks: CategoryBlocks) -> None:
     """Have the trees of an ONNX model see the blocks, and ask for equality where they should."""
     from onnx import helper, numpy_helper
 
@@ -86,7 +86,7 @@ def _rewrite(tree: Any, order: np.ndarray, codes: list[np.ndarray], firsts: np.n
     for at in sets:
         column = int(tree.nodes["feature_idx"][at])
         missing_left = bool(nodes["missing_go_to_left"][at])
-        left = _members(tree.raw_left_cat_bitsets[nodes["bitset_idx"][at]], len(codes[column]))
+        left = _unpack_members(tree.raw_left_cat_bitsets[nodes["bitset_idx"][at]], len(codes[column]))
         wanted = codes[column][~left if missing_left else left]
         hit, miss = ("right", "left") if missing_left else ("left", "right")
         end = len(nodes) + len(links)
@@ -103,7 +103,7 @@ def _rewrite(tree: Any, order: np.ndarray, codes: list[np.ndarray], firsts: np.n
     return places
 
 
-def _members(words: np.ndarray, size: int) -> np.ndarray:
+def _unpack_members(words: np.ndarray, size: int) -> np.ndarray:
     """Which of `size` numbers are in a set, as booleans; `words` holds their bits."""
     at = np.arange(size)
     bits: np.ndarray = np.right_shift(words[at // BLOCK], (at % BLOCK).astype(np.uint32)) & 1

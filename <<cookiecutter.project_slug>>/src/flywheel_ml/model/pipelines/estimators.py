@@ -47,13 +47,13 @@ from flywheel_ml.model.pipelines import networks, preprocessing
 from flywheel_ml.model.pipelines.fitted import FittedModel
 from flywheel_ml.utils.errors import ConfigError
 
-YARDSTICK_CATEGORIES = preprocessing.SET_CATEGORIES - 5
+MAX_SKLEARN_CATEGORIES = preprocessing.MAX_SET_CATEGORIES - 5
 """Of a column; the rarer ones become one."""
 MAX_NEWTON_COLUMNS = 500
 THREADED_CELLS = 2_000_000
 """Rows × columns from which boosting uses all cores. Below, waking threads costs more than they save: on two cores with
 passive waiting one thread is 3 to 10 times as fast at 10,000 rows, and as fast at 250,000 rows of 40 columns."""
-BELOW_ALL = -1e30
+MISSING_VALUE = -1e30
 """What a missing number is for a forest: less than any other, hence a value of its own."""
 
 
@@ -63,7 +63,7 @@ class Rows(NamedTuple):
     frame: pl.DataFrame
     labels: np.ndarray
 
-    def only(self, places: np.ndarray) -> "Rows":
+    def take(self, places: np.ndarray) -> "Rows":
         """The rows at these places, int [n]."""
         return self if len(places) == len(self.labels) else Rows(self.frame[places], self.labels[places])
 
@@ -74,7 +74,7 @@ def build(name: str, task: Task, params: TrainParams, featurizer: Featurizer, se
     Raises:
         ConfigError: the estimator is none for this task.
     """
-    check(name, task, params.catalog)
+    check_available(name, task, params.catalog)
     make = params.catalog[name].build
     made: Pipeline = (import_reference(make) if isinstance(make, str) else make)(
         task, params.of(name), featurizer, seed
@@ -82,7 +82,7 @@ def build(name: str, task: Task, params: TrainParams, featurizer: Featurizer, se
     return made
 
 
-def check(name: str, task: Task, catalog: Mapping[str, Estimator], key: str = "train.estimator") -> None:
+def check_available(name: str, task: Task, catalog: Mapping[str, Estimator], key: str = "train.estimator") -> None:
     """Whether an estimator can be trained here; `key` is where params.yaml names it.
 
     Raises:
@@ -119,7 +119,7 @@ def fit(
     with (
         warnings.catch_warnings(),
         parallel_config(backend="threading", n_jobs=-1),
-        limited_threads(frame),
+        limit_threads(frame),
     ):
         # How long it learns is a parameter; whether that was enough is for the gates to judge.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -146,46 +146,46 @@ def fit_model(
     return FittedModel(fit(pipeline, rows.frame, rows.labels, validation, weights), center)
 
 
-def spread(labels: np.ndarray, n_rows: int, task: Task) -> np.ndarray:
+def pick_evenly_spaced(labels: np.ndarray, n_rows: int, task: Task) -> np.ndarray:
     """Places of about `n_rows` rows, evenly spaced; the first of each class too, lest a rare one is left out."""
     chosen = np.linspace(0, len(labels) - 1, min(len(labels), n_rows)).astype(np.intp)
     return chosen if task == "regression" else np.union1d(chosen, np.unique(labels, return_index=True)[1])
 
 
-def answers(pipeline: Any, frame: pl.DataFrame, task: Task) -> np.ndarray:
+def predict(pipeline: Any, frame: pl.DataFrame, task: Task) -> np.ndarray:
     """What a pipeline answers, float: probabilities [n_rows, n_classes], or values [n_rows, 1]."""
-    with limited_threads(frame):
+    with limit_threads(frame):
         found: np.ndarray = pipeline.predict(frame)[:, None] if task == "regression" else pipeline.predict_proba(frame)
     return found
 
 
-def limited_threads(frame: pl.DataFrame) -> AbstractContextManager[Any]:
+def limit_threads(frame: pl.DataFrame) -> AbstractContextManager[Any]:
     """One thread for BLAS, and for boosting on a small frame.
 
     BLAS is slower on several threads for small matrices, and its sums differ in the last bits.
     """
     small = frame.height * frame.width < THREADED_CELLS
-    limited: AbstractContextManager[Any] = _thread_pools().limit(limits=1, user_api=None if small else "blas")
+    limited: AbstractContextManager[Any] = _find_thread_pools().limit(limits=1, user_api=None if small else "blas")
     return limited
 
 
 @cache
-def _thread_pools() -> ThreadpoolController:
+def _find_thread_pools() -> ThreadpoolController:
     """The thread pools of the libraries loaded by now; looking for them takes milliseconds."""
     return ThreadpoolController()
 
 
-def sklearn_default(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
+def build_sklearn_default(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
     """Scikit-learn's gradient boosting as it comes: default settings, and categories as categories.
 
     It sees the columns that the model sees, but for free texts. It is never served: its categories do not convert to
     ONNX.
     """
-    numeric, listed, unlisted, _ = preprocessing.positions(featurizer)
+    numeric, listed, unlisted, _ = preprocessing.find_positions(featurizer)
     categorical = [*listed, *unlisted]
     places = [len(numeric) + at for at in range(len(categorical))]
     encoder = OrdinalEncoder(
-        handle_unknown="use_encoded_value", unknown_value=-1, max_categories=YARDSTICK_CATEGORIES, dtype=np.float32
+        handle_unknown="use_encoded_value", unknown_value=-1, max_categories=MAX_SKLEARN_CATEGORIES, dtype=np.float32
     )
     estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     return make_pipeline(
@@ -206,7 +206,7 @@ def hist_gradient_boosting(
 ) -> Pipeline:
     """Gradient boosting; categories in sets or in their order."""
     estimator = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
-    in_sets = preprocessing.sets(featurizer) if params.categories == "sets" else []
+    in_sets = preprocessing.find_set_columns(featurizer) if params.categories == "sets" else []
     return make_pipeline(
         preprocessing.encode_for_trees(task, featurizer, seed),
         estimator(**params.settings, categorical_features=in_sets or None, random_state=seed),
@@ -217,7 +217,7 @@ def random_forest(task: Task, params: RandomForestParams, featurizer: Featurizer
     """Forest; missing numbers are a value below all."""
     # No `n_jobs`: `fit` has all cores, and answers are summed by one thread, hence in one order.
     estimator = RandomForestRegressor if task == "regression" else RandomForestClassifier
-    filled = SimpleImputer(strategy="constant", fill_value=BELOW_ALL, keep_empty_features=True)
+    filled = SimpleImputer(strategy="constant", fill_value=MISSING_VALUE, keep_empty_features=True)
     forest = estimator(**params.model_dump(), random_state=seed)
     return make_pipeline(preprocessing.encode_for_trees(task, featurizer, seed), filled, forest)
 
@@ -240,22 +240,22 @@ def regularized_boosting(task: Task, params: RegularizedBoostingParams, featuriz
     )
 
 
-def width(featurizer: Featurizer) -> int:
+def count_linear_columns(featurizer: Featurizer) -> int:
     """How many columns a linear model sees."""
     listed = sum(len(column.categories) + 1 for column in featurizer.categorical if column.categories is not None)
     texts = sum(column.free_text for column in featurizer.categorical)
     others = sum(column.categories is None and not column.free_text for column in featurizer.categorical)
-    return max(1, len(featurizer.numeric) + listed + texts * preprocessing.TERMS + others)
+    return max(1, len(featurizer.numeric) + listed + texts * preprocessing.MAX_TERMS + others)
 
 
-def _solver(n_columns: int, task: Task) -> str:
+def _choose_solver(n_columns: int, task: Task) -> str:
     # Newton's method needs a tenth of the time as long as its matrix of second derivatives is small.
     return "newton-cholesky" if task == "binary" and n_columns <= MAX_NEWTON_COLUMNS else "lbfgs"
 
 
 def logistic_regression(task: Task, params: LogisticRegressionParams, featurizer: Featurizer, seed: int) -> Pipeline:
     """Linear model on scaled numbers and one column a category."""
-    solver = _solver(width(featurizer), task)
+    solver = _choose_solver(count_linear_columns(featurizer), task)
     estimator = LogisticRegression(**params.model_dump(), solver=solver, random_state=seed)
     return make_pipeline(preprocessing.impute_and_scale(task, featurizer, seed), estimator)
 
@@ -271,7 +271,7 @@ def spline_logistic_regression(
     task: Task, params: SplineLogisticRegressionParams, featurizer: Featurizer, seed: int
 ) -> Pipeline:
     """Linear model in which each number may bend."""
-    solver = _solver(width(featurizer) + len(featurizer.numeric) * params.n_knots, task)
+    solver = _choose_solver(count_linear_columns(featurizer) + len(featurizer.numeric) * params.n_knots, task)
     estimator = LogisticRegression(C=params.C, max_iter=params.max_iter, solver=solver, random_state=seed)
     return make_pipeline(preprocessing.impute_and_scale(task, featurizer, seed, params.n_knots), estimator)
 

@@ -10,27 +10,27 @@ from flywheel_ml.core.contract import Task
 from flywheel_ml.model.pipelines import estimators, preprocessing
 from flywheel_ml.model.pipelines.estimators import Rows
 
-_ERRORS = 2
-ROWS = 100_000
+_MIN_STANDARD_ERRORS = 2
+MAX_ROWS = 100_000
 """Rows that the words are judged by: a column for each word makes gigabytes of a million."""
 
 
-class Judged(NamedTuple):
+class TextSelection(NamedTuple):
     """Validation losses (log loss, or mean squared error) with and without the words, and whether they stay."""
 
     kept: bool
     with_text: float
     without_text: float
 
-    def arrange(self, pipeline: Pipeline) -> Pipeline:
+    def apply(self, pipeline: Pipeline) -> Pipeline:
         """An unfitted pipeline with or without words, as was decided."""
-        return pipeline if self.kept else preprocessing.without_text(pipeline)
+        return pipeline if self.kept else preprocessing.drop_text(pipeline)
 
 
-def judge(build: Callable[[], Pipeline], train: Rows, validation: Rows, task: Task) -> Judged:
+def select_text_features(build: Callable[[], Pipeline], train: Rows, validation: Rows, task: Task) -> TextSelection:
     """Whether words are worth having.
 
-    Words stay if they lower the loss by more than `_ERRORS` standard errors: noise wins half the time.
+    Words stay if they lower the loss by more than `_MIN_STANDARD_ERRORS` standard errors: noise wins half the time.
 
     Args:
         build: makes the unfitted pipeline with words.
@@ -38,15 +38,20 @@ def judge(build: Callable[[], Pipeline], train: Rows, validation: Rows, task: Ta
         validation: what both are judged by.
         task: what the pipelines are for.
     """
-    some, few = (rows.only(estimators.spread(rows.labels, ROWS, task)) for rows in (train, validation))
-    fitted = (estimators.fit(pipeline, *some, few) for pipeline in (build(), preprocessing.without_text(build())))
-    with_text, without_text = (_losses(pipeline, few) for pipeline in fitted)
+    train_rows, validation_rows = (
+        rows.take(estimators.pick_evenly_spaced(rows.labels, MAX_ROWS, task)) for rows in (train, validation)
+    )
+    fitted = (
+        estimators.fit(pipeline, *train_rows, validation_rows)
+        for pipeline in (build(), preprocessing.drop_text(build()))
+    )
+    with_text, without_text = (_compute_losses(pipeline, validation_rows) for pipeline in fitted)
     gain = without_text - with_text
-    sure = gain.mean() > _ERRORS * gain.std() / np.sqrt(len(gain))
-    return Judged(bool(sure), float(with_text.mean()), float(without_text.mean()))
+    is_gain = gain.mean() > _MIN_STANDARD_ERRORS * gain.std() / np.sqrt(len(gain))
+    return TextSelection(bool(is_gain), float(with_text.mean()), float(without_text.mean()))
 
 
-def _losses(pipeline: Any, rows: Rows) -> np.ndarray:
+def _compute_losses(pipeline: Any, rows: Rows) -> np.ndarray:
     """Of each row, float64 [n_rows]."""
     if not hasattr(pipeline, "predict_proba"):
         squares: np.ndarray = (pipeline.predict(rows.frame) - rows.labels) ** 2

@@ -32,7 +32,7 @@ class Classifier(MLPClassifier):  # type: ignore[misc]
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> Self:
         """Fit on float32 [n_rows, n_columns] and labels [n_rows]."""
-        _bound(self, len(x))
+        _limit_steps(self, len(x))
         # One thread: how a matrix product is cut up moves the last bits.
         with threadpool_limits(1, user_api="blas"):
             super().fit(x, y)
@@ -76,7 +76,7 @@ class Regressor(MLPRegressor):  # type: ignore[misc]
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> Self:
         """Fit on float32 [n_rows, n_columns] and values [n_rows]."""
-        _bound(self, len(x))
+        _limit_steps(self, len(x))
         mean, deviation = float(y.mean()), float(y.std()) or 1.0
         with threadpool_limits(1, user_api="blas"):
             super().fit(x, (y - mean) / deviation)
@@ -86,7 +86,7 @@ class Regressor(MLPRegressor):  # type: ignore[misc]
         return self
 
 
-def plain(estimator: Any) -> Any:
+def restore_sklearn_class(estimator: Any) -> Any:
     """The estimator as scikit-learn's own class, which is what skl2onnx knows; any other as it is."""
     for known in (MLPClassifier, MLPRegressor):
         if isinstance(estimator, known):
@@ -94,7 +94,7 @@ def plain(estimator: Any) -> Any:
     return estimator
 
 
-def _bound(network: Any, n_rows: int) -> None:
+def _limit_steps(network: Any, n_rows: int) -> None:
     """Set the epochs and the batch: a batch is no larger than the table."""
     network.batch_size = min(network.batch_size, n_rows)
     network.max_iter = max(1, round(network.max_steps / math.ceil(n_rows / network.batch_size)))

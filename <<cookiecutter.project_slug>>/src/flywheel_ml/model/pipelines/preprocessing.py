@@ -21,10 +21,10 @@ from flywheel_ml.core.contract import MISSING, Column, Task
 from flywheel_ml.core.features import Featurizer
 
 _TARGET_TYPES: dict[Task, str] = {"binary": "binary", "multiclass": "multiclass", "regression": "continuous"}
-TERMS = 128
+MAX_TERMS = 128
 """Words and pairs of words of a text column that a model sees."""
 _WORDS = "words"
-SET_CATEGORIES = 255
+MAX_SET_CATEGORIES = 255
 """Scikit-learn's gradient boosting takes as many categories of a column."""
 _CANDIDATES, _CANDIDATE_ROWS = 20_000, 20_000
 EXPECTED_WARNINGS = ("The least populated class", "Features .* are constant")
@@ -34,7 +34,7 @@ of them, and a word of every row tells nothing. Whoever fits ignores them, for c
 """
 
 
-class Means(TargetEncoder):  # type: ignore[misc]
+class CrossFittedTargetEncoder(TargetEncoder):  # type: ignore[misc]
     """Target means of categories, cross-fitted in training, so that no row's own target reaches its feature.
 
     What is kept for later rows is rounded to float32, the numbers that the graph compares.
@@ -51,8 +51,8 @@ class Means(TargetEncoder):  # type: ignore[misc]
         return means
 
 
-class Terms(TfidfVectorizer):  # type: ignore[misc]
-    """TF-IDF of the `TERMS` words and pairs of neighbouring words that tell most of the target, by their F statistic.
+class TopTermsTfidf(TfidfVectorizer):  # type: ignore[misc]
+    """TF-IDF of the `MAX_TERMS` words and word pairs with the highest F statistic for the target.
 
     Takes texts as `features.tokenize` makes them. Rows are not scaled to one length: a product of two float32 numbers
     is the same everywhere, a norm is not, and trees would turn its last bit into another answer.
@@ -72,18 +72,18 @@ class Terms(TfidfVectorizer):  # type: ignore[misc]
     def fit_transform(self, raw_documents: Any, y: Any = None) -> Any:
         """Choose the terms by texts [n_rows] and the target [n_rows]; their TF-IDF, sparse [n_rows, n_terms]."""
         texts, truth = np.asarray(raw_documents, dtype=object), np.asarray(y)
-        some = np.linspace(0, len(texts) - 1, min(len(texts), _CANDIDATE_ROWS)).astype(np.intp)
-        self._fixed(None)
-        counts = super().fit_transform(texts[some])
-        judge = f_regression if self.task == "regression" else f_classif
+        sample = np.linspace(0, len(texts) - 1, min(len(texts), _CANDIDATE_ROWS)).astype(np.intp)
+        self._set_vocabulary(None)
+        counts = super().fit_transform(texts[sample])
+        score_terms = f_regression if self.task == "regression" else f_classif
         with np.errstate(all="ignore"):
-            scores = np.nan_to_num(judge(counts, truth[some])[0], nan=0.0, posinf=np.finfo(np.float64).max)
+            scores = np.nan_to_num(score_terms(counts, truth[sample])[0], nan=0.0, posinf=np.finfo(np.float64).max)
         names = self.get_feature_names_out()
-        best = np.argsort(-scores, kind="stable")[:TERMS]
-        self._fixed(sorted(str(name) for name in names[best]))
+        best = np.argsort(-scores, kind="stable")[:MAX_TERMS]
+        self._set_vocabulary(sorted(str(name) for name in names[best]))
         return super().fit_transform(texts)
 
-    def fit(self, raw_documents: Any, y: Any = None) -> "Terms":
+    def fit(self, raw_documents: Any, y: Any = None) -> "TopTermsTfidf":
         """As `fit_transform`."""
         self.fit_transform(raw_documents, y)
         return self
@@ -92,7 +92,7 @@ class Terms(TfidfVectorizer):  # type: ignore[misc]
         """Without an address in memory that scikit-learn keeps, lest two runs pickle different bytes."""
         return {name: value for name, value in super().__getstate__().items() if name != "_stop_words_id"}
 
-    def _fixed(self, terms: list[str] | None) -> None:
+    def _set_vocabulary(self, terms: list[str] | None) -> None:
         self.vocabulary = terms
 
 
@@ -139,9 +139,9 @@ class LinearSplines(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 def encode_for_trees(task: Task, featurizer: Featurizer, seed: int) -> ColumnTransformer:
     """What trees see: numbers with gaps, a place for each listed category, means and words."""
-    numeric, listed, _, _ = positions(featurizer)
+    numeric, listed, _, _ = find_positions(featurizer)
     encoder = OrdinalEncoder(
-        categories=_categories(featurizer.categorical),
+        categories=_list_categories(featurizer.categorical),
         handle_unknown="use_encoded_value",
         unknown_value=-1,
         dtype=np.float32,
@@ -150,7 +150,7 @@ def encode_for_trees(task: Task, featurizer: Featurizer, seed: int) -> ColumnTra
         [
             ("num", "passthrough", numeric),
             ("cat", encoder, listed),
-            *((name, make(), at) for name, make, at in _learnt(task, featurizer, seed)),
+            *((name, make(), at) for name, make, at in _list_target_transformers(task, featurizer, seed)),
         ],
         sparse_threshold=0,
     )
@@ -161,11 +161,14 @@ def impute_and_scale(task: Task, featurizer: Featurizer, seed: int, n_knots: int
 
     With `n_knots`, numbers as linear splines.
     """
-    numeric, listed, _, _ = positions(featurizer)
+    numeric, listed, _, _ = find_positions(featurizer)
     filling = LinearSplines(n_knots) if n_knots else SimpleImputer(strategy="median", keep_empty_features=True)
     filled = make_pipeline(filling, StandardScaler())
     encoder = OneHotEncoder(
-        categories=_categories(featurizer.categorical), handle_unknown="ignore", sparse_output=False, dtype=np.float32
+        categories=_list_categories(featurizer.categorical),
+        handle_unknown="ignore",
+        sparse_output=False,
+        dtype=np.float32,
     )
     return ColumnTransformer(
         [
@@ -173,14 +176,14 @@ def impute_and_scale(task: Task, featurizer: Featurizer, seed: int, n_knots: int
             ("cat", encoder, listed),
             *(
                 (name, make_pipeline(make(), StandardScaler(with_mean=False)), at)
-                for name, make, at in _learnt(task, featurizer, seed)
+                for name, make, at in _list_target_transformers(task, featurizer, seed)
             ),
         ],
         sparse_threshold=0,
     )
 
 
-def without_text(pipeline: Pipeline) -> Pipeline:
+def drop_text(pipeline: Pipeline) -> Pipeline:
     """The pipeline (its first step a transformer of this module), unfitted, without the columns of words."""
     left = clone(pipeline)
     columns = left[0]
@@ -188,17 +191,19 @@ def without_text(pipeline: Pipeline) -> Pipeline:
     return left
 
 
-def _learnt(task: Task, featurizer: Featurizer, seed: int) -> Iterator[tuple[str, Callable[[], Any], list[int] | int]]:
+def _list_target_transformers(
+    task: Task, featurizer: Featurizer, seed: int
+) -> Iterator[tuple[str, Callable[[], Any], list[int] | int]]:
     """Transformers that learn from the target: their name, how one is made, and the place of their columns."""
-    _, _, unlisted, texts = positions(featurizer)
+    _, _, unlisted, texts = find_positions(featurizer)
     if unlisted:
         folds = (KFold if task == "regression" else StratifiedKFold)(5, shuffle=True, random_state=seed)
-        yield "means", lambda: Means(target_type=_TARGET_TYPES[task], cv=folds), unlisted
+        yield "means", lambda: CrossFittedTargetEncoder(target_type=_TARGET_TYPES[task], cv=folds), unlisted
     for at in texts:
-        yield f"{_WORDS}{at}", lambda: Terms(task), at
+        yield f"{_WORDS}{at}", lambda: TopTermsTfidf(task), at
 
 
-def positions(featurizer: Featurizer) -> tuple[list[int], list[int], list[int], list[int]]:
+def find_positions(featurizer: Featurizer) -> tuple[list[int], list[int], list[int], list[int]]:
     """Places of the frame's numbers, listed categories, other categories, and texts."""
     first = len(featurizer.numeric)
     columns = list(enumerate(featurizer.categorical, start=first))
@@ -210,17 +215,17 @@ def positions(featurizer: Featurizer) -> tuple[list[int], list[int], list[int], 
     )
 
 
-def sets(featurizer: Featurizer) -> list[int]:
+def find_set_columns(featurizer: Featurizer) -> list[int]:
     """Places, in what `coded` makes, of categories that scikit-learn can split into sets: more than two, few enough."""
     first = len(featurizer.numeric)
     sizes = [
         len(names) + column.nullable for column in featurizer.categorical if (names := column.categories) is not None
     ]
     # One more code is for what the contract tolerates unlisted.
-    return [first + at for at, size in enumerate(sizes) if 2 < size < SET_CATEGORIES]
+    return [first + at for at, size in enumerate(sizes) if 2 < size < MAX_SET_CATEGORIES]
 
 
-def _categories(columns: Sequence[Column]) -> list[list[str]]:
+def _list_categories(columns: Sequence[Column]) -> list[list[str]]:
     """The contract's categories and the code for missing, where it lists them."""
     return [
         [*(str(category) for category in column.categories), MISSING]
@@ -229,16 +234,16 @@ def _categories(columns: Sequence[Column]) -> list[list[str]]:
     ]
 
 
-def register() -> None:
+def register_converters() -> None:
     """Teach skl2onnx this module's transformers."""
     from skl2onnx import update_registered_converter
 
-    update_registered_converter(LinearSplines, "LinearSplines", _splines_shape, _splines_graph)
-    update_registered_converter(Means, "Means", _means_shape, _means_graph)
-    update_registered_converter(Terms, "Terms", _terms_shape, _terms_graph)
+    update_registered_converter(LinearSplines, "LinearSplines", _set_splines_shape, _convert_splines)
+    update_registered_converter(CrossFittedTargetEncoder, "Means", _set_target_encoder_shape, _convert_target_encoder)
+    update_registered_converter(TopTermsTfidf, "Terms", _set_tfidf_shape, _convert_tfidf)
 
 
-def _splines_shape(operator: Any) -> None:
+def _set_splines_shape(operator: Any) -> None:
     from skl2onnx.common.data_types import FloatTensorType
 
     fitted = operator.raw_operator
@@ -246,7 +251,7 @@ def _splines_shape(operator: Any) -> None:
     operator.outputs[0].type = FloatTensorType([None, width])
 
 
-def _splines_graph(scope: Any, operator: Any, container: Any) -> None:
+def _convert_splines(scope: Any, operator: Any, container: Any) -> None:
     """Fill gaps with medians, then Relu(column − knot) for each knot, then the gaps as 0 and 1."""
     from onnx import TensorProto
 
@@ -254,31 +259,31 @@ def _splines_graph(scope: Any, operator: Any, container: Any) -> None:
     parts = ("missing", "medians", "filled", "columns", "knots", "taken", "apart", "bends", "flags", "gaps", "gone")
     names = {part: scope.get_unique_variable_name(part) for part in parts}
     container.add_initializer(names["medians"], TensorProto.FLOAT, [len(fitted.medians_)], fitted.medians_.tolist())
-    _node(scope, container, "IsNaN", [values], names["missing"], version=13)
-    _node(scope, container, "Where", [names["missing"], names["medians"], values], names["filled"], version=16)
+    _add_node(scope, container, "IsNaN", [values], names["missing"], version=13)
+    _add_node(scope, container, "Where", [names["missing"], names["medians"], values], names["filled"], version=16)
     joined = [names["filled"]]
     if len(fitted.knots_):
         container.add_initializer(names["columns"], TensorProto.INT64, [len(fitted.columns_)], fitted.columns_.tolist())
         container.add_initializer(names["knots"], TensorProto.FLOAT, [len(fitted.knots_)], fitted.knots_.tolist())
-        _node(scope, container, "Gather", [names["filled"], names["columns"]], names["taken"], version=13, axis=1)
-        _node(scope, container, "Sub", [names["taken"], names["knots"]], names["apart"], version=14)
-        _node(scope, container, "Relu", [names["apart"]], names["bends"], version=14)
+        _add_node(scope, container, "Gather", [names["filled"], names["columns"]], names["taken"], version=13, axis=1)
+        _add_node(scope, container, "Sub", [names["taken"], names["knots"]], names["apart"], version=14)
+        _add_node(scope, container, "Relu", [names["apart"]], names["bends"], version=14)
         joined.append(names["bends"])
     if len(fitted.gaps_):
         container.add_initializer(names["gaps"], TensorProto.INT64, [len(fitted.gaps_)], fitted.gaps_.tolist())
-        _node(scope, container, "Cast", [names["missing"]], names["flags"], version=13, to=TensorProto.FLOAT)
-        _node(scope, container, "Gather", [names["flags"], names["gaps"]], names["gone"], version=13, axis=1)
+        _add_node(scope, container, "Cast", [names["missing"]], names["flags"], version=13, to=TensorProto.FLOAT)
+        _add_node(scope, container, "Gather", [names["flags"], names["gaps"]], names["gone"], version=13, axis=1)
         joined.append(names["gone"])
-    _node(scope, container, "Concat", joined, output, version=13, axis=1)
+    _add_node(scope, container, "Concat", joined, output, version=13, axis=1)
 
 
-def _means_shape(operator: Any) -> None:
+def _set_target_encoder_shape(operator: Any) -> None:
     from skl2onnx.common.data_types import FloatTensorType
 
     operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.encodings_)])
 
 
-def _means_graph(scope: Any, operator: Any, container: Any) -> None:
+def _convert_target_encoder(scope: Any, operator: Any, container: Any) -> None:
     """A category's place among the known ones, and a table of means whose last row is for all others."""
     from onnx import TensorProto
 
@@ -293,37 +298,37 @@ def _means_graph(scope: Any, operator: Any, container: Any) -> None:
         container.add_initializer(names["at"], TensorProto.INT64, [1], [at])
         container.add_initializer(names["shape"], TensorProto.INT64, [1], [-1])
         container.add_initializer(names["table"], TensorProto.FLOAT, list(table.shape), table.ravel().tolist())
-        _node(scope, container, "Gather", [texts, names["at"]], names["column"], axis=1)
-        _node(scope, container, "Reshape", [names["column"], names["shape"]], names["flat"])
-        _node(
+        _add_node(scope, container, "Gather", [texts, names["at"]], names["column"], axis=1)
+        _add_node(scope, container, "Reshape", [names["column"], names["shape"]], names["flat"])
+        _add_node(
             scope, container, "LabelEncoder", [names["flat"]], names["place"], domain="ai.onnx.ml", version=2,
             keys_strings=[str(name) for name in categories], values_int64s=list(range(len(categories))),
             default_int64=len(categories),
         )  # fmt: skip
-        _node(scope, container, "Gather", [names["table"], names["place"]], names["block"], axis=0)
+        _add_node(scope, container, "Gather", [names["table"], names["place"]], names["block"], axis=0)
         blocks.append(names["block"])
-    _node(scope, container, "Concat", blocks, output, axis=1)
+    _add_node(scope, container, "Concat", blocks, output, axis=1)
 
 
-def _terms_shape(operator: Any) -> None:
+def _set_tfidf_shape(operator: Any) -> None:
     from skl2onnx.common.data_types import FloatTensorType
 
     operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.vocabulary_)])
 
 
-def _terms_graph(scope: Any, operator: Any, container: Any) -> None:
+def _convert_tfidf(scope: Any, operator: Any, container: Any) -> None:
     """Words split at spaces, counted alone and in pairs, times the inverse document frequency of each."""
     fitted, (texts,), (output,) = operator.raw_operator, operator.input_full_names, operator.output_full_names
     terms = sorted(fitted.vocabulary_, key=lambda term: (" " in term, fitted.vocabulary_[term]))
     places = [int(fitted.vocabulary_[term]) for term in terms]
     words, flat = scope.get_unique_variable_name("words"), scope.get_unique_variable_name("flat")
     # No word is called so: words have no "#".
-    _node(
+    _add_node(
         scope, container, "Tokenizer", [texts], words, domain="com.microsoft", version=1,
         mark=0, mincharnum=1, pad_value="#", separators=[" "],
     )  # fmt: skip
-    _node(scope, container, "Flatten", [words], flat)
-    _node(
+    _add_node(scope, container, "Flatten", [words], flat)
+    _add_node(
         scope, container, "TfIdfVectorizer", [flat], output, version=9,
         mode="TFIDF", min_gram_length=1, max_gram_length=2, max_skip_count=0,
         ngram_counts=[0, sum(" " not in term for term in terms)], ngram_indexes=places,
@@ -332,7 +337,7 @@ def _terms_graph(scope: Any, operator: Any, container: Any) -> None:
     )  # fmt: skip
 
 
-def _node(
+def _add_node(
     scope: Any, container: Any, kind: str, inputs: list[str], output: str, domain: str = "", version: int = 18,
     **attributes: Any,
 ) -> None:  # fmt: skip

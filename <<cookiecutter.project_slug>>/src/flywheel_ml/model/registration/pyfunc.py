@@ -41,7 +41,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         """Verify and open the bundle; warn if this process has another version of the library than the model."""
         path = Path(context.artifacts["bundle"])
-        _warn_of_another_library(path.parents[1] / "code" / LIBRARY.name)
+        _warn_of_other_library(path.parents[1] / "code" / LIBRARY.name)
         self._bundle = Bundle.open(path, features=self._features)
 
     # MLflow goes by these names.
@@ -55,7 +55,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         Raises:
             DataError: a column is missing, or a cell has no reading under the contract.
         """
-        columns = _columns(model_input, self._bundle.contract)
+        columns = _to_columns(model_input, self._bundle.contract)
         answer = self._bundle.predict(columns)
         beside = (
             {"low": answer.output[:, 1], "high": answer.output[:, 2]}
@@ -65,9 +65,9 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return pd.DataFrame({"prediction": answer.values, **beside}, index=model_input.index)
 
 
-def _warn_of_another_library(shipped: Path) -> None:
+def _warn_of_other_library(shipped: Path) -> None:
     """Python imports a package once, so the first model that a process loads brings the library for all of them."""
-    if shipped.is_dir() and not shipped.samefile(LIBRARY) and _code_sha256(shipped) != _code_sha256(LIBRARY):
+    if shipped.is_dir() and not shipped.samefile(LIBRARY) and _hash_code(shipped) != _hash_code(LIBRARY):
         warnings.warn(
             f"this process has imported {LIBRARY.name} from {LIBRARY}, and the model was registered with another "
             "version of it; load models of two projects, or of two versions, in processes of their own",
@@ -76,7 +76,7 @@ def _warn_of_another_library(shipped: Path) -> None:
         )
 
 
-def _code_sha256(package: Path) -> str:
+def _hash_code(package: Path) -> str:
     """sha256 of the names and contents of a package's modules."""
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -84,7 +84,7 @@ def _code_sha256(package: Path) -> str:
     return found.hexdigest()
 
 
-def _columns(model_input: pd.DataFrame, contract: Contract) -> Columns:
+def _to_columns(model_input: pd.DataFrame, contract: Contract) -> Columns:
     """The inputs of a pandas frame, read as the contract says."""
     frame = tables.conform(pl.from_pandas(model_input.reset_index(drop=True)), contract)
     for column in contract.inputs:
@@ -99,12 +99,12 @@ def _columns(model_input: pd.DataFrame, contract: Contract) -> Columns:
     return tables.to_columns(frame, contract.inputs)
 
 
-def signature(contract: Contract) -> ModelSignature:
+def build_signature(contract: Contract) -> ModelSignature:
     """The contract's input columns as MLflow's schema."""
-    return ModelSignature(inputs=Schema([_spec(column) for column in contract.inputs]))
+    return ModelSignature(inputs=Schema([_to_column_spec(column) for column in contract.inputs]))
 
 
-def _spec(column: Column) -> ColSpec:
+def _to_column_spec(column: Column) -> ColSpec:
     # A pandas column of integers with gaps is one of floats.
     kind = DataType.double if column.type == "integer" and column.nullable else _TYPES[column.type]
     return ColSpec(kind, name=column.name, required=not column.nullable)

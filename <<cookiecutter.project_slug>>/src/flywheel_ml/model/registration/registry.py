@@ -58,14 +58,14 @@ class Version(NamedTuple):
     number: str
     digest: str
     run_id: str
-    refused: str
+    refusal: str
     rolled_back: str
     metrics: Mapping[str, float]
 
     @property
     def passed(self) -> bool:
         """Whether every gate let it pass."""
-        return not self.refused
+        return not self.refusal
 
 
 class Registry:
@@ -89,9 +89,9 @@ class Registry:
         Raises:
             ConfigError: the tracking URI cannot be used.
         """
-        with store.opened(settings) as client:
+        with store.open_store(settings) as client:
             if client.get_experiment_by_name(name) is None:
-                client.create_experiment(name, artifact_location=store.artifacts(settings))
+                client.create_experiment(name, artifact_location=store.get_artifact_location(settings))
             try:
                 client.get_registered_model(name)
             except MlflowException as error:
@@ -106,18 +106,18 @@ class Registry:
         Args:
             passed: the verdict that it has; any if not given.
         """
-        found = [version for version in self.versions() if version.digest == digest]
+        found = [version for version in self.list_versions() if version.digest == digest]
         return next((version for version in found if passed is None or version.passed == passed), None)
 
-    def versions(self) -> list[Version]:
+    def list_versions(self) -> list[Version]:
         """All versions, newest first."""
         found = self._client.search_model_versions(f"name = '{self.name}'")
-        return [_version(version) for version in sorted(found, key=lambda version: -int(version.version))]
+        return [_to_version(version) for version in sorted(found, key=lambda version: -int(version.version))]
 
-    def alias(self, alias: str) -> Version | None:
+    def find_alias(self, alias: str) -> Version | None:
         """The version that holds an alias."""
         try:
-            return _version(self._client.get_model_version_by_alias(self.name, alias))
+            return _to_version(self._client.get_model_version_by_alias(self.name, alias))
         except MlflowException as error:
             # Only a clear no counts: a store that does not answer must not look like one without a champion.
             if not _is_absent(error):
@@ -131,20 +131,20 @@ class Registry:
             ProjectError: there is none of this number.
         """
         try:
-            return _version(self._client.get_model_version(self.name, number))
+            return _to_version(self._client.get_model_version(self.name, number))
         except MlflowException as error:
             if not _is_absent(error):
                 raise
-            known = ", ".join(version.number for version in self.versions()) or "none"
+            known = ", ".join(version.number for version in self.list_versions()) or "none"
             raise ProjectError(f"model '{self.name}' has no version '{number}'; known: {known}") from None
 
-    def state(self, number: str) -> State:
+    def get_state(self, number: str) -> State:
         """What a version is now; raises as `get`."""
         version = self.get(number)
-        holders = {alias: found for alias in (CHAMPION, CHALLENGER) if (found := self.alias(alias))}
+        holders = {alias: found for alias in (CHAMPION, CHALLENGER) if (found := self.find_alias(alias))}
         tags = self._client.get_model_version(self.name, number).tags
         champion = holders.get(CHAMPION)
-        role = roles.role(number, tags, {alias: found.number for alias, found in holders.items()})
+        role = roles.get_role(number, tags, {alias: found.number for alias, found in holders.items()})
         return State(version.digest, role, (champion.number, champion.digest) if champion else None)
 
     def register(
@@ -174,7 +174,7 @@ class Registry:
         experiment = self._client.get_experiment_by_name(self.name)
         refused = "; ".join(f"{check.gate}: {check.reason}" for check in checks if not check.passed)
         self._fail_unfinished_runs(experiment.experiment_id)
-        tags = {DIGEST: digest, **_owner()}
+        tags = {DIGEST: digest, **_get_owner_tags()}
         tags |= {key: str(value) for key, value in lineage.items()}
         run_id: str = self._client.create_run(experiment.experiment_id, tags=tags, run_name=digest[:8]).info.run_id
         now = int(datetime.now(UTC).timestamp() * 1000)
@@ -212,11 +212,11 @@ class Registry:
             },
             description=f"Refused: {refused}" if refused else "Passed every gate.",
         )
-        return _version(version)
+        return _to_version(version)
 
     def prune(self, version: Version) -> None:
         """Remove the files of a version from a local store; its record stays, and `mend` brings them back."""
-        files = self._files(version)
+        files = self._find_local_files(version)
         if files is None or not files.parent.is_dir():
             return
         remove_leftovers(files.parent)
@@ -224,9 +224,9 @@ class Registry:
             self._client.set_model_version_tag(self.name, version.number, PRUNED, f"{datetime.now(UTC):%F}")
             remove_folder(files)
 
-    def mend(self, version: Version, path: Path, lineage: Mapping[str, Any]) -> None:
+    def restore_files(self, version: Version, path: Path, lineage: Mapping[str, Any]) -> None:
         """Bring the files of a version back into a local store, where it has lost them: `path` is the same bundle."""
-        files = self._files(version)
+        files = self._find_local_files(version)
         if files is None or _is_whole(files / BUNDLE, version.digest):
             return
         facts = {**lineage, "run_id": version.run_id, "bundle_sha256": version.digest}
@@ -235,17 +235,17 @@ class Registry:
             shutil.copytree(Path(scratch, MODEL), part, dirs_exist_ok=True)
         self._client.delete_model_version_tag(self.name, version.number, PRUNED)
 
-    def promotable(self, number: str, override: str = "") -> Version:
+    def get_promotable(self, number: str, override: str = "") -> Version:
         """A version that may become champion: passed by its gates, champion already, or overridden with a reason.
 
         Raises:
             GateRefusal: a gate refused it.
         """
         version = self.get(number)
-        if version.passed or override or self.alias(CHAMPION) == version:
+        if version.passed or override or self.find_alias(CHAMPION) == version:
             return version
         raise GateRefusal(
-            f"version {number} was refused ({version.refused}); train a better one, "
+            f"version {number} was refused ({version.refusal}); train a better one, "
             f"or overrule the gates: make promote VERSION={number} OVERRIDE='your reason'"
         )
 
@@ -261,8 +261,8 @@ class Registry:
             PromotionConflict: somebody else promoted in the meantime.
         """
         with store.lock("promotion", self._settings):
-            version = self.promotable(number, override)
-            champion = self.alias(CHAMPION)
+            version = self.get_promotable(number, override)
+            champion = self.find_alias(CHAMPION)
             found = champion.number if champion else None
             if found != number:
                 if found != expected:
@@ -280,12 +280,12 @@ class Registry:
                 # crash leaves it to come back with a later rollback.
                 self.set_plan(None)
                 self._client.set_registered_model_alias(self.name, CHAMPION, number)
-            challenger = self.alias(CHALLENGER)
+            challenger = self.find_alias(CHALLENGER)
             if challenger and challenger.number == number:
                 self._client.delete_registered_model_alias(self.name, CHALLENGER)
         return self.get(number)
 
-    def challenge(self, number: str) -> Version:
+    def set_challenger(self, number: str) -> Version:
         """Make a version challenger.
 
         Raises:
@@ -293,11 +293,11 @@ class Registry:
         """
         version = self.get(number)
         if not version.passed:
-            raise GateRefusal(f"version {number} was refused ({version.refused}); it cannot challenge")
+            raise GateRefusal(f"version {number} was refused ({version.refusal}); it cannot challenge")
         self._client.set_registered_model_alias(self.name, CHALLENGER, number)
         return version
 
-    def plan(self) -> Any:
+    def get_plan(self) -> Any:
         """What is tried out beside the champion, as `set_plan` was given it; None for nothing.
 
         Raises:
@@ -337,7 +337,7 @@ class Registry:
             ) from None
 
     def _log_trial(self, experiment: str, parent: str, number: int, trial: "Trial", measure: str) -> None:
-        tags = {MLFLOW_PARENT_RUN_ID: parent, **_owner()}
+        tags = {MLFLOW_PARENT_RUN_ID: parent, **_get_owner_tags()}
         run_id: str = self._client.create_run(experiment, tags=tags, run_name=f"trial {number}").info.run_id
         now = int(datetime.now(UTC).timestamp() * 1000)
         known = {measure: trial.loss, "seconds": trial.seconds}
@@ -348,9 +348,13 @@ class Registry:
         )
         self._client.set_terminated(run_id)
 
-    def _files(self, version: Version) -> Path | None:
+    def _find_local_files(self, version: Version) -> Path | None:
         """Where a local store has what `_save_model` wrote; None for a store that others may share."""
-        if store.artifacts(self._settings) is None or "://" in self._settings.artifact_root or not version.run_id:
+        if (
+            store.get_artifact_location(self._settings) is None
+            or "://" in self._settings.artifact_root
+            or not version.run_id
+        ):
             return None
         return Path(self._settings.artifact_root, version.run_id, "artifacts", MODEL)
 
@@ -358,7 +362,7 @@ class Registry:
         library, project = Path(__file__).parents[2], self._project
         packages = [library, *([project.folder] if project else [])]
         script = scratch / "pyfunc_model.py"
-        script.write_text(load_script(project), encoding="utf-8")
+        script.write_text(build_load_script(project), encoding="utf-8")
         copy = scratch / "bundle"
         shutil.copytree(path, copy)
         write_json(copy / bundle.LINEAGE, dict(lineage))
@@ -374,17 +378,17 @@ class Registry:
                 python_model=str(script),
                 artifacts={"bundle": str(copy)},
                 code_paths=[str(path) for path in code],
-                signature=pyfunc.signature(Contract.load(path / bundle.CONTRACT, accept_renamed=True)),
+                signature=pyfunc.build_signature(Contract.load(path / bundle.CONTRACT, accept_renamed=True)),
                 pip_requirements=[
                     f"mlflow=={mlflow.__version__}",
-                    *(_pinned(name, manifest.libraries) for name in REQUIREMENTS),
+                    *(_pin_version(name, manifest.libraries) for name in REQUIREMENTS),
                 ],
             )
         for spent in (script, copy, *code):
             shutil.rmtree(spent) if spent.is_dir() else spent.unlink()
 
     def _fail_unfinished_runs(self, experiment: str) -> None:
-        mine = _owner()
+        mine = _get_owner_tags()
         for run in self._client.search_runs([experiment], "attributes.status = 'RUNNING'"):
             tags = run.data.tags
             same_place = all(tags.get(key) == mine[key] for key in ("user", "host"))
@@ -392,7 +396,7 @@ class Registry:
                 self._client.set_terminated(run.info.run_id, "FAILED")
 
 
-def load_script(project: Project | None) -> str:
+def build_load_script(project: Project | None) -> str:
     """What MLflow runs to load a model; the library and the project's package are shipped with it."""
     features = f"from {project.package}.features import FEATURES\n" if project else "\nFEATURES = ()"
     return (
@@ -403,11 +407,11 @@ def load_script(project: Project | None) -> str:
     )
 
 
-def _version(found: ModelVersion) -> Version:
+def _to_version(found: ModelVersion) -> Version:
     tags = found.tags
     metrics = {name: float(tags[name]) for name in set(HEADLINE.values()) if tags.get(name)}
     digest, run_id = tags.get(DIGEST, ""), found.run_id or ""
-    return Version(str(found.version), digest, run_id, roles.refused(tags), tags.get(ROLLED_BACK, ""), metrics)
+    return Version(str(found.version), digest, run_id, roles.get_refusal(tags), tags.get(ROLLED_BACK, ""), metrics)
 
 
 def _is_whole(path: Path, digest: str) -> bool:
@@ -418,7 +422,7 @@ def _is_whole(path: Path, digest: str) -> bool:
     return True
 
 
-def _owner() -> dict[str, str]:
+def _get_owner_tags() -> dict[str, str]:
     return {"user": get_user_name(), "host": socket.gethostname(), "pid": str(os.getpid())}
 
 
@@ -427,7 +431,7 @@ def _is_absent(error: MlflowException) -> bool:
     return error.error_code in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))
 
 
-def _pinned(name: str, libraries: Mapping[str, str]) -> str:
+def _pin_version(name: str, libraries: Mapping[str, str]) -> str:
     from importlib.metadata import version
 
     return f"{name}=={libraries.get(name) or version(name)}"

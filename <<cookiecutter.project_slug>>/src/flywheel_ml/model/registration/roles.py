@@ -21,22 +21,22 @@ class State(NamedTuple):
     champion: tuple[str, str] | None
 
 
-def refused(tags: Mapping[str, str]) -> str:
+def get_refusal(tags: Mapping[str, str]) -> str:
     """Why the gates refused a version; empty where they did not."""
     return tags.get(REFUSED_TAG) or ("" if tags.get(GATES_TAG) == "passed" else "no gate has judged it")
 
 
-def role(number: str, tags: Mapping[str, str], aliases: Mapping[str, str]) -> str:
+def get_role(number: str, tags: Mapping[str, str], aliases: Mapping[str, str]) -> str:
     """The role of a version, by its tags and by the versions that hold the aliases."""
     for alias in (CHAMPION, CHALLENGER):
         if aliases.get(alias) == number:
             return alias
-    if refused(tags):
+    if get_refusal(tags):
         return REFUSED
     return ROLLED_BACK if tags.get(ROLLED_BACK_TAG) else PASSED
 
 
-def read(settings: Settings, name: str, number: str) -> State | None:
+def read_state(settings: Settings, name: str, number: str) -> State | None:
     """The state of a version of the registered model `name`, read from MLflow's database itself.
 
     None where the registry is a server, does not have the version, or is none that is known here.
@@ -63,4 +63,4 @@ def read(settings: Settings, name: str, number: str) -> State | None:
         return None
     champion = holders.get(CHAMPION)
     leading = (champion, found.get(champion, {}).get(DIGEST_TAG, "")) if champion else None
-    return State(found[number].get(DIGEST_TAG, ""), role(number, found[number], holders), leading)
+    return State(found[number].get(DIGEST_TAG, ""), get_role(number, found[number], holders), leading)

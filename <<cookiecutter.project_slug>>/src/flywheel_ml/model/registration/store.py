@@ -36,7 +36,7 @@ _PATHS = {
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[MlflowClient]:
+def open_store(settings: Settings) -> Iterator[MlflowClient]:
     """A client of the store, while no other process of this project opens it.
 
     A local one is made first, migrated, or mended after its folder moved.
@@ -54,25 +54,25 @@ def opened(settings: Settings) -> Iterator[MlflowClient]:
     try:
         with lock("mlflow-store", settings):
             if uri.startswith(_SQLITE):
-                _make(Path(uri.removeprefix(_SQLITE)))
+                _create_store(Path(uri.removeprefix(_SQLITE)))
             elif uri.startswith(tuple(DATABASE_ENGINES)):
-                _connect(uri)
+                _check_connection(uri)
             client = MlflowClient(uri, uri)
             if uri.startswith(_SQLITE) and "://" not in settings.artifact_root:
-                _mend_moved_paths(uri, location(settings.artifact_root))
+                _update_moved_paths(uri, to_location(settings.artifact_root))
             yield client
     except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
         raise ConfigError(
-            f"ML_TRACKING_URI: '{settings.masked_tracking_uri}' cannot be used: {reason(error, settings)}"
+            f"ML_TRACKING_URI: '{settings.masked_tracking_uri}' cannot be used: {describe_error(error, settings)}"
         ) from None
 
 
-def artifacts(settings: Settings) -> str | None:
+def get_artifact_location(settings: Settings) -> str | None:
     """Where a new experiment's files go; None where the store decides that itself."""
-    return location(settings.artifact_root) if settings.tracking_uri.startswith(_SQLITE) else None
+    return to_location(settings.artifact_root) if settings.tracking_uri.startswith(_SQLITE) else None
 
 
-def location(root: str) -> str:
+def to_location(root: str) -> str:
     """A folder of artifacts as MLflow is to be told of it: it takes paths for URIs, but for the simplest of them."""
     if "://" in root:
         return root
@@ -80,8 +80,8 @@ def location(root: str) -> str:
     return path.as_uri() if set(str(path)) & _URI_CHARACTERS else str(path)
 
 
-def _path(artifact_location: str) -> Path:
-    """The folder that `location` tells of."""
+def _to_path(artifact_location: str) -> Path:
+    """The folder that `to_location` tells of."""
     parts = urlsplit(artifact_location)
     return Path(unquote(parts.path)) if parts.scheme == "file" else Path(artifact_location)
 
@@ -93,7 +93,7 @@ def lock(name: str, settings: Settings) -> filelock.BaseFileLock:
     return filelock.FileLock(folder / f".{name}.lock", timeout=LOCK_SECONDS)
 
 
-def reason(error: BaseException, settings: Settings) -> str:
+def describe_error(error: BaseException, settings: Settings) -> str:
     """What went wrong, in one line without a password; of a server that cannot be reached, what the system says."""
     root = error
     while (inner := root.__cause__ or root.__context__) is not None:
@@ -109,7 +109,7 @@ def reason(error: BaseException, settings: Settings) -> str:
     return text[:300] or type(error).__name__
 
 
-def _make(database: Path) -> None:
+def _create_store(database: Path) -> None:
     """A new store is built beside its place: a process killed amid MLflow's migrations would leave one of no use."""
     if database.exists():
         return
@@ -122,12 +122,12 @@ def _make(database: Path) -> None:
         sa.event.listen(sa.Engine, "connect", hasten)
         try:
             # By its path from here: an address has other uses for a `?`, which the folders above may have.
-            SqlAlchemyStore(f"{_SQLITE}{os.path.relpath(part)}", location(_DEFAULT_ROOT))
+            SqlAlchemyStore(f"{_SQLITE}{os.path.relpath(part)}", to_location(_DEFAULT_ROOT))
         finally:
             sa.event.remove(sa.Engine, "connect", hasten)
 
 
-def _connect(uri: str) -> None:
+def _check_connection(uri: str) -> None:
     """See once whether a database answers: MLflow would ask it for a minute and a half."""
     engine = sa.create_engine(uri)
     try:
@@ -136,7 +136,7 @@ def _connect(uri: str) -> None:
         engine.dispose()
 
 
-def _mend_moved_paths(uri: str, artifact_root: str) -> None:
+def _update_moved_paths(uri: str, artifact_root: str) -> None:
     """MLflow stores absolute paths; where the project folder moved, put the new ones in their place.
 
     In a store outside the project, which others may share, only what is gone from its old place is touched.
@@ -149,14 +149,14 @@ def _mend_moved_paths(uri: str, artifact_root: str) -> None:
                 sa.select(sa.column("artifact_location")).select_from(sa.table("experiments")).distinct()
             )
             for old in connection.scalars(query).all():
-                moved = old and _path(old).name == _path(artifact_root).name and old != artifact_root
-                if moved and (own or not _path(old).exists()):
-                    _repoint(connection, old, artifact_root)
+                moved = old and _to_path(old).name == _to_path(artifact_root).name and old != artifact_root
+                if moved and (own or not _to_path(old).exists()):
+                    _replace_prefix(connection, old, artifact_root)
     finally:
         engine.dispose()
 
 
-def _repoint(connection: sa.Connection, old: str, new: str) -> None:
+def _replace_prefix(connection: sa.Connection, old: str, new: str) -> None:
     for table, names in _PATHS.items():
         for column in [sa.column(name, sa.String()) for name in names]:
             moved = sa.literal(new) + sa.func.substr(column, len(old) + 1)

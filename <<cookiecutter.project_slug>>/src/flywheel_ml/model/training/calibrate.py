@@ -12,7 +12,7 @@ from flywheel_ml.model.training import selection
 from flywheel_ml.model.training.selection import OutOfFold
 
 FOLDS = 5
-MIN_ROWS, MIN_OF_A_CLASS = 100, 20
+MIN_ROWS, MIN_CLASS_ROWS = 100, 20
 """With fewer rows, or fewer rows of a class, nothing is calibrated."""
 MAX_KNOTS = 200
 MAX_SLOPE = 50.0
@@ -20,7 +20,7 @@ MAX_SLOPE = 50.0
 must not differ by more than 1e-5."""
 
 
-class Calibrated(NamedTuple):
+class CalibrationResult(NamedTuple):
     """The calibrator, mean log loss of each method on rows that it was not fitted on, and out-of-fold rows so treated.
 
     `losses` is empty where there were too few rows to compare.
@@ -35,7 +35,7 @@ class Calibrated(NamedTuple):
         return {**self.calibration.model_dump(mode="json"), "losses": self.losses}
 
 
-def choose(rows: OutOfFold, asked: str = "auto", in_time: bool = False) -> Calibrated:
+def choose(rows: OutOfFold, asked: str = "auto", in_time: bool = False) -> CalibrationResult:
     """The simplest method within one standard error of the best, as `selection.choose` has it.
 
     Args:
@@ -47,19 +47,19 @@ def choose(rows: OutOfFold, asked: str = "auto", in_time: bool = False) -> Calib
     truth = rows.truth.astype(np.intp)
     rarest = np.bincount(truth, minlength=rows.answers.shape[1]).min()
     methods: tuple[Any, ...] = METHODS if asked == "auto" else (asked,)
-    if len(truth) < MIN_ROWS or rarest < MIN_OF_A_CLASS or methods == ("none",):
-        return Calibrated(Calibration(method="none"), {}, rows)
+    if len(truth) < MIN_ROWS or rarest < MIN_CLASS_ROWS or methods == ("none",):
+        return CalibrationResult(Calibration(method="none"), {}, rows)
     fold = np.arange(len(truth)) * FOLDS // len(truth) if in_time else rows.clusters % FOLDS
-    answers = {method: _cross_fitted(method, rows, truth, fold, in_time) for method in methods}
-    judged = rows.only(fold > 0) if in_time else rows
+    answers = {method: _cross_fit(method, rows, truth, fold, in_time) for method in methods}
+    judged = rows.take(fold > 0) if in_time else rows
     losses = {
-        method: selection.row_losses("binary", judged.truth, found[fold > 0] if in_time else found)
+        method: selection.compute_row_losses("binary", judged.truth, found[fold > 0] if in_time else found)
         for method, found in answers.items()
     }
-    winner, told = selection.choose(losses, judged.weights, judged.clusters)
-    return Calibrated(
+    winner, all_figures = selection.choose(losses, judged.weights, judged.clusters)
+    return CalibrationResult(
         fit(winner, rows.answers, truth, rows.weights),
-        {method: figures[0] for method, figures in zip(methods, told, strict=True)},
+        {method: figures[0] for method, figures in zip(methods, all_figures, strict=True)},
         rows._replace(answers=answers[winner]),
     )
 
@@ -69,18 +69,18 @@ def fit(method: Method, probabilities: np.ndarray, truth: np.ndarray, weights: n
     if method == "none":
         return Calibration(method=method)
     if method == "temperature":
-        return _temperature(probabilities, truth, weights)
+        return _fit_temperature(probabilities, truth, weights)
     classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
     if method == "isotonic":
-        curves = [_isotonic(probabilities[:, at], truth == at, weights) for at in classes]
+        curves = [_fit_isotonic(probabilities[:, at], truth == at, weights) for at in classes]
         return Calibration(method=method, curves=tuple(curves))
-    lines = [_line(probabilities[:, at], truth == at, weights) for at in classes]
+    lines = [_fit_sigmoid(probabilities[:, at], truth == at, weights) for at in classes]
     return Calibration(
         method=method, slopes=tuple(slope for slope, _ in lines), intercepts=tuple(start for _, start in lines)
     )
 
 
-def _cross_fitted(method: Method, rows: OutOfFold, truth: np.ndarray, fold: np.ndarray, in_time: bool) -> np.ndarray:
+def _cross_fit(method: Method, rows: OutOfFold, truth: np.ndarray, fold: np.ndarray, in_time: bool) -> np.ndarray:
     found = rows.answers.astype(np.float64).copy()
     if method == "none":
         return found
@@ -93,10 +93,10 @@ def _cross_fitted(method: Method, rows: OutOfFold, truth: np.ndarray, fold: np.n
     return found
 
 
-def _temperature(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> Calibration:
+def _fit_temperature(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> Calibration:
     n_classes = probabilities.shape[1]
     intercepts = (0.0,) if n_classes == 2 else ()
-    targets = _smoothed(truth, n_classes)
+    targets = _smooth_targets(truth, n_classes)
 
     def made(log_slope: float) -> Calibration:
         return Calibration(method="temperature", slopes=(float(np.exp(log_slope)),), intercepts=intercepts)
@@ -108,7 +108,7 @@ def _temperature(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarr
     return made(float(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
 
 
-def _smoothed(truth: np.ndarray, n_classes: int) -> np.ndarray:
+def _smooth_targets(truth: np.ndarray, n_classes: int) -> np.ndarray:
     """Targets [n_rows, n_classes] that are never certain: of n rows of a class, one more of each is imagined.
 
     Source: Platt 1999, section 2.2. Without it, rows that a model separates call for certainty, and one wrong answer
@@ -120,9 +120,9 @@ def _smoothed(truth: np.ndarray, n_classes: int) -> np.ndarray:
     return targets
 
 
-def _line(probability: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+def _fit_sigmoid(probability: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     fitted = LogisticRegression(C=1e3, solver="newton-cholesky")
-    target = _smoothed(positive.astype(np.intp), 2)
+    target = _smooth_targets(positive.astype(np.intp), 2)
     # A row counts for both classes, by its target.
     fitted.fit(
         np.tile(logit(probability), 2)[:, None],
@@ -137,14 +137,14 @@ def _line(probability: np.ndarray, positive: np.ndarray, weights: np.ndarray) ->
     return 0.0, float(np.log(share / (1 - share)))
 
 
-def _isotonic(probability: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> Curve:
+def _fit_isotonic(probability: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> Curve:
     # Never certain: one wrong answer would cost more than all the others gain.
     least = 1 / (len(positive) + 2)
     fitted = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
     fitted.fit(probability.astype(np.float64), positive.astype(np.float64), sample_weight=weights)
     x, y = fitted.X_thresholds_, fitted.y_thresholds_
-    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_KNOTS)).astype(np.intp))
-    x, y = x[kept], y[kept].copy()
+    indices = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_KNOTS)).astype(np.intp))
+    x, y = x[indices], y[indices].copy()
     for at in range(1, len(x)):
         y[at] = min(y[at], y[at - 1] + MAX_SLOPE * (x[at] - x[at - 1]))
     return Curve(x=tuple(x.tolist()), y=tuple(y.tolist()))

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from flywheel_ml.core.contract import Task
-from flywheel_ml.model.training.selection import OutOfFold, mean_and_error, row_losses
+from flywheel_ml.model.training.selection import OutOfFold, compute_mean_and_error, compute_row_losses
 
 
 def compare(task: Task, rows: OutOfFold) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def compare(task: Task, rows: OutOfFold) -> dict[str, Any]:
     with cluster-robust standard errors and one degree of freedom less than there are clusters.
     """
     losses = {
-        name: row_losses(task, rows.truth, answers)
+        name: compute_row_losses(task, rows.truth, answers)
         for name, answers in (("model", rows.answers), ("prior", rows.prior), ("linear", rows.linear))
     }
     found: dict[str, Any] = {
@@ -25,7 +25,7 @@ def compare(task: Task, rows: OutOfFold) -> dict[str, Any]:
         "loss": float(np.average(losses["model"], weights=rows.weights)),
     }
     for name, side in (("prior", -1.0), ("linear", 1.0)):
-        gain, error, clusters = mean_and_error(losses[name] - losses["model"], rows.weights, rows.clusters)
+        gain, error, clusters = compute_mean_and_error(losses[name] - losses["model"], rows.weights, rows.clusters)
         statistic = gain / error if error > 0 else (0.0 if gain == 0 else np.inf * np.sign(gain))
         found[name] = {
             "loss": float(np.average(losses[name], weights=rows.weights)),

@@ -15,7 +15,7 @@ import polars as pl
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 
-from flywheel_ml.core.catalog import LINEAR, STANDARD, list_estimators
+from flywheel_ml.core.catalog import LINEAR, STANDARD_ESTIMATORS, list_estimators
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import TrainParams
@@ -28,16 +28,16 @@ MAX_REPEATS = 4
 SMALL_ROWS = 10_000
 """Training rows up to which candidates are cross-validated."""
 BUDGET = 16.0
-"""What cross-validation may cost in all, in units of `cost`; about a second each on two idle cores."""
+"""What cross-validation may cost in all, in units of `estimate_cost`; about a second each on two idle cores."""
 MAX_FULL_FIT = 3.0
 """On a large table, fits of gradient boosting that one fit of a candidate may cost."""
-MAX_JUDGED_ROWS = 20_000
+MAX_VALIDATION_ROWS = 20_000
 TIME_BLOCKS = 20
 """Consecutive rows of a table with times are not independent: standard errors count blocks of them."""
 EPSILON = 1e-15
 
 
-class Candidate(NamedTuple):
+class CandidateEstimator(NamedTuple):
     """What competes: an estimator, and whether its trees split listed categories into sets."""
 
     estimator: str
@@ -72,7 +72,7 @@ class Score(NamedTuple):
     seconds: float
 
 
-def ignore(_: Score) -> None:
+def ignore_score(_: Score) -> None:
     """Tell nobody of a score."""
 
 
@@ -99,7 +99,7 @@ class OutOfFold(NamedTuple):
     linear: np.ndarray
     prior: np.ndarray
 
-    def only(self, wanted: np.ndarray) -> "OutOfFold":
+    def take(self, wanted: np.ndarray) -> "OutOfFold":
         """The rows at these places, or where this is true."""
         return OutOfFold(*(values[wanted] for values in self))
 
@@ -116,7 +116,7 @@ class OutOfFold(NamedTuple):
 class Selection(NamedTuple):
     """The winner, every candidate's score in order of complexity, and those that were too costly for the table."""
 
-    winner: Candidate
+    winner: CandidateEstimator
     scores: tuple[Score, ...]
     too_costly: tuple[str, ...]
     method: str
@@ -172,15 +172,15 @@ class Table(NamedTuple):
             return np.arange(self.size) * TIME_BLOCKS // self.size
         return np.arange(self.size) if self.groups is None else self.groups
 
-    def only(self, places: np.ndarray) -> "Table":
+    def take(self, places: np.ndarray) -> "Table":
         """The rows at these places, int [n]."""
         groups = None if self.groups is None else self.groups[places]
-        return Table(self.rows.only(places), self.weights[places], groups, self.in_time, self.places[places])
+        return Table(self.rows.take(places), self.weights[places], groups, self.in_time, self.places[places])
 
     def halves(self) -> tuple["Table", "Table"]:
         """The earlier half and the later, or where rows have no order whole groups by turns."""
         later = np.arange(self.size) * 2 >= self.size if self.in_time else self.clusters % 2 == 1
-        return self.only(np.flatnonzero(~later)), self.only(np.flatnonzero(later))
+        return self.take(np.flatnonzero(~later)), self.take(np.flatnonzero(later))
 
     @classmethod
     def encode(
@@ -196,11 +196,11 @@ class Table(NamedTuple):
         if group is not None:
             groups = frame[group].rank("dense").to_numpy().astype(np.int64)
         return cls(
-            Rows(encoded, labels), sample_weights(frame, contract), groups, by == "time", np.arange(frame.height)
+            Rows(encoded, labels), read_sample_weights(frame, contract), groups, by == "time", np.arange(frame.height)
         )
 
 
-def sample_weights(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
+def read_sample_weights(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
     """float64 [n_rows]: the column with role weight, or ones."""
     if contract.weight is None:
         return np.ones(frame.height)
@@ -208,7 +208,7 @@ def sample_weights(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
     return found
 
 
-def candidates(task: Task, params: TrainParams, featurizer: Featurizer) -> list[Candidate]:
+def list_candidates(task: Task, params: TrainParams, featurizer: Featurizer) -> list[CandidateEstimator]:
     """Everything that competes, the simplest first.
 
     Raises:
@@ -219,17 +219,17 @@ def candidates(task: Task, params: TrainParams, featurizer: Featurizer) -> list[
     found = []
     for name in sorted(chosen, key=lambda name: known.index(name) if name in known else -1):
         key = "train.candidates" if params.estimator == "auto" else "train.estimator"
-        estimators.check(name, task, params.catalog, key)
-        in_sets = name == "hist_gradient_boosting" and bool(preprocessing.sets(featurizer))
+        estimators.check_available(name, task, params.catalog, key)
+        in_sets = name == "hist_gradient_boosting" and bool(preprocessing.find_set_columns(featurizer))
         ways = params.hist_gradient_boosting.categories
         if not in_sets or ways != "sets":
-            found.append(Candidate(name))
+            found.append(CandidateEstimator(name))
         if in_sets and ways != "order":
-            found.append(Candidate(name, sets=True))
+            found.append(CandidateEstimator(name, sets=True))
     return found
 
 
-def row_losses(task: Task, truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
+def compute_row_losses(task: Task, truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """float64 [n_rows]: log loss of the true class, or squared error."""
     if task == "regression":
         squares: np.ndarray = (answers[:, 0].astype(np.float64) - truth) ** 2
@@ -239,7 +239,7 @@ def row_losses(task: Task, truth: np.ndarray, answers: np.ndarray) -> np.ndarray
     return losses
 
 
-def mean_and_error(values: np.ndarray, weights: np.ndarray, clusters: np.ndarray) -> tuple[float, float, int]:
+def compute_mean_and_error(values: np.ndarray, weights: np.ndarray, clusters: np.ndarray) -> tuple[float, float, int]:
     """Weighted mean of n_rows, its standard error, and the number of clusters.
 
     Cluster-robust (Liang & Zeger 1986, "Longitudinal data analysis using generalized linear models"): residuals are
@@ -273,25 +273,29 @@ def choose(
     """
     means = {name: float(np.average(values, weights=weights)) for name, values in losses.items()}
     best = min(means, key=lambda name: means[name])
-    told = []
+    all_figures = []
     winner = None
     for name, values in losses.items():
-        difference, error, _ = mean_and_error(values - losses[best], weights, clusters)
-        told.append((means[name], difference, 0.0 if name == best else error))
+        difference, error, _ = compute_mean_and_error(values - losses[best], weights, clusters)
+        all_figures.append((means[name], difference, 0.0 if name == best else error))
         if winner is None and (name == best or difference <= error):
             winner = name
     assert winner is not None
-    return winner, told
+    return winner, all_figures
 
 
-def cost(candidate: Candidate, n_rows: int, n_classes: int, featurizer: Featurizer, params: TrainParams) -> float:
+def estimate_cost(
+    candidate: CandidateEstimator, n_rows: int, n_classes: int, featurizer: Featurizer, params: TrainParams
+) -> float:
     """What one fit costs, in about seconds on two idle cores; a function of sizes only.
 
     The coefficients were set by eye to processor seconds of 13 public tables of 130 to 12,000 rows.
     """
-    if candidate.estimator not in STANDARD:  # Of a project's own estimator nothing is known: as much as boosting.
-        candidate = Candidate("hist_gradient_boosting")
-    width, columns = estimators.width(featurizer), len(featurizer.numeric) + len(featurizer.categorical)
+    if (
+        candidate.estimator not in STANDARD_ESTIMATORS
+    ):  # Of a project's own estimator nothing is known: as much as boosting.
+        candidate = CandidateEstimator("hist_gradient_boosting")
+    width, columns = estimators.count_linear_columns(featurizer), len(featurizer.numeric) + len(featurizer.categorical)
     many_classes = 1 + max(0, n_classes - 8) / 36
     if candidate.estimator in ("hist_gradient_boosting", "regularized_boosting"):
         chosen: Any = params.of(candidate.estimator)
@@ -317,7 +321,7 @@ def select(
     featurizer: Featurizer,
     seed: int,
     arrange: Callable[[Pipeline], Pipeline],
-    tell: Callable[[Score], None],
+    on_score: Callable[[Score], None],
 ) -> Selection:
     """Let candidates compete.
 
@@ -325,54 +329,56 @@ def select(
         table: training rows.
         validation: rows that judge; None for cross-validation within the training rows.
         arrange: what is done to each unfitted pipeline.
-        tell: called with each candidate's score as it comes, without its paired difference.
+        on_score: called with each candidate's score as it comes, without its paired difference.
     """
     task, n_rows = contract.task, len(table.rows.labels)
     n_classes = max(1, len(contract.classes))
-    asked = candidates(task, params, featurizer)
-    linear = Candidate(LINEAR[task])
-    everyone = asked if linear in asked else [linear, *asked]
-    prices = {one: cost(one, n_rows, n_classes, featurizer, params) for one in everyone}
+    asked = list_candidates(task, params, featurizer)
+    linear = CandidateEstimator(LINEAR[task])
+    all_candidates = asked if linear in asked else [linear, *asked]
+    prices = {one: estimate_cost(one, n_rows, n_classes, featurizer, params) for one in all_candidates}
 
-    def build(one: Candidate) -> Pipeline:
+    def build(one: CandidateEstimator) -> Pipeline:
         return arrange(estimators.build(one.estimator, task, one.params(params), featurizer, seed))
 
     is_crossed = validation is None
     if validation is None:
-        kept, repeats = _affordable(prices, asked, linear)
-        splits = [list(folds(table, task, seed + repeat)) for repeat in range(1 if table.in_time else repeats)]
+        affordable, repeats = _select_affordable(prices, asked, linear)
+        splits = [list(split_folds(table, task, seed + repeat)) for repeat in range(1 if table.in_time else repeats)]
         method = f"{len(splits[0])}-fold cross-validation" + (" forward in time" if table.in_time else "")
         method += f", repeated {len(splits)} times" if len(splits) > 1 else ""
-        judge = table
-        found = {one: _cross_validate(one, build, table, splits, task, n_classes, tell) for one in kept}
+        judging = table
+        found = {one: _cross_validate(one, build, table, splits, task, n_classes, on_score) for one in affordable}
     else:
-        limit = MAX_FULL_FIT * cost(Candidate("hist_gradient_boosting"), n_rows, n_classes, featurizer, params)
-        kept = [one for one in everyone if len(asked) == 1 or one == linear or prices[one] <= limit]
+        limit = MAX_FULL_FIT * estimate_cost(
+            CandidateEstimator("hist_gradient_boosting"), n_rows, n_classes, featurizer, params
+        )
+        affordable = [one for one in all_candidates if len(asked) == 1 or one == linear or prices[one] <= limit]
         method = "validation rows"
-        judge = validation.only(estimators.spread(validation.rows.labels, MAX_JUDGED_ROWS, task))
-        found = {one: _judge_once(one, build, table, judge, params, task, n_classes, tell) for one in kept}
-    competing = {one: found[one] for one in kept if one in asked}
+        judging = validation.take(estimators.pick_evenly_spaced(validation.rows.labels, MAX_VALIDATION_ROWS, task))
+        found = {one: _fit_once(one, build, table, judging, params, task, n_classes, on_score) for one in affordable}
+    competing = {one: found[one] for one in affordable if one in asked}
     answered = np.flatnonzero(~np.isnan(found[linear].answers[0][:, 0]))
-    truth, weights = judge.rows.labels[answered].astype(np.float64), judge.weights[answered]
-    clusters = judge.clusters[answered]
+    truth, weights = judging.rows.labels[answered].astype(np.float64), judging.weights[answered]
+    clusters = judging.clusters[answered]
     losses = {
-        one: np.mean([row_losses(task, truth, answers[answered]) for answers in result.answers], axis=0)
+        one: np.mean([compute_row_losses(task, truth, answers[answered]) for answers in result.answers], axis=0)
         for one, result in competing.items()
     }
-    winner, told = choose(losses, weights, clusters)
+    winner, all_figures = choose(losses, weights, clusters)
     scores = tuple(
         Score(one.name, *figures, found[one].fits, found[one].seconds)
-        for one, figures in zip(competing, told, strict=True)
+        for one, figures in zip(competing, all_figures, strict=True)
     )
-    honest = _choose_without_own(losses, weights, clusters) if is_crossed else list(losses).index(winner)
+    unbiased = _choose_by_other_folds(losses, weights, clusters) if is_crossed else list(losses).index(winner)
     first = np.stack([result.answers[0][answered] for result in competing.values()])
     out = OutOfFold(
-        answered if is_crossed else judge.places[answered] + n_rows,
+        answered if is_crossed else judging.places[answered] + n_rows,
         truth,
         weights,
         clusters,
         np.full(len(truth), not is_crossed and len(competing) > 1),
-        first[honest, np.arange(len(truth))],
+        first[unbiased, np.arange(len(truth))],
         found[linear].answers[0][answered],
         found[linear].prior[answered],
     )
@@ -383,18 +389,20 @@ def select(
 
 
 def _cross_fit(
-    winner: Candidate,
-    linear: Candidate,
-    build: Callable[[Candidate], Pipeline],
+    winner: CandidateEstimator,
+    linear: CandidateEstimator,
+    build: Callable[[CandidateEstimator], Pipeline],
     table: Table,
     task: Task,
     n_classes: int,
     seed: int,
 ) -> OutOfFold:
     """Training rows of a large table, predicted by models that were fitted on others; none of them chose the winner."""
-    splits = [list(folds(table, task, seed, LARGE_FOLDS))]
-    found = _cross_validate(winner, build, table, splits, task, n_classes, ignore)
-    beside = found if winner == linear else _cross_validate(linear, build, table, splits, task, n_classes, ignore)
+    splits = [list(split_folds(table, task, seed, LARGE_FOLDS))]
+    found = _cross_validate(winner, build, table, splits, task, n_classes, ignore_score)
+    linear_result = (
+        found if winner == linear else _cross_validate(linear, build, table, splits, task, n_classes, ignore_score)
+    )
     rows = np.flatnonzero(~np.isnan(found.answers[0][:, 0]))
     return OutOfFold(
         rows,
@@ -403,7 +411,7 @@ def _cross_fit(
         table.clusters[rows],
         np.zeros(len(rows), dtype=bool),
         found.answers[0][rows],
-        beside.answers[0][rows],
+        linear_result.answers[0][rows],
         found.prior[rows],
     )
 
@@ -418,20 +426,20 @@ class _Result(NamedTuple):
     fitted: FittedModel | None = None
 
 
-def _affordable(
-    prices: Mapping[Candidate, float], asked: Sequence[Candidate], linear: Candidate
-) -> tuple[list[Candidate], int]:
+def _select_affordable(
+    prices: Mapping[CandidateEstimator, float], asked: Sequence[CandidateEstimator], linear: CandidateEstimator
+) -> tuple[list[CandidateEstimator], int]:
     """The candidates whose cross-validation fits the budget (the dearest go first), and how often it is repeated."""
-    kept = list(prices)
-    while len(kept) > 2 and FOLDS * sum(prices[one] for one in kept) > BUDGET:
-        kept.remove(max((one for one in kept if one != linear), key=lambda one: prices[one]))
+    affordable = list(prices)
+    while len(affordable) > 2 and FOLDS * sum(prices[one] for one in affordable) > BUDGET:
+        affordable.remove(max((one for one in affordable if one != linear), key=lambda one: prices[one]))
     if len(asked) == 1:
         return list(prices), 1
-    spent = FOLDS * sum(prices[one] for one in kept)
-    return kept, max(1, min(MAX_REPEATS, int(BUDGET / spent)))
+    spent = FOLDS * sum(prices[one] for one in affordable)
+    return affordable, max(1, min(MAX_REPEATS, int(BUDGET / spent)))
 
 
-def folds(table: Table, task: Task, seed: int, count: int = FOLDS) -> Iterator[Fold]:
+def split_folds(table: Table, task: Task, seed: int, count: int = FOLDS) -> Iterator[Fold]:
     """Cross-validation within a table: by class where there are any, by group, or forward in time."""
     n_rows, labels = len(table.rows.labels), table.rows.labels
     if table.in_time:
@@ -454,13 +462,13 @@ def folds(table: Table, task: Task, seed: int, count: int = FOLDS) -> Iterator[F
 
 
 def _cross_validate(
-    one: Candidate,
-    build: Callable[[Candidate], Pipeline],
+    one: CandidateEstimator,
+    build: Callable[[CandidateEstimator], Pipeline],
     table: Table,
     splits: list[list[Fold]],
     task: Task,
     n_classes: int,
-    tell: Callable[[Score], None],
+    on_score: Callable[[Score], None],
 ) -> _Result:
     start = time.perf_counter()
     n_rows, repeats = len(table.rows.labels), []
@@ -471,48 +479,52 @@ def _cross_validate(
             fitted = fit(build(one), table, fold.fit, task)
             answers[fold.predict] = predict(fitted, table.rows.frame[fold.predict], task, n_classes)
             if repeat is splits[0]:
-                prior[fold.predict] = average(table, fold.fit, task, n_classes)
+                prior[fold.predict] = compute_prior(table, fold.fit, task, n_classes)
         repeats.append(answers)
     found = _Result(repeats, prior, len(splits) * len(splits[0]), time.perf_counter() - start)
     seen = ~np.isnan(repeats[0][:, 0])
-    loss = np.mean([row_losses(task, table.rows.labels[seen], answers[seen]).mean() for answers in repeats])
-    tell(Score(one.name, float(loss), 0.0, 0.0, found.fits, found.seconds))
+    loss = np.mean([compute_row_losses(task, table.rows.labels[seen], answers[seen]).mean() for answers in repeats])
+    on_score(Score(one.name, float(loss), 0.0, 0.0, found.fits, found.seconds))
     return found
 
 
-def _judge_once(
-    one: Candidate,
-    build: Callable[[Candidate], Pipeline],
+def _fit_once(
+    one: CandidateEstimator,
+    build: Callable[[CandidateEstimator], Pipeline],
     table: Table,
-    judge: Table,
+    judging: Table,
     params: TrainParams,
     task: Task,
     n_classes: int,
-    tell: Callable[[Score], None],
+    on_score: Callable[[Score], None],
 ) -> _Result:
     start = time.perf_counter()
     labels = table.rows.labels
     boosts = one.estimator in ("hist_gradient_boosting", "regularized_boosting")
-    chosen = np.arange(len(labels)) if boosts else estimators.spread(labels, params.baseline_rows, task)
-    fitted = fit(build(one), table, chosen, task, judge.rows)
-    answers = predict(fitted, judge.rows.frame, task, n_classes)
-    prior = np.broadcast_to(average(table, np.arange(len(labels)), task, n_classes), answers.shape)
+    chosen = np.arange(len(labels)) if boosts else estimators.pick_evenly_spaced(labels, params.baseline_rows, task)
+    fitted = fit(build(one), table, chosen, task, judging.rows)
+    answers = predict(fitted, judging.rows.frame, task, n_classes)
+    prior = np.broadcast_to(compute_prior(table, np.arange(len(labels)), task, n_classes), answers.shape)
     whole = fitted if len(chosen) == len(labels) else None
     found = _Result([answers], prior, 1, time.perf_counter() - start, whole)
-    tell(Score(one.name, float(row_losses(task, judge.rows.labels, answers).mean()), 0.0, 0.0, 1, found.seconds))
+    on_score(
+        Score(
+            one.name, float(compute_row_losses(task, judging.rows.labels, answers).mean()), 0.0, 0.0, 1, found.seconds
+        )
+    )
     return found
 
 
 def fit(pipeline: Pipeline, table: Table, places: np.ndarray, task: Task, stopping: Rows | None = None) -> FittedModel:
     """The pipeline fitted on the rows at these places; `stopping` are those that stop boosting early."""
-    rows = table.rows.only(places)
+    rows = table.rows.take(places)
     weights = table.weights[places]
     return estimators.fit_model(pipeline, rows, task, None if (weights == 1).all() else weights, stopping)
 
 
 def predict(fitted: Any, frame: pl.DataFrame, task: Task, n_classes: int) -> np.ndarray:
     """float64 [n_rows, n_classes]; a class that the fitted rows lack gets no probability."""
-    answers = estimators.answers(fitted, frame, task)
+    answers = estimators.predict(fitted, frame, task)
     if task == "regression" or answers.shape[1] == n_classes:
         return answers.astype(np.float64)
     whole = np.zeros((len(answers), n_classes))
@@ -520,7 +532,7 @@ def predict(fitted: Any, frame: pl.DataFrame, task: Task, n_classes: int) -> np.
     return whole
 
 
-def average(table: Table, places: np.ndarray, task: Task, n_classes: int) -> np.ndarray:
+def compute_prior(table: Table, places: np.ndarray, task: Task, n_classes: int) -> np.ndarray:
     """What is answered without a model: the mean of these rows [1], or the share of each class [n_classes]."""
     labels, weights = table.rows.labels[places], table.weights[places]
     if task == "regression":
@@ -530,8 +542,8 @@ def average(table: Table, places: np.ndarray, task: Task, n_classes: int) -> np.
     return found
 
 
-def _choose_without_own(
-    losses: Mapping[Candidate, np.ndarray], weights: np.ndarray, clusters: np.ndarray
+def _choose_by_other_folds(
+    losses: Mapping[CandidateEstimator, np.ndarray], weights: np.ndarray, clusters: np.ndarray
 ) -> np.ndarray:
     """Place of a candidate for each row, int [n_rows]: the one that the other folds choose.
 
@@ -549,8 +561,10 @@ def _choose_without_own(
     return chosen
 
 
-def is_too_costly_twice(table: Table, contract: Contract, featurizer: Featurizer) -> bool:
+def is_default_too_costly(table: Table, contract: Contract, featurizer: Featurizer) -> bool:
     """Whether scikit-learn's default boosting, as a mere sklearn_default, would cost a small table its whole budget."""
     defaults = TrainParams(estimator="hist_gradient_boosting")
-    price = cost(Candidate("hist_gradient_boosting"), table.size, len(contract.classes), featurizer, defaults)
+    price = estimate_cost(
+        CandidateEstimator("hist_gradient_boosting"), table.size, len(contract.classes), featurizer, defaults
+    )
     return table.size <= SMALL_ROWS and price > BUDGET / FOLDS

@@ -19,14 +19,14 @@ from flywheel_ml.data import tables
 from flywheel_ml.model.pipelines import estimators, free_text
 from flywheel_ml.model.pipelines.fitted import FittedModel
 from flywheel_ml.model.training import calibrate, comparison, selection, tune
-from flywheel_ml.model.training.calibrate import Calibrated
-from flywheel_ml.model.training.selection import SMALL_ROWS, OutOfFold, Score, Selection, Table, ignore, select
+from flywheel_ml.model.training.calibrate import CalibrationResult
+from flywheel_ml.model.training.selection import SMALL_ROWS, OutOfFold, Score, Selection, Table, ignore_score, select
 from flywheel_ml.utils import formatting
 from flywheel_ml.utils.errors import DataError
 from flywheel_ml.utils.files import read_json, replacing_folder, sha256_file, write_json
 
 
-class Fitted(NamedTuple):
+class TrainedModels(NamedTuple):
     """The model, its linear baseline, and what is answered without either: shares of the classes, or the mean.
 
     Attributes:
@@ -42,9 +42,9 @@ class Fitted(NamedTuple):
     prior: tuple[float, ...]
     sklearn_default: Any
     selection: Selection
-    calibrated: Calibrated | None
+    calibrated: CalibrationResult | None
     out_of_fold: OutOfFold
-    text: free_text.Judged | None = None
+    text: free_text.TextSelection | None = None
 
 
 def train(
@@ -52,9 +52,9 @@ def train(
     contract: Contract,
     params: Params,
     validation: pl.DataFrame | None = None,
-    tell: Callable[[Score], None] = ignore,
+    on_score: Callable[[Score], None] = ignore_score,
     features: Sequence[Feature] = (),
-) -> Fitted:
+) -> TrainedModels:
     """Choose and fit on n_rows × contract columns; the same rows and parameters give the same model, bit for bit.
 
     Args:
@@ -63,14 +63,14 @@ def train(
         params: which estimators compete, with which parameters.
         validation: rows that judge candidates where training rows are many; those that judge nothing set the width of
             intervals. Without them the training rows do all of it.
-        tell: called with the score of each candidate as it comes.
+        on_score: called with the score of each candidate as it comes.
         features: the project's own.
 
     Raises:
         DataError: the training rows lack a class, or hold one value of the target only.
         ConfigError: an estimator does not fit the task.
     """
-    refuse_unlearnable(rows, contract)
+    check_learnable(rows, contract)
     task, featurizer, by = contract.task, Featurizer(contract, features), params.split
     table = Table.encode(rows, contract, featurizer, by.by, by.group)
     held_out = None if validation is None else Table.encode(validation, contract, featurizer, by.by, by.group)
@@ -84,12 +84,14 @@ def train(
     texts_alone = texts == len(featurizer.numeric) + len(featurizer.categorical)
     judged = None
     if texts and not texts_alone:
-        judged = _judge_text(table, judging if is_large else None, contract, params, featurizer)
+        judged = _select_text_features(table, judging if is_large else None, contract, params, featurizer)
 
     def arrange(pipeline: Pipeline) -> Pipeline:
-        return judged.arrange(pipeline) if judged else pipeline
+        return judged.apply(pipeline) if judged else pipeline
 
-    found = select(table, judging if is_large else None, contract, params.train, featurizer, params.seed, arrange, tell)
+    found = select(
+        table, judging if is_large else None, contract, params.train, featurizer, params.seed, arrange, on_score
+    )
     calibrated = (
         None if task == "regression" else calibrate.choose(found.out_of_fold, params.train.calibration, table.in_time)
     )
@@ -101,33 +103,37 @@ def train(
     model = found.fitted or fit(found.winner.estimator, found.winner.params(params.train), np.arange(rows.height))
     if calibrated is not None:
         model.calibration = calibrated.calibration
-    baseline = fit(LINEAR[task], params.train, estimators.spread(table.rows.labels, params.train.baseline_rows, task))
-    prior = selection.average(table, np.arange(rows.height), task, max(1, len(contract.classes)))
+    baseline = fit(
+        LINEAR[task], params.train, estimators.pick_evenly_spaced(table.rows.labels, params.train.baseline_rows, task)
+    )
+    prior = selection.compute_prior(table, np.arange(rows.height), task, max(1, len(contract.classes)))
     sklearn_default = None
     if (
         params.train.sklearn_default
         and not texts_alone
-        and not selection.is_too_costly_twice(table, contract, featurizer)
+        and not selection.is_default_too_costly(table, contract, featurizer)
     ):
-        pipeline = estimators.sklearn_default(task, featurizer, params.seed)
+        pipeline = estimators.build_sklearn_default(task, featurizer, params.seed)
         sklearn_default = estimators.fit(pipeline, table.rows.frame, table.rows.labels, weights=table.weights)
     out = calibrated.out_of_fold if calibrated else found.out_of_fold
     if unused is not None:
         fresh = _predict(unused, model, baseline, prior, task)
         out = OutOfFold.join([out, fresh._replace(rows=rows.height + fresh.rows)])
-    return Fitted(model, baseline, tuple(prior.tolist()), sklearn_default, found, calibrated, out, judged)
+    return TrainedModels(model, baseline, tuple(prior.tolist()), sklearn_default, found, calibrated, out, judged)
 
 
-def _judge_text(
+def _select_text_features(
     table: Table, judging: Table | None, contract: Contract, params: Params, featurizer: Featurizer
-) -> free_text.Judged:
+) -> free_text.TextSelection:
     """On one fold of the training rows, or on the validation rows where there are many training rows."""
     name = "regularized_boosting" if params.train.estimator == "auto" else params.train.estimator
     build = partial(estimators.build, name, contract.task, params.train, featurizer, params.seed)
     if judging is not None:
-        return free_text.judge(build, table.rows, judging.rows, contract.task)
-    fold = next(selection.folds(table, contract.task, params.seed))
-    return free_text.judge(build, table.rows.only(fold.fit), table.rows.only(fold.predict), contract.task)
+        return free_text.select_text_features(build, table.rows, judging.rows, contract.task)
+    fold = next(selection.split_folds(table, contract.task, params.seed))
+    return free_text.select_text_features(
+        build, table.rows.take(fold.fit), table.rows.take(fold.predict), contract.task
+    )
 
 
 def _predict(table: Table, model: FittedModel, baseline: FittedModel, prior: np.ndarray, task: Task) -> OutOfFold:
@@ -144,7 +150,7 @@ def _predict(table: Table, model: FittedModel, baseline: FittedModel, prior: np.
     )
 
 
-def refuse_unlearnable(rows: pl.DataFrame, contract: Contract) -> None:
+def check_learnable(rows: pl.DataFrame, contract: Contract) -> None:
     """Raise `DataError` if a class is absent from n_rows, or all their values are the same."""
     target, truth = contract.target.name, tables.encode_target(rows, contract)
     if not contract.classes:
@@ -174,14 +180,14 @@ def main(project: Project) -> None:
     validation = read_split("validation", split)
     report: dict[str, Any] = {"trials": []}
     if params.tune.trials:
-        refuse_unlearnable(rows, contract)  # What cannot be learnt is refused before, not after, the search.
+        check_learnable(rows, contract)  # What cannot be learnt is refused before, not after, the search.
         hashes = {name: split[name]["sha256"] for name in ("train", "validation")}
         table = Table.encode(
             validation, contract, Featurizer(contract, project.features), params.split.by, params.split.group
         )
         judging = validation if contract.classes else validation[table.halves()[0].places]
         found = tune.search(rows, judging, contract, params, hashes, project.features)
-        params = params.model_copy(update={"train": tune.applied(params.train, found.best.parameters)})
+        params = params.model_copy(update={"train": tune.apply_parameters(params.train, found.best.parameters)})
         report = found.report()
         tuned = {
             "trials": len(found.trials),
@@ -192,18 +198,18 @@ def main(project: Project) -> None:
     seconds: dict[str, float] = {}
     measure = formatting.METRIC_NAMES["log_loss"] if contract.classes else "mean squared error"
 
-    def tell(score: Score) -> None:
+    def on_score(score: Score) -> None:
         seconds[score.name] = score.seconds
         print(f"  {score.name}: {measure} {score.loss:.4g} in {score.seconds:.1f} s", flush=True)
 
-    fitted = train(rows, contract, params, validation, tell, project.features)
+    fitted = train(rows, contract, params, validation, on_score, project.features)
     pipelines = {paths.MODEL: fitted.model, paths.BASELINE: fitted.baseline}
     if fitted.sklearn_default is not None:
         pipelines[paths.SKLEARN_DEFAULT] = fitted.sklearn_default
     with replacing_folder(paths.MODEL.parent) as folder:
         for path, pipeline in pipelines.items():
             joblib.dump(pipeline, folder / path.name)
-        tables.write(out_of_fold_table(fitted), folder / paths.OUT_OF_FOLD.name)
+        tables.write(build_out_of_fold_table(fitted), folder / paths.OUT_OF_FOLD.name)
     write_json(paths.SELECTION_SECONDS, seconds)
     write_json(paths.REPORTS / "tuning.json", report)
     calibrated = fitted.calibrated
@@ -223,7 +229,7 @@ def main(project: Project) -> None:
     )
 
 
-def out_of_fold_table(fitted: Fitted) -> pl.DataFrame:
+def build_out_of_fold_table(fitted: TrainedModels) -> pl.DataFrame:
     """One row for each out-of-fold prediction; `answer_0` and on are probabilities, or the value."""
     found = fitted.out_of_fold
     answers = {f"answer_{at}": column for at, column in enumerate(found.answers.T)}

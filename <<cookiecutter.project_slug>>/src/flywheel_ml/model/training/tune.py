@@ -43,7 +43,7 @@ class Trial(NamedTuple):
 
 
 class Search(NamedTuple):
-    """All trials in order, and the key under which they are kept."""
+    """All trials in order, and the key under which they are study_store."""
 
     key: str
     trials: list[Trial]
@@ -86,18 +86,20 @@ def search(
         frames[name] = estimators.to_frame(featurizer.encode(tables.to_columns(part, contract.inputs)))
         truth[name] = tables.encode_target(part, contract)
     labels = truth["train"] if task == "regression" else truth["train"].astype(np.int64)
-    chosen = estimators.spread(labels, params.tune.max_rows, task)
+    chosen = estimators.pick_evenly_spaced(labels, params.tune.max_rows, task)
 
     def loss(tried: TrainParams) -> float:
-        pipeline = estimators.build(named(tried), task, tried, featurizer, params.seed)
+        pipeline = estimators.build(get_estimator_name(tried), task, tried, featurizer, params.seed)
         estimators.fit(pipeline, frames["train"][chosen], labels[chosen])
-        return metrics.compute_loss(task, truth["validation"], estimators.answers(pipeline, frames["validation"], task))
+        return metrics.compute_loss(task, truth["validation"], estimators.predict(pipeline, frames["validation"], task))
 
     measure = formatting.METRIC_NAMES[metrics.LOSS[task]]
-    return run(loss, params, _key(params, contract, data), lambda text: print(f"  {measure} {text}", flush=True))
+    return run(
+        loss, params, _compute_key(params, contract, data), lambda text: print(f"  {measure} {text}", flush=True)
+    )
 
 
-def run(loss: Callable[[TrainParams], float], params: Params, key: str, tell: Callable[[str], None]) -> Search:
+def run(loss: Callable[[TrainParams], float], params: Params, key: str, log: Callable[[str], None]) -> Search:
     """Complete the trials that are kept under `key` to `tune.trials`; `loss` judges one configuration.
 
     Raises:
@@ -112,42 +114,45 @@ def run(loss: Callable[[TrainParams], float], params: Params, key: str, tell: Ca
     try:
         lock = filelock.FileLock(path.with_suffix(".lock"))
         with lock.acquire(timeout=0):
-            kept = optuna.create_study(storage=f"sqlite:///{path}", study_name=key, load_if_exists=True)
-            trials = _complete(optuna, kept, loss, params, tell)
+            study_store = optuna.create_study(storage=f"sqlite:///{path}", study_name=key, load_if_exists=True)
+            trials = _complete_trials(optuna, study_store, loss, params, log)
     except filelock.Timeout:
         raise Busy(f"another process is tuning with {path}; wait for it to end") from None
     write_json(path.with_suffix(".json"), {"seconds": [trial.seconds for trial in trials]})
     return Search(key, trials)
 
 
-def applied(params: TrainParams, parameters: Mapping[str, Any]) -> TrainParams:
+def apply_parameters(params: TrainParams, parameters: Mapping[str, Any]) -> TrainParams:
     """The training parameters with a trial's in the place of the estimator's own."""
-    name = named(params)
+    name = get_estimator_name(params)
     group = getattr(params, name)
-    found = {key: _value(params.catalog[name].search[key], value) for key, value in parameters.items()}
+    found = {key: _decode_value(params.catalog[name].search[key], value) for key, value in parameters.items()}
     return params.model_copy(update={name: type(group).model_validate(group.model_dump() | found)})
 
 
-def named(params: TrainParams) -> str:
+def get_estimator_name(params: TrainParams) -> str:
     """The estimator that is tuned; `Params` allows no trials with `auto`."""
     assert params.estimator != "auto"
     return params.estimator
 
 
-def seconds(key: str) -> list[float]:
+def read_seconds(key: str) -> list[float]:
     """Seconds of each trial kept under `key`; empty where they are not known, as after a restore by DVC."""
     path = paths.TUNING / f"{key[:16]}.json"
     return list(read_json(path)["seconds"]) if path.is_file() else []
 
 
-def _complete(
-    optuna: Any, kept: Any, loss: Callable[[TrainParams], float], params: Params, tell: Callable[[str], None]
+def _complete_trials(
+    optuna: Any, study_store: Any, loss: Callable[[TrainParams], float], params: Params, log: Callable[[str], None]
 ) -> list[Trial]:
-    wanted, space = params.tune.trials, _distributions(optuna, params.train.catalog[named(params.train)].search)
-    done = [t for t in kept.get_trials(deepcopy=False) if t.state is optuna.trial.TrialState.COMPLETE][:wanted]
+    wanted, space = (
+        params.tune.trials,
+        _build_distributions(optuna, params.train.catalog[get_estimator_name(params.train)].search),
+    )
+    done = [t for t in study_store.get_trials(deepcopy=False) if t.state is optuna.trial.TrialState.COMPLETE][:wanted]
     if done:
-        tell(f"{min(t.value for t in done):.4f} at best of {len(done)} trial(s) of an earlier run")
-    told, start, before = time.monotonic(), time.monotonic(), len(done)
+        log(f"{min(t.value for t in done):.4f} at best of {len(done)} trial(s) of an earlier run")
+    reported, start, before = time.monotonic(), time.monotonic(), len(done)
     while len(done) < wanted:
         began = time.perf_counter()
         if done:
@@ -156,7 +161,7 @@ def _complete(
             study.add_trials(done)
             tried = study.ask(space).params
             try:
-                value = loss(applied(params.train, tried))
+                value = loss(apply_parameters(params.train, tried))
             except (ValueError, FloatingPointError):
                 # Parameters that an estimator cannot learn with are bad ones; those of params.yaml must be good.
                 value = math.inf
@@ -168,16 +173,16 @@ def _complete(
             distributions=space if tried else {},
             user_attrs={"seconds": round(time.perf_counter() - began, 3)},
         )
-        kept.add_trial(trial)
+        study_store.add_trial(trial)
         done.append(trial)
-        if time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
-            left = (told - start) / (len(done) - before) * (wanted - len(done))
-            tell(f"{min(t.value for t in done):.4f} at best of {len(done)}/{wanted} trials, about {left:.0f} s left")
+        if time.monotonic() - reported > PROGRESS_SECONDS:
+            reported = time.monotonic()
+            left = (reported - start) / (len(done) - before) * (wanted - len(done))
+            log(f"{min(t.value for t in done):.4f} at best of {len(done)}/{wanted} trials, about {left:.0f} s left")
     return [Trial(t.params, float(t.value), float(t.user_attrs["seconds"])) for t in done]
 
 
-def _distributions(optuna: Any, search: Mapping[str, SearchRange | Choice]) -> dict[str, Any]:
+def _build_distributions(optuna: Any, search: Mapping[str, SearchRange | Choice]) -> dict[str, Any]:
     found = {}
     for key, space in search.items():
         if not isinstance(space, SearchRange):
@@ -189,11 +194,11 @@ def _distributions(optuna: Any, search: Mapping[str, SearchRange | Choice]) -> d
     return found
 
 
-def _value(space: SearchRange | Choice, recorded: Any) -> Any:
+def _decode_value(space: SearchRange | Choice, recorded: Any) -> Any:
     return recorded if isinstance(space, SearchRange) else space[recorded]
 
 
-def _key(params: Params, contract: Contract, data: Mapping[str, str]) -> str:
+def _compute_key(params: Params, contract: Contract, data: Mapping[str, str]) -> str:
     """sha256 of all that a trial's loss depends on: rows, parameters, space, code and libraries."""
     package = Path(__file__).parents[2]
     sources = [found for part in ("core", "data", "model", "utils") for found in (package / part).rglob("*.py")]
@@ -207,7 +212,7 @@ def _key(params: Params, contract: Contract, data: Mapping[str, str]) -> str:
                 "rows": params.tune.max_rows,
                 "estimator": train.estimator,
                 "parameters": getattr(train, train.estimator).model_dump(mode="json"),
-                "space": repr(train.catalog[named(train)].search),
+                "space": repr(train.catalog[get_estimator_name(train)].search),
                 "code": {path.relative_to(package).as_posix(): sha256_file(path) for path in sorted(sources)},
                 "libraries": {name: version(name) for name in ("numpy", "optuna", "scikit-learn")},
             }

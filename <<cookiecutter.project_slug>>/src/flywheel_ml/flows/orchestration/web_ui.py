@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import done
+from flywheel_ml.flows import run_state
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
 
 MLFLOW_PORT, PREFECT_PORT = 5000, 4200
 
 
-def show(settings: Settings, progress: Progress) -> None:
+def serve_pages(settings: Settings, progress: Progress) -> None:
     """Start both servers, print their addresses, and serve until Ctrl-C; they end with this process.
 
     Where MLflow has a server of its own already, only its address is printed.
@@ -24,38 +24,38 @@ def show(settings: Settings, progress: Progress) -> None:
     Raises:
         ProjectError: one of them does not start.
     """
-    home = done.FOLDER / "prefect"
+    home = run_state.FOLDER / "prefect"
     with ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         # Both start at once; each takes seconds.
-        prefect, api = stack.enter_context(engine.server(home, whole=True, port=_free_port(PREFECT_PORT)))
+        prefect, api = stack.enter_context(engine.start_server(home, whole=True, port=_find_free_port(PREFECT_PORT)))
         servers = [("Prefect", api.removesuffix("/api"), prefect, home / engine.SERVER_LOG)]
         if settings.has_tracking_server:
             with progress.step("MLflow", "") as step:
                 step.note = f"{settings.masked_tracking_uri} (ML_TRACKING_URI)"
         else:
-            port, log = _free_port(MLFLOW_PORT), done.FOLDER / "mlflow-ui.log"
+            port, log = _find_free_port(MLFLOW_PORT), run_state.FOLDER / "mlflow-ui.log"
             # Its job workers, nine processes for features that need a language model, stay away.
-            environ = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONPATH": _startup()}
-            mlflow = engine.spawn(_mlflow(settings, port), log, environ)
-            stack.enter_context(engine.ending(mlflow))
+            environ = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONPATH": _build_python_path()}
+            mlflow = engine.spawn(_build_mlflow_command(settings, port), log, environ)
+            stack.enter_context(engine.stop_on_exit(mlflow))
             servers.insert(0, ("MLflow", f"http://127.0.0.1:{port}", mlflow, log))
         for name, address, server, output in servers:
             with progress.step(name, "starting") as step:
-                engine.await_answer(server, address, name, output)
+                engine.wait_for_server(server, address, name, output)
                 step.note = address
-        progress.say("Ctrl-C ends both." if len(servers) > 1 else "Ctrl-C ends it.")
+        progress.print("Ctrl-C ends both." if len(servers) > 1 else "Ctrl-C ends it.")
         # Not a wait that a library's signal handler, as Polars' is, would quietly go back to.
         while True:
             signal.pause()
 
 
-def _startup() -> str:
+def _build_python_path() -> str:
     """Where Python finds what such a server runs first."""
     return os.pathsep.join([str(Path(__file__).parent / "startup"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _mlflow(settings: Settings, port: int) -> list[str]:
-    from flywheel_ml.model.registration.store import location
+def _build_mlflow_command(settings: Settings, port: int) -> list[str]:
+    from flywheel_ml.model.registration.store import to_location
 
     return [
         *(
@@ -70,11 +70,11 @@ def _mlflow(settings: Settings, port: int) -> list[str]:
             "--workers",
             "1",
         ),
-        *("--backend-store-uri", settings.tracking_uri, "--default-artifact-root", location(settings.artifact_root)),
+        *("--backend-store-uri", settings.tracking_uri, "--default-artifact-root", to_location(settings.artifact_root)),
     ]
 
 
-def _free_port(wanted: int) -> int:
+def _find_free_port(wanted: int) -> int:
     """The port that is wanted, or another one where that is taken."""
     for port in (wanted, 0):
         with socket.socket() as probe:

@@ -16,43 +16,43 @@ from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.files import canonical_json, read_json, sha256_file, sha256_text, write_json
 
 FOLDER = Path("var")
-STATE = FOLDER / "run.json"
+STATE_FILE = FOLDER / "run.json"
 
 
-def record(project: Project, settings: Settings, params: Params, outcome: Mapping[str, Any]) -> None:
+def record_run(project: Project, settings: Settings, params: Params, outcome: Mapping[str, Any]) -> None:
     """Note that the present bundle, judged by the present gates, was taken to its end."""
-    write_json(STATE, {**outcome, **_state(project, settings, params)})
+    write_json(STATE_FILE, {**outcome, **_compute_state(project, settings, params)})
 
 
-def last(project: Project, settings: Settings, params: Params) -> Mapping[str, Any] | None:
+def find_last_run(project: Project, settings: Settings, params: Params) -> Mapping[str, Any] | None:
     """The outcome of the last run, if there is nothing for another one to do.
 
     That is so if bundle, gates, registry and serving folder still are what it left, or what promotions and rollbacks
     have made of them; `role` is the version's present one, `champion` the champion's number.
     """
     try:
-        found: Mapping[str, Any] = read_json(STATE)
-        state = _state(project, settings, params)
+        found: Mapping[str, Any] = read_json(STATE_FILE)
+        state = _compute_state(project, settings, params)
         if any(found.get(key) != value for key, value in state.items()):
             return None
-        now = _registered(settings, found["version"])
-        if now is None or now.digest != state["bundle"] or now.champion != _served(settings):
+        now = _read_registered_state(settings, found["version"])
+        if now is None or now.digest != state["bundle"] or now.champion != _find_served_champion(settings):
             return None
     except (OSError, ValueError, KeyError, ProjectError):
         return None
     return {**found, "role": now.role, "champion": now.champion[0] if now.champion else None}
 
 
-def _registered(settings: Settings, number: str) -> State | None:
+def _read_registered_state(settings: Settings, number: str) -> State | None:
     name = Contract.load(paths.CONTRACT).name
     if not settings.has_tracking_server:
-        return roles.read(settings, name, number)
+        return roles.read_state(settings, name, number)
     from flywheel_ml.model.registration.registry import Registry
 
-    return Registry.open(settings, name).state(number)
+    return Registry.open(settings, name).get_state(number)
 
 
-def _served(settings: Settings) -> tuple[str, str] | None:
+def _find_served_champion(settings: Settings) -> tuple[str, str] | None:
     """Number and digest of the champion that serves, whose bundle is whole; raises where there should be one."""
     if not (settings.serving_folder / serving_folder.ROUTING).is_file():
         return None
@@ -63,7 +63,7 @@ def _served(settings: Settings) -> tuple[str, str] | None:
     return champion.version, champion.digest
 
 
-def _state(project: Project, settings: Settings, params: Params) -> dict[str, str]:
+def _compute_state(project: Project, settings: Settings, params: Params) -> dict[str, str]:
     thresholds = params.model_dump(mode="json", include={"gates", "rollout"})
     own = project.folder / "gates.py"
     code = "".join(sha256_file(path) for path in (Path(gate.__file__), own) if path.is_file())

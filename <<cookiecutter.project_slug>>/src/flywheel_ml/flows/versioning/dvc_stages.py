@@ -19,7 +19,7 @@ GRAPH, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 _RWLOCK = Path(".dvc/tmp/rwlock")
 
 
-def stages() -> dict[str, str]:
+def read_stages() -> dict[str, str]:
     """Stage name → what it does, in the order of dvc.yaml.
 
     Raises:
@@ -32,24 +32,24 @@ def stages() -> dict[str, str]:
         raise ConfigError(f"{GRAPH} has no readable stages: {' '.join(str(error).split())}; restore it") from None
 
 
-def outdated() -> bool:
+def is_outdated() -> bool:
     """Whether anything that DVC watches has changed since the last run."""
-    with _repo() as repo:
+    with _open_repo() as repo:
         return bool(repo.status())
 
 
-def raw_is_tracked(raw: Path) -> bool:
+def is_tracked(raw: Path) -> bool:
     """Whether DVC has a record of the raw table."""
-    return _pointer(raw).is_file()
+    return _get_pointer(raw).is_file()
 
 
 def restore(raw: Path) -> bool:
     """Bring the raw table back from the cache or the remote; False where neither has it."""
-    with _repo() as repo:
+    with _open_repo() as repo:
         for bring in (repo.checkout, repo.pull):
             # Cloud libraries fail in ways of their own; whatever the reason, there is no copy to be had.
             with contextlib.suppress(Exception):
-                bring(targets=[str(_pointer(raw))])
+                bring(targets=[str(_get_pointer(raw))])
             if raw.is_file():
                 return True
     return False
@@ -57,12 +57,12 @@ def restore(raw: Path) -> bool:
 
 def track(raw: Path) -> bool:
     """Record the raw table as it now is; says whether it differs from what was recorded."""
-    before = _pointer(raw).read_text(encoding="utf-8") if raw_is_tracked(raw) else ""
-    with _repo() as repo:
-        if before and not repo.status(targets=[str(_pointer(raw))]):
+    before = _get_pointer(raw).read_text(encoding="utf-8") if is_tracked(raw) else ""
+    with _open_repo() as repo:
+        if before and not repo.status(targets=[str(_get_pointer(raw))]):
             return False
         repo.add(targets=[str(raw)])
-    return _pointer(raw).read_text(encoding="utf-8") != before
+    return _get_pointer(raw).read_text(encoding="utf-8") != before
 
 
 def reproduce(stage: str) -> bool:
@@ -71,18 +71,18 @@ def reproduce(stage: str) -> bool:
     Raises:
         ProjectError: the stage failed; it has printed why.
     """
-    with _repo() as repo:
+    with _open_repo() as repo:
         # With what it stands on, which is a matter of milliseconds where that is up to date already.
         return any(done.addressing == stage for done in repo.reproduce(targets=[stage]))
 
 
-def lock_hash() -> str:
+def hash_lock() -> str:
     """sha256 of dvc.lock: names the state of every input and output."""
     return sha256_file(LOCK) if LOCK.is_file() else ""
 
 
 @contextlib.contextmanager
-def _repo() -> Iterator[Any]:
+def _open_repo() -> Iterator[Any]:
     os.environ.update(QUIET)
     # Stages are run as `python -m …`: by this Python, whichever comes first on the path otherwise.
     here, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
@@ -123,5 +123,5 @@ def _drop_broken_lock() -> None:
             _RWLOCK.unlink()
 
 
-def _pointer(raw: Path) -> Path:
+def _get_pointer(raw: Path) -> Path:
     return raw.with_name(raw.name + ".dvc")

@@ -11,7 +11,7 @@ from flywheel_ml.core import bundle, paths, serving_folder
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params, RolloutParams
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import done, rollout, training
+from flywheel_ml.flows import rollout, run_state, training
 from flywheel_ml.model.registration import roles
 from flywheel_ml.model.registration.registry import Registry
 from flywheel_ml.utils.errors import ProjectError
@@ -23,7 +23,7 @@ SERVING = Path("var/serving")
 
 def last(**changes: Any) -> Any:
     project.set_params(Path(), changes)
-    return done.last(project.PROJECT, Settings.read(), project.PROJECT.load_params())
+    return run_state.find_last_run(project.PROJECT, Settings.read(), project.PROJECT.load_params())
 
 
 def test_a_finished_run_is_known_with_its_outcome(finished: Path) -> None:
@@ -38,7 +38,12 @@ def test_other_gates_or_another_way_to_promote_ask_for_a_run(finished: Path, cha
 
 
 def test_a_lost_store_bundle_or_record_asks_for_a_run(finished: Path) -> None:
-    for path in (Path("mlflow.db"), paths.BUNDLE / bundle.MANIFEST, done.STATE, SERVING / serving_folder.ROUTING):
+    for path in (
+        Path("mlflow.db"),
+        paths.BUNDLE / bundle.MANIFEST,
+        run_state.STATE_FILE,
+        SERVING / serving_folder.ROUTING,
+    ):
         aside = path.rename(path.with_name("aside"))
         assert last() is None, path
         aside.rename(path)
@@ -74,7 +79,7 @@ def test_the_present_role_is_told_after_promotions_and_rollbacks(finished: Path,
     assert told() == ("champion", "1")
     rollout.promote(registry, settings, "2")
     assert told() == ("passed", "2")
-    registry.challenge("1")
+    registry.set_challenger("1")
     assert told() == ("challenger", "2")
     rollout.promote(registry, settings, "1")
     rollout.rollback(registry, settings)
@@ -85,7 +90,7 @@ def test_the_present_role_is_told_after_promotions_and_rollbacks(finished: Path,
         rollout.promote(registry, settings, None)
     params = Params.load(paths.PARAMS)
     at_once = params.model_copy(update={"rollout": RolloutParams(auto_promote=True)})
-    assert training.decide(registry, registry.get("1"), at_once) == "rolled back", "no run brings it back"
+    assert training.assign_role(registry, registry.get("1"), at_once) == "rolled back", "no run brings it back"
     rollout.promote(registry, settings, "1")
     assert told() == ("champion", "1")
 
@@ -104,7 +109,7 @@ def test_a_registry_that_does_not_tell_asks_for_a_run(
     finished: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     monkeypatch.setenv("ML_TRACKING_URI", uri)
-    assert roles.read(Settings.read(), "any", "1") is None
+    assert roles.read_state(Settings.read(), "any", "1") is None
 
 
 def test_a_project_that_never_ran_has_no_last_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def flaky(fault):
     if len(calls) < 3:
         raise fault
     return len(calls)
-engine.patience.set(engine.Patience(3, 0.05))
+engine.retry_policy.set(engine.RetryPolicy(3, 0.05))
 def body():
     print(engine.task("flaky", flaky, OSError("no route")))
     calls.clear()
@@ -46,7 +46,7 @@ def body():
         engine.task("refused", flaky, DataError("bad rows"))
     except DataError:
         print(len(calls))
-with engine.api(None):
+with engine.connect_api(None):
     engine.run_flow("retries", body)
 """
     done = project.run(pages.path, "-c", flaky, PREFECT_API_URL=f"{pages.prefect}/api")

@@ -2,7 +2,7 @@
 
 The parent holds the other end of its standard input; when that closes, the whole process group is killed.
 
-python -m flywheel_ml.flows.orchestration.leash mlflow server …
+python -m flywheel_ml.flows.orchestration.die_with_parent mlflow server …
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 import threading
 
 
-def hold() -> None:
+def watch_parent() -> None:
     """Tie this process, and its process group, to standard input. It must lead a group of its own."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -24,6 +24,6 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    hold()
+    watch_parent()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -14,7 +14,7 @@ import yaml
 from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import rollout, standing
+from flywheel_ml.flows import rollout, rollout_status
 from flywheel_ml.model.registration.registry import CHALLENGER, Registry
 from flywheel_ml.prediction_log import Prediction, Writer, new_id, now_us
 from flywheel_ml.utils.errors import GateRefusal, IntegrityError, ProjectError
@@ -33,7 +33,7 @@ rollout.start(Registry.open(Settings.read(), {store.NAME!r}), Settings.read(), "
 
 def changes(settings: Settings) -> list[tuple[str, str | None, str | None]]:
     """The record: what, from, to."""
-    return [(entry["what"], entry["from"], entry["to"]) for entry in rollout.audit(settings.serving_folder)]
+    return [(entry["what"], entry["from"], entry["to"]) for entry in rollout.read_audit(settings.serving_folder)]
 
 
 def third(registry: Registry, bundle_path: Path, tmp_path: Path) -> str:
@@ -51,7 +51,7 @@ def test_a_challenger_gets_its_share_and_the_record_says_who_when_from_to_and_wh
     assert serving_folder.read_routing(settings.serving_folder) == now
     assert bundle.verify(serving_folder.bundle_folder(settings.serving_folder, now.challenger.ref), two.get("2").digest)
     assert (champion(two), serving(folder)) == ("1", "1")
-    entry = rollout.audit(settings.serving_folder)[-1]
+    entry = rollout.read_audit(settings.serving_folder)[-1]
     assert (entry["what"], entry["from"], entry["to"], entry["why"]) == ("challenger 10%", None, "2", "faster")
     assert entry["who"]
     assert entry["at"].endswith("+00:00")
@@ -84,9 +84,9 @@ def test_an_abort_leaves_the_champion_alone_and_may_be_repeated(two: Registry, s
     for _ in range(2):
         now = rollout.abort(two, settings, why="no good")
         assert (now.challenger, now.shadow, now.reason) == (None, None, "no good")
-    assert two.plan() is None
+    assert two.get_plan() is None
     assert changes(settings)[-2:] == [("shadow", None, "2"), ("trial", "2", None)]
-    challenger = two.alias(CHALLENGER)
+    challenger = two.find_alias(CHALLENGER)
     assert challenger is not None
     assert challenger.number == "2"
 
@@ -96,10 +96,10 @@ def test_a_promotion_takes_what_is_tried_out_and_ends_that(
 ) -> None:
     rollout.start(two, settings, None, 0.1)
     # A later training makes another version challenger; what is meant is what answers.
-    two.challenge(third(two, bundle_path, tmp_path))
+    two.set_challenger(third(two, bundle_path, tmp_path))
     assert rollout.promote(two, settings, None).number == "2"
     now = serving_folder.read_routing(settings.serving_folder)
-    assert (serving(folder), now.challenger, two.plan()) == ("2", None, None)
+    assert (serving(folder), now.challenger, two.get_plan()) == ("2", None, None)
 
 
 def test_a_rollback_ends_what_is_tried_out(
@@ -109,7 +109,7 @@ def test_a_rollback_ends_what_is_tried_out(
     rollout.start(two, settings, third(two, bundle_path, tmp_path), 0.5)
     rollout.rollback(two, settings)
     now = serving_folder.read_routing(settings.serving_folder)
-    assert (serving(folder), now.challenger, two.plan()) == ("1", None, None)
+    assert (serving(folder), now.challenger, two.get_plan()) == ("1", None, None)
     # Nor does it come back with the champion it was tried out beside.
     rollout.promote(two, settings, "2")
     assert rollout.sync(two, settings, why="synced").challenger is None
@@ -130,7 +130,9 @@ def test_one_version_is_tried_out_at_a_time(
 
     def begin(number: str) -> None:
         try:
-            answers.append(rollout.described(rollout.start(Registry.open(settings, store.NAME), settings, number, 0.1)))
+            answers.append(
+                rollout.describe_routing(rollout.start(Registry.open(settings, store.NAME), settings, number, 0.1))
+            )
         except ProjectError as error:
             answers.append(str(error))
 
@@ -174,7 +176,7 @@ def test_what_may_not_answer_is_refused_before_anything_changes(
     ):
         with pytest.raises(error, match=told):
             rollout.start(two, settings, number, 0.1)
-        assert (serving_folder.read_routing(settings.serving_folder), two.plan()) == (before, None)
+        assert (serving_folder.read_routing(settings.serving_folder), two.get_plan()) == (before, None)
 
 
 def test_every_folder_that_follows_the_registry_shares_out_alike(
@@ -213,7 +215,7 @@ def test_a_registry_that_is_away_changes_nothing_and_is_followed_again_when_it_i
             raise Enough
 
     with pytest.raises(Enough):
-        rollout.watch(connect, other, 0.01, tell)
+        rollout.sync_forever(connect, other, 0.01, tell)
     assert lines == [
         "the serving folder stays as it is: connection refused",
         "the serving folder holds version 1",
@@ -263,12 +265,12 @@ def test_the_standing_counts_what_each_variant_did_since_it_began(
                 for number, (variant, version) in enumerate(answered)
             ]
         ).result()
-    found = standing.standings(now, settings)
+    found = rollout_status.list_variant_statuses(now, settings)
     told = [(one.variant, one.version, one.share, one.tally.rows if one.tally else 0) for one in found]
     assert told == [("champion", "1", 0.75, 2), ("challenger", "2", 0.25, 1), ("fallback", "1", None, 1)]
     assert found[0].tally is not None
     assert (found[0].tally.mean_score, found[0].tally.mean_latency_us) == (0.125, 1000)
-    assert standing.breaker(now, "http://127.0.0.1:1", settings).startswith(
+    assert rollout_status.describe_breaker(now, "http://127.0.0.1:1", settings).startswith(
         "unknown: http://127.0.0.1:1 does not answer"
     )
 
@@ -296,11 +298,11 @@ def promote(registry: Registry, settings: Settings) -> object:
 CUTS = [
     *(
         Cut(start, None, at)
-        for at in ("Registry.challenge", "Registry.set_plan", "serving_folder.write", "rollout._record")
+        for at in ("Registry.set_challenger", "Registry.set_plan", "serving_folder.write_routing", "rollout._record")
     ),
-    *(Cut(rollout.abort, start, at) for at in ("Registry.set_plan", "serving_folder.write", "rollout._record")),
-    *(Cut(promote, start, at) for at in ("Registry.set_plan", "serving_folder.write", "rollout._record")),
-    *(Cut(rollout.rollback, promote, at) for at in ("serving_folder.write", "rollout._record")),
+    *(Cut(rollout.abort, start, at) for at in ("Registry.set_plan", "serving_folder.write_routing", "rollout._record")),
+    *(Cut(promote, start, at) for at in ("Registry.set_plan", "serving_folder.write_routing", "rollout._record")),
+    *(Cut(rollout.rollback, promote, at) for at in ("serving_folder.write_routing", "rollout._record")),
 ]
 BEFORE, BESIDE, AFTER = "version 1", "version 1, version 2 for 10% of the keys", "version 2"
 ENDS: dict[Verb, tuple[str, str, str | None, list[str]]] = {
@@ -318,7 +320,7 @@ def test_a_verb_cut_off_between_any_two_steps_leaves_what_serves_and_the_same_ag
 ) -> None:
     if cut.before:
         cut.before(two, settings)
-    before = rollout.described(serving_folder.read_routing(settings.serving_folder))
+    before = rollout.describe_routing(serving_folder.read_routing(settings.serving_folder))
     owner, name = cut.at.split(".")
     pointer = serving_folder.read_routing(settings.serving_folder).updated_at
 
@@ -332,15 +334,15 @@ def test_a_verb_cut_off_between_any_two_steps_leaves_what_serves_and_the_same_ag
         with pytest.raises(Killed):
             cut.verb(two, settings)
     after, champion_then, plan, whats = ENDS[cut.verb]
-    assert rollout.described(serving_folder.read_routing(settings.serving_folder)) == (
+    assert rollout.describe_routing(serving_folder.read_routing(settings.serving_folder)) == (
         after if name == "_record" else before
     )
     assert serving(folder) in {"1", "2"}
 
     cut.verb(two, settings)
-    assert rollout.described(serving_folder.read_routing(settings.serving_folder)) == after
+    assert rollout.describe_routing(serving_folder.read_routing(settings.serving_folder)) == after
     assert champion(two) == champion_then
-    assert (two.plan() or {}).get("version") == plan
+    assert (two.get_plan() or {}).get("version") == plan
     assert [what for what, _, _ in changes(settings)] == whats
 
 
@@ -348,8 +350,8 @@ def test_a_verb_cut_off_between_any_two_steps_leaves_what_serves_and_the_same_ag
 def test_a_killed_start_is_completed_by_the_next(two: Registry, settings: Settings, folder: Path) -> None:
     killed = project.run(folder, "-c", START, PYTHONPATH=str(project.AUDIT_HOOK), AUDIT_KILL=r"os.rename:routing\.json")
     assert killed.returncode == -signal.SIGKILL
-    assert rollout.described(serving_folder.read_routing(settings.serving_folder)) == BEFORE
+    assert rollout.describe_routing(serving_folder.read_routing(settings.serving_folder)) == BEFORE
     assert project.leftovers(settings.serving_folder)
     start(two, settings)
-    assert rollout.described(serving_folder.read_routing(settings.serving_folder)) == BESIDE
+    assert rollout.describe_routing(serving_folder.read_routing(settings.serving_folder)) == BESIDE
     assert project.leftovers(settings.serving_folder) == []

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from flywheel_ml.core.serving_folder import BundleRef, Routing
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows.rollout import LEADING, audit
+from flywheel_ml.flows.rollout import CHAMPION_CHANGES, read_audit
 from flywheel_ml.prediction_log import Reader, VariantStats, merge_stats
 
 SERVER_SECONDS = 2.0
 HASHED = "sha256:"
 
 
-class Standing(NamedTuple):
+class VariantStatus(NamedTuple):
     """One variant: its model, its share of the keys (None: it answers nobody, or only in need), and what it did."""
 
     variant: str
@@ -27,59 +27,67 @@ class Standing(NamedTuple):
     """Rows of the tally that were logged before digests were, and are counted by their version."""
 
 
-def standings(now: Routing, settings: Settings) -> list[Standing]:
+def list_variant_statuses(now: Routing, settings: Settings) -> list[VariantStatus]:
     """All that answer or are asked now, and all that did since this experiment, or this champion, began."""
-    began = [entry["at"] for entry in audit(settings.serving_folder) if entry.get("what", LEADING[0]) in LEADING]
-    beside = now.challenger or now.shadow
+    began = [
+        entry["at"]
+        for entry in read_audit(settings.serving_folder)
+        if entry.get("what", CHAMPION_CHANGES[0]) in CHAMPION_CHANGES
+    ]
+    experiment = now.challenger or now.shadow
     champion_since = began[-1] if began else now.updated_at
-    tallies = Reader(settings.prediction_log).compute_stats(_us(beside.since if beside else champion_since))
-    asked: list[Standing] = []
+    tallies = Reader(settings.prediction_log).compute_stats(_to_us(experiment.since if experiment else champion_since))
+    asked: list[VariantStatus] = []
     if now.champion:
         share = 1 - now.challenger.share if now.challenger else 1.0
-        asked.append(Standing("champion", *_of(now.champion), share, champion_since, None))
+        asked.append(VariantStatus("champion", *_get_identity(now.champion), share, champion_since, None))
     if now.challenger:
         one = now.challenger
-        asked.append(Standing("challenger", *_of(one.ref), one.share, one.since, None))
+        asked.append(VariantStatus("challenger", *_get_identity(one.ref), one.share, one.since, None))
     if now.shadow:
-        asked.append(Standing("shadow", *_of(now.shadow.ref), None, now.shadow.since, None))
+        asked.append(VariantStatus("shadow", *_get_identity(now.shadow.ref), None, now.shadow.since, None))
     shown = []
     for each in asked:
-        mine = [tally for tally in tallies if _is_of(each, tally)]
+        mine = [tally for tally in tallies if _matches(each, tally)]
         tallies = [tally for tally in tallies if tally not in mine]
         rows_without_digest = sum(tally.rows for tally in mine if tally.model_digest is None)
         shown.append(each._replace(tally=merge_stats(mine) if mine else None, rows_without_digest=rows_without_digest))
-    others = [Standing(one.variant, one.model_version, one.model_digest, None, "", one) for one in tallies]
+    others = [VariantStatus(one.variant, one.model_version, one.model_digest, None, "", one) for one in tallies]
     return [*shown, *others]
 
 
-def _is_of(one: Standing, tally: VariantStats) -> bool:
+def _matches(one: VariantStatus, tally: VariantStats) -> bool:
     """Whether a tally is of this variant's model: by its digest, and where it has none, by its version."""
     known = tally.model_digest
     is_same = tally.model_version == one.version if known is None else known == one.digest
     return tally.variant == one.variant and is_same
 
 
-def _of(ref: BundleRef) -> tuple[str, str]:
+def _get_identity(ref: BundleRef) -> tuple[str, str]:
     return ref.version, ref.digest
 
 
-def breaker(now: Routing, server: str, settings: Settings) -> str:
+def describe_breaker(now: Routing, server: str, settings: Settings) -> str:
     """What a running server says of the model beside its champion; empty where there is none."""
     if now.challenger is None and now.shadow is None:
         return ""
     try:
-        told = _model(server, settings)
+        model = _fetch_model(server, settings)
     except (OSError, ValueError) as error:
         return f"unknown: {server} does not answer ({getattr(error, 'reason', error)})"
-    trial = told.get("challenger") or told.get("shadow")
-    if not isinstance(trial, dict):
-        return f"unknown: {server} knows of nobody beside version {told.get('version')} yet"
-    states = {"running": "closed", "paused": f"OPEN since {trial.get('paused_at')}", "refused": "refused by the server"}
-    reason = trial.get("reason")
-    return f"{states.get(str(trial.get('state')), 'unknown')}{f': {reason}' if reason else ''}"
+    experiment = model.get("challenger") or model.get("shadow")
+    if not isinstance(experiment, dict):
+        return f"unknown: {server} knows of nobody beside version {model.get('version')} yet"
+    states = {
+        "running": "closed",
+        "paused": f"OPEN since {experiment.get('paused_at')}",
+        "refused": "refused by the server",
+    }
+    reason = experiment.get("reason")
+    return f"{states.get(str(experiment.get('state')), 'unknown')}{f': {reason}' if reason else ''}"
 
 
-def _model(server: str, settings: Settings) -> dict[str, Any]:
+def _fetch_model(server: str, settings: Settings) -> dict[str, Any]:
     request = urllib.request.Request(f"{server.rstrip('/')}/model")
     if plain := [key for key in settings.keys if not key.startswith(HASHED)]:
         request.add_header("X-API-Key", plain[0])
@@ -90,6 +98,6 @@ def _model(server: str, settings: Settings) -> dict[str, Any]:
     return content
 
 
-def _us(moment: str) -> int:
+def _to_us(moment: str) -> int:
     found = datetime.fromisoformat(moment)
     return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1e6)
