@@ -1,7 +1,7 @@
-"""Finish a fresh project: keep what the answers ask for, make the first commit, say what is next.
+"""Finish a new project: delete unused files, make the first commit, print the next steps.
 
 Cookiecutter renders this file before it runs it, in the project's folder; see pre_gen_project.py
-for how the answers come in.
+for how the answers are passed in.
 """
 
 from __future__ import annotations
@@ -66,31 +66,31 @@ def name_license(project: Path, license_id: str) -> None:
 def store_answers(project: Path, answers: Mapping[str, str | None]) -> None:
     """Write .cookiecutter.json, from which the project is updated, without this machine's paths.
 
-    Derived values and template settings are left out too: an update makes its own.
+    It omits derived values and template settings too, because an update computes them again.
     """
-    kept = {key: value for key, value in answers.items() if not key.startswith("_")}
+    content = {key: value for key, value in answers.items() if not key.startswith("_")}
     template = answers["_template"]
     if template and ":" in template:  # an address, not a folder
-        kept["_template"] = template
-        kept["_checkout"] = answers.get("_checkout")
-    text = json.dumps(kept, indent=2, ensure_ascii=False)
+        content["_template"] = template
+        content["_checkout"] = answers.get("_checkout")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
     (project / ".cookiecutter.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 def first_commit(project: Path, author_name: str, author_email: str) -> str:
-    """Make `project` a git repository with one commit, unless it must not be; say which it was."""
-    if updating():
-        return f"{UPDATER} takes the files into your repository; no commit was made here."
+    """Make `project` a git repository with one commit, unless it must not be; say what was done."""
+    if is_update():
+        return f"{UPDATER} copies the files into your repository; no commit was made here."
     if not shutil.which("git"):
-        return "git is not installed, so nothing is committed: install it, then run git init."
+        return "git is not installed, so nothing was committed: install it, then run git init."
     if (project / ".git").exists():
-        return "This folder is a git repository already: look at git diff, then commit."
+        return "This folder is already a git repository: check git diff, then commit."
     outer = enclosing_repository(project)
     if outer:
         return f"This folder is part of the git repository {outer}: commit it there."
     try:
         git(project, "init", "--quiet")
-        if not configured(project, "init.defaultBranch"):
+        if not is_configured(project, "init.defaultBranch"):
             git(project, "symbolic-ref", "HEAD", "refs/heads/main")
         git(project, "add", "--all")
         who = identity(project, author_name, author_email)
@@ -104,7 +104,7 @@ def first_commit(project: Path, author_name: str, author_email: str) -> str:
 
 
 def enclosing_repository(project: Path) -> str | None:
-    """Return the work tree that tracks this folder. One that ignores it has no claim on it."""
+    """Return the work tree that tracks this folder, or None if it ignores the folder."""
     outer = git(project, "rev-parse", "--show-toplevel", check=False)
     if outer.returncode != 0:
         return None
@@ -113,15 +113,15 @@ def enclosing_repository(project: Path) -> str | None:
 
 
 def identity(project: Path, name: str, email: str) -> list[str]:
-    """Return git options that fill in what the user's own configuration leaves open."""
+    """Return git options for what the user's configuration does not set."""
     options = []
     for key, value in {"user.name": name, "user.email": email}.items():
-        if not configured(project, key):
+        if not is_configured(project, key):
             options += ["-c", f"{key}={value}"]
     return options
 
 
-def configured(project: Path, key: str) -> bool:
+def is_configured(project: Path, key: str) -> bool:
     return git(project, "config", "--get", key, check=False).returncode == 0
 
 
@@ -140,7 +140,7 @@ def git(project: Path, *arguments: str, check: bool = True) -> subprocess.Comple
     )
 
 
-def updating() -> bool:
+def is_update() -> bool:
     """Whether battenberg runs this bake: it moves the files into a repository of its own."""
     words = parent_command()[:3]
     return any(Path(word).name == UPDATER for word in words)

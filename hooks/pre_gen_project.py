@@ -1,8 +1,8 @@
-"""Refuse answers that could not become a working project: one line, exit status 1.
+"""Reject answers that cannot become a working project: one line, exit status 1.
 
-Cookiecutter renders this file before it runs it. The answers come in as one JSON literal, in
-which the template engine has escaped everything a Python string could trip over; so this file is
-plain Python as it stands.
+Cookiecutter renders this file before it runs it. It inserts the answers as one JSON literal, in
+which the template engine escapes everything that could break a Python string. So this file is
+plain Python even before rendering.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping
 RENDERED = r"""<< cookiecutter | tojson >>"""
 
 FREE_TEXT = ("project_name", "description", "author_name", "author_email")
-DELIMITERS = tuple("<" + mark for mark in "#%<")  # spelt so, since this file is rendered
-LONGEST = 60
-SHOWN = 60
+DELIMITERS = tuple("<" + mark for mark in "#%<")  # written this way because this file is rendered
+MAX_NAME_LENGTH = 60
+MAX_SHOWN_LENGTH = 60
 
 # Everything a generated project installs, as distributions and as modules, "-" written "_".
-# A project or package of such a name would stand in its own dependency's place.
+# A project or package with such a name would shadow its own dependency.
 TAKEN = frozenset(
     """
     adlfs aiobotocore aiohappyeyeballs aiohttp aiohttp_retry aioitertools aiosignal
@@ -82,75 +82,75 @@ WINDOWS_DEVICES = frozenset(
 
 
 def main() -> int:
-    for refusal in refusals(json.loads(RENDERED)):
-        print(f"Refused: {refusal}", file=sys.stderr)
+    for problem in find_problems(json.loads(RENDERED)):
+        print(f"Rejected: {problem}", file=sys.stderr)
         return 1
     return 0
 
 
-def refusals(answers: Mapping[str, str]) -> Iterator[str]:
-    """Yield what is wrong with `answers`, each as one line that names the value and the remedy."""
+def find_problems(answers: Mapping[str, str]) -> Iterator[str]:
+    """Yield each problem of `answers` as one line that names the value and the remedy."""
     # Derived in cookiecutter.json, which swaps an unsafe slug for a harmless folder name.
     slug = answers.get("__project_slug_given", answers["project_slug"])
-    checks = [(field, answers[field], text_fault(answers[field])) for field in FREE_TEXT]
+    checks = [(field, answers[field], check_text(answers[field])) for field in FREE_TEXT]
     checks += [
-        ("author_email", answers["author_email"], email_fault(answers["author_email"])),
-        ("project_slug", slug, slug_fault(slug)),
-        ("package_name", answers["package_name"], package_fault(answers["package_name"])),
+        ("author_email", answers["author_email"], check_email(answers["author_email"])),
+        ("project_slug", slug, check_slug(slug)),
+        ("package_name", answers["package_name"], check_package(answers["package_name"])),
     ]
-    for field, value, fault in checks:
-        if fault:
-            yield f"{field} {shown(value)} {fault}"
+    for field, value, problem in checks:
+        if problem:
+            yield f"{field} {quote(value)} {problem}"
 
 
-def text_fault(value: str) -> str | None:
+def check_text(value: str) -> str | None:
     if not value:
         return "is empty: give it at least one character."
     if value != value.strip():
-        return "begins or ends with a space: leave that out."
+        return "begins or ends with a space: remove it."
     for character in value:
-        if unprintable(character):
-            return f"holds the control character U+{ord(character):04X}: write one plain line."
+        if is_unprintable(character):
+            return f"contains the control character U+{ord(character):04X}: write one plain line."
     for delimiter in DELIMITERS:
         if delimiter in value:
-            return f"holds {delimiter}, which is this template's own syntax: write it otherwise."
+            return f"contains {delimiter}, which is this template's syntax: write it differently."
     return None
 
 
-def email_fault(value: str) -> str | None:
+def check_email(value: str) -> str | None:
     plain = r"[^\s@<>()\[\],;:\\\"]+"
     if not re.fullmatch(rf"{plain}@{plain}\.{plain}", value):
         return "is not an email address: write it like you@example.com."
     return None
 
 
-def slug_fault(value: str) -> str | None:
+def check_slug(value: str) -> str | None:
     if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", value):
         return (
             "is not a valid folder and distribution name: use lower-case letters and digits, "
             "joined by single hyphens, like flight-delays."
         )
-    return name_fault(value.replace("-", "_"))
+    return check_name(value.replace("-", "_"))
 
 
-def package_fault(value: str) -> str | None:
+def check_package(value: str) -> str | None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", value):
         return (
             "is not a valid package name: use lower-case letters and digits, "
             "joined by single underscores and starting with a letter, like flight_delays."
         )
     if keyword.iskeyword(value) or keyword.issoftkeyword(value):
-        return f"is a word of the Python language: choose another, like {value}_project."
-    if value in sys.stdlib_module_names or value == "test":  # which that set leaves out
-        return f"would hide Python's own module of that name: choose another, like {value}_project."
-    return name_fault(value)
+        return f"is a Python keyword: choose another, like {value}_project."
+    if value in sys.stdlib_module_names or value == "test":  # not in that set
+        return f"would hide the Python module of that name: choose another, like {value}_project."
+    return check_name(value)
 
 
-def name_fault(value: str) -> str | None:
-    if len(value) > LONGEST:
-        return f"is {len(value)} characters long: use at most {LONGEST}."
+def check_name(value: str) -> str | None:
+    if len(value) > MAX_NAME_LENGTH:
+        return f"is {len(value)} characters long: use at most {MAX_NAME_LENGTH}."
     if value in WINDOWS_DEVICES:
-        return "is a device name on Windows, where nobody could check the project out: rename it."
+        return "is a device name on Windows, where the project could not be checked out: rename it."
     if value in FOLDERS:
         return f"is the name of a folder in the project: choose another, like my_{value}."
     if value in TAKEN:
@@ -161,17 +161,17 @@ def name_fault(value: str) -> str | None:
     return None
 
 
-def unprintable(character: str) -> bool:
-    """Whether TOML, YAML, JSON, Python and a terminal do not all take it within one line."""
+def is_unprintable(character: str) -> bool:
+    """Whether TOML, YAML, JSON, Python or a terminal cannot show it within one line."""
     bidirectional_override = character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
     noncharacter = ord(character) & 0xFFFE == 0xFFFE
     line_or_control = unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
     return line_or_control or noncharacter or bidirectional_override
 
 
-def shown(value: str) -> str:
+def quote(value: str) -> str:
     """Return `value` in quotes, on one line, cut to a readable length."""
-    return repr(value) if len(value) <= SHOWN else f"{value[:SHOWN]!r}..."
+    return repr(value) if len(value) <= MAX_SHOWN_LENGTH else f"{value[:MAX_SHOWN_LENGTH]!r}..."
 
 
 if __name__ == "__main__":

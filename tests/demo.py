@@ -1,8 +1,8 @@
-"""Turn the whole wheel once, on real data: bake, train, serve, predict, label, score, monitor.
+"""Runs every step once on real data: bake, train, serve, predict, label, score, monitor.
 
-`make demo` runs this. Every step is checked; the exit status is 0 only if all of them truly worked.
-What it made stays in build/demo to explore. With a table of one's own, `make demo DATA=… TARGET=…`,
-the project adopts that table first.
+`make demo` runs this. It checks every step, and the exit status is 0 only if all succeed. The
+project stays in build/demo. With your own table (`make demo DATA=… TARGET=…`), the project adopts
+that table first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROWS = 500
 PATIENCE_S = 60.0
 VERDICTS = {0: "ok", 3: "insufficient data", 4: "drift", 5: "degraded"}
 
-# Printed by the project's own Python: scored rows, what they were answered, what a row is.
+# Runs in the project's Python; prints scored rows, their predictions and the input columns.
 SAMPLE = """
 import json, sys
 from pathlib import Path
@@ -58,11 +58,11 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class DemoError(Exception):
-    """A step that did not do what it should; the message says which and what came instead."""
+    """A step failed; the message says what was expected and what happened."""
 
 
 class Demo:
-    """The steps and what each took.
+    """The steps of the demo and their durations.
 
     Args:
         table: a table to adopt, and the column to predict; the flights of the example if not given.
@@ -70,36 +70,36 @@ class Demo:
 
     def __init__(self, table: tuple[Path, str] | None = None) -> None:
         self.table = table
-        self.name = words(table[0].name) if table else "Flight Delays"
+        self.name = name_project(table[0].name) if table else "Flight Delays"
         self.slug = self.name.lower().replace(" ", "-")
         self.project = OUTPUT / self.slug
         self.seconds: dict[str, float] = {}
-        self.told: list[tuple[str, str]] = []
+        self.notes: list[tuple[str, str]] = []
 
     @contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
-        """Time a step; what is appended to the yielded list is printed with it."""
+        """Time a step; print what is appended to the yielded list."""
         console.print(f"[bold]▸ {name}[/]")
         notes: list[str] = []
         start = time.perf_counter()
         yield notes
         self.seconds[name] = time.perf_counter() - start
         note = "; ".join(notes)
-        self.told.append((name, note))
+        self.notes.append((name, note))
         console.print(f"  [green]✓[/] {self.seconds[name]:6.1f} s  {escape(note)}")
 
-    def turn(self) -> None:
-        """All steps, in order."""
+    def run_all(self) -> None:
+        """Run all steps in order."""
         with self.step("bake the project") as notes:
             if self.project.exists():
                 shutil.rmtree(self.project)
-                notes.append("the one that was there is replaced")
+                notes.append("replaced the previous one")
             self.bake()
             notes.append(f"{sum(1 for path in self.project.rglob('*') if path.is_file())} files")
         with self.step("install its packages"):
             self.make("install", show=True)
         if self.table is not None:
-            with self.step("make adopt: its own table, in place of the example"):
+            with self.step("make adopt: your table instead of the example"):
                 data, target = self.table
                 self.make("adopt", f"DATA={data}", f"TARGET={target}", "ARGS=--yes", show=True)
         with self.step("make run: data, six stages, gates, registry, rollout") as notes:
@@ -123,7 +123,7 @@ class Demo:
             notes.append(address)
         try:
             with httpx.Client(base_url=address, timeout=30) as client:
-                self.talk(client)
+                self.send_requests(client)
         finally:
             with self.step("stop the server") as notes:
                 notes.append(f"drained, exit status {stop(server)}")
@@ -132,7 +132,7 @@ class Demo:
             notes.append(self.monitor())
 
     def bake(self) -> None:
-        """The default project, as `cookiecutter` would ask for it, without its questions."""
+        """Bake the default project without questions."""
         OUTPUT.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as scratch:
             settings = Path(scratch) / "cookiecutter.yaml"
@@ -146,8 +146,8 @@ class Demo:
                 config_file=str(settings),
             )
 
-    def talk(self, client: httpx.Client) -> None:
-        """Predictions good and bad, and labels."""
+    def send_requests(self, client: httpx.Client) -> None:
+        """Send valid and malformed predictions, and labels."""
         with self.step("POST /predict: rows, one by one") as notes:
             python = str(self.project / ".venv" / "bin" / "python")
             sample = json.loads(self.run(python, "-c", SAMPLE))
@@ -155,28 +155,28 @@ class Demo:
             answers = [predict(client, instance) for instance in sample["instances"]]
             speed = len(answers) / (time.perf_counter() - start)
             batch = zip(sample["predictions"], sample["scores"], strict=True)
-            for answer, told in zip(answers, batch, strict=True):
+            for answer, expected in zip(answers, batch, strict=True):
                 given = (answer["prediction"], score(answer))
-                check(given == told, f"the API says {given}, batch scoring said {told}")
+                check(given == expected, f"the API: {given}, batch scoring: {expected}")
             notes.append(
                 f"{len(answers)} answered and logged ({speed:,.0f} a second over one connection), "
                 "each equal to batch scoring's to the last bit"
             )
         with self.step("POST /predict: malformed requests") as notes:
-            for name, broken in malformed(sample["instances"][0], sample["columns"]).items():
+            for name, broken in make_malformed(sample["instances"][0], sample["columns"]).items():
                 refused = client.post("/predict", json={"instances": [broken]})
                 status = refused.status_code
                 check(status == 422, f"{name}: status {status}: {refused.text}")
                 fault = refused.json()["errors"][0]
                 notes.append(f"{name}: 422, {fault['field']}: {fault['rule']}")
-        with self.step("POST /feedback: what turned out") as notes:
+        with self.step("POST /feedback: labels") as notes:
             labels = [
                 {"id": answer["id"], "label": label}
                 for answer, label in zip(answers, sample["labels"], strict=True)
             ]
-            kept = client.post("/feedback", json={"labels": labels})
-            check(kept.status_code == 200, f"status {kept.status_code}: {kept.text}")
-            notes.append(f"{len(labels)} labels kept")
+            response = client.post("/feedback", json={"labels": labels})
+            check(response.status_code == 200, f"status {response.status_code}: {response.text}")
+            notes.append(f"{len(labels)} labels logged")
 
     def serve(self) -> tuple[subprocess.Popen[str], str]:
         """Start the server on a free port; returns it and its address once it answers."""
@@ -200,7 +200,7 @@ class Demo:
         return server, found[0]
 
     def monitor(self, *arguments: str) -> str:
-        """Judge a window; every verdict is an honest answer, an error is not."""
+        """Monitor a window; any verdict is fine, an error is not."""
         done = self.call("make", "monitor", *arguments)
         text = done.stdout + done.stderr
         verdict = next((word for word in VERDICTS.values() if f"\n{word}: " in f"\n{text}"), "")
@@ -220,7 +220,7 @@ class Demo:
         return done.stdout or ""
 
     def call(self, *command: str, show: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run a command in the project, whatever comes of it."""
+        """Run a command in the project; returns the result even if it fails."""
         output = None if show else subprocess.PIPE
         return subprocess.run(
             command, cwd=self.project, stdout=output, stderr=output, text=True, check=False
@@ -228,7 +228,7 @@ class Demo:
 
 
 def predict(client: httpx.Client, instance: dict[str, Any]) -> dict[str, Any]:
-    """One prediction, checked to be the champion's own."""
+    """Send a prediction and check that the champion answered."""
     answer = client.post("/predict", json={"instances": [instance]})
     check(answer.status_code == 200, f"status {answer.status_code}: {answer.text}")
     body = answer.json()
@@ -239,7 +239,7 @@ def predict(client: httpx.Client, instance: dict[str, Any]) -> dict[str, Any]:
 
 
 def score(answer: dict[str, Any]) -> float:
-    """What batch scoring calls the score of an answer."""
+    """Return the score of an answer as batch scoring defines it."""
     probabilities = answer.get("probabilities")
     if probabilities is None:
         return float(answer["prediction"])
@@ -247,8 +247,10 @@ def score(answer: dict[str, Any]) -> float:
     return found[-1] if len(found) == 2 else max(found)
 
 
-def malformed(instance: dict[str, Any], columns: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same row, wrong in each way that its columns allow."""
+def make_malformed(
+    instance: dict[str, Any], columns: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return malformed variants of a row, as far as its columns allow."""
     first = columns[0]["name"]
     found = {
         "unknown field": {**instance, f"{first}_": 1},
@@ -265,23 +267,23 @@ def malformed(instance: dict[str, Any], columns: list[dict[str, Any]]) -> dict[s
     return found
 
 
-def words(name: str) -> str:
-    """A project's name from a file's: its words of plain letters and digits."""
+def name_project(name: str) -> str:
+    """Derive a project name from a file name."""
     stem = unicodedata.normalize("NFKD", name.split(".")[0]).encode("ascii", "ignore").decode()
     found = re.findall(r"[A-Za-z0-9]+", stem)
     name = " ".join(word.capitalize() for word in found)[:40].strip()
-    # A folder of its own: `iris-table` shadows no library, `test` or `data` might.
+    # `iris-table` shadows no library, `test` or `data` might.
     return f"{name} Table" if name[:1].isalpha() else "My Table"
 
 
 def check(holds: bool, otherwise: str) -> None:
-    """Stop the demo unless something holds."""
+    """Raise `DemoError` unless a condition holds."""
     if not holds:
         raise DemoError(otherwise)
 
 
 def stop(process: subprocess.Popen[str]) -> int:
-    """End a process group politely, then for sure."""
+    """Stop a process group by SIGTERM, then by SIGKILL."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -312,7 +314,7 @@ def main(arguments: list[str]) -> int:
         table = path, arguments[1]
     demo = Demo(table)
     try:
-        demo.turn()
+        demo.run_all()
     except DemoError as error:
         console.print(f"[red]✗ {escape(str(error))}[/]")
         console.print(f"The project as it is: {demo.project}")
@@ -320,8 +322,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         console.print("interrupted")
         return 130
-    console.print("\n[bold green]The wheel has turned.[/]\n")
-    for name, note in demo.told:
+    console.print("\n[bold green]All steps succeeded.[/]\n")
+    for name, note in demo.notes:
         console.print(f"  {demo.seconds[name]:6.1f} s  [bold]{name}[/]")
         if note:
             console.print(f"            [dim]{escape(note)}[/]")

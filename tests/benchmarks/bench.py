@@ -1,9 +1,9 @@
-"""How fast it is here: batch scoring beside ONNX Runtime alone, and the server's start beside its bare imports.
+"""Measures batch scoring against ONNX Runtime alone, and the server's start against its imports alone.
 
     make bench PROJECT=FOLDER
 
-Each figure stands beside a baseline measured in turn with it, in the same run; the ratios travel between
-machines, the seconds do not. Results are printed and written to build/bench/bench.json. Needs a champion (`make run`).
+Each figure has a baseline, measured alternately in the same run. The ratios are comparable between machines, the
+seconds are not. Results are printed and written to build/bench/bench.json. Needs a champion (`make run`).
 """
 
 import json
@@ -16,11 +16,10 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import polars as pl
-from rich.console import Console
-from rich.table import Table
 
 from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
@@ -29,40 +28,38 @@ from flywheel_ml.core.params import Params
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
 from flywheel_ml.flows import scoring
-from flywheel_ml.utils.errors import ProjectError
-from flywheel_ml.utils.files import write_json
+from results import console, print_table, run, save
 from target import PACKAGE, PROJECT
 
 ROUNDS = 5
 ROWS = 300_000
 OUTPUT = Path("build/bench/bench.json")
-NOTE = f"""batch scoring: {ROWS:,} rows, file to file, a thread for each core; beside ONNX Runtime alone, one thread,
-as every bundle runs it, on the same rows ready in memory.
-server start: from nothing to the first answer; beside the imports of its libraries alone."""
+NOTE = f"""batch scoring: {ROWS:,} rows, file to file, one thread per core. Baseline: ONNX Runtime alone, one thread,
+as every bundle runs it, on the same rows in memory.
+server start: until the first answer. Baseline: the imports of its libraries alone."""
 BARE = "import fastapi, numpy, onnxruntime, pydantic_settings, sqlalchemy, structlog, uvicorn"
 
 
 def main() -> None:
-    """Measure both pairs, print and write them."""
-    console = Console(highlight=False)
-    console.print(f"{ROUNDS} rounds, each measures every row once; medians. {os.cpu_count()} cores.")
-    scored, alone = batch()
-    start, bare = cold_start()
-    table = Table("measured", "here", "baseline", "ratio", box=None, header_style="bold")
-    table.add_row("batch scoring", f"{scored:,.0f} rows/s", f"{alone:,.0f} rows/s", f"{scored / alone:.2f}")
-    table.add_row("server start", f"{start:.2f} s", f"{bare:.2f} s", f"{start / bare:.2f}")
-    console.print(table)
+    """Measure both pairs, print and save them."""
+    console.print(f"{ROUNDS} rounds, each measures every line once; medians. {os.cpu_count()} cores.")
+    scored, alone = measure_batch()
+    start, bare = measure_cold_start()
+    rows = [
+        ("batch scoring", f"{scored:,.0f} rows/s", f"{alone:,.0f} rows/s", f"{scored / alone:.2f}"),
+        ("server start", f"{start:.2f} s", f"{bare:.2f} s", f"{start / bare:.2f}"),
+    ]
+    print_table(("measured", "here", "baseline", "ratio"), rows)
     console.print(NOTE, style="dim")
-    found = {
+    content = {
         "batch": {"rows": ROWS, "rows_per_second": scored, "onnxruntime_rows_per_second": alone},
         "cold_start": {"seconds": start, "import_seconds": bare},
     }
-    write_json(OUTPUT, found)
-    console.print(f"[dim]written to {OUTPUT}[/]")
+    save(OUTPUT, content)
 
 
-def batch() -> tuple[float, float]:
-    """Rows a second: of scoring a Parquet file into another, and of the ONNX session on the same rows, ready-made."""
+def measure_batch() -> tuple[float, float]:
+    """Return rows per second of scoring a Parquet file, and of the ONNX session on the same encoded rows."""
     settings, params = Settings(prediction_log=tempfile.mkdtemp()), Params.load(paths.PARAMS)
     _, opened = scoring.open_champion(PROJECT, settings)
     raw = tables.read(params.data.raw, Contract.load(paths.CONTRACT))
@@ -77,30 +74,30 @@ def batch() -> tuple[float, float]:
             for at in range(0, ROWS, size):
                 opened.run(type(inputs)(inputs.num[at : at + size], inputs.cat[at : at + size]))
 
-        ours, baseline = in_turn(lambda: scoring.score(PROJECT, source, output, settings, params.score), alone)
+        ours, baseline = alternate(lambda: scoring.score(PROJECT, source, output, settings, params.score), alone)
     return ROWS / ours, ROWS / baseline
 
 
-def cold_start() -> tuple[float, float]:
-    """Seconds from starting the server's process to its first prediction, and of importing its libraries alone."""
-    return in_turn(_first_answer, lambda: subprocess.run([sys.executable, "-c", BARE], check=True))
+def measure_cold_start() -> tuple[float, float]:
+    """Return seconds from the start of the server's process to its first prediction, and of its imports alone."""
+    return alternate(_start_and_predict, lambda: subprocess.run([sys.executable, "-c", BARE], check=True))
 
 
-def in_turn(ours: Callable[[], object], baseline: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of both, run one after the other in every round, after a round that does not count."""
+def alternate(ours: Callable[[], object], baseline: Callable[[], object]) -> tuple[float, float]:
+    """Return median seconds of both, run alternately in every round after a warm-up round."""
     ours(), baseline()
-    rounds = [(_seconds(ours), _seconds(baseline)) for _ in range(ROUNDS)]
+    rounds = [(_time(ours), _time(baseline)) for _ in range(ROUNDS)]
     first, second = zip(*rounds, strict=True)
     return statistics.median(first), statistics.median(second)
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def _time(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
-def _first_answer() -> None:
+def _start_and_predict() -> None:
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "ML_PREDICTION_LOG": folder, "ML_DRAIN_SECONDS": "0"}
         command = [sys.executable, "-m", PACKAGE, "serve", "--port", "0"]
@@ -115,13 +112,14 @@ def _first_answer() -> None:
 
 
 def _predict(address: str) -> None:
-    body = json.dumps({"instances": [_INSTANCE]}).encode()
+    body = json.dumps({"instances": [_read_first_row()]}).encode()
     request = urllib.request.Request(f"{address}/predict", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         answer.read()
 
 
-def _first_row() -> dict[str, object]:
+@cache
+def _read_first_row() -> dict[str, object]:
     contract = Contract.load(paths.CONTRACT)
     frame = pl.read_parquet(paths.SPLITS["test"]).head(1).select(column.name for column in contract.inputs)
     row: dict[str, object] = json.loads(frame.write_json())[0]
@@ -129,8 +127,4 @@ def _first_row() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    try:
-        _INSTANCE = _first_row()
-        main()
-    except (ProjectError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -1,10 +1,9 @@
-"""How often the drift check errs: false alarms on clean windows, and shifts it misses.
+"""Measures the error rates of the drift check: false alarms on clean windows, and missed shifts.
 
     python tests/benchmarks/run.py drift_power -- [--windows 1000]
 
 Draws tables of 20 independent standard normal columns and a prediction, some with a text column of many values,
-counts them as monitoring does, and compares. Every window has a reference of its own, so the figures are averages
-over both.
+counts them as monitoring does, and compares. Every window has its own reference, so the figures are averages over both.
 """
 
 import argparse
@@ -53,29 +52,29 @@ CASES = (
 )
 
 
-def contract(case: Case) -> Contract:
+def build_contract(case: Case) -> Contract:
     """A contract of 20 unbounded numbers, and of the text column where there is one."""
     numbers = [Column(name=f"x{at}", type="float") for at in range(COLUMNS)]
     texts = [Column(name="text", type="string")] if case.values else []
     return Contract(name="drawn", columns=(*numbers, *texts, Column(name="y", type="boolean", role="target")))
 
 
-def texts(case: Case, rows: int, rng: np.random.Generator) -> np.ndarray:
+def draw_texts(case: Case, rows: int, rng: np.random.Generator) -> np.ndarray:
     """Values of the text column."""
     weights = 1 / np.arange(1, case.values + 1)
     return rng.choice(case.values, rows, p=weights / weights.sum()).astype(str).astype(object)
 
 
-def alarmed(case: Case, seed: int) -> bool:
-    """Whether one window of the case is called drift."""
+def has_alarm(case: Case, seed: int) -> bool:
+    """Whether one window of the case is reported as drift."""
     rng = np.random.default_rng(seed)
-    drawn = contract(case)
+    drawn = build_contract(case)
     before = {f"x{at}": rng.normal(size=case.reference) for at in range(COLUMNS)}
     after = {f"x{at}": rng.normal(case.shift * (at < case.shifted), 1, case.window) for at in range(COLUMNS)}
     training = before
     if case.values:
-        training = {**before, "text": texts(case, int(TRAINING * case.reference), rng)}
-        before["text"], after["text"] = texts(case, case.reference, rng), texts(case, case.window, rng)
+        training = {**before, "text": draw_texts(case, int(TRAINING * case.reference), rng)}
+        before["text"], after["text"] = draw_texts(case, case.reference, rng), draw_texts(case, case.window, rng)
         after["text"][rng.random(case.window) < case.fresh] = "new"
     reference = profile.build(drawn, before, rng.random(case.reference), training=training)
     window = profile.count(reference, after, rng.random(case.window))
@@ -90,7 +89,7 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for number, case in enumerate(CASES):
             seeds = range(number * windows, (number + 1) * windows)
-            found = sum(pool.map(alarmed, [case] * windows, seeds, chunksize=20))
+            found = sum(pool.map(has_alarm, [case] * windows, seeds, chunksize=20))
             sizes = f"{case.reference:,} against {case.window:,} rows"
             rate = f"{found} of {windows} windows = {found / windows:.1%}"
             print(f"{case.name:24} {sizes:32} {rate:32} ({case.target})", flush=True)

@@ -1,4 +1,4 @@
-"""How often do the two out-of-fold gates refuse: on pure noise, on weak signal, and where the best model is linear?
+"""Measures how often the two out-of-fold gates reject: on noise, on weak signal, and if the best model is linear.
 
     python tests/benchmarks/run.py gate_power -- [--repeats 200] [--candidates all]
 
@@ -56,8 +56,8 @@ def draw(case: Case, rng: np.random.Generator) -> tuple[Contract, pl.DataFrame]:
     return contract, pl.DataFrame({**drawn, "target": score > 0 if case.task == "binary" else score})
 
 
-def refusals(case: Case, params: TrainParams, level: float, seed: int) -> tuple[bool, bool]:
-    """Whether the gate against the prior, and the one against the linear baseline, refuse one drawn table."""
+def is_rejected(case: Case, params: TrainParams, level: float, seed: int) -> tuple[bool, bool]:
+    """Whether the gate against the prior, and the one against the linear baseline, reject one drawn table."""
     contract, rows = draw(case, np.random.default_rng(seed))
     featurizer = Featurizer(contract)
     table = Table.encode(rows, contract, featurizer, "hash", None)
@@ -72,12 +72,14 @@ def main() -> None:
     parser.add_argument("--candidates", choices=("linear", "all"), default="linear")
     asked = parser.parse_args()
     level = GateParams.model_fields["significance_level"].default
-    print(f"{'table':<12} {'task':<11} {'rows':>5}  {'refused as no signal':>21}  {'refused as worse than linear':>28}")
+    print(
+        f"{'table':<12} {'task':<11} {'rows':>5}  {'rejected as no signal':>21}  {'rejected as worse than linear':>28}"
+    )
     for case in CASES:
         start = time.perf_counter()
         names = estimators_of(STANDARD_ESTIMATORS, case.task)[: None if asked.candidates == "all" else 2]
         params = TrainParams(estimator="auto", candidates=names)
-        found = np.array([refusals(case, params, level, seed) for seed in range(asked.repeats)])
+        found = np.array([is_rejected(case, params, level, seed) for seed in range(asked.repeats)])
         errors = np.sqrt(found.mean(axis=0) * (1 - found.mean(axis=0)) / asked.repeats)
         shown = [f"{mean:.1%} ± {error:.1%}" for mean, error in zip(found.mean(axis=0), errors, strict=True)]
         print(

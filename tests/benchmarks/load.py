@@ -1,9 +1,9 @@
-"""A crowd of clients in a process of its own: each sends its next request when the last one is answered.
+"""A load generator in its own process: each client sends its next request when the last one is answered.
 
     python tests/benchmarks/load.py PORT CONNECTIONS SECONDS REQUEST
 
 REQUEST is a file with the bytes of one HTTP request. Prints one JSON object: answers, seconds, milliseconds at the
-50th and the 99th percentile, and how many answers were no 200.
+50th and the 99th percentile, and how many answers did not have status 200.
 """
 
 import asyncio
@@ -56,8 +56,8 @@ class Client(asyncio.Protocol):
         self.ended.set_result(None)
 
 
-async def crowd(port: int, connections: int, seconds: float, request: bytes) -> dict[str, float]:
-    """What so many clients experience of a local server in so many seconds."""
+async def generate_load(port: int, connections: int, seconds: float, request: bytes) -> dict[str, float]:
+    """Load a local server with N clients for a time; returns throughput, latencies and failures."""
     loop, taken, failures = asyncio.get_running_loop(), list[float](), list[bytes]()
     started = time.perf_counter()
     clients = [
@@ -81,4 +81,6 @@ async def crowd(port: int, connections: int, seconds: float, request: bytes) -> 
 
 if __name__ == "__main__":
     port, connections, seconds, request = sys.argv[1:]
-    print(json.dumps(asyncio.run(crowd(int(port), int(connections), float(seconds), Path(request).read_bytes()))))
+    print(
+        json.dumps(asyncio.run(generate_load(int(port), int(connections), float(seconds), Path(request).read_bytes())))
+    )

@@ -1,8 +1,8 @@
-"""A FastAPI endpoint that does nothing: it takes the same rows through pydantic models and answers a constant.
+"""A FastAPI endpoint that does nothing: it validates the same rows with pydantic and answers a constant.
 
     python tests/benchmarks/noop.py BUNDLE
 
-Prints its address like `serve`. It checks less than the project's API does and predicts, logs and counts nothing.
+Prints its address like `serve`. It validates less than the project's API, and does not predict, log or count anything.
 """
 
 import sys
@@ -21,8 +21,8 @@ from flywheel_ml.serving.schema.documents import Answer, Answers
 TYPES: dict[str, Any] = {"integer": int, "string": str, "boolean": bool, "datetime": datetime}
 
 
-def app(contract: Contract) -> FastAPI:
-    """What the FastAPI tutorial would make of a contract."""
+def build_app(contract: Contract) -> FastAPI:
+    """Build the application that the FastAPI tutorial would build for a contract."""
     make: Any = create_model
     instance = make("Instance", **{f"column_{at}": _field(column) for at, column in enumerate(contract.inputs)})
     request = make("PredictRequest", instances=(list[instance], Field(min_length=1)))  # type: ignore[valid-type]
@@ -46,13 +46,16 @@ def _field(column: Column) -> tuple[Any, Any]:
     typed = TYPES.get(column.type, Annotated[float, Field(ge=column.limits[0], le=column.limits[1])])
     if column.categories and not column.max_unknown_share:
         typed = Literal[column.categories]
-    # A column may have a name that no attribute can have.
+    # A column name may not be a valid attribute name.
     return (typed | None, Field(None, alias=column.name)) if column.nullable else (typed, Field(alias=column.name))
 
 
 if __name__ == "__main__":
     config = uvicorn.Config(
-        app(Contract.load(Path(sys.argv[1]) / "contract.yaml")), http="httptools", access_log=False, log_level="warning"
+        build_app(Contract.load(Path(sys.argv[1]) / "contract.yaml")),
+        http="httptools",
+        access_log=False,
+        log_level="warning",
     )
     with listen("127.0.0.1", 0) as listener:
         listener.listen()

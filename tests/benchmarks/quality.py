@@ -1,4 +1,4 @@
-"""Is the model that the data chooses as good as the best of scikit-learn's defaults, on 30 public tables?
+"""Compares the selected model with the best of scikit-learn's defaults, on 30 public tables.
 
     make quality [TABLES="carseats weather"]
 
@@ -44,7 +44,7 @@ from public_tables import TABLES, PublicTable, write
 
 SPLITS, ORIGINS = 5, 3
 TOLERANCE = 0.02
-# Tables of 30 that may be outside before the command fails.
+# Number of the 30 tables that may be outside before the command fails.
 ALLOWED_OUTSIDE = 2
 DEFAULTS = ("boosting", "forest", "linear")
 
@@ -63,7 +63,7 @@ class Result(NamedTuple):
     seconds: float
 
 
-def adopted(public: PublicTable) -> tuple[pl.DataFrame, Contract, Params]:
+def adopt_table(public: PublicTable) -> tuple[pl.DataFrame, Contract, Params]:
     """The rows, the contract and the parameters that adopting writes; the current folder is for scratch."""
     path = write(public, Path())
     with adopt.examine(str(path), "", public.target, Overrides(), datetime.now(UTC).replace(tzinfo=None)) as found:
@@ -74,7 +74,7 @@ def adopted(public: PublicTable) -> tuple[pl.DataFrame, Contract, Params]:
     return ingest(rows, contract, None).table, contract, params
 
 
-def splits(rows: pl.DataFrame, contract: Contract, params: Params) -> Iterator[dict[str, pl.DataFrame]]:
+def make_splits(rows: pl.DataFrame, contract: Contract, params: Params) -> Iterator[dict[str, pl.DataFrame]]:
     """Train, validation and test, several times: at random, by group, or at rolling origins."""
     if params.split.by == "time":
         for origin in range(ORIGINS):
@@ -157,8 +157,8 @@ def compare(public: PublicTable) -> tuple[str, bool]:
     """One table's line of the report, and whether it is within bounds."""
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
-        rows, contract, params = adopted(public)
-        results = [measure(parts, contract, params) for parts in splits(rows, contract, params)]
+        rows, contract, params = adopt_table(public)
+        results = [measure(parts, contract, params) for parts in make_splits(rows, contract, params)]
         return report(public.name.lower(), rows.height, results)
 
 

@@ -1,4 +1,4 @@
-"""Run benchmarks, most of them on a baked project that has a champion.
+"""Runs benchmarks, most of them on a baked project that has a champion.
 
     python tests/benchmarks/run.py [--project FOLDER] bench serving swap
     python tests/benchmarks/run.py --project FOLDER growth -- --most 7
@@ -23,40 +23,42 @@ LIBRARY_BENCHMARKS = ("drift_power", "gate_power")
 
 
 def main() -> int:
-    """Exit status of the first benchmark that fails, or 0."""
+    """Run the benchmarks; returns the exit status of the first that fails, or 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", type=Path, help="folder of a baked project")
     parser.add_argument("names", nargs="+", choices=(*PROJECT_BENCHMARKS, *LIBRARY_BENCHMARKS))
-    asked, options = split(sys.argv[1:])
-    found = parser.parse_args(asked)
-    for name in found.names:
-        where, source = (HERE, LIBRARY) if name in LIBRARY_BENCHMARKS else served(found.project or latest())
+    words, extra = split(sys.argv[1:])
+    options = parser.parse_args(words)
+    for name in options.names:
+        where, source = (
+            (HERE, LIBRARY) if name in LIBRARY_BENCHMARKS else find_sources(options.project or find_latest())
+        )
         paths = os.pathsep.join(str(path) for path in (source, HERE, HERE.parent))
-        command = [sys.executable, str(HERE / f"{name}.py"), *options]
+        command = [sys.executable, str(HERE / f"{name}.py"), *extra]
         done = subprocess.run(command, cwd=where, env={**os.environ, "PYTHONPATH": paths}, check=False)
         if done.returncode:
             return done.returncode
     return 0
 
 
-def served(project: Path) -> tuple[Path, Path]:
-    """A project's folder and that of its code."""
+def find_sources(project: Path) -> tuple[Path, Path]:
+    """Return the folders of a project and of its code."""
     if not (project / "var" / "serving" / "routing.json").is_file():
         sys.exit(f"error: {project} has no champion; run `make run` in it, or name another project with PROJECT=")
     return project.resolve(), project.resolve() / "src"
 
 
 def split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Words before `--`, and those after it, which are for the benchmark."""
+    """Split arguments at `--`; those after it are for the benchmark."""
     at = words.index("--") if "--" in words else len(words)
     return words[:at], words[at + 1 :]
 
 
-def latest() -> Path:
-    """The project that `make demo` made last."""
+def find_latest() -> Path:
+    """Return the project that `make demo` made last."""
     projects = sorted(DEMO.glob("*/pyproject.toml"), key=lambda path: path.stat().st_mtime)
     if not projects:
-        sys.exit("error: there is no project to measure; run `make demo`, or name one with PROJECT=")
+        sys.exit("error: no project to measure; run `make demo`, or name one with PROJECT=")
     return projects[-1].parent
 
 

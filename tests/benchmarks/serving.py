@@ -1,16 +1,16 @@
-"""How fast the API answers, beside a FastAPI endpoint that does nothing, server by server in turn.
+"""Measures how fast the API answers, compared with a FastAPI endpoint that does nothing.
 
     make bench PROJECT=FOLDER
     python tests/benchmarks/run.py --project FOLDER serving -- --rounds 7 --seconds 2 --mlflow
 
-Every round measures each pair of server and number of connections once; what counts are ratios of medians over the
-rounds, because the machine's own speed wanders. The crowd of clients is a process of its own. Results are printed
-and written to build/bench/serving.json and serving.png.
+Every round measures each pair of server and number of connections once. The results are ratios of medians over the
+rounds, because the speed of the machine varies. The load generator runs in its own process. Results are printed and
+written to build/bench/serving.json and serving.png.
 
-`rows` are those of one request, drawn from the test split where there are several; `CPU µs` is the server's own time
-for one request, of all its processes. `over` is the ratio of requests to the no-op's; of many rows in Arrow to as many
-in JSON; of some rows with two workers to those with one, since the clients of single rows need a core themselves; of
-ours to mlflow's own server. `want` is what this project asks of itself.
+`rows` is the number of rows per request; several rows are drawn from the test split. `CPU µs` is the CPU time of all
+processes of the server per request. `over` is the ratio of throughput to a baseline: the no-op endpoint; JSON with the
+same rows, for Arrow; one worker, for two workers with several rows, because the clients of single rows need a core
+themselves; mlflow's own server, for ours. `want` is the target of this project.
 """
 
 import argparse
@@ -33,8 +33,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-from rich.console import Console
-from rich.table import Table
 
 from flywheel_ml.cli.verbs import ENVIRONMENT
 from flywheel_ml.core import paths, serving_folder
@@ -45,8 +43,7 @@ from flywheel_ml.data import tables
 from flywheel_ml.prediction_log import blocks
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.schema.request_schema import Schema
-from flywheel_ml.utils.errors import ProjectError
-from flywheel_ml.utils.files import write_json
+from results import console, print_table, run, save
 from target import PACKAGE, PROJECT
 
 HERE = Path(__file__).parent
@@ -75,7 +72,7 @@ OVER_ONE = 1.7
 
 
 class Case(NamedTuple):
-    """Something to measure: a server, so many connections, one request and its rows."""
+    """A case to measure: a server, a number of connections, one request and its rows."""
 
     server: str
     connections: int
@@ -94,63 +91,62 @@ Figures = dict[str, float]
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and save."""
     options = _options()
-    console = Console(highlight=False)
-    ref, bundle = champion()
+    ref, bundle = open_champion()
     row = Schema(bundle.contract, bundle.profile, MANY).example
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         rows = _test_rows(bundle, MANY)
-        one, many = request_file(home / "one", [row]), request_file(home / "many", rows)
+        one, many = write_request(home / "one", [row]), write_request(home / "many", rows)
         some = [
-            request_file(home / "some", rows[:SOME]),
-            _arrow_request(home / f"some {AS_COLUMNS}", bundle, rows[:SOME]),
+            write_request(home / "some", rows[:SOME]),
+            _write_arrow_request(home / f"some {AS_COLUMNS}", bundle, rows[:SOME]),
         ]
-        columns = _arrow_request(home / f"many {AS_COLUMNS}", bundle, rows)
+        columns = _write_arrow_request(home / f"many {AS_COLUMNS}", bundle, rows)
         servers = {
-            NOOP: stack.enter_context(started([str(HERE / "noop.py"), str(bundle.path)])),
-            NORMAL: stack.enter_context(_ours(home / "normal")),
-            FULL: stack.enter_context(_ours(home / "full", ML_LOG_SYNCHRONOUS="FULL")),
-            UNLOGGED: stack.enter_context(started([str(HERE / "unlogged.py")])),
-            TWO: stack.enter_context(_ours(home / "two", workers=2)),
+            NOOP: stack.enter_context(start_server([str(HERE / "noop.py"), str(bundle.path)])),
+            NORMAL: stack.enter_context(_start_project(home / "normal")),
+            FULL: stack.enter_context(_start_project(home / "full", ML_LOG_SYNCHRONOUS="FULL")),
+            UNLOGGED: stack.enter_context(start_server([str(HERE / "unlogged.py")])),
+            TWO: stack.enter_context(_start_project(home / "two", workers=2)),
         }
         cases = [Case(name, count, one) for count in CONNECTIONS for name in (NOOP, NORMAL, FULL, UNLOGGED)]
         cases += [Case(TWO, count, one) for count in CONNECTIONS[2:]]
         cases += [Case(name, 32, request, SOME) for request in some for name in (NORMAL, TWO)]
         cases += [Case(NORMAL, count, request, MANY) for count in (1, 2) for request in (many, columns)]
         if options.mlflow:
-            servers[MLFLOW] = stack.enter_context(_mlflow(bundle, home))
-            cases.append(Case(MLFLOW, 32, request_file(home / "mlflow", [row], "/invocations", "dataframe_records")))
+            servers[MLFLOW] = stack.enter_context(_start_mlflow(bundle, home))
+            cases.append(Case(MLFLOW, 32, write_request(home / "mlflow", [row], "/invocations", "dataframe_records")))
         console.print(f"{len(cases)} cases, {options.rounds} rounds of {options.seconds:g} s; {os.cpu_count()} cores")
         found = measure(cases, servers, options.rounds, options.seconds)
-    beside = {
+    baselines = {
         **{case: Case(NOOP, case.connections, one) for case in cases if case.request == one},
         **{case: case._replace(request=many) for case in cases if case.request == columns},
         **{case: case._replace(server=NORMAL) for case in cases if case.server == TWO and case.rows == SOME},
     }
-    told = [_told(case, found, beside.get(case)) for case in cases]
-    _print(console, told)
-    write_json(OUTPUT / "serving.json", {"model": ref.version, "rounds": options.rounds, "cases": told})
-    _plot(told)
-    console.print(f"[dim]written to {OUTPUT}/serving.json and serving.png[/]")
+    summaries = [_summarize(case, found, baselines.get(case)) for case in cases]
+    _print(summaries)
+    _plot(summaries)
+    content = {"model": ref.version, "rounds": options.rounds, "cases": summaries}
+    save(OUTPUT / "serving.json", content, "serving.png")
 
 
 def measure(
     cases: Sequence[Case], servers: Mapping[str, Running], rounds: int, seconds: float
 ) -> dict[Case, list[Figures]]:
-    """Each case once a round, after a round that does not count."""
+    """Measure each case once per round, after a warm-up round."""
     found: dict[Case, list[Figures]] = {case: [] for case in cases}
     for turn in range(rounds + 1):
         for case in cases:
-            figures = loaded(servers[case.server], case, seconds if turn else 0.3)
+            figures = measure_load(servers[case.server], case, seconds if turn else 0.3)
             if turn:
                 found[case].append(figures)
     return found
 
 
-def loaded(server: Running, case: Case, seconds: float) -> Figures:
-    """What the case's clients experience in so many seconds; ends the program if a request fails."""
+def measure_load(server: Running, case: Case, seconds: float) -> Figures:
+    """Measure a case for a time; exits if a request fails."""
     command = [
         sys.executable,
         str(HERE / "load.py"),
@@ -168,24 +164,26 @@ def loaded(server: Running, case: Case, seconds: float) -> Figures:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """What a process and its children have used so far; NaN where there is no /proc.
+    """Return the CPU time of a process and its children so far; NaN without /proc.
 
-    Says more than the clock on a busy machine.
+    On a busy machine it is more reliable than wall time.
     """
     try:
-        told = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
     except OSError:
         return math.nan
-    return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK") + sum(map(_cpu_seconds, map(int, children)))
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(map(_cpu_seconds, map(int, children)))
 
 
-def _told(case: Case, found: Mapping[Case, list[Figures]], baseline: Case | None) -> dict[str, Any]:
+def _summarize(case: Case, found: Mapping[Case, list[Figures]], baseline: Case | None) -> dict[str, Any]:
     figures, is_arrow = found[case], case.request.name.endswith(AS_COLUMNS)
     over: float | None = None
     promised: float | None
     if case.server == MLFLOW:
-        ours = next(own for one, own in found.items() if (one.server, one.connections) == (NORMAL, case.connections))
+        ours = next(
+            rounds for other, rounds in found.items() if (other.server, other.connections) == (NORMAL, case.connections)
+        )
         over, promised = _median(ours, "per_second") / _median(figures, "per_second"), OVER_MLFLOW
     elif case.rows > 1:
         promised = OVER_ONE if case.server == TWO else OVER_JSON
@@ -210,37 +208,39 @@ def _median(figures: list[Figures], name: str) -> float:
     return statistics.median(figure[name] for figure in figures)
 
 
-def _print(console: Console, told: Sequence[Mapping[str, Any]]) -> None:
-    heads = ("clients", "rows", "rows/s", "p50 ms", "p99 ms", "CPU µs", "over", "want")
-    table = Table("server", *heads, box=None, header_style="bold", pad_edge=False, collapse_padding=True)
-    for case in told:
+def _print(cases: Sequence[Mapping[str, Any]]) -> None:
+    heads = ("server", "clients", "rows", "rows/s", "p50 ms", "p99 ms", "CPU µs", "over", "want")
+    rows, missed = [], []
+    for case in cases:
         ratio, promised = case["over_baseline"], case["promised"]
-        table.add_row(
-            case["server"],
-            str(case["connections"]),
-            f"{case['rows']:,}",
-            f"{case['requests_per_second'] * case['rows']:,.0f}",
-            f"{case['p50_ms']:.2f}",
-            f"{case['p99_ms']:.2f}",
-            f"{case['cpu_us']:.0f}",
-            f"{ratio:.2f}" if ratio else "",
-            f"{promised:g}" if promised else "",
-            style="yellow" if promised and ratio < promised else None,
+        rows.append(
+            (
+                case["server"],
+                str(case["connections"]),
+                f"{case['rows']:,}",
+                f"{case['requests_per_second'] * case['rows']:,.0f}",
+                f"{case['p50_ms']:.2f}",
+                f"{case['p99_ms']:.2f}",
+                f"{case['cpu_us']:.0f}",
+                f"{ratio:.2f}" if ratio else "",
+                f"{promised:g}" if promised else "",
+            )
         )
-    console.print(table)
+        missed.append(bool(promised and ratio < promised))
+    print_table(heads, rows, missed, pad_edge=False, collapse_padding=True)
 
 
-def _plot(told: Sequence[Mapping[str, Any]]) -> None:
+def _plot(cases: Sequence[Mapping[str, Any]]) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
     figure, (speed, tail) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name in (NOOP, NORMAL, FULL, UNLOGGED):
-        own = [case for case in told if case["server"] == name and case["rows"] == 1]
+        lines = [case for case in cases if case["server"] == name and case["rows"] == 1]
         speed.plot(
-            [case["connections"] for case in own], [case["requests_per_second"] for case in own], "o-", label=name
+            [case["connections"] for case in lines], [case["requests_per_second"] for case in lines], "o-", label=name
         )
-        tail.plot([case["connections"] for case in own], [case["p99_ms"] for case in own], "o-", label=name)
+        tail.plot([case["connections"] for case in lines], [case["p99_ms"] for case in lines], "o-", label=name)
     for axes, title in ((speed, "requests a second"), (tail, "p99, milliseconds")):
         axes.set(xscale="log", xlabel="connections", title=title, ylim=(0, None), xticks=CONNECTIONS)
         axes.set_xticks(CONNECTIONS, [str(count) for count in CONNECTIONS])
@@ -249,26 +249,26 @@ def _plot(told: Sequence[Mapping[str, Any]]) -> None:
     figure.savefig(OUTPUT / "serving.png", dpi=120)
 
 
-def champion() -> tuple[serving_folder.BundleRef, Bundle]:
-    """The bundle that is served, and its name in the serving folder."""
+def open_champion() -> tuple[serving_folder.BundleRef, Bundle]:
+    """Return the champion's bundle and its reference in the serving folder."""
     folder = Settings().serving_folder
     ref = serving_folder.read_routing(folder).champion
     if ref is None:
-        sys.exit("error: there is no champion to serve; run `make run`")
+        sys.exit("error: no champion to serve; run `make run`")
     return ref, Bundle.open(serving_folder.bundle_folder(folder, ref), ref.digest, PROJECT.features)
 
 
 def _test_rows(bundle: Bundle, count: int) -> list[dict[str, Any]]:
-    """Rows of the test split as JSON carries them, drawn with repetition: as varied as those that clients will send."""
+    """Draw rows of the test split with repetition, as JSON values; they vary like those of real clients."""
     frame = tables.read(paths.SPLITS["test"], bundle.contract)
     drawn = frame.select(column.name for column in bundle.contract.inputs).sample(count, with_replacement=True, seed=0)
     return blocks.to_json_rows(drawn.to_arrow())
 
 
-def request_file(
+def write_request(
     path: Path, rows: Sequence[Mapping[str, Any]], route: str = "/predict", field: str = "instances"
 ) -> Path:
-    """The bytes of one HTTP request that brings rows, as `load.py` sends them."""
+    """Write one HTTP request with rows, as `load.py` sends it."""
     body = json.dumps({field: rows}).encode()
     head = (
         f"POST {route} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -277,7 +277,7 @@ def request_file(
     return path
 
 
-def _arrow_request(path: Path, bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> Path:
+def _write_arrow_request(path: Path, bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> Path:
     import pyarrow as pa
 
     columns = columns_from_rows(bundle.contract.inputs, rows)
@@ -290,17 +290,17 @@ def _arrow_request(path: Path, bundle: Bundle, rows: Sequence[Mapping[str, Any]]
 
 
 @contextmanager
-def _ours(log: Path, workers: int = 1, **settings: str) -> Iterator[Running]:
+def _start_project(log: Path, workers: int = 1, **settings: str) -> Iterator[Running]:
     command = ["-m", PACKAGE, "serve", "--port", "0", "--workers", str(workers)]
-    with started(command, ML_PREDICTION_LOG=str(log), **settings) as running:
+    with start_server(command, ML_PREDICTION_LOG=str(log), **settings) as running:
         yield running
 
 
 @contextmanager
-def started(arguments: Sequence[str], **settings: str) -> Iterator[Running]:
-    """A server that says where it is: Python's arguments, and its environment beside this process's."""
+def start_server(arguments: Sequence[str], **settings: str) -> Iterator[Running]:
+    """Start a server that prints its address, with Python's arguments and extra environment variables."""
     environ = {**os.environ, "ML_DRAIN_SECONDS": "0", **settings}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "free_text": True}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen([sys.executable, *arguments], env=environ, **pipes) as process:
         try:
             found = re.search(r"http://\S+?:(\d+)", process.stdout.readline() if process.stdout else "")
@@ -312,7 +312,7 @@ def started(arguments: Sequence[str], **settings: str) -> Iterator[Running]:
 
 
 @contextmanager
-def _mlflow(bundle: Bundle, home: Path) -> Iterator[Running]:
+def _start_mlflow(bundle: Bundle, home: Path) -> Iterator[Running]:
     """`mlflow models serve` on the same bundle, one worker; it takes half a minute to start."""
     os.environ.update(ENVIRONMENT)
     import mlflow
@@ -340,19 +340,19 @@ def _mlflow(bundle: Bundle, home: Path) -> Iterator[Running]:
     environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     log = home / "mlflow.log"
     with (
-        log.open("wb") as told,
-        subprocess.Popen(command, env=environ, stdout=told, stderr=told, start_new_session=True) as process,
+        log.open("wb") as output,
+        subprocess.Popen(command, env=environ, stdout=output, stderr=output, start_new_session=True) as process,
     ):
         try:
-            _await(f"http://127.0.0.1:{port}/ping", process, log)
+            _wait_for_server(f"http://127.0.0.1:{port}/ping", process, log)
             yield Running(port, process.pid)
         finally:
-            # It starts a server of its own, which is no child of ours.
+            # It starts its own server process, which is not a child of this one.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
 
 
-def _await(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def _wait_for_server(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -365,7 +365,7 @@ def _await(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure the API beside a FastAPI endpoint that does nothing.")
+    parser = argparse.ArgumentParser(description="Measure the API against a FastAPI endpoint that does nothing.")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count")
     parser.add_argument("--seconds", type=float, default=1.5, help="seconds of each measurement")
     parser.add_argument("--mlflow", action="store_true", help="measure `mlflow models serve` too")
@@ -373,7 +373,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ProjectError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

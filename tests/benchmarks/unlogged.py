@@ -1,4 +1,4 @@
-"""This project's server with a log that keeps nothing: what durability costs. For benchmarks only."""
+"""The project's server with a log that discards all rows, to measure the cost of durability. For benchmarks only."""
 
 from concurrent.futures import Future
 from typing import Any
@@ -9,8 +9,8 @@ from flywheel_ml.serving.process import server
 from target import PROJECT
 
 
-class Nowhere:
-    """Takes rows and forgets them."""
+class NullWriter:
+    """A writer that discards its rows."""
 
     fault = outage = spool = None
     spooled = lost_files = 0
@@ -18,7 +18,7 @@ class Nowhere:
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def __enter__(self) -> "Nowhere":
+    def __enter__(self) -> "NullWriter":
         return self
 
     def __exit__(self, *_: object) -> None: ...
@@ -33,5 +33,5 @@ class Nowhere:
 
 
 if __name__ == "__main__":
-    app.WatchedWriter = Nowhere  # type: ignore[assignment,attr-defined]
+    app.WatchedWriter = NullWriter  # type: ignore[assignment,attr-defined]
     server.run(PROJECT, Settings(), "127.0.0.1", 0, 1)

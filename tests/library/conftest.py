@@ -1,4 +1,4 @@
-"""What every test may use: the example's contract and parameters, a small table, a small real bundle."""
+"""Fixtures for all tests: the example's contract and parameters, a small table, a small real bundle."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Everything runs in the environment that the command line makes for itself."""
+    """Set the environment variables that the command line sets."""
     os.environ.update(ENVIRONMENT)
 
 
@@ -60,7 +60,7 @@ def params() -> Params:
 
 @pytest.fixture(scope="session")
 def table(contract: Contract) -> pl.DataFrame:
-    """3,000 rows that keep the contract, target included, in order of time."""
+    """3,000 rows that satisfy the contract, target included, in order of time."""
     return rows.make_table(contract, 3000)
 
 
@@ -82,7 +82,7 @@ def bundle_path(
 
 @pytest.fixture
 def bundle_copy(bundle_path: Path, tmp_path: Path) -> Path:
-    """A copy of that bundle, to change."""
+    """A copy of the bundle that a test may change."""
     return Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
 
 
@@ -110,7 +110,7 @@ def registry(folder: Path) -> "Registry":
 
 @pytest.fixture
 def register(registry: "Registry", bundle_path: Path) -> "Callable[[Sequence[Check]], Version]":
-    """Registers the tiny bundle with the answers of gates."""
+    """A function that registers the small bundle with results of gates."""
 
     def call(checks: Sequence[Check]) -> "Version":
         return registry.register(bundle_path, checks, {"seed": 1}, {"git_commit": "abc"}, [])
@@ -120,7 +120,7 @@ def register(registry: "Registry", bundle_path: Path) -> "Callable[[Sequence[Che
 
 @pytest.fixture(scope="session")
 def trained_project(tmp_path_factory: pytest.TempPathFactory) -> project.PipelineRuns:
-    """A small project through which the wheel was turned, after a first run that was killed."""
+    """A small project after three pipeline runs; the first one was killed."""
     return build_once(tmp_path_factory, "trained_project", project.run_pipeline)
 
 
@@ -135,9 +135,9 @@ def finished(trained_project: project.PipelineRuns, tmp_path: Path, monkeypatch:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker makes the trained project, which takes longest; files that need none fill the time until it is there.
+    """Order the files: one worker makes the trained project, the slowest fixture; others run other files meanwhile.
 
-    The others of those come last: they are short, so that the workers end together.
+    The remaining files that need it are short and come last, so that the workers end together.
     """
     files = list(dict.fromkeys(item.path for item in reversed(items)))
     needing = [

@@ -1,4 +1,4 @@
-"""Baking: the template as git holds it, into a fresh folder, through cookiecutter's own API."""
+"""Bakes the template's tracked files into a new folder through cookiecutter's API."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def baked(bake: Bake) -> Path:
     return bake()
 
 
-def questions() -> dict[str, Any]:
+def read_questions() -> dict[str, Any]:
     """Return cookiecutter.json's questions and defaults, without derived and private values."""
     asked = json.loads((REPOSITORY / "cookiecutter.json").read_text(encoding="utf-8"))
     return {key: value for key, value in asked.items() if not key.startswith("_")}
@@ -75,7 +75,7 @@ def questions() -> dict[str, Any]:
 
 def option_cases() -> list[dict[str, str]]:
     """Return the default answers and, for every further choice of an option, that answer."""
-    options = {key: value for key, value in questions().items() if isinstance(value, list)}
+    options = {key: value for key, value in read_questions().items() if isinstance(value, list)}
     return [{}] + [{key: choice} for key, choices in options.items() for choice in choices[1:]]
 
 

@@ -231,7 +231,7 @@ def test_step_in_the_training_flow_runs(trained: Path) -> None:
     assert (trained / "notified.txt").read_text(encoding="utf-8").isdigit()
 
 
-def test_custom_route_answers_beside_the_others(trained: Path) -> None:
+def test_custom_route_answers_alongside_the_others(trained: Path) -> None:
     port = free_port()
     with running(trained, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         assert client.get("/threshold").json() == {"threshold": 0.5}
@@ -240,13 +240,13 @@ def test_custom_route_answers_beside_the_others(trained: Path) -> None:
         assert answer["predictions"][0]["prediction"] == "yes"
 
 
-def test_reworded_card_is_sealed_in_the_bundle(trained: Path) -> None:
+def test_custom_card_is_part_of_the_bundle(trained: Path) -> None:
     card = (trained / "bundle" / "card.md").read_text(encoding="utf-8")
     assert card.startswith("# Model card: pairs\n\nPredicts `won`")
     assert "- Not for decisions about single persons." in card
 
 
-def test_reworded_data_card_is_written_by_the_run(trained: Path) -> None:
+def test_custom_data_card_is_written_by_the_run(trained: Path) -> None:
     card = (trained / "reports" / "data_card.md").read_text(encoding="utf-8")
     assert card.startswith("# Data card: pairs\n")
     assert "\n\nCollected by hand.\n\n- " in card
@@ -275,5 +275,5 @@ def test_another_data_source_is_fetched(trained: Path, package: Path) -> None:
     assert "fetched and recorded with DVC" in make(trained, "run")
 
 
-def test_extended_project_passes_its_linter_of_imports(trained: Path) -> None:
+def test_extended_project_passes_its_import_linter(trained: Path) -> None:
     assert "0 broken" in run(trained, str(trained / ".venv" / "bin" / "lint-imports"))

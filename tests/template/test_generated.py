@@ -54,7 +54,7 @@ def test_help_lists_the_commands(project: Path) -> None:
         assert re.search(rf"\b{verb}\b", text), verb
 
 
-def test_no_installed_library_may_be_a_projects_name(project: Path) -> None:
+def test_installed_libraries_are_reserved_names(project: Path) -> None:
     """The hook's list is complete: no package may hide a library that some machine installs."""
     locked = tomllib.loads((project / "uv.lock").read_text(encoding="utf-8"))["package"]
     names = {re.sub(r"[-_.]+", "_", package["name"]).lower() for package in locked}
@@ -63,13 +63,13 @@ def test_no_installed_library_may_be_a_projects_name(project: Path) -> None:
     assert possible - pre_gen_project.TAKEN == set()
 
 
-def test_a_second_run_does_nothing(turned: Path) -> None:
+def test_second_run_does_nothing(turned: Path) -> None:
     before = made(turned)
     make(turned, "run")
     assert made(turned) == before
 
 
-def test_the_first_run_leaves_nothing_that_git_should_not_see(turned: Path) -> None:
+def test_first_run_leaves_a_clean_git_status(turned: Path) -> None:
     command = ["git", "status", "--porcelain"]
     done = subprocess.run(command, cwd=turned, check=True, capture_output=True, text=True)
     # Lock files are the user's to commit, cards and metrics are theirs to compare.
@@ -81,7 +81,7 @@ def test_the_first_run_leaves_nothing_that_git_should_not_see(turned: Path) -> N
     assert unexpected == []
 
 
-def test_data_and_models_are_pushed_and_pulled_back(turned: Path) -> None:
+def test_data_and_models_are_pushed_and_pulled(turned: Path) -> None:
     """The default remote works as it comes: cache and outputs gone, pull restores them all."""
     dvc = str(turned / ".venv" / "bin" / "dvc")
     run(turned, dvc, "push", "--quiet")
@@ -96,7 +96,7 @@ def test_data_and_models_are_pushed_and_pulled_back(turned: Path) -> None:
     assert missing == []
 
 
-def test_it_predicts_over_a_socket(turned: Path) -> None:
+def test_server_predicts_over_a_socket(turned: Path) -> None:
     port = free_port()
     server = running(turned, port)
     base_url = f"http://127.0.0.1:{port}"
@@ -121,7 +121,7 @@ def test_it_predicts_over_a_socket(turned: Path) -> None:
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_the_readmes_commands_work_word_for_word(turned: Path) -> None:
+def test_readme_commands_work_verbatim(turned: Path) -> None:
     """Every ```sh block, in order, in one project; servers run until the last block is done.
 
     Its complete test suite and its own checks (formatter, linter, mypy strict, import-linter) are

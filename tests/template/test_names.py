@@ -56,19 +56,19 @@ def project(bake: Bake, name: str) -> Path:
     )
 
 
-def test_toml_reads_them_back(project: Path, name: str) -> None:
+def test_names_survive_toml(project: Path, name: str) -> None:
     metadata = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert metadata["description"] == name
     assert metadata["authors"][0]["name"] == name
 
 
-def test_the_answers_file_reads_them_back(project: Path, name: str) -> None:
+def test_names_survive_the_answers_file(project: Path, name: str) -> None:
     answers = json.loads((project / ".cookiecutter.json").read_text(encoding="utf-8"))
     assert answers["project_name"] == f"Model {name}"
     assert answers["description"] == answers["author_name"] == name
 
 
-def test_every_file_stays_valid(project: Path) -> None:
+def test_names_keep_every_file_valid(project: Path) -> None:
     for path in project.rglob("*"):
         if not path.is_file() or ".git" in path.parts:
             continue
@@ -83,13 +83,13 @@ def test_every_file_stays_valid(project: Path) -> None:
     configparser.RawConfigParser().read(project / ".dvc" / "config")
 
 
-def test_the_readme_shows_them(project: Path, name: str) -> None:
+def test_readme_shows_the_names(project: Path, name: str) -> None:
     shown = [plain(token) for token in MarkdownIt().parse((project / "README.md").read_text())]
     assert shown[1] == f"Model {name}"
     assert name in shown
 
 
-def test_the_license_names_the_author(project: Path, name: str) -> None:
+def test_license_names_the_author(project: Path, name: str) -> None:
     assert f"Copyright (c) {name}" in (project / "LICENSE").read_text(encoding="utf-8")
 
 
@@ -103,7 +103,7 @@ def test_git_names_the_author(project: Path, name: str) -> None:
     assert recorded in name.translate(bare)
 
 
-def test_one_quoted_form_serves_toml_yaml_json_and_python(name: str, template: Path) -> None:
+def test_quoted_form_is_valid_toml_yaml_json_and_python(name: str, template: Path) -> None:
     context = generate_context(
         str(template / "cookiecutter.json"), extra_context={"description": name}
     )
@@ -114,9 +114,7 @@ def test_one_quoted_form_serves_toml_yaml_json_and_python(name: str, template: P
     assert ast.literal_eval(quoted) == name
 
 
-def test_the_markdown_form_shows_the_name_as_heading_and_as_paragraph(
-    name: str, template: Path
-) -> None:
+def test_markdown_form_shows_the_name_unchanged(name: str, template: Path) -> None:
     context = generate_context(
         str(template / "cookiecutter.json"), extra_context={"description": name}
     )
@@ -125,7 +123,7 @@ def test_the_markdown_form_shows_the_name_as_heading_and_as_paragraph(
     assert shown == ["", name, "", "", name, ""]
 
 
-def test_no_name_of_the_example_stands_in_a_project_of_another_name(bake: Bake) -> None:
+def test_renamed_project_has_no_name_of_the_example(bake: Bake) -> None:
     project = bake(project_name="Churn", project_slug="churn", package_name="customers")
     assert (project / "src" / "customers").is_dir()
     left = [
@@ -148,7 +146,7 @@ def test_no_name_of_the_example_stands_in_a_project_of_another_name(bake: Bake) 
         ("  Größe/Straße  ", "grosse-strasse", "grosse_strasse"),
     ],
 )
-def test_folder_and_package_names_follow_from_the_project_name(
+def test_folder_and_package_names_follow_the_project_name(
     template: Path, project_name: str, slug: str, package: str
 ) -> None:
     context = generate_context(
@@ -158,7 +156,7 @@ def test_folder_and_package_names_follow_from_the_project_name(
     assert (answers["project_slug"], answers["package_name"]) == (slug, package)
 
 
-def test_a_long_project_name_gives_a_short_folder_name(template: Path) -> None:
+def test_long_project_name_gives_a_short_folder_name(template: Path) -> None:
     context = generate_context(
         str(template / "cookiecutter.json"), extra_context={"project_name": "word " * 60}
     )

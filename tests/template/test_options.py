@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from checkout import GIT, REPOSITORY
-from conftest import Bake, case_name, option_cases, questions
+from conftest import Bake, case_name, option_cases, read_questions
 
 EMPTY_BY_DESIGN = {"__init__.py", "py.typed"}
 DELIMITER = re.compile(r"<<|>>|<%|%>|<#|#>|\bcookiecutter\.[a-z_]+")
@@ -52,7 +52,7 @@ def texts(project: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def test_no_template_syntax_is_left(project: Path) -> None:
+def test_no_template_syntax_remains(project: Path) -> None:
     left = [str(path) for path in project.rglob("*") if re.search(r"[<>%#]", path.name)]
     for path, text in texts(project):
         for number, line in enumerate(text.splitlines(), start=1):
@@ -61,7 +61,7 @@ def test_no_template_syntax_is_left(project: Path) -> None:
     assert left == []
 
 
-def test_no_folder_and_no_file_is_empty(project: Path) -> None:
+def test_no_folder_or_file_is_empty(project: Path) -> None:
     folders = [
         path
         for path in project.rglob("*")
@@ -96,14 +96,14 @@ def test_toml_yaml_json_and_python_are_valid(project: Path) -> None:
             ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-def test_the_formatter_and_the_linter_change_nothing(project: Path) -> None:
+def test_formatter_and_linter_change_nothing(project: Path) -> None:
     for arguments in (["format", "--check", "--no-cache"], ["check", "--no-cache"]):
         command = [sys.executable, "-m", "ruff", *arguments, "."]
         done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
 
 
-def test_the_first_commit_holds_everything(project: Path) -> None:
+def test_first_commit_contains_everything(project: Path) -> None:
     def git(*arguments: str) -> list[str]:
         command = [*GIT, *arguments]
         done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
@@ -112,17 +112,19 @@ def test_the_first_commit_holds_everything(project: Path) -> None:
     assert git("status", "--porcelain", "--ignored") == []
     assert git("log", "--format=%an <%ae>") == ["Your Name <you@example.com>"]
     assert git("branch", "--show-current") == ["main"]
-    assert sorted(git("ls-files")) == [str(path.relative_to(project)) for path in files(project)]
+    assert sorted(git("ls-files")) == sorted(
+        str(path.relative_to(project)) for path in files(project)
+    )
 
 
-def test_each_license_is_the_one_asked_for(bakes: Bakes) -> None:
+def test_license_is_the_chosen_one(bakes: Bakes) -> None:
     openings = {
         "MIT": "MIT License",
         "Apache-2.0": "Apache License",
         "BSD-3-Clause": "BSD 3-Clause License",
         "Proprietary": "Copyright (c) Your Name. All rights reserved.",
     }
-    assert set(openings) == set(questions()["license"])
+    assert set(openings) == set(read_questions()["license"])
     for choice, opening in openings.items():
         project = bakes.get(f"license={choice}", bakes["default"])
         text = (project / "LICENSE").read_text()
@@ -131,7 +133,7 @@ def test_each_license_is_the_one_asked_for(bakes: Bakes) -> None:
         assert [path.name for path in project.glob("LICENSE*")] == ["LICENSE"]
 
 
-def test_each_remote_is_the_one_asked_for(bakes: Bakes) -> None:
+def test_remote_is_the_chosen_one(bakes: Bakes) -> None:
     urls = {
         "local": "../.dvc-storage",
         "s3": "s3://your-bucket/flight-delays",
@@ -139,14 +141,14 @@ def test_each_remote_is_the_one_asked_for(bakes: Bakes) -> None:
         "azure": "azure://your-container/flight-delays",
     }
     extras = {"local": "dvc", "s3": "dvc[s3]", "gcs": "dvc[gs]", "azure": "dvc[azure]"}
-    assert set(urls) == set(questions()["data_remote"])
+    assert set(urls) == set(read_questions()["data_remote"])
     for choice, url in urls.items():
         project = bakes.get(f"data_remote={choice}", bakes["default"])
         assert f"    url = {url}\n" in (project / ".dvc/config").read_text()
         assert f'"{extras[choice]}>=' in (project / "pyproject.toml").read_text()
 
 
-def test_ci_comes_only_when_asked_for(bakes: Bakes) -> None:
+def test_ci_exists_only_if_chosen(bakes: Bakes) -> None:
     assert (bakes["default"] / ".github/workflows/ci.yml").is_file()
     assert not (bakes["ci=none"] / ".github").exists()
 
@@ -161,7 +163,7 @@ def test_no_option_changes_python(bakes: Bakes) -> None:
         assert code(project) == code(bakes["default"]), name
 
 
-def test_the_package_holds_no_template_syntax() -> None:
+def test_package_has_no_template_syntax() -> None:
     source = REPOSITORY / "<<cookiecutter.project_slug>>" / "src"
     for path in source.rglob("*"):
         if path.is_file() and path.suffix != ".pyc":
@@ -170,8 +172,8 @@ def test_the_package_holds_no_template_syntax() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remote", questions()["data_remote"][1:])
-def test_the_dependencies_of_each_remote_resolve(bake: Bake, remote: str) -> None:
+@pytest.mark.parametrize("remote", read_questions()["data_remote"][1:])
+def test_dependencies_of_each_remote_resolve(bake: Bake, remote: str) -> None:
     project = bake(data_remote=remote)
     done = subprocess.run(["uv", "lock"], cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ def flowers(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("write", "target"), [(houses, "Preis €"), (flowers, "kind")])
-def test_the_wheel_turns_on_it(
+def test_demo_runs_on_a_custom_table(
     write: object, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert callable(write)
@@ -55,7 +55,7 @@ def test_the_wheel_turns_on_it(
     ("arguments", "said"),
     [(["table.csv"], "give both"), (["no such table.csv", "y"], "does not exist")],
 )
-def test_a_table_that_is_not_given_in_full_is_said(
+def test_incomplete_table_arguments_are_reported(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert demo.main(arguments) == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import post_gen_project as hook
-from conftest import Bake, questions
+from conftest import Bake, read_questions
 
 ANSWERS = {"license": "MIT", "ci": "github", "project_name": "P", "_template": "gh:a/b"}
 
@@ -22,15 +22,15 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_table_covers_every_choice_of_its_options() -> None:
+def test_prune_covers_every_choice_of_its_options() -> None:
     for option, choices in hook.PRUNE.items():
-        assert list(choices) == questions()[option]
+        assert list(choices) == read_questions()[option]
 
 
-def test_pruning_removes_files_and_folders_and_nothing_else(tmp_path: Path) -> None:
+def test_prune_removes_only_unused_files(tmp_path: Path) -> None:
     (tmp_path / ".github" / "workflows").mkdir(parents=True)
     (tmp_path / ".github" / "workflows" / "ci.yml").write_text("on: push\n")
-    for choice in questions()["license"]:
+    for choice in read_questions()["license"]:
         (tmp_path / f"LICENSE.{choice}").write_text(choice)
     hook.prune(tmp_path, {"license": "MIT", "ci": "none"})
     hook.name_license(tmp_path, "MIT")
@@ -48,7 +48,7 @@ def test_pruning_removes_files_and_folders_and_nothing_else(tmp_path: Path) -> N
         ("/home/ada/flywheel", False),
     ],
 )
-def test_the_answers_file_holds_no_path_of_this_machine(
+def test_answers_file_has_no_path_of_this_machine(
     tmp_path: Path, template: str, kept: bool
 ) -> None:
     private = {"_output_dir": "/home/ada", "_repo_dir": "/home/ada/x", "__derived": "y"}
@@ -60,7 +60,7 @@ def test_the_answers_file_holds_no_path_of_this_machine(
     assert stored == expected
 
 
-def test_the_commit_is_the_users_own_where_git_knows_them(
+def test_first_commit_uses_the_git_identity_of_the_user(
     bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tmp_path / "gitconfig"
@@ -74,7 +74,7 @@ def test_the_commit_is_the_users_own_where_git_knows_them(
     assert git(project, "branch", "--show-current") == "trunk"
 
 
-def test_a_git_hooks_environment_does_not_lead_the_commit_astray(
+def test_first_commit_ignores_the_environment_of_git_hooks(
     bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git(tmp_path, "init", "--quiet")
@@ -86,7 +86,7 @@ def test_a_git_hooks_environment_does_not_lead_the_commit_astray(
     assert not (tmp_path / ".git" / "index").exists()
 
 
-def test_inside_a_repository_the_project_stays_part_of_it(
+def test_project_inside_a_repository_is_not_committed(
     bake: Bake, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     git(tmp_path, "init", "--quiet")
@@ -97,9 +97,7 @@ def test_inside_a_repository_the_project_stays_part_of_it(
     assert "commit it there" in said
 
 
-def test_inside_a_folder_that_a_repository_ignores_it_gets_its_own(
-    bake: Bake, tmp_path: Path
-) -> None:
+def test_project_in_an_ignored_folder_gets_its_own_repository(bake: Bake, tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     (tmp_path / ".gitignore").write_text("/build/\n")
     project = bake(tmp_path / "build")
@@ -107,7 +105,7 @@ def test_inside_a_folder_that_a_repository_ignores_it_gets_its_own(
     assert git(project, "rev-list", "--count", "HEAD") == "1"
 
 
-def test_a_second_bake_over_a_project_commits_nothing(
+def test_second_bake_over_a_project_commits_nothing(
     template: Path, settings_file: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "cookiecutter", str(template), "--no-input"]
@@ -123,7 +121,7 @@ def test_a_second_bake_over_a_project_commits_nothing(
     assert git(project, "status", "--porcelain") == "?? notes.md"
 
 
-def test_without_git_the_project_is_whole_and_says_so(
+def test_bake_without_git_is_complete_and_says_so(
     bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -133,7 +131,7 @@ def test_without_git_the_project_is_whole_and_says_so(
     assert "git is not installed" in capfd.readouterr().out
 
 
-def test_when_git_fails_the_project_is_kept_and_the_reason_given(
+def test_failing_git_keeps_the_project_and_reports_the_reason(
     bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "git"
@@ -145,7 +143,7 @@ def test_when_git_fails_the_project_is_kept_and_the_reason_given(
     assert "fatal: the disk is on fire" in capfd.readouterr().out
 
 
-def test_it_ends_with_the_two_next_commands(
+def test_hook_prints_the_next_two_commands(
     bake: Bake, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "with space"

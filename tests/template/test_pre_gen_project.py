@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import pre_gen_project as hook
-from conftest import questions
+from conftest import read_questions
 
 GOOD = {
     "project_name": "Flight Delays",
@@ -24,7 +24,7 @@ GOOD = {
 }
 
 # (question, answer, words of the refusal)
-REFUSED = [
+REJECTED = [
     ("project_name", "", "is empty"),
     ("project_name", " ", "begins or ends with a space"),
     ("project_name", "two\nlines", "U+000A"),
@@ -64,10 +64,10 @@ REFUSED = [
     ("package_name", "with.dot", "is not a valid package name"),
     ("package_name", "__double", "is not a valid package name"),
     ("package_name", "été", "is not a valid package name"),
-    ("package_name", "class", "word of the Python language"),
-    ("package_name", "match", "word of the Python language"),
-    ("package_name", "json", "Python's own module"),
-    ("package_name", "test", "Python's own module"),
+    ("package_name", "class", "is a Python keyword"),
+    ("package_name", "match", "is a Python keyword"),
+    ("package_name", "json", "hide the Python module"),
+    ("package_name", "test", "hide the Python module"),
     ("package_name", "mlflow", "library that the project installs"),
     ("package_name", "sklearn", "library that the project installs"),
     ("package_name", "yaml", "library that the project installs"),
@@ -77,15 +77,15 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("question", "answer", "words"), REFUSED)
-def test_a_refusal_is_one_line_that_names_the_question_and_the_value(
+@pytest.mark.parametrize(("question", "answer", "words"), REJECTED)
+def test_problem_is_one_line_with_question_and_value(
     question: str, answer: str, words: str
 ) -> None:
-    (refusal, *_) = hook.refusals({**GOOD, question: answer})
-    assert refusal.startswith(f"{question} {answer[:60]!r}")
-    assert words in refusal
-    assert "\n" not in refusal
-    assert refusal.endswith(".")
+    (problem, *_) = hook.find_problems({**GOOD, question: answer})
+    assert problem.startswith(f"{question} {answer[:60]!r}")
+    assert words in problem
+    assert "\n" not in problem
+    assert problem.endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -100,18 +100,18 @@ def test_a_refusal_is_one_line_that_names_the_question_and_the_value(
         ("package_name", "flights_2013"),
     ],
 )
-def test_what_can_work_is_accepted(question: str, answer: str) -> None:
-    assert list(hook.refusals({**GOOD, question: answer})) == []
+def test_valid_answers_are_accepted(question: str, answer: str) -> None:
+    assert list(hook.find_problems({**GOOD, question: answer})) == []
 
 
 @pytest.mark.parametrize("mark", hook.DELIMITERS)
-def test_the_templates_own_delimiters_are_refused_in_free_text(mark: str) -> None:
+def test_template_delimiters_are_rejected_in_free_text(mark: str) -> None:
     """They would break the update that reads the answers back."""
-    (refusal,) = hook.refusals({**GOOD, "description": f"a {mark} b"})
-    assert mark in refusal
+    (problem,) = hook.find_problems({**GOOD, "description": f"a {mark} b"})
+    assert mark in problem
 
 
-def refused_bake(
+def bake_rejected(
     template: Path, settings_file: Path, output: Path, question: str, answer: str
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cookiecutter", str(template), "--no-input"]
@@ -137,30 +137,28 @@ def refused_bake(
         ("package_name", "mlflow"),
     ],
 )
-def test_a_refused_bake_leaves_nothing_on_disk(
+def test_rejected_bake_leaves_nothing_on_disk(
     template: Path, settings_file: Path, tmp_path: Path, question: str, answer: str
 ) -> None:
     output = tmp_path / "inside" / "output"
     output.mkdir(parents=True)
-    done = refused_bake(template, settings_file, output, question, answer)
+    done = bake_rejected(template, settings_file, output, question, answer)
     assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("Refused: ")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Rejected: ")]
     assert len(lines) == 1
-    assert lines[0].startswith(f"Refused: {question} {answer[:60]!r}")
+    assert lines[0].startswith(f"Rejected: {question} {answer[:60]!r}")
     assert [*tmp_path.rglob("*")] == [output.parent, output]
 
 
-def test_an_answer_that_is_template_syntax_leaves_nothing_on_disk(
+def test_answer_with_template_syntax_leaves_nothing_on_disk(
     template: Path, settings_file: Path, tmp_path: Path
 ) -> None:
-    done = refused_bake(template, settings_file, tmp_path, "description", "a << b")
+    done = bake_rejected(template, settings_file, tmp_path, "description", "a << b")
     assert done.returncode != 0
     assert [*tmp_path.iterdir()] == []
 
 
-def test_typed_at_the_prompts_every_question_is_put_in_words(
-    template: Path, settings_file: Path, tmp_path: Path
-) -> None:
+def test_every_question_has_a_prompt(template: Path, settings_file: Path, tmp_path: Path) -> None:
     """Template syntax that is typed, and so not rendered, is refused by the hook."""
     command = [sys.executable, "-m", "cookiecutter", str(template)]
     command += ["--config-file", str(settings_file), "--output-dir", str(tmp_path)]
@@ -168,26 +166,26 @@ def test_typed_at_the_prompts_every_question_is_put_in_words(
     done = subprocess.run(command, input=typed, capture_output=True, text=True, check=False)
     said = " ".join(done.stdout.split())
     prompts = json.loads((template / "cookiecutter.json").read_text())["__prompts__"]
-    assert list(prompts) == list(questions())
+    assert list(prompts) == list(read_questions())
     for prompt in prompts.values():
         words = [prompt] if isinstance(prompt, str) else list(prompt.values())
         assert [line for line in words if line not in said] == []
     assert done.returncode == 1
-    assert "Refused: description 'a << b' holds <<" in done.stderr
+    assert "Rejected: description 'a << b' contains <<" in done.stderr
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_refusal_never_touches_a_folder_that_was_there(
+def test_rejected_bake_never_touches_existing_files(
     template: Path, settings_file: Path, tmp_path: Path
 ) -> None:
     precious = tmp_path / "precious.txt"
     precious.write_text("keep")
     for answer in ("", ".", "/", str(tmp_path)):
-        assert refused_bake(template, settings_file, tmp_path, "project_slug", answer).returncode
+        assert bake_rejected(template, settings_file, tmp_path, "project_slug", answer).returncode
     assert [*tmp_path.iterdir()] == [precious]
 
 
-def test_every_direct_dependency_is_a_taken_name(baked: Path) -> None:
+def test_every_direct_dependency_is_a_reserved_name(baked: Path) -> None:
     text = (baked / "pyproject.toml").read_text(encoding="utf-8")
     for name in direct_dependencies(text):
         assert name in hook.TAKEN, name

@@ -84,6 +84,6 @@ def outcome_of(project: Path, table: Table) -> str:
     return "served"
 
 
-def test_chosen_models_keep_up_with_the_best_default() -> None:
+def test_chosen_models_match_the_best_default() -> None:
     """`make quality` fails if more than two of the 30 tables are out of bounds."""
     make(REPOSITORY, "quality")

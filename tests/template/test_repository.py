@@ -22,7 +22,7 @@ MACHINE = re.compile(
 SELF = Path("tests/template/test_repository.py")
 
 
-def test_no_machine_path_and_no_package_index_is_named() -> None:
+def test_no_machine_path_or_package_index_is_named() -> None:
     found = []
     for path in tracked_files():
         content = (REPOSITORY / path).read_bytes()
@@ -34,7 +34,7 @@ def test_no_machine_path_and_no_package_index_is_named() -> None:
     assert found == []
 
 
-def test_nothing_is_left_to_be_written() -> None:
+def test_no_placeholder_remains() -> None:
     unfinished = re.compile(r"\b(TODO|FIXME|NotImplemented\w*|lorem ipsum)\b", re.IGNORECASE)
     found = [
         str(path)
@@ -46,12 +46,12 @@ def test_nothing_is_left_to_be_written() -> None:
     assert found == []
 
 
-def test_no_lock_and_nothing_made_is_tracked() -> None:
+def test_no_lock_or_output_is_tracked() -> None:
     made = {"uv.lock", "build", ".venv", ".uv", "__pycache__", ".DS_Store"}
     assert [path for path in tracked_files() if made & set(path.parts)] == []
 
 
-def test_links_of_the_pages_lead_somewhere() -> None:
+def test_links_of_the_pages_resolve() -> None:
     broken = []
     for path in tracked_files():
         if path.suffix != ".md" or path.parts[0].startswith("<<"):
@@ -95,7 +95,7 @@ def test_help_lists_every_command_once() -> None:
     assert sorted(names) == sorted(declared[1].split())
 
 
-def test_both_workflows_pin_their_actions_and_ask_for_little() -> None:
+def test_workflows_pin_actions_and_minimal_permissions() -> None:
     for folder in (REPOSITORY, REPOSITORY / "<<cookiecutter.project_slug>>"):
         text = (folder / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
         used = re.findall(r"uses: (\S+)(.*)", text)
@@ -107,7 +107,7 @@ def test_both_workflows_pin_their_actions_and_ask_for_little() -> None:
 
 
 @pytest.mark.parametrize("command", [["actionlint"], ["zizmor", "--offline", "--quiet"]])
-def test_both_workflows_satisfy_their_linters(baked: Path, command: list[str]) -> None:
+def test_workflows_pass_their_linters(baked: Path, command: list[str]) -> None:
     program = Path(sys.executable).with_name(command[0])
     for folder in (REPOSITORY, baked):
         done = subprocess.run(
@@ -120,7 +120,7 @@ def test_both_workflows_satisfy_their_linters(baked: Path, command: list[str]) -
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_library_is_tested_with_what_a_project_installs(baked: Path) -> None:
+def test_library_tests_use_the_dependencies_of_a_project(baked: Path) -> None:
     """The groups of this repository list the same requirements as a generated pyproject.toml."""
     ours = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     theirs = tomllib.loads((baked / "pyproject.toml").read_text(encoding="utf-8"))
@@ -133,16 +133,14 @@ def test_library_is_tested_with_what_a_project_installs(baked: Path) -> None:
     assert set(groups["dev"]) <= tools
 
 
-def test_the_changelog_names_this_version() -> None:
+def test_changelog_names_this_version() -> None:
     document = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## {document['project']['version']}" in changelog
 
 
 @pytest.mark.slow
-def test_a_machine_without_uv_home_or_settings_gets_everything(
-    template: Path, tmp_path: Path
-) -> None:
+def test_make_works_without_uv_home_or_settings(template: Path, tmp_path: Path) -> None:
     """A folder with a space in its path, an empty home, and PATH alone in the environment."""
     clone = tmp_path / "a clone"
     shutil.copytree(template, clone)
@@ -164,14 +162,14 @@ def test_a_machine_without_uv_home_or_settings_gets_everything(
     assert not (clone / ".uv").exists()
 
 
-def test_demo_refuses_a_table_that_does_not_exist() -> None:
+def test_demo_rejects_a_missing_table() -> None:
     command = [sys.executable, "tests/demo.py", "/nowhere.csv", "x"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout.strip() == "✗ DATA: /nowhere.csv does not exist"
 
 
-def test_an_old_python_is_refused_in_one_line(template: Path, tmp_path: Path) -> None:
+def test_old_python_is_rejected_in_one_line(template: Path, tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)

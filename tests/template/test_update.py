@@ -72,9 +72,7 @@ def change_and_update(project: Path, released: Path) -> None:
 
 
 @pytest.mark.slow
-def test_project_keeps_its_users_files_when_its_library_is_replaced(
-    address: str, tmp_path: Path, bake: Bake
-) -> None:
+def test_replaced_library_keeps_user_files(address: str, tmp_path: Path, bake: Bake) -> None:
     project = bake(tmp_path / "projects", project_name='Anna\'s "Best" Model')
     features = project / "src" / "anna_s_best_model" / "features.py"
     features.write_text(features.read_text() + "\n# mine\n")
@@ -104,9 +102,7 @@ def test_project_keeps_its_users_files_when_its_library_is_replaced(
     assert git(project, "rev-parse", "HEAD:src/anna_s_best_model") == before
 
 
-def test_a_baked_project_takes_an_update_and_keeps_its_users_changes(
-    address: str, tmp_path: Path
-) -> None:
+def test_update_keeps_user_changes(address: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cookiecutter", "--no-input", "--checkout", "v1"]
     command += ["--output-dir", str(tmp_path), address, 'project_name=Anna\'s "Best" Model']
     subprocess.run(command, check=True, capture_output=True)
@@ -115,9 +111,7 @@ def test_a_baked_project_takes_an_update_and_keeps_its_users_changes(
     change_and_update(project, tmp_path / "flywheel")
 
 
-def test_a_repository_that_was_there_first_takes_the_template_and_its_updates(
-    address: str, tmp_path: Path
-) -> None:
+def test_existing_repository_adopts_the_template_and_updates(address: str, tmp_path: Path) -> None:
     project = tmp_path / "older"
     project.mkdir()
     git(project, "init", "--quiet", "--initial-branch=main")

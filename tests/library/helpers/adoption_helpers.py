@@ -1,4 +1,4 @@
-"""Tables in files as people have them, and what adopt makes of them."""
+"""Realistic table files, and the results of adopting them."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -21,7 +21,7 @@ NOW = datetime(2024, 6, 1)
 
 
 def profile_source(source: Path | str, target: str, query: str = "") -> TableProfile:
-    """The profile of a file or a query; scratch files go into a folder beside the file."""
+    """Profile a file or a query; scratch files go into a folder next to the file."""
     folder = Path(str(source).rpartition("://")[2]).parent / "scratch"
     folder.mkdir(parents=True, exist_ok=True)
     with reading.open_table(str(source), query, folder) as opened:
@@ -29,7 +29,7 @@ def profile_source(source: Path | str, target: str, query: str = "") -> TablePro
 
 
 def adopt_file(source: Path, target: str, **said: Any) -> tuple[Contract, pl.DataFrame]:
-    """The contract that adopt writes about a file, and the rows as it stores them."""
+    """Adopt a file; returns the contract and the stored rows."""
     with reading.open_table(str(source)) as opened:
         profile = profiling.profile_table(opened, target, said.get("keep_na", ()))
         proposal = inference.propose(profile, target, Overrides(**said), NOW)
@@ -39,14 +39,14 @@ def adopt_file(source: Path, target: str, **said: Any) -> tuple[Contract, pl.Dat
 
 
 def propose(table: pl.DataFrame, target: str, folder: Path, **said: Any) -> Proposal:
-    """What adopt proposes for a frame, taken through a Parquet file."""
+    """Write a frame to a Parquet file and return what adopt proposes for it."""
     path = folder / "shop.parquet"
     table.write_parquet(path)
     return inference.propose(profile_source(path, target), target, Overrides(**said), NOW)
 
 
 def make_shop_table(rows: int = 400, **columns: Any) -> pl.DataFrame:
-    """A small table without issues, a number that says a little on `bought`, and further columns."""
+    """Make a small table without issues: `spent` weakly predicts `bought`; further columns are optional."""
     rng = np.random.default_rng(1)
     spent = rng.normal(50, 10, rows)
     bought = np.where(spent + rng.normal(0, 20, rows) > 55, "buyer", "guest")
@@ -55,15 +55,15 @@ def make_shop_table(rows: int = 400, **columns: Any) -> pl.DataFrame:
 
 
 def find_column(proposal: Proposal, name: str) -> dict[str, Any]:
-    """A column as contract.yaml would have it."""
+    """Return a column as contract.yaml would have it."""
     return next(column for column in proposal.columns if column["name"] == name)
 
 
 def find_role(proposal: Proposal, name: str) -> str:
-    """The role of a column."""
+    """Return the role of a column."""
     return str(find_column(proposal, name).get("role", "feature"))
 
 
 def issue_set(issues: Sequence[Issue]) -> set[tuple[str, str, str]]:
-    """Issues as (kind, column, severity)."""
+    """Return issues as (kind, column, severity)."""
     return {(issue.kind, issue.column, issue.severity) for issue in issues}

@@ -1,4 +1,4 @@
-"""Bundles, how they are compared, and what test processes share."""
+"""Comparison of outputs, and objects that test processes share."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def build_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
-    """What every worker of the tests shares: made in a folder of that name by the first that asks for it."""
+    """Return an object that all test workers share; the first that needs it makes it in a folder of that name."""
     shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
     made = shared / f"{name}.pickle"
     with filelock.FileLock(shared / f"{name}.lock"):

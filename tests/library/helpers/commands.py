@@ -1,4 +1,4 @@
-"""What the tests of long-running commands share."""
+"""Helpers for tests of long-running commands."""
 
 import json
 import time
@@ -11,13 +11,13 @@ from flywheel_ml.core import serving_folder
 
 
 def find_served_bundle(folder: Path, version: str = "1") -> Path:
-    """Where a serving folder has the bundle of a version."""
+    """Return the path of a version's bundle in a serving folder."""
     (found,) = (folder / serving_folder.BUNDLES).glob(f"{version}-*")
     return found
 
 
 def send_request(address: str, body: Any = None) -> Any:
-    """What an address answers; a body is posted as JSON."""
+    """Send a request and return the response; a body is posted as JSON."""
     request = urllib.request.Request(address, headers={"Content-Type": "application/json"})
     content = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(request, content, timeout=30) as answer:
@@ -25,7 +25,7 @@ def send_request(address: str, body: Any = None) -> Any:
 
 
 def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for something to happen."""
+    """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end

@@ -1,4 +1,4 @@
-"""The example project, rendered for these tests; its library is this repository's own, in place."""
+"""The example project, rendered for these tests with a link to this repository's library."""
 
 import atexit
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from checkout import PROJECT, copy_template
 
 VARIABLE = "FLYWHEEL_EXAMPLE"
-"""Names the rendered project, for the other processes of one test run."""
+"""Holds the path of the rendered project, for the other processes of one test run."""
 
 
 def install() -> Path:
@@ -28,7 +28,7 @@ def install() -> Path:
 
 
 def render(folder: Path) -> Path:
-    """Render the template as it stands, with default answers and without hooks."""
+    """Render the current template with default answers and without hooks."""
     from cookiecutter.main import cookiecutter
 
     template = copy_template(folder / "template")

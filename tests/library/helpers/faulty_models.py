@@ -1,4 +1,4 @@
-"""Models that answer a typical row, so that they are taken into service, and fail at more of them."""
+"""Models that answer a typical row, so that the server accepts them, but fail on more rows."""
 
 from typing import Literal, get_args
 
@@ -11,13 +11,13 @@ Fault = Literal["no number", "raised", "slow"]
 FAULTS: tuple[Fault, ...] = ("no number", "raised")
 ALL_FAULTS: tuple[Fault, ...] = get_args(Fault)
 SAFE_ROWS = 2
-"""So many rows in one call are answered: 0.5 for each class. Of more, the fault befalls the call, or the later rows."""
+"""A call with at most this many rows succeeds: 0.5 for each class. With more, the call or the later rows fail."""
 LOOP_TURNS = 1_500_000
-"""Of a loop that takes about a second."""
+"""Iterations of a loop that takes about a second."""
 
 
 def build_model(bundle: Bundle, fault: Fault, safe_rows: int = SAFE_ROWS, turns: int = LOOP_TURNS) -> bytes:
-    """An ONNX model with the bundle's inputs and a fault."""
+    """Build an ONNX model with the bundle's inputs and a fault."""
     tensor, number = helper.make_tensor_value_info, TensorProto.FLOAT
     widths = {"num": len(bundle.manifest.numeric), "cat": len(bundle.manifest.categorical)}
     types = {"num": number, "cat": TensorProto.STRING}
@@ -69,7 +69,7 @@ def build_model(bundle: Bundle, fault: Fault, safe_rows: int = SAFE_ROWS, turns:
 
 
 def _turn() -> GraphProto:
-    """The loop's body: the value is handed on."""
+    """Build the loop's body, which passes the value on."""
     tensor, number = helper.make_tensor_value_info, TensorProto.FLOAT
     return helper.make_graph(
         [

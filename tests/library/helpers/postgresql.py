@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own, where one is installed: started, stopped and killed at will."""
+"""A PostgreSQL server for tests, if one is installed."""
 
 import os
 import pwd
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 
 class PostgreSQL:
-    """A running server; `url` has a password in it."""
+    """A PostgreSQL server; `url` contains a password."""
 
     def __init__(self, programs: Path, folder: Path, as_user: list[str]) -> None:
         self._programs = programs
@@ -29,16 +29,16 @@ class PostgreSQL:
         self._call("initdb", "-A", "trust", "-U", "me", "-E", "UTF8", "--no-sync")
 
     def start(self) -> None:
-        """Start it, on the same port as before."""
+        """Start the server, on the same port as before."""
         options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
         self._call("pg_ctl", "start", "-w", "-o", options, "-l", str(self._folder / "log"))
 
     def stop(self) -> None:
-        """End it as a crash does: no session is waited for."""
+        """Stop the server as a crash does, without waiting for sessions."""
         self._call("pg_ctl", "stop", "-m", "immediate")
 
     def database(self) -> str:
-        """The address of another database in it, an empty one."""
+        """Create an empty database; returns its URL."""
         self._databases += 1
         engine = sa.create_engine(self.url, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
@@ -53,16 +53,16 @@ class PostgreSQL:
 
 @contextmanager
 def run_postgresql() -> Iterator[PostgreSQL]:
-    """A server that has just been made; skips where there is none to be had."""
+    """Start a new server; skips the test if PostgreSQL is not installed."""
     found = _programs()
     if found is None:
         pytest.skip("no PostgreSQL server here (initdb is neither on PATH nor in /usr/lib/postgresql)")
-    # Not below pytest's own folders: those of root are closed to the user that the server runs as.
+    # Not below pytest's folders: the user of the server cannot read those of root.
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     as_user: list[str] = []
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root.
         user = next((name for name in ("postgres", "nobody") if name in {each.pw_name for each in pwd.getpwall()}), "")
-        # A plain user's path does not lead there.
+        # These folders may not be on a plain user's path.
         runuser = shutil.which("runuser", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]))
         if not user or runuser is None:
             folder.rmdir()
@@ -81,7 +81,7 @@ def run_postgresql() -> Iterator[PostgreSQL]:
 
 
 def _programs() -> Path | None:
-    """Where initdb is: on the path, or where Debian puts it."""
+    """Return the folder of initdb: on the path, or in Debian's location."""
     found = shutil.which("initdb")
     if found is not None:
         return Path(found).parent

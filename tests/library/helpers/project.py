@@ -1,4 +1,4 @@
-"""Small projects: the example's contract and graph, a table of a few thousand rows, a model that trains in a moment."""
+"""Small projects: the example's contract and pipeline, a few thousand rows, a model that trains in a second."""
 
 import os
 import shutil
@@ -44,14 +44,14 @@ SMALL: dict[str, Any] = {
 
 
 def make(path: Path, n_rows: int = 2000) -> Path:
-    """A project folder under git, with a raw table and nothing else done."""
+    """Make a project folder under git, with a raw table only."""
     path.mkdir(parents=True)
     for name in FILES:
         shutil.copyfile(ROOT / name, path / name)
     shutil.copytree(ROOT / "src", path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     (path / ".dvc").mkdir()
     shutil.copyfile(ROOT / ".dvc" / "config", path / ".dvc" / "config")
-    # A remote of its own: whatever the real one is, a test must not reach it.
+    # A local remote: a test must not reach the real one.
     (path / ".dvc" / "config.local").write_text("['remote \"storage\"']\n    url = ../.dvc-storage\n")
     contract = Contract.load(ROOT / paths.CONTRACT)
     days = 20 if contract.time else None
@@ -64,7 +64,7 @@ def make(path: Path, n_rows: int = 2000) -> Path:
 
 
 def copy(project: Path, to: Path, history: bool = False) -> Path:
-    """The same project elsewhere, as if it were moved there; with Prefect's database if `history`."""
+    """Copy a project, as if it were moved; with Prefect's database if `history`."""
     shutil.copytree(project, to, symlinks=True, ignore=None if history else shutil.ignore_patterns("prefect"))
     return to
 
@@ -73,7 +73,7 @@ def set_params(path: Path, changes: Mapping[str, Any]) -> None:
     """Change params.yaml, group by group."""
     source = path / paths.PARAMS if (path / paths.PARAMS).is_file() else ROOT / paths.PARAMS
     content = yaml.safe_load(source.read_text())
-    (path / paths.PARAMS).write_text(yaml.safe_dump(_merged(content, changes)))
+    (path / paths.PARAMS).write_text(yaml.safe_dump(_merge(content, changes)))
 
 
 def write_raw(path: Path, table: pl.DataFrame) -> None:
@@ -95,14 +95,14 @@ def commit(path: Path, message: str) -> None:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """A process's environment with a home of its own, without settings of this machine, and not under CI."""
+    """Return an environment with a separate home, without settings of this machine or of CI."""
     outside = ("ML_", "PREFECT_", "MLFLOW_", "DVC_", "CI", "GITHUB_", "PYTHON")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(outside)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {
         **inherited,
         "HOME": str(home),
-        "MPLCONFIGDIR": str(matplotlib.get_cachedir()),  # Looking for fonts anew takes seconds.
+        "MPLCONFIGDIR": str(matplotlib.get_cachedir()),  # Building the font cache again takes seconds.
         "PATH": path,
         "DVC_SITE_CACHE_DIR": str(home / "dvc"),
         "COLUMNS": "200",
@@ -112,7 +112,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def start(path: Path, *words: str, stdin: int = subprocess.DEVNULL, **more: str) -> subprocess.Popen[str]:
-    """Start Python in a project; `words` is its command line, `more` goes into its environment."""
+    """Start Python in a project; `words` is the command line, `more` extends the environment."""
     return subprocess.Popen(
         [sys.executable, *words],
         cwd=path,
@@ -125,7 +125,7 @@ def start(path: Path, *words: str, stdin: int = subprocess.DEVNULL, **more: str)
 
 
 def run(path: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """As `start`, to its end."""
+    """As `start`, but wait for the end."""
     process = start(path, *words, stdin=subprocess.DEVNULL, **more)
     output, errors = process.communicate(timeout=120)
     return subprocess.CompletedProcess(words, process.returncode, output, errors)
@@ -137,7 +137,7 @@ def cli(path: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str
 
 
 class PipelineRuns(NamedTuple):
-    """What came of a run that was killed in a stage, of the next one, and of one after that."""
+    """The results of a run that was killed in a stage, of the next run, and of the run after that."""
 
     path: Path
     killed: int
@@ -148,11 +148,11 @@ class PipelineRuns(NamedTuple):
 
 
 def run_pipeline(path: Path) -> PipelineRuns:
-    """Turn the wheel in a new project at `path`."""
+    """Make a project at `path` and run its pipeline three times; the first run is killed."""
     make(path)
     log = path.parent / "places"
-    watched = {"PYTHONPATH": str(AUDIT_HOOK), "AUDIT_LOG": str(log)}
-    with start(path, "-m", PACKAGE, "run", stdin=subprocess.DEVNULL, **watched) as process:
+    audited = {"PYTHONPATH": str(AUDIT_HOOK), "AUDIT_LOG": str(log)}
+    with start(path, "-m", PACKAGE, "run", stdin=subprocess.DEVNULL, **audited) as process:
         while process.poll() is None and not (path / paths.REPORTS / "validation.json").exists():
             time.sleep(0.01)
         started = children(process.pid)
@@ -160,23 +160,23 @@ def run_pipeline(path: Path) -> PipelineRuns:
     deadline = time.monotonic() + 10
     while (left := [pid for pid in started if is_alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    first, again = cli(path, "run", **watched), cli(path, "run", **watched)
+    first, again = cli(path, "run", **audited), cli(path, "run", **audited)
     return PipelineRuns(path, process.returncode, left, first, again, set(log.read_text().split()))
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started."""
+    """Return the child processes of a process."""
     found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
     return [int(child) for child in found.stdout.split()]
 
 
 def leftovers(path: Path) -> list[str]:
-    """Half-written files and folders anywhere in a project."""
+    """Return half-written files and folders anywhere in a project."""
     return [str(found) for pattern in (".*.part", ".*.old") for found in path.rglob(pattern)]
 
 
-def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(content)
     for key, value in changes.items():
-        merged[key] = _merged(content.get(key) or {}, value) if isinstance(value, Mapping) else value
+        merged[key] = _merge(content.get(key) or {}, value) if isinstance(value, Mapping) else value
     return merged

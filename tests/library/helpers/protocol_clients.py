@@ -1,4 +1,4 @@
-"""The API as clients of each protocol see it: stock ones where there are any, unmodified."""
+"""Clients of each protocol of the API; unmodified stock clients where they exist."""
 
 import csv
 import io
@@ -19,25 +19,25 @@ DTYPES = {"FP64": np.float64, "INT64": np.int64, "BOOL": np.bool_, "BYTES": np.o
 
 
 class ProtocolResult(NamedTuple):
-    """What was told of each row: probabilities or the interval are in `beside`, which not every protocol has."""
+    """Answers by row. `details` has probabilities or intervals; None if the protocol lacks them."""
 
     ids: list[str]
     predictions: list[Any]
-    beside: list[list[float]] | None
+    details: list[list[float]] | None
 
 
 def send_native(client: httpx.Client, rows: Rows) -> ProtocolResult:
-    """The API's own protocol."""
+    """Send rows by the API's own protocol."""
     return _listed(check_ok(client.post("/predict", json={"instances": rows})).json()["predictions"])
 
 
 def send_arrow_for_json(client: httpx.Client, rows: Rows) -> ProtocolResult:
-    """Columns in, JSON out."""
+    """Send columns in Arrow, receive JSON."""
     return _listed(check_ok(send_arrow(client, to_arrow_stream(rows))).json()["predictions"])
 
 
 def send_arrow_both_ways(client: httpx.Client, rows: Rows) -> ProtocolResult:
-    """Columns in and out."""
+    """Send and receive columns in Arrow."""
     answer = check_ok(send_arrow(client, to_arrow_stream(rows), Accept=ARROW))
     assert answer.headers["content-type"] == ARROW
     return _listed(pa.ipc.open_stream(answer.content).read_all().to_pylist())
@@ -49,7 +49,7 @@ def send_arrow(client: httpx.Client, body: bytes, **headers: str) -> httpx.Respo
 
 
 def to_arrow_stream(table: Rows | pa.Table, **options: Any) -> bytes:
-    """Rows, or a table, as an Arrow IPC stream."""
+    """Serialize rows, or a table, to an Arrow IPC stream."""
     table = table if isinstance(table, pa.Table) else pa.Table.from_pylist([dict(row) for row in table])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
@@ -58,33 +58,33 @@ def to_arrow_stream(table: Rows | pa.Table, **options: Any) -> bytes:
 
 
 def send_records(client: httpx.Client, rows: Rows) -> ProtocolResult:
-    """MLflow's `dataframe_records`."""
+    """Send MLflow's `dataframe_records`."""
     return _invoked(client.post("/invocations", json={"dataframe_records": rows}))
 
 
 def send_split(client: httpx.Client, rows: Rows) -> ProtocolResult:
-    """MLflow's `dataframe_split`."""
+    """Send MLflow's `dataframe_split`."""
     table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows], "index": list(range(len(rows)))}
     return _invoked(client.post("/invocations", json={"dataframe_split": table}))
 
 
 def send_instances(client: httpx.Client, rows: Rows) -> ProtocolResult:
-    """TensorFlow Serving's `instances`, by row."""
+    """Send TensorFlow Serving's `instances`, by row."""
     return _invoked(client.post("/invocations", json={"instances": rows}))
 
 
 def send_instances_by_column(client: httpx.Client, rows: Rows) -> ProtocolResult:
-    """The same, by column."""
+    """Send TensorFlow Serving's `instances`, by column."""
     return _invoked(client.post("/invocations", json={"instances": to_columns(rows)}))
 
 
 def send_inputs(client: httpx.Client, rows: Rows) -> ProtocolResult:
-    """TensorFlow Serving's `inputs`."""
+    """Send TensorFlow Serving's `inputs`."""
     return _invoked(client.post("/invocations", json={"inputs": to_columns(rows)}))
 
 
 def send_csv_rows(client: httpx.Client, rows: Rows) -> ProtocolResult:
-    """SageMaker's CSV."""
+    """Send SageMaker's CSV."""
     return _invoked(send_csv(client, to_csv(rows)))
 
 
@@ -94,7 +94,7 @@ def send_csv(client: httpx.Client, body: str | bytes) -> httpx.Response:
 
 
 def to_csv(rows: Rows) -> str:
-    """Rows as a CSV file; nothing where they have None."""
+    """Serialize rows to CSV; None becomes an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
@@ -103,17 +103,17 @@ def to_csv(rows: Rows) -> str:
 
 
 def send_tensors(client: httpx.Client, rows: Rows) -> ProtocolResult:
-    """Triton's client, tensors as JSON."""
+    """Send tensors as JSON with Triton's client."""
     return infer(client, rows, binary=False)
 
 
 def send_binary_tensors(client: httpx.Client, rows: Rows) -> ProtocolResult:
-    """Triton's client as it is by default: tensors as bytes, both ways."""
+    """Send and receive tensors as bytes with Triton's client, its default."""
     return infer(client, rows, binary=True)
 
 
 def infer(client: httpx.Client, rows: Rows, binary: bool) -> ProtocolResult:
-    """All outputs of the rows, by Triton's client and what the model's own metadata say."""
+    """Request all outputs with Triton's client, according to the model's metadata."""
     with triton_client(client) as speaker:
         name = client.get("/model").json()["name"]
         described = speaker.get_model_metadata(name)
@@ -121,17 +121,17 @@ def infer(client: httpx.Client, rows: Rows, binary: bool) -> ProtocolResult:
         outputs = [one["name"] for one in described["outputs"]]
         wanted = None if binary else [triton.InferRequestedOutput(one, binary_data=False) for one in outputs]
         answer = speaker.infer(name, [one for one in asked if one], outputs=wanted)
-        ids, predictions, beside = (answer.as_numpy(one).tolist() for one in ("id", "prediction", outputs[1]))
-    return ProtocolResult([_text(one) for one in ids], [_text(one) for one in predictions], beside)
+        ids, predictions, details = (answer.as_numpy(one).tolist() for one in ("id", "prediction", outputs[1]))
+    return ProtocolResult([_text(one) for one in ids], [_text(one) for one in predictions], details)
 
 
 def triton_client(client: httpx.Client) -> triton.InferenceServerClient:
-    """Triton's client of the same server."""
+    """Return Triton's client for the same server."""
     return triton.InferenceServerClient(f"{client.base_url.host}:{client.base_url.port}")
 
 
 def build_tensor(described: Mapping[str, Any], values: Sequence[Any], binary: bool) -> triton.InferInput | None:
-    """Values in the datatype that the metadata name; none where all are missing."""
+    """Build a tensor with the datatype of the metadata; None if all values are missing."""
     if all(value is None for value in values):
         return None
     kind = described["datatype"]
@@ -143,12 +143,12 @@ def build_tensor(described: Mapping[str, Any], values: Sequence[Any], binary: bo
 
 
 def to_columns(rows: Rows) -> dict[str, list[Any]]:
-    """Rows turned into columns."""
+    """Transpose rows to columns."""
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def check_ok(response: httpx.Response) -> httpx.Response:
-    """An answer that is one."""
+    """Check that a response has status 200."""
     assert response.status_code == httpx.codes.OK, response.text
     return response
 
@@ -159,8 +159,8 @@ def _invoked(response: httpx.Response) -> ProtocolResult:
 
 
 def _listed(told: Sequence[Mapping[str, Any]]) -> ProtocolResult:
-    beside = [list(one["probabilities"].values()) if "probabilities" in one else list(one["interval"]) for one in told]
-    return ProtocolResult([one["id"] for one in told], [one["prediction"] for one in told], beside)
+    details = [list(one["probabilities"].values()) if "probabilities" in one else list(one["interval"]) for one in told]
+    return ProtocolResult([one["id"] for one in told], [one["prediction"] for one in told], details)
 
 
 def _text(value: Any) -> Any:

@@ -11,7 +11,7 @@ __all__ = ["DAYS", "START", "find_column", "json_rows", "make_table", "signal_co
 
 
 def find_column(contract: Contract, wanted: Callable[[Column], bool], kind: str) -> Column:
-    """The contract's first such input column; a test that needs one is left out where there is none."""
+    """Return the first input column with a property; skips the test if the contract has none."""
     found = next((column for column in contract.inputs if wanted(column)), None)
     if found is None:
         pytest.skip(f"the contract has no {kind}")

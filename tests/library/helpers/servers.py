@@ -1,4 +1,4 @@
-"""What the tests of a running server share."""
+"""Helpers for tests of a running server."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ class Server(servers.Server):
 
 
 class InProcess:
-    """An application in this process, started and stopped as a server does; requests do not go over a socket."""
+    """An application in this process, with the server's startup and shutdown but without sockets."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -44,11 +44,11 @@ class InProcess:
         self._stack.close()
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """One request and its answer."""
+        """Send a request; returns the response."""
         return self._portal.call(partial(self._client.request, method, path, **options))
 
     def send_together(self, path: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
-        """POST requests that arrive in one turn of the event loop, and their answers."""
+        """POST requests that arrive in one iteration of the event loop; returns their responses."""
 
         async def all_at_once() -> list[httpx.Response]:
             headers = {"Content-Type": "application/json"}
@@ -58,26 +58,26 @@ class InProcess:
 
 
 def connect(server: Server) -> socket.socket:
-    """A connection that says nothing by itself."""
+    """Open a raw connection to the server."""
     address = urlsplit(server.url)
     return socket.create_connection((address.hostname or "", address.port or 0), timeout=10)
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What comes until the server hangs up."""
+    """Read until the server closes the connection."""
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait until it holds."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
 class LoadGenerator:
-    """What a crowd of clients experienced."""
+    """The answers and failures of concurrent clients."""
 
     def __init__(self) -> None:
         self.answers: list[dict[str, Any]] = []
@@ -86,14 +86,14 @@ class LoadGenerator:
         self.go.set()
 
     def wait_for_answers(self, count: int) -> None:
-        """Wait until that many more answers came."""
+        """Wait for N more answers."""
         before = len(self.answers)
         wait_for(lambda: len(self.answers) >= before + count)
 
 
 @contextmanager
 def generate_load(server: Server, instance: dict[str, Any], clients: int = 4) -> Iterator[LoadGenerator]:
-    """Clients that send one prediction after another while the block runs and `go` is set; they note every failure."""
+    """Run clients that send predictions while the block runs and `go` is set; they record every failure."""
     seen, ended = LoadGenerator(), threading.Event()
 
     def work() -> None:
@@ -118,7 +118,7 @@ def generate_load(server: Server, instance: dict[str, Any], clients: int = 4) ->
 
 @contextmanager
 def run_threads(count: int, work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
-    """So many threads at work, which stop when `ended` is set: at the end of the block."""
+    """Run N threads, which stop when `ended` is set at the end of the block."""
     threads = [threading.Thread(target=work) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -131,5 +131,5 @@ def run_threads(count: int, work: Callable[[], None], ended: threading.Event) ->
 
 
 def find_workers(server: Server) -> dict[int, int]:
-    """Worker number → process id, as the server's log tells it; the last start of each."""
+    """Return worker number → process id from the server's log; the last start of each."""
     return {line["worker"]: line["pid"] for line in server.log_lines() if line["event"] == "worker_ready"}

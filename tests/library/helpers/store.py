@@ -1,4 +1,4 @@
-"""A real MLflow store, made once; and processes that open one at the same moment, as on a first morning."""
+"""A real MLflow store, made once, and processes that open a store simultaneously."""
 
 import contextlib
 import shutil
@@ -38,13 +38,13 @@ for process in processes:
 for process in processes:
     process.join()
 """
-"""A process for each argument: all open the store at the same moment, and promote the version that is named, if any."""
+"""Starts a process for each argument: all open the store simultaneously and promote the given version, if any."""
 PASSED_CHECKS = [Check("minimum score", True, "ROC AUC 0.7, at least 0.6")]
 FAILED_CHECKS = [Check("minimum score", False, "ROC AUC 0.5, at least 0.6"), Check("same answers", True, "0")]
 
 
 def open_store(path: Path) -> Path:
-    """MLflow's store in a folder that is not there yet."""
+    """Create MLflow's store in a new folder."""
     from flywheel_ml.model.registration.registry import Registry
 
     path.mkdir(parents=True)
@@ -54,19 +54,19 @@ def open_store(path: Path) -> Path:
 
 
 def run_at_once(path: Path, *versions: str) -> list[str]:
-    """What processes that opened the store at the same moment found there: one for each version, which it promotes."""
+    """Run one process per version that opens the store simultaneously and promotes it; returns their output."""
     done = project.run(path, "-c", OPEN, *versions)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
 def settings(folder: Path) -> Settings:
-    """Settings of the store in a folder; by its full path, for MLflow keeps one connection to each address."""
+    """Return settings for the store in a folder, by its full path, because MLflow caches connections by address."""
     return Settings(tracking_uri=f"sqlite:///{folder}/mlflow.db")
 
 
 def copy_with_new_card(bundle_path: Path, to: Path) -> Path:
-    """A bundle that predicts the same but is another one: its card differs."""
+    """Copy a bundle with a different card, so that it predicts the same but has another digest."""
     shutil.copytree(bundle_path, to)
     (to / bundle.CARD).write_text(f"{to.name}\n")
     bundle.write_manifest(to, bundle.verify(bundle_path).model_dump(exclude={"files"}))

@@ -1,4 +1,4 @@
-"""Profiles of drawn tables, and the windows that tests monitor."""
+"""Profiles of random tables, and files to monitor."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from flywheel_ml.data import tables
 
 
 def make_contract(count: int) -> Contract:
-    """A contract of `count` unbounded numbers, one category and a target."""
+    """Make a contract of `count` unbounded numbers, one category and a target."""
     numbers = [Column(name=f"x{at}", type="float", nullable=True) for at in range(count)]
     kind = Column(name="kind", type="string", nullable=True, categories=tuple("abcdefgh"))
     return Contract(name="drawn", columns=(*numbers, kind, Column(name="y", type="boolean", role="target")))
@@ -22,7 +22,7 @@ def make_contract(count: int) -> Contract:
 def draw_columns(
     contract: Contract, rows: int, rng: np.random.Generator, shift: dict[str, float] | None = None
 ) -> dict[str, np.ndarray]:
-    """Standard normal numbers, shifted where asked, and equally likely categories."""
+    """Draw standard normal numbers, optionally shifted, and equally likely categories."""
     columns = {c.name: rng.normal((shift or {}).get(c.name, 0.0), 1, rows) for c in contract.inputs if c.is_numeric}
     kinds = np.array(contract["kind"].categories, dtype=object)
     return {**columns, "kind": kinds[rng.integers(0, len(kinds), rows)]}
@@ -33,7 +33,7 @@ def build_reference(contract: Contract, columns: dict[str, np.ndarray], predicti
 
 
 def write_scored_file(frame: pl.DataFrame, bundle: Bundle, path: Path, version: str = "1") -> Path:
-    """A file as batch scoring writes it: the rows, their answers, and who gave them."""
+    """Write a file as batch scoring does: the rows, their predictions and the model version."""
     answers = bundle.predict(tables.to_columns(frame, bundle.contract.inputs))
     answered = frame.with_columns(
         pl.Series("prediction", answers.values.astype(bool)),

@@ -187,7 +187,7 @@ def test_every_protocol_tells_the_same(made: Made, stocked: httpx.Client) -> Non
         told = speak(stocked, sent)
         assert told.predictions == wanted.predictions, speak.__name__
         assert {type(one) for one in told.predictions} == {type(one) for one in wanted.predictions}
-        assert told.beside in (None, wanted.beside)
+        assert told.details in (None, wanted.details)
 
 
 def test_mlflows_own_client_is_understood(made: Made, stocked: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def bundle(bundle_path: Path) -> Bundle:
 
 @pytest.fixture(scope="session")
 def alike(table: pl.DataFrame, contract: Contract, params: Params) -> pl.DataFrame:
-    """1,500 labelled rows drawn anew from the rows that the model was tested on."""
+    """1,500 labelled rows drawn again from the rows that the model was tested on."""
     return split(table, contract, params.split, None)["test"].sample(1500, with_replacement=True, seed=1)
 
 

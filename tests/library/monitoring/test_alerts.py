@@ -1,4 +1,4 @@
-"""Somebody is told what is wrong, once per finding, and told when telling failed."""
+"""Alerts report every finding once, and failed deliveries are reported."""
 
 import json
 import threading
@@ -64,7 +64,7 @@ def raised(tmp_path: Path, moved: pl.DataFrame, bundle: Bundle, params: Params) 
     return monitor(window, bundle, params, tmp_path / "out").alerts
 
 
-def test_a_drifted_window_raises_a_warning_that_says_what_to_do_first(raised: tuple[alerts.Alert, ...]) -> None:
+def test_drifted_window_raises_a_warning_with_first_steps(raised: tuple[alerts.Alert, ...]) -> None:
     warning = next(alert for alert in raised if alert.what == "the data have drifted")
     assert warning.severity == "warning"
     assert warning.evidence.startswith("changed: ")
@@ -72,7 +72,7 @@ def test_a_drifted_window_raises_a_warning_that_says_what_to_do_first(raised: tu
     assert warning.runbook == "docs/runbook.md#drift"
 
 
-def test_a_window_without_a_finding_raises_none(
+def test_window_without_findings_raises_no_alert(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
 ) -> None:
     window = from_file(write_scored_file(alike, bundle, tmp_path / "scored.parquet"), bundle)
@@ -80,14 +80,16 @@ def test_a_window_without_a_finding_raises_none(
     assert not (tmp_path / "out" / "alerts.jsonl").exists()
 
 
-def test_a_degraded_model_is_critical(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params) -> None:
+def test_degraded_model_raises_a_critical_alert(
+    tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
+) -> None:
     target = bundle.contract.target.name
     wrong = alike.with_columns(~pl.col(target))
     window = from_file(write_scored_file(wrong, bundle, tmp_path / "scored.parquet"), bundle)
     assert monitor(window, bundle, params, tmp_path / "out").alerts[0].severity == "critical"
 
 
-def test_alerts_are_added_to_the_file_as_one_line_each(tmp_path: Path, raised: tuple[alerts.Alert, ...]) -> None:
+def test_alerts_are_appended_one_line_each(tmp_path: Path, raised: tuple[alerts.Alert, ...]) -> None:
     path = tmp_path / "folder" / "alerts.jsonl"
     alerts.append(path, raised)
     alerts.append(path, raised)
@@ -95,33 +97,31 @@ def test_alerts_are_added_to_the_file_as_one_line_each(tmp_path: Path, raised: t
     assert [json.loads(line)["what"] for line in lines] == [alert.what for alert in raised] * 2
 
 
-def test_the_webhook_gets_the_alerts_and_a_text_for_people(hook: Hook, raised: tuple[alerts.Alert, ...]) -> None:
+def test_webhook_receives_alerts_and_a_text(hook: Hook, raised: tuple[alerts.Alert, ...]) -> None:
     alerts.deliver(hook.url, raised)
     assert len(hook.bodies) == 1
     assert [alert["what"] for alert in hook.bodies[0]["alerts"]] == [alert.what for alert in raised]
     assert "[warning] the data have drifted" in hook.bodies[0]["text"]
 
 
-def test_nothing_is_sent_when_there_is_nothing_to_tell(hook: Hook) -> None:
+def test_webhook_receives_nothing_without_alerts(hook: Hook) -> None:
     alerts.deliver(hook.url, ())
     assert hook.bodies == []
 
 
-def test_a_webhook_that_refuses_is_told_without_giving_its_address_away(
-    hook: Hook, raised: tuple[alerts.Alert, ...]
-) -> None:
+def test_rejecting_webhook_is_reported_without_its_address(hook: Hook, raised: tuple[alerts.Alert, ...]) -> None:
     hook.status = 500
     with pytest.raises(alerts.AlertError, match="answered 500") as error:
         alerts.deliver(hook.url, raised)
     assert "T0KEN" not in str(error.value)
 
 
-def test_a_webhook_that_is_not_there_is_told(hook: Hook, raised: tuple[alerts.Alert, ...]) -> None:
+def test_unreachable_webhook_is_reported(hook: Hook, raised: tuple[alerts.Alert, ...]) -> None:
     with pytest.raises(alerts.AlertError, match="not delivered"):
         alerts.deliver("http://127.0.0.1:9/T0KEN", raised, timeout=2)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "T0KEN"])
-def test_an_address_that_is_no_webhook_is_refused(url: str, raised: tuple[alerts.Alert, ...]) -> None:
+def test_webhook_address_must_be_http(url: str, raised: tuple[alerts.Alert, ...]) -> None:
     with pytest.raises(ConfigError, match="ML_ALERT_WEBHOOK"):
         alerts.deliver(url, raised)

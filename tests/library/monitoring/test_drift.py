@@ -35,21 +35,21 @@ def one(shift: dict[str, float] | None = None, rows: int = 2000, **changes: np.n
     return drift.compare(reference, profile.count(reference, columns, prediction), PARAMS)
 
 
-def test_windows_without_drift_are_called_ok() -> None:
+def test_windows_without_drift_are_ok() -> None:
     # At a rate of 1%, more than 4 of 40 would come up in one of 15,000 seeds.
     assert verdicts(40, (5000, 1000), {}, seed=0).count("drift") <= 4
 
 
-def test_a_shift_of_a_quarter_standard_deviation_in_one_of_many_columns_is_found() -> None:
+def test_shift_of_a_quarter_sigma_in_one_column_is_detected() -> None:
     assert verdicts(20, (5000, 1000), {"x3": 0.25}, seed=1).count("drift") >= 17
 
 
-def test_differences_too_small_to_matter_are_no_drift_however_many_rows_prove_them() -> None:
+def test_small_significant_differences_are_not_drift() -> None:
     shift = {f"x{at}": 0.03 for at in range(7)}
     assert verdicts(6, (50_000, 50_000), shift, seed=2) == ["ok"] * 6
 
 
-def test_the_drifted_column_is_named_first_with_what_changed() -> None:
+def test_drifted_column_comes_first_with_its_change() -> None:
     found = one({"x3": 0.5})
     assert found.drifted == ("x3",)
     first = found.comparisons[0]
@@ -58,7 +58,7 @@ def test_the_drifted_column_is_named_first_with_what_changed() -> None:
     assert first.effect == pytest.approx(0.197, abs=0.03)
 
 
-def test_missing_values_are_drift_even_if_the_values_that_remain_are_alike() -> None:
+def test_more_missing_values_are_drift() -> None:
     values = np.random.default_rng(0).normal(size=2000)
     values[::8] = np.nan
     found = one(x0=values)
@@ -66,13 +66,13 @@ def test_missing_values_are_drift_even_if_the_values_that_remain_are_alike() -> 
     assert found.comparisons[0].window == {"rate": 0.125}
 
 
-def test_a_column_that_went_missing_altogether_is_drift() -> None:
+def test_entirely_missing_column_is_drift() -> None:
     found = one(x0=np.full(2000, np.nan), kind=np.full(2000, None, dtype=object))
     assert found.drifted == ("kind", "x0")
     assert set(found.skipped) == {"kind", "x0"}
 
 
-def test_a_category_never_seen_before_is_drift() -> None:
+def test_unseen_category_is_drift() -> None:
     kinds = np.array(list("abcdefgh"), dtype=object)[np.random.default_rng(0).integers(0, 8, 2000)]
     kinds[::10] = "zebra"
     found = one(kind=kinds)
@@ -88,7 +88,7 @@ def texts(rows: int, rng: np.random.Generator, listed: int = 0, fresh: float = 0
 
 
 @pytest.mark.parametrize("listed", [0, 120])
-def test_values_that_training_lacks_are_no_drift_unless_they_become_more(listed: int) -> None:
+def test_unseen_values_are_drift_only_if_they_increase(listed: int) -> None:
     rng = np.random.default_rng(3)
     categories = tuple(map(str, range(listed))) or None
     column = Column(name="maker", type="string", categories=categories, max_unknown_share=0.01 if listed else 0.0)
@@ -106,21 +106,21 @@ def test_values_that_training_lacks_are_no_drift_unless_they_become_more(listed:
     assert found["fresh"] >= 19
 
 
-def test_categories_that_traded_places_are_drift() -> None:
+def test_swapped_categories_are_drift() -> None:
     kinds = np.array(list("aaaabcdefgh"), dtype=object)[np.random.default_rng(0).integers(0, 11, 2000)]
     found = one(kind=kinds)
     assert found.drifted == ("kind",)
     assert found.comparisons[0].window["a"] == pytest.approx(4 / 11, abs=0.04)
 
 
-def test_a_prediction_that_moved_is_told_apart_from_the_inputs() -> None:
+def test_prediction_drift_is_separate_from_input_drift() -> None:
     found = one(prediction=np.random.default_rng(0).random(2000) ** 2)
     assert found.verdict == "drift"
     assert found.prediction_drifted
     assert found.drifted == ()
 
 
-def test_a_date_is_not_compared_when_asked() -> None:
+def test_untested_columns_are_not_compared() -> None:
     rng = np.random.default_rng(0)
     reference = profile.build(CONTRACT, draw_columns(CONTRACT, 3000, rng), rng.random(3000))
     window = profile.count(reference, draw_columns(CONTRACT, 1000, rng, {"x0": 3.0}), rng.random(1000))
@@ -129,20 +129,20 @@ def test_a_date_is_not_compared_when_asked() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 199])
-def test_too_few_rows_are_never_ok_even_if_they_are_like_no_row_before(rows: int) -> None:
+def test_too_few_rows_are_insufficient_data(rows: int) -> None:
     assert one({"x0": 9.0}, rows=rows).verdict == "insufficient data"
     assert one(rows=rows).verdict == "insufficient data"
     assert ("has 1 row;" in one(rows=rows).reason) == (rows == 1)
 
 
-def test_a_reference_of_too_few_rows_is_never_ok() -> None:
+def test_reference_with_too_few_rows_is_insufficient_data() -> None:
     rng = np.random.default_rng(0)
     reference = profile.build(CONTRACT, draw_columns(CONTRACT, 100, rng), rng.random(100))
     window = profile.count(reference, draw_columns(CONTRACT, 1000, rng), rng.random(1000))
     assert drift.compare(reference, window, PARAMS).verdict == "insufficient data"
 
 
-def test_holm_adjusts_as_the_textbook_does() -> None:
+def test_holm_adjustment_matches_the_textbook() -> None:
     found = one()
     raw = sorted(c.p_value for c in found.comparisons)
     expected = np.maximum.accumulate([min(1.0, p * (len(raw) - rank)) for rank, p in enumerate(raw)])
@@ -160,7 +160,7 @@ def test_rare_categories_are_pooled_until_chi_square_is_valid() -> None:
         assert pooled.shape[1] == 1 or expected.min() >= drift.MIN_EXPECTED
 
 
-def test_parts_counted_apart_are_judged_as_the_whole() -> None:
+def test_merged_profiles_give_the_result_of_the_whole() -> None:
     rng = np.random.default_rng(0)
     reference = profile.build(CONTRACT, draw_columns(CONTRACT, 3000, rng), rng.random(3000))
     columns, prediction = draw_columns(CONTRACT, 1000, rng, {"x1": 0.3}), rng.random(1000)

@@ -11,7 +11,7 @@ def binned(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
 
 
-def test_the_distance_on_256_bins_is_within_half_a_percent_of_the_exact_one() -> None:
+def test_ks_distance_on_256_bins_is_within_half_a_percent() -> None:
     rng = np.random.default_rng(0)
     for shift in (0.0, 0.1, 0.5):
         reference, window = rng.normal(size=4000), rng.normal(shift, 1, size=1500)
@@ -21,19 +21,19 @@ def test_the_distance_on_256_bins_is_within_half_a_percent_of_the_exact_one() ->
 
 
 @pytest.mark.parametrize("bound", [0.8, 1.2, 1.6, 2.0])
-def test_many_narrow_bins_give_the_textbook_probability(bound: float) -> None:
+def test_ks_p_value_on_narrow_bins_matches_the_textbook(bound: float) -> None:
     # Seen at 400 points the bridge strays a little less far than seen everywhere (Broadie et al. 1997).
     seen = special.kolmogorov(bound + 0.5826 / np.sqrt(400))
     assert ks.bridge_exceedance(bound, np.arange(1, 400) / 400) == pytest.approx(seen, rel=0.02)
 
 
 @pytest.mark.parametrize(("time", "bound"), [(0.5, 0.9), (0.9, 0.7), (0.05, 0.3)])
-def test_a_single_point_gives_the_normal_distribution(time: float, bound: float) -> None:
+def test_ks_p_value_at_one_point_is_normal(time: float, bound: float) -> None:
     expected = 2 * stats.norm.sf(bound / np.sqrt(time * (1 - time)))
     assert ks.bridge_exceedance(bound, np.array([time])) == pytest.approx(expected, rel=0.005)
 
 
-def test_five_percent_of_clean_windows_are_significant_at_five_percent_when_most_values_are_equal() -> None:
+def test_ks_false_alarm_rate_holds_for_tied_values() -> None:
     rng = np.random.default_rng(0)
     shares = [0.9, 0.04, 0.03, 0.02, 0.01]
     pairs = rng.multinomial(5000, shares, size=1500), rng.multinomial(1000, shares, size=1500)
@@ -43,7 +43,7 @@ def test_five_percent_of_clean_windows_are_significant_at_five_percent_when_most
     assert np.mean(np.array(textbook) <= 0.05) < 0.005
 
 
-def test_equal_counts_are_never_significant_and_disjoint_ones_always() -> None:
+def test_ks_p_value_of_equal_and_disjoint_counts() -> None:
     counts = np.full(10, 100)
     assert ks.ks_p_value(counts, counts) == 1.0
     assert ks.ks_p_value(np.array([500, 0]), np.array([0, 500])) < 1e-12

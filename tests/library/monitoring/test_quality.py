@@ -36,7 +36,7 @@ def cut(window: Window, rows: int) -> Window:
     return replace(window, truth=window.truth[:rows], output=window.output[:rows], slices=slices)
 
 
-def test_a_window_is_measured_as_evaluation_measures(window: Window, bundle: Bundle, params: Params) -> None:
+def test_window_metrics_match_evaluation(window: Window, bundle: Bundle, params: Params) -> None:
     found = assess(window, bundle, params)
     costs = params.evaluate.costs.model_dump()
     expected = metrics.compute_metrics(
@@ -47,11 +47,11 @@ def test_a_window_is_measured_as_evaluation_measures(window: Window, bundle: Bun
     assert found.coverage == 1.0
 
 
-def test_rows_like_the_test_rows_are_as_good(window: Window, bundle: Bundle, params: Params) -> None:
+def test_rows_like_the_test_rows_are_ok(window: Window, bundle: Bundle, params: Params) -> None:
     assert assess(window, bundle, params).verdict == "ok"
 
 
-def test_scores_that_no_longer_tell_the_outcome_are_degraded(window: Window, bundle: Bundle, params: Params) -> None:
+def test_uninformative_scores_are_degraded(window: Window, bundle: Bundle, params: Params) -> None:
     shuffled = np.random.default_rng(0).permutation(window.truth)
     found = assess(replace(window, truth=shuffled), bundle, params)
     assert found.verdict == "degraded"
@@ -59,24 +59,24 @@ def test_scores_that_no_longer_tell_the_outcome_are_degraded(window: Window, bun
 
 
 @pytest.mark.parametrize("labels", [0, 1, 50, 199])
-def test_too_few_labels_are_never_ok_nor_degraded(window: Window, bundle: Bundle, params: Params, labels: int) -> None:
+def test_too_few_labels_are_insufficient_data(window: Window, bundle: Bundle, params: Params, labels: int) -> None:
     found = assess(cut(window, labels), bundle, params)
     assert found.verdict == "insufficient data"
     assert f"{labels} rows" in found.reason or "no row" in found.reason
 
 
-def test_labels_of_one_class_alone_are_insufficient(window: Window, bundle: Bundle, params: Params) -> None:
+def test_labels_of_one_class_are_insufficient_data(window: Window, bundle: Bundle, params: Params) -> None:
     found = assess(replace(window, truth=np.zeros_like(window.truth)), bundle, params)
     assert found.verdict == "insufficient data"
     assert "roc_auc" not in found.measures
 
 
-def test_few_labels_are_cautioned_about(window: Window, bundle: Bundle, params: Params) -> None:
+def test_few_labels_give_a_caution(window: Window, bundle: Bundle, params: Params) -> None:
     assert len(assess(cut(window, 300), bundle, params).cautions) == 2
     assert assess(window, bundle, params).cautions == ()
 
 
-def test_slices_add_up_and_know_their_reference(window: Window, bundle: Bundle, params: Params) -> None:
+def test_slices_add_up_and_have_their_reference(window: Window, bundle: Bundle, params: Params) -> None:
     found = assess(window, bundle, params)
     for name in window.slices:
         assert sum(part.rows for part in found.slices if part.column == name) == 1500
@@ -84,7 +84,7 @@ def test_slices_add_up_and_know_their_reference(window: Window, bundle: Bundle, 
     assert all(part.reference == known[part.column, part.value] for part in found.slices)
 
 
-def test_the_interval_of_the_roc_auc_covers_the_truth_as_often_as_it_says() -> None:
+def test_roc_auc_interval_has_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     labels = rng.random((400, 400)) < 0.3
     scores = rng.normal(size=(400, 400)) + labels
@@ -94,7 +94,7 @@ def test_the_interval_of_the_roc_auc_covers_the_truth_as_often_as_it_says() -> N
     assert 0.92 <= covered <= 0.98
 
 
-def test_delong_agrees_with_the_bootstrap_and_with_scikit_learn() -> None:
+def test_delong_agrees_with_bootstrap_and_scikit_learn() -> None:
     rng = np.random.default_rng(1)
     labels = rng.random(800) < 0.3
     scores = (1 / (1 + np.exp(-rng.normal(size=800) - labels))).round(2)
@@ -105,7 +105,7 @@ def test_delong_agrees_with_the_bootstrap_and_with_scikit_learn() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(np.std(again), rel=0.15)
 
 
-def test_wilson_gives_the_published_interval_and_stays_within_0_and_1() -> None:
+def test_wilson_interval_matches_the_published_one() -> None:
     # Newcombe 1998, "Two-Sided Confidence Intervals for the Single Proportion", Table I: 81 of 263.
     found = quality.wilson_interval(81, 263, 0.95)
     assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)

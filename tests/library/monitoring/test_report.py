@@ -50,7 +50,7 @@ def assert_stands_alone(html: str) -> None:
     assert len(html) < 1_500_000
 
 
-def test_a_page_of_every_verdict_stands_alone_and_says_its_verdict(
+def test_report_is_self_contained_and_shows_its_verdict(
     page: Page, alike: pl.DataFrame, moved: pl.DataFrame, contract: Contract
 ) -> None:
     target = contract.target.name
@@ -69,16 +69,14 @@ def test_a_page_of_every_verdict_stands_alone_and_says_its_verdict(
     assert "ROC curve" not in pages["drift"]
 
 
-def test_a_page_on_no_rows_at_all_can_be_read(tmp_path: Path, bundle: Bundle, params: Params) -> None:
+def test_report_of_an_empty_window_is_readable(tmp_path: Path, bundle: Bundle, params: Params) -> None:
     window = from_log(Reader(str(tmp_path)), bundle, params.evaluate.slices)
     html = report.render_html(evaluate_window(window, bundle, params, NOW), window, bundle)
     assert_stands_alone(html)
     assert "Too little data" in html
 
 
-def test_hostile_values_from_requests_are_shown_and_inert(
-    page: Page, alike: pl.DataFrame, contract: Contract, params: Params
-) -> None:
+def test_report_escapes_hostile_values(page: Page, alike: pl.DataFrame, contract: Contract, params: Params) -> None:
     text = [column.name for column in contract.inputs if column.type == "string"]
     html = page(alike.with_columns(pl.lit(HOSTILE).alias(name) for name in text))
     assert_stands_alone(html.replace("https://x.invalid", ""))
@@ -88,20 +86,18 @@ def test_hostile_values_from_requests_are_shown_and_inert(
         assert "{{ 7*7 }}" in html
 
 
-def test_hostile_names_of_models_and_files_are_inert(
-    tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
-) -> None:
+def test_report_escapes_hostile_names(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params) -> None:
     window = from_file(write_scored_file(alike, bundle, tmp_path / "<b>x.parquet", version=HOSTILE), bundle)
     html = report.render_html(evaluate_window(window, bundle, params, NOW), window, bundle)
     assert "<script>alert" not in html
     assert "<b>x" not in html
 
 
-def test_equal_windows_give_equal_pages(page: Page, moved: pl.DataFrame) -> None:
+def test_equal_windows_give_equal_reports(page: Page, moved: pl.DataFrame) -> None:
     assert page(moved) == page(moved)
 
 
-def test_every_drifted_input_has_a_picture(page: Page, moved: pl.DataFrame, bundle: Bundle) -> None:
+def test_report_has_a_plot_for_every_drifted_input(page: Page, moved: pl.DataFrame, bundle: Bundle) -> None:
     html = page(moved)
     cards = re.findall(r'<div class="card">(.*?)</div>', html, re.DOTALL)
     assert cards
@@ -130,10 +126,10 @@ def test_every_drifted_input_has_a_picture(page: Page, moved: pl.DataFrame, bund
         (formatting.span(None, None), "no times"),
     ],
 )
-def test_numbers_read_as_people_write_them(shown: str, expected: str) -> None:
+def test_numbers_are_formatted_for_people(shown: str, expected: str) -> None:
     assert shown == expected
 
 
-def test_a_model_without_any_error_is_drawn_as_well() -> None:
+def test_error_free_model_can_be_drawn() -> None:
     never = Measure(value=0.0, low=0.0, high=0.0, reference=0.0)
     assert "now 0" in plots.draw_interval("mae", never, 0.0, plots.WIDE)

@@ -46,7 +46,7 @@ def test_rows_like_the_reference_are_ok(judged: Judged, alike: pl.DataFrame) -> 
     assert found.headline.startswith("All is well")
 
 
-def test_without_labels_ok_says_that_quality_is_not_known(
+def test_ok_without_labels_says_that_quality_is_not_known(
     judged: Judged, alike: pl.DataFrame, contract: Contract
 ) -> None:
     found = judged(alike.drop(contract.target.name))
@@ -60,33 +60,31 @@ def test_rows_unlike_the_reference_are_drift(judged: Judged, moved: pl.DataFrame
     assert f"{len(found.drift.drifted)} of" in found.headline
 
 
-def test_a_model_that_no_longer_predicts_is_degraded(judged: Judged, alike: pl.DataFrame, contract: Contract) -> None:
+def test_uninformative_model_is_degraded(judged: Judged, alike: pl.DataFrame, contract: Contract) -> None:
     found = judged(shuffled(alike, contract))
     assert (found.verdict, found.exit_status) == ("degraded", 5)
     assert found.drift.verdict == "ok"
 
 
-def test_degraded_outranks_drift_and_both_are_told(judged: Judged, moved: pl.DataFrame, contract: Contract) -> None:
+def test_degraded_outranks_drift_and_both_are_reported(judged: Judged, moved: pl.DataFrame, contract: Contract) -> None:
     found = judged(shuffled(moved, contract))
     assert (found.verdict, found.drift.verdict) == ("degraded", "drift")
     assert any(found.drift.drifted[0] in sentence for sentence in found.sentences)
 
 
 @pytest.mark.parametrize("rows", [1, 150])
-def test_too_few_rows_are_insufficient_data_however_odd(judged: Judged, moved: pl.DataFrame, rows: int) -> None:
+def test_too_few_drifted_rows_are_insufficient_data(judged: Judged, moved: pl.DataFrame, rows: int) -> None:
     found = judged(moved.head(rows))
     assert (found.verdict, found.exit_status) == ("insufficient data", 3)
 
 
-def test_an_empty_log_is_insufficient_data(tmp_path: Path, bundle: Bundle, params: Params) -> None:
+def test_empty_log_is_insufficient_data(tmp_path: Path, bundle: Bundle, params: Params) -> None:
     window = from_log(Reader(str(tmp_path)), bundle, params.evaluate.slices)
     found = evaluate_window(window, bundle, params, NOW)
     assert (found.verdict, found.volume.rows) == ("insufficient data", 0)
 
 
-def test_rows_that_break_the_contract_are_counted_by_rule(
-    judged: Judged, alike: pl.DataFrame, contract: Contract
-) -> None:
+def test_contract_violations_are_counted_by_rule(judged: Judged, alike: pl.DataFrame, contract: Contract) -> None:
     number = rows.find_column(
         contract, lambda c: c.range is not None and c.type == "float", "float column with a range"
     )
@@ -103,7 +101,7 @@ def test_rows_that_break_the_contract_are_counted_by_rule(
     assert found == {(number.name, 12), (firm.name, 7)}
 
 
-def test_unknown_categories_break_the_contract_only_beyond_its_tolerance(
+def test_unknown_categories_are_violations_beyond_tolerance(
     judged: Judged, alike: pl.DataFrame, contract: Contract
 ) -> None:
     column = rows.find_column(
@@ -119,7 +117,7 @@ def test_unknown_categories_break_the_contract_only_beyond_its_tolerance(
     assert [v.rows for v in judged(with_unknown(tolerated + 1)).violations] == [tolerated + 1]
 
 
-def test_the_volume_is_counted_in_pieces_that_add_up(judged: Judged, alike: pl.DataFrame, contract: Contract) -> None:
+def test_volume_buckets_add_up(judged: Judged, alike: pl.DataFrame, contract: Contract) -> None:
     if contract.time is None:
         pytest.skip("the contract has no time")
     volume = judged(alike).volume
@@ -130,7 +128,7 @@ def test_the_volume_is_counted_in_pieces_that_add_up(judged: Judged, alike: pl.D
     assert volume.last == alike[contract.time.name].max()
 
 
-def test_answers_of_a_fallback_and_a_mix_of_versions_are_told(
+def test_fallback_answers_and_mixed_versions_are_reported(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
 ) -> None:
     window = from_file(write_scored_file(alike, bundle, tmp_path / "scored.parquet"), bundle)
@@ -139,13 +137,13 @@ def test_answers_of_a_fallback_and_a_mix_of_versions_are_told(
     assert "The window mixes 2 model versions: 1, 2." in found.sentences
 
 
-def test_equal_windows_give_equal_json_that_reads_back(judged: Judged, alike: pl.DataFrame) -> None:
+def test_equal_windows_give_equal_json_that_parses(judged: Judged, alike: pl.DataFrame) -> None:
     text = judged(alike).to_json()
     assert text == judged(alike).to_json()
     assert Result.model_validate_json(text, strict=False).to_json() == text
     assert json.loads(text)["verdict"] == "ok"
 
 
-def test_the_exit_statuses_are_distinct_and_none_is_that_of_an_error() -> None:
+def test_exit_statuses_are_distinct_and_not_errors() -> None:
     assert len(set(EXIT_STATUS.values())) == 4
     assert not {1, 2} & set(EXIT_STATUS.values())

@@ -22,7 +22,7 @@ def window(tmp_path: Path, moved: pl.DataFrame, bundle: Bundle, params: Params) 
     return from_file(write_scored_file(moved, bundle, tmp_path / "scored.parquet"), bundle, params.evaluate.slices)
 
 
-def test_a_run_writes_its_report_and_the_latest_one(
+def test_monitor_writes_its_report_and_the_latest(
     tmp_path: Path, window: Window, bundle: Bundle, params: Params
 ) -> None:
     done = monitor(window, bundle, params, tmp_path / "out", NOW)
@@ -34,7 +34,7 @@ def test_a_run_writes_its_report_and_the_latest_one(
     assert len(lines) == len(done.alerts) > 0
 
 
-def test_a_second_run_keeps_the_first_report(tmp_path: Path, window: Window, bundle: Bundle, params: Params) -> None:
+def test_monitor_keeps_earlier_reports(tmp_path: Path, window: Window, bundle: Bundle, params: Params) -> None:
     first = monitor(window, bundle, params, tmp_path / "out", NOW)
     second = monitor(window, bundle, params, tmp_path / "out", NOW.replace(hour=13))
     assert first.html.exists()
@@ -42,7 +42,7 @@ def test_a_second_run_keeps_the_first_report(tmp_path: Path, window: Window, bun
     assert json.loads((tmp_path / "out" / "latest.json").read_text(encoding="utf-8"))["at"].startswith("2020-01-01T13")
 
 
-def test_a_run_that_fails_leaves_no_report_behind(
+def test_failed_monitor_run_leaves_no_report(
     tmp_path: Path, window: Window, bundle: Bundle, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "TEMPLATE", "gone.html.jinja")

@@ -64,7 +64,7 @@ def assert_same(a: Window, b: Window) -> None:
             assert one == other, field.name
 
 
-def test_a_file_read_in_chunks_gives_the_window_of_one_read(
+def test_file_window_does_not_depend_on_chunk_size(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
 ) -> None:
     path = write_scored_file(alike, bundle, tmp_path / "scored.parquet")
@@ -74,9 +74,7 @@ def test_a_file_read_in_chunks_gives_the_window_of_one_read(
     assert whole.versions == {"1": 1500}
 
 
-def test_merged_windows_are_the_whole_window(
-    tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
-) -> None:
+def test_merged_windows_equal_the_whole(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params) -> None:
     cuts = [(0, 1), (1, 900), (901, 599)]
     slices = params.evaluate.slices
     whole = from_file(write_scored_file(alike, bundle, tmp_path / "scored.parquet"), bundle, slices)
@@ -87,7 +85,7 @@ def test_merged_windows_are_the_whole_window(
     assert_same(merge(parts), whole)
 
 
-def test_the_log_and_the_file_of_the_same_rows_hold_the_same(
+def test_log_and_file_of_the_same_rows_give_equal_windows(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, params: Params
 ) -> None:
     slices = params.evaluate.slices
@@ -102,7 +100,7 @@ def test_the_log_and_the_file_of_the_same_rows_hold_the_same(
     assert len(logged.hours) == 26
 
 
-def test_time_and_version_choose_the_rows_of_the_log(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle) -> None:
+def test_log_window_filters_by_time_and_version(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle) -> None:
     reader = log(tmp_path, alike.head(300), bundle, labelled=0)
     since, until = START_US + 100 * MINUTE_US, START_US + 250 * MINUTE_US
     assert from_log(reader, bundle, since_us=since, until_us=until).rows == 150
@@ -110,18 +108,14 @@ def test_time_and_version_choose_the_rows_of_the_log(tmp_path: Path, alike: pl.D
     assert from_log(reader, bundle, model_version="8").rows == 0
 
 
-def test_what_a_fallback_answered_is_counted_but_neither_profiled_nor_measured(
-    tmp_path: Path, alike: pl.DataFrame, bundle: Bundle
-) -> None:
+def test_fallback_rows_are_counted_but_not_measured(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle) -> None:
     window = from_log(log(tmp_path, alike.head(300), bundle, labelled=300, degraded=40), bundle)
     assert (window.rows, window.degraded, len(window.output)) == (300, 40, 260)
     assert window.profile.rows == 300
     assert window.profile.columns["prediction"].present == 260
 
 
-def test_a_label_that_is_no_class_of_the_model_counts_as_none(
-    tmp_path: Path, alike: pl.DataFrame, bundle: Bundle
-) -> None:
+def test_label_of_an_unknown_class_is_ignored(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle) -> None:
     reader = log(tmp_path, alike.head(10), bundle, labelled=5)
     with Writer(str(tmp_path), "late") as writer:
         odd = [Outcome(f"{7:032d}", START_US, '"maybe"'), Outcome(f"{8:032d}", START_US, "null")]
@@ -129,22 +123,20 @@ def test_a_label_that_is_no_class_of_the_model_counts_as_none(
     assert len(from_log(reader, bundle).truth) == 5
 
 
-def test_a_file_without_the_target_has_no_labels(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle) -> None:
+def test_file_without_the_target_has_no_labels(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle) -> None:
     path = write_scored_file(alike.drop(bundle.contract.target.name), bundle, tmp_path / "scored.parquet")
     window = from_file(path, bundle)
     assert (window.rows, len(window.truth)) == (1500, 0)
 
 
-def test_a_label_that_has_not_arrived_leaves_its_row_unmeasured(
-    tmp_path: Path, alike: pl.DataFrame, bundle: Bundle
-) -> None:
+def test_rows_with_a_missing_label_are_not_measured(tmp_path: Path, alike: pl.DataFrame, bundle: Bundle) -> None:
     target = bundle.contract.target.name
     some = alike.with_columns(pl.when(pl.int_range(pl.len()) < 100).then(pl.col(target)).alias(target))
     window = from_file(write_scored_file(some, bundle, tmp_path / "scored.parquet"), bundle)
     assert window.truth.tolist() == alike[target].head(100).to_list()
 
 
-def test_a_column_that_is_empty_throughout_is_read_as_missing(
+def test_empty_column_is_read_as_missing(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, contract: Contract
 ) -> None:
     column = rows.find_column(contract, lambda column: column.nullable, "nullable column")
@@ -154,7 +146,7 @@ def test_a_column_that_is_empty_throughout_is_read_as_missing(
 
 
 @pytest.mark.parametrize("fault", ["no score", "no input", "wrong type", "no probability", "score is null"])
-def test_a_file_that_is_no_scored_one_is_refused_with_the_column_and_the_remedy(
+def test_unscored_file_is_rejected_with_column_and_remedy(
     tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, fault: str
 ) -> None:
     path = write_scored_file(alike, bundle, tmp_path / "scored.parquet")
@@ -173,6 +165,6 @@ def test_a_file_that_is_no_scored_one_is_refused_with_the_column_and_the_remedy(
     assert named in str(error.value)
 
 
-def test_an_empty_log_is_an_empty_window(tmp_path: Path, bundle: Bundle, params: Params) -> None:
+def test_empty_log_gives_an_empty_window(tmp_path: Path, bundle: Bundle, params: Params) -> None:
     window = from_log(Reader(str(tmp_path)), bundle, params.evaluate.slices)
     assert (window.rows, window.first, dict(window.versions)) == (0, None, {})

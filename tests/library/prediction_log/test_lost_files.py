@@ -110,7 +110,7 @@ def test_rows_acknowledged_after_a_loss_are_in_a_file(folder: Path, way: str, ca
     assert "new rows go to " in told
 
 
-def test_an_overwritten_file_stays_as_it_was_put_there(folder: Path) -> None:
+def test_overwritten_file_is_left_unchanged(folder: Path) -> None:
     backup = (folder.parent / "backup.db").read_bytes()
     with Writer(str(folder), "serve") as writer:
         writer.append([made() for _ in range(2 * PAGES)]).result(10)
@@ -121,7 +121,7 @@ def test_an_overwritten_file_stays_as_it_was_put_there(folder: Path) -> None:
     assert len(count_rows(folder)) == 11
 
 
-def test_a_file_whose_space_is_given_back_by_another_program_is_written_on(folder: Path) -> None:
+def test_vacuumed_file_is_still_written(folder: Path) -> None:
     rows = [made() for _ in range(2 * PAGES)]
     with Writer(str(folder), "serve") as writer:
         writer.append(rows).result(10)
@@ -136,7 +136,7 @@ def test_a_file_whose_space_is_given_back_by_another_program_is_written_on(folde
     assert count_rows(folder) == Counter([last.id])
 
 
-def test_without_a_place_for_another_file_rows_are_refused_until_there_is_one(folder: Path) -> None:
+def test_rows_are_rejected_until_a_new_file_can_be_created(folder: Path) -> None:
     with Writer(str(folder), "serve") as writer:
         folder.rename(folder.parent / "moved")
         folder.write_text("no folder")
@@ -151,7 +151,7 @@ def test_without_a_place_for_another_file_rows_are_refused_until_there_is_one(fo
     assert row.id in count_rows(folder)
 
 
-def test_a_loss_is_noticed_without_a_row(folder: Path) -> None:
+def test_loss_is_detected_without_a_row(folder: Path) -> None:
     with Writer(str(folder), "serve") as writer:
         delete(folder, "", "-wal", "-shm")
         deadline = time.monotonic() + 10
@@ -161,7 +161,7 @@ def test_a_loss_is_noticed_without_a_row(folder: Path) -> None:
     assert writer.lost_files == 1
 
 
-def test_a_name_is_free_again_after_its_file_was_lost(folder: Path) -> None:
+def test_name_of_a_lost_file_is_released(folder: Path) -> None:
     with Writer(str(folder), "serve") as writer:
         for _ in range(3):
             for file in folder.glob("*.db"):
@@ -174,7 +174,7 @@ def test_a_name_is_free_again_after_its_file_was_lost(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["the file deleted", "the folder moved"])
-def test_rows_spooled_after_a_loss_are_moved_to_the_database(tmp_path: Path, way: str) -> None:
+def test_rows_spooled_after_a_loss_are_moved(tmp_path: Path, way: str) -> None:
     folder = tmp_path / "spool"
     spool = Spool(folder, "serve", "NORMAL", 10_000_000)
     before, after = [made() for _ in range(2 * PAGES)], [made() for _ in range(3)]

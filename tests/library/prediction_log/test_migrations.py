@@ -111,7 +111,7 @@ def version_of(path: Path) -> int:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_an_old_file_is_read_as_it_is_and_migrated_by_its_writer(tmp_path: Path, version: int) -> None:
+def test_old_file_is_read_unmigrated_and_migrated_by_its_writer(tmp_path: Path, version: int) -> None:
     path = old_file(tmp_path / "serving-0.db", version)
     content = path.read_bytes()
     before = logged(str(tmp_path))
@@ -135,7 +135,7 @@ def test_an_old_file_is_read_as_it_is_and_migrated_by_its_writer(tmp_path: Path,
         assert version_of(path) == SCHEMA_VERSION
 
 
-def test_rows_of_a_digest_are_not_those_of_another_with_the_same_version(tmp_path: Path) -> None:
+def test_digest_distinguishes_models_of_the_same_version(tmp_path: Path) -> None:
     old_file(tmp_path / "serving-0.db", 2)
     other = ALONE._replace(id=new_id(), model_digest="e" * 64)
     mine = ALONE._replace(id=new_id(), model_digest=DIGEST)
@@ -158,7 +158,7 @@ Writer(sys.argv[1], "serving")
 """
 
 
-def test_a_migration_that_is_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+def test_killed_migration_leaves_the_old_file(tmp_path: Path) -> None:
     path = old_file(tmp_path / "serving-0.db", 2)
     before = logged(str(tmp_path))
     assert subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False).returncode == -9
@@ -168,7 +168,7 @@ def test_a_migration_that_is_killed_half_way_leaves_the_old_file(tmp_path: Path)
         assert logged(str(tmp_path)) == before
 
 
-def test_a_reader_goes_on_while_its_file_is_migrated(tmp_path: Path) -> None:
+def test_reader_continues_while_its_file_is_migrated(tmp_path: Path) -> None:
     path = old_file(tmp_path / "serving-0.db", 2)
     connection = sqlite3.connect(path)
     more = [(new_id(), *[getattr(ALONE, name) for name in ALONE._fields[1:] if name not in NEW]) for _ in range(6000)]
@@ -182,7 +182,7 @@ def test_a_reader_goes_on_while_its_file_is_migrated(tmp_path: Path) -> None:
         assert sum(1 for _ in rows) == 6000
 
 
-def test_tables_that_a_killed_process_left_without_a_version_are_migrated(tmp_path: Path) -> None:
+def test_tables_without_a_version_are_migrated(tmp_path: Path) -> None:
     connection = sqlite3.connect(old_file(tmp_path / "serving-0.db", 2))
     connection.execute("DELETE FROM schema_version")
     connection.execute("DROP TABLE jobs")
@@ -194,7 +194,7 @@ def test_tables_that_a_killed_process_left_without_a_version_are_migrated(tmp_pa
     assert len(list(Reader(str(tmp_path)).predictions())) == 3
 
 
-def test_an_old_file_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+def test_read_only_old_file_is_rejected_by_name(tmp_path: Path) -> None:
     path = old_file(tmp_path / "serving-0.db", 2)
     url = sa.URL.create("sqlite", database=f"file:{path}", query={"mode": "ro", "uri": "true"})
     with pytest.raises(ConfigError, match=r"serving-0.db.* cannot be used: attempt to write a readonly database"):
@@ -240,7 +240,7 @@ def old_database(postgres: postgresql.PostgreSQL, version: int) -> str:
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
-def test_processes_that_start_at_once_migrate_a_database_once(postgres: postgresql.PostgreSQL, version: int) -> None:
+def test_concurrent_processes_migrate_a_database_once(postgres: postgresql.PostgreSQL, version: int) -> None:
     url = old_database(postgres, version) if version else postgres.database()
     before = logged(url)
     writers: list[Writer] = []
@@ -261,9 +261,7 @@ def test_processes_that_start_at_once_migrate_a_database_once(postgres: postgres
     engine.dispose()
 
 
-def test_a_database_is_migrated_once_its_readers_are_done(
-    postgres: postgresql.PostgreSQL, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_database_migration_waits_for_readers(postgres: postgresql.PostgreSQL, monkeypatch: pytest.MonkeyPatch) -> None:
     url = old_database(postgres, 2)
     rows = Reader(url)._rows(predictions, sa.select)
     next(rows)

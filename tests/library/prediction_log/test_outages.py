@@ -65,7 +65,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 
 
 class Proxy:
-    """Stands between a client and a database, and may lose what the database says, or everything."""
+    """A proxy between a client and a database that can drop answers or freeze."""
 
     def __init__(self, url: str) -> None:
         self._server = (urlsplit(url).hostname or "", urlsplit(url).port or 0)
@@ -126,9 +126,7 @@ def eventually_up(writer: Writer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["predictions", "labels", "both"])
-def test_rows_whose_commit_was_not_answered_are_committed_again_and_logged_once(
-    url: str, proxy: Proxy, kind: str
-) -> None:
+def test_rows_of_an_unanswered_commit_are_logged_once(url: str, proxy: Proxy, kind: str) -> None:
     first, rows = made(), [made() for _ in range(7)]
     outcomes = [outcome(row) for row in rows]
     asked: list[list[Row]] = [[*rows], [*outcomes]]
@@ -149,7 +147,7 @@ def test_rows_whose_commit_was_not_answered_are_committed_again_and_logged_once(
     assert Reader(url).labels() == dict.fromkeys((row.id for row in rows), "true")
 
 
-def test_a_database_that_was_started_anew_is_met_with_new_connections(postgres: PostgreSQL, url: str) -> None:
+def test_restarted_database_gets_new_connections(postgres: PostgreSQL, url: str) -> None:
     rows = [made(), made()]
     with Writer(url, "serve") as writer:
         writer.append(rows[:1]).result(10)
@@ -159,7 +157,7 @@ def test_a_database_that_was_started_anew_is_met_with_new_connections(postgres: 
     assert logged(url) == Counter(row.id for row in rows)
 
 
-def test_a_database_that_freezes_is_waited_for_a_while_and_is_then_out(
+def test_frozen_database_becomes_an_outage_after_the_timeout(
     url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stores, "TRANSACTION_SECONDS", 0.5)
@@ -183,7 +181,7 @@ def test_a_database_that_freezes_is_waited_for_a_while_and_is_then_out(
     assert said[-1].startswith("the prediction log is available again, after")
 
 
-def test_an_address_that_names_no_driver_is_opened_with_the_one_that_is_here(url: str) -> None:
+def test_url_without_a_driver_uses_the_installed_one(url: str) -> None:
     row = made()
     for address in (
         url.replace("postgresql+psycopg://", "postgresql://"),
@@ -194,9 +192,7 @@ def test_an_address_that_names_no_driver_is_opened_with_the_one_that_is_here(url
         assert logged(address) == Counter([row.id])
 
 
-def test_labels_do_not_wait_for_ever_for_a_database_that_freezes(
-    url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_time_out_on_a_frozen_database(url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feedback, "LABEL_SECONDS", 0.5)
     row = made()
 
@@ -223,7 +219,7 @@ def test_labels_do_not_wait_for_ever_for_a_database_that_freezes(
     assert Reader(url).labels() == {row.id: "true"}
 
 
-def test_a_locked_table_is_waited_for(url: str) -> None:
+def test_writer_waits_for_a_locked_table(url: str) -> None:
     row = made()
     engine = sa.create_engine(url)
     with Writer(url, "serve") as writer:
@@ -237,7 +233,7 @@ def test_a_locked_table_is_waited_for(url: str) -> None:
     assert logged(url) == Counter([row.id])
 
 
-def test_a_slow_database_is_at_work_on_several_transactions_at_once(url: str) -> None:
+def test_slow_database_gets_parallel_transactions(url: str) -> None:
     rows = [made() for _ in range(3)]
     engine = sa.create_engine(url)
     with Writer(url, "serve") as writer:
@@ -257,7 +253,7 @@ def test_a_slow_database_is_at_work_on_several_transactions_at_once(url: str) ->
     assert logged(url) == Counter(row.id for row in rows)
 
 
-def test_no_row_waits_for_another_however_many_threads_commit(url: str) -> None:
+def test_no_row_waits_for_another_with_parallel_commits(url: str) -> None:
     rows = [made() for _ in range(300)]
     with Writer(url, "serve") as writer:
         for at in range(0, len(rows), 3):
@@ -267,7 +263,7 @@ def test_no_row_waits_for_another_however_many_threads_commit(url: str) -> None:
     assert logged(url) == Counter(row.id for row in rows)
 
 
-def test_one_bad_row_in_a_database_does_not_take_down_its_neighbours(url: str) -> None:
+def test_bad_row_in_a_database_does_not_fail_others(url: str) -> None:
     good = [made() for _ in range(20)]
     with Writer(url, "serve") as writer:
         waiting = [writer.append([row]) for row in good[:10]]
@@ -278,7 +274,7 @@ def test_one_bad_row_in_a_database_does_not_take_down_its_neighbours(url: str) -
     assert logged(url) == Counter(row.id for row in good)
 
 
-def test_a_label_that_contradicts_one_in_the_database_is_refused_with_all_of_its_request(url: str) -> None:
+def test_conflicting_label_rejects_its_whole_request(url: str) -> None:
     rows = [made(), made()]
     with Writer(url, "serve") as writer, Writer(url, "serve") as other:
         writer.append([*rows, outcome(rows[0])]).result(10)
@@ -286,7 +282,7 @@ def test_a_label_that_contradicts_one_in_the_database_is_refused_with_all_of_its
             other.append([outcome(rows[1]), outcome(rows[0], "false")]).result(10)
         assert refused.value.ids == [rows[0].id]
         assert Reader(url).labels() == {rows[0].id: "true"}
-        # The same again is no fault.
+        # Repeating the same label is not an error.
         other.append([outcome(rows[1]), outcome(rows[0])]).result(10)
     assert Reader(url).labels() == {row.id: "true" for row in rows}
 
@@ -294,9 +290,7 @@ def test_a_label_that_contradicts_one_in_the_database_is_refused_with_all_of_its
 # The spool.
 
 
-def test_rows_wait_in_the_spool_and_are_moved_when_the_database_is_back(
-    postgres: PostgreSQL, url: str, spool: Spool
-) -> None:
+def test_spooled_rows_are_moved_after_the_outage(postgres: PostgreSQL, url: str, spool: Spool) -> None:
     rows = [made() for _ in range(2 * MAX_MOVED_ROWS + 3)]
     job = Job(new_id(), 1, "1", None, "in", "out", 3, 0.5)
     postgres.stop()
@@ -322,9 +316,7 @@ def test_rows_wait_in_the_spool_and_are_moved_when_the_database_is_back(
     assert {row.prediction for row in Reader(url).predictions()} == set(rows)
 
 
-def test_whoever_dies_between_moving_and_forgetting_moves_again_and_nothing_is_there_twice(
-    url: str, spool: Spool
-) -> None:
+def test_kill_while_moving_spooled_rows_causes_no_duplicates(url: str, spool: Spool) -> None:
     database, rows = PostgresStore(url), [made() for _ in range(3)]
     spool.commit([*rows, outcome(rows[0])])
 
@@ -346,7 +338,7 @@ def test_whoever_dies_between_moving_and_forgetting_moves_again_and_nothing_is_t
     assert Reader(url).labels() == {rows[0].id: "true"}
 
 
-def test_what_the_database_will_never_take_is_kept_aside_and_told(
+def test_rejected_spooled_rows_are_set_aside_and_reported(
     url: str, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
     database, row = PostgresStore(url), made()
@@ -363,7 +355,7 @@ def test_what_the_database_will_never_take_is_kept_aside_and_told(
     assert "already have another label" in said.getMessage()
 
 
-def test_a_spool_is_bounded_and_what_it_took_stays(tmp_path: Path) -> None:
+def test_spool_is_bounded_and_keeps_its_rows(tmp_path: Path) -> None:
     spool = Spool(tmp_path, "serve", "NORMAL", 200_000)
     taken, error = 0, None
     while error is None:
@@ -387,7 +379,7 @@ def test_a_spool_is_bounded_and_what_it_took_stays(tmp_path: Path) -> None:
     again.close()
 
 
-def test_what_dead_processes_left_is_moved_and_what_living_ones_hold_is_let_be(tmp_path: Path) -> None:
+def test_only_spool_files_of_dead_processes_are_moved(tmp_path: Path) -> None:
     first, second, third = (Spool(tmp_path, "serve", "NORMAL", 10**7) for _ in range(3))
     rows = [made() for _ in range(3)]
     for spool, row in zip((first, second, third), rows, strict=True):
@@ -400,9 +392,7 @@ def test_what_dead_processes_left_is_moved_and_what_living_ones_hold_is_let_be(t
     third.close()
 
 
-def test_without_its_database_a_log_is_opened_only_where_the_settings_provide_for_that(
-    postgres: PostgreSQL, url: str, tmp_path: Path
-) -> None:
+def test_log_opens_without_its_database_only_if_allowed(postgres: PostgreSQL, url: str, tmp_path: Path) -> None:
     settings = Settings(_env_file=None, prediction_log=url, log_spool_folder=tmp_path / "spool")
 
     postgres.stop()
@@ -415,7 +405,7 @@ def test_without_its_database_a_log_is_opened_only_where_the_settings_provide_fo
         postgres.start()
 
 
-def test_a_spool_for_a_folder_is_refused(tmp_path: Path) -> None:
+def test_spool_for_a_folder_is_rejected(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, prediction_log=str(tmp_path / "log"), log_failure_policy="spool")
     with pytest.raises(ConfigError, match="ML_LOG_FAILURE_POLICY: a spool is for a database"):
         opened_log(settings, Metrics().log.backlog)

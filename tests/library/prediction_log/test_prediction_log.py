@@ -80,7 +80,7 @@ def logged_ids(folder: Path) -> set[str]:
     return {row.prediction.id for row in Reader(str(folder)).predictions()}
 
 
-def test_what_was_written_is_read_back_as_it_was(folder: Path, writer: Writer) -> None:
+def test_written_rows_are_read_back_unchanged(folder: Path, writer: Writer) -> None:
     row = made(entity_id="flight 7", score=0.1 + 0.2, degraded=True)
     writer.append([row]).result(10)
     (found,) = Reader(str(folder)).predictions()
@@ -88,7 +88,7 @@ def test_what_was_written_is_read_back_as_it_was(folder: Path, writer: Writer) -
     assert json.loads(found.prediction.inputs) == {"x": 1.5, "name": "ä"}
 
 
-def test_rows_are_there_for_readers_as_soon_as_they_are_acknowledged(folder: Path, writer: Writer) -> None:
+def test_acknowledged_rows_are_visible_to_readers(folder: Path, writer: Writer) -> None:
     for _ in range(20):
         row = made()
         writer.append([row]).result(10)
@@ -112,15 +112,13 @@ def test_every_thread_gets_its_own_acknowledgement(folder: Path, writer: Writer)
     assert logged_ids(folder) == {row.id for group in rows for row in group}
 
 
-def test_a_quick_commit_is_there_at_once(folder: Path, writer: Writer) -> None:
+def test_try_commit_is_visible_at_once(folder: Path, writer: Writer) -> None:
     row = made()
     assert writer.try_commit([row])
     assert logged_ids(folder) == {row.id}
 
 
-def test_a_commit_that_would_wait_or_fails_leaves_nothing_and_the_thread_takes_over(
-    folder: Path, writer: Writer
-) -> None:
+def test_failed_try_commit_leaves_rows_to_the_thread(folder: Path, writer: Writer) -> None:
     first, second = made(), made()
     assert writer.try_commit([first])
     assert not writer.try_commit([second, made(score=float("nan"))])
@@ -137,7 +135,7 @@ def test_a_commit_that_would_wait_or_fails_leaves_nothing_and_the_thread_takes_o
     assert logged_ids(folder) == {first.id, second.id}
 
 
-def test_where_commits_are_slow_they_are_left_to_the_thread(folder: Path) -> None:
+def test_slow_commits_are_left_to_the_thread(folder: Path) -> None:
     with Writer(str(folder), "serving", "FULL") as opened:
         opened._usual_seconds = 1.0
         row = made()
@@ -148,7 +146,7 @@ def test_where_commits_are_slow_they_are_left_to_the_thread(folder: Path) -> Non
     assert logged_ids(folder) == {row.id}
 
 
-def test_a_file_that_a_reader_is_mending_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writer_waits_for_a_file_in_recovery(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Writer(str(folder), "serving") as opened:
         opened.append([made()]).result(10)
     other = sqlite3.connect(folder / "serving-0.db", isolation_level=None, check_same_thread=False)
@@ -167,7 +165,7 @@ def test_a_file_that_a_reader_is_mending_is_waited_for(folder: Path, monkeypatch
     assert len(logged_ids(folder)) == 2
 
 
-def test_the_journal_does_not_grow_for_ever(folder: Path, writer: Writer) -> None:
+def test_journal_size_is_bounded(folder: Path, writer: Writer) -> None:
     for _ in range(8):
         assert (
             writer.try_commit([made() for _ in range(CHECKPOINT_PAGES)]) or writer.append([made()]).result(30) is None
@@ -177,11 +175,11 @@ def test_the_journal_does_not_grow_for_ever(folder: Path, writer: Writer) -> Non
     assert (folder / "serving-0.db").stat().st_size > (folder / "serving-0.db-wal").stat().st_size
 
 
-def test_nothing_to_append_is_acknowledged_at_once(writer: Writer) -> None:
+def test_empty_append_is_acknowledged_at_once(writer: Writer) -> None:
     assert writer.append([]).result(0) is None
 
 
-def test_closing_commits_what_is_queued_and_later_rows_are_refused(folder: Path) -> None:
+def test_close_commits_queued_rows_and_rejects_later_ones(folder: Path) -> None:
     opened = Writer(str(folder), "serving")
     futures = [opened.append([made()]) for _ in range(500)]
     opened.close()
@@ -202,7 +200,7 @@ def _hasty_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_hasty_threads")
-def test_a_row_appended_while_closing_is_either_committed_or_refused(folder: Path) -> None:
+def test_row_appended_while_closing_is_committed_or_rejected(folder: Path) -> None:
     for _ in range(20):
         opened = Writer(str(folder), "serving")
         futures: list[Any] = []
@@ -226,7 +224,7 @@ def test_a_row_appended_while_closing_is_either_committed_or_refused(folder: Pat
         {"entity_id": object()},
     ],
 )
-def test_one_bad_row_does_not_take_down_its_neighbours(folder: Path, writer: Writer, bad: dict[str, Any]) -> None:
+def test_bad_row_does_not_fail_others(folder: Path, writer: Writer, bad: dict[str, Any]) -> None:
     good = [made() for _ in range(100)]
     futures = [writer.append([row]) for row in good[:50]]
     refused = writer.append([made(**bad)])
@@ -236,7 +234,7 @@ def test_one_bad_row_does_not_take_down_its_neighbours(folder: Path, writer: Wri
     assert logged_ids(folder) == {row.id for row in good}
 
 
-def test_an_id_is_logged_once(folder: Path, writer: Writer) -> None:
+def test_id_is_logged_once(folder: Path, writer: Writer) -> None:
     row = made()
     writer.append([row]).result(10)
     assert writer.append([row._replace(score=0.9)]).exception(10) is not None
@@ -244,7 +242,7 @@ def test_an_id_is_logged_once(folder: Path, writer: Writer) -> None:
     assert found.prediction == row
 
 
-def test_the_rows_of_one_call_are_committed_together_or_not_at_all(folder: Path, writer: Writer) -> None:
+def test_rows_of_one_call_are_committed_atomically(folder: Path, writer: Writer) -> None:
     assert writer.append([made(), made(score=float("nan"))]).exception(10) is not None
     assert logged_ids(folder) == set()
 
@@ -282,7 +280,7 @@ def test_kill_9_loses_no_acknowledged_row(folder: Path, after: float) -> None:
     assert acknowledged <= logged_ids(folder)
 
 
-def test_a_copy_of_the_folder_of_a_killed_writer_is_whole(folder: Path, tmp_path: Path) -> None:
+def test_copied_folder_of_a_killed_writer_is_complete(folder: Path, tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, folder], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         told = [process.stdout.readline() for _ in range(200)]
@@ -291,7 +289,7 @@ def test_a_copy_of_the_folder_of_a_killed_writer_is_whole(folder: Path, tmp_path
     assert {line.strip() for line in told} <= logged_ids(tmp_path / "copy")
 
 
-def test_two_processes_write_two_files_that_are_read_as_one_log(folder: Path, writer: Writer) -> None:
+def test_files_of_two_processes_are_read_as_one_log(folder: Path, writer: Writer) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, folder], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         other = process.stdout.readline().strip()
@@ -302,7 +300,7 @@ def test_two_processes_write_two_files_that_are_read_as_one_log(folder: Path, wr
     assert {mine.id, other} <= logged_ids(folder)
 
 
-def test_another_role_in_one_process_gets_a_file_of_its_own(folder: Path, writer: Writer) -> None:
+def test_each_role_of_a_process_has_its_own_file(folder: Path, writer: Writer) -> None:
     with Writer(str(folder), "batch") as batch, Writer(str(folder), "serving") as second:
         batch.append([made()]).result(10)
         second.append([made()]).result(10)
@@ -310,7 +308,7 @@ def test_another_role_in_one_process_gets_a_file_of_its_own(folder: Path, writer
     assert len(logged_ids(folder)) == 2
 
 
-def test_a_label_joins_its_prediction_from_another_file(folder: Path, writer: Writer) -> None:
+def test_label_joins_its_prediction_from_another_file(folder: Path, writer: Writer) -> None:
     rows = [made() for _ in range(3)]
     writer.append(rows).result(10)
     with Writer(str(folder), "serving") as other:
@@ -326,13 +324,13 @@ def test_a_label_joins_its_prediction_from_another_file(folder: Path, writer: Wr
     assert reader.find_known([rows[0].id, "unknown"]) == {rows[0].id}
 
 
-def test_a_window_begins_with_its_first_moment_and_ends_before_its_last(folder: Path, writer: Writer) -> None:
+def test_time_filter_includes_since_and_excludes_until(folder: Path, writer: Writer) -> None:
     writer.append([made(timestamp_us=at) for at in (10, 20, 30)]).result(10)
     found = [row.prediction.timestamp_us for row in Reader(str(folder)).predictions(since_us=10, until_us=30)]
     assert sorted(found) == [10, 20]
 
 
-def test_rows_are_chosen_by_version_and_variant(folder: Path, writer: Writer) -> None:
+def test_rows_are_filtered_by_version_and_variant(folder: Path, writer: Writer) -> None:
     writer.append([made(model_version=version, variant=variant) for version in "12" for variant in ("a", "b")]).result(
         10
     )
@@ -341,7 +339,7 @@ def test_rows_are_chosen_by_version_and_variant(folder: Path, writer: Writer) ->
     assert [row.prediction.variant for row in reader.predictions(model_version="2", variant="b")] == ["b"]
 
 
-def test_more_ids_than_one_query_may_hold_are_looked_up(folder: Path, writer: Writer) -> None:
+def test_many_ids_are_looked_up_in_several_queries(folder: Path, writer: Writer) -> None:
     rows = [made(timestamp_us=1) for _ in range(4 * MAX_VARIABLES)]
     writer.append(rows).result(60)
     ids = [row.id for row in rows]
@@ -359,19 +357,19 @@ def test_jobs_are_listed_oldest_first(folder: Path) -> None:
     assert Reader(str(folder)).jobs() == sorted(jobs, key=lambda job: job.timestamp_us)
 
 
-def test_a_log_that_does_not_exist_yet_is_empty_and_reading_makes_none(tmp_path: Path) -> None:
+def test_missing_log_is_empty_and_reading_creates_none(tmp_path: Path) -> None:
     for target in (str(tmp_path / "nowhere"), f"sqlite:///{tmp_path}/absent.db"):
         reader = Reader(target)
         assert (list(reader.predictions()), reader.labels(), reader.jobs()) == ([], {}, [])
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_database_is_read_by_its_url(folder: Path, writer: Writer) -> None:
+def test_database_is_read_by_its_url(folder: Path, writer: Writer) -> None:
     writer.append([made()]).result(10)
     assert len(list(Reader(f"sqlite:///{folder}/serving-0.db").predictions())) == 1
 
 
-def test_the_slower_of_two_first_writers_of_a_database_finds_it_made(folder: Path, writer: Writer) -> None:
+def test_second_first_writer_finds_the_database_created(folder: Path, writer: Writer) -> None:
     engine = sa.create_engine(f"sqlite:///{folder}/serving-0.db")
     migrations.migrate(engine)
     with engine.connect() as connection:
@@ -379,7 +377,7 @@ def test_the_slower_of_two_first_writers_of_a_database_finds_it_made(folder: Pat
     engine.dispose()
 
 
-def test_a_sqlite_file_is_not_shared_by_writers(tmp_path: Path) -> None:
+def test_writer_rejects_a_sqlite_url(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ML_PREDICTION_LOG: a SQLite file has one writer; give a folder"):
         Writer(f"sqlite:///{tmp_path}/shared.db", "serving")
 
@@ -387,7 +385,7 @@ def test_a_sqlite_file_is_not_shared_by_writers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url", ["nosuch://user:secret@host/log", "postgresql+nodriver://user:secret@host/log", "a b://"]
 )
-def test_an_address_that_opens_no_database_is_refused_without_its_password(url: str) -> None:
+def test_invalid_url_is_rejected_without_its_password(url: str) -> None:
     for use in (lambda: Writer(url, "serving"), lambda: Reader(url).labels()):
         with pytest.raises(ConfigError, match="ML_PREDICTION_LOG: no database can be opened") as refused:
             use()
@@ -395,7 +393,7 @@ def test_an_address_that_opens_no_database_is_refused_without_its_password(url: 
 
 
 @pytest.mark.parametrize("name", ["with space", "per%20cent", "que?stion", "ha#sh", "größe", "a&b=c", "+plus"])
-def test_the_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+def test_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     with Writer(str(folder), "serving") as opened:
         opened.append([made()]).result(10)
@@ -431,9 +429,7 @@ def block_in_json() -> Block:
 
 
 @pytest.mark.parametrize("make", [block, block_in_json])
-def test_a_block_is_read_back_as_the_rows_it_is_made_of(
-    folder: Path, writer: Writer, make: Callable[[], Block]
-) -> None:
+def test_block_is_read_back_as_its_rows(folder: Path, writer: Writer, make: Callable[[], Block]) -> None:
     asked = make()
     assert writer.try_commit([asked])
     assert writer.try_commit([Outcome(asked.id, 6, "true")])
@@ -466,7 +462,7 @@ def test_a_block_is_read_back_as_the_rows_it_is_made_of(
         [{}, {}],
     ],
 )
-def test_rows_in_json_may_leave_out_columns_and_those_are_null(asked: list[dict[str, Any]]) -> None:
+def test_columns_missing_from_json_rows_are_null(asked: list[dict[str, Any]]) -> None:
     told = [f'{{"prediction":{at}}}' for at in range(len(asked))]
     found = list(blocks.unpack(blocks.pack_inputs(asked), blocks.pack_outputs(told, ["0.5"] * len(asked)), "key"))
     names = {name for row in asked for name in row}
@@ -475,7 +471,7 @@ def test_rows_in_json_may_leave_out_columns_and_those_are_null(asked: list[dict[
     assert [(row.output, row.score) for row in found] == [(one, 0.5) for one in told]
 
 
-def test_the_rows_of_blocks_are_known_and_no_others(folder: Path, writer: Writer) -> None:
+def test_find_known_finds_the_rows_of_blocks_only(folder: Path, writer: Writer) -> None:
     asked, alone = block(), made()
     writer.append([asked, alone]).result(10)
     shared = asked.id[:-8]
@@ -484,7 +480,7 @@ def test_the_rows_of_blocks_are_known_and_no_others(folder: Path, writer: Writer
     assert Reader(str(folder)).find_known([*known, *strange]) == known
 
 
-def test_a_prediction_is_found_by_its_id_wherever_and_however_it_was_logged(folder: Path, writer: Writer) -> None:
+def test_prediction_is_found_by_its_id_in_rows_and_blocks(folder: Path, writer: Writer) -> None:
     alone, shadowed, asked = made(), made(variant="shadow"), block()
     writer.append([alone, asked]).result(10)
     with Writer(str(folder), "serving") as other:
@@ -499,7 +495,7 @@ def test_a_prediction_is_found_by_its_id_wherever_and_however_it_was_logged(fold
         assert log.find(unknown) is None
 
 
-def test_blocks_are_chosen_as_rows_are(folder: Path, writer: Writer) -> None:
+def test_blocks_are_filtered_like_rows(folder: Path, writer: Writer) -> None:
     writer.append([block(5), block(9, model_version="2"), block(9, variant="fallback")]).result(10)
     reader = Reader(str(folder))
     for wanted, count in (
@@ -512,7 +508,7 @@ def test_blocks_are_chosen_as_rows_are(folder: Path, writer: Writer) -> None:
         assert len(list(reader.predictions(**wanted))) == count
 
 
-def test_without_pyarrow_a_log_with_blocks_says_what_to_install(
+def test_arrow_blocks_without_pyarrow_name_the_missing_extra(
     folder: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = block()
@@ -524,7 +520,7 @@ def test_without_pyarrow_a_log_with_blocks_says_what_to_install(
         list(reader.predictions())
 
 
-def test_without_pyarrow_blocks_in_json_are_read(folder: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_blocks_are_read_without_pyarrow(folder: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     writer.append([block_in_json()]).result(10)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert [found.prediction.score for found in Reader(str(folder)).predictions()] == [0.25, 0.5, 0.75]
@@ -541,7 +537,7 @@ def newer(folder: Path) -> None:
     connection.close()
 
 
-def test_a_log_of_a_newer_version_is_neither_written_nor_read(folder: Path) -> None:
+def test_log_of_a_newer_version_is_rejected(folder: Path) -> None:
     newer(folder)
     before = (folder / "serving-0.db").read_bytes()
     message = rf"serving-0.db.* has schema version {SCHEMA_VERSION + 1}, this package knows {SCHEMA_VERSION}; update"
@@ -559,7 +555,7 @@ def test_a_log_of_a_newer_version_is_neither_written_nor_read(folder: Path) -> N
         assert [path.name for path in folder.glob("*.db")] == ["serving-0.db"]
 
 
-def test_a_file_that_is_no_database_is_refused_by_name(folder: Path) -> None:
+def test_file_that_is_not_a_database_is_rejected_by_name(folder: Path) -> None:
     folder.mkdir()
     (folder / "serving-0.db").write_bytes(b"no database at all" * 100)
     for use in (lambda: Writer(str(folder), "serving"), lambda: list(Reader(str(folder)).predictions())):
@@ -567,7 +563,7 @@ def test_a_file_that_is_no_database_is_refused_by_name(folder: Path) -> None:
             use()
 
 
-def test_a_database_that_is_damaged_inside_is_refused_while_reading(folder: Path) -> None:
+def test_damaged_database_is_rejected_while_reading(folder: Path) -> None:
     with Writer(str(folder), "serving") as opened:
         opened.append([made() for _ in range(2000)]).result(10)
     path = folder / "serving-0.db"
@@ -578,7 +574,7 @@ def test_a_database_that_is_damaged_inside_is_refused_while_reading(folder: Path
         list(Reader(str(folder)).predictions())
 
 
-def test_a_folder_that_cannot_be_made_is_refused_by_its_setting(tmp_path: Path) -> None:
+def test_uncreatable_folder_is_rejected_by_its_setting(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
         ConfigError, match=r"ML_PREDICTION_LOG: the folder '.*file/log' cannot be created: Not a directory"
@@ -586,13 +582,13 @@ def test_a_folder_that_cannot_be_made_is_refused_by_its_setting(tmp_path: Path) 
         Writer(str(tmp_path / "file" / "log"), "serving")
 
 
-def test_a_folder_that_cannot_be_written_is_refused_by_its_setting(folder: Path) -> None:
+def test_unwritable_folder_is_rejected_by_its_setting(folder: Path) -> None:
     (folder / ".serving-0.lock").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"ML_PREDICTION_LOG: '.*serving-0.lock' cannot be locked"):
         Writer(str(folder), "serving")
 
 
-def test_a_write_that_fails_is_told_to_its_caller_and_the_writer_goes_on(folder: Path, writer: Writer) -> None:
+def test_failed_write_is_reported_and_the_writer_continues(folder: Path, writer: Writer) -> None:
     writer.append([made()]).result(10)
     with sqlite3.connect(folder / "serving-0.db", isolation_level=None) as connection:
         connection.execute("ALTER TABLE predictions RENAME TO aside")
@@ -604,7 +600,7 @@ def test_a_write_that_fails_is_told_to_its_caller_and_the_writer_goes_on(folder:
     assert len(logged_ids(folder)) == 2
 
 
-def test_ids_sort_by_time_and_never_meet() -> None:
+def test_ids_sort_by_time_and_are_unique() -> None:
     early = new_id()
     time.sleep(0.002)
     ids = [new_id() for _ in range(5000)]

@@ -43,21 +43,21 @@ def load(tmp_path: Path, text: str) -> Outer:
         ("by_name: {first: {dpeth: 1}}", "'by_name.first.dpeth'", "'depth'"),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path, text: str, where: str, meant: str) -> None:
+def test_unknown_key_is_reported_with_the_nearest_one(tmp_path: Path, text: str, where: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=f"some.yaml: unknown key {where}; did you mean {meant}"):
         load(tmp_path, text)
 
 
-def test_a_key_like_no_other_is_answered_with_what_is_known(tmp_path: Path) -> None:
+def test_unmatched_key_is_reported_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"known: by_name, folder, inner"):
         load(tmp_path, "zzz: 1")
 
 
-def test_a_long_list_of_known_names_is_cut() -> None:
+def test_long_list_of_known_names_is_shortened() -> None:
     assert config_model.suggest("zzz", [f"name{at:02d}" for at in range(100)]).endswith("name11, …")
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"seed: .*; .*rate: "):
         load(tmp_path, "seed: x\nrate: y")
 
@@ -79,7 +79,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         "inner: 3",
     ],
 )
-def test_a_value_of_another_kind_is_refused_and_shown(tmp_path: Path, text: str) -> None:
+def test_value_of_the_wrong_type_is_rejected_and_shown(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=f"some.yaml: '?{text.partition(':')[0]}"):
         load(tmp_path, text)
 
@@ -99,7 +99,7 @@ def test_a_value_of_another_kind_is_refused_and_shown(tmp_path: Path, text: str)
         ("folder: a/b", "folder", Path("a/b")),
     ],
 )
-def test_plain_values_read_as_in_yaml_1_2(tmp_path: Path, text: str, key: str, value: object) -> None:
+def test_plain_values_are_read_as_in_yaml_1_2(tmp_path: Path, text: str, key: str, value: object) -> None:
     assert getattr(load(tmp_path, text), key) == value
 
 
@@ -115,9 +115,7 @@ def test_plain_values_read_as_in_yaml_1_2(tmp_path: Path, text: str, key: str, v
         ("", "expected keys and values, found NoneType"),
     ],
 )
-def test_what_is_not_one_mapping_of_single_keys_is_refused_with_its_line(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_invalid_mapping_is_rejected_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert message in str(caught.value)
@@ -149,14 +147,14 @@ def test_load_names_the_new_name_of_a_renamed_key(tmp_path: Path) -> None:
     )
 
 
-def test_load_reads_renamed_keys_of_sealed_files(tmp_path: Path) -> None:
+def test_load_accepts_renamed_keys_if_allowed(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_text("gates: {floor: 1.0}\nseveral: [{floor: 2.0}, {min_score: 3.0}]")
     found = config_model.load(path, Thresholds, accept_renamed=True)
     assert (found.gates.min_score, [one.min_score for one in found.several]) == (1.0, [2.0, 3.0])
 
 
-def test_a_missing_key_is_named(tmp_path: Path) -> None:
+def test_missing_key_is_reported(tmp_path: Path) -> None:
     class Needy(config_model.StrictModel):
         inner: Inner
         size: int
@@ -165,12 +163,12 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         config_model.parse({"inner": {}}, Needy, "x.yaml")
 
 
-def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+def test_missing_file_is_reported_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.yaml does not exist; run this from the project's folder"):
         config_model.load(tmp_path / "nowhere.yaml", Outer)
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_binary_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_bytes(b"name: \xe9")
     with pytest.raises(ConfigError, match=r"cannot be read"):
         config_model.load(tmp_path / "some.yaml", Outer)
@@ -181,6 +179,6 @@ def test_configuration_cannot_be_changed() -> None:
         Outer().seed = 3  # type: ignore[misc]
 
 
-def test_repeated_names_are_told_once_each_in_order() -> None:
+def test_duplicates_are_returned_once_in_order() -> None:
     assert config_model.find_duplicates(["c", "b", "a", "b", "a", "b"]) == ["a", "b"]
     assert config_model.find_duplicates([]) == []

@@ -29,7 +29,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("error", [ValueError, OSError, Interrupted])
 @pytest.mark.parametrize("before", [None, "old"])
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path, error: type[BaseException], before: str | None) -> None:
+def test_failed_write_leaves_the_old_file(tmp_path: Path, error: type[BaseException], before: str | None) -> None:
     path = tmp_path / "file.txt"
     if before is not None:
         path.write_text(before)
@@ -39,7 +39,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, error: type[BaseEx
     assert before is None or path.read_text() == before
 
 
-def test_a_finished_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_write_replaces_the_file_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.txt"
     for text in ("first", "second"):
         with files.replacing(path) as part:
@@ -49,7 +49,7 @@ def test_a_finished_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_pat
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_readers_see_the_old_file_until_the_new_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
     with files.replacing(path) as part:
@@ -59,7 +59,7 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("error", [ValueError, Interrupted])
-def test_a_failed_folder_leaves_the_old_one_whole(tmp_path: Path, error: type[BaseException]) -> None:
+def test_failed_folder_leaves_the_old_one(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "folder"
     with files.replacing_folder(path) as part:
         (part / "a").write_text("old")
@@ -69,7 +69,7 @@ def test_a_failed_folder_leaves_the_old_one_whole(tmp_path: Path, error: type[Ba
     assert names(tmp_path) == ["folder"]
 
 
-def test_a_new_folder_replaces_all_of_the_old_one(tmp_path: Path) -> None:
+def test_new_folder_replaces_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     for name in ("a", "b"):
         with files.replacing_folder(path) as part:
@@ -78,9 +78,7 @@ def test_a_new_folder_replaces_all_of_the_old_one(tmp_path: Path) -> None:
     assert names(tmp_path) == ["folder"]
 
 
-def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_folder_is_restored_if_replacing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "folder"
     with files.replacing_folder(path) as part:
         (part / "a").write_text("old")
@@ -114,7 +112,7 @@ with files.replacing_folder(path) as part:
 """
 
 
-def test_a_folder_whose_writer_was_killed_between_the_two_moves_is_put_back_by_sweep(tmp_path: Path) -> None:
+def test_folder_of_a_killed_writer_is_restored(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     with files.replacing_folder(path) as part:
         (part / "a").write_text("old")
@@ -137,7 +135,7 @@ with files.replacing(Path(sys.argv[1])) as part:
 """
 
 
-def test_sweep_removes_what_a_killed_writer_left_and_nothing_else(tmp_path: Path) -> None:
+def test_only_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     mine = [".env.old", ".notes.part", ".folder.old", "plain.part", ".a.20130101.older"]
     for name in mine:
         (tmp_path / name).write_text("mine")
@@ -152,7 +150,7 @@ def test_sweep_removes_what_a_killed_writer_left_and_nothing_else(tmp_path: Path
     assert names(tmp_path) == sorted(mine)
 
 
-def test_sweep_does_not_put_an_old_folder_over_its_successor(tmp_path: Path) -> None:
+def test_old_folder_does_not_replace_its_successor(tmp_path: Path) -> None:
     (tmp_path / ".folder.abcdefgh.old" / "folder").mkdir(parents=True)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "new").touch()
@@ -174,9 +172,7 @@ json_values = st.recursive(
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(json_values, st.sampled_from([None, 2]))
-def test_canonical_json_reads_back_and_does_not_depend_on_the_order_of_keys(
-    content: object, indent: int | None
-) -> None:
+def test_canonical_json_parses_and_ignores_key_order(content: object, indent: int | None) -> None:
     text = files.canonical_json(content, indent)
     assert json.loads(text) == content
     assert files.canonical_json(_reversed(content), indent) == text
@@ -189,19 +185,19 @@ def _reversed(content: object) -> object:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_json_takes_no_number_that_other_readers_refuse(tmp_path: Path, value: float) -> None:
+def test_canonical_json_rejects_nan_and_infinity(tmp_path: Path, value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "x.json", {"a": value})
     assert names(tmp_path) == []
 
 
-def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+def test_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes("é".encode() * 100_000)
     assert files.sha256_file(path) == files.sha256_text("é" * 100_000)
 
 
-def test_two_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
+def test_two_writers_of_one_file_leave_one_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     script = (
         "import sys\nfrom pathlib import Path\nfrom flywheel_ml.utils import files\n"

@@ -16,17 +16,17 @@ from flywheel_ml.utils import timestamps
         ("%d %b %B %Y", "%b occurs twice"),
     ],
 )
-def test_format_without_meaning_is_refused(name: str, message: str) -> None:
+def test_invalid_date_format_is_rejected(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         timestamps.compile_format(name)
 
 
 @pytest.mark.parametrize("zone", ["", "local", "UTC", "+01:00", "-04:30", "Europe/Berlin"])
-def test_time_zone_that_exists_is_accepted(zone: str) -> None:
+def test_known_time_zone_is_accepted(zone: str) -> None:
     timestamps.check_zone(zone)
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berln", "+1", "+15:00", "CEST", "Local"])
-def test_time_zone_that_does_not_exist_is_refused(zone: str) -> None:
+def test_unknown_time_zone_is_rejected(zone: str) -> None:
     with pytest.raises(ValueError, match="unknown time zone"):
         timestamps.check_zone(zone)

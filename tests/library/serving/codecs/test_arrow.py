@@ -335,7 +335,7 @@ def test_while_a_challenger_is_tried_each_row_is_logged_for_itself(
             protocol_clients.send_native(client, instances[:5]),
         )
     assert told.predictions == wanted.predictions
-    assert told.beside == wanted.beside
+    assert told.details == wanted.details
     assert all(one[-8:] != f"{at:08x}" for at, one in enumerate(told.ids))
     assert {*told.ids, *wanted.ids} == {one.prediction.id for one in Reader(str(tmp_path / "log")).predictions()}
 

@@ -64,7 +64,7 @@ def test_every_protocol_gets_the_same_answer_and_one_entry_in_the_log(
     wanted, told = protocol_clients.send_native(client, sent), speak(client, sent)
     assert told.predictions == wanted.predictions
     assert {type(one) for one in told.predictions} == {type(one) for one in wanted.predictions}
-    assert told.beside in (None, wanted.beside)
+    assert told.details in (None, wanted.details)
     found = [one.prediction for one in Reader(server.log).predictions()]
     logged = {one.id: one for one in found if one.id in {*wanted.ids, *told.ids}}
     assert len(logged) == 40 == sum(one.id in logged for one in found)
@@ -222,7 +222,7 @@ class TestInference:
         told = protocol_clients.check_ok(client.post(f"/v2/models/{model}/infer", json=body)).json()["outputs"]
         wanted = protocol_clients.send_native(client, [example])
         assert told[0]["data"] == wanted.predictions
-        assert told[1]["data"] == (wanted.beside or [])[0]
+        assert told[1]["data"] == (wanted.details or [])[0]
 
     @pytest.mark.parametrize(
         "change",
