@@ -129,7 +129,7 @@ def test_a_span_of_the_raw_table_is_cut_out(say: Say, finished: Path, contract: 
     found = pl.read_parquet("build/later.parquet")
     assert told.output == f"{found.height:,} rows → build/later.parquet\n"
     assert 0 < found.height < 2000
-    assert say("window", "build/none.parquet", "--since", "2200-01-01").errors.startswith("error: no row lies from")
+    assert say("window", "build/none.parquet", "--since", "2200-01-01").errors.startswith("error: no row is between")
     assert not Path("build/none.parquet").exists()
 
 

@@ -62,9 +62,7 @@ def take(columns: Columns, rows: Any) -> dict[str, np.ndarray]:
 
 @settings(derandomize=True, deadline=None, max_examples=80)
 @given(st.lists(st.integers(0, 2999), min_size=1, max_size=90))
-def test_a_row_s_bits_depend_neither_on_its_neighbours_nor_on_their_number(
-    trained: Trained, columns: Columns, rows: list[int]
-) -> None:
+def test_prediction_does_not_depend_on_other_rows(trained: Trained, columns: Columns, rows: list[int]) -> None:
     whole = trained.bundle.predict(columns)
     some = trained.bundle.predict(take(columns, rows))
     assert same_bits(some.output, whole.output[rows])
@@ -79,7 +77,7 @@ def test_batches_of_every_size_give_the_bits_of_the_whole(trained: Trained, colu
         assert same_bits(part, whole[first : first + size])
 
 
-def test_missing_values_and_unseen_categories_are_answered_as_scikit_learn_does(
+def test_bundle_matches_scikit_learn_on_missing_and_unknown(
     trained: Trained, table: pl.DataFrame, contract: Contract
 ) -> None:
     rng = np.random.default_rng(1)
@@ -122,7 +120,7 @@ def test_nan_null_and_a_number_too_large_are_one_and_the_same(
     assert all(same_bits(answer, answers[0]) for answer in answers)
 
 
-def test_answers_are_probabilities_and_the_class_follows_the_threshold(trained: Trained, columns: Columns) -> None:
+def test_class_follows_the_threshold(trained: Trained, columns: Columns) -> None:
     answers = trained.bundle.predict(columns)
     assert answers.output.shape == (3000, 2)
     np.testing.assert_allclose(answers.output.sum(axis=1), 1, atol=1e-6)
@@ -131,7 +129,7 @@ def test_answers_are_probabilities_and_the_class_follows_the_threshold(trained: 
     assert set(answers.values.tolist()) == {True, False}
 
 
-def test_no_rows_get_no_answers(trained: Trained, contract: Contract) -> None:
+def test_no_rows_give_no_predictions(trained: Trained, contract: Contract) -> None:
     answers = trained.bundle.predict(columns_from_rows(contract.inputs, []))
     assert (answers.values.shape, answers.output.shape) == ((0,), (0, 2))
 
@@ -167,11 +165,11 @@ def test_one_changed_byte_in_any_file_is_found_by_name(bundle_copy: Path, name: 
     content[int(place * len(content))] ^= 1
     (bundle_copy / name).write_bytes(content)
     for look in (verify, Bundle.open):
-        with pytest.raises(IntegrityError, match=rf"{name} was changed after it was sealed"):
+        with pytest.raises(IntegrityError, match=rf"{name} was changed after its manifest was written"):
             look(bundle_copy)
 
 
-def test_one_changed_byte_in_the_manifest_is_found_by_whoever_knows_its_digest(bundle_copy: Path) -> None:
+def test_changed_manifest_is_detected_by_its_digest(bundle_copy: Path) -> None:
     digest = files.sha256_file(bundle_copy / MANIFEST)
     whole = (bundle_copy / MANIFEST).read_bytes()
     for at in range(0, len(whole), 97):
@@ -182,7 +180,7 @@ def test_one_changed_byte_in_the_manifest_is_found_by_whoever_knows_its_digest(b
             Bundle.open(bundle_copy, digest)
 
 
-def test_a_manifest_that_cannot_be_read_is_refused_without_a_digest_too(bundle_copy: Path) -> None:
+def test_unreadable_manifest_is_rejected_without_a_digest(bundle_copy: Path) -> None:
     for content in (b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"format": 1}', b'{"format": "1"}'):
         (bundle_copy / MANIFEST).write_bytes(content)
         with pytest.raises(IntegrityError, match=r"manifest.json"):
@@ -196,13 +194,13 @@ def test_a_missing_file_is_named(bundle_copy: Path, name: str) -> None:
         Bundle.open(bundle_copy)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"manifest.json is missing"):
         Bundle.open(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99])
-def test_a_truncated_model_is_refused_even_when_it_was_sealed_so(bundle_copy: Path, kept: float) -> None:
+def test_truncated_model_is_rejected_despite_a_valid_hash(bundle_copy: Path, kept: float) -> None:
     content = (bundle_copy / MODEL).read_bytes()
     (bundle_copy / MODEL).write_bytes(content[: int(kept if kept >= 1 else kept * len(content))])
     bundle.write_manifest(bundle_copy, facts(bundle_copy))
@@ -211,7 +209,7 @@ def test_a_truncated_model_is_refused_even_when_it_was_sealed_so(bundle_copy: Pa
     assert "\n" not in str(caught.value)
 
 
-def test_another_model_that_is_whole_is_refused_if_it_takes_other_inputs(
+def test_model_with_other_inputs_is_rejected(
     bundle_copy: Path, contract: Contract, table: pl.DataFrame, params: Params
 ) -> None:
     kept = tuple(column for column in contract.columns if column.name != contract.inputs[-1].name)
@@ -234,7 +232,7 @@ def rename(path: Path, column: str) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def test_a_foreign_contract_is_refused_even_when_its_own_hash_is_right(bundle_copy: Path, contract: Contract) -> None:
+def test_foreign_contract_with_valid_hash_is_rejected(bundle_copy: Path, contract: Contract) -> None:
     path = bundle_copy / CONTRACT
     rename(path, contract.inputs[-1].name)
     bundle.write_manifest(bundle_copy, facts(bundle_copy))
@@ -243,9 +241,7 @@ def test_a_foreign_contract_is_refused_even_when_its_own_hash_is_right(bundle_co
 
 
 @pytest.mark.parametrize("which", ["inputs", "target"])
-def test_a_foreign_contract_is_refused_even_when_all_hashes_are_right(
-    bundle_copy: Path, contract: Contract, which: str
-) -> None:
+def test_foreign_contract_with_all_hashes_valid_is_rejected(bundle_copy: Path, contract: Contract, which: str) -> None:
     path = bundle_copy / CONTRACT
     rename(path, contract.inputs[-1].name if which == "inputs" else contract.target.name)
     bundle.write_manifest(bundle_copy, {**facts(bundle_copy), "contract_sha256": Contract.load(path).fingerprint()})
@@ -254,7 +250,7 @@ def test_a_foreign_contract_is_refused_even_when_all_hashes_are_right(
 
 
 @pytest.mark.parametrize("change", ["dropped", "added"])
-def test_a_manifest_that_vouches_for_other_files_is_refused(bundle_copy: Path, change: str) -> None:
+def test_a_manifest_that_vouches_for_other_files_is_rejected(bundle_copy: Path, change: str) -> None:
     content = json.loads((bundle_copy / MANIFEST).read_text())
     if change == "dropped":
         del content["files"][MODEL]
@@ -270,11 +266,11 @@ def test_a_manifest_that_vouches_for_other_files_is_refused(bundle_copy: Path, c
 def test_a_manifest_of_a_newer_format_says_what_to_do(bundle_copy: Path) -> None:
     content = json.loads((bundle_copy / MANIFEST).read_text())
     (bundle_copy / MANIFEST).write_text(json.dumps({**content, "format": 3, "something": "new"}))
-    with pytest.raises(ConfigError, match=r"has format 3, this package knows 2; update the package"):
+    with pytest.raises(ConfigError, match=r"has format 3, this package reads up to 2; update the package"):
         Bundle.open(bundle_copy)
 
 
-def test_an_unknown_key_in_a_manifest_is_refused(bundle_copy: Path) -> None:
+def test_an_unknown_key_in_a_manifest_is_rejected(bundle_copy: Path) -> None:
     content = json.loads((bundle_copy / MANIFEST).read_text())
     (bundle_copy / MANIFEST).write_text(json.dumps({**content, "treshold": 0.1}))
     with pytest.raises(IntegrityError, match=r"unknown key 'treshold'; did you mean 'threshold'"):
@@ -282,7 +278,7 @@ def test_an_unknown_key_in_a_manifest_is_refused(bundle_copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [LINEAGE, "notes.txt", ".hidden", "model.onnx.bak"])
-def test_a_file_beside_the_sealed_ones_is_ignored(bundle_copy: Path, name: str) -> None:
+def test_extra_file_in_a_bundle_is_ignored(bundle_copy: Path, name: str) -> None:
     (bundle_copy / name).write_text("anything")
     Bundle.open(bundle_copy, files.sha256_file(bundle_copy / MANIFEST))
 
@@ -302,7 +298,7 @@ def tripled(x: np.ndarray) -> np.ndarray:
         ((), "needs the feature 'doubled', which features.py no longer has; restore it"),
     ],
 )
-def test_a_derived_feature_that_changed_or_went_is_refused_by_name(
+def test_a_derived_feature_that_changed_or_went_is_rejected_by_name(
     bundle_copy: Path, known: tuple[Callable[..., Any], ...], message: str
 ) -> None:
     bundle.write_manifest(bundle_copy, {**facts(bundle_copy), "derived": {"doubled": "0" * 64}})
@@ -315,7 +311,7 @@ def test_a_new_derived_feature_does_not_disturb_an_old_bundle(bundle_copy: Path,
     assert same_bits(Bundle.open(bundle_copy, features=(doubled,)).predict(columns).output, before)
 
 
-def test_every_refusal_is_one_line_that_says_which_bundle(bundle_copy: Path) -> None:
+def test_every_rejection_is_one_line_that_says_which_bundle(bundle_copy: Path) -> None:
     (bundle_copy / PROFILE).write_text("{}")
     with pytest.raises(ProjectError) as caught:
         Bundle.open(bundle_copy)
@@ -323,7 +319,7 @@ def test_every_refusal_is_one_line_that_says_which_bundle(bundle_copy: Path) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_derived_features_keep_the_order_in_which_they_were_trained(
+def test_derived_features_keep_their_training_order(
     tmp_path: Path, table: pl.DataFrame, contract: Contract, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """JSON sorts their names; the model's inputs do not."""

@@ -1,4 +1,4 @@
-"""However a stage or command ends, a person sees one line and a script sees a status."""
+"""Every stage or command ends with one line for the user and an exit status for scripts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ def failing(error: BaseException) -> Callable[[], None]:
     return main
 
 
-def test_a_stage_that_works_says_nothing(ended: Ended) -> None:
+def test_successful_stage_prints_nothing(ended: Ended) -> None:
     assert ended(lambda: None) == (0, "")
 
 
@@ -53,12 +53,12 @@ def test_a_file_that_is_not_there_is_named(ended: Ended) -> None:
     assert (status, text) == (1, "error: reports/x.json: No such file or directory (see var/last-error.txt)\n")
 
 
-def test_what_the_system_refuses_is_told_as_the_system_says_it(ended: Ended) -> None:
+def test_system_error_is_reported_in_its_own_words(ended: Ended) -> None:
     assert ended(failing(OSError(28, "No space left on device")))[1].startswith("error: No space left on device")
     assert ended(failing(OSError("socket closed")))[1].startswith("error: socket closed")
 
 
-def test_a_fault_of_the_program_is_one_line_and_leaves_a_traceback(ended: Ended) -> None:
+def test_bug_in_the_program_is_one_line_and_saves_a_traceback(ended: Ended) -> None:
     status, text = ended(failing(ValueError("a\nb" + 1000 * "x")))
     assert status == 1
     assert text.startswith("error: unexpected ValueError: a bxxx")

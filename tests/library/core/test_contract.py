@@ -50,14 +50,17 @@ def test_the_project_s_own_contract_can_be_used(contract: Contract) -> None:
         ({"name": "size", "type": "number"}, "columns.4.type: Input should be 'float', 'integer'"),
         ({"name": "size", "type": "float", "role": "label"}, "columns.4.role: "),
         ({"name": "", "type": "float"}, "columns.5.name: "),
-        ({"name": "size", "type": "float", "range": [10, 0]}, "'size': the range .10.0, 0.0. is upside down"),
+        ({"name": "size", "type": "float", "range": [10, 0]}, "'size': the range .10.0, 0.0. has its ends swapped"),
         ({"name": "size", "type": "string", "range": [0, 1]}, "'size': a range needs type float or integer"),
         ({"name": "size", "type": "float", "range": [0, float("inf")]}, "columns.4.range.1: .*finite"),
         (
             {"name": "size", "type": "float", "datetime_features": ["hour"]},
             "'size': 'datetime_features' needs type datetime",
         ),
-        ({"name": "size", "type": "datetime", "datetime_features": ["hour", "hour"]}, "'size': a part stands twice"),
+        (
+            {"name": "size", "type": "datetime", "datetime_features": ["hour", "hour"]},
+            "a datetime feature appears twice",
+        ),
         ({"name": "size", "type": "datetime", "datetime_features": ["minute"]}, "columns.4.datetime_features.0: "),
         (
             {"name": "size", "type": "float", "free_text": True},
@@ -70,7 +73,7 @@ def test_the_project_s_own_contract_can_be_used(contract: Contract) -> None:
         ({"name": "size", "type": "float", "max_unknown_share": 0.5}, "'size': 'max_unknown_share' needs categories"),
         ({"name": "size", "type": "float", "max_unknown_share": 1.5}, "columns.4.max_unknown_share: "),
         ({"name": "colour", "type": "float", "categories": ["red"]}, "'colour': categories need type string"),
-        ({"name": "colour", "type": "string", "categories": ["red", "red"]}, "'colour': a category stands twice"),
+        ({"name": "colour", "type": "string", "categories": ["red", "red"]}, "'colour': a category appears twice"),
         (
             {"name": "colour", "type": "string", "categories": ["red", 1]},
             "column .*: the category 1 is not of type string",
@@ -103,7 +106,7 @@ def test_the_project_s_own_contract_can_be_used(contract: Contract) -> None:
         ),
         (
             {"name": "size", "type": "boolean", "parse": {"true_values": ["Ja"], "false_values": ["ja"]}},
-            "'ja' stands twice among na_values, true_values and false_values",
+            "'ja' appears twice in na_values, true_values and false_values",
         ),
         ({"name": "size", "type": "float", "time_zone": "UTC"}, "'size': time_zone needs type datetime"),
         ({"name": "size", "type": "datetime", "time_zone": "Europe/Berln"}, "did you mean 'Europe/Berlin'"),
@@ -114,13 +117,13 @@ def test_the_project_s_own_contract_can_be_used(contract: Contract) -> None:
         *(({"name": name, "type": "float"}, f"'{name}': scoring adds a column of this name") for name in SCORE_COLUMNS),
     ],
 )
-def test_a_contradiction_is_refused_by_name(column: dict[str, Any], message: str) -> None:
+def test_a_contradiction_is_rejected_by_name(column: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(column)
 
 
-def test_a_column_that_stands_twice_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"column 'size' stands twice"):
+def test_duplicate_column_is_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"duplicate column 'size'"):
         config_model.parse({"name": "things", "columns": [*GOOD, GOOD[2]]}, Contract, "contract.yaml")
 
 
@@ -132,9 +135,7 @@ def test_a_column_that_stands_twice_is_refused() -> None:
         ([{"name": "sold", "type": "boolean", "role": "target"}], "no column has role feature"),
     ],
 )
-def test_a_contract_without_something_to_predict_or_to_predict_from_is_refused(
-    columns: list[dict[str, Any]], message: str
-) -> None:
+def test_contract_without_target_or_features_is_rejected(columns: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config_model.parse({"name": "things", "columns": columns}, Contract, "contract.yaml")
 
@@ -165,18 +166,18 @@ def test_the_target_says_what_kind_of_prediction_is_asked_for(
     [
         ({"type": "string"}, "is string without categories; list its classes"),
         ({"type": "datetime"}, "is datetime without categories"),
-        ({"type": "string", "categories": ["only"]}, "has one class only"),
+        ({"type": "string", "categories": ["only"]}, "has only one class"),
         ({"type": "string", "categories": ["a", "b"], "max_unknown_share": 0.1}, "every row needs a class"),
         ({"type": "integer", "categories": [1, "b"]}, "the category 'b' is not of type integer"),
         ({"type": "float", "categories": [1, 2]}, "categories need type string, not float"),
     ],
 )
-def test_a_target_that_asks_for_no_prediction_is_refused(target: dict[str, Any], said: str) -> None:
+def test_a_target_that_asks_for_no_prediction_is_rejected(target: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make({"name": "sold", "role": "target", **target})
 
 
-def test_a_column_that_is_not_there_is_answered_with_the_nearest() -> None:
+def test_missing_column_is_reported_with_the_nearest_name() -> None:
     assert make()["size"].range == (0, 10)
     with pytest.raises(ConfigError, match=r"no column 'sise'; did you mean 'size'"):
         make()["sise"]
@@ -236,9 +237,7 @@ def test_fingerprint_of_an_older_contract_stays() -> None:
         (Column(name="x", type="integer", range=(1, 5)), (1, 5)),
     ],
 )
-def test_the_limits_of_a_column_are_its_range_within_what_a_model_can_tell_apart(
-    column: Column, limits: tuple[float, float]
-) -> None:
+def test_column_limits_stay_within_the_number_type(column: Column, limits: tuple[float, float]) -> None:
     assert column.limits == limits
 
 
@@ -267,12 +266,12 @@ def test_rows_become_columns_and_an_absent_key_counts_as_missing() -> None:
     "text",
     ["2013-06-15T08:30:00", "2013-06-15 08:30", "2013-06-15T08:30:00Z", "2013-06-15T04:30-04:00", "20130615T0830"],
 )
-def test_one_moment_has_one_value_however_it_is_written(text: str) -> None:
+def test_one_timestamp_has_one_value_in_every_notation(text: str) -> None:
     assert parse_timestamp(text) == datetime(2013, 6, 15, 8, 30)
     assert to_naive_utc(datetime(2013, 6, 15, 8, 30, tzinfo=UTC)) == parse_timestamp(text)
 
 
 @pytest.mark.parametrize("text", ["", "today", "15/06/2013", "2013-13-01", "0001-01-01T00:00+14:00"])
-def test_what_is_no_moment_is_refused(text: str) -> None:
+def test_invalid_timestamp_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"must be an ISO 8601 date and time"):
         parse_timestamp(text)

@@ -93,14 +93,14 @@ def test_rows_of_python_values_are_encoded_as_their_columns_are(
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(some_rows)
-def test_what_reaches_the_model_is_finite_or_missing_and_never_none(rows: list[dict[str, Any]]) -> None:
+def test_model_inputs_are_finite_or_missing(rows: list[dict[str, Any]]) -> None:
     inputs = FEATURIZER.encode(columns_from_rows(make().inputs, rows))
     assert inputs.num.dtype == np.float32
     assert not np.isinf(inputs.num).any()
     assert all(isinstance(text, str) for text in inputs.cat.ravel())
 
 
-def test_the_layout_is_numbers_then_parts_of_moments_then_derived_features() -> None:
+def test_layout_is_numbers_then_datetime_then_derived_features() -> None:
     assert FEATURIZER.numeric == ("size", "count", "new", "at.hour", "at.weekday", "per_piece")
     assert [column.name for column in FEATURIZER.categorical] == ["colour"]
 
@@ -112,7 +112,7 @@ def test_values_are_what_their_names_say() -> None:
     assert inputs.cat.tolist() == [["red"]]
 
 
-def test_every_part_of_a_moment_is_what_its_name_says() -> None:
+def test_every_datetime_feature_matches_its_name() -> None:
     parts = ["hour", "weekday", "month", "day", "hour_cycle", "weekday_cycle", "year_cycle", "elapsed"]
     born = {"name": "born", "type": "datetime", "nullable": True, "datetime_features": parts}
     featurizer = Featurizer(make(born=born), ())
@@ -222,7 +222,9 @@ def size(count: np.ndarray) -> np.ndarray:
         (size, "two features are called 'size'"),
     ],
 )
-def test_a_derived_feature_that_cannot_be_is_refused_by_name(function: Callable[..., np.ndarray], message: str) -> None:
+def test_a_derived_feature_that_cannot_be_is_rejected_by_name(
+    function: Callable[..., np.ndarray], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         Featurizer(make(), [function])
 
@@ -248,12 +250,12 @@ def test_a_column_of_any_name_can_feed_a_derived_feature(name: str, called: str)
     assert encoded.num.tolist() == [[1.5, 3.0]]
 
 
-def test_two_functions_of_one_name_are_refused() -> None:
+def test_two_functions_of_one_name_are_rejected() -> None:
     with pytest.raises(ConfigError, match="two features are called 'per_piece'"):
         Featurizer(make(), [per_piece, per_piece])
 
 
-def test_a_column_called_as_a_part_of_a_moment_is_refused() -> None:
+def test_column_named_like_a_datetime_feature_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"two features are called 'at.hour'"):
         Featurizer(make(more={"name": "at.hour", "type": "float"}), [])
 
@@ -315,7 +317,7 @@ def test_a_definition_survives_what_changes_no_result(tmp_path: Path, old: str, 
         ("def feature(size)", "def feature(size, extra=1)"),
     ],
 )
-def test_a_definition_moves_with_what_changes_a_result_wherever_it_stands(tmp_path: Path, old: str, new: str) -> None:
+def test_definition_hash_changes_with_the_result(tmp_path: Path, old: str, new: str) -> None:
     assert old in BASE
     assert definition_in(tmp_path, BASE) != definition_in(tmp_path, BASE.replace(old, new))
 

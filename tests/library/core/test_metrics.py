@@ -34,7 +34,7 @@ def test_a_worked_example_gives_the_numbers_computed_by_hand() -> None:
     assert found["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_a_perfect_and_a_useless_model_reach_the_ends_of_the_scale() -> None:
+def test_perfect_and_useless_models_reach_the_extremes() -> None:
     labels = np.array([False, True] * 50)
     perfect = metrics.compute_binary_metrics(labels, labels.astype(float), 0.5)
     assert perfect["roc_auc"] == perfect["average_precision"] == perfect["f1"] == 1.0
@@ -45,7 +45,7 @@ def test_a_perfect_and_a_useless_model_reach_the_ends_of_the_scale() -> None:
 
 
 @pytest.mark.parametrize("labels", [np.zeros(20), np.ones(20), np.empty(0)], ids=["no 1", "no 0", "no row"])
-def test_a_measure_without_a_meaning_is_absent_and_the_rest_is_valid_json(labels: np.ndarray) -> None:
+def test_undefined_metrics_are_absent_and_the_rest_is_valid_json(labels: np.ndarray) -> None:
     found = metrics.compute_binary_metrics(labels, np.linspace(0, 1, len(labels)), 0.5)
     assert "roc_auc" not in found
     json.dumps([found, metrics.compute_binary_curves(labels, np.linspace(0, 1, len(labels)))], allow_nan=False)
@@ -57,7 +57,7 @@ def test_a_threshold_that_calls_nothing_positive_has_no_precision() -> None:
     assert found["recall"] == found["f1"] == 0.0
 
 
-def test_calibrated_scores_have_a_small_calibration_error_and_shifted_ones_a_large_one() -> None:
+def test_calibration_error_is_small_for_calibrated_scores_only() -> None:
     labels, scores = scored(20_000)
     assert metrics.calibration_error(labels, scores) < 0.02
     assert metrics.calibration_error(labels, np.clip(scores + 0.2, 0, 1)) > 0.1
@@ -87,14 +87,14 @@ def test_no_threshold_is_cheaper_than_the_chosen_one(rows: list[tuple[bool, int]
     assert cost(labels, scores, chosen, alarm, miss) <= cheapest
 
 
-def test_the_chosen_threshold_decides_alike_in_single_and_double_precision() -> None:
+def test_threshold_decides_alike_in_float32_and_float64() -> None:
     labels, scores = scored(5000)
     chosen = metrics.choose_threshold(labels, scores, 1.0, 3.0)
     assert ((scores >= chosen) == (scores.astype(np.float64) >= chosen)).all()
     assert chosen == pytest.approx(0.25, abs=0.05)
 
 
-def test_equally_cheap_thresholds_are_told_apart_by_the_costs() -> None:
+def test_equally_cheap_thresholds_are_chosen_by_the_costs() -> None:
     labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.7, 0.8])
     assert metrics.choose_threshold(labels, scores, 1.0, 1.0) == 0.7
     tied = np.array([0, 1, 0, 1]), np.array([0.2, 0.4, 0.6, 0.8])
@@ -116,7 +116,7 @@ def test_rounding_of_weights_does_not_move_the_threshold(
     assert metrics.choose_threshold(labels, scores, alarm, miss, times / 10) == repeated
 
 
-def test_rows_of_one_class_alone_do_not_make_a_threshold_that_never_calls_the_other() -> None:
+def test_threshold_of_one_class_is_the_calibrated_one() -> None:
     scores = np.array([0.001, 0.002, 0.6])
     assert metrics.choose_threshold(np.zeros(3), scores, 1.0, 1.0) == 0.5
     assert metrics.choose_threshold(np.ones(3), scores, 1.0, 3.0) == 0.25
@@ -134,7 +134,7 @@ def test_curves_keep_their_ends_and_at_most_200_points() -> None:
     assert sum(point["rows"] for point in found["calibration"]) == 50_000
 
 
-def test_of_more_classes_right_answers_score_best_and_the_prior_scores_half() -> None:
+def test_multiclass_metrics_rank_correct_above_prior() -> None:
     truth = np.array([0, 1, 2] * 50)
     perfect = metrics.compute_multiclass_metrics(truth, np.eye(3)[truth])
     assert perfect["accuracy"] == perfect["macro_f1"] == perfect["roc_auc"] == 1.0
@@ -144,7 +144,7 @@ def test_of_more_classes_right_answers_score_best_and_the_prior_scores_half() ->
     assert prior["log_loss"] == pytest.approx(np.log(3))
 
 
-def test_a_class_that_does_not_occur_is_no_reason_not_to_judge_the_others() -> None:
+def test_metrics_skip_classes_that_do_not_occur() -> None:
     truth, output = (
         np.array([0, 0, 1, 1]),
         np.array([[0.8, 0.1, 0.1], [0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]]),
@@ -157,7 +157,7 @@ def test_a_class_that_does_not_occur_is_no_reason_not_to_judge_the_others() -> N
     assert metrics.compute_multiclass_metrics(truth[:0], output[:0]) == {}
 
 
-def test_of_numbers_errors_have_their_unit_and_the_mean_explains_nothing() -> None:
+def test_regression_metrics_of_the_mean_have_r2_of_zero() -> None:
     truth = np.array([1.0, 2.0, 3.0, 6.0])
     value = np.full(4, truth.mean())
     found = metrics.compute_regression_metrics(truth, np.stack((value, value - 1, value + 1), axis=1))
@@ -186,7 +186,7 @@ def test_a_conformal_interval_holds_the_truth_as_often_as_it_says(level: float) 
     assert np.mean(held) > level - 0.01
 
 
-def test_with_few_rows_a_conformal_interval_is_as_wide_as_any_error() -> None:
+def test_conformal_interval_of_few_rows_covers_every_error() -> None:
     assert metrics.conformal_half_width(np.array([0.0, 5.0]), np.zeros(2), 0.9) == 5.0
 
 
@@ -217,7 +217,7 @@ def test_weights_count_as_repeated_rows(task: Task) -> None:
     )
 
 
-def test_calibration_error_at_the_observed_rate_leaves_out_the_shift() -> None:
+def test_recentered_calibration_error_ignores_base_rate_shift() -> None:
     rng = np.random.default_rng(0)
     odds = rng.normal(size=20_000)
     labels = rng.uniform(size=20_000) < 1 / (1 + np.exp(-odds))

@@ -45,19 +45,19 @@ def load(tmp_path: Path, change: dict[str, Any]) -> Params:
         ({"evaluate.costs.false_positive": 0}, "evaluate.costs.false_positive: "),
         ({"split.test_days": 0}, "split.test_days: "),
         ({"data.raw": "/data/raw.parquet"}, "data.raw: '/data/raw.parquet' is absolute"),
-        ({"data.until": "soon"}, "data.until: expected a date or a moment in ISO 8601, such as 2013-11-01"),
+        ({"data.until": "soon"}, "data.until: expected a date or a timestamp in ISO 8601, such as 2013-11-01"),
         ({"data.until": "2013-02-30"}, "data.until: expected a date"),
         ({"data.until": "1612120800123"}, "data.until: expected a date"),
         ({"data.until": 20131101}, "data.until: Input should be a valid datetime"),
         ({"data": None}, "data: "),
     ],
 )
-def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_used_is_rejected_by_name(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, change)
 
 
-def test_a_bare_date_is_refused_because_dvc_takes_none(tmp_path: Path) -> None:
+def test_a_bare_date_is_rejected_because_dvc_takes_none(tmp_path: Path) -> None:
     lines = [line for line in TEXT.splitlines() if not line.strip().startswith("until:")]
     at = lines.index("data:")
     (tmp_path / "params.yaml").write_text("\n".join([*lines[: at + 1], "  until: 2013-11-01", *lines[at + 1 :]]))
@@ -81,7 +81,7 @@ def test_until_keeps_its_offset_for_the_time_column_s_zone(
     assert load(tmp_path, {"data.until": until}).data.until == moment
 
 
-def test_the_fingerprint_follows_what_shapes_a_bundle_and_nothing_else(tmp_path: Path) -> None:
+def test_fingerprint_covers_only_what_affects_a_bundle(tmp_path: Path) -> None:
     same = load(tmp_path, {}).training_fingerprint()
     changes: list[dict[str, Any]] = [
         {"gates.min_score": 0.99},

@@ -167,7 +167,7 @@ def test_the_reference_counted_in_its_own_bins_is_the_reference() -> None:
     assert profile.count(REFERENCE, reference_rows(), np.linspace(0, 1, 300)) == REFERENCE
 
 
-def test_categories_of_the_contract_come_first_and_others_are_unseen() -> None:
+def test_contract_categories_come_first_and_others_are_unseen() -> None:
     counts = count([{"colour": "red"}, {"colour": "green"}, {"colour": ""}, {}]).columns["colour"]
     assert (counts.categories, counts.counts, counts.unseen, counts.missing) == (("red", "blue"), (1, 0), 2, 1)
 
@@ -192,7 +192,7 @@ def test_very_long_texts_cost_no_more_than_themselves() -> None:
     assert profile.count(REFERENCE, columns).columns["free"].unseen == 20_000
 
 
-def test_moments_are_counted_by_their_hour_too() -> None:
+def test_timestamps_are_also_counted_by_hour() -> None:
     counts = count([{"at": datetime(2090, 1, 1, 12, 30)}]).columns
     assert counts["at"].counts[-1] == 1
     assert counts["at.hour"].counts[-1] == 0
@@ -215,7 +215,7 @@ def test_columns_that_are_not_there_are_left_out() -> None:
     assert profile.count(REFERENCE, {"size": np.array([1.0])}).columns.keys() == {"size"}
 
 
-def test_shown_without_the_bins_of_repeated_values_the_counts_are_the_same() -> None:
+def test_merged_bins_keep_the_counts() -> None:
     counts = REFERENCE.columns["count"]
     merged = counts.merge_bins()
     assert merged.edges == (0.0, 1.0, 2.0, 3.0, 4.0)

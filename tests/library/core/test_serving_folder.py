@@ -25,7 +25,7 @@ def taken(one: Challenger) -> set[bytes]:
     return {key for key in KEYS if one.takes(key)}
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_tables_can_be_read(tmp_path: Path) -> None:
     shadow = Shadow(ref=THIRD, salt="00" * 16, since="2013-11-02")
     written = Routing(
         name="flights",
@@ -55,11 +55,11 @@ def test_a_version_cannot_lead_out_of_the_folder(version: str) -> None:
         ('{"name": "f", "updated_at": "x", "challenger": {"share": 2}}', "share"),
         (f'{{"name": "f", "updated_at": "x", "shadow": {{"ref": {REF_JSON}, "salt": "1", "since": "x"}}}}', "salt"),
         (f'{{"name": "f", "updated_at": "x", "shadow": {SELF}}}', "needs a champion"),
-        (f'{{"name": "f", "updated_at": "x", "champion": {REF_JSON}, "shadow": {SELF}}}', "beside itself"),
+        (f'{{"name": "f", "updated_at": "x", "champion": {REF_JSON}, "shadow": {SELF}}}', "alongside itself"),
         ('{"name": "f", "updated_at": "x", "champion": {"version": "1"}}', "digest"),
     ],
 )
-def test_a_broken_routing_is_refused_with_its_fault(tmp_path: Path, content: str, message: str) -> None:
+def test_broken_routing_is_rejected_with_its_error(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / serving_folder.ROUTING).write_text(content)
     with pytest.raises((ServingError, ConfigError), match=message):
         serving_folder.read_routing(tmp_path)
@@ -70,7 +70,7 @@ def test_a_missing_routing_says_what_to_do(tmp_path: Path) -> None:
         serving_folder.read_routing(tmp_path)
 
 
-def test_a_folder_of_the_format_before_serves_on(tmp_path: Path) -> None:
+def test_folder_of_the_previous_format_still_serves(tmp_path: Path) -> None:
     old = {"format": 1, "name": "f", "champion": REF.model_dump(), "share": 0.0, "shadow": False, "updated_at": "x"}
     (tmp_path / serving_folder.ROUTING).write_text(
         json.dumps({**old, "previous": None, "challenger": None, "reason": ""})
@@ -86,13 +86,13 @@ def test_a_share_is_exact_within_three_standard_deviations(share: float) -> None
     assert len(taken(challenger(1.0))) == len(KEYS)
 
 
-def test_each_experiment_draws_anew_and_a_larger_share_keeps_whom_it_had() -> None:
+def test_larger_share_keeps_its_keys_and_new_salt_redraws() -> None:
     small, large, anew = taken(challenger(0.1)), taken(challenger(0.3)), taken(challenger(0.1, "5b" * 16))
     assert small < large
     # By chance a tenth of those that one experiment takes are in the other, too.
     assert abs(len(small & anew) / len(KEYS) - 0.01) <= 3 * math.sqrt(0.01 * 0.99 / len(KEYS))
 
 
-def test_a_key_falls_to_the_same_side_on_every_machine_and_for_ever() -> None:
+def test_key_assignment_is_stable_across_machines() -> None:
     sides = "".join("c" if challenger(0.5).takes(key) else "." for key in KEYS[:32])
     assert sides == "c.ccc.c...ccc.cc.........c...c.."

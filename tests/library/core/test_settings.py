@@ -28,10 +28,10 @@ def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> 
     assert (settings.max_instances, settings.prediction_log) == (7, "from-file")
 
 
-def test_a_misspelt_variable_is_refused_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_variable_is_rejected_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_TRACKING_URL", "x")
     with pytest.raises(
-        ConfigError, match=r"environment: 'ML_TRACKING_URL' is no setting; did you mean 'ML_TRACKING_URI'"
+        ConfigError, match=r"environment: 'ML_TRACKING_URL' is not a setting; did you mean 'ML_TRACKING_URI'"
     ):
         Settings.read()
 
@@ -42,14 +42,14 @@ def test_settings_name_the_new_name_of_a_renamed_variable(monkeypatch: pytest.Mo
         Settings.read()
 
 
-def test_a_misspelt_line_of_the_file_is_refused_too() -> None:
+def test_a_misspelt_line_of_the_file_is_rejected_too() -> None:
     Path(".env").write_text("ML_API_KEY=secret\n")
-    with pytest.raises(ConfigError, match=r"\.env: 'ML_API_KEY' is no setting; did you mean 'ML_API_KEYS'") as caught:
+    with pytest.raises(ConfigError, match=r"'ML_API_KEY' is not a setting; did you mean 'ML_API_KEYS'") as caught:
         Settings.read()
     assert "secret" not in str(caught.value)
 
 
-def test_another_tool_s_variables_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_other_tools_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "x")
     Settings.read()
 
@@ -58,7 +58,7 @@ def test_another_tool_s_variables_are_let_be(monkeypatch: pytest.MonkeyPatch) ->
     ("name", "value"),
     [("MAX_INSTANCES", "0"), ("MAX_INSTANCES", "many"), ("ENVIRONMENT", "prod"), ("LOG_SYNCHRONOUS", "OFF")],
 )
-def test_a_value_that_does_not_fit_is_refused_by_its_variable(
+def test_a_value_that_does_not_fit_is_rejected_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(f"ML_{name}", value)
@@ -74,7 +74,7 @@ def test_keys_are_separated_by_commas_and_never_printed(monkeypatch: pytest.Monk
     assert "secret" not in settings.model_dump_json()
 
 
-def test_every_setting_stands_in_the_example_file() -> None:
+def test_every_setting_is_in_the_example_file() -> None:
     from library.helpers.project import ROOT
 
     text = (ROOT / ".env.example").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The data card says what the run found, and stays a table whatever stands in it."""
+"""The data card shows what the run found, and special characters do not break its tables."""
 
 from pathlib import Path
 

@@ -104,14 +104,18 @@ def test_a_file_is_regular_or_not_wherever_its_blocks_end(
             "a,b,c\n1,2,3\nSource: web\n",
             "line 3: one cell where the header has 3 ('Source: web'); delete the line",
         ),
-        ("t.csv", "a,b\n1,2\nb,a\n3,4\n", "line 3: the header again, in another order ('b,a'); split the file there"),
+        (
+            "t.csv",
+            "a,b\n1,2\nb,a\n3,4\n",
+            "line 3: the header appears again, in another order ('b,a'); split",
+        ),
         ("t.csv", 'a,b\n1,2\n3,"x\n4,y\n', "line 3: the quote that opens there is never closed"),
-        ("t.csv", "\u00e9,e\u0301\n1,2\n", "the column '\u00e9' stands twice"),
+        ("t.csv", "\u00e9,e\u0301\n1,2\n", "the column '\u00e9' appears twice"),
         ("t.csv", "<!DOCTYPE html><html>", "is HTML or XML by its content"),
         ("t.csv", "version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
-        ("t.json", '{"a": 1}\n{"a": 2,}\n', "line 2 is no JSON object"),
-        ("t.json", '{"a": 1}\n5\n', "line 2 is no object ('5')"),
-        ("t.json", '[{"a": 1},\n {"a": 2,}]', "line 2, column 10: no JSON"),
+        ("t.json", '{"a": 1}\n{"a": 2,}\n', "line 2 is not a JSON object"),
+        ("t.json", '{"a": 1}\n5\n', "line 2 is not an object ('5')"),
+        ("t.json", '[{"a": 1},\n {"a": 2,}]', "line 2, column 10: not valid JSON"),
         ("t.json", '{"a": {"0": 1}, "b": {"0": 2}}', "one object of lists or objects, not rows"),
         ("t.json", "[]", "holds no rows"),
     ],
@@ -134,7 +138,7 @@ def test_numbers_that_json_does_not_know_are_missing(tmp_path: Path, is_list: bo
     assert read(tmp_path / "t.json")[:2] == (("a", "b"), [(1.5, "NaN"), (None, "say Infinity"), (None, None)])
 
 
-def test_a_column_that_some_files_of_a_folder_lack_is_missing_there(tmp_path: Path) -> None:
+def test_column_absent_from_some_files_is_missing_there(tmp_path: Path) -> None:
     parts = {2021: {"x": [1], "y": ["a"]}, 2022: {"x": [2.5], "y": ["b"], "extra": [7]}}
     for year, part in parts.items():
         (tmp_path / f"year={year}").mkdir()
@@ -148,7 +152,7 @@ def test_a_column_that_some_files_of_a_folder_lack_is_missing_there(tmp_path: Pa
     assert repairs == {"partial column"}
 
 
-def test_types_that_cannot_be_one_are_said_in_the_user_s_words(tmp_path: Path) -> None:
+def test_incompatible_types_are_reported(tmp_path: Path) -> None:
     pl.DataFrame({"x": [1], "at": [datetime(2024, 1, 1)]}).write_parquet(tmp_path / "a.parquet")
     pl.DataFrame({"x": ["b"], "at": [None]}).write_parquet(tmp_path / "b.parquet")
     assert read(tmp_path)[1] == [("1", datetime(2024, 1, 1)), ("b", None)]

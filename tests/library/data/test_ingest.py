@@ -15,9 +15,7 @@ from library.helpers.orders import SHOP
 FIRST = datetime(2020, 1, 1)
 
 
-def test_rows_from_until_on_and_rows_without_label_are_left_out_and_counted(
-    orders: pl.DataFrame, shop: Contract
-) -> None:
+def test_ingest_drops_and_counts_late_and_unlabelled_rows(orders: pl.DataFrame, shop: Contract) -> None:
     raw = orders.with_columns(
         returned=pl.when(pl.col("order").is_in(["o003", "o004", "o090"])).then(None).otherwise(pl.col("returned"))
     )
@@ -26,7 +24,7 @@ def test_rows_from_until_on_and_rows_without_label_are_left_out_and_counted(
     assert done.table["returned"].null_count() == 0
 
 
-def test_until_is_the_first_moment_that_does_not_exist_yet(orders: pl.DataFrame, shop: Contract) -> None:
+def test_until_is_exclusive(orders: pl.DataFrame, shop: Contract) -> None:
     tied = orders.with_columns(pl.lit(FIRST).alias("placed"))
     with pytest.raises(
         DataError, match=r"no row is left of 100: 100 are not before data.until \(2020-01-01 00:00:00\)"
@@ -35,7 +33,7 @@ def test_until_is_the_first_moment_that_does_not_exist_yet(orders: pl.DataFrame,
     assert ingest(tied, shop, FIRST + timedelta(microseconds=1)).table.height == 100
 
 
-def test_until_with_an_offset_is_converted_to_the_time_column_s_zone(orders: pl.DataFrame) -> None:
+def test_until_with_offset_is_converted_to_the_column_s_zone(orders: pl.DataFrame) -> None:
     placed = {"name": "placed", "type": "datetime", "role": "time", "time_zone": "America/New_York"}
     columns = [placed if column["name"] == "placed" else column for column in SHOP["columns"]]
     contract = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
@@ -43,7 +41,7 @@ def test_until_with_an_offset_is_converted_to_the_time_column_s_zone(orders: pl.
         assert ingest(orders, contract, datetime(2020, 1, 3, hour, tzinfo=UTC)).table.height == rows
 
 
-def test_a_table_without_any_label_is_refused(orders: pl.DataFrame, shop: Contract) -> None:
+def test_a_table_without_any_label_is_rejected(orders: pl.DataFrame, shop: Contract) -> None:
     with pytest.raises(DataError, match=r"100 have no label in 'returned'"):
         ingest(orders.with_columns(pl.lit(None, dtype=pl.Boolean).alias("returned")), shop, None)
 
@@ -62,15 +60,13 @@ def test_rows_without_a_time_are_passed_on_to_be_reported(orders: pl.DataFrame, 
 
 
 @pytest.mark.parametrize("column", ["placed", "order", "returned", "items"])
-def test_missing_and_mistyped_columns_are_passed_on_to_be_reported(
-    orders: pl.DataFrame, shop: Contract, column: str
-) -> None:
+def test_ingest_keeps_missing_and_mistyped_columns(orders: pl.DataFrame, shop: Contract, column: str) -> None:
     assert ingest(orders.drop(column), shop, FIRST + timedelta(days=10)).table.width == orders.width - 1
     mistyped = orders.with_columns(pl.lit("?").alias(column))
     assert ingest(mistyped, shop, FIRST + timedelta(days=10)).table.schema[column] == pl.String
 
 
-def test_until_without_a_time_column_is_refused(orders: pl.DataFrame) -> None:
+def test_until_without_a_time_column_is_rejected(orders: pl.DataFrame) -> None:
     columns = [column for column in SHOP["columns"] if column["name"] != "placed"]
     timeless = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
     with pytest.raises(ConfigError, match=r"data.until needs a column with role time"):

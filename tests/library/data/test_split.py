@@ -41,13 +41,13 @@ def test_days_are_whole_whatever_the_hour_of_the_last_row(orders: pl.DataFrame, 
     assert {name: part.height for name, part in parts.items()} == {"train": 70, "validation": 20, "test": 10}
 
 
-def test_until_may_stand_within_a_day(orders: pl.DataFrame, shop: Contract) -> None:
+def test_until_may_be_within_a_day(orders: pl.DataFrame, shop: Contract) -> None:
     parts = split(orders, shop, DAYS, FIRST + timedelta(days=99, hours=6))
     assert parts["test"]["placed"].min() == FIRST + timedelta(days=90)
     assert {name: part.height for name, part in parts.items()} == {"train": 70, "validation": 20, "test": 10}
 
 
-def test_a_row_in_the_year_9999_is_told_by_its_date(orders: pl.DataFrame, shop: Contract) -> None:
+def test_row_in_the_year_9999_is_reported_with_its_date(orders: pl.DataFrame, shop: Contract) -> None:
     far = pl.concat([orders.head(99), orders.tail(1).with_columns(pl.lit(datetime(9999, 12, 31)).alias("placed"))])
     with pytest.raises(
         DataError, match=r"the validation part is empty: the table has 100 rows from 2020-01-01 .* to 9999-12-31"
@@ -55,7 +55,7 @@ def test_a_row_in_the_year_9999_is_told_by_its_date(orders: pl.DataFrame, shop: 
         split(far, shop, DAYS, None)
 
 
-def test_rows_of_one_moment_are_never_parted(orders: pl.DataFrame, shop: Contract) -> None:
+def test_rows_with_equal_timestamps_stay_together(orders: pl.DataFrame, shop: Contract) -> None:
     tied = orders.with_columns(pl.col("placed").dt.truncate("10d"))
     parts = split(tied, shop, DAYS, None)
     seen = [set(part["placed"]) for part in parts.values()]
@@ -70,7 +70,7 @@ def test_rows_of_one_moment_are_never_parted(orders: pl.DataFrame, shop: Contrac
     st.integers(1, 20),
     st.none() | st.integers(0, 70),
 )
-def test_no_row_is_lost_doubled_or_earlier_than_what_the_model_learnt_from(
+def test_time_split_keeps_every_row_once_and_in_order(
     shop: Contract, hours: list[int], validation_days: int, test_days: int, until: int | None
 ) -> None:
     end = FIRST + timedelta(days=until) if until is not None else None
@@ -95,7 +95,7 @@ def test_a_table_that_ends_before_until_is_split_from_its_own_end(orders: pl.Dat
 
 
 @pytest.mark.parametrize(("validation", "test", "empty"), [(95, 10, "train"), (1, 100, "validation|train")])
-def test_an_empty_part_is_refused_with_what_to_lower(
+def test_an_empty_part_is_rejected_with_what_to_lower(
     orders: pl.DataFrame, shop: Contract, validation: int, test: int, empty: str
 ) -> None:
     days = SplitParams(validation_days=validation, test_days=test)
@@ -105,13 +105,13 @@ def test_an_empty_part_is_refused_with_what_to_lower(
         split(orders, shop, days, None)
 
 
-def test_a_gap_that_empties_the_validation_part_is_refused(orders: pl.DataFrame, shop: Contract) -> None:
+def test_a_gap_that_empties_the_validation_part_is_rejected(orders: pl.DataFrame, shop: Contract) -> None:
     gap = orders.filter(~pl.col("placed").is_between(FIRST + timedelta(days=60), FIRST + timedelta(days=95)))
     with pytest.raises(DataError, match=r"the validation part is empty"):
         split(gap, shop, DAYS, None)
 
 
-def test_test_rows_that_training_has_seen_at_another_time_are_counted(orders: pl.DataFrame, shop: Contract) -> None:
+def test_train_duplicates_are_counted_ignoring_time(orders: pl.DataFrame, shop: Contract) -> None:
     parts = split(orders, shop, DAYS, FIRST + timedelta(days=100))
     assert count_train_duplicates(parts, shop) == 0
     fresh = parts["test"].head(3)
@@ -121,7 +121,7 @@ def test_test_rows_that_training_has_seen_at_another_time_are_counted(orders: pl
     assert count_train_duplicates({**parts, "test": pl.concat([parts["test"], turned])}, shop) == 0
 
 
-def test_a_contract_without_time_is_refused(orders: pl.DataFrame) -> None:
+def test_a_contract_without_time_is_rejected(orders: pl.DataFrame) -> None:
     columns = [column for column in SHOP["columns"] if column["name"] != "placed"]
     timeless = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
     with pytest.raises(ConfigError, match=r"the split is by time, and no column has role time"):
@@ -147,7 +147,7 @@ def things(rows: int) -> pl.DataFrame:
     )
 
 
-def test_by_hash_each_class_is_shared_out_alike_and_no_row_is_lost() -> None:
+def test_hash_split_keeps_class_shares_and_every_row() -> None:
     table = things(1000)
     parts = split(table, contract_of({"name": "x", "type": "float"}, {"name": "who", "type": "string"}), HASHED, None)
     assert_frame_equal(pl.concat(parts.values()).sort("x"), table)
@@ -155,7 +155,7 @@ def test_by_hash_each_class_is_shared_out_alike_and_no_row_is_lost() -> None:
     assert rare == {"train": 30, "validation": 10, "test": 10}
 
 
-def test_by_hash_a_row_s_part_follows_from_what_it_is_not_from_its_place() -> None:
+def test_hash_split_ignores_row_order() -> None:
     contract = contract_of({"name": "x", "type": "float"}, {"name": "who", "type": "string"})
     table = things(400)
     one = split(table, contract, HASHED, None)
@@ -190,7 +190,7 @@ def auc_of_the_rates(parts: dict[str, pl.DataFrame]) -> float:
 
 
 @pytest.mark.parametrize("levels", [(2, 6), (2,) * 5, (5, 5, 5)])
-def test_by_hash_rows_of_equal_inputs_are_shared_out_as_by_chance(levels: tuple[int, ...]) -> None:
+def test_hash_split_distributes_coincidentally_equal_rows(levels: tuple[int, ...]) -> None:
     contract = contract_of(*({"name": f"c{at}", "type": "string"} for at in range(len(levels))))
     by_hash, by_chance = [], []
     for seed in range(12):
@@ -201,7 +201,7 @@ def test_by_hash_rows_of_equal_inputs_are_shared_out_as_by_chance(levels: tuple[
     assert np.mean(by_hash) == pytest.approx(np.mean(by_chance), abs=0.02)
 
 
-def test_by_hash_the_target_has_no_say_in_a_row_s_place() -> None:
+def test_hash_split_ignores_the_target() -> None:
     contract = contract_of({"name": "c0", "type": "string"}, {"name": "c1", "type": "string"})
     table = coarse(2000, 1, (2, 6)).with_row_index()
     other = {"rare": "common", "common": "rare"}
@@ -212,7 +212,7 @@ def test_by_hash_the_target_has_no_say_in_a_row_s_place() -> None:
     assert places[0] == places[1]
 
 
-def test_by_hash_copies_stay_together_whatever_is_ignored_or_was_labelled_otherwise() -> None:
+def test_hash_split_keeps_copies_together() -> None:
     ignored = {"name": "note", "type": "string", "role": "ignored"}
     contract = contract_of({"name": "x", "type": "float"}, {"name": "who", "type": "string"}, ignored)
     copied = pl.concat([things(500).with_columns(note=pl.lit("first")), things(500).with_columns(note=pl.lit("again"))])
@@ -222,7 +222,7 @@ def test_by_hash_copies_stay_together_whatever_is_ignored_or_was_labelled_otherw
     assert sum(map(len, seen)) <= 500 + 2
 
 
-def test_by_hash_a_row_stays_where_it_was_when_others_join() -> None:
+def test_hash_split_keeps_rows_in_place_when_rows_are_added() -> None:
     contract = contract_of(*({"name": f"c{at}", "type": "string"} for at in range(3)))
     table = coarse(3000, 2, (5, 5, 5)).with_row_index()
     before, after = (
@@ -233,7 +233,7 @@ def test_by_hash_a_row_stays_where_it_was_when_others_join() -> None:
     assert np.mean([after[at] == name for at, name in before.items()]) > 0.96
 
 
-def test_by_hash_a_group_stays_together_and_where_it_was_when_others_join() -> None:
+def test_hash_split_keeps_groups_together_when_rows_are_added() -> None:
     contract = contract_of({"name": "x", "type": "float"}, {"name": "who", "type": "string"})
     grouped = HASHED.model_copy(update={"group": "who"})
     before, after = (
@@ -249,7 +249,7 @@ def test_by_hash_a_group_stays_together_and_where_it_was_when_others_join() -> N
     assert sum(part["who"].n_unique() for part in parts.values()) == 40
 
 
-def test_a_group_that_the_contract_does_not_have_is_refused_with_the_nearest() -> None:
+def test_unknown_group_is_rejected_with_the_nearest_name() -> None:
     grouped = HASHED.model_copy(update={"group": "whom"})
     with pytest.raises(ConfigError, match=r"no column 'whom'; did you mean 'who'"):
         split(things(50), contract_of({"name": "x", "type": "float"}, {"name": "who", "type": "string"}), grouped, None)
@@ -269,6 +269,6 @@ def test_by_time_shares_take_the_place_of_days(orders: pl.DataFrame, shop: Contr
         ({"group": "who"}, "group needs `by: hash`"),
     ],
 )
-def test_ways_to_split_that_contradict_each_other_are_refused(change: dict[str, Any], said: str) -> None:
+def test_ways_to_split_that_contradict_each_other_are_rejected(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         config_model.parse(change, SplitParams, "split")

@@ -19,7 +19,7 @@ from flywheel_ml.utils.files import sha256_file
 
 
 def read_column(tmp_path: Path, kind: str, cells: str) -> pl.Series:
-    """A CSV of one column `x` beside a counter, read as the contract type `kind`."""
+    """A CSV of one column `x` next to a counter, read as the contract type `kind`."""
     path = tmp_path / "x.csv"
     path.write_text("n,x\n" + "".join(f"{at},{cell}\n" for at, cell in enumerate(cells.split("/"))), encoding="utf-8")
     return tables.read(path, one(kind))["x"]
@@ -121,7 +121,7 @@ def test_texts_are_read_as_what_the_contract_says(tmp_path: Path, kind: str, cel
         ("datetime", "1612120800123", [0]),
     ],
 )
-def test_a_column_with_one_other_value_is_left_as_text_and_the_value_is_found(
+def test_column_with_one_odd_value_stays_text_and_is_reported(
     tmp_path: Path, kind: str, cells: str, wrong: list[int]
 ) -> None:
     column = read_column(tmp_path, kind, cells)
@@ -223,22 +223,22 @@ def test_a_very_long_text_is_read(tmp_path: Path) -> None:
     [
         ("a.csv", b"", r"a.csv is empty \(0 bytes\)"),
         ("a.parquet", b"", r"a.parquet is empty \(0 bytes\)"),
-        ("a.csv", b"\n", "a.csv holds nothing but blanks; give a table with a header and rows"),
+        ("a.csv", b"\n", "a.csv contains only blanks; give a table with a header and rows"),
         ("a.csv", b"n,x\n", "a.csv has no rows; there is nothing to read"),
         ("a.csv", b"n,x", "a.csv has no rows; there is nothing to read"),
         ("a.csv", b"n,x\n\n\n", "a.csv has no rows; there is nothing to read"),
-        ("a.csv", b"n,x,x\n1,2,3\n", "a.csv: the column 'x' stands twice in the header"),
+        ("a.csv", b"n,x,x\n1,2,3\n", "a.csv: the column 'x' appears twice in the header"),
         ("a.csv", b"n,x\n1,2,3\n", r"a.csv, line 2: 3 cells where the header has 2 \('1,2,3'\); quote"),
         ("a.csv", b'n,x\n1,"open\n', "a.csv, line 2: the quote that opens there is never closed"),
         ("a.csv", b"PK\x03\x04rest", r"a.csv is zip \(or Excel\) by its content; unpack it, or save it as CSV"),
         ("a.csv", b"\x1f\x8brest", "a.csv is gzip by its content; rename it to a.csv.gz"),
-        ("a.parquet", b"n,x\n1,2\n", "a.parquet is no Parquet file .it starts with b'n,x.n1,2.n'"),
+        ("a.parquet", b"n,x\n1,2\n", "a.parquet is not a Parquet file .it starts with b'n,x.n1,2.n'"),
         ("a.parquet", b"PAR1", "a.parquet is damaged|cut off"),
-        ("a.parquet", b"PA", "a.parquet is no Parquet file"),
+        ("a.parquet", b"PA", "a.parquet is not a Parquet file"),
         ("a.xlsx", b"PK\x03\x04rest", "a.xlsx is zip .or Excel. by its content"),
     ],
 )
-def test_a_file_that_is_no_table_is_refused_with_what_it_is(
+def test_file_that_is_not_a_table_is_rejected_with_its_kind(
     tmp_path: Path, name: str, content: bytes, message: str, rows: int | None
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -251,14 +251,14 @@ def test_a_file_that_is_no_table_is_refused_with_what_it_is(
 
 
 @pytest.mark.parametrize("rows", [None, 10])
-def test_parquet_named_csv_is_refused(tmp_path: Path, orders: pl.DataFrame, shop: Contract, rows: int | None) -> None:
+def test_parquet_named_csv_is_rejected(tmp_path: Path, orders: pl.DataFrame, shop: Contract, rows: int | None) -> None:
     orders.write_parquet(tmp_path / "a.csv")
     with pytest.raises(DataError, match=r"a.csv is Parquet by its content, not csv; rename it"):
         list(tables.read_chunks(tmp_path / "a.csv", shop, rows)) if rows else tables.read(tmp_path / "a.csv", shop)
 
 
 @pytest.mark.parametrize("frame", [pl.DataFrame(), pl.DataFrame({"x": pl.Series([], dtype=pl.Float64)})])
-def test_parquet_without_rows_is_refused(tmp_path: Path, frame: pl.DataFrame) -> None:
+def test_parquet_without_rows_is_rejected(tmp_path: Path, frame: pl.DataFrame) -> None:
     frame.write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"there is nothing to read"):
         tables.read(tmp_path / "a.parquet", one("float"))
@@ -266,19 +266,19 @@ def test_parquet_without_rows_is_refused(tmp_path: Path, frame: pl.DataFrame) ->
 
 @pytest.mark.parametrize("kept", [0.3, 0.7, 0.99])
 @pytest.mark.parametrize("rows", [None, 10])
-def test_parquet_that_was_cut_off_is_refused(
+def test_parquet_that_was_cut_off_is_rejected(
     tmp_path: Path, orders: pl.DataFrame, shop: Contract, kept: float, rows: int | None
 ) -> None:
     path = tmp_path / "a.parquet"
     orders.write_parquet(path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     assert tables.count_rows(path) is None
-    with pytest.raises(DataError, match=r"a.parquet is cut off: its Parquet footer is missing"):
+    with pytest.raises(DataError, match=r"a.parquet is truncated: its Parquet footer is missing"):
         list(tables.read_chunks(path, shop, rows)) if rows else tables.read(path, shop)
 
 
 @pytest.mark.parametrize("rows", [None, 10])
-def test_parquet_that_is_damaged_inside_is_refused(
+def test_parquet_that_is_damaged_inside_is_rejected(
     tmp_path: Path, orders: pl.DataFrame, shop: Contract, rows: int | None
 ) -> None:
     path = tmp_path / "a.parquet"
@@ -297,14 +297,14 @@ def test_parquet_that_is_damaged_inside_is_refused(
     assert refused >= 20
 
 
-def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+def test_parquet_with_two_columns_of_one_name_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table([pa.array([1.0]), pa.array([2.0])], names=["x", "x"]), path)
     with pytest.raises(DataError, match=r"a\.parquet"):
         tables.read(path, one("float"))
 
 
-def test_a_file_that_is_not_there_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
+def test_missing_file_is_reported_with_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "orders.csv").touch()
     with pytest.raises(DataError, match=r"order.csv does not exist; in that folder: did you mean 'orders.csv'"):
         tables.read(tmp_path / "order.csv", one("float"))
@@ -314,7 +314,7 @@ def test_a_file_that_is_not_there_is_answered_with_the_nearest_name(tmp_path: Pa
         tables.read(tmp_path, one("float"))
 
 
-def test_a_table_that_changed_since_its_stage_wrote_it_is_not_trusted(tmp_path: Path, orders: pl.DataFrame) -> None:
+def test_table_changed_after_its_stage_is_rejected(tmp_path: Path, orders: pl.DataFrame) -> None:
     path = tmp_path / "a.parquet"
     tables.write(orders, path)
     sha256 = sha256_file(path)

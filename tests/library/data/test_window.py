@@ -1,4 +1,4 @@
-"""A span of the raw table: from its first moment on, up to its last and without it."""
+"""A span of the raw table includes its start and excludes its end."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -18,7 +18,7 @@ from library.helpers.orders import SHOP
 FIRST = datetime(2020, 1, 1)
 
 
-def test_a_span_holds_its_first_moment_and_not_its_last(orders: pl.DataFrame, shop: Contract) -> None:
+def test_span_includes_its_start_and_excludes_its_end(orders: pl.DataFrame, shop: Contract) -> None:
     found = cut_span(orders, shop, FIRST + timedelta(days=10), FIRST + timedelta(days=20))
     assert_frame_equal(found, orders[10:20])
 
@@ -44,7 +44,7 @@ def test_span_with_offsets_is_converted_to_the_time_column_s_zone(orders: pl.Dat
 
 
 @pytest.mark.parametrize(("since", "until"), [(FIRST, FIRST), (None, datetime(2012, 1, 1)), (FIRST, FIRST.min)])
-def test_a_span_that_ends_before_it_begins_is_refused(
+def test_a_span_that_ends_before_it_begins_is_rejected(
     tmp_path: Path, contract: Contract, params: Params, since: datetime | None, until: datetime
 ) -> None:
     params = params.model_copy(update={"data": params.data.model_copy(update={"until": datetime(2013, 1, 1)})})
@@ -52,18 +52,18 @@ def test_a_span_that_ends_before_it_begins_is_refused(
         export_span(tmp_path / "cut.parquet", contract, params, since, until)
 
 
-def test_an_empty_span_is_refused_with_what_the_table_spans(orders: pl.DataFrame, shop: Contract) -> None:
-    with pytest.raises(DataError, match=r"no row lies from 2030.*; the table spans 2020-01-01 00:00:00 to 2020-04-09"):
+def test_an_empty_span_is_rejected_with_what_the_table_spans(orders: pl.DataFrame, shop: Contract) -> None:
+    with pytest.raises(DataError, match=r"no row is between 2030.*; the table spans 2020-01-01 00:00:00 to 2020-04-09"):
         cut_span(orders, shop, datetime(2030, 1, 1), None)
 
 
-def test_a_table_or_a_contract_without_moments_is_refused(orders: pl.DataFrame, shop: Contract) -> None:
+def test_table_or_contract_without_timestamps_is_rejected(orders: pl.DataFrame, shop: Contract) -> None:
     columns = [column for column in SHOP["columns"] if column["name"] != "placed"]
     timeless = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
     with pytest.raises(ConfigError, match=r"no column has role time"):
         cut_span(orders, timeless, FIRST, None)
     for other in (orders.drop("placed"), orders.with_columns(pl.lit("?").alias("placed"))):
-        with pytest.raises(DataError, match=r"no moments in 'placed'"):
+        with pytest.raises(DataError, match=r"no timestamps in 'placed'"):
             cut_span(other, shop, FIRST, None)
 
 

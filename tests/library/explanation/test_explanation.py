@@ -265,7 +265,7 @@ def test_a_new_bundle_that_lists_no_background_is_refused(bundle_copy: Path) -> 
 def test_a_background_that_is_no_rows_is_refused_even_when_it_was_sealed_so(bundle_copy: Path, content: str) -> None:
     (bundle_copy / BACKGROUND).write_text(content)
     bundle.write_manifest(bundle_copy, facts(bundle_copy))
-    with pytest.raises(IntegrityError, match=r"background.json holds no rows of its contract.yaml"):
+    with pytest.raises(IntegrityError, match=r"background.json does not contain rows of its contract.yaml"):
         Bundle.open(bundle_copy)
 
 
@@ -273,7 +273,7 @@ def test_a_background_of_other_types_is_refused_too(bundle_copy: Path, contract:
     column = find_column(contract, lambda column: column.is_numeric, "number")
     (bundle_copy / BACKGROUND).write_text(json.dumps([{column.name: "large"}]))
     bundle.write_manifest(bundle_copy, facts(bundle_copy))
-    with pytest.raises(IntegrityError, match=r"background.json holds no rows of its contract.yaml"):
+    with pytest.raises(IntegrityError, match=r"background.json does not contain rows of its contract.yaml"):
         Bundle.open(bundle_copy)
 
 

@@ -95,7 +95,7 @@ def test_a_kill_between_bundle_and_pointer_leaves_the_old_champion_and_the_next_
 def test_a_tampered_artifact_is_refused_and_nothing_changes(two: Registry, settings: Settings, folder: Path) -> None:
     with (artifacts(folder, two, "2") / bundle.MODEL).open("ab") as stream:
         stream.write(b"x")
-    with pytest.raises(IntegrityError, match=r"model.onnx was changed after it was sealed"):
+    with pytest.raises(IntegrityError, match=r"model.onnx was changed after its manifest was written"):
         rollout.promote(two, settings, "2")
     assert (champion(two), serving(folder)) == ("1", "1")
     assert project.leftovers(settings.serving_folder) == []

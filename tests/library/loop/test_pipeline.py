@@ -108,7 +108,7 @@ def test_what_dvc_restores_from_a_corrupted_cache_is_used_by_no_stage_and_judged
         evaluate.main(PROJECT)
     with pytest.raises(IntegrityError, match=r"pipeline.joblib is not the file that the train stage wrote"):
         package.main(PROJECT)
-    with pytest.raises(IntegrityError, match=r"model.onnx was changed after it was sealed"):
+    with pytest.raises(IntegrityError, match=r"model.onnx was changed after its manifest was written"):
         training.compare_with_champion(
             PROJECT, Registry.open(store.settings(finished), contract.name), store.settings(finished), contract
         )

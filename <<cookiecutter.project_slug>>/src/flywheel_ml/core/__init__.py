@@ -1,1 +1,1 @@
-"""What a row, a model and a project are: what every other part stands on."""
+"""Contract, bundle, parameters and project: the definitions that every other part uses."""

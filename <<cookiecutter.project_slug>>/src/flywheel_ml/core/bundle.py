@@ -1,13 +1,13 @@
-"""What training hands to serving: a folder of plain files, hashed, with the one way to a prediction.
+"""The bundle: a hashed folder of plain files that training writes and serving predicts from.
 
     model.onnx      the graph: `num` float32 [n, k] and `cat` string [n, m] in, probabilities [n, classes] out
     contract.yaml   what a row is
     profile.json    what the reference rows looked like
     card.md         the model card
-    background.json some training rows, as the API takes them, that explanations compare with
-    manifest.json   what the model is and is good for, and the sha256 of every file above
+    background.json training rows in the API's format, which explanations compare with
+    manifest.json   facts and metrics of the model, and the sha256 of every file above
 
-Nothing here is unpickled and nothing but ONNX Runtime is needed to predict.
+Nothing is unpickled, and predicting needs only ONNX Runtime.
 """
 
 import os
@@ -31,11 +31,11 @@ MODEL, CONTRACT, PROFILE, CARD, MANIFEST = "model.onnx", "contract.yaml", "profi
 BACKGROUND = "background.json"
 HASHED = (MODEL, CONTRACT, PROFILE, CARD, BACKGROUND)
 FORMAT = 2
-"""2 added the background; a bundle of format 1 predicts as before, and explains nothing."""
+"""Format 2 added the background. A bundle of format 1 still predicts but cannot explain."""
 LINEAGE = "lineage.json"
-"""Where a bundle came from; added by the registry beside the hashed files, because it differs between equal bundles."""
+"""Where a bundle came from. The registry adds it next to the hashed files, as it differs between equal bundles."""
 CHEBYSHEV = 10**0.5
-"""Within so many standard deviations lie nine of ten values of any distribution (Chebyshev's inequality)."""
+"""Number of standard deviations that cover nine of ten values of any distribution (Chebyshev's inequality)."""
 
 
 class Slice(config_model.StrictModel):
@@ -49,7 +49,7 @@ class Slice(config_model.StrictModel):
 
 
 class TuningResult(config_model.StrictModel):
-    """What a search for parameters came to: the chosen ones (none: those of params.yaml), and validation losses."""
+    """Result of a parameter search: the chosen values (empty: those of params.yaml) and the validation losses."""
 
     trials: int
     parameters: dict[str, float | int | str]
@@ -77,7 +77,7 @@ class BaselineComparison(config_model.StrictModel):
 
 
 class Manifest(config_model.StrictModel):
-    """What a bundle says of itself; content only, so equal inputs give equal bytes."""
+    """Contents of manifest.json; it holds no timestamps, so equal inputs give equal bytes."""
 
     format: Literal[1, 2] = 2
     name: str
@@ -107,13 +107,13 @@ class Manifest(config_model.StrictModel):
 
 
 class Predictions(NamedTuple):
-    """Answers for n_rows.
+    """Predictions for n_rows.
 
     Attributes:
-        values: [n_rows] in the classes' own type, or float.
+        values: [n_rows] in the type of the classes, or float.
         output: float [n_rows, n_classes] of probabilities, or [n_rows, 3]: value, low and high end of its interval.
-        scores: float [n_rows], what is profiled and logged: the probability of the positive class of two, of the
-            likeliest of more, or the value.
+        scores: float [n_rows], profiled and logged: the probability of the positive class (binary), of the most likely
+            class (multiclass), or the value (regression).
     """
 
     values: np.ndarray
@@ -131,7 +131,7 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> Manifest:
 
 
 class Bundle:
-    """An opened, verified bundle. Safe to share between threads."""
+    """A verified bundle, ready to predict. Safe to share between threads."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Bundle:
         self.manifest = manifest
         self.contract = contract
         self.background = background
-        """Training rows that explanations compare with; None where the bundle carries none."""
+        """Training rows that explanations compare with; None if the bundle has none."""
         self._session = session
         calibration = manifest.calibration
         self._calibration = calibration if calibration is not None and calibration.method != "none" else None
@@ -171,11 +171,11 @@ class Bundle:
 
         Args:
             path: the bundle's folder.
-            digest: sha256 of the manifest that is expected, where the caller knows it.
-            features: those of the project; the bundle takes the ones that it was trained with.
+            digest: expected sha256 of the manifest, if the caller knows it.
+            features: the project's features; the bundle uses those it was trained with.
 
         Raises:
-            IntegrityError: a file is missing or changed, or its parts do not belong together.
+            IntegrityError: a file is missing or changed, or the files do not match each other.
             ConfigError: it was trained with another definition of a derived feature, or written by a newer version
                 of this package.
         """
@@ -188,7 +188,7 @@ class Bundle:
 
     @classmethod
     def open_prior(cls, path: Path, digest: str, features: Sequence[Feature] = ()) -> Self:
-        """As `open`, but without the model, which may be missing or changed: every row is answered as `prior` says."""
+        """Open without the model, which may be missing or changed; every row gets the prediction of `prior`."""
         manifest = verify(path, digest, [name for name in HASHED if name != MODEL])
         return cls(
             path,
@@ -201,9 +201,9 @@ class Bundle:
 
     @property
     def prior(self) -> Self:
-        """The bundle that gives every row the same answer: the classes' shares, or the mean, of the training rows.
+        """The fallback bundle: it predicts the class shares, or the mean, of the training rows for every row.
 
-        A mean's interval is wide enough for nine of ten test rows, whatever their distribution.
+        The interval around the mean covers nine of ten test rows, whatever their distribution.
         """
         wide = CHEBYSHEV * (self.manifest.metrics.get("prior") or self.manifest.metrics.get("trivial", {})).get(
             "rmse", 0.0
@@ -220,19 +220,19 @@ class Bundle:
         return Profile.load(self.path / PROFILE)
 
     def predict(self, columns: Columns) -> Predictions:
-        """Predict n_rows from the contract's input columns; a row's answer does not depend on its neighbours.
+        """Predict n_rows from the contract's input columns; each row is predicted independently.
 
         Raises:
-            IntegrityError: the model answered with something that is no number.
+            IntegrityError: the model returned NaN or infinity.
         """
         return self.to_predictions(self.run(self.encode(columns)))
 
     def encode(self, columns: Columns) -> Inputs:
-        """What the model sees of n_rows of the contract's input columns."""
+        """Encode n_rows of the contract's input columns for the model."""
         return self._featurizer.encode(columns)
 
     def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Inputs:
-        """The same of n_rows of Python values."""
+        """Encode n_rows of Python values for the model."""
         return self._featurizer.encode_rows(rows)
 
     @property
@@ -241,13 +241,13 @@ class Bundle:
         return self._featurizer.unused
 
     def drift_features(self, columns: Columns) -> dict[str, np.ndarray]:
-        """What the profile counts of n_rows beyond their own columns, see `Featurizer.drift_features`."""
+        """Features that the profile counts besides the columns, see `Featurizer.drift_features`."""
         return self._featurizer.drift_features(columns)
 
     def run(self, inputs: Inputs) -> np.ndarray:
-        """Answers to encoded inputs: calibrated probabilities [n_rows, n_classes], or values [n_rows, 1].
+        """Run the model: returns calibrated probabilities [n_rows, n_classes], or values [n_rows, 1].
 
-        Probabilities are float32; values are what the graph gives, float64 or in bundles of before float32.
+        Probabilities are float32. Values have the graph's type: float64, or float32 in older bundles.
         """
         n_rows = len(inputs.num)
         if n_rows == 0:
@@ -259,14 +259,14 @@ class Bundle:
         if self._calibration is not None:
             outputs = self._calibration.apply(outputs).astype(np.float32)
         if self.manifest.classes:
-            # The graph of a forest adds its trees' shares in float32: all of them may come to a little more than 1.
+            # The graph of a forest adds its trees' shares in float32: their sum may slightly exceed 1.
             outputs = np.minimum(outputs, 1)
         return outputs[:n_rows]
 
     def to_predictions(self, outputs: np.ndarray) -> Predictions:
-        """The outputs that the session's own stand for; raises as `predict` does."""
+        """Convert the model's outputs to predictions; raises as `predict` does."""
         if not np.isfinite(outputs).all():
-            raise IntegrityError(f"bundle {self.path}: the model returned a value that is no number")
+            raise IntegrityError(f"bundle {self.path}: the model returned NaN or infinity")
         if self.manifest.task == "regression":
             assert self.manifest.half_width is not None
             values, half = outputs[:, 0], outputs.dtype.type(self.manifest.half_width)
@@ -279,7 +279,7 @@ class Bundle:
 
 
 class _PriorSession:
-    """Stands where a session does, and answers every row alike."""
+    """Replaces an ONNX Runtime session and returns the class prior for every row."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._widths = {"num": len(manifest.numeric), "cat": len(manifest.categorical)}
@@ -293,10 +293,10 @@ class _PriorSession:
 
 
 def verify(path: Path, digest: str | None = None, parts: Collection[str] = HASHED) -> Manifest:
-    """Check that a bundle's folder still holds what was sealed; arguments and errors as `Bundle.open`.
+    """Check that a bundle's files match its manifest; arguments and errors as in `Bundle.open`.
 
     Args:
-        parts: the files that count.
+        parts: names of the files to check.
     """
     if not (path / MANIFEST).is_file():
         raise IntegrityError(f"bundle {path}: {MANIFEST} is missing")
@@ -312,12 +312,12 @@ def verify(path: Path, digest: str | None = None, parts: Collection[str] = HASHE
         if not (path / name).is_file():
             raise IntegrityError(f"bundle {path}: {name} is missing")
         if sha256_file(path / name) != expected:
-            raise IntegrityError(f"bundle {path}: {name} was changed after it was sealed")
+            raise IntegrityError(f"bundle {path}: {name} was changed after its manifest was written")
     return manifest
 
 
 def _expected_files(number: int) -> tuple[str, ...]:
-    """What a bundle of a format holds beside its manifest."""
+    """Names of the files that a bundle of this format holds besides its manifest."""
     return HASHED if number > 1 else tuple(name for name in HASHED if name != BACKGROUND)
 
 
@@ -328,7 +328,7 @@ def _load_background(path: Path, manifest: Manifest, contract: Contract) -> Colu
         rows = read_json(path / BACKGROUND)
         return columns_from_rows(contract.inputs, rows) if rows else None
     except (AttributeError, TypeError, ValueError):
-        raise IntegrityError(f"bundle {path}: {BACKGROUND} holds no rows of its {CONTRACT}") from None
+        raise IntegrityError(f"bundle {path}: {BACKGROUND} does not contain rows of its {CONTRACT}") from None
 
 
 def _load_manifest(path: Path) -> Manifest:
@@ -338,7 +338,7 @@ def _load_manifest(path: Path) -> Manifest:
         raise IntegrityError(f"bundle {path}: {MANIFEST} is not JSON") from None
     found = content.get("format") if isinstance(content, dict) else None
     if isinstance(found, int) and found > FORMAT:
-        raise ConfigError(f"bundle {path} has format {found}, this package knows {FORMAT}; update the package")
+        raise ConfigError(f"bundle {path} has format {found}, this package reads up to {FORMAT}; update the package")
     try:
         return config_model.parse(content, Manifest, name=MANIFEST)
     except ConfigError as error:
@@ -346,7 +346,7 @@ def _load_manifest(path: Path) -> Manifest:
 
 
 def _open_session(path: Path) -> Any:
-    # ONNX Runtime's wheels report to their maker unless told otherwise before the first import in a process.
+    # ONNX Runtime's wheels send telemetry unless this is set before the first import in a process.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -354,7 +354,7 @@ def _open_session(path: Path) -> Any:
     # More threads change low bits of a sum; serving scales by processes.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    # Its errors are raised; it would print them as well, in a form of its own.
+    # Errors are raised; otherwise it would also print them in its own format.
     options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(path / MODEL, options, providers=["CPUExecutionProvider"])
@@ -363,7 +363,7 @@ def _open_session(path: Path) -> Any:
 
 
 def _find_features(manifest: Manifest, path: Path, features: Sequence[Feature]) -> list[Feature]:
-    """The derived features the model was trained with, if they still mean what they meant then."""
+    """Find the derived features the model was trained with; their definitions must be unchanged."""
     known = {function.__name__: function for function in features}
     for name, expected in manifest.derived.items():
         if name not in known:
@@ -373,5 +373,5 @@ def _find_features(manifest: Manifest, path: Path, features: Sequence[Feature]) 
                 f"bundle {path}: was trained with another definition of '{name}'; "
                 "restore it in features.py and give the new definition a new name"
             )
-    # The order of the model's inputs: that of a JSON object's keys says nothing.
+    # In the order of the model's inputs; the order of a JSON object's keys is not significant.
     return [known[name] for name in manifest.numeric if name in manifest.derived]

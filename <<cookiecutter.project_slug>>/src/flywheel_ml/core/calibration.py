@@ -1,4 +1,4 @@
-"""Turns a classifier's probabilities into calibrated ones, in NumPy and row by row."""
+"""Calibrates a classifier's probabilities, in NumPy and row by row."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ MIN_PROBABILITY = 1e-6
 
 
 class Curve(config_model.StrictModel):
-    """What one class's probability becomes: `x` → `y`, linear between knots and flat beyond them."""
+    """Maps one class's probability `x` to `y`: linear between knots, constant beyond them."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
@@ -73,7 +73,7 @@ def _clip(probability: np.ndarray) -> np.ndarray:
 
 
 def sigmoid(odds: np.ndarray) -> np.ndarray:
-    """Probability of log odds."""
+    """Convert log odds to probabilities."""
     found: np.ndarray = 1 / (1 + np.exp(-odds))
     return found
 

@@ -1,6 +1,6 @@
-"""The estimators that params.yaml can name: how each is built, for which tasks, and where tuning looks.
+"""The estimators that params.yaml can name, with their builders, tasks and search spaces.
 
-Nothing here imports scikit-learn: parameters are read by commands that never train.
+It does not import scikit-learn, because commands that never train read parameters too.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ class SearchRange(NamedTuple):
 
 
 Choice = Mapping[str, Any]
-"""Values by the name under which a trial is recorded."""
+"""Values by the name under which an Optuna trial records them."""
 
 
 class Extra(NamedTuple):
@@ -34,9 +34,9 @@ class Estimator(NamedTuple):
     Attributes:
         build: makes an unfitted scikit-learn pipeline from task, parameters, featurizer and seed; a function, or
             `module:function` where that imports scikit-learn.
-        tasks: what it can learn.
-        search: where tuning looks for its parameters.
-        extra: what it needs beyond scikit-learn.
+        tasks: the tasks it supports.
+        search: the search space of tuning, by parameter.
+        extra: the package it needs besides scikit-learn.
     """
 
     build: Callable[[Task, Any, Any, int], Any] | str
@@ -114,9 +114,9 @@ STANDARD_ESTIMATORS: dict[str, Estimator] = {
         },
     ),
 }
-"""The library's own, from the simplest to the most complex: of those that predict alike the first wins."""
+"""The library's estimators, from the simplest to the most complex; the first wins a tie."""
 
 
 def list_estimators(catalog: Mapping[str, Estimator], task: Task) -> tuple[str, ...]:
-    """The estimators of a task, the simplest first."""
+    """Names of the estimators that support a task, the simplest first."""
     return tuple(name for name, estimator in catalog.items() if task in estimator.tasks)

@@ -1,4 +1,4 @@
-"""What a row is: the one truth behind table check, request model, model inputs, drift profile and data card.
+"""The contract of a row: the single source for table checks, request model, model inputs, profile and data card.
 
 Columns travel through the package as `Columns`: one NumPy array of n_rows per name.
 `float`, `integer` and `boolean` are float64 with NaN for missing, `string` is object with None,
@@ -26,20 +26,20 @@ Label = bool | int | str
 Columns = Mapping[str, np.ndarray]
 
 MISSING = "__missing__"
-"""What a missing string becomes before the model sees it; no value may be called so."""
+"""Replaces a missing string before the model sees it; no value may equal it."""
 
 SCORE_COLUMNS = ("prediction", "score", "probabilities", "low", "high", "model_version")
-"""What scoring adds to a table; no column may be called so."""
+"""Columns that scoring adds to a table; no other column may have these names."""
 
 DEFAULT_DATETIME_FEATURES: tuple[DatetimeFeature, ...] = ("hour", "weekday")
-"""What a moment is expanded into where the contract does not say."""
+"""Features of a datetime column if the contract lists none."""
 
 NO_TIMESTAMP = timestamps.NOT_A_TIMESTAMP
 
 FLOAT_LIMIT = float(np.finfo(np.float32).max)
-"""Models see float32; beyond this a number would reach them as infinity."""
+"""Models see float32; larger numbers would become infinity."""
 INTEGER_LIMIT = 2**53
-"""Columns travel as float64; beyond this neighbouring integers are not told apart."""
+"""Columns are float64; beyond this limit neighbouring integers are equal."""
 
 _ISO = (timestamps.compile_format(timestamps.ISO),)
 _NOT_IN_SYMBOLS = frozenset("0123456789.,+-()' ")
@@ -79,7 +79,7 @@ class Parse(config_model.StrictModel):
                 raise ValueError(f"symbols: {symbol!r} begins or ends with a part of a number; leave that part out")
         words = [*map(str.lower, self.true_values), *map(str.lower, self.false_values), *self.na_values]
         if twice := config_model.find_duplicates(words):
-            raise ValueError(f"'{twice[0]}' stands twice among na_values, true_values and false_values")
+            raise ValueError(f"'{twice[0]}' appears twice in na_values, true_values and false_values")
         for name in self.date_formats:
             timestamps.compile_format(name)
         return self
@@ -93,11 +93,11 @@ _PARSE_KEYS = {
     "false_values": ("boolean",),
     "date_formats": ("datetime",),
 }
-"""The column types that a key of `Parse` fits; those that are not listed fit every type."""
+"""Column types that each key of `Parse` needs; keys not listed fit every type."""
 
 
 class Column(config_model.StrictModel):
-    """One column: its type, its role, the values it may take, and what the model sees of a timestamp or a text.
+    """One column: its type, role, allowed values, and the features made from a timestamp or a text.
 
     `datetime_features` are those of a datetime (see `features.DATETIME_FEATURES`). `free_text` is true where the words
     count, not the whole string.
@@ -134,7 +134,7 @@ class Column(config_model.StrictModel):
             if self.type not in ("float", "integer"):
                 raise ValueError(f"column '{self.name}': a range needs type float or integer, not {self.type}")
             if self.range[0] > self.range[1]:
-                raise ValueError(f"column '{self.name}': the range {list(self.range)} is upside down")
+                raise ValueError(f"column '{self.name}': the range {list(self.range)} has its ends swapped")
         if self.categories is not None:
             if self.type != "string" and (self.type, self.role) != ("integer", "target"):
                 raise ValueError(
@@ -145,7 +145,7 @@ class Column(config_model.StrictModel):
             if odd := [category for category in self.categories if type(category) is not wanted]:
                 raise ValueError(f"column '{self.name}': the category {odd[0]!r} is not of type {self.type}")
             if len(set(self.categories)) != len(self.categories):
-                raise ValueError(f"column '{self.name}': a category stands twice")
+                raise ValueError(f"column '{self.name}': a category appears twice")
             if MISSING in self.categories:
                 raise ValueError(f"column '{self.name}': the category '{MISSING}' is reserved")
         if self.max_unknown_share and self.categories is None:
@@ -157,7 +157,7 @@ class Column(config_model.StrictModel):
         if "datetime_features" in self.model_fields_set and self.type != "datetime":
             raise ValueError(f"column '{self.name}': 'datetime_features' needs type datetime, not {self.type}")
         if len(set(self.datetime_features)) != len(self.datetime_features):
-            raise ValueError(f"column '{self.name}': a part stands twice")
+            raise ValueError(f"column '{self.name}': a datetime feature appears twice")
         if self.free_text and (self.type != "string" or self.categories is not None):
             raise ValueError(f"column '{self.name}': 'free_text' needs type string without categories")
         return self
@@ -196,7 +196,7 @@ class Column(config_model.StrictModel):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Lowest and highest value of a numeric column: its range, within what every part here can tell apart."""
+        """Lowest and highest value of a numeric column: its range, limited to values that every part can represent."""
         most = INTEGER_LIMIT if self.type == "integer" else FLOAT_LIMIT
         low, high = self.range or (-most, most)
         return max(low, -most), min(high, most)
@@ -219,7 +219,7 @@ class Contract(config_model.StrictModel):
     def _is_consistent(self) -> Self:
         names = [column.name for column in self.columns]
         if twice := config_model.find_duplicates(names):
-            raise ValueError(f"column '{twice[0]}' stands twice")
+            raise ValueError(f"duplicate column '{twice[0]}'")
         for role in ("id", "time", "target", "weight"):
             found = [column.name for column in self.columns if column.role == role]
             if len(found) > 1:
@@ -238,7 +238,7 @@ class Contract(config_model.StrictModel):
                 "or give the role to a boolean or a number"
             )
         if self.target.categories is not None and len(self.target.categories) < 2:
-            raise ValueError(f"the target '{self.target.name}' has one class only; there is nothing to tell apart")
+            raise ValueError(f"the target '{self.target.name}' has only one class; classification needs at least two")
         if self.target.max_unknown_share:
             raise ValueError(
                 f"the target '{self.target.name}': every row needs a class of the contract; drop 'max_unknown_share'"
@@ -259,7 +259,7 @@ class Contract(config_model.StrictModel):
 
     @property
     def id(self) -> Column | None:
-        """The column that names a row, if there is one."""
+        """The column that identifies a row, if there is one."""
         return self._find_by_role("id")
 
     @property
@@ -286,31 +286,31 @@ class Contract(config_model.StrictModel):
 
     @property
     def task(self) -> Task:
-        """What kind of prediction the target asks for: two classes, more of them, or a number."""
+        """The kind of prediction: binary, multiclass or regression."""
         return {0: "regression", 2: "binary"}.get(len(self.classes), "multiclass")  # type: ignore[return-value]
 
     @property
     def classes(self) -> tuple[Label, ...]:
-        """What the target may be, the positive one of two last; nothing where it is a number."""
+        """The target's classes, the positive one of two last; empty for regression."""
         if self.target.type == "boolean":
             return (False, True)
         return self.target.categories or ()
 
-    def to_time_zone(self, moment: datetime) -> datetime:
-        """A point in time as the time column has it: one with an offset is converted to the column's time zone.
+    def to_time_zone(self, timestamp: datetime) -> datetime:
+        """Convert a timestamp with an offset to the time zone of the time column.
 
         Raises:
             ConfigError: it has an offset, and the time column declares no time zone.
         """
         try:
-            return timestamps.aware_to_zone(moment, self.time.time_zone if self.time else "UTC")
+            return timestamps.aware_to_zone(timestamp, self.time.time_zone if self.time else "UTC")
         except ValueError as error:
-            raise ConfigError(f"{moment.isoformat()} {error}") from None
+            raise ConfigError(f"{timestamp.isoformat()} {error}") from None
 
     def encode_target(self, values: np.ndarray) -> np.ndarray:
-        """The target's array of `Columns` as numbers, float64 [n_rows]: the place of its class, or its value.
+        """Encode the target as float64 [n_rows]: the index of its class, or its value.
 
-        NaN stands for what is missing or no class of the contract.
+        A missing value, or one that is not a class of the contract, becomes NaN.
         """
         if self.target.type != "string" and self.target.categories is None:
             return values.astype(np.float64)
@@ -327,10 +327,10 @@ class Contract(config_model.StrictModel):
         )
 
     def fingerprint(self) -> str:
-        """sha256 over what the contract says, whatever its layout and comments."""
+        """sha256 of the contract's content, regardless of layout and comments."""
         content = self.model_dump(mode="json")
         for column, said in zip(self.columns, content["columns"], strict=True):
-            # What no earlier version knew does not count unless it says something: their bundles still open.
+            # Keys that earlier versions lacked count only if set, so that their bundles still open.
             for key in ("source", "time_zone", "parse"):
                 if getattr(column, key) == Column.model_fields[key].default:
                     del said[key]
@@ -343,7 +343,7 @@ class Contract(config_model.StrictModel):
 
 
 def to_array(column: Column, values: Sequence[Any]) -> np.ndarray:
-    """A column's Python values (None for missing) as the array type of `Columns`."""
+    """Convert a column's Python values (None for missing) to its array type in `Columns`."""
     if column.is_numeric:
         return np.array(values, dtype=np.float64)
     if column.type == "datetime":
@@ -356,7 +356,7 @@ def to_array(column: Column, values: Sequence[Any]) -> np.ndarray:
 
 
 def _to_microseconds(value: str | datetime | None, zone: str) -> int:
-    """What datetime64[us] counts."""
+    """Microseconds since 1970, as datetime64[us] counts them."""
     if value is None:
         return _NOT_A_TIME
     local = parse_timestamp(value, zone) if isinstance(value, str) else timestamps.aware_to_zone(value, zone)
@@ -365,7 +365,7 @@ def _to_microseconds(value: str | datetime | None, zone: str) -> int:
 
 
 def is_missing(values: np.ndarray) -> np.ndarray:
-    """Which values of a `Columns` array are missing, bool [n_rows]."""
+    """Return which values of a `Columns` array are missing, bool [n_rows]."""
     if values.dtype.kind == "O":
         absent: np.ndarray = np.equal(values, _NOTHING)
         return absent.astype(bool)
@@ -374,15 +374,15 @@ def is_missing(values: np.ndarray) -> np.ndarray:
 
 
 def columns_from_rows(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """`Columns` of the named columns from rows of Python values; an absent key counts as missing."""
+    """Build `Columns` from rows of Python values; an absent key counts as missing."""
     return {column.name: to_array(column, [row.get(column.name) for row in rows]) for column in columns}
 
 
 def parse_timestamp(text: str, zone: str = "UTC") -> datetime:
-    """The timestamp that a text in ISO 8601 names, without a time zone (in `zone` where the text gives an offset).
+    """Parse a timestamp in ISO 8601; a text with an offset is converted to `zone`. The result has no time zone.
 
     Raises:
-        ValueError: the text names none.
+        ValueError: the text is not a timestamp.
     """
     if (plain := timestamps.parse_isoformat(text)) is not None:
         return plain
@@ -393,5 +393,5 @@ def parse_timestamp(text: str, zone: str = "UTC") -> datetime:
 
 
 def to_naive_utc(value: datetime) -> datetime:
-    """A moment without its time zone, after conversion to UTC."""
+    """Convert a timestamp to UTC and drop its time zone."""
     return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo is not None else value

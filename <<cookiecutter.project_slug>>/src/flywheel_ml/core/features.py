@@ -1,4 +1,4 @@
-"""From contract columns to the two arrays every model here takes: one way for training, batch, stream and API."""
+"""Encodes contract columns as the two input arrays of a model, identically in training, batch scoring and the API."""
 
 import ast
 import inspect
@@ -33,52 +33,52 @@ Feature = Callable[..., np.ndarray]
 FeatureFunction = Callable[[Columns], np.ndarray]
 
 MAX_WORDS = 200
-"""Words of a text that are looked at; a batch of texts takes room for as many words a row as its longest has."""
+"""Words of a text that the model sees; a batch allocates as many words per row as its longest text has."""
 _WORD = re.compile(r"\w+")
 
 
 class Inputs(NamedTuple):
-    """What the model sees: `num` float32 [n_rows, n_numeric] and `cat` object (str) [n_rows, n_categorical]."""
+    """Model inputs: `num` float32 [n_rows, n_numeric] and `cat` object (str) [n_rows, n_categorical]."""
 
     num: np.ndarray
     cat: np.ndarray
 
 
-# Made once: for a few rows they cost as much as what is done with them.
+# Created once: for a few rows they cost as much as the computation itself.
 _DAYS, _MONTHS, _YEARS = (np.dtype(f"datetime64[{unit}]") for unit in "DMY")
 _DAY, _MINUTE, _MONTH = np.timedelta64(1, "D"), np.timedelta64(1, "m"), np.timedelta64(1, "M")
 _MONDAY, _JANUARY, _START = np.datetime64("1970-01-05"), np.datetime64("1970-01"), np.datetime64("2000-01-01")
 
 
-def _hour(moment: np.ndarray) -> np.ndarray:
-    minutes = (moment - moment.astype(_DAYS)) / _MINUTE
+def _hour(times: np.ndarray) -> np.ndarray:
+    minutes = (times - times.astype(_DAYS)) / _MINUTE
     hours: np.ndarray = minutes / 60
     return hours
 
 
-def _weekday(moment: np.ndarray) -> np.ndarray:
-    weekday: np.ndarray = np.mod((moment.astype(_DAYS) - _MONDAY) / _DAY, 7)
+def _weekday(times: np.ndarray) -> np.ndarray:
+    weekday: np.ndarray = np.mod((times.astype(_DAYS) - _MONDAY) / _DAY, 7)
     return weekday
 
 
-def _month(moment: np.ndarray) -> np.ndarray:
-    month: np.ndarray = np.mod((moment.astype(_MONTHS) - _JANUARY) / _MONTH, 12) + 1
+def _month(times: np.ndarray) -> np.ndarray:
+    month: np.ndarray = np.mod((times.astype(_MONTHS) - _JANUARY) / _MONTH, 12) + 1
     return month
 
 
-def _day(moment: np.ndarray) -> np.ndarray:
-    day: np.ndarray = (moment.astype(_DAYS) - moment.astype(_MONTHS)) / _DAY + 1
+def _day(times: np.ndarray) -> np.ndarray:
+    day: np.ndarray = (times.astype(_DAYS) - times.astype(_MONTHS)) / _DAY + 1
     return day
 
 
-def _year(moment: np.ndarray) -> np.ndarray:
-    """Days since the year began."""
-    days: np.ndarray = (moment - moment.astype(_YEARS)) / _DAY
+def _year(times: np.ndarray) -> np.ndarray:
+    """Days since the start of the year."""
+    days: np.ndarray = (times - times.astype(_YEARS)) / _DAY
     return days
 
 
-def _elapsed(moment: np.ndarray) -> np.ndarray:
-    days: np.ndarray = (moment - _START) / _DAY
+def _elapsed(times: np.ndarray) -> np.ndarray:
+    days: np.ndarray = (times - _START) / _DAY
     return days
 
 
@@ -86,8 +86,8 @@ def _cycle(
     name: str, of: Callable[[np.ndarray], np.ndarray], period: float
 ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     return {
-        f"{name}_sin": lambda moment: np.sin(of(moment) * (2 * np.pi / period)),
-        f"{name}_cos": lambda moment: np.cos(of(moment) * (2 * np.pi / period)),
+        f"{name}_sin": lambda times: np.sin(of(times) * (2 * np.pi / period)),
+        f"{name}_cos": lambda times: np.cos(of(times) * (2 * np.pi / period)),
     }
 
 
@@ -101,10 +101,10 @@ DATETIME_FEATURES: dict[DatetimeFeature, dict[str, Callable[[np.ndarray], np.nda
     "year_cycle": _cycle("year", _year, 365.2425),
     "elapsed": {"elapsed": _elapsed},
 }
-"""What a datetime column can be expanded into, and the features that each part gives.
+"""The features that each key of `datetime_features` makes from a datetime column.
 
 Hour of day [0, 24) with minutes as fraction, weekday 0 (Monday) to 6, month 1 to 12, day of month 1 to 31; sine and
-cosine of hour, weekday and day of year; days since 2000. For a column beside the row's time, `elapsed` is instead the
+cosine of hour, weekday and day of year; days since 2000. For a column other than the row's time, `elapsed` is the
 days from the column to that time.
 """
 
@@ -112,7 +112,7 @@ days from the column to that time.
 def tokenize(text: str) -> str:
     """The words of a text in lower case, the first `MAX_WORDS`, one space between; MISSING for none, or itself.
 
-    Everything that languages, libraries and locales could disagree on happens here: the graph splits at spaces only.
+    Everything that depends on language, library or locale happens here; the ONNX graph only splits at spaces.
     """
     return " ".join(itertools.islice((found.group().lower() for found in _WORD.finditer(text)), MAX_WORDS)) or MISSING
 
@@ -121,7 +121,7 @@ class Featurizer:
     """Turns `Columns` into `Inputs`, in an order fixed by the contract and the table of derived features.
 
     Raises:
-        ConfigError: a derived feature asks for a column that the contract does not have as an input, or two
+        ConfigError: a derived feature takes a column that is not an input of the contract, or two
             features have one name.
     """
 
@@ -129,7 +129,7 @@ class Featurizer:
         inputs = contract.inputs
         time = contract.time.name if contract.time else ""
         self._numeric = [c.name for c in inputs if c.is_numeric]
-        self._moments = [
+        self._datetimes = [
             (f"{c.name}.{name}", c.name, time if part == "elapsed" and c.name != time else "", function)
             for c in inputs
             if c.type == "datetime"
@@ -147,26 +147,26 @@ class Featurizer:
                     "which is not an input column of contract.yaml; " + suggest(absent[0], list(names))
                 )
             self._derived.append((function, [names[need] for need in needs]))
-        made = [*(name for name, *_ in self._moments), *(_feature_name(function) for function, _ in self._derived)]
+        made = [*(name for name, *_ in self._datetimes), *(_feature_name(function) for function, _ in self._derived)]
         taken = [*made, *(column.name for column in inputs)]
         if twice := find_duplicates(taken):
             raise ConfigError(
-                f"two features are called '{twice[0]}': columns of contract.yaml, parts of its moments "
+                f"two features are called '{twice[0]}': columns of contract.yaml, features of its datetimes "
                 "(<column>.hour and the like) and functions of features.py; rename one"
             )
         if reserved := [name for name in made if name in SCORE_COLUMNS]:
-            raise ConfigError(f"derived.py: scoring adds a column called '{reserved[0]}'; rename the function")
-        used = {need for _, column, time, _ in self._moments for need in (column, time)}
+            raise ConfigError(f"features.py: scoring adds a column called '{reserved[0]}'; rename the function")
+        used = {need for _, column, time, _ in self._datetimes for need in (column, time)}
         used.update(need for _, needs in self._derived for need in needs)
         self._needed = [column for column in inputs if column.name in used]
         self._makers = [
-            *(_build_datetime_feature(column, time, function) for _, column, time, function in self._moments),
+            *(_build_datetime_feature(column, time, function) for _, column, time, function in self._datetimes),
             *(_build_derived_feature(function, needs) for function, needs in self._derived),
         ]
-        """What makes each feature beyond the columns' own numbers: columns → float [n_rows]."""
+        """The function of each feature that is not a numeric column: columns → float [n_rows]."""
         self._take = itemgetter(*self._numeric) if self._numeric else tuple
         self.unused: frozenset[str] = frozenset(c.name for c in inputs if c.type == "datetime" and c.name not in used)
-        """Input columns that no feature is made from: moments without parts, the row's time among them."""
+        """Input columns without a feature: datetimes with no `datetime_features`, such as the row's time."""
         self.numeric: tuple[str, ...] = (*self._numeric, *made)
         self.categorical: tuple[Column, ...] = tuple(self._strings)
 
@@ -176,9 +176,9 @@ class Featurizer:
         return {_feature_name(function): hash_definition(function) for function, _ in self._derived}
 
     def encode(self, columns: Columns) -> Inputs:
-        """Inputs for n_rows; pure, and row by row: a row's result does not depend on its neighbours.
+        """Encode n_rows; each row is encoded independently.
 
-        A number that float32 cannot hold, an infinity say, counts as missing.
+        A number that float32 cannot hold, such as an infinity, counts as missing.
         """
         n_rows = len(next(iter(columns.values())))
         num = np.empty((n_rows, len(self.numeric)), dtype=np.float32)
@@ -199,7 +199,7 @@ class Featurizer:
     def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Inputs:
         """As `encode` of `from_rows`, to the last bit: n_rows of Python values, None or no key for missing.
 
-        It is for few rows, where NumPy costs by the call: it is called as seldom as can be.
+        For few rows, where the cost of NumPy is per call, it makes as few calls as possible.
         """
         columns = columns_from_rows(self._needed, rows)
         names = [column.name for column in self._strings]
@@ -217,13 +217,13 @@ class Featurizer:
         return Inputs(num, cat)
 
     def drift_features(self, columns: Columns) -> dict[str, np.ndarray]:
-        """The features beyond the contract's columns that drift is looked for in, float64 [n_rows] each.
+        """Features besides the contract's columns that are checked for drift, float64 [n_rows] each.
 
-        They are the derived ones and the days from a moment to its row's time: parts of the calendar differ between
+        These are the derived features and the days from a datetime to its row's time. Calendar features differ between
         any two windows.
         """
         wanted = {
-            *(name for name, _, time, _ in self._moments if time),
+            *(name for name, _, time, _ in self._datetimes if time),
             *(_feature_name(function) for function, _ in self._derived),
         }
         names = self.numeric[len(self._numeric) :]
@@ -238,11 +238,11 @@ class Featurizer:
     def _numbers(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
         try:
             return list(map(self._take, rows))
-        except KeyError:  # Something was left out.
+        except KeyError:  # A value is missing from a row.
             return [[row.get(name) for name in self._numeric] for row in rows]
 
     def _complete(self, num: np.ndarray, columns: Columns) -> None:
-        """Fill in what is made of columns, where their own numbers are in place."""
+        """Fill in the computed features after the numeric columns."""
         for at, make in enumerate(self._makers, start=len(self._numeric)):
             num[:, at] = make(columns)
         num[np.isinf(num)] = np.nan
@@ -259,7 +259,7 @@ def _build_derived_feature(function: Feature, needs: Sequence[str]) -> FeatureFu
 
 
 def to_parameter_name(column: str) -> str:
-    """What a derived feature calls a column: its name, with "_" for all that no Python name can have."""
+    """The parameter name of a column in derived features: its name, with "_" for characters invalid in Python."""
     # Python reads names in this normal form, in which "ﬁ" is "fi".
     normal = unicodedata.normalize("NFKC", column)
     name = "".join(letter if f"_{letter}".isidentifier() else "_" for letter in normal)
@@ -267,9 +267,9 @@ def to_parameter_name(column: str) -> str:
 
 
 def hash_definition(function: Feature) -> str:
-    """sha256 of what a function computes: moves with its meaning, not with comments, docstrings or layout.
+    """sha256 of a function's code, ignoring comments, docstrings and layout.
 
-    The functions and constants of its own module that it uses belong to it.
+    It includes the functions and constants of its module that the function uses.
     """
     module = inspect.getmodule(function)
     beside = _definitions_by_name(ast.parse(inspect.getsource(module))) if module else {}
@@ -283,7 +283,7 @@ def hash_definition(function: Feature) -> str:
 
 
 def _definitions_by_name(module: ast.Module) -> dict[str, ast.stmt]:
-    """The statements of a module that define something, by what they define; imports belong to others."""
+    """Map the names that a module defines to their statements, without imports."""
     found: dict[str, ast.stmt] = {}
     for node in module.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

@@ -1,4 +1,4 @@
-"""The measures, used by evaluation, monitoring and experiments.
+"""Metrics of classification and regression, used by evaluation, monitoring and experiments.
 
 `compute_metrics` takes any task; its parts are for one. Every result is a plain float and finite; a measure that the
 rows leave undefined (no positive row, no negative row, no row at all) is absent. Nothing here uses threads, so the bits
@@ -27,9 +27,9 @@ MAX_POINTS = 200
 Points = list[dict[str, float]]
 
 HEADLINE: dict[Task, str] = {"binary": "roc_auc", "multiclass": "roc_auc", "regression": "r2"}
-"""The measure that gates and tables go by; higher is better."""
+"""The main metric of gates and tables; higher is better."""
 LOSS: dict[Task, str] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
-"""The measure of distance to the truth; lower is better."""
+"""The loss metric; lower is better."""
 
 
 class Confusion(NamedTuple):
@@ -50,7 +50,7 @@ class Reliability(NamedTuple):
 
 
 class DecisionRule(NamedTuple):
-    """Where two classes part: the threshold, and the costs of a false alarm and of a miss."""
+    """Decision rule of a binary classifier: the threshold, and the costs of a false positive and a false negative."""
 
     threshold: float
     false_positive: float = 1.0
@@ -64,13 +64,13 @@ def compute_metrics(
     decision: DecisionRule | None = None,
     weights: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """All measures of a model's output, whatever the task.
+    """Compute all metrics of a model's output for any task.
 
     Args:
-        truth: float [n_rows], the place of the true class or the true value; see `Contract.encode_target`.
+        truth: float [n_rows], the index of the true class or the true value; see `Contract.encode_target`.
         output: float [n_rows, n_classes] of probabilities, or [n_rows, 3]: value, low and high end of its interval.
-        decision: for two classes.
-        weights: float [n_rows], what each row counts; None if all count alike.
+        decision: needed for binary classification.
+        weights: float [n_rows], the sample weights; None if all rows count equally.
     """
     if task == "regression":
         return compute_regression_metrics(truth, output, weights)
@@ -81,7 +81,7 @@ def compute_metrics(
 
 
 def compute_loss(task: Task, truth: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The measure of `LOSS` alone, of answers that need no decision and no interval.
+    """Compute only the metric in `LOSS`, from outputs without a decision or an interval.
 
     Args:
         truth: float [n_rows], as of `compute_metrics`.
@@ -94,9 +94,9 @@ def compute_loss(task: Task, truth: np.ndarray, answers: np.ndarray, weights: np
 
 
 def extract_scores(task: Task, output: np.ndarray) -> np.ndarray:
-    """One number for each row of an output, float [n_rows]: what is profiled and sorted by.
+    """Extract one score per row, float [n_rows], for profiles and sorting.
 
-    The probability of the positive class of two, of the likeliest of more, or the value itself.
+    This is the probability of the positive class (binary), of the most likely class (multiclass), or the value.
     """
     if task == "regression":
         return output[:, 0]
@@ -139,8 +139,8 @@ def compute_multiclass_metrics(
 ) -> dict[str, float]:
     """accuracy, log_loss, macro_f1, lowest_recall and calibration_error of the answers; roc_auc where it is defined.
 
-    ROC AUC is each class against the rest, averaged over the classes that occur beside others (Fawcett 2006, "An
-    introduction to ROC analysis"); macro F1 averages over the classes that occur, and the lowest
+    ROC AUC is each class against the rest, averaged over the classes that occur, if there are at least two (Fawcett
+    2006, "An introduction to ROC analysis"); macro F1 averages over the classes that occur, and the lowest
     recall is that of the one among them which is found least.
 
     Args:
@@ -196,14 +196,14 @@ def compute_binary_metrics(
     false_negative: float = 1.0,
     weights: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """All measures of a binary classifier.
+    """Compute all metrics of a binary classifier.
 
     Args:
         labels: bool or 0/1 [n_rows].
         scores: float [n_rows]; a row counts as positive where its score is at least `threshold`.
         threshold: the decision threshold.
-        false_positive: cost of a false alarm.
-        false_negative: cost of a miss.
+        false_positive: cost of a false positive.
+        false_negative: cost of a false negative.
 
     Returns:
         prevalence, accuracy, brier, log_loss, calibration_error, recentered_calibration_error (what is left of it
@@ -283,7 +283,7 @@ def recenter(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None 
 def reliability(
     labels: np.ndarray, scores: np.ndarray, bins: int = CALIBRATION_BINS, weights: np.ndarray | None = None
 ) -> Reliability:
-    """Group rows by score into at most `bins` bins of equal mass; equal scores share a bin, so row order has no say."""
+    """Group rows by score into at most `bins` bins of equal mass; equal scores share a bin, whatever the row order."""
     scores = scores.astype(np.float64)
     inner = np.quantile(scores, np.arange(1, bins) / bins, method="inverted_cdf")
     place = np.searchsorted(np.unique(inner), scores, side="left")
@@ -341,8 +341,8 @@ def choose_threshold(
 def compute_curves(task: Task, truth: np.ndarray, output: np.ndarray) -> dict[str, Points]:
     """Points for plots, at most 200 each; an undefined curve is empty. Arguments as of `compute_metrics`.
 
-    Of two classes ROC, precision and recall, and calibration; of more the calibration of the answers given; of
-    numbers the values found beside the values predicted, and how large the errors are.
+    Binary: ROC, precision and recall, and calibration. Multiclass: calibration of the predicted classes. Regression:
+    observed against predicted values, and the distribution of errors.
     """
     if task == "binary":
         return compute_binary_curves(truth, output[:, -1])

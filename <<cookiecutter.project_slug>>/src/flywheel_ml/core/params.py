@@ -1,4 +1,4 @@
-"""Everything that changes a result, typed: the model of params.yaml."""
+"""Typed model of params.yaml: every parameter that changes a result."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,9 +14,9 @@ from flywheel_ml.utils.files import canonical_json, sha256_text
 
 
 class DataParams(config_model.StrictModel):
-    """Where the raw table lies and how much of it exists.
+    """Path of the raw table, and the time up to which its rows are used.
 
-    `until` is on the clock of the table's time column; one with an offset is converted to that column's time zone.
+    `until` is in the time zone of the table's time column; a value with an offset is converted to it.
     """
 
     raw: Path
@@ -30,7 +30,7 @@ class DataParams(config_model.StrictModel):
         try:
             return timestamps.parse_iso(value)
         except ValueError:
-            raise ValueError("expected a date or a moment in ISO 8601, such as 2013-11-01") from None
+            raise ValueError("expected a date or a timestamp in ISO 8601, such as 2013-11-01") from None
 
 
 class SplitParams(config_model.StrictModel):
@@ -71,7 +71,7 @@ class HistGradientBoostingParams(config_model.StrictModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What scikit-learn takes by these names."""
+        """The parameters that scikit-learn accepts."""
         return self.model_dump(exclude={"categories"})
 
 
@@ -104,7 +104,7 @@ class SplineRidgeParams(config_model.StrictModel):
 
 
 class RegularizedBoostingParams(config_model.StrictModel):
-    """Histogram gradient boosting held back for small tables: small trees, small steps, shrunken leaves."""
+    """Histogram gradient boosting regularised for small tables: small trees, small steps, shrunken leaves."""
 
     learning_rate: float = Field(default=0.05, gt=0)
     max_iter: int = Field(default=100, gt=0)
@@ -114,7 +114,7 @@ class RegularizedBoostingParams(config_model.StrictModel):
 
 
 class RandomForestParams(config_model.StrictModel):
-    """See sklearn.ensemble.RandomForestClassifier, and -Regressor; the leaves bound what the model weighs."""
+    """See sklearn.ensemble.RandomForestClassifier, and -Regressor; the number of leaves limits the model's size."""
 
     n_estimators: int = Field(default=100, gt=0, le=2000)
     max_leaf_nodes: int = Field(default=1000, gt=1, le=100_000)
@@ -123,7 +123,7 @@ class RandomForestParams(config_model.StrictModel):
 
 
 class MlpParams(config_model.StrictModel):
-    """See sklearn.neural_network.MLPClassifier, and -Regressor; `max_steps` bounds how long it learns.
+    """See sklearn.neural_network.MLPClassifier, and -Regressor; `max_steps` limits the training time.
 
     An epoch is one pass over the rows, a step one batch of them: a small table gets more epochs than a large one.
     """
@@ -138,7 +138,7 @@ class MlpParams(config_model.StrictModel):
 
 
 class TrainParams(config_model.StrictModel):
-    """Which estimator is trained, and the parameters of each; see model/training/selection.py.
+    """The estimator to train, and the parameters of each; see model/training/selection.py.
 
     A project adds estimators by a subclass with a larger `catalog` and one more field for each: its parameters.
     `auto` lets `candidates` compete; none listed means all that fit the task. `calibration` is chosen in the same way.
@@ -184,7 +184,7 @@ class TrainParams(config_model.StrictModel):
         """The parameters of one estimator.
 
         Raises:
-            ConfigError: the catalog has the estimator, and no field its parameters.
+            ConfigError: the catalog has the estimator, but there is no field for its parameters.
         """
         found = getattr(self, name, None)
         if not isinstance(found, config_model.StrictModel):
@@ -193,7 +193,7 @@ class TrainParams(config_model.StrictModel):
 
 
 class TuneParams(config_model.StrictModel):
-    """How many configurations of the estimator are tried before it is trained, on at most how many rows; 0: none."""
+    """How many configurations tuning tries before training, and on at most how many rows; 0 trials: no tuning."""
 
     renamed: ClassVar[Mapping[str, str]] = {"rows": "max_rows"}
 
@@ -202,14 +202,14 @@ class TuneParams(config_model.StrictModel):
 
 
 class CostParams(config_model.StrictModel):
-    """What each kind of wrong answer costs; the decision threshold minimises the sum on the validation rows."""
+    """Cost of each kind of error; the decision threshold minimises the total on the validation rows."""
 
     false_positive: float = Field(default=1.0, gt=0)
     false_negative: float = Field(default=1.0, gt=0)
 
 
 class EvaluateParams(config_model.StrictModel):
-    """How the trained model is judged; `costs` matter to two classes, `interval_level` to numbers."""
+    """How the trained model is evaluated; `costs` apply to binary tasks, `interval_level` to regression."""
 
     costs: CostParams = CostParams()
     interval_level: float = Field(default=0.9, gt=0, lt=1)
@@ -218,17 +218,17 @@ class EvaluateParams(config_model.StrictModel):
 
 
 class ExplainParams(config_model.StrictModel):
-    """How many training rows the bundle carries, for explanations to compare with; 0: none, and it explains nothing."""
+    """How many training rows the bundle holds for explanations to compare with; 0: it cannot explain."""
 
     background_rows: int = Field(default=50, ge=0, le=200)
 
 
 class GateParams(config_model.StrictModel):
-    """What a model must meet before it may be promoted; see model/evaluation/gate.py.
+    """Thresholds that a model must meet before promotion; see model/evaluation/gate.py.
 
     `significance_level` is that of the two one-sided tests on out-of-fold rows: better than the class prior, and not
     worse than the linear baseline. `min_score`, `min_gain_over_linear`, `max_drop_from_champion` and the slices refer
-    to test rows: ROC AUC for classes, R² for numbers. None switches a check off.
+    to test rows: ROC AUC for classes, R² for numbers. None disables a gate.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {
@@ -297,7 +297,7 @@ class MonitorParams(config_model.StrictModel):
 
 
 TRAINING_GROUPS = {"seed", "data", "split", "train", "tune", "evaluate", "explain"}
-"""The groups of parameters that reach the bundle."""
+"""Groups of parameters that affect the bundle."""
 
 
 class Params(config_model.StrictModel):
@@ -337,6 +337,6 @@ class Params(config_model.StrictModel):
         return config_model.load(path, cls)
 
     def training_fingerprint(self) -> str:
-        """sha256 over the parameters that reach the bundle; thresholds of gates and monitoring do not."""
+        """sha256 of the parameters that affect the bundle; thresholds of gates and monitoring do not."""
         shaping = self.model_dump(mode="json", include=TRAINING_GROUPS)
         return sha256_text(canonical_json(shaping))

@@ -5,7 +5,7 @@ bin of its own: what lies strictly between two edges is at most 1/256 of the ref
 Kolmogorov-Smirnov distance taken on the bins is therefore within 0.005 of the exact one, ties or none.
 Counting a window with the reference's bins and adding counts is exact.
 
-A moment is counted twice, as it is and, under `<column>.hour`, by its hour of day: the date of any later
+A timestamp is counted twice: as it is and, under `<column>.hour`, by its hour of day: the date of any later
 window lies outside the reference, so only the hour can be compared. A free text is counted by its number of words.
 """
 
@@ -25,7 +25,7 @@ from flywheel_ml.utils.files import canonical_json, read_json
 
 BINS = 256
 MIN_OWN_BIN_SHARE = 0.001
-"""Share of the reference rows from which one value gets a bin of its own."""
+"""Minimum share of the reference rows for a single value to get its own bin."""
 MAX_CATEGORIES = 1000
 PREDICTION = "prediction"
 """Name under which a profile counts the model's own output."""
@@ -71,7 +71,7 @@ class Counts(config_model.StrictModel):
         return self.present + self.missing
 
     def merge_bins(self) -> "Counts":
-        """The same counts without the bins that separate a repeated value from what lies below it: for showing."""
+        """The same counts without the bins that separate a repeated value from those below it, for display."""
         edges = np.array(self.edges)
         kept = np.append(np.nextafter(edges[:-1], np.inf) != edges[1:], True)
         cumulative = np.cumsum(self.counts)[:-1][kept]
@@ -112,7 +112,7 @@ def build(
         contract: says which columns are counted and how.
         columns: n_rows of every input column.
         prediction: float [n_rows], the model's output (a probability, or a value).
-        drift_features: what else is counted, see `Featurizer.drift_features`.
+        drift_features: other features to count, see `Featurizer.drift_features`.
         training: the training rows; the reference rows themselves if not given.
     """
     seen = columns if training is None else training

@@ -1,4 +1,4 @@
-"""The interface between a project and this library: one object that says what is particular to the project."""
+"""The interface between a project and this library: one object with everything specific to the project."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from flywheel_ml.utils.errors import ConfigError
 class Project:
     """A project as the library sees it.
 
-    What only training needs is named as `module:attribute` and imported when it is used, so that a server loads
-    neither the libraries of training nor the project's own code for it.
+    Parts that only training needs are named as `module:attribute` and imported on use, so that a server loads
+    neither the libraries of training nor the project's code for it.
 
     Attributes:
         package: import name of the project's package, which lies in `src/`.
@@ -41,7 +41,7 @@ class Project:
 
     @property
     def folder(self) -> Path:
-        """Where the project's own code is, relative to its root."""
+        """Folder of the project's code, relative to its root."""
         return Path("src") / self.package
 
     def load_params(self, path: Path = paths.PARAMS) -> Params:
@@ -60,10 +60,10 @@ class Project:
 
 
 def import_reference(reference: str) -> Any:
-    """Import what `module:attribute` names.
+    """Import the object that `module:attribute` names.
 
     Raises:
-        ConfigError: there is no such module or attribute, or it cannot be imported.
+        ConfigError: the module or attribute does not exist or cannot be imported.
     """
     module, _, name = reference.partition(":")
     try:

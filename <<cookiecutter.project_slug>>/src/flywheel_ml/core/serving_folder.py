@@ -1,7 +1,7 @@
-"""What the serving folder says: which bundle answers, and what may join it.
+"""The serving folder: the bundle that serves predictions, and its challenger or shadow.
 
-    routing.json                      this model; replaced in one step
-    bundles/<version>-<digest>/       one sealed bundle each
+    routing.json                      the `Routing`; replaced atomically
+    bundles/<version>-<digest>/       one bundle each
 
 `rollout` writes the folder, servers only read it.
 """
@@ -31,7 +31,7 @@ class BundleRef(config_model.StrictModel):
 
 
 class Challenger(config_model.StrictModel):
-    """A bundle that answers a share of the keys in (0, 1]; `salt` says which, and names this experiment."""
+    """A bundle that serves a share in (0, 1] of the keys; `salt` selects them and identifies the experiment."""
 
     ref: BundleRef
     share: float = Field(gt=0, le=1)
@@ -39,13 +39,13 @@ class Challenger(config_model.StrictModel):
     since: str
 
     def takes(self, key: bytes) -> bool:
-        """Whether it answers a key: blake2b (RFC 7693), salted, below the share; alike on every machine, for ever."""
+        """Whether it serves a key: its salted blake2b hash (RFC 7693) is below the share, on every machine alike."""
         place = blake2b(key, digest_size=8, salt=bytes.fromhex(self.salt)).digest()
         return int.from_bytes(place) < self.share * 2**64
 
 
 class Shadow(config_model.StrictModel):
-    """A bundle that is asked and logged, and answers nobody; `salt` names this experiment."""
+    """A bundle whose predictions are logged but never returned; `salt` identifies the experiment."""
 
     ref: BundleRef
     salt: str = Field(pattern=r"^[0-9a-f]{32}$")
@@ -53,7 +53,7 @@ class Shadow(config_model.StrictModel):
 
 
 class Change(config_model.StrictModel):
-    """What led to a routing, for the record: who put which version in another's place as `what`, say, its champion."""
+    """Audit record of a routing change: `who` replaced version `before` by `after` in the role `what`."""
 
     who: str
     what: str
@@ -78,22 +78,22 @@ class Routing(config_model.StrictModel):
     def _models_differ(self) -> Self:
         beside = [one.ref.version for one in (self.challenger, self.shadow) if one is not None]
         if self.champion is None and beside:
-            raise ValueError("a challenger or a shadow needs a champion beside it")
+            raise ValueError("a challenger or a shadow needs a champion")
         if self.champion is not None and self.champion.version in beside:
-            raise ValueError(f"version {self.champion.version} is champion and cannot stand beside itself")
+            raise ValueError(f"version {self.champion.version} is champion and cannot run alongside itself")
         return self
 
 
 def bundle_folder(folder: Path, ref: BundleRef) -> Path:
-    """Where a bundle lies in the serving folder; a registry that was lost counts its versions from 1 again."""
+    """Folder of a bundle; its name has the digest, because a new registry counts versions from 1 again."""
     path = folder / BUNDLES / f"{ref.version}-{short_digest(ref.digest)}"
-    # Folders of before bear the version alone.
+    # Older folders have only the version.
     former = folder / BUNDLES / ref.version
     return former if former.is_dir() and not path.is_dir() else path
 
 
 def find_bundle(folder: Path, digest: str) -> Path | None:
-    """Where the bundle whose manifest has this sha256 lies in the serving folder, under whatever version."""
+    """Find the folder of the bundle whose manifest has this sha256, under any version."""
     manifests = sorted((folder / BUNDLES).glob(f"[!.]*/{MANIFEST}"))
     return next((path.parent for path in manifests if sha256_file(path) == digest), None)
 
@@ -119,12 +119,12 @@ def read_routing(folder: Path) -> Routing:
 
 
 def write_routing(folder: Path, routing: Routing) -> None:
-    """Replace routing.json atomically; put the bundles it names in place before."""
+    """Replace routing.json atomically; its bundles must be in place already."""
     write_json(folder / ROUTING, routing.model_dump(mode="json"))
 
 
 def find_incompatibility(champion: Contract, other: Contract) -> str:
-    """Why a model with another contract cannot answer rows that were checked by the champion's; empty where it can."""
+    """Explain why a model cannot serve rows that were validated by the champion's contract; empty if it can."""
     if (other.target.name, other.classes) != (champion.target.name, champion.classes):
         return (
             f"it predicts '{other.target.name}' ({other.task}), the champion '{champion.target.name}' ({champion.task})"
@@ -140,6 +140,6 @@ def find_incompatibility(champion: Contract, other: Contract) -> str:
 
 
 def _upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Format 1 had room for experiments and never held one."""
+    """Convert format 1, whose keys for experiments were never used."""
     gone = {"challenger", "share", "shadow"}
     return {**{key: value for key, value in content.items() if key not in gone}, "format": 2}

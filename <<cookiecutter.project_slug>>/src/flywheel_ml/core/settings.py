@@ -1,4 +1,4 @@
-"""Where things are, and secrets: read from the environment and .env, never versioned."""
+"""Settings and secrets, read from the environment and .env and never versioned."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ RENAMED = {
     "ML_MAX_CONCURRENT": "ML_MAX_CONCURRENT_REQUESTS",
     "ML_VARIANT_HEADER": "ML_ALLOW_VARIANT_HEADER",
 }
-"""Old name of a setting → its name now."""
+"""Old name of a setting → its current name."""
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -37,7 +37,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
 }
-"""Switches that keep every tool from phoning home, and from talking over what a person should see."""
+"""Environment variables that disable telemetry and noisy output of the tools."""
 
 
 class Settings(BaseSettings):
@@ -75,10 +75,10 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls) -> Self:
-        """Settings from the environment and .env of the current folder.
+        """Read the settings from the environment and .env of the current folder.
 
         Raises:
-            ConfigError: a value does not fit, or a variable starts with ML_ and is no setting.
+            ConfigError: a value is invalid, or a variable starts with ML_ and is not a setting.
         """
         names = [PREFIX + name.upper() for name in cls.model_fields]
         for place, variables in (("environment", list(os.environ)), (".env", list(dotenv_values(".env")))):
@@ -86,7 +86,7 @@ class Settings(BaseSettings):
                 if new := RENAMED.get(variable.upper()):
                     raise ConfigError(f"{place}: '{variable}' was renamed to '{new}'; rename it")
                 if variable.upper().startswith(PREFIX) and variable.upper() not in names:
-                    raise ConfigError(f"{place}: '{variable}' is no setting; {suggest(variable.upper(), names)}")
+                    raise ConfigError(f"{place}: '{variable}' is not a setting; {suggest(variable.upper(), names)}")
         try:
             return cls()
         except ValidationError as error:
@@ -96,12 +96,12 @@ class Settings(BaseSettings):
 
     @property
     def has_tracking_server(self) -> bool:
-        """Whether an MLflow server keeps runs and models."""
+        """Whether an MLflow server stores runs and models."""
         return self.tracking_uri.startswith(("http://", "https://"))
 
     @property
     def masked_tracking_uri(self) -> str:
-        """The tracking URI as it may be shown: without its password."""
+        """The tracking URI without its password, for display."""
         if "@" not in self.tracking_uri:
             return self.tracking_uri
         from sqlalchemy.engine import make_url
@@ -114,5 +114,5 @@ class Settings(BaseSettings):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The API keys that are accepted; none means that no key is asked for."""
+        """The accepted API keys; empty if the server requires none."""
         return tuple(key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip())

@@ -1,1 +1,1 @@
-"""From the outside world to three checked, split tables."""
+"""Data stages: ingest the raw table, validate it, and split it into train, validation and test."""

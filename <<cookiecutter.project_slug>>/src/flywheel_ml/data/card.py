@@ -1,4 +1,4 @@
-"""The data card: what the table is, written from the contract, the rows, and what was decided about them."""
+"""The data card: describes the table from its contract, its rows and decisions.yaml."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ CARD = Path(__file__).with_name("data_card.md.jinja")
 
 
 class RecordedDecision(config_model.StrictModel):
-    """What was decided, of a column or (`column` empty) of the whole, and why."""
+    """A decision about a column, or about the table if `column` is empty, and its reason."""
 
     column: str = ""
     what: str
@@ -26,7 +26,7 @@ class RecordedDecision(config_model.StrictModel):
 
 
 class RecordedIssue(config_model.StrictModel):
-    """A issue: what was seen, what is to be done, and whether it was dealt with (`handled`) or is open (`warned`)."""
+    """A data issue: the evidence, the remedy, and whether adopt fixed it (`handled`) or it is open (`warned`)."""
 
     kind: str
     column: str = ""
@@ -36,7 +36,7 @@ class RecordedIssue(config_model.StrictModel):
 
 
 class Record(config_model.StrictModel):
-    """decisions.yaml: what people should know of a table, and its rows do not tell."""
+    """Contents of decisions.yaml: facts about a table that its rows do not show."""
 
     renamed: ClassVar[Mapping[str, str]] = {"hazards": "issues"}
 
@@ -47,7 +47,7 @@ class Record(config_model.StrictModel):
 def write_card(
     table: pl.DataFrame, contract: Contract, ingested: dict[str, int], templates: Path | None = None
 ) -> None:
-    """Write reports/data_card.md, atomically; the arguments are those of `render_card`.
+    """Write reports/data_card.md, atomically; with the arguments of `render_card`.
 
     Raises:
         ConfigError: decisions.yaml is missing or malformed, or the project's template is.
@@ -65,11 +65,11 @@ def render_card(
     record: Record | None = None,
     templates: Path | None = None,
 ) -> str:
-    """The card as Markdown: counts from the run, meanings from the contract, reasons from the record.
+    """Render the card as Markdown: counts from the run, meanings from the contract, reasons from the record.
 
     Args:
         table: n_rows × contract columns; a sample, if `ingested` has more `rows`, and the card then says so.
-        contract: what a row is.
+        contract: the contract of the table.
         ingested: rows, and how many were left out, as the ingest stage counted them.
         record: decisions.yaml.
         templates: folder with a `data_card.md.jinja` of the project's; the library's own if there is none.
@@ -80,7 +80,7 @@ def render_card(
     target, rows, record = contract.target, ingested.get("rows", table.height), record or Record()
     facts = [
         f"- {rows:,} rows × {len(contract.columns)} columns{_describe_span(table, contract)}",
-        *([f"- as found in {table.height:,} rows, chosen by chance"] if rows > table.height else []),
+        *([f"- computed on a random sample of {table.height:,} rows"] if rows > table.height else []),
         f"- left out: {ingested['rows_after_until']:,} rows later than `data.until`, "
         f"{ingested['rows_without_label']:,} without a label",
         f"- target: `{target.name}`, {_describe_values(table[target.name], target)}. {target.description}",
@@ -172,8 +172,7 @@ def _describe_balance(series: pl.Series) -> str:
 def _describe_span(table: pl.DataFrame, contract: Contract) -> str:
     if contract.time is None:
         return ""
-    moments = table[contract.time.name]
-    return f", {tables.describe_span(moments)}"
+    return f", {tables.describe_span(table[contract.time.name])}"
 
 
 def _escape_cell(text: str) -> str:

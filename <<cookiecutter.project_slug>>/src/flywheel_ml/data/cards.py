@@ -1,4 +1,4 @@
-"""Renders cards from templates of the library that a project may extend."""
+"""Renders cards from the library's templates, which a project may extend."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ def render_template(template: Path, project: Path | None, **values: str) -> str:
     Args:
         template: the library's. A project's template extends it as `library/<name>`.
         project: folder with a template of the same name; the library's own is rendered if there is none.
-        values: what the template shows.
+        values: variables of the template.
 
     Raises:
-        ConfigError: the project's template is malformed, or shows what there is not.
+        ConfigError: the project's template is malformed or uses an unknown variable.
     """
     library = jinja2.FileSystemLoader(template.parent)
     loaders: list[jinja2.BaseLoader] = [jinja2.PrefixLoader({"library": library}), library]

@@ -18,7 +18,7 @@ _EXPRESSIONS: dict[Kind, Callable[[pl.Expr, Any], pl.Expr]] = {
 
 
 class ColumnCheck(NamedTuple):
-    """A rule of one column: which rows of a table break it, bool [n_rows], and the share of present values that may."""
+    """A rule of one column: an expression for the rows that break it, bool [n_rows], and the tolerated share."""
 
     column: Column
     message: str
@@ -27,7 +27,7 @@ class ColumnCheck(NamedTuple):
 
 
 def build_checks(columns: Sequence[Column]) -> Iterator[ColumnCheck]:
-    """All rules of columns of a table, presence and uniqueness included."""
+    """Build all rules of a table's columns, including presence and uniqueness."""
     for column in columns:
         value = pl.col(column.name)
         if not column.nullable:

@@ -1,4 +1,4 @@
-"""Stage 1: from the raw table to the rows that exist and have a label."""
+"""Stage 1: reads the raw table and keeps the rows that are in time and have a label."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from flywheel_ml.utils.files import sha256_file, write_json
 
 
 class IngestResult(NamedTuple):
-    """The table and what was left out of it."""
+    """The table, and how many rows were dropped: later than `until`, and unlabelled."""
 
     table: pl.DataFrame
     later: int
@@ -22,12 +22,12 @@ class IngestResult(NamedTuple):
 
 
 def ingest(raw: pl.DataFrame, contract: Contract, until: datetime | None) -> IngestResult:
-    """Rows before `until` that have a label, sorted by time and id.
+    """Keep the rows before `until` that have a label, sorted by time and id.
 
-    Columns that are missing, mistyped or not of the contract are passed on: `validate` reports them.
+    Columns that are missing, mistyped or not in the contract are kept; `validate` reports them.
 
     Raises:
-        ConfigError: there is an `until`, and the contract has no time column.
+        ConfigError: `until` is given but the contract has no time column.
         DataError: no row is left.
     """
     if until is not None and contract.time is None:
@@ -49,7 +49,7 @@ def ingest(raw: pl.DataFrame, contract: Contract, until: datetime | None) -> Ing
 
 
 def main(project: Project) -> None:
-    """Read the raw table, leave out what has no place, write the rest."""
+    """Read the raw table, drop late and unlabelled rows, and write the rest."""
     contract, params = Contract.load(paths.CONTRACT), project.load_params()
     done = ingest(tables.read(params.data.raw, contract), contract, params.data.until)
     tables.write(done.table, paths.TABLE)

@@ -1,4 +1,4 @@
-"""Stage 3: one table into train, validation and test: by time, or by the hash of what names or describes a row."""
+"""Stage 3: splits the table into train, validation and test, by time or by hash."""
 
 import hashlib
 import zlib
@@ -19,30 +19,30 @@ from flywheel_ml.utils.files import read_json, sha256_file, write_json
 
 _SALT = b"split:"
 MAX_REPEATED_SHARE = 0.05
-"""Share of rows with repeated inputs up to which the rows that repeat stay together, whatever their labels."""
+"""Up to this share of rows with repeated inputs, repeated rows stay together regardless of label."""
 MAX_DUPLICATE_SHARE = 0.01
-"""Share of all rows that the average row's equals may have, if they are to stay together."""
+"""Up to this share of duplicates per average row, duplicates stay together."""
 MIN_MIXED_SHARE = 0.1
-"""Rows whose equals have another label, as a share of those expected by chance, from which repeats are no copies."""
+"""From this share of differing labels among equal rows, relative to chance, equal rows are not copies."""
 
 
 def split(
     table: pl.DataFrame, contract: Contract, params: SplitParams, until: datetime | None
 ) -> dict[str, pl.DataFrame]:
-    """Train, validation and test, each in the table's order.
+    """Split into train, validation and test, each in the table's order.
 
-    By time, test is the most recent part and validation the one before it, so a model is judged on its future: the
+    By time, test is the most recent part and validation the one before it, so the model is evaluated on later rows: the
     last `test_days` and the `validation_days` before those, counted back from `until` or from the midnight after
     the last row, where that is earlier; or shares of the rows. No row of an earlier part is later than one of a
     later part.
 
-    By hash, each row's place follows from its group, its id, or else its inputs, so that rows of one group and copies
-    of one row stay together, and a row stays where it was when others join. Without a group each class is shared out
-    by itself. The target is no part of the hash: equal inputs of opposite labels would take opposite sides. Where
-    equal inputs are no copies but chance (few and coarse columns), each such row is placed by itself.
+    By hash, a row's part follows from its group, its id, or else its inputs. Rows of one group and copies of one row
+    stay together, and a row keeps its part when rows are added. Without a group, each class is split separately. The
+    hash excludes the target: otherwise equal inputs with opposite labels would go to different parts. If equal inputs
+    are coincidence rather than copies (few and coarse columns), each such row is placed independently.
 
     Raises:
-        ConfigError: the columns that it goes by are not in the contract.
+        ConfigError: the columns it needs are not in the contract.
         DataError: a part would be empty.
     """
     places = (
@@ -66,9 +66,9 @@ def split(
 
 
 def count_train_duplicates(parts: dict[str, pl.DataFrame], contract: Contract) -> int:
-    """How many test rows equal a training row in the target and all inputs but the time, if there are any others.
+    """Count the test rows that equal a training row in the target and all inputs except the time.
 
-    What is learnt by heart looks skilful there; but of few and coarse inputs, most rows have been seen.
+    A model that memorises scores well on them. With few and coarse inputs, most test rows are duplicates anyway.
     """
     names = [contract.target.name, *(column.name for column in contract.inputs if column.role != "time")]
     if len(names) == 1:
@@ -78,11 +78,11 @@ def count_train_duplicates(parts: dict[str, pl.DataFrame], contract: Contract) -
 
 
 def describe_time_range(part: pl.DataFrame, contract: Contract) -> dict[str, str]:
-    """The extreme moments of a part, where rows have any."""
+    """The first and last timestamp of a part; empty without a time column."""
     if contract.time is None:
         return {}
-    moments = part[contract.time.name]
-    return {"first": str(moments.min()), "last": str(moments.max())}
+    times = part[contract.time.name]
+    return {"first": str(times.min()), "last": str(times.max())}
 
 
 def _split_by_time(table: pl.DataFrame, contract: Contract, params: SplitParams, until: datetime | None) -> pl.Series:
@@ -91,8 +91,8 @@ def _split_by_time(table: pl.DataFrame, contract: Contract, params: SplitParams,
             "contract.yaml: the split is by time, and no column has role time; "
             "give it to a datetime column, or split `by: hash` in params.yaml"
         )
-    moments = table[contract.time.name]
-    last = moments.max()
+    times = table[contract.time.name]
+    last = times.max()
     assert isinstance(last, datetime)
     if params.test_days is not None and params.validation_days is not None:
         test_from = datetime.combine(last.date(), time.min) - timedelta(days=params.test_days - 1)
@@ -100,10 +100,10 @@ def _split_by_time(table: pl.DataFrame, contract: Contract, params: SplitParams,
             test_from = min(test_from, contract.to_time_zone(until) - timedelta(days=params.test_days))
         validation_from = test_from - timedelta(days=params.validation_days)
     else:
-        ordered = moments.sort()
+        ordered = times.sort()
         test_from = ordered[int(len(ordered) * (1 - params.test_share))]
         validation_from = ordered[int(len(ordered) * (1 - params.test_share - params.validation_share))]
-    return (moments >= validation_from).cast(pl.Int8) + (moments >= test_from).cast(pl.Int8)
+    return (times >= validation_from).cast(pl.Int8) + (times >= test_from).cast(pl.Int8)
 
 
 def _split_by_hash(table: pl.DataFrame, contract: Contract, params: SplitParams) -> pl.Series:
@@ -120,7 +120,7 @@ def _split_by_hash(table: pl.DataFrame, contract: Contract, params: SplitParams)
 
 
 def _build_keys(table: pl.DataFrame, contract: Contract) -> pl.Series:
-    """The inputs of each row as a text; where equal ones are no copies, all but the first also have their number."""
+    """The inputs of each row as text; if equal ones are not copies, all but the first also get a number."""
     texts = (pl.col(column.name).cast(pl.String).fill_null("\x00") for column in contract.inputs)
     rows = table.select(pl.concat_str(*texts, separator="\x1f").alias("key"), label=pl.col(contract.target.name))
     if not _is_repeated_by_chance(rows, is_class=bool(contract.classes)):
@@ -131,7 +131,7 @@ def _build_keys(table: pl.DataFrame, contract: Contract) -> pl.Series:
 
 
 def _is_repeated_by_chance(rows: pl.DataFrame, is_class: bool) -> bool:
-    """Whether rows of equal `key` are observations of their own, as their `label` tells, and not copies of one."""
+    """Whether rows with an equal `key` are separate observations, judging by their `label`, and not copies."""
     sizes = rows.group_by("key").agg(size=pl.len(), labels=pl.col("label").n_unique()).filter(pl.col("size") > 1)
     size, n_rows = sizes["size"].to_numpy(), rows.height
     if size.sum() <= MAX_REPEATED_SHARE * n_rows:
@@ -147,7 +147,7 @@ def _is_repeated_by_chance(rows: pl.DataFrame, is_class: bool) -> bool:
 
 
 def draw(keys: pl.Series, hashed: Callable[[bytes], int] = zlib.crc32) -> pl.Series:
-    """A number in [0, 1) for each key, the same one in every version of every library."""
+    """Draw a number in [0, 1) for each key, the same in every version of every library."""
     hashes = (hashed(_SALT + key.encode()) for key in keys.cast(pl.String).fill_null("").to_list())
     return pl.Series(np.fromiter(hashes, dtype=np.uint32, count=len(keys)) / 2**32)
 
@@ -162,7 +162,7 @@ def _describe_span(table: pl.DataFrame, contract: Contract) -> str:
 
 
 def main(project: Project) -> None:
-    """Read the table that was validated, cut it, write the parts."""
+    """Read the validated table, split it, and write the parts."""
     contract, params = Contract.load(paths.CONTRACT), project.load_params()
     table = tables.read_verified(paths.TABLE, read_json(paths.REPORTS / "validation.json")["sha256"])
     parts = split(table, contract, params.split, params.data.until)

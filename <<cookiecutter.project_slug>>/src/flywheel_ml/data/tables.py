@@ -1,4 +1,4 @@
-"""Tables on disk: read with a clear word on what is wrong, written whole, hashed before they are trusted."""
+"""Reads tables with clear errors, writes them atomically, and verifies hashes between stages."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,24 +20,24 @@ _ROWS = 1_000_000
 
 
 def read(path: Path, contract: Contract) -> pl.DataFrame:
-    """A whole table of any format, its columns in the contract's types where every value fits, else as they are.
+    """Read a whole table of any format; columns are converted to the contract's types if every value fits.
 
     Raises:
-        DataError: the file is missing, empty, cut off, or is not what its name says.
+        DataError: the file is missing, empty, truncated, or of another format than its name says.
     """
     with reading.open_table(str(path)) as found:
         return conform(_rename_sources(pl.concat(_read_non_empty(found, path, _ROWS)), contract), contract)
 
 
 def read_chunks(path: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
-    """The table in pieces of at most `rows` rows; types and errors as in `read`."""
+    """Read the table in chunks of at most `rows` rows; types and errors as in `read`."""
     with reading.open_table(str(path)) as found:
         for chunk in _read_non_empty(found, path, rows):
             yield conform(_rename_sources(chunk, contract), contract)
 
 
 def count_rows(path: Path) -> int | None:
-    """Rows of a Parquet file from its footer; None where only reading all of it would tell."""
+    """Count the rows of a Parquet file from its footer; None for formats that must be read completely."""
     try:
         return int(pq.read_metadata(path).num_rows) if path.suffix.lower() == ".parquet" else None
     except (pa.ArrowException, OSError):
@@ -51,50 +51,50 @@ def write(frame: pl.DataFrame, path: Path) -> None:
 
 
 def read_verified(path: Path, sha256: str) -> pl.DataFrame:
-    """Read a table that an earlier stage wrote, if it still is the one that was written.
+    """Read a table that an earlier stage wrote, after verifying its hash.
 
     Raises:
         IntegrityError: the bytes differ from those the stage hashed: the DVC cache or the disk is at fault.
     """
     if not path.is_file():
-        raise IntegrityError(f"{path} is missing; run `dvc checkout`, or `dvc repro` to make it again")
+        raise IntegrityError(f"{path} is missing; run `dvc checkout`, or `dvc repro` to recreate it")
     if sha256_file(path) != sha256:
         raise IntegrityError(
-            f"{path} is not the file that its stage wrote (a corrupted DVC cache restores such files without a word); "
+            f"{path} is not the file that its stage wrote (a corrupted DVC cache restores such files silently); "
             f"delete it and its object in .dvc/cache, then `dvc pull` or `dvc repro --force`"
         )
     return pl.read_parquet(path, memory_map=False)
 
 
 def to_columns(frame: pl.DataFrame, columns: Sequence[Column]) -> dict[str, np.ndarray]:
-    """`Columns` (see core/contract.py) of the named columns of a frame."""
+    """Convert the named columns of a frame to `Columns` (see core/contract.py)."""
     return {column.name: _to_array(frame[column.name], column) for column in columns}
 
 
 def encode_target(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
-    """The target of n_rows as numbers, see `Contract.encode_target`."""
+    """Encode the target of n_rows as numbers, see `Contract.encode_target`."""
     target = contract.target
     return contract.encode_target(_to_array(frame[target.name], target))
 
 
-def describe_span(moments: pl.Series) -> str:
-    """The first and the last of a column of moments, in words."""
-    return f"{moments.min()!s} to {moments.max()!s}"
+def describe_span(timestamps: pl.Series) -> str:
+    """Describe the first and last timestamp of a column."""
+    return f"{timestamps.min()!s} to {timestamps.max()!s}"
 
 
 def conform(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
-    """Read every column as the contract says; columns with a cell that is none of their type stay as they are."""
+    """Convert every column to its contract type; a column with an invalid cell stays as it is."""
     types = {column.name: column for column in contract.columns}
     return frame.with_columns(_conform(frame[name], types[name]) for name in frame.columns if name in types)
 
 
 def find_misfits(series: pl.Series, column: Column) -> pl.Series:
-    """Which cells keep a column from its contract type, bool [n_rows]."""
+    """Find the cells that prevent a column's contract type, bool [n_rows]."""
     return cells.parse_series(series, column)[1]
 
 
 def describe_misfit(cell: object, column: Column) -> str:
-    """Why a cell keeps a column from its contract type."""
+    """Explain why a cell does not fit a column's contract type."""
     try:
         parse_value(cell, column)
     except ValueError as error:
@@ -103,7 +103,7 @@ def describe_misfit(cell: object, column: Column) -> str:
 
 
 def _read_non_empty(found: reading.OpenTable, path: Path, rows: int) -> Iterator[pl.DataFrame]:
-    """The batches that have rows; at least one."""
+    """Yield the batches that have rows; at least one."""
     is_empty = True
     for batch in found.batches(rows):
         if not batch.is_empty():
@@ -114,7 +114,7 @@ def _read_non_empty(found: reading.OpenTable, path: Path, rows: int) -> Iterator
 
 
 def _rename_sources(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
-    """The frame with the names of the contract for columns that the file calls otherwise."""
+    """Rename columns that have another name in the file to their contract names."""
     sources = {column.source: column.name for column in contract.columns if column.source}
     known = set(frame.columns)
     return frame.rename({old: new for old, new in sources.items() if old in known and new not in known})
@@ -129,7 +129,7 @@ def _to_array(series: pl.Series, column: Column) -> np.ndarray:
     if column.is_numeric:
         series = series.cast(pl.Float64)
         if column.type != "boolean":
-            # What no model can tell from infinity, or from its neighbours, is missing to it.
+            # Values that a model cannot distinguish from infinity or their neighbours count as missing.
             most = FLOAT_LIMIT if column.type == "float" else INTEGER_LIMIT
             series = pl.select(pl.when(series.is_between(-most, most)).then(series)).to_series()
         series = series.fill_null(float("nan"))

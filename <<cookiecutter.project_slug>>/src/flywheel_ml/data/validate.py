@@ -1,4 +1,4 @@
-"""Stage 2: every row against the contract."""
+"""Stage 2: validates every row against the contract."""
 
 import sys
 from typing import Any
@@ -21,7 +21,7 @@ MAX_EXAMPLE_LENGTH = 80
 
 
 class RuleViolation(BaseModel):
-    """One rule that rows broke; `examples` are the first (row number, value) pairs, rows counted from 0."""
+    """A broken rule; `examples` are the first (row number, value) pairs, rows counted from 0."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,9 +37,9 @@ class RuleViolation(BaseModel):
 
 
 def find_violations(table: pl.DataFrame, contract: Contract) -> list[RuleViolation]:
-    """All violations of a table that was read by `tables.read`, most rows first; none means it keeps the contract."""
+    """Find all violations in a table read by `tables.read`, most rows first; an empty list means it is valid."""
     found = _find_column_violations(table, contract)
-    # Rules about the values of a column that is absent or mistyped would only repeat that fault.
+    # For a missing or mistyped column, further rules would only repeat that error.
     judged = [column for column in contract.columns if column.name not in {violation.column for violation in found}]
     checks = list(build_checks(judged))
     counts = table.select(check.broken.sum().alias(str(at)) for at, check in enumerate(checks)).rows() or [()]
@@ -50,7 +50,7 @@ def find_violations(table: pl.DataFrame, contract: Contract) -> list[RuleViolati
 
 
 def main(project: Project) -> None:
-    """Read the ingested table, judge it, write what was found; stop the pipeline if anything was."""
+    """Validate the ingested table and write the report; stop the pipeline on any violation."""
     contract = Contract.load(paths.CONTRACT)
     ingested = read_json(paths.REPORTS / "ingest.json")
     table = tables.read_verified(paths.TABLE, ingested["sha256"])
@@ -68,8 +68,8 @@ def main(project: Project) -> None:
             print(f"  ✗ {violation}", file=sys.stderr)
         raise ContractViolation(
             f"{paths.TABLE} breaks contract.yaml in {len(found)} way{'s' if len(found) != 1 else ''} "
-            f"({found[0].column}: {found[0].rule}); mend the data or the contract; "
-            f"all of it is in {paths.REPORTS / 'validation.json'}, rows counted from 0"
+            f"({found[0].column}: {found[0].rule}); fix the data or the contract; "
+            f"the full list is in {paths.REPORTS / 'validation.json'}, rows counted from 0"
         )
     card.write_card(table, contract, ingested, project.folder / "cards")
 

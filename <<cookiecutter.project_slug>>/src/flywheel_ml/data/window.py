@@ -1,4 +1,4 @@
-"""A span of the raw table as a file of its own: the month to score, the week to replay."""
+"""Exports a time span of the raw table to a file, for example a month to score."""
 
 from datetime import datetime
 from pathlib import Path
@@ -12,13 +12,13 @@ from flywheel_ml.utils.errors import ConfigError, DataError
 
 
 def check_span(since: datetime | None, until: datetime | None) -> None:
-    """Refuse a span that has no moment; raises `ConfigError`."""
+    """Reject an empty span with a `ConfigError`."""
     if since is not None and until is not None and to_naive_utc(since) >= to_naive_utc(until):
         raise ConfigError(f"--since is {since:%F %T} and --until {until:%F %T}; --since must be the earlier one")
 
 
 def cut_span(table: pl.DataFrame, contract: Contract, since: datetime | None, until: datetime | None) -> pl.DataFrame:
-    """Rows with since ≤ time < until.
+    """Keep the rows with since ≤ time < until.
 
     Raises:
         ConfigError: the contract has no time column.
@@ -27,7 +27,7 @@ def cut_span(table: pl.DataFrame, contract: Contract, since: datetime | None, un
     if contract.time is None:
         raise ConfigError("contract.yaml: no column has role time, so there is no span to cut")
     if table.schema.get(contract.time.name) != tables.DTYPES["datetime"]:
-        raise DataError(f"the table has no moments in '{contract.time.name}', so there is no span to cut")
+        raise DataError(f"the table has no timestamps in '{contract.time.name}', so there is no span to cut")
     time = pl.col(contract.time.name)
     rows = table
     if since is not None:
@@ -35,8 +35,9 @@ def cut_span(table: pl.DataFrame, contract: Contract, since: datetime | None, un
     if until is not None:
         rows = rows.filter(time < contract.to_time_zone(until))
     if rows.is_empty():
-        moments = table[contract.time.name]
-        raise DataError(f"no row lies from {since} until {until}; the table spans {tables.describe_span(moments)}")
+        raise DataError(
+            f"no row is between {since} and {until}; the table spans {tables.describe_span(table[contract.time.name])}"
+        )
     return rows
 
 

@@ -26,7 +26,7 @@ CASES: list[tuple[Column, Any, str]] = [
 
 
 @pytest.mark.parametrize(("column", "value", "message"), CASES)
-def test_one_fault_has_one_message_wherever_it_is_found(column: Column, value: Any, message: str) -> None:
+def test_one_error_has_one_message_everywhere(column: Column, value: Any, message: str) -> None:
     target = Column(name="y", type="boolean", role="target")
     contract, dtype = Contract(name="any", columns=(column, target)), DTYPES[column.type]
     table = pl.DataFrame({"x": pl.Series([value], dtype=dtype), "y": [True]})

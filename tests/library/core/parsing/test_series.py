@@ -192,7 +192,7 @@ def test_cells_mean_what_the_contract_says(name: str, cell: Any, value: Any) -> 
         ("german", "31/01/2020", r"or be written %d\.%m\.%Y %H:%M or"),
     ],
 )
-def test_cells_of_no_meaning_are_told_what_they_must_be(name: str, cell: Any, message: str) -> None:
+def test_invalid_cells_report_what_they_must_be(name: str, cell: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_value(cell, COLUMNS[name])
     assert together([cell], COLUMNS[name]) == [(None, True)]

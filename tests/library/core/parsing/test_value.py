@@ -31,13 +31,13 @@ COLUMNS: list[Column] = [
     ],
     ids=lambda text: text[:3],
 )
-def test_a_long_text_is_read_or_refused_at_once(column: Column, text: str) -> None:
+def test_long_text_is_parsed_or_rejected_at_once(column: Column, text: str) -> None:
     start = time.perf_counter()
     with suppress(ValueError):
         parse_value(text, column)
     assert time.perf_counter() - start < 0.5
 
 
-def test_an_integer_of_thousands_of_digits_is_refused_in_the_usual_words() -> None:
+def test_integer_of_thousands_of_digits_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"^must be an integer$"):
         parse_value("9" * 5000, COLUMNS[1])

@@ -1,4 +1,4 @@
-"""A project becomes one about another table wholly or not at all, and says what it is about in every file."""
+"""Adopting a table is atomic, and every file of the project then describes the new table."""
 
 import io
 import json
@@ -167,7 +167,7 @@ def test_what_belonged_to_the_former_table_is_set_aside_and_kept(former: Path, t
     )
 
 
-def test_the_readme_tells_about_the_new_table_and_keeps_the_rest(former: Path, table: Path) -> None:
+def test_readme_describes_the_new_table_and_keeps_the_rest(former: Path, table: Path) -> None:
     take(table)
     text = Path("README.md").read_text()
     assert "Parcels come late" not in text
@@ -185,13 +185,13 @@ def test_the_readme_tells_about_the_new_table_and_keeps_the_rest(former: Path, t
     assert "it predicts spent, a number" in Path("README.md").read_text()
 
 
-def test_a_readme_of_ones_own_stays(former: Path, table: Path) -> None:
+def test_readme_without_markers_stays(former: Path, table: Path) -> None:
     Path("README.md").write_text("# Mine alone\n")
     take(table)
     assert Path("README.md").read_text() == "# Mine alone\n"
 
 
-def test_the_data_card_tells_what_was_decided_and_seen(former: Path, tmp_path: Path) -> None:
+def test_data_card_shows_decisions_and_issues(former: Path, tmp_path: Path) -> None:
     make_shop_table(400, flat=["x"] * 400).write_csv(tmp_path / "tills.csv")
     take(tmp_path / "tills.csv")
     text = Path("reports/data_card.md").read_text()
@@ -202,7 +202,7 @@ def test_the_data_card_tells_what_was_decided_and_seen(former: Path, tmp_path: P
     assert Path("decisions.yaml").read_text().startswith("# For people.\n")
 
 
-def test_it_can_be_done_again_with_a_model_of_its_own(former: Path, table: Path) -> None:
+def test_adopting_again_uses_a_new_model(former: Path, table: Path) -> None:
     first = take(table)
     second = take(table, target="spent")
     assert (first.name, second.name) == ("before-adoption-1", "before-adoption-2")
@@ -302,17 +302,15 @@ def test_a_file_that_cannot_be_replaced_leaves_all_as_it_was(former: Path, table
     assert not applying.FOLDER.exists()
 
 
-def test_a_refused_table_changes_nothing(former: Path, tmp_path: Path) -> None:
+def test_a_rejected_table_changes_nothing(former: Path, tmp_path: Path) -> None:
     before = content(former)
     make_shop_table(12).write_csv(tmp_path / "few.csv")
-    with pytest.raises(DataError, match=r"few rows: 12 rows; bring more"):
+    with pytest.raises(DataError, match=r"few rows: 12 rows; add rows"):
         take(tmp_path / "few.csv")
     assert content(former) == before
 
 
-def test_what_a_killed_process_had_begun_is_cleared_away_by_the_next_run(
-    former: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_next_run_clears_what_a_killed_process_left(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (former / applying.NEW).mkdir(parents=True)
     (former / applying.NEW / "half.parquet").write_bytes(b"half")
     (former / paths.PARAMS).write_text("no params: true\n")
@@ -322,7 +320,7 @@ def test_what_a_killed_process_had_begun_is_cleared_away_by_the_next_run(
     assert not applying.FOLDER.exists()
 
 
-def test_an_interrupt_while_a_table_is_read_is_one_line_and_changes_nothing(
+def test_interrupt_while_reading_is_one_line_and_changes_nothing(
     former: Path, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -345,7 +343,7 @@ def test_the_table_may_be_the_very_file_that_is_replaced(former: Path) -> None:
     assert pl.read_parquet("data/raw/till.parquet").equals(make_shop_table(400))
 
 
-def test_params_keep_their_comments_and_what_a_table_does_not_decide(tmp_path: Path) -> None:
+def test_params_keep_comments_and_other_values(tmp_path: Path) -> None:
     before = (
         "# every knob\nseed: 13 # luck\n\ndata:\n  raw: data/raw/parcels.parquet # here\n  until: null\n\n"
         "split:\n  by: time\n  test_days: 3\n\ntrain:\n  estimator: ridge\n\nevaluate:\n  slices: [a]\n"

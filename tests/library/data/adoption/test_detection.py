@@ -25,7 +25,7 @@ from library.helpers.adoption_helpers import adopt_file, find_role, issue_set, p
 ROWS = 300
 RANDOM = random.Random(0)
 AMOUNTS = [round(RANDOM.lognormvariate(6, 1.2) * RANDOM.choice([1, 1, -1]), 2) for _ in range(ROWS)]
-MOMENTS = [datetime(2023, 1, 1) + timedelta(hours=9 * at) for at in range(ROWS)]
+TIMES = [datetime(2023, 1, 1) + timedelta(hours=9 * at) for at in range(ROWS)]
 LABELS = [RANDOM.choice(["yes", "no"]) for _ in range(ROWS)]
 
 
@@ -89,13 +89,13 @@ def test_cells_are_read_as_what_they_mean(cells: list[str], kind: str, values: l
     assert (parse.type, read_column(series, parse)[0].to_list()) == (kind, values)
 
 
-def test_a_boolean_is_told_by_one_spelling_of_each_kind() -> None:
+def test_boolean_has_one_spelling_of_each_value() -> None:
     parse = guess_column(pl.Series("c", ["Yes", "No", "yes", "NO", "no"] * 9), Hints())
     assert parse is not None
     assert parse.description == "boolean (Yes or NO)"
 
 
-def test_a_thousand_or_one_and_a_bit_is_not_guessed_unless_the_table_tells() -> None:
+def test_ambiguous_thousands_are_not_guessed() -> None:
     unclear = pl.DataFrame({"price": ["1,234", "5,678"], "note": ["a", "b"]})
     found, _ = guess_table(unclear, Hints())
     assert found["price"] is not None
@@ -105,7 +105,7 @@ def test_a_thousand_or_one_and_a_bit_is_not_guessed_unless_the_table_tells() -> 
     assert read_column(unclear["price"], found["price"])[0].to_list() == [1.234, 5.678]
 
 
-def test_dates_that_may_be_either_are_read_in_the_order_that_runs_forward() -> None:
+def test_ambiguous_dates_use_the_chronological_order() -> None:
     series = pl.Series("c", ["01/11/2020", "02/11/2020", "01/12/2020", "02/12/2020"])
     parse = guess_column(series, Hints())
     assert parse is not None
@@ -171,7 +171,7 @@ def test_few_words_leave_a_column_of_numbers_or_dates_what_it_is(tmp_path: Path)
     table = pl.DataFrame(
         {
             "amount": strewn(written(AMOUNTS, str), ["pending", "refused"], 0.2),
-            "shipped": strewn(written(MOMENTS, str), ["open"], 0.2),
+            "shipped": strewn(written(TIMES, str), ["open"], 0.2),
             "won": LABELS,
         }
     )
@@ -190,9 +190,9 @@ def test_few_words_leave_a_column_of_numbers_or_dates_what_it_is(tmp_path: Path)
         ([f"{abs(value):.1f}{RANDOM.choice(['k', ''])}" for value in AMOUNTS], "unit"),
         ([f"{RANDOM.random():.3f}" if at % 2 else f"{RANDOM.random() * 90 + 5:.1f}%" for at in range(ROWS)], "scale"),
         ([f"{RANDOM.random() * 8 + 1:.3f}" for _ in range(ROWS)], "number"),
-        ([moment.strftime("%GW%V") for moment in MOMENTS], "dates"),
-        ([moment.strftime(RANDOM.choice(["%d/%m/%Y", "%m/%d/%Y"])) for moment in MOMENTS], "dates"),
-        ([f"{moment.year}Q{moment.month // 4 + 1}" for moment in MOMENTS], "dates"),
+        ([time.strftime("%GW%V") for time in TIMES], "dates"),
+        ([time.strftime(RANDOM.choice(["%d/%m/%Y", "%m/%d/%Y"])) for time in TIMES], "dates"),
+        ([f"{time.year}Q{time.month // 4 + 1}" for time in TIMES], "dates"),
     ],
     ids=["currencies", "units", "magnitudes", "percent", "groups", "weeks", "orders", "quarters"],
 )
@@ -222,7 +222,7 @@ def test_codes_with_digits_stay_texts(cells: list[str]) -> None:
     assert detected(cells).is_text
 
 
-def test_thousands_are_told_from_decimals_by_the_whole_table() -> None:
+def test_whole_table_separates_thousands_from_decimals() -> None:
     residents = [f"{value:,}".replace(",", ".") for value in [455, 8969, 517, 25131, 6495, 45017] * 3]
     assert detected(residents).unclear == "number"
     assert detected(residents * 10).parse.thousands == "."
@@ -254,27 +254,27 @@ def test_thousands_are_told_from_decimals_by_the_whole_table() -> None:
     ],
 )
 def test_timestamps_are_read_as_machines_write_them(write: str, formats: tuple[str, ...], zone: str) -> None:
-    cells = [moment.strftime(write) for moment in MOMENTS]
+    cells = [time.strftime(write) for time in TIMES]
     found = detected(cells)
     assert (found.parse.date_formats, found.time_zone, found.unclear) == (formats, zone, "")
-    assert read_column(pl.Series(cells), found)[0].to_list() == MOMENTS
+    assert read_column(pl.Series(cells), found)[0].to_list() == TIMES
 
 
 @pytest.mark.parametrize(
     ("name", "write", "formats"),
     [
-        ("created_at", lambda moment: f"{moment.timestamp():.0f}", ("epoch_s",)),
-        ("ts", lambda moment: f"{moment.timestamp():.3f}", ("epoch_s",)),
-        ("event_time", lambda moment: f"{moment.timestamp() * 1e3:.0f}", ("epoch_ms",)),
-        ("event_time", lambda moment: f"{moment.timestamp() * 1e6:.0f}", ("epoch_us",)),
-        ("timestamp", lambda moment: f"{int(moment.timestamp()) * 10**9 + 7}", ("epoch_ns",)),
-        ("order_date", lambda moment: f"{(moment.timestamp() / 86400 + 25569):.6f}", ("excel_days",)),
+        ("created_at", lambda time: f"{time.timestamp():.0f}", ("epoch_s",)),
+        ("ts", lambda time: f"{time.timestamp():.3f}", ("epoch_s",)),
+        ("event_time", lambda time: f"{time.timestamp() * 1e3:.0f}", ("epoch_ms",)),
+        ("event_time", lambda time: f"{time.timestamp() * 1e6:.0f}", ("epoch_us",)),
+        ("timestamp", lambda time: f"{int(time.timestamp()) * 10**9 + 7}", ("epoch_ns",)),
+        ("order_date", lambda time: f"{(time.timestamp() / 86400 + 25569):.6f}", ("excel_days",)),
     ],
 )
 def test_counted_times_are_read_by_name_and_size(
     name: str, write: Callable[[datetime], str], formats: tuple[str, ...]
 ) -> None:
-    cells = [write(moment.replace(tzinfo=UTC)) for moment in MOMENTS]
+    cells = [write(time.replace(tzinfo=UTC)) for time in TIMES]
     for series in (
         pl.Series(name, cells),
         pl.Series(name, [float(cell) if "." in cell else int(cell) for cell in cells]),
@@ -282,25 +282,25 @@ def test_counted_times_are_read_by_name_and_size(
         found = guess_column(series, Hints())
         assert found is not None
         assert found.parse.date_formats == formats
-        assert read_column(series, found)[0].to_list() == MOMENTS
+        assert read_column(series, found)[0].to_list() == TIMES
 
 
 def test_counts_of_a_time_without_its_name_are_reported(tmp_path: Path) -> None:
-    table = pl.DataFrame({"c": [int(moment.timestamp() * 1000) for moment in MOMENTS], "won": LABELS})
+    table = pl.DataFrame({"c": [int(time.timestamp() * 1000) for time in TIMES], "won": LABELS})
     assert ("looks like dates", "c", "warned") in issue_set(propose(table, "won", tmp_path).issues)
 
 
 @pytest.mark.parametrize(
     ("cells", "formats"),
     [
-        (strewn([f"{m:%Y-%m-%d %H:%M}" for m in MOMENTS], ["0000-00-00 00:00:00", "infinity"], 0.1), ()),
-        (strewn([f"{m:%d.%m.%Y}" for m in MOMENTS], ["00.00.0000"], 0.1), ("%d.%m.%Y",)),
-        ([f"{m:%Y-%m-%d}" if at % 3 else f"{m:%d/%m/%Y}" for at, m in enumerate(MOMENTS)], ("%d/%m/%Y",)),
-        ([f"{m:%b %d, %Y}" if at % 3 else f"{m:%Y-%m-%d}" for at, m in enumerate(MOMENTS)], ("%b %d, %Y",)),
-        ([f"{m:%d-%m-%y}" for m in MOMENTS], ("%d-%m-%y",)),
-        ([f"{m:%b %Y}" for m in MOMENTS], ("%b %Y",)),
-        ([f"{m:%b-%y}" for m in MOMENTS], ("%b-%y",)),
-        ([f"{m:%Y-%m}" for m in MOMENTS], ("%Y-%m",)),
+        (strewn([f"{m:%Y-%m-%d %H:%M}" for m in TIMES], ["0000-00-00 00:00:00", "infinity"], 0.1), ()),
+        (strewn([f"{m:%d.%m.%Y}" for m in TIMES], ["00.00.0000"], 0.1), ("%d.%m.%Y",)),
+        ([f"{m:%Y-%m-%d}" if at % 3 else f"{m:%d/%m/%Y}" for at, m in enumerate(TIMES)], ("%d/%m/%Y",)),
+        ([f"{m:%b %d, %Y}" if at % 3 else f"{m:%Y-%m-%d}" for at, m in enumerate(TIMES)], ("%b %d, %Y",)),
+        ([f"{m:%d-%m-%y}" for m in TIMES], ("%d-%m-%y",)),
+        ([f"{m:%b %Y}" for m in TIMES], ("%b %Y",)),
+        ([f"{m:%b-%y}" for m in TIMES], ("%b-%y",)),
+        ([f"{m:%Y-%m}" for m in TIMES], ("%Y-%m",)),
     ],
     ids=["zeros", "german zeros", "mixed", "words", "short", "month", "short month", "iso month"],
 )
@@ -310,7 +310,7 @@ def test_dates_are_read_as_people_write_them(cells: list[str], formats: tuple[st
     dates = read_column(pl.Series(cells), found)[0]
     held = dates.is_not_null()
     assert (dates.dt.year() == 2023).filter(held).all()
-    assert (dates.dt.month() == pl.Series(MOMENTS).dt.month()).filter(held).all()
+    assert (dates.dt.month() == pl.Series(TIMES).dt.month()).filter(held).all()
     assert held.sum() > 0.85 * ROWS
 
 
@@ -325,11 +325,11 @@ def test_dates_are_read_as_people_write_them(cells: list[str], formats: tuple[st
     ],
 )
 def test_times_with_offsets_keep_the_hour_that_was_written(zones: list[str], named: str) -> None:
-    moments = [moment.replace(tzinfo=UTC).astimezone(ZoneInfo(RANDOM.choice(zones))) for moment in MOMENTS]
-    cells = pl.Series([moment.isoformat() for moment in moments])
+    moments = [time.replace(tzinfo=UTC).astimezone(ZoneInfo(RANDOM.choice(zones))) for time in TIMES]
+    cells = pl.Series([time.isoformat() for time in moments])
     found = detected(cells.to_list())
     assert found.time_zone == named
-    assert read_column(cells, found)[0].to_list() == [moment.replace(tzinfo=None) for moment in moments]
+    assert read_column(cells, found)[0].to_list() == [time.replace(tzinfo=None) for time in moments]
 
 
 def test_time_zone_is_found_in_all_rows_and_not_only_in_the_first(
@@ -337,7 +337,7 @@ def test_time_zone_is_found_in_all_rows_and_not_only_in_the_first(
 ) -> None:
     for name in ("HEAD_ROWS", "MAX_COUNTED_VALUES"):
         monkeypatch.setattr(f"flywheel_ml.data.adoption.profiling.{name}", 20)
-    berlin = [moment.replace(tzinfo=UTC).astimezone(ZoneInfo("Europe/Berlin")).isoformat() for moment in MOMENTS]
+    berlin = [time.replace(tzinfo=UTC).astimezone(ZoneInfo("Europe/Berlin")).isoformat() for time in TIMES]
     pl.DataFrame({"at": berlin, "won": LABELS}).write_csv(tmp_path / "t.csv")
     assert profile_source(tmp_path / "t.csv", "won").columns["at"].parse.time_zone == "Europe/Berlin"
 
@@ -392,10 +392,10 @@ def odd_table() -> dict[str, list[str]]:
         "books": written(AMOUNTS, lambda x: f"({abs(x):,.2f})" if x < 0 else f"{x:,.2f}"),
         "count": strewn(written(AMOUNTS, lambda x: f"{abs(int(x))}.0"), ["", "<NA>"], 0.2),
         "huge": strewn(written(AMOUNTS, str), ["1e300", "inf"], 0.008),
-        "day": [f"{m:%d/%m/%Y}" for m in MOMENTS],
-        "stamp": [f"{int(m.timestamp()) * 1000}" for m in MOMENTS],
-        "zoned": [m.replace(tzinfo=UTC).astimezone(ZoneInfo("Europe/Berlin")).isoformat(" ") for m in MOMENTS],
-        "zero": strewn([f"{m:%Y-%m-%d}" for m in MOMENTS], ["0000-00-00"], 0.1),
+        "day": [f"{m:%d/%m/%Y}" for m in TIMES],
+        "stamp": [f"{int(m.timestamp()) * 1000}" for m in TIMES],
+        "zoned": [m.replace(tzinfo=UTC).astimezone(ZoneInfo("Europe/Berlin")).isoformat(" ") for m in TIMES],
+        "zero": strewn([f"{m:%Y-%m-%d}" for m in TIMES], ["0000-00-00"], 0.1),
         "code": [f"{at:05d}" for at in range(ROWS)],
         "wo\u0308rter": RANDOM.choices(["ja", "nein"], k=ROWS),
         "score": written(AMOUNTS, str),
@@ -442,7 +442,7 @@ def test_rows_of_the_adopted_file_are_read_alone_as_in_the_table(tmp_path: Path)
 
 
 def test_typed_times_keep_their_zone(tmp_path: Path) -> None:
-    moments = pl.Series(MOMENTS, dtype=pl.Datetime("ns")).dt.replace_time_zone("UTC")
+    moments = pl.Series(TIMES, dtype=pl.Datetime("ns")).dt.replace_time_zone("UTC")
     table = pl.DataFrame({"at": moments.dt.convert_time_zone("America/New_York"), "won": LABELS})
     found = propose(table, "won", tmp_path)
     assert found.columns[0]["time_zone"] == "America/New_York"

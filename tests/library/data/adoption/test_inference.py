@@ -71,7 +71,7 @@ def test_the_target_decides_the_task(tmp_path: Path, values: list[Any], task: st
     assert (found.task, find_column(found, "y").get("categories")) == (task, classes)
 
 
-def test_numbers_too_many_for_classes_are_told_with_what_makes_them_classes(tmp_path: Path) -> None:
+def test_many_numbers_are_regression_and_name_the_option(tmp_path: Path) -> None:
     table = make_shop_table(ROWS, y=[at % 30 for at in range(ROWS)])
     assert "--task multiclass" in next(
         found.why
@@ -104,7 +104,7 @@ def test_a_column_is_an_input_by_its_type_and_few_values(tmp_path: Path) -> None
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=2, unique=True))
-def test_a_range_is_wider_than_what_was_seen_and_does_not_cross_zero(ends: list[float]) -> None:
+def test_range_is_wider_than_seen_and_does_not_cross_zero(ends: list[float]) -> None:
     low, high = sorted(ends)
     parse = TEXT._replace(type="float")
     limits = columns.choose_range(ColumnProfile("x", parse, 0, 0, (), low, high, 2, False, None, 0))
@@ -114,7 +114,7 @@ def test_a_range_is_wider_than_what_was_seen_and_does_not_cross_zero(ends: list[
     assert not high <= 0 < limits[1]
 
 
-def test_texts_too_many_to_list_are_inputs_by_their_words_or_by_the_target_s_mean(tmp_path: Path) -> None:
+def test_texts_with_many_values_become_words_or_target_means(tmp_path: Path) -> None:
     note = [f"the quick brown {at} jumps" for at in range(ROWS * 2)]
     found = propose(
         make_shop_table(ROWS * 2, note=note, town=[f"t{at % 200}" for at in range(ROWS * 2)]), "bought", tmp_path
@@ -124,7 +124,7 @@ def test_texts_too_many_to_list_are_inputs_by_their_words_or_by_the_target_s_mea
     assert {("free text", "note", "handled"), ("many values", "town", "handled")} <= issue_set(found.issues)
 
 
-def test_a_moment_is_expanded_into_what_its_span_and_its_precision_tell(tmp_path: Path) -> None:
+def test_datetime_features_follow_span_and_precision(tmp_path: Path) -> None:
     days = [datetime(2020, 1, 1) + timedelta(days=4 * at) for at in range(ROWS)]
     found = propose(make_shop_table(ROWS, at=days, born=[*MOMENTS[1:], None]), "bought", tmp_path)
     assert find_column(found, "at")["datetime_features"] == ["weekday", "year_cycle"]
@@ -156,7 +156,7 @@ def test_rows_of_one_entity_stay_together(tmp_path: Path) -> None:
     assert find_role(found, "patient_age") == "feature"
 
 
-def test_an_id_names_rows_and_is_no_input(tmp_path: Path) -> None:
+def test_id_is_not_an_input(tmp_path: Path) -> None:
     table = make_shop_table(
         ROWS, order_id=range(1000, 1000 + ROWS), uuid=[f"u{at}" for at in range(ROWS)], row=range(ROWS)
     )
@@ -188,7 +188,7 @@ def gaps(count: int) -> list[int]:
         ("income", gaps(ROWS), "feature"),
     ],
 )
-def test_a_row_counter_is_no_input(tmp_path: Path, name: str, numbers: list[int], became: str) -> None:
+def test_row_counter_is_not_an_input(tmp_path: Path, name: str, numbers: list[int], became: str) -> None:
     table = make_shop_table(ROWS)
     found = propose(table.select(pl.Series(name, numbers), pl.all()), "bought", tmp_path)
     assert find_role(found, name) == became
@@ -199,7 +199,7 @@ def test_a_row_counter_is_no_input(tmp_path: Path, name: str, numbers: list[int]
         ) == ("feature")
 
 
-def test_sample_weights_weigh_and_are_no_input(tmp_path: Path) -> None:
+def test_sample_weights_are_not_an_input(tmp_path: Path) -> None:
     table = make_shop_table(ROWS, sample_weight=RNG.random(ROWS) + 0.5, weight=RNG.random(ROWS) + 60)
     found = propose(table, "bought", tmp_path)
     assert find_column(found, "sample_weight") == {"name": "sample_weight", "type": "float", "role": "weight"}
@@ -213,7 +213,7 @@ def test_sample_weights_weigh_and_are_no_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cells", [["a", "b"], [-1.0, 2.0], [None, 1.0]], ids=["text", "negative", "missing"])
-def test_a_column_that_cannot_weigh_is_refused(tmp_path: Path, cells: list[Any]) -> None:
+def test_a_column_that_cannot_weigh_is_rejected(tmp_path: Path, cells: list[Any]) -> None:
     table = make_shop_table(ROWS, weights=cells * (ROWS // 2))
     assert find_role(propose(table, "bought", tmp_path), "weights") == "feature"
     with pytest.raises(
@@ -222,7 +222,7 @@ def test_a_column_that_cannot_weigh_is_refused(tmp_path: Path, cells: list[Any])
         propose(table, "bought", tmp_path, weight="weights")
 
 
-def test_a_class_that_only_the_newest_rows_have_is_reported_and_split_by_hash(tmp_path: Path) -> None:
+def test_class_in_newest_rows_only_is_reported_and_split_by_hash(tmp_path: Path) -> None:
     late = pl.when(pl.int_range(ROWS) < ROWS - 30).then("bought").otherwise(pl.lit("returned"))
     table = make_shop_table(ROWS, at=MOMENTS).with_columns(bought=late)
     found = propose(table, "bought", tmp_path)
@@ -236,7 +236,7 @@ def test_a_class_that_only_the_newest_rows_have_is_reported_and_split_by_hash(tm
     assert "late class" not in {issue.kind for issue in dropped.issues}
 
 
-def test_a_class_whose_groups_the_split_keeps_from_training_is_refused(tmp_path: Path) -> None:
+def test_class_without_training_group_is_rejected(tmp_path: Path) -> None:
     customers = np.arange(ROWS) // 8
     of_tests = next(one for one in range(50) if split.draw(pl.Series([one])).item() > 0.85)
     table = make_shop_table(ROWS, customer_id=customers)
@@ -350,7 +350,7 @@ IssueKey = tuple[str, str, str]
         ),
     ],
 )  # fmt: skip
-def test_a_danger_is_named_before_anything_is_trained(
+def test_issues_are_reported_before_training(
     tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], issue: IssueKey, became: str | None
 ) -> None:
     table = make_shop_table(ROWS)
@@ -388,7 +388,7 @@ def test_a_limit_within_one_column_is_a_leak_at_any_size(rows: int, severity: st
     assert (leak.column, leak.severity, leak.evidence) == ("grams", severity, "ROC AUC 1.000 by itself")
 
 
-def test_a_column_that_nearly_tells_the_target_is_asked_about() -> None:
+def test_column_that_nearly_reveals_the_target_warns() -> None:
     rng = np.random.default_rng(0)
     accepted = rng.random(1000) < 0.7
     spent = np.where(accepted & (rng.random(1000) > 0.02), rng.exponential(100, 1000), 0.0)
@@ -398,7 +398,7 @@ def test_a_column_that_nearly_tells_the_target_is_asked_about() -> None:
 
 
 @pytest.mark.parametrize("rows", [24, 60, 300])
-def test_chance_is_no_leak_however_few_the_rows_and_rare_the_class(rows: int) -> None:
+def test_chance_is_not_reported_as_leakage(rows: int) -> None:
     rng = np.random.default_rng(rows)
     for share in (0.1, 0.5):
         table = pl.DataFrame({f"x{at}": rng.normal(size=rows) for at in range(200)})
@@ -484,7 +484,7 @@ def test_the_positive_class_can_be_chosen(tmp_path: Path) -> None:
         ("bougth", {}, "did you mean 'bought'?"),
         ("bought", {"id": "shlef"}, "did you mean 'shelf'?"),
         ("bought", {"id": "shelf"}, "does not name each row"),
-        ("bought", {"time": "spent"}, "holds no dates"),
+        ("bought", {"time": "spent"}, "contains no parseable dates"),
         ("bought", {"ignore": ("bought",)}, "is given to --target too"),
         ("bought", {"task": "regression"}, "holds no numbers"),
         ("bought", {"task": "multiclass"}, "2 classes"),
@@ -495,7 +495,7 @@ def test_the_positive_class_can_be_chosen(tmp_path: Path) -> None:
         ("bought", {"split": "time", "time": "none"}, "needs a time column"),
     ],
 )
-def test_a_flag_that_does_not_fit_the_table_is_said(
+def test_option_that_does_not_fit_the_table_is_reported(
     tmp_path: Path, target: str, said: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
@@ -512,7 +512,7 @@ def test_a_flag_that_does_not_fit_the_table_is_said(
         (pl.DataFrame({"a": [1] * ROWS, "y": [0, 1] * (ROWS // 2)}), "y", "no column is left"),
     ],
 )
-def test_a_table_that_nothing_can_be_learnt_from_is_refused(
+def test_table_that_cannot_be_learned_from_is_rejected(
     tmp_path: Path, table: pl.DataFrame, target: str, message: str
 ) -> None:
     with pytest.raises(DataError) as raised:

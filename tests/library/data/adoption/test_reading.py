@@ -74,7 +74,7 @@ def frame() -> pl.DataFrame:
         ("t", lambda table, path: table.write_parquet(path, partition_by="n", mkdir=True)),
     ],
 )
-def test_typed_files_keep_their_types_and_lose_what_no_model_takes(
+def test_typed_files_keep_types_and_drop_nested_columns(
     tmp_path: Path, name: str, write: Callable[[pl.DataFrame, Path], None]
 ) -> None:
     write(frame(), tmp_path / name)
@@ -157,9 +157,7 @@ def test_counts_over_many_batches_are_those_of_the_whole(tmp_path: Path, monkeyp
     assert found.sample["k"].mean() == pytest.approx(3.0, abs=0.2)
 
 
-def test_a_query_is_read_in_batches_and_types_may_differ_between_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_query_batches_may_differ_in_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "BATCH_ROWS", 2)
     with sqlite3.connect(tmp_path / "shop.db") as connection:
         connection.execute("create table orders (id integer, amount, note text)")
@@ -183,31 +181,31 @@ def wrong(name: str, content: bytes) -> Callable[[Path], str]:
     ("make", "said"),
     [
         (wrong("t.csv", b""), "is empty (0 bytes)"),
-        (wrong("t.csv", b"  \n\n"), "nothing but blanks"),
+        (wrong("t.csv", b"  \n\n"), "only blanks"),
         (wrong("t.csv", b"a,b\n"), "has no rows, only a header"),
         (wrong("t.csv", b"b\n1\n2\n"), "has one column only ('b')"),
-        (wrong("t.csv", b"a,b,a\n1,2,3\n"), "the column 'a' stands twice"),
+        (wrong("t.csv", b"a,b,a\n1,2,3\n"), "the column 'a' appears twice"),
         (wrong("t.csv", b"1,2\n3,4\n"), "has no header"),
         (wrong("t.csv", b"a,b\n1,2\n1,2,3,4\n"), "line 3: 4 cells where the header has 2"),
-        (wrong("t.csv", b"a,b\x00\x01\n1,2\n"), "is no readable text"),
+        (wrong("t.csv", b"a,b\x00\x01\n1,2\n"), "is not readable text"),
         (wrong("t.csv", b"PAR1xxxxxPAR1"), "is Parquet by its content, not csv"),
-        (wrong("t.parquet", b"a,b\n1,2\n"), "is no Parquet file"),
-        (wrong("t.parquet", b"PAR1 and then nothing"), "is cut off"),
+        (wrong("t.parquet", b"a,b\n1,2\n"), "is not a Parquet file"),
+        (wrong("t.parquet", b"PAR1 and then nothing"), "is truncated"),
         (wrong("t.xlsx", b"PK\x03\x04xxxxxx"), "zip (or Excel) by its content; unpack it, or save it as CSV"),
         (wrong("t.csv", gzip.compress(b"a,b\n1,2\n", mtime=0)), "is gzip by its content; rename it to t.csv.gz"),
         (wrong("t.csv.gz", b"a,b\n1,2\n"), "is not gzip by its content; rename it to t.csv"),
         (wrong("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 999, mtime=0)[:40]), "is damaged gzip"),
-        (wrong("t.json", b"b,c"), "is no JSON of rows"),
+        (wrong("t.json", b"b,c"), "is not JSON with rows"),
         (wrong("t.db", b"SQLite format 3\0"), "sqlite:///PATH"),
         (lambda folder: str(folder / "t.cvs"), "does not exist"),
         (str, "is a folder without Parquet files"),
-        (lambda _: "https://example.org/t.csv", "is no database; download the file"),
+        (lambda _: "https://example.org/t.csv", "is not a database; download the file"),
         (lambda _: "nosuch://me:secret@host/db", "no driver"),
         (lambda folder: f"sqlite:///{folder}/none.db", "does not exist"),
-        (lambda _: "postgresql://me:secret@localhost:port/db", "postgresql:… is no database URL"),
+        (lambda _: "postgresql://me:secret@localhost:port/db", "postgresql:… is not a database URL"),
     ],
 )
-def test_what_is_no_table_is_said_in_one_line(tmp_path: Path, make: Callable[[Path], str], said: str) -> None:
+def test_source_that_is_not_a_table_is_one_error_line(tmp_path: Path, make: Callable[[Path], str], said: str) -> None:
     with pytest.raises(DataError) as raised:
         profile_source(make(tmp_path), "b")
     assert said in str(raised.value)
@@ -254,7 +252,7 @@ def test_a_password_is_never_shown(url: str) -> None:
     assert "hush" not in str(raised.value)
 
 
-def test_a_driver_s_own_fault_does_not_tell_a_password_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_error_does_not_reveal_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     def faulty(url: sa.URL) -> None:
         raise KeyError(f"{url.render_as_string(hide_password=False)} p%40ss p@ss")
 
@@ -266,7 +264,7 @@ def test_a_driver_s_own_fault_does_not_tell_a_password_either(monkeypatch: pytes
     assert raised.value.__suppress_context__
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_rejected_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.csv")
     with pytest.raises(DataError, match=r"rows.csv is a pipe or a device"):
         profile_source(tmp_path / "rows.csv", "a")

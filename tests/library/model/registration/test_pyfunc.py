@@ -52,7 +52,7 @@ def test_the_stock_model_refuses_a_tampered_bundle(bundle_path: Path, tmp_path: 
     copy = shutil.copytree(bundle_path, tmp_path / "bundle")
     with (copy / "model.onnx").open("ab") as stream:
         stream.write(b"x")
-    with pytest.raises(IntegrityError, match=r"model.onnx was changed after it was sealed"):
+    with pytest.raises(IntegrityError, match=r"model.onnx was changed after its manifest was written"):
         BundleModel().load_context(SimpleNamespace(artifacts={"bundle": str(copy)}))
 
 

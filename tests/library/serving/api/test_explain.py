@@ -170,7 +170,7 @@ def test_a_background_that_was_changed_is_refused_by_name_and_the_model_in_memor
         return bool(refused)
 
     wait_for(is_refused)
-    assert f"{BACKGROUND} was changed after it was sealed" in refused["reason"]
+    assert f"{BACKGROUND} was changed after its manifest was written" in refused["reason"]
     after = json.loads(caller.request("POST", "/explain", json={"instances": [example]}).content)
     assert after["explanations"] == json.loads(before)["explanations"]
     assert (after["model_version"], after["variant"], after["degraded"]) == ("1", "fallback", True)

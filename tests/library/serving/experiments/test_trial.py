@@ -500,7 +500,7 @@ def test_a_routing_that_names_a_model_twice_keeps_what_is_in_memory(site: Site, 
     content["challenger"]["ref"] = content["champion"]
     path.write_text(json.dumps(content))
     wait_for(lambda: site.model()["refused"] is not None)
-    assert "beside itself" in site.model()["refused"]["reason"]
+    assert "alongside itself" in site.model()["refused"]["reason"]
     assert site.ask(example)["variant"] == "challenger"
 
 

@@ -1,4 +1,4 @@
-"""How a cell becomes a value: one definition for files, requests and labels, from what the contract says of a column.
+"""Parses cells by the contract's rules for a column; files, requests and labels share this one definition.
 
 `parse_value` reads one value, `parsing.series.parse_series` a column of a frame; both give the same answer for the
 same cell. A cell is missing if it is null, NaN, an infinity, an empty text, one of the column's `na_values`, or, but

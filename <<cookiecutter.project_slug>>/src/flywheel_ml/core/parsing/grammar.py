@@ -1,4 +1,4 @@
-"""What is compiled from the contract's word on a column, for one value and for whole columns alike."""
+"""Compiles a column's parsing rules from the contract, for single values and whole columns."""
 
 import re
 import unicodedata
@@ -22,7 +22,7 @@ MARKERS = frozenset(
 """Texts for a missing value in columns of numbers, booleans and timestamps; in lower case."""
 
 PANDAS_MARKERS = frozenset(("None", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "nan", "NaN"))
-"""Words that pandas reads as missing in a column of texts, too."""
+"""Words that pandas also reads as missing in a column of texts."""
 
 BOOLEANS = {
     **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
@@ -32,20 +32,20 @@ BLANKS = (
     " \t\n\r\x0b\x0c\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
-"""What Unicode calls white space. Python's own idea of it has four characters more than that of Polars."""
+"""White space as Unicode defines it. Python's own definition has four characters more than that of Polars."""
 TYPOGRAPHY = {
     "[\xa0\u2007\u2009\u202f]": " ",
     "[\u2212\u2013\uff0d]": "-",
     "[\u2019]": "'",
 }
-"""Characters of typeset numbers and what stands for them in plain text."""
+"""Characters of typeset numbers and their plain-text replacements."""
 ZEROS = "0-/.: T"
-"""A date of nothing but these, such as 0000-00-00, is missing."""
+"""A date made only of these, such as 0000-00-00, is missing."""
 MIN_ZEROS = 8
 
 
 class Grammar(NamedTuple):
-    """How the cells of a column are read.
+    """Parsing rules for the cells of a column.
 
     `na_values` and `booleans` (in lower case) are texts; `sentinels` are the values that `na_values` name. `number`
     is the expression that every number as text fits; its groups are the signs and the digits. `code_width` is the width
@@ -68,7 +68,7 @@ class Grammar(NamedTuple):
     missing_category: str | None
 
     def is_marker(self, text: str) -> bool:
-        """Whether a stripped text stands for a missing value."""
+        """Whether a stripped text marks a missing value."""
         if text in self.na_values or not text:
             return True
         if self.type == "string":
@@ -82,7 +82,7 @@ class Grammar(NamedTuple):
 
 
 def build_grammar(column: Column) -> Grammar:
-    """The grammar of a column."""
+    """Build the grammar of a column."""
     texts = column.categories if column.type == "string" and column.role != "target" else None
     return _build_grammar(column.type, column.parse, column.time_zone, texts or (), column.nullable)
 
@@ -112,7 +112,7 @@ def _build_grammar(
     )
     if kind not in ("float", "integer", "datetime") or not parse.na_values:
         return found
-    from flywheel_ml.core.parsing.value import read_text  # It reads with a grammar, and a grammar's sentinels are read.
+    from flywheel_ml.core.parsing.value import read_text  # A circular import: sentinels are parsed with a grammar.
 
     sentinels = set()
     for text in parse.na_values:
@@ -134,13 +134,13 @@ def _find_missing_category(categories: Sequence[str]) -> str | None:
 
 
 def clean_text(text: str) -> str:
-    """A text without surrounding blanks, in NFC."""
+    """Strip surrounding blanks and normalise to NFC."""
     text = text.strip(BLANKS)
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def to_plain_characters(text: str) -> str:
-    """A text with plain spaces, hyphens and apostrophes."""
+    """Replace typographic spaces, hyphens and apostrophes by plain ones."""
     if text.isascii():
         return text
     for pattern, character in TYPOGRAPHY.items():
@@ -150,7 +150,7 @@ def to_plain_characters(text: str) -> str:
 
 @cache
 def compile_regex(pattern: str) -> re.Pattern[str]:
-    """A compiled expression."""
+    """Compile a regular expression, cached."""
     return re.compile(pattern)
 
 

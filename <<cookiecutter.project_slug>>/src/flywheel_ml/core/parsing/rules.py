@@ -1,4 +1,4 @@
-"""What the present values of a column must keep, stated once: each rule has one condition and one message.
+"""Rules for the present values of a column, each defined once with one condition and one message.
 
 The table check, batch scoring, requests, Arrow bodies and monitoring are compiled from these statements.
 """
@@ -12,8 +12,8 @@ from flywheel_ml.core.contract import MISSING, Column
 Kind = Literal["range", "categories", "reserved", "length", "null_character"]
 
 REQUIRED = "must not be missing"
-"""What is said of a missing value where the column is not nullable, and of a field that is not there."""
-UNIQUE = "must be unique: the id stands more than once"
+"""Message for a missing value in a column that is not nullable, and for an absent field."""
+UNIQUE = "must be unique: the id appears more than once"
 MAX_ID_LENGTH = 10_000
 MAX_LISTED = 12
 """Categories that a message lists."""
@@ -23,10 +23,10 @@ class Rule(NamedTuple):
     """One condition on a value.
 
     Attributes:
-        kind: what is compared.
-        limit: what it is compared with: lowest and highest value, the categories, or as `IS_BROKEN` has it.
-        message: what is said of a value that breaks it.
-        tolerance: share of a table's values that may break it; above 0, a single value is never wrong.
+        kind: the kind of condition.
+        limit: the value of the condition: lowest and highest value, the categories, or as `IS_BROKEN` has it.
+        message: the error message for a value that breaks it.
+        tolerance: share of a table's values that may break it; above 0, a single value never breaks it.
     """
 
     kind: Kind
@@ -47,7 +47,7 @@ IS_BROKEN: dict[Kind, Callable[[Any, Any], Any]] = {
 
 
 def build_rules(column: Column) -> tuple[Rule, ...]:
-    """The rules of a column's values, besides their type, presence and uniqueness."""
+    """Build the rules of a column's values, besides type, presence and uniqueness."""
     found: list[Rule] = []
     if column.type in ("float", "integer"):
         found.append(_build_range_rule(column))
@@ -65,12 +65,12 @@ def build_rules(column: Column) -> tuple[Rule, ...]:
 
 
 def build_value_rules(column: Column) -> tuple[Rule, ...]:
-    """The rules that a single value can break: those without a tolerance."""
+    """Build the rules that a single value can break: those without a tolerance."""
     return tuple(rule for rule in build_rules(column) if not rule.tolerance)
 
 
 def add_tolerance(message: str, tolerance: float) -> str:
-    """What is said of the values of a table that break a rule more often than that is tolerated."""
+    """Add the tolerance to the message for a table that breaks a rule too often."""
     return f"{message}, beyond the {tolerance:.1%} that the contract tolerates" if tolerance else message
 
 
@@ -81,7 +81,7 @@ def _build_range_rule(column: Column) -> Rule:
     if column.role == "weight" and column.range is None:
         return Rule("range", (0, high), "must not be negative")
     unit = f" {column.unit}" if column.unit else ""
-    beyond = "" if column.range else ", the limits of what the model can tell apart"
+    beyond = "" if column.range else ", the limits of what the model can distinguish"
     return Rule("range", (low, high), f"must be between {format_bound(low)} and {format_bound(high)}{unit}{beyond}")
 
 
@@ -93,5 +93,5 @@ def _list_categories(categories: tuple[str | int, ...]) -> str:
 
 
 def format_bound(value: float) -> str:
-    """A bound as messages name it."""
+    """Format a bound for messages."""
     return str(int(value)) if abs(value) <= 2**53 and value == int(value) else f"{value:.6g}"

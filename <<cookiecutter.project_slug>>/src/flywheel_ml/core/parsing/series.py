@@ -1,4 +1,4 @@
-"""A column of a frame, read as `parse_value` reads each of its cells."""
+"""Parses a column of a frame exactly as `parse_value` parses each of its cells."""
 
 from datetime import datetime, timedelta
 
@@ -18,13 +18,13 @@ DTYPES: dict[str, pl.DataType] = {
 _FIRST, _LAST = datetime.min, datetime.max
 _MARKERS = sorted(MARKERS)
 _FIRST_WITHOUT_RULES = datetime(2099, 1, 1)
-"""From the next year on Polars knows no summer time."""
+"""Polars applies no daylight saving time after this year."""
 
 
 def parse_series(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:
-    """The values in the contract's type, null where missing, and which cells are none of that type, bool [n_rows].
+    """Return the values in the contract's type, null where missing, and which cells are invalid, bool [n_rows].
 
-    Cells that are wrong are null among the values too.
+    Invalid cells are null among the values too.
     """
     rules = build_grammar(column)
     wanted = DTYPES[rules.type]
@@ -74,7 +74,7 @@ def _convert_typed(series: pl.Series, rules: Grammar) -> pl.Series | None:
     if found.is_numeric() and rules.type in ("float", "integer", "boolean"):
         cast = series.cast(wanted, strict=False)
         kept = _keep_where(cast.cast(found, strict=False) == series, cast)
-        # A float tells whole numbers apart only up to here.
+        # Beyond this limit a float cannot represent every integer.
         return (
             _keep_where(series.abs() <= INTEGER_LIMIT, kept) if rules.type == "integer" and found.is_float() else kept
         )
@@ -107,7 +107,7 @@ def _parse_texts(series: pl.Series, rules: Grammar) -> tuple[pl.Series, pl.Serie
     value = text if rules.type == "string" else _parse_without_regex(rules)
     frame = clean_texts(series).to_frame("text")
     frame = frame.select("text", absent.alias("absent"), pl.when(~absent).then(value).alias("value"))
-    # What needs another look is few, or the whole column in another country's way of writing.
+    # Only few cells need a second pass, or the whole column in another locale.
     again = frame.select(pl.arg_where(pl.col("value").is_null() & ~pl.col("absent"))).to_series()
     if rules.type == "string" or again.is_empty():
         return frame["value"], frame["absent"]
@@ -121,13 +121,13 @@ def _parse_texts(series: pl.Series, rules: Grammar) -> tuple[pl.Series, pl.Serie
 
 
 def clean_texts(series: pl.Series) -> pl.Series:
-    """Texts without surrounding blanks, in NFC."""
+    """Strip surrounding blanks and normalise to NFC."""
     text = series.str.strip_chars()
     return text if _is_ascii(text) else text.str.normalize("NFC")
 
 
 def to_plain_characters(text: pl.Series) -> pl.Series:
-    """Texts with plain spaces, hyphens and apostrophes."""
+    """Replace typographic spaces, hyphens and apostrophes by plain ones."""
     if _is_ascii(text):
         return text
     for pattern, character in TYPOGRAPHY.items():
@@ -141,7 +141,7 @@ def _is_ascii(text: pl.Series) -> bool:
 
 
 def _is_marker(rules: Grammar) -> pl.Expr:
-    """As `Grammar.is_marker`, for the column `text`; null is one too."""
+    """`Grammar.is_marker` as an expression over the column `text`; null counts too."""
     text = pl.col("text")
     found = text.is_in(["", *rules.na_values])
     if rules.type != "string":
@@ -154,7 +154,7 @@ def _is_marker(rules: Grammar) -> pl.Expr:
 
 
 def _parse_without_regex(rules: Grammar) -> pl.Expr:
-    """What is read of the column `text` without regular expressions, the rest null."""
+    """Parse the column `text` without regular expressions; what needs them becomes null."""
     text = pl.col("text")
     if rules.type == "boolean":
         return text.str.to_lowercase().replace_strict(rules.booleans, default=None, return_dtype=pl.Boolean)
@@ -169,7 +169,7 @@ def _parse_without_regex(rules: Grammar) -> pl.Expr:
 
 
 def _parse_canonical_timestamps(text: pl.Expr) -> pl.Expr:
-    """The timestamps that Polars reads by itself, several times as quickly."""
+    """Parse the timestamps that Polars reads natively, which is several times as fast."""
     date = text.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False).cast(DTYPES["datetime"])
     clock = text.str.slice(11).str.to_time("%H:%M:%S", strict=False).cast(pl.Duration("us"))
     is_clock = text.str.contains(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ](?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]$")
@@ -309,29 +309,29 @@ def _to_declared_zone(wall: pl.Series, offset: pl.Series, rules: Grammar) -> pl.
     """Wall-clock times of the declared zone from those of their own offsets (null where there is none)."""
     if rules.time_zone == timestamps.LOCAL or offset.null_count() == len(offset):
         return wall
-    moments = pl.select(pl.lit(wall) - pl.duration(minutes=pl.lit(offset))).to_series()
-    return pl.select(pl.when(offset.is_null()).then(wall).otherwise(_to_zone(moments, rules))).to_series()
+    instants = pl.select(pl.lit(wall) - pl.duration(minutes=pl.lit(offset))).to_series()
+    return pl.select(pl.when(offset.is_null()).then(wall).otherwise(_to_zone(instants, rules))).to_series()
 
 
-def _to_zone(moments: pl.Series, rules: Grammar) -> pl.Series:
+def _to_zone(instants: pl.Series, rules: Grammar) -> pl.Series:
     """Timestamps in UTC as wall-clock times of the declared zone; null without one."""
     zone = rules.time_zone
     if not zone:
-        return pl.repeat(None, len(moments), dtype=DTYPES["datetime"], eager=True)
-    moments = _keep_where(moments.is_between(_FIRST, _LAST), moments)
+        return pl.repeat(None, len(instants), dtype=DTYPES["datetime"], eager=True)
+    instants = _keep_where(instants.is_between(_FIRST, _LAST), instants)
     fixed = timestamps.fixed_offset(zone)
     if fixed is not None:
-        local = moments + timedelta(minutes=fixed)
+        local = instants + timedelta(minutes=fixed)
     else:
-        local = moments.dt.replace_time_zone("UTC").dt.convert_time_zone(zone).dt.replace_time_zone(None)
-        if len(far := (moments >= _FIRST_WITHOUT_RULES).arg_true()):
-            local = local.scatter(far, [_far_to_zone(moment, zone) for moment in moments.gather(far)])
+        local = instants.dt.replace_time_zone("UTC").dt.convert_time_zone(zone).dt.replace_time_zone(None)
+        if len(far := (instants >= _FIRST_WITHOUT_RULES).arg_true()):
+            local = local.scatter(far, [_far_to_zone(instant, zone) for instant in instants.gather(far)])
     return _keep_where(local.is_between(_FIRST, _LAST), local)
 
 
-def _far_to_zone(moment: datetime, zone: str) -> datetime | None:
+def _far_to_zone(instant: datetime, zone: str) -> datetime | None:
     try:
-        return timestamps.to_zone(timestamps.Timestamp(moment, 0), zone)
+        return timestamps.to_zone(timestamps.Timestamp(instant, 0), zone)
     except ValueError:
         return None
 

@@ -1,4 +1,4 @@
-"""One value of a column, as JSON or a cell has it."""
+"""Parses one value of a column, from JSON or a cell."""
 
 import math
 import re
@@ -22,17 +22,17 @@ TYPE_MESSAGES = {
     "string": "must be a string",
     "datetime": timestamps.NOT_A_TIMESTAMP,
 }
-"""What is said of a value that is not of a type."""
+"""Error message for a value of the wrong type."""
 _INT64 = 2**63
 _INT64_DIGITS = 19
 _DIGITS = re.compile("[0-9]+")
 
 
 def parse_value(value: Any, column: Column) -> Any:
-    """What a value means: float, int, str, bool or a datetime without a time zone; None where it is missing.
+    """Parse a value: returns float, int, str, bool or a datetime without a time zone; None if it is missing.
 
     Raises:
-        ValueError: it is no value of the column's type; the message says what it must be.
+        ValueError: it is not a value of the column's type; the message says what it must be.
     """
     rules = build_grammar(column)
     if isinstance(value, str):
@@ -44,7 +44,7 @@ def parse_value(value: Any, column: Column) -> Any:
 
 
 def read_text(text: str, rules: Grammar) -> Any:
-    """As `parse_value`, for a text."""
+    """Parse a text as `parse_value` does."""
     text = clean_text(text)
     if rules.is_marker(text):
         return rules.missing_category
@@ -58,7 +58,7 @@ def read_text(text: str, rules: Grammar) -> Any:
 
 
 def _normalize_number(text: str, rules: Grammar) -> str:
-    """A number as Python writes it."""
+    """Rewrite a number in Python's notation."""
     found = compile_regex(rules.number).search(text)
     if found is None:
         raise ValueError(TYPE_MESSAGES[rules.type])
@@ -79,7 +79,7 @@ def _parse_integer(text: str, rules: Grammar) -> int:
     number = _normalize_number(text, rules)
     if number.lstrip("-").isdecimal():
         digits = number.lstrip("-0") or "0"
-        if len(digits) > _INT64_DIGITS:  # Python itself refuses to read thousands of them.
+        if len(digits) > _INT64_DIGITS:  # Python rejects numbers with thousands of digits.
             raise ValueError(TYPE_MESSAGES["integer"])
         return _check_int64(int(f"-{digits}" if number.startswith("-") else digits))
     # pandas writes an integer column that has gaps as 3.0.
@@ -130,7 +130,7 @@ def _check_boolean(value: Any, _: Grammar) -> bool:
 
 
 def _check_string(value: Any, rules: Grammar) -> str:
-    # The ids of some systems are beyond what any number type of a model holds.
+    # Some systems have ids beyond every number type of a model.
     if isinstance(value, bool) or not isinstance(value, int | float if rules.code_width else int):
         raise ValueError(TYPE_MESSAGES["string"])
     return _pad_code(str(_to_whole_number(value) if isinstance(value, float) else value), rules)

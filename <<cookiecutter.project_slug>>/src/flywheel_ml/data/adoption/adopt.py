@@ -1,4 +1,4 @@
-"""A person's own table in the place of the one this project is about."""
+"""Replaces the project's table by the user's own table."""
 
 import errno
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ RAW = Path("data/raw")
 
 
 class Examination(NamedTuple):
-    """A table that was read through, and what is proposed for it; nothing is changed yet."""
+    """A profiled table and the proposal for it; nothing has been changed yet."""
 
     source: str
     rows: pl.LazyFrame
@@ -43,11 +43,11 @@ class Examination(NamedTuple):
 
 @contextmanager
 def examine(source: str, query: str, target: str, overrides: Overrides, now: datetime) -> Iterator[Examination]:
-    """Read a table through and propose; while this is open, `adopt_table` may follow.
+    """Profile a table and propose a contract; call `adopt_table` inside this context.
 
     Raises:
         ConfigError: an override does not fit the table.
-        DataError: the source cannot be read, nothing can be learnt from it, or the disk is full.
+        DataError: the source cannot be read, it cannot be learned from, or the disk is full.
     """
     applying.start()
     try:
@@ -68,11 +68,11 @@ def examine(source: str, query: str, target: str, overrides: Overrides, now: dat
 
 
 def adopt_table(found: Examination, settings: Settings, project: Project) -> Path:
-    """Make the project one about this table, wholly or not at all; the folder where everything former is kept.
+    """Make this the project's table, atomically; returns the backup folder of the previous files.
 
     Raises:
-        ConfigError: a file of the project is not as it must be to be changed.
-        DataError: a issue forbids it, or the table cannot be read a second time.
+        ConfigError: a file of the project does not have the expected structure.
+        DataError: a data issue prevents it, or the table cannot be read a second time.
     """
     refused = [issue for issue in found.proposal.issues if issue.severity == "refused"]
     if refused:
@@ -82,7 +82,7 @@ def adopt_table(found: Examination, settings: Settings, project: Project) -> Pat
     _stage_file(paths.CONTRACT, writing.render_contract(found.proposal, _read_text(paths.CONTRACT), source))
     _stage_file(paths.PARAMS, writing.render_params(found.proposal, _read_text(paths.PARAMS), raw))
     _stage_file(paths.DECISIONS, writing.render_decisions(found.proposal, _read_text(paths.DECISIONS)))
-    # What comes out must be what every command can read.
+    # The new files must be readable by every command.
     contract, params = Contract.load(_find_current(paths.CONTRACT)), project.load_params(_find_current(paths.PARAMS))
     record = config_model.load(_find_current(paths.DECISIONS), card.Record)
     package = project.folder
@@ -103,7 +103,7 @@ def adopt_table(found: Examination, settings: Settings, project: Project) -> Pat
 
 
 def list_overwritten_files(package: Path) -> list[Path]:
-    """Files of a person's that adopting replaces or removes; `package` is the folder of their code."""
+    """List the user's files that adopting replaces or removes; `package` is the folder of their code."""
     return [
         paths.CONTRACT,
         paths.PARAMS,
@@ -117,7 +117,7 @@ def list_overwritten_files(package: Path) -> list[Path]:
 
 
 def _stage_file(path: Path, text: str) -> None:
-    """Put a file's text to come below `NEW`, unless it is the present one."""
+    """Write a file's new text below `NEW`, unless it is unchanged."""
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         (applying.NEW / path).parent.mkdir(parents=True, exist_ok=True)
         (applying.NEW / path).write_text(text, encoding="utf-8")
@@ -128,7 +128,7 @@ def _find_current(path: Path) -> Path:
 
 
 def _build_sample(found: Examination, contract: Contract) -> pl.DataFrame:
-    """Rows of the profile as the contract calls and types them."""
+    """Build the profile's sample with the names and types of the contract."""
     sources = found.proposal.sources
     return found.profile.sample.select(
         pl.col(sources[column.name]).cast(tables.DTYPES[column.type]).alias(column.name) for column in contract.columns
@@ -136,13 +136,13 @@ def _build_sample(found: Examination, contract: Contract) -> pl.DataFrame:
 
 
 def _count_ingested(found: Examination, contract: Contract) -> dict[str, int]:
-    """What `ingest` would count, see `card.render_card`."""
+    """Compute the counts that `ingest` would report, see `card.render_card`."""
     unlabelled = found.profile.columns[found.proposal.sources[contract.target.name]].missing
     return {"rows": found.profile.rows - unlabelled, "rows_after_until": 0, "rows_without_label": unlabelled}
 
 
 def _list_obsolete(settings: Settings, name: str) -> list[Path]:
-    """What belongs to the table that was: its rows, what was made of them, and the example's tests."""
+    """List what belongs to the previous table: its rows, artifacts made from them, and the example's tests."""
     former = yaml.safe_load(_read_text(paths.PARAMS))
     raw = Path(former["data"]["raw"])
     gone = [
@@ -153,7 +153,7 @@ def _list_obsolete(settings: Settings, name: str) -> list[Path]:
         *paths.SPLITS.values(),
         paths.MODEL.parent,
         paths.BUNDLE,
-        # One by one, since the new data card comes to lie among them.
+        # One by one, because the new data card is written to the same folder.
         *(paths.REPORTS.iterdir() if paths.REPORTS.is_dir() else ()),
         settings.serving_folder,
         *_list_example_tests(),
@@ -161,14 +161,14 @@ def _list_obsolete(settings: Settings, name: str) -> list[Path]:
     if "://" not in settings.prediction_log:
         gone.append(Path(settings.prediction_log))
     if yaml.safe_load(_read_text(paths.CONTRACT)).get("name") == name:
-        # Versions of a model are versions of one contract: under the same name begins another model.
+        # Model versions belong to one contract: the same name now starts another model.
         gone += [Path(settings.tracking_uri.removeprefix("sqlite:///")), Path(settings.artifact_root)]
     here = Path.cwd()
     return [path for path in gone if "://" not in str(path) and path.resolve().is_relative_to(here)]
 
 
 def to_contract_types(opened: OpenTable, profile: TableProfile, proposal: Proposal) -> pl.LazyFrame:
-    """The rows of a table as its contract calls and types them."""
+    """Convert the rows of a table to the names and types of its contract."""
     at = {name: str(position) for position, name in enumerate(opened.columns)}
     plan = {at[name]: column.parse for name, column in profile.columns.items()}
     types = {column["name"]: tables.DTYPES[column["type"]] for column in proposal.columns}
@@ -183,7 +183,7 @@ def to_contract_types(opened: OpenTable, profile: TableProfile, proposal: Propos
 
 
 def _list_parameters(proposal: Proposal) -> list[str]:
-    """What derived features call the columns that they may take."""
+    """List the parameter names of the columns that derived features may use."""
     roles = {column["name"]: column.get("role", "feature") for column in proposal.columns}
     return [to_parameter_name(name) for name, role in roles.items() if role in ("feature", "time")]
 

@@ -1,8 +1,8 @@
-"""Many files changed as one: all of them, or, whatever happens on the way, none.
+"""Replaces many files atomically: all of them or, if anything fails, none.
 
-What is to come is made below `NEW`. Then each present file is set aside and its successor moved in, by renaming, with
-a journal that says which. `undo` reads the journal and turns every rename back, be it in the same process or, after a
-kill, in the next; what it finds undone already, it leaves.
+New files are written below `NEW`. Then each old file is moved aside and its replacement moved in, by renaming, and a
+journal lists the files. `undo` reads the journal and reverts every rename, in the same process or, after a kill, in the
+next one; it skips renames that are already reverted.
 """
 
 import shutil
@@ -19,27 +19,27 @@ BACKUP_PREFIX = "var/before-adoption-"
 
 
 def start() -> None:
-    """Have `NEW` and `SCRATCH` empty; what a killed process left half-done is undone first."""
+    """Create empty `NEW` and `SCRATCH` folders, after reverting what a killed process left unfinished."""
     recover()
     for folder in (NEW, SCRATCH):
         folder.mkdir(parents=True)
 
 
 def clear() -> None:
-    """Remove what only this process needed; what is half-done stays for `recover`."""
+    """Remove temporary files; an unfinished swap stays for `recover`."""
     if not JOURNAL.is_file():
         shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 def recover() -> None:
-    """Undo what a killed process left half-done. Only the holder of the project's lock may."""
+    """Revert what a killed process left unfinished. Call it only while holding the project's lock."""
     if JOURNAL.is_file():
         undo()
     clear()
 
 
 def swap(gone: Iterable[Path]) -> Path:
-    """Move everything below `NEW` to its place and `gone` out of the way; the folder that holds what was there."""
+    """Move everything below `NEW` into place and `gone` aside; returns the folder with the previous files."""
     made = sorted(path.relative_to(NEW) for path in NEW.rglob("*") if path.is_file())
     touched = [*made, *sorted({path for path in gone if path.exists()} - set(made))]
     before = next(path for at in range(1, 10_000) if not (path := Path(f"{BACKUP_PREFIX}{at}")).exists())
@@ -60,7 +60,7 @@ def swap(gone: Iterable[Path]) -> Path:
 
 
 def undo() -> None:
-    """Turn back every rename of the journal that was done."""
+    """Revert every completed rename of the journal."""
     journal = read_json(JOURNAL)
     before, made = Path(journal["before"]), set(journal["made"])
     for name in reversed(journal["touched"]):

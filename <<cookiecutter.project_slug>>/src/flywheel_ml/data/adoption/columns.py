@@ -1,4 +1,4 @@
-"""Entries of contract.yaml: names, types, ranges, categories."""
+"""Builds the column entries of contract.yaml: names, types, ranges, categories."""
 
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -13,19 +13,19 @@ from flywheel_ml.data.adoption.labels import Labels
 from flywheel_ml.data.adoption.profiling import ColumnProfile
 
 Entry = dict[str, Any]
-"""A column as contract.yaml has it: name, type, and whatever else is not the default."""
+"""A column in contract.yaml: name, type, and every key that differs from its default."""
 
 MAX_CATEGORIES = 128
-"""Categories that are listed; a text column of more is known by the target's mean in each."""
+"""Up to this number, categories are listed; a text column with more is target-encoded."""
 MAX_UNKNOWN_SHARE = 0.01
 MIN_SEASONAL_SPAN = timedelta(days=700)
-"""From this span on, what comes back every year is told from what grows."""
+"""Shortest time span in which a yearly season can be distinguished from a trend."""
 RANGE_MARGIN = 0.5
-"""How far a range reaches beyond the values that were seen, on each side, in spans of them."""
+"""How far a range extends beyond the seen values on each side, as a share of their span."""
 
 
 def map_names(of_table: Collection[str]) -> dict[str, str]:
-    """The table's names → those in the contract: the same, but where scoring needs the name for itself."""
+    """Map the table's names to contract names; only names reserved for scoring change."""
     named = {}
     for name in of_table:
         new = name
@@ -36,7 +36,7 @@ def map_names(of_table: Collection[str]) -> dict[str, str]:
 
 
 def build_entry(name: str, column: ColumnProfile, role: Role, labels: Labels, sample: pl.Series) -> Entry:
-    """What contract.yaml says of a column; `sample` holds some of its values."""
+    """Build a column's entry of contract.yaml; `sample` holds some of its values."""
     found: Entry = {"name": name, "type": column.parse.type}
     if role == "target":
         classes = (
@@ -66,7 +66,7 @@ def build_entry(name: str, column: ColumnProfile, role: Role, labels: Labels, sa
 
 
 def _describe_cells(name: str, column: ColumnProfile) -> Entry:
-    """What contract.yaml says of the way in which the cells are written."""
+    """Build the keys of contract.yaml that describe how the cells are written."""
     found: Entry = {}
     if name != column.name:
         found["source"] = column.name
@@ -78,7 +78,7 @@ def _describe_cells(name: str, column: ColumnProfile) -> Entry:
 
 
 def choose_datetime_features(column: ColumnProfile, role: Role, sample: pl.Series) -> tuple[list[DatetimeFeature], str]:
-    """What the model is to see of a moment, and why."""
+    """Choose the datetime features of a column; returns them and the reason."""
     chosen: list[DatetimeFeature] = []
     why = []
     if (sample.dt.truncate("1d") == sample).all():
@@ -91,7 +91,7 @@ def choose_datetime_features(column: ColumnProfile, role: Role, sample: pl.Serie
         chosen.append("year_cycle")
         why.append(f"{span.days / 365.25:.0f} years")
     else:
-        # A split by time would take what grows within one year for the season.
+        # Within one year, a split by time would confuse a trend with a season.
         why.append("less than two years, so no seasons")
     if role == "feature":
         chosen.append("elapsed")
@@ -137,7 +137,7 @@ def _round_outward(value: float, span: float, towards: Callable[[float], int]) -
 
 
 def describe_entry(column: Entry) -> Iterator[str]:
-    """What a column may hold, in a few words each."""
+    """Describe a column's allowed values in a few words each."""
     if "range" in column:
         yield "{:g} to {:g}".format(*column["range"])
     if "categories" in column:

@@ -1,6 +1,6 @@
 """From a profile to a proposal: contract, split and slices, each decision with its reason, and the issues.
 
-Nothing here reads or writes: what is proposed depends on the profile, the target, the overrides and the moment.
+Nothing here reads or writes files: a proposal depends on the profile, target, overrides and current time.
 """
 
 import re
@@ -21,11 +21,10 @@ VALIDATION, TEST = 0.15, 0.15
 TRAINING = 1 - TEST - VALIDATION
 MAX_SLICES, MAX_SLICE_VALUES = 3, 20
 LARGE, MIN_ROWS_PER_CLASS = 10_000, 20
-"""ROC AUC or R² of a model that knows nothing."""
 
 
 class Decision(NamedTuple):
-    """What was decided, on a column or on the whole (`column` empty), and why."""
+    """A decision about a column, or about the table if `column` is empty, and its reason."""
 
     column: str
     what: str
@@ -33,9 +32,9 @@ class Decision(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """All that adopting a table decides. `columns` are entries of contract.yaml, in the table's order.
+    """Everything that adopting a table decides. `columns` are entries of contract.yaml, in the table's order.
 
-    `sources` maps each of their names to the column's name in the person's own table.
+    `sources` maps each of their names to the column's name in the user's table.
     """
 
     name: str
@@ -51,11 +50,11 @@ class Proposal(NamedTuple):
 
 
 def propose(profile: TableProfile, target: str, overrides: Overrides, now: datetime) -> Proposal:
-    """Decide everything; `now` (UTC, no time zone) is what "in the future" is measured by.
+    """Make all decisions; timestamps after `now` (UTC, without time zone) are in the future.
 
     Raises:
         ConfigError: an override names what the table does not have, or contradicts another.
-        DataError: there is nothing that a model could learn from.
+        DataError: no column is left to learn from.
     """
     overrides.check(target, profile.columns, profile.left_out)
     wanted = labels.infer_labels(profile.columns[target], overrides)
@@ -75,7 +74,7 @@ def propose(profile: TableProfile, target: str, overrides: Overrides, now: datet
                 "ignored", f"{leak.evidence}, so most likely known only afterwards"
             )
     if not found.features and not found.time:
-        raise DataError(f"{profile.name}: no column is left to learn '{target}' from; --feature COLUMN keeps one")
+        raise DataError(f"{profile.name}: no column is left to predict '{target}' from; --feature COLUMN keeps one")
     named = columns.map_names(profile.columns)
     entries = tuple(
         columns.build_entry(named[name], column, found.assigned[name].role, wanted, profile.sample[name])
@@ -111,7 +110,7 @@ def propose(profile: TableProfile, target: str, overrides: Overrides, now: datet
 def _find_classes_outside_training(
     profile: TableProfile, target: str, task: Task, found: Roles, overrides: Overrides
 ) -> tuple[Issue, ...]:
-    """The classes that the split would keep from training."""
+    """Find the classes that the split would keep out of training."""
     if task == "regression" or not (found.by == "time" or found.group):
         return ()
     if found.by == "hash":
@@ -131,20 +130,20 @@ def _explain_role(name: str, given: AssignedRole, profile: TableProfile) -> str:
 
 
 def _uses_early_stopping(profile: TableProfile, target: str, task: Task) -> bool:
-    """As scikit-learn decides by itself, unless a class might be missing among the rows set aside for it."""
+    """Decide as scikit-learn does, unless a class might be missing from the rows held out for it."""
     rarest = min((profile.columns[target].values or {}).values(), default=0)
     return profile.rows > LARGE and (task == "regression" or rarest >= MIN_ROWS_PER_CLASS)
 
 
 def slugify(name: str) -> str:
-    """A name that can be a file's and a model's: lower-case letters, digits and hyphens."""
+    """Convert to a name valid for files and models: lower-case letters, digits and hyphens."""
     return "-".join(re.findall(r"[a-z0-9]+", name.lower())) or "table"
 
 
 def _choose_split(found: Roles, profile: TableProfile, named: dict[str, str]) -> tuple[dict[str, Any], str]:
     shares = {"by": found.by, "validation_share": VALIDATION, "test_share": TEST}
     if found.by == "time":
-        return shares, f"a model is judged on its future, as '{found.time}' tells it"
+        return shares, f"the model is evaluated on later rows, by '{found.time}'"
     if found.group:
         rows = profile.rows / profile.columns[found.group].distinct
         return {
@@ -157,7 +156,7 @@ def _choose_split(found: Roles, profile: TableProfile, named: dict[str, str]) ->
 
 
 def _choose_slices(entries: tuple[Entry, ...]) -> tuple[str, ...]:
-    """The features of fewest categories, in the table's order."""
+    """Choose the features with the fewest categories, in the table's order."""
     counts = {
         entry["name"]: 2 if entry["type"] == "boolean" else len(entry.get("categories", ()))
         for entry in entries

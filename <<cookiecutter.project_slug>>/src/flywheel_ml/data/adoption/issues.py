@@ -1,4 +1,4 @@
-"""What is wrong, or may be, with a table: told before anything is trained, each with evidence and remedy."""
+"""Detects data issues of a table before training, each with evidence and a remedy."""
 
 import math
 import unicodedata
@@ -25,26 +25,26 @@ IMBALANCE = 0.01
 NEAR_CONSTANT = 0.995
 MANY_VALUES = 128
 MIN_NUMBERED_SHARE = 0.25
-"""Share of rows with a number of their own from which a column without a name counts rows."""
+"""Minimum share of distinct numbers for an unnamed column to count as a row counter."""
 LEAKAGE_SCORE = 0.995
-"""ROC AUC, accuracy or R² beyond which one column is taken to give the target away."""
+"""A column that alone exceeds this ROC AUC, accuracy or R² counts as leakage."""
 SUSPICIOUS_SCORE = 0.98
-"""ROC AUC from which a column is asked about: honest columns of 30 public tables reach 0.976, leaks 0.990."""
+"""Above this ROC AUC a single column gets a warning: honest columns of 30 public tables reach 0.976, leaks 0.990."""
 LEAKAGE_P_VALUE = 0.01
-"""Probability that any column without a bearing on the target is taken to give it away."""
+"""Probability that any column unrelated to the target counts as leakage."""
 _MAX_LEAKAGE_ROWS, _MAX_LEAKAGE_CELLS = 20_000, 20_000_000
 _SURE_ROWS = 200
 MAX_MISSING_SHARE = 0.1
-"""Share of missing values up to which the order of the others is compared with the target."""
+"""Up to this share of missing values, the order of the others is compared with the target."""
 _BINS, _MIN_ROWS_PER_BIN = 64, 8
 _MIN_WORDS = 4
 MAX_STRAY_SHARE = 0.1
-"""Share of cells up to which a column of texts is taken for one of numbers that somebody should mend."""
+"""Up to this share of other cells, a text column counts as numbers that need fixing."""
 RANDOM_SPLIT = "without a time the split is random, and a model that is to predict the future looks better than it is"
 
 
 class Issue(NamedTuple):
-    """One danger: its kind, the column (empty for the table), what was seen, what to do, and what adopt does."""
+    """One data issue: kind, column (empty for the table), severity (what adopt does), evidence and remedy."""
 
     kind: str
     column: str
@@ -61,7 +61,7 @@ def detect_issues(
     now: datetime,
     named: Mapping[str, str],
 ) -> list[Issue]:
-    """All issues but leakage, see `detect_leakage`."""
+    """Detect all issues except leakage, see `detect_leakage`."""
     return [
         *_detect_table_issues(profile),
         *_detect_target_issues(profile, target, task),
@@ -69,7 +69,11 @@ def detect_issues(
         *_detect_late_timestamps(profile, roles),
         *(
             Issue(
-                "reserved name", new, "handled", f"'{old}' is a name that scoring gives", f"call it '{new}' in requests"
+                "reserved name",
+                new,
+                "handled",
+                f"'{old}' is reserved: scoring adds a column of that name",
+                f"call it '{new}' in requests",
             )
             for old, new in named.items()
             if new != old
@@ -81,10 +85,10 @@ def _detect_table_issues(profile: TableProfile) -> Iterator[Issue]:
     rows = profile.rows
     if rows < FEW_ROWS:
         severity: Severity = "refused" if rows < MIN_ROWS else "warned"
-        yield Issue("few rows", "", severity, f"{rows} rows", f"bring more: below {FEW_ROWS} no measure means much")
+        yield Issue("few rows", "", severity, f"{rows} rows", f"add rows: below {FEW_ROWS} metrics are unreliable")
     if profile.repeated:
-        evidence = f"{profile.repeated:,} of {rows:,} rows stand there before, equal in every column"
-        remedy = "drop them if they are copies; the split keeps copies together, and shares out what is equal by chance"
+        evidence = f"{profile.repeated:,} of {rows:,} rows repeat an earlier row in every column"
+        remedy = "drop them if they are copies; the split keeps copies together"
         yield Issue("duplicate rows", "", "warned", evidence, remedy)
     for repair in profile.repairs:
         yield Issue(repair.kind, "", "handled", repair.evidence, repair.outcome)
@@ -113,7 +117,7 @@ def _detect_target_issues(profile: TableProfile, target: str, task: str) -> Iter
             f", {small} classes have few" if small > 1 else ""
         )
         yield Issue(
-            "small class", target, severity, evidence, "bring more of it, join it with another, or drop its rows"
+            "small class", target, severity, evidence, "add rows of it, merge it with another class, or drop its rows"
         )
     share = count / sum(column.values.values())
     if task == "binary" and share < IMBALANCE:
@@ -122,7 +126,7 @@ def _detect_target_issues(profile: TableProfile, target: str, task: str) -> Iter
             target,
             "warned",
             f"'{rarest}' is {share:.2%} of rows",
-            "judge by PR AUC, and set evaluate.costs to what each kind of mistake costs",
+            "use PR AUC, and set evaluate.costs to the cost of each kind of error",
         )
 
 
@@ -130,7 +134,7 @@ def _detect_similar_labels(profile: TableProfile, name: str) -> Iterator[Issue]:
     groups = group_similar_labels(profile.columns[name].values or ())
     if groups:
         shown = "; ".join(" and ".join(f"'{label}'" for label in group) for group in groups[:3])
-        remedy = "they are told apart; write them alike in the table if they mean the same, and adopt it again"
+        remedy = "they are separate classes; if they mean the same, write them alike in the table and adopt it again"
         yield Issue("labels alike", name, "warned", f"only case or blanks differ: {shown}", remedy)
 
 
@@ -140,7 +144,7 @@ def _detect_column_issues(profile: TableProfile, name: str, role: str, now: date
     yield from _detect_value_issues(profile, name, role)
     if role == "weight":
         evidence = f"numbers from {column.minimum:g} to {column.maximum:g}"
-        remedy = "weighs rows in fitting and metrics, and is no input; --feature makes it one"
+        remedy = "weights rows in fitting and metrics and is not an input; --feature makes it one"
         yield Issue("sample weights", name, "handled", evidence, remedy)
     elif column.parse.type == "datetime":
         yield from _detect_timestamp_issues(profile, name, role, now)
@@ -151,12 +155,10 @@ def _detect_column_issues(profile: TableProfile, name: str, role: str, now: date
 
 
 def _detect_value_issues(profile: TableProfile, name: str, role: str) -> Iterator[Issue]:
-    """Of columns that hold nothing, nearly always the same, or the same in several spellings."""
+    """Detect columns without values, with nearly constant values, or with several spellings of one value."""
     column, values = profile.columns[name], profile.columns[name].values
     if not column.distinct and role == "ignored":
-        yield Issue(
-            "all missing", name, "handled", "no value in any row", "ignored; drop it, or mend where it comes from"
-        )
+        yield Issue("all missing", name, "handled", "no value in any row", "ignored; drop it, or fix its source")
     elif column.distinct == 1 and role == "ignored" and not column.missing:
         yield Issue("constant", name, "handled", "the same value in every row", "ignored; drop it")
     elif values and role == "feature" and max(values.values()) >= NEAR_CONSTANT * profile.rows:
@@ -173,7 +175,7 @@ def _detect_value_issues(profile: TableProfile, name: str, role: str) -> Iterato
 
 
 def _detect_cell_issues(profile: TableProfile, name: str, role: str) -> Iterator[Issue]:
-    """Of how the cells of a column are written."""
+    """Detect issues in how the cells of a column are written."""
     column, detected = profile.columns[name], profile.columns[name].parse
     if column.misfits:
         huge = all(_is_number(example) for example in column.examples)
@@ -208,7 +210,7 @@ def _build_unclear_issue(name: str, unclear: str, description: str) -> Issue:
     what, remedy = {
         "number": (f"thousands or decimals? taken as: {description}", "write plain numbers"),
         "date": (f"day or month first? taken as: {description}; no split by time follows from it", "write ISO 8601"),
-        "unit": (description, "taken as text; write all in one unit"),
+        "unit": (description, "treated as text; write all in one unit"),
         "scale": (
             f"numbers without a percent sign lie between 0 and 1; taken as: {description}",
             "write all with it, or none",
@@ -219,7 +221,7 @@ def _build_unclear_issue(name: str, unclear: str, description: str) -> Issue:
 
 
 def _find_epoch_unit(profile: TableProfile, name: str) -> str:
-    """The unit in which the whole numbers of a column would be timestamps of this century."""
+    """Find the unit in which a column's integers would be timestamps of this century."""
     column = profile.columns[name]
     low, high = column.minimum, column.maximum
     if column.parse.is_code:
@@ -235,12 +237,12 @@ def _detect_mixed_types(profile: TableProfile, name: str, role: str) -> Iterator
     odd = numbers.find_non_numbers(clean_present_texts(texts))
     if odd is None:
         return
-    # Few values that are listed as categories lose nothing by it.
+    # A column with few values, listed as categories, loses nothing.
     is_listed = role == "feature" and len(profile.columns[name].values or range(MANY_VALUES + 1)) <= MANY_VALUES
     if len(odd) <= MAX_STRAY_SHARE * len(texts) or not is_listed:
         shown = _quote_texts(odd.unique(maintain_order=True).head(3).to_list())
-        evidence = f"{len(odd):,} of {len(texts):,} cells are no number, the others are: {shown}"
-        yield Issue("mixed types", name, "warned", evidence, "taken as text; mend those cells to make it a number")
+        evidence = f"{len(odd):,} of {len(texts):,} cells are not numbers: {shown}"
+        yield Issue("mixed types", name, "warned", evidence, "treated as text; fix those cells to make it a number")
 
 
 def _quote_texts(texts: Sequence[str]) -> str:
@@ -250,7 +252,7 @@ def _quote_texts(texts: Sequence[str]) -> str:
 def _detect_timestamp_issues(profile: TableProfile, name: str, role: str, now: datetime) -> Iterator[Issue]:
     column = profile.columns[name]
     if column.parse.description.startswith("date written"):
-        yield Issue("dates as texts", name, "handled", column.parse.description, "read as moments")
+        yield Issue("dates as texts", name, "handled", column.parse.description, "read as timestamps")
     if (share := future_share(profile.sample[name], now)) > 0:
         yield Issue("future", name, "warned", f"{share:.1%} of rows are after now", "check the clock and the format")
     if role == "time" and column.backwards:
@@ -259,17 +261,17 @@ def _detect_timestamp_issues(profile: TableProfile, name: str, role: str, now: d
 
 
 def _build_many_texts_issue(profile: TableProfile, name: str) -> Issue:
-    """Of an input whose values are too many to list."""
+    """Build the issue of an input with too many values to list."""
     texts, column = profile.sample[name], profile.columns[name]
     if is_free_text(texts):
         remedy = "its words are used if they help on the validation rows; --ignore drops it"
         return Issue("free text", name, "handled", f"{_mean_word_count(texts):.0f} words a row", remedy)
-    remedy = "encoded by the target's mean in each, cross-fitted; --ignore drops it"
+    remedy = "encoded as the target's mean per value, cross-fitted; --ignore drops it"
     return Issue("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
 
 
 def is_row_counter(profile: TableProfile, name: str) -> bool:
-    """Whether a column numbers the rows, in their order or as they were before some were left out or shuffled."""
+    """Whether a column numbers the rows, in their order or before rows were dropped or shuffled."""
     column, values = profile.columns[name], profile.sample[name]
     if column.parse.type != "integer" or column.missing or profile.rows < MIN_ROWS:
         return False
@@ -277,14 +279,14 @@ def is_row_counter(profile: TableProfile, name: str) -> bool:
     if column.unique and is_sorted and column.maximum - column.minimum + 1 == profile.rows:
         return True
     if name_heuristics.is_unnamed(name):
-        # Tables that were put together begin to count again.
+        # Concatenated tables start counting again.
         return column.unique or column.distinct > profile.rows * MIN_NUMBERED_SHARE
     is_first = name == next(iter(profile.columns))
     return column.unique and is_sorted and is_first and name_heuristics.is_library_name(name)
 
 
 def _detect_name_issues(profile: TableProfile, name: str) -> Iterator[Issue]:
-    """Of ignored columns that name or tell rather than measure."""
+    """Detect ignored columns that identify or describe rather than measure."""
     column, remedy = profile.columns[name], "ignored; --feature keeps it"
     if column.parse.type == "string" and not column.parse.unclear:
         if is_free_text(profile.sample[name]):
@@ -294,15 +296,15 @@ def _detect_name_issues(profile: TableProfile, name: str) -> Iterator[Issue]:
         elif column.values is None or len(column.values) > MANY_VALUES:
             yield Issue("many values", name, "handled", f"{column.distinct:,} distinct texts", remedy)
     elif is_row_counter(profile, name):
-        yield Issue("row counter", name, "handled", "numbers the rows, and does not measure", remedy)
+        yield Issue("row counter", name, "handled", "counts the rows; it measures nothing", remedy)
     elif column.parse.type == "integer" and (
         column.unique or (name_heuristics.is_identifier(name) and column.distinct > 1)
     ):
-        yield Issue("id as number", name, "handled", "a number that names, and does not measure", remedy)
+        yield Issue("id as number", name, "handled", "an identifier; it measures nothing", remedy)
 
 
 def find_late_classes(profile: TableProfile, target: str, time: str, training: float) -> tuple[Issue, ...]:
-    """The classes of which no row is in the training part of a split by time, which is that share of all rows."""
+    """Find classes without a training row in a split by time; `training` is the share of training rows."""
     rows = profile.sample.select(label=target, key=time).drop_nulls("label").sort("key")
     late = _find_classes_outside(profile, target, rows, rows["key"] < rows["key"][int(rows.height * training)])
     return tuple(
@@ -336,7 +338,7 @@ def find_grouped_classes(profile: TableProfile, target: str, group: str, trainin
 def _find_classes_outside(
     profile: TableProfile, target: str, rows: pl.DataFrame, is_training: pl.Series
 ) -> list[tuple[object, int, object]]:
-    """Classes without a training row: the label, the number of its rows, and the key of the first one."""
+    """Find classes without a training row: the label, its number of rows, and the key of the first."""
     if profile.columns[target].values is None:
         return []
     seen = rows.filter(is_training)["label"].unique()
@@ -345,7 +347,7 @@ def _find_classes_outside(
 
 
 def group_similar_labels(labels: Iterable[object]) -> list[list[str]]:
-    """Groups of labels that differ only in case or blanks."""
+    """Group labels that differ only in case or blanks."""
     groups: dict[str, list[str]] = {}
     for label in sorted(label for label in labels if isinstance(label, str)):
         key = "".join(unicodedata.normalize("NFKC", label).casefold().split())
@@ -354,12 +356,11 @@ def group_similar_labels(labels: Iterable[object]) -> list[list[str]]:
 
 
 def detect_leakage(sample: pl.DataFrame, target: str, features: Sequence[str], task: str) -> list[Issue]:
-    """Columns that give the target away, on at most 20,000 rows.
+    """Detect columns that reveal the target, on at most 20,000 rows.
 
-    A column leaks if its values alone, learnt on half the rows, predict the other half with a ROC AUC (binary),
-    an accuracy (multi-class) or an R² (regression) beyond `LEAKAGE_SCORE`, or if its order is the target's; and if
-    among so many columns that is no accident, at the level `LEAKAGE_P_VALUE`. Beyond `SUSPICIOUS_SCORE` it is a
-    warning.
+    A column leaks if a model of it alone, fitted on half the rows, predicts the other half with a ROC AUC (binary),
+    an accuracy (multi-class) or an R² (regression) beyond `LEAKAGE_SCORE`, or if its order is the target's; and
+    if that is significant among all columns, at the level `LEAKAGE_P_VALUE`. Beyond `SUSPICIOUS_SCORE` it is a warning.
     """
     most = min(_MAX_LEAKAGE_ROWS, _MAX_LEAKAGE_CELLS // max(1, len(features)))
     rows = sample.gather_every(max(1, sample.height // most))
@@ -394,7 +395,7 @@ def _encode_target(labels: pl.Series, task: str) -> np.ndarray:
 def _score_alone(
     values: pl.Series, codes: np.ndarray, wanted: np.ndarray, half: np.ndarray, task: str
 ) -> tuple[float, str, float]:
-    """How well one column predicts, by what measure, and how probably a column without a bearing on it would as well.
+    """Score how well one column predicts the target: the score, its metric, and the p-value for an unrelated column.
 
     The bounds of the probability hold for any number of rows: Mann & Whitney 1947 for the ROC AUC, in its normal form,
     whose tail is the heavier one; Chernoff 1952 for the accuracy.
@@ -406,7 +407,7 @@ def _score_alone(
     if int(wanted.max()) + 1 == 2:
         found = [(_binned_roc_auc(codes, wanted, half), wanted[~half])]
         if values.dtype.is_numeric() and values.null_count() < MAX_MISSING_SHARE * len(values):
-            # Without bins that a limit could fall into; of either direction.
+            # Without binning, in either direction.
             held = values.is_not_null().to_numpy()
             auc = _roc_auc(values.drop_nulls().to_numpy(), wanted[held])
             found.append((max(auc, 1 - auc), wanted[held]))
@@ -420,7 +421,7 @@ def _score_alone(
 
 
 def _chernoff_bound(share: float, expected: float, trials: int) -> float:
-    """Bound of the probability that at least this share of trials succeeds."""
+    """Upper bound of the probability that at least this share of trials succeeds."""
     if share <= expected:
         return 1.0
     apart = share * math.log(share / expected)
@@ -453,7 +454,7 @@ def _binned_accuracy(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) ->
 
 
 def _count_by_bin(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> np.ndarray:
-    """Rows of each class in each bin, [n_bins, n_classes]; none where bins are too many to learn from."""
+    """Count rows per bin and class, [n_bins, n_classes]; all zero if there are too many bins to learn from."""
     n_bins, n_classes = int(codes.max()) + 1, int(wanted.max()) + 1
     if n_bins > len(codes) // 4:
         return np.zeros((n_bins, n_classes))
@@ -513,13 +514,13 @@ def _detect_late_timestamps(profile: TableProfile, roles: Mapping[str, str]) -> 
                 )
 
 
-def future_share(moments: pl.Series, now: datetime) -> float:
-    """Share of moments that have not been yet."""
-    return float((moments > now).mean() or 0.0)  # type: ignore[arg-type]
+def future_share(timestamps: pl.Series, now: datetime) -> float:
+    """Share of timestamps in the future."""
+    return float((timestamps > now).mean() or 0.0)  # type: ignore[arg-type]
 
 
 def is_free_text(texts: pl.Series) -> bool:
-    """Whether texts are sentences rather than names: several words each, and seldom the same twice."""
+    """Whether texts are sentences rather than names: several words each, and rarely repeated."""
     return _mean_word_count(texts) >= _MIN_WORDS and texts.n_unique() > 0.5 * len(texts)
 
 

@@ -1,4 +1,4 @@
-"""From the target's values to the task and its classes."""
+"""Infers the task and its classes from the target's values."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ NEGATIVE = frozenset(
 
 
 class Labels(NamedTuple):
-    """The task, its classes in the person's own values (the positive one last; None for numbers and booleans), why."""
+    """The task, its classes as they are in the table (positive last; None for numbers and booleans), and the reason."""
 
     task: Task
     classes: tuple[str | int, ...] | None
@@ -33,10 +33,10 @@ class Labels(NamedTuple):
 
 
 def infer_labels(column: ColumnProfile, overrides: Overrides) -> Labels:
-    """What kind of prediction a target asks for.
+    """Infer the task and classes of a target.
 
     Raises:
-        ConfigError: an override does not fit the values.
+        ConfigError: an override contradicts the values.
         DataError: the values leave nothing to learn.
     """
     if column.distinct < 2:

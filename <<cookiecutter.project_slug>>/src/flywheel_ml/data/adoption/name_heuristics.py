@@ -53,40 +53,40 @@ def is_identifier(name: str) -> bool:
 
 
 def is_unnamed(name: str) -> bool:
-    """Whether a name is one that libraries give an index of rows, which has none."""
+    """Whether a name is one that libraries give to an unnamed row index."""
     return _UNNAMED_PATTERN.fullmatch(name) is not None
 
 
 def is_library_name(name: str) -> bool:
-    """Whether a name is one that libraries give a column without one; a person may mean something by some of these."""
+    """Whether a name is one that libraries give to unnamed columns; a user may have chosen some of these."""
     return is_unnamed(name) or _GENERIC_NAME.fullmatch(name) is not None
 
 
 def is_weight(name: str) -> bool:
-    """Whether a name is that of sample weights, and of nothing else that weighs."""
+    """Whether a name clearly means sample weights."""
     return _SAMPLE_WEIGHT.fullmatch("_".join(split_words(name))) is not None
 
 
 def may_be_weight(name: str) -> bool:
-    """Whether a name may be that of sample weights: the weight of a car or a newborn has it too."""
+    """Whether a name may mean sample weights; it may also be the weight of a car or a newborn."""
     return _WEIGHT.fullmatch("_".join(split_words(name))) is not None
 
 
 def is_entity(name: str) -> bool:
-    """Whether a name is that of someone or something that may come back in other rows."""
+    """Whether a name is that of an entity that may occur in several rows."""
     return bool(ENTITY_WORDS & set(split_words(name)))
 
 
 def is_personal(name: str) -> bool:
-    """Whether a name is that of data on a person."""
+    """Whether a name suggests personal data."""
     return bool(PERSONAL_WORDS & set(split_words(name)))
 
 
 def is_other_time(name: str) -> bool:
-    """Whether a name is that of a moment other than the one a row is about: a birth, an end."""
+    """Whether a name is that of a time other than the row's own, such as a birth or an end."""
     return bool(OTHER_TIME_WORDS & set(split_words(name)))
 
 
 def rank_as_time(name: str) -> int:
-    """How well a name fits the moment a row is about, best first."""
+    """Rank how well a name fits the row's time; 0 is best."""
     return min((TIME_WORDS.index(word) for word in split_words(name) if word in TIME_WORDS), default=len(TIME_WORDS))

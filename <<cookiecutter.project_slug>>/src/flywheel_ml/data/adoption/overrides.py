@@ -1,4 +1,4 @@
-"""What a person may say instead of leaving it to adopt."""
+"""Options that override adopt's own decisions."""
 
 from collections.abc import Collection
 from typing import Literal, NamedTuple
@@ -13,7 +13,7 @@ NO_TIME = "none"
 
 
 class Overrides(NamedTuple):
-    """The options of the command line; empty means that adopt decides."""
+    """The command-line options; an empty one leaves the decision to adopt."""
 
     name: str = ""
     id: str = ""
@@ -28,7 +28,7 @@ class Overrides(NamedTuple):
     keep_na: tuple[str, ...] = ()
 
     def normalize(self) -> "Overrides":
-        """The same, its names of columns as a table's are, see `formats.reading.normalised`."""
+        """Normalise all column names, see `formats.reading.normalize_name`."""
         return self._replace(
             id=normalize_name(self.id),
             time=normalize_name(self.time),
@@ -40,7 +40,7 @@ class Overrides(NamedTuple):
         )
 
     def check(self, target: str, known: Collection[str], nested: Collection[str] = ()) -> None:
-        """Hold the names against a table's columns, and against those that hold lists, records or bytes.
+        """Check the names against a table's columns; `nested` are those with lists, records or bytes.
 
         Raises:
             ConfigError: a column does not exist, or is given to two options.

@@ -1,4 +1,4 @@
-"""What a table holds: how each column reads, and exact counts of every row, in one pass of bounded memory."""
+"""Profiles a table in one pass of bounded memory: how each column is parsed, and exact counts of its rows."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,16 +21,16 @@ HEAD_ROWS, HEAD_CELLS = 20_000, 2_000_000
 SAMPLE_ROWS = 200_000
 SAMPLE_CELLS = 20_000_000
 MAX_COUNTED_VALUES = 1000
-"""Distinct values up to which each one is counted."""
+"""Up to this number of distinct values, each one is counted."""
 MAX_MISFITS = 100
-"""Cells that could not be read of which a column keeps hold."""
+"""Number of unparseable cells that a column keeps as examples."""
 _MAX_MARKERS = 20
 _SKETCH = 4096
 _HASHES = float(2**64)
 
 
 class ColumnProfile(NamedTuple):
-    """A column of n_rows, once read: counts are exact but for `distinct` beyond 4,096, which is within a few percent.
+    """Profile of a column: counts are exact, except `distinct` beyond 4,096, which is within a few percent.
 
     `values` counts each value where there are at most `MAX_COUNTED_VALUES`, else it is None. `misfits` are cells that
     held something which could not be read, `examples` the first of them. `markers` are the texts that were read as
@@ -52,7 +52,7 @@ class ColumnProfile(NamedTuple):
 
 
 class TableProfile(NamedTuple):
-    """A table: its columns by name, up to `SAMPLE_ROWS` of its rows (columns in contract types), what was left out.
+    """Profile of a table: its columns, a sample of up to `SAMPLE_ROWS` rows in contract types, and dropped columns.
 
     `repeated` is the number of rows that equal an earlier row in all columns.
     """
@@ -68,7 +68,7 @@ class TableProfile(NamedTuple):
 
 
 def profile_table(table: OpenTable, target: str, keep_na: Sequence[str] = ()) -> TableProfile:
-    """Read every row once (columns whose first rows misled, twice); the target's yes and no stay texts.
+    """Read every row once, and twice for columns whose first rows misled; the target's yes and no stay texts.
 
     In the columns `keep_na` the text NA is a value.
 
@@ -122,7 +122,7 @@ class _CountResult(NamedTuple):
 
 
 def _find_better_reading(column: ColumnProfile, counted: _CountResult, name: str, hints: Hints) -> Detected | None:
-    """Another way to read a column of texts, where rows beyond the first ones show that it is needed."""
+    """Find a better way to parse a column of texts if later rows show the need."""
     cells = counted.sample[column.name].rename(name)
     is_text = column.parse.is_text and column.distinct > 0
     if (
@@ -133,7 +133,7 @@ def _find_better_reading(column: ColumnProfile, counted: _CountResult, name: str
         return None
     held = cells.drop_nulls()
     some = held.sample(min(len(held), HEAD_ROWS), seed=0)
-    # In proportion: few misfits must not outvote a sample.
+    # In proportion: few misfits must not outweigh the sample.
     unread = counted.unread[column.name].head(max(1, round(len(some) * TOLERANCE / 2))).rename(name)
     gaps = pl.Series(name, [None] if column.missing else [], dtype=pl.String)
     # Summer time begins and ends in few rows: its time zone is found in all of them.
@@ -148,7 +148,7 @@ def _find_better_reading(column: ColumnProfile, counted: _CountResult, name: str
 
 
 def _mark_misfits_missing(column: ColumnProfile, name: str, unread: pl.Series) -> ColumnProfile:
-    """The column, with the few texts that could not be read among its missing values: so they are in other files."""
+    """Add the few unparseable texts to the column's missing values, so that other files treat them alike."""
     if unread.is_empty() or column.misfits > MAX_MISFITS or name_heuristics.is_personal(name):
         return column
     return column._replace(parse=column.parse.with_missing(clean_texts(unread).unique(maintain_order=True)))
@@ -162,8 +162,8 @@ def _count(rows: pl.LazyFrame, parses: dict[str, Detected]) -> _CountResult:
     for batch in _read_batches(rows):
         values, wrong = read_columns(batch, parses)
         totals = _compute_totals(values, counts)
-        # Frame by frame rather than column by column: a table may have ten thousand columns. Values are told apart only
-        # where they may still be few: that costs more than all the rest.
+        # Frame by frame, not column by column: a table may have ten thousand columns. Distinct values are counted only
+        # while they may still be few, because that costs more than all the rest.
         few = [count.at for count in counts if count.is_few]
         counted = values.select(pl.col(few).drop_nulls().value_counts(name="rows").implode())
         hashed = values.select(pl.col([count.at for count in counts if not count.is_few]).hash(0))
@@ -253,7 +253,7 @@ class _ColumnCounter:
     def add_hashes(self, hashes: pl.Series) -> None:
         """Count the values of a batch by their hashes."""
         if self._distinct is not None:
-            # An id has no value twice: most columns are out after one batch.
+            # An id never repeats a value, so most columns are ruled out after one batch.
             self._distinct = [*self._distinct, hashes] if _are_distinct(hashes) else None
         self._add_to_sketch(hashes)
 

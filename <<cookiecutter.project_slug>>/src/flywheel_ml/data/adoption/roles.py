@@ -1,4 +1,4 @@
-"""What each column is for: the row's name, its moment, an input, or nothing, each with the reason."""
+"""Assigns each column a role (id, time, feature, weight or ignored) with the reason."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -18,7 +18,7 @@ MIN_ENTITIES = 20
 
 
 class AssignedRole(NamedTuple):
-    """A role and why."""
+    """A role and its reason."""
 
     role: Role
     why: str
@@ -39,10 +39,10 @@ class Roles(NamedTuple):
 
 
 def assign_roles(profile: TableProfile, target: str, overrides: Overrides, now: datetime) -> Roles:
-    """Give each column a role, and with them how the table is split.
+    """Assign each column a role, and choose how the table is split.
 
     Raises:
-        ConfigError: a column that was named for a role cannot have it.
+        ConfigError: a column that an option names cannot have that role.
     """
     _check_overrides(profile, overrides)
     time, why = _choose_time(profile, target, overrides, now)
@@ -62,9 +62,7 @@ def assign_roles(profile: TableProfile, target: str, overrides: Overrides, now: 
     )
     given = {name: said.get(name) or _choose_role(column, profile) for name, column in profile.columns.items()}
     if by == "hash" and group and not overrides.group:
-        given[group] = AssignedRole(
-            "ignored", "names whom a row is about, in several rows: the split keeps them together"
-        )
+        given[group] = AssignedRole("ignored", "identifies an entity with several rows: the split keeps them together")
     _keep_one(given, "id", overrides.id)
     _keep_one(given, "weight", overrides.weight)
     return Roles(given, by, time, group if by == "hash" else "")
@@ -74,7 +72,7 @@ def _check_overrides(profile: TableProfile, overrides: Overrides) -> None:
     if overrides.time not in ("", NO_TIME):
         column = profile.columns[overrides.time]
         if column.parse.type != "datetime":
-            raise ConfigError(f"--time: '{column.name}' holds no dates that can be told ({column.parse.description})")
+            raise ConfigError(f"--time: '{column.name}' contains no parseable dates ({column.parse.description})")
         if column.missing:
             raise ConfigError(
                 f"--time: '{column.name}' is missing in {column.missing:,} rows; every row needs its time"
@@ -82,7 +80,7 @@ def _check_overrides(profile: TableProfile, overrides: Overrides) -> None:
     if overrides.id:
         column = profile.columns[overrides.id]
         if not column.unique or column.missing:
-            raise ConfigError(f"--id: '{column.name}' does not name each row: values are missing or stand twice")
+            raise ConfigError(f"--id: '{column.name}' does not name each row: values are missing or repeated")
     if overrides.weight and not _can_weigh(profile.columns[overrides.weight]):
         column = profile.columns[overrides.weight]
         raise ConfigError(
@@ -102,10 +100,10 @@ def _choose_time(profile: TableProfile, target: str, overrides: Overrides, now: 
     ]
     if not fitting:
         return "", ""
-    # `sorted` and `min` keep the first of equals, which is the column that stands first.
+    # `min` keeps the first of equals, which is the first column.
     name = min(fitting, key=name_heuristics.rank_as_time)
-    beside = f", chosen of {len(fitting)} such columns" if len(fitting) > 1 else ""
-    return name, f"every row has one, and {_approximate(profile.columns[name].distinct)} differ{beside}"
+    others = f", chosen from {len(fitting)} such columns" if len(fitting) > 1 else ""
+    return name, f"every row has one, and {_approximate(profile.columns[name].distinct)} differ{others}"
 
 
 def _can_be_time(column: ColumnProfile, profile: TableProfile, now: datetime) -> bool:
@@ -120,14 +118,14 @@ def _can_be_time(column: ColumnProfile, profile: TableProfile, now: datetime) ->
     )
 
 
-def _can_be_split(moments: pl.Series) -> bool:
-    """Whether a split by time leaves rows on each side: not where most rows share one moment."""
-    ends = [moments.quantile(share, "nearest") for share in (0.0, 0.7, 0.85)]
+def _can_be_split(timestamps: pl.Series) -> bool:
+    """Whether a split by time leaves rows in each part; not if most rows share one timestamp."""
+    ends = [timestamps.quantile(share, "nearest") for share in (0.0, 0.7, 0.85)]
     return len(set(ends)) == len(ends)
 
 
 def _is_repeated_entity(column: ColumnProfile, profile: TableProfile) -> bool:
-    """Whether a column names an entity that has more than one row."""
+    """Whether a column identifies an entity with more than one row."""
     if column.parse.type not in ("string", "integer") or column.missing or column.unique:
         return False
     if not MIN_ENTITIES <= column.distinct <= 0.95 * profile.rows:
@@ -200,12 +198,12 @@ def _choose_text_role(column: ColumnProfile, profile: TableProfile) -> AssignedR
 
 
 def _keep_one(given: dict[str, AssignedRole], role: Role, said: str) -> None:
-    """Leave a role to one column: the one that was named, or the first."""
+    """Keep a role for one column only: the one that was named, or the first."""
     found = [name for name, one in given.items() if one.role == role]
     kept = said or next(iter(found), "")
     for name in found:
         if name != kept:
-            given[name] = AssignedRole("ignored", f"is one more {role}, beside '{kept}'")
+            given[name] = AssignedRole("ignored", f"is another {role} next to '{kept}'")
 
 
 def _approximate(count: int) -> str:

@@ -1,4 +1,4 @@
-"""The texts of a project that is about another table: contract.yaml, params.yaml, and code without the example."""
+"""Renders a project's files for another table: contract.yaml, params.yaml, and code without the example."""
 
 import ast
 import io
@@ -41,19 +41,19 @@ coverage_tolerance: 0.1
 max_latency_ms: 20.0
 max_size_mb: 200.0
 """
-"""What is asked of a model of any table: useless ones are refused, and nothing else."""
+"""Gates for any table: they reject only useless models."""
 NETWORK = {"alpha": 0.1, "max_steps": 2000}
-"""On a few thousand rows a network that learns for longer memorises them."""
+"""On a few thousand rows, a network that trains longer memorises them."""
 L2 = 1.0
 """Without it leaves of a rare class grow beyond bounds: for the carriers of 20,000 flights, log loss 29.5, not 0.22."""
 
-SOURCE = '''"""Where the raw table comes from: the one file to replace for a source of your own.
+SOURCE = '''"""Fetches the raw table: replace this file for a source of your own.
 
-`fetch` is called once, when the raw table that params.yaml names is not there and DVC has no copy of it.
-From then on DVC versions the file, and everything else reads only that.
+`fetch` is called once, if the raw table of params.yaml is missing and DVC has no copy of it.
+Afterwards DVC versions the file, and everything else reads only that file.
 
-This project's table was adopted from a file or a query, and there is no way back to it from here. To have the table
-fetched instead, write it to `path` as Parquet, with the columns of contract.yaml.
+This project's table was adopted from a file or a query, which cannot be fetched again from here. To fetch the table
+instead, write it to `path` as Parquet, with the columns of contract.yaml.
 """
 
 from pathlib import Path
@@ -62,13 +62,13 @@ from flywheel_ml.utils.errors import DataError
 
 
 def fetch(path: Path) -> None:
-    """Say how to have the raw table again.
+    """Explain how to restore the raw table.
 
     Raises:
         DataError: always.
     """
     raise DataError(
-        f"{path} is not there and DVC has no copy; run `.venv/bin/dvc pull`, or `make adopt` with the table once more"
+        f"{path} is missing and DVC has no copy; run `.venv/bin/dvc pull`, or `make adopt` with the table again"
     )
 '''
 
@@ -77,7 +77,7 @@ _OPEN, _CLOSE = "<!-- about the table: `adopt` writes this part anew -->", "<!--
 _KINDS = {"binary": "one of two classes", "multiclass": "one of {} classes", "regression": "a number"}
 _ANSWERS = {
     "binary": "the class and the probability of each",
-    "multiclass": "the likeliest class and the probability of each",
+    "multiclass": "the most likely class and the probability of each",
     "regression": "the number, and an interval around it",
 }
 
@@ -86,7 +86,7 @@ _WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "null",
 
 
 def render_contract(proposal: Proposal, before: str, source: str) -> str:
-    """contract.yaml; of `before`, the present one, the opening comment stays. `source` is where the rows came from."""
+    """Render contract.yaml with the opening comment of the current text `before`; `source` describes the origin."""
     return _opening_comment(before) + _dump(
         {
             "version": 1,
@@ -98,7 +98,7 @@ def render_contract(proposal: Proposal, before: str, source: str) -> str:
 
 
 def render_decisions(proposal: Proposal, before: str) -> str:
-    """decisions.yaml; of `before`, the present one, the opening comment stays."""
+    """Render decisions.yaml with the opening comment of the current one, `before`."""
     return _opening_comment(before) + _dump(
         {
             "decisions": [_to_entry_node(decision._asdict()) for decision in proposal.decisions],
@@ -108,7 +108,7 @@ def render_decisions(proposal: Proposal, before: str) -> str:
 
 
 def render_readme(before: str, contract: Contract, by: str, rows: int, source: str, raw: Path) -> str:
-    """README.md with the part about the table written anew; without the marks around it, it stays as it is."""
+    """Replace the part of README.md about the table; without its markers, README.md stays unchanged."""
     start, end = before.find(_OPEN), before.find(_CLOSE)
     if not 0 <= start < end:
         return before
@@ -137,15 +137,15 @@ def render_readme(before: str, contract: Contract, by: str, rows: int, source: s
 
 
 def render_makefile(before: str, raw: Path) -> str:
-    """The Makefile, in which `make score` scores the adopted table unless told otherwise."""
+    """Render the Makefile so that `make score` scores the adopted table by default."""
     return re.sub(r"^(INPUT \?= ).*$", rf"\g<1>{raw.as_posix()}", before, count=1, flags=re.MULTILINE)
 
 
 def render_params(proposal: Proposal, before: str, raw: Path) -> str:
-    """params.yaml with the parts that follow from the table set anew; everything else, comments too, stays.
+    """Update the parts of params.yaml that depend on the table; everything else, including comments, stays.
 
     Raises:
-        ConfigError: the present text is no YAML mapping.
+        ConfigError: the current text is not a YAML mapping.
     """
     content = _build_yaml().load(before)
     if not isinstance(content, CommentedMap):
@@ -173,13 +173,13 @@ def render_params(proposal: Proposal, before: str, raw: Path) -> str:
 
 
 def remove_example(pyproject: str) -> str:
-    """pyproject.toml without the dependencies of the example."""
+    """Remove the example's dependencies from pyproject.toml."""
     kept = re.sub(r"^example = \[[^\]]*\]\n", "", pyproject, flags=re.MULTILINE)
     return re.sub(r'^(default-groups = \[.*?)"example",? ?', r"\1", kept, flags=re.MULTILINE)
 
 
 def remove_features(before: str, columns: Collection[str]) -> str:
-    """features.py without the features that take a column which is no longer there."""
+    """Remove the features that use a column which no longer exists from features.py."""
     tree = ast.parse(before)
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     table = next(
@@ -211,7 +211,7 @@ def remove_features(before: str, columns: Collection[str]) -> str:
         *[None] * (table.end_lineno - table.lineno),
     ]
     text = "\n".join(line for line in lines if line is not None) + "\n"
-    # One blank line parts a constant from imports, two part it from a function.
+    # One blank line separates a constant from imports, two from a function.
     return text if functions.keys() - set(gone) else re.sub(r"\n{3,}(?=FEATURES)", "\n\n", text)
 
 
@@ -241,7 +241,7 @@ def _escape_markdown(text: str) -> str:
 
 
 def _escape_quotes(text: str) -> str:
-    """As it stands between single quotes in a shell, in one block of Markdown."""
+    """Escape for single quotes in a shell."""
     return text.replace("'", "'\\''")
 
 
@@ -308,7 +308,7 @@ class _Emitter(RoundTripEmitter):
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes what is empty as `null`, not as nothing."""
+    """Writes None as `null`, not as an empty value."""
 
 
 def _represent_null(representer: RoundTripRepresenter, _: None) -> ScalarNode:

@@ -1,1 +1,1 @@
-"""One reader for tables of any format: text, JSON, Parquet, Arrow, a SQL query. `reading.open_table` is the way in."""
+"""Reads tables of any format: text, JSON, Parquet, Arrow, SQL. The entry point is `reading.open_table`."""

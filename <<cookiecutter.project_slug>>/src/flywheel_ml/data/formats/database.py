@@ -1,4 +1,4 @@
-"""The rows of a SQL query, streamed to disk; the password of a URL is never shown."""
+"""Streams the rows of a SQL query to disk; the password of a URL is never shown."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ _SECRETIVE = re.compile(r":.*@|password=", re.IGNORECASE)
 
 
 def is_url(source: str) -> bool:
-    """Whether a source is a URL, or no file and near enough to one that it may hold a password."""
+    """Whether a source is a URL, or is not a file and resembles a URL that may contain a password."""
     return "://" in source or (_SECRETIVE.search(source) is not None and not Path(source).exists())
 
 
 def mask_password(source: str) -> str:
-    """A URL as it may be shown: without its password; any other source as it is."""
+    """Return a URL without its password; any other source unchanged."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -36,16 +36,16 @@ def mask_password(source: str) -> str:
     try:
         url = make_url(source)
     except (ArgumentError, ValueError):
-        # Where a password begins in what is no URL, nobody knows.
+        # In a malformed URL the position of the password is unknown.
         return f"{re.split('[:=@]', source)[0]}:…"
     return url.set(query={}).render_as_string(hide_password=True)
 
 
 def scan_query(source: str, query: str, scratch: Path) -> pl.LazyFrame:
-    """A scan over the rows of `query`, which are copied to Parquet files in `scratch` first, batch by batch.
+    """Copy the rows of `query` to Parquet files in `scratch`, batch by batch, and return a scan over them.
 
     Raises:
-        DataError: the URL, the database or the query does not answer.
+        DataError: the URL, the database or the query fails.
     """
     from sqlalchemy import create_engine, inspect, text
 
@@ -66,7 +66,7 @@ def scan_query(source: str, query: str, scratch: Path) -> pl.LazyFrame:
             if twice := find_duplicates(names):
                 raise DataError(f"the query gives the column '{twice[0]}' twice; name its columns one by one")
             pieces: list[Path] = []
-            # The size is said here again: `yield_per` alone makes partitions of one row each.
+            # The size is repeated here: `yield_per` alone makes partitions of one row each.
             for batch in result.partitions(BATCH_ROWS):
                 pieces.append(scratch / f"rows-{len(pieces):05d}.parquet")
                 _to_frame(names, batch).write_parquet(pieces[-1], compression="lz4")
@@ -86,9 +86,9 @@ def _to_frame(names: Sequence[str], rows: Sequence[Any]) -> pl.DataFrame:
 
 
 def _to_storable(column: pl.Series) -> pl.Series:
-    """A column as Parquet holds it, of one type in every batch."""
+    """Convert a column to a type that Parquet can store, the same in every batch."""
     if column.dtype.is_nested():
-        # Left out later, as all that is nested; its type may differ from batch to batch.
+        # Dropped later, like everything nested; its type may differ between batches.
         return pl.Series(column.name, [None] * len(column), dtype=pl.Binary)
     if column.dtype == pl.Object:
         # UUIDs, addresses and the like.
@@ -104,10 +104,10 @@ def _parse_url(source: str) -> "URL":
         url = make_url(source)
     except (ArgumentError, ValueError):
         raise DataError(
-            f"{mask_password(source)} is no database URL; write postgresql://user:password@host/database or sqlite:///file"
+            f"{mask_password(source)} is not a database URL; write postgresql://user:password@host/database or sqlite:///file"
         ) from None
     if url.drivername in ("http", "https", "ftp", "s3", "gs", "az", "file"):
-        raise DataError(f"{mask_password(source)} is no database; download the file and give its path")
+        raise DataError(f"{mask_password(source)} is not a database; download the file and give its path")
     if url.drivername == "sqlite" and not (url.database and Path(url.database).is_file()):
         raise DataError(
             f"{mask_password(source)}: the file '{url.database}' does not exist; an absolute path has four slashes"
@@ -124,21 +124,23 @@ def _translate_errors(source: str) -> Iterator[None]:
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         package = error.name if isinstance(error, ModuleNotFoundError) else ""
         remedy = f"uv add --group train {package}" if package else "known: postgresql, sqlite and SQLAlchemy's others"
-        raise DataError(f"{mask_password(source)}: there is no driver for this kind of database; {remedy}") from None
+        raise DataError(
+            f"{mask_password(source)}: no driver for this kind of database is installed; {remedy}"
+        ) from None
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise DataError(f"{mask_password(source)}: {_redact_error(cause, source)}") from None
     except (ProjectError, OSError, pl.exceptions.PolarsError):
         raise
     except Exception as error:
-        # A driver's fault, whose traceback would be kept in a file: it may hold the address.
+        # A bug of the driver; its traceback would be saved to a file and may contain the URL.
         raise DataError(
             f"{mask_password(source)}: unexpected {type(error).__name__}: {_redact_error(error, source)}"
         ) from None
 
 
 def _redact_error(error: BaseException, source: str) -> str:
-    """An error's text in one line, without the address and without what is secret in it, however it is written."""
+    """Return an error's text in one line, without the URL and its secrets, however they are encoded."""
     from sqlalchemy.engine import make_url
 
     url = make_url(source)

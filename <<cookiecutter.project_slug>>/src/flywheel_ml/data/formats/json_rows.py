@@ -1,4 +1,4 @@
-"""Rows of JSON: one object a line, or one list of objects."""
+"""Reads rows of JSON: one object per line, or one list of objects."""
 
 import json
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ _REMEDY = "write one object a line, or one list of them (pandas: to_json(path, o
 
 
 def scan(readable: Path, path: Path, scratch: Path) -> pl.LazyFrame:
-    """A scan of UTF-8 JSON; `path` is what errors call it. NaN and infinities, which JSON does not know, are missing.
+    """Scan UTF-8 JSON; errors name `path`. NaN and infinities, which are not valid JSON, become missing.
 
     Raises:
-        DataError: it is no JSON, or holds something else than rows.
+        DataError: it is not JSON, or does not contain rows.
     """
     with readable.open("rb") as stream:
         first = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if first not in (b"[", b"{"):
-        raise DataError(f"{path} is no JSON of rows (it starts with {first!r}); {_REMEDY}")
+        raise DataError(f"{path} is not JSON with rows (it starts with {first!r}); {_REMEDY}")
     is_list = first == b"["
     rows = None
     if _is_plain(readable, is_list):
-        # What fails is read again by Python, to say where, or to succeed: it reads some that Polars does not.
+        # On failure Python reads it again, to report the position or to succeed where Polars cannot.
         with suppress(pl.exceptions.PolarsError):
             rows = _scan_regular(readable, is_list)
     if rows is None:
@@ -49,7 +49,7 @@ def _scan_regular(readable: Path, is_list: bool) -> pl.LazyFrame:
 
 
 def _is_plain(readable: Path, is_list: bool) -> bool:
-    """Whether every line begins an object, and none holds a word that may be a number which JSON does not know."""
+    """Whether every line begins an object, and none contains NaN or Infinity, which are not valid JSON."""
     with readable.open("rb") as stream:
         return all(
             b"NaN" not in line and b"Infinity" not in line and (is_list or line.lstrip()[:1] in b"{\xef")
@@ -63,7 +63,7 @@ def _rewrite(readable: Path, path: Path, scratch: Path, is_list: bool) -> pl.Laz
     with copy.open("w", encoding="utf-8") as target:
         for where, row in objects:
             if not isinstance(row, dict):
-                raise DataError(f"{path}, {where} is no object ({_abbreviate(json.dumps(row))}); {_REMEDY}")
+                raise DataError(f"{path}, {where} is not an object ({_abbreviate(json.dumps(row))}); {_REMEDY}")
             target.write(json.dumps(row, ensure_ascii=False) + "\n")
     return _scan_regular(copy, is_list=False)
 
@@ -74,7 +74,7 @@ def _read_list(readable: Path, path: Path) -> Iterator[tuple[str, Any]]:
             rows = json.load(stream, parse_constant=_to_none)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}, line {error.lineno:,}, column {error.colno}: no JSON ({error.msg}); {_REMEDY}"
+            f"{path}, line {error.lineno:,}, column {error.colno}: not valid JSON ({error.msg}); {_REMEDY}"
         ) from None
     yield from ((f"item {at:,}", row) for at, row in enumerate(rows, start=1))
 
@@ -87,7 +87,7 @@ def _read_lines(readable: Path, path: Path) -> Iterator[tuple[str, Any]]:
                     yield f"line {at:,}", json.loads(line, parse_constant=_to_none)
                 except json.JSONDecodeError as error:
                     raise DataError(
-                        f"{path}, line {at:,} is no JSON object ({error.msg}: {_abbreviate(line)}); {_REMEDY}"
+                        f"{path}, line {at:,} is not a JSON object ({error.msg}: {_abbreviate(line)}); {_REMEDY}"
                     ) from None
 
 

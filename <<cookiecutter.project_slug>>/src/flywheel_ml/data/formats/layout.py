@@ -1,4 +1,4 @@
-"""The layout of delimited text, found from its first lines: the delimiter, the header, and the lines above it."""
+"""Detects the layout of delimited text from its first lines: delimiter, header, and lines above it."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _WORDS = {**DELIMITERS, " ": "spaces"}
 _DECLARED = re.compile(r'"?sep=(.)"?[,;\t|]*\s*', re.IGNORECASE)
-"""The first line by which Excel is told the delimiter."""
+"""The first line that declares the delimiter for Excel."""
 _NUMBER = re.compile(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*")
 _SAMPLE = 300
 _MAX_CELL = 2**26
@@ -40,19 +40,19 @@ class Layout(NamedTuple):
 
     @property
     def delimiter_name(self) -> str:
-        """What separates the cells, in words."""
+        """The delimiter in words."""
         return _WORDS.get(self.delimiter, f"'{self.delimiter}'")
 
 
 def find_layout(head: str, is_whole: bool) -> Layout:
-    """The layout of a text that begins with `head`, all of it if `is_whole`."""
+    """Find the layout of a text from its first lines `head`; `is_whole` if that is all of it."""
     declared = _DECLARED.fullmatch(head.partition("\n")[0])
     candidates = [declared.group(1)] if declared else list(DELIMITERS)
     split = {delimiter: _read_records(head, delimiter, is_whole) for delimiter in candidates}
     delimiter = max(split, key=lambda one: _rate_fit(split[one][bool(declared) :]))
     found = _build_layout(delimiter, split[delimiter], int(bool(declared)))
     if found.width == 1 and not declared:
-        # R's own default, and old files: tried last, as the words of one column of texts are separated by them too.
+        # R's default, and old files: tried last, because spaces also separate words in a column of texts.
         records = _read_records(head, " ", is_whole)
         spaced = _build_layout(" ", records, 0)
         if spaced.width > 1 and not spaced.above and _rate_fit(records)[0]:
@@ -61,7 +61,7 @@ def find_layout(head: str, is_whole: bool) -> Layout:
 
 
 def build_reader(lines: Iterable[str], delimiter: str) -> "Reader":
-    """The records of a text, read as leniently as they are written."""
+    """Build a lenient reader of the records of a text."""
     csv.field_size_limit(_MAX_CELL)
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t")
 
@@ -80,13 +80,13 @@ def _read_records(head: str, delimiter: str, is_whole: bool) -> list[list[str]]:
     try:
         records = list(build_reader(io.StringIO(head, newline=""), delimiter))
     except csv.Error:
-        # Not a single one of these for so long that a cell has no end.
+        # Not this delimiter: a cell exceeds the size limit.
         return [[head]]
     return records[: None if is_whole or len(records) == 1 else -1][:_SAMPLE]
 
 
 def _rate_fit(records: Sequence[Record]) -> tuple[bool, bool, float, int]:
-    """How well records fit one table, to compare delimiters by: most rows are as wide, and so is the first line."""
+    """Rate how well records fit one table: most rows are equally wide, and so is the first line."""
     widths = [len(record) for record in records if not is_blank(record)]
     width = _find_usual_width(widths)
     if width < 2:
@@ -138,7 +138,7 @@ def _names_all_but_the_first(record: Record, below: Sequence[Record]) -> bool:
 
 
 def _is_header(record: Record, below: Sequence[Record]) -> bool:
-    """Whether a line holds names only, and numbers stand below one of them."""
+    """Whether a line holds names only, and one of them has numbers below it."""
     columns = zip(*below, strict=False)
     return _holds_names(record) and any(all(is_number(cell) for cell in cells if cell.strip()) for cells in columns)
 

@@ -13,25 +13,25 @@ _MAGIC = b"PAR1"
 
 
 def scan(path: Path) -> pl.LazyFrame:
-    """A scan of one file.
+    """Scan one file.
 
     Raises:
-        DataError: it is cut off or damaged.
+        DataError: it is truncated or damaged.
     """
     with path.open("rb") as stream:
         stream.seek(-min(len(_MAGIC), path.stat().st_size), os.SEEK_END)
         tail = stream.read()
     if tail != _MAGIC:
-        raise DataError(f"{path} is cut off: its Parquet footer is missing; copy or download it again")
+        raise DataError(f"{path} is truncated: its Parquet footer is missing; copy or download it again")
     _read_schema(path)
     return pl.scan_parquet(path)
 
 
 def scan_folder(path: Path) -> tuple[pl.LazyFrame, tuple[Repair, ...]]:
-    """A scan of all Parquet files below a folder; a column that some parts lack is missing in their rows.
+    """Scan all Parquet files below a folder; a column that some files lack is missing in their rows.
 
     Raises:
-        DataError: there is no such file, one is damaged, or a column has types that cannot be one.
+        DataError: there is no Parquet file, one is damaged, or a column has incompatible types.
     """
     files = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith((".", "_")))
     if not files:
@@ -55,7 +55,7 @@ def scan_folder(path: Path) -> tuple[pl.LazyFrame, tuple[Repair, ...]]:
 
 
 def build_damaged_error(path: Path) -> DataError:
-    """What is said of a Parquet file that cannot be decoded."""
+    """Build the error for a Parquet file that cannot be decoded."""
     return DataError(f"{path} is damaged and cannot be read as Parquet; copy or download it again")
 
 
@@ -88,5 +88,5 @@ def _family(kind: pl.DataType) -> str:
     if isinstance(kind, pl.String | pl.Categorical | pl.Enum):
         return "text"
     if isinstance(kind, pl.Date | pl.Datetime):
-        return f"moment {getattr(kind, 'time_zone', None) or ''}"
+        return f"timestamp {getattr(kind, 'time_zone', None) or ''}"
     return str(kind)

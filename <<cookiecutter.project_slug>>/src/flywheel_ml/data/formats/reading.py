@@ -1,6 +1,6 @@
 """A table of any format, opened as a Polars scan: delimited text, Parquet, JSON, Arrow IPC, a SQL query.
 
-Everything that reads a person's table reads it here: `adopt`, `score`, `ingest` and `monitor`.
+`adopt`, `score`, `ingest` and `monitor` all read the user's tables through this module.
 """
 
 import errno
@@ -38,7 +38,7 @@ _MAGIC = {
     b"version https://git-lfs": "a pointer of Git LFS",
     **dict.fromkeys((b"<!doctype", b"<!DOCTYPE", b"<html", b"<HTML", b"<?xml", b"<table"), "HTML or XML"),
 }
-"""How files begin that are no delimited text and no JSON."""
+"""First bytes of files that are neither delimited text nor JSON."""
 _REMEDY = {
     "zip (or Excel)": "unpack it, or save it as CSV",
     "Excel": "save it as CSV",
@@ -57,16 +57,16 @@ _KINDS_BY_SUFFIX = {
     **dict.fromkeys((".json", ".ndjson", ".jsonl"), "JSON"),
     **dict.fromkeys((".csv", ".tsv", ".tab", ".txt", ".data"), "text"),
 }
-"""What a file's name says that it is."""
+"""Kind of a file by its suffix."""
 _GZIP, _GZIP_SUFFIX = b"\x1f\x8b", ".gz"
 
 
 class OpenTable(NamedTuple):
-    """A scan over the rows, a name for the table, and in words how the source was understood.
+    """A scan over the rows, the table's name, and notes on how the source was read.
 
     `columns` are the names in order, in Unicode's composed form (NFC); the scan's own are their positions (`"0"`,
-    `"1"`, …), which no name can break. `semicolons` says that the source is a text whose columns semicolons part;
-    `repairs` are irregularities of the file that were put right; `quoted` are columns in which an NA stands in quotes.
+    `"1"`, …), which no name can break. `semicolons` is true for a text whose columns are separated by semicolons;
+    `repairs` are repaired irregularities of the file; `quoted` are columns in which an NA is quoted.
     """
 
     rows: pl.LazyFrame
@@ -78,7 +78,7 @@ class OpenTable(NamedTuple):
     quoted: tuple[str, ...] = ()
 
     def batches(self, rows: int) -> Iterator[pl.DataFrame]:
-        """All rows under their own names, in order, at most so many at a time."""
+        """Yield all rows in order under their column names, at most `rows` at a time."""
         names = {str(at): name for at, name in enumerate(self.columns)}
         for batch in self.rows.collect_batches(chunk_size=rows, maintain_order=True):
             yield from batch.rename(names).iter_slices(rows)
@@ -88,15 +88,15 @@ class OpenTable(NamedTuple):
 def open_table(source: str, query: str = "", scratch: Path | None = None) -> Iterator[OpenTable]:
     """Open a file, a folder of Parquet files, or the rows of a query on a database URL.
 
-    What cannot be scanned where it lies (another encoding, gzip, an irregular text, a query's rows) is copied to the
-    folder `scratch`, or to a temporary one.
+    Sources that cannot be scanned in place (another encoding, gzip, an irregular text, a query's rows) are copied to
+    the folder `scratch`, or to a temporary one.
 
     Raises:
-        DataError: the source is missing, empty, unreadable, or not what its name says.
+        DataError: the source is missing, empty, unreadable, or of another format than its name says.
         OSError: the disk is full.
     """
     if scratch is None:
-        # Not TemporaryDirectory, which warns where a reader is given up half-way and the generator collected.
+        # Not TemporaryDirectory, which warns if a reader is abandoned and the generator collected.
         folder = tempfile.mkdtemp()
         try:
             with open_table(source, query, Path(folder)) as found:
@@ -169,10 +169,10 @@ def _table_name(path: Path) -> str:
 
 
 def _detect_kind(path: Path) -> str:
-    """What a file holds, by its name and its first bytes, which must agree.
+    """Detect a file's kind from its name and its first bytes, which must agree.
 
     Raises:
-        DataError: they do not, or it is of a kind that cannot be read.
+        DataError: they disagree, or the kind is not supported.
     """
     with path.open("rb") as stream:
         head = stream.read(32)
@@ -190,7 +190,7 @@ def _detect_kind(path: Path) -> str:
     if found and named not in ("", found):
         raise DataError(f"{path} is {found} by its content, not {path.suffix[1:]}; rename it")
     if not found and named in ("Parquet", "Arrow IPC"):
-        raise DataError(f"{path} is no {named} file (it starts with {head[:8]!r}); rename or convert it")
+        raise DataError(f"{path} is not a {named} file (it starts with {head[:8]!r}); rename or convert it")
     return found or named
 
 
@@ -203,13 +203,13 @@ def _number_columns(
 
 
 def _normalize_names(found: Sequence[str], source: Path | str) -> tuple[str, ...]:
-    """The names of columns as one person types them and another's system writes them: stripped, and composed (NFC)."""
+    """Normalise and check column names: stripped, in composed form (NFC), and unique."""
     names = tuple(normalize_name(name) or f"column_{at}" for at, name in enumerate(found, start=1))
     if twice := find_duplicates(names):
-        raise DataError(f"{source}: the column '{twice[0]}' stands twice in the header; rename or drop one")
+        raise DataError(f"{source}: the column '{twice[0]}' appears twice in the header; rename or drop one")
     return names
 
 
 def normalize_name(name: str) -> str:
-    """A column's name without blanks around it and in Unicode's composed form (NFC)."""
+    """Strip a column's name and convert it to Unicode's composed form (NFC)."""
     return unicodedata.normalize("NFC", name.strip())

@@ -1,10 +1,10 @@
-"""What a reader put right in a file, so that it can be reported."""
+"""Repairs that a reader made in a file, for reports."""
 
 from typing import NamedTuple
 
 
 class Repair(NamedTuple):
-    """One irregularity of a file: its kind, what was found where, and what the reader made of it."""
+    """One repaired irregularity of a file: its kind, the evidence, and the outcome."""
 
     kind: str
     evidence: str

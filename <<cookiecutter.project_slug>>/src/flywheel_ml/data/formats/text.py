@@ -1,4 +1,4 @@
-"""Delimited text of any make: encoding, compression, layout and repairs are found from the bytes."""
+"""Reads delimited text; detects encoding, compression and layout from the bytes and repairs irregular files."""
 
 import codecs
 import csv
@@ -28,16 +28,16 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _END = "\x00"
-"""Follows the last line while records are read: it stands alone unless a quote was never closed."""
+"""Appended after the last line while reading; it forms its own record unless a quote was never closed."""
 _MAX_SHOWN = 60
 _MAX_LINES_PER_CELL = 10_000
 _LF, _CR, _QUOTE = b'\n\r"'
 
 
 class ScannedText(NamedTuple):
-    """A scan whose columns are all text and called by position, their names, what separates them, and repairs.
+    """A scan with text columns named by position, the column names, the delimiter, and repairs.
 
-    `quoted` are the positions of the columns in which an NA stands in quotes, in the first rows.
+    `quoted` are the positions of the columns in which an NA is quoted, in the first rows.
     """
 
     rows: pl.LazyFrame
@@ -48,10 +48,10 @@ class ScannedText(NamedTuple):
 
 
 def to_plain_file(path: Path, scratch: Path) -> tuple[Path, tuple[str, ...]]:
-    """The file itself if it is UTF-8 text with usual line ends, else a copy of that kind; and what was undone.
+    """Return the file itself if it is UTF-8 text with usual line ends, else a converted copy; and notes on conversions.
 
     Raises:
-        DataError: the file is damaged, or is no text.
+        DataError: the file is damaged, or is not text.
     """
     packed = path.name.lower().endswith(".gz")
     try:
@@ -62,7 +62,7 @@ def to_plain_file(path: Path, scratch: Path) -> tuple[Path, tuple[str, ...]]:
         ) or _detect_utf16(head)
         if not encoding:
             encoding = "utf-8" if _is_utf8(path, packed) else _detect_western(path, packed)
-        # The line ends of old Macs are none to Polars.
+        # Polars does not recognise the line ends of old Macs.
         returns = encoding in ("utf-8", "cp1252", "latin-1") and b"\n" not in head and b"\r" in head
         notes = (*(["gzip"] if packed else []), *([encoding.upper()] if encoding not in ("utf-8", "utf-8-sig") else []))
         if not packed and not returns and encoding in ("utf-8", "utf-8-sig"):
@@ -73,16 +73,17 @@ def to_plain_file(path: Path, scratch: Path) -> tuple[Path, tuple[str, ...]]:
             while block := reader.read(_BLOCK):
                 target.write(block)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no {error.encoding} text (byte {error.start:,}); save it as CSV in UTF-8") from None
+        place = f"byte {error.start:,}"
+        raise DataError(f"{path} is not {error.encoding} text ({place}); save it as CSV in UTF-8") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is damaged gzip ({error}); copy or download it again") from None
     return copy, notes
 
 
 def scan(readable: Path, path: Path, scratch: Path) -> ScannedText:
-    """A scan of delimited UTF-8 text; `path` is what errors call it.
+    """Scan delimited UTF-8 text; errors name `path`.
 
-    A file that Polars would misread or refuse (titles above the header, short rows, a header that stands there again,
+    A file that Polars would misread or reject (titles above the header, short rows, a repeated header,
     quotes within cells) is copied to `scratch` as regular CSV.
 
     Raises:
@@ -92,7 +93,7 @@ def scan(readable: Path, path: Path, scratch: Path) -> ScannedText:
         head = stream.read(_HEAD) + "".join(stream.readline() for _ in range(3))
         is_whole = not stream.read(1)
     if not head.strip():
-        raise DataError(f"{path} holds nothing but blanks; give a table with a header and rows")
+        raise DataError(f"{path} contains only blanks; give a table with a header and rows")
     found = layout.find_layout(head, is_whole)
     header = found.header
     if len(header) > 1 and all(layout.is_number(name) for name in header):
@@ -107,12 +108,12 @@ def scan(readable: Path, path: Path, scratch: Path) -> ScannedText:
     rows = pl.scan_csv(
         readable,
         separator=delimiter,
-        # All text: what a value is, is told later, from many rows.
+        # All text: types are detected later, from many rows.
         infer_schema=False,
         new_columns=[str(at) for at in range(found.width)],
     )
     if found.width > 1:
-        # Not as an expression: with thousands of columns Polars would plan it for minutes.
+        # Not as an expression: with thousands of columns Polars would need minutes to plan it.
         rows = rows.map_batches(_drop_blank_lines, streamable=True)
     names = ("", *header) if found.has_row_names else header
     return ScannedText(rows, names, found.delimiter_name, repairs, _find_quoted_na(head, found))
@@ -124,7 +125,7 @@ def _find_quoted_na(head: str, found: Layout) -> tuple[int, ...]:
     cut = re.escape(found.delimiter)
     cell = re.compile(rf'(?:^|{cut})("(?:[^"]|"")*"|[^{cut}]*)')
     records = [record for line in head.splitlines()[1:] if len(record := cell.findall(line)) == found.width]
-    # Where every cell is quoted, the quotes say nothing.
+    # If every cell is quoted, quotes carry no information.
     if all(text[:1] == '"' for record in records for text in record if text):
         return ()
     return tuple(at for at in range(found.width) if any(record[at] == '"NA"' for record in records))
@@ -137,7 +138,7 @@ def _drop_blank_lines(rows: pl.DataFrame) -> pl.DataFrame:
 def _is_regular(path: Path, found: Layout) -> bool:
     """Whether every record has the header's cells, quotes enclose whole cells only, and the header comes once, first.
 
-    False is no verdict: such a file is then read record by record.
+    False only means that the file is then read record by record.
     """
     if found.above or found.has_row_names:
         return False
@@ -199,7 +200,7 @@ def _enclose_cells(data: np.ndarray, quotes: np.ndarray, delimiter: int) -> bool
 
 
 def _rewrite(readable: Path, path: Path, found: Layout, copy: Path) -> tuple[Path, tuple[Repair, ...]]:
-    """A regular copy of a file, and what was put right in it.
+    """Write a regular copy of a file; returns it and the repairs.
 
     Raises:
         DataError: a row has more cells than the header, or only one, or a quote is never closed.
@@ -211,15 +212,15 @@ def _rewrite(readable: Path, path: Path, found: Layout, copy: Path) -> tuple[Pat
         writer = csv.writer(target, lineterminator="\n")
         writer.writerow(range(found.width))
         for line, record in _read_records(source, path, found):
-            # A file that was appended brings its mark along.
+            # An appended file may repeat the byte order mark.
             cells = [cell.strip().removeprefix("\ufeff").strip('"') for cell in record]
             if cells == header and found.width > 1:
                 repeated.append(line)
                 continue
             if found.width > 1 and sorted(cells) == sorted(header):
                 raise DataError(
-                    f"{path}, line {line:,}: the header again, in another order ({_abbreviate(record, found)}); "
-                    "split the file there, or write both parts in one order"
+                    f"{path}, line {line:,}: the header appears again, in another order "
+                    f"({_abbreviate(record, found)}); split the file there, or write both parts in one order"
                 )
             if len(record) < found.width:
                 short.append(line)
@@ -231,7 +232,7 @@ def _read_records(source: TextIO, path: Path, found: Layout) -> Iterator[tuple[i
     """The records below the header that are not blank, each with the number of its first line."""
     reader = layout.build_reader(itertools.chain(source, [_END]), found.delimiter)
     line = 1
-    # An error is a cell that goes on for too long to be one.
+    # An error here means that a cell exceeds the size limit.
     with suppress(csv.Error):
         for at, record in enumerate(reader):
             if record == [_END]:
@@ -245,7 +246,7 @@ def _read_records(source: TextIO, path: Path, found: Layout) -> Iterator[tuple[i
 
 
 def _fit_to_header(record: Record, line: int, path: Path, found: Layout) -> Record:
-    """A record with as many cells as the header; what lacks at its end is empty."""
+    """Pad or trim a record to the header's number of cells."""
     width, size = found.width, len(record)
     if size == 1 < width:
         raise DataError(
@@ -273,7 +274,7 @@ def _list_repairs(found: Layout, repeated: Sequence[int], short: Sequence[int]) 
     if repeated:
         yield Repair("repeated header", _describe_lines(repeated), "left out")
     if short:
-        yield Repair("short rows", f"fewer cells than the header: {_describe_lines(short)}", "what lacks is missing")
+        yield Repair("short rows", f"fewer cells than the header: {_describe_lines(short)}", "the rest is missing")
 
 
 def _describe_lines(found: Sequence[int]) -> str:
@@ -285,7 +286,7 @@ def _open(path: Path, packed: bool) -> BinaryIO:
 
 
 def _detect_utf16(head: bytes) -> str:
-    """UTF-16 without its mark: every other byte is 0."""
+    """Detect UTF-16 without a byte order mark: every other byte is 0."""
     if b"\0" not in head:
         return ""
     even, odd = head[0::2].count(0), head[1::2].count(0)
@@ -307,7 +308,7 @@ def _is_utf8(path: Path, packed: bool) -> bool:
 
 
 def _detect_western(path: Path, packed: bool) -> str:
-    """Windows-1252, unless there are bytes that it leaves undefined."""
+    """Return Windows-1252, unless it leaves some bytes undefined."""
     with _open(path, packed) as stream:
         while block := stream.read(_BLOCK):
             if any(byte in block for byte in b"\x81\x8d\x8f\x90\x9d"):

@@ -39,7 +39,7 @@ _EARLIEST = datetime(1000, 1, 1)
 """01/02/20 is not of the year 20."""
 _MAX_FORMATS, _MAX_SHAPES, _MAX_CHARACTERS = 4, 40, 60
 _SURE_ROWS, _FORWARD, _BACKWARD = 50, 0.01, 0.1
-"""From so many rows on, that one order of day and month runs forward and the other does not is evidence."""
+"""From this number of rows on, it is evidence that only one order of day and month is chronological."""
 
 _EPOCH_FROM, _EPOCH_TO = 473_385_600, 4_102_444_800
 """1985 and 2100, in seconds."""
@@ -67,7 +67,7 @@ ZONES = (
 
 
 def detect_counted(cells: pl.Series) -> Detected | None:
-    """Numbers that are dates by name and value: 20200131, 202001, an epoch, or days of a spreadsheet."""
+    """Detect numbers that are dates by name and value: 20200131, 202001, an epoch, or spreadsheet days."""
     present = cells.drop_nulls()
     if not (present.dtype.is_integer() or present.dtype.is_float()) or present.is_empty():
         return None
@@ -105,7 +105,7 @@ def _count_formats(named: set[str], low: float, high: float, distinct: int) -> I
 
 
 def detect_counted_texts(name: str, texts: pl.Series) -> Detected | None:
-    """As `detect_counted`, for texts."""
+    """Detect dates as `detect_counted` does, in texts."""
     numbers = texts.cast(pl.Int64, strict=False)
     if share_true(numbers.is_not_null()) < 1 - TOLERANCE:
         numbers = texts.cast(pl.Float64, strict=False)
@@ -113,7 +113,7 @@ def detect_counted_texts(name: str, texts: pl.Series) -> Detected | None:
 
 
 def find_epoch_unit(low: float, high: float) -> str:
-    """The unit in which numbers would be timestamps of this century; empty where there is none."""
+    """Find the unit in which numbers would be timestamps of this century; empty if there is none."""
     units = list(timestamps.EPOCH_NS)[1:]
     return next((unit for unit in units if _is_epoch(unit, low, high, _RECENT)), "")
 
@@ -124,7 +124,7 @@ def _is_epoch(unit: str, low: float, high: float, span: tuple[int, int]) -> bool
 
 
 def detect_written(texts: pl.Series, is_target: bool) -> Detected | None:
-    """How a column of dates is to be read; a text that is `unclear` where it looks like one; None for other things."""
+    """Detect how to parse a column of dates; an `unclear` text if it only looks like dates; None for anything else."""
     some = texts.head(1000)
     if share_true(some.str.contains(r"[0-9].*[-/.: T].*[0-9]|" + _MONTH_NAMES + "|" + _LIKE_DATES)) < MAJORITY:
         return None
@@ -154,7 +154,7 @@ def detect_written(texts: pl.Series, is_target: bool) -> Detected | None:
 
 
 def describe_format(name: str) -> str:
-    """A date format in words."""
+    """Describe a date format in words."""
     return {
         timestamps.ISO: "ISO 8601",
         timestamps.EXCEL: "as days of a spreadsheet",
@@ -194,7 +194,7 @@ def _choose_formats(texts: pl.Series, iso: pl.Series) -> tuple[list[str], bool]:
 
 
 def _choose_forward(texts: pl.Series, chosen: list[str], names: list[str]) -> tuple[str, bool]:
-    """Of formats that fit equally well, the one in which the rows run backwards least often, and whether it is sure."""
+    """Choose, from formats that fit equally well, the one with the fewest steps backwards, and whether it is sure."""
     if len(names) == 1:
         return names[0], True
     backwards = []
@@ -209,7 +209,7 @@ def _choose_forward(texts: pl.Series, chosen: list[str], names: list[str]) -> tu
 
 
 def _are_contradictory(one: str, other: str) -> bool:
-    """Whether two formats give the numbers of one text different meanings."""
+    """Whether two formats read the numbers of one text differently."""
     return one != other and _mask_order(one) == _mask_order(other)
 
 

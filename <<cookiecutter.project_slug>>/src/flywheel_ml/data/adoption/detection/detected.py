@@ -1,4 +1,4 @@
-"""What was found on how the cells of a column are written, and the cells read by it."""
+"""How the cells of a column are written, and parsing cells accordingly."""
 
 from collections.abc import Collection, Mapping
 from functools import lru_cache
@@ -12,9 +12,9 @@ from flywheel_ml.core.parsing.grammar import MIN_ZEROS, ZEROS
 from flywheel_ml.core.parsing.series import clean_texts, parse_series, to_plain_characters
 
 TOLERANCE = 0.01
-"""Share of cells that may be no number, or no date, in a column of numbers or dates; they become missing."""
+"""Share of cells in a column of numbers or dates that may be something else; they become missing."""
 MAJORITY = 0.5
-"""Share of cells from which on a column is mostly one of numbers, or of dates."""
+"""Share of cells from which a column counts as mostly numbers or mostly dates."""
 MIN_DISTINCT_NUMBERS = 20
 MAX_WORDS = 5
 
@@ -22,9 +22,9 @@ Unclear = Literal["", "number", "date", "dates", "unit", "scale"]
 
 
 class Detected(NamedTuple):
-    """The contract type of a column, in words how its cells are read, and what the contract says of that.
+    """The contract type of a column, a description of how its cells are parsed, and the contract's parsing keys.
 
-    `unclear` names what nothing in the table shows: thousands or decimals (`number`), day or month first (`date`), the
+    `unclear` names what the table does not show: thousands or decimals (`number`), day or month first (`date`), the
     format of what looks like dates (`dates`), the one unit of numbers that have several (`unit`), or whether numbers
     with and without a percent sign are of one scale (`scale`). `na` is how markers such as NA among texts are read.
     """
@@ -40,7 +40,7 @@ class Detected(NamedTuple):
 
     @property
     def column(self) -> Column:
-        """A column that reads these cells."""
+        """A contract column that parses these cells."""
         return _build_column(self.type, self.parse, self.time_zone)
 
     @property
@@ -49,7 +49,7 @@ class Detected(NamedTuple):
         return self.type == "string" and not self.is_code and not self.unclear
 
     def reads_like(self, other: "Detected") -> bool:
-        """Whether both read every cell alike."""
+        """Whether both parse every cell alike."""
         return (self.type, self.parse, self.time_zone) == (other.type, other.parse, other.time_zone)
 
     def with_missing(self, texts: Collection[str]) -> "Detected":
@@ -59,10 +59,10 @@ class Detected(NamedTuple):
 
 
 class Hints(NamedTuple):
-    """What the rest of the table says of a column.
+    """Hints from the rest of the table for a column.
 
     `semicolons` separate its columns, `decimal` is the decimal sign of other columns (empty where none shows it, or
-    they differ), `target` is the target's name, `quoted` are the columns in which NA stands in quotes, `keep_na` those
+    they differ), `target` is the target's name, `quoted` are the columns in which NA is quoted, `keep_na` those
     in which it is a value because the user says so.
     """
 
@@ -80,7 +80,7 @@ CODE = Detected("string", "digits beyond what a number holds exactly: a code", i
 def read_columns(frame: pl.DataFrame, plan: Mapping[str, Detected]) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
     """The columns that `plan` names in contract types, and by column which cells hold what cannot be read.
 
-    Numbers that no model can tell from infinity or from their neighbours, and reserved texts, cannot be read.
+    Numbers that a model cannot distinguish from infinity or their neighbours, and reserved texts, are invalid.
     Columns without such cells are left out of the second part.
     """
     values, wrong = [], {}
@@ -114,17 +114,17 @@ def _build_column(kind: ColumnType, parse: Parse, time_zone: str = "") -> Column
 
 
 def find_fitting(held: pl.Series, kind: ColumnType, parse: Parse) -> pl.Series:
-    """Which cells are values of a type when they are read so, bool."""
+    """Find the cells that are values of a type when parsed this way, bool."""
     return parse_series(held, _build_column(kind, parse))[0].is_not_null()
 
 
 def share_true(fits: pl.Series) -> float:
-    """The share of the cells that fit."""
+    """Share of true values."""
     return float(fits.sum()) / len(fits) if len(fits) else 0.0
 
 
 def clean_present_texts(cells: pl.Series) -> pl.Series:
-    """The texts of a column that hold something, stripped and with plain signs."""
+    """The non-missing texts of a column, stripped and with plain characters."""
     text = pl.col("text")
     zeros = (text.str.len_chars() >= MIN_ZEROS) & (text.str.strip_chars(ZEROS) == "")
     frame = to_plain_characters(clean_texts(cells.drop_nulls())).to_frame("text")
@@ -132,7 +132,7 @@ def clean_present_texts(cells: pl.Series) -> pl.Series:
 
 
 def find_words(texts: pl.Series, fits: pl.Series) -> list[str]:
-    """The few words that alone keep a column from being one of numbers or dates; empty where there is more to it."""
+    """Find the few words that alone prevent a column of numbers or dates; empty if there is more than that."""
     strange = texts.filter(~fits)
     found = strange.unique(maintain_order=True)
     if share_true(fits) < MAJORITY or len(found) > MAX_WORDS or texts.filter(fits).n_unique() <= MIN_DISTINCT_NUMBERS:

@@ -1,4 +1,4 @@
-"""From a sample of its cells to how a column is to be read."""
+"""Detects how to parse a column from a sample of its cells."""
 
 import polars as pl
 
@@ -17,9 +17,9 @@ from flywheel_ml.utils import timestamps
 
 
 def guess_table(sample: pl.DataFrame, hints: Hints) -> tuple[dict[str, Detected | None], Hints]:
-    """How each column of a sample is to be read (None for what no contract type can hold: lists, bytes), and hints.
+    """Detect how to parse each column of a sample (None for lists and bytes, which no contract type holds), and hints.
 
-    Where the cells of one column show which sign is the decimal one, it counts as that in the others too.
+    If one column shows which sign is the decimal one, the same holds for the others.
     """
     written = {name: clean_present_texts(sample[name]) for name in sample.columns if sample[name].dtype == pl.String}
     shown = {sign for present in written.values() if (sign := numbers.find_decimal_sign(present))}
@@ -29,7 +29,7 @@ def guess_table(sample: pl.DataFrame, hints: Hints) -> tuple[dict[str, Detected 
 
 
 def guess_column(cells: pl.Series, hints: Hints, present: pl.Series | None = None) -> Detected | None:
-    """How a column is to be read, from a sample of its cells; `present` are those that hold something, where known."""
+    """Detect how to parse a column from a sample of its cells; `present` are the non-missing ones, if known."""
     if cells.dtype != pl.String:
         return dates.detect_counted(cells) or _detect_code(cells) or _detect_native(cells.dtype)
     present = clean_present_texts(cells) if present is None else present
@@ -64,7 +64,7 @@ def _detect_native(dtype: pl.DataType) -> Detected | None:
 
 
 def _detect_code(cells: pl.Series) -> Detected | None:
-    """Integers that float64 cannot tell apart, as the ids of some systems are, unless they are the odd cell."""
+    """Detect integers that float64 cannot distinguish, such as the ids of some systems, unless they are rare."""
     present = cells.drop_nulls()
     if not present.dtype.is_integer() or present.is_empty():
         return None
@@ -77,7 +77,7 @@ _PAIRS = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
 
 def _detect_boolean(present: pl.Series, is_target: bool) -> Detected | None:
     found = set(present.str.to_lowercase().unique().head(10))
-    # A target's labels stay in the person's own words.
+    # A target's labels keep the user's own words.
     if found not in _PAIRS[: 1 if is_target else None] and not found <= _PAIRS[0]:
         return None
     spelt = {word.lower(): word for word in sorted(present.unique(), reverse=True)}

@@ -1,4 +1,4 @@
-"""Numbers as people write them: which sign is the decimal one, which groups thousands, and what stands beside them."""
+"""Detects how numbers are written: the decimal sign, the thousands separator, and units next to them."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -48,9 +48,9 @@ _DIGITS = 15
 """An integer of as many digits is exact as float64."""
 _SCREENED_ROWS = 500
 _SURE_ROWS, _SURE_OF_SEMICOLONS = 44, 15
-"""So many cells with three digits behind their point, next to integers below 1,000, are thousands: decimals that lose
-their zeros would show fewer digits in one of ten cells (0.9^44 < 0.01). Where semicolons separate the columns, the
-comma most likely is the decimal sign already."""
+"""This many cells with three digits after the point, together with integers below 1,000, are thousands: decimals
+without trailing zeros would show fewer digits in one of ten cells (0.9^44 < 0.01). Where semicolons separate the
+columns, the comma most likely is the decimal sign already."""
 _MIN_EVIDENCE_SHARE = 0.02
 """Share of cells beyond which they are evidence, and not typing errors."""
 
@@ -79,9 +79,9 @@ _MAX_SPELLINGS, _MAX_UNITS, _MIN_DISTINCT = 8, 4, 12
 
 
 def detect(texts: pl.Series, cells: pl.Series, hints: Hints) -> Detected | None:
-    """How a column of numbers is to be read; None where it holds other things.
+    """Detect how to parse a column of numbers; None if it holds anything else.
 
-    `texts` are the cells that hold something, `cells` all of them.
+    `texts` are the non-missing cells, `cells` all of them.
     """
     if _is_plain(texts):
         return _build_detected(texts, cells, [PLAIN], _NO_UNITS, hints)
@@ -117,7 +117,7 @@ def detect(texts: pl.Series, cells: pl.Series, hints: Hints) -> Detected | None:
 
 
 def find_decimal_sign(texts: pl.Series) -> str:
-    """The sign that the cells of a column show to be the decimal one; empty where they show none."""
+    """Find the decimal sign that the cells of a column show; empty if they show none."""
     some = texts.gather_every(max(1, len(texts) // _SCREENED_ROWS))
     if _is_plain(some):
         return "." if some.str.contains(".", literal=True).any() else ""
@@ -148,7 +148,7 @@ def _is_plain(texts: pl.Series) -> bool:
 
 
 def find_non_numbers(texts: pl.Series) -> pl.Series | None:
-    """The texts that alone keep a column from being one of numbers; None where it is not mostly numbers."""
+    """Find the texts that alone prevent a column of numbers; None if it is not mostly numbers."""
     odd = min(
         (texts.filter(~find_fitting(texts, "float", _build_parse(style, _NO_UNITS))) for style in STYLES[:4]), key=len
     )
@@ -166,7 +166,7 @@ _NO_UNITS = _Units((), "")
 
 
 def _detect_units(texts: pl.Series) -> _Units | None:
-    """What stands beside the numbers; None where it makes them something else."""
+    """Detect the units next to the numbers; None if the texts are not numbers with units."""
     found = Counter[str]()
     for pattern, is_prefix in ((_PREFIX, True), (_SUFFIX, False)):
         tokens = texts.str.extract(pattern, 1).drop_nulls()
@@ -281,7 +281,7 @@ def _choose_style(texts: pl.Series, styles: list[Style], units: _Units, hints: H
 
 
 def _groups_thousands(texts: pl.Series, sign: str, units: _Units, hints: Hints) -> bool | None:
-    """Whether `sign` groups thousands rather than that it begins decimals; None where nothing shows it."""
+    """Whether `sign` groups thousands or starts decimals; None if the cells do not show it."""
     style = EURO if sign == "." else ENGLISH
     other = PLAIN if sign == "." else COMMA
     marked = texts.filter(texts.str.contains(sign, literal=True))

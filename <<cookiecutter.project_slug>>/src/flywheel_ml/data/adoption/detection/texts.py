@@ -1,4 +1,4 @@
-"""Texts: which markers among them are missing values, and where NA is one of the values."""
+"""Detects missing-value markers in texts, and columns in which NA is a value."""
 
 import polars as pl
 
@@ -11,7 +11,7 @@ _MIN_CODE_SHARE, _MIN_CODES = 0.8, 3
 
 
 def detect(cells: pl.Series, hints: Hints) -> Detected:
-    """A column of texts. A marker such as NA is missing, unless NA is likely to be a value."""
+    """Detect missing markers in a column of texts; a marker such as NA is missing unless it is likely a value."""
     present = clean_texts(cells.drop_nulls())
     distinct = set(present.unique())
     found = [marker for marker in _NO_VALUE if marker in distinct]
@@ -30,7 +30,7 @@ def _explain_na_value(cells: pl.Series, distinct: set[str], hints: Hints) -> str
     if cells.name in hints.keep_na:
         return "you said so"
     if cells.name in hints.quoted:
-        return "it stands in quotes"
+        return "it is in quotes"
     if cells.null_count() or "" in distinct:
         return "the column has empty cells as well"
     others = [value for value in distinct if value not in _NO_VALUE]
