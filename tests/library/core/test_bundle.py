@@ -1,4 +1,4 @@
-"""A bundle answers row by row, as scikit-learn does; one that was touched is not opened."""
+"""A bundle predicts each row as scikit-learn does; a modified bundle is rejected."""
 
 import inspect
 import json

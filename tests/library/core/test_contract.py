@@ -1,4 +1,4 @@
-"""The contract: contradictions are refused, and values travel as arrays one way only."""
+"""The contract rejects contradictions and defines one array type for each column type."""
 
 from datetime import UTC, datetime
 from pathlib import Path

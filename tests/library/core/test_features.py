@@ -1,4 +1,4 @@
-"""Features are computed one way, row by row, and a definition is known by its meaning."""
+"""Features are computed row by row, and a definition's hash depends only on its meaning."""
 
 import importlib.util
 import sys

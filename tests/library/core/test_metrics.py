@@ -1,4 +1,4 @@
-"""The measures agree with their definitions, and say nothing where they have nothing to say."""
+"""The metrics agree with their definitions and are absent where undefined."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""params.yaml: every knob is typed, and those that shape a bundle are part of its fingerprint."""
+"""params.yaml: every parameter is typed, and those that affect a bundle are in its fingerprint."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path

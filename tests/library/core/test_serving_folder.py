@@ -1,4 +1,4 @@
-"""routing.json: written whole, read strictly."""
+"""routing.json is written atomically and read strictly."""
 
 import json
 import math

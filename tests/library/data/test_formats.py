@@ -1,4 +1,4 @@
-"""Files as people have them: one reader makes the same rows of them, or says in one line what is wrong where."""
+"""Real-world files: one reader returns the same rows from each, or reports the error and its place in one line."""
 
 import json
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Only rows that exist and have a label go on; what is left out is counted."""
+"""Ingest keeps rows that are in time and labelled, and counts the rows that it drops."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""The split is by time: a model is judged on its future only."""
+"""The split by time or hash keeps every row once and leaks nothing into training."""
 
 from datetime import datetime, timedelta
 from typing import Any

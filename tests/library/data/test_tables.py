@@ -1,4 +1,4 @@
-"""Tables as people have them: what is read in the contract's types, what is left as it is, what is refused."""
+"""Real-world tables: which columns get contract types, which stay unchanged, and which files are rejected."""
 
 from datetime import date, datetime, time, timedelta
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bad data never trains: every rule of the contract stops the pipeline, by name, with rows and examples."""
+"""Every broken rule of the contract stops the pipeline and is reported with rows and examples."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from flywheel_ml.core.contract import MISSING, Contract
 from flywheel_ml.core.parsing.rules import REQUIRED, UNIQUE
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import ingest, split, tables, validate
-from flywheel_ml.data.validate import RuleViolation, find_violations
+from flywheel_ml.data.validate import TableViolation, find_violations
 from flywheel_ml.utils import config_model
 from library.helpers.orders import SHOP
 from library.helpers.project import PACKAGE, PROJECT
@@ -33,7 +33,7 @@ def put(frame: pl.DataFrame, column: str, values: dict[int, Any]) -> pl.DataFram
     return frame.with_columns(pl.Series(column, changed, dtype=frame.schema[column]))
 
 
-def only(found: list[RuleViolation]) -> RuleViolation:
+def only(found: list[TableViolation]) -> TableViolation:
     assert len(found) == 1, found
     return found[0]
 

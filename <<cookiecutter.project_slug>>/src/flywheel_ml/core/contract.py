@@ -48,7 +48,7 @@ _NOT_A_TIME = np.iinfo(np.int64).min
 
 
 class Parse(config_model.StrictModel):
-    """How the cells of a column are written, where that is not canonical text; keys are named as in pandas.read_csv.
+    """Format of a column's cells if it is not canonical text; keys are named as in pandas.read_csv.
 
     `na_values` are missing, besides empty cells and the usual markers (see `parsing.MARKERS`). `symbols` (currency,
     percent, unit) are stripped from numbers. `true_values` and `false_values` add to true, yes, t, 1 and their
@@ -153,7 +153,7 @@ class Column(config_model.StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _what_the_model_sees_fits_type(self) -> Self:
+    def _features_fit_type(self) -> Self:
         if "datetime_features" in self.model_fields_set and self.type != "datetime":
             raise ValueError(f"column '{self.name}': 'datetime_features' needs type datetime, not {self.type}")
         if len(set(self.datetime_features)) != len(self.datetime_features):

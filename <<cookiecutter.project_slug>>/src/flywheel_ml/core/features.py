@@ -185,7 +185,7 @@ class Featurizer:
         with np.errstate(all="ignore"):
             for at, name in enumerate(self._numeric):
                 num[:, at] = columns[name]
-            self._complete(num, columns)
+            self._fill_features(num, columns)
         cat = np.empty((n_rows, len(self._strings)), dtype=object)
         for position, column in enumerate(self._strings):
             values = columns[column.name]
@@ -197,7 +197,7 @@ class Featurizer:
         return Inputs(num, cat)
 
     def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Inputs:
-        """As `encode` of `from_rows`, to the last bit: n_rows of Python values, None or no key for missing.
+        """Encode n_rows of Python values, None or no key for missing; bit-identical to `encode`.
 
         For few rows, where the cost of NumPy is per call, it makes as few calls as possible.
         """
@@ -212,8 +212,8 @@ class Featurizer:
         num = np.empty((len(rows), len(self.numeric)), dtype=np.float32)
         with np.errstate(all="ignore"):
             if wide := len(self._numeric):
-                num[:, :wide] = np.array(self._numbers(rows), dtype=np.float64).reshape(-1, wide)
-            self._complete(num, columns)
+                num[:, :wide] = np.array(self._extract_numbers(rows), dtype=np.float64).reshape(-1, wide)
+            self._fill_features(num, columns)
         return Inputs(num, cat)
 
     def drift_features(self, columns: Columns) -> dict[str, np.ndarray]:
@@ -235,13 +235,13 @@ class Featurizer:
             }
         return {name: np.where(np.isinf(values), np.nan, values) for name, values in made.items()}
 
-    def _numbers(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def _extract_numbers(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
         try:
             return list(map(self._take, rows))
         except KeyError:  # A value is missing from a row.
             return [[row.get(name) for name in self._numeric] for row in rows]
 
-    def _complete(self, num: np.ndarray, columns: Columns) -> None:
+    def _fill_features(self, num: np.ndarray, columns: Columns) -> None:
         """Fill in the computed features after the numeric columns."""
         for at, make in enumerate(self._makers, start=len(self._numeric)):
             num[:, at] = make(columns)

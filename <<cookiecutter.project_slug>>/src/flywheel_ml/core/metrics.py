@@ -59,7 +59,7 @@ class DecisionRule(NamedTuple):
 
 def compute_metrics(
     task: Task,
-    truth: np.ndarray,
+    y_true: np.ndarray,
     output: np.ndarray,
     decision: DecisionRule | None = None,
     weights: np.ndarray | None = None,
@@ -67,29 +67,29 @@ def compute_metrics(
     """Compute all metrics of a model's output for any task.
 
     Args:
-        truth: float [n_rows], the index of the true class or the true value; see `Contract.encode_target`.
+        y_true: float [n_rows], the index of the true class or the true value; see `Contract.encode_target`.
         output: float [n_rows, n_classes] of probabilities, or [n_rows, 3]: value, low and high end of its interval.
         decision: needed for binary classification.
         weights: float [n_rows], the sample weights; None if all rows count equally.
     """
     if task == "regression":
-        return compute_regression_metrics(truth, output, weights)
+        return compute_regression_metrics(y_true, output, weights)
     if task == "multiclass":
-        return compute_multiclass_metrics(truth.astype(np.intp), output, weights)
+        return compute_multiclass_metrics(y_true.astype(np.intp), output, weights)
     assert decision is not None
-    return compute_binary_metrics(truth, output[:, -1], *decision, weights=weights)
+    return compute_binary_metrics(y_true, output[:, -1], *decision, weights=weights)
 
 
-def compute_loss(task: Task, truth: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None) -> float:
+def compute_loss(task: Task, y_true: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Compute only the metric in `LOSS`, from outputs without a decision or an interval.
 
     Args:
-        truth: float [n_rows], as of `compute_metrics`.
+        y_true: float [n_rows], as of `compute_metrics`.
         answers: float [n_rows, n_classes] of probabilities, or [n_rows, 1] of values.
     """
     if task == "regression":
-        return float(np.sqrt(np.average((answers[:, 0].astype(np.float64) - truth) ** 2, weights=weights)))
-    likely = answers[np.arange(len(truth)), truth.astype(np.intp)].astype(np.float64)
+        return float(np.sqrt(np.average((answers[:, 0].astype(np.float64) - y_true) ** 2, weights=weights)))
+    likely = answers[np.arange(len(y_true)), y_true.astype(np.intp)].astype(np.float64)
     return float(np.average(-np.log(np.clip(likely, np.finfo(np.float64).eps, None)), weights=weights))
 
 
@@ -105,18 +105,18 @@ def extract_scores(task: Task, output: np.ndarray) -> np.ndarray:
 
 
 def compute_regression_metrics(
-    truth: np.ndarray, output: np.ndarray, weights: np.ndarray | None = None
+    y_true: np.ndarray, output: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, float]:
-    """mae, rmse, bias (mean of value − truth), coverage and width of the intervals; r2 where the truth varies.
+    """mae, rmse, bias (mean of value − y_true), coverage and width of the intervals; r2 if the true values vary.
 
     Args:
-        truth: float [n_rows].
+        y_true: float [n_rows].
         output: float [n_rows, 3]: value, low and high end of its interval.
     """
-    if len(truth) == 0:
+    if len(y_true) == 0:
         return {}
     value, low, high = output.astype(np.float64).T
-    error = value - truth
+    error = value - y_true
 
     def mean(values: np.ndarray) -> float:
         return float(np.average(values, weights=weights))
@@ -125,17 +125,17 @@ def compute_regression_metrics(
         "mae": mean(np.abs(error)),
         "rmse": np.sqrt(mean(error**2)),
         "bias": mean(error),
-        "coverage": mean((low <= truth) & (truth <= high)),
+        "coverage": mean((low <= y_true) & (y_true <= high)),
         "interval_width": mean(high - low),
     }
-    spread = mean((truth - mean(truth)) ** 2)
+    spread = mean((y_true - mean(y_true)) ** 2)
     if spread > 0:
         measures["r2"] = 1 - mean(error**2) / spread
     return {name: float(found) for name, found in measures.items()}
 
 
 def compute_multiclass_metrics(
-    truth: np.ndarray, output: np.ndarray, weights: np.ndarray | None = None
+    y_true: np.ndarray, output: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, float]:
     """accuracy, log_loss, macro_f1, lowest_recall and calibration_error of the answers; roc_auc where it is defined.
 
@@ -144,42 +144,42 @@ def compute_multiclass_metrics(
     recall is that of the one among them which is found least.
 
     Args:
-        truth: int [n_rows], the place of the true class.
+        y_true: int [n_rows], the place of the true class.
         output: float [n_rows, n_classes] of probabilities.
     """
-    if len(truth) == 0:
+    if len(y_true) == 0:
         return {}
     output = output.astype(np.float64)
     output = output / output.sum(axis=1, keepdims=True)  # float32 sums to 1 only nearly.
     answer = output.argmax(axis=1)
-    present = np.unique(truth)
-    right = answer == truth
-    counted = np.ones(len(truth)) if weights is None else weights
+    present = np.unique(y_true)
+    right = answer == y_true
+    counted = np.ones(len(y_true)) if weights is None else weights
     measures = {
         "accuracy": np.average(right, weights=counted),
-        "log_loss": log_loss(truth, output, labels=np.arange(output.shape[1]), sample_weight=weights),
-        "macro_f1": f1_score(truth, answer, labels=present, average="macro", zero_division=0.0, sample_weight=weights),
-        "lowest_recall": min(np.average(right[truth == at], weights=counted[truth == at]) for at in present),
+        "log_loss": log_loss(y_true, output, labels=np.arange(output.shape[1]), sample_weight=weights),
+        "macro_f1": f1_score(y_true, answer, labels=present, average="macro", zero_division=0.0, sample_weight=weights),
+        "lowest_recall": min(np.average(right[y_true == at], weights=counted[y_true == at]) for at in present),
         "calibration_error": calibration_error(right, output.max(axis=1), weights=weights),
     }
     if len(present) > 1:
         measures["roc_auc"] = np.mean(
-            [roc_auc_score(truth == place, output[:, place], sample_weight=weights) for place in present]
+            [roc_auc_score(y_true == place, output[:, place], sample_weight=weights) for place in present]
         )
     return {name: float(found) for name, found in measures.items()}
 
 
 def conformal_half_width(
-    truth: np.ndarray, values: np.ndarray, level: float, weights: np.ndarray | None = None
+    y_true: np.ndarray, values: np.ndarray, level: float, weights: np.ndarray | None = None
 ) -> float:
-    """Half the width of an interval around a value that holds the truth in a share `level` of new rows.
+    """Half the width of an interval around a value that contains the true value in a share `level` of new rows.
 
     Split conformal prediction on rows that the model has not seen: the ⌈(n + 1) · level⌉-th smallest absolute error,
     after Lei et al. 2018, "Distribution-Free Predictive Inference for Regression". The largest, where there are too
     few rows for the level. With weights the new row weighs as the average one does (Tibshirani et al. 2019,
     "Conformal Prediction Under Covariate Shift").
     """
-    errors = np.abs(values.astype(np.float64) - truth)
+    errors = np.abs(values.astype(np.float64) - y_true)
     if weights is None or (weights == weights[0]).all():
         place = min(int(np.ceil((len(errors) + 1) * level)), len(errors)) - 1
         return float(np.sort(errors)[place])
@@ -217,27 +217,27 @@ def compute_binary_metrics(
         return {}
     counts = count_confusion(labels, scores, threshold, weights)
     total = sum(counts)
-    truth, scores = _to_integers(labels), scores.astype(np.float64)
+    y_true, scores = _to_integers(labels), scores.astype(np.float64)
     positives = counts.true_positive + counts.false_negative
     called = counts.true_positive + counts.false_positive
     measures = {
         "prevalence": positives / total,
         "accuracy": (counts.true_positive + counts.true_negative) / total,
-        "brier": brier_score_loss(truth, scores, labels=[0, 1], pos_label=1, sample_weight=weights),
-        "log_loss": log_loss(truth, scores, labels=[0, 1], sample_weight=weights),
-        "calibration_error": calibration_error(truth, scores, weights=weights),
-        "recentered_calibration_error": calibration_error(truth, recenter(truth, scores, weights), weights=weights),
+        "brier": brier_score_loss(y_true, scores, labels=[0, 1], pos_label=1, sample_weight=weights),
+        "log_loss": log_loss(y_true, scores, labels=[0, 1], sample_weight=weights),
+        "calibration_error": calibration_error(y_true, scores, weights=weights),
+        "recentered_calibration_error": calibration_error(y_true, recenter(y_true, scores, weights), weights=weights),
         "mean_cost": (counts.false_positive * false_positive + counts.false_negative * false_negative) / total,
     }
     if called:
         measures["precision"] = counts.true_positive / called
     if positives:
         measures["recall"] = counts.true_positive / positives
-        measures["average_precision"] = average_precision_score(truth, scores, sample_weight=weights)
+        measures["average_precision"] = average_precision_score(y_true, scores, sample_weight=weights)
     if called or positives:
         measures["f1"] = 2 * counts.true_positive / (called + positives)
-    if 0 < truth.sum() < n_rows:
-        measures["roc_auc"] = roc_auc_score(truth, scores, sample_weight=weights)
+    if 0 < y_true.sum() < n_rows:
+        measures["roc_auc"] = roc_auc_score(y_true, scores, sample_weight=weights)
     return {name: float(value) for name, value in measures.items()}
 
 
@@ -248,17 +248,17 @@ def count_confusion(
 
     scikit-learn's `confusion_matrix` takes 99 ms for a million rows, this 2 ms; and it rejects a table without rows.
     """
-    truth = _to_integers(labels).astype(bool)
+    y_true = _to_integers(labels).astype(bool)
     called = scores >= threshold
 
     def count(member: np.ndarray) -> float:
         return int(member.sum()) if weights is None else float(weights[member].sum())
 
     return Confusion(
-        true_positive=count(truth & called),
-        false_positive=count(~truth & called),
-        false_negative=count(truth & ~called),
-        true_negative=count(~truth & ~called),
+        true_positive=count(y_true & called),
+        false_positive=count(~y_true & called),
+        false_negative=count(y_true & ~called),
+        true_negative=count(~y_true & ~called),
     )
 
 
@@ -338,42 +338,42 @@ def choose_threshold(
     return float(cheapest[np.argmin(np.abs(cheapest - calibrated))])
 
 
-def compute_curves(task: Task, truth: np.ndarray, output: np.ndarray) -> dict[str, Points]:
+def compute_curves(task: Task, y_true: np.ndarray, output: np.ndarray) -> dict[str, Points]:
     """Points for plots, at most 200 each; an undefined curve is empty. Arguments as of `compute_metrics`.
 
     Binary: ROC, precision and recall, and calibration. Multiclass: calibration of the predicted classes. Regression:
     observed against predicted values, and the distribution of errors.
     """
     if task == "binary":
-        return compute_binary_curves(truth, output[:, -1])
+        return compute_binary_curves(y_true, output[:, -1])
     if task == "multiclass":
-        right = output.argmax(axis=1) == truth
-        groups = reliability(right, output.max(axis=1)) if len(truth) else Reliability(*[np.empty(0)] * 3)
+        right = output.argmax(axis=1) == y_true
+        groups = reliability(right, output.max(axis=1)) if len(y_true) else Reliability(*[np.empty(0)] * 3)
         return {
             "calibration": _thin_curve(predicted=groups.predicted, observed=groups.observed, rows=groups.rows),
         }
     order = np.argsort(output[:, 0], kind="stable")
-    errors = np.sort(np.abs(output[:, 0].astype(np.float64) - truth))
+    errors = np.sort(np.abs(output[:, 0].astype(np.float64) - y_true))
     share = (np.arange(len(errors)) + 1) / max(1, len(errors))
     return {
-        "predicted": _pick_evenly(predicted=output[order, 0].astype(np.float64), observed=truth[order]),
+        "predicted": _pick_evenly(predicted=output[order, 0].astype(np.float64), observed=y_true[order]),
         "errors": _pick_evenly(error=errors, share=share),
     }
 
 
 def compute_binary_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, Points]:
     """ROC, precision-recall and calibration points for plots, at most 200 each; an undefined curve is empty."""
-    truth, scores = _to_integers(labels), scores.astype(np.float64)
+    y_true, scores = _to_integers(labels), scores.astype(np.float64)
     found: dict[str, Points] = {"roc": [], "precision_recall": [], "calibration": []}
-    if len(truth) == 0:
+    if len(y_true) == 0:
         return found
-    if 0 < truth.sum() < len(truth):
-        false_rate, true_rate, _ = roc_curve(truth, scores)
+    if 0 < y_true.sum() < len(y_true):
+        false_rate, true_rate, _ = roc_curve(y_true, scores)
         found["roc"] = _thin_curve(false_positive_rate=false_rate, true_positive_rate=true_rate)
-    if truth.any():
-        precision, recall, _ = precision_recall_curve(truth, scores)
+    if y_true.any():
+        precision, recall, _ = precision_recall_curve(y_true, scores)
         found["precision_recall"] = _thin_curve(recall=recall[::-1], precision=precision[::-1])
-    groups = reliability(truth, scores)
+    groups = reliability(y_true, scores)
     found["calibration"] = _thin_curve(predicted=groups.predicted, observed=groups.observed, rows=groups.rows)
     return found
 

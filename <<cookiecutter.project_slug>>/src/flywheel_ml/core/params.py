@@ -24,7 +24,7 @@ class DataParams(config_model.StrictModel):
 
     @field_validator("until", mode="before")
     @classmethod
-    def _as_moment(cls, value: object) -> object:
+    def _parse_until(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         try:
@@ -34,7 +34,7 @@ class DataParams(config_model.StrictModel):
 
 
 class SplitParams(config_model.StrictModel):
-    """How rows are divided; see data/split.py. By time, either days or shares say how much is kept."""
+    """How rows are split; see data/split.py. A split by time takes either days or shares."""
 
     by: Literal["time", "hash"] = "time"
     group: str | None = None
@@ -44,7 +44,7 @@ class SplitParams(config_model.StrictModel):
     test_share: float = Field(default=0.15, gt=0, lt=0.5)
 
     @model_validator(mode="after")
-    def _is_one_way(self) -> Self:
+    def _is_consistent(self) -> Self:
         if (self.validation_days is None) != (self.test_days is None):
             raise ValueError("validation_days and test_days go together; give both, or shares in place of both")
         if self.by == "hash" and self.test_days is not None:
@@ -180,7 +180,7 @@ class TrainParams(config_model.StrictModel):
                 raise ValueError(f"no such estimator '{value}'; {config_model.suggest(value, known)}")
         return tuple(values)
 
-    def of(self, name: str) -> config_model.StrictModel:
+    def parameters_of(self, name: str) -> config_model.StrictModel:
         """The parameters of one estimator.
 
         Raises:
@@ -261,7 +261,7 @@ class GateParams(config_model.StrictModel):
 
 
 class RolloutParams(config_model.StrictModel):
-    """What happens to a model that passed its gates."""
+    """Rollout of a model that passed its gates."""
 
     auto_promote: bool = False
 

@@ -71,7 +71,7 @@ class Counts(config_model.StrictModel):
         return self.present + self.missing
 
     def merge_bins(self) -> "Counts":
-        """The same counts without the bins that separate a repeated value from those below it, for display."""
+        """Merge the bins that separate a repeated value from those below it, for display."""
         edges = np.array(self.edges)
         kept = np.append(np.nextafter(edges[:-1], np.inf) != edges[1:], True)
         cumulative = np.cumsum(self.counts)[:-1][kept]
@@ -233,7 +233,7 @@ def _to_float(values: np.ndarray) -> np.ndarray:
 
 
 def _count_values(values: np.ndarray) -> Counter[str]:
-    """How often each present value occurs; booleans, which travel as 0.0 and 1.0, as "false" and "true"."""
+    """Count each present value; booleans, stored as 0.0 and 1.0, count as "false" and "true"."""
     present = values[~is_missing(values)]
     if values.dtype.kind == "f":
         return Counter({"true": int((present != 0).sum()), "false": int((present == 0).sum())})

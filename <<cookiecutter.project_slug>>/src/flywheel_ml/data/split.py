@@ -139,7 +139,7 @@ def _is_repeated_by_chance(rows: pl.DataFrame, is_class: bool) -> bool:
     if (size.astype(np.float64) ** 2).sum() > MAX_DUPLICATE_SHARE * n_rows**2:
         return True
     mixed = size[sizes["labels"].to_numpy() > 1].sum()
-    # Of m rows with labels by chance, all have one and the same with the probability that is subtracted.
+    # The subtracted term is the probability that m rows with random labels all share one label.
     shares = (rows["label"].value_counts()["count"] / n_rows).to_numpy() if is_class else np.zeros(1)
     alike, times = np.unique(size, return_counts=True)
     expected = (alike * times * (1 - (shares[:, None] ** alike).sum(axis=0))).sum()

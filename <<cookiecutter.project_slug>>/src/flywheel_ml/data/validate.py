@@ -20,7 +20,7 @@ MAX_EXAMPLES = 5
 MAX_EXAMPLE_LENGTH = 80
 
 
-class RuleViolation(BaseModel):
+class TableViolation(BaseModel):
     """A broken rule; `examples` are the first (row number, value) pairs, rows counted from 0."""
 
     model_config = ConfigDict(frozen=True)
@@ -36,12 +36,12 @@ class RuleViolation(BaseModel):
         return f"{self.column}: {counted}{self.rule}" + (f"; first: {shown}" if shown else "")
 
 
-def find_violations(table: pl.DataFrame, contract: Contract) -> list[RuleViolation]:
+def find_violations(table: pl.DataFrame, contract: Contract) -> list[TableViolation]:
     """Find all violations in a table read by `tables.read`, most rows first; an empty list means it is valid."""
     found = _find_column_violations(table, contract)
     # For a missing or mistyped column, further rules would only repeat that error.
-    judged = [column for column in contract.columns if column.name not in {violation.column for violation in found}]
-    checks = list(build_checks(judged))
+    checkable = [column for column in contract.columns if column.name not in {violation.column for violation in found}]
+    checks = list(build_checks(checkable))
     counts = table.select(check.broken.sum().alias(str(at)) for at, check in enumerate(checks)).rows() or [()]
     for check, count in zip(checks, counts[0], strict=True):
         if count > check.tolerance * table[check.column.name].count():
@@ -74,40 +74,40 @@ def main(project: Project) -> None:
     card.write_card(table, contract, ingested, project.folder / "cards")
 
 
-def _find_column_violations(table: pl.DataFrame, contract: Contract) -> list[RuleViolation]:
+def _find_column_violations(table: pl.DataFrame, contract: Contract) -> list[TableViolation]:
     names = [column.name for column in contract.columns]
     found = []
     for column in contract.columns:
         if column.name not in table.columns:
             extra = [name for name in table.columns if name not in names]
             hint = f"; the table has others ({suggest(column.name, extra)})" if extra else ""
-            found.append(RuleViolation(column=column.name, rule=f"the column is missing{hint}", rows=0))
+            found.append(TableViolation(column=column.name, rule=f"the column is missing{hint}", rows=0))
         elif table.schema[column.name] != tables.DTYPES[column.type]:
             found.append(_build_type_violation(table[column.name], column))
     for name in table.columns:
         if name not in names:
             rule = f"the column is not in the contract ({suggest(name, names)}); drop it, or add it with role ignored"
-            found.append(RuleViolation(column=name, rule=rule, rows=0))
+            found.append(TableViolation(column=name, rule=rule, rows=0))
     return found
 
 
-def _build_type_violation(series: pl.Series, column: Column) -> RuleViolation:
+def _build_type_violation(series: pl.Series, column: Column) -> TableViolation:
     wrong = tables.find_misfits(series, column)
     found = "" if series.dtype == pl.String else f" (the file says {series.dtype})"
     return _build_violation(series, column, tables.describe_misfit(series.filter(wrong)[0], column) + found, wrong)
 
 
-def _build_rule_violation(table: pl.DataFrame, check: ColumnCheck) -> RuleViolation:
+def _build_rule_violation(table: pl.DataFrame, check: ColumnCheck) -> TableViolation:
     wrong = table.select(check.broken).to_series()
     return _build_violation(
         table[check.column.name], check.column, add_tolerance(check.message, check.tolerance), wrong
     )
 
 
-def _build_violation(series: pl.Series, column: Column, rule: str, wrong: pl.Series) -> RuleViolation:
+def _build_violation(series: pl.Series, column: Column, rule: str, wrong: pl.Series) -> TableViolation:
     rows = wrong.arg_true()[:MAX_EXAMPLES]
     examples = tuple((int(row), _format_value(series[int(row)], column)) for row in rows)
-    return RuleViolation(column=column.name, rule=rule, rows=int(wrong.sum()), examples=examples)
+    return TableViolation(column=column.name, rule=rule, rows=int(wrong.sum()), examples=examples)
 
 
 def _format_value(value: object, column: Column) -> str:

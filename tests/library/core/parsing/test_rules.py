@@ -1,4 +1,4 @@
-"""A rule of the contract is stated once: one fault has one message wherever it is found."""
+"""Each rule of the contract has one message wherever it is checked."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""One cell is one value, read alone or in a column."""
+"""A cell has the same value whether parsed alone or in a column."""
 
 from datetime import datetime
 from typing import Any

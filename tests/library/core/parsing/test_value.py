@@ -1,4 +1,4 @@
-"""One value costs little, whoever wrote it."""
+"""Parsing one value is cheap, whatever its text."""
 
 import time
 from contextlib import suppress

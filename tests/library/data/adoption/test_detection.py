@@ -1,4 +1,4 @@
-"""How cells are written is found from them, and every later file is read by what was found."""
+"""The format of cells is detected from a sample, and later files are parsed in that format."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""From a table to a contract: every decision has its reason, every danger its name, every flag its effect."""
+"""Inference of a contract: every decision has a reason, every issue a name, every option an effect."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A table is read right, or refused in one line, whatever made the file."""
+"""A table is read correctly, or rejected with one line, whatever program wrote the file."""
 
 import gzip
 import json

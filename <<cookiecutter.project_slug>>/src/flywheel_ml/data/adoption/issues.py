@@ -411,8 +411,8 @@ def _score_alone(
             held = values.is_not_null().to_numpy()
             auc = _roc_auc(values.drop_nulls().to_numpy(), wanted[held])
             found.append((max(auc, 1 - auc), wanted[held]))
-        score, judged = max(found, key=lambda one: one[0])
-        positives, negatives = int(judged.sum()), int((1 - judged).sum())
+        score, scored = max(found, key=lambda one: one[0])
+        positives, negatives = int(scored.sum()), int((1 - scored).sum())
         deviation = math.sqrt((positives + negatives + 1) / (12 * max(1, positives * negatives)))
         return score, "ROC AUC", math.erfc((score - 0.5) / deviation / math.sqrt(2))
     right, most = _binned_accuracy(codes, wanted, half)
@@ -448,7 +448,7 @@ def _binned_roc_auc(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> 
 
 
 def _binned_accuracy(codes: np.ndarray, wanted: np.ndarray, half: np.ndarray) -> tuple[float, float]:
-    """Of the bins' usual classes, and of the most frequent class."""
+    """Accuracy of each bin's most frequent class, and of the overall most frequent class."""
     right = float((_count_by_bin(codes, wanted, half).argmax(axis=1)[codes[~half]] == wanted[~half]).mean())
     return right, float(np.bincount(wanted[~half]).max() / (~half).sum())
 

@@ -1,4 +1,4 @@
-"""What a column's name says of its role."""
+"""Heuristics for a column's role, based on its name."""
 
 import re
 

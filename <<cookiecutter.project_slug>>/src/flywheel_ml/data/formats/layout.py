@@ -22,7 +22,7 @@ Record = Sequence[str]
 
 
 class Layout(NamedTuple):
-    """How delimited text is laid out.
+    """Layout of delimited text.
 
     `above` counts the records before the header, blank ones included. `has_row_names` is true where the header names
     all columns but the first, as R writes it.

@@ -110,7 +110,7 @@ def open_table(source: str, query: str = "", scratch: Path | None = None) -> Ite
         else:
             yield _open_file(source, query, scratch)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        if f"os error {errno.ENOSPC}" in str(error):  # Of what is written while it is read.
+        if f"os error {errno.ENOSPC}" in str(error):  # From a copy written while reading.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         raise _build_unreadable_error(source) from None
 

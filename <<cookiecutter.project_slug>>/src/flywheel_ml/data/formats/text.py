@@ -180,7 +180,7 @@ def _is_regular_block(block: bytes, delimiter: int, width: int, names: frozenset
     if not (cells[~is_blank] == width).all():
         return False
     starts = np.append(0, ends[:-1] + 1)[is_first:]
-    # Of all lines only those whose first byte may be that of a header, whatever its order, quotes and mark.
+    # Only lines whose first byte may start a header, in any order, with quotes or a byte order mark.
     begins = [*(name[0] for name in names if name), _QUOTE, codecs.BOM_UTF8[0]]
     longest = max(map(len, names), default=0) + len(codecs.BOM_UTF8) + 3
     suspects = (block[at : at + longest] for at in starts[np.isin(data[starts], begins)].tolist())

@@ -77,7 +77,7 @@ def build(name: str, task: Task, params: TrainParams, featurizer: Featurizer, se
     check_available(name, task, params.catalog)
     make = params.catalog[name].build
     made: Pipeline = (import_reference(make) if isinstance(make, str) else make)(
-        task, params.of(name), featurizer, seed
+        task, params.parameters_of(name), featurizer, seed
     )
     return made
 

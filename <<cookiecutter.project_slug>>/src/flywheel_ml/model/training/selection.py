@@ -298,7 +298,7 @@ def estimate_cost(
     width, columns = estimators.count_linear_columns(featurizer), len(featurizer.numeric) + len(featurizer.categorical)
     many_classes = 1 + max(0, n_classes - 8) / 36
     if candidate.estimator in ("hist_gradient_boosting", "regularized_boosting"):
-        chosen: Any = params.of(candidate.estimator)
+        chosen: Any = params.parameters_of(candidate.estimator)
         leaves = min(chosen.max_leaf_nodes, n_rows / 40, n_rows / (6 * max(2, n_classes)))
         tree = 0.0005 + leaves * (6e-5 + n_rows * columns * 4.5e-10)
         return float(chosen.max_iter * (n_classes if n_classes > 2 else 1) * tree)

@@ -1,5 +1,5 @@
-"""How the cells of a column are written: its contract type, its `Parse` and its time zone, found from a sample.
+"""Detects how the cells of a column are written: contract type, `Parse` and time zone, from a sample.
 
-Nothing here reads cells by rules of its own: a way of writing is a candidate `Column`, and what `parse_series` makes of
-the sample decides.
+It has no parsing rules of its own: each candidate is a `Column`, and the result of `parse_series` on the sample
+decides.
 """

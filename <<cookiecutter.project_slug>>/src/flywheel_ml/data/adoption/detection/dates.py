@@ -1,4 +1,4 @@
-"""Dates and times as people and machines write them: formats, epochs, spreadsheet days, and their time zone."""
+"""Detects dates and times: formats, epochs, spreadsheet days, and their time zone."""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""How the cells of a column are written, and parsing cells accordingly."""
+"""The detected format of a column, and parsing of its cells in that format."""
 
 from collections.abc import Collection, Mapping
 from functools import lru_cache
@@ -53,7 +53,7 @@ class Detected(NamedTuple):
         return (self.type, self.parse, self.time_zone) == (other.type, other.parse, other.time_zone)
 
     def with_missing(self, texts: Collection[str]) -> "Detected":
-        """The same, with further texts that are missing."""
+        """Return a copy with further texts that mark missing values."""
         na_values = tuple(dict.fromkeys((*self.parse.na_values, *texts)))
         return self._replace(parse=self.parse.model_copy(update={"na_values": na_values}))
 
@@ -93,7 +93,7 @@ def read_columns(frame: pl.DataFrame, plan: Mapping[str, Detected]) -> tuple[pl.
 
 
 def read_column(cells: pl.Series, detected: Detected) -> tuple[pl.Series, pl.Series]:
-    """As `read_columns`, for one column."""
+    """Parse one column, as `read_columns` does."""
     values, wrong = parse_series(cells, detected.column)
     if detected.type in ("float", "integer"):
         most = FLOAT_LIMIT if detected.type == "float" else INTEGER_LIMIT

@@ -52,7 +52,7 @@ _SURE_ROWS, _SURE_OF_SEMICOLONS = 44, 15
 without trailing zeros would show fewer digits in one of ten cells (0.9^44 < 0.01). Where semicolons separate the
 columns, the comma most likely is the decimal sign already."""
 _MIN_EVIDENCE_SHARE = 0.02
-"""Share of cells beyond which they are evidence, and not typing errors."""
+"""Minimum share of cells that counts as evidence rather than typing errors."""
 
 _PREFIX = r"^[-+(]? *([^-+().,'0-9\s](?:[^0-9]*[^-+(,'0-9\s])?) *[-+(]? *[.,]?[0-9]"
 _SUFFIX = r"[0-9][.,]? *[-+)]? *([^-+().,'0-9\s](?:[^0-9]*[^-+(),'0-9\s])?) *[-+)]?$"
