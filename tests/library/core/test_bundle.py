@@ -94,13 +94,13 @@ def test_bundle_matches_scikit_learn_on_missing_and_unknown(
     np.testing.assert_allclose(trained.bundle.run(trained.bundle.encode(columns)), expected, rtol=0, atol=1e-5)
 
 
-def test_a_row_without_any_value_is_answered_as_scikit_learn_does(trained: Trained, contract: Contract) -> None:
+def test_row_without_values_is_predicted_as_by_scikit_learn(trained: Trained, contract: Contract) -> None:
     columns = columns_from_rows(contract.inputs, [{}])
     expected = evaluate.predict(trained.pipeline, columns, contract)
     np.testing.assert_allclose(trained.bundle.run(trained.bundle.encode(columns)), expected, rtol=0, atol=1e-5)
 
 
-def test_the_whole_table_is_answered_as_scikit_learn_does(
+def test_whole_table_is_predicted_as_by_scikit_learn(
     trained: Trained, columns: Columns, contract: Contract, params: Params
 ) -> None:
     answers = trained.bundle.run(trained.bundle.encode(columns))
@@ -134,7 +134,7 @@ def test_no_rows_give_no_predictions(trained: Trained, contract: Contract) -> No
     assert (answers.values.shape, answers.output.shape) == ((0,), (0, 2))
 
 
-def test_an_estimator_that_answers_single_rows_otherwise_gets_two(trained: Trained, columns: Columns) -> None:
+def test_estimator_that_differs_on_single_rows_gets_two(trained: Trained, columns: Columns) -> None:
     opened = Bundle.open(trained.bundle.path)
     opened.manifest = opened.manifest.model_copy(update={"min_batch": 1})
     whole = opened.predict(columns).output
@@ -298,7 +298,7 @@ def tripled(x: np.ndarray) -> np.ndarray:
         ((), "needs the feature 'doubled', which features.py no longer has; restore it"),
     ],
 )
-def test_a_derived_feature_that_changed_or_went_is_rejected_by_name(
+def test_changed_or_removed_feature_is_rejected_by_name(
     bundle_copy: Path, known: tuple[Callable[..., Any], ...], message: str
 ) -> None:
     bundle.write_manifest(bundle_copy, {**facts(bundle_copy), "derived": {"doubled": "0" * 64}})

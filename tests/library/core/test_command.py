@@ -72,5 +72,5 @@ def test_a_traceback_that_cannot_be_kept_does_not_hide_the_error(ended: Ended, t
     assert ended(failing(ValueError("x"))) == (1, "error: unexpected ValueError: x: a bug in this program\n")
 
 
-def test_an_interrupted_stage_ends_as_shells_expect(ended: Ended) -> None:
+def test_interrupted_stage_exits_with_status_130(ended: Ended) -> None:
     assert ended(failing(KeyboardInterrupt())) == (130, "interrupted\n")

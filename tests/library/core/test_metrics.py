@@ -51,7 +51,7 @@ def test_undefined_metrics_are_absent_and_the_rest_is_valid_json(labels: np.ndar
     json.dumps([found, metrics.compute_binary_curves(labels, np.linspace(0, 1, len(labels)))], allow_nan=False)
 
 
-def test_a_threshold_that_calls_nothing_positive_has_no_precision() -> None:
+def test_threshold_without_positives_has_no_precision() -> None:
     found = metrics.compute_binary_metrics(np.array([0, 1]), np.array([0.1, 0.2]), 0.9)
     assert "precision" not in found
     assert found["recall"] == found["f1"] == 0.0
@@ -175,7 +175,7 @@ def test_regression_metrics_of_the_mean_have_r2_of_zero() -> None:
 
 
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.9])
-def test_a_conformal_interval_holds_the_truth_as_often_as_it_says(level: float) -> None:
+def test_conformal_interval_has_its_nominal_coverage(level: float) -> None:
     rng = np.random.default_rng(0)
     held = []
     for _ in range(300):

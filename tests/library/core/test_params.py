@@ -52,7 +52,7 @@ def load(tmp_path: Path, change: dict[str, Any]) -> Params:
         ({"data": None}, "data: "),
     ],
 )
-def test_what_cannot_be_used_is_rejected_by_name(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_invalid_value_is_rejected_by_name(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, change)
 

@@ -19,7 +19,7 @@ def row_of(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
-def test_the_card_counts_what_is_there_and_what_was_left_out(orders: pl.DataFrame, shop: Contract) -> None:
+def test_card_counts_present_and_dropped_rows(orders: pl.DataFrame, shop: Contract) -> None:
     text = card.render_card(orders, shop, COUNTS)
     assert "# Data card: orders" in text
     assert "100 rows × 11 columns, 2020-01-01 00:00:00 to 2020-04-09 00:00:00" in text

@@ -42,7 +42,7 @@ def read(path: Path) -> tuple[tuple[str, ...], list[tuple[Any, ...]], set[str]]:
         ("a   b\n1   x\n2 y\n", ""),
     ],
 )
-def test_irregular_text_is_the_table_that_it_was_meant_to_be(tmp_path: Path, content: str, repair: str) -> None:
+def test_irregular_text_is_read_as_the_intended_table(tmp_path: Path, content: str, repair: str) -> None:
     (tmp_path / "t.csv").write_bytes(content.encode())
     columns, rows, repairs = read(tmp_path / "t.csv")
     assert (tuple(name.strip() for name in columns), [tuple(map(str.strip, row)) for row in rows]) == (("a", "b"), ROWS)
@@ -120,9 +120,7 @@ def test_a_file_is_regular_or_not_wherever_its_blocks_end(
         ("t.json", "[]", "holds no rows"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line_with_the_row(
-    tmp_path: Path, name: str, content: str, said: str
-) -> None:
+def test_unreadable_file_is_one_error_line_with_the_row(tmp_path: Path, name: str, content: str, said: str) -> None:
     (tmp_path / name).write_bytes(content.encode())
     with pytest.raises(DataError) as raised:
         read(tmp_path / name)

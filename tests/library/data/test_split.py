@@ -22,7 +22,7 @@ FIRST = datetime(2020, 1, 1)
 DAYS = SplitParams(validation_days=20, test_days=10)
 
 
-def test_the_test_is_the_last_days_and_validation_the_days_before(orders: pl.DataFrame, shop: Contract) -> None:
+def test_time_split_takes_test_then_validation_from_the_end(orders: pl.DataFrame, shop: Contract) -> None:
     parts = split(orders, shop, DAYS, FIRST + timedelta(days=100))
     assert {name: part.height for name, part in parts.items()} == {"train": 70, "validation": 20, "test": 10}
     assert list(parts) == ["train", "validation", "test"]
@@ -89,7 +89,7 @@ def test_time_split_keeps_every_row_once_and_in_order(
     assert max(spans[2]) - min(spans[2]) < timedelta(days=test_days)
 
 
-def test_a_table_that_ends_before_until_is_split_from_its_own_end(orders: pl.DataFrame, shop: Contract) -> None:
+def test_table_that_ends_before_until_is_split_from_its_end(orders: pl.DataFrame, shop: Contract) -> None:
     late = split(orders, shop, DAYS, FIRST + timedelta(days=1000))
     assert {name: part.height for name, part in late.items()} == {"train": 70, "validation": 20, "test": 10}
 

@@ -98,7 +98,7 @@ def test_equal_tables_are_equal_bytes(tmp_path: Path, orders: pl.DataFrame) -> N
         ),
     ],
 )
-def test_texts_are_read_as_what_the_contract_says(tmp_path: Path, kind: str, cells: str, values: list[Any]) -> None:
+def test_texts_are_parsed_by_the_contract(tmp_path: Path, kind: str, cells: str, values: list[Any]) -> None:
     column = read_column(tmp_path, kind, cells)
     assert column.dtype == tables.DTYPES[kind]
     assert column.to_list() == values
@@ -177,9 +177,7 @@ def test_other_types_are_cast_where_nothing_is_lost(kind: str, series: pl.Series
         ("datetime", pl.Series([1_370_000_000, None]), [0]),
     ],
 )
-def test_other_types_are_left_alone_where_something_would_be_lost(
-    kind: str, series: pl.Series, wrong: list[int]
-) -> None:
+def test_other_types_stay_where_a_cast_would_lose_values(kind: str, series: pl.Series, wrong: list[int]) -> None:
     assert conformed(kind, series).dtype == series.dtype
     assert tables.find_misfits(series, one(kind)["x"]).arg_true().to_list() == wrong
 

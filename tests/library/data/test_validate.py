@@ -113,7 +113,7 @@ def test_missing_values_of_nullable_columns_pass_all_rules(orders: pl.DataFrame,
     assert find_violations(empty, shop) == []
 
 
-def test_a_missing_column_is_named_with_the_one_that_may_be_meant(orders: pl.DataFrame, shop: Contract) -> None:
+def test_missing_column_is_reported_with_the_likely_one(orders: pl.DataFrame, shop: Contract) -> None:
     found = {violation.column: violation for violation in find_violations(orders.rename({"amount": "amont"}), shop)}
     assert found["amount"].rule == "the column is missing; the table has others (did you mean 'amont'?)"
     assert found["amont"].rule == (
@@ -313,9 +313,7 @@ def test_a_raw_table_that_cannot_be_read_ends_in_one_line(
     assert not (project / paths.TABLE).exists()
 
 
-def test_a_good_table_passes_through_the_stages_and_gets_its_card(
-    project: Path, orders: pl.DataFrame, run: Run
-) -> None:
+def test_valid_table_passes_the_stages_and_gets_its_card(project: Path, orders: pl.DataFrame, run: Run) -> None:
     orders.write_csv(project / "raw.csv")
     for main in (ingest.main, validate.main, split.main):
         assert run(main) == (0, [])

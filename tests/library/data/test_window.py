@@ -33,7 +33,7 @@ def test_spans_that_meet_share_no_row_and_lose_none(orders: pl.DataFrame, shop: 
     assert_frame_equal(pl.concat([cut_span(orders, shop, None, middle), cut_span(orders, shop, middle, None)]), orders)
 
 
-def test_span_with_offsets_is_converted_to_the_time_column_s_zone(orders: pl.DataFrame, shop: Contract) -> None:
+def test_span_with_offsets_is_converted_to_the_column_s_zone(orders: pl.DataFrame, shop: Contract) -> None:
     placed = {"name": "placed", "type": "datetime", "role": "time", "time_zone": "Europe/Berlin"}
     columns = [placed if column["name"] == "placed" else column for column in SHOP["columns"]]
     berlin = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")

@@ -122,7 +122,7 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_every_file_is_then_about_the_new_table(former: Path, table: Path) -> None:
+def test_every_file_describes_the_new_table(former: Path, table: Path) -> None:
     take(table)
     contract = yaml.safe_load(Path("contract.yaml").read_text())
     assert Path("contract.yaml").read_text().startswith("# What a row is.\n")
@@ -143,7 +143,7 @@ def test_every_file_is_then_about_the_new_table(former: Path, table: Path) -> No
     assert "doubled" not in (PACKAGE / "features.py").read_text()
 
 
-def test_what_belonged_to_the_former_table_is_set_aside_and_kept(former: Path, table: Path) -> None:
+def test_files_of_the_previous_table_are_moved_aside_and_kept(former: Path, table: Path) -> None:
     before = content(former)
     kept = take(table)
     assert content(former / kept) == {name: digest for name, digest in before.items() if name not in KEPT}

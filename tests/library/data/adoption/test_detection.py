@@ -332,9 +332,7 @@ def test_times_with_offsets_keep_the_hour_that_was_written(zones: list[str], nam
     assert read_column(cells, found)[0].to_list() == [time.replace(tzinfo=None) for time in moments]
 
 
-def test_time_zone_is_found_in_all_rows_and_not_only_in_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_zone_is_detected_from_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_ROWS", "MAX_COUNTED_VALUES"):
         monkeypatch.setattr(f"flywheel_ml.data.adoption.profiling.{name}", 20)
     berlin = [time.replace(tzinfo=UTC).astimezone(ZoneInfo("Europe/Berlin")).isoformat() for time in TIMES]

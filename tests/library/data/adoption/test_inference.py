@@ -36,9 +36,7 @@ MOMENTS = [datetime(2023, 1, 1) + timedelta(hours=at) for at in range(ROWS)]
         ("diabetes", "regression", None),
     ],
 )
-def test_real_tables_ask_for_what_they_are_known_for(
-    tmp_path: Path, name: str, task: str, classes: list[int] | None
-) -> None:
+def test_real_tables_get_their_known_tasks(tmp_path: Path, name: str, task: str, classes: list[int] | None) -> None:
     bunch = getattr(datasets, f"load_{name}")()
     table = pl.DataFrame(bunch.data, schema=list(map(str, bunch.feature_names)))
     found = propose(table.with_columns(target=pl.Series(bunch.target)), "target", tmp_path)
@@ -213,7 +211,7 @@ def test_sample_weights_are_not_an_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cells", [["a", "b"], [-1.0, 2.0], [None, 1.0]], ids=["text", "negative", "missing"])
-def test_a_column_that_cannot_weigh_is_rejected(tmp_path: Path, cells: list[Any]) -> None:
+def test_invalid_weight_column_is_rejected(tmp_path: Path, cells: list[Any]) -> None:
     table = make_shop_table(ROWS, weights=cells * (ROWS // 2))
     assert find_role(propose(table, "bought", tmp_path), "weights") == "feature"
     with pytest.raises(
@@ -380,7 +378,7 @@ def test_leaks_are_found_for_numbers_and_many_classes_too(tmp_path: Path, target
 
 
 @pytest.mark.parametrize(("rows", "severity"), [(60, "warned"), (189, "warned"), (1000, "handled")])
-def test_a_limit_within_one_column_is_a_leak_at_any_size(rows: int, severity: str) -> None:
+def test_threshold_in_one_column_is_leakage_at_any_size(rows: int, severity: str) -> None:
     rng = np.random.default_rng(rows)
     grams = rng.normal(2900, 700, rows)
     table = pl.DataFrame({"grams": grams, "age": rng.normal(size=rows), "low": grams < 2300})
@@ -406,7 +404,7 @@ def test_chance_is_not_reported_as_leakage(rows: int) -> None:
         assert issues.detect_leakage(table, "y", [name for name in table.columns if name != "y"], "binary") == []
 
 
-def test_no_column_of_noise_is_taken_for_a_leak(tmp_path: Path) -> None:
+def test_noise_is_not_reported_as_leakage(tmp_path: Path) -> None:
     for rows in (60, 3000):
         table = pl.DataFrame({f"x{at}": RNG.normal(size=rows) for at in range(30)})
         table = table.with_columns(ids=pl.Series([f"s{at}" for at in range(rows)]), y=pl.Series(RNG.random(rows) < 0.3))
@@ -445,7 +443,7 @@ def test_any_name_may_be_that_of_a_column(tmp_path: Path, name: str) -> None:
         ({"group": "shelf"}, ("shelf", "ignored")),
     ],
 )
-def test_a_flag_overrides_a_role(tmp_path: Path, said: dict[str, Any], became: tuple[str, str]) -> None:
+def test_option_overrides_a_role(tmp_path: Path, said: dict[str, Any], became: tuple[str, str]) -> None:
     table = make_shop_table(ROWS, at=MOMENTS, born=MOMENTS, note=[f"n{at}" for at in range(ROWS)])
     table = table.with_columns(leak=pl.col("bought"))
     assert find_role(propose(table, "bought", tmp_path), became[0]) != became[1]
@@ -465,7 +463,7 @@ def test_a_flag_overrides_a_role(tmp_path: Path, said: dict[str, Any], became: t
         ),
     ],
 )
-def test_a_flag_overrides_what_holds_for_the_whole(tmp_path: Path, said: dict[str, Any], key: str, value: Any) -> None:
+def test_option_overrides_a_decision_for_the_table(tmp_path: Path, said: dict[str, Any], key: str, value: Any) -> None:
     table = make_shop_table(ROWS, at=MOMENTS, grade=RNG.integers(0, 3, ROWS))
     assert getattr(propose(table, "grade", tmp_path), key) != value
     assert getattr(propose(table, "grade", tmp_path, **said), key) == value

@@ -45,7 +45,9 @@ def delimited(by: str, quote_all: bool = False) -> str:
         ("noname", delimited(";").encode(), ("semicolons",)),
     ],
 )
-def test_text_of_any_make_is_the_same_table(tmp_path: Path, name: str, content: bytes, said: tuple[str, ...]) -> None:
+def test_text_in_any_encoding_is_the_same_table(
+    tmp_path: Path, name: str, content: bytes, said: tuple[str, ...]
+) -> None:
     (tmp_path / name).write_bytes(content)
     found = profile_source(tmp_path / name, "n")
     assert found.notes == said
@@ -223,7 +225,7 @@ def test_source_that_is_not_a_table_is_one_error_line(tmp_path: Path, make: Call
         ("create table more (a)", "gives no rows"),
     ],
 )
-def test_a_query_that_gives_no_table_is_said_in_one_line(tmp_path: Path, query: str, said: str) -> None:
+def test_query_without_a_table_is_one_error_line(tmp_path: Path, query: str, said: str) -> None:
     with sqlite3.connect(tmp_path / "shop.db") as connection:
         connection.execute("create table orders (id integer, a)")
     connection.close()

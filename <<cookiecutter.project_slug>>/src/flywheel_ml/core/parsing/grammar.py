@@ -47,11 +47,10 @@ MIN_ZEROS = 8
 class Grammar(NamedTuple):
     """Parsing rules for the cells of a column.
 
-    `na_values` and `booleans` (in lower case) are texts; `sentinels` are the values that `na_values` name. `number`
-    is the expression that every number as text fits; its groups are the signs and the digits. `code_width` is the width
-    of categories that are all codes of digits (0: they are not): readers of tables take 00123 for the number 123.
-    `missing_category` is the category that is meant where nothing is: nothing is missing in the column, and pandas
-    reads that word as missing.
+    `na_values` and `booleans` (in lower case) are texts; `sentinels` are the parsed values of `na_values`. `number` is
+    the regular expression of a number; its groups are the signs and the digits. `code_width` is the width of categories
+    that are all digits, else 0: table readers turn 00123 into the number 123. `missing_category` is the category that
+    pandas reads as missing; in a column without missing values, a missing cell is restored to it.
     """
 
     type: ColumnType
