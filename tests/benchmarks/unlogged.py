@@ -12,7 +12,7 @@ from target import PROJECT
 class NullWriter:
     """A writer that discards its rows."""
 
-    fault = outage = spool = None
+    unavailable_reason = outage = spool = None
     spooled = lost_files = 0
     max_parallel_commits = 1
 
@@ -23,7 +23,7 @@ class NullWriter:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def commit(self, _: Any) -> bool:
+    def try_commit(self, _: Any) -> bool:
         return True
 
     def append(self, _: Any) -> "Future[None]":
@@ -33,5 +33,5 @@ class NullWriter:
 
 
 if __name__ == "__main__":
-    app.WatchedWriter = NullWriter  # type: ignore[assignment,attr-defined]
+    app.InstrumentedWriter = NullWriter  # type: ignore[assignment,attr-defined]
     server.run(PROJECT, Settings(), "127.0.0.1", 0, 1)

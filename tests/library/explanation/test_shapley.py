@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from flywheel_ml.explanation import shapley
-from flywheel_ml.explanation.shapley import CELLS_AT_ONCE, LEAST, ROWS_AT_ONCE, Game, shares
+from flywheel_ml.explanation.shapley import CELLS_AT_ONCE, MIN_DRAWS, ROWS_AT_ONCE, Game, compute_shapley_values
 
 OTHERS = 7
 SOME = 9
-"""Players: few enough to try every order, and with `MOST` too many for `shares` to."""
-MOST = 2000
+"""Players: few enough to try every order, and with `MAX_SCORED_ROWS` too many for `compute_shapley_values` to."""
+MAX_SCORED_ROWS = 2000
 
 
 def table(rows: int, players: int, seed: int = 1) -> np.ndarray:
@@ -59,7 +59,7 @@ def game() -> Game:
 
 
 def test_with_few_players_the_values_are_those_of_the_definition(game: Game) -> None:
-    found = shares(game, SOME, OTHERS)
+    found = compute_shapley_values(game, SOME, OTHERS)
     assert found.is_exact
     assert found.scored == OTHERS * 2**SOME
     np.testing.assert_allclose(found.values, by_definition(game, SOME, OTHERS), atol=1e-12)
@@ -68,7 +68,7 @@ def test_with_few_players_the_values_are_those_of_the_definition(game: Game) -> 
 
 def test_with_many_players_the_values_lie_as_near_as_their_errors_say(game: Game) -> None:
     exact = by_definition(game, SOME, OTHERS)
-    found = shares(game, SOME, OTHERS, MOST)
+    found = compute_shapley_values(game, SOME, OTHERS, MAX_SCORED_ROWS)
     assert not found.is_exact
     assert (np.abs(found.values - exact) <= 4 * found.errors + 1e-12).all()
     assert (found.errors[:-1] > 0).all()
@@ -80,16 +80,16 @@ def test_the_errors_that_are_told_are_those_that_are_made(game: Game, monkeypatc
     made, told = [], []
     for seed in range(60):
         monkeypatch.setattr(shapley, "SEED", seed)
-        found = shares(game, SOME, OTHERS, MOST)
+        found = compute_shapley_values(game, SOME, OTHERS, MAX_SCORED_ROWS)
         made.append((found.values - exact)[:-1])
         told.append(found.errors[:-1])
     ratio = np.sqrt((np.array(made) ** 2).mean(axis=0)) / np.sqrt((np.array(told) ** 2).mean(axis=0))
     assert ((ratio > 0.7) & (ratio < 1.4)).all()
 
 
-@pytest.mark.parametrize("most", [20_000, MOST, 300, 1])
+@pytest.mark.parametrize("most", [20_000, MAX_SCORED_ROWS, 300, 1])
 def test_the_values_add_up_to_the_score_less_the_base(game: Game, most: int) -> None:
-    found = shares(game, SOME, OTHERS, most)
+    found = compute_shapley_values(game, SOME, OTHERS, most)
     assert found.values.sum() == pytest.approx(found.score - found.base, abs=1e-12)
     assert found.score == pytest.approx(game(np.ones((1, SOME), dtype=np.bool_), np.zeros(1, dtype=np.intp))[0])
     assert found.base == pytest.approx(
@@ -97,19 +97,19 @@ def test_the_values_add_up_to_the_score_less_the_base(game: Game, most: int) -> 
     )
 
 
-@pytest.mark.parametrize("most", [20_000, MOST, 1])
+@pytest.mark.parametrize("most", [20_000, MAX_SCORED_ROWS, 1])
 def test_a_player_without_effect_gets_exactly_nothing(game: Game, most: int) -> None:
-    found = shares(game, SOME, OTHERS, most)
+    found = compute_shapley_values(game, SOME, OTHERS, most)
     assert (found.values[-1], found.errors[-1]) == (0, 0)
 
 
 def test_players_that_do_the_same_get_the_same() -> None:
     own, background = np.ones(4), np.zeros((1, 4))
     game = mixing(own, background, lambda rows: np.maximum(rows[:, 1], rows[:, 2]) * rows[:, 0])
-    values = shares(game, 4, 1).values
+    values = compute_shapley_values(game, 4, 1).values
     assert values[1] == values[2] > 0
     assert values.tolist() == pytest.approx([2 / 3, 1 / 6, 1 / 6, 0])
-    drawn = shares(game, 4, 1, most=15)
+    drawn = compute_shapley_values(game, 4, 1, most=15)
     assert not drawn.is_exact
     assert abs(drawn.values[1] - drawn.values[2]) <= 4 * np.hypot(*drawn.errors[1:3])
 
@@ -117,7 +117,7 @@ def test_players_that_do_the_same_get_the_same() -> None:
 def test_where_players_add_up_each_gets_its_own_part_without_error() -> None:
     own, background = table(1, 40)[0], table(50, 40, 2)
     weights = np.arange(40)
-    found = shares(mixing(own, background, lambda rows: rows @ weights), 40, 50)
+    found = compute_shapley_values(mixing(own, background, lambda rows: rows @ weights), 40, 50)
     assert not found.is_exact
     np.testing.assert_allclose(found.values, weights * (own - background.mean(axis=0)), atol=1e-9)
     assert found.errors.max() < 1e-9
@@ -136,21 +136,21 @@ def test_no_more_is_scored_than_allowed_and_never_much_at_once(players: int, oth
         counts: np.ndarray = joined.sum(axis=1).astype(np.float64)
         return counts
 
-    found = shares(counting, players, others)
-    assert sum(sizes) == found.scored <= shapley.MOST
+    found = compute_shapley_values(counting, players, others)
+    assert sum(sizes) == found.scored <= shapley.MAX_SCORED_ROWS
     assert max(sizes) <= ROWS_AT_ONCE
     assert max(sizes) * players <= CELLS_AT_ONCE
-    assert min(others, LEAST) <= found.others <= others
+    assert min(others, MIN_DRAWS) <= found.others <= others
     np.testing.assert_allclose(found.values, 1)
 
 
 def test_more_players_than_anything_allows_for_are_drawn_once_for_two_rows() -> None:
-    found = shares(lambda joined, _: joined[:, :3].sum(axis=1).astype(np.float64), 12_000, 50)
-    assert (found.others, found.is_exact) == (LEAST, False)
+    found = compute_shapley_values(lambda joined, _: joined[:, :3].sum(axis=1).astype(np.float64), 12_000, 50)
+    assert (found.others, found.is_exact) == (MIN_DRAWS, False)
     assert found.values.sum() == pytest.approx(3)
 
 
 def test_the_same_game_gives_the_same_bits(game: Game) -> None:
-    one, other = (shares(game, SOME, OTHERS, MOST) for _ in range(2))
+    one, other = (compute_shapley_values(game, SOME, OTHERS, MAX_SCORED_ROWS) for _ in range(2))
     assert one.values.tobytes() == other.values.tobytes()
     assert one.errors.tobytes() == other.errors.tobytes()

@@ -33,7 +33,7 @@ from flywheel_ml.prediction_log import (
 from flywheel_ml.prediction_log.spool import MAX_MOVED_ROWS, REJECTED_FILE
 from flywheel_ml.prediction_log.stores import PostgresStore
 from flywheel_ml.serving.api import feedback
-from flywheel_ml.serving.app import opened_log
+from flywheel_ml.serving.app import open_log
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.utils.errors import ConfigError
@@ -200,7 +200,7 @@ def test_labels_time_out_on_a_frozen_database(url: str, proxy: Proxy, monkeypatc
         assert await labeller.accept([{"id": row.id, "label": True}]) == 1
         proxy.frozen.set()
         for _ in range(3):
-            with pytest.raises(Problem, match="takes no rows now") as refused:
+            with pytest.raises(Problem, match="log is unavailable") as refused:
                 await labeller.accept([{"id": row.id, "label": True}])
             assert refused.value.status == 503
         proxy.frozen.clear()
@@ -352,7 +352,7 @@ def test_rejected_spooled_rows_are_set_aside_and_reported(
     (kept,) = [json.loads(line) for line in (spool.folder / REJECTED_FILE).read_text().splitlines()]
     assert (kept["kind"], kept["prediction_id"], kept["label"]) == ("Outcome", row.id, "false")
     (said,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert "already have another label" in said.getMessage()
+    assert "already have a different label" in said.getMessage()
 
 
 def test_spool_is_bounded_and_keeps_its_rows(tmp_path: Path) -> None:
@@ -398,14 +398,14 @@ def test_log_opens_without_its_database_only_if_allowed(postgres: PostgreSQL, ur
     postgres.stop()
     try:
         with pytest.raises(ConfigError, match="cannot be used"):
-            opened_log(settings, Metrics().log.backlog)
+            open_log(settings, Metrics().log.backlog)
         for mode in ("spool", "unlogged"):
-            opened_log(settings.model_copy(update={"log_failure_policy": mode}), Metrics().log.backlog).close()
+            open_log(settings.model_copy(update={"log_failure_policy": mode}), Metrics().log.backlog).close()
     finally:
         postgres.start()
 
 
 def test_spool_for_a_folder_is_rejected(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, prediction_log=str(tmp_path / "log"), log_failure_policy="spool")
-    with pytest.raises(ConfigError, match="ML_LOG_FAILURE_POLICY: a spool is for a database"):
-        opened_log(settings, Metrics().log.backlog)
+    with pytest.raises(ConfigError, match="ML_LOG_FAILURE_POLICY: 'spool' needs a database"):
+        open_log(settings, Metrics().log.backlog)

@@ -25,7 +25,7 @@ import pytest
 import sqlalchemy as sa
 
 from flywheel_ml.prediction_log import Prediction, Writer, new_id
-from flywheel_ml.serving.api.feedback import SHOWN
+from flywheel_ml.serving.api.feedback import MAX_LISTED_IDS
 from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers.postgresql import PostgreSQL
@@ -609,7 +609,7 @@ def test_of_two_labels_that_contradict_each_other_at_one_moment_the_log_has_one_
     settings = {"ML_PREDICTION_LOG": request.getfixturevalue("database")} if kind == "database" else {}
     with Server(tmp_path, "--workers", "2", **settings) as server, ThreadPoolExecutor(8) as pool:
         with server.client() as client:
-            told = client.post("/predict", json={"instances": [example] * (SHOWN // 2)}).json()["predictions"]
+            told = client.post("/predict", json={"instances": [example] * (MAX_LISTED_IDS // 2)}).json()["predictions"]
 
         def send(name: str, label: bool) -> tuple[bool, int]:
             labels = {"labels": [{"id": name, "label": label}]}

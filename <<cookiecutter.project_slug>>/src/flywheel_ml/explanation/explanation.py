@@ -54,7 +54,7 @@ class Explanation(BaseModel):
     method: Method
 
 
-def explain(bundle: Bundle, row: Mapping[str, Any], most: int = shapley.MOST) -> Explanation:
+def explain(bundle: Bundle, row: Mapping[str, Any], most: int = shapley.MAX_SCORED_ROWS) -> Explanation:
     """Explain what a model answers to one row; the same row gives the same explanation, bit for bit.
 
     Args:
@@ -73,7 +73,7 @@ def explain(bundle: Bundle, row: Mapping[str, Any], most: int = shapley.MOST) ->
         )
     inputs, classes = bundle.contract.inputs, bundle.manifest.classes
     own = columns_from_rows(inputs, [row])
-    answers = _answers(bundle, own)
+    answers = _run_model(bundle, own)
     predictions = bundle.to_predictions(answers)
     place = int(answers[0].argmax()) if bundle.manifest.task == "multiclass" else -1
 
@@ -82,9 +82,9 @@ def explain(bundle: Bundle, row: Mapping[str, Any], most: int = shapley.MOST) ->
             column.name: np.where(joined[:, at], own[column.name], background[column.name][other])
             for at, column in enumerate(inputs)
         }
-        return _answers(bundle, mixed)[:, place].astype(np.float64)
+        return _run_model(bundle, mixed)[:, place].astype(np.float64)
 
-    found = shapley.shares(score, len(inputs), len(background[inputs[0].name]), most)
+    found = shapley.compute_shapley_values(score, len(inputs), len(background[inputs[0].name]), most)
     parts = zip(inputs, found.values.tolist(), found.errors.tolist(), strict=True)
     contributions = [
         Contribution(column=column.name, value=row.get(column.name), contribution=value, standard_error=error)
@@ -104,7 +104,7 @@ def explain(bundle: Bundle, row: Mapping[str, Any], most: int = shapley.MOST) ->
     )
 
 
-def _answers(bundle: Bundle, columns: Columns) -> np.ndarray:
+def _run_model(bundle: Bundle, columns: Columns) -> np.ndarray:
     try:
         answers = bundle.run(bundle.encode(columns))
     except Exception as error:

@@ -15,19 +15,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-MOST = 20_000
+MAX_SCORED_ROWS = 20_000
 """Most rows that are scored for one explanation, unless a few orders of thousands of players alone need more."""
 ROWS_AT_ONCE, CELLS_AT_ONCE = 2048, 1_000_000
 """Most rows, and most players in all rows, of one call of the game."""
 SEED = 0
-LEAST = 2
+MIN_DRAWS = 2
 """So many draws give an error."""
 
 Game = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Scores float64 [n] of n mixed rows, given bool [n, players] (who has joined) and int [n] (which background row)."""
 
 
-class Shares(NamedTuple):
+class ShapleyValues(NamedTuple):
     """What a score comes from.
 
     Attributes:
@@ -49,7 +49,7 @@ class Shares(NamedTuple):
     is_exact: bool
 
 
-def shares(game: Game, players: int, others: int, most: int = MOST) -> Shares:
+def compute_shapley_values(game: Game, players: int, others: int, most: int = MAX_SCORED_ROWS) -> ShapleyValues:
     """The Shapley values of at least one player against at least one background row; the same game, the same bits.
 
     Args:
@@ -59,18 +59,18 @@ def shares(game: Game, players: int, others: int, most: int = MOST) -> Shares:
         most: rows that may be scored.
     """
     if others * 2**players <= most:
-        return _exact(game, players, others)
-    return _sampled(game, players, others, most)
+        return _compute_exact(game, players, others)
+    return _compute_sampled(game, players, others, most)
 
 
-def _exact(game: Game, players: int, others: int) -> Shares:
+def _compute_exact(game: Game, players: int, others: int) -> ShapleyValues:
     each = np.arange(players)
 
     def joined(at: np.ndarray) -> np.ndarray:
         found: np.ndarray = (at[:, None] % 2**players >> each) & 1 == 1
         return found
 
-    scored = _scored(game, joined, np.repeat(np.arange(others), 2**players), players)
+    scored = _score_rows(game, joined, np.repeat(np.arange(others), 2**players), players)
     worth = scored.reshape(others, -1).mean(axis=0)
     coalitions = np.arange(2**players)
     sizes = joined(coalitions).sum(axis=1)
@@ -80,14 +80,14 @@ def _exact(game: Game, players: int, others: int) -> Shares:
         without = coalitions[coalitions >> player & 1 == 0]
         values[player] = (weights[sizes[without]] * (worth[without + 2**player] - worth[without])).sum()
     score = float(scored[-1])  # All of them joined: of whichever background row, which the mean would round.
-    return Shares(values, np.zeros(players), float(worth[0]), score, others, len(scored), is_exact=True)
+    return ShapleyValues(values, np.zeros(players), float(worth[0]), score, others, len(scored), is_exact=True)
 
 
-def _sampled(game: Game, players: int, others: int, most: int) -> Shares:
+def _compute_sampled(game: Game, players: int, others: int, most: int) -> ShapleyValues:
     """Orders in pairs, as many for each background row."""
     steps = players - 1
-    others = min(others, max(LEAST, (most - 1) // (2 * steps + 1)))
-    pairs = max(1 if others >= LEAST else LEAST, (most - 1 - others) // (2 * steps * others))
+    others = min(others, max(MIN_DRAWS, (most - 1) // (2 * steps + 1)))
+    pairs = max(1 if others >= MIN_DRAWS else MIN_DRAWS, (most - 1 - others) // (2 * steps * others))
     rng = np.random.default_rng(SEED)
     place = rng.permuted(np.tile(np.arange(players), (others * pairs, 1)), axis=1)
     place = np.stack((place, steps - place), axis=1).reshape(-1, players)
@@ -98,15 +98,15 @@ def _sampled(game: Game, players: int, others: int, most: int) -> Shares:
         found: np.ndarray = place[at // steps] <= (at % steps)[:, None]
         return found
 
-    between = _scored(game, joined, np.repeat(other, steps), players)
+    between = _score_rows(game, joined, np.repeat(other, steps), players)
     begins = game(np.zeros((others, players), dtype=np.bool_), np.arange(others))
     ends = game(np.ones((1, players), dtype=np.bool_), np.zeros(1, dtype=np.intp))
     way = np.column_stack((begins[other], between.reshape(-1, steps), ends.repeat(len(other))))
     gains = np.take_along_axis(np.diff(way, axis=1), place, axis=1)
     of_pairs = gains.reshape(others, pairs, 2, players).mean(axis=2)
-    return Shares(
+    return ShapleyValues(
         of_pairs.mean(axis=(0, 1)),
-        _errors(of_pairs),
+        _compute_errors(of_pairs),
         float(begins.mean()),
         float(ends[0]),
         others,
@@ -115,7 +115,7 @@ def _sampled(game: Game, players: int, others: int, most: int) -> Shares:
     )
 
 
-def _errors(of_pairs: np.ndarray) -> np.ndarray:
+def _compute_errors(of_pairs: np.ndarray) -> np.ndarray:
     """Standard errors [players] of the means of [others, pairs, players].
 
     One pair for each background row does not tell what its draw adds from what the rows differ by; both count then.
@@ -129,7 +129,7 @@ def _errors(of_pairs: np.ndarray) -> np.ndarray:
     return found
 
 
-def _scored(game: Game, joined: Callable[[np.ndarray], np.ndarray], other: np.ndarray, players: int) -> np.ndarray:
+def _score_rows(game: Game, joined: Callable[[np.ndarray], np.ndarray], other: np.ndarray, players: int) -> np.ndarray:
     """Scores of the mixed rows that `joined` makes of their numbers, a bounded part at a time."""
     size = max(1, min(ROWS_AT_ONCE, CELLS_AT_ONCE // players))
     parts = (np.arange(at, min(at + size, len(other))) for at in range(0, len(other), size))

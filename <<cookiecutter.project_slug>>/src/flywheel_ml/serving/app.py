@@ -1,4 +1,4 @@
-"""The application: its parts, made and put together."""
+"""The application factory: creates the components of the server and connects them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -21,14 +21,14 @@ from flywheel_ml.serving.http.lifecycle import RequestLifecycle
 from flywheel_ml.serving.http.middleware import LifecycleMiddleware
 from flywheel_ml.serving.models.manager import ModelManager
 from flywheel_ml.serving.observability.backlog import Backlog
+from flywheel_ml.serving.observability.instrumented_writer import InstrumentedWriter
 from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.tracing import Spans
-from flywheel_ml.serving.observability.watched import WatchedWriter
 from flywheel_ml.serving.prediction.batcher import Batcher
 from flywheel_ml.utils.errors import ConfigError
 
-__all__ = ["Metrics", "Spans", "create_app", "opened_log"]
+__all__ = ["Metrics", "Spans", "create_app", "open_log"]
 
 
 def create_app(
@@ -37,13 +37,13 @@ def create_app(
     spans: Spans | None = None,
     features: Sequence[Feature] = (),
 ) -> FastAPI:
-    """Build the application; nothing is opened before it starts.
+    """Create the application; it opens no file or connection before it starts.
 
     Args:
-        settings: where things are, limits and keys.
-        metrics: where it counts.
-        spans: where each request becomes a span; closed when the application stops.
-        features: the project's own.
+        settings: paths, limits and keys.
+        metrics: counts requests and predictions; created if not given.
+        spans: creates a span for each request; closed when the application stops.
+        features: the project's features.
 
     Raises:
         ConfigError: production mode without an API key.
@@ -59,19 +59,19 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with opened_log(settings, metrics.log.backlog) as writer:
+        with open_log(settings, metrics.log.backlog) as writer:
             metrics.log.follow(writer)
             service.batcher = Batcher(
                 writer, metrics, settings.challenger_timeout_seconds, settings.log_failure_policy == "unlogged"
             )
-            service.explainer = Explainer(admission.full)
+            service.explainer = Explainer(admission.build_overload_problem)
             service.labeller = Labeller(settings.prediction_log, writer, metrics)
             await asyncio.to_thread(models.refresh)
-            following = [asyncio.create_task(one.follow()) for one in (models, guard)]
+            pollers = [asyncio.create_task(source.poll()) for source in (models, guard)]
             try:
                 yield
             finally:
-                for task in following:
+                for task in pollers:
                     task.cancel()
                 service.explainer.close()
                 service.batcher.close()
@@ -84,37 +84,37 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        redirect_slashes=False,  # It would lead to whatever the header `Host` names, and lose a proxy's prefix.
+        redirect_slashes=False,  # A redirect would use the `Host` header and lose a proxy's prefix.
         lifespan=lifespan,
-        # FastAPI's own would miss the short way, and tell a collector what stands in a query.
+        # FastAPI's telemetry would miss the fast path, and export the query strings of URLs.
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)
-    lifecycle.know_routes(add_routes(app, service) | add_inference_routes(app, service))
+    lifecycle.set_routes(add_routes(app, service) | add_inference_routes(app, service))
     app.add_middleware(LifecycleMiddleware, lifecycle=lifecycle, root_path=settings.root_path)
     app.middleware_stack = app.build_middleware_stack()
     return app
 
 
-def opened_log(settings: Settings, backlog: Backlog) -> Writer:
-    """The log that a server writes, with a spool where the settings ask for one.
+def open_log(settings: Settings, backlog: Backlog) -> Writer:
+    """Open the prediction log for writing, with a spool if the settings ask for one.
 
     Raises:
-        ConfigError: it cannot be opened, or a spool is asked for where there is no database.
+        ConfigError: the log cannot be opened, or the settings ask for a spool without a database.
     """
     target, role, synchronous = settings.prediction_log, "serve", settings.log_synchronous
     if settings.log_failure_policy != "spool":
         allow_unavailable = settings.log_failure_policy == "unlogged"
-        return WatchedWriter(backlog, target, role, synchronous=synchronous, allow_unavailable=allow_unavailable)
+        return InstrumentedWriter(backlog, target, role, synchronous=synchronous, allow_unavailable=allow_unavailable)
     if "://" not in target:
         raise ConfigError(
-            "ML_LOG_FAILURE_POLICY: a spool is for a database; ML_PREDICTION_LOG is a folder: use 'refuse'"
+            "ML_LOG_FAILURE_POLICY: 'spool' needs a database, but ML_PREDICTION_LOG is a folder; use 'refuse'"
         )
     spool = Spool(settings.log_spool_folder, role, synchronous, settings.log_spool_max_bytes)
     try:
-        return WatchedWriter(backlog, target, role, synchronous=synchronous, spool=spool)
+        return InstrumentedWriter(backlog, target, role, synchronous=synchronous, spool=spool)
     except BaseException:
         spool.close()
         raise

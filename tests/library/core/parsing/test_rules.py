@@ -11,7 +11,7 @@ from flywheel_ml.core.parsing.rules import REQUIRED, build_rules
 from flywheel_ml.data.tables import DTYPES
 from flywheel_ml.data.validate import find_violations
 from flywheel_ml.flows import scoring
-from flywheel_ml.serving.codecs.arrow_columns import Checked
+from flywheel_ml.serving.codecs.arrow_columns import CheckedColumn
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.schema.row_validator import RowValidator
 
@@ -32,12 +32,12 @@ def test_one_error_has_one_message_everywhere(column: Column, value: Any, messag
     table = pl.DataFrame({"x": pl.Series([value], dtype=dtype), "y": [True]})
     reader = RowValidator(contract)
     with pytest.raises(Problem) as refused:
-        reader.rows([{"x": value}])
+        reader.validate([{"x": value}])
     cells = pa.chunked_array([pa.array([value], pa.large_string() if column.type == "string" else pa.float64())])
     found = {
         "table": find_violations(table, contract)[0].rule,
         "request": refused.value.extra["errors"][0]["rule"],
-        "arrow": Checked(reader, "x", "x", cells, 1000).fault()["rule"],
+        "arrow": CheckedColumn(reader, "x", "x", cells, 1000).describe_first_error()["rule"],
         "batch": next(rule for rule, rows in scoring.count_violations(table, contract).items() if rows).removeprefix(
             "x: "
         ),

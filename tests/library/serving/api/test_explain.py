@@ -21,7 +21,7 @@ from flywheel_ml.explanation.explanation import Explanation
 from flywheel_ml.flows.explaining import explain_logged
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.api import explaining
-from flywheel_ml.serving.api.explaining import MOST_WAITING
+from flywheel_ml.serving.api.explaining import MAX_WAITING
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.schema.documents import Explanations
 from flywheel_ml.testing.servers import ServingFolder
@@ -32,7 +32,7 @@ from library.helpers.servers import InProcess, Server, wait_for
 from library.serving.api.test_predict import JSON, faults, problem_of
 
 Instance = dict[str, Any]
-ROOM = 1 + MOST_WAITING
+ROOM = 1 + MAX_WAITING
 
 
 def explain(client: httpx.Client, *instances: Any) -> httpx.Response:
@@ -144,7 +144,7 @@ class TestNothingToExplain:
     def test_a_prior_explains_nothing(self, folder: ServingFolder, caller: InProcess, example: Instance) -> None:
         folder.roll_out("1")
         (folder.bundle("1") / MODEL).unlink()
-        assert "its prior gives every row the same answer" in self.asked(caller, example)
+        assert "its class prior gives every row the same prediction" in self.asked(caller, example)
 
     @pytest.mark.parametrize("fault", faulty_models.FAULTS)
     def test_a_model_that_fails_at_many_rows_is_told_of_without_its_place(

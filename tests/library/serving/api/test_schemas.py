@@ -14,10 +14,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from flywheel_ml.core.contract import MISSING, Column, Contract, Parse, columns_from_rows
 from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.core.profile import build
-from flywheel_ml.serving.errors.faults import SHOWN
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.schema.request_schema import Schema, _typed
-from flywheel_ml.serving.schema.row_validator import cell_reader
+from flywheel_ml.serving.errors.validation_errors import MAX_LISTED_ERRORS
+from flywheel_ml.serving.schema.request_schema import Schema, _build_type
+from flywheel_ml.serving.schema.row_validator import build_cell_reader
 from flywheel_ml.utils.files import canonical_json
 
 TARGET = Column(name="y", type="boolean", role="target")
@@ -40,7 +40,7 @@ def body(**row: Any) -> bytes:
 def test_a_column_may_have_any_name(name: str) -> None:
     schema = schema_of(Column(name=name, type="float"), rows=[{name: 1.5}])
     assert schema.example == {name: 1.5}
-    assert schema.instances(body(**{name: 2.5})) == [{name: 2.5}]
+    assert schema.parse_instances(body(**{name: 2.5})) == [{name: 2.5}]
 
 
 def test_the_example_is_a_typical_row() -> None:
@@ -79,9 +79,9 @@ def test_without_a_range_the_bounds_are_what_the_model_can_see() -> None:
     described = TypeAdapter(schema.predict_request).json_schema()
     assert described["$defs"]["Instance"]["properties"]["x"]["maximum"] == float(np.finfo(np.float32).max)
     with pytest.raises(Problem):
-        schema.instances(body(x=1e39, n=1))
+        schema.parse_instances(body(x=1e39, n=1))
     with pytest.raises(Problem):
-        schema.instances(body(x=1.0, n=2**53 + 1))
+        schema.parse_instances(body(x=1.0, n=2**53 + 1))
 
 
 COLUMNS = (
@@ -131,7 +131,7 @@ TARGET_RULE = "is what the model predicts; leave it out, and send it to /feedbac
 def test_a_value_that_breaks_the_contract_is_named_with_its_rule(change: dict[str, Any], rule: str) -> None:
     schema = schema_of(*COLUMNS, rows=[ROW])
     with pytest.raises(Problem) as refused:
-        schema.instances(body(**{**ROW, **change}))
+        schema.parse_instances(body(**{**ROW, **change}))
     assert refused.value.status == 422
     assert [(fault["field"], fault["rule"]) for fault in refused.value.extra["errors"]] == [(next(iter(change)), rule)]
 
@@ -139,7 +139,7 @@ def test_a_value_that_breaks_the_contract_is_named_with_its_rule(change: dict[st
 @pytest.mark.parametrize("when", ["2013-06-15T08:30:00Z", "2013-06-15 08:30:00+02:00"])
 def test_an_offset_is_rejected_where_no_zone_is_declared(when: str) -> None:
     with pytest.raises(Problem) as refused:
-        schema_of(*COLUMNS, rows=[ROW]).instances(body(**{**ROW, "when": when}))
+        schema_of(*COLUMNS, rows=[ROW]).parse_instances(body(**{**ROW, "when": when}))
     (fault,) = refused.value.extra["errors"]
     assert "`time_zone`" in fault["rule"]
     assert "contract.yaml" in fault["rule"]
@@ -156,7 +156,7 @@ def test_an_offset_is_rejected_where_no_zone_is_declared(when: str) -> None:
 )
 def test_an_offset_is_converted_to_the_zone_that_is_declared(zone: str, when: str, understood: str) -> None:
     schema = schema_of(Column(name="when", type="datetime", time_zone=zone), rows=[{"when": "2013-06-15T08:30:00"}])
-    assert schema.instances(body(when=when)) == [{"when": understood}]
+    assert schema.parse_instances(body(when=when)) == [{"when": understood}]
     described = TypeAdapter(schema.predict_request).json_schema()["$defs"]["Instance"]["properties"]["when"]
     assert ("format" in described) == (zone != "local")
 
@@ -196,14 +196,14 @@ def test_clients_are_not_told_to_send_offsets_where_none_is_declared() -> None:
 )
 def test_a_value_is_understood_as_the_table_writes_it(change: dict[str, Any], understood: Any) -> None:
     schema = schema_of(*COLUMNS, rows=[ROW])
-    (found,) = schema.instances(body(**{**ROW, **change}))
+    (found,) = schema.parse_instances(body(**{**ROW, **change}))
     assert found == {**ROW, next(iter(change)): understood}
     assert {name: type(value) for name, value in found.items()}[next(iter(change))] is type(understood)
 
 
 def test_columns_that_the_model_does_not_use_are_dropped() -> None:
     schema = schema_of(*COLUMNS, Column(name="w", type="float", role="weight"), rows=[ROW])
-    assert schema.instances(body(**ROW, note=["anything"], w="?")) == [ROW]
+    assert schema.parse_instances(body(**ROW, note=["anything"], w="?")) == [ROW]
 
 
 def test_a_renamed_column_is_known_by_both_its_names_but_not_at_once() -> None:
@@ -214,11 +214,11 @@ def test_a_renamed_column_is_known_by_both_its_names_but_not_at_once() -> None:
     )
     schema = schema_of(*columns, rows=[{"prediction_given": 1.0, "décidé": 1.0}])
     for name in ("prediction", "prediction_given"):
-        assert schema.instances(body(**{name: 2.5, "id": "x"})) == [{"prediction_given": 2.5}]
+        assert schema.parse_instances(body(**{name: 2.5, "id": "x"})) == [{"prediction_given": 2.5}]
     decomposed = {"de\u0301cide\u0301": 3, "prediction": 1}
-    assert schema.instances(body(**decomposed)) == [{"décidé": 3.0, "prediction_given": 1.0}]
+    assert schema.parse_instances(body(**decomposed)) == [{"décidé": 3.0, "prediction_given": 1.0}]
     with pytest.raises(Problem) as refused:
-        schema.instances(body(prediction=1, prediction_given=1))
+        schema.parse_instances(body(prediction=1, prediction_given=1))
     assert [fault["rule"] for fault in refused.value.extra["errors"]] == [
         "is the column 'prediction_given' a second time; send it once"
     ]
@@ -228,10 +228,10 @@ def test_the_time_is_required_only_where_a_feature_uses_it() -> None:
     columns = (Column(name="x", type="float"), Column(name="when", type="datetime", role="time", datetime_features=()))
     row = {"x": 1.5, "when": "2013-06-15T08:30:00"}
     with pytest.raises(Problem):
-        schema_of(*columns, rows=[row]).instances(body(x=1.5))
+        schema_of(*columns, rows=[row]).parse_instances(body(x=1.5))
     schema = schema_of(*columns, rows=[row], optional=["when"])
-    assert schema.instances(body(x=1.5)) == [{"x": 1.5}]
-    assert schema.instances(body(**row)) == [row]
+    assert schema.parse_instances(body(x=1.5)) == [{"x": 1.5}]
+    assert schema.parse_instances(body(**row)) == [row]
 
 
 PARSED = (
@@ -261,7 +261,7 @@ PARSED_ROW = {"owner": True, "price": 1234.5, "day": "2013-06-15T00:00:00", "kin
 )
 def test_a_value_is_parsed_as_the_contract_says(change: dict[str, Any], understood: Any) -> None:
     schema = schema_of(*PARSED, rows=[PARSED_ROW])
-    assert schema.instances(body(**{**PARSED_ROW, **change})) == [{**PARSED_ROW, next(iter(change)): understood}]
+    assert schema.parse_instances(body(**{**PARSED_ROW, **change})) == [{**PARSED_ROW, next(iter(change)): understood}]
 
 
 CODED = (
@@ -283,15 +283,15 @@ CODED = (
 def test_a_category_is_known_by_what_pandas_makes_of_it(change: dict[str, Any], understood: str) -> None:
     row = {"zip": "04000", "garage": "Attached"}
     schema = schema_of(*CODED, rows=[row])
-    assert schema.instances(body(**{**row, **change})) == [{**row, next(iter(change)): understood}]
+    assert schema.parse_instances(body(**{**row, **change})) == [{**row, next(iter(change)): understood}]
     with pytest.raises(Problem):
-        schema.instances(body(zip="04000"))
+        schema.parse_instances(body(zip="04000"))
 
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0", "column_1"])
 def test_a_column_without_a_name_is_known_by_its_place(name: str) -> None:
     schema = schema_of(Column(name="column_1", type="float"), rows=[{"column_1": 1.0}])
-    assert schema.instances(body(**{name: 1.0})) == [{"column_1": 1.0}]
+    assert schema.parse_instances(body(**{name: 1.0})) == [{"column_1": 1.0}]
 
 
 VALUES = st.one_of(
@@ -309,8 +309,8 @@ VALUES = st.one_of(
 @given(column=st.sampled_from([*COLUMNS[:6], *PARSED, *CODED]), value=VALUES)
 def test_the_short_check_takes_what_the_long_one_leaves_as_it_is(column: Column, value: Any) -> None:
     """pydantic takes a value only if the reader gives the same; what the reader gives, pydantic takes."""
-    read = cell_reader(column, required=not column.nullable and column.role != "id")
-    short = TypeAdapter(_typed(column), config=ConfigDict(strict=True, allow_inf_nan=False))
+    read = build_cell_reader(column, required=not column.nullable and column.role != "id")
+    short = TypeAdapter(_build_type(column), config=ConfigDict(strict=True, allow_inf_nan=False))
     try:
         taken = short.validate_python(value)
     except ValidationError:
@@ -330,6 +330,6 @@ def test_a_million_faults_cost_no_more_than_the_first() -> None:
     profile = build(contract, columns_from_rows(contract.inputs, [{"x": 1.0}]), np.zeros(1))
     schema = Schema(contract, profile, max_instances=100_000)
     with pytest.raises(Problem) as refused:
-        schema.instances(canonical_json({"instances": [{}] * 100_000}).encode())
-    assert len(refused.value.extra["errors"]) == SHOWN
+        schema.parse_instances(canonical_json({"instances": [{}] * 100_000}).encode())
+    assert len(refused.value.extra["errors"]) == MAX_LISTED_ERRORS
     assert refused.value.detail.startswith("at least 1000 values")

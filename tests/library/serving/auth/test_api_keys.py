@@ -10,7 +10,7 @@ import pytest
 
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.auth.api_keys import SCOPES, Keyring, parse
+from flywheel_ml.serving.auth.api_keys import SCOPES, Keyring, parse_key
 from flywheel_ml.serving.auth.guard import Guard
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import logger
@@ -33,14 +33,14 @@ ALL = frozenset(SCOPES)
     ],
 )
 def test_a_key_is_known_in_each_of_its_forms(text: str, name: str, scopes: frozenset[str]) -> None:
-    found = Keyring([parse("another", "here"), parse(text, "here")]).find(b"secret")
+    found = Keyring([parse_key("another", "here"), parse_key(text, "here")]).find(b"secret")
     assert found is not None
     assert (found.name, found.scopes) == (name, scopes)
 
 
 @pytest.mark.parametrize("text", ["with:colon", "AA:BB:CC", "pass word", "zweiter-schlüssel", DIGEST])
 def test_a_plain_key_stays_what_it_is(text: str) -> None:
-    keys = Keyring([parse(text, "here")])
+    keys = Keyring([parse_key(text, "here")])
     assert keys.find(text.encode()) is not None
     assert keys.find(b"secret") is None
 
@@ -55,13 +55,13 @@ def test_a_plain_key_stays_what_it_is(text: str) -> None:
 )  # fmt: skip
 def test_what_is_nearly_a_digest_or_a_scope_is_no_key_and_is_not_repeated(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^line 3: ") as caught:
-        parse(text, "line 3")
+        parse_key(text, "line 3")
     assert not any(part in str(caught.value) for part in (DIGEST[1:], "secret", "predct"))
 
 
 def test_one_key_with_two_meanings_is_refused() -> None:
-    twice = [parse("a:predict:secret", "here"), parse("b:admin:secret", "here")]
-    with pytest.raises(ConfigError, match="'b' is given twice"):
+    twice = [parse_key("a:predict:secret", "here"), parse_key("b:admin:secret", "here")]
+    with pytest.raises(ConfigError, match="'b' occurs twice"):
         Keyring(twice)
     assert len(Keyring([twice[0], twice[0]])) == 1
 

@@ -16,7 +16,7 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.auth import guard
 from flywheel_ml.serving.auth.api_keys import SCOPES
-from flywheel_ml.serving.auth.guard import NEEDS, needed
+from flywheel_ml.serving.auth.guard import REQUIRED_SCOPES, find_required_scope
 from flywheel_ml.serving.errors.problems import ProblemDocument
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ConfigError
@@ -30,7 +30,7 @@ PRIVATE = [
     ),
     *(("GET", path) for path in ("/model", "/v2", V2, f"{V2}/ready", f"{V2}/versions/1", f"{V2}/versions/1/ready")),
 ]
-OPEN = [
+OPEN_ROUTES = [
     *(("GET", path) for path in ("/healthz", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready")),
     ("POST", "/ping"),
 ]
@@ -61,7 +61,7 @@ def test_with_keys_set_predictions_need_one(folder: ServingFolder, tmp_path: Pat
                 assert answer.status_code == 401
                 assert "first-key" not in answer.text
             assert caller.request(method, path, headers={"Authorization": "Basic first-key"}).status_code == 401
-        for method, path in OPEN + FOR_DEVELOPERS:
+        for method, path in OPEN_ROUTES + FOR_DEVELOPERS:
             assert caller.request(method, path).status_code == 200
 
 
@@ -70,7 +70,7 @@ def test_in_production_docs_and_metrics_need_a_key_too(folder: ServingFolder, tm
         for method, path in FOR_DEVELOPERS:
             assert caller.request(method, path).status_code == 401
             assert caller.request(method, path, headers={"X-API-Key": "key"}).status_code == 200
-        for method, path in OPEN:
+        for method, path in OPEN_ROUTES:
             assert caller.request(method, path).status_code == 200
 
 
@@ -95,10 +95,10 @@ def test_every_route_has_its_scope_or_is_open_on_purpose() -> None:
     app = create_app(Settings(_env_file=None))
     paths = vars(app.state.service.lifecycle)["_routes"]
     assert len(paths) >= 8
-    roots = NEEDS.keys() | guard.OPEN
+    roots = REQUIRED_SCOPES.keys() | guard.OPEN_ROUTES
     assert [path for path in paths if not any(path == root or path.startswith(f"{root}/") for root in roots)] == []
-    assert set(NEEDS.values()) <= set(SCOPES)
-    assert needed("/nobody-thought-of-it") == needed("") == "admin"
+    assert set(REQUIRED_SCOPES.values()) <= set(SCOPES)
+    assert find_required_scope("/nobody-thought-of-it") == find_required_scope("") == "admin"
 
 
 KEYS = {
@@ -133,7 +133,7 @@ def ask(server: Server, name: str, method: str, path: str, **options: Any) -> ht
 def test_a_key_does_what_its_scopes_say_and_is_told_what_it_lacks(keyed: Server, name: str) -> None:
     with keyed.client(headers={"Authorization": f"Bearer {KEYS[name]}"}) as client:
         for method, path in PRIVATE + FOR_DEVELOPERS:
-            answer, scope = client.request(method, path), needed(path)
+            answer, scope = client.request(method, path), find_required_scope(path)
             if scope == name:
                 assert answer.status_code not in (401, 403)
                 continue
@@ -210,7 +210,7 @@ def test_a_refusal_does_not_wait_for_the_body(keyed: Server, name: str, path: st
 
 def test_no_page_of_another_origin_is_let_in(keyed: Server) -> None:
     origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
-    for method, path in PRIVATE + OPEN + FOR_DEVELOPERS:
+    for method, path in PRIVATE + OPEN_ROUTES + FOR_DEVELOPERS:
         for asked in ("OPTIONS", method):
             answer = ask(keyed, "everything", asked, path, headers=origin)
             assert not [name for name in answer.headers if name.startswith("access-control-")]

@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def taken(limit: RateLimit, key: str, tries: int) -> int:
-    return sum(limit.wait(key) == 0 for _ in range(tries))
+    return sum(limit.take_token(key) == 0 for _ in range(tries))
 
 
 @pytest.mark.parametrize(("per_second", "burst", "at_once"), [(100, 0, 100), (100, 7, 7), (0.5, 0, 1), (3, 1000, 1000)])
@@ -42,7 +42,7 @@ def test_a_burst_passes_and_then_what_the_rate_allows(
 ) -> None:
     limit = RateLimit(per_second, burst)
     assert taken(limit, "a", 2 * at_once) == at_once
-    assert limit.wait("a") == pytest.approx(1 / per_second)
+    assert limit.take_token("a") == pytest.approx(1 / per_second)
     for _ in range(50):
         clock.now += 1 / per_second
         assert taken(limit, "a", 2) == 1
@@ -56,11 +56,11 @@ def test_one_key_takes_nothing_from_another(clock: Clock) -> None:
 
 
 def test_idle_keys_are_forgotten_and_busy_ones_are_not(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limit, "MOST", 10)
+    monkeypatch.setattr(rate_limit, "MAX_KEYS", 10)
     limit = RateLimit(1, 2)
     for round_ in range(20):
         for key in range(10):
-            assert limit.wait((round_, key)) == 0
+            assert limit.take_token((round_, key)) == 0
         assert taken(limit, "busy", 5) <= 2
         clock.now += 1.0
     assert len(vars(limit)["_full"]) <= 2 * 11
@@ -108,7 +108,7 @@ def test_keys_without_a_name_have_rates_of_their_own_and_one_series(clock: Clock
 def test_names_beyond_the_first_hundred_share_a_series() -> None:
     metrics = Metrics()
     for name in range(MAX_KEY_NAMES + 50):
-        metrics.http.rate_limited(str(name))
+        metrics.http.count_rate_limited(str(name))
     counted = limited(metrics)
     assert len(counted) == MAX_KEY_NAMES + 1
     assert counted["other"] == 50

@@ -19,7 +19,7 @@ from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.core.serving_folder import Challenger
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.codecs import arrow
-from flywheel_ml.serving.codecs.arrow_columns import Checked
+from flywheel_ml.serving.codecs.arrow_columns import CheckedColumn
 from flywheel_ml.serving.errors.problems import MEDIA_TYPE, Problem, ProblemDocument
 from flywheel_ml.serving.models.manager import ModelManager
 from flywheel_ml.serving.models.served_model import ServedModel
@@ -37,33 +37,33 @@ ROOM = 1000
 """Most bytes of texts, in the tests of a column alone."""
 
 
-def checked(name: str, values: Any, room: int = ROOM) -> Checked:
+def checked(name: str, values: Any, room: int = ROOM) -> CheckedColumn:
     """Values as the column of that name of tests/serving/test_schemas.py."""
     return of(next(column for column in COLUMNS if column.name == name), values, room)
 
 
-def of(column: Column, values: Any, room: int = ROOM) -> Checked:
+def of(column: Column, values: Any, room: int = ROOM) -> CheckedColumn:
     """Values as a column."""
     reader = RowValidator(Contract(name="any", columns=(column, Column(name="other", type="float"), TARGET)))
-    return Checked(reader, column.name, column.name, pa.chunked_array([values]), room)
+    return CheckedColumn(reader, column.name, column.name, pa.chunked_array([values]), room)
 
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.float16(), pa.int64(), pa.uint8(), pa.int16()])
 def test_a_number_may_come_in_any_width(kind: pa.DataType) -> None:
     found = checked("number", pa.array([10, 100, 255]).cast(kind))
-    assert (found.array.tolist(), found.broken) == ([10.0, 100.0, 255.0], 0)
-    assert found.logged().type == pa.float64()
+    assert (found.array.tolist(), found.invalid_rows) == ([10.0, 100.0, 255.0], 0)
+    assert found.to_log_array().type == pa.float64()
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.uint16(), pa.float64()])
 def test_an_integer_may_come_as_a_whole_number_and_is_logged_as_an_integer(kind: pa.DataType) -> None:
     found = checked("count", pa.array([1950, None, 2000]).cast(kind))
     assert np.array_equal(found.array, [1950, np.nan, 2000], equal_nan=True)
-    assert found.logged().to_pylist() == [1950, None, 2000]
+    assert found.to_log_array().to_pylist() == [1950, None, 2000]
 
 
 def test_nan_counts_as_missing_as_pandas_means_it() -> None:
-    assert checked("count", pa.array([1950.0, float("nan")])).logged().to_pylist() == [1950, None]
+    assert checked("count", pa.array([1950.0, float("nan")])).to_log_array().to_pylist() == [1950, None]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_nan_counts_as_missing_as_pandas_means_it() -> None:
 def test_a_text_may_come_in_any_layout(kind: pa.DataType) -> None:
     texts = pa.array(["UA", "unseen", "UA"])
     found = checked("open", texts.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else texts.cast(kind))
-    assert (found.array.tolist(), found.broken) == (["UA", "unseen", "UA"], 0)
+    assert (found.array.tolist(), found.invalid_rows) == (["UA", "unseen", "UA"], 0)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_a_text_may_come_in_any_layout(kind: pa.DataType) -> None:
 )
 def test_a_moment_may_come_in_any_unit(moments: pa.Array) -> None:
     found = checked("when", moments)
-    assert (found.array.tolist(), found.broken) == ([datetime(2013, 6, 15, 8, 30)], 0)
-    assert found.logged().type == pa.timestamp("us")
+    assert (found.array.tolist(), found.invalid_rows) == ([datetime(2013, 6, 15, 8, 30)], 0)
+    assert found.to_log_array().type == pa.timestamp("us")
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_a_moment_with_a_zone_is_converted_or_rejected(zone: str, understood: in
     sent = ["2013-06-15T08:30:00-04:00"] if kind == "text" else pa.array([instant], pa.timestamp("ms", kind))
     found = of(Column(name="when", type="datetime", time_zone=zone), pa.array(sent) if kind == "text" else sent)
     if understood is None:
-        assert "`time_zone`" in found.fault()["rule"]
+        assert "`time_zone`" in found.describe_first_error()["rule"]
     else:
-        assert (found.array.tolist(), found.broken) == ([datetime(2013, 6, 15, understood, 30)], 0)
+        assert (found.array.tolist(), found.invalid_rows) == ([datetime(2013, 6, 15, understood, 30)], 0)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_a_moment_with_a_zone_is_converted_or_rejected(zone: str, understood: in
 )
 def test_a_column_may_be_written_as_the_table_has_it(name: str, values: list[Any], understood: list[Any]) -> None:
     found = checked(name, pa.array(values))
-    assert found.logged().to_pylist() == understood
-    assert found.broken == sum(value is None for value in understood) * (name == "number")
+    assert found.to_log_array().to_pylist() == understood
+    assert found.invalid_rows == sum(value is None for value in understood) * (name == "number")
 
 
 def test_columns_are_parsed_as_the_contract_says() -> None:
@@ -133,8 +133,8 @@ def test_columns_are_parsed_as_the_contract_says() -> None:
     day = datetime(2013, 6, 15)
     understood = [[True, False], [1234.5, 12.0], [day, day], [None, "a"], [None, 1.0]]
     found = [of(column, values[column.name]) for column in PARSED]
-    assert [one.logged().to_pylist() for one in found] == understood
-    assert [one.broken for one in found] == [0] * len(found)
+    assert [one.to_log_array().to_pylist() for one in found] == understood
+    assert [one.invalid_rows for one in found] == [0] * len(found)
 
 
 def test_a_date_is_its_midnight() -> None:
@@ -166,15 +166,15 @@ def test_a_date_is_its_midnight() -> None:
 def test_a_value_that_breaks_the_contract_is_refused_in_the_words_of_json(name: str, value: Any, in_json: Any) -> None:
     found = checked(name, pa.array([value], pa.null() if value is None else None), 100_000)
     with pytest.raises(Problem) as refused:
-        schema_of(*COLUMNS, rows=[ROW]).checked([{**ROW, name: in_json}])
-    assert found.broken == 1
-    assert found.fault() == {**refused.value.extra["errors"][0], "instance": 0}
+        schema_of(*COLUMNS, rows=[ROW]).validate_rows([{**ROW, name: in_json}])
+    assert found.invalid_rows == 1
+    assert found.describe_first_error() == {**refused.value.extra["errors"][0], "instance": 0}
 
 
 @pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1])
 def test_an_integer_that_float64_would_round_to_the_limit_is_beyond_it(value: int) -> None:
     column = COLUMNS[2].model_copy(update={"range": None})
-    assert of(column, pa.array([value, value // 2])).broken == 1
+    assert of(column, pa.array([value, value // 2])).invalid_rows == 1
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def test_an_integer_that_float64_would_round_to_the_limit_is_beyond_it(value: in
 def test_a_moment_beyond_the_calendar_is_refused(kind: pa.DataType, most: int, sign: int) -> None:
     width = pa.int32() if pa.types.is_date32(kind) else pa.int64()
     found = checked("when", pa.array([sign * most], width).cast(kind))
-    assert found.broken == 1
-    assert "ISO 8601" in found.fault()["rule"]
+    assert found.invalid_rows == 1
+    assert "ISO 8601" in found.describe_first_error()["rule"]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_column_of_another_kind_is_refused(name: str, values: list[Any]) -> No
     ("name", "values"), [("number", ["five"]), ("number", [True]), ("closed", [3]), ("when", [1372636800])]
 )
 def test_a_column_of_other_values_is_refused(name: str, values: list[Any]) -> None:
-    assert checked(name, pa.array(values)).broken == 1
+    assert checked(name, pa.array(values)).invalid_rows == 1
 
 
 def shared_views(text: str, count: int) -> pa.Array:
@@ -264,7 +264,7 @@ def test_columns_unknown_absent_or_repeated_are_named(
     for wrong, rule in (
         (table.rename_columns([*names[:at], f"{name}_", *names[at + 1 :]]), f"unknown field; did you mean '{name}'?"),
         (table.drop_columns([name]), REQUIRED),
-        (repeated, "stands twice among the columns"),
+        (repeated, "is a duplicate column; send it once"),
         (table.slice(0, 0), "must have at least 1 row"),
         (pa.concat_tables([table] * 101), "must have at most 200 rows"),
     ):
@@ -320,7 +320,7 @@ def test_no_damaged_stream_is_more_than_a_refusal(
         extremes = st.sampled_from([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\x7f"])
         body[at : at + 4] = data.draw(extremes | st.binary(max_size=4))
     with suppress(Problem):
-        arrow.read(model, bytes(body), 100_000)
+        arrow.decode_stream(model, bytes(body), 100_000)
 
 
 def test_while_a_challenger_is_tried_each_row_is_logged_for_itself(
@@ -346,5 +346,5 @@ def test_without_pyarrow_the_refusal_says_what_to_install(
     body = to_arrow_stream(instances)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(Problem, match="install the extra 'arrow', or send JSON") as refused:
-        arrow.read(model, body, 100_000)
+        arrow.decode_stream(model, body, 100_000)
     assert refused.value.status == 415

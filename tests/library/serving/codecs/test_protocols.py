@@ -349,7 +349,7 @@ class TestInference:
         mine = next(one for one in whole if one["name"] == number.name)
         for inputs, rule in (
             ([*whole, {**mine, "name": f"{number.name}_"}], f"unknown field; did you mean '{number.name}'?"),
-            ([*whole, mine], "stands twice among the columns"),
+            ([*whole, mine], "is a duplicate column; send it once"),
             ([one for one in whole if one is not mine], REQUIRED),
         ):
             ((field, _, found),) = faults(client.post(path, json={"inputs": inputs}))
@@ -388,7 +388,7 @@ class TestInference:
         self, client: httpx.Client, model: str, example: Instance
     ) -> None:
         assert [rule for *_, rule in faults(send_binary(client, model, body_of(example), b"12"))] == [
-            "2 bytes follow the request's last tensor"
+            "2 bytes follow the last tensor of the request; remove them"
         ]
 
     def test_requests_of_one_model_count_as_one_route(

@@ -29,7 +29,7 @@ from flywheel_ml.serving.codecs.invocations import Invoked
 from flywheel_ml.serving.experiments.circuit_breaker import MAX_FAILURES
 from flywheel_ml.serving.experiments.runner import MAX_ROWS, NICE
 from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
-from flywheel_ml.serving.prediction.pipeline import twin_id
+from flywheel_ml.serving.prediction.pipeline import derive_shadow_id
 from flywheel_ml.serving.schema.documents import Answers
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import faulty_models, protocol_clients
@@ -415,11 +415,11 @@ def test_a_shadow_is_logged_beside_each_answer_and_answers_nobody(site: Site, ex
     answers = [site.ask(example, example), site.ask(*[example] * 400)]
     ids = [row["id"] for answer in answers for row in answer["predictions"]]
     assert {(answer["variant"], answer["model_version"]) for answer in answers} == {("champion", "never")}
-    wait_for(lambda: {twin_id(one) for one in ids} <= site.logged(SHADOW).keys())
+    wait_for(lambda: {derive_shadow_id(one) for one in ids} <= site.logged(SHADOW).keys())
     answered, logged = site.logged(), site.logged(SHADOW)
     assert answered.keys().isdisjoint(logged)
     for one in ids:
-        mine, other = answered[one], logged[twin_id(one)]
+        mine, other = answered[one], logged[derive_shadow_id(one)]
         assert (other.inputs, other.entity_id, other.timestamp_us) == (mine.inputs, mine.entity_id, mine.timestamp_us)
         assert (other.variant, other.model_version, other.score) == (SHADOW, "always", mine.score)
         assert json.loads(other.output)["prediction"] is True

@@ -183,7 +183,7 @@ def test_a_worker_that_has_not_begun_to_count_keeps_nobody_from_being_told(tmp_p
     for name in ("counter_1.db", "gauge_livesum_1.db"):
         (tmp_path / name).touch()
     (tmp_path / "histogram_1.db").write_bytes(bytes(65_536))
-    told = {sample.name: sample.value for family in multiprocess.total(tmp_path) for sample in family.samples}
+    told = {sample.name: sample.value for family in multiprocess.aggregate(tmp_path) for sample in family.samples}
     assert told == {"asked_total": 3.0}
     counts.close()
 

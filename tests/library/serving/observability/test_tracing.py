@@ -20,7 +20,7 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.phases import PHASES
-from flywheel_ml.serving.observability.tracing import FLUSH_SECONDS, Spans, is_configured, parent_of
+from flywheel_ml.serving.observability.tracing import FLUSH_SECONDS, Spans, is_configured, parse_parent
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers import faulty_models
@@ -44,7 +44,7 @@ SENT = f"00-{TRACE}-{SPAN}-01"
     ],
 )
 def test_a_valid_traceparent_is_read(header: str) -> None:
-    found = parent_of(
+    found = parse_parent(
         [(b"host", b"x"), (b"traceparent", header.encode()), (b"tracestate", b"a=1"), (b"tracestate", b"b=2")]
     )
     assert found is not None
@@ -73,16 +73,16 @@ def test_a_valid_traceparent_is_read(header: str) -> None:
     ],
 )
 def test_a_malformed_traceparent_is_as_good_as_none(header: str) -> None:
-    assert parent_of([(b"traceparent", header.encode())]) is None
+    assert parse_parent([(b"traceparent", header.encode())]) is None
 
 
 def test_two_traceparents_are_as_good_as_none() -> None:
-    assert parent_of([(b"traceparent", SENT.encode())] * 2) is None
+    assert parse_parent([(b"traceparent", SENT.encode())] * 2) is None
 
 
 def test_a_malformed_tracestate_leaves_the_trace_as_it_is() -> None:
     for state in (b"no-pair", b"secret=" + b"x" * 10_000):
-        found = parent_of([(b"traceparent", SENT.encode()), (b"tracestate", state)])
+        found = parse_parent([(b"traceparent", SENT.encode()), (b"tracestate", state)])
         assert found is not None
         assert (found.trace_id, len(found.trace_state)) == (int(TRACE, 16), 0)
 
@@ -149,7 +149,7 @@ def test_every_line_about_a_request_names_it(
         label = {"labels": [{"id": known, "label": True}]}
         unlogged = [ask(1), ask(1, chunked=True), ask(200), client.post("/feedback", json=label)]
         for answers, status, event in (
-            (rescued, 200, "the model failed, its prior answers: "),
+            (rescued, 200, "the model failed, the class prior answers: "),
             (unlogged, 503, "request"),  # Why is told once, when the log goes out.
         ):
             for answer in answers:
@@ -314,7 +314,7 @@ def test_traces_are_off_unless_a_collector_is_named() -> None:
     for off in ({}, {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, {**endpoint, "OTEL_SDK_DISABLED": "true"}):
         assert not is_configured(off)
     assert not is_configured({**endpoint, "OTEL_TRACES_EXPORTER": "none"})
-    with pytest.raises(ConfigError, match="'grpc' is not spoken here; use http/protobuf"):
+    with pytest.raises(ConfigError, match="unsupported protocol 'grpc'; use http/protobuf"):
         is_configured({**endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
 
 

@@ -139,7 +139,7 @@ def test_a_process_allows_itself_the_descriptors_that_it_may(monkeypatch: pytest
             assert 10_000 < told[0][0] < 12_000
         else:
             assert told == ([(wanted, hard)] if wanted else [])
-        assert connections.descriptor_room() >= 1
+        assert connections.count_free_descriptors() >= 1
 
 
 @pytest.mark.chaos

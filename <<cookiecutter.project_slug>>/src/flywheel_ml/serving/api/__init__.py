@@ -1,1 +1,1 @@
-"""The routes of the API and what they take and give."""
+"""The routes of the API, and its OpenAPI document."""

@@ -1,4 +1,4 @@
-"""Explanations over HTTP: one at a time, on a thread of their own, so that predictions are answered meanwhile."""
+"""Explanations over HTTP: one at a time on a separate thread, so that they never delay predictions."""
 
 import asyncio
 import threading
@@ -11,56 +11,56 @@ from flywheel_ml.serving.models.served_model import ServedModel
 from flywheel_ml.serving.schema.documents import Explanations
 from flywheel_ml.utils.errors import NotExplainable
 
-MOST_WAITING = 2
-"""So many wait for the one that is worked on; further ones are turned away."""
+MAX_WAITING = 2
+"""Maximum requests that wait for the current explanation; further requests are rejected."""
 
 
 class Explainer:
-    """Answers requests for explanations; `close` when done.
+    """Answers requests for explanations; call `close` at the end.
 
     Args:
-        full: what those are told that there is no room for.
+        full: builds the problem for rejected requests.
     """
 
     def __init__(self, full: Callable[[], Problem]) -> None:
         self._full = full
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="explanation")
-        self._places = threading.BoundedSemaphore(1 + MOST_WAITING)
+        self._slots = threading.BoundedSemaphore(1 + MAX_WAITING)
 
     async def explain(self, model: ServedModel, body: bytes) -> bytes:
-        """The answer to a body; nothing of it is logged as a prediction.
+        """Return the response to a body; explanations are not logged as predictions.
 
         Raises:
-            Problem: 400 or 422 for the body, 409 where there is nothing to explain, 503 when too many wait.
+            Problem: 400 or 422 for the body, 409 if the model cannot be explained, 503 if too many requests wait.
         """
-        if not self._places.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
             raise self._full()
-        work = self._pool.submit(_answer, model, body)
-        # The place is free once the work has ended, whether its caller is still there or not.
-        work.add_done_callback(self._leave)
+        work = self._pool.submit(_explain, model, body)
+        # The slot is released once the work has ended, even if the client has disconnected.
+        work.add_done_callback(self._release_slot)
         return await asyncio.wrap_future(work)
 
     def close(self) -> None:
-        """Stop the thread after the explanation at hand."""
+        """Stop the thread after the current explanation."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _leave(self, _: "Future[bytes]") -> None:
-        self._places.release()
+    def _release_slot(self, _: "Future[bytes]") -> None:
+        self._slots.release()
 
 
-def _answer(model: ServedModel, body: bytes) -> bytes:
-    row = model.schema.row(body)
+def _explain(model: ServedModel, body: bytes) -> bytes:
+    row = model.schema.parse_instance(body)
     if model.is_prior:
-        raise _not_explainable("no model can be used now, its prior gives every row the same answer")
+        raise _build_not_explainable("the model is unusable, and its class prior gives every row the same prediction")
     try:
         found = explain(model.bundle, row)
     except NotExplainable as error:
-        raise _not_explainable(str(error)) from None
-    told = Explanations(
+        raise _build_not_explainable(str(error)) from None
+    response = Explanations(
         explanations=[found], model_version=model.ref.version, variant=model.variant, degraded=model.degraded
     )
-    return told.model_dump_json().encode()
+    return response.model_dump_json().encode()
 
 
-def _not_explainable(reason: str) -> Problem:
+def _build_not_explainable(reason: str) -> Problem:
     return Problem(409, "not-explainable", reason)

@@ -6,8 +6,16 @@ from fastapi import APIRouter, Depends, FastAPI, Path
 from starlette.routing import Route
 from starlette.types import Scope
 
-from flywheel_ml.serving.api.openapi import ANY_ERRORS, KEYS, OPEN_ERRORS, UNAVAILABLE, UNKNOWN_MODEL, VERSION, problems
-from flywheel_ml.serving.api.routes import BodyRoute, Reply, Service, received
+from flywheel_ml.serving.api.openapi import (
+    ANY_ERRORS,
+    KEYS,
+    OPEN_ERRORS,
+    UNAVAILABLE,
+    UNKNOWN_MODEL,
+    VERSION,
+    describe_problems,
+)
+from flywheel_ml.serving.api.routes import BodyRoute, Reply, Service, build_predict_request
 from flywheel_ml.serving.codecs.inference_documents import (
     BINARY,
     EXTENSIONS,
@@ -19,42 +27,42 @@ from flywheel_ml.serving.codecs.inference_documents import (
     ServerMetadata,
     ServerReady,
 )
-from flywheel_ml.serving.codecs.inference_v2 import Inference, header_length_of, metadata, require
+from flywheel_ml.serving.codecs.inference_v2 import InferenceCodec, build_metadata, parse_header_length, require_model
 from flywheel_ml.serving.http.admission import JSON
 from flywheel_ml.serving.models.served_model import Deployment, ServedModel
 
-Name = Annotated[str, Path(description="the model's name, as GET /model tells it")]
+Name = Annotated[str, Path(description="the model's name, as GET /model returns it")]
 Version = Annotated[str, Path(description="the version in service")]
 
 
 def add_inference_routes(app: FastAPI, service: Service) -> frozenset[str]:
-    """Give the app these routes; returns their paths."""
+    """Add these routes to the app and return their paths."""
     infer = BodyRoute(service, _infer, (JSON, BINARY))
     for path in (MODEL, VERSIONED):
         app.router.routes.append(Route(f"{path}/infer", infer, methods=["POST"]))
-    app.include_router(_health(service))
-    app.include_router(_models(service))
+    app.include_router(_build_health_router(service))
+    app.include_router(_build_model_router(service))
     own = {f"{path}{ending}" for path in (MODEL, VERSIONED) for ending in ("", "/ready", "/infer")}
     return frozenset({"/v2", "/v2/health/live", "/v2/health/ready", *own})
 
 
 async def _infer(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:
-    require(deployment.model, **scope["path_params"])
-    codec = Inference(header_length_of(dict(scope["headers"])))
-    content = await service.batcher.predict(deployment, received(service, scope, body, codec))
-    if codec.told_header_length is None:
+    require_model(deployment.model, **scope["path_params"])
+    codec = InferenceCodec(parse_header_length(dict(scope["headers"])))
+    content = await service.batcher.predict(deployment, build_predict_request(service, scope, body, codec))
+    if codec.response_header_length is None:
         return Reply(content)
-    return Reply(content, BINARY, ((b"inference-header-content-length", b"%d" % codec.told_header_length),))
+    return Reply(content, BINARY, ((b"inference-header-content-length", b"%d" % codec.response_header_length),))
 
 
-def _health(service: Service) -> APIRouter:
+def _build_health_router(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v2/health/live", summary="Whether the process lives", responses=problems(OPEN_ERRORS))
+    @router.get("/v2/health/live", summary="Whether the process lives", responses=describe_problems(OPEN_ERRORS))
     async def server_live() -> ServerLive:
         return ServerLive(live=True)
 
-    found = problems(OPEN_ERRORS | UNAVAILABLE)
+    found = describe_problems(OPEN_ERRORS | UNAVAILABLE)
 
     @router.get("/v2/health/ready", summary="Whether traffic may be sent here", responses=found)
     async def server_ready() -> ServerReady:
@@ -64,27 +72,29 @@ def _health(service: Service) -> APIRouter:
     return router
 
 
-def _models(service: Service) -> APIRouter:
-    router = APIRouter(responses=problems(ANY_ERRORS), dependencies=[*KEYS, Depends(service.lifecycle.guard.require)])
-    found = problems(UNKNOWN_MODEL | UNAVAILABLE)
+def _build_model_router(service: Service) -> APIRouter:
+    router = APIRouter(
+        responses=describe_problems(ANY_ERRORS), dependencies=[*KEYS, Depends(service.lifecycle.guard.require)]
+    )
+    found = describe_problems(UNKNOWN_MODEL | UNAVAILABLE)
     described: dict[str, Any] = {"responses": found, "response_model_exclude_none": True}
 
-    @router.get("/v2", summary="Who answers, and which extensions it knows")
+    @router.get("/v2", summary="The server's name and its extensions")
     async def server_metadata() -> ServerMetadata:
         return ServerMetadata(name="predictions", version=VERSION, extensions=list(EXTENSIONS))
 
     def required(name: str, version: str | None = None) -> ServedModel:
         model = service.deployment.model
-        require(model, name, version)
+        require_model(model, name, version)
         return model
 
-    @router.get(MODEL, summary="What the model takes and tells, as tensors", **described)
+    @router.get(MODEL, summary="The model's inputs and outputs, as tensors", **described)
     async def model_metadata(name: Name) -> ModelMetadata:
-        return metadata(required(name))
+        return build_metadata(required(name))
 
     @router.get(VERSIONED, summary="The same, if this version is in service", **described)
     async def version_metadata(name: Name, version: Version) -> ModelMetadata:
-        return metadata(required(name, version))
+        return build_metadata(required(name, version))
 
     @router.get(f"{MODEL}/ready", summary="Whether the model can answer", responses=found)
     async def model_ready(name: Name) -> ModelReady:

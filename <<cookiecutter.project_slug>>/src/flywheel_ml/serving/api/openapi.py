@@ -1,4 +1,4 @@
-"""The description of the API; changes with the model that answers."""
+"""The OpenAPI document; it changes with the model in service."""
 
 import re
 from collections.abc import Mapping
@@ -22,34 +22,36 @@ from flywheel_ml.serving.schema.request_schema import Schema
 
 VERSION = "1"
 FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
-ABOUT = """Predictions of one model, checked against its data contract and logged before they are answered.
+ABOUT = """Predictions of one model.
+
+Rows are validated by its data contract. Predictions are logged before the response is sent.
 
 Errors are problem documents (RFC 9457): `type` is stable for programs, `detail` is for people,
-and a 422 lists each field that does not fit with the rule it broke."""
+and a 422 lists each invalid field with the rule that it breaks."""
 
 KEYS = [
     Security(APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="X-API-Key")),
     Security(HTTPBearer(auto_error=False, scheme_name="Bearer")),
 ]
-"""What a route that may ask for a key depends on, for its description; `security.Guard` does the asking."""
+"""Dependencies that document the API key of a route; `Guard` checks the key."""
 
 _BODY_ERRORS = {
     400: "The body is not valid JSON.",
-    408: "The body was not there in time.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
-    415: "The body is declared as something else.",
-    422: "Something does not fit the contract; `errors` lists fields and rules.",
+    415: "The media type of the body is not supported.",
+    422: "The body breaks the contract; `errors` lists fields and rules.",
 }
-_FEEDBACK_ERRORS = {404: "Some ids belong to no prediction.", 409: "A prediction already has another label."}
+_FEEDBACK_ERRORS = {404: "Some ids are not ids of predictions.", 409: "A prediction already has a different label."}
 _EXPLAIN_ERRORS = {
-    409: "There is nothing to explain: no model answers now, or its bundle carries no rows to compare with.",
-    503: "There is no model, or too many explanations are asked for; try again after `Retry-After` seconds.",
+    409: "The model cannot be explained: only a class prior answers, or its bundle has no background rows.",
+    503: "There is no model, or too many explanations are in progress; try again after `Retry-After` seconds.",
 }
-_KEY = "Where rows have no id: rows of one key are answered by one model, while one is tried out beside the champion."
+_KEY = "For rows without an id: during an experiment, one model answers all rows with the same key."
 _VARIANT = (
-    "`challenger` or `champion`: who shall answer. For testers; counts only where the server's settings allow it."
+    "`challenger` or `champion`: the model to answer. For testers; ignored unless the server's settings allow it."
 )
-_TEXT = {"description": "what logs and traces call the request", "required": True, "schema": {"type": "string"}}
+_TEXT = {"description": "id of the request in logs and traces", "required": True, "schema": {"type": "string"}}
 _REQUEST_ID = {"X-Request-Id": _TEXT}
 _WAIT = {"description": "seconds", "required": True, "schema": {"type": "integer", "minimum": 1}}
 _HEADERS: dict[int, dict[str, Any]] = {429: {"Retry-After": _WAIT}, 503: {"Retry-After": _WAIT}}
@@ -59,30 +61,32 @@ ANY_ERRORS = {
     **OPEN_ERRORS,
     401: "The key is missing or wrong.",
     403: "The key lacks the scope that the route needs.",
-    429: "The key asks too often; try again after `Retry-After` seconds.",
+    429: "The key exceeded its rate limit; try again after `Retry-After` seconds.",
 }
-UNAVAILABLE = {503: "There is no model, or no log, or the server is stopping; try again after `Retry-After` seconds."}
+UNAVAILABLE = {
+    503: "There is no model, the log is unavailable, or the server is stopping; try again after `Retry-After` seconds."
+}
 
 
-def asset(name: str) -> Path | None:
-    """A file of the docs page, which would otherwise load its scripts from a public server."""
+def find_asset(name: str) -> Path | None:
+    """Find a local file of the docs page, which would otherwise load its scripts from a public server."""
     package = find_spec("fastapi_offline")
     if name not in FILES or package is None or package.origin is None:
         return None
     return Path(package.origin).parent / "static" / name
 
 
-def describe(app: FastAPI, schema: Schema | None, root_path: str = "") -> dict[str, Any]:
-    """The OpenAPI document for the model whose schema is given; without one, instances are any objects."""
+def build_openapi(app: FastAPI, schema: Schema | None, root_path: str = "") -> dict[str, Any]:
+    """Build the OpenAPI document for a model's schema; without a schema, instances are arbitrary objects."""
     document: dict[str, Any] = get_openapi(
-        title=app.title, version=VERSION, description=ABOUT, routes=[*_documented(schema), *app.routes]
+        title=app.title, version=VERSION, description=ABOUT, routes=[*_document_routes(schema), *app.routes]
     )
-    # By default where the document is: right behind any proxy, which need not tell its prefix.
+    # Relative to the document by default, which is correct behind any proxy.
     document["servers"] = [{"url": root_path or "."}]
     problem = TypeAdapter(ProblemDocument).json_schema(ref_template="#/components/schemas/{model}")
     schemas = document["components"]["schemas"]
     schemas |= {**problem.pop("$defs"), ProblemDocument.__name__: problem}
-    # FastAPI has every route with a parameter answer 422 in its own form; texts in a path always fit.
+    # FastAPI documents its own 422 for every route with a parameter; path parameters are strings and always valid.
     for operation in (operation for path in document["paths"].values() for operation in path.values()):
         if "HTTPValidationError" in str(operation["responses"].get("422")):
             del operation["responses"]["422"]
@@ -91,8 +95,8 @@ def describe(app: FastAPI, schema: Schema | None, root_path: str = "") -> dict[s
     return document
 
 
-def problems(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
-    """Error answers in the form that routes take them."""
+def describe_problems(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Describe error responses in the form that FastAPI's routes accept."""
     content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}}}
     return {
         status: {"description": text, "content": content, "headers": _HEADERS.get(status, {}) | _REQUEST_ID}
@@ -100,29 +104,31 @@ def problems(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _documented(schema: Schema | None) -> list[APIRoute]:
-    """Routes that are never called: they say in FastAPI's terms what the plain routes take and answer."""
+def _document_routes(schema: Schema | None) -> list[APIRoute]:
+    """Build routes that are never called; they document the requests and responses of the ASGI routes."""
     errors = ANY_ERRORS | _BODY_ERRORS | UNAVAILABLE
     row = schema.example if schema else {}
     split = {"columns": list(row), "data": [list(row.values())]}
-    tensors = [_tensor(name, value) for name, value in row.items() if value is not None]
+    tensors = [_build_tensor(name, value) for name, value in row.items() if value is not None]
     anything = (dict[str, Any],) * 3
     taken, explained, labels = (
         (schema.predict_request, schema.explain_request, schema.feedback_request) if schema else anything
     )
     infer = (InferRequest, InferResponse, errors | UNKNOWN_MODEL, {"inputs": tensors}, BINARY, BINARY)
     return [
-        _route("/predict", "Predict one or many instances", taken, Answers, errors, {"instances": [row]}, ARROW, ARROW),
-        _route(
+        _document_route(
+            "/predict", "Predict one or many instances", taken, Answers, errors, {"instances": [row]}, ARROW, ARROW
+        ),
+        _document_route(
             "/explain",
-            "Say what each column of one instance contributed to its prediction",
+            "Explain a prediction: the contribution of each column of one instance",
             explained,
             Explanations,
             errors | _EXPLAIN_ERRORS,
             {"instances": [row]},
         ),
-        _route("/feedback", "Say what turned out", labels, Accepted, errors | _FEEDBACK_ERRORS),
-        _route(
+        _document_route("/feedback", "Send actual outcomes as labels", labels, Accepted, errors | _FEEDBACK_ERRORS),
+        _document_route(
             "/invocations",
             "The same predictions in MLflow's and SageMaker's protocol",
             Invocation,
@@ -131,12 +137,12 @@ def _documented(schema: Schema | None) -> list[APIRoute]:
             {"dataframe_split": split},
             CSV,
         ),
-        _route(f"{MODEL}/infer", "The same predictions in the Open Inference Protocol", *infer),
-        _route(f"{VERSIONED}/infer", "The same, if this version is in service", *infer),
+        _document_route(f"{MODEL}/infer", "The same predictions in the Open Inference Protocol", *infer),
+        _document_route(f"{VERSIONED}/infer", "The same, if this version is in service", *infer),
     ]
 
 
-def _route(
+def _document_route(
     path: str,
     summary: str,
     taken: Any,
@@ -177,12 +183,12 @@ def _route(
         summary=summary,
         response_model=told,
         response_model_exclude_none=True,
-        responses=problems(errors),
+        responses=describe_problems(errors),
         dependencies=KEYS,
         openapi_extra=more,
     )
 
 
-def _tensor(name: str, value: bool | float | str) -> dict[str, Any]:
+def _build_tensor(name: str, value: bool | float | str) -> dict[str, Any]:
     kinds = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES"}
     return {"name": name, "datatype": kinds[type(value)], "shape": [1], "data": [value]}

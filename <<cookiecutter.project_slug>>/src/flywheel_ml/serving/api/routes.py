@@ -1,4 +1,4 @@
-"""The routes: who may call, what is read, which status answers."""
+"""The routes of the server's own API, and the state that they share."""
 
 import asyncio
 import time
@@ -18,26 +18,34 @@ from flywheel_ml.core.serving_folder import Challenger, Shadow
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.api.explaining import Explainer
 from flywheel_ml.serving.api.feedback import Labeller
-from flywheel_ml.serving.api.openapi import ANY_ERRORS, KEYS, OPEN_ERRORS, UNAVAILABLE, asset, describe, problems
+from flywheel_ml.serving.api.openapi import (
+    ANY_ERRORS,
+    KEYS,
+    OPEN_ERRORS,
+    UNAVAILABLE,
+    build_openapi,
+    describe_problems,
+    find_asset,
+)
 from flywheel_ml.serving.codecs import arrow
 from flywheel_ml.serving.codecs.arrow import ARROW
-from flywheel_ml.serving.codecs.invocations import CSV, Invocations
+from flywheel_ml.serving.codecs.invocations import CSV, InvocationsCodec
 from flywheel_ml.serving.codecs.native import NATIVE
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.experiments.assignment import RoutingHints, hints_of
-from flywheel_ml.serving.http.admission import JSON, RETRY, media_type
+from flywheel_ml.serving.experiments.assignment import RoutingHints, parse_routing_hints
+from flywheel_ml.serving.http.admission import JSON, RETRY, parse_media_type
 from flywheel_ml.serving.http.lifecycle import RequestLifecycle
 from flywheel_ml.serving.models.manager import ModelManager
-from flywheel_ml.serving.models.served_model import Deployment, Experiment
+from flywheel_ml.serving.models.served_model import Deployment, RunningExperiment
 from flywheel_ml.serving.observability.metrics import Metrics
-from flywheel_ml.serving.prediction.batcher import UNLOGGED, Batcher, Unlogged
+from flywheel_ml.serving.prediction.batcher import UNLOGGED_HEADER, Batcher, UnloggedResponse
 from flywheel_ml.serving.prediction.requests import Codec, PredictRequest
 from flywheel_ml.serving.schema.documents import Health, ModelInfo
 from flywheel_ml.serving.schema.request_schema import Schema
 
 
 class Service:
-    """What the routes work with; `batcher`, `explainer` and `labeller` are there once the app has started."""
+    """The state shared by routes; `batcher`, `explainer` and `labeller` are set when the app starts."""
 
     batcher: Batcher
     explainer: Explainer
@@ -53,38 +61,38 @@ class Service:
 
     @property
     def deployment(self) -> Deployment:
-        """What answers now.
+        """The models in service.
 
         Raises:
-            Problem: 503 when there is no model.
+            Problem: 503 if there is no model.
         """
         if self.models.deployment is None:
-            raise Problem(503, "no-model", "no model can be served now; the log says why", RETRY)
+            raise Problem(503, "no-model", "no model is in service; see the server's log for the reason", RETRY)
         return self.models.deployment
 
     def require_ready(self) -> None:
-        """Whether traffic may be sent here; raises 503 if not."""
+        """Raise 503 unless this server accepts traffic."""
         if self.draining:
             raise Problem(503, "draining", "this server is shutting down", RETRY)
         assert self.deployment
         if self.batcher.refusal is not None:
             raise self.batcher.refusal
 
-    def hints(self, headers: Mapping[bytes, bytes]) -> RoutingHints:
-        """What a request's headers say about which model answers it."""
-        return hints_of(headers, self.settings.allow_variant_header)
+    def parse_hints(self, headers: Mapping[bytes, bytes]) -> RoutingHints:
+        """Parse the headers that influence which model answers."""
+        return parse_routing_hints(headers, self.settings.allow_variant_header)
 
-    def description(self, app: FastAPI) -> dict[str, Any]:
-        """The OpenAPI document, made once per model."""
+    def build_description(self, app: FastAPI) -> dict[str, Any]:
+        """Return the OpenAPI document, built once per model."""
         schema = self.models.deployment.model.schema if self.models.deployment else None
         if self._described is None or self._described[0] is not schema:
-            self._described = (schema, describe(app, schema, self.settings.root_path))
+            self._described = (schema, build_openapi(app, schema, self.settings.root_path))
         return self._described[1]
 
 
 def add_routes(app: FastAPI, service: Service) -> frozenset[str]:
-    """Give the app its routes; returns their paths."""
-    # The routes that take bodies stand outside FastAPI's own validation: their models change with the bundle.
+    """Add the routes to the app and return their paths."""
+    # Routes with bodies bypass FastAPI's validation, because their models change with the bundle.
     takers = {
         "/predict": BodyRoute(service, _predict, (JSON, ARROW)),
         "/explain": BodyRoute(service, _explain),
@@ -93,61 +101,61 @@ def add_routes(app: FastAPI, service: Service) -> frozenset[str]:
     }
     for path, route in takers.items():
         app.router.routes.append(Route(path, route, methods=["POST"]))
-    app.include_router(_status(service))
-    app.include_router(_for_developers(app, service))
+    app.include_router(_build_status_router(service))
+    app.include_router(_build_developer_router(app, service))
     others = {"/model", "/healthz", "/readyz", "/ping", "/metrics", "/docs", "/openapi.json"}
     return frozenset(others | takers.keys())
 
 
 class Reply(NamedTuple):
-    """A successful answer."""
+    """A successful response."""
 
     content: bytes
     kind: str = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-Answer = Callable[["Service", Deployment, Scope, bytes], Awaitable[Reply]]
+Handler = Callable[["Service", Deployment, Scope, bytes], Awaitable[Reply]]
 
 
 class BodyRoute:
-    """A route in ASGI itself: what frameworks add to a request costs more than a prediction.
+    """A plain ASGI route, because a framework's overhead per request costs more than a prediction.
 
     Args:
-        service: what it works with.
-        answer: the answer to a body.
-        kinds: the media types of bodies that it takes.
+        service: the shared state.
+        handler: returns the response to a body.
+        kinds: accepted media types of the body.
     """
 
-    def __init__(self, service: Service, answer: Answer, kinds: Sequence[str] = (JSON,)) -> None:
+    def __init__(self, service: Service, handler: Handler, kinds: Sequence[str] = (JSON,)) -> None:
         self._service = service
-        self._answer = answer
+        self._handler = handler
         self._kinds = kinds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, if its key, the model and the limits allow."""
+        """Authorise, admit and answer one request."""
         service, lifecycle = self._service, self._service.lifecycle
         lifecycle.authorise(scope["headers"], scope["path"])
         deployment = service.deployment
-        body = await lifecycle.admission.body(scope, receive, self._kinds)
+        body = await lifecycle.admission.read_body(scope, receive, self._kinds)
         with lifecycle.admit():
-            content, kind, more = await self._answer(service, deployment, scope, body)
+            content, kind, more = await self._handler(service, deployment, scope, body)
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(content)), *more]
-        if isinstance(content, Unlogged):
-            headers.append(UNLOGGED)
+        if isinstance(content, UnloggedResponse):
+            headers.append(UNLOGGED_HEADER)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
 
-def received(service: Service, scope: Scope, body: bytes, codec: Codec) -> PredictRequest:
-    """The request of an ASGI scope."""
-    hints, context = service.hints(dict(scope["headers"])), scope["state"]["context"]
+def build_predict_request(service: Service, scope: Scope, body: bytes, codec: Codec) -> PredictRequest:
+    """Build a prediction request from an ASGI scope and its body."""
+    hints, context = service.parse_hints(dict(scope["headers"])), scope["state"]["context"]
     return PredictRequest(body, codec, time.perf_counter(), hints, context)
 
 
 async def _predict(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:
-    request = received(service, scope, body, NATIVE)
-    if media_type(scope) != ARROW:
+    request = build_predict_request(service, scope, body, NATIVE)
+    if parse_media_type(scope) != ARROW:
         return Reply(await service.batcher.predict(deployment, request))
     wants_arrow = ARROW.encode() in dict(scope["headers"]).get(b"accept", b"").lower()
     limit = service.settings.max_body_bytes
@@ -160,42 +168,42 @@ async def _explain(service: Service, deployment: Deployment, _: Scope, body: byt
 
 
 async def _feedback(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:
-    labels = deployment.model.schema.labels(body)
+    labels = deployment.model.schema.parse_labels(body)
     accepted = await service.labeller.accept(labels, scope["state"]["context"])
     service.metrics.predictions.labels.inc(accepted)
     return Reply(to_json({"accepted": accepted}))
 
 
 async def _invocations(service: Service, deployment: Deployment, scope: Scope, body: bytes) -> Reply:
-    request = received(service, scope, body, Invocations(media_type(scope)))
+    request = build_predict_request(service, scope, body, InvocationsCodec(parse_media_type(scope)))
     return Reply(await service.batcher.predict(deployment, request))
 
 
-def _status(service: Service) -> APIRouter:
+def _build_status_router(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.get(
         "/model",
         summary="The model that answers now",
-        responses=problems(ANY_ERRORS | UNAVAILABLE),
+        responses=describe_problems(ANY_ERRORS | UNAVAILABLE),
         dependencies=[*KEYS, Depends(service.lifecycle.guard.require)],
     )
     async def model() -> ModelInfo:
-        return _info(service.deployment, service.models)
+        return _build_model_info(service.deployment, service.models)
 
-    @router.get("/healthz", summary="Whether the process lives", responses=problems(OPEN_ERRORS))
+    @router.get("/healthz", summary="Whether the process lives", responses=describe_problems(OPEN_ERRORS))
     async def healthz() -> Health:
         return Health(status="alive")
 
-    found = problems(OPEN_ERRORS | UNAVAILABLE)
+    found = describe_problems(OPEN_ERRORS | UNAVAILABLE)
 
     @router.get("/readyz", summary="Whether traffic may be sent here", responses=found)
     async def readyz() -> Health:
         service.require_ready()
         return Health(status="ready")
 
-    as_asked = "The same as /readyz, as MLflow and SageMaker ask for it"
-    # One route that knows both methods, or a 405 would name one of them; the others are there to be described.
+    as_asked = "The same as /readyz, for MLflow and SageMaker"
+    # One route with both methods, so that a 405 lists both; the other routes only document them.
     router.add_api_route("/ping", readyz, methods=["GET", "POST"], include_in_schema=False)
     for method in ("GET", "POST"):
         router.add_api_route("/ping", readyz, methods=[method], summary=as_asked, responses=found)
@@ -203,14 +211,14 @@ def _status(service: Service) -> APIRouter:
     return router
 
 
-def _for_developers(app: FastAPI, service: Service) -> APIRouter:
+def _build_developer_router(app: FastAPI, service: Service) -> APIRouter:
     router = APIRouter(dependencies=[Depends(service.lifecycle.guard.require_in_production)])
     is_open = service.settings.environment != "production"
 
     @router.get(
         "/metrics",
         summary="Counts and latencies of all workers, as Prometheus reads them",
-        responses=problems(OPEN_ERRORS if is_open else ANY_ERRORS),
+        responses=describe_problems(OPEN_ERRORS if is_open else ANY_ERRORS),
         response_class=PlainTextResponse,
         dependencies=[] if is_open else KEYS,
     )
@@ -221,11 +229,11 @@ def _for_developers(app: FastAPI, service: Service) -> APIRouter:
 
     @router.get("/openapi.json", include_in_schema=False)
     def openapi() -> JSONResponse:
-        return JSONResponse(service.description(app))
+        return JSONResponse(service.build_description(app))
 
     @router.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
-        # Relative, so that they lead to this server whatever a proxy put before its paths.
+        # Relative URLs lead to this server behind any proxy prefix.
         here = "../" if request.scope["raw_path"].endswith(b"/") else ""
         return get_swagger_ui_html(
             openapi_url=f"{here}openapi.json",
@@ -237,14 +245,14 @@ def _for_developers(app: FastAPI, service: Service) -> APIRouter:
 
     @router.get("/docs/{name}", include_in_schema=False)
     async def docs_file(name: str) -> FileResponse:
-        if (path := asset(name)) is None:
-            raise Problem(404, "not-found", "the docs have no such file")
+        if (path := find_asset(name)) is None:
+            raise Problem(404, "not-found", f"the docs have no file '{name[:100]}'; see /docs")
         return FileResponse(path)
 
     return router
 
 
-def _info(deployment: Deployment, models: ModelManager) -> ModelInfo:
+def _build_model_info(deployment: Deployment, models: ModelManager) -> ModelInfo:
     model, asked, refused = deployment.model, deployment.routing, models.refused
     manifest = model.bundle.manifest
     return ModelInfo.model_validate(
@@ -263,19 +271,25 @@ def _info(deployment: Deployment, models: ModelManager) -> ModelInfo:
             "loaded_at": model.loaded_at,
             "champion": asked.champion and asked.champion.model_dump(),
             "previous": asked.previous and asked.previous.model_dump(),
-            "challenger": asked.challenger and _experiment(asked.challenger, deployment.challenger, models),
-            "shadow": asked.shadow and _experiment(asked.shadow, deployment.shadow, models),
+            "challenger": asked.challenger and _describe_experiment(asked.challenger, deployment.challenger, models),
+            "shadow": asked.shadow and _describe_experiment(asked.shadow, deployment.shadow, models),
             "rollout_reason": asked.reason,
             "refused": refused and {"version": refused.version, "reason": refused.reason, "at": refused.at},
         }
     )
 
 
-def _experiment(asked: Challenger | Shadow, running: Experiment | None, models: ModelManager) -> dict[str, Any]:
+def _describe_experiment(
+    asked: Challenger | Shadow, running: RunningExperiment | None, models: ModelManager
+) -> dict[str, Any]:
     paused_at, reason, refused = None, None, models.refused
     if running is None:
         is_told = refused is not None and refused.version == asked.ref.version
-        reason = refused.reason if refused and is_told else "it stands beside no other model than the champion"
+        reason = (
+            refused.reason
+            if refused and is_told
+            else "experiments run only alongside the champion, which is not in service"
+        )
     elif running.paused:
         paused_at, reason = running.paused
     return {

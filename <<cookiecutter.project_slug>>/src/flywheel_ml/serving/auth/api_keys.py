@@ -1,13 +1,13 @@
-"""API keys: how a setting or a file writes them down, and how a presented one is found among them.
+"""API keys: parses them from a setting or a file, and looks up the key of a request.
 
 A key is written in one of these forms:
 
-    <key>                              may do everything
-    sha256:<64 hex digits>             the same, by its digest
+    <key>                              all scopes
+    sha256:<64 hex digits>             all scopes; the digest of the key
     <name>:sha256:<64 hex digits>      with a name for limits and metrics
-    <name>:<scope>+<scope>:<key>       only what the scopes allow; the key itself, or its digest
+    <name>:<scope>+<scope>:<key>       only these scopes; the key or its digest
 
-Only digests are kept.
+Only digests are kept in memory.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ PREDICT, FEEDBACK, ADMIN, METRICS = "predict", "feedback", "admin", "metrics"
 SCOPES = (PREDICT, FEEDBACK, ADMIN, METRICS)
 SETTING, FILE = "ML_API_KEYS", "ML_API_KEYS_FILE"
 HASHED = "sha256:"
-MOST_BYTES = 1_000_000
-"""Of a file of keys; a larger one is some other file."""
+MAX_BYTES = 1_000_000
+"""Maximum size of a key file; a larger one is probably another file."""
 
 _NAMED = re.compile(rf"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{{0,31}}):(?:(?P<scopes>[a-z+]*):|(?={HASHED}))")
 _DIGITS = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class Key(NamedTuple):
-    """What is kept of a key; `name` is empty where it was given none."""
+    """A key as it is kept in memory; `name` is empty for a key without a name."""
 
     name: str
     digest: bytes
@@ -41,123 +41,127 @@ class Key(NamedTuple):
 
 
 class Keyring:
-    """The keys in force; false when there are none.
+    """The active keys; falsy if there are none.
 
     Raises:
-        ConfigError: one key is given twice with different scopes or names.
+        ConfigError: a key occurs twice with different scopes or names.
     """
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._secret = secrets.token_bytes(32)
         self._keys: dict[bytes, Key] = {}
         for key in keys:
-            if self._keys.setdefault(self._blinded(key.digest), key) != key:
-                told = f"'{key.name}'" if key.name else "without a name"
-                raise ConfigError(f"{SETTING}: the key {told} is given twice with different facts; remove one of them")
+            if self._keys.setdefault(self._keyed_hash(key.digest), key) != key:
+                label = f"'{key.name}'" if key.name else "without a name"
+                raise ConfigError(
+                    f"{SETTING}: the key {label} occurs twice with different names or scopes; remove one of them"
+                )
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def find(self, presented: bytes) -> Key | None:
-        """The key that was presented, if it is one of these, in a time that tells nothing about them."""
-        digest = _digest(presented)
-        # Looked up by a digest that nobody outside can compute, so the time of the search says nothing either,
-        # and does not grow with the number of keys.
-        key = self._keys.get(self._blinded(digest))
+        """Return the active key that was presented, or None; the time taken reveals nothing about the keys."""
+        digest = _hash_key(presented)
+        # The lookup uses a digest that callers cannot compute, so its time reveals nothing.
+        # It does not grow with the number of keys either.
+        key = self._keys.get(self._keyed_hash(digest))
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
 
-    def _blinded(self, digest: bytes) -> bytes:
+    def _keyed_hash(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, key=self._secret, digest_size=16).digest()
 
 
 def at_start(settings: Settings) -> Keyring:
-    """The keys that a server begins with.
+    """Load the keys at start, from the setting and from the file.
 
     Raises:
-        ConfigError: a key is malformed, the file cannot be read, or production mode without a key in either place.
+        ConfigError: a key is malformed, the file cannot be read, or production mode has no key in either place.
     """
-    own, listed = from_setting(settings), from_file(settings)
+    own, listed = parse_setting(settings), read_file(settings)
     if settings.environment == "production":
         if settings.api_keys_file and not listed:
-            raise ConfigError(f"{FILE} holds no key; production serves nothing without one: put one in, or unset it")
+            raise ConfigError(f"{FILE} contains no key, which production requires; add a key to the file, or unset it")
         if not own and not listed:
             raise ConfigError(
-                f"{SETTING} is empty; production serves nothing without a key: set one, or ML_ENVIRONMENT=development"
+                f"{SETTING} is empty, but production requires a key; set a key, or ML_ENVIRONMENT=development"
             )
     return Keyring([*own, *listed])
 
 
-def from_setting(settings: Settings) -> list[Key]:
-    """The keys of `ML_API_KEYS`.
+def parse_setting(settings: Settings) -> list[Key]:
+    """Parse the keys of `ML_API_KEYS`.
 
     Raises:
-        ConfigError: one of them is malformed.
+        ConfigError: a key is malformed.
     """
-    return [parse(text, f"{SETTING}, key {at}") for at, text in enumerate(settings.keys, 1)]
+    return [parse_key(text, f"{SETTING}, key {at}") for at, text in enumerate(settings.keys, 1)]
 
 
-def from_file(settings: Settings) -> list[Key]:
-    """The keys of `ML_API_KEYS_FILE`, one a line; empty lines and those that begin with '#' are none.
+def read_file(settings: Settings) -> list[Key]:
+    """Read the keys of `ML_API_KEYS_FILE`, one per line; empty lines and lines that begin with '#' are skipped.
 
     Raises:
-        ConfigError: it cannot be read, or a line is malformed.
+        ConfigError: the file cannot be read, or a line is malformed.
     """
     if not settings.api_keys_file:
         return []
     try:
         with Path(settings.api_keys_file).open("rb") as stream:
-            content = stream.read(MOST_BYTES + 1)
+            content = stream.read(MAX_BYTES + 1)
         lines = content.decode().splitlines()
     except OSError as error:
-        raise ConfigError(f"{FILE} cannot be read: {error.strerror}; mend it, or unset it") from None
+        raise ConfigError(
+            f"{FILE} cannot be read: {error.strerror}; fix the path or its permissions, or unset it"
+        ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{FILE} is not UTF-8; write one key a line") from None
-    if len(content) > MOST_BYTES:
-        raise ConfigError(f"{FILE} has more than {MOST_BYTES} bytes; write one key a line")
+        raise ConfigError(f"{FILE} is not UTF-8; save it as UTF-8 text with one key per line") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{FILE} has more than {MAX_BYTES} bytes; check that it names the key file")
     texts = [(at, line.strip()) for at, line in enumerate(lines, 1)]
-    return [parse(text, f"{FILE}, line {at}") for at, text in texts if text and not text.startswith("#")]
+    return [parse_key(text, f"{FILE}, line {at}") for at, text in texts if text and not text.startswith("#")]
 
 
-def parse(text: str, place: str) -> Key:
-    """A key as a setting or a file writes it.
+def parse_key(text: str, place: str) -> Key:
+    """Parse a key from a setting or a file.
 
     Args:
-        text: in one of this module's forms.
-        place: where it stands, for errors; they never repeat the text.
+        text: in one of the forms above.
+        place: where the text is, for errors; they never contain the text.
 
     Raises:
-        ConfigError: it begins like a digest, or like a name with scopes, and is none.
+        ConfigError: the text begins like a digest or a name with scopes, but is malformed.
     """
     named = None if text.startswith(HASHED) else _NAMED.match(text)
     if named is None:
-        return Key("", _known(text, place), frozenset(SCOPES))
+        return Key("", _to_digest(text, place), frozenset(SCOPES))
     scopes = SCOPES if named["scopes"] is None else named["scopes"].split("+")
     if not set(scopes) <= set(SCOPES):
         raise ConfigError(
-            f"{place}: between a name and its key stand scopes joined by '+', of {', '.join(SCOPES)}; "
-            f"write a key that has colons of its own as '{HASHED}<its digest>'"
+            f"{place}: unknown scope between the name and the key; use {', '.join(SCOPES)}, joined by '+', "
+            f"or write a key that contains colons as '{HASHED}<its digest>'"
         )
-    return Key(named["name"], _known(text[named.end() :], place), frozenset(scopes))
+    return Key(named["name"], _to_digest(text[named.end() :], place), frozenset(scopes))
 
 
-def named(keys: Sequence[Key]) -> list[str]:
-    """The names of keys, each once."""
+def list_names(keys: Sequence[Key]) -> list[str]:
+    """Return the sorted, distinct names of keys."""
     return sorted({key.name for key in keys if key.name})
 
 
-def _digest(key: bytes) -> bytes:
+def _hash_key(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _known(key: str, place: str) -> bytes:
-    """The digest of a key, which is given itself or as `sha256:<64 hex digits>`."""
+def _to_digest(key: str, place: str) -> bytes:
+    """Return the digest of a key; `key` is the key itself or `sha256:<64 hex digits>`."""
     if key.startswith(HASHED):
         digits = key.removeprefix(HASHED)
         if _DIGITS.fullmatch(digits) is None:
-            raise ConfigError(f"{place}: after '{HASHED}' come the 64 hex digits of a key's digest, not {len(digits)}")
+            raise ConfigError(f"{place}: expected 64 hex digits after '{HASHED}', found {len(digits)} characters")
         return bytes.fromhex(digits)
     if not key or (":" in key and _DIGITS.fullmatch(key.rpartition(":")[2])):
-        # Taken as it stands, it would make a key of what was meant to open nothing.
+        # Accepting it would make the text itself a valid key, which nobody intended.
         forms = f"'<key>', '{HASHED}<digest>' or '<name>:<scope>+<scope>:{HASHED}<digest>'"
-        raise ConfigError(f"{place}: a key is written as {forms}")
-    return _digest(key.encode())
+        raise ConfigError(f"{place}: malformed key; write it as {forms}")
+    return _hash_key(key.encode())

@@ -1,4 +1,4 @@
-"""Authorises requests: by API key, scope and rate."""
+"""Authorises requests by API key, scope and rate."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,12 +12,12 @@ from flywheel_ml.serving.auth import api_keys
 from flywheel_ml.serving.auth.api_keys import ADMIN, FEEDBACK, METRICS, PREDICT, Keyring
 from flywheel_ml.serving.auth.rate_limit import RateLimit
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.observability.logs import explained
+from flywheel_ml.serving.observability.logs import describe_error
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.utils.errors import ConfigError
 from flywheel_ml.utils.file_watcher import FileSignature, file_signature, poll
 
-NEEDS = {
+REQUIRED_SCOPES = {
     "/predict": PREDICT,
     "/explain": PREDICT,
     "/invocations": PREDICT,
@@ -28,23 +28,23 @@ NEEDS = {
     "/model": ADMIN,
     "/metrics": METRICS,
 }
-"""Route → the scope that a key needs there, and below it; routes that ask for no key are not among them."""
-OPEN = frozenset({"/healthz", "/readyz", "/ping", "/v2/health"})
-"""Routes that ask for no key: load balancers have none."""
+"""Route → the scope that a key needs for it and for the paths below it; open routes are not listed."""
+OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/ping", "/v2/health"})
+"""Routes that need no key, because load balancers have none."""
 
 
-def needed(path: str) -> str:
-    """The scope that a path needs; a path that nobody thought of needs the rarest one."""
-    return NEEDS.get(path) or NEEDS.get("/" + path[1:].partition("/")[0], ADMIN)
+def find_required_scope(path: str) -> str:
+    """Return the scope that a path needs; unknown paths need `admin`."""
+    return REQUIRED_SCOPES.get(path) or REQUIRED_SCOPES.get("/" + path[1:].partition("/")[0], ADMIN)
 
 
 class Guard:
-    """Holds the keys in force, and follows the file that lists them.
+    """Holds the active keys, and reloads the file that lists them when it changes.
 
     Args:
-        settings: keys, their file, and the limit on how often each may ask.
-        metrics: where refusals are counted.
-        log: where changes of the file are told, never a key.
+        settings: keys, their file, and the rate limit.
+        metrics: counts rejected files and rate-limited requests.
+        log: receives changes of the file, never a key.
 
     Raises:
         ConfigError: as `api_keys.at_start`.
@@ -56,45 +56,45 @@ class Guard:
         self._log = log
         self._is_production = settings.environment == "production"
         self._limit = RateLimit(settings.rate_limit, settings.rate_burst) if settings.rate_limit else None
-        self._seen = self._stamp()
-        self._refused = ""
+        self._seen = self._read_signature()
+        self._rejected_reason = ""
         self._keys = api_keys.at_start(settings) or None
 
-    async def follow(self) -> None:
-        """Take up what changes in the file of keys, as long as this runs."""
+    async def poll(self) -> None:
+        """Reload the key file whenever it changes, for ever."""
         if self._settings.api_keys_file:
-            await poll(self.refresh, lambda error: self._log.error("api_keys", **explained(error)))
+            await poll(self.refresh, lambda error: self._log.error("api_keys", **describe_error(error)))
 
     def refresh(self) -> None:
-        """Read the file of keys if it has changed; blocking. A broken one leaves the former keys in force."""
-        seen = self._stamp()
+        """Read the key file if it has changed; blocking. If it is invalid, the former keys stay active."""
+        seen = self._read_signature()
         if seen == self._seen:
             return
-        refused = ""
+        rejected_reason = ""
         try:
             self._replace()
         except ConfigError as error:
-            refused = str(error)
-        # What changed while it was read is read again at the next look.
-        self._seen = seen if seen == self._stamp() else None
-        if refused and refused != self._refused:
-            self._metrics.http.keys_refused.inc()
-            self._log.error("api_keys_refused", reason=refused)
-        self._refused = refused
+            rejected_reason = str(error)
+        # A change during the read is read at the next poll.
+        self._seen = seen if seen == self._read_signature() else None
+        if rejected_reason and rejected_reason != self._rejected_reason:
+            self._metrics.http.key_files_rejected.inc()
+            self._log.error("api_keys_refused", reason=rejected_reason)
+        self._rejected_reason = rejected_reason
 
     def require(self, request: Request) -> None:
-        """As `authorise`, for a route of FastAPI's."""
+        """Dependency of FastAPI routes; see `authorise`."""
         self.authorise(request.scope["headers"], request.scope["path"])
 
     def require_in_production(self, request: Request) -> None:
-        """For what developers may see freely: docs and metrics."""
+        """Dependency of docs and metrics, which need no key in development."""
         if self._is_production:
             self.require(request)
 
     def authorise(self, headers: Iterable[tuple[bytes, bytes]], path: str) -> None:
-        """Pass a request whose key is in force, has the scope that the path needs, and is within its rate.
+        """Return if the request's key is active, has the scope that the path needs, and is within its rate.
 
-        Without any key in force every request passes, and all of them share one rate.
+        If no key is configured, every request passes and all of them share one rate limit.
 
         Args:
             headers: as ASGI gives them.
@@ -108,8 +108,8 @@ class Guard:
             if limit is not None:
                 self._spend(limit, "", "anonymous")
             return
-        scope = needed(path)
-        key = keys.find(_presented(dict(headers)))
+        scope = find_required_scope(path)
+        key = keys.find(_extract_key(dict(headers)))
         if key is None:
             raise Problem(
                 401,
@@ -128,27 +128,27 @@ class Guard:
             self._spend(limit, key.name or key.digest, key.name or "unnamed")
 
     def _spend(self, limit: RateLimit, owner: str | bytes, label: str) -> None:
-        if seconds := limit.wait(owner):
-            self._metrics.http.rate_limited(label)
+        if seconds := limit.take_token(owner):
+            self._metrics.http.count_rate_limited(label)
             raise Problem(
                 429,
                 "rate-limited",
-                f"a key may ask {self._settings.rate_limit:g} times a second; try again after 'Retry-After' seconds",
+                f"the limit is {self._settings.rate_limit:g} requests a second; try again after 'Retry-After' seconds",
                 {"Retry-After": str(math.ceil(seconds))},
             )
 
     def _replace(self) -> None:
-        listed = api_keys.from_file(self._settings)
+        listed = api_keys.read_file(self._settings)
         if not listed:
-            raise ConfigError(f"{api_keys.FILE} holds no key; the former ones stay in force")
-        self._keys = keys = Keyring([*api_keys.from_setting(self._settings), *listed])
-        self._log.info("api_keys_loaded", keys=len(keys), names=api_keys.named(listed))
+            raise ConfigError(f"{api_keys.FILE} contains no key; the former keys stay active until it has one")
+        self._keys = keys = Keyring([*api_keys.parse_setting(self._settings), *listed])
+        self._log.info("api_keys_loaded", keys=len(keys), names=api_keys.list_names(listed))
 
-    def _stamp(self) -> FileSignature | None:
+    def _read_signature(self) -> FileSignature | None:
         path = self._settings.api_keys_file
         return file_signature(Path(path)) if path else None
 
 
-def _presented(headers: Mapping[bytes, bytes]) -> bytes:
+def _extract_key(headers: Mapping[bytes, bytes]) -> bytes:
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     return headers.get(b"x-api-key") or (token.strip() if scheme.lower() == b"bearer" else b"")

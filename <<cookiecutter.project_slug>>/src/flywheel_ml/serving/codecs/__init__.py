@@ -1,1 +1,1 @@
-"""The protocols that a prediction can be asked for in."""
+"""The protocols in which clients can request predictions."""

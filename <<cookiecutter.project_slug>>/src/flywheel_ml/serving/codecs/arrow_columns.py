@@ -1,7 +1,7 @@
-"""One column of an Arrow table, read and checked by the contract as a whole.
+"""Reads one column of an Arrow table and validates it by the contract.
 
-Numbers, booleans and timestamps are checked as arrays. Other values are read as in JSON, each distinct one once, and so
-is every value that is refused, for the words of the refusal.
+Numbers, booleans and timestamps are validated as arrays. Other columns are read like JSON, each distinct value once.
+The first invalid value is read like JSON as well, to report the rule that it breaks.
 """
 
 from collections.abc import Sequence
@@ -22,70 +22,70 @@ from flywheel_ml.core.parsing.arrow_numpy import (
     valid_mask,
 )
 from flywheel_ml.core.parsing.rules import IS_BROKEN, REQUIRED, build_value_rules
-from flywheel_ml.serving.codecs.tabular import refused
-from flywheel_ml.serving.errors import faults
+from flywheel_ml.serving.codecs.tabular import build_field_problem
+from flywheel_ml.serving.errors import validation_errors
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.schema.row_validator import RowValidator
 
-FIRST, LAST = np.datetime64("0001-01-01"), np.datetime64("9999-12-31T23:59:59")
+MIN_DATETIME, MAX_DATETIME = np.datetime64("0001-01-01"), np.datetime64("9999-12-31T23:59:59")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# Nothing of pyarrow is imported before the first such table comes: it takes 40 MB and a third of a second.
+# pyarrow is imported with the first Arrow request, because it takes 40 MB and a third of a second.
 
 
-class Checked:
-    """A column of n_rows.
+class CheckedColumn:
+    """A validated column of n_rows.
 
     Args:
-        reader: how values are read.
-        given: what the request calls the column.
-        name: what the contract calls it.
-        values: `pyarrow.ChunkedArray`; NaN among numbers counts as missing.
-        limit: most bytes that its texts may take up once none is shared.
+        validator: how values are read.
+        given: the column's name in the request.
+        name: the column's name in the contract.
+        values: `pyarrow.ChunkedArray`; NaN in numeric columns counts as missing.
+        limit: maximum bytes of its texts once shared ones are copied.
 
     Attributes:
-        array: as `Columns` has it.
-        broken: how many rows break a rule.
+        array: the values as in `Columns`.
+        invalid_rows: number of rows that break a rule.
 
     Raises:
-        Problem: 413 beyond the limit, 422 for a type that the column cannot have.
+        Problem: 413 beyond the limit, 422 for an Arrow type that does not fit the column.
     """
 
-    def __init__(self, reader: RowValidator, given: str, name: str, values: Any, limit: int) -> None:
-        self.column = reader.columns[name]
+    def __init__(self, validator: RowValidator, given: str, name: str, values: Any, limit: int) -> None:
+        self.column = validator.columns[name]
         self._given = given
-        self._read = reader.cells[name]
-        self._values = _plain(given, self.column, values.combine_chunks(), limit)
+        self._read_cell = validator.cell_readers[name]
+        self._values = _to_plain_type(given, self.column, values.combine_chunks(), limit)
         self._texts: Any = None
-        is_required = name in reader.required
+        is_required = name in validator.required
         if _is_native(self.column, self._values.type):
-            self.array = _array(self.column, self._values)
-            self._wrong = _wrong(self.column, self._values, self.array, is_required)
+            self.array = _to_array(self.column, self._values)
+            self._is_invalid = _find_invalid(self.column, self._values, self.array, is_required)
         else:
             self._read_distinct()
-        self.broken = int(self._wrong.sum())
+        self.invalid_rows = int(self._is_invalid.sum())
 
-    def fault(self) -> faults.Details:
-        """The first row that breaks a rule."""
-        first = int(self._wrong.argmax())
-        (value,) = _python_values(self._values.slice(first, 1))
+    def describe_first_error(self) -> validation_errors.ErrorDetail:
+        """Return the error of the first invalid row."""
+        first = int(self._is_invalid.argmax())
+        (value,) = _to_python(self._values.slice(first, 1))
         rule = REQUIRED
         if value is not None:
             try:
-                self._read(value)
-                rule = TYPE_MESSAGES[self.column.type]  # A timestamp beyond the calendar.
+                self._read_cell(value)
+                rule = TYPE_MESSAGES[self.column.type]  # A timestamp outside the supported years.
             except ValueError as error:
                 rule = str(error)
-        return faults.fault(self._given, rule, first, value=value)
+        return validation_errors.build_error_detail(self._given, rule, first, value=value)
 
-    def logged(self) -> Any:
-        """The values as `pyarrow.Array` of the contract's own type, null where they are missing."""
+    def to_log_array(self) -> Any:
+        """Return the values as `pyarrow.Array` of the contract's type, null where they are missing."""
         import pyarrow as pa
 
         if self._texts is not None:
             return self._texts
         array = to_arrow(self.array)
-        # Every integer is a whole number that float64 holds.
+        # Valid integers are exact in float64.
         kinds = {"integer": pa.int64(), "boolean": pa.bool_()}
         return array.cast(kinds[self.column.type]) if self.column.type in kinds else array
 
@@ -93,10 +93,10 @@ class Checked:
         coded = self._values.dictionary_encode()
         known: list[Any] = []
         wrong = []
-        # The last place is that of null.
-        for value in (*_python_values(coded.dictionary), None):
+        # The last position is for null.
+        for value in (*_to_python(coded.dictionary), None):
             try:
-                known.append(self._read(value))
+                known.append(self._read_cell(value))
                 wrong.append(False)
             except ValueError:
                 known.append(None)
@@ -104,13 +104,13 @@ class Checked:
         at = np.where(valid_mask(coded.indices), to_fixed_width(coded.indices, "i4"), -1)
         distinct = to_array(self.column, known)
         self.array = distinct[at]
-        self._wrong = np.array(wrong, dtype=np.bool_)[at]
+        self._is_invalid = np.array(wrong, dtype=np.bool_)[at]
         if self.column.type == "string":
             self._texts = to_arrow(distinct).take(to_arrow(at % len(known)))
 
 
-def _plain(name: str, column: Column, values: Any, limit: int) -> Any:
-    """Values of a plain type, dictionaries resolved, every text of its own."""
+def _to_plain_type(name: str, column: Column, values: Any, limit: int) -> Any:
+    """Convert values to a plain type: dictionaries are resolved and shared texts are copied."""
     import pyarrow as pa
 
     kinds = pa.types
@@ -120,18 +120,18 @@ def _plain(name: str, column: Column, values: Any, limit: int) -> Any:
         natural = {"boolean": pa.bool_(), "string": pa.large_string(), "datetime": pa.timestamp("us")}
         return pa.nulls(len(values), natural.get(column.type, pa.float64()))
     if kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind):
-        if _text_bytes(values) > limit:
+        if _count_text_bytes(values) > limit:
             raise Problem(413, "body-too-large", f"the texts of '{name}' take up more than {limit} bytes")
         return (values.dictionary_decode() if is_coded else values).cast(pa.large_string())
     is_number = kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind)
     if not (is_number or kinds.is_boolean(kind) or kinds.is_timestamp(kind) or kinds.is_date(kind)):
-        raise refused(name, TYPE_MESSAGES[column.type], value=str(kind))
+        raise build_field_problem(name, TYPE_MESSAGES[column.type], value=str(kind))
     values = values.dictionary_decode() if is_coded else values
     return values.cast(pa.float64()) if kinds.is_decimal(kind) else values
 
 
-def _text_bytes(values: Any) -> int:
-    """How many bytes an array of texts has once none is shared: a dictionary, or a view, may repeat a long one."""
+def _count_text_bytes(values: Any) -> int:
+    """Count the bytes of an array of texts without sharing; a dictionary or view may repeat a long text."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -141,7 +141,7 @@ def _text_bytes(values: Any) -> int:
 
 
 def _is_native(column: Column, kind: Any) -> bool:
-    """Whether an array of this type can be checked as a whole."""
+    """Whether an array of this type can be validated as an array."""
     import pyarrow as pa
 
     if column.type in ("float", "integer"):
@@ -153,53 +153,55 @@ def _is_native(column: Column, kind: Any) -> bool:
     return False
 
 
-def _array(column: Column, values: Any) -> np.ndarray:
+def _to_array(column: Column, values: Any) -> np.ndarray:
     if column.is_numeric:
         array = to_floats(values)
         array[np.isinf(array)] = np.nan
         if column.type == "integer":
-            array = _told_apart(values, array)
+            array = _restore_out_of_range(values, array)
     else:
         array = to_datetimes(values)
-        # Nanoseconds cannot tell the first year nor the last, and lie between them.
+        # Timestamps in nanoseconds cannot represent the first or last year, and always lie between them.
         array = array.astype("M8[us]") if array.dtype == "M8[ns]" else array
-        array = np.where((array >= FIRST) & (array <= LAST), array, np.datetime64("NaT")).astype("M8[us]")
+        array = np.where((array >= MIN_DATETIME) & (array <= MAX_DATETIME), array, np.datetime64("NaT")).astype(
+            "M8[us]"
+        )
     if sentinels := build_grammar(column).sentinels:
         array[np.isin(array, to_array(column, list(sentinels)))] = np.nan if column.is_numeric else "NaT"
     return array
 
 
-def _told_apart(values: Any, array: np.ndarray) -> np.ndarray:
-    """The integers beyond the limit that float64 rounded to it are moved beyond it again."""
+def _restore_out_of_range(values: Any, array: np.ndarray) -> np.ndarray:
+    """Move integers back beyond the limit if float64 rounded them to it."""
     for at in np.flatnonzero(np.abs(array) == INTEGER_LIMIT):
         if abs(values[int(at)].as_py()) > INTEGER_LIMIT:
             array[at] *= 2
     return array
 
 
-def _wrong(column: Column, values: Any, array: np.ndarray, required: bool) -> np.ndarray:
-    """Which rows break a rule, bool [n_rows]."""
+def _find_invalid(column: Column, values: Any, array: np.ndarray, required: bool) -> np.ndarray:
+    """Return which rows break a rule, bool [n_rows]."""
     gaps = is_missing(array)
     wrong = gaps & (required | valid_mask(values)) if column.type == "datetime" else gaps & required
     if column.type == "integer":
         wrong |= ~gaps & (array != np.floor(array))
-    for rule in build_value_rules(column):  # Of numbers, they are all about ranges.
+    for rule in build_value_rules(column):  # For numbers, all rules are ranges.
         wrong |= IS_BROKEN[rule.kind](array, rule.limit)
     return wrong
 
 
-def _python_values(values: Any) -> Sequence[Any]:
-    """The values of an array as JSON would have them, timestamps as ISO 8601 texts with the offset of their zone."""
+def _to_python(values: Any) -> Sequence[Any]:
+    """Return values as in JSON; timestamps become ISO 8601 texts with the offset of their time zone."""
     import pyarrow as pa
 
     if not (pa.types.is_timestamp(values.type) or pa.types.is_date(values.type)):
-        told: list[Any] = values.to_pylist()
-        return told
-    zone = _zone(values.type.tz) if pa.types.is_timestamp(values.type) and values.type.tz else None
-    return [_text(value, zone) for value in to_datetimes(values)]
+        plain: list[Any] = values.to_pylist()
+        return plain
+    zone = _parse_zone(values.type.tz) if pa.types.is_timestamp(values.type) and values.type.tz else None
+    return [_format_timestamp(value, zone) for value in to_datetimes(values)]
 
 
-def _text(value: np.datetime64, zone: tzinfo | None) -> str | None:
+def _format_timestamp(value: np.datetime64, zone: tzinfo | None) -> str | None:
     if np.isnat(value):
         return None
     if zone is None:
@@ -212,7 +214,7 @@ def _text(value: np.datetime64, zone: tzinfo | None) -> str | None:
         return str(value)
 
 
-def _zone(name: str) -> tzinfo:
+def _parse_zone(name: str) -> tzinfo:
     if name[:1] in "+-":
         offset = datetime.fromisoformat(f"1970-01-01T00:00:00{name}").tzinfo
         assert offset is not None

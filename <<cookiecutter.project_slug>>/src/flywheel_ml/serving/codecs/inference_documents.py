@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol, version 2, sends and answers: its paths, datatypes and documents."""
+"""Paths, datatypes and documents of the Open Inference Protocol, version 2."""
 
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ VERSIONED = f"{MODEL}/versions/{{version}}"
 BINARY = "application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 CONTENT_TYPE = "content_type"
-"""The parameter by which MLServer's clients say how values are to be understood."""
+"""The parameter with which MLServer's clients declare the encoding of values."""
 EXTENSIONS = ("binary_tensor_data",)
 
 Datatype = Literal[
@@ -32,7 +32,7 @@ class RequestTensor(BaseModel):
 
 
 class RequestedOutput(BaseModel):
-    """An output that is wanted, in binary form if `parameters.binary_data` is true."""
+    """A requested output, in binary form if `parameters.binary_data` is true."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -41,7 +41,10 @@ class RequestedOutput(BaseModel):
 
 
 class InferRequest(BaseModel):
-    """Rows to predict; without `outputs`, all are told. `parameters.binary_data_output` asks for binary outputs."""
+    """Rows to predict; without `outputs`, all outputs are returned.
+
+    `parameters.binary_data_output` requests binary outputs.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -52,7 +55,7 @@ class InferRequest(BaseModel):
 
 
 class Tensor(BaseModel):
-    """One output; a number that is no float64 is none of them."""
+    """One output of a response."""
 
     name: str
     shape: list[int]
@@ -62,9 +65,10 @@ class Tensor(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """The outputs that were asked for; `parameters` tell `variant` and `degraded`.
+    """The requested outputs; `parameters` contain `variant` and `degraded`.
 
-    Where several models answered, the outputs `model_version` and `variant` name that of each row, asked for or not.
+    If several models answered, the outputs `model_version` and `variant` name the model of each row. They are included
+    even if they were not requested.
     """
 
     model_name: str
@@ -75,7 +79,7 @@ class InferResponse(BaseModel):
 
 
 class TensorMetadata(BaseModel):
-    """A tensor's name, datatype, and shape with -1 for the number of rows."""
+    """A tensor's name, datatype and shape; -1 is the number of rows."""
 
     name: str
     datatype: Datatype
@@ -84,7 +88,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What the model takes and tells. The parameters say whether an input may be left out, and name the classes."""
+    """The model's inputs and outputs. Parameters state whether an input is optional, and list the classes."""
 
     name: str
     versions: list[str]
@@ -94,7 +98,7 @@ class ModelMetadata(BaseModel):
 
 
 class ServerMetadata(BaseModel):
-    """Who answers."""
+    """The server's name, version and extensions."""
 
     name: str
     version: str

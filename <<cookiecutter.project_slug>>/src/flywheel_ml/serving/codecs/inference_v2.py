@@ -1,8 +1,8 @@
-"""The Open Inference Protocol, version 2, over REST, with its binary tensors: what clients of KServe and Triton speak.
+"""The Open Inference Protocol, version 2, over REST with binary tensors, as clients of KServe and Triton use it.
 
-A tensor for each input column, of shape [n] or [n, 1]. Every datatype is taken whose values the column can have.
-Missing values: null in JSON; NaN in floating tensors; an empty text, the column's own markers or the reserved text
-`contract.MISSING` in BYTES; or no tensor at all where all are missing.
+A request has a tensor for each input column, of shape [n] or [n, 1]. It may have any datatype that fits the column.
+Missing values are null in JSON, NaN in floating-point tensors, and in BYTES an empty text, the column's own markers or
+the reserved text `contract.MISSING`. If all values of a column are missing, its tensor may be left out.
 """
 
 import base64
@@ -26,9 +26,14 @@ from flywheel_ml.serving.codecs.inference_documents import (
     RequestTensor,
     TensorMetadata,
 )
-from flywheel_ml.serving.codecs.tabular import none_twice, not_too_many, refused, rows_of
-from flywheel_ml.serving.errors import faults
-from flywheel_ml.serving.errors.problems import Problem, shortened
+from flywheel_ml.serving.codecs.tabular import (
+    build_field_problem,
+    build_rows,
+    check_row_limit,
+    reject_duplicate_columns,
+)
+from flywheel_ml.serving.errors import validation_errors
+from flywheel_ml.serving.errors.problems import Problem, shorten
 from flywheel_ml.serving.models.served_model import ServedModel
 from flywheel_ml.serving.prediction.requests import Results
 from flywheel_ml.utils.config_model import suggest
@@ -44,28 +49,28 @@ _LIMITS: dict[str, tuple[float, float]] = {
     if dtype.kind != "b"
     for info in [np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)]
 }
-"""Datatype → the least and the greatest number that it holds."""
-_BY: dict[str, tuple[Datatype, int]] = {"model_version": ("BYTES", 0), "variant": ("BYTES", 0)}
-"""Outputs that say which model answered each row: where that is asked for, and where it was not always the same."""
+"""Datatype → its minimum and maximum."""
+_MODEL_OUTPUTS: dict[str, tuple[Datatype, int]] = {"model_version": ("BYTES", 0), "variant": ("BYTES", 0)}
+"""Outputs that name the model of each row; returned if requested, or if several models answered."""
 
 
-def require(model: ServedModel, name: str, version: str | None = None) -> None:
-    """Whether this is the model that is asked for.
+def require_model(model: ServedModel, name: str, version: str | None = None) -> None:
+    """Check that the requested model is in service.
 
     Raises:
-        Problem: 404.
+        Problem: 404 if it is not.
     """
     own = model.bundle.manifest.name
     if name != own:
-        raise Problem(404, "unknown-model", f"there is no model '{shortened(name, 100)}' here; there is '{own}'")
+        raise Problem(404, "unknown-model", f"there is no model '{shorten(name, 100)}' here; there is '{own}'")
     if version is not None and version != model.ref.version:
-        told = f"'{own}' has no version '{shortened(version, 100)}' in service; it has '{model.ref.version}'"
-        raise Problem(404, "unknown-model", told)
+        detail = f"'{own}' has no version '{shorten(version, 100)}' in service; it has '{model.ref.version}'"
+        raise Problem(404, "unknown-model", detail)
 
 
-def metadata(model: ServedModel) -> ModelMetadata:
-    """The model in the protocol's terms."""
-    reader = model.schema.reader
+def build_metadata(model: ServedModel) -> ModelMetadata:
+    """Build the protocol's metadata of a model."""
+    validator = model.schema.row_validator
     return ModelMetadata(
         name=model.bundle.manifest.name,
         versions=[model.ref.version],
@@ -73,11 +78,11 @@ def metadata(model: ServedModel) -> ModelMetadata:
         inputs=[
             TensorMetadata(
                 name=column.name,
-                datatype=_datatype(column),
+                datatype=_choose_datatype(column),
                 shape=[-1],
-                parameters={"optional": column.name not in reader.required},
+                parameters={"optional": column.name not in validator.required},
             )
-            for column in reader.columns.values()
+            for column in validator.columns.values()
         ],
         outputs=[
             TensorMetadata(
@@ -86,62 +91,64 @@ def metadata(model: ServedModel) -> ModelMetadata:
                 shape=[-1, *([width] if width else [])],
                 parameters={"classes": model.texts.class_names} if name == "probabilities" else None,
             )
-            for name, (datatype, width) in (_outputs(model) | _BY).items()
+            for name, (datatype, width) in (_list_outputs(model) | _MODEL_OUTPUTS).items()
         ],
     )
 
 
-class Inference:
+class InferenceCodec:
     """The `Codec` of one request.
 
     Args:
-        header_length: bytes of the request's JSON, where tensors follow it.
+        header_length: bytes of the request's JSON if binary tensors follow it, else None.
 
     Attributes:
-        told_header_length: the same of the answer, after `encode`.
+        response_header_length: the same for the response; set by `encode`.
     """
 
     def __init__(self, header_length: int | None) -> None:
-        self.told_header_length: int | None = None
+        self.response_header_length: int | None = None
         self._header_length = header_length
         self._request: InferRequest
 
     def decode(self, model: ServedModel, body: bytes) -> list[dict[str, Any]]:
-        """The rows of a body; raises 400 where it cannot be read, 422 naming the tensor where that does not fit."""
+        """Return the rows of a body; raises 400 if it is malformed, 422 that names an invalid tensor."""
         head = body[: self._header_length]
         if self._header_length is not None and len(head) < self._header_length:
-            raise _malformed_header()
-        self._request = _parsed(head)
+            raise _build_header_problem()
+        self._request = _parse_request(head)
         tensors = self._request.inputs
         is_text = all(tensor.datatype == "BYTES" for tensor in tensors)
         _require_content_type(CONTENT_TYPE, self._request.parameters, ("pd", "np", *(["str"] if is_text else [])))
-        none_twice([tensor.name for tensor in tensors])
+        reject_duplicate_columns([tensor.name for tensor in tensors])
         columns: dict[str, list[Any]] = {}
-        reader, at, rows = model.schema.reader, len(head), tensors[0].shape[0]
+        validator, at, rows = model.schema.row_validator, len(head), tensors[0].shape[0]
         for tensor in tensors:
             try:
-                name = reader.field(tensor.name).name
+                name = validator.find_field(tensor.name).name
             except ValueError as error:
-                raise refused(tensor.name, str(error)) from None
-            _fits(tensor, reader.columns.get(name), rows)
-            not_too_many(rows, tensor.name, model.schema)
+                raise build_field_problem(tensor.name, str(error)) from None
+            _check_tensor(tensor, validator.columns.get(name), rows)
+            check_row_limit(rows, tensor.name, model.schema)
             if (size := tensor.parameters.get("binary_data_size")) is None:
-                values = _from_list(tensor)
+                values = _read_list(tensor)
             else:
-                values = _from_bytes(tensor, size, memoryview(body)[at:])
+                values = _read_binary(tensor, size, memoryview(body)[at:])
                 at += size
             if tensor.parameters.get(CONTENT_TYPE) == "base64":
-                values = _from_base64(tensor, values)
+                values = _decode_base64(tensor, values)
             columns[tensor.name] = [None if value == MISSING else value for value in values]
         if at != len(body):
-            raise refused(None, f"{len(body) - at} bytes follow the request's last tensor")
-        self._wanted(model)
-        return model.schema.checked(rows_of(columns))
+            raise build_field_problem(
+                None, f"{len(body) - at} bytes follow the last tensor of the request; remove them"
+            )
+        self._select_outputs(model)
+        return model.schema.validate_rows(build_rows(columns))
 
     def encode(self, model: ServedModel, results: Results) -> bytes:
-        """The outputs that were asked for, each as its own request wants it."""
+        """Return the requested outputs, each as JSON or in binary form as requested."""
         told = from_json(f"[{','.join(results.outputs)}]")
-        models = results.by_row(model)
+        models = results.list_models(model)
         found = {
             "prediction": [one["prediction"] for one in told],
             "probabilities": [value for one in told for value in one.get("probabilities", {}).values()],
@@ -152,12 +159,12 @@ class Inference:
         }
         outputs: list[dict[str, Any]] = []
         buffers: list[bytes] = []
-        kinds = _outputs(model) | _BY
-        for name, is_binary in self._wanted(model, results.is_mixed).items():
+        kinds = _list_outputs(model) | _MODEL_OUTPUTS
+        for name, is_binary in self._select_outputs(model, results.is_mixed).items():
             datatype, width = kinds[name]
             told_of = {"name": name, "datatype": datatype, "shape": [len(results.ids), *([width] if width else [])]}
             if is_binary:
-                buffers.append(_to_bytes(found[name], datatype))
+                buffers.append(_encode_binary(found[name], datatype))
                 outputs.append({**told_of, "parameters": {"binary_data_size": len(buffers[-1])}})
             else:
                 outputs.append({**told_of, "data": found[name]})
@@ -166,102 +173,104 @@ class Inference:
                 "model_name": model.bundle.manifest.name,
                 "model_version": model.ref.version,
                 **({"id": self._request.id} if self._request.id is not None else {}),
-                "parameters": {"variant": model.variant, "degraded": results.degraded(model)},
+                "parameters": {"variant": model.variant, "degraded": results.is_degraded(model)},
                 "outputs": outputs,
             }
         )
-        self.told_header_length = len(head) if buffers else None
+        self.response_header_length = len(head) if buffers else None
         return b"".join((head, *buffers))
 
-    def _wanted(self, model: ServedModel, is_of_several: bool = False) -> dict[str, bool]:
-        """Name of each output that is wanted → whether in binary form."""
+    def _select_outputs(self, model: ServedModel, is_of_several: bool = False) -> dict[str, bool]:
+        """Return the requested outputs: name → whether in binary form."""
         request = self._request
         usual = request.parameters.get("binary_data_output") is True
-        own = dict.fromkeys(_BY, usual) if is_of_several else {}
+        own = dict.fromkeys(_MODEL_OUTPUTS, usual) if is_of_several else {}
         if not request.outputs:
-            return dict.fromkeys(_outputs(model), usual) | own
-        known = _outputs(model) | _BY
+            return dict.fromkeys(_list_outputs(model), usual) | own
+        known = _list_outputs(model) | _MODEL_OUTPUTS
         for output in request.outputs:
             if output.name not in known:
-                raise refused(output.name, f"unknown output; {suggest(output.name, list(known))}")
-            _require_content_type(output.name, output.parameters, _content_types(known[output.name][0]))
+                raise build_field_problem(output.name, f"unknown output; {suggest(output.name, list(known))}")
+            _require_content_type(output.name, output.parameters, _list_content_types(known[output.name][0]))
             if "classification" in output.parameters:
-                raise refused(output.name, "classification is not supported; ask for 'probabilities'")
+                raise build_field_problem(output.name, "classification is not supported; ask for 'probabilities'")
         return own | {output.name: output.parameters.get("binary_data", usual) is True for output in request.outputs}
 
 
-def header_length_of(headers: Mapping[bytes, bytes]) -> int | None:
-    """Bytes of a request's JSON, where its head says that tensors follow.
+def parse_header_length(headers: Mapping[bytes, bytes]) -> int | None:
+    """Parse the length of a request's JSON from its headers; None if no binary tensors follow.
 
     Raises:
-        Problem: 400 where that is no number.
+        Problem: 400 if it is not a number.
     """
-    told = headers.get(HEADER_LENGTH)
-    if told is None:
+    length = headers.get(HEADER_LENGTH)
+    if length is None:
         return None
-    if not told.isdigit() or len(told) > 12:
-        raise _malformed_header()
-    return int(told)
+    if not length.isdigit() or len(length) > 12:
+        raise _build_header_problem()
+    return int(length)
 
 
-def _malformed_header() -> Problem:
-    told = "'Inference-Header-Content-Length' must be the number of bytes of the JSON that the body begins with"
-    return Problem(400, "malformed-header", told)
+def _build_header_problem() -> Problem:
+    detail = "'Inference-Header-Content-Length' must be the number of bytes of the JSON at the start of the body"
+    return Problem(400, "malformed-header", detail)
 
 
-def _parsed(head: bytes) -> InferRequest:
+def _parse_request(head: bytes) -> InferRequest:
     try:
         return InferRequest.model_validate_json(head)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = first["loc"]
         if len(place) < 3 or place[0] not in ("inputs", "outputs"):
-            raise faults.problem(error, list(InferRequest.model_fields)) from None
-        # A tensor is known by its name, not by its place in a list.
+            raise validation_errors.build_problem(error, list(InferRequest.model_fields)) from None
+        # Errors name a tensor, not its position in the list.
         name = from_json(head)[place[0]][place[1]].get("name")
         rule = f"{'.'.join(str(part) for part in place[2:])}: {first['msg']}"
         found = {} if first["type"] == "missing" else {"value": first["input"]}
-        raise refused(name if isinstance(name, str) else f"{place[0]}.{place[1]}", rule, **found) from None
+        raise build_field_problem(name if isinstance(name, str) else f"{place[0]}.{place[1]}", rule, **found) from None
 
 
-def _fits(tensor: RequestTensor, column: Column | None, rows: int) -> None:
+def _check_tensor(tensor: RequestTensor, column: Column | None, rows: int) -> None:
     shape = tensor.shape
     if shape[0] != rows or shape[1:] not in ([], [1]):
         wanted = f"must have the shape [{rows}] or [{rows}, 1], as the first tensor's"
-        raise refused(tensor.name, wanted, value=str(shape))
+        raise build_field_problem(tensor.name, wanted, value=str(shape))
     if rows < 1:
-        raise refused(tensor.name, "must have at least 1 row", value=str(shape))
+        raise build_field_problem(tensor.name, "must have at least 1 row", value=str(shape))
     is_text = tensor.datatype == "BYTES"
     encodings = (*(["base64"] if is_text else []), *(["datetime"] if column and column.type == "datetime" else []))
-    _require_content_type(tensor.name, tensor.parameters, (*_content_types(tensor.datatype), *encodings))
+    _require_content_type(tensor.name, tensor.parameters, (*_list_content_types(tensor.datatype), *encodings))
 
 
-def _content_types(datatype: Datatype) -> tuple[str, ...]:
-    """MLServer's content types that say of a tensor what its datatype says."""
+def _list_content_types(datatype: Datatype) -> tuple[str, ...]:
+    """Return MLServer's content types that agree with a datatype."""
     return ("np", "str") if datatype == "BYTES" else ("np",)
 
 
 def _require_content_type(field: str, parameters: Mapping[str, Any], fitting: Sequence[str]) -> None:
-    """Refuse a content type that would have the values mean something else; raises 422."""
+    """Reject a content type that would change the meaning of the values; raises 422."""
     found = parameters.get(CONTENT_TYPE)
     if found is not None and found not in fitting:
         ways = " or ".join(f"'{one}'" for one in fitting)
-        raise refused(field, f"must have the content_type {ways}, or none", value=found)
+        raise build_field_problem(field, f"must have the content_type {ways}, or no content_type", value=found)
 
 
-def _from_list(tensor: RequestTensor) -> list[Any]:
+def _read_list(tensor: RequestTensor) -> list[Any]:
     if tensor.data is None:
-        raise refused(tensor.name, "has neither data nor parameters.binary_data_size")
+        raise build_field_problem(tensor.name, "has neither data nor parameters.binary_data_size")
     data = tensor.data
     if any(isinstance(row, list) for row in data):
-        data = _from_nested(tensor, data)
+        data = _flatten(tensor, data)
     if len(data) != tensor.shape[0]:
-        raise refused(tensor.name, f"has {len(data)} values in data, and {tensor.shape[0]} by its shape")
+        raise build_field_problem(tensor.name, f"has {len(data)} values in data, and {tensor.shape[0]} by its shape")
     kinds = {"B": (str, "a string"), "I": (int, "an integer"), "U": (int, "an integer"), "F": (int | float, "a number")}
     kind, called = (bool, "true or false") if tensor.datatype == "BOOL" else kinds[tensor.datatype[0]]
     for at, value in enumerate(data):
         if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-            raise refused(tensor.name, f"must be {called} by its datatype {tensor.datatype}", at, value=value)
+            raise build_field_problem(
+                tensor.name, f"must be {called} by its datatype {tensor.datatype}", at, value=value
+            )
     if limits := _LIMITS.get(tensor.datatype):
         _require_within(tensor, data, *limits)
     return data
@@ -269,47 +278,53 @@ def _from_list(tensor: RequestTensor) -> list[Any]:
 
 def _require_within(tensor: RequestTensor, data: Sequence[Any], least: float, greatest: float) -> None:
     for at, value in enumerate(data):
-        # NaN and the infinities are floating-point numbers, too.
+        # NaN and infinities are valid floating-point values.
         if value is not None and (value < least or value > greatest) and abs(value) != math.inf:
             rule = f"must be from {least:g} to {greatest:g} by its datatype {tensor.datatype}"
-            raise refused(tensor.name, rule, at, value=value)
+            raise build_field_problem(tensor.name, rule, at, value=value)
 
 
-def _from_nested(tensor: RequestTensor, data: Sequence[Any]) -> list[Any]:
-    """The values of lists in a list, which have to be as many and as long as the shape says."""
+def _flatten(tensor: RequestTensor, data: Sequence[Any]) -> list[Any]:
+    """Flatten nested lists; their lengths must match the shape."""
     if len(tensor.shape) == 1:
-        raise refused(tensor.name, f"must be flat by its shape {tensor.shape}")
+        raise build_field_problem(tensor.name, f"must be flat by its shape {tensor.shape}")
     for at, row in enumerate(data):
         if not isinstance(row, list) or len(row) != tensor.shape[1]:
-            raise refused(tensor.name, f"must be lists of {tensor.shape[1]} value by its shape", at, value=row)
+            raise build_field_problem(
+                tensor.name, f"must be lists of {tensor.shape[1]} value by its shape", at, value=row
+            )
     return [value for row in data for value in row]
 
 
-def _from_base64(tensor: RequestTensor, values: Sequence[str | None]) -> list[str | None]:
+def _decode_base64(tensor: RequestTensor, values: Sequence[str | None]) -> list[str | None]:
     texts: list[str | None] = []
     for at, value in enumerate(values):
         try:
             texts.append(None if value is None else base64.b64decode(value, validate=True).decode())
         except (binascii.Error, ValueError):
-            raise refused(tensor.name, "must be text in UTF-8, encoded as base64", at, value=value) from None
+            raise build_field_problem(
+                tensor.name, "must be text in UTF-8, encoded as base64", at, value=value
+            ) from None
     return texts
 
 
-def _from_bytes(tensor: RequestTensor, size: Any, rest: memoryview) -> list[Any]:
+def _read_binary(tensor: RequestTensor, size: Any, rest: memoryview) -> list[Any]:
     if type(size) is not int or size < 0 or size > len(rest):
-        raise refused(tensor.name, f"has {len(rest)} bytes left for its binary_data_size", value=size)
+        raise build_field_problem(tensor.name, f"has {len(rest)} bytes left for its binary_data_size", value=size)
     if tensor.data is not None:
-        raise refused(tensor.name, "has data and binary_data_size; leave one out")
+        raise build_field_problem(tensor.name, "has data and binary_data_size; leave one out")
     if tensor.datatype == "BYTES":
-        return _texts(tensor, bytes(rest[:size]))
+        return _read_texts(tensor, bytes(rest[:size]))
     dtype = _DTYPES[tensor.datatype]
     if size != tensor.shape[0] * dtype.itemsize:
-        raise refused(tensor.name, f"needs {tensor.shape[0] * dtype.itemsize} bytes by its shape", value=size)
+        raise build_field_problem(
+            tensor.name, f"needs {tensor.shape[0] * dtype.itemsize} bytes by its shape", value=size
+        )
     values: list[Any] = np.frombuffer(rest, dtype, tensor.shape[0]).tolist()
     return values
 
 
-def _texts(tensor: RequestTensor, buffer: bytes) -> list[str]:
+def _read_texts(tensor: RequestTensor, buffer: bytes) -> list[str]:
     """Each text is preceded by its length: four bytes, the lowest first."""
     texts: list[str] = []
     at = 0
@@ -318,17 +333,21 @@ def _texts(tensor: RequestTensor, buffer: bytes) -> list[str]:
             (length,) = struct.unpack_from("<I", buffer, at)
             at += 4 + length
             if at > len(buffer):
-                raise refused(tensor.name, "ends within a text", len(texts))
+                raise build_field_problem(tensor.name, "ends within a text", len(texts))
             texts.append(buffer[at - length : at].decode())
     except (struct.error, UnicodeDecodeError):
-        raise refused(tensor.name, "must be texts in UTF-8, each after its length in 4 bytes", len(texts)) from None
+        raise build_field_problem(
+            tensor.name, "must be texts in UTF-8, each after its length in 4 bytes", len(texts)
+        ) from None
     if len(texts) != tensor.shape[0]:
-        raise refused(tensor.name, f"has other than {tensor.shape[0]} texts, which it has by its shape")
+        raise build_field_problem(
+            tensor.name, f"contains a different number of texts than its shape says ({tensor.shape[0]})"
+        )
     return texts
 
 
-def _datatype(column: Column) -> Datatype:
-    """The one that can say all that the column can hold, missing values included."""
+def _choose_datatype(column: Column) -> Datatype:
+    """Return the datatype that can represent all values of a column, including missing ones."""
     if not column.is_numeric:
         return "BYTES"
     if column.type == "float" or column.nullable:
@@ -336,8 +355,8 @@ def _datatype(column: Column) -> Datatype:
     return "INT64" if column.type == "integer" else "BOOL"
 
 
-def _outputs(model: ServedModel) -> dict[str, tuple[Datatype, int]]:
-    """Name → datatype, and how many numbers a row has (0: a plain column)."""
+def _list_outputs(model: ServedModel) -> dict[str, tuple[Datatype, int]]:
+    """Return the model's outputs: name → datatype and numbers per row (0 for a plain column)."""
     target, classes = model.bundle.contract.target, model.bundle.manifest.classes
     if not classes:
         return {"prediction": ("FP64", 0), "interval": ("FP64", 2), "id": ("BYTES", 0)}
@@ -349,7 +368,7 @@ def _outputs(model: ServedModel) -> dict[str, tuple[Datatype, int]]:
     }
 
 
-def _to_bytes(values: Sequence[Any], datatype: Datatype) -> bytes:
+def _encode_binary(values: Sequence[Any], datatype: Datatype) -> bytes:
     if datatype != "BYTES":
         return np.array(values, _DTYPES[datatype]).tobytes()
     texts = [value.encode() for value in values]

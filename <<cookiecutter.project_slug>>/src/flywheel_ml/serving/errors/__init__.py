@@ -1,1 +1,1 @@
-"""Errors that callers see: RFC 9457 problem documents."""
+"""Errors for callers: RFC 9457 problem documents."""

@@ -1,4 +1,4 @@
-"""Every error leaves as an RFC 9457 problem document: never a trace, a path or a key."""
+"""RFC 9457 problem documents for every error response; they never contain tracebacks, file paths or keys."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -17,7 +17,7 @@ MAX_TEXT = 300
 
 
 class Fault(BaseModel):
-    """One reason for a 422."""
+    """One validation error of a 422."""
 
     instance: int | None
     field: str | None
@@ -26,7 +26,7 @@ class Fault(BaseModel):
 
 
 class ProblemDocument(BaseModel):
-    """What an error answer looks like."""
+    """The body of an error response."""
 
     type: str
     title: str
@@ -40,14 +40,14 @@ class ProblemDocument(BaseModel):
 
 
 class Problem(ProjectError):
-    """An answer other than success.
+    """An error response.
 
     Args:
         status: HTTP status code.
-        kind: the last part of the problem's type, stable for programs.
-        detail: one sentence for people.
+        kind: last part of the problem's `type`; stable, for programs.
+        detail: one sentence, for people.
         headers: extra response headers.
-        extra: members beyond those of every problem, `errors` or `ids`.
+        extra: additional members, `errors` or `ids`.
     """
 
     def __init__(
@@ -60,32 +60,32 @@ class Problem(ProjectError):
         self.headers = dict(headers or {})
         self.extra = extra
 
-    def response(self, path: str, request_id: str) -> Response:
-        """The problem as it goes out."""
+    def to_response(self, path: str, request_id: str) -> Response:
+        """Return the HTTP response."""
         document = {
             "type": f"urn:problem:{self.kind}",
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
-            "detail": shortened(self.detail),
-            "instance": shortened(path),
+            "detail": shorten(self.detail),
+            "instance": shorten(path),
             "request_id": request_id,
-            # Where clients of the Open Inference Protocol look.
-            **({"error": shortened(self.detail)} if path.startswith("/v2") else {}),
+            # Clients of the Open Inference Protocol read this member.
+            **({"error": shorten(self.detail)} if path.startswith("/v2") else {}),
             **self.extra,
         }
         return Response(to_json(document), self.status, self.headers, MEDIA_TYPE)
 
 
 async def on_problem(request: Request, error: Exception) -> Response:
-    """Answers a `Problem` raised by an endpoint."""
+    """Handle a `Problem` that an endpoint raised."""
     assert isinstance(error, Problem)
-    return error.response(request.scope["path"], request.state.request_id)
+    return error.to_response(request.scope["path"], request.state.request_id)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Answers what the framework itself refuses: an unknown path, a wrong method."""
+    """Handle an error of the framework: an unknown path or a wrong method."""
     assert isinstance(error, HTTPException)
-    path = shortened(request.scope["path"])  # `request.url` would be made of the header `Host`, which may be anything.
+    path = shorten(request.scope["path"])  # `request.url` uses the `Host` header, which clients control.
     kind, detail = {
         404: ("not-found", f"there is nothing at '{path}'; see /docs"),
         405: ("method-not-allowed", f"'{path}' does not take {request.method}; see /docs"),
@@ -93,9 +93,9 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if "GET" in (methods := headers.get("Allow", "").split(", ")):
         headers["Allow"] = ", ".join(sorted({*methods, "HEAD"}))
-    return Problem(error.status_code, kind, detail, headers).response(path, request.state.request_id)
+    return Problem(error.status_code, kind, detail, headers).to_response(path, request.state.request_id)
 
 
-def shortened(text: str, limit: int = MAX_TEXT) -> str:
-    """At most `limit` characters of a text, the cut marked."""
+def shorten(text: str, limit: int = MAX_TEXT) -> str:
+    """Truncate a text to `limit` characters; a truncated text ends in an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

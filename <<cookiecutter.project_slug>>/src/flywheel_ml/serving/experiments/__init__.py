@@ -1,1 +1,1 @@
-"""Challenger and shadow beside the champion."""
+"""Challenger and shadow models that run alongside the champion."""

@@ -1,4 +1,4 @@
-"""Decides which rows of a request a challenger answers."""
+"""Assigns rows of a request to a challenger."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ KEY_HEADER, VARIANT_HEADER = b"x-routing-key", b"x-variant"
 
 
 class RoutingHints(NamedTuple):
-    """What a request's headers say about which model answers it: a routing key, and a tester's choice of variant."""
+    """Headers that influence which model answers: a routing key, and a tester's choice of variant."""
 
     key: bytes = b""
     variant: bytes = b""
@@ -18,22 +18,22 @@ class RoutingHints(NamedTuple):
 NO_HINTS = RoutingHints()
 
 
-def hints_of(headers: Mapping[bytes, bytes], allow_variant: bool) -> RoutingHints:
-    """Read the hints of a request; a choice of variant counts only where the settings allow it."""
+def parse_routing_hints(headers: Mapping[bytes, bytes], allow_variant: bool) -> RoutingHints:
+    """Parse the hints in a request's headers; the variant is ignored unless the settings allow it."""
     variant = headers.get(VARIANT_HEADER, b"").lower() if allow_variant else b""
     return RoutingHints(headers.get(KEY_HEADER, b""), variant)
 
 
-def assigned_rows(
+def assign_rows(
     challenger: Challenger,
     column: str | None,
     instances: Sequence[Mapping[str, Any]],
     ids: Sequence[str],
     hints: RoutingHints,
 ) -> list[int]:
-    """Places of the rows that the challenger answers.
+    """Return the positions of the rows that the challenger answers.
 
-    A row is assigned by its own value of `column`, else by the request's key, else at random by its new prediction id.
+    A row is assigned by its value of `column`, else by the request's key, else at random by its new prediction id.
     """
     if hints.variant == b"champion":
         return []

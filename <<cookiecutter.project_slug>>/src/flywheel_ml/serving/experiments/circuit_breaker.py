@@ -1,4 +1,4 @@
-"""Pauses a model that fails too often."""
+"""A circuit breaker that pauses a model after repeated failures."""
 
 import threading
 from collections import deque
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 WINDOW, MAX_FAILURES = 100, 5
-"""The breaker opens when so many of the last calls failed."""
+"""The breaker opens when `MAX_FAILURES` of the last `WINDOW` calls failed."""
 
 
 class CircuitBreaker:
     """Opens when `MAX_FAILURES` of the last `WINDOW` calls failed, and stays open.
 
-    An experiment begins anew, with another salt, when a person starts it again.
+    A person has to start the experiment again, which gives it a new salt and a new breaker.
 
     Args:
         on_open: called once, with the reason.
@@ -26,7 +26,7 @@ class CircuitBreaker:
         self._is_closed_for_good = False
 
     def record(self, failure: str | None) -> None:
-        """Count a call that failed for a reason, or succeeded."""
+        """Record a call; `failure` is the reason why it failed, or None."""
         with self._lock:
             self._calls.append(failure is not None)
             failures = sum(self._calls)
@@ -37,6 +37,6 @@ class CircuitBreaker:
         self._on_open(reason)
 
     def retire(self) -> None:
-        """Never open from now on: the experiment has ended."""
+        """Keep the breaker closed from now on, because the experiment has ended."""
         with self._lock:
             self._is_closed_for_good = True

@@ -1,1 +1,1 @@
-"""HTTP below the routes: connections, admission, middleware, problem documents."""
+"""The HTTP layer below the routes: admission, the lifecycle of a request, middleware."""

@@ -1,4 +1,4 @@
-"""How much is worked on at once: what comes on top is turned away at once, so that the rest is answered in time."""
+"""Admission control: caps concurrent requests and bodies in memory, and rejects the excess immediately."""
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,83 +12,83 @@ from flywheel_ml.serving.observability.metrics import Metrics
 
 JSON = "application/json"
 RETRY = {"Retry-After": "1"}
-BODIES = 8
-"""So many bodies of the largest size may be arriving at once, or more smaller ones."""
+MAX_CONCURRENT_BODIES = 8
+"""How many bodies of the maximum size may arrive concurrently, or more smaller ones."""
 
 
-def media_type(scope: Scope) -> str:
-    """What a request's body is declared to be, without parameters; "" where it says nothing."""
+def parse_media_type(scope: Scope) -> str:
+    """Return the media type in `Content-Type`, without parameters; "" if the header is missing."""
     declared: bytes = dict(scope["headers"]).get(b"content-type", b"")
     return declared.partition(b";")[0].strip().lower().decode("latin-1")
 
 
-def _require_uncoded(headers: Mapping[bytes, bytes]) -> None:
-    """Refuse a body that is compressed, or encoded in another way; raises 415."""
+def _reject_encoded_body(headers: Mapping[bytes, bytes]) -> None:
+    """Reject a body that is compressed or otherwise encoded; raises 415."""
     for name, plain in ((b"content-encoding", {b"", b"identity"}), (b"transfer-encoding", {b"", b"chunked"})):
         codings = {coding.strip() for coding in headers.get(name, b"").lower().split(b",")}
         if not codings <= plain:
-            told = f"send the body without '{name.decode().title()}: {b', '.join(codings - plain).decode('latin-1')}'"
-            raise Problem(415, "unsupported-content-encoding", told, {"Accept-Encoding": "identity"})
+            detail = f"send the body without '{name.decode().title()}: {b', '.join(codings - plain).decode('latin-1')}'"
+            raise Problem(415, "unsupported-content-encoding", detail, {"Accept-Encoding": "identity"})
 
 
 class Admission:
-    """Reads bodies and lets requests in, within limits.
+    """Reads bodies and admits requests, within limits.
 
     Args:
-        body_bytes: most bytes of a body.
-        body_timeout_seconds: most time from a request's head to the end of its body.
-        requests: most requests worked on at once.
-        metrics: where refusals for want of room are counted.
+        body_bytes: maximum bytes of a body.
+        body_timeout_seconds: maximum time from the end of a request's head to the end of its body.
+        requests: maximum number of concurrent requests.
+        metrics: counts rejected requests.
     """
 
     def __init__(self, body_bytes: int, body_timeout_seconds: float, requests: int, metrics: Metrics) -> None:
         self._body_bytes = body_bytes
         self._body_seconds = body_timeout_seconds
-        self._most_requests = requests
+        self._max_requests = requests
         self._metrics = metrics
         self._requests = 0
         self._held = 0
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place among the requests that are worked on.
+    def hold_slot(self) -> Iterator[None]:
+        """Hold a slot for a request in progress.
 
         Raises:
-            Problem: 503 when there is none.
+            Problem: 503 if all slots are taken.
         """
-        if not self.take_place():
-            raise self.full()
+        if not self.acquire_slot():
+            raise self.build_overload_problem()
         try:
             yield
         finally:
-            self.give_place()
+            self.release_slot()
 
-    def take_place(self) -> bool:
-        """Like `place`: whether there was one; if so, `give_place` has to follow."""
-        if self._requests >= self._most_requests:
+    def acquire_slot(self) -> bool:
+        """Take a slot and return True, or return False if all are taken; the caller must call `release_slot`."""
+        if self._requests >= self._max_requests:
             return False
         self._requests += 1
         return True
 
-    def give_place(self) -> None:
-        """Leave a place that was taken."""
+    def release_slot(self) -> None:
+        """Release a slot that `acquire_slot` took."""
         self._requests -= 1
 
-    async def body(self, scope: Scope, receive: Receive, kinds: Sequence[str] = (JSON,)) -> bytes:
-        """The body of a request of one of these media types (undeclared, of the first), as much as may be in memory.
+    async def read_body(self, scope: Scope, receive: Receive, kinds: Sequence[str] = (JSON,)) -> bytes:
+        """Read the body of a request; `kinds` are the accepted media types, the first is the default.
 
         Raises:
-            Problem: 408, 413, 415, or 503 when other bodies take up the memory.
-            ClientDisconnect: the client left.
+            Problem: 408, 413 or 415 for the body, 503 if other bodies use up the memory limit.
+            ClientDisconnect: the client closed the connection.
         """
         headers = dict(scope["headers"])
-        _require_uncoded(headers)
-        if (media_type(scope) or kinds[0]) not in kinds:
+        _reject_encoded_body(headers)
+        if (parse_media_type(scope) or kinds[0]) not in kinds:
             ways = " or ".join(f"'{kind}'" for kind in kinds)
             raise Problem(415, "unsupported-media-type", f"send a 'Content-Type' of {ways}")
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self._body_bytes:
-            raise self._too_large()
+            raise self._build_size_problem()
         chunks: list[bytes] = []
         held = 0
         try:
@@ -102,30 +102,30 @@ class Admission:
                     held += len(chunk)
                     self._held += len(chunk)
                     if held > self._body_bytes:
-                        raise self._too_large()
-                    if self._held > BODIES * self._body_bytes:
-                        raise self.full()
+                        raise self._build_size_problem()
+                    if self._held > MAX_CONCURRENT_BODIES * self._body_bytes:
+                        raise self.build_overload_problem()
                     chunks.append(chunk)
         except TimeoutError:
-            raise self.too_slow() from None
+            raise self.build_timeout_problem() from None
         finally:
             self._held -= held
         return b"".join(chunks) if len(chunks) > 1 else chunks[0]
 
-    def too_slow(self) -> Problem:
-        """What a client is told whose body does not end."""
-        told = f"the body was not there within {self._body_seconds:g} s"
-        return Problem(408, "body-too-slow", told, {"Connection": "close"})
+    def build_timeout_problem(self) -> Problem:
+        """Return 408 for a body that did not arrive in time."""
+        detail = f"the body did not arrive within {self._body_seconds:g} s"
+        return Problem(408, "body-too-slow", detail, {"Connection": "close"})
 
-    def too_many_connections(self) -> Problem:
-        """What a client hears on a connection too many."""
-        told = "this server has as many connections as it can keep; try again"
-        return Problem(503, "too-many-connections", told, RETRY)
+    def build_connections_problem(self) -> Problem:
+        """Return 503 for a connection beyond the limit."""
+        detail = "this server has reached its connection limit; try again"
+        return Problem(503, "too-many-connections", detail, RETRY)
 
-    def _too_large(self) -> Problem:
+    def _build_size_problem(self) -> Problem:
         return Problem(413, "body-too-large", f"a body may have at most {self._body_bytes} bytes")
 
-    def full(self) -> Problem:
-        """What those are told that there is no room for."""
-        self._metrics.http.turned_away.inc()
-        return Problem(503, "overloaded", "more requests came than can be answered in time; try again", RETRY)
+    def build_overload_problem(self) -> Problem:
+        """Count a rejected request and return 503 for it."""
+        self._metrics.http.requests_rejected.inc()
+        return Problem(503, "overloaded", "this server has too many requests in progress; try again", RETRY)

@@ -1,4 +1,4 @@
-"""ASGI middleware around every route: begins and finishes each request, and answers what nobody caught."""
+"""ASGI middleware around every route: begins and finishes each request, and handles uncaught errors."""
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,9 +10,9 @@ class LifecycleMiddleware:
     """Takes ASGI requests through the lifecycle.
 
     Args:
-        app: what it wraps.
+        app: the wrapped application.
         lifecycle: of every request.
-        root_path: what a proxy may leave before the paths.
+        root_path: prefix that a proxy may leave in paths.
     """
 
     def __init__(self, app: ASGIApp, lifecycle: RequestLifecycle, root_path: str = "") -> None:
@@ -47,14 +47,14 @@ class LifecycleMiddleware:
         except ClientDisconnect:
             status = CLIENT_LEFT
         except Exception as error:
-            problem = self._lifecycle.unexpected(error, exchange.context)
+            problem = self._lifecycle.log_unexpected(error, exchange.context)
             if not status:
-                await problem.response(path, request_id)(scope, receive, send_with_id)
+                await problem.to_response(path, request_id)(scope, receive, send_with_id)
         finally:
             self._lifecycle.finish(exchange, status)
 
     def _route_path(self, path: str) -> str:
-        """The path as routes know it: without the prefix of a proxy, and without a slash at its end."""
+        """Return the path without a proxy's prefix and without a trailing slash."""
         if len(self._prefix) > 1 and path.startswith(self._prefix):
             path = path[len(self._prefix) - 1 :]
         return path[:-1] if path.endswith("/") and len(path) > 1 else path

@@ -1,1 +1,1 @@
-"""The model that serves, and how it is replaced."""
+"""The models in service, and how they are replaced."""

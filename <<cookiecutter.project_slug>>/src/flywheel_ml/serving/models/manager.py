@@ -1,4 +1,4 @@
-"""Follows the serving folder, and swaps models without dropping a request."""
+"""Polls the serving folder, and swaps models without dropping a request."""
 
 import ctypes
 import gc
@@ -18,8 +18,8 @@ from flywheel_ml.core.bundle import LINEAGE, Bundle, verify
 from flywheel_ml.core.contract import columns_from_rows
 from flywheel_ml.core.features import Feature
 from flywheel_ml.core.serving_folder import BundleRef, Challenger, Routing, Shadow
-from flywheel_ml.serving.models.served_model import Deployment, Experiment, ServedModel, Variant
-from flywheel_ml.serving.observability.logs import explained
+from flywheel_ml.serving.models.served_model import Deployment, RunningExperiment, ServedModel, Variant
+from flywheel_ml.serving.observability.logs import describe_error
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.schema.request_schema import Schema
 from flywheel_ml.utils.errors import ConfigError, ProjectError
@@ -27,14 +27,14 @@ from flywheel_ml.utils.file_watcher import POLL_SECONDS, FileSignature, file_sig
 from flywheel_ml.utils.files import read_json
 
 MAX_RELEASE_SECONDS = 60.0
-"""Longest wait between two looks whether a model that left service is gone from memory; the first is `POLL_SECONDS`."""
+"""Maximum wait between two checks whether a retired model was freed; the first wait is `POLL_SECONDS`."""
 
 Signature = tuple[FileSignature, ...]
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A bundle (or, without a version, a routing) that was turned down."""
+class Rejection:
+    """A bundle (or, without a version, a routing file) that was rejected."""
 
     version: str | None
     reason: str
@@ -42,11 +42,11 @@ class Refusal:
 
 
 class ModelManager:
-    """Keeps `deployment` equal to what the serving folder asks for, as far as that can be trusted.
+    """Keeps `deployment` in line with the serving folder, as far as its bundles pass verification.
 
-    A refused champion leaves the model in memory in service; without one, the previous model answers as fallback;
-    without that, the prior of either; without that, `deployment` is None until the folder becomes good. A challenger or
-    shadow that is refused leaves the champion alone.
+    If the champion is rejected, the model in memory stays in service. Without one, the previous model answers as
+    fallback, then the class prior of either. If none can be loaded, `deployment` is None until the folder is valid.
+    A rejected challenger or shadow does not affect the champion.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ModelManager:
         features: Sequence[Feature] = (),
     ) -> None:
         self.deployment: Deployment | None = None
-        self.refused: Refusal | None = None
+        self.refused: Rejection | None = None
         self._folder = folder
         self._max_instances = max_instances
         self._features = features
@@ -69,85 +69,85 @@ class ModelManager:
         self._retired: list[weakref.ref[Bundle]] = []
         self._release_wait, self._release_at = POLL_SECONDS, 0.0
 
-    async def follow(self) -> None:
-        """Look at the folder, for ever."""
-        await poll(self.refresh, lambda error: self._log.error("serving_folder", **explained(error)))
+    async def poll(self) -> None:
+        """Poll the folder, for ever."""
+        await poll(self.refresh, lambda error: self._log.error("serving_folder", **describe_error(error)))
 
     def refresh(self) -> None:
-        """Load what changed; blocking. What cannot be trusted is refused, not raised."""
-        # Taken before reading: a change while loading shows at the next look.
-        signature = self._signature()
+        """Load what changed; blocking. A bundle that fails verification is rejected; no error is raised."""
+        # Taken before reading, so that a change during loading is seen at the next poll.
+        signature = self._read_signature()
         self._release()
         if signature == self._seen:
             return
         try:
             asked = serving_folder.read_routing(self._folder)
         except ProjectError as error:
-            self._report([Refusal(None, str(error), datetime.now(UTC))])
+            self._report([Rejection(None, str(error), datetime.now(UTC))])
         else:
             beside = (one.ref for one in (asked.challenger, asked.shadow) if one is not None)
             self._refs = tuple(ref for ref in (asked.champion, asked.previous, *beside) if ref is not None)
             self._deploy(asked)
-        self._seen = signature if signature == self._signature() else None
+        self._seen = signature if signature == self._read_signature() else None
 
     @property
     def _model(self) -> ServedModel | None:
-        """What is in memory and no mere prior."""
+        """The model in memory, unless it is only a class prior."""
         return None if self.deployment is None or self.deployment.model.is_prior else self.deployment.model
 
     def _deploy(self, asked: Routing) -> None:
-        refusals: list[Refusal] = []
-        before, found = self.deployment, self._deployment(asked, refusals)
+        rejections: list[Rejection] = []
+        before, found = self.deployment, self._build_deployment(asked, rejections)
         if found is not None and (before is None or before.model.bundle is not found.model.bundle):
             model = found.model
             self._metrics.models.loaded.inc()
             self._log.info("bundle_loaded", version=model.ref.version, digest=model.ref.digest, variant=model.variant)
-        self._report(refusals)  # First, or somebody could see that a model was refused, and no reason.
+        self._report(rejections)  # First, so that a caller never sees a rejected model without its reason.
         self.deployment = found
         kept = found.experiments if found else []
         for experiment in before.experiments if before else []:
             if experiment not in kept:
                 experiment.close()
         self._retire(before, found)
-        self._metrics.models.experiments(
+        self._metrics.models.set_experiments(
             {(one.model.ref.version, one.model.variant): one.paused is not None for one in kept}
         )
         if found is None:
-            self._metrics.models.none_answering()
+            self._metrics.models.clear_serving()
         else:
-            self._measure(found.model)
+            self._publish_metrics(found.model)
 
-    def _measure(self, model: ServedModel) -> None:
-        made_at = _trained_at(serving_folder.bundle_folder(self._folder, model.ref)) or model.loaded_at
+    def _publish_metrics(self, model: ServedModel) -> None:
+        made_at = _read_trained_at(serving_folder.bundle_folder(self._folder, model.ref)) or model.loaded_at
         name = model.bundle.manifest.name
-        self._metrics.models.answering(name, model.ref.version, model.ref.digest, model.variant, made_at.timestamp())
+        self._metrics.models.set_serving(name, model.ref.version, model.ref.digest, model.variant, made_at.timestamp())
 
-    def _deployment(self, asked: Routing, refusals: list[Refusal]) -> Deployment | None:
-        found = self._try(asked.champion, "champion", refusals)
+    def _build_deployment(self, asked: Routing, rejections: list[Rejection]) -> Deployment | None:
+        found = self._try_load(asked.champion, "champion", rejections)
         if found is None and self._model is not None and asked.champion is not None:
             same = self._model.ref == asked.champion
             found = replace(self._model, variant="champion" if same else "fallback")
-        found = found or self._try(asked.previous, "fallback", refusals)
-        found = found or self._prior(asked.champion) or self._prior(asked.previous)
+        found = found or self._try_load(asked.previous, "fallback", rejections)
+        found = found or self._open_prior(asked.champion) or self._open_prior(asked.previous)
         if found is None:
             return None
-        if found.variant != "champion":  # Nothing is tried next to a stand-in.
+        if found.variant != "champion":  # No experiments run alongside a fallback.
             return Deployment(found, asked)
-        challenger = self._experiment(found, asked.challenger, "challenger", refusals)
-        return Deployment(found, asked, challenger, self._experiment(found, asked.shadow, "shadow", refusals))
+        challenger = self._start_experiment(found, asked.challenger, "challenger", rejections)
+        return Deployment(found, asked, challenger, self._start_experiment(found, asked.shadow, "shadow", rejections))
 
     def _retire(self, before: Deployment | None, found: Deployment | None) -> None:
-        """Remember what left service; requests that began with it go on."""
-        bundles = {id(one): one for one in _bundles(before)}
-        gone = [one for key, one in bundles.items() if key not in set(map(id, _bundles(found)))]
+        """Remember bundles that left service; requests that began with them still complete."""
+        bundles = {id(one): one for one in _list_bundles(before)}
+        gone = [one for key, one in bundles.items() if key not in set(map(id, _list_bundles(found)))]
         if gone:
             self._retired += map(weakref.ref, gone)
             self._release_wait, self._release_at = POLL_SECONDS, 0.0
 
     def _release(self) -> None:
-        """Give the memory of models that left service back to the system, once nothing uses them any more.
+        """Return the memory of retired models to the system once nothing references them.
 
-        A server collects garbage so seldom that a request which failed could keep its model for days.
+        The server collects garbage so rarely that a failed request could otherwise keep its model alive for days.
         """
         if not self._retired or time.monotonic() < self._release_at:
             return
@@ -158,9 +158,9 @@ class ModelManager:
             self._release_wait = min(2 * self._release_wait, MAX_RELEASE_SECONDS)
             self._release_at = time.monotonic() + self._release_wait
 
-    def _experiment(
-        self, champion: ServedModel, asked: Challenger | Shadow | None, variant: Variant, refusals: list[Refusal]
-    ) -> Experiment | None:
+    def _start_experiment(
+        self, champion: ServedModel, asked: Challenger | Shadow | None, variant: Variant, rejections: list[Rejection]
+    ) -> RunningExperiment | None:
         if asked is None:
             return None
         path = serving_folder.bundle_folder(self._folder, asked.ref)
@@ -172,22 +172,22 @@ class ModelManager:
                 return running[0]
             bundle = Bundle.open(path, asked.ref.digest, self._features)
             if unfit := serving_folder.find_incompatibility(champion.bundle.contract, bundle.contract):
-                raise ConfigError(f"version {asked.ref.version} cannot stand beside the champion: {unfit}")
-            # Rows are checked by the champion's contract, so its typical row is what has to be answered.
+                raise ConfigError(f"version {asked.ref.version} cannot run alongside the champion: {unfit}")
+            # Rows are validated by the champion's contract, so the model must answer that contract's typical row.
             bundle.predict(columns_from_rows(bundle.contract.inputs, [champion.schema.example]))
         except Exception as error:
-            refusals.append(self._refusal(asked.ref, path, error))
+            rejections.append(self._build_rejection(asked.ref, path, error))
             return None
         self._log.info("trial_began", version=asked.ref.version, digest=asked.ref.digest, variant=variant)
         model = ServedModel(bundle, asked.ref, champion.schema, variant, datetime.now(UTC))
-        return Experiment(model, asked, self._on_pause)
+        return RunningExperiment(model, asked, self._on_pause)
 
-    def _on_pause(self, experiment: Experiment, reason: str) -> None:
+    def _on_pause(self, experiment: RunningExperiment, reason: str) -> None:
         model = experiment.model
-        self._metrics.models.paused(model.ref.version, model.variant)
+        self._metrics.models.count_paused(model.ref.version, model.variant)
         self._log.error("trial_paused", version=model.ref.version, variant=model.variant, reason=reason)
 
-    def _prior(self, ref: BundleRef | None) -> ServedModel | None:
+    def _open_prior(self, ref: BundleRef | None) -> ServedModel | None:
         if ref is None:
             return None
         now = self.deployment.model if self.deployment else None
@@ -197,11 +197,11 @@ class ModelManager:
         try:
             bundle = Bundle.open_prior(path, ref.digest, self._features)
             schema = Schema(bundle.contract, bundle.profile, self._max_instances, bundle.unused)
-        except Exception:  # Why the bundle is no good was said when it was tried as a whole.
+        except Exception:  # The reason was already reported when the whole bundle was rejected.
             return None
         return ServedModel(bundle, ref, schema, "fallback", datetime.now(UTC), is_prior=True)
 
-    def _try(self, ref: BundleRef | None, variant: Variant, refusals: list[Refusal]) -> ServedModel | None:
+    def _try_load(self, ref: BundleRef | None, variant: Variant, rejections: list[Rejection]) -> ServedModel | None:
         if ref is None:
             return None
         path = serving_folder.bundle_folder(self._folder, ref)
@@ -211,55 +211,55 @@ class ModelManager:
                 return self._model if self._model.variant == variant else replace(self._model, variant=variant)
             return self._load(path, ref, variant)
         except Exception as error:
-            refusals.append(self._refusal(ref, path, error))
+            rejections.append(self._build_rejection(ref, path, error))
             return None
 
     @staticmethod
-    def _refusal(ref: BundleRef, path: Path, error: Exception) -> Refusal:
-        # A caller learns the version, not where this machine keeps it.
-        told = str(error).replace(str(path), ref.version) if isinstance(error, ProjectError) else type(error).__name__
-        return Refusal(ref.version, told, datetime.now(UTC))
+    def _build_rejection(ref: BundleRef, path: Path, error: Exception) -> Rejection:
+        # Callers see the version, not the path on this machine.
+        reason = str(error).replace(str(path), ref.version) if isinstance(error, ProjectError) else type(error).__name__
+        return Rejection(ref.version, reason, datetime.now(UTC))
 
     def _load(self, path: Path, ref: BundleRef, variant: Variant) -> ServedModel:
         bundle = Bundle.open(path, ref.digest, self._features)
         schema = Schema(bundle.contract, bundle.profile, self._max_instances, bundle.unused)
-        # A model that cannot answer a typical row is refused here rather than by the first caller.
+        # A model that cannot answer a typical row is rejected here, not discovered by the first caller.
         bundle.predict(columns_from_rows(bundle.contract.inputs, [schema.example]))
         _give_back_memory()
         return ServedModel(bundle, ref, schema, variant, datetime.now(UTC))
 
-    def _report(self, refusals: list[Refusal]) -> None:
+    def _report(self, rejections: list[Rejection]) -> None:
         known = (self.refused.version, self.refused.reason) if self.refused else None
-        for refusal in refusals:
-            if (refusal.version, refusal.reason) != known:
-                self._metrics.models.refused.inc()
-                self._log.error("bundle_refused", version=refusal.version, reason=refusal.reason)
-        if not refusals:
+        for rejection in rejections:
+            if (rejection.version, rejection.reason) != known:
+                self._metrics.models.rejected.inc()
+                self._log.error("bundle_refused", version=rejection.version, reason=rejection.reason)
+        if not rejections:
             self.refused = None
-        elif (refusals[0].version, refusals[0].reason) != known:
-            self.refused = refusals[0]
+        elif (rejections[0].version, rejections[0].reason) != known:
+            self.refused = rejections[0]
 
-    def _signature(self) -> Signature:
+    def _read_signature(self) -> Signature:
         folders = [serving_folder.bundle_folder(self._folder, ref) for ref in self._refs]
-        return tuple(file_signature(path) for path in (self._folder / serving_folder.ROUTING, *_files(folders)))
+        return tuple(file_signature(path) for path in (self._folder / serving_folder.ROUTING, *_list_files(folders)))
 
 
-def _bundles(deployment: Deployment | None) -> list[Bundle]:
-    """What a deployment holds, its experiments included."""
+def _list_bundles(deployment: Deployment | None) -> list[Bundle]:
+    """Return the bundles of a deployment, including its experiments."""
     if deployment is None:
         return []
     return [deployment.model.bundle, *(one.model.bundle for one in deployment.experiments)]
 
 
-def _trained_at(bundle: Path) -> datetime | None:
-    # Not among the files that are verified, so it tells a metric and decides nothing.
+def _read_trained_at(bundle: Path) -> datetime | None:
+    # The file is not verified, so it is used only for a metric.
     try:
         return datetime.fromisoformat(read_json(bundle / LINEAGE)["trained_at"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _files(folders: list[Path]) -> Iterator[Path]:
+def _list_files(folders: list[Path]) -> Iterator[Path]:
     for folder in folders:
         yield folder
         try:
@@ -269,6 +269,6 @@ def _files(folders: list[Path]) -> Iterator[Path]:
 
 
 def _give_back_memory() -> None:
-    """What reading a model took and freed; the allocator of Linux would keep some megabytes of it."""
+    """Return freed memory to the system; glibc's allocator would keep some megabytes after loading a model."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Models in service: the one that answers, and those that are tried next to it."""
+"""Models in service: the one that answers, and the experiments alongside it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,60 +27,60 @@ class ServedModel:
     variant: Variant
     loaded_at: datetime
     is_prior: bool = False
-    """Whether the bundle's prior answers, because its model cannot be used."""
+    """Whether this is the bundle's class prior, used because the model itself is unusable."""
 
     @cached_property
     def degraded(self) -> bool:
-        """Whether this stands in for the model that routing asks for."""
+        """Whether this is a fallback for the model in routing."""
         return self.variant == "fallback"
 
     @cached_property
     def prior(self) -> "ServedModel":
-        """What answers the rows that the model cannot: the bundle's prior."""
+        """The bundle's class prior, which answers the rows that the model cannot score."""
         return replace(self, bundle=self.bundle.prior, variant="fallback", is_prior=True)
 
     @cached_property
     def texts(self) -> OutputTexts:
-        """Writes this model's predictions."""
+        """The formatter of this model's predictions."""
         return OutputTexts(self.bundle.manifest.classes)
 
     @cached_property
     def id_column(self) -> str | None:
-        """Name of the column that names a row, if there is one."""
+        """Name of the column that identifies a row, if there is one."""
         return self.bundle.contract.id.name if self.bundle.contract.id else None
 
     @cached_property
     def time_column(self) -> str | None:
-        """Name of the column that says when a row happened, if there is one."""
+        """Name of the column with the time of a row's event, if there is one."""
         return self.bundle.contract.time.name if self.bundle.contract.time else None
 
     @cached_property
     def origin(self) -> Origin:
-        """What the log notes of every prediction that this model makes."""
+        """The log columns that are the same for every prediction of this model."""
         return Origin(self.variant, self.ref.version, self.ref.digest, self.degraded, self.id_column, self.time_column)
 
 
-class Experiment:
+class RunningExperiment:
     """A challenger or a shadow in service.
 
     Args:
-        model: what is tried.
-        spec: what routing says of it.
+        model: the model that runs alongside the champion.
+        spec: its entry in routing.
         on_pause: called once, with the experiment and the reason, when its breaker opens.
     """
 
     def __init__(
-        self, model: ServedModel, spec: Challenger | Shadow, on_pause: Callable[["Experiment", str], None]
+        self, model: ServedModel, spec: Challenger | Shadow, on_pause: Callable[["RunningExperiment", str], None]
     ) -> None:
         self.model = model
         self.spec = spec
         self.runner = Runner(model.variant)
         self.breaker = CircuitBreaker(lambda reason: on_pause(self, reason))
-        self.is_stuck = False
-        """Whether a call is overdue: nobody else need wait for it."""
+        self.is_overdue = False
+        """Whether a call has timed out; until it returns, requests skip this model."""
         self.has_call_in_flight = False
         self.pending: list[Any] = []
-        """What came in the event loop while it was asked, for the next call; there is one at a time from there."""
+        """Requests that arrived during a call, for the next one; the event loop makes one call at a time."""
 
     @property
     def paused(self) -> tuple[datetime, str] | None:
@@ -88,25 +88,25 @@ class Experiment:
         return self.breaker.opened
 
     def is_same(self, asked: Challenger | Shadow) -> bool:
-        """Whether this is the experiment that is asked for, whatever its share now."""
+        """Whether this is the experiment in routing, ignoring its share."""
         return (type(self.spec), self.spec.ref, self.spec.salt) == (type(asked), asked.ref, asked.salt)
 
     def close(self) -> None:
-        """End it after the calls at hand."""
+        """End the experiment after the queued calls."""
         self.breaker.retire()
         self.runner.close()
 
 
 @dataclass(frozen=True, eq=False)
 class Deployment:
-    """What routing asks for, as far as it could be loaded; requests hold the one they began with."""
+    """The models of a routing that could be loaded; a request keeps the deployment that it began with."""
 
     model: ServedModel
     routing: Routing
-    challenger: Experiment | None = None
-    shadow: Experiment | None = None
+    challenger: RunningExperiment | None = None
+    shadow: RunningExperiment | None = None
 
     @property
-    def experiments(self) -> list[Experiment]:
-        """Those that run next to the model."""
+    def experiments(self) -> list[RunningExperiment]:
+        """The experiments that run alongside the model."""
         return [one for one in (self.challenger, self.shadow) if one is not None]

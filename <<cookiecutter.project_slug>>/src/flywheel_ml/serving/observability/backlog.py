@@ -1,4 +1,4 @@
-"""What the prediction log has been handed and has not committed yet."""
+"""Rows that were handed to the prediction log and are not committed yet."""
 
 import math
 import threading
@@ -7,20 +7,20 @@ import time
 from prometheus_client import Gauge
 
 ABSENT = math.inf
-"""What a gauge is set to that is not there: a series cannot be taken back from the files that workers count in."""
+"""Value of a gauge without a value; a series cannot be removed from the files that workers count in."""
 
 
 class Backlog:
-    """Rows under way to the log; safe for all threads.
+    """Rows on their way to the log; thread-safe.
 
     Args:
-        since: told when the oldest of them was handed over (`time.monotonic`).
+        since: set to the time when the oldest of them was added (`time.monotonic`).
     """
 
     def __init__(self, since: Gauge) -> None:
         self._since = since
         self._open: dict[int, tuple[float, int]] = {}
-        self._tickets = 0
+        self._tokens = 0
         self._turn = threading.Lock()
         since.set(ABSENT)
 
@@ -28,18 +28,18 @@ class Backlog:
         with self._turn:
             return sum(rows for _, rows in self._open.values())
 
-    def hand(self, rows: int) -> int:
-        """So many rows are handed over; the ticket to `settle` once they are committed, or have failed."""
+    def add(self, rows: int) -> int:
+        """Add rows and return a token; pass it to `remove` once they are committed, or have failed."""
         with self._turn:
             now = time.monotonic()
             if not self._open:
                 self._since.set(now)
-            self._tickets += 1
-            self._open[self._tickets] = (now, rows)
-            return self._tickets
+            self._tokens += 1
+            self._open[self._tokens] = (now, rows)
+            return self._tokens
 
-    def settle(self, ticket: int) -> None:
-        """They no longer wait."""
+    def remove(self, token: int) -> None:
+        """Remove the rows of a token."""
         with self._turn:
-            del self._open[ticket]
+            del self._open[token]
             self._since.set(next(iter(self._open.values()))[0] if self._open else ABSENT)

@@ -15,27 +15,27 @@ import structlog
 from flywheel_ml.serving.observability.tracing import FIELDS
 
 LINE_SECONDS = 0.05
-"""How long an access line may wait for others."""
+"""Maximum time that an access log line is buffered."""
 
 
 class AccessLog:
-    """The access log on stderr; lines of the same 50 ms are written together."""
+    """The access log on stderr; the lines of 50 ms are written together."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._waiting: list[str] = []
 
     def write(self, begun: str) -> None:
-        """Write a JSON object, given without its end, which is the time."""
+        """Write a JSON object; `begun` lacks the closing brace, and the time is appended."""
         if not self._waiting:
             asyncio.get_running_loop().call_later(LINE_SECONDS, self.flush)
         self._waiting.append(f'{begun},"at":"{datetime.now(UTC).isoformat()}"}}\n')
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the buffered lines."""
         text = "".join(self._waiting)
         self._waiting.clear()
-        with suppress(OSError, ValueError):  # Nobody reads it any more: no reason to stop answering.
+        with suppress(OSError, ValueError):  # A closed stderr must not stop the server.
             self._stream.write(text)
             self._stream.flush()
 
@@ -52,7 +52,7 @@ def logger(stream: TextIO | None = None) -> structlog.typing.FilteringBoundLogge
 
 
 def unify_logging() -> None:
-    """Give what libraries log through the standard library the same form; called by a process that serves."""
+    """Format records of the standard library's logging in the same way; called by the serving process."""
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[structlog.stdlib.ExtraAdder(FIELDS), *_PROCESSORS, _without_trace],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
@@ -60,12 +60,12 @@ def unify_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    # It would tell each failure to send, and what a caller put into a `tracestate`; `tracing` says what matters.
+    # OpenTelemetry would log each failed export and the callers' `tracestate`; `tracing` logs what is relevant.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 
 
-def explained(error: BaseException) -> dict[str, Any]:
-    """An error's type and the functions it passed through; its message may hold a caller's data and is left out."""
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """Return an error's type and the functions it passed; its message may contain a caller's data and is left out."""
     frames = traceback.extract_tb(error.__traceback__)
     return {
         "error": type(error).__name__,
@@ -76,7 +76,7 @@ def explained(error: BaseException) -> dict[str, Any]:
 def _without_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     raised = event.pop("exc_info", None)
     if isinstance(raised, tuple) and raised[1] is not None:
-        event.update(explained(raised[1]))
+        event.update(describe_error(raised[1]))
     return event
 
 

@@ -1,4 +1,4 @@
-"""The metrics that Prometheus reads: of one process, or of all workers of a server."""
+"""Prometheus metrics of one process, or of all workers of a server."""
 
 import os
 import time
@@ -11,14 +11,19 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, Pro
 from flywheel_ml.prediction_log import Writer
 from flywheel_ml.serving.observability import multiprocess
 from flywheel_ml.serving.observability.backlog import ABSENT, Backlog
-from flywheel_ml.serving.observability.metric_types import BufferedHistogram, SampledGauge, least_gauge, sum_gauge
+from flywheel_ml.serving.observability.metric_types import (
+    BufferedHistogram,
+    SampledGauge,
+    build_min_gauge,
+    build_sum_gauge,
+)
 from flywheel_ml.serving.observability.phases import PHASES, Marks
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 PHASE_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, *SECONDS)
 COMMIT = PHASES.index("commit")
 MAX_KEY_NAMES = 100
-"""Keys that have a series of their own."""
+"""Maximum number of keys with a separate series."""
 
 
 class HttpMetrics:
@@ -32,35 +37,39 @@ class HttpMetrics:
             "http_request_duration_seconds", "Time to answer, by route.", ["route"], buckets=SECONDS, registry=registry
         )
         self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
-        self.in_flight = sum_gauge("http_requests_in_flight", "Requests being answered.", registry)
-        self.connections = sum_gauge("http_connections", "Open connections.", registry)
+        self.in_flight = build_sum_gauge("http_requests_in_flight", "Requests being answered.", registry)
+        self.connections = build_sum_gauge("http_connections", "Open connections.", registry)
         self.connections_closed = Counter(
             "http_connections_closed_idle", "Idle connections closed to make room.", registry=registry
         )
-        self.connections_refused = Counter(
+        self.connections_rejected = Counter(
             "http_connections_rejected", "Connections refused because none was idle.", registry=registry
         )
-        self.turned_away = Counter("http_requests_rejected", "Requests refused for want of room.", registry=registry)
-        self.keys_refused = Counter("api_key_files_rejected", "Files of keys that were turned down.", registry=registry)
+        self.requests_rejected = Counter(
+            "http_requests_rejected", "Requests refused for want of room.", registry=registry
+        )
+        self.key_files_rejected = Counter(
+            "api_key_files_rejected", "Files of keys that were turned down.", registry=registry
+        )
         self._limited = Counter(
             "http_requests_rate_limited", "Requests that a key sent too many.", ["key"], registry=registry
         )
         self._limited_names: set[str] = set()
-        self.spans_lost = Counter("trace_spans_dropped", "Spans that reached no collector.", registry=registry)
+        self.spans_dropped = Counter("trace_spans_dropped", "Spans that reached no collector.", registry=registry)
 
-    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request."""
         series = (route, method, status)
         if series not in self._answered:
-            # Looking a series up costs more than counting in it.
+            # Looking up a series costs more than incrementing it.
             counter = self._requests.labels(route, method, str(status))
             self._answered[series] = (counter.inc, self._seconds.labels(route).observe)
         count, observe = self._answered[series]
         count()
         observe(seconds)
 
-    def rate_limited(self, name: str) -> None:
-        """Count a request too many; `name` is a key's, and those beyond the first `MAX_KEY_NAMES` count as one."""
+    def count_rate_limited(self, name: str) -> None:
+        """Count a rate-limited request; names of keys beyond the first `MAX_KEY_NAMES` count as `other`."""
         if name not in self._limited_names and len(self._limited_names) >= MAX_KEY_NAMES:
             name = "other"
         self._limited_names.add(name)
@@ -83,7 +92,7 @@ class PredictionMetrics:
         self.dropped = Counter("shadow_rows_dropped", "Rows that the shadow did not log.", registry=registry)
         self.unlogged = Counter("predictions_unlogged", "Predictions answered and not logged.", registry=registry)
         self.labels = Counter("labels_accepted", "Labels acknowledged.", registry=registry)
-        self.queued = sum_gauge("prediction_queue_size", "Requests waiting to be scored or committed.", registry)
+        self.queued = build_sum_gauge("prediction_queue_size", "Requests waiting to be scored or committed.", registry)
         phases = BufferedHistogram(
             "prediction_phase_duration_seconds",
             "Time of each phase of a batch; of `queue`, the longest wait in it.",
@@ -99,8 +108,8 @@ class PredictionMetrics:
             registry=registry,
         )
 
-    def predicted(self, version: str, variant: str, names: Sequence[str], degraded: bool) -> None:
-        """Count acknowledged predictions; `names` has the predicted class of each."""
+    def count_predictions(self, version: str, variant: str, names: Sequence[str], degraded: bool) -> None:
+        """Count acknowledged predictions; `names` are their predicted classes."""
         for name, count in Tally(names).items():
             series = (version, variant, name)
             if series not in self._predicted:
@@ -109,36 +118,40 @@ class PredictionMetrics:
         if degraded:
             self.degraded.inc(len(names))
 
-    def batch(self, marks: Marks) -> None:
-        """Observe how long each phase of a batch took; from the event loop."""
+    def observe_batch(self, marks: Marks) -> None:
+        """Observe the duration of each phase of a batch; call it from the event loop."""
         for phase, start, end in zip(self._phases, marks, marks[1:], strict=False):
-            phase.note(end - start)
+            phase.observe_buffered(end - start)
         if len(marks) > COMMIT + 1:
-            self._commit_seconds.note(marks[COMMIT + 1] - marks[COMMIT])
+            self._commit_seconds.observe_buffered(marks[COMMIT + 1] - marks[COMMIT])
 
-    def fold(self) -> None:
-        """Add what was noted to the histograms."""
+    def flush(self) -> None:
+        """Add buffered observations to the histograms."""
         for histogram in (*self._phases, self._commit_seconds):
-            histogram.fold()
+            histogram.flush()
 
 
 class LogMetrics:
-    """The prediction log: whether it takes rows, and what waits for it."""
+    """The prediction log: its availability and its backlog."""
 
     _log: Writer | None = None
     _known_lost_files = 0
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.failures = Counter("prediction_log_commit_failures", "Commits that failed.", registry=registry)
-        waiting = sum_gauge("prediction_log_waiting_rows", "Rows that wait for their commit.", registry)
-        oldest = least_gauge("prediction_log_lag_seconds", "Age of the oldest row that waits for its commit.", registry)
+        waiting = build_sum_gauge("prediction_log_waiting_rows", "Rows that wait for their commit.", registry)
+        oldest = build_min_gauge(
+            "prediction_log_lag_seconds", "Age of the oldest row that waits for its commit.", registry
+        )
         self.backlog = Backlog(oldest)
         waiting.set_function(lambda: len(self.backlog))
         self._up = SampledGauge(
             "prediction_log_up", "0 while the log takes no rows.", multiprocess_mode="livemin", registry=registry
         )
-        self._up.set(ABSENT)  # A worker that is starting has no log yet, and must not seem to have lost it.
-        self._spooled = sum_gauge("prediction_log_spooled_rows", "Rows that wait in this process's spool.", registry)
+        self._up.set(ABSENT)  # A worker that is starting has not opened its log yet; 0 would raise a false alert.
+        self._spooled = build_sum_gauge(
+            "prediction_log_spooled_rows", "Rows that wait in this process's spool.", registry
+        )
         self._sampled = (waiting, self._up, self._spooled)
         self._lost_files = Counter(
             "prediction_log_files_lost",
@@ -147,13 +160,13 @@ class LogMetrics:
         )
 
     def follow(self, log: Writer) -> None:
-        """Follow a prediction log."""
+        """Set the prediction log that the gauges observe."""
         self._up.set_function(lambda: 0 if log.outage else 1)
         self._spooled.set_function(lambda: log.spooled)
         self._log = log
 
     def sample(self) -> None:
-        """Read what is not counted as it happens."""
+        """Update the gauges, and the counter of lost files."""
         for gauge in self._sampled:
             gauge.sample()
         if self._log is not None and (lost := self._log.lost_files - self._known_lost_files):
@@ -165,53 +178,55 @@ class ModelMetrics:
     """Models in service."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.refused = Counter("bundles_rejected", "Bundles or routings that were turned down.", registry=registry)
+        self.rejected = Counter("bundles_rejected", "Bundles or routings that were turned down.", registry=registry)
         self.loaded = Counter("bundles_loaded", "Bundles taken into service.", registry=registry)
-        self._model = least_gauge(
+        self._model = build_min_gauge(
             "model_info", "1 for the model that answers.", registry, ["name", "version", "digest", "variant"]
         )
         self._known_model: tuple[str, ...] | None = None
-        self._trained_at = least_gauge("model_age_seconds", "Time since the model that answers was trained.", registry)
+        self._trained_at = build_min_gauge(
+            "model_age_seconds", "Time since the model that answers was trained.", registry
+        )
         self._trained_at.set(ABSENT)
-        self._running = least_gauge(
+        self._running = build_min_gauge(
             "experiment_running", "0 for a paused challenger or shadow.", registry, ["version", "variant"]
         )
         self._known_experiments: set[tuple[str, str]] = set()
         self._paused = Counter("experiments_paused", "Breakers that opened.", ["variant"], registry=registry)
 
-    def answering(self, name: str, version: str, digest: str, variant: str, trained_at: float) -> None:
-        """Set which model answers now; `trained_at` is in seconds since 1970."""
-        self.none_answering()
+    def set_serving(self, name: str, version: str, digest: str, variant: str, trained_at: float) -> None:
+        """Set the model that answers; `trained_at` is in seconds since 1970."""
+        self.clear_serving()
         self._known_model = (name, version, digest, variant)
         self._model.labels(*self._known_model).set(1)
         self._trained_at.set(trained_at)
 
-    def none_answering(self) -> None:
+    def clear_serving(self) -> None:
         """Set that no model answers."""
         if self._known_model is not None:
             self._model.labels(*self._known_model).set(ABSENT)
         self._known_model = None
         self._trained_at.set(ABSENT)
 
-    def experiments(self, paused: Mapping[tuple[str, str], bool]) -> None:
-        """Set which models are tried next to the one that answers: (version, variant) → whether it is paused."""
+    def set_experiments(self, paused: Mapping[tuple[str, str], bool]) -> None:
+        """Set the running experiments: (version, variant) → whether it is paused."""
         for gone in self._known_experiments - paused.keys():
             self._running.labels(*gone).set(ABSENT)
         for labels, is_paused in paused.items():
             self._running.labels(*labels).set(0 if is_paused else 1)
         self._known_experiments = set(paused)
 
-    def paused(self, version: str, variant: str) -> None:
-        """Count a breaker that opened."""
+    def count_paused(self, version: str, variant: str) -> None:
+        """Count an experiment whose breaker opened."""
         self._paused.labels(variant).inc()
         self._running.labels(version, variant).set(0)
 
 
 class Metrics:
-    """What one server process counts; `collect` returns what its server did.
+    """The metrics of one server process; `collect` returns those of the whole server.
 
     Args:
-        counts: the folder that several workers count in (`multiprocess.join` came before); None: this process is alone.
+        counts: folder shared by several workers (call `multiprocess.join` before); None for a single process.
 
     Attributes:
         http: requests, connections and keys.
@@ -223,7 +238,7 @@ class Metrics:
     def __init__(self, counts: Path | None = None) -> None:
         self._counts = counts
         if counts is None:
-            multiprocess.leave()
+            multiprocess.use_own_memory()
         self.registry = CollectorRegistry()
         if counts is None:
             ProcessCollector(registry=self.registry)
@@ -231,33 +246,33 @@ class Metrics:
         self.predictions = PredictionMetrics(self.registry)
         self.log = LogMetrics(self.registry)
         self.models = ModelMetrics(self.registry)
-        self._worker = least_gauge(
+        self._worker = build_min_gauge(
             multiprocess.WORKER, "1 for each worker that lives.", self.registry, ["worker", "workers", "process"]
         )
         self._starts = Counter("worker_starts", "Starts of each worker.", ["worker"], registry=self.registry)
 
-    def worker(self, number: int, workers: int) -> None:
-        """Set which of how many processes this is."""
+    def set_worker(self, number: int, workers: int) -> None:
+        """Set this worker's number and the number of workers."""
         self._worker.labels(str(number), str(workers), str(os.getpid())).set(1)
         self._starts.labels(str(number)).inc()
 
     def publish(self) -> None:
-        """Update what is not counted as it happens; from the event loop, ten times a second and before a scrape."""
+        """Update gauges and histograms; called from the event loop, ten times a second and before a scrape."""
         for gauge in (self.http.in_flight, self.http.connections, self.predictions.queued):
             gauge.sample()
         self.log.sample()
-        self.predictions.fold()
+        self.predictions.flush()
 
     def collect(self) -> Iterable[Metric]:
-        """All series of all workers; safe next to the event loop, after `publish`."""
-        for family in self.registry.collect() if self._counts is None else multiprocess.total(self._counts):
-            family.samples = [one._replace(value=_reported(one.name, one.value)) for one in family.samples]
+        """Return all series of all workers; may run on another thread, after `publish`."""
+        for family in self.registry.collect() if self._counts is None else multiprocess.aggregate(self._counts):
+            family.samples = [one._replace(value=_to_age(one.name, one.value)) for one in family.samples]
             family.samples = [one for one in family.samples if one.value != ABSENT]
             yield family
 
 
-def _reported(name: str, value: float) -> float:
-    """Two gauges hold a time, and report how long ago that was: a worker that hangs need not count the seconds."""
+def _to_age(name: str, value: float) -> float:
+    """Convert the two gauges that hold a time to an age, so that a worker that hangs still reports a growing age."""
     if name == "prediction_log_lag_seconds":
         return 0.0 if value in {0.0, ABSENT} else max(0.0, time.monotonic() - value)
     if name == "model_age_seconds" and value:

@@ -1,8 +1,8 @@
-"""The counts of a server's workers: where they outlive a worker, and how they are added up.
+"""Metrics of several workers: files that outlive a worker, and their aggregation.
 
-A worker counts in files that it has mapped into memory, in prometheus_client's multiprocess mode: what stands there
-survives a `kill -9`. The files bear the worker's number, not its process id, so the process that is started in its
-place counts on where it stopped, no count ever goes back, and there are never more files than workers need.
+A worker counts in memory-mapped files, in prometheus_client's multiprocess mode, so its counts survive `kill -9`. The
+files are named by the worker's number, not its process id. A restarted worker therefore continues the counts of its
+predecessor, counters never decrease, and the number of files does not grow.
 """
 
 import os
@@ -20,25 +20,25 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from flywheel_ml.utils.errors import ConfigError
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - the folders made in it are nobody else's
-"""Files there never wait for a disk."""
+"""Files in this folder are in memory, so writes never wait for a disk."""
 PREFIX = f"{__name__.partition('.')[0]}-metrics-{os.getuid()}-"
 LOCK = "lock"
 ROOM = 16 * 2**20
-"""Bytes that have to be free there; a worker needs some hundred KB."""
+"""Minimum free bytes there; a worker needs some hundred KB."""
 YOUNG_SECONDS = 60.0
-"""A folder is made before it is locked: so long it is not taken for one that was left behind."""
+"""Folders younger than this are not removed, because a folder is created before it is locked."""
 WORKER = "worker_info"
-"""The series whose label `process` tells the process ids of those that live."""
+"""The series whose label `process` has the process ids of live workers."""
 
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder for the counts of one server's workers; clears away what servers that were killed have left.
+    """Create a folder for the metrics of a server's workers, and remove the folders of killed servers.
 
     Raises:
-        ConfigError: there is no place for it.
+        ConfigError: no folder for temporary files is writable.
     """
-    place = _place()
+    place = _find_place()
     _sweep(place)
     made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
     try:
@@ -49,40 +49,40 @@ def folder() -> Iterator[Path]:
 
 
 def join(counts: Path, worker: int) -> None:
-    """Let this process count as this worker; to be called before any metric is made."""
-    leave()
+    """Register this process as a worker; must be called before any metric is created."""
+    use_own_memory()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counts)
     values.ValueClass = values.MultiProcessValue(lambda: worker)
 
 
-def leave() -> None:
-    """Let this process count for itself, in memory, whatever environment it inherited; also before any metric."""
+def use_own_memory() -> None:
+    """Keep this process's metrics in memory, whatever its environment; must be called before any metric is created."""
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         os.environ.pop(name, None)
     values.ValueClass = values.MutexValue
 
 
 def forget(counts: Path, worker: int) -> None:
-    """Drop the gauges of a worker that died; its counters stay."""
+    """Remove the gauges of a dead worker; its counters stay."""
     mark_process_dead(worker, str(counts))
 
 
-def total(counts: Path) -> list[Metric]:
-    """The sums over all workers, dead ones included where that is meant, and the process of each that lives."""
-    families: list[Metric] = list(MultiProcessCollector.merge(list(_files(counts))))
+def aggregate(counts: Path) -> list[Metric]:
+    """Aggregate the metrics of all workers, and add process metrics of each live worker."""
+    families: list[Metric] = list(MultiProcessCollector.merge(list(_list_files(counts))))
     alive = [sample.labels["process"] for one in families if one.name == WORKER for sample in one.samples]
-    return [*families, *_processes(alive)]
+    return [*families, *_collect_processes(alive)]
 
 
-def _files(counts: Path) -> Iterator[str]:
-    """The files that have begun: a worker that is starting, or was killed as it did, has some with nothing in them."""
+def _list_files(counts: Path) -> Iterator[str]:
+    """Return the files that are not empty; a worker that is starting, or was killed then, has empty ones."""
     for file in counts.glob("*.db"):
-        with suppress(FileNotFoundError):  # Those of a worker that died are being forgotten.
+        with suppress(FileNotFoundError):  # Another process may be removing the files of a dead worker.
             if file.stat().st_size:
                 yield str(file)
 
 
-def _processes(pids: Iterable[str]) -> Iterable[Metric]:
+def _collect_processes(pids: Iterable[str]) -> Iterable[Metric]:
     found: dict[str, Metric] = {}
     for pid in pids:
         for family in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
@@ -91,16 +91,16 @@ def _processes(pids: Iterable[str]) -> Iterable[Metric]:
     return found.values()
 
 
-def _place() -> Path:
-    # Where a mapped file finds no room, the system ends the process that writes to it.
+def _find_place() -> Path:
+    # If there is no space for a mapped file, the system kills the process that writes to it.
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM:
         return MEMORY
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:
         raise ConfigError(
-            "no folder for temporary files can be written to, which several workers need for their metrics; "
-            "set TMPDIR to one, or serve with one worker"
+            "no folder for temporary files is writable, but several workers need one for their metrics; "
+            "set TMPDIR to a writable folder, or serve with one worker"
         ) from None
 
 

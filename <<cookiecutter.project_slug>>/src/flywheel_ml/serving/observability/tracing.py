@@ -1,8 +1,8 @@
-"""Traces: the W3C context that a request came with, and a span of each request where a collector asks for them.
+"""Traces: the W3C trace context of a request, and a span for each request if a collector is configured.
 
-A request with a valid `traceparent` has its trace's id in every log line that is about it; a span of its own is made
-for it. With `OTEL_EXPORTER_OTLP_ENDPOINT` in the environment every request is a span of OpenTelemetry's, sampled and
-sent as its standard variables say, by a thread of its own. Without, OpenTelemetry's SDK is not even loaded.
+A request with a valid `traceparent` gets a span id, and its trace id is in every log line about it. If the environment
+sets `OTEL_EXPORTER_OTLP_ENDPOINT`, every request becomes an OpenTelemetry span. It is sampled as the standard variables
+say, and a separate thread exports it. Otherwise OpenTelemetry's SDK is not loaded.
 """
 
 import re
@@ -26,20 +26,20 @@ PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
 PROTOCOL = "http/protobuf"
 SERVER_ERROR = 500
 QUEUE = 2048
-"""Most spans that wait, where OTEL_BSP_MAX_QUEUE_SIZE says nothing: OpenTelemetry's own default."""
+"""Maximum queued spans if OTEL_BSP_MAX_QUEUE_SIZE is not set; OpenTelemetry's own default."""
 FLUSH_SECONDS = 3.0
-"""How long a stopping server tries to get rid of its last spans."""
+"""How long a stopping server tries to export its last spans."""
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Trace:
-    """One request's place in a trace.
+    """The trace and span of one request.
 
     Args:
-        trace_id: 32 hex digits, its sender's.
-        span_id: 16 hex digits, this request's own.
-        span: OpenTelemetry's, where there is one.
+        trace_id: 32 hex digits, from the sender.
+        span_id: 16 hex digits, of this request.
+        span: the OpenTelemetry span, if there is one.
     """
 
     __slots__ = ("phases", "span", "span_id", "trace_id")
@@ -49,35 +49,35 @@ class Trace:
         self.span_id = span_id
         self.span = span
         self.phases: Mapping[str, float] = {}
-        """Seconds of each phase of its batch, once it was scored."""
+        """Seconds of each phase of its batch, set after scoring."""
 
 
 class RequestContext(NamedTuple):
-    """By what a request is known in log lines."""
+    """The ids that identify a request in log lines."""
 
     request_id: str
     trace: Trace | None = None
 
     @property
     def fields(self) -> dict[str, str]:
-        """What every line about the request says."""
+        """The fields that every log line about the request has."""
         if self.trace is None:
             return {"request_id": self.request_id}
         return {"request_id": self.request_id, "trace_id": self.trace.trace_id, "span_id": self.trace.span_id}
 
 
-NO_REQUEST = RequestContext("")
+NO_CONTEXT = RequestContext("")
 FIELDS = ("request_id", "trace_id", "span_id")
 
 
 class _HeaderGetter(Getter[Headers]):
-    """Reads headers for OpenTelemetry, as ASGI has them."""
+    """Reads ASGI headers for OpenTelemetry."""
 
     def get(self, carrier: Headers, key: str) -> list[str] | None:
         wanted = key.encode()
         found = [value.decode("latin-1") for name, value in carrier if name == wanted]
         if key == "traceparent" and (len(found) != 1 or found[0] != found[0].strip()):
-            return None  # The standard allows one; OpenTelemetry would take the first, and a line's end after it.
+            return None  # The standard allows one; OpenTelemetry would accept the first, with trailing whitespace.
         return found or None
 
     def keys(self, carrier: Headers) -> list[str]:
@@ -88,13 +88,13 @@ _GETTER = _HeaderGetter()
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
-def context_of(headers: Headers, spans: "Spans | None" = None, new_id: str = "") -> RequestContext:
-    """The id that a request's sender gave it, if that is a sane one, or a new one; and its trace, if it has one.
+def build_context(headers: Headers, spans: "Spans | None" = None, new_id: str = "") -> RequestContext:
+    """Return the context of a request: the sender's id if it is valid, else a new one, and its trace, if any.
 
     Args:
-        headers: as ASGI gives them.
-        spans: where each request becomes a span.
-        new_id: the id of a request without one; drawn if not given.
+        headers: as ASGI passes them.
+        spans: creates a span for each request.
+        new_id: id for a request without one; random if empty.
     """
     request_id, is_traced = "", False
     for name, value in headers:
@@ -103,7 +103,7 @@ def context_of(headers: Headers, spans: "Spans | None" = None, new_id: str = "")
                 request_id = value.decode()
         elif name == b"traceparent":
             is_traced = True
-    parent = parent_of(headers) if is_traced else None
+    parent = parse_parent(headers) if is_traced else None
     trace = None
     if spans is not None:
         trace = spans.begin(parent)
@@ -112,27 +112,27 @@ def context_of(headers: Headers, spans: "Spans | None" = None, new_id: str = "")
     return RequestContext(request_id or new_id or secrets.token_hex(16), trace)
 
 
-def parent_of(headers: Headers) -> otel.SpanContext | None:
-    """The span that a request was sent from; None if it does not say, or not as W3C Trace Context has it.
+def parse_parent(headers: Headers) -> otel.SpanContext | None:
+    """Parse the sender's span from the headers; None if it is missing or not valid W3C Trace Context.
 
-    OpenTelemetry reads it in 5 µs, and in 8 with a `tracestate`.
+    OpenTelemetry parses it in 5 µs, and in 8 µs with a `tracestate`.
     """
     found = otel.get_current_span(_PROPAGATOR.extract(headers, getter=_GETTER)).get_span_context()
     return found if found.is_valid else None
 
 
 def is_configured(environ: Mapping[str, str]) -> bool:
-    """Whether a collector is named that spans go to.
+    """Whether the environment names a collector.
 
     Raises:
-        ConfigError: it is, and cannot be served: OpenTelemetry is not installed, or another protocol is asked for.
+        ConfigError: OpenTelemetry is not installed, or the protocol is not supported.
     """
     named = next((name for name in ENDPOINTS if environ.get(name)), None)
     if named is None or "none" in environ.get("OTEL_TRACES_EXPORTER", "") or is_true(environ, "OTEL_SDK_DISABLED"):
         return False
     asked = next((environ[name] for name in PROTOCOLS if environ.get(name)), PROTOCOL)
     if asked != PROTOCOL:
-        raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL: '{asked}' is not spoken here; use {PROTOCOL}")
+        raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL: unsupported protocol '{asked}'; use {PROTOCOL}")
     try:
         found = find_spec("opentelemetry.exporter.otlp.proto.http") and find_spec("opentelemetry.sdk.trace")
     except ModuleNotFoundError:
@@ -145,20 +145,20 @@ def is_configured(environ: Mapping[str, str]) -> bool:
 
 
 def is_true(environ: Mapping[str, str], name: str) -> bool:
-    """Whether a variable of OpenTelemetry's is set to true."""
+    """Whether an OpenTelemetry variable is set to true."""
     return environ.get(name, "").strip().lower() == "true"
 
 
 class Spans:
-    """Makes a span of each request, for the collector that the environment names.
+    """Creates a span for each request, and exports it to the collector in the environment.
 
     Args:
-        metrics: where spans are counted that it did not take, or that did not fit the queue.
-        log: where the first failure is told, and its end; OpenTelemetry would tell each.
-        environ: tells the service's name and the queue's size; its libraries read the rest there themselves.
+        metrics: counts spans that the collector rejected, or that did not fit into the queue.
+        log: receives the first failed export and the recovery; OpenTelemetry would log each failure.
+        environ: has the service's name and the queue's size; OpenTelemetry reads the other variables itself.
 
     Raises:
-        ConfigError: OpenTelemetry does not take what it reads there.
+        ConfigError: OpenTelemetry rejects one of its variables.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Spans:
         self._turn = threading.Lock()
         try:
             self._room = int(environ.get("OTEL_BSP_MAX_QUEUE_SIZE") or QUEUE)
-            self._exporter = _exporter(self._taken, metrics, log)
+            self._exporter = _build_exporter(self._on_exported, metrics, log)
             self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
             self._provider.add_span_processor(BatchSpanProcessor(self._exporter, self._room))
         except ValueError as error:
@@ -183,14 +183,14 @@ class Spans:
         self._tracer = self._provider.get_tracer(__name__.partition(".")[0])
 
     def begin(self, parent: otel.SpanContext | None) -> Trace:
-        """A request came, from there."""
+        """Begin a span whose parent is the sender's span."""
         context = None if parent is None else otel.set_span_in_context(otel.NonRecordingSpan(parent))
         span = self._tracer.start_span("request", context, otel.SpanKind.SERVER)
         own = span.get_span_context()
         return Trace(otel.format_trace_id(own.trace_id), otel.format_span_id(own.span_id), span)
 
     def end(self, context: RequestContext, route: str, method: str, status: int) -> None:
-        """It was answered; attributes are named by OpenTelemetry's conventions, and hold nothing of what it brought."""
+        """End a span; attributes follow OpenTelemetry's conventions and contain no data of the request's body."""
         trace = context.trace
         if trace is None or not trace.span.is_recording():
             return
@@ -213,16 +213,16 @@ class Spans:
         with self._turn:
             has_room = self._waiting < self._room
             self._waiting += has_room
-        if not has_room:  # The queue drops one in silence.
-            self._metrics.http.spans_lost.inc()
+        if not has_room:  # The queue drops a span silently.
+            self._metrics.http.spans_dropped.inc()
         trace.span.end()
 
-    def _taken(self, spans: int) -> None:
+    def _on_exported(self, spans: int) -> None:
         with self._turn:
             self._waiting -= spans
 
     def close(self) -> None:
-        """Send what waits, within `FLUSH_SECONDS`; blocking."""
+        """Export the queued spans within `FLUSH_SECONDS`; blocking."""
         flushing = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
         flushing.start()
         flushing.join(FLUSH_SECONDS)
@@ -230,13 +230,13 @@ class Spans:
             self._exporter.shutdown()
 
 
-def _exporter(taken: Callable[[int], None], metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> Any:
+def _build_exporter(taken: Callable[[int], None], metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> Any:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExportResult
 
     class Exporter(OTLPSpanExporter):
-        """Says once that the collector takes nothing, and once that it does again."""
+        """Logs once that the collector rejects spans, and once that it accepts them again."""
 
         _is_failing = False
 
@@ -245,11 +245,13 @@ def _exporter(taken: Callable[[int], None], metrics: Metrics, log: structlog.typ
             result = super().export(spans)
             has_failed = result is not SpanExportResult.SUCCESS
             if has_failed:
-                metrics.http.spans_lost.inc(len(spans))
+                metrics.http.spans_dropped.inc(len(spans))
             if has_failed != self._is_failing:
                 self._is_failing = has_failed
                 if has_failed:
-                    log.warning("traces_refused", reason="the collector does not take spans; requests go on")
+                    log.warning(
+                        "traces_refused", reason="the collector does not accept spans; requests are still answered"
+                    )
                 else:
                     log.info("traces_accepted")
             return result

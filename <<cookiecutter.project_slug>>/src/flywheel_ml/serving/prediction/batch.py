@@ -1,4 +1,4 @@
-"""Requests on their way through a batch."""
+"""Pending requests, and the batches that complete them."""
 
 import asyncio
 import logging
@@ -12,50 +12,52 @@ from flywheel_ml.prediction_log import Row
 from flywheel_ml.serving.models.served_model import Deployment
 from flywheel_ml.serving.observability.phases import Marks
 from flywheel_ml.serving.prediction.pipeline import complete
-from flywheel_ml.serving.prediction.requests import Completed, PredictRequest
+from flywheel_ml.serving.prediction.requests import CompletedRequest, PredictRequest
 
 Respond = Callable[[bytes | Exception], None]
 
 
-class Waiting(NamedTuple):
-    """A request that waits for its response from a deployment; `callback` is called with it, or with the error."""
+class PendingRequest(NamedTuple):
+    """A request that waits for its response; `callback` gets the response or the error."""
 
     deployment: Deployment
     request: PredictRequest
     callback: Respond
 
     def respond(self, found: bytes | Exception) -> None:
-        """Whatever is wrong with one connection, the others get their response too, and the next batch comes."""
+        """Deliver the result; a failing callback must not affect the rest of the batch."""
         try:
             self.callback(found)
         except Exception:
             fields = self.request.context.fields
-            logging.getLogger(__name__).exception("a response could not be handed on", extra=fields)
+            logging.getLogger(__name__).exception("a response could not be delivered", extra=fields)
 
 
 class Batch(NamedTuple):
-    """Requests for one deployment, completed, and their rows for the prediction log."""
+    """Completed requests of one deployment, and their rows for the prediction log."""
 
     deployment: Deployment
-    waiting: list[Waiting]
-    completed: list[Completed]
+    waiting: list[PendingRequest]
+    completed: list[CompletedRequest]
     rows: list[Row]
 
     def split(self) -> "list[Batch]":
-        """Each request alone."""
+        """Return one batch per request."""
         pairs = zip(self.waiting, self.completed, strict=True)
         return [Batch(self.deployment, [waiting], [completed], list(completed.rows)) for waiting, completed in pairs]
 
 
 def complete_batches(
-    waiting: Sequence[Waiting], ready: Callable[[Deployment, list[Waiting]], list[Waiting]], marks: Marks
+    waiting: Sequence[PendingRequest],
+    ready: Callable[[Deployment, list[PendingRequest]], list[PendingRequest]],
+    marks: Marks,
 ) -> list[Batch]:
-    """Complete requests, one batch for neighbours that wait for the same deployment.
+    """Complete requests, one batch for each run of requests with the same deployment.
 
     Args:
-        waiting: requests in the order of their arrival.
-        ready: those of a deployment with a challenger that can be answered now.
-        marks: to which the end of each phase is added.
+        waiting: requests in order of arrival.
+        ready: selects the requests that can be answered now, if the deployment has a challenger.
+        marks: gets the end of each phase.
     """
     batches = []
     for deployment, group in groupby(waiting, key=attrgetter("deployment")):
@@ -66,16 +68,16 @@ def complete_batches(
     return batches
 
 
-def _complete_batch(deployment: Deployment, waiting: list[Waiting], marks: Marks) -> Batch:
-    """Complete requests of one deployment; those with a fault get their error at once."""
-    found: Sequence[Completed | Exception]
+def _complete_batch(deployment: Deployment, waiting: list[PendingRequest], marks: Marks) -> Batch:
+    """Complete requests of one deployment; invalid requests get their error immediately."""
+    found: Sequence[CompletedRequest | Exception]
     try:
         found = complete(deployment.model, [one.request for one in waiting], marks)
     except Exception as error:
         found = [error] * len(waiting)
     batch = Batch(deployment, [], [], [])
     for one, result in zip(waiting, found, strict=True):
-        if isinstance(result, Completed):
+        if isinstance(result, CompletedRequest):
             batch.waiting.append(one)
             batch.completed.append(result)
             batch.rows.extend(result.rows)
@@ -84,7 +86,7 @@ def _complete_batch(deployment: Deployment, waiting: list[Waiting], marks: Marks
     return batch
 
 
-def post(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:
-    """Have a function called in the loop, from any thread; not at all once the loop has ended."""
+def call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:
+    """Schedule a call in the event loop from any thread; does nothing if the loop is closed."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(function, *arguments)

@@ -1,7 +1,7 @@
-"""Rows for a challenger: whose they are, how long they are waited for, and what becomes of them without it.
+"""Calls of a challenger: assigns rows, applies the timeout, and falls back to the champion.
 
-A request with such rows stands aside until the challenger has answered them on its own thread, or failed to, and then
-joins a later batch; nobody else waits.
+A request with rows for the challenger is set aside until the challenger has scored them on its own thread, or has
+failed. It then joins a later batch. Other requests do not wait.
 """
 
 import asyncio
@@ -11,50 +11,50 @@ from functools import partial
 
 from flywheel_ml.core.serving_folder import Challenger
 from flywheel_ml.prediction_log import new_ids
-from flywheel_ml.serving.experiments.assignment import assigned_rows
+from flywheel_ml.serving.experiments.assignment import assign_rows
 from flywheel_ml.serving.experiments.runner import CHUNK
-from flywheel_ml.serving.models.served_model import Deployment, Experiment, ServedModel
+from flywheel_ml.serving.models.served_model import Deployment, RunningExperiment, ServedModel
 from flywheel_ml.serving.observability.metrics import Metrics
-from flywheel_ml.serving.prediction.batch import Waiting, post
+from flywheel_ml.serving.prediction.batch import PendingRequest, call_in_loop
 from flywheel_ml.serving.prediction.pipeline import score_each
 from flywheel_ml.serving.prediction.requests import PredictRequest, RowPrediction
 
 SLOW, RAISED, NOT_FINITE, BUSY = "slow", "raised", "no number", "busy"
-"""Why other models answered a challenger's rows."""
+"""Reasons why other models answered a challenger's rows."""
 
 
 class ChallengerCalls:
-    """Has challengers answer their rows.
+    """Sends rows to challengers and collects their predictions.
 
     Args:
-        metrics: where rows are counted that others had to answer.
-        seconds: how long a challenger may take for each `CHUNK` rows.
-        come_back: called in the event loop with requests that need wait no longer.
+        metrics: counts rows that other models had to answer.
+        seconds: timeout for each `CHUNK` rows.
+        requeue: called in the event loop with requests that no longer wait for the challenger.
     """
 
-    def __init__(self, metrics: Metrics, seconds: float, come_back: Callable[[list[Waiting]], None]) -> None:
+    def __init__(self, metrics: Metrics, seconds: float, requeue: Callable[[list[PendingRequest]], None]) -> None:
         self._metrics = metrics
         self._seconds = seconds
-        self._come_back = come_back
+        self._requeue = requeue
 
-    def ready(self, deployment: Deployment, waiting: list[Waiting]) -> list[Waiting]:
-        """Those that can be answered now; the others come back when the challenger has answered, or failed to."""
+    def split_ready(self, deployment: Deployment, waiting: list[PendingRequest]) -> list[PendingRequest]:
+        """Return the requests that can be answered now; the others are requeued when the challenger is done."""
         experiment = deployment.challenger
         if experiment is None or experiment.paused:
             return waiting
-        now: list[Waiting] = []
-        aside: list[tuple[Waiting, list[int]]] = []
+        now: list[PendingRequest] = []
+        aside: list[tuple[PendingRequest, list[int]]] = []
         for one in waiting:
             if one.request.ids is not None:
-                now.append(one)  # It has come back.
+                now.append(one)  # It was requeued.
                 continue
             try:
-                request, chosen = _assigned(deployment.model, experiment, one.request)
+                request, chosen = _assign(deployment.model, experiment, one.request)
             except Exception as problem:
                 one.respond(problem)
                 continue
             one = one._replace(request=request)  # noqa: PLW2901
-            if chosen and not experiment.is_stuck:
+            if chosen and not experiment.is_overdue:
                 aside.append((one, chosen))
             else:
                 self._metrics.predictions.replaced.labels(BUSY).inc(len(chosen))
@@ -62,86 +62,88 @@ class ChallengerCalls:
         if aside:
             experiment.pending += aside
             if not experiment.has_call_in_flight:
-                self._ask(experiment)
+                self._submit(experiment)
         return now
 
-    def _ask(self, experiment: Experiment) -> None:
-        """Hand over the rows that are pending, all in one call."""
-        aside: list[tuple[Waiting, list[int]]] = experiment.pending
+    def _submit(self, experiment: RunningExperiment) -> None:
+        """Submit all pending rows in one call."""
+        aside: list[tuple[PendingRequest, list[int]]] = experiment.pending
         experiment.pending = []
         instances = [(one.request.instances or [])[at] for one, chosen in aside for at in chosen]
         call = _Call(experiment, aside, len(instances))
         asked = experiment.runner.submit(len(instances), lambda: score_each(experiment.model, instances))
         if asked is None:
-            self._failed(experiment, BUSY, call.rows)
-            self._settle(call, [None] * call.rows)
+            self._record_failure(experiment, BUSY, call.rows)
+            self._complete(call, [None] * call.rows)
             return
         experiment.has_call_in_flight = True
         loop = asyncio.get_running_loop()
         seconds = experiment.runner.timeout(self._seconds)
-        call.timer = loop.call_later(seconds, self._late, call, seconds)
-        asked.add_done_callback(partial(post, loop, self._on_answered, call))
+        call.timer = loop.call_later(seconds, self._on_timeout, call, seconds)
+        asked.add_done_callback(partial(call_in_loop, loop, self._on_answered, call))
 
-    def _late(self, call: "_Call", seconds: float) -> None:
-        # One that never returns is counted again and again, or its breaker would never open.
+    def _on_timeout(self, call: "_Call", seconds: float) -> None:
+        # A call that never returns is counted again after each timeout; otherwise the breaker would never open.
         experiment = call.experiment
-        experiment.is_stuck = True
-        self._failed(experiment, SLOW, 0 if call.is_settled else call.rows)
+        experiment.is_overdue = True
+        self._record_failure(experiment, SLOW, 0 if call.is_completed else call.rows)
         if not experiment.paused:
-            call.timer = asyncio.get_running_loop().call_later(seconds, self._late, call, seconds)
-        if not call.is_settled:
-            self._settle(call, [None] * call.rows)
+            call.timer = asyncio.get_running_loop().call_later(seconds, self._on_timeout, call, seconds)
+        if not call.is_completed:
+            self._complete(call, [None] * call.rows)
         if experiment.pending:
             others = _Call(experiment, experiment.pending, sum(len(chosen) for _, chosen in experiment.pending))
             experiment.pending = []
             self._metrics.predictions.replaced.labels(BUSY).inc(others.rows)
-            self._settle(others, [None] * others.rows)
+            self._complete(others, [None] * others.rows)
 
     def _on_answered(self, call: "_Call", asked: "Future[list[RowPrediction | None]]") -> None:
         if call.timer is not None:
             call.timer.cancel()
-        call.experiment.is_stuck = call.experiment.has_call_in_flight = False
+        call.experiment.is_overdue = call.experiment.has_call_in_flight = False
         if call.experiment.pending:
-            self._ask(call.experiment)
-        if not call.is_settled:
-            self._settle(call, self._judged(call.experiment, asked, call.rows))
+            self._submit(call.experiment)
+        if not call.is_completed:
+            self._complete(call, self._record_result(call.experiment, asked, call.rows))
 
-    def _judged(
-        self, experiment: Experiment, asked: "Future[list[RowPrediction | None]]", rows: int
+    def _record_result(
+        self, experiment: RunningExperiment, asked: "Future[list[RowPrediction | None]]", rows: int
     ) -> Sequence[RowPrediction | None]:
-        """What the challenger answered, its breaker told how that went."""
+        """Return the challenger's predictions and record the outcome in its breaker."""
         if asked.exception() is not None:
-            self._failed(experiment, RAISED, rows)
+            self._record_failure(experiment, RAISED, rows)
             return [None] * rows
         found = asked.result()
         if lacking := found.count(None):
-            self._failed(experiment, NOT_FINITE, lacking)
+            self._record_failure(experiment, NOT_FINITE, lacking)
         else:
             experiment.breaker.record(None)
         return found
 
-    def _failed(self, experiment: Experiment, reason: str, rows: int) -> None:
+    def _record_failure(self, experiment: RunningExperiment, reason: str, rows: int) -> None:
         self._metrics.predictions.replaced.labels(reason).inc(rows)
         experiment.breaker.record(reason)
 
-    def _settle(self, call: "_Call", found: Sequence[RowPrediction | None]) -> None:
-        call.is_settled = True
+    def _complete(self, call: "_Call", found: Sequence[RowPrediction | None]) -> None:
+        call.is_completed = True
         answers = iter(found)
         back = []
         for one, chosen in call.aside:
             answered = {at: (call.experiment.model, row) for at in chosen if (row := next(answers)) is not None}
             back.append(one._replace(request=one.request._replace(answered=answered)))
-        self._come_back(back)
+        self._requeue(back)
 
-    def ask_and_wait(self, model: ServedModel, experiment: Experiment, request: PredictRequest) -> PredictRequest:
-        """As `ready`, for a large request outside the event loop."""
-        request, chosen = _assigned(model, experiment, request)
+    def score_blocking(
+        self, model: ServedModel, experiment: RunningExperiment, request: PredictRequest
+    ) -> PredictRequest:
+        """Have the challenger score its rows of a large request, outside the event loop; blocking."""
+        request, chosen = _assign(model, experiment, request)
         answered: dict[int, tuple[ServedModel, RowPrediction]] = {}
         instances = request.instances or []
         for some in (chosen[at : at + CHUNK] for at in range(0, len(chosen), CHUNK)):
             rows = [instances[at] for at in some]
             call = None
-            if not (experiment.paused or experiment.is_stuck):
+            if not (experiment.paused or experiment.is_overdue):
                 call = experiment.runner.submit(len(rows), partial(score_each, experiment.model, rows))
             if call is None:
                 self._metrics.predictions.replaced.labels(BUSY).inc(len(rows))
@@ -149,32 +151,32 @@ class ChallengerCalls:
             try:
                 call.exception(experiment.runner.timeout(self._seconds))
             except TimeoutError:
-                self._failed(experiment, SLOW, len(rows))
-                experiment.is_stuck = True
-                call.add_done_callback(lambda _: setattr(experiment, "is_stuck", False))
+                self._record_failure(experiment, SLOW, len(rows))
+                experiment.is_overdue = True
+                call.add_done_callback(lambda _: setattr(experiment, "is_overdue", False))
                 continue
-            found = self._judged(experiment, call, len(rows))
+            found = self._record_result(experiment, call, len(rows))
             answered |= {at: (experiment.model, row) for at, row in zip(some, found, strict=True) if row is not None}
         return request._replace(answered=answered)
 
 
 class _Call:
-    """Rows that a challenger was asked for, and the requests that stand aside for them."""
+    """A call of the challenger, and the requests that wait for it."""
 
-    def __init__(self, experiment: Experiment, aside: list[tuple[Waiting, list[int]]], rows: int) -> None:
+    def __init__(self, experiment: RunningExperiment, aside: list[tuple[PendingRequest, list[int]]], rows: int) -> None:
         self.experiment = experiment
         self.aside = aside
         self.rows = rows
         self.timer: asyncio.TimerHandle | None = None
-        self.is_settled = False
+        self.is_completed = False
 
 
-def _assigned(model: ServedModel, experiment: Experiment, request: PredictRequest) -> tuple[PredictRequest, list[int]]:
-    """A decoded request, and the places of its rows that go to the challenger; raises as `Codec.decode`."""
-    instances = request.decoded(model)
+def _assign(
+    model: ServedModel, experiment: RunningExperiment, request: PredictRequest
+) -> tuple[PredictRequest, list[int]]:
+    """Return the decoded request and the positions of the challenger's rows; raises like `Codec.decode`."""
+    instances = request.decode(model)
     ids = new_ids(len(instances))
     asked = experiment.spec
-    chosen = (
-        assigned_rows(asked, model.id_column, instances, ids, request.hints) if isinstance(asked, Challenger) else []
-    )
+    chosen = assign_rows(asked, model.id_column, instances, ids, request.hints) if isinstance(asked, Challenger) else []
     return request._replace(instances=instances, ids=ids), chosen

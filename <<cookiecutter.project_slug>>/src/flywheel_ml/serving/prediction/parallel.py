@@ -1,4 +1,4 @@
-"""One request of many rows on several cores: the model computes outside the interpreter's lock."""
+"""Scores one large request on several cores; ONNX Runtime releases the interpreter's lock."""
 
 import os
 import sys
@@ -10,20 +10,20 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.features import Inputs
 
 MIN_THREAD_ROWS = 250
-"""Fewer are not worth a thread."""
+"""Minimum rows that are worth a thread."""
 MIN_ROWS = 2 * MIN_THREAD_ROWS
-"""Rows from which on `run` uses several threads."""
+"""Number of rows from which `run` uses several threads."""
 MAX_THREADS = 4
 
-# Those that this process may use, which in a container, or under `taskset`, are not all.
+# The cores that this process may use; in a container or under `taskset` not all of the machine.
 _CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 _THREADS = min(MAX_THREADS, _CORES)
-# Makes no thread before the first such request.
+# The pool starts no thread before the first large request.
 _POOL = ThreadPoolExecutor(max(1, _THREADS - 1), thread_name_prefix="rows")
 
 
 def run(bundle: Bundle, inputs: Inputs) -> np.ndarray:
-    """As `Bundle.run`, to the last bit."""
+    """Return the same bits as `Bundle.run`, computed on several threads."""
     pieces = min(_THREADS, len(inputs.num) // MIN_THREAD_ROWS)
     if pieces < 2:
         return bundle.run(inputs)

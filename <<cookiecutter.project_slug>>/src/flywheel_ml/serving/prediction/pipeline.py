@@ -1,7 +1,7 @@
 """The prediction pipeline, before the commit: decode → score → log rows → encode.
 
-`complete` does so for a batch of requests, row by row; `complete_block` for one request of many rows, which is logged
-as a block, because so many rows by themselves would cost as much as all the rest.
+`complete` handles a batch of requests and logs them row by row. `complete_block` handles one request of many rows and
+logs it as a block, because separate rows would cost as much as all other steps together.
 """
 
 import logging
@@ -14,20 +14,20 @@ import numpy as np
 
 from flywheel_ml.prediction_log import Prediction, blocks, build_block, build_predictions, new_block_ids, new_ids
 from flywheel_ml.serving.errors.problems import Problem
-from flywheel_ml.serving.models.output_texts import number_texts
+from flywheel_ml.serving.models.output_texts import format_numbers
 from flywheel_ml.serving.models.served_model import Deployment, ServedModel
 from flywheel_ml.serving.observability.phases import Marks
 from flywheel_ml.serving.prediction import parallel
-from flywheel_ml.serving.prediction.requests import Completed, Instance, PredictRequest, Results, RowPrediction
+from flywheel_ml.serving.prediction.requests import CompletedRequest, Instance, PredictRequest, Results, RowPrediction
 
 MIN_BLOCK_ROWS = 64
-"""A request of fewer rows is logged row by row."""
+"""Requests with fewer rows are logged row by row."""
 
 
 def complete(
     model: ServedModel, requests: Sequence[PredictRequest], marks: Marks | None = None
-) -> list[Completed | Exception]:
-    """Complete requests with one call of the model; a request with a fault gets its error instead."""
+) -> list[CompletedRequest | Exception]:
+    """Complete requests with one call of the model; an invalid request gets its error instead."""
     marks = marks if marks is not None else []
     decoded: list[list[dict[str, Any]] | Problem] = []
     own: list[list[dict[str, Any]]] = []
@@ -42,7 +42,7 @@ def complete(
             own.append([])
             continue
         decoded.append(rows)
-        own.append(_unanswered(request, rows) if request.answered else rows)
+        own.append(_select_unanswered(request, rows) if request.answered else rows)
         together += own[-1]
     marks.append(time.perf_counter())
     bundle = model.bundle
@@ -51,18 +51,18 @@ def complete(
         many = len(together) >= parallel.MIN_ROWS
         predictions = bundle.to_predictions(parallel.run(bundle, inputs) if many else bundle.run(inputs))
     except Exception as error:
-        # One request whose prediction is no number must not fail the others.
+        # One request whose prediction is not finite must not fail the others.
         if len(requests) > 1:
             return [complete(model, [request])[0] for request in requests]
         if model.is_prior or isinstance(decoded[0], Problem):
             return [error]
-        return complete(model, [_answered_by_prior(model, requests[0]._replace(instances=decoded[0]), error)])
+        return complete(model, [_answer_by_prior(model, requests[0]._replace(instances=decoded[0]), error)])
     scored_at = time.perf_counter()
     marks.append(scored_at)
-    outputs, classes = model.texts.write(predictions), model.texts.classes(predictions)
+    outputs, classes = model.texts.write(predictions), model.texts.name_classes(predictions)
     scores = predictions.scores.tolist()
     ids = new_ids(len(together))
-    completed: list[Completed | Exception] = []
+    completed: list[CompletedRequest | Exception] = []
     at = 0
     for request, instances, own_rows in zip(requests, decoded, own, strict=True):
         if isinstance(instances, Problem):
@@ -71,66 +71,66 @@ def complete(
         mine = slice(at, at := at + len(own_rows))
         if request.answered:
             predicted = [RowPrediction(*row) for row in zip(outputs[mine], classes[mine], scores[mine], strict=True)]
-            completed.append(_merged(model, request, instances, predicted))
+            completed.append(_merge(model, request, instances, predicted))
             continue
         names = request.ids or ids[mine]
         latency_us = round((scored_at - request.received_at) * 1e6)
         logged = build_predictions(model.origin, names, instances, outputs[mine], scores[mine], latency_us)
         content = request.codec.encode(model, Results(names, outputs[mine]))
-        completed.append(Completed(logged, content, classes[mine], instances))
+        completed.append(CompletedRequest(logged, content, classes[mine], instances))
     marks.append(time.perf_counter())
     return completed
 
 
-def complete_block(model: ServedModel, request: PredictRequest, marks: Marks) -> Completed | PredictRequest:
-    """Complete one request of many rows; returns the request, decoded, if it has to go row by row.
+def complete_block(model: ServedModel, request: PredictRequest, marks: Marks) -> CompletedRequest | PredictRequest:
+    """Complete one request of many rows; returns the decoded request if it must be handled row by row.
 
     Raises:
-        Problem: as `Codec.decode`.
+        Problem: like `Codec.decode`.
     """
-    instances = request.decoded(model)
+    instances = request.decode(model)
     marks.append(time.perf_counter())
     if len(instances) < MIN_BLOCK_ROWS:
         return request._replace(instances=instances)
     try:
         predictions = model.bundle.to_predictions(parallel.run(model.bundle, model.bundle.encode_rows(instances)))
     except Exception:
-        return request._replace(instances=instances)  # For some row the model has no number, and its prior answers.
+        return request._replace(instances=instances)  # The model fails on some row, which the prior has to answer.
     marks.append(time.perf_counter())
     ids, outputs = new_block_ids(len(instances)), model.texts.write(predictions)
-    packed = blocks.pack_outputs(outputs, number_texts(predictions.scores))
-    block = build_block(model.origin, ids, blocks.pack_inputs(instances), packed, request.microseconds())
+    packed = blocks.pack_outputs(outputs, format_numbers(predictions.scores))
+    block = build_block(model.origin, ids, blocks.pack_inputs(instances), packed, request.measure_latency_us())
     content = request.codec.encode(model, Results(ids, outputs))
     marks.append(time.perf_counter())
-    return Completed([block], content, model.texts.classes(predictions))
+    return CompletedRequest([block], content, model.texts.name_classes(predictions))
 
 
 def can_log_blocks(deployment: Deployment) -> bool:
-    """Whether rows may be logged in blocks: while another model is tried, they are logged one by one."""
+    """Whether rows may be logged in blocks; during an experiment they are logged one by one."""
     return not (deployment.routing.challenger or deployment.routing.shadow)
 
 
 def score_each(model: ServedModel, instances: Sequence[Instance]) -> list[RowPrediction | None]:
-    """Score rows one by one as far as their callers can tell: None where a prediction is not finite."""
+    """Score rows independently of each other; None where a prediction is not finite."""
     output = model.bundle.run(model.bundle.encode_rows(instances))
     finite = np.isfinite(output).all(axis=1)
     predictions = model.bundle.to_predictions(output[finite])
-    parts = (model.texts.write(predictions), model.texts.classes(predictions), predictions.scores.tolist())
+    parts = (model.texts.write(predictions), model.texts.name_classes(predictions), predictions.scores.tolist())
     found = map(RowPrediction, *parts)
     return [next(found) if is_finite else None for is_finite in finite.tolist()]
 
 
-def shadow_rows(model: ServedModel, answered: Sequence[tuple[Instance, Prediction]]) -> list[Prediction]:
-    """What a shadow predicts for rows that were answered, for the log; without those where that is not finite.
+def build_shadow_rows(model: ServedModel, answered: Sequence[tuple[Instance, Prediction]]) -> list[Prediction]:
+    """Return a shadow's log rows for answered rows; rows without a finite prediction are left out.
 
-    A row's id is the `twin_id` of the answered one's.
+    `derive_shadow_id` derives the id of each from the answered row's id.
     """
     started = time.perf_counter()
     found = score_each(model, [instance for instance, _ in answered])
     latency_us = round((time.perf_counter() - started) * 1e6)
     return [
         row._replace(
-            id=twin_id(row.id),
+            id=derive_shadow_id(row.id),
             variant=model.variant,
             model_version=model.ref.version,
             model_digest=model.ref.digest,
@@ -144,19 +144,19 @@ def shadow_rows(model: ServedModel, answered: Sequence[tuple[Instance, Predictio
     ]
 
 
-def twin_id(name: str) -> str:
-    """The id of the row that a shadow logs for the prediction of this id: the same time, other digits."""
+def derive_shadow_id(name: str) -> str:
+    """Return the id of a shadow's row for a prediction's id: the same time, other random digits."""
     return name[:12] + blake2b(name.encode(), digest_size=10).hexdigest()
 
 
-def _unanswered(request: PredictRequest, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _select_unanswered(request: PredictRequest, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [instance for at, instance in enumerate(instances) if at not in request.answered]
 
 
-def _answered_by_prior(model: ServedModel, request: PredictRequest, error: Exception) -> PredictRequest:
-    """A request with rows that its model cannot score: the prior answers those, marked as degraded."""
+def _answer_by_prior(model: ServedModel, request: PredictRequest, error: Exception) -> PredictRequest:
+    """Have the class prior answer the rows that the model cannot score; they are marked as degraded."""
     logging.getLogger(__name__).error(
-        "the model failed, its prior answers: %s", type(error).__name__, extra=request.context.fields
+        "the model failed, the class prior answers: %s", type(error).__name__, extra=request.context.fields
     )
     instances = request.instances or []
     places = [at for at in range(len(instances)) if at not in request.answered]
@@ -174,10 +174,10 @@ def _answered_by_prior(model: ServedModel, request: PredictRequest, error: Excep
     return request._replace(answered=answered)
 
 
-def _merged(
+def _merge(
     model: ServedModel, request: PredictRequest, instances: Sequence[Instance], own: Sequence[RowPrediction]
-) -> Completed:
-    """Complete a request whose rows several models answered; `own` are those of its own model, in order."""
+) -> CompletedRequest:
+    """Complete a request whose rows several models answered; `own` are the rows of its own model, in order."""
     remaining = iter(own)
     by_row = [request.answered.get(at) or (model, next(remaining)) for at in range(len(instances))]
     ids = request.ids or new_ids(len(instances))
@@ -185,17 +185,19 @@ def _merged(
     models = {id(by): by for by, _ in by_row}
     for by in models.values():
         places = [at for at, (found, _) in enumerate(by_row) if found is by]
-        # The contract of the request's own model decoded the rows, so its columns name them.
+        # The contract of the request's own model decoded the rows, so its column names apply.
         rows = build_predictions(
             by.origin._replace(entity_column=model.id_column, event_timestamp_column=model.time_column),
             [ids[at] for at in places],
             [instances[at] for at in places],
             [by_row[at][1].output for at in places],
             [by_row[at][1].score for at in places],
-            request.microseconds(),
+            request.measure_latency_us(),
         )
         logged |= zip(places, rows, strict=True)
     results = Results(ids, [predicted.output for _, predicted in by_row], [by for by, _ in by_row])
     content = request.codec.encode(by_row[0][0] if len(models) == 1 else model, results)
     in_order = [logged[at] for at in range(len(instances))]
-    return Completed(in_order, content, [one.class_name for one in own], instances, list(request.answered.values()))
+    return CompletedRequest(
+        in_order, content, [one.class_name for one in own], instances, list(request.answered.values())
+    )

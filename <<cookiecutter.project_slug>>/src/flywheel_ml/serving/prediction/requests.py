@@ -1,4 +1,4 @@
-"""Prediction requests, what completes them, and how a protocol decodes and encodes them."""
+"""Prediction requests, their results, and the interface of codecs."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 from flywheel_ml.prediction_log import Row
 from flywheel_ml.serving.experiments.assignment import NO_HINTS, RoutingHints
 from flywheel_ml.serving.models.served_model import ServedModel
-from flywheel_ml.serving.observability.tracing import NO_REQUEST, RequestContext
+from flywheel_ml.serving.observability.tracing import NO_CONTEXT, RequestContext
 
 Instance = Mapping[str, Any]
 
@@ -17,8 +17,8 @@ class Results(NamedTuple):
 
     Attributes:
         ids: of the predictions.
-        outputs: JSON objects, as `OutputTexts` writes them.
-        models: what predicted each row; empty if the request's own model predicted all.
+        outputs: JSON objects, as `OutputTexts` formats them.
+        models: the model of each row; empty if the request's own model predicted all rows.
     """
 
     ids: Sequence[str]
@@ -30,23 +30,23 @@ class Results(NamedTuple):
         """Whether models of different variants predicted the rows."""
         return any(model.variant != self.models[0].variant for model in self.models)
 
-    def by_row(self, model: ServedModel) -> Sequence[ServedModel]:
-        """The model of each row; `model` is the request's own."""
+    def list_models(self, model: ServedModel) -> Sequence[ServedModel]:
+        """Return the model of each row; `model` is the request's own."""
         return self.models or [model] * len(self.ids)
 
-    def degraded(self, model: ServedModel) -> bool:
-        """Whether a stand-in predicted one of the rows; `model` is the request's own."""
+    def is_degraded(self, model: ServedModel) -> bool:
+        """Whether a fallback predicted at least one row; `model` is the request's own."""
         return any(one.degraded for one in self.models) if self.models else model.degraded
 
 
 class Codec(Protocol):
     """Decodes the requests of one protocol and encodes its responses.
 
-    A codec that has to remember something of a request is made anew for each.
+    A codec that keeps state of a request is created for each request.
     """
 
     def decode(self, model: ServedModel, body: bytes) -> list[dict[str, Any]]:
-        """The instances of a body, checked by the contract.
+        """Return the instances of a body, validated by the contract.
 
         Raises:
             Problem: 400, 415 or 422.
@@ -54,12 +54,12 @@ class Codec(Protocol):
         ...
 
     def encode(self, model: ServedModel, results: Results) -> bytes:
-        """The body of the response, sent once the predictions are committed."""
+        """Return the body of the response; it is sent once the predictions are committed."""
         ...
 
 
 class RowPrediction(NamedTuple):
-    """One row's prediction: a JSON object, the class as metrics name it, the score."""
+    """One row's prediction: a JSON object, the class as metrics name it, and the score."""
 
     output: str
     class_name: str
@@ -73,40 +73,40 @@ class PredictRequest(NamedTuple):
         body: as it was received.
         codec: of its protocol.
         received_at: `time.perf_counter`.
-        hints: what its headers say about which model answers.
-        context: by what it is known in log lines.
-        instances: its rows, once they were decoded.
-        ids: of their predictions, once it is clear who answers which row.
-        answered: rows that another model has answered: place → model and prediction.
+        hints: headers that influence which model answers.
+        context: identifies the request in log lines.
+        instances: its rows, once decoded.
+        ids: of the predictions, once rows are assigned to models.
+        answered: rows that another model has answered: position → model and prediction.
     """
 
     body: bytes
     codec: Codec
     received_at: float
     hints: RoutingHints = NO_HINTS
-    context: RequestContext = NO_REQUEST
+    context: RequestContext = NO_CONTEXT
     instances: list[dict[str, Any]] | None = None
     ids: Sequence[str] | None = None
     answered: Mapping[int, tuple[ServedModel, RowPrediction]] = {}
 
-    def microseconds(self) -> int:
-        """Microseconds since it was received."""
+    def measure_latency_us(self) -> int:
+        """Return the microseconds since the request was received."""
         return round((time.perf_counter() - self.received_at) * 1e6)
 
-    def decoded(self, model: ServedModel) -> list[dict[str, Any]]:
-        """Its instances; raises as `Codec.decode`."""
+    def decode(self, model: ServedModel) -> list[dict[str, Any]]:
+        """Return its instances; raises like `Codec.decode`."""
         return self.codec.decode(model, self.body) if self.instances is None else self.instances
 
 
-class Completed(NamedTuple):
+class CompletedRequest(NamedTuple):
     """A request after scoring: rows for the log, and the response that may be sent once they are committed.
 
     Attributes:
         rows: for the prediction log.
         content: body of the response.
         classes: predicted by the request's own model, as metrics name them.
-        instances: its rows, where they are logged one by one.
-        others: what other models predicted.
+        instances: its rows, if they are logged one by one.
+        others: predictions of other models.
     """
 
     rows: Sequence[Row]

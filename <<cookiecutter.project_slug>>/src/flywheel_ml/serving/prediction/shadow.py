@@ -1,4 +1,4 @@
-"""What a shadow is asked once the answer is on its way, and logs beside it."""
+"""Calls of a shadow: scores rows after the response was sent, and logs them next to the champion's."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -8,35 +8,35 @@ from itertools import groupby
 
 from flywheel_ml.prediction_log import Prediction
 from flywheel_ml.serving.experiments.runner import CHUNK, MAX_ROWS
-from flywheel_ml.serving.models.served_model import Experiment
+from flywheel_ml.serving.models.served_model import RunningExperiment
 from flywheel_ml.serving.observability.metrics import Metrics
-from flywheel_ml.serving.prediction.batch import post
+from flywheel_ml.serving.prediction.batch import call_in_loop
 from flywheel_ml.serving.prediction.challenger import NOT_FINITE, RAISED
-from flywheel_ml.serving.prediction.pipeline import shadow_rows
-from flywheel_ml.serving.prediction.requests import Completed
+from flywheel_ml.serving.prediction.pipeline import build_shadow_rows
+from flywheel_ml.serving.prediction.requests import CompletedRequest
 
 
 class ShadowCalls:
-    """Has shadows answer what was answered, and counts what the log keeps of it.
+    """Sends answered rows to shadows, and counts the rows that are logged or dropped.
 
     Args:
-        metrics: where rows are counted, and those that were dropped.
-        wake: called in the event loop when there are rows for `take`.
+        metrics: counts logged and dropped rows.
+        notify: called in the event loop when there are rows for `drain`.
     """
 
-    def __init__(self, metrics: Metrics, wake: Callable[[], None]) -> None:
+    def __init__(self, metrics: Metrics, notify: Callable[[], None]) -> None:
         self._metrics = metrics
-        self._wake = wake
+        self._notify = notify
         self.rows: list[Prediction] = []
-        """They wait for the log, see `take`."""
+        """Rows that wait for the log; see `drain`."""
 
-    def take(self) -> list[Prediction]:
-        """The rows that wait for the log."""
+    def drain(self) -> list[Prediction]:
+        """Return and remove the rows that wait for the log."""
         rows, self.rows = self.rows, []
         return rows
 
-    def ask(self, experiment: Experiment, completed: Sequence[Completed]) -> None:
-        """Ask a shadow for what was logged row by row."""
+    def enqueue(self, experiment: RunningExperiment, completed: Sequence[CompletedRequest]) -> None:
+        """Queue the rows of completed requests that were logged row by row."""
         if experiment.paused:
             return
         pairs = [
@@ -49,19 +49,21 @@ class ShadowCalls:
         experiment.pending += pairs[:room]
         self._metrics.predictions.dropped.inc(len(pairs[room:]))
         if not experiment.has_call_in_flight:
-            self._next(experiment)
+            self._submit_next(experiment)
 
-    def _next(self, experiment: Experiment) -> None:
+    def _submit_next(self, experiment: RunningExperiment) -> None:
         some, experiment.pending = experiment.pending[:CHUNK], experiment.pending[CHUNK:]
-        asked = experiment.runner.submit(len(some), partial(shadow_rows, experiment.model, some))
-        if asked is None:  # It is no longer in service.
+        asked = experiment.runner.submit(len(some), partial(build_shadow_rows, experiment.model, some))
+        if asked is None:  # The shadow is no longer in service.
             self._drop(experiment, len(some))
             return
         experiment.has_call_in_flight = True
-        asked.add_done_callback(partial(post, asyncio.get_running_loop(), self._keep, experiment, len(some)))
+        asked.add_done_callback(
+            partial(call_in_loop, asyncio.get_running_loop(), self._on_scored, experiment, len(some))
+        )
 
-    def _keep(self, experiment: Experiment, rows: int, asked: "Future[list[Prediction]]") -> None:
-        """Take what the shadow said into the next transaction."""
+    def _on_scored(self, experiment: RunningExperiment, rows: int, asked: "Future[list[Prediction]]") -> None:
+        """Add the shadow's rows to the next transaction."""
         found = [] if asked.exception() else asked.result()
         experiment.breaker.record(None if len(found) == rows else RAISED if asked.exception() else NOT_FINITE)
         self._metrics.predictions.dropped.inc(rows - len(found))
@@ -69,23 +71,23 @@ class ShadowCalls:
         if experiment.paused:
             self._drop(experiment)
         if experiment.pending:
-            self._next(experiment)
+            self._submit_next(experiment)
         self.rows += found
         if found:
-            self._wake()
+            self._notify()
 
-    def _drop(self, experiment: Experiment, more: int = 0) -> None:
+    def _drop(self, experiment: RunningExperiment, more: int = 0) -> None:
         self._metrics.predictions.dropped.inc(len(experiment.pending) + more)
         experiment.pending = []
 
-    def after(self, rows: Sequence[Prediction], committed: "Future[None]") -> None:
-        """Rows that were taken are in the log, or not."""
+    def on_committed(self, rows: Sequence[Prediction], committed: "Future[None]") -> None:
+        """Count drained rows as logged or dropped, depending on the commit."""
         if committed.exception() is None:
             self.count(rows)
         else:
             self._metrics.predictions.dropped.inc(len(rows))
 
     def count(self, rows: Sequence[Prediction]) -> None:
-        """Rows that were taken are in the log."""
+        """Count drained rows as logged."""
         for version, some in groupby(rows, key=lambda row: row.model_version):
-            self._metrics.predictions.predicted(version, "shadow", ["" for _ in some], degraded=False)
+            self._metrics.predictions.count_predictions(version, "shadow", ["" for _ in some], degraded=False)

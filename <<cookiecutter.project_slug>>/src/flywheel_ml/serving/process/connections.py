@@ -39,7 +39,7 @@ def raise_descriptor_limit(connections: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def descriptor_room() -> int:
+def count_free_descriptors() -> int:
     """How many connections there are descriptors for, beyond those that are open or reserved; at least 1."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 2**31 if soft == resource.RLIM_INFINITY else max(1, soft - _count_descriptors() - RESERVED)
@@ -81,11 +81,11 @@ class ConnectionLimit:
         self._warn("too_many_connections", limit=self.most)
         if self._close_idle(connection for connection in connections if connection is not new):
             return True
-        self._metrics.http.connections_refused.inc()
+        self._metrics.http.connections_rejected.inc()
         self.refused += 1
         connections.discard(new)
         if self.refused > SURPLUS:
-            new.end()
+            new.close()
         return False
 
     def on_exhausted(self, error: OSError, connections: set["Protocol"]) -> None:
@@ -99,7 +99,7 @@ class ConnectionLimit:
         idle.sort(key=lambda found: found[:2])
         closed = idle[: math.ceil(len(idle) * SHARE_CLOSED)]
         for *_, connection in closed:
-            connection.end()
+            connection.close()
         self._metrics.http.connections_closed.inc(len(closed))
         return len(closed)
 

@@ -2,7 +2,7 @@
 
 A plain request for predictions (POST /predict, a small JSON body of declared length, a model) goes from the parser
 into the next batch and from there to the socket, or is refused before its body is read. Everything else takes the
-long way through ASGI, by the same steps of the same `RequestLifecycle`.
+ASGI path through ASGI, by the same steps of the same `RequestLifecycle`.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.experiments.assignment import NO_HINTS, RoutingHints
 from flywheel_ml.serving.http.lifecycle import CLIENT_LEFT, Exchange
 from flywheel_ml.serving.models.served_model import Deployment
-from flywheel_ml.serving.prediction.batcher import INLINE_BYTES, UNLOGGED, Unlogged
+from flywheel_ml.serving.prediction.batcher import INLINE_BYTES, UNLOGGED_HEADER, UnloggedResponse
 from flywheel_ml.serving.prediction.requests import PredictRequest
 from flywheel_ml.serving.process.connections import ConnectionLimit
 
 JSON = b"application/json"
 UNUSUAL = {b"transfer-encoding", b"content-encoding"}
-MOST_AHEAD = 64
+MAX_PIPELINED = 64
 """Requests that one connection may send ahead of its answers; each takes some 10 KB until its turn comes."""
 REFUSAL_SECONDS = 1.0
 """How long a connection too many may take to ask something, and be told."""
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection; `protocol_for` gives it its service."""
+    """One connection; `build_protocol` gives it its service."""
 
     service: Service
     connection_limit: ConnectionLimit
@@ -45,7 +45,7 @@ class Protocol(HttpToolsProtocol):
     unread_since: float | None = None
     """Since when more of answers has been waiting for the client than is kept for it."""
     idle_since: float | None = None
-    """Since when nothing has come after an answer on the short way."""
+    """Since when nothing has come after an answer on the fast path."""
     _prefix = ""
     """What the ids of this connection's requests begin with, where the client gives none."""
     _requests = 0
@@ -73,16 +73,16 @@ class Protocol(HttpToolsProtocol):
         """The client left, perhaps before its request was whole."""
         super().connection_lost(exc)
         self.connection_limit.refused -= self._is_surplus
-        short = self.cycle
-        if isinstance(short, _FastRequest) and not short.is_whole:
-            short.refuse(self.service.lifecycle.admission.too_slow())
+        fast = self.cycle
+        if isinstance(fast, _FastRequest) and not fast.is_complete:
+            fast.refuse(self.service.lifecycle.admission.build_timeout_problem())
 
     def data_received(self, data: bytes) -> None:
         """Something came; a head that has grown too large is not listened to any longer."""
         self._chunk = len(data)
         self.idle_since = None
         if self._is_surplus:
-            self._refuse(self.service.lifecycle.admission.too_many_connections(), "", secrets.token_hex(16))
+            self._refuse(self.service.lifecycle.admission.build_connections_problem(), "", secrets.token_hex(16))
             return
         self._parse(data)
         if self.head_since is not None and not self.transport.is_closing():
@@ -130,7 +130,7 @@ class Protocol(HttpToolsProtocol):
         self.unread_since = None
 
     def on_message_begin(self) -> None:
-        """The first byte of a request came; what ASGI says of it is made when it takes the long way."""
+        """The first byte of a request came; what ASGI says of it is made when it takes the ASGI path."""
         self.url, self.headers, self.expect_100_continue = b"", [], False
         self.head_since = time.monotonic()
         # What else came with it may have been another request's, and is a read at most: it is counted by its headers.
@@ -153,8 +153,8 @@ class Protocol(HttpToolsProtocol):
             self._is_upgrade = True
             return
         self.head_since, self.body_since = None, time.monotonic()
-        if not self._is_plain():
-            if len(self.pipeline) >= MOST_AHEAD:
+        if not self._try_fast_path():
+            if len(self.pipeline) >= MAX_PIPELINED:
                 self._is_far_ahead = True
                 raise ValueError("too many requests ahead of their answers")
             url, headers, is_expecting = self.url, self.headers, self.expect_100_continue
@@ -174,7 +174,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of the body came."""
-        if isinstance(self.cycle, _FastRequest) and not self.cycle.is_whole:
+        if isinstance(self.cycle, _FastRequest) and not self.cycle.is_complete:
             self.cycle.body += body
         else:
             super().on_body(body)
@@ -184,23 +184,23 @@ class Protocol(HttpToolsProtocol):
         if self._is_upgrade:
             return
         self.body_since = None
-        short = self.cycle
-        if isinstance(short, _FastRequest) and not short.is_whole:
-            short.is_whole = True
-            short.ask()
+        fast = self.cycle
+        if isinstance(fast, _FastRequest) and not fast.is_complete:
+            fast.is_complete = True
+            fast.submit()
         else:
             super().on_message_complete()
 
-    def end_if_slow(self, now: float) -> None:
+    def close_if_slow(self, now: float) -> None:
         """Hang up on a client whose request has been under way for too long; `now` is `time.monotonic`."""
-        settings, short = self.service.settings, self.cycle
+        settings, fast = self.service.settings, self.cycle
         if self.unread_since is not None and self.unread_since < now - settings.body_timeout_seconds:
             self.transport.abort()
         elif self.head_since is not None and self.head_since < now - settings.header_timeout_seconds:
             self.transport.close()
         elif self.body_since is not None and self.body_since < now - settings.body_timeout_seconds:
-            if isinstance(short, _FastRequest) and not short.is_whole:
-                short.refuse(self.service.lifecycle.admission.too_slow())
+            if isinstance(fast, _FastRequest) and not fast.is_complete:
+                fast.refuse(self.service.lifecycle.admission.build_timeout_problem())
             elif not self._is_busy():
                 self.transport.close()  # It was answered, and sends on.
         elif self.idle_since is not None:
@@ -209,8 +209,8 @@ class Protocol(HttpToolsProtocol):
         elif self.head_since is None and self.body_since is None and self._is_idle():
             self.head_since = now
 
-    def on_short_response_complete(self) -> None:
-        """As `on_response_complete`, without a timer: whether the client comes again is seen by `end_if_slow`."""
+    def on_fast_response_complete(self) -> None:
+        """As `on_response_complete`, without a timer: whether the client comes again is seen by `close_if_slow`."""
         if self.pipeline or self.flow.read_paused or self.transport.is_closing():
             self.on_response_complete()
         else:
@@ -231,7 +231,7 @@ class Protocol(HttpToolsProtocol):
             return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
         return self.head_since if self.idle_since is None else self.idle_since
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Hang up, and count as gone."""
         self.connections.discard(self)
         self.transport.close()
@@ -254,15 +254,15 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _refuse(self, problem: Problem, path: str, request_id: str) -> None:
-        status, headers, content = _refusal(problem, path, request_id)
-        self.transport.write(_response(self, status, headers, content, request_id, keep_alive=False))
+        status, headers, content = _render_problem(problem, path, request_id)
+        self.transport.write(_render_response(self, status, headers, content, request_id, keep_alive=False))
         self.transport.close()
 
-    def _is_plain(self) -> bool:
-        """Whether the request may take the short way; if so, it is on it."""
+    def _try_fast_path(self) -> bool:
+        """Whether the request may take the fast path; if so, it is on it."""
         if self._is_busy() or self.url != b"/predict" or self.parser.get_method() != b"POST":
             return False
-        # Only the long way waits for a client that does not read its answers.
+        # Only the ASGI path waits for a client that does not read its answers.
         if self.expect_100_continue or self.flow.write_paused:
             return False
         headers, deployment = dict(self.headers), self.service.models.deployment
@@ -285,26 +285,26 @@ class Protocol(HttpToolsProtocol):
             refused = problem
         keep_alive = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
         # Without a challenger there is nothing to choose.
-        hints = NO_HINTS if deployment.challenger is None else self.service.hints(headers)
-        short = _FastRequest(self, deployment, exchange, keep_alive, hints)
-        self.cycle = short  # type: ignore[assignment]
+        hints = NO_HINTS if deployment.challenger is None else self.service.parse_hints(headers)
+        fast = _FastRequest(self, deployment, exchange, keep_alive, hints)
+        self.cycle = fast  # type: ignore[assignment]
         if refused is not None:
-            short.refuse(refused)
+            fast.refuse(refused)
         return True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if cycle.scope["method"] != "HEAD":
-            cycle.transport = _Joined(cycle)  # type: ignore[assignment]
+            cycle.transport = _CoalescingTransport(cycle)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
 
-def protocol_for(service: Service, limit: ConnectionLimit) -> type[Protocol]:
+def build_protocol(service: Service, limit: ConnectionLimit) -> type[Protocol]:
     """The class of a server's connections."""
     return type("ServiceProtocol", (Protocol,), {"service": service, "connection_limit": limit})
 
 
 class _FastRequest:
-    """A request on the short way; stands where uvicorn keeps the one that it answers, and is asked the same."""
+    """A request on the fast path; stands where uvicorn keeps the one that it answers, and is asked the same."""
 
     disconnected = False
     response_complete = False
@@ -317,27 +317,27 @@ class _FastRequest:
         self.deployment: Deployment | None = deployment
         self.hints = hints
         self.body = bytearray()
-        self.is_whole = False
+        self.is_complete = False
         self.keep_alive = keep_alive
         self._protocol = protocol
         self._exchange = exchange
-        self._has_place = False
+        self._has_slot = False
 
-    def ask(self) -> None:
+    def submit(self) -> None:
         """The request is whole: into the next batch, if there is room."""
         service = self._protocol.service
         admission = service.lifecycle.admission
-        self._has_place = admission.take_place()
-        if self._has_place:
+        self._has_slot = admission.acquire_slot()
+        if self._has_slot:
             assert self.deployment is not None
             request = PredictRequest(bytes(self.body), NATIVE, time.perf_counter(), self.hints, self._exchange.context)
             service.batcher.submit(self.deployment, request, self.answer)
         else:
-            self.answer(admission.full())
+            self.answer(admission.build_overload_problem())
 
     def refuse(self, problem: Problem) -> None:
         """Answer without the rest of the body."""
-        self.is_whole = True
+        self.is_complete = True
         self.answer(problem)
 
     def answer(self, found: bytes | Exception) -> None:
@@ -349,14 +349,14 @@ class _FastRequest:
         try:
             status = CLIENT_LEFT if self.disconnected else self._send(found)
         finally:
-            if self._has_place:
-                lifecycle.admission.give_place()
+            if self._has_slot:
+                lifecycle.admission.release_slot()
         lifecycle.finish(self._exchange, status)
         if self.disconnected:
             return
         if not self.keep_alive:
             protocol.transport.close()
-        protocol.on_short_response_complete()
+        protocol.on_fast_response_complete()
 
     def _send(self, found: bytes | Exception) -> int:
         """Write the response; returns its status."""
@@ -365,28 +365,28 @@ class _FastRequest:
         if isinstance(content, Exception):
             problem = content
             if not isinstance(problem, Problem):
-                problem = protocol.service.lifecycle.unexpected(problem, self._exchange.context)
-            status, headers, content = _refusal(problem, "/predict", request_id)
+                problem = protocol.service.lifecycle.log_unexpected(problem, self._exchange.context)
+            status, headers, content = _render_problem(problem, "/predict", request_id)
             self.keep_alive = self.keep_alive and "Connection" not in problem.headers
-        elif isinstance(content, Unlogged):
-            headers += _lines([UNLOGGED])
-        protocol.transport.write(_response(protocol, status, headers, content, request_id, self.keep_alive))
+        elif isinstance(content, UnloggedResponse):
+            headers += _render_headers([UNLOGGED_HEADER])
+        protocol.transport.write(_render_response(protocol, status, headers, content, request_id, self.keep_alive))
         return status
 
 
-def _refusal(problem: Problem, path: str, request_id: str) -> tuple[int, bytes, bytes]:
+def _render_problem(problem: Problem, path: str, request_id: str) -> tuple[int, bytes, bytes]:
     """The status, the lines of the head and the body that tell a problem."""
-    response = problem.response(path, request_id)
+    response = problem.to_response(path, request_id)
     own = [pair for pair in response.raw_headers if pair[0] not in (b"content-length", b"connection")]
-    return response.status_code, _lines(own), bytes(response.body)
+    return response.status_code, _render_headers(own), bytes(response.body)
 
 
-def _response(
+def _render_response(
     protocol: Protocol, status: int, headers: bytes, content: bytes, request_id: str, keep_alive: bool
 ) -> bytes:
     return b"%b%b%bcontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
         STATUS_LINE[status],
-        _head(tuple(protocol.server_state.default_headers)),
+        _render_common_headers(tuple(protocol.server_state.default_headers)),
         headers,
         len(content),
         request_id.encode(),
@@ -396,16 +396,16 @@ def _response(
 
 
 @lru_cache(maxsize=8)
-def _head(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+def _render_common_headers(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
     """The lines of the headers that every response of this second has."""
-    return _lines(headers)
+    return _render_headers(headers)
 
 
-def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def _render_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([b"%b: %b\r\n" % pair for pair in headers])
 
 
-class _Joined:
+class _CoalescingTransport:
     """A transport that sends the head of a response with the beginning of its body: one system call and one packet."""
 
     __slots__ = ("_cycle", "_head", "_transport")

@@ -25,10 +25,10 @@ from flywheel_ml.serving.process.connections import (
     ACCEPTS,
     QUEUE,
     ConnectionLimit,
-    descriptor_room,
+    count_free_descriptors,
     raise_descriptor_limit,
 )
-from flywheel_ml.serving.process.protocol import Protocol, protocol_for
+from flywheel_ml.serving.process.protocol import Protocol, build_protocol
 from flywheel_ml.utils.errors import ServingError
 
 LONGEST_REQUEST_SECONDS = 10
@@ -104,7 +104,7 @@ class DrainingServer(uvicorn.Server):
         now = time.monotonic()
         for connection in list(self.server_state.connections):
             if isinstance(connection, Protocol):
-                connection.end_if_slow(now)
+                connection.close_if_slow(now)
         stopping = await super().on_tick(counter)
         if self._service.draining and CLOSE not in self.server_state.default_headers:
             # A client that keeps its connection would otherwise lose a request to its closing.
@@ -135,16 +135,16 @@ def serve(
     sys.setswitchinterval(SWITCH_SECONDS)
     raise_descriptor_limit(settings.max_connections)
     metrics = Metrics(counts)
-    metrics.worker(worker, workers)
+    metrics.set_worker(worker, workers)
     spans = Spans(metrics, logger(), os.environ) if is_configured(os.environ) else None
     app: FastAPI = import_reference(project.app)(settings, metrics, spans, project.features)
     service: Service = app.state.service
 
-    most = min(settings.max_connections, descriptor_room())
+    most = min(settings.max_connections, count_free_descriptors())
     limit = ConnectionLimit(most, metrics, logger())
     config = uvicorn.Config(
         app,
-        http=protocol_for(service, limit),
+        http=build_protocol(service, limit),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -15,12 +15,12 @@ from flywheel_ml.core.parsing import build_grammar
 from flywheel_ml.core.parsing.grammar import clean_text
 from flywheel_ml.core.parsing.rules import build_value_rules
 from flywheel_ml.core.profile import Counts, Profile
-from flywheel_ml.serving.errors import faults
-from flywheel_ml.serving.schema.row_validator import RowValidator, cell_reader
+from flywheel_ml.serving.errors import validation_errors
+from flywheel_ml.serving.schema.row_validator import RowValidator, build_cell_reader
 from flywheel_ml.utils import timestamps
 
 MAX_LABELS = 10_000
-CLOCKS_APART = timedelta(minutes=1)
+MAX_CLOCK_SKEW = timedelta(minutes=1)
 """How far ahead of this machine's clock a client's may be."""
 EXAMPLE_DATETIME = "2013-06-15T08:30:00"
 LOCAL_DATETIME = (
@@ -48,57 +48,61 @@ class Schema:
         self, contract: Contract, profile: Profile, max_instances: int, optional: Collection[str] = ()
     ) -> None:
         self.max_instances = max_instances
-        self.example = {column.name: _typical(column, profile.columns[column.name]) for column in contract.inputs}
-        self.reader = RowValidator(contract, optional)
-        self._read_label = cell_reader(contract.target, required=True)
-        instance = _instance(self.reader, self.example)
-        self.predict_request = _request("PredictRequest", "instances", instance, max_instances)
-        self.explain_request = _request("ExplainRequest", "instances", instance, 1)
-        label = _label(_typed(contract.target))
-        self.feedback_request = _request("FeedbackRequest", "labels", label, MAX_LABELS)
-        self._predict = _Form("instances", instance, Any, max_instances)
-        self._explain = _Form("instances", instance, Any, 1)
-        self._feedback = _Form("labels", label, _label(Any), MAX_LABELS, ("id", "label", "at"))
+        self.example = {
+            column.name: _find_typical_value(column, profile.columns[column.name]) for column in contract.inputs
+        }
+        self.row_validator = RowValidator(contract, optional)
+        self._read_label = build_cell_reader(contract.target, required=True)
+        instance = _build_instance(self.row_validator, self.example)
+        self.predict_request = _build_request("PredictRequest", "instances", instance, max_instances)
+        self.explain_request = _build_request("ExplainRequest", "instances", instance, 1)
+        label = _build_label(_build_type(contract.target))
+        self.feedback_request = _build_request("FeedbackRequest", "labels", label, MAX_LABELS)
+        self._predict = _ItemList("instances", instance, Any, max_instances)
+        self._explain = _ItemList("instances", instance, Any, 1)
+        self._feedback = _ItemList("labels", label, _build_label(Any), MAX_LABELS, ("id", "label", "at"))
 
-    def instances(self, body: bytes) -> list[dict[str, Any]]:
+    def parse_instances(self, body: bytes) -> list[dict[str, Any]]:
         """The instances of a /predict body.
 
         Raises:
             Problem: 400 when it is no JSON, 422 when it breaks the contract.
         """
         rows, is_checked = self._predict.read(body)
-        return rows if is_checked else self.reader.rows(rows)
+        return rows if is_checked else self.row_validator.validate(rows)
 
-    def checked(self, rows: list[Any]) -> list[dict[str, Any]]:
-        """Rows that are Python values already, as `instances` would have read them; raises 422 as it does."""
+    def validate_rows(self, rows: list[Any]) -> list[dict[str, Any]]:
+        """Rows that are Python values already, as `parse_instances` would have read them; raises 422 as it does."""
         rows, is_checked = self._predict.read(rows)
-        return rows if is_checked else self.reader.rows(rows)
+        return rows if is_checked else self.row_validator.validate(rows)
 
-    def row(self, body: bytes) -> dict[str, Any]:
-        """The one instance of an /explain body; raises as `instances`."""
+    def parse_instance(self, body: bytes) -> dict[str, Any]:
+        """The one instance of an /explain body; raises as `parse_instances`."""
         rows, is_checked = self._explain.read(body)
-        (row,) = rows if is_checked else self.reader.rows(rows)
+        (row,) = rows if is_checked else self.row_validator.validate(rows)
         return row
 
-    def labels(self, body: bytes) -> list[dict[str, Any]]:
-        """The labels of a /feedback body, each with `id`, `label` and perhaps `at`; raises as `instances`."""
+    def parse_labels(self, body: bytes) -> list[dict[str, Any]]:
+        """The labels of a /feedback body, each with `id`, `label` and perhaps `at`; raises as `parse_instances`."""
         rows, is_checked = self._feedback.read(body)
         return rows if is_checked else self._read_labels(rows)
 
     def _read_labels(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        found: list[faults.Details] = []
+        found: list[validation_errors.ErrorDetail] = []
         read = []
         for at, row in enumerate(rows):
             try:
                 read.append({**row, "label": self._read_label(row["label"])})
             except ValueError as error:
-                found.append(faults.fault("label", str(error), at, value=row["label"]))
+                found.append(validation_errors.build_error_detail("label", str(error), at, value=row["label"]))
         if found:
-            raise faults.refused(len(found), found[: faults.SHOWN])
+            raise validation_errors.build_invalid_input_problem(
+                len(found), found[: validation_errors.MAX_LISTED_ERRORS]
+            )
         return read
 
 
-class _Form:
+class _ItemList:
     """A list of items under one name: in the form that is described, or in one that only says what an item is.
 
     Args:
@@ -113,64 +117,69 @@ class _Form:
         self._name = name
         self._members = members
         # The first fault is enough to know that there is one.
-        self._described: TypeAdapter[Any] = TypeAdapter(_request("Described", name, described, most, fails_fast=True))
-        self._any: TypeAdapter[Any] = TypeAdapter(_request("Any", name, any_item, most, fails_fast=True))
+        self._described: TypeAdapter[Any] = TypeAdapter(
+            _build_request("Described", name, described, most, fails_fast=True)
+        )
+        self._any: TypeAdapter[Any] = TypeAdapter(_build_request("Any", name, any_item, most, fails_fast=True))
 
     def read(self, asked: bytes | list[Any]) -> tuple[list[Any], bool]:
         """The items of a body, or those given, and whether their values are checked; raises 400 or 422."""
         try:
-            return self._validated(self._described, asked), True
+            return self._validate(self._described, asked), True
         except ValidationError:
             pass
         try:
-            return self._validated(self._any, asked), False
+            return self._validate(self._any, asked), False
         except ValidationError as error:
-            raise faults.problem(error, self._members) from None
+            raise validation_errors.build_problem(error, self._members) from None
 
-    def _validated(self, form: TypeAdapter[Any], asked: bytes | list[Any]) -> list[Any]:
+    def _validate(self, form: TypeAdapter[Any], asked: bytes | list[Any]) -> list[Any]:
         whole = form.validate_json(asked) if isinstance(asked, bytes) else form.validate_python({self._name: asked})
         items: list[Any] = whole[self._name]
         return items
 
 
-def _request(name: str, field: str, item: Any, most: int, fails_fast: bool = False) -> Any:
+def _build_request(name: str, field: str, item: Any, most: int, fails_fast: bool = False) -> Any:
     bounds: list[Any] = [Field(min_length=1, max_length=most), *([FailFast()] if fails_fast else [])]
     items = Annotated[(list[item], *bounds)]
-    return _closed(name, {field: items})
+    return _build_typed_dict(name, {field: items})
 
 
-def _closed(name: str, fields: Mapping[str, Any]) -> Any:
+def _build_typed_dict(name: str, fields: Mapping[str, Any]) -> Any:
     typed_dict: Any = TypedDict  # Type checkers follow only literal ones.
     made = typed_dict(name, dict(fields))
     made.__pydantic_config__ = _CLOSED
     return made
 
 
-def _instance(reader: RowValidator, example: Mapping[str, Any]) -> Any:
+def _build_instance(reader: RowValidator, example: Mapping[str, Any]) -> Any:
     fields = {
-        name: _field(column, name not in reader.required, example.get(name)) for name, column in reader.columns.items()
+        name: _build_field(column, name not in reader.required, example.get(name))
+        for name, column in reader.columns.items()
     }
-    return _closed("Instance", fields)
+    return _build_typed_dict("Instance", fields)
 
 
-def _label(label: Any) -> Any:
+def _build_label(label: Any) -> Any:
     told = Field(description="when it turned out; now if left out", json_schema_extra={"format": "date-time"})
-    at = NotRequired[Annotated[str, AfterValidator(_is_past), told]]
-    return _closed("Label", {"id": Annotated[str, Field(min_length=1, max_length=64)], "label": label, "at": at})
+    at = NotRequired[Annotated[str, AfterValidator(_check_past), told]]
+    return _build_typed_dict(
+        "Label", {"id": Annotated[str, Field(min_length=1, max_length=64)], "label": label, "at": at}
+    )
 
 
-def _field(column: Column, optional: bool, example: Any = None) -> Any:
+def _build_field(column: Column, optional: bool, example: Any = None) -> Any:
     unit = f" [{column.unit}]" if column.unit else ""
-    told = (f"{column.description}{unit}".strip(), _datetime_note(column) if column.type == "datetime" else "")
+    told = (f"{column.description}{unit}".strip(), _describe_datetime(column) if column.type == "datetime" else "")
     facts: dict[str, Any] = {"description": "; ".join(filter(None, told)) or None}
     if example is not None:
         facts["examples"] = [example]
-    typed = _typed(column)
+    typed = _build_type(column)
     return NotRequired[Annotated[typed | None, Field(**facts)]] if optional else Annotated[typed, Field(**facts)]
 
 
-def _typed(column: Column) -> Any:
-    """The type of a column's values in the form that is described; whatever it takes, `cell_reader` leaves as it is."""
+def _build_type(column: Column) -> Any:
+    """The type of a column's values in the form that is described; `build_cell_reader` leaves what passes as it is."""
     limits = {rule.kind: rule.limit for rule in build_value_rules(column)}
     sentinels = build_grammar(column).sentinels
     if "categories" in limits:
@@ -178,33 +187,33 @@ def _typed(column: Column) -> Any:
     if column.type in ("float", "integer"):
         low, high = limits["range"]
         number: Any = Annotated[float if column.type == "float" else int, Field(ge=low, le=high)]
-        return Annotated[number, _not_in(sentinels)] if sentinels else number
+        return Annotated[number, _reject_sentinels(sentinels)] if sentinels else number
     if column.type == "boolean":
         return bool
     if column.type == "datetime":
-        return Annotated[str, _plain_datetime(sentinels), Field(json_schema_extra=_datetime_schema(column))]
+        return Annotated[str, _check_plain_datetime(sentinels), Field(json_schema_extra=_build_datetime_schema(column))]
     pattern = r"^[^\x00]*$" if "null_character" in limits else None
     text = Annotated[str, Field(max_length=limits.get("length"), pattern=pattern)]
-    return Annotated[text, _plain_text(column), Field(json_schema_extra=_NOT_RESERVED)]
+    return Annotated[text, _check_plain_text(column), Field(json_schema_extra=_NOT_RESERVED)]
 
 
-def _datetime_note(column: Column) -> str:
-    if _takes_offsets(column):
+def _describe_datetime(column: Column) -> str:
+    if _accepts_offsets(column):
         return f"date and time; without an offset it is meant in {column.time_zone}"
     dropped = "; an offset is dropped" if column.time_zone else ""
     return f"local date and time without an offset, such as {EXAMPLE_DATETIME}{dropped}"
 
 
-def _datetime_schema(column: Column) -> dict[str, Any]:
+def _build_datetime_schema(column: Column) -> dict[str, Any]:
     # Clients that are generated from the description send an offset with a `date-time`.
-    return {"format": "date-time"} if _takes_offsets(column) else {"pattern": LOCAL_DATETIME}
+    return {"format": "date-time"} if _accepts_offsets(column) else {"pattern": LOCAL_DATETIME}
 
 
-def _takes_offsets(column: Column) -> bool:
+def _accepts_offsets(column: Column) -> bool:
     return column.time_zone not in ("", "local")
 
 
-def _not_in(sentinels: Collection[Any]) -> AfterValidator:
+def _reject_sentinels(sentinels: Collection[Any]) -> AfterValidator:
     def check(value: float) -> float:
         if value in sentinels:
             raise ValueError
@@ -213,7 +222,7 @@ def _not_in(sentinels: Collection[Any]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _plain_datetime(sentinels: Collection[Any]) -> AfterValidator:
+def _check_plain_datetime(sentinels: Collection[Any]) -> AfterValidator:
     def check(text: str) -> str:
         if (value := timestamps.parse_isoformat(text)) is None or (sentinels and value in sentinels):
             raise ValueError
@@ -222,7 +231,7 @@ def _plain_datetime(sentinels: Collection[Any]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _plain_text(column: Column) -> AfterValidator:
+def _check_plain_text(column: Column) -> AfterValidator:
     known, missing = frozenset(column.categories or ()), frozenset(("", MISSING, *column.parse.na_values))
     code_width = build_grammar(column).code_width
 
@@ -236,13 +245,13 @@ def _plain_text(column: Column) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _is_past(text: str) -> str:
-    if parse_timestamp(text) > to_naive_utc(datetime.now(UTC)) + CLOCKS_APART:
+def _check_past(text: str) -> str:
+    if parse_timestamp(text) > to_naive_utc(datetime.now(UTC)) + MAX_CLOCK_SKEW:
         raise ValueError("must not be in the future")
     return text
 
 
-def _typical(column: Column, counts: Counts) -> Any:
+def _find_typical_value(column: Column, counts: Counts) -> Any:
     """A JSON value from the middle of the reference rows; None where they have none."""
     if not counts.present:
         return None

@@ -13,23 +13,23 @@ from typing import Any, NamedTuple
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.core.parsing import build_grammar, parse_value
 from flywheel_ml.core.parsing.rules import IS_BROKEN, REQUIRED, build_value_rules
-from flywheel_ml.serving.errors import faults
+from flywheel_ml.serving.errors import validation_errors
 from flywheel_ml.utils import timestamps
 from flywheel_ml.utils.config_model import suggest
 
 _UNNAMED = re.compile("column_([0-9]+)")
 """What `adopt` calls a column without a name, by its place."""
-MAX_FAULTS = 1000
+MAX_ERRORS = 1000
 """Reading stops after so many: looking for a million would keep everybody else waiting."""
 
-Read = Callable[[Any], Any]
+CellReader = Callable[[Any], Any]
 
 
-class Field(NamedTuple):
+class RowField(NamedTuple):
     """Where a field of a row belongs: the contract's column, and how its value is read (None: it is dropped)."""
 
     name: str
-    read: Read | None
+    read: CellReader | None
 
 
 class RowValidator:
@@ -42,7 +42,7 @@ class RowValidator:
     Attributes:
         columns: those that a row may have, by name.
         required: names of those that it must have.
-        cells: how a value of each is read.
+        cell_readers: how a value of each is read.
     """
 
     def __init__(self, contract: Contract, optional: Collection[str] = ()) -> None:
@@ -50,13 +50,15 @@ class RowValidator:
         self.required = frozenset(
             column.name for column in contract.inputs if not column.nullable and column.name not in optional
         )
-        self.cells = {name: cell_reader(column, name in self.required) for name, column in self.columns.items()}
+        self.cell_readers = {
+            name: build_cell_reader(column, name in self.required) for name, column in self.columns.items()
+        }
         self._target = contract.target
         others = [column for column in contract.columns if column.role != "target"]
-        own = {column.name: Field(column.name, self.cells.get(column.name)) for column in others}
-        self._fields = {alias: own[column.name] for column in others for alias in _aliases(column)} | own
+        own = {column.name: RowField(column.name, self.cell_readers.get(column.name)) for column in others}
+        self._fields = {alias: own[column.name] for column in others for alias in _list_aliases(column)} | own
 
-    def field(self, name: str) -> Field:
+    def find_field(self, name: str) -> RowField:
         """Where a field of this name belongs.
 
         Raises:
@@ -64,10 +66,10 @@ class RowValidator:
         """
         found = self._find(name)
         if found is None:
-            raise ValueError(self._unknown(name))
+            raise ValueError(self._describe_unknown(name))
         return found
 
-    def names(self, given: Sequence[str]) -> dict[str, str]:
+    def map_columns(self, given: Sequence[str]) -> dict[str, str]:
         """The contract's name of each column of a table → the table's own name; without those that are dropped.
 
         Raises:
@@ -76,73 +78,79 @@ class RowValidator:
         found: dict[str, str] = {}
         for own in given:
             try:
-                name, read = self.field(own)
+                name, read = self.find_field(own)
                 if name in found:
-                    raise ValueError(_twice(name))
+                    raise ValueError(_describe_duplicate(name))
             except ValueError as error:
-                raise faults.refused(1, [faults.fault(own, str(error))]) from None
+                raise validation_errors.build_invalid_input_problem(
+                    1, [validation_errors.build_error_detail(own, str(error))]
+                ) from None
             if read is not None:
                 found[name] = own
         if not found:
-            raise faults.refused(1, [faults.fault("instances", "must have at least 1 column of the contract")])
+            raise validation_errors.build_invalid_input_problem(
+                1, [validation_errors.build_error_detail("instances", "must have at least 1 column of the contract")]
+            )
         return found
 
-    def rows(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    def validate(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
         """The same rows as the contract has them: dates as ISO 8601 texts, None for missing.
 
         Raises:
             Problem: 422 that lists the first faults.
         """
-        found: list[_Fault] = []
+        found: list[_RowError] = []
         read: list[dict[str, Any]] = []
         for at, row in enumerate(rows):
             if isinstance(row, Mapping):
                 read.append(self._row(row, at, found))
             else:
-                found.append(_Fault(at, None, "must be an object", {"value": row}))
-            if len(found) >= MAX_FAULTS:
+                found.append(_RowError(at, None, "must be an object", {"value": row}))
+            if len(found) >= MAX_ERRORS:
                 break
         if found:
             listed = [
-                faults.fault(one.field, one.rule or self._unknown(one.field or ""), one.at, **one.value)
-                for one in found[: faults.SHOWN]
+                validation_errors.build_error_detail(
+                    one.field, one.rule or self._describe_unknown(one.field or ""), one.at, **one.value
+                )
+                for one in found[: validation_errors.MAX_LISTED_ERRORS]
             ]
-            raise faults.refused(len(found), listed, is_complete=len(found) < MAX_FAULTS)
+            raise validation_errors.build_invalid_input_problem(len(found), listed, is_complete=len(found) < MAX_ERRORS)
         return read
 
-    def _row(self, row: Mapping[str, Any], at: int, found: "list[_Fault]") -> dict[str, Any]:
+    def _row(self, row: Mapping[str, Any], at: int, found: "list[_RowError]") -> dict[str, Any]:
         values: dict[str, Any] = {}
         fields = self._fields
         for given, value in row.items():
             field = fields.get(given) or self._find(given)
             if field is None:
-                found.append(_Fault(at, given, "", {"value": value}))
+                found.append(_RowError(at, given, "", {"value": value}))
                 continue
             name, read = field
             if read is None:
                 continue
             try:
                 if name in values:
-                    raise ValueError(_twice(name))
+                    raise ValueError(_describe_duplicate(name))
                 values[name] = None
                 values[name] = read(value)
             except ValueError as error:
-                found.append(_Fault(at, given, str(error), {"value": value}))
+                found.append(_RowError(at, given, str(error), {"value": value}))
         if not values.keys() >= self.required:
             gone = self.required - values.keys()
-            found += [_Fault(at, name, REQUIRED, {}) for name in self.columns if name in gone]
+            found += [_RowError(at, name, REQUIRED, {}) for name in self.columns if name in gone]
         return values
 
-    def _find(self, name: str) -> Field | None:
+    def _find(self, name: str) -> RowField | None:
         return self._fields.get(name) or self._fields.get(unicodedata.normalize("NFC", name).strip())
 
-    def _unknown(self, name: str) -> str:
+    def _describe_unknown(self, name: str) -> str:
         if name in (self._target.name, self._target.source):
             return "is what the model predicts; leave it out, and send it to /feedback once it is known"
         return f"unknown field; {suggest(name, list(self.columns))}"
 
 
-class _Fault(NamedTuple):
+class _RowError(NamedTuple):
     """A fault of a row; an empty rule is that of a field that belongs nowhere, which takes long to put into words."""
 
     at: int
@@ -151,7 +159,7 @@ class _Fault(NamedTuple):
     value: Mapping[str, Any]
 
 
-def _aliases(column: Column) -> Iterator[str]:
+def _list_aliases(column: Column) -> Iterator[str]:
     """What the user's own file, or pandas, calls a column that has another name in the contract."""
     if column.source:
         yield column.source
@@ -159,26 +167,26 @@ def _aliases(column: Column) -> Iterator[str]:
         yield from ("", f"Unnamed: {int(found[1]) - 1}")
 
 
-def _twice(name: str) -> str:
+def _describe_duplicate(name: str) -> str:
     return f"is the column '{name}' a second time; send it once"
 
 
-def cell_reader(column: Column, required: bool) -> Read:
+def build_cell_reader(column: Column, required: bool) -> CellReader:
     """A function that makes one JSON value the contract's; it raises ValueError with the rule that the value breaks."""
-    read = _reader(column, required)
+    read = _build_reader(column, required)
     # What most values are is known without looking further.
     if build_grammar(column).sentinels:
         return read
     if column.categories:
-        return _category_reader(frozenset(column.categories), read)
+        return _build_category_reader(frozenset(column.categories), read)
     if column.type in ("float", "integer"):
-        return (_float_reader if column.type == "float" else _integer_reader)(*column.limits, read)
+        return (_build_float_reader if column.type == "float" else _build_integer_reader)(*column.limits, read)
     if column.type == "datetime":
-        return _datetime_reader(read)
+        return _build_datetime_reader(read)
     return read
 
 
-def _reader(column: Column, required: bool) -> Read:
+def _build_reader(column: Column, required: bool) -> CellReader:
     rules = build_value_rules(column)
 
     def read(value: Any) -> Any:
@@ -195,14 +203,14 @@ def _reader(column: Column, required: bool) -> Read:
     return read
 
 
-def _category_reader(known: Collection[Any], read: Read) -> Read:
+def _build_category_reader(known: Collection[Any], read: CellReader) -> CellReader:
     def read_category(value: Any) -> Any:
         return value if type(value) is str and value in known else read(value)
 
     return read_category
 
 
-def _datetime_reader(read: Read) -> Read:
+def _build_datetime_reader(read: CellReader) -> CellReader:
     def read_datetime(value: Any) -> Any:
         # As pandas writes it.
         if type(value) is str and len(value) == 23 and value[19:] == ".000" and timestamps.parse_isoformat(value[:19]):
@@ -212,14 +220,14 @@ def _datetime_reader(read: Read) -> Read:
     return read_datetime
 
 
-def _float_reader(low: float, high: float, read: Read) -> Read:
+def _build_float_reader(low: float, high: float, read: CellReader) -> CellReader:
     def read_float(value: Any) -> Any:
         return value if type(value) is float and low <= value <= high else read(value)
 
     return read_float
 
 
-def _integer_reader(low: float, high: float, read: Read) -> Read:
+def _build_integer_reader(low: float, high: float, read: CellReader) -> CellReader:
     def read_integer(value: Any) -> Any:
         if type(value) is int and low <= value <= high:
             return value

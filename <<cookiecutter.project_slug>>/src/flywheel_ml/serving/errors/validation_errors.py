@@ -1,4 +1,4 @@
-"""From a validation error to the field, the value and the rule it broke, in bounded space."""
+"""Builds problem documents from validation errors: field, value and rule, of bounded size."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,16 +6,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flywheel_ml.serving.errors.problems import Problem, shortened
+from flywheel_ml.serving.errors.problems import Problem, shorten
 from flywheel_ml.utils.config_model import suggest
 
-SHOWN = 20
-MAX_NAME = 100
-MAX_VALUE = 80
+MAX_LISTED_ERRORS = 20
+MAX_NAME_CHARS = 100
+MAX_VALUE_CHARS = 80
 
-Details = Mapping[str, Any]
+ErrorDetail = Mapping[str, Any]
 
-_RULES: dict[str, Callable[[Details], str]] = {
+_RULES: dict[str, Callable[[ErrorDetail], str]] = {
     "missing": lambda _: "is required",
     "string_type": lambda _: "must be a string",
     "string_too_short": lambda facts: f"must have at least {facts['min_length']} character",
@@ -26,31 +26,34 @@ _RULES: dict[str, Callable[[Details], str]] = {
     "too_long": lambda facts: f"must have at most {facts['max_length']} item{'s' if facts['max_length'] != 1 else ''}",
     "value_error": lambda facts: str(facts["error"]),
 }
-"""Rules of a request's frame; those of values are the contract's."""
+"""Rules of a request's structure; the rules of values come from the contract."""
 
 _UNKNOWN = "unknown member of the request"
 _KINDS = {"json": "JSON", "csv": "CSV in UTF-8", "arrow": "Arrow IPC stream"}
 
 
-def problem(error: ValidationError, members: Sequence[str]) -> Problem:
-    """400 for what is no JSON, otherwise 422 with the first faults.
+def build_problem(error: ValidationError, members: Sequence[str]) -> Problem:
+    """Return 400 if the body is not JSON, otherwise 422 with the first errors.
 
     Args:
-        members: what the objects of the request, other than its rows, may have.
+        error: raised by pydantic.
+        members: allowed members of the objects in the request other than rows.
     """
     details = error.errors(include_url=False)
     if details[0]["type"] == "json_invalid":
-        return malformed("json", details[0]["ctx"]["error"])
-    return refused(len(details), [_fault(one, members) for one in details[:SHOWN]])
+        return build_malformed_problem("json", details[0]["ctx"]["error"])
+    return build_invalid_input_problem(
+        len(details), [_describe_error(one, members) for one in details[:MAX_LISTED_ERRORS]]
+    )
 
 
-def malformed(kind: str, reason: object) -> Problem:
-    """400: the body is not what its content type says."""
+def build_malformed_problem(kind: str, reason: object) -> Problem:
+    """Return 400 for a body that does not match its content type."""
     return Problem(400, f"malformed-{kind}", f"the body is not valid {_KINDS[kind]}: {reason}")
 
 
-def refused(count: int, listed: Sequence[Details], is_complete: bool = True) -> Problem:
-    """422 for so many faults, or at least so many, the first ones of which are listed as `fault` makes them."""
+def build_invalid_input_problem(count: int, listed: Sequence[ErrorDetail], is_complete: bool = True) -> Problem:
+    """Return 422 for `count` errors (at least that many if not `is_complete`); `listed` are the first of them."""
     some = "the first is" if len(listed) == 1 else f"the first {len(listed)} are"
     told = f"; {some} listed" if count > len(listed) else ""
     noun = "value does" if count == 1 else "values do"
@@ -58,14 +61,14 @@ def refused(count: int, listed: Sequence[Details], is_complete: bool = True) -> 
     return Problem(422, "invalid-input", f"{counted} {noun} not fit the model's contract{told}", errors=listed)
 
 
-def fault(field: str | None, rule: str, instance: int | None = None, **found: Any) -> Details:
-    """One fault; `value`, where there is one, is what was found."""
-    told = {name: _shown(value) for name, value in found.items()}
-    return {"instance": instance, "field": field and shortened(field, MAX_NAME), **told, "rule": shortened(rule)}
+def build_error_detail(field: str | None, rule: str, instance: int | None = None, **found: Any) -> ErrorDetail:
+    """Return one entry of `errors`; pass the rejected value, if there is one, as `value`."""
+    shown = {name: _shorten_value(value) for name, value in found.items()}
+    return {"instance": instance, "field": field and shorten(field, MAX_NAME_CHARS), **shown, "rule": shorten(rule)}
 
 
-def _fault(details: Any, members: Sequence[str]) -> Details:
-    # The place is ("instances", 3, "label"), or shorter where the request's frame itself is wrong.
+def _describe_error(details: Any, members: Sequence[str]) -> ErrorDetail:
+    # `loc` is ("instances", 3, "label"), or shorter if the structure of the request is wrong.
     kind, place = details["type"], details["loc"]
     index = place[1] if len(place) > 1 else None
     name = str(place[2] if len(place) > 2 else place[0]) if len(place) != 2 and place else None
@@ -75,17 +78,17 @@ def _fault(details: Any, members: Sequence[str]) -> Details:
         rule = "must not be null"
     else:
         rule = _RULES[kind](details.get("ctx", {})) if kind in _RULES else details["msg"]
-    return fault(name, rule, index, **({} if kind == "missing" else {"value": details["input"]}))
+    return build_error_detail(name, rule, index, **({} if kind == "missing" else {"value": details["input"]}))
 
 
-def _shown(value: Any) -> Any:
-    """A value short enough to repeat and fit for JSON."""
+def _shorten_value(value: Any) -> Any:
+    """Return a value that is short and valid in JSON."""
     if isinstance(value, str):
-        return shortened(value, MAX_VALUE)
+        return shorten(value, MAX_VALUE_CHARS)
     if isinstance(value, list | dict):
         return f"an {'array' if isinstance(value, list) else 'object'} of {len(value)}"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 2**53:
-        return shortened(str(value), MAX_VALUE)
+        return shorten(str(value), MAX_VALUE_CHARS)
     return value

@@ -1,4 +1,4 @@
-"""A prediction log's writer whose backlog is known."""
+"""A writer of the prediction log that reports its backlog."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -8,14 +8,14 @@ from flywheel_ml.prediction_log import Row, Writer
 from flywheel_ml.serving.observability.backlog import Backlog
 
 
-class WatchedWriter(Writer):
-    """A writer whose backlog is known: what `commit` does at once never waits.
+class InstrumentedWriter(Writer):
+    """A `Writer` that records the rows of `append` in a backlog; rows of `try_commit` never wait.
 
     Args:
-        backlog: where that is kept.
-        target: as the writer's.
-        role: as the writer's.
-        options: as the writer's.
+        backlog: records the rows that wait.
+        target: see `Writer`.
+        role: see `Writer`.
+        options: see `Writer`.
     """
 
     def __init__(self, backlog: Backlog, target: str, role: str, **options: Any) -> None:
@@ -23,8 +23,8 @@ class WatchedWriter(Writer):
         super().__init__(target, role, **options)
 
     def append(self, rows: Sequence[Row]) -> Future[None]:
-        """As the writer's."""
-        ticket = self._backlog.hand(len(rows))
+        """See `Writer.append`."""
+        token = self._backlog.add(len(rows))
         committed = super().append(rows)
-        committed.add_done_callback(lambda _: self._backlog.settle(ticket))
+        committed.add_done_callback(lambda _: self._backlog.remove(token))
         return committed
