@@ -121,7 +121,7 @@ def by_column(found: Explanation) -> dict[str, float]:
     return {one.column: one.contribution for one in found.contributions}
 
 
-def test_contributions_are_those_of_the_definition_and_add_up_to_the_logged_score(made: Made) -> None:
+def test_contributions_match_the_definition_and_the_score(made: Made) -> None:
     for row in made.rows[::300]:
         found = explain(made.bundle, row)
         told = made.bundle.predict(columns_from_rows(made.bundle.contract.inputs, [row]))
@@ -137,7 +137,7 @@ def test_contributions_are_those_of_the_definition_and_add_up_to_the_logged_scor
         assert found.method.scored_rows == 50 * 2 ** len(parts)
 
 
-def test_drawn_orders_err_as_they_say_and_add_up_all_the_same(made: Made) -> None:
+def test_sampled_contributions_match_their_errors_and_sum(made: Made) -> None:
     row = made.rows[100]
     exact, found = by_column(explain(made.bundle, row)), explain(made.bundle, row, FEW)
     assert (found.method.name, found.method.background_rows) == ("shapley-permutations", 50)
@@ -149,7 +149,7 @@ def test_drawn_orders_err_as_they_say_and_add_up_all_the_same(made: Made) -> Non
 
 
 @pytest.mark.parametrize("most", [20_000, FEW])
-def test_a_column_that_the_model_does_not_use_gets_exactly_nothing(made: Made, most: int) -> None:
+def test_unused_column_contributes_zero(made: Made, most: int) -> None:
     if made.bundle.manifest.estimator == "mlp":
         pytest.skip("a network uses whatever it is given")
     found = explain(made.bundle, {**made.rows[100], "idle": 7.0}, most)
@@ -157,7 +157,7 @@ def test_a_column_that_the_model_does_not_use_gets_exactly_nothing(made: Made, m
     assert (idle.value, idle.contribution, idle.standard_error) == (7.0, 0.0, 0.0)
 
 
-def test_the_class_that_is_explained_is_the_positive_or_the_predicted_one(made: Made) -> None:
+def test_explained_class_is_the_positive_or_predicted_one(made: Made) -> None:
     task, classes = made.bundle.manifest.task, made.bundle.manifest.classes
     for row in made.rows[::200]:
         found = explain(made.bundle, row, FEW)
@@ -165,7 +165,7 @@ def test_the_class_that_is_explained_is_the_positive_or_the_predicted_one(made: 
         assert found.explained_class == wanted
 
 
-def test_the_largest_contribution_comes_first_and_each_shows_the_value_that_was_sent(made: Made) -> None:
+def test_contributions_are_sorted_and_have_the_sent_values(made: Made) -> None:
     row = made.rows[50]
     found = explain(made.bundle, {**row, "name": "whoever"}, FEW)
     sizes = [abs(one.contribution) for one in found.contributions]
@@ -189,7 +189,7 @@ def test_the_same_row_gets_the_same_bytes(made: Made) -> None:
         assert one == other
 
 
-def test_the_background_is_training_rows_without_the_one_that_names_them(made: Made) -> None:
+def test_background_is_training_rows_without_ids(made: Made) -> None:
     contract = made.bundle.contract
     assert len(made.background) == 50
     assert {name for row in made.background for name in row} == {column.name for column in contract.inputs}
@@ -199,7 +199,7 @@ def test_the_background_is_training_rows_without_the_one_that_names_them(made: M
     assert made.bundle.manifest.rows["train"] < made.train.height
 
 
-def test_so_few_rows_have_nearly_the_mean_score_of_all(made: Made) -> None:
+def test_background_has_nearly_the_mean_score_of_all_rows(made: Made) -> None:
     def means(asked: list[Row]) -> np.ndarray:
         answers = made.bundle.run(made.bundle.encode(columns_from_rows(made.bundle.contract.inputs, asked)))
         found: np.ndarray = answers.mean(axis=0)
@@ -210,7 +210,7 @@ def test_so_few_rows_have_nearly_the_mean_score_of_all(made: Made) -> None:
     assert (np.abs(means(made.background) - means(made.rows)) < 0.08 * spread).all()
 
 
-def test_background_rows_come_back_from_the_file_bit_for_bit(made: Made) -> None:
+def test_background_rows_survive_the_file_bit_for_bit(made: Made) -> None:
     contract = made.bundle.contract
     gone = made.train.with_columns(pl.when(pl.col("size") < 5).then(None).otherwise(pl.col("size")).alias("size"))
     kept = package.choose_background(made.bundle, gone, 400, seed=3)
@@ -234,18 +234,18 @@ def row(table: pl.DataFrame, contract: Contract) -> Row:
     return json_rows(table.head(1), contract)[0]
 
 
-def test_a_bundle_of_the_former_format_answers_as_before_and_says_how_to_get_explanations(
+def test_old_bundle_answers_but_is_not_explainable(
     bundle_path: Path, bundle_copy: Path, columns: Columns, row: Row
 ) -> None:
     (bundle_copy / BACKGROUND).unlink()
     bundle.write_manifest(bundle_copy, {**facts(bundle_copy), "format": 1})
     old = Bundle.open(bundle_copy)
     assert same_bits(old.predict(columns).output, Bundle.open(bundle_path).predict(columns).output)
-    with pytest.raises(NotExplainable, match=r"no training rows to compare with .* params.yaml above 0, train again"):
+    with pytest.raises(NotExplainable, match=r"no background rows .* params.yaml above 0 and train again"):
         explain(old, row)
 
 
-def test_a_bundle_that_was_to_carry_no_rows_says_the_same(bundle_copy: Path, table: pl.DataFrame, row: Row) -> None:
+def test_bundle_without_background_is_not_explainable(bundle_copy: Path, table: pl.DataFrame, row: Row) -> None:
     assert package.choose_background(Bundle.open(bundle_copy), table, 0, seed=1) == []
     (bundle_copy / BACKGROUND).write_text("[]\n")
     bundle.write_manifest(bundle_copy, facts(bundle_copy))
@@ -253,7 +253,7 @@ def test_a_bundle_that_was_to_carry_no_rows_says_the_same(bundle_copy: Path, tab
         explain(Bundle.open(bundle_copy), row)
 
 
-def test_a_new_bundle_that_lists_no_background_is_refused(bundle_copy: Path) -> None:
+def test_new_bundle_without_background_entry_is_rejected(bundle_copy: Path) -> None:
     content = json.loads((bundle_copy / bundle.MANIFEST).read_text())
     del content["files"][BACKGROUND]
     (bundle_copy / bundle.MANIFEST).write_text(json.dumps(content))
@@ -262,14 +262,14 @@ def test_a_new_bundle_that_lists_no_background_is_refused(bundle_copy: Path) -> 
 
 
 @pytest.mark.parametrize("content", ["", "{", "3", '["x"]', '{"a": 1}'])
-def test_a_background_that_is_no_rows_is_refused_even_when_it_was_sealed_so(bundle_copy: Path, content: str) -> None:
+def test_malformed_background_is_rejected(bundle_copy: Path, content: str) -> None:
     (bundle_copy / BACKGROUND).write_text(content)
     bundle.write_manifest(bundle_copy, facts(bundle_copy))
     with pytest.raises(IntegrityError, match=r"background.json does not contain rows of its contract.yaml"):
         Bundle.open(bundle_copy)
 
 
-def test_a_background_of_other_types_is_refused_too(bundle_copy: Path, contract: Contract) -> None:
+def test_background_of_wrong_types_is_rejected(bundle_copy: Path, contract: Contract) -> None:
     column = find_column(contract, lambda column: column.is_numeric, "number")
     (bundle_copy / BACKGROUND).write_text(json.dumps([{column.name: "large"}]))
     bundle.write_manifest(bundle_copy, facts(bundle_copy))
@@ -278,7 +278,7 @@ def test_a_background_of_other_types_is_refused_too(bundle_copy: Path, contract:
 
 
 @pytest.mark.parametrize("fault", ["nan", "raised"])
-def test_a_model_that_fails_between_rows_is_not_explained(bundle_path: Path, row: Row, fault: str) -> None:
+def test_model_that_fails_on_mixed_rows_is_not_explained(bundle_path: Path, row: Row, fault: str) -> None:
     class Broken(Bundle):
         def run(self, inputs: Inputs) -> np.ndarray:
             found = super().run(inputs)
@@ -289,12 +289,12 @@ def test_a_model_that_fails_between_rows_is_not_explained(bundle_path: Path, row
             return found
 
     broken = Broken.open(bundle_path)
-    with pytest.raises(NotExplainable, match="at this row, or at one between it and its background") as caught:
+    with pytest.raises(NotExplainable, match="on this row or on a background mix of it") as caught:
         explain(broken, row)
     assert str(bundle_path) not in str(caught.value)
 
 
-def test_more_background_rows_than_are_fast_are_refused_by_name(params: Params) -> None:
+def test_too_many_background_rows_are_rejected_by_name(params: Params) -> None:
     content = {**params.model_dump(mode="json"), "explain": {"background_rows": 201}}
     with pytest.raises(ConfigError, match=r"explain.background_rows: .*less than or equal to 200"):
         config_model.parse(content, Params, "params.yaml")

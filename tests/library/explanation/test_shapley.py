@@ -58,7 +58,7 @@ def game() -> Game:
     return mixing(table(1, SOME)[0], table(OTHERS, SOME, 2), crooked)
 
 
-def test_with_few_players_the_values_are_those_of_the_definition(game: Game) -> None:
+def test_exact_values_match_the_definition(game: Game) -> None:
     found = compute_shapley_values(game, SOME, OTHERS)
     assert found.is_exact
     assert found.scored == OTHERS * 2**SOME
@@ -66,7 +66,7 @@ def test_with_few_players_the_values_are_those_of_the_definition(game: Game) -> 
     assert (found.errors == 0).all()
 
 
-def test_with_many_players_the_values_lie_as_near_as_their_errors_say(game: Game) -> None:
+def test_sampled_values_lie_within_their_errors(game: Game) -> None:
     exact = by_definition(game, SOME, OTHERS)
     found = compute_shapley_values(game, SOME, OTHERS, MAX_SCORED_ROWS)
     assert not found.is_exact
@@ -75,7 +75,7 @@ def test_with_many_players_the_values_lie_as_near_as_their_errors_say(game: Game
     assert found.errors.max() < 0.01
 
 
-def test_the_errors_that_are_told_are_those_that_are_made(game: Game, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reported_errors_match_the_actual_errors(game: Game, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = by_definition(game, SOME, OTHERS)
     made, told = [], []
     for seed in range(60):
@@ -98,12 +98,12 @@ def test_the_values_add_up_to_the_score_less_the_base(game: Game, most: int) -> 
 
 
 @pytest.mark.parametrize("most", [20_000, MAX_SCORED_ROWS, 1])
-def test_a_player_without_effect_gets_exactly_nothing(game: Game, most: int) -> None:
+def test_player_without_effect_gets_zero(game: Game, most: int) -> None:
     found = compute_shapley_values(game, SOME, OTHERS, most)
     assert (found.values[-1], found.errors[-1]) == (0, 0)
 
 
-def test_players_that_do_the_same_get_the_same() -> None:
+def test_equal_players_get_equal_values() -> None:
     own, background = np.ones(4), np.zeros((1, 4))
     game = mixing(own, background, lambda rows: np.maximum(rows[:, 1], rows[:, 2]) * rows[:, 0])
     values = compute_shapley_values(game, 4, 1).values
@@ -114,7 +114,7 @@ def test_players_that_do_the_same_get_the_same() -> None:
     assert abs(drawn.values[1] - drawn.values[2]) <= 4 * np.hypot(*drawn.errors[1:3])
 
 
-def test_where_players_add_up_each_gets_its_own_part_without_error() -> None:
+def test_additive_game_has_exact_values() -> None:
     own, background = table(1, 40)[0], table(50, 40, 2)
     weights = np.arange(40)
     found = compute_shapley_values(mixing(own, background, lambda rows: rows @ weights), 40, 50)
@@ -126,7 +126,7 @@ def test_where_players_add_up_each_gets_its_own_part_without_error() -> None:
 @pytest.mark.parametrize(
     ("players", "others"), [(1, 1), (1, 50), (8, 50), (9, 50), (17, 50), (200, 50), (1500, 50), (300, 1)]
 )
-def test_no_more_is_scored_than_allowed_and_never_much_at_once(players: int, others: int) -> None:
+def test_scored_rows_stay_within_the_limits(players: int, others: int) -> None:
     sizes: list[int] = []
 
     def counting(joined: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -144,13 +144,13 @@ def test_no_more_is_scored_than_allowed_and_never_much_at_once(players: int, oth
     np.testing.assert_allclose(found.values, 1)
 
 
-def test_more_players_than_anything_allows_for_are_drawn_once_for_two_rows() -> None:
+def test_thousands_of_players_use_the_minimum_of_draws() -> None:
     found = compute_shapley_values(lambda joined, _: joined[:, :3].sum(axis=1).astype(np.float64), 12_000, 50)
     assert (found.others, found.is_exact) == (MIN_DRAWS, False)
     assert found.values.sum() == pytest.approx(3)
 
 
-def test_the_same_game_gives_the_same_bits(game: Game) -> None:
+def test_values_are_deterministic(game: Game) -> None:
     one, other = (compute_shapley_values(game, SOME, OTHERS, MAX_SCORED_ROWS) for _ in range(2))
     assert one.values.tobytes() == other.values.tobytes()
     assert one.errors.tobytes() == other.errors.tobytes()

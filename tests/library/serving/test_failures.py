@@ -28,9 +28,7 @@ ASKED = ("/readyz", "/ping", "/model", "/v2/health/ready", V2, f"{V2}/ready")
 SENT = ("/ping", "/predict", "/explain", "/feedback", "/invocations", f"{V2}/infer", f"{V2}/versions/1/infer")
 
 
-def test_without_a_model_the_server_waits_for_one(
-    folder: ServingFolder, tmp_path: Path, example: dict[str, Any]
-) -> None:
+def test_server_without_model_waits_for_one(folder: ServingFolder, tmp_path: Path, example: dict[str, Any]) -> None:
     app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
     with InProcess(app) as caller:
         assert caller.request("GET", "/healthz").status_code == 200
@@ -48,7 +46,7 @@ def test_without_a_model_the_server_waits_for_one(
         wait_for(lambda: caller.request("GET", "/readyz").status_code == 503)
 
 
-def test_a_champion_broken_at_start_leaves_the_previous_model_answering_degraded(
+def test_broken_champion_falls_back_to_the_previous_model(
     folder: ServingFolder, tmp_path: Path, example: dict[str, Any]
 ) -> None:
     previous, champion = folder.add("1"), folder.add("2")
@@ -65,7 +63,7 @@ def test_a_champion_broken_at_start_leaves_the_previous_model_answering_degraded
     assert (row.variant, row.degraded) == ("fallback", True)
 
 
-def test_a_large_request_is_worked_on_beside_the_loop_and_answered_alike(
+def test_large_request_gets_the_same_answer_off_the_loop(
     folder: ServingFolder, tmp_path: Path, example: dict[str, Any]
 ) -> None:
     folder.roll_out("1")
@@ -85,7 +83,7 @@ def batches(caller: InProcess) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith("prediction_batches_total"))
 
 
-def test_requests_that_meet_share_a_call_of_the_model_and_no_fault(
+def test_batched_requests_share_a_model_call_but_not_errors(
     folder: ServingFolder, tmp_path: Path, example: dict[str, Any]
 ) -> None:
     folder.roll_out("1")
@@ -104,7 +102,7 @@ def test_requests_that_meet_share_a_call_of_the_model_and_no_fault(
 
 
 @pytest.mark.parametrize("fault", faulty_models.FAULTS)
-def test_rows_that_break_the_model_get_its_prior_and_break_no_other_request(
+def test_rows_that_break_the_model_get_the_class_prior(
     folder: ServingFolder, tmp_path: Path, example: dict[str, Any], fault: faulty_models.Fault, bundle_path: Path
 ) -> None:
     bundle = Bundle.open(bundle_path)
@@ -140,7 +138,7 @@ def test_rows_that_break_the_model_get_its_prior_and_break_no_other_request(
     assert all(row.degraded == (row.variant == "fallback") for row in logged)
 
 
-def test_without_any_model_the_prior_answers_until_there_is_one(
+def test_class_prior_answers_until_a_model_is_loaded(
     folder: ServingFolder, tmp_path: Path, example: dict[str, Any], bundle_path: Path
 ) -> None:
     previous, champion = folder.add("1"), folder.add("2")
@@ -167,7 +165,7 @@ def test_without_any_model_the_prior_answers_until_there_is_one(
         assert ask()["predictions"][0]["probabilities"] != answer["predictions"][0]["probabilities"]
 
 
-def test_a_connection_that_breaks_while_it_is_answered_holds_up_no_other(
+def test_broken_connection_does_not_delay_others(
     folder: ServingFolder, tmp_path: Path, example: dict[str, Any]
 ) -> None:
     folder.roll_out("1")
@@ -190,9 +188,7 @@ def test_a_connection_that_breaks_while_it_is_answered_holds_up_no_other(
     assert all(isinstance(found, bytes) for found in heard)
 
 
-def test_a_locked_log_delays_answers_and_holds_up_nothing_else(
-    folder: ServingFolder, tmp_path: Path, example: dict[str, Any]
-) -> None:
+def test_locked_log_delays_only_predictions(folder: ServingFolder, tmp_path: Path, example: dict[str, Any]) -> None:
     folder.roll_out("1")
     app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
     with InProcess(app) as caller, ThreadPoolExecutor(2) as pool:
@@ -209,7 +205,7 @@ def test_a_locked_log_delays_answers_and_holds_up_nothing_else(
     assert {row.prediction.id for row in Reader(str(tmp_path / "log")).predictions()} == given
 
 
-def test_without_a_commit_there_is_no_answer_and_the_log_says_why(
+def test_failed_commit_is_rejected_and_logged(
     folder: ServingFolder, tmp_path: Path, example: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder.roll_out("1")
@@ -234,7 +230,7 @@ def test_without_a_commit_there_is_no_answer_and_the_log_says_why(
     assert said[0] == "the prediction log is unavailable: no such table: predictions"
 
 
-def test_an_unforeseen_error_tells_the_caller_nothing_and_the_log_where(
+def test_unexpected_error_is_logged_but_not_revealed(
     folder: ServingFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder.roll_out("1")

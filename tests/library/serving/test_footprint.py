@@ -48,7 +48,7 @@ print(json.dumps(asyncio.run(main())))
 """
 
 
-def test_a_serving_process_loads_no_library_of_training_and_arrow_when_it_is_spoken(
+def test_serving_process_loads_no_training_libraries(
     folder: ServingFolder, tmp_path: Path, instances: list[dict[str, Any]]
 ) -> None:
     folder.roll_out("1")

@@ -160,9 +160,7 @@ def is_ready(server: Server) -> bool:
 # Killed.
 
 
-def test_twenty_kills_under_load_lose_nothing_acknowledged_and_log_nothing_twice(
-    folder: ServingFolder, tmp_path: Path, example: Instance
-) -> None:
+def test_kills_under_load_lose_and_repeat_nothing(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2") as server, crowd(server, example, callers=16) as seen:
         seen.wait_for_answers(50)
@@ -182,7 +180,7 @@ def test_twenty_kills_under_load_lose_nothing_acknowledged_and_log_nothing_twice
     assert sorted(path.name for path in Path(server.log).glob("*.db")) == [f"serve-{at}.db" for at in range(2)]
 
 
-def test_a_damaged_end_of_the_journal_costs_the_damaged_transactions_and_no_others(
+def test_damaged_journal_loses_only_damaged_transactions(
     folder: ServingFolder, tmp_path: Path, example: Instance
 ) -> None:
     folder.roll_out("1")
@@ -256,7 +254,7 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Server, Callable[[], object], C
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the limit, and for the disk")
 @pytest.mark.parametrize("disk", [limited_files, small_disk])
-def test_on_a_full_disk_requests_are_refused_at_once_until_there_is_room(
+def test_full_disk_rejects_requests_until_space_is_free(
     folder: ServingFolder, tmp_path: Path, example: Instance, disk: Any
 ) -> None:
     folder.roll_out("1")
@@ -384,9 +382,7 @@ def locked(path: Path) -> Iterator[None]:
             other.execute("ROLLBACK")
 
 
-def test_requests_to_a_log_that_is_locked_for_3_seconds_wait_and_are_logged_once(
-    folder: ServingFolder, tmp_path: Path, example: Instance
-) -> None:
+def test_requests_wait_for_a_short_lock_of_the_log(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path) as server:
         with crowd(server, example) as seen:
@@ -408,7 +404,7 @@ def test_requests_to_a_log_that_is_locked_for_3_seconds_wait_and_are_logged_once
     assert_nothing_lost(seen, in_files(Path(server.log)))
 
 
-def test_a_lock_that_lasts_is_an_outage(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
+def test_long_lock_of_the_log_is_an_outage(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path) as server:
         with crowd(server, example) as seen:
@@ -444,7 +440,7 @@ def gone(postgres: PostgreSQL) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("seconds", "processes"), [(1, "1"), (30, "2")])
-def test_while_the_database_is_gone_requests_are_refused_at_once(
+def test_unavailable_database_rejects_requests_immediately(
     folder: ServingFolder,
     tmp_path: Path,
     example: Instance,
@@ -488,7 +484,7 @@ def is_empty(folder: Path) -> bool:
     return not predictions and not labels
 
 
-def test_a_spool_takes_predictions_and_their_labels_while_the_database_is_gone_and_workers_are_killed(
+def test_spool_keeps_rows_through_outage_and_kills(
     folder: ServingFolder, tmp_path: Path, example: Instance, postgres: PostgreSQL, database: str
 ) -> None:
     folder.roll_out("1")
@@ -519,7 +515,7 @@ def test_a_spool_takes_predictions_and_their_labels_while_the_database_is_gone_a
     assert found[0].keys() >= waiting.keys()
 
 
-def test_what_the_last_server_left_in_its_spool_is_moved_by_the_next_one_even_with_fewer_workers(
+def test_next_server_moves_the_spool_with_fewer_workers(
     folder: ServingFolder, tmp_path: Path, example: Instance, postgres: PostgreSQL, database: str
 ) -> None:
     folder.roll_out("1")
@@ -543,7 +539,7 @@ def test_what_the_last_server_left_in_its_spool_is_moved_by_the_next_one_even_wi
     assert_nothing_lost(seen, in_database(database))
 
 
-def test_a_full_spool_refuses(
+def test_full_spool_rejects_requests(
     folder: ServingFolder, tmp_path: Path, example: Instance, postgres: PostgreSQL, database: str
 ) -> None:
     folder.roll_out("1")
@@ -562,9 +558,7 @@ def test_a_full_spool_refuses(
     assert_nothing_lost(seen, in_database(database))
 
 
-def test_degraded_answers_say_that_they_are_not_logged_and_are_counted(
-    folder: ServingFolder, tmp_path: Path, example: Instance
-) -> None:
+def test_unlogged_responses_are_marked_and_counted(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path, ML_LOG_FAILURE_POLICY="unlogged") as server:
         file = Path(server.log) / "serve-0.db"
@@ -602,7 +596,7 @@ def test_degraded_answers_say_that_they_are_not_logged_and_are_counted(
 
 
 @pytest.mark.parametrize("kind", ["files", "database"])
-def test_of_two_labels_that_contradict_each_other_at_one_moment_the_log_has_one_and_its_senders_know_which(
+def test_simultaneous_conflicting_labels_store_only_one(
     folder: ServingFolder, tmp_path: Path, example: Instance, kind: str, request: pytest.FixtureRequest
 ) -> None:
     folder.roll_out("1")

@@ -1,1 +1,1 @@
-"""What each column contributed to a prediction."""
+"""Explanations: the contribution of each column to a prediction."""

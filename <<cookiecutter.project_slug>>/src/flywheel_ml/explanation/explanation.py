@@ -1,9 +1,9 @@
-"""Why a model answered a row as it did: how much each column of the contract added to, or took from, the score.
+"""Explains predictions: how much each column of the contract added to, or subtracted from, the score.
 
-The model is asked what it would have answered had some of the row's columns been those of another row, one of the
-training rows that its bundle carries, its background; from that follow Shapley values (`explanation/shapley.py`).
-Nothing but the bundle's own answers is used, so this holds for every estimator, and for columns before they are
-encoded: a moment, a text, or a column from which features are derived counts as one.
+The model scores mixes of the row and background rows, which are training rows in the bundle. Each mix takes some
+columns from the row and the others from a background row. Shapley values follow from these scores
+(`explanation/shapley.py`). Only the bundle's predictions are used, so this works for every estimator. It explains
+columns before they are encoded: a timestamp, a text, or a column with derived features counts as one column.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from flywheel_ml.utils.errors import NotExplainable
 
 
 class Contribution(BaseModel):
-    """What one column's value added to the score, and the standard error of that; `value` is as it was sent."""
+    """The contribution of one column's value to the score, with its standard error; `value` is as it was sent."""
 
     column: str
     value: bool | int | float | str | None
@@ -28,10 +28,10 @@ class Contribution(BaseModel):
 
 
 class Method(BaseModel):
-    """How contributions were found.
+    """How contributions were computed.
 
-    `shapley-exact` scored every coalition of columns, `shapley-permutations` orders drawn by chance, always the same
-    ones: against so many background rows, with so many rows scored.
+    `shapley-exact` scores every coalition of columns. `shapley-permutations` scores random orders of columns, drawn
+    with a fixed seed. `scored_rows` counts the rows scored for this, with `background_rows` background rows.
     """
 
     name: Literal["shapley-exact", "shapley-permutations"]
@@ -40,10 +40,10 @@ class Method(BaseModel):
 
 
 class Explanation(BaseModel):
-    """What a prediction comes from: `base` and all contributions add up to `score`, the largest of them first.
+    """The explanation of a prediction; `base` and all contributions add up to `score`, largest contributions first.
 
-    `score` is what the log keeps of a prediction: the value, or the probability of `explained_class`, which is the
-    positive one of two classes, and the predicted one of more. `base` is the mean score of the background rows.
+    `score` is the score in the log: the predicted number, or the probability of `explained_class`. That is the positive
+    class of two, or the predicted class of more. `base` is the mean score of the background rows.
     """
 
     prediction: Label | float
@@ -55,21 +55,21 @@ class Explanation(BaseModel):
 
 
 def explain(bundle: Bundle, row: Mapping[str, Any], most: int = shapley.MAX_SCORED_ROWS) -> Explanation:
-    """Explain what a model answers to one row; the same row gives the same explanation, bit for bit.
+    """Explain the prediction for one row; the same row gives the same explanation, bit for bit.
 
     Args:
         bundle: the model.
-        row: the contract's input columns as plain values; an absent one is missing, others are passed over.
-        most: rows that may be scored for it.
+        row: the contract's input columns as plain values; absent columns are missing, other columns are ignored.
+        most: maximum rows to score.
 
     Raises:
-        NotExplainable: the bundle carries no background rows, or the model finds no number.
+        NotExplainable: the bundle has no background rows, or the model's output is not finite.
     """
     background = bundle.background
     if background is None:
         raise NotExplainable(
-            f"this model's bundle has no training rows to compare with ({BACKGROUND}); "
-            "with `explain.background_rows` in params.yaml above 0, train again"
+            f"this model's bundle has no background rows ({BACKGROUND}); "
+            "set `explain.background_rows` in params.yaml above 0 and train again"
         )
     inputs, classes = bundle.contract.inputs, bundle.manifest.classes
     own = columns_from_rows(inputs, [row])
@@ -109,8 +109,8 @@ def _run_model(bundle: Bundle, columns: Columns) -> np.ndarray:
         answers = bundle.run(bundle.encode(columns))
     except Exception as error:
         raise NotExplainable(
-            f"the model fails at this row, or at one between it and its background: {type(error).__name__}"
+            f"the model failed on this row or on a background mix of it: {type(error).__name__}"
         ) from error
     if not np.isfinite(answers).all():
-        raise NotExplainable("the model finds no number at this row, or at one between it and its background")
+        raise NotExplainable("the model returned NaN or infinity on this row or on a background mix of it")
     return answers

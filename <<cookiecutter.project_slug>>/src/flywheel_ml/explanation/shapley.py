@@ -1,12 +1,13 @@
-"""Shapley values: what each player of a game is worth, exactly where there are few, by sampling where there are many.
+"""Shapley values of a game: exact for few players, sampled for many.
 
-The game: a row's columns join, one after another, another row, a background row, and take its columns' places; what
-the score gains when a column joins is credited to it. A Shapley value (Shapley, 1953) is that gain averaged over every
-order of joining, here also over several background rows. With few players all coalitions are scored. With more, orders
-are drawn (Castro et al., 2009; Štrumbelj & Kononenko, 2014), each with its reverse, whose errors partly cancel
-(Mitchell et al., 2022), as many for each background row.
+In the game, the row's columns (the players) replace the columns of a background row one after another. When a column
+joins, it is credited with the gain in score. A Shapley value (Shapley, 1953) is this gain averaged over every order of
+joining, and here also over several background rows. With few players all coalitions are scored. With more, orders are
+sampled (Castro et al., 2009; Štrumbelj & Kononenko, 2014), equally many for each background row. Each order is paired
+with its reverse, because their errors partly cancel (Mitchell et al., 2022).
 
-Within one order the gains add up to the score's whole way, so the values always add up to the score less the base.
+Within one order, the gains add up to the total change of the score. The values therefore always add up to the score
+minus the base.
 """
 
 import math
@@ -16,27 +17,27 @@ from typing import NamedTuple
 import numpy as np
 
 MAX_SCORED_ROWS = 20_000
-"""Most rows that are scored for one explanation, unless a few orders of thousands of players alone need more."""
+"""Maximum rows scored for one explanation; the minimum of orders for thousands of players may need more."""
 ROWS_AT_ONCE, CELLS_AT_ONCE = 2048, 1_000_000
-"""Most rows, and most players in all rows, of one call of the game."""
+"""Maximum rows, and maximum rows times players, of one call of the game."""
 SEED = 0
 MIN_DRAWS = 2
-"""So many draws give an error."""
+"""Minimum draws for an estimate of the error."""
 
 Game = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Scores float64 [n] of n mixed rows, given bool [n, players] (who has joined) and int [n] (which background row)."""
 
 
 class ShapleyValues(NamedTuple):
-    """What a score comes from.
+    """Shapley values and how they were computed.
 
     Attributes:
-        values: float64 [players]; they add up to `score` less `base`.
-        errors: float64 [players], standard errors of the values through the draw of orders; 0 where none were drawn.
+        values: float64 [players]; they add up to `score` minus `base`.
+        errors: float64 [players], standard errors due to sampled orders; 0 if exact.
         base: mean score of the background rows.
         score: of the row.
-        others: background rows that it was compared with.
-        scored: rows that were scored.
+        others: number of background rows used.
+        scored: number of rows scored.
         is_exact: whether every coalition was scored.
     """
 
@@ -50,13 +51,13 @@ class ShapleyValues(NamedTuple):
 
 
 def compute_shapley_values(game: Game, players: int, others: int, most: int = MAX_SCORED_ROWS) -> ShapleyValues:
-    """The Shapley values of at least one player against at least one background row; the same game, the same bits.
+    """Compute Shapley values; deterministic, bit for bit, for the same game.
 
     Args:
-        game: scores mixed rows; a row's score must not depend on its neighbours.
-        players: how many.
-        others: how many background rows there are; the first of them count where `most` does not reach for all.
-        most: rows that may be scored.
+        game: scores mixed rows; a row's score must not depend on other rows of the call.
+        players: number of players, at least 1.
+        others: number of background rows, at least 1; if `most` is too low for all, the first are used.
+        most: maximum rows to score.
     """
     if others * 2**players <= most:
         return _compute_exact(game, players, others)
@@ -79,12 +80,14 @@ def _compute_exact(game: Game, players: int, others: int) -> ShapleyValues:
     for player in range(players):
         without = coalitions[coalitions >> player & 1 == 0]
         values[player] = (weights[sizes[without]] * (worth[without + 2**player] - worth[without])).sum()
-    score = float(scored[-1])  # All of them joined: of whichever background row, which the mean would round.
+    score = float(
+        scored[-1]
+    )  # With all players joined, every background row gives the same score; a mean would round it.
     return ShapleyValues(values, np.zeros(players), float(worth[0]), score, others, len(scored), is_exact=True)
 
 
 def _compute_sampled(game: Game, players: int, others: int, most: int) -> ShapleyValues:
-    """Orders in pairs, as many for each background row."""
+    """Sample orders in pairs, equally many for each background row."""
     steps = players - 1
     others = min(others, max(MIN_DRAWS, (most - 1) // (2 * steps + 1)))
     pairs = max(1 if others >= MIN_DRAWS else MIN_DRAWS, (most - 1 - others) // (2 * steps * others))
@@ -94,7 +97,7 @@ def _compute_sampled(game: Game, players: int, others: int, most: int) -> Shaple
     other = np.repeat(np.arange(others), 2 * pairs)
 
     def joined(at: np.ndarray) -> np.ndarray:
-        """Those whose place in the order is below the step's number, 1 to `steps`."""
+        """Return the players whose position in the order is below the step's number, 1 to `steps`."""
         found: np.ndarray = place[at // steps] <= (at % steps)[:, None]
         return found
 
@@ -116,9 +119,9 @@ def _compute_sampled(game: Game, players: int, others: int, most: int) -> Shaple
 
 
 def _compute_errors(of_pairs: np.ndarray) -> np.ndarray:
-    """Standard errors [players] of the means of [others, pairs, players].
+    """Return the standard errors [players] of the means of [others, pairs, players].
 
-    One pair for each background row does not tell what its draw adds from what the rows differ by; both count then.
+    With one pair per background row, sampling error and differences between rows cannot be separated; both count.
     """
     others, pairs, _ = of_pairs.shape
     found: np.ndarray
@@ -130,7 +133,7 @@ def _compute_errors(of_pairs: np.ndarray) -> np.ndarray:
 
 
 def _score_rows(game: Game, joined: Callable[[np.ndarray], np.ndarray], other: np.ndarray, players: int) -> np.ndarray:
-    """Scores of the mixed rows that `joined` makes of their numbers, a bounded part at a time."""
+    """Score the mixed rows of all steps in chunks; `joined` returns who has joined in a step."""
     size = max(1, min(ROWS_AT_ONCE, CELLS_AT_ONCE // players))
     parts = (np.arange(at, min(at + size, len(other))) for at in range(0, len(other), size))
     return np.concatenate([game(joined(part), other[part]) for part in parts])

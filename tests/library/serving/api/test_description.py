@@ -26,9 +26,7 @@ from flywheel_ml.serving.schema.documents import Answers, Explanations, ModelInf
         (f"{MODEL}/infer", InferResponse),
     ],
 )
-def test_the_examples_of_the_docs_page_are_answered_as_they_stand(
-    client: httpx.Client, path: str, answer: type[BaseModel]
-) -> None:
+def test_examples_of_the_docs_page_are_valid(client: httpx.Client, path: str, answer: type[BaseModel]) -> None:
     described = client.get("/openapi.json").json()["paths"][path]["post"]["requestBody"]["content"]
     (example,) = described["application/json"]["schema"]["examples"]
     response = client.post(path.format(**client.get("/model").json()), json=example)
@@ -37,7 +35,7 @@ def test_the_examples_of_the_docs_page_are_answered_as_they_stand(
 
 
 @pytest.mark.parametrize("path", ["/predict", "/explain", "/invocations", f"{MODEL}/infer", "/feedback"])
-def test_the_media_types_that_are_described_are_the_ones_that_are_taken(client: httpx.Client, path: str) -> None:
+def test_described_media_types_are_accepted(client: httpx.Client, path: str) -> None:
     described = client.get("/openapi.json").json()["paths"][path]["post"]["requestBody"]["content"].keys()
     where = path.format(**client.get("/model").json())
     for kind in ("application/json", "text/csv", ARROW, BINARY, "text/plain"):
@@ -45,7 +43,7 @@ def test_the_media_types_that_are_described_are_the_ones_that_are_taken(client: 
         assert (answer.status_code != httpx.codes.UNSUPPORTED_MEDIA_TYPE) == (kind in described)
 
 
-def test_every_input_is_described_with_its_bounds_and_nothing_else(client: httpx.Client, contract: Contract) -> None:
+def test_every_input_is_described_with_its_bounds(client: httpx.Client, contract: Contract) -> None:
     instance = client.get("/openapi.json").json()["components"]["schemas"]["Instance"]
     names = {column.name for column in contract.inputs} | ({contract.id.name} if contract.id else set())
     assert instance["properties"].keys() == names
@@ -59,7 +57,7 @@ def test_every_input_is_described_with_its_bounds_and_nothing_else(client: httpx
             assert (bounds["minimum"], bounds["maximum"]) == column.range
 
 
-def test_what_explanations_answer_is_described(client: httpx.Client) -> None:
+def test_explanation_response_is_described(client: httpx.Client) -> None:
     described = client.get("/openapi.json").json()
     taken = described["components"]["schemas"]["ExplainRequest"]["properties"]["instances"]
     assert (taken["minItems"], taken["maxItems"]) == (1, 1)
@@ -69,7 +67,7 @@ def test_what_explanations_answer_is_described(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("environment", ["development", "production"])
-def test_that_metrics_ask_for_a_key_is_described_where_they_do(
+def test_key_of_metrics_is_described_in_production(
     tmp_path: Path, environment: Literal["development", "production"]
 ) -> None:
     app = create_app(
@@ -82,7 +80,7 @@ def test_that_metrics_ask_for_a_key_is_described_where_they_do(
     assert ("security" in told, "401" in told["responses"]) == (asks, asks)
 
 
-def test_every_reference_in_the_description_leads_somewhere(client: httpx.Client) -> None:
+def test_every_reference_in_the_description_resolves(client: httpx.Client) -> None:
     response = client.get("/openapi.json")
     known = response.json()["components"]["schemas"].keys()
     assert set(re.findall(r'"#/components/schemas/(\w+)"', response.text)) <= known
@@ -95,7 +93,7 @@ def test_every_described_route_exists(client: httpx.Client) -> None:
             assert client.request(method, path.format(**model)).status_code not in (404, 405)
 
 
-def test_a_route_of_several_methods_tells_all(client: httpx.Client) -> None:
+def test_route_with_several_methods_lists_all(client: httpx.Client) -> None:
     answer = client.put("/ping")
     assert answer.status_code == httpx.codes.METHOD_NOT_ALLOWED
     assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
@@ -110,7 +108,7 @@ def test_the_docs_page_loads_nothing_from_elsewhere(client: httpx.Client) -> Non
     assert all(client.get(f"/{name}").status_code == httpx.codes.OK for name in files)
 
 
-def test_every_refusal_is_described_with_the_headers_that_it_has(client: httpx.Client) -> None:
+def test_every_error_is_described_with_its_headers(client: httpx.Client) -> None:
     for path, methods in client.get("/openapi.json").json()["paths"].items():
         for told in methods.values():
             refusals = {status: one.get("headers", {}) for status, one in told["responses"].items() if status != "200"}
@@ -124,7 +122,7 @@ def test_the_docs_page_serves_no_other_file(client: httpx.Client, name: str) -> 
     assert client.get(f"/docs/{name}").status_code == httpx.codes.NOT_FOUND
 
 
-def test_model_tells_what_answers(client: httpx.Client) -> None:
+def test_model_route_describes_the_model(client: httpx.Client) -> None:
     found = ModelInfo.model_validate_json(client.get("/model").content)
     assert (found.version, found.variant, found.degraded, found.refused) == ("1", "champion", False, None)
     assert found.classes == [False, True]

@@ -48,7 +48,7 @@ def caller(folder: ServingFolder, tmp_path: Path) -> Iterator[InProcess]:
 
 
 class TestAnswers:
-    def test_contributions_of_every_column_add_up_to_the_predicted_score(
+    def test_contributions_add_up_to_the_predicted_score(
         self, client: httpx.Client, instances: list[Instance], contract: Contract
     ) -> None:
         for row in instances[:3]:
@@ -79,7 +79,7 @@ class TestAnswers:
 
 
 @pytest.mark.parametrize("way", ["JSON", "Arrow"])
-def test_a_logged_prediction_is_explained_by_its_id_as_its_row_is_over_http(
+def test_explanation_by_id_equals_explanation_over_http(
     server: Server, client: httpx.Client, instances: list[Instance], way: str
 ) -> None:
     rows = instances[3:6]
@@ -104,21 +104,21 @@ class TestRefusals:
         assert faults(explain(client, example, example)) == [("instances", "must have at most 1 item")]
         assert faults(explain(client)) == [("instances", "must have at least 1 item")]
 
-    def test_rows_are_checked_as_those_of_predictions_are(self, client: httpx.Client, example: Instance) -> None:
+    def test_rows_are_validated_like_prediction_rows(self, client: httpx.Client, example: Instance) -> None:
         name = max(example, key=len)
         rows: list[Any] = [{**example, name: ["no", "value"]}, {**example, f"{name}_": 1}, "row", {}]
         for row in rows:
             predicted = client.post("/predict", json={"instances": [row]})
             assert faults(explain(client, row)) == faults(predicted)
 
-    def test_an_id_is_not_taken_for_it_might_be_another_caller_s(self, client: httpx.Client, example: Instance) -> None:
+    def test_prediction_id_is_rejected_in_place_of_a_row(self, client: httpx.Client, example: Instance) -> None:
         told = client.post("/predict", json={"instances": [example]}).json()["predictions"][0]
         refused = client.post("/explain", json={"id": told["id"]})
         assert ("id", "unknown member of the request") in faults(refused)
         assert not set(example) & set(refused.json())
 
     @pytest.mark.parametrize(("body", "status"), [(b"{", 400), (b" " * 200_001, 413)])
-    def test_a_body_that_is_none_or_too_large_is_refused(self, client: httpx.Client, body: bytes, status: int) -> None:
+    def test_missing_or_large_body_is_rejected(self, client: httpx.Client, body: bytes, status: int) -> None:
         assert problem_of(client.post("/explain", content=body, headers=JSON)).status == status
 
 
@@ -131,7 +131,7 @@ class TestNothingToExplain:
         assert answer.json()["type"] == "urn:problem:not-explainable"
         return str(answer.json()["detail"])
 
-    def test_a_bundle_of_the_former_format_answers_and_says_how_to_get_explanations(
+    def test_old_bundle_reports_how_to_get_explanations(
         self, folder: ServingFolder, caller: InProcess, example: Instance
     ) -> None:
         folder.add("1")
@@ -141,22 +141,20 @@ class TestNothingToExplain:
         folder.point(folder.ref("1"))
         assert "train again" in self.asked(caller, example)
 
-    def test_a_prior_explains_nothing(self, folder: ServingFolder, caller: InProcess, example: Instance) -> None:
+    def test_class_prior_is_not_explainable(self, folder: ServingFolder, caller: InProcess, example: Instance) -> None:
         folder.roll_out("1")
         (folder.bundle("1") / MODEL).unlink()
         assert "its class prior gives every row the same prediction" in self.asked(caller, example)
 
     @pytest.mark.parametrize("fault", faulty_models.FAULTS)
-    def test_a_model_that_fails_at_many_rows_is_told_of_without_its_place(
+    def test_model_failure_is_reported_without_paths(
         self, folder: ServingFolder, caller: InProcess, example: Instance, bundle_path: Path, fault: faulty_models.Fault
     ) -> None:
         folder.roll_out("1", model=faulty_models.build_model(bundle.Bundle.open(bundle_path), fault))
         assert str(folder.path) not in self.asked(caller, example)
 
 
-def test_a_background_that_was_changed_is_refused_by_name_and_the_model_in_memory_goes_on(
-    folder: ServingFolder, caller: InProcess, example: Instance
-) -> None:
+def test_changed_background_is_rejected_by_name(folder: ServingFolder, caller: InProcess, example: Instance) -> None:
     ref = folder.roll_out("1")
     wait_for(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
     before = caller.request("POST", "/explain", json={"instances": [example]}).content
@@ -176,9 +174,7 @@ def test_a_background_that_was_changed_is_refused_by_name_and_the_model_in_memor
     assert (after["model_version"], after["variant"], after["degraded"]) == ("1", "fallback", True)
 
 
-def test_the_champion_explains_whoever_is_tried_out_beside_it(
-    folder: ServingFolder, caller: InProcess, example: Instance
-) -> None:
+def test_champion_explains_during_an_experiment(folder: ServingFolder, caller: InProcess, example: Instance) -> None:
     champion, other = folder.add("1"), folder.add("2")
     folder.point(champion, challenger=Challenger(ref=other, share=1.0, salt="0" * 32, since="2013-01-01"))
     wait_for(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
@@ -186,7 +182,7 @@ def test_the_champion_explains_whoever_is_tried_out_beside_it(
     assert (told["model_version"], told["variant"]) == ("1", "champion")
 
 
-def test_a_few_wait_more_are_turned_away_at_once_and_predictions_wait_for_none(
+def test_explanations_beyond_the_queue_are_rejected(
     folder: ServingFolder, caller: InProcess, example: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.roll_out("1")
@@ -222,9 +218,7 @@ def test_a_few_wait_more_are_turned_away_at_once_and_predictions_wait_for_none(
     assert caller.request("POST", "/explain", json=asked).status_code == httpx.codes.OK
 
 
-def test_while_rows_are_explained_without_end_predictions_are_answered_soon(
-    server: Server, client: httpx.Client, example: Instance
-) -> None:
+def test_explanations_do_not_delay_predictions(server: Server, client: httpx.Client, example: Instance) -> None:
     ended, told = threading.Event(), []
 
     def ask() -> None:

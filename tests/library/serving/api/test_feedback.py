@@ -30,7 +30,7 @@ def test_a_label_is_in_the_log_once_it_is_acknowledged(server: Server, client: h
     assert json.loads(found.label or "null") is True
 
 
-def test_the_same_label_again_is_the_same_answer(client: httpx.Client, prediction: str) -> None:
+def test_repeated_label_gets_the_same_response(client: httpx.Client, prediction: str) -> None:
     first, again = label(client, (prediction, False)), label(client, (prediction, False), (prediction, False))
     assert (first.status_code, again.status_code) == (200, 200)
     assert again.json() == {"accepted": 1}
@@ -50,16 +50,14 @@ def test_a_request_that_contradicts_itself_is_a_conflict(server: Server, client:
     assert Reader(server.log).labels([prediction]) == {}
 
 
-def test_unknown_ids_are_listed_and_nothing_of_their_request_is_stored(
-    server: Server, client: httpx.Client, prediction: str
-) -> None:
+def test_unknown_ids_reject_the_whole_request(server: Server, client: httpx.Client, prediction: str) -> None:
     response = label(client, (prediction, True), *((f"nobody-{at}", True) for at in range(30)))
     assert response.status_code == 404
     assert response.json()["ids"] == [f"nobody-{at}" for at in range(20)]
     assert Reader(server.log).labels([prediction]) == {}
 
 
-def test_a_label_may_say_when_it_turned_out_however_late(server: Server, client: httpx.Client, prediction: str) -> None:
+def test_label_may_have_a_timestamp(server: Server, client: httpx.Client, prediction: str) -> None:
     labels = [{"id": prediction, "label": True, "at": "2013-06-15T10:30:00+02:00"}]
     for _ in range(2):
         assert client.post("/feedback", json={"labels": labels}).json() == {"accepted": 1}
@@ -70,7 +68,7 @@ def test_a_label_may_say_when_it_turned_out_however_late(server: Server, client:
     assert [to_datetime(at) for (at,) in found] == [datetime(2013, 6, 15, 8, 30, tzinfo=UTC)]
 
 
-def test_a_label_from_the_future_is_refused(server: Server, client: httpx.Client, prediction: str) -> None:
+def test_label_from_the_future_is_rejected(server: Server, client: httpx.Client, prediction: str) -> None:
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     response = client.post("/feedback", json={"labels": [{"id": prediction, "label": True, "at": tomorrow}]})
     assert response.status_code == 422
@@ -83,7 +81,7 @@ def test_a_label_from_the_future_is_refused(server: Server, client: httpx.Client
 
 
 @pytest.mark.parametrize("value", [2, "maybe", None, "NA", 0.5, []])
-def test_a_label_of_another_type_than_the_target_is_refused(client: httpx.Client, prediction: str, value: Any) -> None:
+def test_label_of_a_wrong_type_is_rejected(client: httpx.Client, prediction: str, value: Any) -> None:
     response = label(client, (prediction, value))
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"] == "label"

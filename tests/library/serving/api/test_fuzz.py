@@ -144,10 +144,10 @@ def is_written_otherwise(case: Any, fields: set[str]) -> bool:
     )
 
 
-def test_no_answer_is_outside_the_description(site: Server) -> None:
+def test_responses_match_the_description(site: Server) -> None:
     assert faults(site, 4, ("fuzzing",)) == []
 
 
 @pytest.mark.chaos
-def test_no_answer_to_a_thorough_search_is_outside_the_description(site: Server) -> None:
+def test_responses_match_the_description_in_a_long_search(site: Server) -> None:
     assert faults(site, 50, ("examples", "coverage", "fuzzing")) == []

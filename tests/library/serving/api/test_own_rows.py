@@ -172,7 +172,7 @@ FROM_PANDAS = (
     ("write", "speak"),
     [*((as_written, speak) for speak in WRITTEN), *((as_pandas_has_it, speak) for speak in FROM_PANDAS)],
 )
-def test_a_row_is_understood_and_logged_however_it_is_written(
+def test_row_is_parsed_and_logged_in_every_notation(
     server: Server,
     client: httpx.Client,
     canonical: list[Instance],
@@ -206,7 +206,7 @@ def test_id_time_and_gaps_may_be_left_out(server: Server, client: httpx.Client, 
 
 @pytest.mark.parametrize("name", ["sold", "verkauft"])
 @pytest.mark.parametrize("path", ["/predict", "/explain", "/invocations", "arrow", "csv", "v2"])
-def test_the_target_is_refused_with_a_hint(
+def test_target_column_is_rejected_with_a_hint(
     client: httpx.Client, canonical: list[Instance], name: str, path: str
 ) -> None:
     sent = [{**as_written(canonical[0]), name: True}]
@@ -230,9 +230,7 @@ def test_an_explanation_takes_the_row_as_it_is_written(client: httpx.Client, can
     assert answers[0].json() == protocol_clients.check_ok(answers[1]).json()
 
 
-def test_a_label_is_parsed_as_the_target_is_and_names_the_classes(
-    server: Server, client: httpx.Client, canonical: list[Instance]
-) -> None:
+def test_label_is_parsed_like_the_target(server: Server, client: httpx.Client, canonical: list[Instance]) -> None:
     told = protocol_clients.send_native(client, canonical[:2])
     labels = [{"id": told.ids[0], "label": "Ja "}, {"id": told.ids[1], "label": "NEIN"}]
     assert client.post("/feedback", json={"labels": labels}).json() == {"accepted": 2}

@@ -55,7 +55,7 @@ class TestAnswers:
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
         assert (answers.model_version, answers.variant, answers.degraded) == ("1", "champion", False)
 
-    def test_many_instances_are_answered_in_order_and_as_if_alone(
+    def test_instances_are_answered_in_order_and_independently(
         self, client: httpx.Client, instances: list[Instance]
     ) -> None:
         together = predict(client, *instances).json()["predictions"]
@@ -71,7 +71,7 @@ class TestAnswers:
         with_null = predict(client, {**absent, **dict.fromkeys(nullable)}).json()["predictions"][0]
         assert predict(client, absent).json()["predictions"][0]["probabilities"] == with_null["probabilities"]
 
-    def test_the_row_in_the_log_is_the_answer_that_was_given(
+    def test_logged_row_equals_the_response(
         self, server: Server, client: httpx.Client, instances: list[Instance], bundle_path: Path
     ) -> None:
         bundle = Bundle.open(bundle_path)
@@ -90,7 +90,7 @@ class TestAnswers:
         again = bundle.predict(columns_from_rows(bundle.contract.inputs, [json.loads(row.inputs)]))
         assert np.float32(answer["probabilities"]["true"]) == again.scores[0]
 
-    def test_many_rows_of_one_request_are_one_block_of_the_log_and_read_back_as_they_were_told(
+    def test_rows_of_a_large_request_are_logged_as_one_block(
         self, server: Server, client: httpx.Client, instances: list[Instance], contract: Contract
     ) -> None:
         key = contract.id
@@ -125,7 +125,7 @@ class TestAnswers:
 
 class TestRefusals:
     @pytest.mark.parametrize("literal", ["absent", "null", '""', '" "', "NaN", "Infinity", "-Infinity", "1e400"])
-    def test_a_missing_value_is_named_where_there_must_be_one(
+    def test_missing_required_value_is_named(
         self, client: httpx.Client, example: Instance, contract: Contract, literal: str
     ) -> None:
         for column in contract.inputs:
@@ -139,11 +139,11 @@ class TestRefusals:
                 else faults(response) == [(column.name, REQUIRED)]
             )
 
-    def test_a_value_of_no_fitting_type_is_named(self, client: httpx.Client, example: Instance) -> None:
+    def test_value_of_a_wrong_type_is_named(self, client: httpx.Client, example: Instance) -> None:
         for name in example:
             assert [found for found, _ in faults(predict(client, {**example, name: ["no", "value"]}))] == [name]
 
-    def test_a_misspelt_field_is_named_with_its_neighbour(self, client: httpx.Client, example: Instance) -> None:
+    def test_misspelt_field_gets_a_suggestion(self, client: httpx.Client, example: Instance) -> None:
         name = max(example, key=len)
         assert faults(predict(client, {**example, f"{name}_": 1})) == [
             (f"{name}_", f"unknown field; did you mean '{name}'?")
@@ -155,7 +155,7 @@ class TestRefusals:
         assert found == name
         assert "send it to /feedback" in rule
 
-    def test_each_fault_says_which_instance_and_which_value(self, client: httpx.Client, example: Instance) -> None:
+    def test_each_error_names_its_instance_and_value(self, client: httpx.Client, example: Instance) -> None:
         name = next(iter(example))
         problem = problem_of(predict(client, example, {**example, name: []}, "row"))
         assert [(fault.instance, fault.field, fault.value) for fault in problem.errors or []] == [
@@ -167,11 +167,11 @@ class TestRefusals:
         ("body", "field"),
         [("[]", None), ("{}", "instances"), ('{"instances": []}', "instances"), ('{"instances": 3}', "instances")],
     )
-    def test_a_wrong_frame_is_refused(self, client: httpx.Client, body: str, field: str | None) -> None:
+    def test_malformed_request_is_rejected(self, client: httpx.Client, body: str, field: str | None) -> None:
         assert [name for name, _ in faults(client.post("/predict", content=body, headers=JSON))] == [field]
 
     @pytest.mark.parametrize("body", ["", "{", "[" * 5000, '{"instances": ["\\ud800"]}', b"\xff\xfe"])
-    def test_what_is_no_json_gets_400(self, client: httpx.Client, body: str | bytes) -> None:
+    def test_invalid_json_gets_400(self, client: httpx.Client, body: str | bytes) -> None:
         response = client.post("/predict", content=body, headers=JSON)
         assert response.status_code == httpx.codes.BAD_REQUEST
         assert problem_of(response).type == "urn:problem:malformed-json"
@@ -181,11 +181,11 @@ class TestRefusals:
         assert response.status_code == httpx.codes.UNSUPPORTED_MEDIA_TYPE
         assert "application/json" in problem_of(response).detail
 
-    def test_too_many_instances_are_refused(self, client: httpx.Client, example: Instance) -> None:
+    def test_too_many_instances_are_rejected(self, client: httpx.Client, example: Instance) -> None:
         small = {name: example[name] for name in list(example)[:1]}
         assert faults(predict(client, *[small] * 201)) == [("instances", "must have at most 200 items")]
 
-    def test_many_faults_make_a_short_answer(self, client: httpx.Client) -> None:
+    def test_many_errors_make_a_short_response(self, client: httpx.Client) -> None:
         response = predict(client, *[{"x" * 500: "y" * 500}] * 150)
         assert len(faults(response)) <= 20
         assert len(response.content) < 20_000
@@ -203,9 +203,7 @@ class TestRefusals:
 
 
 @pytest.mark.parametrize("change", [{}, {"no such field": 1}, None])
-def test_the_short_way_and_the_long_way_tell_the_same(
-    client: httpx.Client, example: Instance, change: Instance | None
-) -> None:
+def test_fast_path_and_asgi_path_answer_alike(client: httpx.Client, example: Instance, change: Instance | None) -> None:
     body = b"{" if change is None else json.dumps({"instances": [{**example, **change}]}).encode()
     headers = {**JSON, "X-Request-ID": "same"}
     # A body of declared length goes straight from the parser into a batch, a chunked one through the framework.
@@ -222,7 +220,7 @@ def test_the_short_way_and_the_long_way_tell_the_same(
 
 
 class TestBodyLimit:
-    def test_a_declared_length_beyond_the_limit_is_refused_unread(self, client: httpx.Client) -> None:
+    def test_declared_length_beyond_the_limit_is_rejected_unread(self, client: httpx.Client) -> None:
         response = client.post("/predict", content=b" " * 200_001, headers=JSON)
         assert response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE
         assert "200000 bytes" in problem_of(response).detail
@@ -232,7 +230,7 @@ class TestBodyLimit:
         assert response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE
         assert problem_of(response).type == "urn:problem:body-too-large"
 
-    def test_a_body_longer_than_it_declares_is_refused(
+    def test_body_longer_than_declared_is_rejected(
         self, server: Server, client: httpx.Client, example: Instance
     ) -> None:
         body = json.dumps({"instances": [example]}).encode()
@@ -240,20 +238,20 @@ class TestBodyLimit:
         assert server.raw(head % len(body) + body + b" " * 300_000).startswith(b"HTTP/1.1 400")
         assert client.get("/healthz").status_code == httpx.codes.OK
 
-    def test_a_promised_body_that_never_comes_hurts_nobody(self, server: Server, client: httpx.Client) -> None:
+    def test_missing_body_does_not_block_others(self, server: Server, client: httpx.Client) -> None:
         server.raw(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{", read=False)
         assert client.get("/healthz").status_code == httpx.codes.OK
 
 
 class TestRequestId:
-    def test_a_sane_id_is_kept(self, client: httpx.Client) -> None:
+    def test_valid_request_id_is_kept(self, client: httpx.Client) -> None:
         assert client.get("/healthz", headers={"X-Request-ID": "trace-1.a_B"}).headers["x-request-id"] == "trace-1.a_B"
 
-    def test_another_is_replaced(self, client: httpx.Client) -> None:
+    def test_invalid_request_id_is_replaced(self, client: httpx.Client) -> None:
         found = client.get("/healthz", headers={"X-Request-ID": 'x" injected'}).headers["x-request-id"]
         assert len(found) == 32
 
-    def test_the_access_log_carries_it(self, server: Server, client: httpx.Client) -> None:
+    def test_access_log_has_the_request_id(self, server: Server, client: httpx.Client) -> None:
         client.get("/model", headers={"X-Request-ID": "find-me"})
         wait_for(lambda: any(line.get("request_id") == "find-me" for line in server.log_lines()))
         found = next(line for line in server.log_lines() if line.get("request_id") == "find-me")
@@ -275,7 +273,7 @@ SCALARS = st.one_of(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_no_instance_brings_the_server_down(client: httpx.Client, example: Instance, data: st.DataObject) -> None:
+def test_no_instance_crashes_the_server(client: httpx.Client, example: Instance, data: st.DataObject) -> None:
     fields = st.sampled_from(sorted(example)) | st.text()
     changes = data.draw(st.lists(st.dictionaries(fields, SCALARS), min_size=1, max_size=3))
     # JSON as other languages write it, NaN included.

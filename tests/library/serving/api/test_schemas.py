@@ -73,7 +73,7 @@ def test_the_example_is_a_typical_row() -> None:
     }
 
 
-def test_without_a_range_the_bounds_are_what_the_model_can_see() -> None:
+def test_default_bounds_are_those_of_the_model() -> None:
     columns = (Column(name="x", type="float"), Column(name="n", type="integer"))
     schema = schema_of(*columns, rows=[{"x": 1.0, "n": 1}])
     described = TypeAdapter(schema.predict_request).json_schema()
@@ -96,7 +96,7 @@ COLUMNS = (
 ROW = {"number": 700.0, "count": 1999, "closed": "JFK", "open": "UA", "when": "2013-06-15T08:30:00"}
 RESERVED = "must not be '__missing__', which is reserved for missing values"
 NO_DATE = "must be an ISO 8601 date and time, such as 2013-06-15T08:30:00"
-TARGET_RULE = "is what the model predicts; leave it out, and send it to /feedback once it is known"
+TARGET_RULE = "is the target, which the model predicts; leave it out, and send it to /feedback once it is known"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_an_offset_is_converted_to_the_zone_that_is_declared(zone: str, when: st
     assert ("format" in described) == (zone != "local")
 
 
-def test_clients_are_not_told_to_send_offsets_where_none_is_declared() -> None:
+def test_offsets_are_not_described_without_a_time_zone() -> None:
     described = TypeAdapter(schema_of(*COLUMNS, rows=[ROW]).predict_request).json_schema()
     when = described["$defs"]["Instance"]["properties"]["when"]
     assert "format" not in when
@@ -194,7 +194,7 @@ def test_clients_are_not_told_to_send_offsets_where_none_is_declared() -> None:
         ({"key": None}, None),
     ],
 )
-def test_a_value_is_understood_as_the_table_writes_it(change: dict[str, Any], understood: Any) -> None:
+def test_value_is_parsed_as_in_the_table(change: dict[str, Any], understood: Any) -> None:
     schema = schema_of(*COLUMNS, rows=[ROW])
     (found,) = schema.parse_instances(body(**{**ROW, **change}))
     assert found == {**ROW, next(iter(change)): understood}
@@ -206,7 +206,7 @@ def test_columns_that_the_model_does_not_use_are_dropped() -> None:
     assert schema.parse_instances(body(**ROW, note=["anything"], w="?")) == [ROW]
 
 
-def test_a_renamed_column_is_known_by_both_its_names_but_not_at_once() -> None:
+def test_renamed_column_is_accepted_under_either_name() -> None:
     columns = (
         Column(name="prediction_given", source="prediction", type="float"),
         Column(name="note", source="id", type="string", role="ignored"),
@@ -220,7 +220,7 @@ def test_a_renamed_column_is_known_by_both_its_names_but_not_at_once() -> None:
     with pytest.raises(Problem) as refused:
         schema.parse_instances(body(prediction=1, prediction_given=1))
     assert [fault["rule"] for fault in refused.value.extra["errors"]] == [
-        "is the column 'prediction_given' a second time; send it once"
+        "is a duplicate of the column 'prediction_given'; send it once"
     ]
 
 
@@ -280,7 +280,7 @@ CODED = (
         ({"garage": ""}, "None"),
     ],
 )
-def test_a_category_is_known_by_what_pandas_makes_of_it(change: dict[str, Any], understood: str) -> None:
+def test_category_is_accepted_as_pandas_writes_it(change: dict[str, Any], understood: str) -> None:
     row = {"zip": "04000", "garage": "Attached"}
     schema = schema_of(*CODED, rows=[row])
     assert schema.parse_instances(body(**{**row, **change})) == [{**row, next(iter(change)): understood}]
@@ -289,7 +289,7 @@ def test_a_category_is_known_by_what_pandas_makes_of_it(change: dict[str, Any], 
 
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0", "column_1"])
-def test_a_column_without_a_name_is_known_by_its_place(name: str) -> None:
+def test_unnamed_column_is_found_by_its_position(name: str) -> None:
     schema = schema_of(Column(name="column_1", type="float"), rows=[{"column_1": 1.0}])
     assert schema.parse_instances(body(**{name: 1.0})) == [{"column_1": 1.0}]
 
@@ -307,7 +307,7 @@ VALUES = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(column=st.sampled_from([*COLUMNS[:6], *PARSED, *CODED]), value=VALUES)
-def test_the_short_check_takes_what_the_long_one_leaves_as_it_is(column: Column, value: Any) -> None:
+def test_fast_validation_agrees_with_the_row_validator(column: Column, value: Any) -> None:
     """pydantic takes a value only if the reader gives the same; what the reader gives, pydantic takes."""
     read = build_cell_reader(column, required=not column.nullable and column.role != "id")
     short = TypeAdapter(_build_type(column), config=ConfigDict(strict=True, allow_inf_nan=False))
@@ -324,7 +324,7 @@ def test_the_short_check_takes_what_the_long_one_leaves_as_it_is(column: Column,
     assert understood is None or short.validate_python(understood) == understood
 
 
-def test_a_million_faults_cost_no_more_than_the_first() -> None:
+def test_validation_stops_at_the_error_limit() -> None:
     column = Column(name="x", type="float")
     contract = Contract(name="any", columns=(column, TARGET))
     profile = build(contract, columns_from_rows(contract.inputs, [{"x": 1.0}]), np.zeros(1))

@@ -32,14 +32,14 @@ ALL = frozenset(SCOPES)
         (f"x:predict+feedback+admin+metrics:sha256:{DIGEST.upper()}", "x", ALL),
     ],
 )
-def test_a_key_is_known_in_each_of_its_forms(text: str, name: str, scopes: frozenset[str]) -> None:
+def test_key_is_found_in_each_of_its_forms(text: str, name: str, scopes: frozenset[str]) -> None:
     found = Keyring([parse_key("another", "here"), parse_key(text, "here")]).find(b"secret")
     assert found is not None
     assert (found.name, found.scopes) == (name, scopes)
 
 
 @pytest.mark.parametrize("text", ["with:colon", "AA:BB:CC", "pass word", "zweiter-schlüssel", DIGEST])
-def test_a_plain_key_stays_what_it_is(text: str) -> None:
+def test_plain_key_is_parsed_unchanged(text: str) -> None:
     keys = Keyring([parse_key(text, "here")])
     assert keys.find(text.encode()) is not None
     assert keys.find(b"secret") is None
@@ -53,13 +53,13 @@ def test_a_plain_key_stays_what_it_is(text: str) -> None:
         f"shop:predict:sha265:{DIGEST}", f"shop:SHA256:{DIGEST}",
     ],
 )  # fmt: skip
-def test_what_is_nearly_a_digest_or_a_scope_is_no_key_and_is_not_repeated(text: str) -> None:
+def test_malformed_key_is_rejected_and_not_repeated(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^line 3: ") as caught:
         parse_key(text, "line 3")
     assert not any(part in str(caught.value) for part in (DIGEST[1:], "secret", "predct"))
 
 
-def test_one_key_with_two_meanings_is_refused() -> None:
+def test_key_with_two_meanings_is_rejected() -> None:
     twice = [parse_key("a:predict:secret", "here"), parse_key("b:admin:secret", "here")]
     with pytest.raises(ConfigError, match="'b' occurs twice"):
         Keyring(twice)
@@ -98,7 +98,7 @@ def followed(tmp_path: Path) -> Followed:
     return Followed(path, api_keys="own-secret")
 
 
-def test_a_changed_file_replaces_its_own_keys_and_leaves_those_of_the_setting(followed: Followed) -> None:
+def test_changed_file_replaces_only_its_own_keys(followed: Followed) -> None:
     followed.path.write_text("shop:predict:second-secret\nnew:predict:third-secret\n")
     assert followed.accepts("first-secret")
     followed.guard.refresh()
@@ -112,7 +112,7 @@ def test_a_changed_file_replaces_its_own_keys_and_leaves_those_of_the_setting(fo
 @pytest.mark.parametrize(
     "content", [b"", b"# none\n", b"\xff\xfe", b"shop:predct:other-secret\n", b"sha256:12\n", b"k\n" * 500_001, None]
 )
-def test_a_broken_file_keeps_the_former_keys_and_is_told_once(followed: Followed, content: bytes | None) -> None:
+def test_broken_file_keeps_former_keys_and_is_logged_once(followed: Followed, content: bytes | None) -> None:
     for _ in range(2):
         if content is None:
             followed.path.unlink(missing_ok=True)
@@ -134,7 +134,7 @@ def test_a_broken_file_keeps_the_former_keys_and_is_told_once(followed: Followed
 
 @pytest.mark.parametrize("content", ["", "# none\n", "sha256:12\n", None])
 @pytest.mark.parametrize("own", ["", "own-secret"])
-def test_production_does_not_start_with_a_file_that_holds_no_key(tmp_path: Path, content: str | None, own: str) -> None:
+def test_production_rejects_a_file_without_keys(tmp_path: Path, content: str | None, own: str) -> None:
     if content is not None:
         (tmp_path / "keys").write_text(content)
     settings = Settings(_env_file=None, environment="production", api_keys=own, api_keys_file=str(tmp_path / "keys"))
@@ -142,6 +142,6 @@ def test_production_does_not_start_with_a_file_that_holds_no_key(tmp_path: Path,
         create_app(settings)
 
 
-def test_development_does_not_open_its_doors_because_a_file_is_missing(tmp_path: Path) -> None:
+def test_development_with_a_missing_file_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ML_API_KEYS_FILE cannot be read"):
         create_app(Settings(_env_file=None, api_keys_file=str(tmp_path / "keys")))

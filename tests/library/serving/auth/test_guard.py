@@ -43,7 +43,7 @@ def client(folder: ServingFolder, home: Path, **values: Any) -> InProcess:
     return InProcess(create_app(settings))
 
 
-def test_with_keys_set_predictions_need_one(folder: ServingFolder, tmp_path: Path) -> None:
+def test_predictions_need_a_key_if_keys_are_set(folder: ServingFolder, tmp_path: Path) -> None:
     with client(folder, tmp_path, api_keys="first-key, zweiter-schlüssel") as caller:
         for method, path in PRIVATE:
             refused = caller.request(method, path)
@@ -65,7 +65,7 @@ def test_with_keys_set_predictions_need_one(folder: ServingFolder, tmp_path: Pat
             assert caller.request(method, path).status_code == 200
 
 
-def test_in_production_docs_and_metrics_need_a_key_too(folder: ServingFolder, tmp_path: Path) -> None:
+def test_docs_and_metrics_need_a_key_in_production(folder: ServingFolder, tmp_path: Path) -> None:
     with client(folder, tmp_path, api_keys="key", environment="production") as caller:
         for method, path in FOR_DEVELOPERS:
             assert caller.request(method, path).status_code == 401
@@ -74,24 +74,24 @@ def test_in_production_docs_and_metrics_need_a_key_too(folder: ServingFolder, tm
             assert caller.request(method, path).status_code == 200
 
 
-def test_without_keys_development_is_open(folder: ServingFolder, tmp_path: Path) -> None:
+def test_development_without_keys_is_open(folder: ServingFolder, tmp_path: Path) -> None:
     with client(folder, tmp_path) as caller:
         assert caller.request("GET", "/model").status_code == 200
 
 
-def test_a_key_may_be_kept_as_its_digest_alone(folder: ServingFolder, tmp_path: Path) -> None:
+def test_key_may_be_stored_as_a_digest(folder: ServingFolder, tmp_path: Path) -> None:
     digest = hashlib.sha256(b"told to nobody").hexdigest()
     with client(folder, tmp_path, api_keys=f"plain,sha256:{digest}") as caller:
         for key, status in (("told to nobody", 200), ("plain", 200), (digest, 401), (f"sha256:{digest}", 401)):
             assert caller.request("GET", "/model", headers={"X-API-Key": key}).status_code == status
 
 
-def test_production_without_a_key_is_no_application(tmp_path: Path) -> None:
+def test_production_without_a_key_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ML_API_KEYS"):
         create_app(Settings(_env_file=None, environment="production", api_keys=" , "))
 
 
-def test_every_route_has_its_scope_or_is_open_on_purpose() -> None:
+def test_every_route_has_a_scope_or_is_listed_as_open() -> None:
     app = create_app(Settings(_env_file=None))
     paths = vars(app.state.service.lifecycle)["_routes"]
     assert len(paths) >= 8
@@ -130,7 +130,7 @@ def ask(server: Server, name: str, method: str, path: str, **options: Any) -> ht
 
 
 @pytest.mark.parametrize("name", SCOPES)
-def test_a_key_does_what_its_scopes_say_and_is_told_what_it_lacks(keyed: Server, name: str) -> None:
+def test_key_needs_the_scope_of_a_route(keyed: Server, name: str) -> None:
     with keyed.client(headers={"Authorization": f"Bearer {KEYS[name]}"}) as client:
         for method, path in PRIVATE + FOR_DEVELOPERS:
             answer, scope = client.request(method, path), find_required_scope(path)
@@ -143,7 +143,7 @@ def test_a_key_does_what_its_scopes_say_and_is_told_what_it_lacks(keyed: Server,
             assert f'scope="{scope}"' in answer.headers["www-authenticate"]
 
 
-def test_a_key_is_replaced_in_every_worker_without_a_restart(keyed: Server) -> None:
+def test_key_is_replaced_in_every_worker_without_restart(keyed: Server) -> None:
     def loaded() -> int:
         return sum(line["event"] == "api_keys_loaded" for line in keyed.log_lines())
 
@@ -162,9 +162,7 @@ def test_a_key_is_replaced_in_every_worker_without_a_restart(keyed: Server) -> N
     assert find_workers(keyed) == before
 
 
-def test_a_greedy_key_is_turned_away_at_once_and_costs_no_other_anything(
-    keyed: Server, example: dict[str, Any]
-) -> None:
+def test_rate_limited_key_does_not_slow_down_others(keyed: Server, example: dict[str, Any]) -> None:
     body = {"instances": [example]}
     with keyed.client(headers={"X-API-Key": KEYS["greedy"]}) as greedy:
         answers = [greedy.post("/predict", json=body) for _ in range(60)]
@@ -192,7 +190,7 @@ def test_a_greedy_key_is_turned_away_at_once_and_costs_no_other_anything(
         ("greedy", "/predict", 429),
     ],
 )
-def test_a_refusal_does_not_wait_for_the_body(keyed: Server, name: str, path: str, status: int, length: str) -> None:
+def test_rejection_does_not_wait_for_the_body(keyed: Server, name: str, path: str, status: int, length: str) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEYS.get(name, name)}\r\n"
     with connect(keyed) as connection:
         whole = f"{head}Content-Length: 2\r\n\r\n{{}}".encode()
@@ -208,7 +206,7 @@ def test_a_refusal_does_not_wait_for_the_body(keyed: Server, name: str, path: st
         assert time.monotonic() - began < 1
 
 
-def test_no_page_of_another_origin_is_let_in(keyed: Server) -> None:
+def test_cross_origin_requests_are_not_allowed(keyed: Server) -> None:
     origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
     for method, path in PRIVATE + OPEN_ROUTES + FOR_DEVELOPERS:
         for asked in ("OPTIONS", method):
@@ -217,9 +215,7 @@ def test_no_page_of_another_origin_is_let_in(keyed: Server) -> None:
             assert asked == method or answer.status_code == httpx.codes.METHOD_NOT_ALLOWED
 
 
-def test_what_one_caller_sends_reaches_no_other_answer_no_log_line_and_no_metric(
-    keyed: Server, example: dict[str, Any]
-) -> None:
+def test_request_data_never_leaks(keyed: Server, example: dict[str, Any]) -> None:
     key = KEYS["audit_hook"]
     text = next(name for name, value in example.items() if isinstance(value, str))
     sane = json.dumps({"instances": [example]})

@@ -37,9 +37,7 @@ def taken(limit: RateLimit, key: str, tries: int) -> int:
 
 
 @pytest.mark.parametrize(("per_second", "burst", "at_once"), [(100, 0, 100), (100, 7, 7), (0.5, 0, 1), (3, 1000, 1000)])
-def test_a_burst_passes_and_then_what_the_rate_allows(
-    clock: Clock, per_second: float, burst: int, at_once: int
-) -> None:
+def test_burst_passes_and_then_the_rate_applies(clock: Clock, per_second: float, burst: int, at_once: int) -> None:
     limit = RateLimit(per_second, burst)
     assert taken(limit, "a", 2 * at_once) == at_once
     assert limit.take_token("a") == pytest.approx(1 / per_second)
@@ -50,12 +48,12 @@ def test_a_burst_passes_and_then_what_the_rate_allows(
     assert taken(limit, "a", 2 * at_once) == at_once
 
 
-def test_one_key_takes_nothing_from_another(clock: Clock) -> None:
+def test_keys_have_separate_rates(clock: Clock) -> None:
     limit = RateLimit(1, 5)
     assert (taken(limit, "a", 50), taken(limit, "b", 50)) == (5, 5)
 
 
-def test_idle_keys_are_forgotten_and_busy_ones_are_not(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_keys_are_dropped_and_busy_keys_are_kept(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limit, "MAX_KEYS", 10)
     limit = RateLimit(1, 2)
     for round_ in range(20):
@@ -86,26 +84,26 @@ def refusals(tries: int, *headers: tuple[bytes, bytes], **settings: Any) -> tupl
     return found, limited(metrics)
 
 
-def test_a_client_is_told_when_its_next_token_comes(clock: Clock) -> None:
+def test_rate_limited_client_gets_retry_after(clock: Clock) -> None:
     found, counted = refusals(5, (b"x-api-key", b"secret"), api_keys="shop:predict:secret", rate_limit=0.3)
     assert [problem.status for problem in found] == [429] * 4
     assert found[0].headers["Retry-After"] == "4"
     assert counted == {"shop": 4.0}
 
 
-def test_without_keys_all_callers_share_one_rate(clock: Clock) -> None:
+def test_callers_without_keys_share_one_rate(clock: Clock) -> None:
     found, counted = refusals(5, rate_limit=2)
     assert len(found) == 3
     assert counted == {"anonymous": 3.0}
     assert refusals(500) == ([], {})
 
 
-def test_keys_without_a_name_have_rates_of_their_own_and_one_series(clock: Clock) -> None:
+def test_unnamed_keys_have_separate_rates_and_one_series(clock: Clock) -> None:
     found, counted = refusals(5, (b"x-api-key", b"a"), api_keys="a,b", rate_limit=2)
     assert (len(found), counted) == (3, {"unnamed": 3.0})
 
 
-def test_names_beyond_the_first_hundred_share_a_series() -> None:
+def test_key_names_beyond_the_limit_share_a_series() -> None:
     metrics = Metrics()
     for name in range(MAX_KEY_NAMES + 50):
         metrics.http.count_rate_limited(str(name))

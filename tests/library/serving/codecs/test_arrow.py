@@ -56,7 +56,7 @@ def test_a_number_may_come_in_any_width(kind: pa.DataType) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.uint16(), pa.float64()])
-def test_an_integer_may_come_as_a_whole_number_and_is_logged_as_an_integer(kind: pa.DataType) -> None:
+def test_integral_float_is_logged_as_integer(kind: pa.DataType) -> None:
     found = checked("count", pa.array([1950, None, 2000]).cast(kind))
     assert np.array_equal(found.array, [1950, np.nan, 2000], equal_nan=True)
     assert found.to_log_array().to_pylist() == [1950, None, 2000]
@@ -83,7 +83,7 @@ def test_a_text_may_come_in_any_layout(kind: pa.DataType) -> None:
         pa.array(["2013-06-15T08:30:00", "2013-06-15 08:30"])[1:],
     ],
 )
-def test_a_moment_may_come_in_any_unit(moments: pa.Array) -> None:
+def test_timestamp_may_have_any_unit(moments: pa.Array) -> None:
     found = checked("when", moments)
     assert (found.array.tolist(), found.invalid_rows) == ([datetime(2013, 6, 15, 8, 30)], 0)
     assert found.to_log_array().type == pa.timestamp("us")
@@ -94,7 +94,7 @@ def test_a_moment_may_come_in_any_unit(moments: pa.Array) -> None:
     [("Europe/Berlin", 14), ("+01:00", 13), ("local", 8), ("", None)],
 )
 @pytest.mark.parametrize("kind", ["America/New_York", "-04:00", "text"])
-def test_a_moment_with_a_zone_is_converted_or_rejected(zone: str, understood: int | None, kind: str) -> None:
+def test_timestamp_with_a_zone_is_converted_or_rejected(zone: str, understood: int | None, kind: str) -> None:
     instant = datetime(2013, 6, 15, 12, 30, tzinfo=UTC)
     sent = ["2013-06-15T08:30:00-04:00"] if kind == "text" else pa.array([instant], pa.timestamp("ms", kind))
     found = of(Column(name="when", type="datetime", time_zone=zone), pa.array(sent) if kind == "text" else sent)
@@ -163,7 +163,7 @@ def test_a_date_is_its_midnight() -> None:
         ("key", "a\x00b", "a\x00b"),
     ],
 )
-def test_a_value_that_breaks_the_contract_is_refused_in_the_words_of_json(name: str, value: Any, in_json: Any) -> None:
+def test_invalid_value_gets_the_same_error_as_in_json(name: str, value: Any, in_json: Any) -> None:
     found = checked(name, pa.array([value], pa.null() if value is None else None), 100_000)
     with pytest.raises(Problem) as refused:
         schema_of(*COLUMNS, rows=[ROW]).validate_rows([{**ROW, name: in_json}])
@@ -172,7 +172,7 @@ def test_a_value_that_breaks_the_contract_is_refused_in_the_words_of_json(name: 
 
 
 @pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1])
-def test_an_integer_that_float64_would_round_to_the_limit_is_beyond_it(value: int) -> None:
+def test_integer_rounded_to_the_limit_is_rejected(value: int) -> None:
     column = COLUMNS[2].model_copy(update={"range": None})
     assert of(column, pa.array([value, value // 2])).invalid_rows == 1
 
@@ -181,7 +181,7 @@ def test_an_integer_that_float64_would_round_to_the_limit_is_beyond_it(value: in
     ("kind", "most"), [(pa.timestamp("s"), 2**62), (pa.timestamp("us"), 2**62), (pa.date32(), 2**30)]
 )
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_moment_beyond_the_calendar_is_refused(kind: pa.DataType, most: int, sign: int) -> None:
+def test_timestamp_beyond_the_calendar_is_rejected(kind: pa.DataType, most: int, sign: int) -> None:
     width = pa.int32() if pa.types.is_date32(kind) else pa.int64()
     found = checked("when", pa.array([sign * most], width).cast(kind))
     assert found.invalid_rows == 1
@@ -196,7 +196,7 @@ def test_a_moment_beyond_the_calendar_is_refused(kind: pa.DataType, most: int, s
         ("open", [b"UA"]),
     ],
 )
-def test_a_column_of_another_kind_is_refused(name: str, values: list[Any]) -> None:
+def test_column_of_another_kind_is_rejected(name: str, values: list[Any]) -> None:
     with pytest.raises(Problem) as refused:
         checked(name, pa.array(values))
     assert refused.value.extra["errors"][0]["rule"].startswith("must be a")
@@ -205,7 +205,7 @@ def test_a_column_of_another_kind_is_refused(name: str, values: list[Any]) -> No
 @pytest.mark.parametrize(
     ("name", "values"), [("number", ["five"]), ("number", [True]), ("closed", [3]), ("when", [1372636800])]
 )
-def test_a_column_of_other_values_is_refused(name: str, values: list[Any]) -> None:
+def test_column_of_other_values_is_rejected(name: str, values: list[Any]) -> None:
     assert checked(name, pa.array(values)).invalid_rows == 1
 
 
@@ -239,7 +239,7 @@ def refused(response: httpx.Response) -> ProblemDocument:
     return ProblemDocument.model_validate_json(response.content)
 
 
-def test_every_column_that_does_not_fit_is_told_with_its_first_row(
+def test_every_invalid_column_is_listed_with_its_first_row(
     client: httpx.Client, contract: Contract, instances: list[Instance]
 ) -> None:
     rows.find_column(contract, lambda column: not column.nullable, "column that has to be there")
@@ -278,7 +278,7 @@ def test_several_batches_are_one_request(client: httpx.Client, instances: list[I
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
-def test_a_compressed_stream_is_refused_before_it_is_unpacked(
+def test_compressed_stream_is_rejected_before_decoding(
     client: httpx.Client, instances: list[Instance], codec: str
 ) -> None:
     answer = send_arrow(client, to_arrow_stream(instances, compression=codec))
@@ -287,7 +287,7 @@ def test_a_compressed_stream_is_refused_before_it_is_unpacked(
 
 
 @pytest.mark.parametrize("cut", [0, 7, 100, -100])
-def test_what_is_no_stream_gets_400(client: httpx.Client, instances: list[Instance], cut: int) -> None:
+def test_invalid_stream_gets_400(client: httpx.Client, instances: list[Instance], cut: int) -> None:
     body = to_arrow_stream(instances)[:cut]
     assert refused(send_arrow(client, body)).type == "urn:problem:malformed-arrow"
     assert refused(send_arrow(client, b"x" * 1000)).type == "urn:problem:malformed-arrow"
@@ -308,9 +308,7 @@ def model(server: Server) -> ServedModel:
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_no_damaged_stream_is_more_than_a_refusal(
-    model: ServedModel, instances: list[Instance], data: st.DataObject
-) -> None:
+def test_damaged_stream_is_only_rejected(model: ServedModel, instances: list[Instance], data: st.DataObject) -> None:
     table = table_of(instances[:5])
     coded = [column.dictionary_encode() if pa.types.is_string(column.type) else column for column in table.columns]
     tables = [table, pa.Table.from_arrays(coded, names=table.column_names)]
@@ -323,7 +321,7 @@ def test_no_damaged_stream_is_more_than_a_refusal(
         arrow.decode_stream(model, bytes(body), 100_000)
 
 
-def test_while_a_challenger_is_tried_each_row_is_logged_for_itself(
+def test_rows_are_logged_one_by_one_during_an_experiment(
     folder: ServingFolder, tmp_path: Path, instances: list[Instance]
 ) -> None:
     champion, other = folder.add("1"), folder.add("2")
@@ -340,7 +338,7 @@ def test_while_a_challenger_is_tried_each_row_is_logged_for_itself(
     assert {*told.ids, *wanted.ids} == {one.prediction.id for one in Reader(str(tmp_path / "log")).predictions()}
 
 
-def test_without_pyarrow_the_refusal_says_what_to_install(
+def test_missing_pyarrow_is_reported_with_a_remedy(
     model: ServedModel, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = to_arrow_stream(instances)

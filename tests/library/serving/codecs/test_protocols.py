@@ -55,7 +55,7 @@ def problem_of(response: httpx.Response) -> ProblemDocument:
 
 
 @pytest.mark.parametrize("speak", CLIENTS, ids=lambda speak: speak.__name__)
-def test_every_protocol_gets_the_same_answer_and_one_entry_in_the_log(
+def test_every_protocol_gets_the_same_predictions_and_log(
     server: Server, client: httpx.Client, contract: Contract, instances: Instances, speak: Speaker
 ) -> None:
     key = contract.id
@@ -82,7 +82,7 @@ def test_every_protocol_gets_the_same_answer_and_one_entry_in_the_log(
 @pytest.mark.parametrize(
     "speak", [protocol_clients.send_arrow_both_ways, protocol_clients.send_split, protocol_clients.send_binary_tensors]
 )
-def test_an_answer_may_be_labelled_whatever_was_spoken(
+def test_predictions_of_every_protocol_can_be_labelled(
     client: httpx.Client, instances: Instances, speak: Speaker
 ) -> None:
     ids = speak(client, instances[:3]).ids
@@ -97,7 +97,7 @@ class TestInvocations:
     def test_ping_says_that_a_model_is_there(self, client: httpx.Client, method: str) -> None:
         assert client.request(method, "/ping").status_code == httpx.codes.OK
 
-    def test_what_pandas_writes_for_missing_values_and_integers_is_understood(
+    def test_missing_values_and_integers_of_pandas_are_accepted(
         self, client: httpx.Client, contract: Contract, instances: Instances
     ) -> None:
         numeric = {column.name for column in contract.inputs if column.is_numeric and column.type != "boolean"}
@@ -144,11 +144,11 @@ class TestInvocations:
             ({"instances": [{}], "params": {"temperature": 1}}, "params"),
         ],
     )
-    def test_a_malformed_table_is_refused_and_named(self, client: httpx.Client, body: Any, field: str | None) -> None:
+    def test_malformed_table_is_rejected_by_name(self, client: httpx.Client, body: Any, field: str | None) -> None:
         assert field in [found for found, _, _ in faults(client.post("/invocations", json=body))]
 
     @pytest.mark.parametrize("body", ["", "a,b\n1\n", "a,a\n1,1\n", "no such column\n1\n"])
-    def test_a_malformed_csv_file_is_refused(self, client: httpx.Client, body: str) -> None:
+    def test_malformed_csv_file_is_rejected(self, client: httpx.Client, body: str) -> None:
         assert faults(send_csv(client, body))
 
     def test_a_number_in_words_stays_words(self, client: httpx.Client, instances: Instances, number: Column) -> None:
@@ -157,10 +157,10 @@ class TestInvocations:
             assert faults(send_csv(client, sent)) == [(number.name, 0, "must be a number")]
 
     @pytest.mark.parametrize("body", [b"\xff\xfe", b'a\n"1'])
-    def test_what_is_no_csv_file_gets_400(self, client: httpx.Client, body: bytes) -> None:
+    def test_invalid_csv_file_gets_400(self, client: httpx.Client, body: bytes) -> None:
         assert problem_of(send_csv(client, body)).type == "urn:problem:malformed-csv"
 
-    def test_what_is_no_json_gets_400(self, client: httpx.Client) -> None:
+    def test_invalid_json_gets_400(self, client: httpx.Client) -> None:
         answer = client.post("/invocations", content=b"{", headers={"Content-Type": "application/json"})
         assert problem_of(answer).type == "urn:problem:malformed-json"
 
@@ -196,22 +196,20 @@ class TestInference:
             assert answer.status_code == httpx.codes.NOT_FOUND
             assert problem_of(answer).type == "urn:problem:unknown-model"
 
-    def test_tritons_client_shows_the_reason_of_a_refusal(self, client: httpx.Client) -> None:
+    def test_tritons_client_shows_the_reason_of_a_rejection(self, client: httpx.Client) -> None:
         with (
             protocol_clients.triton_client(client) as speaker,
             pytest.raises(InferenceServerException, match="there is no model 'nothing'"),
         ):
             speaker.get_model_metadata("nothing")
 
-    def test_only_the_outputs_that_are_asked_for_are_told(
-        self, client: httpx.Client, model: str, example: Instance
-    ) -> None:
+    def test_only_requested_outputs_are_returned(self, client: httpx.Client, model: str, example: Instance) -> None:
         asked = body_of(example, outputs=[{"name": "id"}], id="mine")
         told = protocol_clients.check_ok(client.post(f"/v2/models/{model}/infer", json=asked)).json()
         assert [one["name"] for one in told["outputs"]] == ["id"]
         assert (told["id"], told["model_name"], told["model_version"]) == ("mine", model, "1")
 
-    def test_columns_of_one_value_a_row_and_float32_are_taken(
+    def test_column_shape_and_float32_are_accepted(
         self, client: httpx.Client, model: str, contract: Contract, example: Instance
     ) -> None:
         body = body_of(example)
@@ -288,7 +286,7 @@ class TestInference:
         ],
         ids=str,
     )
-    def test_data_that_breaks_its_own_declaration_is_refused(
+    def test_data_that_contradicts_its_shape_is_rejected(
         self, client: httpx.Client, model: str, example: Instance, number: Column, change: dict[str, Any], rows: int
     ) -> None:
         inputs = [{**one, "shape": [rows], "data": one["data"] * rows} for one in body_of(example)["inputs"]]
@@ -297,7 +295,7 @@ class TestInference:
         answer = client.post(f"/v2/models/{model}/infer", json={"inputs": inputs})
         assert [field for field, _, _ in faults(answer)] == [number.name]
 
-    def test_content_types_that_say_what_the_tensor_says_are_taken(
+    def test_content_types_that_match_the_tensor_are_accepted(
         self, client: httpx.Client, model: str, contract: Contract, example: Instance
     ) -> None:
         wanted = protocol_clients.send_native(client, [example]).predictions
@@ -318,7 +316,7 @@ class TestInference:
                 assert told["outputs"][0]["data"] == wanted
 
     @pytest.mark.parametrize("text", ["not base64!", "/w==", "YQ"])
-    def test_a_text_that_is_not_base64_is_refused(
+    def test_text_that_is_not_base64_is_rejected(
         self, client: httpx.Client, model: str, example: Instance, text: str
     ) -> None:
         inputs = body_of(example)["inputs"]
@@ -336,13 +334,13 @@ class TestInference:
             ({"outputs": [{"name": "probabilities", "parameters": {"content_type": "str"}}]}, "probabilities"),
         ],
     )
-    def test_a_content_type_that_does_not_fit_a_request_or_an_output_is_refused(
+    def test_unsuitable_content_type_is_rejected(
         self, client: httpx.Client, model: str, example: Instance, more: dict[str, Any], field: str
     ) -> None:
         answer = client.post(f"/v2/models/{model}/infer", json=body_of(example, **more))
         assert [found for found, _, _ in faults(answer)] == [field]
 
-    def test_an_unknown_a_repeated_and_a_missing_tensor_are_named(
+    def test_unknown_repeated_and_missing_tensors_are_named(
         self, client: httpx.Client, model: str, example: Instance, number: Column
     ) -> None:
         path, whole = f"/v2/models/{model}/infer", body_of(example)["inputs"]
@@ -357,14 +355,14 @@ class TestInference:
             assert found == rule
 
     @pytest.mark.parametrize("outputs", [[{"name": "shap"}], [{"name": "id", "parameters": {"classification": 2}}]])
-    def test_an_output_that_there_is_not_is_named(
+    def test_unknown_output_is_named(
         self, client: httpx.Client, model: str, example: Instance, outputs: list[Any]
     ) -> None:
         answer = client.post(f"/v2/models/{model}/infer", json=body_of(example, outputs=outputs))
         assert [field for field, _, _ in faults(answer)] == [outputs[0]["name"]]
 
     @pytest.mark.parametrize("length", ["x", "-1", "999999", "9" * 400])
-    def test_a_lying_header_length_gets_400(
+    def test_wrong_header_length_gets_400(
         self, client: httpx.Client, model: str, example: Instance, length: str
     ) -> None:
         headers = {"Inference-Header-Content-Length": length}
@@ -375,7 +373,7 @@ class TestInference:
         "buffer",
         [b"", b"\x01", struct.pack("<I", 9) + b"short", struct.pack("<I", 1) + b"\xff", struct.pack("<I", 0) * 2],
     )
-    def test_broken_binary_texts_are_refused_and_named(
+    def test_broken_binary_texts_are_rejected_by_name(
         self, client: httpx.Client, model: str, example: Instance, text: Column, buffer: bytes
     ) -> None:
         body = body_of(example)
@@ -384,9 +382,7 @@ class TestInference:
         tensor["parameters"] = {"binary_data_size": len(buffer)}
         assert [field for field, _, _ in faults(send_binary(client, model, body, buffer))] == [text.name]
 
-    def test_bytes_that_belong_to_no_tensor_are_refused(
-        self, client: httpx.Client, model: str, example: Instance
-    ) -> None:
+    def test_extra_bytes_are_rejected(self, client: httpx.Client, model: str, example: Instance) -> None:
         assert [rule for *_, rule in faults(send_binary(client, model, body_of(example), b"12"))] == [
             "2 bytes follow the last tensor of the request; remove them"
         ]

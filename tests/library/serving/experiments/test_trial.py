@@ -132,7 +132,7 @@ def faulty(site: Site, bundle_path: Path) -> dict[faulty_models.Fault, BundleRef
     }
 
 
-def test_who_answers_is_told_logged_and_the_same_for_a_key_every_time(site: Site, example: Instance) -> None:
+def test_assignment_by_key_is_stable_and_logged(site: Site, example: Instance) -> None:
     asked = challenger(site.sound, 0.4)
     site.begin(asked)
     for key in map(str, range(20)):
@@ -148,7 +148,7 @@ def test_who_answers_is_told_logged_and_the_same_for_a_key_every_time(site: Site
     assert (told["version"], told["share"], told["since"], told["state"]) == ("always", 0.4, asked.since, "running")
 
 
-def test_without_a_key_a_row_goes_by_its_own_id(site: Site, example: Instance) -> None:
+def test_row_without_a_key_is_assigned_by_its_id(site: Site, example: Instance) -> None:
     asked = challenger(site.sound, 0.5)
     site.begin(asked)
     answer = site.ask(*[example] * 60)
@@ -157,7 +157,7 @@ def test_without_a_key_a_row_goes_by_its_own_id(site: Site, example: Instance) -
         assert (at(answer, place)[0] == "challenger") is asked.takes(row["id"].encode())
 
 
-def test_rows_of_one_request_that_several_models_answer_name_their_own(site: Site, example: Instance) -> None:
+def test_rows_of_several_models_name_their_model(site: Site, example: Instance) -> None:
     site.begin(challenger(site.sound, 0.5))
     answer = site.ask(*[example] * 40)
     assert (answer["variant"], answer["model_version"]) == ("champion", "never")
@@ -169,7 +169,7 @@ def test_rows_of_one_request_that_several_models_answer_name_their_own(site: Sit
     assert "variant" not in site.ask(example)["predictions"][0]
 
 
-def test_the_id_column_goes_before_the_header(site: Site, example: Instance, contract: Contract) -> None:
+def test_id_column_takes_precedence_over_the_header(site: Site, example: Instance, contract: Contract) -> None:
     if contract.id is None:
         pytest.skip("the contract has no id")
     asked = challenger(site.sound, 0.5)
@@ -179,7 +179,7 @@ def test_the_id_column_goes_before_the_header(site: Site, example: Instance, con
     assert site.ask_as(theirs, {**example, contract.id.name: value})["variant"] == "challenger"
 
 
-def test_a_large_request_is_shared_out_too(site: Site, example: Instance) -> None:
+def test_large_request_is_split_between_models(site: Site, example: Instance) -> None:
     asked = challenger(site.sound, 0.3)
     site.begin(asked)
     count = 2 * INLINE_BYTES // len(json.dumps(example))
@@ -200,7 +200,7 @@ SPEAKERS = [
 
 
 @pytest.mark.parametrize("speak", SPEAKERS, ids=lambda speak: speak.__name__)
-def test_every_protocol_is_shared_out_alike(
+def test_every_protocol_is_split_alike(
     site: Site, example: Instance, speak: Callable[[httpx.Client, list[Instance]], protocol_clients.ProtocolResult]
 ) -> None:
     asked = challenger(site.sound, 0.5)
@@ -216,7 +216,7 @@ def test_every_protocol_is_shared_out_alike(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there have threads a priority of their own")
-def test_the_challengers_thread_gives_way_to_the_champions(site: Site, example: Instance) -> None:
+def test_challenger_thread_has_lower_priority(site: Site, example: Instance) -> None:
     site.begin(challenger(site.sound))
     assert site.ask(example)["variant"] == "challenger"
     process = site.server.process.pid
@@ -262,7 +262,7 @@ def named(site: Site, told: list[tuple[Any, ...]]) -> None:
         assert (logged[one].model_version, logged[one].variant) == (version, variant)
 
 
-def test_the_model_of_a_request_stands_once_unless_it_is_asked_for(site: Site, example: Instance) -> None:
+def test_model_of_a_request_is_named_once_by_default(site: Site, example: Instance) -> None:
     site.begin()
     invoked = site.client.post("/invocations", json={"instances": [example]}).json()
     assert (invoked["model_version"], invoked["variant"]) == ("never", "champion")
@@ -281,7 +281,7 @@ def test_the_model_of_a_request_stands_once_unless_it_is_asked_for(site: Site, e
         assert answer.as_numpy("model_version").tolist() == ["never"]
 
 
-def test_testers_may_choose_where_the_setting_allows_it(site: Site, example: Instance) -> None:
+def test_testers_may_choose_the_variant_if_allowed(site: Site, example: Instance) -> None:
     asked = challenger(site.sound, 0.5)
     site.begin(asked)
     for key in (keys(asked, 1, takes=True)[0], keys(asked, 1, takes=False)[0]):
@@ -293,7 +293,7 @@ def test_testers_may_choose_where_the_setting_allows_it(site: Site, example: Ins
     )
 
 
-def test_without_the_setting_a_choice_does_not_count(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
+def test_choice_of_variant_is_ignored_by_default(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     asked = challenger(folder.add("2"), 0.5)
     folder.point(folder.add("1"), challenger=asked)
     app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
@@ -305,7 +305,7 @@ def test_without_the_setting_a_choice_does_not_count(folder: ServingFolder, tmp_
 
 
 @pytest.mark.parametrize("fault", faulty_models.ALL_FAULTS)
-def test_a_broken_challenger_costs_nobody_an_answer_and_is_paused_until_it_is_started_anew(
+def test_broken_challenger_is_paused_until_restarted(
     site: Site, faulty: dict[faulty_models.Fault, BundleRef], example: Instance, fault: faulty_models.Fault
 ) -> None:
     many = [example] * (faulty_models.SAFE_ROWS + 1)
@@ -344,7 +344,7 @@ def test_a_broken_challenger_costs_nobody_an_answer_and_is_paused_until_it_is_st
 
 
 @pytest.mark.chaos
-def test_nobody_waits_for_a_slow_challenger_but_those_whom_it_should_answer(
+def test_slow_challenger_delays_only_its_own_rows(
     site: Site, faulty: dict[faulty_models.Fault, BundleRef], example: Instance
 ) -> None:
     asked = challenger(faulty["slow"], 0.5)
@@ -368,9 +368,7 @@ def test_nobody_waits_for_a_slow_challenger_but_those_whom_it_should_answer(
     assert time.perf_counter() - began < 0.7  # The challenger takes a second.
 
 
-def test_a_challenger_that_needs_other_columns_is_refused_with_its_reason(
-    site: Site, example: Instance, contract: Contract
-) -> None:
+def test_incompatible_challenger_is_rejected(site: Site, example: Instance, contract: Contract) -> None:
     column = next(column for column in contract.inputs if column.role == "feature")
 
     def renamed(text: str) -> str:
@@ -392,7 +390,7 @@ def test_a_challenger_that_needs_other_columns_is_refused_with_its_reason(
     assert site.ask(example)["variant"] == "champion"
 
 
-def test_a_damaged_challenger_is_refused_and_one_damaged_later_is_dropped(site: Site, example: Instance) -> None:
+def test_damaged_challenger_is_rejected_or_dropped(site: Site, example: Instance) -> None:
     ref = site.folder.add("hurt")
     model = site.folder.bundle("hurt") / MODEL
     content = model.read_bytes()
@@ -410,7 +408,7 @@ def test_a_damaged_challenger_is_refused_and_one_damaged_later_is_dropped(site: 
     assert site.ask(example)["variant"] == "champion"
 
 
-def test_a_shadow_is_logged_beside_each_answer_and_answers_nobody(site: Site, example: Instance) -> None:
+def test_shadow_is_logged_but_never_answers(site: Site, example: Instance) -> None:
     site.begin(beside=shadow(site.sound))
     answers = [site.ask(example, example), site.ask(*[example] * 400)]
     ids = [row["id"] for answer in answers for row in answer["predictions"]]
@@ -428,7 +426,7 @@ def test_a_shadow_is_logged_beside_each_answer_and_answers_nobody(site: Site, ex
 
 
 @pytest.mark.parametrize("fault", faulty_models.ALL_FAULTS)
-def test_a_broken_shadow_changes_no_answer(
+def test_broken_shadow_does_not_affect_responses(
     site: Site, faulty: dict[faulty_models.Fault, BundleRef], example: Instance, fault: faulty_models.Fault
 ) -> None:
     dropped = site.metric("shadow_rows_dropped_total")
@@ -448,7 +446,7 @@ def test_a_broken_shadow_changes_no_answer(
         assert site.metric("shadow_rows_dropped_total") > dropped
 
 
-def test_what_a_shadow_cannot_keep_up_with_is_dropped_and_counted(
+def test_rows_beyond_the_shadow_queue_are_dropped_and_counted(
     site: Site, faulty: dict[faulty_models.Fault, BundleRef], example: Instance
 ) -> None:
     dropped = site.metric("shadow_rows_dropped_total")
@@ -460,7 +458,7 @@ def test_what_a_shadow_cannot_keep_up_with_is_dropped_and_counted(
 
 
 @pytest.mark.chaos
-def test_a_killed_server_has_logged_every_answer_as_it_was_given(site: Site, example: Instance) -> None:
+def test_killed_server_has_logged_every_response(site: Site, example: Instance) -> None:
     site.begin(challenger(site.sound, 0.5))
     given = {}
     for key in map(str, range(60)):
@@ -479,7 +477,7 @@ def test_a_killed_server_has_logged_every_answer_as_it_was_given(site: Site, exa
 
 
 @pytest.mark.chaos
-def test_every_worker_and_every_restart_decides_alike(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
+def test_assignment_is_the_same_in_every_worker(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     asked = challenger(folder.add("2"), 0.5)
     folder.point(folder.add("1"), challenger=asked)
     for _ in range(2):
@@ -492,7 +490,7 @@ def test_every_worker_and_every_restart_decides_alike(folder: ServingFolder, tmp
                 assert (answer["variant"] == "challenger") is asked.takes(key.encode())
 
 
-def test_a_routing_that_names_a_model_twice_keeps_what_is_in_memory(site: Site, example: Instance) -> None:
+def test_routing_with_a_duplicate_model_is_rejected(site: Site, example: Instance) -> None:
     asked = challenger(site.sound)
     site.begin(asked)
     path = site.folder.path / serving_folder.ROUTING
@@ -504,7 +502,7 @@ def test_a_routing_that_names_a_model_twice_keeps_what_is_in_memory(site: Site, 
     assert site.ask(example)["variant"] == "challenger"
 
 
-def test_a_rollback_amid_an_experiment_takes_effect_within_two_seconds(site: Site, example: Instance) -> None:
+def test_rollback_during_an_experiment_is_fast(site: Site, example: Instance) -> None:
     site.begin(challenger(site.sound))
     began = time.monotonic()
     site.folder.point(site.sound, previous=site.champion)

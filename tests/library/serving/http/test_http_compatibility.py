@@ -57,7 +57,7 @@ def exchange(server: Server, *parts: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("upgrade", UPGRADES)
-def test_an_upgrade_that_is_not_taken_is_ignored(server: Server, example: Instance, upgrade: str) -> None:
+def test_unsupported_upgrade_is_ignored(server: Server, example: Instance, upgrade: str) -> None:
     body = body_of(example)
     once = post(body, UPGRADES[upgrade])
     head, body_alone = once[: -len(body)], once[-len(body) :]
@@ -69,12 +69,12 @@ def test_an_upgrade_that_is_not_taken_is_ignored(server: Server, example: Instan
     assert not [line for line in server.log_lines() if "pgrade" in line["event"]]
 
 
-def test_upgrades_without_end_are_answered_one_by_one(server: Server) -> None:
+def test_repeated_upgrades_are_answered_one_by_one(server: Server) -> None:
     asked = b"GET /healthz HTTP/1.1\r\nHost: here\r\n%b\r\n" % H2C
     assert exchange(server, asked * 40).count(b'"alive"') == 41
 
 
-def test_a_tunnel_is_refused(server: Server) -> None:
+def test_connect_method_is_rejected(server: Server) -> None:
     with connect(server) as connection:
         connection.sendall(b"CONNECT there:443 HTTP/1.1\r\nHost: there\r\n\r\nhello")
         connection.settimeout(5)
@@ -82,7 +82,7 @@ def test_a_tunnel_is_refused(server: Server) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_curl_asks_for_http_2_and_gets_its_answer(server: Server, example: Instance) -> None:
+def test_curl_with_http_2_gets_an_answer(server: Server, example: Instance) -> None:
     command = ["curl", "--http2", "-sS", "--noproxy", "*", "-H", "Content-Type: application/json", "-d", "@-"]
     asked = subprocess.run([*command, f"{server.url}/predict"], input=body_of(example), capture_output=True, check=True)
     assert "predictions" in json.loads(asked.stdout)
@@ -106,7 +106,7 @@ class Ask {
 
 @pytest.mark.chaos
 @pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
-def test_javas_client_gets_its_answer(server: Server, example: Instance, tmp_path: Path) -> None:
+def test_java_client_gets_an_answer(server: Server, example: Instance, tmp_path: Path) -> None:
     (tmp_path / "Ask.java").write_text(JAVA)
     (tmp_path / "body.json").write_bytes(body_of(example))
     command = ["java", str(tmp_path / "Ask.java"), f"{server.url}/predict", str(tmp_path / "body.json")]
@@ -126,14 +126,14 @@ def test_head_is_answered_as_get_without_the_body(client: httpx.Client, path: st
     assert client.get("/healthz").json() == {"status": "alive"}
 
 
-def test_head_where_there_is_nothing_to_get_is_refused(client: httpx.Client) -> None:
+def test_head_of_a_post_route_is_rejected(client: httpx.Client) -> None:
     refused = client.head("/predict")
     assert (refused.status_code, refused.headers["allow"], refused.content) == (405, "POST", b"")
     assert client.post("/healthz").headers["allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "identity, gzip", "aes128gcm"])
-def test_an_encoded_body_is_refused_on_every_route(client: httpx.Client, example: Instance, coding: str) -> None:
+def test_encoded_body_is_rejected_on_every_route(client: httpx.Client, example: Instance, coding: str) -> None:
     name = client.get("/model").json()["name"]
     infer = f"/v2/models/{name}/infer"
     content = gzip.compress(body_of(example))
@@ -163,7 +163,7 @@ def test_a_body_that_is_not_encoded_may_say_so(client: httpx.Client, example: In
 @pytest.mark.parametrize(
     "sent", [b"post /predict HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
 )
-def test_what_is_not_http_gets_a_problem_document(server: Server, sent: bytes) -> None:
+def test_malformed_http_gets_a_problem_document(server: Server, sent: bytes) -> None:
     with connect(server) as connection:
         connection.sendall(sent)
         head, _, body = read_all(connection).partition(b"\r\n\r\n")
@@ -186,7 +186,7 @@ def test_a_target_in_absolute_form_is_answered(server: Server, example: Instance
 
 
 @pytest.mark.parametrize("host", [b"evil.example", b"[", b"a/b?c#d", b"user@evil:99999", b"", b"\xff"])
-def test_the_name_of_the_host_decides_nothing(server: Server, host: bytes) -> None:
+def test_host_header_has_no_effect(server: Server, host: bytes) -> None:
     for path in (b"/nowhere", b"/nowhere/", b"/healthz/", b"/predict"):
         with connect(server) as connection:
             connection.sendall(
@@ -201,7 +201,7 @@ def test_the_name_of_the_host_decides_nothing(server: Server, host: bytes) -> No
             assert json.loads(body)["instance"] == path.decode().rstrip("/")
 
 
-def test_a_slash_at_the_end_changes_nothing(client: httpx.Client, example: Instance) -> None:
+def test_trailing_slash_is_ignored(client: httpx.Client, example: Instance) -> None:
     model = client.get("/model/").json()
     assert model["version"] == "1"
     for path in ("/predict/", "/invocations/"):
@@ -252,7 +252,7 @@ def stripping_proxy(server: Server, prefix: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("ending", ["", "/"])
-def test_behind_a_proxy_that_strips_a_prefix_the_docs_and_examples_work(server: Server, ending: str) -> None:
+def test_docs_work_behind_a_proxy_that_strips_a_prefix(server: Server, ending: str) -> None:
     with stripping_proxy(server, "/models/flights") as address, httpx.Client(trust_env=False) as client:
         page = client.get(f"{address}/models/flights/docs{ending}")
         (described,) = [word for word in page.text.split("'") if word.endswith("openapi.json")]
@@ -265,7 +265,7 @@ def test_behind_a_proxy_that_strips_a_prefix_the_docs_and_examples_work(server: 
         assert answer.json()["model_version"] == "1"
 
 
-def test_a_prefix_that_is_set_is_described_and_may_be_sent(folder: ServingFolder, tmp_path: Path) -> None:
+def test_root_path_is_described_and_accepted(folder: ServingFolder, tmp_path: Path) -> None:
     folder.roll_out("1")
     log = str(tmp_path / "log")
     settings = Settings(_env_file=None, serving_folder=folder.path, prediction_log=log, root_path="/models/flights")
@@ -289,7 +289,7 @@ def test_a_prefix_that_is_set_is_described_and_may_be_sent(folder: ServingFolder
         pytest.param("PROMETHEUS_MULTIPROC_DIR", True, "2", marks=pytest.mark.chaos),
     ],
 )
-def test_an_inherited_folder_for_metrics_is_left_alone(
+def test_inherited_metrics_folder_is_not_used(
     folder: ServingFolder, tmp_path: Path, example: Instance, name: str, is_there: bool, workers: str
 ) -> None:
     folder.roll_out("1")

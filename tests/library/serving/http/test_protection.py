@@ -60,13 +60,13 @@ def drips_until_it_is_hung_up_on(connection: socket.socket, drop: bytes) -> None
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /predict HTT", b"POST /predict HTTP/1.1\r\nHost: x\r\nX-A: 1\r\n"])
-def test_a_head_that_never_ends_is_hung_up_on(guarded: Server, sent: bytes) -> None:
+def test_endless_head_closes_the_connection(guarded: Server, sent: bytes) -> None:
     with connect(guarded) as connection:
         connection.sendall(sent)
         assert read_all(connection) == b""
 
 
-def test_a_head_that_drips_after_an_answer_is_hung_up_on_too(guarded: Server) -> None:
+def test_slow_head_after_a_response_closes_the_connection(guarded: Server) -> None:
     with connect(guarded) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
@@ -75,7 +75,7 @@ def test_a_head_that_drips_after_an_answer_is_hung_up_on_too(guarded: Server) ->
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
-def test_a_body_that_never_ends_gets_408(guarded: Server, length: bytes) -> None:
+def test_endless_body_gets_408(guarded: Server, length: bytes) -> None:
     with connect(guarded) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n\r\n1\r\n{")
         head, _, body = read_all(connection).partition(b"\r\n\r\n")
@@ -83,7 +83,7 @@ def test_a_body_that_never_ends_gets_408(guarded: Server, length: bytes) -> None
     assert ProblemDocument.model_validate_json(body).type == "urn:problem:body-too-slow"
 
 
-def test_a_body_that_drips_after_its_answer_is_hung_up_on(guarded: Server) -> None:
+def test_slow_body_after_a_response_closes_the_connection(guarded: Server) -> None:
     with connect(guarded) as connection:
         connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 404")
@@ -91,7 +91,7 @@ def test_a_body_that_drips_after_its_answer_is_hung_up_on(guarded: Server) -> No
 
 
 @pytest.mark.parametrize("asked", [request_for({}), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
-def test_a_connection_rests_only_so_long_between_requests(guarded: Server, asked: bytes) -> None:
+def test_idle_connection_is_closed_after_the_timeout(guarded: Server, asked: bytes) -> None:
     with connect(guarded) as connection:
         for _ in range(4):  # Each within the time, all together beyond it.
             connection.sendall(asked)
@@ -100,20 +100,20 @@ def test_a_connection_rests_only_so_long_between_requests(guarded: Server, asked
         assert read_all(connection) == b""
 
 
-def test_empty_lines_after_an_answer_hold_no_connection(guarded: Server) -> None:
+def test_empty_lines_do_not_keep_a_connection_open(guarded: Server) -> None:
     with connect(guarded) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         drips_until_it_is_hung_up_on(connection, b"\r\n")
 
 
-def test_a_client_that_reads_no_answer_is_hung_up_on(guarded: Server) -> None:
+def test_client_that_does_not_read_is_disconnected(guarded: Server) -> None:
     with connect(guarded) as connection:
         drips_until_it_is_hung_up_on(connection, UNFIT)
 
 
 @pytest.mark.parametrize(("ahead", "is_answered"), [(32, True), (200, False)])
-def test_only_so_many_requests_may_come_ahead_of_their_answers(server: Server, ahead: int, is_answered: bool) -> None:
+def test_pipelined_requests_are_limited(server: Server, ahead: int, is_answered: bool) -> None:
     # Beside another client a request waits for the next batch, and those behind it for its answer.
     with connect(server), connect(server) as connection:
         connection.sendall(request_for({}) * ahead)
@@ -125,7 +125,7 @@ def test_only_so_many_requests_may_come_ahead_of_their_answers(server: Server, a
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_answers_that_nobody_reads_do_not_pile_up(server: Server) -> None:
+def test_unread_responses_do_not_accumulate(server: Server) -> None:
     before, ended = memory(server), time.monotonic() + 4 * SOON
     # Beside another client requests wait for the next batch, and those behind them for their answers.
     with connect(server), connect(server) as connection:
@@ -150,7 +150,7 @@ LARGE_HEADS = {
 @pytest.mark.parametrize("path", ["/predict", "/healthz", f"/{'x' * 50_000}"])
 @pytest.mark.parametrize("headers", LARGE_HEADS.values(), ids=LARGE_HEADS)
 @pytest.mark.parametrize("piece", [1_000_000, 3_000])
-def test_a_head_without_bounds_gets_431(guarded: Server, path: str, headers: bytes, piece: int) -> None:
+def test_head_beyond_the_limit_gets_431(guarded: Server, path: str, headers: bytes, piece: int) -> None:
     sent = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n%b\r\n" % (path.encode(), headers)
     with connect(guarded) as connection:
         try:
@@ -168,13 +168,13 @@ def test_a_head_without_bounds_gets_431(guarded: Server, path: str, headers: byt
     assert ProblemDocument.model_validate_json(body).type == "urn:problem:head-too-large"
 
 
-def test_empty_lines_without_end_are_hung_up_on(guarded: Server) -> None:
+def test_endless_empty_lines_close_the_connection(guarded: Server) -> None:
     with connect(guarded) as connection:
         drips_until_it_is_hung_up_on(connection, b"\r\n" * 5_000)
     assert not [line for line in guarded.log_lines() if line["level"] == "error"]
 
 
-def test_a_large_head_is_read_up_to_its_limit_however_it_comes(guarded: Server) -> None:
+def test_large_head_is_accepted_up_to_the_limit(guarded: Server) -> None:
     padded = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Pad: %b\r\n\r\n" % (b"1" * 15_000)
     body = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"1" * 300_000
     with connect(guarded) as connection:
@@ -184,7 +184,7 @@ def test_a_large_head_is_read_up_to_its_limit_however_it_comes(guarded: Server) 
         assert read_all(connection).count(b"HTTP/1.1 200") == 6
 
 
-def test_slow_clients_take_no_place_from_others(guarded: Server, example: dict[str, Any]) -> None:
+def test_slow_clients_take_no_slots(guarded: Server, example: dict[str, Any]) -> None:
     slow = [connect(guarded) for _ in range(40)]
     try:
         for at, connection in enumerate(slow):
@@ -198,7 +198,7 @@ def test_slow_clients_take_no_place_from_others(guarded: Server, example: dict[s
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
-def test_deep_nesting_is_refused(guarded: Server, opening: str) -> None:
+def test_deep_nesting_is_rejected(guarded: Server, opening: str) -> None:
     with guarded.client() as client:
         for depth in (100, 1_000_000):
             body = '{"instances": [{"x": ' + opening * depth
@@ -223,9 +223,7 @@ async def closed_loop(server: Server, request: bytes, seconds: float, answers: l
 
 
 @pytest.mark.parametrize("times", [1, 500], ids=["small", "large"])
-def test_clients_who_leave_keep_their_places_until_their_work_has_ended(
-    guarded: Server, instances: list[Any], times: int
-) -> None:
+def test_disconnected_clients_keep_slots_until_work_ends(guarded: Server, instances: list[Any], times: int) -> None:
     request = request_for(*instances[:1] * times)
     assert (len(request) > INLINE_BYTES) == (times > 1)
 
@@ -255,7 +253,7 @@ def in_flight(server: Server) -> float:
 
 
 @pytest.mark.chaos
-def test_a_crowd_is_turned_away_at_once_and_forgotten_when_it_leaves(guarded: Server, example: dict[str, Any]) -> None:
+def test_overload_is_rejected_immediately_and_recovers(guarded: Server, example: dict[str, Any]) -> None:
     answers: list[tuple[bytes, float]] = []
 
     async def crowd() -> None:
@@ -279,15 +277,13 @@ def test_a_crowd_is_turned_away_at_once_and_forgotten_when_it_leaves(guarded: Se
 class TestFraming:
     """The answer's head and body travel together, whatever the request looks like."""
 
-    def test_two_requests_in_one_packet_get_two_answers(self, guarded: Server, example: dict[str, Any]) -> None:
+    def test_two_requests_in_one_packet_get_two_responses(self, guarded: Server, example: dict[str, Any]) -> None:
         with connect(guarded) as connection:
             ending = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
             connection.sendall(request_for(example) + ending)
             assert read_all(connection).count(b"HTTP/1.1 200") == 2
 
-    def test_a_client_that_asks_before_it_sends_is_told_to_go_on(
-        self, guarded: Server, example: dict[str, Any]
-    ) -> None:
+    def test_expect_100_continue_is_answered(self, guarded: Server, example: dict[str, Any]) -> None:
         head, _, body = request_for(example).partition(b"\r\n\r\n")
         with connect(guarded) as connection:
             connection.sendall(head + b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
@@ -302,9 +298,7 @@ class TestFraming:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_worker_needs_less_than_150_mb_and_200_once_it_speaks_arrow(
-    folder: ServingFolder, tmp_path: Path, instances: list[Any]
-) -> None:
+def test_worker_memory_stays_within_limits(folder: ServingFolder, tmp_path: Path, instances: list[Any]) -> None:
     if "COVERAGE_PROCESS_CONFIG" in os.environ:
         pytest.skip("what measures coverage weighs, too")
     folder.roll_out("1")

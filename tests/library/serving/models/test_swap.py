@@ -124,7 +124,7 @@ def test_a_swap_under_load_fails_no_request(site: Site, example: Instance) -> No
     assert given == {("never", False), ("always", True)}
 
 
-def test_a_tampered_new_bundle_is_refused_and_the_old_one_goes_on(site: Site, example: Instance) -> None:
+def test_tampered_new_bundle_is_rejected(site: Site, example: Instance) -> None:
     site.folder.roll_out("good")
     site.waits_for("good")
     before = site.refused_total()
@@ -147,9 +147,7 @@ def test_a_tampered_new_bundle_is_refused_and_the_old_one_goes_on(site: Site, ex
     assert site.predict(example)["degraded"] is False
 
 
-def test_tampering_with_the_live_bundle_is_noticed_while_its_copy_in_memory_answers(
-    site: Site, example: Instance
-) -> None:
+def test_tampering_with_the_live_bundle_is_reported(site: Site, example: Instance) -> None:
     site.folder.roll_out("live")
     site.waits_for("live")
     content = damage(site.folder.bundle("live") / CARD)
@@ -161,7 +159,7 @@ def test_tampering_with_the_live_bundle_is_noticed_while_its_copy_in_memory_answ
     site.waits_for("live")
 
 
-def test_a_bundle_that_is_not_the_registered_one_is_refused(site: Site) -> None:
+def test_unregistered_bundle_is_rejected(site: Site) -> None:
     site.folder.roll_out("registered")
     site.waits_for("registered")
     ref = site.folder.add("resealed")
@@ -171,7 +169,7 @@ def test_a_bundle_that_is_not_the_registered_one_is_refused(site: Site) -> None:
     assert site.model()["version"] == "registered"
 
 
-def test_a_model_that_cannot_answer_a_typical_row_is_refused(site: Site, bundle_path: Path) -> None:
+def test_model_that_fails_on_a_typical_row_is_rejected(site: Site, bundle_path: Path) -> None:
     site.folder.roll_out("answering")
     site.waits_for("answering")
     site.folder.point(site.folder.add("speechless", model=nowhere(Bundle.open(bundle_path))))
@@ -181,7 +179,7 @@ def test_a_model_that_cannot_answer_a_typical_row_is_refused(site: Site, bundle_
 
 
 @pytest.mark.parametrize("content", ["{", '{"format": 1}', "[]", None])
-def test_a_broken_or_lost_routing_changes_nothing_but_is_told(site: Site, content: str | None) -> None:
+def test_broken_or_missing_routing_is_reported(site: Site, content: str | None) -> None:
     ref = site.folder.add(f"kept-{content is None}-{len(content or '')}")
     site.folder.point(ref)
     site.waits_for(ref.version)

@@ -96,9 +96,7 @@ def kill(server: Server, number: int) -> None:
 
 
 @pytest.mark.chaos
-def test_counts_are_those_of_all_workers_and_outlive_a_killed_one(
-    folder: ServingFolder, tmp_path: Path, example: Instance
-) -> None:
+def test_counts_of_all_workers_survive_a_kill(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     kills = 2
     with Server(tmp_path, "--workers", "3") as server:
@@ -137,9 +135,7 @@ def test_counts_are_those_of_all_workers_and_outlive_a_killed_one(
     assert not any(path.exists() for path in mine if (path / "counter_2.db").exists())
 
 
-def test_folders_of_killed_servers_are_cleared_away_and_those_of_living_ones_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocess, "MEMORY", tmp_path)
     long_ago = time.time() - 2 * multiprocess.YOUNG_SECONDS
     left, living, young, strange = (
@@ -159,9 +155,7 @@ def test_folders_of_killed_servers_are_cleared_away_and_those_of_living_ones_sta
     assert sorted(tmp_path.iterdir()) == sorted([living, young, strange])
 
 
-def test_where_memory_has_no_room_counts_lie_among_the_temporary_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counts_use_temporary_files_without_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory, files = tmp_path / "memory", tmp_path / "files"
     memory.mkdir()
     files.mkdir()
@@ -177,7 +171,7 @@ def test_where_memory_has_no_room_counts_lie_among_the_temporary_files(
         assert made.parent == files
 
 
-def test_a_worker_that_has_not_begun_to_count_keeps_nobody_from_being_told(tmp_path: Path) -> None:
+def test_starting_worker_does_not_break_the_metrics(tmp_path: Path) -> None:
     counts = MmapedDict(str(tmp_path / "counter_0.db"))
     counts.write_value(mmap_key("asked", "asked_total", [], [], "Requests."), 3.0, 0.0)
     for name in ("counter_1.db", "gauge_livesum_1.db"):
@@ -188,9 +182,7 @@ def test_a_worker_that_has_not_begun_to_count_keeps_nobody_from_being_told(tmp_p
     counts.close()
 
 
-def test_rows_that_wait_for_their_commit_are_told_with_their_age(
-    folder: ServingFolder, tmp_path: Path, example: Instance
-) -> None:
+def test_waiting_rows_are_reported_with_their_age(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
     with InProcess(app) as caller, ThreadPoolExecutor(2) as pool:
@@ -212,7 +204,7 @@ def test_rows_that_wait_for_their_commit_are_told_with_their_age(
         wait_for(lambda: told() == (0, 0))
 
 
-def test_the_model_that_answers_tells_its_age(folder: ServingFolder, tmp_path: Path) -> None:
+def test_age_of_the_model_is_reported(folder: ServingFolder, tmp_path: Path) -> None:
     folder.roll_out("1")
     trained_at = datetime.now(UTC) - timedelta(days=2)
     write_json(folder.bundle("1") / LINEAGE, {"trained_at": trained_at.isoformat(timespec="seconds")})
@@ -233,23 +225,21 @@ def test_the_model_that_answers_tells_its_age(folder: ServingFolder, tmp_path: P
         assert told("model_info") is None
 
 
-def test_a_worker_that_is_starting_raises_no_alarm() -> None:
+def test_starting_worker_raises_no_alert() -> None:
     found = scraped(generate_latest(Metrics()).decode())
     assert {name for name, _ in found}.isdisjoint({"prediction_log_up", "model_age_seconds", "experiment_running"})
     assert value(found, "prediction_log_lag_seconds") == 0
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_promtool_finds_nothing_wrong(server: Server) -> None:
+def test_promtool_accepts_the_metrics(server: Server) -> None:
     with server.client() as client:
         text = client.get("/metrics").text
     result = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert "error" not in result.stderr
 
 
-def test_the_phases_of_requests_add_up_to_no_more_than_they_took(
-    folder: ServingFolder, tmp_path: Path, example: Instance
-) -> None:
+def test_phases_add_up_to_at_most_the_request_time(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path) as server, server.client() as client:
         sizes = [1] * 20 + [200]  # The last one is worked on beside the event loop.

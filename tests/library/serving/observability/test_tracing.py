@@ -72,15 +72,15 @@ def test_a_valid_traceparent_is_read(header: str) -> None:
         f"{SENT}\n",
     ],
 )
-def test_a_malformed_traceparent_is_as_good_as_none(header: str) -> None:
+def test_malformed_traceparent_is_ignored(header: str) -> None:
     assert parse_parent([(b"traceparent", header.encode())]) is None
 
 
-def test_two_traceparents_are_as_good_as_none() -> None:
+def test_repeated_traceparent_is_ignored() -> None:
     assert parse_parent([(b"traceparent", SENT.encode())] * 2) is None
 
 
-def test_a_malformed_tracestate_leaves_the_trace_as_it_is() -> None:
+def test_malformed_tracestate_does_not_change_the_trace() -> None:
     for state in (b"no-pair", b"secret=" + b"x" * 10_000):
         found = parse_parent([(b"traceparent", SENT.encode()), (b"tracestate", state)])
         assert found is not None
@@ -97,7 +97,7 @@ def lines_of(server: Server, request_id: str) -> list[dict[str, Any]]:
 
 # The short way, the long way, and what is refused.
 @pytest.mark.parametrize(("chunked", "status"), [(False, 200), (True, 200), (False, 422)])
-def test_a_traced_request_has_its_trace_in_its_log_line(
+def test_traced_request_has_its_trace_id_in_the_log(
     server: Server, example: Instance, chunked: bool, status: int
 ) -> None:
     content = json.dumps({"instances": [example if status == 200 else {}]}).encode()
@@ -120,7 +120,7 @@ def test_a_traced_request_has_its_trace_in_its_log_line(
     assert "trace_id" not in lines_of(server, untraced.headers["x-request-id"])[0]
 
 
-def test_nothing_of_a_malformed_trace_context_is_logged(server: Server, client: httpx.Client) -> None:
+def test_malformed_trace_context_is_not_logged(server: Server, client: httpx.Client) -> None:
     for parent, state in ((SENT, "secret"), (SENT, "secret=1,secret=2"), (f"01{SENT[2:]}-{'secret' * 100}", "")):
         answer = client.get("/model", headers={"traceparent": parent, "tracestate": state})
         (line,) = lines_of(server, answer.headers["x-request-id"])
@@ -129,7 +129,7 @@ def test_nothing_of_a_malformed_trace_context_is_logged(server: Server, client: 
     assert not any("traceparent" in line["event"] for line in server.log_lines())
 
 
-def test_every_line_about_a_request_names_it(
+def test_every_log_line_about_a_request_has_its_id(
     folder: ServingFolder, tmp_path: Path, example: Instance, bundle_path: Path
 ) -> None:
     folder.roll_out("1", model=faulty_models.build_model(Bundle.open(bundle_path), "raised"))
@@ -209,7 +209,7 @@ def attributes(span: Any) -> dict[str, Any]:
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in span.attributes}
 
 
-def test_each_request_is_a_span_that_the_collector_receives(
+def test_each_request_is_exported_as_a_span(
     folder: ServingFolder, tmp_path: Path, example: Instance, collector: Collector
 ) -> None:
     folder.roll_out("1")
@@ -259,7 +259,7 @@ def test_each_request_is_a_span_that_the_collector_receives(
     assert "secret" not in str(spans[told[4]])
 
 
-def test_a_collector_that_is_down_costs_one_line_and_no_answer(
+def test_unavailable_collector_is_logged_once(
     folder: ServingFolder, tmp_path: Path, example: Instance, collector: Collector
 ) -> None:
     folder.roll_out("1")
@@ -287,9 +287,7 @@ def test_a_collector_that_is_down_costs_one_line_and_no_answer(
         assert collector.spans
 
 
-def test_a_collector_that_nobody_runs_costs_a_bounded_queue_and_a_short_stop(
-    folder: ServingFolder, tmp_path: Path, example: Instance
-) -> None:
+def test_missing_collector_does_not_delay_the_stop(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     queue = {"OTEL_BSP_SCHEDULE_DELAY": "20", "OTEL_BSP_MAX_QUEUE_SIZE": "10", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "5"}
     with (
@@ -318,13 +316,13 @@ def test_traces_are_off_unless_a_collector_is_named() -> None:
         is_configured({**endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
 
 
-def test_variables_that_contradict_each_other_are_one_clear_line() -> None:
+def test_contradicting_variables_are_reported_in_one_line() -> None:
     queue = {"OTEL_BSP_MAX_QUEUE_SIZE": "3"}
     with pytest.raises(ConfigError, match=r"OpenTelemetry's variables: .*max_queue_size.*; correct them"):
         Spans(Metrics(), logger(io.StringIO()), queue)
 
 
-def test_without_the_extra_the_start_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
     with pytest.raises(ConfigError, match="install the extra 'otel', or unset the variable"):
         is_configured({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"})

@@ -34,19 +34,19 @@ def inputs(bundle: Bundle, table: pl.DataFrame, rows: int) -> Inputs:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells which cores a process may use")
-def test_only_cores_that_this_process_may_use_are_counted() -> None:
+def test_only_usable_cores_are_counted() -> None:
     core = min(os.sched_getaffinity(0))
     told = f"import os; os.sched_setaffinity(0, [{core}]); from {parallel.__name__} import _THREADS; print(_THREADS)"
     assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 @pytest.mark.parametrize("rows", [0, 1, 499, 500, 1003])
-def test_the_answers_are_the_same_to_the_last_bit(bundle: Bundle, table: pl.DataFrame, rows: int) -> None:
+def test_parallel_predictions_are_identical(bundle: Bundle, table: pl.DataFrame, rows: int) -> None:
     asked = inputs(bundle, table, rows)
     assert np.array_equal(parallel.run(bundle, asked), bundle.run(asked))
 
 
-def test_pieces_are_worked_on_at_once_and_the_error_of_one_is_that_of_the_whole(
+def test_pieces_run_in_parallel_and_errors_propagate(
     bundle: Bundle, table: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(3)

@@ -28,7 +28,7 @@ def metric(client: httpx.Client, name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
-def test_more_idle_connections_than_descriptors_keep_nobody_waiting(
+def test_idle_connections_beyond_the_limit_block_nobody(
     folder: ServingFolder, tmp_path: Path, example: dict[str, Any]
 ) -> None:
     folder.roll_out("1")
@@ -60,7 +60,7 @@ def test_more_idle_connections_than_descriptors_keep_nobody_waiting(
         assert [line for line in server.log_lines() if line["level"] == "error"] == []
 
 
-def test_connections_that_are_in_use_are_kept_and_others_refused(folder: ServingFolder, tmp_path: Path) -> None:
+def test_connections_in_use_are_kept_and_new_ones_rejected(folder: ServingFolder, tmp_path: Path) -> None:
     folder.roll_out("1")
     begun = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n{"
     with Server(tmp_path, ML_MAX_CONNECTIONS="5") as server, ExitStack() as stack:
@@ -101,7 +101,7 @@ class Idle:
         self._open_ones.discard(self)
 
 
-def test_the_oldest_that_never_asked_give_way_first() -> None:
+def test_oldest_unused_connections_are_closed_first() -> None:
     found: set[Idle] = set()
     fresh, old = Idle(found, 5.0, False), Idle(found, 1.0, False)
     used, busy = Idle(found, 0.5, True), Idle(found, None, True)
@@ -123,7 +123,7 @@ def test_the_oldest_that_never_asked_give_way_first() -> None:
     assert busy in found
 
 
-def test_a_process_allows_itself_the_descriptors_that_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_raises_its_descriptor_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: told.append(limits))
     for soft, hard, wanted in (
@@ -143,7 +143,7 @@ def test_a_process_allows_itself_the_descriptors_that_it_may(monkeypatch: pytest
 
 
 @pytest.mark.chaos
-def test_a_storm_of_connections_does_not_exhaust_descriptors(folder: ServingFolder, tmp_path: Path) -> None:
+def test_many_connections_do_not_exhaust_descriptors(folder: ServingFolder, tmp_path: Path) -> None:
     folder.roll_out("1")
     with Server(tmp_path, under=FEW) as server:
         address = httpx.URL(server.url)

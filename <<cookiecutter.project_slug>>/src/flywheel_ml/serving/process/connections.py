@@ -1,4 +1,4 @@
-"""How many connections a worker keeps: fewer than it has file descriptors, however many clients connect."""
+"""Limits the connections of a worker, so that it never runs out of file descriptors."""
 
 import math
 import resource
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from flywheel_ml.serving.process.protocol import Protocol
 
 ACCEPTS = 16
-"""Most connections that the event loop accepts in a row. Each has a descriptor before anything can decide about it."""
+"""Maximum connections that the event loop accepts in a row. Each uses a descriptor before the limit is checked."""
 QUEUE = 2048
-"""Connections that the kernel keeps until they are accepted."""
+"""Maximum connections that wait in the kernel until they are accepted."""
 RESERVED = 4 * ACCEPTS + 48
-"""Descriptors for connections that are being accepted or closed, and for the files of the log, bundles and metrics."""
+"""Descriptors reserved for connections being accepted or closed, and for files of the log, bundles and metrics."""
 SURPLUS = ACCEPTS
-"""Connections beyond the limit that are told so; further ones are closed without a word."""
+"""Connections beyond the limit that get a 503; further ones are closed without a response."""
 SHARE_CLOSED = 0.1
-"""Share of the idle connections that is closed at once, so that not every new one has to look for the oldest."""
+"""Share of the idle connections that is closed together, so that the search for the oldest is rare."""
 LOG_SECONDS = 60.0
 
 
 def raise_descriptor_limit(connections: int) -> None:
-    """Raise this process's own limit on descriptors, where the system allows, to what so many connections need."""
+    """Raise this process's limit on descriptors to what `connections` need, if the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + _count_descriptors() + RESERVED
     if hard != resource.RLIM_INFINITY:
@@ -40,7 +40,7 @@ def raise_descriptor_limit(connections: int) -> None:
 
 
 def count_free_descriptors() -> int:
-    """How many connections there are descriptors for, beyond those that are open or reserved; at least 1."""
+    """Return the number of descriptors left for connections, without open and reserved ones; at least 1."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 2**31 if soft == resource.RLIM_INFINITY else max(1, soft - _count_descriptors() - RESERVED)
 
@@ -53,15 +53,15 @@ def _count_descriptors() -> int:
 
 
 class ConnectionLimit:
-    """Makes room for new connections by closing idle ones, the oldest first; refuses them where none is idle.
+    """Closes the oldest idle connections to admit new ones; rejects new ones if none is idle.
 
     Args:
-        most: connections at a time.
-        metrics: where closed and refused ones are counted.
-        log: told once a minute at most.
+        most: maximum open connections.
+        metrics: counts closed and rejected connections.
+        log: receives at most one warning per minute.
 
     Attributes:
-        refused: connections that are open only to be told that there are too many.
+        refused: rejected connections that are open only until they get their 503.
     """
 
     def __init__(self, most: int, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> None:
@@ -72,9 +72,9 @@ class ConnectionLimit:
         self._logged_at = -math.inf
 
     def admit(self, new: "Protocol", connections: set["Protocol"]) -> bool:
-        """Whether a new connection, which is among `connections` already, may stay; if not, it is so no longer.
+        """Return whether a new connection, which is already in `connections`, is admitted.
 
-        One that may not counts as `refused`, and whoever closes it counts it off.
+        A rejected one is removed from `connections` and counted in `refused`; the caller decrements that on close.
         """
         if len(connections) <= self.most:
             return True
@@ -89,12 +89,12 @@ class ConnectionLimit:
         return False
 
     def on_exhausted(self, error: OSError, connections: set["Protocol"]) -> None:
-        """A connection could not be accepted, because something else took the descriptors."""
+        """Close idle connections after one could not be accepted for lack of descriptors."""
         self._warn("connection_not_accepted", reason=error.strerror)
         self._close_idle(connections)
 
     def _close_idle(self, connections: Iterable["Protocol"]) -> int:
-        # Those that never asked anything first: they cost nobody a connection that was in use.
+        # Connections without any request first, because closing them never breaks a connection in use.
         idle = [(one.has_asked, since, one) for one in connections if (since := one.idle_from) is not None]
         idle.sort(key=lambda found: found[:2])
         closed = idle[: math.ceil(len(idle) * SHARE_CLOSED)]

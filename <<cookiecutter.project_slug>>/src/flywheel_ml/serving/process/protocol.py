@@ -1,8 +1,8 @@
-"""HTTP/1.1 as uvicorn speaks it, with limits on a request's head and its slowness, and a short way to predictions.
+"""uvicorn's HTTP/1.1 protocol with limits on heads and slow clients, and a fast path for predictions.
 
-A plain request for predictions (POST /predict, a small JSON body of declared length, a model) goes from the parser
-into the next batch and from there to the socket, or is refused before its body is read. Everything else takes the
-ASGI path through ASGI, by the same steps of the same `RequestLifecycle`.
+A plain prediction request (POST /predict with a small JSON body of declared length, while a model is in service) goes
+from the parser directly into the next batch, and from there to the socket. It can be rejected before its body is read.
+All other requests take the ASGI path, through the same steps of the same `RequestLifecycle`.
 """
 
 import asyncio
@@ -28,40 +28,40 @@ from flywheel_ml.serving.process.connections import ConnectionLimit
 JSON = b"application/json"
 UNUSUAL = {b"transfer-encoding", b"content-encoding"}
 MAX_PIPELINED = 64
-"""Requests that one connection may send ahead of its answers; each takes some 10 KB until its turn comes."""
+"""Maximum pipelined requests of one connection; each needs some 10 KB until it is answered."""
 REFUSAL_SECONDS = 1.0
-"""How long a connection too many may take to ask something, and be told."""
+"""How long a connection beyond the limit stays open for its first request and the 503."""
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection; `build_protocol` gives it its service."""
+    """One connection; `build_protocol` sets its service."""
 
     service: Service
     connection_limit: ConnectionLimit
     head_since: float | None = None
-    """Since when a request's head has been awaited or under way (`time.monotonic`); None while there is none."""
+    """Since when the connection waits for a request's head or receives one (`time.monotonic`); None if it does not."""
     body_since: float | None = None
-    """The same of its body."""
+    """Since when it receives a request's body."""
     unread_since: float | None = None
-    """Since when more of answers has been waiting for the client than is kept for it."""
+    """Since when the write buffer has been above its limit, because the client does not read."""
     idle_since: float | None = None
-    """Since when nothing has come after an answer on the fast path."""
+    """Since when the connection has been idle after a response on the fast path."""
     _prefix = ""
-    """What the ids of this connection's requests begin with, where the client gives none."""
+    """Prefix of request ids on this connection if the client sends none."""
     _requests = 0
     _chunk = 0
-    """Bytes of the read that is being parsed."""
+    """Bytes of the current read."""
     _head_bytes = 0
-    """Bytes of the reads before this one that belong to a head under way, except the one in which it began."""
+    """Bytes of the current head in earlier reads, except the read in which it began."""
     _is_head_too_large = False
     _is_far_ahead = False
     _is_upgrade = False
-    """Whether the request under way asks for another protocol."""
+    """Whether the current request asks for an upgrade to another protocol."""
     _is_surplus = False
-    """Whether there are too many connections for this one to be answered."""
+    """Whether this connection is beyond the limit."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A new connection owes a request."""
+        """Handle a new connection; its client must send a request in time."""
         super().connection_made(transport)
         self.head_since = time.monotonic()
         self._prefix = secrets.token_hex(12)
@@ -70,7 +70,7 @@ class Protocol(HttpToolsProtocol):
             self.loop.call_later(REFUSAL_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client left, perhaps before its request was whole."""
+        """Handle a closed connection, perhaps with an incomplete request."""
         super().connection_lost(exc)
         self.connection_limit.refused -= self._is_surplus
         fast = self.cycle
@@ -78,7 +78,7 @@ class Protocol(HttpToolsProtocol):
             fast.refuse(self.service.lifecycle.admission.build_timeout_problem())
 
     def data_received(self, data: bytes) -> None:
-        """Something came; a head that has grown too large is not listened to any longer."""
+        """Parse received data; a head that is too large is rejected."""
         self._chunk = len(data)
         self.idle_since = None
         if self._is_surplus:
@@ -97,18 +97,19 @@ class Protocol(HttpToolsProtocol):
                 try:
                     self.parser.feed_data(data)
                 except httptools.HttpParserUpgrade as upgrade:
-                    if not self._is_upgrade:  # The method CONNECT, which nothing here takes.
+                    if not self._is_upgrade:  # The method CONNECT, which no route supports.
                         return
                     data = self._without_upgrade(data[upgrade.args[0] :])
                 else:
                     return
         except httptools.HttpParserError:
-            self.send_400_response("this is not a request in HTTP/1.1")
+            self.send_400_response("this is not a valid HTTP/1.1 request")
 
     def _without_upgrade(self, rest: bytes) -> bytes:
-        """The request that asked for another protocol, without that wish, and what came after its head.
+        """Return the request without its upgrade, plus the data after its head, and reset the parser.
 
-        The parser takes what follows for the other protocol; a server that does not speak it answers the request.
+        The parser treats the data after the head as the other protocol. A server without that protocol must ignore the
+        upgrade and answer the request.
         """
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
@@ -120,35 +121,35 @@ class Protocol(HttpToolsProtocol):
         return data
 
     def pause_writing(self) -> None:
-        """The client reads too slowly."""
+        """Note the time at which the write buffer became full."""
         super().pause_writing()
         self.unread_since = time.monotonic()
 
     def resume_writing(self) -> None:
-        """It caught up."""
+        """Note that the client has read the write buffer."""
         super().resume_writing()
         self.unread_since = None
 
     def on_message_begin(self) -> None:
-        """The first byte of a request came; what ASGI says of it is made when it takes the ASGI path."""
+        """Begin a request; its ASGI scope is created only if it takes the ASGI path."""
         self.url, self.headers, self.expect_100_continue = b"", [], False
         self.head_since = time.monotonic()
-        # What else came with it may have been another request's, and is a read at most: it is counted by its headers.
+        # The rest of this read may belong to another request; this head's part is counted by its headers.
         self._head_bytes = -self._chunk
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A line of the head. Trailers come after the head was judged, and are dropped."""
+        """Store a header; trailers come after the head was processed and are dropped."""
         if self.body_since is None:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is there; the body has limits of its own."""
+        """Check the limits of the head, and choose the fast path or the ASGI path."""
         most = self.service.settings.max_header_bytes
         is_small = self._head_bytes == -self._chunk and self._chunk <= most
         if not is_small and len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > most:
-            # What is raised here stops the parser, and ends in `send_400_response`.
+            # The error stops the parser, which then calls `send_400_response`.
             self._is_head_too_large = True
-            raise ValueError("the head is too large")
+            raise ValueError("head too large")
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._is_upgrade = True
             return
@@ -156,7 +157,7 @@ class Protocol(HttpToolsProtocol):
         if not self._try_fast_path():
             if len(self.pipeline) >= MAX_PIPELINED:
                 self._is_far_ahead = True
-                raise ValueError("too many requests ahead of their answers")
+                raise ValueError("too many pipelined requests")
             url, headers, is_expecting = self.url, self.headers, self.expect_100_continue
             super().on_message_begin()
             self.url, self.headers, self.expect_100_continue = url, headers, is_expecting
@@ -164,23 +165,23 @@ class Protocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no request, or none that is listened to."""
+        """Reject a malformed request, or one beyond a limit."""
         if self._is_head_too_large:
             self._refuse_head()
         elif self._is_far_ahead:
-            self.transport.close()  # Another answer has its turn now.
+            self.transport.close()  # Another response is in progress.
         else:
             self._refuse(Problem(400, "malformed-request", msg), "", secrets.token_hex(16))
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body came."""
+        """Store a part of the body."""
         if isinstance(self.cycle, _FastRequest) and not self.cycle.is_complete:
             self.cycle.body += body
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """Process a complete request."""
         if self._is_upgrade:
             return
         self.body_since = None
@@ -192,7 +193,7 @@ class Protocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def close_if_slow(self, now: float) -> None:
-        """Hang up on a client whose request has been under way for too long; `now` is `time.monotonic`."""
+        """Close the connection of a client that is too slow or idle for too long; `now` is `time.monotonic`."""
         settings, fast = self.service.settings, self.cycle
         if self.unread_since is not None and self.unread_since < now - settings.body_timeout_seconds:
             self.transport.abort()
@@ -202,7 +203,7 @@ class Protocol(HttpToolsProtocol):
             if isinstance(fast, _FastRequest) and not fast.is_complete:
                 fast.refuse(self.service.lifecycle.admission.build_timeout_problem())
             elif not self._is_busy():
-                self.transport.close()  # It was answered, and sends on.
+                self.transport.close()  # It was answered, but is still sending.
         elif self.idle_since is not None:
             if self.idle_since < now - settings.keep_alive_timeout_seconds:
                 self.transport.close()
@@ -210,7 +211,7 @@ class Protocol(HttpToolsProtocol):
             self.head_since = now
 
     def on_fast_response_complete(self) -> None:
-        """As `on_response_complete`, without a timer: whether the client comes again is seen by `close_if_slow`."""
+        """Like `on_response_complete` but without a timer; `close_if_slow` closes idle connections."""
         if self.pipeline or self.flow.read_paused or self.transport.is_closing():
             self.on_response_complete()
         else:
@@ -219,12 +220,12 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def has_asked(self) -> bool:
-        """Whether a request has come."""
+        """Whether the client has sent a request."""
         return self.cycle is not None
 
     @property
     def idle_from(self) -> float | None:
-        """Since when nothing has been asked or told (`time.monotonic`); None while something is."""
+        """Since when the connection has been idle (`time.monotonic`); None while it is in use."""
         if self._is_busy() or self.pipeline or self.body_since is not None or self.unread_since is not None:
             return None
         if self.timeout_keep_alive_task is not None:
@@ -232,7 +233,7 @@ class Protocol(HttpToolsProtocol):
         return self.head_since if self.idle_since is None else self.idle_since
 
     def close(self) -> None:
-        """Hang up, and count as gone."""
+        """Close the connection and remove it from the open ones."""
         self.connections.discard(self)
         self.transport.close()
 
@@ -240,7 +241,7 @@ class Protocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _is_idle(self) -> bool:
-        """Whether something came after an answer that is no request yet: an empty line ends uvicorn's own wait."""
+        """Whether the connection is idle without a timer; an empty line after a response cancels uvicorn's timer."""
         return self.timeout_keep_alive_task is None and not self._is_busy()
 
     def _refuse_head(self) -> None:
@@ -248,7 +249,11 @@ class Protocol(HttpToolsProtocol):
             lifecycle, most = self.service.lifecycle, self.service.settings.max_header_bytes
             path = self.url.partition(b"?")[0].decode("ascii", "replace")
             exchange = lifecycle.begin(self.headers, "", path)
-            problem = Problem(431, "head-too-large", f"the head of a request may have at most {most} bytes")
+            problem = Problem(
+                431,
+                "head-too-large",
+                f"the head of a request may have at most {most} bytes; send fewer or shorter headers",
+            )
             self._refuse(problem, path, exchange.context.request_id)
             lifecycle.finish(exchange, problem.status)
         self.transport.close()
@@ -259,10 +264,10 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _try_fast_path(self) -> bool:
-        """Whether the request may take the fast path; if so, it is on it."""
+        """Put the request on the fast path if possible; returns whether it is."""
         if self._is_busy() or self.url != b"/predict" or self.parser.get_method() != b"POST":
             return False
-        # Only the ASGI path waits for a client that does not read its answers.
+        # Only the ASGI path waits for a client that does not read its responses.
         if self.expect_100_continue or self.flow.write_paused:
             return False
         headers, deployment = dict(self.headers), self.service.models.deployment
@@ -284,7 +289,7 @@ class Protocol(HttpToolsProtocol):
         except Problem as problem:
             refused = problem
         keep_alive = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
-        # Without a challenger there is nothing to choose.
+        # Without a challenger the hints have no effect.
         hints = NO_HINTS if deployment.challenger is None else self.service.parse_hints(headers)
         fast = _FastRequest(self, deployment, exchange, keep_alive, hints)
         self.cycle = fast  # type: ignore[assignment]
@@ -299,17 +304,17 @@ class Protocol(HttpToolsProtocol):
 
 
 def build_protocol(service: Service, limit: ConnectionLimit) -> type[Protocol]:
-    """The class of a server's connections."""
+    """Build the protocol class of a server's connections."""
     return type("ServiceProtocol", (Protocol,), {"service": service, "connection_limit": limit})
 
 
 class _FastRequest:
-    """A request on the fast path; stands where uvicorn keeps the one that it answers, and is asked the same."""
+    """A request on the fast path; replaces uvicorn's `RequestResponseCycle` and has the same attributes."""
 
     disconnected = False
     response_complete = False
     message_event = asyncio.Event()
-    """Uvicorn sets it; nobody waits."""
+    """uvicorn sets this event; the fast path does not wait for it."""
 
     def __init__(
         self, protocol: Protocol, deployment: Deployment, exchange: Exchange, keep_alive: bool, hints: RoutingHints
@@ -324,7 +329,7 @@ class _FastRequest:
         self._has_slot = False
 
     def submit(self) -> None:
-        """The request is whole: into the next batch, if there is room."""
+        """Submit the complete request to the batcher, or reject it if the server is overloaded."""
         service = self._protocol.service
         admission = service.lifecycle.admission
         self._has_slot = admission.acquire_slot()
@@ -336,16 +341,18 @@ class _FastRequest:
             self.answer(admission.build_overload_problem())
 
     def refuse(self, problem: Problem) -> None:
-        """Answer without the rest of the body."""
+        """Answer with a problem, without waiting for the rest of the body."""
         self.is_complete = True
         self.answer(problem)
 
     def answer(self, found: bytes | Exception) -> None:
-        """Send an answer or a problem, and be done."""
+        """Send a response or a problem, and finish the request."""
         protocol = self._protocol
         lifecycle = protocol.service.lifecycle
         self.response_complete = True
-        self.deployment = None  # The connection keeps this request until the next one: not a model as well.
+        self.deployment = (
+            None  # The connection keeps this object until the next request; it must not keep the model alive.
+        )
         try:
             status = CLIENT_LEFT if self.disconnected else self._send(found)
         finally:
@@ -375,7 +382,7 @@ class _FastRequest:
 
 
 def _render_problem(problem: Problem, path: str, request_id: str) -> tuple[int, bytes, bytes]:
-    """The status, the lines of the head and the body that tell a problem."""
+    """Return the status, header lines and body of a problem."""
     response = problem.to_response(path, request_id)
     own = [pair for pair in response.raw_headers if pair[0] not in (b"content-length", b"connection")]
     return response.status_code, _render_headers(own), bytes(response.body)
@@ -397,7 +404,7 @@ def _render_response(
 
 @lru_cache(maxsize=8)
 def _render_common_headers(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """The lines of the headers that every response of this second has."""
+    """Return the header lines that all responses of this second share."""
     return _render_headers(headers)
 
 
@@ -406,7 +413,7 @@ def _render_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 class _CoalescingTransport:
-    """A transport that sends the head of a response with the beginning of its body: one system call and one packet."""
+    """A transport that sends a response's head together with the start of its body, in one system call and packet."""
 
     __slots__ = ("_cycle", "_head", "_transport")
 

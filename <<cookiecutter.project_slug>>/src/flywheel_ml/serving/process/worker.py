@@ -1,4 +1,4 @@
-"""One process that serves: it drains before it stops."""
+"""One serving process: it drains before it stops."""
 
 import asyncio
 import gc
@@ -35,20 +35,23 @@ LONGEST_REQUEST_SECONDS = 10
 """How long a stopping server waits for requests in flight."""
 
 GARBAGE = (50_000, 20, 100)
-"""Thresholds of the collector: rows of a large request are many objects and no garbage."""
+"""Thresholds of the garbage collector; the rows of a large request are many objects but not garbage."""
 SWITCH_SECONDS = 0.001
-"""How long the thread for large requests may keep the event loop from running, a fifth of Python's own."""
+"""Switch interval between the thread for large requests and the event loop; a fifth of Python's default."""
 
 
 class DrainingServer(uvicorn.Server):
-    """On the first signal /readyz says no while all else goes on; after `drain_seconds`, or a second signal, it stops.
+    """A uvicorn server that drains before it stops.
+
+    After the first signal, /readyz returns 503 while all other routes still answer. The server stops after
+    `drain_seconds`, or at a second signal.
 
     Args:
-        config: uvicorn's.
-        service: told that it drains.
-        limit: on connections.
-        on_ready: called once requests are answered.
-        parent: process id of the supervisor; the server stops when that is gone.
+        config: of uvicorn.
+        service: its `draining` is set at the first signal.
+        limit: of connections.
+        on_ready: called once the server accepts requests.
+        parent: process id of the supervisor; the server stops when that process ends.
     """
 
     def __init__(
@@ -67,14 +70,14 @@ class DrainingServer(uvicorn.Server):
         self._stop_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the socket, then say so."""
+        """Start to accept connections, then call `on_ready`."""
         service, connections = self._service, self.server_state.connections
         service.metrics.http.connections.set_function(lambda: len(connections))
         asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
         await super().startup(sockets)
         for listener in sockets or []:
-            listener.listen(QUEUE)  # `ACCEPTS`, in its place, is what the loop accepts in a row.
-        # What is there by now stays: collecting garbage need not look at it again.
+            listener.listen(QUEUE)  # uvicorn's `backlog` is `ACCEPTS`, the number that the loop accepts in a row.
+        # Objects that exist now are permanent, so the garbage collector can skip them.
         gc.freeze()
         service.batcher.connections = connections
         self._on_ready()
@@ -87,15 +90,15 @@ class DrainingServer(uvicorn.Server):
             loop.default_exception_handler(context)
 
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
-        """Begin to drain; a second signal cuts it short."""
+        """Begin to drain; a second signal stops the server immediately."""
         if sig == signal.SIGINT and self._parent is not None:
-            return  # A terminal sends it to the supervisor too, which passes its own signal on.
+            return  # A terminal also sends it to the supervisor, which forwards its own signal.
         wait = self._service.settings.drain_seconds if self._stop_at is None else 0.0
         self._service.draining = True
         self._stop_at = time.monotonic() + wait
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to stop now."""
+        """Run periodic work ten times a second; returns whether to stop."""
         if self._parent is not None and os.getppid() != self._parent and self._stop_at is None:
             self.handle_exit(signal.SIGTERM, None)
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
@@ -107,7 +110,7 @@ class DrainingServer(uvicorn.Server):
                 connection.close_if_slow(now)
         stopping = await super().on_tick(counter)
         if self._service.draining and CLOSE not in self.server_state.default_headers:
-            # A client that keeps its connection would otherwise lose a request to its closing.
+            # Otherwise a keep-alive client could send a request into a connection that is being closed.
             self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
         return stopping
 
@@ -125,11 +128,11 @@ def serve(
     parent: int | None = None,
     counts: Path | None = None,
 ) -> None:
-    """Serve on a bound socket until a signal ends it; `counts` is the folder that several workers count in.
+    """Serve on a bound socket until a signal; `counts` is the folder for metrics of several workers.
 
     Raises:
         ConfigError: production mode without an API key, or a prediction log that cannot be opened.
-        ServingError: another process took the address.
+        ServingError: another process uses the address.
     """
     gc.set_threshold(*GARBAGE)
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -158,7 +161,7 @@ def serve(
     server = DrainingServer(config, service, limit, on_ready, parent)
 
     async def main() -> None:
-        # Entered here and not by uvicorn, so that what stops a start comes out as it was raised.
+        # Entered here, not by uvicorn, so that an error at start keeps its type.
         async with app.router.lifespan_context(app):
             await server.serve(sockets=[listener])
 

@@ -1,1 +1,1 @@
-"""The request schema of one model: which rows it takes, and how values are read."""
+"""The request schema of one model: validates rows and reads their values."""

@@ -1,4 +1,4 @@
-"""The JSON documents that routes answer with."""
+"""The JSON documents in responses."""
 
 from datetime import datetime
 from typing import Literal
@@ -12,11 +12,11 @@ Variant = Literal["champion", "challenger", "fallback"]
 
 
 class Answer(BaseModel):
-    """One prediction: `id` is what /feedback asks for.
+    """One prediction; send its `id` to /feedback with the actual outcome.
 
-    Of classes, `probabilities` has a number in [0, 1] for each; of a number, `interval` has the ends between which it
-    lies at the level that the model card states. Where several models answered one request, each prediction names
-    its own.
+    For classes, `probabilities` has a number in [0, 1] for each class. For a numeric target, `interval` has the bounds
+    of the prediction interval, at the level in the model card. If several models answered one request, each prediction
+    names its model.
     """
 
     id: str
@@ -28,7 +28,7 @@ class Answer(BaseModel):
 
 
 class Answers(BaseModel):
-    """The predictions of a request, in the order of its instances; `degraded` if a stand-in answered one of them."""
+    """The predictions of a request, in the order of its instances; `degraded` if a fallback answered one of them."""
 
     predictions: list[Answer]
     model_version: str
@@ -37,7 +37,7 @@ class Answers(BaseModel):
 
 
 class Explanations(BaseModel):
-    """The explanation of a request's one instance, by the model that answers now."""
+    """The explanation of a request's one instance, by the model in service."""
 
     explanations: list[Explanation]
     model_version: str
@@ -46,7 +46,7 @@ class Explanations(BaseModel):
 
 
 class Accepted(BaseModel):
-    """How many labels are in the log now: new ones, and repeated ones that were there already."""
+    """How many labels of the request are in the log, new and repeated ones."""
 
     accepted: int
 
@@ -59,7 +59,7 @@ class ModelRef(BaseModel):
 
 
 class Refused(BaseModel):
-    """Why the model that routing asks for does not answer."""
+    """Why the model in routing was rejected."""
 
     version: str | None
     reason: str
@@ -67,7 +67,7 @@ class Refused(BaseModel):
 
 
 class Experiment(ModelRef):
-    """A model beside the champion: a challenger with its share of the traffic, or a shadow, which answers nobody."""
+    """A model alongside the champion: a challenger with its share of the traffic, or a shadow, which only logs."""
 
     share: float | None
     since: str
@@ -77,7 +77,7 @@ class Experiment(ModelRef):
 
 
 class ModelInfo(BaseModel):
-    """The model that answers now."""
+    """The model in service."""
 
     name: str
     version: str
@@ -100,6 +100,6 @@ class ModelInfo(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the process lives, or may be sent traffic."""
+    """Whether the process is alive, or ready for traffic."""
 
     status: Literal["alive", "ready"]

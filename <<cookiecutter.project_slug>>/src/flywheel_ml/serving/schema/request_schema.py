@@ -1,4 +1,4 @@
-"""What a request may hold, compiled from the contract."""
+"""Request schemas, compiled from the contract."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ from flywheel_ml.utils import timestamps
 
 MAX_LABELS = 10_000
 MAX_CLOCK_SKEW = timedelta(minutes=1)
-"""How far ahead of this machine's clock a client's may be."""
+"""How far a client's clock may be ahead of this machine's."""
 EXAMPLE_DATETIME = "2013-06-15T08:30:00"
 LOCAL_DATETIME = (
     "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?$"
@@ -34,14 +34,15 @@ _NOT_RESERVED: dict[str, Any] = {"not": {"enum": ["", MISSING]}}
 class Schema:
     """The request model of one contract. Rows are plain dicts, so a column may have any name.
 
-    A request in the form that the description asks for is checked by pydantic alone. Whatever does not pass is read
-    again, as the user's own table might have written it, by a `RowValidator`, which also finds the words for a refusal.
+    The fast path validates a request with pydantic alone, in the form that the OpenAPI document describes. A request
+    that fails is read again by a `RowValidator`, which accepts values as the user's own table writes them. The
+    `RowValidator` also writes the error messages.
 
     Args:
-        contract: what a row is.
-        profile: the reference rows, from which a typical one becomes the example.
-        max_instances: most instances in one request.
-        optional: names of input columns that may be missing although the contract does not call them nullable.
+        contract: columns of a row.
+        profile: the reference rows; a typical row becomes the example.
+        max_instances: maximum instances in one request.
+        optional: names of input columns that may be missing although they are not nullable in the contract.
     """
 
     def __init__(
@@ -63,27 +64,30 @@ class Schema:
         self._feedback = _ItemList("labels", label, _build_label(Any), MAX_LABELS, ("id", "label", "at"))
 
     def parse_instances(self, body: bytes) -> list[dict[str, Any]]:
-        """The instances of a /predict body.
+        """Return the instances of a /predict body.
 
         Raises:
-            Problem: 400 when it is no JSON, 422 when it breaks the contract.
+            Problem: 400 if it is not JSON, 422 if it breaks the contract.
         """
         rows, is_checked = self._predict.read(body)
         return rows if is_checked else self.row_validator.validate(rows)
 
     def validate_rows(self, rows: list[Any]) -> list[dict[str, Any]]:
-        """Rows that are Python values already, as `parse_instances` would have read them; raises 422 as it does."""
+        """Validate rows of Python values; returns and raises the same as `parse_instances`."""
         rows, is_checked = self._predict.read(rows)
         return rows if is_checked else self.row_validator.validate(rows)
 
     def parse_instance(self, body: bytes) -> dict[str, Any]:
-        """The one instance of an /explain body; raises as `parse_instances`."""
+        """Return the one instance of an /explain body; raises like `parse_instances`."""
         rows, is_checked = self._explain.read(body)
         (row,) = rows if is_checked else self.row_validator.validate(rows)
         return row
 
     def parse_labels(self, body: bytes) -> list[dict[str, Any]]:
-        """The labels of a /feedback body, each with `id`, `label` and perhaps `at`; raises as `parse_instances`."""
+        """Return the labels of a /feedback body, each with `id`, `label` and optionally `at`.
+
+        Raises like `parse_instances`.
+        """
         rows, is_checked = self._feedback.read(body)
         return rows if is_checked else self._read_labels(rows)
 
@@ -103,27 +107,27 @@ class Schema:
 
 
 class _ItemList:
-    """A list of items under one name: in the form that is described, or in one that only says what an item is.
+    """Parses a named list of items, in the documented form or in a loose form whose values are read later.
 
     Args:
-        name: what the list is called.
-        described: the type of an item as it is described.
-        any_item: a type that every item has whose values are still to be read.
-        most: most items.
-        members: what an item may have, where that does not depend on the contract.
+        name: of the list.
+        described: type of an item in the documented form.
+        any_item: type of an item in the loose form.
+        most: maximum number of items.
+        members: allowed members of an item, if they do not depend on the contract.
     """
 
     def __init__(self, name: str, described: Any, any_item: Any, most: int, members: Sequence[str] = ()) -> None:
         self._name = name
         self._members = members
-        # The first fault is enough to know that there is one.
+        # Stops at the first error, because the slower reader lists the errors.
         self._described: TypeAdapter[Any] = TypeAdapter(
             _build_request("Described", name, described, most, fails_fast=True)
         )
         self._any: TypeAdapter[Any] = TypeAdapter(_build_request("Any", name, any_item, most, fails_fast=True))
 
     def read(self, asked: bytes | list[Any]) -> tuple[list[Any], bool]:
-        """The items of a body, or those given, and whether their values are checked; raises 400 or 422."""
+        """Return the items of a body or list, and whether their values are validated; raises 400 or 422."""
         try:
             return self._validate(self._described, asked), True
         except ValidationError:
@@ -146,10 +150,10 @@ def _build_request(name: str, field: str, item: Any, most: int, fails_fast: bool
 
 
 def _build_typed_dict(name: str, fields: Mapping[str, Any]) -> Any:
-    typed_dict: Any = TypedDict  # Type checkers follow only literal ones.
-    made = typed_dict(name, dict(fields))
-    made.__pydantic_config__ = _CLOSED
-    return made
+    typed_dict: Any = TypedDict  # Type checkers understand only literal field names.
+    created = typed_dict(name, dict(fields))
+    created.__pydantic_config__ = _CLOSED
+    return created
 
 
 def _build_instance(reader: RowValidator, example: Mapping[str, Any]) -> Any:
@@ -161,8 +165,8 @@ def _build_instance(reader: RowValidator, example: Mapping[str, Any]) -> Any:
 
 
 def _build_label(label: Any) -> Any:
-    told = Field(description="when it turned out; now if left out", json_schema_extra={"format": "date-time"})
-    at = NotRequired[Annotated[str, AfterValidator(_check_past), told]]
+    field = Field(description="timestamp of the outcome; default: now", json_schema_extra={"format": "date-time"})
+    at = NotRequired[Annotated[str, AfterValidator(_check_past), field]]
     return _build_typed_dict(
         "Label", {"id": Annotated[str, Field(min_length=1, max_length=64)], "label": label, "at": at}
     )
@@ -170,8 +174,8 @@ def _build_label(label: Any) -> Any:
 
 def _build_field(column: Column, optional: bool, example: Any = None) -> Any:
     unit = f" [{column.unit}]" if column.unit else ""
-    told = (f"{column.description}{unit}".strip(), _describe_datetime(column) if column.type == "datetime" else "")
-    facts: dict[str, Any] = {"description": "; ".join(filter(None, told)) or None}
+    texts = (f"{column.description}{unit}".strip(), _describe_datetime(column) if column.type == "datetime" else "")
+    facts: dict[str, Any] = {"description": "; ".join(filter(None, texts)) or None}
     if example is not None:
         facts["examples"] = [example]
     typed = _build_type(column)
@@ -179,7 +183,7 @@ def _build_field(column: Column, optional: bool, example: Any = None) -> Any:
 
 
 def _build_type(column: Column) -> Any:
-    """The type of a column's values in the form that is described; `build_cell_reader` leaves what passes as it is."""
+    """Return the type of a column's values in the documented form; cell readers do not change values that pass."""
     limits = {rule.kind: rule.limit for rule in build_value_rules(column)}
     sentinels = build_grammar(column).sentinels
     if "categories" in limits:
@@ -199,13 +203,13 @@ def _build_type(column: Column) -> Any:
 
 def _describe_datetime(column: Column) -> str:
     if _accepts_offsets(column):
-        return f"date and time; without an offset it is meant in {column.time_zone}"
+        return f"date and time; without an offset it is in the time zone {column.time_zone}"
     dropped = "; an offset is dropped" if column.time_zone else ""
     return f"local date and time without an offset, such as {EXAMPLE_DATETIME}{dropped}"
 
 
 def _build_datetime_schema(column: Column) -> dict[str, Any]:
-    # Clients that are generated from the description send an offset with a `date-time`.
+    # Clients generated from the OpenAPI document send an offset with a `date-time`.
     return {"format": "date-time"} if _accepts_offsets(column) else {"pattern": LOCAL_DATETIME}
 
 
@@ -252,7 +256,7 @@ def _check_past(text: str) -> str:
 
 
 def _find_typical_value(column: Column, counts: Counts) -> Any:
-    """A JSON value from the middle of the reference rows; None where they have none."""
+    """Return the median or mode of the reference rows as a JSON value; None if they have no value."""
     if not counts.present:
         return None
     if column.free_text:

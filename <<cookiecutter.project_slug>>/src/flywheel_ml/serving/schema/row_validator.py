@@ -1,7 +1,7 @@
-"""Reads rows as clients of the user's own table write them, into the contract's names and values.
+"""Validates rows that are written as in the user's own table, and converts them to the contract's names and values.
 
-A field may have the name that it has in the user's file; columns that the model does not use are dropped; a value may
-be written as the file writes it, see `parsing.parse_value`.
+A field may have its name in the user's file. Columns that the model does not use are dropped. A value may be written
+as in the file; see `parsing.parse_value`.
 """
 
 import re
@@ -18,31 +18,31 @@ from flywheel_ml.utils import timestamps
 from flywheel_ml.utils.config_model import suggest
 
 _UNNAMED = re.compile("column_([0-9]+)")
-"""What `adopt` calls a column without a name, by its place."""
+"""The name that `adopt` gives to a column without a name, by its position."""
 MAX_ERRORS = 1000
-"""Reading stops after so many: looking for a million would keep everybody else waiting."""
+"""Validation stops after this number of errors, because finding a million would block other requests."""
 
 CellReader = Callable[[Any], Any]
 
 
 class RowField(NamedTuple):
-    """Where a field of a row belongs: the contract's column, and how its value is read (None: it is dropped)."""
+    """The contract's column of a field, and the reader of its value (None: the field is dropped)."""
 
     name: str
     read: CellReader | None
 
 
 class RowValidator:
-    """Reads rows of one contract.
+    """Validates rows of one contract.
 
     Args:
-        contract: what a row is.
-        optional: names of input columns that may be missing although the contract does not call them nullable.
+        contract: columns of a row.
+        optional: names of input columns that may be missing although they are not nullable in the contract.
 
     Attributes:
-        columns: those that a row may have, by name.
-        required: names of those that it must have.
-        cell_readers: how a value of each is read.
+        columns: columns that a row may have, by name.
+        required: names of columns that a row must have.
+        cell_readers: a reader of values for each column.
     """
 
     def __init__(self, contract: Contract, optional: Collection[str] = ()) -> None:
@@ -59,10 +59,10 @@ class RowValidator:
         self._fields = {alias: own[column.name] for column in others for alias in _list_aliases(column)} | own
 
     def find_field(self, name: str) -> RowField:
-        """Where a field of this name belongs.
+        """Find the column of a field by its name.
 
         Raises:
-            ValueError: nowhere; the message is the rule that it breaks.
+            ValueError: there is none; the message is the rule that the field breaks.
         """
         found = self._find(name)
         if found is None:
@@ -70,10 +70,10 @@ class RowValidator:
         return found
 
     def map_columns(self, given: Sequence[str]) -> dict[str, str]:
-        """The contract's name of each column of a table → the table's own name; without those that are dropped.
+        """Map the contract's column names to the names in a table; dropped columns are left out.
 
         Raises:
-            Problem: 422 for a column that belongs nowhere or stands twice, or where none is left.
+            Problem: 422 for an unknown or duplicate column, or if no column is left.
         """
         found: dict[str, str] = {}
         for own in given:
@@ -94,10 +94,10 @@ class RowValidator:
         return found
 
     def validate(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
-        """The same rows as the contract has them: dates as ISO 8601 texts, None for missing.
+        """Return the rows with the contract's names and values: dates as ISO 8601 texts, None for missing values.
 
         Raises:
-            Problem: 422 that lists the first faults.
+            Problem: 422 that lists the first errors.
         """
         found: list[_RowError] = []
         read: list[dict[str, Any]] = []
@@ -146,12 +146,12 @@ class RowValidator:
 
     def _describe_unknown(self, name: str) -> str:
         if name in (self._target.name, self._target.source):
-            return "is what the model predicts; leave it out, and send it to /feedback once it is known"
+            return "is the target, which the model predicts; leave it out, and send it to /feedback once it is known"
         return f"unknown field; {suggest(name, list(self.columns))}"
 
 
 class _RowError(NamedTuple):
-    """A fault of a row; an empty rule is that of a field that belongs nowhere, which takes long to put into words."""
+    """An error of a row; the rule of an unknown field is empty, because its message is slow to build."""
 
     at: int
     field: str | None
@@ -160,7 +160,7 @@ class _RowError(NamedTuple):
 
 
 def _list_aliases(column: Column) -> Iterator[str]:
-    """What the user's own file, or pandas, calls a column that has another name in the contract."""
+    """Return the names of a column in the user's file, or in pandas, if they differ from the contract's."""
     if column.source:
         yield column.source
     elif found := _UNNAMED.fullmatch(column.name):
@@ -168,13 +168,13 @@ def _list_aliases(column: Column) -> Iterator[str]:
 
 
 def _describe_duplicate(name: str) -> str:
-    return f"is the column '{name}' a second time; send it once"
+    return f"is a duplicate of the column '{name}'; send it once"
 
 
 def build_cell_reader(column: Column, required: bool) -> CellReader:
-    """A function that makes one JSON value the contract's; it raises ValueError with the rule that the value breaks."""
+    """Build a function that converts a JSON value to the contract's; it raises ValueError with the broken rule."""
     read = _build_reader(column, required)
-    # What most values are is known without looking further.
+    # Fast checks for the most common values.
     if build_grammar(column).sentinels:
         return read
     if column.categories:
@@ -212,7 +212,7 @@ def _build_category_reader(known: Collection[Any], read: CellReader) -> CellRead
 
 def _build_datetime_reader(read: CellReader) -> CellReader:
     def read_datetime(value: Any) -> Any:
-        # As pandas writes it.
+        # The format of pandas.
         if type(value) is str and len(value) == 23 and value[19:] == ".000" and timestamps.parse_isoformat(value[:19]):
             return value[:19]
         return read(value)
