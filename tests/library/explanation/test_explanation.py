@@ -1,4 +1,4 @@
-"""An explanation is what Shapley's definition says of the bundle's own answers, whatever estimator gave them."""
+"""Explanations match the definition of Shapley values for every estimator."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Shapley values: they keep the axioms, add up, and say how wrong they may be."""
+"""Shapley values: axioms, sums and standard errors."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What callers hear when something behind the API breaks."""
+"""Responses while a model, the log or a connection fails."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A server needs nothing that training needs."""
+"""The server does not import training libraries."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Whatever is killed, full, locked or gone: what was acknowledged is logged exactly once, the rest was refused."""
+"""Acknowledged rows are logged exactly once despite kills, full disks, locks and outages; others are rejected."""
 
 import http.client
 import json
@@ -47,7 +47,7 @@ class Refused(NamedTuple):
 
 
 class Crowd:
-    """Callers who each ask for a prediction, then tell what turned out, and again; and what they were told."""
+    """Clients that request predictions and send labels in a loop, and the responses that they got."""
 
     def __init__(self) -> None:
         self.predicted: list[str] = []
@@ -62,12 +62,12 @@ class Crowd:
         return {(one.status, one.kind) for one in self.refused} == {(503, OUT)} and quick[len(quick) * 9 // 10] < 0.2
 
     def wait_for_answers(self, many: int, seconds: float = 15) -> None:
-        """Wait until so many more labels were accepted."""
+        """Wait until `many` more labels were accepted."""
         before = len(self.labelled)
         wait_for(lambda: len(self.labelled) >= before + many, seconds)
 
     def work(self, url: str, instance: Instance, ended: threading.Event) -> None:
-        """One caller, who connects anew when it is cut off."""
+        """Run one client, which reconnects when it is disconnected."""
         address = urlsplit(url)
         body = json.dumps({"instances": [instance]})
         while not ended.is_set():
@@ -115,7 +115,7 @@ Found = tuple[Counter[str], Counter[str]]
 
 
 def in_files(folder: Path) -> Found:
-    """How often each prediction and each label stands in a folder's files, which have to be whole."""
+    """Count each prediction and each label in a folder's log files, which must be intact."""
     predictions, labels = Counter[str](), Counter[str]()
     for path in folder.glob("*.db"):
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as file:
@@ -314,7 +314,7 @@ def delete_file_and_journal(log: Path) -> None:
 
 
 def delete_folder(log: Path) -> None:
-    while log.exists():  # The server makes it anew while it is being deleted.
+    while log.exists():  # The server creates it again while it is being deleted.
         shutil.rmtree(log, ignore_errors=True)
 
 
@@ -362,7 +362,7 @@ def test_acknowledged_rows_survive_the_loss_of_the_log_file(
     kept = [name for name in seen.predicted if is_all_kept or int(name[:12], 16) > lost_ms]
     assert len(kept) >= 40
     assert [name for name in kept if found[name] != 1] == []
-    # A label whose prediction was lost is refused; nothing else is, but for what was under way in that moment.
+    # Labels of lost predictions are rejected, and requests that were in progress; nothing else is.
     refused = [one for one in seen.refused if (one.path, one.status) != ("/feedback", 404)]
     assert len(refused) <= 8
     assert len([line for line in server.log_lines() if line["event"].startswith("serve-0.db")]) == 1
@@ -416,7 +416,7 @@ def test_long_lock_of_the_log_is_an_outage(folder: ServingFolder, tmp_path: Path
             wait_for(lambda: is_ready(server))
             assert time.monotonic() - back < 3
             seen.wait_for_answers(10)
-        # Those that came first waited for the lock; the others were told at once.
+        # The first requests waited for the lock; later ones were rejected immediately.
         assert seen.was_told_of_an_outage()
     assert_nothing_lost(seen, in_files(Path(server.log)))
 

@@ -1,4 +1,4 @@
-"""The API's description is true, and its page needs no network."""
+"""The OpenAPI document matches the API, and the docs page needs no network."""
 
 import re
 from pathlib import Path

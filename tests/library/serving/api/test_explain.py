@@ -1,4 +1,4 @@
-"""What /explain tells, that it is logged nowhere and kept apart from predictions, and when there is nothing to tell."""
+"""/explain: responses, errors, separation from predictions, and no log rows."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Labels: taken once, kept, and checked like everything else."""
+"""/feedback: labels are validated, stored once and never replaced."""
 
 import json
 import sqlite3

@@ -78,7 +78,7 @@ ROWS = {"/predict": "instances", "/explain": "instances", "/feedback": "labels"}
 
 
 def faults(server: Server, examples: int, phases: tuple[str, ...]) -> list[str]:
-    """What so many examples for each operation, always the same ones, find wrong with its answers."""
+    """Return the errors that a fixed number of examples per operation finds, with a fixed seed."""
     with server.client(headers={"X-API-Key": KEY}) as client:
         description, model = (client.get(path).json() for path in ("/openapi.json", "/model"))
     config = schemathesis.Config.from_dict(
@@ -125,7 +125,7 @@ def _failures(recorder: Any, fields: set[str]) -> Iterator[str]:
 
 
 def is_told(case: Any, answer: Any) -> bool:
-    """Whether an answer that refuses a request of the described form names a rule that no schema could have told."""
+    """Whether a rejection of a request in the documented form names a rule that a JSON Schema cannot express."""
     if case.operation.path.startswith(TABLES) or answer.status_code == 413:
         return True
     rules = [fault["rule"] for fault in answer.json().get("errors", [])]

@@ -1,4 +1,4 @@
-"""What /predict takes, refuses, answers and logs."""
+"""/predict: valid and invalid requests, responses and log rows."""
 
 import json
 import sqlite3

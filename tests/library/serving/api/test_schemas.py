@@ -1,4 +1,4 @@
-"""Any contract gives a request model, whatever its columns are called and however its table writes values."""
+"""Request schemas of contracts with any column names, and values as the user's table writes them."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How keys are written down, in the setting and in a file that is followed."""
+"""API keys in the setting, and in a file that is reloaded."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Who may ask what."""
+"""Authorisation: keys, scopes and rates on every route."""
 
 import hashlib
 import json
@@ -257,7 +257,7 @@ def test_request_data_never_leaks(keyed: Server, example: dict[str, Any]) -> Non
         assert not [mark for mark in marks if mark in answer and mark != own]
     with keyed.client(headers={"X-API-Key": KEYS["metrics"]}) as client:
         everywhere = [*answers, client.get("/metrics").text]
-    time.sleep(0.2)  # Access lines wait a moment for others.
+    time.sleep(0.2)  # Access log lines are buffered for 50 ms.
     assert sum(line["event"] == "request" for line in keyed.log_lines()) >= len(requests) - 2
     written = keyed.errors.read_text()
     assert not [mark for mark in marks if mark in written or mark in everywhere[-1]]

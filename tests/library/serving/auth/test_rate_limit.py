@@ -1,4 +1,4 @@
-"""How often a key may ask."""
+"""Rate limits of API keys."""
 
 import io
 from typing import Any
@@ -26,7 +26,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """In the place of the real one."""
+    """Replaces the real clock."""
     clock = Clock()
     monkeypatch.setattr(rate_limit, "time", clock)
     return clock

@@ -1,4 +1,4 @@
-"""Arrow streams at /predict: every type that a column comes in, and what is refused before it takes up room."""
+"""Arrow streams at /predict: column types, and rejection before memory is allocated."""
 
 import sys
 from contextlib import suppress

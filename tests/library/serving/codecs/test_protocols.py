@@ -1,4 +1,4 @@
-"""One model, several ways to ask it: a row gets the same answer and one entry in the log, whichever is spoken."""
+"""A row gets the same prediction and one log row in every protocol."""
 
 import base64
 import json

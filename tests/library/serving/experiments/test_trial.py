@@ -1,4 +1,4 @@
-"""A challenger and a shadow beside the champion of a running server: who answers, and what their faults cost."""
+"""A challenger and a shadow alongside the champion of a running server: assignment, failures and logging."""
 
 import json
 import os

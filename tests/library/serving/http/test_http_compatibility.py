@@ -1,4 +1,4 @@
-"""What standard clients and proxies may do to a request: it is answered all the same, or refused in HTTP's terms."""
+"""HTTP features that standard clients and proxies use: supported, or rejected with a valid status."""
 
 import gzip
 import http.server

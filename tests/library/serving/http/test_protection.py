@@ -1,4 +1,4 @@
-"""Attacks on a running server: it turns away what is too slow or too much, at once, and serves everybody else."""
+"""Slow clients, large requests and overload: the server rejects them immediately and still serves other clients."""
 
 import asyncio
 import json
@@ -114,7 +114,7 @@ def test_client_that_does_not_read_is_disconnected(guarded: Server) -> None:
 
 @pytest.mark.parametrize(("ahead", "is_answered"), [(32, True), (200, False)])
 def test_pipelined_requests_are_limited(server: Server, ahead: int, is_answered: bool) -> None:
-    # Beside another client a request waits for the next batch, and those behind it for its answer.
+    # With another client connected, a request waits for the next batch, and pipelined ones wait for its response.
     with connect(server), connect(server) as connection:
         connection.sendall(request_for({}) * ahead)
         found = b""
@@ -127,7 +127,7 @@ def test_pipelined_requests_are_limited(server: Server, ahead: int, is_answered:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_unread_responses_do_not_accumulate(server: Server) -> None:
     before, ended = memory(server), time.monotonic() + 4 * SOON
-    # Beside another client requests wait for the next batch, and those behind them for their answers.
+    # With another client connected, requests wait for the next batch, and pipelined ones wait for their responses.
     with connect(server), connect(server) as connection:
         connection.settimeout(0.5)
         try:

@@ -1,4 +1,4 @@
-"""Whatever bytes come over the socket, the server answers well-formed HTTP without a fault of its own, or hangs up."""
+"""For arbitrary bytes on the socket, the server answers valid HTTP without a server error, or closes the connection."""
 
 import json
 import re
@@ -193,7 +193,7 @@ class Answer(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether it is no fault of the server's; having no room is none, if it says when to come again."""
+        """Whether the response is not a server error; 503 is allowed with a `Retry-After`."""
         full = self.status == 503 and b"retry-after: " in self.head.lower() and b"urn:problem:overloaded" in self.body
         return self.status < 500 or full
 
@@ -248,7 +248,7 @@ def attack(site: Site, examples: int) -> None:
 
 
 def answered(site: Site) -> dict[str, Any]:
-    """What a valid request is told, but for the name of the prediction."""
+    """Return the response to a valid request, without the id of the prediction."""
     with site.server.client() as client:
         found: dict[str, Any] = client.post("/predict", json={"instances": [site.instance]}).json()
     del found["predictions"][0]["id"]

@@ -1,4 +1,4 @@
-"""The model changes under a running server: swapped, refused, repaired."""
+"""Model changes in a running server: swaps, rejections and repairs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What Prometheus reads is true of all workers, dead ones included."""
+"""Metrics are correct for all workers, including dead ones."""
 
 import os
 import shutil
@@ -114,7 +114,7 @@ def test_counts_of_all_workers_survive_a_kill(folder: ServingFolder, tmp_path: P
         committed = sum(1 for _ in Reader(server.log).predictions())
         # Counted after the commit and before the answer leaves, so a killed worker leaves nothing out.
         assert answered <= value(last, "predictions_total") <= committed <= answered + lost
-        # Counted when it has been handed to the network: the request in that very moment may be missing.
+        # Requests are counted once the response is sent, so the most recent one may be missing.
         told = value(last, "http_requests_total", route="/predict", status="200")
         assert answered - kills <= told <= answered + lost
         assert value(last, "http_request_duration_seconds_count", route="/predict") == told
@@ -242,7 +242,7 @@ def test_promtool_accepts_the_metrics(server: Server) -> None:
 def test_phases_add_up_to_at_most_the_request_time(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path) as server, server.client() as client:
-        sizes = [1] * 20 + [200]  # The last one is worked on beside the event loop.
+        sizes = [1] * 20 + [200]  # The last one is processed outside the event loop.
         for count in sizes:
             assert client.post("/predict", json={"instances": [example] * count}).status_code == 200
         found = scraped(client.get("/metrics").text)

@@ -1,4 +1,4 @@
-"""Traces that requests bring are passed on, and spans reach a collector that is a real server."""
+"""Trace context is propagated, and spans reach a real collector."""
 
 import gzip
 import io
@@ -95,7 +95,7 @@ def lines_of(server: Server, request_id: str) -> list[dict[str, Any]]:
     return found()
 
 
-# The short way, the long way, and what is refused.
+# The fast path, the ASGI path, and rejected requests.
 @pytest.mark.parametrize(("chunked", "status"), [(False, 200), (True, 200), (False, 422)])
 def test_traced_request_has_its_trace_id_in_the_log(
     server: Server, example: Instance, chunked: bool, status: int

@@ -1,4 +1,4 @@
-"""Many rows on several cores are answered as on one."""
+"""Scoring on several cores gives the same predictions as on one."""
 
 import os
 import subprocess
@@ -28,12 +28,12 @@ def bundle(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bundl
 
 
 def inputs(bundle: Bundle, table: pl.DataFrame, rows: int) -> Inputs:
-    """So many rows, none like its neighbours."""
+    """Return rows that all differ from their neighbours."""
     drawn = table.sample(rows, with_replacement=True, seed=1)
     return bundle.encode(tables.to_columns(drawn, bundle.contract.inputs))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells which cores a process may use")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports which cores a process may use")
 def test_only_usable_cores_are_counted() -> None:
     core = min(os.sched_getaffinity(0))
     told = f"import os; os.sched_setaffinity(0, [{core}]); from {parallel.__name__} import _THREADS; print(_THREADS)"

@@ -1,4 +1,4 @@
-"""However many clients connect, there are descriptors for those that ask, and the log says it once."""
+"""Many connections never exhaust the descriptors, and the warning is logged once."""
 
 import asyncio
 import resource

@@ -43,19 +43,19 @@ class HttpMetrics:
             "http_connections_closed_idle", "Idle connections closed to make room.", registry=registry
         )
         self.connections_rejected = Counter(
-            "http_connections_rejected", "Connections refused because none was idle.", registry=registry
+            "http_connections_rejected", "Connections rejected because none was idle.", registry=registry
         )
         self.requests_rejected = Counter(
-            "http_requests_rejected", "Requests refused for want of room.", registry=registry
+            "http_requests_rejected", "Requests rejected by admission control.", registry=registry
         )
         self.key_files_rejected = Counter(
-            "api_key_files_rejected", "Files of keys that were turned down.", registry=registry
+            "api_key_files_rejected", "Key files that were rejected.", registry=registry
         )
         self._limited = Counter(
-            "http_requests_rate_limited", "Requests that a key sent too many.", ["key"], registry=registry
+            "http_requests_rate_limited", "Requests beyond a key's rate limit.", ["key"], registry=registry
         )
         self._limited_names: set[str] = set()
-        self.spans_dropped = Counter("trace_spans_dropped", "Spans that reached no collector.", registry=registry)
+        self.spans_dropped = Counter("trace_spans_dropped", "Spans that were not exported.", registry=registry)
 
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request."""
@@ -87,7 +87,7 @@ class PredictionMetrics:
         self._predicted: dict[tuple[str, str, str], Callable[[float], None]] = {}
         self.degraded = Counter("predictions_degraded", "Predictions not made by the champion.", registry=registry)
         self.replaced = Counter(
-            "challenger_rows_replaced", "A challenger's rows that others answered.", ["reason"], registry=registry
+            "challenger_rows_replaced", "A challenger's rows that other models answered.", ["reason"], registry=registry
         )
         self.dropped = Counter("shadow_rows_dropped", "Rows that the shadow did not log.", registry=registry)
         self.unlogged = Counter("predictions_unlogged", "Predictions answered and not logged.", registry=registry)
@@ -146,7 +146,7 @@ class LogMetrics:
         self.backlog = Backlog(oldest)
         waiting.set_function(lambda: len(self.backlog))
         self._up = SampledGauge(
-            "prediction_log_up", "0 while the log takes no rows.", multiprocess_mode="livemin", registry=registry
+            "prediction_log_up", "0 while the log is unavailable.", multiprocess_mode="livemin", registry=registry
         )
         self._up.set(ABSENT)  # A worker that is starting has not opened its log yet; 0 would raise a false alert.
         self._spooled = build_sum_gauge(
@@ -178,21 +178,21 @@ class ModelMetrics:
     """Models in service."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.rejected = Counter("bundles_rejected", "Bundles or routings that were turned down.", registry=registry)
+        self.rejected = Counter("bundles_rejected", "Bundles or routing files that were rejected.", registry=registry)
         self.loaded = Counter("bundles_loaded", "Bundles taken into service.", registry=registry)
         self._model = build_min_gauge(
-            "model_info", "1 for the model that answers.", registry, ["name", "version", "digest", "variant"]
+            "model_info", "1 for the model in service.", registry, ["name", "version", "digest", "variant"]
         )
         self._known_model: tuple[str, ...] | None = None
         self._trained_at = build_min_gauge(
-            "model_age_seconds", "Time since the model that answers was trained.", registry
+            "model_age_seconds", "Time since the model in service was trained.", registry
         )
         self._trained_at.set(ABSENT)
         self._running = build_min_gauge(
             "experiment_running", "0 for a paused challenger or shadow.", registry, ["version", "variant"]
         )
         self._known_experiments: set[tuple[str, str]] = set()
-        self._paused = Counter("experiments_paused", "Breakers that opened.", ["variant"], registry=registry)
+        self._paused = Counter("experiments_paused", "Experiments whose breaker opened.", ["variant"], registry=registry)
 
     def set_serving(self, name: str, version: str, digest: str, variant: str, trained_at: float) -> None:
         """Set the model that answers; `trained_at` is in seconds since 1970."""
@@ -247,7 +247,7 @@ class Metrics:
         self.log = LogMetrics(self.registry)
         self.models = ModelMetrics(self.registry)
         self._worker = build_min_gauge(
-            multiprocess.WORKER, "1 for each worker that lives.", self.registry, ["worker", "workers", "process"]
+            multiprocess.WORKER, "1 for each live worker.", self.registry, ["worker", "workers", "process"]
         )
         self._starts = Counter("worker_starts", "Starts of each worker.", ["worker"], registry=self.registry)
 
