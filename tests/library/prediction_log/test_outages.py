@@ -352,7 +352,7 @@ def test_rejected_spooled_rows_are_set_aside_and_reported(
     (kept,) = [json.loads(line) for line in (spool.folder / REJECTED_FILE).read_text().splitlines()]
     assert (kept["kind"], kept["prediction_id"], kept["label"]) == ("Outcome", row.id, "false")
     (said,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert "already have a different label" in said.getMessage()
+    assert "already have another label" in said.getMessage()
 
 
 def test_spool_is_bounded_and_keeps_its_rows(tmp_path: Path) -> None:

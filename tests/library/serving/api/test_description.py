@@ -75,7 +75,7 @@ def test_key_of_metrics_is_described_in_production(
             _env_file=None, environment=environment, api_keys=SecretStr("k" * 32), serving_folder=tmp_path / "serving"
         )
     )
-    told = app.state.service.description(app)["paths"]["/metrics"]["get"]
+    told = app.state.service.build_description(app)["paths"]["/metrics"]["get"]
     asks = environment == "production"
     assert ("security" in told, "401" in told["responses"]) == (asks, asks)
 

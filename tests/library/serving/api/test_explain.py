@@ -201,8 +201,8 @@ def test_explanations_beyond_the_queue_are_rejected(
     monkeypatch.setattr(explaining, "explain", held)
     with ThreadPoolExecutor(ROOM) as pool:
         waiting = [pool.submit(caller.request, "POST", "/explain", json=asked) for _ in range(ROOM)]
-        places = vars(vars(vars(caller._app.state.service)["explainer"])["_places"])
-        wait_for(lambda: places["_value"] == 0)
+        slots = vars(vars(vars(caller._app.state.service)["explainer"])["_slots"])
+        wait_for(lambda: slots["_value"] == 0)
         refused = caller.request("POST", "/explain", json=asked)
         assert refused.status_code == httpx.codes.SERVICE_UNAVAILABLE
         assert refused.json()["type"] == "urn:problem:overloaded"

@@ -89,7 +89,7 @@ def test_connections_in_use_are_kept_and_new_ones_rejected(folder: ServingFolder
 
 
 class Idle:
-    """A connection that nothing is asked on."""
+    """An idle connection."""
 
     def __init__(self, open_ones: set["Idle"], idle_from: float | None, has_asked: bool) -> None:
         self.idle_from = idle_from
@@ -97,7 +97,7 @@ class Idle:
         self._open_ones = open_ones
         open_ones.add(self)
 
-    def end(self) -> None:
+    def close(self) -> None:
         self._open_ones.discard(self)
 
 

@@ -48,9 +48,7 @@ class HttpMetrics:
         self.requests_rejected = Counter(
             "http_requests_rejected", "Requests rejected by admission control.", registry=registry
         )
-        self.key_files_rejected = Counter(
-            "api_key_files_rejected", "Key files that were rejected.", registry=registry
-        )
+        self.key_files_rejected = Counter("api_key_files_rejected", "Key files that were rejected.", registry=registry)
         self._limited = Counter(
             "http_requests_rate_limited", "Requests beyond a key's rate limit.", ["key"], registry=registry
         )
@@ -192,7 +190,9 @@ class ModelMetrics:
             "experiment_running", "0 for a paused challenger or shadow.", registry, ["version", "variant"]
         )
         self._known_experiments: set[tuple[str, str]] = set()
-        self._paused = Counter("experiments_paused", "Experiments whose breaker opened.", ["variant"], registry=registry)
+        self._paused = Counter(
+            "experiments_paused", "Experiments whose breaker opened.", ["variant"], registry=registry
+        )
 
     def set_serving(self, name: str, version: str, digest: str, variant: str, trained_at: float) -> None:
         """Set the model that answers; `trained_at` is in seconds since 1970."""
