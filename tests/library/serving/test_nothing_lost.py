@@ -56,7 +56,7 @@ class Crowd:
         self.unlogged: list[str] = []
         self.broken = 0
 
-    def was_told_of_an_outage(self) -> bool:
+    def has_only_outages(self) -> bool:
         """Whether that was the reason of all refusals, and of some, and nine of ten came at once."""
         quick = sorted(one.seconds for one in self.refused)
         return {(one.status, one.kind) for one in self.refused} == {(503, OUT)} and quick[len(quick) * 9 // 10] < 0.2
@@ -264,7 +264,7 @@ def test_full_disk_rejects_requests_until_space_is_free(
             assert seen.refused == []
             fill()
             wait_for(lambda: len(seen.refused) >= 40)
-            assert seen.was_told_of_an_outage()
+            assert seen.has_only_outages()
             with server.client() as client:
                 large = {"instances": [example] * (2 * INLINE_BYTES // len(json.dumps(example)))}
                 for path, body in (
@@ -372,7 +372,7 @@ def test_acknowledged_rows_survive_the_loss_of_the_log_file(
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def lock_log(path: Path) -> Iterator[None]:
     """Another program holds a log file."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -387,7 +387,7 @@ def test_requests_wait_for_a_short_lock_of_the_log(folder: ServingFolder, tmp_pa
     with Server(tmp_path) as server:
         with crowd(server, example) as seen:
             seen.wait_for_answers(10)
-            with locked(Path(server.log) / "serve-0.db"):
+            with lock_log(Path(server.log) / "serve-0.db"):
                 until, asked = time.monotonic() + 3, []
                 while time.monotonic() < until:
                     began = time.monotonic()
@@ -409,7 +409,7 @@ def test_long_lock_of_the_log_is_an_outage(folder: ServingFolder, tmp_path: Path
     with Server(tmp_path) as server:
         with crowd(server, example) as seen:
             seen.wait_for_answers(10)
-            with locked(Path(server.log) / "serve-0.db"):
+            with lock_log(Path(server.log) / "serve-0.db"):
                 wait_for(lambda: len(seen.refused) >= 40)
                 assert not is_ready(server)
             back = time.monotonic()
@@ -417,7 +417,7 @@ def test_long_lock_of_the_log_is_an_outage(folder: ServingFolder, tmp_path: Path
             assert time.monotonic() - back < 3
             seen.wait_for_answers(10)
         # The first requests waited for the lock; later ones were rejected immediately.
-        assert seen.was_told_of_an_outage()
+        assert seen.has_only_outages()
     assert_nothing_lost(seen, in_files(Path(server.log)))
 
 
@@ -466,7 +466,7 @@ def test_unavailable_database_rejects_requests_immediately(
             before = len(seen.refused)
             seen.wait_for_answers(20)
             assert len(seen.refused) == before
-        assert seen.was_told_of_an_outage()
+        assert seen.has_only_outages()
     assert seen.broken == 0
     assert_nothing_lost(seen, in_database(database))
 

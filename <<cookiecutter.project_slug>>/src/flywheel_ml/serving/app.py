@@ -60,7 +60,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with open_log(settings, metrics.log.backlog) as writer:
-            metrics.log.follow(writer)
+            metrics.log.set_log(writer)
             service.batcher = Batcher(
                 writer, metrics, settings.challenger_timeout_seconds, settings.log_failure_policy == "unlogged"
             )

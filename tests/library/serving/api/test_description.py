@@ -131,14 +131,14 @@ def test_model_route_describes_the_model(client: httpx.Client) -> None:
 
 
 def test_metrics_count_requests_predictions_and_the_model(client: httpx.Client, example: dict[str, Any]) -> None:
-    def counted(text: str) -> float:
+    def count_predictions(text: str) -> float:
         return sum(
             float(number) for number in re.findall(r'^predictions_total\{.*version="1"\} (\S+)$', text, re.MULTILINE)
         )
 
-    before = counted(client.get("/metrics").text)
+    before = count_predictions(client.get("/metrics").text)
     client.post("/predict", json={"instances": [example] * 3})
     text = client.get("/metrics").text
-    assert counted(text) == before + 3
+    assert count_predictions(text) == before + 3
     assert re.search(r'^model_info\{.*variant="champion",version="1"\} 1\.0$', text, re.MULTILINE)
     assert 'http_request_duration_seconds_count{route="/predict"}' in text

@@ -123,7 +123,7 @@ class TestRefusals:
 
 
 class TestNothingToExplain:
-    def asked(self, caller: InProcess, example: Instance) -> str:
+    def request_explanation(self, caller: InProcess, example: Instance) -> str:
         wait_for(lambda: caller.request("GET", "/readyz").status_code == httpx.codes.OK)
         assert caller.request("POST", "/predict", json={"instances": [example]}).status_code == httpx.codes.OK
         answer = caller.request("POST", "/explain", json={"instances": [example]})
@@ -139,19 +139,19 @@ class TestNothingToExplain:
         (path / BACKGROUND).unlink()
         bundle.write_manifest(path, {**json.loads((path / bundle.MANIFEST).read_text()), "format": 1})
         folder.point(folder.ref("1"))
-        assert "train again" in self.asked(caller, example)
+        assert "train again" in self.request_explanation(caller, example)
 
     def test_class_prior_is_not_explainable(self, folder: ServingFolder, caller: InProcess, example: Instance) -> None:
         folder.roll_out("1")
         (folder.bundle("1") / MODEL).unlink()
-        assert "its class prior gives every row the same prediction" in self.asked(caller, example)
+        assert "its class prior gives every row the same prediction" in self.request_explanation(caller, example)
 
     @pytest.mark.parametrize("fault", faulty_models.FAULTS)
     def test_model_failure_is_reported_without_paths(
         self, folder: ServingFolder, caller: InProcess, example: Instance, bundle_path: Path, fault: faulty_models.Fault
     ) -> None:
         folder.roll_out("1", model=faulty_models.build_model(bundle.Bundle.open(bundle_path), fault))
-        assert str(folder.path) not in self.asked(caller, example)
+        assert str(folder.path) not in self.request_explanation(caller, example)
 
 
 def test_changed_background_is_rejected_by_name(folder: ServingFolder, caller: InProcess, example: Instance) -> None:
@@ -190,7 +190,7 @@ def test_explanations_beyond_the_queue_are_rejected(
     go, asked = threading.Event(), {"instances": [example]}
     running, most = 0, 0
 
-    def held(*arguments: Any) -> Explanation:
+    def wait_and_explain(*arguments: Any) -> Explanation:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -198,7 +198,7 @@ def test_explanations_beyond_the_queue_are_rejected(
         running -= 1
         return explanation.explain(*arguments)
 
-    monkeypatch.setattr(explaining, "explain", held)
+    monkeypatch.setattr(explaining, "explain", wait_and_explain)
     with ThreadPoolExecutor(ROOM) as pool:
         waiting = [pool.submit(caller.request, "POST", "/explain", json=asked) for _ in range(ROOM)]
         slots = vars(vars(vars(caller._app.state.service)["explainer"])["_slots"])

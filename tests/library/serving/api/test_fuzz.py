@@ -44,7 +44,7 @@ CONTRACTS: dict[str, list[dict[str, Any]]] = {
 OWN = "the project's own"
 
 CHECKS = {
-    # Statuses that refuse what the description allows: see `is_told` for the rest of the story.
+    # Statuses that refuse what the description allows: see `is_rule_beyond_json_schema` for the rest of the story.
     "negative_data_rejection": {"expected-statuses": ["400", "401", "403", "404", "405", "413", "415", "422", "429"]},
 }
 TABLES = ("/invocations", "/v2")
@@ -117,14 +117,14 @@ def _failures(recorder: Any, fields: set[str]) -> Iterator[str]:
         answer, asked = recorder.interactions[case].response, recorder.cases[case].value
         for check in checks:
             if check.failure_info is not None and not (
-                (check.name == "positive_data_acceptance" and is_told(asked, answer))
-                or (check.name == "negative_data_rejection" and is_written_otherwise(asked, fields))
+                (check.name == "positive_data_acceptance" and is_rule_beyond_json_schema(asked, answer))
+                or (check.name == "negative_data_rejection" and has_table_notation(asked, fields))
             ):
                 failure = check.failure_info
                 yield f"{recorder.label}: {failure.failure}\n{failure.code_sample}\n{answer and answer.content[:500]!r}"
 
 
-def is_told(case: Any, answer: Any) -> bool:
+def is_rule_beyond_json_schema(case: Any, answer: Any) -> bool:
     """Whether a rejection of a request in the documented form names a rule that a JSON Schema cannot express."""
     if case.operation.path.startswith(TABLES) or answer.status_code == 413:
         return True
@@ -132,7 +132,7 @@ def is_told(case: Any, answer: Any) -> bool:
     return bool(rules) and all(rule.startswith(BEYOND_SCHEMAS) for rule in rules)
 
 
-def is_written_otherwise(case: Any, fields: set[str]) -> bool:
+def has_table_notation(case: Any, fields: set[str]) -> bool:
     """Whether a request is of the described form but for how its rows write single values: as a table may."""
     name = ROWS.get(case.operation.path)
     rows = case.body.get(name) if isinstance(case.body, dict) and case.body.keys() == {name} else None

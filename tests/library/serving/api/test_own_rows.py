@@ -100,7 +100,7 @@ def as_written(row: Instance) -> Instance:
     }
 
 
-def as_pandas_has_it(row: Instance) -> Instance:
+def as_pandas_reads_it(row: Instance) -> Instance:
     """The same row after pandas has read the file without any options."""
     written = as_written(row)
     nan = float("nan")
@@ -130,7 +130,7 @@ def tensors_of_text(client: httpx.Client, sent: list[Instance]) -> ProtocolResul
     return ProtocolResult(data["id"], data["prediction"], None)
 
 
-def own_with_nan(client: httpx.Client, sent: list[Instance]) -> ProtocolResult:
+def send_native_with_nan(client: httpx.Client, sent: list[Instance]) -> ProtocolResult:
     """The API's own protocol, with the literal NaN that Python's json writes."""
     content = json.dumps({"instances": sent})
     answer = client.post("/predict", content=content, headers={"Content-Type": "application/json"})
@@ -145,7 +145,7 @@ def records_with_nan(client: httpx.Client, sent: list[Instance]) -> ProtocolResu
     return ProtocolResult(told["ids"], told["predictions"], None)
 
 
-def logged(server: Server, told: ProtocolResult) -> list[LoggedPrediction]:
+def read_logged(server: Server, told: ProtocolResult) -> list[LoggedPrediction]:
     found = {one.prediction.id: one for one in Reader(server.log).predictions()}
     return [found[name] for name in told.ids]
 
@@ -160,7 +160,7 @@ WRITTEN = (
     tensors_of_text,
 )
 FROM_PANDAS = (
-    own_with_nan,
+    send_native_with_nan,
     records_with_nan,
     protocol_clients.send_arrow_both_ways,
     protocol_clients.send_csv_rows,
@@ -170,7 +170,7 @@ FROM_PANDAS = (
 
 @pytest.mark.parametrize(
     ("write", "speak"),
-    [*((as_written, speak) for speak in WRITTEN), *((as_pandas_has_it, speak) for speak in FROM_PANDAS)],
+    [*((as_written, speak) for speak in WRITTEN), *((as_pandas_reads_it, speak) for speak in FROM_PANDAS)],
 )
 def test_row_is_parsed_and_logged_in_every_notation(
     server: Server,
@@ -181,7 +181,7 @@ def test_row_is_parsed_and_logged_in_every_notation(
 ) -> None:
     wanted, told = protocol_clients.send_native(client, canonical), speak(client, [write(row) for row in canonical])
     assert told.predictions == wanted.predictions
-    for row, mine, other in zip(canonical, logged(server, told), logged(server, wanted), strict=True):
+    for row, mine, other in zip(canonical, read_logged(server, told), read_logged(server, wanted), strict=True):
         present = {name: value for name, value in row.items() if value is not None}
         assert {n: v for n, v in json.loads(mine.prediction.inputs).items() if v is not None} == present
         assert mine.prediction.score == other.prediction.score
@@ -199,7 +199,7 @@ def test_id_time_and_gaps_may_be_left_out(server: Server, client: httpx.Client, 
         protocol_clients.send_csv_rows,
         tensors_of_text,
     ):
-        (found,) = logged(server, speak(client, [sent]))
+        (found,) = read_logged(server, speak(client, [sent]))
         assert json.loads(found.prediction.inputs) == {name: canonical[0][name] for name in needed}
         assert (found.prediction.entity_id, found.prediction.event_timestamp_us) == (None, None)
 
@@ -234,7 +234,7 @@ def test_label_is_parsed_like_the_target(server: Server, client: httpx.Client, c
     told = protocol_clients.send_native(client, canonical[:2])
     labels = [{"id": told.ids[0], "label": "Ja "}, {"id": told.ids[1], "label": "NEIN"}]
     assert client.post("/feedback", json={"labels": labels}).json() == {"accepted": 2}
-    assert [one.label for one in logged(server, told)] == ["true", "false"]
+    assert [one.label for one in read_logged(server, told)] == ["true", "false"]
     for label, rule in (("NA", "must not be missing"), ("vielleicht", "must be true or false")):
         refused = client.post("/feedback", json={"labels": [{"id": told.ids[0], "label": label}]})
         assert [fault["rule"] for fault in refused.json()["errors"]] == [rule]

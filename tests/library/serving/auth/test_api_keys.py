@@ -83,7 +83,7 @@ class Followed:
             return False
         return True
 
-    def refused(self) -> float | None:
+    def count_rejections(self) -> float | None:
         return self.metrics.registry.get_sample_value("api_key_files_rejected_total")
 
     def said(self) -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ def test_broken_file_keeps_former_keys_and_is_logged_once(followed: Followed, co
         followed.guard.refresh()
     assert followed.accepts("first-secret")
     assert not followed.accepts("other-secret")
-    assert followed.refused() == 1
+    assert followed.count_rejections() == 1
     (line,) = followed.said()
     assert line["event"] == "api_keys_refused"
     assert "ML_API_KEYS_FILE" in line["reason"]

@@ -108,17 +108,17 @@ KEYS = {
 """Name → a key that has only the scope of that name, or every scope."""
 
 
-def listed(*names: str) -> str:
+def build_key_file(*names: str) -> str:
     digests = {name: hashlib.sha256(KEYS[name].encode()).hexdigest() for name in names}
     return "".join(f"{name}:{f'{name}:' if name in SCOPES else ''}sha256:{digests[name]}\n" for name in names)
 
 
 @pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterator[Server]:
+def keyed_server(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterator[Server]:
     """Two workers in production, with keys from a file and a limit for each."""
-    home = tmp_path_factory.mktemp("keyed")
+    home = tmp_path_factory.mktemp("keyed_server")
     ServingFolder(home / "serving", bundle_path).roll_out("1")
-    (home / "keys").write_text(f"# who may come\n{listed(*(KEYS.keys() - {'fresh'}))}")
+    (home / "keys").write_text(f"# who may come\n{build_key_file(*(KEYS.keys() - {'fresh'}))}")
     settings = {"ML_ENVIRONMENT": "production", "ML_API_KEYS_FILE": "keys"}
     with Server(home, "--workers", "2", ML_RATE_LIMIT="2", ML_RATE_BURST="40", **settings) as running:
         yield running
@@ -130,8 +130,8 @@ def ask(server: Server, name: str, method: str, path: str, **options: Any) -> ht
 
 
 @pytest.mark.parametrize("name", SCOPES)
-def test_key_needs_the_scope_of_a_route(keyed: Server, name: str) -> None:
-    with keyed.client(headers={"Authorization": f"Bearer {KEYS[name]}"}) as client:
+def test_key_needs_the_scope_of_a_route(keyed_server: Server, name: str) -> None:
+    with keyed_server.client(headers={"Authorization": f"Bearer {KEYS[name]}"}) as client:
         for method, path in PRIVATE + FOR_DEVELOPERS:
             answer, scope = client.request(method, path), find_required_scope(path)
             if scope == name:
@@ -143,28 +143,28 @@ def test_key_needs_the_scope_of_a_route(keyed: Server, name: str) -> None:
             assert f'scope="{scope}"' in answer.headers["www-authenticate"]
 
 
-def test_key_is_replaced_in_every_worker_without_restart(keyed: Server) -> None:
-    def loaded() -> int:
-        return sum(line["event"] == "api_keys_loaded" for line in keyed.log_lines())
+def test_key_is_replaced_in_every_worker_without_restart(keyed_server: Server) -> None:
+    def count_reloads() -> int:
+        return sum(line["event"] == "api_keys_loaded" for line in keyed_server.log_lines())
 
     def statuses(name: str) -> set[int]:
-        return {ask(keyed, name, "GET", "/model").status_code for _ in range(8)}
+        return {ask(keyed_server, name, "GET", "/model").status_code for _ in range(8)}
 
     assert statuses("fresh") == {401}
-    before, path = find_workers(keyed), keyed.home / "keys"
+    before, path = find_workers(keyed_server), keyed_server.home / "keys"
     path.write_text("")
-    wait_for(lambda: sum(line["event"] == "api_keys_refused" for line in keyed.log_lines()) == 2)
+    wait_for(lambda: sum(line["event"] == "api_keys_refused" for line in keyed_server.log_lines()) == 2)
     assert statuses("rotated") == {200}
-    (keyed.home / "new").write_text(listed(*(KEYS.keys() - {"rotated"})))
-    (keyed.home / "new").replace(path)
-    wait_for(lambda: loaded() == 2)
+    (keyed_server.home / "new").write_text(build_key_file(*(KEYS.keys() - {"rotated"})))
+    (keyed_server.home / "new").replace(path)
+    wait_for(lambda: count_reloads() == 2)
     assert (statuses("fresh"), statuses("rotated")) == ({200}, {401})
-    assert find_workers(keyed) == before
+    assert find_workers(keyed_server) == before
 
 
-def test_rate_limited_key_does_not_slow_down_others(keyed: Server, example: dict[str, Any]) -> None:
+def test_rate_limited_key_does_not_slow_down_others(keyed_server: Server, example: dict[str, Any]) -> None:
     body = {"instances": [example]}
-    with keyed.client(headers={"X-API-Key": KEYS["greedy"]}) as greedy:
+    with keyed_server.client(headers={"X-API-Key": KEYS["greedy"]}) as greedy:
         answers = [greedy.post("/predict", json=body) for _ in range(60)]
         refused = [answer for answer in answers if answer.status_code != 200]
         assert 40 <= len(answers) - len(refused) < 60
@@ -190,9 +190,11 @@ def test_rate_limited_key_does_not_slow_down_others(keyed: Server, example: dict
         ("greedy", "/predict", 429),
     ],
 )
-def test_rejection_does_not_wait_for_the_body(keyed: Server, name: str, path: str, status: int, length: str) -> None:
+def test_rejection_does_not_wait_for_the_body(
+    keyed_server: Server, name: str, path: str, status: int, length: str
+) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEYS.get(name, name)}\r\n"
-    with connect(keyed) as connection:
+    with connect(keyed_server) as connection:
         whole = f"{head}Content-Length: 2\r\n\r\n{{}}".encode()
         for _ in range(60 if name == "greedy" else 0):
             connection.sendall(whole)
@@ -206,62 +208,64 @@ def test_rejection_does_not_wait_for_the_body(keyed: Server, name: str, path: st
         assert time.monotonic() - began < 1
 
 
-def test_cross_origin_requests_are_not_allowed(keyed: Server) -> None:
+def test_cross_origin_requests_are_not_allowed(keyed_server: Server) -> None:
     origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
     for method, path in PRIVATE + OPEN_ROUTES + FOR_DEVELOPERS:
         for asked in ("OPTIONS", method):
-            answer = ask(keyed, "everything", asked, path, headers=origin)
+            answer = ask(keyed_server, "everything", asked, path, headers=origin)
             assert not [name for name in answer.headers if name.startswith("access-control-")]
             assert asked == method or answer.status_code == httpx.codes.METHOD_NOT_ALLOWED
 
 
-def test_request_data_never_leaks(keyed: Server, example: dict[str, Any]) -> None:
+def test_request_data_never_leaks(keyed_server: Server, example: dict[str, Any]) -> None:
     key = KEYS["audit_hook"]
     text = next(name for name, value in example.items() if isinstance(value, str))
     sane = json.dumps({"instances": [example]})
 
-    def told(line: str, body: str = "", *headers: str, key: str = key) -> str:
+    def send_raw(line: str, body: str = "", *headers: str, key: str = key) -> str:
         lines = [line, "Host: x", f"X-API-Key: {key}", "Connection: close", f"Content-Length: {len(body)}", *headers]
-        with connect(keyed) as connection:
+        with connect(keyed_server) as connection:
             connection.sendall("\r\n".join([*lines, "", body]).encode())
             return read_all(connection).decode()
 
     post, label = "POST /predict HTTP/1.1", "POST /feedback HTTP/1.1"
     requests: list[Callable[[str], str]] = [
-        lambda mark: told(post, sane, key=mark),
-        lambda mark: told(post, sane, f"Authorization: Bearer {mark}", key=""),
-        lambda mark: told(f"POST /predict?token={mark} HTTP/1.1", sane),
-        lambda mark: told(f"GET /{mark} HTTP/1.1"),
-        lambda mark: told(f"GET /docs/{mark}%2f..%2f..%2fetc%2fpasswd HTTP/1.1"),
-        lambda mark: told(f"{mark} /predict HTTP/1.1"),
-        lambda mark: told(f"PUT /predict?{mark} HTTP/1.1", mark),
-        lambda mark: told(post, sane, f"X-{mark}: {mark}", f"X-Request-ID: {mark} {mark}", f"Cookie: {mark}"),
-        lambda mark: told(post, sane, f"traceparent: {mark}", f"tracestate: vendor={mark}", f"baggage: user={mark}"),
-        lambda mark: told(post, sane, f"traceparent: 00-{'1' * 32}-{'2' * 16}-01", f"tracestate: vendor={mark}"),
-        lambda mark: told(post, sane, f"Content-Type: {mark}"),
-        lambda mark: told(post, f'{{"instances": [{mark}'),
-        lambda mark: told(post, json.dumps({"instances": [{**example, mark: 1}]})),
-        lambda mark: told(post, json.dumps({"instances": [{**example, text: [mark]}]})),
-        lambda mark: told(post, json.dumps({"instances": [{**example, text: mark}]})),
-        lambda mark: told(post, json.dumps({mark: mark})),
-        lambda mark: told(label, json.dumps({"labels": [{"id": mark, "label": True}]})),
-        lambda mark: told(label, json.dumps({"labels": [{"id": "0" * 32, "label": mark}]})),
-        lambda mark: told(post, sane, f"X-Large: {mark * 2000}"),
-        lambda mark: told(post, sane, f"Broken {mark}"),
-        lambda mark: told(post, sane),
+        lambda mark: send_raw(post, sane, key=mark),
+        lambda mark: send_raw(post, sane, f"Authorization: Bearer {mark}", key=""),
+        lambda mark: send_raw(f"POST /predict?token={mark} HTTP/1.1", sane),
+        lambda mark: send_raw(f"GET /{mark} HTTP/1.1"),
+        lambda mark: send_raw(f"GET /docs/{mark}%2f..%2f..%2fetc%2fpasswd HTTP/1.1"),
+        lambda mark: send_raw(f"{mark} /predict HTTP/1.1"),
+        lambda mark: send_raw(f"PUT /predict?{mark} HTTP/1.1", mark),
+        lambda mark: send_raw(post, sane, f"X-{mark}: {mark}", f"X-Request-ID: {mark} {mark}", f"Cookie: {mark}"),
+        lambda mark: send_raw(
+            post, sane, f"traceparent: {mark}", f"tracestate: vendor={mark}", f"baggage: user={mark}"
+        ),
+        lambda mark: send_raw(post, sane, f"traceparent: 00-{'1' * 32}-{'2' * 16}-01", f"tracestate: vendor={mark}"),
+        lambda mark: send_raw(post, sane, f"Content-Type: {mark}"),
+        lambda mark: send_raw(post, f'{{"instances": [{mark}'),
+        lambda mark: send_raw(post, json.dumps({"instances": [{**example, mark: 1}]})),
+        lambda mark: send_raw(post, json.dumps({"instances": [{**example, text: [mark]}]})),
+        lambda mark: send_raw(post, json.dumps({"instances": [{**example, text: mark}]})),
+        lambda mark: send_raw(post, json.dumps({mark: mark})),
+        lambda mark: send_raw(label, json.dumps({"labels": [{"id": mark, "label": True}]})),
+        lambda mark: send_raw(label, json.dumps({"labels": [{"id": "0" * 32, "label": mark}]})),
+        lambda mark: send_raw(post, sane, f"X-Large: {mark * 2000}"),
+        lambda mark: send_raw(post, sane, f"Broken {mark}"),
+        lambda mark: send_raw(post, sane),
     ]
     marks = [f"mark{secrets.token_hex(6)}" for _ in requests]
     answers = [request(mark) for request, mark in zip(requests, marks, strict=True)]
     assert {int(answer[9:12]) for answer in answers} >= {200, 400, 401, 404, 405, 415, 422, 431}
     for answer, own in zip(answers, marks, strict=True):
         assert not [mark for mark in marks if mark in answer and mark != own]
-    with keyed.client(headers={"X-API-Key": KEYS["metrics"]}) as client:
+    with keyed_server.client(headers={"X-API-Key": KEYS["metrics"]}) as client:
         everywhere = [*answers, client.get("/metrics").text]
     time.sleep(0.2)  # Access log lines are buffered for 50 ms.
-    assert sum(line["event"] == "request" for line in keyed.log_lines()) >= len(requests) - 2
-    written = keyed.errors.read_text()
+    assert sum(line["event"] == "request" for line in keyed_server.log_lines()) >= len(requests) - 2
+    written = keyed_server.errors.read_text()
     assert not [mark for mark in marks if mark in written or mark in everywhere[-1]]
     digests = [hashlib.sha256(one.encode()).hexdigest() for one in KEYS.values()]
-    private = [*KEYS.values(), *digests, str(keyed.home), "Traceback", 'File "', "site-packages"]
+    private = [*KEYS.values(), *digests, str(keyed_server.home), "Traceback", 'File "', "site-packages"]
     assert not [one for one in private for text in (written, *everywhere) if one in text]
     assert not [answer for answer in answers if re.search(r"\.py\b", answer)]

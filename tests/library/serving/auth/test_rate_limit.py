@@ -64,7 +64,7 @@ def test_idle_keys_are_dropped_and_busy_keys_are_kept(clock: Clock, monkeypatch:
     assert len(vars(limit)["_full"]) <= 2 * 11
 
 
-def limited(metrics: Metrics) -> dict[str, float]:
+def read_rejections(metrics: Metrics) -> dict[str, float]:
     return {
         sample.labels["key"]: sample.value
         for family in metrics.registry.collect()
@@ -81,7 +81,7 @@ def refusals(tries: int, *headers: tuple[bytes, bytes], **settings: Any) -> tupl
             guard.authorise(headers, "/predict")
         except Problem as problem:
             found.append(problem)
-    return found, limited(metrics)
+    return found, read_rejections(metrics)
 
 
 def test_rate_limited_client_gets_retry_after(clock: Clock) -> None:
@@ -107,6 +107,6 @@ def test_key_names_beyond_the_limit_share_a_series() -> None:
     metrics = Metrics()
     for name in range(MAX_KEY_NAMES + 50):
         metrics.http.count_rate_limited(str(name))
-    counted = limited(metrics)
+    counted = read_rejections(metrics)
     assert len(counted) == MAX_KEY_NAMES + 1
     assert counted["other"] == 50

@@ -37,12 +37,12 @@ ROOM = 1000
 """Most bytes of texts, in the tests of a column alone."""
 
 
-def checked(name: str, values: Any, room: int = ROOM) -> CheckedColumn:
+def validate_column(name: str, values: Any, room: int = ROOM) -> CheckedColumn:
     """Values as the column of that name of tests/serving/test_schemas.py."""
-    return of(next(column for column in COLUMNS if column.name == name), values, room)
+    return build_column(next(column for column in COLUMNS if column.name == name), values, room)
 
 
-def of(column: Column, values: Any, room: int = ROOM) -> CheckedColumn:
+def build_column(column: Column, values: Any, room: int = ROOM) -> CheckedColumn:
     """Values as a column."""
     reader = RowValidator(Contract(name="any", columns=(column, Column(name="other", type="float"), TARGET)))
     return CheckedColumn(reader, column.name, column.name, pa.chunked_array([values]), room)
@@ -50,20 +50,20 @@ def of(column: Column, values: Any, room: int = ROOM) -> CheckedColumn:
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.float16(), pa.int64(), pa.uint8(), pa.int16()])
 def test_a_number_may_come_in_any_width(kind: pa.DataType) -> None:
-    found = checked("number", pa.array([10, 100, 255]).cast(kind))
+    found = validate_column("number", pa.array([10, 100, 255]).cast(kind))
     assert (found.array.tolist(), found.invalid_rows) == ([10.0, 100.0, 255.0], 0)
     assert found.to_log_array().type == pa.float64()
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.uint16(), pa.float64()])
 def test_integral_float_is_logged_as_integer(kind: pa.DataType) -> None:
-    found = checked("count", pa.array([1950, None, 2000]).cast(kind))
+    found = validate_column("count", pa.array([1950, None, 2000]).cast(kind))
     assert np.array_equal(found.array, [1950, np.nan, 2000], equal_nan=True)
     assert found.to_log_array().to_pylist() == [1950, None, 2000]
 
 
 def test_nan_counts_as_missing_as_pandas_means_it() -> None:
-    assert checked("count", pa.array([1950.0, float("nan")])).to_log_array().to_pylist() == [1950, None]
+    assert validate_column("count", pa.array([1950.0, float("nan")])).to_log_array().to_pylist() == [1950, None]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,9 @@ def test_nan_counts_as_missing_as_pandas_means_it() -> None:
 )
 def test_a_text_may_come_in_any_layout(kind: pa.DataType) -> None:
     texts = pa.array(["UA", "unseen", "UA"])
-    found = checked("open", texts.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else texts.cast(kind))
+    found = validate_column(
+        "open", texts.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else texts.cast(kind)
+    )
     assert (found.array.tolist(), found.invalid_rows) == (["UA", "unseen", "UA"], 0)
 
 
@@ -84,7 +86,7 @@ def test_a_text_may_come_in_any_layout(kind: pa.DataType) -> None:
     ],
 )
 def test_timestamp_may_have_any_unit(moments: pa.Array) -> None:
-    found = checked("when", moments)
+    found = validate_column("when", moments)
     assert (found.array.tolist(), found.invalid_rows) == ([datetime(2013, 6, 15, 8, 30)], 0)
     assert found.to_log_array().type == pa.timestamp("us")
 
@@ -97,7 +99,9 @@ def test_timestamp_may_have_any_unit(moments: pa.Array) -> None:
 def test_timestamp_with_a_zone_is_converted_or_rejected(zone: str, understood: int | None, kind: str) -> None:
     instant = datetime(2013, 6, 15, 12, 30, tzinfo=UTC)
     sent = ["2013-06-15T08:30:00-04:00"] if kind == "text" else pa.array([instant], pa.timestamp("ms", kind))
-    found = of(Column(name="when", type="datetime", time_zone=zone), pa.array(sent) if kind == "text" else sent)
+    found = build_column(
+        Column(name="when", type="datetime", time_zone=zone), pa.array(sent) if kind == "text" else sent
+    )
     if understood is None:
         assert "`time_zone`" in found.describe_first_error()["rule"]
     else:
@@ -117,7 +121,7 @@ def test_timestamp_with_a_zone_is_converted_or_rejected(zone: str, understood: i
     ],
 )
 def test_a_column_may_be_written_as_the_table_has_it(name: str, values: list[Any], understood: list[Any]) -> None:
-    found = checked(name, pa.array(values))
+    found = validate_column(name, pa.array(values))
     assert found.to_log_array().to_pylist() == understood
     assert found.invalid_rows == sum(value is None for value in understood) * (name == "number")
 
@@ -132,13 +136,13 @@ def test_columns_are_parsed_as_the_contract_says() -> None:
     }
     day = datetime(2013, 6, 15)
     understood = [[True, False], [1234.5, 12.0], [day, day], [None, "a"], [None, 1.0]]
-    found = [of(column, values[column.name]) for column in PARSED]
+    found = [build_column(column, values[column.name]) for column in PARSED]
     assert [one.to_log_array().to_pylist() for one in found] == understood
     assert [one.invalid_rows for one in found] == [0] * len(found)
 
 
 def test_a_date_is_its_midnight() -> None:
-    found = checked("when", pa.array([datetime(2013, 6, 15).date()]))
+    found = validate_column("when", pa.array([datetime(2013, 6, 15).date()]))
     assert found.array.tolist() == [datetime(2013, 6, 15)]
 
 
@@ -164,7 +168,7 @@ def test_a_date_is_its_midnight() -> None:
     ],
 )
 def test_invalid_value_gets_the_same_error_as_in_json(name: str, value: Any, in_json: Any) -> None:
-    found = checked(name, pa.array([value], pa.null() if value is None else None), 100_000)
+    found = validate_column(name, pa.array([value], pa.null() if value is None else None), 100_000)
     with pytest.raises(Problem) as refused:
         schema_of(*COLUMNS, rows=[ROW]).validate_rows([{**ROW, name: in_json}])
     assert found.invalid_rows == 1
@@ -174,7 +178,7 @@ def test_invalid_value_gets_the_same_error_as_in_json(name: str, value: Any, in_
 @pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1])
 def test_integer_rounded_to_the_limit_is_rejected(value: int) -> None:
     column = COLUMNS[2].model_copy(update={"range": None})
-    assert of(column, pa.array([value, value // 2])).invalid_rows == 1
+    assert build_column(column, pa.array([value, value // 2])).invalid_rows == 1
 
 
 @pytest.mark.parametrize(
@@ -183,7 +187,7 @@ def test_integer_rounded_to_the_limit_is_rejected(value: int) -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_timestamp_beyond_the_calendar_is_rejected(kind: pa.DataType, most: int, sign: int) -> None:
     width = pa.int32() if pa.types.is_date32(kind) else pa.int64()
-    found = checked("when", pa.array([sign * most], width).cast(kind))
+    found = validate_column("when", pa.array([sign * most], width).cast(kind))
     assert found.invalid_rows == 1
     assert "ISO 8601" in found.describe_first_error()["rule"]
 
@@ -198,7 +202,7 @@ def test_timestamp_beyond_the_calendar_is_rejected(kind: pa.DataType, most: int,
 )
 def test_column_of_another_kind_is_rejected(name: str, values: list[Any]) -> None:
     with pytest.raises(Problem) as refused:
-        checked(name, pa.array(values))
+        validate_column(name, pa.array(values))
     assert refused.value.extra["errors"][0]["rule"].startswith("must be a")
 
 
@@ -206,7 +210,7 @@ def test_column_of_another_kind_is_rejected(name: str, values: list[Any]) -> Non
     ("name", "values"), [("number", ["five"]), ("number", [True]), ("closed", [3]), ("when", [1372636800])]
 )
 def test_column_of_other_values_is_rejected(name: str, values: list[Any]) -> None:
-    assert checked(name, pa.array(values)).invalid_rows == 1
+    assert validate_column(name, pa.array(values)).invalid_rows == 1
 
 
 def shared_views(text: str, count: int) -> pa.Array:
@@ -226,7 +230,7 @@ def shared_views(text: str, count: int) -> pa.Array:
 )
 def test_a_text_that_many_rows_share_counts_for_each(texts: pa.Array) -> None:
     with pytest.raises(Problem) as refused:
-        checked("open", texts)
+        validate_column("open", texts)
     assert refused.value.status == 413
 
 
@@ -234,7 +238,7 @@ def table_of(instances: list[Instance]) -> pa.Table:
     return pa.Table.from_pylist(instances)
 
 
-def refused(response: httpx.Response) -> ProblemDocument:
+def parse_problem(response: httpx.Response) -> ProblemDocument:
     assert response.headers["content-type"] == MEDIA_TYPE
     return ProblemDocument.model_validate_json(response.content)
 
@@ -245,8 +249,8 @@ def test_every_invalid_column_is_listed_with_its_first_row(
     rows.find_column(contract, lambda column: not column.nullable, "column that has to be there")
     names = [column.name for column in contract.inputs if not column.nullable][:2]
     wrong = [instances[0], {**instances[1], **dict.fromkeys(names)}, {**instances[2], **dict.fromkeys(names)}]
-    problem = refused(send_arrow(client, to_arrow_stream(wrong)))
-    in_json = refused(client.post("/predict", json={"instances": wrong})).errors or []
+    problem = parse_problem(send_arrow(client, to_arrow_stream(wrong)))
+    in_json = parse_problem(client.post("/predict", json={"instances": wrong})).errors or []
     assert [(one.field, one.instance, one.rule) for one in problem.errors or []] == [
         (one.field, one.instance, one.rule) for one in in_json if one.instance == 1
     ]
@@ -268,7 +272,9 @@ def test_columns_unknown_absent_or_repeated_are_named(
         (table.slice(0, 0), "must have at least 1 row"),
         (pa.concat_tables([table] * 101), "must have at most 200 rows"),
     ):
-        assert [fault.rule for fault in refused(send_arrow(client, to_arrow_stream(wrong))).errors or []] == [rule]
+        assert [fault.rule for fault in parse_problem(send_arrow(client, to_arrow_stream(wrong))).errors or []] == [
+            rule
+        ]
 
 
 def test_several_batches_are_one_request(client: httpx.Client, instances: list[Instance]) -> None:
@@ -283,14 +289,14 @@ def test_compressed_stream_is_rejected_before_decoding(
 ) -> None:
     answer = send_arrow(client, to_arrow_stream(instances, compression=codec))
     assert answer.status_code == httpx.codes.UNSUPPORTED_MEDIA_TYPE
-    assert "without compression" in refused(answer).detail
+    assert "without compression" in parse_problem(answer).detail
 
 
 @pytest.mark.parametrize("cut", [0, 7, 100, -100])
 def test_invalid_stream_gets_400(client: httpx.Client, instances: list[Instance], cut: int) -> None:
     body = to_arrow_stream(instances)[:cut]
-    assert refused(send_arrow(client, body)).type == "urn:problem:malformed-arrow"
-    assert refused(send_arrow(client, b"x" * 1000)).type == "urn:problem:malformed-arrow"
+    assert parse_problem(send_arrow(client, body)).type == "urn:problem:malformed-arrow"
+    assert parse_problem(send_arrow(client, b"x" * 1000)).type == "urn:problem:malformed-arrow"
 
 
 def test_a_body_beyond_the_limit_gets_413(client: httpx.Client) -> None:

@@ -93,7 +93,7 @@ class Site:
         found: dict[str, Any] = response.json()
         return found
 
-    def ask_as(self, key: str, *instances: Instance) -> dict[str, Any]:
+    def request_with_key(self, key: str, *instances: Instance) -> dict[str, Any]:
         return self.ask(*instances, **{"X-Routing-Key": key})
 
     def logged(self, variant: str | None = None) -> dict[str, Prediction]:
@@ -104,7 +104,7 @@ class Site:
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-def at(answer: dict[str, Any], place: int) -> tuple[str, str]:
+def model_of(answer: dict[str, Any], place: int) -> tuple[str, str]:
     """Variant and version of one prediction."""
     row = answer["predictions"][place]
     return row.get("variant", answer["variant"]), row.get("model_version", answer["model_version"])
@@ -138,7 +138,7 @@ def test_assignment_by_key_is_stable_and_logged(site: Site, example: Instance) -
     for key in map(str, range(20)):
         expected = ("challenger", "always") if asked.takes(key.encode()) else ("champion", "never")
         for _ in range(2):
-            answer = site.ask_as(key, example)
+            answer = site.request_with_key(key, example)
             assert (answer["variant"], answer["model_version"], answer["degraded"]) == (*expected, False)
             assert answer["predictions"][0]["prediction"] is (expected[0] == "challenger")
             row = site.logged()[answer["predictions"][0]["id"]]
@@ -152,9 +152,9 @@ def test_row_without_a_key_is_assigned_by_its_id(site: Site, example: Instance) 
     asked = challenger(site.sound, 0.5)
     site.begin(asked)
     answer = site.ask(*[example] * 60)
-    assert {at(answer, place)[0] for place in range(60)} == {"champion", "challenger"}
+    assert {model_of(answer, place)[0] for place in range(60)} == {"champion", "challenger"}
     for place, row in enumerate(answer["predictions"]):
-        assert (at(answer, place)[0] == "challenger") is asked.takes(row["id"].encode())
+        assert (model_of(answer, place)[0] == "challenger") is asked.takes(row["id"].encode())
 
 
 def test_rows_of_several_models_name_their_model(site: Site, example: Instance) -> None:
@@ -176,7 +176,7 @@ def test_id_column_takes_precedence_over_the_header(site: Site, example: Instanc
     site.begin(asked)
     mine, theirs = keys(asked, 1, takes=True)[0], keys(asked, 1, takes=False)[0]
     value: Any = mine if contract.id.type == "string" else int(mine)
-    assert site.ask_as(theirs, {**example, contract.id.name: value})["variant"] == "challenger"
+    assert site.request_with_key(theirs, {**example, contract.id.name: value})["variant"] == "challenger"
 
 
 def test_large_request_is_split_between_models(site: Site, example: Instance) -> None:
@@ -184,10 +184,12 @@ def test_large_request_is_split_between_models(site: Site, example: Instance) ->
     site.begin(asked)
     count = 2 * INLINE_BYTES // len(json.dumps(example))
     answer = site.ask(*[example] * count)
-    variants = Counter(at(answer, place)[0] for place in range(count))
+    variants = Counter(model_of(answer, place)[0] for place in range(count))
     assert variants.keys() == {"champion", "challenger"}
-    assert all((at(answer, n)[0] == "challenger") is row["prediction"] for n, row in enumerate(answer["predictions"]))
-    assert site.ask_as(keys(asked, 1, takes=True)[0], *[example] * count)["variant"] == "challenger"
+    assert all(
+        (model_of(answer, n)[0] == "challenger") is row["prediction"] for n, row in enumerate(answer["predictions"])
+    )
+    assert site.request_with_key(keys(asked, 1, takes=True)[0], *[example] * count)["variant"] == "challenger"
 
 
 SPEAKERS = [
@@ -239,21 +241,23 @@ def test_each_protocol_names_the_model_of_each_row(site: Site, example: Instance
         for outputs in (None, only):
             answer = speaker.infer(name, [one for one in sent if one], outputs=outputs)
             told = [answer.as_numpy(one).tolist() for one in ("id", "prediction", "model_version", "variant")]
-            named(site, list(zip(*told, strict=True)))
+            check_models_named(site, list(zip(*told, strict=True)))
     invoked = site.client.post("/invocations", json={"instances": rows}).json()
     Invoked.model_validate(invoked)
-    named(site, list(zip(*(invoked[one] for one in ("ids", "predictions", "model_versions", "variants")), strict=True)))
+    check_models_named(
+        site, list(zip(*(invoked[one] for one in ("ids", "predictions", "model_versions", "variants")), strict=True))
+    )
     table = pa.ipc.open_stream(
         protocol_clients.send_arrow(site.client, protocol_clients.to_arrow_stream(rows), Accept=ARROW).content
     ).read_all()
-    named(
+    check_models_named(
         site,
         list(zip(*(table[one].to_pylist() for one in ("id", "prediction", "model_version", "variant")), strict=True)),
     )
     assert table.schema.metadata[b"model_version"] == b"never"
 
 
-def named(site: Site, told: list[tuple[Any, ...]]) -> None:
+def check_models_named(site: Site, told: list[tuple[Any, ...]]) -> None:
     """Whether rows of id, prediction, version and variant are as the log has them, and of two models."""
     logged = site.logged()
     texts = [tuple(value.decode() if isinstance(value, bytes) else value for value in row) for row in told]
@@ -316,10 +320,10 @@ def test_broken_challenger_is_paused_until_restarted(
     began = time.monotonic()
     while site.model()["challenger"]["state"] == "running":
         answer = site.ask(*many)
-        assert at(answer, -1) == ("champion", "never")
+        assert model_of(answer, -1) == ("champion", "never")
         assert answer["degraded"] is False
         if fault == "no number":
-            assert at(answer, 0) == ("challenger", "no-number")
+            assert model_of(answer, 0) == ("challenger", "no-number")
         assert time.monotonic() - began < 10
         time.sleep(0.01)
 
@@ -359,12 +363,12 @@ def test_slow_challenger_delays_only_its_own_rows(
     seconds = []
     for _ in range(50):
         began = time.perf_counter()
-        assert site.ask_as(theirs, example)["variant"] == "champion"
+        assert site.request_with_key(theirs, example)["variant"] == "champion"
         seconds.append(time.perf_counter() - began)
     assert max(seconds) < 0.5  # The challenger takes a second; a machine may be busy.
     assert sorted(seconds)[25] < 0.2
     began = time.perf_counter()
-    assert site.ask_as(mine, example)["variant"] == "champion"
+    assert site.request_with_key(mine, example)["variant"] == "champion"
     assert time.perf_counter() - began < 0.7  # The challenger takes a second.
 
 
@@ -462,7 +466,7 @@ def test_killed_server_has_logged_every_response(site: Site, example: Instance) 
     site.begin(challenger(site.sound, 0.5))
     given = {}
     for key in map(str, range(60)):
-        answer = site.ask_as(key, example)
+        answer = site.request_with_key(key, example)
         given[answer["predictions"][0]["id"]] = (answer["variant"], answer["model_version"])
     with Server(site.server.home, ML_CHALLENGER_TIMEOUT_SECONDS="5") as other, other.client() as client:
         for key in map(str, range(20)):

@@ -28,9 +28,9 @@ SOON = 5.0
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterator[Server]:
+def guarded_server(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterator[Server]:
     """A server with little patience and few places."""
-    home = tmp_path_factory.mktemp("guarded")
+    home = tmp_path_factory.mktemp("guarded_server")
     ServingFolder(home / "serving", bundle_path).roll_out("1")
     patience = dict.fromkeys(
         ("ML_HEADER_TIMEOUT_SECONDS", "ML_BODY_TIMEOUT_SECONDS", "ML_KEEP_ALIVE_TIMEOUT_SECONDS"), "0.5"
@@ -48,7 +48,7 @@ UNFIT = request_for(*[{}] * 20) * 500
 """Requests with long answers."""
 
 
-def drips_until_it_is_hung_up_on(connection: socket.socket, drop: bytes) -> None:
+def drip_until_closed(connection: socket.socket, drop: bytes) -> None:
     ended = time.monotonic() + SOON
     try:
         while time.monotonic() < ended:
@@ -60,39 +60,39 @@ def drips_until_it_is_hung_up_on(connection: socket.socket, drop: bytes) -> None
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /predict HTT", b"POST /predict HTTP/1.1\r\nHost: x\r\nX-A: 1\r\n"])
-def test_endless_head_closes_the_connection(guarded: Server, sent: bytes) -> None:
-    with connect(guarded) as connection:
+def test_endless_head_closes_the_connection(guarded_server: Server, sent: bytes) -> None:
+    with connect(guarded_server) as connection:
         connection.sendall(sent)
         assert read_all(connection) == b""
 
 
-def test_slow_head_after_a_response_closes_the_connection(guarded: Server) -> None:
-    with connect(guarded) as connection:
+def test_slow_head_after_a_response_closes_the_connection(guarded_server: Server) -> None:
+    with connect(guarded_server) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         connection.sendall(b"GET /healthz HTTP/1.1\r\n")
-        drips_until_it_is_hung_up_on(connection, b"X-Drip: 1\r\n")
+        drip_until_closed(connection, b"X-Drip: 1\r\n")
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
-def test_endless_body_gets_408(guarded: Server, length: bytes) -> None:
-    with connect(guarded) as connection:
+def test_endless_body_gets_408(guarded_server: Server, length: bytes) -> None:
+    with connect(guarded_server) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n\r\n1\r\n{")
         head, _, body = read_all(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408")
     assert ProblemDocument.model_validate_json(body).type == "urn:problem:body-too-slow"
 
 
-def test_slow_body_after_a_response_closes_the_connection(guarded: Server) -> None:
-    with connect(guarded) as connection:
+def test_slow_body_after_a_response_closes_the_connection(guarded_server: Server) -> None:
+    with connect(guarded_server) as connection:
         connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 404")
-        drips_until_it_is_hung_up_on(connection, b"x")
+        drip_until_closed(connection, b"x")
 
 
 @pytest.mark.parametrize("asked", [request_for({}), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
-def test_idle_connection_is_closed_after_the_timeout(guarded: Server, asked: bytes) -> None:
-    with connect(guarded) as connection:
+def test_idle_connection_is_closed_after_the_timeout(guarded_server: Server, asked: bytes) -> None:
+    with connect(guarded_server) as connection:
         for _ in range(4):  # Each within the time, all together beyond it.
             connection.sendall(asked)
             assert connection.recv(4096).startswith(b"HTTP/1.1 ")
@@ -100,16 +100,16 @@ def test_idle_connection_is_closed_after_the_timeout(guarded: Server, asked: byt
         assert read_all(connection) == b""
 
 
-def test_empty_lines_do_not_keep_a_connection_open(guarded: Server) -> None:
-    with connect(guarded) as connection:
+def test_empty_lines_do_not_keep_a_connection_open(guarded_server: Server) -> None:
+    with connect(guarded_server) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
-        drips_until_it_is_hung_up_on(connection, b"\r\n")
+        drip_until_closed(connection, b"\r\n")
 
 
-def test_client_that_does_not_read_is_disconnected(guarded: Server) -> None:
-    with connect(guarded) as connection:
-        drips_until_it_is_hung_up_on(connection, UNFIT)
+def test_client_that_does_not_read_is_disconnected(guarded_server: Server) -> None:
+    with connect(guarded_server) as connection:
+        drip_until_closed(connection, UNFIT)
 
 
 @pytest.mark.parametrize(("ahead", "is_answered"), [(32, True), (200, False)])
@@ -150,9 +150,9 @@ LARGE_HEADS = {
 @pytest.mark.parametrize("path", ["/predict", "/healthz", f"/{'x' * 50_000}"])
 @pytest.mark.parametrize("headers", LARGE_HEADS.values(), ids=LARGE_HEADS)
 @pytest.mark.parametrize("piece", [1_000_000, 3_000])
-def test_head_beyond_the_limit_gets_431(guarded: Server, path: str, headers: bytes, piece: int) -> None:
+def test_head_beyond_the_limit_gets_431(guarded_server: Server, path: str, headers: bytes, piece: int) -> None:
     sent = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n%b\r\n" % (path.encode(), headers)
-    with connect(guarded) as connection:
+    with connect(guarded_server) as connection:
         try:
             for at in range(0, len(sent), piece):
                 connection.sendall(sent[at : at + piece])
@@ -168,38 +168,38 @@ def test_head_beyond_the_limit_gets_431(guarded: Server, path: str, headers: byt
     assert ProblemDocument.model_validate_json(body).type == "urn:problem:head-too-large"
 
 
-def test_endless_empty_lines_close_the_connection(guarded: Server) -> None:
-    with connect(guarded) as connection:
-        drips_until_it_is_hung_up_on(connection, b"\r\n" * 5_000)
-    assert not [line for line in guarded.log_lines() if line["level"] == "error"]
+def test_endless_empty_lines_close_the_connection(guarded_server: Server) -> None:
+    with connect(guarded_server) as connection:
+        drip_until_closed(connection, b"\r\n" * 5_000)
+    assert not [line for line in guarded_server.log_lines() if line["level"] == "error"]
 
 
-def test_large_head_is_accepted_up_to_the_limit(guarded: Server) -> None:
+def test_large_head_is_accepted_up_to_the_limit(guarded_server: Server) -> None:
     padded = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Pad: %b\r\n\r\n" % (b"1" * 15_000)
     body = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"1" * 300_000
-    with connect(guarded) as connection:
+    with connect(guarded_server) as connection:
         sent = body + padded * 5 + padded.replace(b"Host: x", b"Connection: close")
         for at in range(0, len(sent), 7_000):
             connection.sendall(sent[at : at + 7_000])
         assert read_all(connection).count(b"HTTP/1.1 200") == 6
 
 
-def test_slow_clients_take_no_slots(guarded: Server, example: dict[str, Any]) -> None:
-    slow = [connect(guarded) for _ in range(40)]
+def test_slow_clients_take_no_slots(guarded_server: Server, example: dict[str, Any]) -> None:
+    slow = [connect(guarded_server) for _ in range(40)]
     try:
         for at, connection in enumerate(slow):
             connection.sendall(request_for(example)[: -1 if at % 2 else 20])
-        with guarded.client() as client:
+        with guarded_server.client() as client:
             assert client.post("/predict", json={"instances": [example]}).status_code == httpx.codes.OK
     finally:
         for connection in slow:
             connection.close()
-    wait_for(lambda: in_flight(guarded) == 1)
+    wait_for(lambda: in_flight(guarded_server) == 1)
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
-def test_deep_nesting_is_rejected(guarded: Server, opening: str) -> None:
-    with guarded.client() as client:
+def test_deep_nesting_is_rejected(guarded_server: Server, opening: str) -> None:
+    with guarded_server.client() as client:
         for depth in (100, 1_000_000):
             body = '{"instances": [{"x": ' + opening * depth
             response = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
@@ -223,23 +223,28 @@ async def closed_loop(server: Server, request: bytes, seconds: float, answers: l
 
 
 @pytest.mark.parametrize("times", [1, 500], ids=["small", "large"])
-def test_disconnected_clients_keep_slots_until_work_ends(guarded: Server, instances: list[Any], times: int) -> None:
+def test_disconnected_clients_keep_slots_until_work_ends(
+    guarded_server: Server, instances: list[Any], times: int
+) -> None:
     request = request_for(*instances[:1] * times)
     assert (len(request) > INLINE_BYTES) == (times > 1)
 
     def status() -> int:
-        with guarded.client() as client:
+        with guarded_server.client() as client:
             return client.post("/predict", json={"instances": instances[:1]}).status_code
 
     assert status() == httpx.codes.OK
-    with closing(sqlite3.connect(f"{guarded.log}/serve-0.db", isolation_level=None)) as other, ExitStack() as leaving:
+    with (
+        closing(sqlite3.connect(f"{guarded_server.log}/serve-0.db", isolation_level=None)) as other,
+        ExitStack() as leaving,
+    ):
         other.execute("BEGIN IMMEDIATE")
         for _ in range(4):
-            leaving.enter_context(connect(guarded)).sendall(request)
-        wait_for(lambda: in_flight(guarded) == 5)
+            leaving.enter_context(connect(guarded_server)).sendall(request)
+        wait_for(lambda: in_flight(guarded_server) == 5)
         leaving.close()
         time.sleep(0.2)
-        assert in_flight(guarded) == 5
+        assert in_flight(guarded_server) == 5
         assert status() == httpx.codes.SERVICE_UNAVAILABLE
         other.execute("ROLLBACK")
     wait_for(lambda: status() == httpx.codes.OK, seconds=2)
@@ -253,11 +258,11 @@ def in_flight(server: Server) -> float:
 
 
 @pytest.mark.chaos
-def test_overload_is_rejected_immediately_and_recovers(guarded: Server, example: dict[str, Any]) -> None:
+def test_overload_is_rejected_immediately_and_recovers(guarded_server: Server, example: dict[str, Any]) -> None:
     answers: list[tuple[bytes, float]] = []
 
     async def crowd() -> None:
-        await asyncio.gather(*(closed_loop(guarded, request_for(example), 5.0, answers) for _ in range(40)))
+        await asyncio.gather(*(closed_loop(guarded_server, request_for(example), 5.0, answers) for _ in range(40)))
 
     asyncio.run(crowd())
     refused = [(head, seconds) for head, seconds in answers if not head.startswith(b"http/1.1 200")]
@@ -268,7 +273,7 @@ def test_overload_is_rejected_immediately_and_recovers(guarded: Server, example:
     # The last hundredth belongs to whatever else runs here, the crowd itself among it.
     assert sorted(seconds for _, seconds in refused)[len(refused) * 99 // 100] < 0.05
     left = time.monotonic()
-    with guarded.client() as client:
+    with guarded_server.client() as client:
         assert client.post("/predict", json={"instances": [example]}).status_code == httpx.codes.OK
         assert "http_requests_rejected_total 0.0" not in client.get("/metrics").text
     assert time.monotonic() - left < 2
@@ -277,22 +282,24 @@ def test_overload_is_rejected_immediately_and_recovers(guarded: Server, example:
 class TestFraming:
     """The answer's head and body travel together, whatever the request looks like."""
 
-    def test_two_requests_in_one_packet_get_two_responses(self, guarded: Server, example: dict[str, Any]) -> None:
-        with connect(guarded) as connection:
+    def test_two_requests_in_one_packet_get_two_responses(
+        self, guarded_server: Server, example: dict[str, Any]
+    ) -> None:
+        with connect(guarded_server) as connection:
             ending = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
             connection.sendall(request_for(example) + ending)
             assert read_all(connection).count(b"HTTP/1.1 200") == 2
 
-    def test_expect_100_continue_is_answered(self, guarded: Server, example: dict[str, Any]) -> None:
+    def test_expect_100_continue_is_answered(self, guarded_server: Server, example: dict[str, Any]) -> None:
         head, _, body = request_for(example).partition(b"\r\n\r\n")
-        with connect(guarded) as connection:
+        with connect(guarded_server) as connection:
             connection.sendall(head + b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
             assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
             connection.sendall(body)
             assert read_all(connection).startswith(b"HTTP/1.1 200")
 
-    def test_head_is_answered_without_a_body(self, guarded: Server) -> None:
-        with connect(guarded) as connection:
+    def test_head_is_answered_without_a_body(self, guarded_server: Server) -> None:
+        with connect(guarded_server) as connection:
             connection.sendall(b"HEAD /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             assert read_all(connection).endswith(b"\r\n\r\n")
 

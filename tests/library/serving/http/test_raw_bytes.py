@@ -155,7 +155,7 @@ def mutations(draw: st.DrawFn) -> Callable[[bytes], bytes]:
             "header": whole.replace(b"\r\n" * (1 + length % 2), b"\r\n" + header + b"\r\n" * (1 + length % 2), 1),
             "method": method + b" " + rest,
             "path": line + b" " + path + b" " + after,
-            "value": mended(whole[: value[0]] + text + whole[value[1] :]),
+            "value": with_correct_length(whole[: value[0]] + text + whole[value[1] :]),
             "length": re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % number, whole),
             "version": whole.replace(b"HTTP/1.1", b"HTTP/" + some, 1),
         }
@@ -164,7 +164,7 @@ def mutations(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return mutate
 
 
-def mended(whole: bytes) -> bytes:
+def with_correct_length(whole: bytes) -> bytes:
     """The same request with the length that its body has."""
     head, end, body = whole.partition(b"\r\n\r\n")
     return re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % len(body), head) + end + body
@@ -215,7 +215,7 @@ def answers(told: bytes, to_head: bool) -> Iterator[Answer]:
 
 
 def attack(site: Site, examples: int) -> None:
-    before, seen = answered(site), Counter[int]()
+    before, seen = request_prediction(site), Counter[int]()
 
     @settings(
         max_examples=examples,
@@ -243,11 +243,11 @@ def attack(site: Site, examples: int) -> None:
     assert seen.keys() >= {200, 400, 404, 405, 422}, seen
     with site.server.client() as client:
         assert client.get("/healthz").status_code == 200
-    assert answered(site) == before
+    assert request_prediction(site) == before
     assert [line for line in site.server.log_lines() if line["level"] not in ("info", "warning")] == []
 
 
-def answered(site: Site) -> dict[str, Any]:
+def request_prediction(site: Site) -> dict[str, Any]:
     """Return the response to a valid request, without the id of the prediction."""
     with site.server.client() as client:
         found: dict[str, Any] = client.post("/predict", json={"instances": [site.instance]}).json()

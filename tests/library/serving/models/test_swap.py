@@ -196,7 +196,7 @@ def test_broken_or_missing_routing_is_reported(site: Site, content: str | None) 
 def test_the_request_model_changes_with_the_contract(site: Site, example: Instance, contract: Contract) -> None:
     column = next(column for column in contract.inputs if column.role == "feature")
 
-    def turned(text: str) -> str:
+    def toggle_nullable(text: str) -> str:
         content = yaml.safe_load(text)
         next(found for found in content["columns"] if found["name"] == column.name)["nullable"] = not column.nullable
         return yaml.safe_dump(content)
@@ -212,7 +212,7 @@ def test_the_request_model_changes_with_the_contract(site: Site, example: Instan
     site.folder.roll_out("as-it-was")
     site.waits_for("as-it-was")
     assert required() is not column.nullable
-    site.folder.point(site.folder.add("turned", turned))
+    site.folder.point(site.folder.add("turned", toggle_nullable))
     site.waits_for("turned")
     assert required() is column.nullable
 

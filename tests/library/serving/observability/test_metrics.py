@@ -40,7 +40,7 @@ Series = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 COUNTS = ("_total", "_bucket", "_count", "_sum")
 
 
-def scraped(text: str) -> Series:
+def parse_metrics(text: str) -> Series:
     """Series and values of an exposition; fails if it has the same series twice."""
     found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
     for family in text_string_to_metric_families(text):
@@ -57,7 +57,7 @@ def value(series: Series, name: str, **labels: str) -> float:
 
 
 @contextmanager
-def scraping(server: Server) -> Iterator[list[Series]]:
+def scrape_continuously(server: Server) -> Iterator[list[Series]]:
     """Scrapes of whichever worker answers, a fresh connection each, while the block runs."""
     seen, ended = list[Series](), threading.Event()
 
@@ -69,7 +69,7 @@ def scraping(server: Server) -> Iterator[list[Series]]:
                 except httpx.HTTPError:  # Its worker was killed.
                     continue
             assert response.status_code == 200
-            seen.append(scraped(response.text))
+            seen.append(parse_metrics(response.text))
             time.sleep(0.05)
 
     thread = threading.Thread(target=work)
@@ -81,7 +81,7 @@ def scraping(server: Server) -> Iterator[list[Series]]:
         thread.join()
 
 
-def went_back(before: Series, after: Series) -> list[Any]:
+def find_decreases(before: Series, after: Series) -> list[Any]:
     return [
         (series, number, after.get(series))
         for series, number in before.items()
@@ -100,17 +100,17 @@ def test_counts_of_all_workers_survive_a_kill(folder: ServingFolder, tmp_path: P
     folder.roll_out("1")
     kills = 2
     with Server(tmp_path, "--workers", "3") as server:
-        with scraping(server) as seen, generate_load(server, example, clients=6) as crowd:
+        with scrape_continuously(server) as seen, generate_load(server, example, clients=6) as crowd:
             crowd.wait_for_answers(100)
             for number in range(kills):
                 kill(server, number)
                 crowd.wait_for_answers(50)
         answered, lost = len(crowd.answers), len(crowd.failures)
         assert len(seen) > 5
-        assert [went_back(*pair) for pair in pairwise(seen)] == [[]] * (len(seen) - 1)
+        assert [find_decreases(*pair) for pair in pairwise(seen)] == [[]] * (len(seen) - 1)
         with server.client() as client:
-            wait_for(lambda: value(scraped(client.get("/metrics").text), "http_requests_in_flight") == 1)
-            last = scraped(client.get("/metrics").text)
+            wait_for(lambda: value(parse_metrics(client.get("/metrics").text), "http_requests_in_flight") == 1)
+            last = parse_metrics(client.get("/metrics").text)
         committed = sum(1 for _ in Reader(server.log).predictions())
         # Counted after the commit and before the answer leaves, so a killed worker leaves nothing out.
         assert answered <= value(last, "predictions_total") <= committed <= answered + lost
@@ -187,21 +187,21 @@ def test_waiting_rows_are_reported_with_their_age(folder: ServingFolder, tmp_pat
     app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
     with InProcess(app) as caller, ThreadPoolExecutor(2) as pool:
 
-        def told() -> tuple[float, float]:
-            found = scraped(caller.request("GET", "/metrics").text)
+        def read_value() -> tuple[float, float]:
+            found = parse_metrics(caller.request("GET", "/metrics").text)
             return value(found, "prediction_log_waiting_rows"), value(found, "prediction_log_lag_seconds")
 
-        assert told() == (0, 0)
+        assert read_value() == (0, 0)
         with sqlite3.connect(tmp_path / "log" / "serve-0.db", isolation_level=None) as other:
             other.execute("BEGIN IMMEDIATE")
             body = {"instances": [example] * 3}
             asked = pool.submit(caller.request, "POST", "/predict", json=body)
-            wait_for(lambda: told()[0] == 3 and told()[1] > 0.2)
-            assert told()[1] < 5
+            wait_for(lambda: read_value()[0] == 3 and read_value()[1] > 0.2)
+            assert read_value()[1] < 5
             other.execute("ROLLBACK")
         other.close()
         assert asked.result(10).status_code == 200
-        wait_for(lambda: told() == (0, 0))
+        wait_for(lambda: read_value() == (0, 0))
 
 
 def test_age_of_the_model_is_reported(folder: ServingFolder, tmp_path: Path) -> None:
@@ -210,23 +210,23 @@ def test_age_of_the_model_is_reported(folder: ServingFolder, tmp_path: Path) -> 
     write_json(folder.bundle("1") / LINEAGE, {"trained_at": trained_at.isoformat(timespec="seconds")})
     app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
 
-    def told(name: str) -> float | None:
-        found = {one: number for (one, _), number in scraped(caller.request("GET", "/metrics").text).items()}
+    def read_value(name: str) -> float | None:
+        found = {one: number for (one, _), number in parse_metrics(caller.request("GET", "/metrics").text).items()}
         return found.get(name)
 
     with InProcess(app) as caller:
-        assert told("model_age_seconds") == pytest.approx(2 * 86400, abs=60)
+        assert read_value("model_age_seconds") == pytest.approx(2 * 86400, abs=60)
         # Nobody said when this one was made: then it is as old as its service.
         folder.roll_out("2")
         (folder.bundle("2") / LINEAGE).write_text("{")
-        wait_for(lambda: (told("model_age_seconds") or 99.0) < 60)
+        wait_for(lambda: (read_value("model_age_seconds") or 99.0) < 60)
         folder.point(None)
-        wait_for(lambda: told("model_age_seconds") is None)
-        assert told("model_info") is None
+        wait_for(lambda: read_value("model_age_seconds") is None)
+        assert read_value("model_info") is None
 
 
 def test_starting_worker_raises_no_alert() -> None:
-    found = scraped(generate_latest(Metrics()).decode())
+    found = parse_metrics(generate_latest(Metrics()).decode())
     assert {name for name, _ in found}.isdisjoint({"prediction_log_up", "model_age_seconds", "experiment_running"})
     assert value(found, "prediction_log_lag_seconds") == 0
 
@@ -245,7 +245,7 @@ def test_phases_add_up_to_at_most_the_request_time(folder: ServingFolder, tmp_pa
         sizes = [1] * 20 + [200]  # The last one is processed outside the event loop.
         for count in sizes:
             assert client.post("/predict", json={"instances": [example] * count}).status_code == 200
-        found = scraped(client.get("/metrics").text)
+        found = parse_metrics(client.get("/metrics").text)
     phases = {phase: value(found, "prediction_phase_duration_seconds_sum", phase=phase) for phase in PHASES}
     assert all(seconds > 0 for seconds in phases.values())
     took = value(found, "http_request_duration_seconds_sum", route="/predict")

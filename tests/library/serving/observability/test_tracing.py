@@ -25,7 +25,7 @@ from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers import faulty_models
 from library.helpers.servers import Server, wait_for
-from library.serving.observability.test_metrics import scraped, value
+from library.serving.observability.test_metrics import parse_metrics, value
 
 Instance = dict[str, Any]
 
@@ -275,7 +275,7 @@ def test_unavailable_collector_is_logged_once(
 
         def lost() -> float:
             assert ask() == 200
-            return value(scraped(client.get("/metrics").text), "trace_spans_dropped_total")
+            return value(parse_metrics(client.get("/metrics").text), "trace_spans_dropped_total")
 
         wait_for(lambda: lost() > 5)
         (line,) = events("traces_refused")
@@ -297,7 +297,7 @@ def test_missing_collector_does_not_delay_the_stop(folder: ServingFolder, tmp_pa
         for _ in range(40):
             assert client.post("/predict", json={"instances": [example]}).status_code == 200
         # All that neither waits nor is being sent.
-        assert value(scraped(client.get("/metrics").text), "trace_spans_dropped_total") >= 40 - 10 - 5
+        assert value(parse_metrics(client.get("/metrics").text), "trace_spans_dropped_total") >= 40 - 10 - 5
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < FLUSH_SECONDS + 5

@@ -146,11 +146,11 @@ def _document_route(
     path: str,
     summary: str,
     taken: Any,
-    told: Any,
+    response_model: Any,
     errors: Mapping[int, str],
     example: Any = None,
-    also_taken: str = "",
-    also_told: str = "",
+    request_media_type: str = "",
+    response_media_type: str = "",
 ) -> APIRoute:
     def endpoint(body: Any) -> None: ...
 
@@ -172,16 +172,16 @@ def _document_route(
     )
     bytes_of = {"schema": {"type": "string", "format": "binary"}}
     more: dict[str, Any] = {}
-    if also_taken:
-        more["requestBody"] = {"content": {also_taken: bytes_of}}
-    if also_told:
-        more["responses"] = {"200": {"content": {also_told: bytes_of}}}
+    if request_media_type:
+        more["requestBody"] = {"content": {request_media_type: bytes_of}}
+    if response_media_type:
+        more["responses"] = {"200": {"content": {response_media_type: bytes_of}}}
     return APIRoute(
         path,
         endpoint,
         methods=["POST"],
         summary=summary,
-        response_model=told,
+        response_model=response_model,
         response_model_exclude_none=True,
         responses=describe_problems(errors),
         dependencies=KEYS,

@@ -109,12 +109,14 @@ def _complete(
     predictions = model.bundle.to_predictions(parallel.run(model.bundle, model.bundle.encode(table.columns)))
     marks.append(time.perf_counter())
     ids = new_block_ids(len(predictions.values))
-    told = _build_response_table(model, ids, predictions.values, predictions.output, model.degraded)
-    scored = told.drop_columns("id").append_column("score", to_arrow(predictions.scores))
+    response = _build_response_table(model, ids, predictions.values, predictions.output, model.degraded)
+    scored = response.drop_columns("id").append_column("score", to_arrow(predictions.scores))
     asked, answered = (blocks.pack_table(part, blocks.COMPRESSION) for part in (table.inputs, scored))
     block = build_block(model.origin, ids, asked, answered, request.measure_latency_us())
     content = (
-        blocks.pack_table(told) if wants_arrow else NATIVE.encode(model, Results(ids, model.texts.write(predictions)))
+        blocks.pack_table(response)
+        if wants_arrow
+        else NATIVE.encode(model, Results(ids, model.texts.write(predictions)))
     )
     marks.append(time.perf_counter())
     return CompletedRequest([block], content, model.texts.name_classes(predictions))
@@ -128,12 +130,12 @@ def _build_response_table(
 
     if model.texts.class_names:
         each = [to_arrow(probabilities) for probabilities in output.T]
-        beside = {"probabilities": pa.StructArray.from_arrays(each, model.texts.class_names)}
+        details = {"probabilities": pa.StructArray.from_arrays(each, model.texts.class_names)}
     else:
-        beside = {"interval": pa.FixedSizeListArray.from_arrays(to_arrow(output[:, 1:].ravel()), 2)}
+        details = {"interval": pa.FixedSizeListArray.from_arrays(to_arrow(output[:, 1:].ravel()), 2)}
     facts = {"model_version": model.ref.version, "variant": model.variant, "degraded": str(degraded).lower()}
     names = to_arrow(np.array(ids, dtype=object))
-    return pa.table({"id": names, "prediction": to_arrow(values), **beside}).replace_schema_metadata(facts)
+    return pa.table({"id": names, "prediction": to_arrow(values), **details}).replace_schema_metadata(facts)
 
 
 class _RowCodec:
@@ -150,13 +152,13 @@ class _RowCodec:
         """Return an Arrow stream, or the API's own JSON."""
         if not self._wants_arrow:
             return NATIVE.encode(model, results)
-        told = from_json(f"[{','.join(results.outputs)}]")
-        texts = isinstance(told[0]["prediction"], str)
-        values = np.array([one["prediction"] for one in told], dtype=object if texts else None)
+        predictions = from_json(f"[{','.join(results.outputs)}]")
+        texts = isinstance(predictions[0]["prediction"], str)
+        values = np.array([one["prediction"] for one in predictions], dtype=object if texts else None)
         if model.texts.class_names:
-            output = np.array([list(one["probabilities"].values()) for one in told])
+            output = np.array([list(one["probabilities"].values()) for one in predictions])
         else:
-            output = np.array([[one["prediction"], *one["interval"]] for one in told])
+            output = np.array([[one["prediction"], *one["interval"]] for one in predictions])
         table = _build_response_table(model, results.ids, values, output, results.is_degraded(model))
         if results.is_mixed:
             versions, variants = zip(*((one.ref.version, one.variant) for one in results.models), strict=True)

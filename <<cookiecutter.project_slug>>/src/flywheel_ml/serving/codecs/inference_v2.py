@@ -147,12 +147,12 @@ class InferenceCodec:
 
     def encode(self, model: ServedModel, results: Results) -> bytes:
         """Return the requested outputs, each as JSON or in binary form as requested."""
-        told = from_json(f"[{','.join(results.outputs)}]")
+        predictions = from_json(f"[{','.join(results.outputs)}]")
         models = results.list_models(model)
         found = {
-            "prediction": [one["prediction"] for one in told],
-            "probabilities": [value for one in told for value in one.get("probabilities", {}).values()],
-            "interval": [end for one in told for end in one.get("interval", ())],
+            "prediction": [one["prediction"] for one in predictions],
+            "probabilities": [value for one in predictions for value in one.get("probabilities", {}).values()],
+            "interval": [end for one in predictions for end in one.get("interval", ())],
             "id": results.ids,
             "model_version": [one.ref.version for one in models],
             "variant": [one.variant for one in models],

@@ -55,10 +55,10 @@ def build_malformed_problem(kind: str, reason: object) -> Problem:
 def build_invalid_input_problem(count: int, listed: Sequence[ErrorDetail], is_complete: bool = True) -> Problem:
     """Return 422 for `count` errors (at least that many if not `is_complete`); `listed` are the first of them."""
     some = "the first is" if len(listed) == 1 else f"the first {len(listed)} are"
-    told = f"; {some} listed" if count > len(listed) else ""
+    note = f"; {some} listed" if count > len(listed) else ""
     noun = "value does" if count == 1 else "values do"
     counted = f"{count}" if is_complete else f"at least {count}"
-    return Problem(422, "invalid-input", f"{counted} {noun} not fit the model's contract{told}", errors=listed)
+    return Problem(422, "invalid-input", f"{counted} {noun} not fit the model's contract{note}", errors=listed)
 
 
 def build_error_detail(field: str | None, rule: str, instance: int | None = None, **found: Any) -> ErrorDetail:

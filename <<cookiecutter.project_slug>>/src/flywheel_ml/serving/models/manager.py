@@ -85,8 +85,8 @@ class ModelManager:
         except ProjectError as error:
             self._report([Rejection(None, str(error), datetime.now(UTC))])
         else:
-            beside = (one.ref for one in (asked.challenger, asked.shadow) if one is not None)
-            self._refs = tuple(ref for ref in (asked.champion, asked.previous, *beside) if ref is not None)
+            experiments = (one.ref for one in (asked.challenger, asked.shadow) if one is not None)
+            self._refs = tuple(ref for ref in (asked.champion, asked.previous, *experiments) if ref is not None)
             self._deploy(asked)
         self._seen = signature if signature == self._read_signature() else None
 

@@ -157,7 +157,7 @@ class LogMetrics:
             registry=registry,
         )
 
-    def follow(self, log: Writer) -> None:
+    def set_log(self, log: Writer) -> None:
         """Set the prediction log that the gauges observe."""
         self._up.set_function(lambda: 0 if log.outage else 1)
         self._spooled.set_function(lambda: log.spooled)

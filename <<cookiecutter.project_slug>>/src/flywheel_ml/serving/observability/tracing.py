@@ -194,22 +194,22 @@ class Spans:
         trace = context.trace
         if trace is None or not trace.span.is_recording():
             return
-        told: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             "http.request.method": method if method != "other" else "_OTHER",
             "http.response.status_code": status,
             "http.response.header.x-request-id": [context.request_id],
             "url.scheme": "http",
         }
         if route != "other":
-            told["http.route"] = route
+            attributes["http.route"] = route
             if "{" not in route:
-                told["url.path"] = route
+                attributes["url.path"] = route
         if status >= SERVER_ERROR:
-            told["error.type"] = str(status)
+            attributes["error.type"] = str(status)
             trace.span.set_status(otel.StatusCode.ERROR)
-        told |= {f"prediction.{phase}_seconds": seconds for phase, seconds in trace.phases.items()}
+        attributes |= {f"prediction.{phase}_seconds": seconds for phase, seconds in trace.phases.items()}
         trace.span.update_name(f"{method} {route}" if route != "other" else method)
-        trace.span.set_attributes(told)
+        trace.span.set_attributes(attributes)
         with self._turn:
             has_room = self._waiting < self._room
             self._waiting += has_room
