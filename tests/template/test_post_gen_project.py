@@ -1,4 +1,4 @@
-"""A fresh project is finished, committed and explained, whatever it lands in."""
+"""The hook completes and commits a new project, in any kind of folder."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_second_bake_over_a_project_commits_nothing(
     mine.write_text("mine\n")
     again = [*command, "--overwrite-if-exists"]
     done = subprocess.run(again, check=True, capture_output=True, text=True)
-    assert "git repository already" in done.stdout
+    assert "already a git repository" in done.stdout
     assert mine.read_text() == "mine\n"
     assert git(project, "status", "--porcelain") == "?? notes.md"
 

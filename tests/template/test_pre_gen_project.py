@@ -1,4 +1,4 @@
-"""Answers that could not work are refused: one line, exit status 1, nothing on disk."""
+"""Invalid answers are rejected: one line, exit status 1, nothing on disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = {
     "package_name": "flight_delays",
 }
 
-# (question, answer, words of the refusal)
+# (question, answer, words of the problem)
 REJECTED = [
     ("project_name", "", "is empty"),
     ("project_name", " ", "begins or ends with a space"),
@@ -159,7 +159,7 @@ def test_answer_with_template_syntax_leaves_nothing_on_disk(
 
 
 def test_every_question_has_a_prompt(template: Path, settings_file: Path, tmp_path: Path) -> None:
-    """Template syntax that is typed, and so not rendered, is refused by the hook."""
+    """The hook rejects template syntax that a user types, because it is not rendered."""
     command = [sys.executable, "-m", "cookiecutter", str(template)]
     command += ["--config-file", str(settings_file), "--output-dir", str(tmp_path)]
     typed = "\n".join(["Typed", "a << b", *[""] * 7]) + "\n"

@@ -1,4 +1,4 @@
-"""Drift is found where it matters, seldom where there is none, and never claimed or denied on too few rows."""
+"""Drift is detected if it matters, rarely reported without cause, and never decided on too few rows."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The p-value on bins is the textbook one where values are continuous, and right where they repeat."""
+"""The binned p-value matches the textbook for continuous values and is correct for tied values."""
 
 import numpy as np
 import pytest

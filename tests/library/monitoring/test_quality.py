@@ -1,4 +1,4 @@
-"""Quality is what the metrics say, with honest intervals, and judged only on enough labels."""
+"""Quality follows the metrics, with calibrated intervals, and is decided only on enough labels."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The page stands alone, is whole for every verdict, and nothing that a request carried runs in it."""
+"""The report is self-contained, complete for every verdict, and escapes content from requests."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Each verdict is reached by real rows, in words, and the worst one wins."""
+"""Real rows lead to each verdict, and the worst verdict wins."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def judged(tmp_path: Path, bundle: Bundle, params: Params) -> Judged:
 
 
 def shuffled(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
-    """The same rows, their labels dealt out anew."""
+    """The same rows, with shuffled labels."""
     target = contract.target.name
     return frame.with_columns(frame[target].shuffle(seed=3).alias(target))
 

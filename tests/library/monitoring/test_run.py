@@ -1,4 +1,4 @@
-"""A run leaves whole files: the report of its moment, the latest one, and the alerts so far."""
+"""A run writes its report, the latest report and the alerts atomically."""
 
 import json
 from datetime import UTC, datetime

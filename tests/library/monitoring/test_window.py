@@ -1,4 +1,4 @@
-"""A window holds the same whatever it was read from and however it was cut."""
+"""A window does not depend on its source or on the size of its chunks."""
 
 import json
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""A log file that is deleted, moved, replaced or truncated while it is open takes no later row with it."""
+"""Rows written after a log file was deleted, moved, replaced or truncated are not lost."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""A log of an older schema is read as it is, and migrated in place by its writer: wholly or not at all."""
+"""Readers read old schemas unmigrated; writers migrate them in place, atomically."""
 
 import sqlite3
 import subprocess

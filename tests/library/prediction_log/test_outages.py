@@ -1,4 +1,4 @@
-"""What the prediction log does with a database that dies, freezes, or answers nobody; and the spool for that time."""
+"""The prediction log survives a database that dies, freezes or is unreachable, with and without a spool."""
 
 import asyncio
 import json

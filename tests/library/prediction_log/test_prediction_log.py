@@ -1,4 +1,4 @@
-"""The prediction log loses nothing that it acknowledged, whoever is killed, and says so when it cannot write."""
+"""The prediction log loses no acknowledged row after a kill, and reports when it cannot write."""
 
 import json
 import shutil

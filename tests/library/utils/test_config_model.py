@@ -1,4 +1,4 @@
-"""Configuration is strict, and its errors say where, what and what was meant."""
+"""Configuration is strict, and its errors name the place, the value and the nearest valid key."""
 
 from collections.abc import Mapping
 from pathlib import Path

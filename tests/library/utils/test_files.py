@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever happens in between."""
+"""Files are written atomically."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ from flywheel_ml.utils import files
 
 
 class Interrupted(BaseException):
-    """Stands for Ctrl-C, which is no Exception."""
+    """Like Ctrl-C, not a subclass of Exception."""
 
 
 def _fail_halfway(path: Path, error: type[BaseException]) -> None:

@@ -1,4 +1,4 @@
-"""Formats are compiled, or refused by name."""
+"""Valid formats are compiled; others are rejected by name."""
 
 import pytest
 
