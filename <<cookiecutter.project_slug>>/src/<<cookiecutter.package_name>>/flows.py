@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import run_state
 from flywheel_ml.flows import monitoring as monitor
+from flywheel_ml.flows import run_state
 from flywheel_ml.flows import scoring as batch
 from flywheel_ml.flows import training as steps
 from flywheel_ml.flows.orchestration import engine
