@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.serving.process.server import beside, listen
+from flywheel_ml.serving.process.sockets import beside, listen
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ServingError
 from library.helpers.project import PACKAGE
