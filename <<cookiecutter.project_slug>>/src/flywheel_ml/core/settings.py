@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     variant_header: bool = False
     root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
     drain_seconds: float = Field(default=1.0, ge=0)
+    worker_timeout_seconds: float = Field(default=30.0, ge=2)
     log_synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
     log_unavailable: Literal["refuse", "spool", "degrade"] = "refuse"
     log_spool: Path = Path("var/spool")

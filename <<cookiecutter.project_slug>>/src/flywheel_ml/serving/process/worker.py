@@ -1,4 +1,4 @@
-"""One process that serves: it drains before it stops."""
+"""One process that serves: it drains before it stops, and leaves its socket to a successor in a reload."""
 
 import asyncio
 import gc
@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from flywheel_ml.core.project import Project, load
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.api.routes import Service
+from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.tracing import Spans, is_configured
@@ -29,6 +30,7 @@ from flywheel_ml.serving.process.connections import (
     raise_descriptor_limit,
 )
 from flywheel_ml.serving.process.protocol import Protocol, protocol_for
+from flywheel_ml.serving.process.reload_requests import ReloadRequests
 from flywheel_ml.utils.errors import ServingError
 
 LONGEST_REQUEST_SECONDS = 10
@@ -47,8 +49,9 @@ class DrainingServer(uvicorn.Server):
         config: uvicorn's.
         service: told that it drains.
         limit: on connections.
-        on_ready: called once requests are answered.
+        on_ready: called with this server once requests are answered.
         parent: process id of the supervisor; the server stops when that is gone.
+        reloads: says when a reload is asked for, where there is no supervisor.
     """
 
     def __init__(
@@ -56,14 +59,17 @@ class DrainingServer(uvicorn.Server):
         config: uvicorn.Config,
         service: Service,
         limit: ConnectionLimit,
-        on_ready: Callable[[], None],
+        on_ready: Callable[["DrainingServer"], None],
         parent: int | None,
+        reloads: ReloadRequests | None = None,
     ) -> None:
         super().__init__(config)
         self._service = service
         self._limit = limit
         self._on_ready = on_ready
         self._parent = parent
+        self._reloads = reloads
+        self._is_retiring = False
         self._stop_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -77,7 +83,7 @@ class DrainingServer(uvicorn.Server):
         # What is there by now stays: collecting garbage need not look at it again.
         gc.freeze()
         service.batcher.connections = connections
-        self._on_ready()
+        self._on_ready(self)
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -90,23 +96,53 @@ class DrainingServer(uvicorn.Server):
         """Begin to drain; a second signal cuts it short."""
         if sig == signal.SIGINT and self._parent is not None:
             return  # A terminal sends it to the supervisor too, which passes its own signal on.
-        wait = self._service.settings.drain_seconds if self._stop_at is None else 0.0
+        wait = 0.0 if self._service.draining else self._service.settings.drain_seconds
         self._service.draining = True
         self._stop_at = time.monotonic() + wait
+
+    def retire(self) -> None:
+        """Leave new connections to another process that has the socket too, and stop once those here end; thread-safe.
+
+        After `drain_seconds` it stops anyway. Until then /readyz answers as before: the address stays in service.
+        """
+        self._is_retiring = True
+
+    @property
+    def refusal(self) -> str:
+        """Why /readyz answers 503; empty if it does not."""
+        try:
+            self._service.require_ready()
+        except Problem as problem:
+            return problem.detail
+        return ""
+
+    def _leave_listeners(self) -> None:
+        # Closed in this turn of the loop, they would take connections with them that it has just accepted.
+        loop = asyncio.get_running_loop()
+        for listener in (one for server in self.servers for one in server.sockets):
+            loop.remove_reader(listener.fileno())
+        self._stop_at = time.monotonic() + self._service.settings.drain_seconds
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop now."""
         if self._parent is not None and os.getppid() != self._parent and self._stop_at is None:
             self.handle_exit(signal.SIGTERM, None)
-        if self._stop_at is not None and time.monotonic() >= self._stop_at:
-            self.should_exit = True
+        if self._reloads is not None and self._reloads.take():
+            logger().error(
+                "reload_failed", reason="a single process cannot be replaced; give --workers 2, or restart it"
+            )
+        if self._is_retiring and self._stop_at is None:
+            self._leave_listeners()
+        elif self._stop_at is not None:
+            is_left = self._is_retiring and not self.server_state.connections
+            self.should_exit = self.should_exit or is_left or time.monotonic() >= self._stop_at
         self._service.metrics.publish()
         now = time.monotonic()
         for connection in list(self.server_state.connections):
             if isinstance(connection, Protocol):
                 connection.end_if_slow(now)
         stopping = await super().on_tick(counter)
-        if self._service.draining and CLOSE not in self.server_state.default_headers:
+        if (self._service.draining or self._is_retiring) and CLOSE not in self.server_state.default_headers:
             # A client that keeps its connection would otherwise lose a request to its closing.
             self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
         return stopping
@@ -119,11 +155,12 @@ def serve(
     project: Project,
     settings: Settings,
     listener: socket.socket,
-    on_ready: Callable[[], None],
+    on_ready: Callable[[DrainingServer], None],
     worker: int = 0,
     workers: int = 1,
     parent: int | None = None,
     counts: Path | None = None,
+    reloads: ReloadRequests | None = None,
 ) -> None:
     """Serve on a bound socket until a signal ends it; `counts` is the folder that several workers count in.
 
@@ -155,7 +192,7 @@ def serve(
         timeout_keep_alive=service.settings.keep_alive_seconds,  # type: ignore[arg-type]
         timeout_graceful_shutdown=LONGEST_REQUEST_SECONDS,
     )
-    server = DrainingServer(config, service, limit, on_ready, parent)
+    server = DrainingServer(config, service, limit, on_ready, parent, reloads)
 
     async def main() -> None:
         # Entered here and not by uvicorn, so that what stops a start comes out as it was raised.
