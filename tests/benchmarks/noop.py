@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from pydantic import Field, create_model
 
 from flywheel_ml.core.contract import Column, Contract
-from flywheel_ml.serving.process.server import announce, listen
+from flywheel_ml.serving.process.sockets import announce, listen
 from flywheel_ml.serving.schema.documents import Answer, Answers
 
 TYPES: dict[str, Any] = {"integer": int, "string": str, "boolean": bool, "datetime": datetime}

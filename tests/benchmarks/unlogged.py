@@ -34,4 +34,4 @@ class NullWriter:
 
 if __name__ == "__main__":
     app.InstrumentedWriter = NullWriter  # type: ignore[assignment,attr-defined]
-    server.run(PROJECT, Settings(), "127.0.0.1", 0, 1)
+    server.run(PROJECT, Settings, "127.0.0.1", 0, 1)

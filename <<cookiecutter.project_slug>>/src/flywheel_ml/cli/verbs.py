@@ -129,7 +129,7 @@ def serve(
     """Answer predictions over HTTP from the serving folder."""
     from flywheel_ml.serving.process.server import run as serve_forever
 
-    serve_forever(ctx.obj, Settings.read(), host=host, port=port, workers=workers)
+    serve_forever(ctx.obj, Settings.read, host=host, port=port, workers=workers)
 
 
 @app.command()

@@ -40,6 +40,11 @@ class Project:
     app: str = "flywheel_ml.serving.app:create_app"
 
     @property
+    def reference(self) -> str:
+        """`module:attribute` of this object, for processes that import it anew."""
+        return f"{self.package}.project:PROJECT"
+
+    @property
     def folder(self) -> Path:
         """Folder of the project's code, relative to its root."""
         return Path("src") / self.package

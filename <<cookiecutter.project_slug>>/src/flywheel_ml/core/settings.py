@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     allow_variant_header: bool = False
     root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
     drain_seconds: float = Field(default=1.0, ge=0)
+    worker_timeout_seconds: float = Field(default=30.0, ge=2)
     log_synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
     log_failure_policy: Literal["refuse", "spool", "unlogged"] = "refuse"
     log_spool_folder: Path = Path("var/spool")

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from flywheel_ml.prediction_log import Reader
-from flywheel_ml.serving.process.server import beside, listen
+from flywheel_ml.serving.process.sockets import bind_alongside, listen
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ServingError
 from library.helpers.project import PACKAGE
@@ -181,7 +181,7 @@ def test_an_address_is_its_servers_alone_before_its_workers_listen_and_after_the
         assert is_taken(several=True)
         assert is_taken(several=False)
         for _ in range(2):
-            with beside(held) as one, beside(held) as other:
+            with bind_alongside(held) as one, bind_alongside(held) as other:
                 one.listen()
                 other.listen()
                 for _ in range(8):
@@ -194,7 +194,12 @@ def test_an_address_is_its_servers_alone_before_its_workers_listen_and_after_the
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one socket is shared, as it comes")
 def test_connections_are_shared_out_before_anybody_wakes_to_take_them() -> None:
-    with listen("127.0.0.1", 0, several=True) as held, beside(held) as one, beside(held) as other, ExitStack() as stack:
+    with (
+        listen("127.0.0.1", 0, several=True) as held,
+        bind_alongside(held) as one,
+        bind_alongside(held) as other,
+        ExitStack() as stack,
+    ):
         for worker in (one, other):
             worker.setblocking(False)
             worker.listen()

@@ -1,4 +1,4 @@
-"""One serving process: it drains before it stops."""
+"""One serving process: it drains before it stops, and leaves its socket to a successor in a reload."""
 
 import asyncio
 import gc
@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.api.routes import Service
+from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.tracing import Spans, is_configured
@@ -29,6 +30,7 @@ from flywheel_ml.serving.process.connections import (
     raise_descriptor_limit,
 )
 from flywheel_ml.serving.process.protocol import Protocol, build_protocol
+from flywheel_ml.serving.process.reload_requests import ReloadRequests
 from flywheel_ml.utils.errors import ServingError
 
 LONGEST_REQUEST_SECONDS = 10
@@ -50,8 +52,9 @@ class DrainingServer(uvicorn.Server):
         config: of uvicorn.
         service: its `draining` is set at the first signal.
         limit: of connections.
-        on_ready: called once the server accepts requests.
+        on_ready: called with this server once it accepts requests.
         parent: process id of the supervisor; the server stops when that process ends.
+        reloads: reports whether a reload was requested, where there is no supervisor.
     """
 
     def __init__(
@@ -59,14 +62,17 @@ class DrainingServer(uvicorn.Server):
         config: uvicorn.Config,
         service: Service,
         limit: ConnectionLimit,
-        on_ready: Callable[[], None],
+        on_ready: Callable[["DrainingServer"], None],
         parent: int | None,
+        reloads: ReloadRequests | None = None,
     ) -> None:
         super().__init__(config)
         self._service = service
         self._limit = limit
         self._on_ready = on_ready
         self._parent = parent
+        self._reloads = reloads
+        self._is_retiring = False
         self._stop_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -80,7 +86,7 @@ class DrainingServer(uvicorn.Server):
         # Objects that exist now are permanent, so the garbage collector can skip them.
         gc.freeze()
         service.batcher.connections = connections
-        self._on_ready()
+        self._on_ready(self)
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -93,23 +99,53 @@ class DrainingServer(uvicorn.Server):
         """Begin to drain; a second signal stops the server immediately."""
         if sig == signal.SIGINT and self._parent is not None:
             return  # A terminal also sends it to the supervisor, which forwards its own signal.
-        wait = self._service.settings.drain_seconds if self._stop_at is None else 0.0
+        wait = 0.0 if self._service.draining else self._service.settings.drain_seconds
         self._service.draining = True
         self._stop_at = time.monotonic() + wait
+
+    def retire(self) -> None:
+        """Leave new connections to another process that has the socket too, and stop once those here end; thread-safe.
+
+        After `drain_seconds` it stops anyway. Until then /readyz answers as before: the address stays in service.
+        """
+        self._is_retiring = True
+
+    @property
+    def refusal(self) -> str:
+        """Why /readyz answers 503; empty if it does not."""
+        try:
+            self._service.require_ready()
+        except Problem as problem:
+            return problem.detail
+        return ""
+
+    def _leave_listeners(self) -> None:
+        # Closed in this turn of the loop, they would take connections with them that it has just accepted.
+        loop = asyncio.get_running_loop()
+        for listener in (one for server in self.servers for one in server.sockets):
+            loop.remove_reader(listener.fileno())
+        self._stop_at = time.monotonic() + self._service.settings.drain_seconds
 
     async def on_tick(self, counter: int) -> bool:
         """Run periodic work ten times a second; returns whether to stop."""
         if self._parent is not None and os.getppid() != self._parent and self._stop_at is None:
             self.handle_exit(signal.SIGTERM, None)
-        if self._stop_at is not None and time.monotonic() >= self._stop_at:
-            self.should_exit = True
+        if self._reloads is not None and self._reloads.take():
+            logger().error(
+                "reload_failed", reason="a single process cannot be replaced; give --workers 2, or restart it"
+            )
+        if self._is_retiring and self._stop_at is None:
+            self._leave_listeners()
+        elif self._stop_at is not None:
+            is_left = self._is_retiring and not self.server_state.connections
+            self.should_exit = self.should_exit or is_left or time.monotonic() >= self._stop_at
         self._service.metrics.publish()
         now = time.monotonic()
         for connection in list(self.server_state.connections):
             if isinstance(connection, Protocol):
                 connection.close_if_slow(now)
         stopping = await super().on_tick(counter)
-        if self._service.draining and CLOSE not in self.server_state.default_headers:
+        if (self._service.draining or self._is_retiring) and CLOSE not in self.server_state.default_headers:
             # Otherwise a keep-alive client could send a request into a connection that is being closed.
             self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
         return stopping
@@ -122,11 +158,12 @@ def serve(
     project: Project,
     settings: Settings,
     listener: socket.socket,
-    on_ready: Callable[[], None],
+    on_ready: Callable[[DrainingServer], None],
     worker: int = 0,
     workers: int = 1,
     parent: int | None = None,
     counts: Path | None = None,
+    reloads: ReloadRequests | None = None,
 ) -> None:
     """Serve on a bound socket until a signal; `counts` is the folder for metrics of several workers.
 
@@ -158,7 +195,7 @@ def serve(
         timeout_keep_alive=service.settings.keep_alive_timeout_seconds,  # type: ignore[arg-type]
         timeout_graceful_shutdown=LONGEST_REQUEST_SECONDS,
     )
-    server = DrainingServer(config, service, limit, on_ready, parent)
+    server = DrainingServer(config, service, limit, on_ready, parent, reloads)
 
     async def main() -> None:
         # Entered here, not by uvicorn, so that an error at start keeps its type.
