@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 from << cookiecutter.package_name >> import source
 
 ACTUAL = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
-"""What only the flight itself tells."""
+"""Columns that are known only after the flight."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A version is tried out beside the champion: started, shared out, ended, promoted; killed between any two steps."""
+"""Experiments alongside the champion: start, share, abort, promote, and a kill between any two steps."""
 
 import shutil
 import signal
@@ -108,7 +108,7 @@ def test_a_rollback_ends_what_is_tried_out(
     rollout.rollback(two, settings)
     now = serving_folder.read_routing(settings.serving_folder)
     assert (serving(folder), now.challenger, two.get_plan()) == ("1", None, None)
-    # Nor does it come back with the champion it was tried out beside.
+    # Nor does it come back with the champion it was compared with.
     rollout.promote(two, settings, "2")
     assert rollout.sync(two, settings, why="synced").challenger is None
 

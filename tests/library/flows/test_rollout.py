@@ -267,7 +267,7 @@ def test_a_kill_while_pruning_leaves_whole_bundles_only(
 
 @pytest.fixture
 def lost(many: Registry, settings: Settings, folder: Path) -> Registry:
-    """A new registry beside a serving folder whose champion is version 6, version 5 being the one before."""
+    """A new registry next to a serving folder whose champion is version 6, version 5 being the one before."""
     (folder / "mlflow.db").unlink()
     shutil.rmtree(folder / "mlartifacts")
     (folder / "mlflow.db").symlink_to(folder / "another.db")  # MLflow keeps one connection to each address.

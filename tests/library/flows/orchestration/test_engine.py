@@ -1,4 +1,4 @@
-"""Steps that touch the world are tried again and others are not; one process at a time; killed ones hold nothing."""
+"""Steps that use external systems are retried, others are not; one process at a time; a kill releases the lock."""
 
 import signal
 import subprocess
@@ -31,7 +31,7 @@ class Flaky:
 
 
 class Unreachable(ProjectError):
-    """A fault of the world that a person should see as one line."""
+    """A failure of an external system that a person should see as one line."""
 
     transient = True
 

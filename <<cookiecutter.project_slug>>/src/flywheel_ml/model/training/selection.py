@@ -151,7 +151,7 @@ class Table(NamedTuple):
         weights: float [n_rows], 1 where the contract has no weights.
         groups: int [n_rows], rows that belong together; None where all are independent or in order of time.
         in_time: whether the rows are in order of time.
-        places: int [n_rows], where they stand in the part of the split that they are of.
+        places: int [n_rows], positions of the rows in their part of the split.
     """
 
     rows: Rows
@@ -167,7 +167,7 @@ class Table(NamedTuple):
 
     @property
     def clusters(self) -> np.ndarray:
-        """X of consecutive rows of a table in order of time, or the row alone."""
+        """Cluster of each row: a block of consecutive rows if ordered by time, its group, or the row alone."""
         if self.in_time:
             return np.arange(self.size) * TIME_BLOCKS // self.size
         return np.arange(self.size) if self.groups is None else self.groups
