@@ -183,7 +183,7 @@ def test_missing_mistyped_or_taken_column_is_rejected_by_name(
     texts[5] = "much"
     with pytest.raises(DataError, match="row 5: 'much' must be a number"):
         scored(folder, settings, table.with_columns(pl.Series(first.name, texts)))
-    with pytest.raises(DataError, match="has a column 'score' already"):
+    with pytest.raises(DataError, match="already has a column 'score'"):
         scored(folder, settings, table.with_columns(score=0.5))
     assert not (folder / "out.parquet").exists()
     assert not project.leftovers(folder)
