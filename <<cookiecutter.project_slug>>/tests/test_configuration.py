@@ -1,4 +1,4 @@
-"""The files beside the code agree with it: params.yaml, dvc.yaml, prefect.yaml."""
+"""The configuration files agree with it: params.yaml, dvc.yaml, prefect.yaml."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What stands beside the code says the same as the code."""
+"""The deployment files agree with the code."""
 
 import re
 import shutil

@@ -5,7 +5,7 @@ import numpy as np
 from << cookiecutter.package_name >>.features import plane_age
 
 
-def test_a_plane_is_as_old_as_the_years_between_its_making_and_the_flight() -> None:
+def test_plane_age_is_years_from_manufacture_to_flight() -> None:
     moments = np.array(
         ["2013-01-01T05:15", "2013-12-31T23:59", "1969-07-20T20:17", "NaT", "2013-01-01"], "datetime64[us]"
     )

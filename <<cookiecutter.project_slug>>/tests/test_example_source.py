@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 from << cookiecutter.package_name >> import source
 
 ACTUAL = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
-"""What only the flight itself tells."""
+"""Columns that are known only after the flight."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_every_flight_of_the_year_is_one_row_with_an_id_of_its_own(flights: pl.D
     assert flights["flight_id"].null_count() == 0
 
 
-def test_the_table_keeps_the_contract_but_for_labels_that_nobody_knows(
+def test_table_satisfies_the_contract_except_unknown_labels(
     flights: pl.DataFrame, contract: Contract
 ) -> None:
     assert flights.columns == [column.name for column in contract.columns]
@@ -41,7 +41,7 @@ def test_the_table_keeps_the_contract_but_for_labels_that_nobody_knows(
     assert find_violations(labelled, contract) == []
 
 
-def test_no_column_but_the_label_knows_what_the_flight_itself_tells(
+def test_only_the_label_depends_on_the_flight_itself(
     raw: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], flights: pl.DataFrame, contract: Contract
 ) -> None:
     flown, weather, planes = raw
@@ -52,7 +52,7 @@ def test_no_column_but_the_label_knows_what_the_flight_itself_tells(
     assert not shuffled[target].equals(flights[target])
 
 
-def test_the_source_cannot_be_built_from_actual_times_and_needs_only_the_delay_for_the_label(
+def test_source_uses_no_actual_times_except_the_delay(
     raw: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], flights: pl.DataFrame
 ) -> None:
     flown, weather, planes = raw
@@ -67,7 +67,7 @@ def test_late_means_more_than_fifteen_minutes(raw: tuple[pl.DataFrame, pl.DataFr
     assert source.flights(few, weather, planes)["late"].to_list() == [False, False, False, True, True, None]
 
 
-def test_cancelled_and_diverted_flights_have_no_label_and_are_counted(
+def test_cancelled_and_diverted_flights_have_no_label(
     raw: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], flights: pl.DataFrame
 ) -> None:
     flown = raw[0]
@@ -78,7 +78,7 @@ def test_cancelled_and_diverted_flights_have_no_label_and_are_counted(
     assert int(flights["late"].sum()) == int((flown["arr_delay"] > 15).sum())
 
 
-def test_weather_and_planes_that_stand_twice_are_refused_rather_than_multiplying_flights(
+def test_duplicate_weather_or_planes_are_rejected(
     raw: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame],
 ) -> None:
     flown, weather, planes = raw[0].head(100), raw[1], raw[2]
@@ -87,7 +87,7 @@ def test_weather_and_planes_that_stand_twice_are_refused_rather_than_multiplying
             source.flights(*twice)
 
 
-def test_weather_is_that_of_the_scheduled_hour_at_the_airport_of_departure(
+def test_weather_is_of_scheduled_hour_and_departure_airport(
     raw: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], flights: pl.DataFrame
 ) -> None:
     flown, weather, _ = raw

@@ -12,7 +12,7 @@ from flywheel_ml.model.evaluation import gate
 
 
 class GateParams(params.GateParams):
-    """Thresholds, `gates` in params.yaml; one with a default need not stand there."""
+    """Thresholds, `gates` in params.yaml; a field with a default may be omitted."""
 
 
 GATES: dict[str, gate.Gate] = {**gate.STANDARD_GATES}

@@ -1,4 +1,4 @@
-"""What is particular to this project, as the library asks for it."""
+"""The parts of this project that the library uses."""
 
 from flywheel_ml.core.project import Project
 

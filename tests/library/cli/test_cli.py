@@ -133,7 +133,7 @@ def test_a_span_of_the_raw_table_is_cut_out(say: Say, finished: Path, contract: 
     assert not Path("build/none.parquet").exists()
 
 
-def test_a_refused_model_stays_an_error_when_nothing_has_changed_since(say: Say, finished: Path) -> None:
+def test_refused_model_stays_an_error_on_repeat(say: Say, finished: Path) -> None:
     settings, name = Settings.read(), Contract.load(paths.CONTRACT).name
     client, aside = Registry.open(settings, name)._client, Path("var/serving-aside")
     client.delete_registered_model_alias(name, CHAMPION)
@@ -164,8 +164,8 @@ def test_versions_are_shown_and_an_unknown_one_is_refused_by_name(say: Say, fini
         assert "there is no challenger: version 1 is champion; name a version" in say("rollout", verb).errors
     assert "version 1 is champion already" in say("rollout", "start", "1").errors
     assert "--share is 2; give a number above 0" in say("rollout", "start", "--share", "2").errors
-    assert "a shadow answers nobody" in say("rollout", "start", "--shadow", "--share", "0.1").errors
-    assert say("rollout", "abort").output == "Serving: version 1 alone; servers take it up within a second.\n"
+    assert "a shadow answers no requests" in say("rollout", "start", "--shadow", "--share", "0.1").errors
+    assert say("rollout", "abort").output == "Serving: version 1 alone; servers follow within a second.\n"
     assert say("rollout", "rollback").errors.startswith("error: ")
 
 
@@ -182,7 +182,7 @@ def test_a_logged_prediction_is_explained_in_a_table_and_in_json(say: Say, finis
     assert shown.status == 0, shown.errors
     head, numbers, heads, *lines = shown.output.splitlines()
     assert re.match(rf"Prediction {made.id} of .* UTC, by version 1 \(champion, sha256 unknown\): .+$", head)
-    found = re.match(r"(?:value|probability of .*) (-?[\d.]+) = (-?[\d.]+), the mean of 50 training rows, ", numbers)
+    found = re.match(r"(?:value|probability of .*) (-?[\d.]+) = (-?[\d.]+) \(mean of 50 training rows\) ", numbers)
     assert found is not None
     assert heads.split() == ["column", "value", "contribution", "error"]
     assert len(lines) == len(contract.inputs)
@@ -204,20 +204,20 @@ def test_a_logged_prediction_is_explained_in_a_table_and_in_json(say: Say, finis
     assert "the prediction log has no prediction 'nobody'" in unknown.errors
 
 
-def test_a_lost_serving_folder_is_mended_from_the_registry(say: Say, finished: Path) -> None:
+def test_lost_serving_folder_is_restored_from_the_registry(say: Say, finished: Path) -> None:
     (finished / "var" / "serving").rename(finished / "lost")
     told = say("rollout", "sync")
     assert told.output == "The serving folder holds version 1.\n"
     assert (finished / "var" / "serving" / "routing.json").is_file()
 
 
-def test_an_interrupt_while_libraries_are_loaded_shows_no_traceback(tmp_path: Path) -> None:
+def test_interrupt_during_imports_shows_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n")
     done = project.run(tmp_path, "-m", project.PACKAGE, "--help", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
-def test_an_interrupt_that_a_script_told_it_to_ignore_is_ignored_while_libraries_are_loaded(tmp_path: Path) -> None:
+def test_ignored_interrupt_stays_ignored_during_imports(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n")
     ignoring = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"

@@ -59,7 +59,7 @@ def test_changed_code_reruns_the_stages_that_use_it(finished: Path, module: str,
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"write": {"a": 1}}', '{"write": {"a": {"pid": 999999, "cmd": "x"}}}']
 )
-def test_a_lock_file_that_a_killed_process_left_broken_or_held_does_not_stop_dvc(finished: Path, content: str) -> None:
+def test_broken_or_held_lock_of_killed_process_does_not_stop_dvc(finished: Path, content: str) -> None:
     lock = finished / ".dvc" / "tmp" / "rwlock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.write_text(content)
@@ -71,7 +71,7 @@ def test_a_dvc_that_somebody_else_runs_is_busy_not_broken(finished: Path) -> Non
     with project.start(finished, "-c", HOLD, stdin=-1) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(Busy, match="DVC is at work in this project"):
+        with pytest.raises(Busy, match="DVC is running in this project"):
             dvc_stages.reproduce("ingest")
         other.communicate()
     assert not dvc_stages.reproduce("ingest")
@@ -80,7 +80,7 @@ def test_a_dvc_that_somebody_else_runs_is_busy_not_broken(finished: Path) -> Non
 def test_a_stage_that_fails_is_named_after_its_own_message(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
     nowhere = {"by": "hash", "group": "no such column", "validation_days": None, "test_days": None}
     project.set_params(finished, {"split": nowhere})
-    with pytest.raises(ProjectError, match=r"^stage 'split' failed; its message stands above$"):
+    with pytest.raises(ProjectError, match=r"^stage 'split' failed; its message is above$"):
         dvc_stages.reproduce("split")
     told = capfd.readouterr().err
     assert told.startswith("error: contract.yaml has no column 'no such column'")

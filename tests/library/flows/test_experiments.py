@@ -1,4 +1,4 @@
-"""A version is tried out beside the champion: started, shared out, ended, promoted; killed between any two steps."""
+"""Experiments alongside the champion: start, share, abort, promote, and a kill between any two steps."""
 
 import shutil
 import signal
@@ -42,9 +42,7 @@ def third(registry: Registry, bundle_path: Path, tmp_path: Path) -> str:
     ).number
 
 
-def test_a_challenger_gets_its_share_and_the_record_says_who_when_from_to_and_why(
-    two: Registry, settings: Settings, folder: Path
-) -> None:
+def test_start_routes_share_to_challenger_and_writes_audit_log(two: Registry, settings: Settings, folder: Path) -> None:
     now = rollout.start(two, settings, None, 0.1, why="faster")
     assert now.challenger is not None
     assert (now.challenger.ref.version, now.challenger.share, now.shadow) == ("2", 0.1, None)
@@ -64,7 +62,7 @@ def test_the_same_start_again_changes_nothing(two: Registry, settings: Settings)
     assert len(changes(settings)) == 2
 
 
-def test_another_share_keeps_those_it_answers_and_everything_else_draws_anew(two: Registry, settings: Settings) -> None:
+def test_new_share_keeps_entities_other_changes_reassign(two: Registry, settings: Settings) -> None:
     small, large = (rollout.start(two, settings, None, share).challenger for share in (0.1, 0.5))
     shadow = rollout.start(two, settings, None, None).shadow
     rollout.abort(two, settings)
@@ -110,7 +108,7 @@ def test_a_rollback_ends_what_is_tried_out(
     rollout.rollback(two, settings)
     now = serving_folder.read_routing(settings.serving_folder)
     assert (serving(folder), now.challenger, two.get_plan()) == ("1", None, None)
-    # Nor does it come back with the champion it was tried out beside.
+    # Nor does it come back with the champion it was compared with.
     rollout.promote(two, settings, "2")
     assert rollout.sync(two, settings, why="synced").challenger is None
 
@@ -141,11 +139,11 @@ def test_one_version_is_tried_out_at_a_time(
         thread.start()
     for thread in threads:
         thread.join()
-    refused = [answer for answer in answers if "is being tried out (challenger 10%)" in answer]
+    refused = [answer for answer in answers if "(challenger 10%) is running since" in answer]
     assert len(refused) == 1, answers
     now = serving_folder.read_routing(settings.serving_folder)
     assert now.challenger is not None
-    assert refused[0].startswith(f"version {now.challenger.ref.version} is being tried out")
+    assert refused[0].startswith(f"an experiment with version {now.challenger.ref.version} ")
     assert len(changes(settings)) == 2
 
 
@@ -189,7 +187,7 @@ def test_every_folder_that_follows_the_registry_shares_out_alike(
     assert rollout.sync(two, settings, why="synced").challenger == now.challenger
 
 
-def test_a_registry_that_is_away_changes_nothing_and_is_followed_again_when_it_is_back(
+def test_sidecar_survives_unavailable_registry_and_follows_again(
     two: Registry, settings: Settings, folder: Path
 ) -> None:
     other = settings.model_copy(update={"serving_folder": folder / "elsewhere" / "serving"})
@@ -217,16 +215,14 @@ def test_a_registry_that_is_away_changes_nothing_and_is_followed_again_when_it_i
     with pytest.raises(Enough):
         rollout.sync_forever(connect, other, 0.01, tell)
     assert lines == [
-        "the serving folder stays as it is: connection refused",
+        "the serving folder is unchanged: connection refused",
         "the serving folder holds version 1",
         "the serving folder holds version 1, version 2 for 10% of the keys",
     ]
 
 
 @pytest.mark.chaos
-def test_the_sidecar_ends_on_sigterm_and_follows_within_moments(
-    two: Registry, settings: Settings, folder: Path
-) -> None:
+def test_sidecar_follows_quickly_and_ends_on_sigterm(two: Registry, settings: Settings, folder: Path) -> None:
     shutil.copyfile(project.ROOT / "contract.yaml", folder / "contract.yaml")
     contract = yaml.safe_load((folder / "contract.yaml").read_text())
     (folder / "contract.yaml").write_text(yaml.safe_dump({**contract, "name": store.NAME}))
@@ -247,9 +243,7 @@ def test_the_sidecar_ends_on_sigterm_and_follows_within_moments(
     assert (sidecar.returncode, errors) == (0, "")
 
 
-def test_the_standing_counts_what_each_variant_did_since_it_began(
-    two: Registry, settings: Settings, folder: Path
-) -> None:
+def test_status_counts_each_variant_since_its_start(two: Registry, settings: Settings, folder: Path) -> None:
     settings = settings.model_copy(update={"prediction_log": str(folder / "log")})
     row = Prediction("", now_us(), None, None, "champion", "1", None, "{}", "{}", 0.5, 1000, degraded=False)
     with Writer(settings.prediction_log, "serve") as writer:
@@ -315,7 +309,7 @@ ENDS: dict[Verb, tuple[str, str, str | None, list[str]]] = {
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=lambda cut: f"{cut.verb.__name__} at {cut.at}")
-def test_a_verb_cut_off_between_any_two_steps_leaves_what_serves_and_the_same_again_completes(
+def test_interrupted_verb_keeps_serving_and_repeat_completes_it(
     two: Registry, settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch, cut: Cut
 ) -> None:
     if cut.before:

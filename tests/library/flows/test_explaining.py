@@ -76,9 +76,7 @@ def test_the_serving_folder_is_enough_for_a_version_that_it_holds(
     assert facts["base"] + sum(one["contribution"] for one in facts["contributions"]) == pytest.approx(facts["score"])
 
 
-def test_a_former_version_explains_what_it_answered_though_another_is_champion(
-    two: Registry, settings: Settings, log: Log
-) -> None:
+def test_former_version_explains_its_own_predictions(two: Registry, settings: Settings, log: Log) -> None:
     name = log("1")
     promote(two, settings, "2")
     assert explain_logged(PROJECT, name, settings, never).prediction.model_version == "1"
@@ -90,7 +88,7 @@ def test_what_a_shadow_said_is_explained_too(two: Registry, settings: Settings, 
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
-def test_a_version_that_the_folder_does_not_hold_any_more_comes_from_the_registry(
+def test_version_missing_in_folder_comes_from_the_registry(
     two: Registry, settings: Settings, log: Log, damage: str
 ) -> None:
     name = log("1")
@@ -104,9 +102,7 @@ def test_a_version_that_the_folder_does_not_hold_any_more_comes_from_the_registr
     assert sorted(settings.serving_folder.rglob("*")) == before
 
 
-def test_a_bundle_that_was_sealed_anew_in_the_folder_is_not_taken_for_the_version_that_routing_names(
-    two: Registry, settings: Settings, log: Log
-) -> None:
+def test_bundle_with_another_digest_is_not_taken_for_the_version(two: Registry, settings: Settings, log: Log) -> None:
     path = find_served_bundle(settings.serving_folder, "1")
     (path / BACKGROUND).write_text("[]\n")
     facts = json.loads((path / bundle.MANIFEST).read_text())
@@ -114,20 +110,18 @@ def test_a_bundle_that_was_sealed_anew_in_the_folder_is_not_taken_for_the_versio
     assert explain_logged(PROJECT, log("1"), settings, lambda: two).explanation.method.background_rows == 50
 
 
-def test_a_version_that_is_gone_everywhere_is_named_with_both_places(
-    two: Registry, settings: Settings, folder: Path, log: Log
-) -> None:
+def test_missing_version_is_named_with_both_places(two: Registry, settings: Settings, folder: Path, log: Log) -> None:
     with pytest.raises(
         ProjectError,
-        match=r"version 7, which made prediction '.*', is not in the serving folder any more, "
-        r"and the registry does not give it: .*has no version '7'; known: ",
+        match=r"version 7, which made prediction '.*', is no longer in the serving folder, "
+        r"and the registry does not have it: .*has no version '7'; known: ",
     ):
         explain_logged(PROJECT, log("7"), settings, lambda: two)
     name = log("1")
     shutil.rmtree(find_served_bundle(settings.serving_folder, "1"))
     with (artifacts(folder, two, "1") / BACKGROUND).open("a") as stream:
         stream.write(" ")
-    with pytest.raises(ProjectError, match=r"and the registry does not give it: .*background.json was changed"):
+    with pytest.raises(ProjectError, match=r"and the registry does not have it: .*background.json was changed"):
         explain_logged(PROJECT, name, settings, lambda: two)
 
 
@@ -141,20 +135,16 @@ def test_what_the_prior_answered_has_no_explanation(
 ) -> None:
     prior = float(Bundle.open(bundle_path).manifest.prior[-1])
     name = log("1", variant="fallback", degraded=True, score=prior)
-    with pytest.raises(NotExplainable, match=r"answered by the prior of version 1.* nothing to explain"):
+    with pytest.raises(NotExplainable, match=r"made by the class prior of version 1.* nothing to explain"):
         explain_logged(PROJECT, name, settings, never)
 
 
-def test_what_a_former_version_answered_in_place_of_the_champion_has_one(
-    two: Registry, settings: Settings, log: Log
-) -> None:
+def test_fallback_prediction_of_former_version_is_explained(two: Registry, settings: Settings, log: Log) -> None:
     name = log("1", variant="fallback", degraded=True)
     assert explain_logged(PROJECT, name, settings, never).to_dict()["degraded"] is True
 
 
-def test_an_answer_that_the_version_does_not_give_any_more_is_not_explained(
-    two: Registry, settings: Settings, log: Log
-) -> None:
+def test_score_that_is_not_reproduced_is_not_explained(two: Registry, settings: Settings, log: Log) -> None:
     with pytest.raises(IntegrityError, match=r"was logged with the score 0.99, and version 1 gives 0\.\d+ here"):
         explain_logged(PROJECT, log("1", score=0.99), settings, never)
 

@@ -63,11 +63,11 @@ def test_a_scored_file_is_judged_and_reported(settings: Settings, params: Params
         (None, datetime(2026, 2, 1), datetime(2026, 1, 1), "--since must be the earlier one"),
         (None, datetime(2026, 1, 1), datetime(2026, 1, 1), "--since must be the earlier one"),
         (None, datetime(2026, 1, 1, 2), datetime(2026, 1, 1, 1, tzinfo=UTC), "--since must be the earlier one"),
-        (None, datetime(2200, 1, 1), None, "lies in the future"),
-        (Path("scored.parquet"), datetime(2026, 1, 1), None, "a scored file is judged as a whole"),
+        (None, datetime(2200, 1, 1), None, "is in the future"),
+        (Path("scored.parquet"), datetime(2026, 1, 1), None, "remove them to monitor a scored file"),
     ],
 )
-def test_a_span_without_a_moment_is_refused(
+def test_empty_span_is_rejected(
     settings: Settings, params: Params, source: Path | None, since: datetime, until: datetime | None, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -124,7 +124,7 @@ def test_logged_predictions_of_a_span_are_judged_with_their_labels(
     )
 
 
-def test_alerts_that_no_webhook_takes_are_on_file_and_the_verdict_is_told_first(
+def test_failed_webhook_keeps_alerts_and_reports_verdict_first(
     settings: Settings, params: Params, contract: Contract
 ) -> None:
     hasty = engine.retry_policy.set(engine.RetryPolicy(retries=1, first_delay=0.01))

@@ -17,5 +17,5 @@ def test_a_raw_table_that_is_nowhere_is_fetched_and_recorded(finished: Path) -> 
     shutil.rmtree(".dvc/cache")
     assert (
         training.provide_raw_data(PROJECT, RAW)
-        == f"{RAW} fetched anew, since DVC has no copy; it is the one that was recorded"
+        == f"{RAW} fetched again, because DVC has no copy; it equals the recorded version"
     )

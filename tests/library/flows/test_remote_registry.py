@@ -87,7 +87,7 @@ def serves(folder: Path) -> str | None:
     return now.champion.version
 
 
-def test_a_sidecar_follows_a_remote_registry_that_goes_away_and_comes_back_and_takes_nothing_that_was_changed(
+def test_sidecar_follows_remote_registry_and_rejects_tampering(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer, server = tmp_path / "trainer", tmp_path / "server"
@@ -141,8 +141,8 @@ def test_a_sidecar_follows_a_remote_registry_that_goes_away_and_comes_back_and_t
             assert found.number == "3"
     told = [line.partition("the serving folder ")[2].strip() for line in lines]
     assert [told[at] for at in (0, 1, 3, 5)] == [f"holds version {number}" for number in (1, 2, 2, 3)]
-    assert told[2] == "stays as it is: no MLflow server answers: Connection refused"
-    assert told[4].startswith("stays as it is: ")
+    assert told[2] == "is unchanged: no MLflow server answers: Connection refused"
+    assert told[4].startswith("is unchanged: ")
     assert "model.onnx was changed" in told[4]
 
 
@@ -150,7 +150,7 @@ def registry_digest(folder: Path) -> str:
     return sha256_file(folder / bundle.MANIFEST)
 
 
-def test_a_registry_that_is_not_there_is_named_within_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_registry_is_named_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "remote").mkdir()
     remote = Remote(tmp_path / "remote")
     monkeypatch.chdir(tmp_path)
@@ -160,7 +160,7 @@ def test_a_registry_that_is_not_there_is_named_within_moments(tmp_path: Path, mo
     assert str(refused.value) == told
 
 
-def test_its_address_is_shown_in_the_place_of_a_server_of_our_own(tmp_path: Path) -> None:
+def test_ui_shows_address_of_remote_registry(tmp_path: Path) -> None:
     (tmp_path / "remote").mkdir()
     remote, path = Remote(tmp_path / "remote"), project.make(tmp_path / "project", 100)
     words = ("-m", project.PACKAGE, "ui")
@@ -171,5 +171,5 @@ def test_its_address_is_shown_in_the_place_of_a_server_of_our_own(tmp_path: Path
         shown.communicate(timeout=30)
     assert lines[0].endswith(f"{remote.url} (ML_TRACKING_URI)\n")
     assert "Prefect" in lines[1]
-    assert lines[2] == "Ctrl-C ends it.\n"
+    assert lines[2] == "Press Ctrl-C to stop it.\n"
     assert shown.returncode == 0

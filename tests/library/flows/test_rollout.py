@@ -48,9 +48,7 @@ def artifacts(folder: Path, registry: Registry, number: str) -> Path:
     return found[0]
 
 
-def test_a_promotion_serves_the_version_and_records_who_when_from_to_and_why(
-    two: Registry, settings: Settings, folder: Path
-) -> None:
+def test_promotion_serves_the_version_and_writes_audit_log(two: Registry, settings: Settings, folder: Path) -> None:
     assert rollout.promote(two, settings, None).number == "2"
     assert (champion(two), serving(folder)) == ("2", "2")
     assert two.find_alias(CHALLENGER) is None
@@ -76,7 +74,7 @@ def test_without_a_champion_there_is_nothing_to_roll_out(registry: Registry, set
 
 
 @pytest.mark.chaos
-def test_a_kill_between_bundle_and_pointer_leaves_the_old_champion_and_the_next_promotion_completes(
+def test_killed_promotion_keeps_old_champion_and_repeat_completes(
     two: Registry, settings: Settings, folder: Path
 ) -> None:
     killed = project.run(
@@ -109,16 +107,14 @@ def test_a_bundle_swapped_for_another_is_refused(two: Registry, settings: Settin
     assert (champion(two), serving(folder)) == ("1", "1")
 
 
-def test_artifacts_that_are_gone_leave_registry_and_serving_folder_as_they_were(
-    two: Registry, settings: Settings, folder: Path
-) -> None:
+def test_missing_artifacts_leave_registry_and_folder_unchanged(two: Registry, settings: Settings, folder: Path) -> None:
     shutil.rmtree(folder / "mlartifacts")
     with pytest.raises(ProjectError, match="cannot be downloaded"):
         rollout.promote(two, settings, "2")
     assert (champion(two), serving(folder)) == ("1", "1")
 
 
-def test_a_refused_version_is_not_promoted_but_by_an_override_that_is_recorded(
+def test_refused_version_is_promoted_only_by_recorded_override(
     two: Registry, settings: Settings, folder: Path, bundle_path: Path, tmp_path: Path
 ) -> None:
     two.register(store.copy_with_new_card(bundle_path, tmp_path / "third"), store.FAILED_CHECKS, {}, {}, [])
@@ -131,9 +127,7 @@ def test_a_refused_version_is_not_promoted_but_by_an_override_that_is_recorded(
     assert rollout.read_audit(settings.serving_folder)[-1]["why"] == "the floor is wrong"
 
 
-def test_a_rollback_returns_to_the_version_before_and_two_in_a_hurry_do_not_roll_forward(
-    two: Registry, settings: Settings, folder: Path
-) -> None:
+def test_rollback_restores_previous_and_repeat_has_no_effect(two: Registry, settings: Settings, folder: Path) -> None:
     rollout.promote(two, settings, "2")
     for _ in range(2):
         assert rollout.rollback(two, settings).number == "1"
@@ -146,7 +140,7 @@ def test_a_rollback_returns_to_the_version_before_and_two_in_a_hurry_do_not_roll
 
 
 def test_without_a_version_before_there_is_nothing_to_roll_back_to(two: Registry, settings: Settings) -> None:
-    with pytest.raises(ProjectError, match="there is no version to roll back to"):
+    with pytest.raises(ProjectError, match="there is no previous champion to roll back to"):
         rollout.rollback(two, settings)
 
 
@@ -218,7 +212,7 @@ def few(settings: Settings) -> Settings:
     return settings.model_copy(update={"keep_versions": 2})
 
 
-def test_old_versions_are_pruned_but_those_in_use_or_in_the_log_stay(
+def test_prune_keeps_versions_in_use_or_in_the_log(
     many: Registry, settings: Settings, few: Settings, folder: Path
 ) -> None:
     rollout.prune(many, settings)
@@ -238,7 +232,7 @@ def test_nothing_is_pruned_while_the_log_cannot_be_read(many: Registry, few: Set
     assert kept(few) == {"1", "2", "3", "4", "5", "6"}
 
 
-def test_a_pruned_version_says_so_and_training_it_again_brings_it_back(
+def test_pruned_version_is_reported_and_restored_by_training(
     many: Registry, few: Settings, folder: Path, six: Path
 ) -> None:
     rollout.prune(many, few)
@@ -273,7 +267,7 @@ def test_a_kill_while_pruning_leaves_whole_bundles_only(
 
 @pytest.fixture
 def lost(many: Registry, settings: Settings, folder: Path) -> Registry:
-    """A new registry beside a serving folder whose champion is version 6, version 5 being the one before."""
+    """A new registry next to a serving folder whose champion is version 6, version 5 being the one before."""
     (folder / "mlflow.db").unlink()
     shutil.rmtree(folder / "mlartifacts")
     (folder / "mlflow.db").symlink_to(folder / "another.db")  # MLflow keeps one connection to each address.
@@ -335,9 +329,7 @@ def test_a_bundle_of_the_former_layout_serves_on(two: Registry, settings: Settin
     assert serving_folder.find_bundle(settings.serving_folder, two.get("1").digest) == path.with_name("1")
 
 
-def test_a_second_rollout_waits_for_the_first_and_then_sees_what_it_did(
-    two: Registry, settings: Settings, folder: Path
-) -> None:
+def test_second_rollout_waits_for_the_first(two: Registry, settings: Settings, folder: Path) -> None:
     started = threading.Event()
 
     def hold() -> None:
@@ -349,7 +341,7 @@ def test_a_second_rollout_waits_for_the_first_and_then_sees_what_it_did(
     other.start()
     started.wait()
     with (
-        pytest.raises(Busy, match="another `rollout` is at work"),
+        pytest.raises(Busy, match="another `rollout` is running"),
         engine.lock_project(settings.serving_folder, "rollout"),
     ):
         pass

@@ -65,7 +65,7 @@ def test_a_promotion_or_rollback_since_asks_for_a_run(finished: Path) -> None:
     assert last() is None
 
 
-def test_the_present_role_is_told_after_promotions_and_rollbacks(finished: Path, bundle_path: Path) -> None:
+def test_current_role_is_returned_after_promotion_and_rollback(finished: Path, bundle_path: Path) -> None:
     settings = store.settings(finished)
     registry = Registry.open(settings, Contract.load(paths.CONTRACT).name)
     registry.register(
@@ -95,7 +95,7 @@ def test_the_present_role_is_told_after_promotions_and_rollbacks(finished: Path,
     assert told() == ("champion", "1")
 
 
-def test_a_registry_that_was_made_anew_asks_for_a_run(finished: Path) -> None:
+def test_recreated_registry_asks_for_a_run(finished: Path) -> None:
     connection = sqlite3.connect("mlflow.db")
     for table in ("model_version_tags", "registered_model_aliases"):
         connection.execute(f"DELETE FROM {table}")
@@ -105,9 +105,7 @@ def test_a_registry_that_was_made_anew_asks_for_a_run(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///nothing.db", "postgresql://127.0.0.1:1/x", "http://127.0.0.1:1", "no uri"])
-def test_a_registry_that_does_not_tell_asks_for_a_run(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, uri: str
-) -> None:
+def test_unreadable_registry_asks_for_a_run(finished: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     monkeypatch.setenv("ML_TRACKING_URI", uri)
     assert roles.read_state(Settings.read(), "any", "1") is None
 

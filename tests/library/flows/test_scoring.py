@@ -85,7 +85,7 @@ def scored(
 
 
 @pytest.mark.parametrize("chunk", [1, 700, 100_000])
-def test_scores_are_the_bundles_to_the_last_bit_whatever_the_chunks(
+def test_scores_equal_the_bundle_for_any_chunk_size(
     folder: Path, settings: Settings, table: pl.DataFrame, columns: Columns, bundle_path: Path, chunk: int
 ) -> None:
     some = table.head(120) if chunk == 1 else table
@@ -112,7 +112,7 @@ def test_scores_are_the_bundles_to_the_last_bit_whatever_the_chunks(
         "folder",
     ],
 )
-def test_a_file_of_any_format_that_adopt_reads_is_scored_as_the_same_rows_in_parquet(
+def test_file_of_any_format_is_scored_like_parquet(
     folder: Path, settings: Settings, table: pl.DataFrame, name: str
 ) -> None:
     exact = table.with_columns(pl.col(pl.Float64).cast(pl.Float32).cast(pl.Float64))
@@ -122,7 +122,7 @@ def test_a_file_of_any_format_that_adopt_reads_is_scored_as_the_same_rows_in_par
 
 
 @pytest.mark.parametrize("name", ["in.csv", "in.parquet"])
-def test_columns_that_adopt_gave_another_name_are_found_under_their_own(tmp_path: Path, name: str) -> None:
+def test_columns_that_adopt_renamed_are_found(tmp_path: Path, name: str) -> None:
     made = {"prediction_given": "float", "size": "float", "y": "boolean"}
     told = [{"name": one, "type": kind, **({"role": "target"} if one == "y" else {})} for one, kind in made.items()]
     contract = config_model.parse({"name": "any", "columns": told}, Contract, "contract.yaml")
@@ -143,7 +143,7 @@ def test_a_cell_that_only_a_guess_could_read_is_refused_by_name(
     assert not (folder / "out.parquet").exists()
 
 
-def test_a_nullable_column_that_the_file_lacks_is_missing_and_told(
+def test_absent_nullable_column_is_missing_and_reported(
     folder: Path, settings: Settings, table: pl.DataFrame, contract: Contract
 ) -> None:
     name = rows.find_column(contract, lambda column: column.nullable, "column that may be missing").name
@@ -173,7 +173,7 @@ def test_rows_that_break_the_contract_are_scored_and_counted(
     assert [(rule.split(":")[0], count) for rule, count in job.violations.items()] == [(column.name, 3)]
 
 
-def test_a_column_that_is_missing_mistyped_or_taken_is_refused_by_name(
+def test_missing_mistyped_or_taken_column_is_rejected_by_name(
     folder: Path, settings: Settings, table: pl.DataFrame, contract: Contract
 ) -> None:
     first = next(column for column in contract.inputs if column.is_numeric)
@@ -183,7 +183,7 @@ def test_a_column_that_is_missing_mistyped_or_taken_is_refused_by_name(
     texts[5] = "much"
     with pytest.raises(DataError, match="row 5: 'much' must be a number"):
         scored(folder, settings, table.with_columns(pl.Series(first.name, texts)))
-    with pytest.raises(DataError, match="has a column 'score' already"):
+    with pytest.raises(DataError, match="already has a column 'score'"):
         scored(folder, settings, table.with_columns(score=0.5))
     assert not (folder / "out.parquet").exists()
     assert not project.leftovers(folder)
@@ -191,7 +191,11 @@ def test_a_column_that_is_missing_mistyped_or_taken_is_refused_by_name(
 
 @pytest.mark.parametrize(
     ("output", "said"),
-    [("in.parquet", "is the input"), ("out.csv", "must end in .parquet"), ("in.parquet/out.parquet", "cannot be made")],
+    [
+        ("in.parquet", "is the input"),
+        ("out.csv", "must end in .parquet"),
+        ("in.parquet/out.parquet", "cannot be created"),
+    ],
 )
 def test_an_output_that_cannot_be_is_refused_before_the_work(
     folder: Path, settings: Settings, table: pl.DataFrame, output: str, said: str

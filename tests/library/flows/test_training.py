@@ -147,7 +147,7 @@ def test_a_refused_model_does_not_serve_when_the_registry_is_lost(finished: Path
     assert serving_folder.read_routing(finished / "var" / "serving") == before
 
 
-def test_a_champion_that_cannot_be_had_or_read_is_a_reason_not_a_crash(finished: Path) -> None:
+def test_unavailable_champion_is_a_reason_not_a_crash(finished: Path) -> None:
     contract = Contract.load(paths.CONTRACT)
     settings = store.settings(finished)
     registry = Registry.open(settings, contract.name)
@@ -169,14 +169,14 @@ def test_a_champion_of_other_classes_is_not_compared(finished: Path) -> None:
     bundle.write_manifest(paths.BUNDLE, {**facts, "classes": ["one", "other"]})
     settings = store.settings(finished)
     found = training.compare_with_champion(PROJECT, Registry.open(settings, contract.name), settings, contract)
-    assert found.champion_problem == "it predicts another target or other classes"
+    assert found.champion_problem == "it predicts a different target or different classes"
 
 
 def test_nested_parameters_are_logged_by_their_path() -> None:
     assert training.flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
 
 
-def test_it_is_told_at_once_that_test_rows_are_too_few_to_monitor_by_or_were_seen_in_training(
+def test_split_step_reports_few_or_seen_test_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contract: Contract, params: Params
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -187,6 +187,8 @@ def test_it_is_told_at_once_that_test_rows_are_too_few_to_monitor_by_or_were_see
         return training._summarize_stage("split", contract, params)
 
     assert told(least, 0) == ""
-    assert told(least - 1, 0) == f"{least - 1} rows to test, too few to monitor by (monitor.min_rows: {least})"
+    assert (
+        told(least - 1, 0) == f"{least - 1} rows in the test split, too few for monitoring (monitor.min_rows: {least})"
+    )
     assert told(least, 3).startswith(f"3 of {least} test rows equal a training row")
     assert told(1, 1).count(";") == 1

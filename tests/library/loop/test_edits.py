@@ -177,7 +177,7 @@ def test_a_feature_that_is_ignored_reaches_nothing(turn: Turn) -> None:
     assert "items" not in columns_compared(now)
 
 
-def test_an_ignored_column_that_becomes_a_feature_reaches_everything(turn: Turn, before: Turned) -> None:
+def test_ignored_column_made_a_feature_reaches_everything(turn: Turn, before: Turned) -> None:
     now = turn(lambda contract, params: column(contract, "price").update(role="feature"))
     assert set(now.bundle.manifest.numeric) == {"weight", "items", "price"}
     assert "price" in properties(now)

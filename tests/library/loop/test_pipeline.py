@@ -92,9 +92,7 @@ def corrupt_cache(path: Path) -> None:
     copy.chmod(0o444)  # DVC looks closer at files that can be written.
 
 
-def test_what_dvc_restores_from_a_corrupted_cache_is_used_by_no_stage_and_judged_by_no_gate(
-    finished: Path, contract: Contract
-) -> None:
+def test_corrupted_cache_is_used_by_no_stage_and_no_gate(finished: Path, contract: Contract) -> None:
     parts = (paths.SPLITS["train"], paths.SPLITS["test"], paths.MODEL, paths.BUNDLE / bundle.MODEL)
     for path in parts:
         corrupt_cache(path)
@@ -136,7 +134,7 @@ def changed(finished: Path) -> Changed:
     return Changed(finished, ran, first, contents(paths.BUNDLE), (lock, dvc_stages.hash_lock()))
 
 
-def test_a_changed_parameter_reruns_what_it_reaches_and_any_version_comes_back(changed: Changed) -> None:
+def test_changed_parameter_reruns_its_stages_and_can_be_undone(changed: Changed) -> None:
     assert changed.ran == ["evaluate", "package"]
     assert changed.first != changed.second
     assert changed.locks[0] != changed.locks[1]
@@ -164,7 +162,7 @@ def run(path: Path) -> TrainingResult:
     return outcome
 
 
-def test_a_broken_row_stops_the_run_and_nothing_else_changes_until_it_is_mended(
+def test_broken_row_stops_the_run_until_it_is_fixed(
     finished: Path, contract: Contract, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good = pl.read_parquet(project.RAW)
@@ -173,7 +171,7 @@ def test_a_broken_row_stops_the_run_and_nothing_else_changes_until_it_is_mended(
     beyond = pl.when(pl.int_range(pl.len()) == 7).then(column.range[1] + 1).otherwise(pl.col(column.name))
     serving, model = contents(finished / "var" / "serving"), contents(finished / "bundle")
     project.write_raw(finished, good.with_columns(beyond.cast(good.schema[column.name]).alias(column.name)))
-    with pytest.raises(ProjectError, match="stage 'validate' failed; its message stands above"):
+    with pytest.raises(ProjectError, match="stage 'validate' failed; its message is above"):
         run(finished)
     told = capfd.readouterr()
     assert "data/raw/table.parquet changed: recorded with DVC" in told.out
@@ -186,9 +184,7 @@ def test_a_broken_row_stops_the_run_and_nothing_else_changes_until_it_is_mended(
     assert run(finished)[:2] == ("1", "champion")
 
 
-def test_a_worse_model_is_registered_with_its_reasons_and_the_champion_stays(
-    finished: Path, contract: Contract
-) -> None:
+def test_worse_model_is_registered_and_the_champion_stays(finished: Path, contract: Contract) -> None:
     serving = contents(finished / "var" / "serving")
     worse = {"hist_gradient_boosting": {"max_iter": 1, "learning_rate": 0.01, "max_leaf_nodes": 2}}
     project.set_params(finished, {"train": worse})

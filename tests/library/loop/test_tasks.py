@@ -277,7 +277,7 @@ def test_the_log_and_the_file_are_measured_alike(made: Made, scored: Path, serve
     assert logged.profile == filed.profile
 
 
-def test_rows_like_the_test_rows_are_ok_and_labels_dealt_anew_degrade(
+def test_similar_rows_are_ok_and_shuffled_labels_degrade(
     made: Made, scored: Path, params: Params, tmp_path: Path
 ) -> None:
     window = from_file(scored, made.bundle, slices(made.contract))

@@ -1,4 +1,4 @@
-"""The command as a process. An interrupt while its libraries are still being loaded ends it without a traceback."""
+"""Entry point of the command; an interrupt during imports ends it without a traceback."""
 
 import signal
 import sys
@@ -6,13 +6,13 @@ from typing import NoReturn
 
 
 def main(project: str) -> NoReturn:
-    """Load the project and the command line, then leave everything to it; `stage NAME` runs one stage of dvc.yaml.
+    """Load the project and run the command line; `stage NAME` runs one stage of dvc.yaml.
 
     Args:
         project: `module:attribute` of the project's `Project`.
     """
     interrupt = signal.getsignal(signal.SIGINT)
-    if interrupt is not signal.SIG_IGN:  # As of what a script starts in the background.
+    if interrupt is not signal.SIG_IGN:  # It is ignored in a process that a script starts in the background.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from flywheel_ml.core.project import import_reference
 

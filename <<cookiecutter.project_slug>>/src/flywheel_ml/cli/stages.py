@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml by name; each is a process of its own that imports what it needs and nothing else."""
+"""The stages of dvc.yaml by name; each runs in its own process and imports only what it needs."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -20,7 +20,7 @@ STAGES = {
 
 
 def main(project: Project, arguments: Sequence[str]) -> NoReturn:
-    """Run the stage that is named; its errors become one line and an exit status other than 0."""
+    """Run the named stage; an error becomes one line and a non-zero exit status."""
 
     def run() -> None:
         name = arguments[0] if len(arguments) == 1 else ""

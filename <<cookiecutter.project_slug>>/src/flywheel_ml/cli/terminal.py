@@ -1,4 +1,4 @@
-"""What the command line prints beside single lines: tables, verdicts, next steps."""
+"""Terminal output of the command line: tables, verdicts and next steps."""
 
 import json
 import math
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 MAX_COLUMNS = 60
 BAR, SHOWN_CHARACTERS = 12, 24
-"""Characters of the longest bar, and of a value, in a table."""
+"""Maximum characters of a bar, and of a value, in a table."""
 
 console = Console(highlight=False)
 
 
 def show_rollout_status(now: "Routing", server: str, settings: Settings) -> None:
-    """Print who answers what share, and how that went."""
+    """Print share and statistics of each variant, and the state of the circuit breaker."""
     from flywheel_ml.flows import rollout, rollout_status
 
-    table = Table("who", "version", "digest", "share", "since (UTC)", "rows", "mean score", "ms", "last row")
+    table = Table("variant", "version", "digest", "share", "since (UTC)", "rows", "mean score", "ms", "last row")
     table.box, table.header_style = None, "bold"
     found = rollout_status.list_variant_statuses(now, settings)
     for one in found:
@@ -57,7 +57,7 @@ def show_rollout_status(now: "Routing", server: str, settings: Settings) -> None
 
 
 def show_explanation(found: "ExplainedPrediction") -> None:
-    """Print a prediction, and what each column added to its score."""
+    """Print a prediction, and the contribution of each column to its score."""
     logged, why = found.prediction, found.explanation
     when = datetime.fromtimestamp(logged.timestamp_us / 1e6, tz=UTC)
     console.print(
@@ -70,8 +70,8 @@ def show_explanation(found: "ExplainedPrediction") -> None:
     places = _count_decimals(max(largest, abs(why.score), abs(why.base)))
     what = "value" if why.explained_class is None else f"probability of {escape(_to_text(why.explained_class))}"
     console.print(
-        f"[bold]{what} {why.score:.{places}f}[/] = {why.base:.{places}f}, the mean of "
-        f"{why.method.background_rows} training rows, {why.score - why.base:+.{places}f} through its columns:",
+        f"[bold]{what} {why.score:.{places}f}[/] = {why.base:.{places}f} (mean of "
+        f"{why.method.background_rows} training rows) {why.score - why.base:+.{places}f} (sum of the contributions):",
         soft_wrap=True,
     )
     table = Table("column", "value", "contribution", "", "error", box=None, header_style="bold")
@@ -92,7 +92,7 @@ def show_explanation(found: "ExplainedPrediction") -> None:
 
 
 def show_proposal(found: "Examination") -> None:
-    """Print what `adopt` decided, and the issues it saw."""
+    """Print the decisions of `adopt`, and the issues it found."""
     from flywheel_ml.data.adoption.columns import describe_entry
 
     profile, proposal = found.profile, found.proposal
@@ -107,7 +107,7 @@ def show_proposal(found: "Examination") -> None:
         table.add_row(*map(escape, cells), style="dim" if decision.what == "ignored" else None)
     console.print(table)
     if len(by_column) > MAX_COLUMNS:
-        console.print(f"… and {len(by_column) - MAX_COLUMNS:,} more columns; contract.yaml will name them all")
+        console.print(f"… and {len(by_column) - MAX_COLUMNS:,} more columns; contract.yaml lists them all")
     for issue in proposal.issues[:MAX_COLUMNS]:
         colour = {"refused": "red", "warned": "yellow", "handled": "dim"}[issue.severity]
         where = f"{escape(issue.column)}: " if issue.column else ""
@@ -118,7 +118,7 @@ def show_proposal(found: "Examination") -> None:
 
 
 def show_window(found: "MonitoringRun") -> None:
-    """Print what monitoring found in a window."""
+    """Print the alerts and the verdict of a monitored window."""
     for alert in found.alerts:
         console.print(f"[bold]{alert.severity}[/]: {alert.what}: {escape(alert.evidence)}", soft_wrap=True)
     console.print(
@@ -128,35 +128,35 @@ def show_window(found: "MonitoringRun") -> None:
 
 
 def show_checks(checks: "list[Check]") -> None:
-    """Print what each gate said."""
+    """Print the result of each gate."""
     for check in checks:
         mark = "[green]passed [/]" if check.passed else "[red]REFUSED[/]"
         console.print(f"  {mark} {check.gate}: {escape(check.reason)}", soft_wrap=True)
 
 
 def print_uncommitted() -> None:
-    """Say what git does not know yet of what was run, if anything."""
+    """Print the uncommitted files that are needed to reproduce the run, if any."""
     from flywheel_ml.flows.versioning import git
 
     if changed := git.list_uncommitted():
         paths = " ".join(f"'{name}'" if "*" in name else name for name in changed)
         console.print(
-            f"Not in git yet, and needed to find this version again: git add {paths} && git commit", soft_wrap=True
+            f"Uncommitted files are needed to reproduce this version: git add {paths} && git commit", soft_wrap=True
         )
 
 
 def print_next_step(role: str) -> None:
-    """Say what to do with a model of this role."""
+    """Print the next commands for a model with this role."""
     if role == "champion":
-        console.print("Next: `make serve` answers predictions, `make ui` shows the run.")
+        console.print("Next: `make serve` starts the API, `make ui` shows the run.")
     elif role == "challenger":
         console.print("Next: `make promote` makes it champion, `make rollout` shows all versions.")
     elif role == "rolled back":
-        console.print("It was rolled back; `make promote VERSION=` makes it champion all the same.")
+        console.print("It was rolled back; `make promote VERSION=` makes it champion again.")
 
 
 def _count_decimals(size: float) -> int:
-    """Digits after the point that show a number of this size to four significant ones."""
+    """Count the decimals that show a number of this size with four significant digits."""
     return max(0, 3 - math.floor(math.log10(size))) if size else 4
 
 

@@ -1,4 +1,4 @@
-"""The command line: one verb each; every verb stands in the Makefile too."""
+"""The command line of the project. Each command is also a target of the Makefile."""
 
 import json
 import os
@@ -31,7 +31,7 @@ SplitMode = Literal["time", "hash"]
 INTERRUPTED = 130
 DEFAULT_SHARE = 0.1
 
-# Heavy libraries are imported in the verb that needs them: `--help` and `serve` must not wait for MLflow.
+# Each command imports its heavy libraries itself: `--help` and `serve` must not wait for MLflow.
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,16 +41,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 rollout_app = typer.Typer(
-    no_args_is_help=True, help="Which version answers what share: start, status, promote, abort, rollback, sync."
+    no_args_is_help=True,
+    help="Choose which version serves which share of the traffic: start, status, promote, abort, rollback, sync.",
 )
 app.add_typer(rollout_app, name="rollout")
 
 ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
-"""Tools are quiet; OpenMP threads that spin while they wait would make a shared machine many times slower."""
+"""Quiet tools; OpenMP threads that busy-wait would make a shared machine many times slower."""
 
 
 def main(project: Project) -> NoReturn:
-    """Entry point: an error becomes one line and an exit status other than 0."""
+    """Run a command; an error becomes one line and a non-zero exit status."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     run_command(lambda: _invoke(project))
@@ -60,14 +61,14 @@ def _invoke(project: Project) -> None:
     try:
         status = app(standalone_mode=False, obj=project)
     except typer.TyperException as error:
-        if not error.format_message():  # No verb was given: the help stands above.
+        if not error.format_message():  # No command was given: the help has been printed.
             sys.exit(2)
         context = getattr(error, "ctx", None)
         path = context.command_path if context else Path(sys.argv[0]).name
         raise ConfigError(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{path} --help`") from None
     except typer.Abort:
         raise KeyboardInterrupt from None
-    if status == INTERRUPTED:  # Typer's own way of an interrupt, which says nothing.
+    if status == INTERRUPTED:  # Typer reports an interrupt silently by this status.
         raise KeyboardInterrupt
     sys.exit(status)
 
@@ -75,9 +76,9 @@ def _invoke(project: Project) -> None:
 @app.command()
 def run(
     ctx: typer.Context,
-    force: Annotated[bool, typer.Option("--force", help="Go through every step even if nothing changed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run every step even if nothing changed.")] = False,
 ) -> None:
-    """Train: raw data, stages, gates, registry, rollout. Does nothing when nothing changed."""
+    """Train a model: raw data, stages, gates, registry, rollout. Does nothing if nothing changed."""
     from flywheel_ml.data.adoption import applying
     from flywheel_ml.flows import run_state
     from flywheel_ml.flows.orchestration import engine
@@ -97,7 +98,7 @@ def run(
         if current:
             other = "" if last["champion"] in (None, last["version"]) else f"; version {last['champion']} is champion"
             summary = f"Up to date: version {last['version']}, {last['role']}{other}."
-            console.print(f"{summary} [dim]`run --force` goes through all steps.[/]")
+            console.print(f"{summary} [dim]`run --force` runs all steps.[/]")
             terminal.print_uncommitted()
             _raise_if_refused(last["version"], last["role"])
             return
@@ -123,10 +124,10 @@ def _raise_if_refused(version: str, role: str) -> None:
 def serve(
     ctx: typer.Context,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    port: Annotated[int, typer.Option(help="Port; 0 selects a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1,
 ) -> None:
-    """Answer predictions over HTTP from the serving folder."""
+    """Serve predictions over HTTP from the serving folder."""
     from flywheel_ml.serving.process.server import run as serve_forever
 
     serve_forever(ctx.obj, Settings.read, host=host, port=port, workers=workers)
@@ -135,9 +136,9 @@ def serve(
 @app.command()
 def score(
     ctx: typer.Context,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A file that adopt would read.")],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Parquet.")],
-    prefect: Annotated[bool, typer.Option("--prefect", help="As a Prefect flow run.")] = False,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Table in any format that `adopt` reads.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Parquet file to write.")],
+    prefect: Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow.")] = False,
 ) -> None:
     """Score a table with the champion."""
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -160,9 +161,9 @@ def score(
     for rule, count in list(done.violations.items())[:5]:
         console.print(f"[yellow]![/] {count:,} rows: {escape(rule)}", soft_wrap=True)
     if done.violations:
-        console.print("[yellow]![/] Rows that break the contract are scored all the same; trust them less.")
+        console.print("[yellow]![/] Rows that break the contract were scored too; their predictions are less reliable.")
     console.print(
-        f"{done.rows:,} rows in {done.seconds:.1f} s ({speed:,.0f} a second) "
+        f"{done.rows:,} rows in {done.seconds:.1f} s ({speed:,.0f} per second) "
         f"by version {done.model_version} → {output}",
         soft_wrap=True,
     )
@@ -171,11 +172,13 @@ def score(
 @app.command()
 def window(
     ctx: typer.Context,
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Parquet.")],
-    since: Annotated[datetime | None, typer.Option(help="First moment; `data.until` if not given.")] = None,
-    until: Annotated[datetime | None, typer.Option(help="First moment after; a month on if not given.")] = None,
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Parquet file to write.")],
+    since: Annotated[datetime | None, typer.Option(help="Start of the span, inclusive; default: `data.until`.")] = None,
+    until: Annotated[
+        datetime | None, typer.Option(help="End of the span, exclusive; default: one month after the start.")
+    ] = None,
 ) -> None:
-    """Cut a span of the raw table into a file, for example the month after `data.until`."""
+    """Export a span of the raw table to a file, for example the month after `data.until`."""
     from flywheel_ml.data.window import export_span
 
     rows = export_span(output, Contract.load(paths.CONTRACT), ctx.obj.load_params(), since, until)
@@ -185,32 +188,34 @@ def window(
 @rollout_app.command("start")
 def rollout_start(
     ctx: typer.Context,
-    version: Annotated[str | None, typer.Argument(help="The challenger if not given.")] = None,
+    version: Annotated[str | None, typer.Argument(help="Version number; default: the challenger.")] = None,
     share: Annotated[
-        float | None, typer.Option(help="Part of the traffic that it answers, above 0 and at most 1; 0.1 if not given.")
+        float | None, typer.Option(help="Share of the traffic that it answers, above 0 and at most 1; default: 0.1.")
     ] = None,
-    shadow: Annotated[bool, typer.Option("--shadow", help="Ask and log it; the champion answers all.")] = False,
-    why: Annotated[str, typer.Option(metavar="REASON", help="Kept on record.")] = "started",
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Only score and log; the champion answers all requests.")
+    ] = False,
+    why: Annotated[str, typer.Option(metavar="REASON", help="Reason for the audit log.")] = "started",
 ) -> None:
-    """Try a version out beside the champion, on a share of the traffic or as its shadow; again: change the share."""
+    """Start an experiment with a version: a share of the traffic, or a shadow. Repeat it to change the share."""
     from flywheel_ml.flows import rollout
 
     if shadow and share is not None:
-        raise ConfigError("a shadow answers nobody and has no share; give --share or --shadow")
+        raise ConfigError("a shadow answers no requests and has no share; give either --share or --shadow")
     if share is not None and not 0 < share <= 1:
         raise ConfigError(f"--share is {share:g}; give a number above 0 and at most 1")
     now = rollout.start(_open_registry(ctx), Settings.read(), version, None if shadow else share or DEFAULT_SHARE, why)
-    console.print(f"Serving: {rollout.describe_routing(now)}; servers take it up within a second.")
+    console.print(f"Serving: {rollout.describe_routing(now)}; servers follow within a second.")
 
 
 @rollout_app.command("status")
 def rollout_status(
     ctx: typer.Context,
     server: Annotated[
-        str, typer.Option(metavar="URL", help="Asked for the state of its breaker.")
+        str, typer.Option(metavar="URL", help="Server to ask for the state of its circuit breaker.")
     ] = "http://127.0.0.1:8000",
 ) -> None:
-    """Who answers what share since when, how often, and the last changes."""
+    """Show versions, the share and statistics of each variant, and the last changes."""
     from flywheel_ml.core import serving_folder
     from flywheel_ml.core.metrics import HEADLINE
     from flywheel_ml.flows import rollout
@@ -247,54 +252,58 @@ def rollout_status(
 @rollout_app.command("promote")
 def rollout_promote(
     ctx: typer.Context,
-    version: Annotated[str | None, typer.Argument(help="What is tried out, or the challenger, if not given.")] = None,
+    version: Annotated[
+        str | None, typer.Argument(help="Version number; default: the version in the experiment, else the challenger.")
+    ] = None,
     override: Annotated[
-        str, typer.Option(metavar="REASON", help="Promote a refused version all the same; the reason is kept.")
+        str, typer.Option(metavar="REASON", help="Promote a version that a gate refused; the reason is recorded.")
     ] = "",
-    why: Annotated[str, typer.Option(metavar="REASON", help="Kept on record.")] = "promoted",
+    why: Annotated[str, typer.Option(metavar="REASON", help="Reason for the audit log.")] = "promoted",
 ) -> None:
-    """Make a version champion and serve it; what is tried out ends."""
+    """Make a version champion and serve it; a running experiment ends."""
     from flywheel_ml.flows import rollout
 
     promoted = rollout.promote(_open_registry(ctx), Settings.read(), version, override, why)
-    console.print(f"Version {promoted.number} is champion; servers take it up within a second.")
+    console.print(f"Version {promoted.number} is champion; servers follow within a second.")
 
 
 @rollout_app.command("abort")
 def rollout_abort(
     ctx: typer.Context,
-    why: Annotated[str, typer.Option(metavar="REASON", help="Kept on record.")] = "aborted",
+    why: Annotated[str, typer.Option(metavar="REASON", help="Reason for the audit log.")] = "aborted",
 ) -> None:
-    """End what is tried out: the champion answers everything."""
+    """End the experiment; the champion answers all requests."""
     from flywheel_ml.flows import rollout
 
     now = rollout.abort(_open_registry(ctx), Settings.read(), why)
-    console.print(f"Serving: {rollout.describe_routing(now)} alone; servers take it up within a second.")
+    console.print(f"Serving: {rollout.describe_routing(now)} alone; servers follow within a second.")
 
 
 @rollout_app.command("rollback")
 def rollout_rollback(
     ctx: typer.Context,
-    why: Annotated[str, typer.Option(metavar="REASON", help="Kept on record.")] = "rolled back",
+    why: Annotated[str, typer.Option(metavar="REASON", help="Reason for the audit log.")] = "rolled back",
 ) -> None:
-    """Go back to the version that was champion before; what is tried out ends."""
+    """Make the previous champion champion again; a running experiment ends."""
     from flywheel_ml.flows import rollout
 
     promoted = rollout.rollback(_open_registry(ctx), Settings.read(), why)
-    console.print(f"Version {promoted.number} is champion again; servers take it up within a second.")
+    console.print(f"Version {promoted.number} is champion again; servers follow within a second.")
 
 
 @rollout_app.command("sync")
 def rollout_sync(
     ctx: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until stopped, as a sidecar of servers does.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 5.0,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep syncing until stopped, for example as a sidecar of servers.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two syncs.")] = 5.0,
 ) -> None:
-    """Make the serving folder equal to the registry, for example after it was lost."""
+    """Bring the serving folder in line with the registry, for example after the folder was lost."""
     from flywheel_ml.flows import rollout
 
     if watch:
-        # Every step is safe to be cut off after, so there is nothing to finish.
+        # An interruption after any step is safe, so there is nothing to finish.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         rollout.sync_forever(
             lambda: _open_registry(ctx),
@@ -310,13 +319,13 @@ def rollout_sync(
 def monitor(
     ctx: typer.Context,
     source: Annotated[
-        Path | None, typer.Argument(metavar="[SCORED]", help="A scored file; the prediction log if not given.")
+        Path | None, typer.Argument(metavar="[SCORED]", help="Scored file; default: the prediction log.")
     ] = None,
-    since: Annotated[datetime | None, typer.Option(help="Of the log: first moment (UTC).")] = None,
-    until: Annotated[datetime | None, typer.Option(help="Of the log: first moment after (UTC).")] = None,
-    prefect: Annotated[bool, typer.Option("--prefect", help="As a Prefect flow run.")] = False,
+    since: Annotated[datetime | None, typer.Option(help="Start of the span in the log, inclusive (UTC).")] = None,
+    until: Annotated[datetime | None, typer.Option(help="End of the span in the log, exclusive (UTC).")] = None,
+    prefect: Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow.")] = False,
 ) -> None:
-    """Judge predictions against the reference. Exit status: 0 ok, 3 insufficient data, 4 drift, 5 degraded."""
+    """Compare predictions with the reference. Exit status: 0 ok, 3 insufficient data, 4 drift, 5 degraded."""
     from flywheel_ml.flows.monitoring import monitor_window
     from flywheel_ml.monitoring.result import EXIT_STATUS
 
@@ -332,10 +341,10 @@ def monitor(
 @app.command()
 def explain(
     ctx: typer.Context,
-    id: Annotated[str, typer.Option("--id", metavar="ID", help="Of the prediction, as its answer told it.")],  # noqa: A002
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    id: Annotated[str, typer.Option("--id", metavar="ID", help="Id of the prediction, from its response.")],  # noqa: A002
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Say what each column contributed to a logged prediction, by the version that made it."""
+    """Explain a logged prediction: what each column contributed to its score."""
     from flywheel_ml.flows.explaining import explain_logged
 
     found = explain_logged(ctx.obj, id, Settings.read(), lambda: _open_registry(ctx))
@@ -347,7 +356,7 @@ def explain(
 
 @app.command()
 def ui() -> None:
-    """Open MLflow's and Prefect's pages: starts both servers and prints their addresses."""
+    """Start the web UIs of MLflow and Prefect, and print their addresses."""
     from flywheel_ml.flows.orchestration import web_ui
     from flywheel_ml.flows.progress import Progress
     from flywheel_ml.model.registration.registry import Registry
@@ -361,27 +370,30 @@ def ui() -> None:
 def adopt(
     ctx: typer.Context,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder of Parquet files, or a database URL.")],
-    target: Annotated[str, typer.Option(metavar="COLUMN", help="What to predict.")],
-    query: Annotated[str, typer.Option(metavar="SQL", help="With a database URL: which rows.")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that have uncommitted edits, too.")] = False,
-    name: Annotated[str, typer.Option(help="Of table and model; the file's name if not given.")] = "",
-    id: Annotated[str, typer.Option("--id", metavar="COLUMN", help="Names each row.")] = "",  # noqa: A002
-    time: Annotated[str, typer.Option(metavar="COLUMN", help="When each row happened, or `none`.")] = "",
-    group: Annotated[str, typer.Option(metavar="COLUMN", help="Whose rows stay on one side of the split.")] = "",
-    weight: Annotated[str, typer.Option(metavar="COLUMN", help="How much each row counts in fitting.")] = "",
-    ignore: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="No input; may be repeated.")] = None,
+    target: Annotated[str, typer.Option(metavar="COLUMN", help="Column to predict.")],
+    query: Annotated[str, typer.Option(metavar="SQL", help="Query that selects the rows of a database.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also replace files with uncommitted edits.")] = False,
+    name: Annotated[str, typer.Option(help="Name of table and model; default: the name of the file.")] = "",
+    id: Annotated[str, typer.Option("--id", metavar="COLUMN", help="Identifies each row.")] = "",  # noqa: A002
+    time: Annotated[str, typer.Option(metavar="COLUMN", help="Time of each row, or `none`.")] = "",
+    group: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Rows with the same value stay in the same part of the split.")
+    ] = "",
+    weight: Annotated[str, typer.Option(metavar="COLUMN", help="Weight of each row in training.")] = "",
+    ignore: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Not an input; may be repeated.")] = None,
     feature: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="An input; may be repeated.")] = None,
-    task: Annotated[Task | None, typer.Option(help="If the target could be read in two ways.")] = None,
+    task: Annotated[Task | None, typer.Option(help="Task, if the target allows more than one.")] = None,
     split: Annotated[
-        SplitMode | None, typer.Option(help="Into train, validation and test by time, or by chance.")
+        SplitMode | None, typer.Option(help="Split into train, validation and test by time or at random.")
     ] = None,
-    positive: Annotated[str, typer.Option(metavar="LABEL", help="Of two classes, the one to look for.")] = "",
+    positive: Annotated[str, typer.Option(metavar="LABEL", help="The positive one of two classes.")] = "",
     keep_na: Annotated[
-        list[str] | None, typer.Option("--keep-na", metavar="COLUMN", help="NA is a value in it; may be repeated.")
+        list[str] | None,
+        typer.Option("--keep-na", metavar="COLUMN", help="NA is a value in this column; may be repeated."),
     ] = None,
 ) -> None:
-    """Put your own table in the place of this one: contract, parameters and rows; nothing is left half-done."""
+    """Replace the table of this project with your own: contract, parameters and rows, atomically."""
     from flywheel_ml.data.adoption import adopt as adoption
     from flywheel_ml.data.adoption.overrides import Overrides
     from flywheel_ml.flows import run_state
@@ -403,9 +415,7 @@ def adopt(
     )
     with engine.lock_project(run_state.FOLDER, "run", doing="adopt"):
         if not force and (edited := git.list_edited(adoption.list_overwritten_files(ctx.obj.folder))):
-            raise ConfigError(
-                f"edits that are not in git would be lost: {', '.join(edited)}; commit them, or pass --force"
-            )
+            raise ConfigError(f"uncommitted edits would be lost: {', '.join(edited)}; commit them, or pass --force")
         now = datetime.now(UTC).replace(tzinfo=None)
         with ExitStack() as stack:
             with console.status("reading the table"):
@@ -414,13 +424,13 @@ def adopt(
             if not yes and not any(issue.severity == "refused" for issue in found.proposal.issues):
                 if not sys.stdin.isatty():
                     raise ConfigError(
-                        "nothing was changed: there is no terminal to ask at; pass --yes (make: ARGS=--yes)"
+                        "nothing was changed: confirmation needs a terminal; pass --yes (make: ARGS=--yes)"
                     )
-                typer.confirm("Make this project about it?", abort=True)
-            with console.status("writing the project's own copy"):
+                typer.confirm("Replace the table of this project?", abort=True)
+            with console.status("writing the project's copy"):
                 before = adoption.adopt_table(found, Settings.read(), ctx.obj)
-    console.print(f"Adopted. What was here is in {before}; `git diff` shows what changed.", soft_wrap=True)
-    console.print("Next: read contract.yaml, then `make run` trains, `make serve` answers.")
+    console.print(f"Adopted. A backup is in {before}; `git diff` shows the changes.", soft_wrap=True)
+    console.print("Next: check contract.yaml, then run `make run` to train and `make serve` to start the API.")
 
 
 @app.command()
@@ -440,7 +450,7 @@ def schedules(ctx: typer.Context) -> None:
 
 
 def _run_flow(name: str, body: Callable[[], R], prefect: bool) -> R:
-    """Run plainly, or under Prefect where that is asked for or an API is configured."""
+    """Run `body`, under Prefect if requested or if an API is configured."""
     from flywheel_ml.flows import run_state
     from flywheel_ml.flows.orchestration import engine
 

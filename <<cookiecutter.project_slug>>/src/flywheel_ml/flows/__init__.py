@@ -1,1 +1,1 @@
-"""When, where, with which retries: the flows that turn the parts, and all side effects outside a stage."""
+"""The flows: they call the stages in order, retry steps, and hold every side effect outside a stage."""

@@ -1,4 +1,4 @@
-"""Why a logged prediction came out as it did: explained by the model version that made it."""
+"""Explains a logged prediction with the model version that made it."""
 
 import json
 import math
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from flywheel_ml.model.registration.registry import Registry
 
 SCORE_TOLERANCE = 1e-4
-"""So far may a score lie from the logged one, as a share of it: libraries differ in low bits."""
+"""Allowed relative difference between a score and the logged one: library versions differ in the low bits."""
 
 
 class ExplainedPrediction(NamedTuple):
-    """A prediction as it was logged, and where its score came from."""
+    """A logged prediction and the explanation of its score."""
 
     prediction: Prediction
     explanation: Explanation
 
     def to_dict(self) -> dict[str, Any]:
-        """Both, as JSON would carry them."""
+        """Return both as one dictionary for JSON."""
         logged = self.prediction
         known = {"id": logged.id, "at": to_datetime(logged.timestamp_us).isoformat(), "entity_id": logged.entity_id}
         model = {"model_version": logged.model_version, "model_digest": logged.model_digest}
@@ -41,39 +41,39 @@ class ExplainedPrediction(NamedTuple):
 def explain_logged(
     project: Project, name: str, settings: Settings, connect: Callable[[], "Registry"]
 ) -> ExplainedPrediction:
-    """Explain the prediction of an id, a shadow's too, by its own model version.
+    """Explain the prediction with this id, including a shadow's, with the model version that made it.
 
-    The bundle comes from the serving folder, or, where that does not hold it any more, from the registry.
+    The bundle comes from the serving folder; if it is no longer there, from the registry.
 
     Args:
-        project: whose features the bundle needs.
-        name: the prediction's id.
-        settings: where log and serving folder are.
-        connect: opens the registry; called only if it is needed.
+        project: the project, whose features the bundle needs.
+        name: the id of the prediction.
+        settings: the locations of the log and the serving folder.
+        connect: opens the registry; called only if the serving folder lacks the bundle.
 
     Raises:
-        ProjectError: the log does not have the prediction, or neither place has its version.
-        NotExplainable: a prior answered, or the bundle carries no rows to compare with.
-        IntegrityError: the version does not give the logged score any more.
+        ProjectError: the prediction is not in the log, or its version is neither served nor registered.
+        NotExplainable: the class prior made the prediction, or the bundle has no background rows.
+        IntegrityError: the version no longer returns the logged score.
     """
     logged = Reader(settings.prediction_log).find(name)
     if logged is None:
         raise ProjectError(
-            f"the prediction log has no prediction '{name}'; ids stand in answers, "
-            "and ML_PREDICTION_LOG says which log is looked at"
+            f"the prediction log has no prediction '{name}'; take the id from a /predict response; "
+            "ML_PREDICTION_LOG selects the log"
         )
     row: Mapping[str, Any] = json.loads(logged.inputs)
     bundle = _open_bundle(project, logged, settings, connect)
     if logged.degraded and _is_close(_score(bundle.prior, row), logged.score):
         raise NotExplainable(
-            f"prediction '{name}' was answered by the prior of version {logged.model_version}, which gives every row "
-            "the same answer, because no model could; there is nothing to explain"
+            f"prediction '{name}' was made by the class prior of version {logged.model_version}, because no model was "
+            "available; the prior returns the same value for every row, so there is nothing to explain"
         )
     found = explain(bundle, row)
     if not _is_close(found.score, logged.score):
         raise IntegrityError(
             f"prediction '{name}' was logged with the score {logged.score:.6g}, and version {logged.model_version} "
-            f"gives {found.score:.6g} here; use the libraries that its manifest.json names"
+            f"returns {found.score:.6g} here; install the library versions that its manifest.json lists"
         )
     return ExplainedPrediction(logged, found)
 
@@ -83,12 +83,12 @@ def _open_bundle(project: Project, logged: Prediction, settings: Settings, conne
     path, known = _find_served(settings.serving_folder, version, digest)
     gone = f"version {version}, which made prediction '{logged.id}', is "
     if path is None or not path.is_dir():
-        gone += "not in the serving folder any more"
+        gone += "no longer in the serving folder"
     else:
         try:
             return Bundle.open(path, known, project.features)
         except IntegrityError as error:
-            gone += f"not whole in the serving folder ({error})"
+            gone += f"damaged in the serving folder ({error})"
     try:
         registry = connect()
         found = registry.find(digest) if digest else registry.get(version)
@@ -98,23 +98,23 @@ def _open_bundle(project: Project, logged: Prediction, settings: Settings, conne
             registry.download(found, Path(scratch))
             return Bundle.open(Path(scratch), found.digest, project.features)
     except ProjectError as error:
-        raise ProjectError(f"{gone}, and the registry does not give it: {error}") from None
+        raise ProjectError(f"{gone}, and the registry does not have it: {error}") from None
 
 
 def _find_served(folder: Path, version: str, digest: str | None) -> tuple[Path | None, str | None]:
-    """Where the serving folder has a model, and its digest as far as that is known.
+    """Return the path of a model in the serving folder, and its digest if known.
 
-    Rows that were logged before digests name a version alone.
+    Rows that were logged before digests existed hold only a version number.
     """
     if digest is not None:
         return serving_folder.find_bundle(folder, digest), digest
     try:
         now = serving_folder.read_routing(folder)
-        beside = [one.ref for one in (now.challenger, now.shadow) if one]
+        experiments = [variant.ref for variant in (now.challenger, now.shadow) if variant]
     except ProjectError:
         refs = []
     else:
-        refs = [ref for ref in (now.champion, now.previous, *beside) if ref and ref.version == version]
+        refs = [ref for ref in (now.champion, now.previous, *experiments) if ref and ref.version == version]
     if refs:
         return serving_folder.bundle_folder(folder, refs[0]), refs[0].digest
     found = folder.joinpath(serving_folder.BUNDLES).glob(f"{version}*")

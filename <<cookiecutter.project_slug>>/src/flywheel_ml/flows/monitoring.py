@@ -1,4 +1,4 @@
-"""The monitoring flow: a window of the log or a scored file against the champion's reference."""
+"""The monitoring flow: compares a window of the log, or a scored file, with the champion's reference."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -28,15 +28,15 @@ def monitor_window(
     until: datetime | None,
     on_result: Callable[[MonitoringRun], object] = id,
 ) -> MonitoringRun:
-    """Judge a scored file, or the champion's predictions logged with since ≤ time < until; report, and raise alerts.
+    """Evaluate a scored file, or the champion's predictions logged with since ≤ time < until; report and raise alerts.
 
     Args:
-        on_result: called with what was found before alerts are delivered, which may fail.
+        on_result: called with the result before the alerts are delivered, because delivery may fail.
 
     Raises:
-        ConfigError: the span has no moment, or lies in the future, or goes with a scored file.
+        ConfigError: the span is empty, starts in the future, or is combined with a scored file.
         DataError: the file cannot be read.
-        AlertError: the alerts are on file, but the webhook did not take them.
+        AlertError: the alerts were written to the file, but the webhook rejected them.
     """
     _check_span(source, since, until)
     version, opened = open_champion(project, settings)
@@ -56,11 +56,11 @@ def monitor_window(
 def _check_span(source: Path | None, since: datetime | None, until: datetime | None) -> None:
     check_span(since, until)
     if source is not None and (since or until):
-        raise ConfigError("--since and --until choose from the prediction log; a scored file is judged as a whole")
+        raise ConfigError("--since and --until select from the prediction log; remove them to monitor a scored file")
     if since is not None and _to_us(since) > now_us():
-        raise ConfigError(f"--since is {since:%F %T} (UTC), which lies in the future; give an earlier moment")
+        raise ConfigError(f"--since is {since:%F %T} (UTC), which is in the future; give an earlier time")
 
 
-def _to_us(moment: datetime) -> int:
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _to_us(time: datetime) -> int:
+    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
     return int(aware.timestamp() * 1_000_000)

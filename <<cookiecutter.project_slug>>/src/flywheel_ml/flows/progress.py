@@ -1,4 +1,4 @@
-"""What a person sees while a flow runs: one line a step, with its result and its seconds."""
+"""Terminal output of a flow: one line per step, with its result and duration."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ WIDTH = 10
 
 
 class Step:
-    """A running step; set `note` to what came of it, and `idle` where there was nothing to do."""
+    """A running step; set `note` to its result, and `idle` if there was nothing to do."""
 
     def __init__(self) -> None:
         self.note = ""
@@ -33,9 +33,9 @@ class Progress:
 
     @contextmanager
     def step(self, name: str, doing: str) -> Iterator[Step]:
-        """Time a block; print its line when it ends, well or badly."""
+        """Time a block; print its line when it ends, even if it fails."""
         step, start = Step(), time.perf_counter()
-        # No spinner: a stage is a process of its own and may print at any moment.
+        # No spinner: a stage runs in its own process and may print at any time.
         if self._console.is_terminal:
             running = f"… {name:<{WIDTH}}           {doing}"[: self._console.width - 1]
             self._console.print(f"[dim]{escape(running)}[/]", end="\r", soft_wrap=True)

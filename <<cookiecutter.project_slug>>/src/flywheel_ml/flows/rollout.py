@@ -1,8 +1,9 @@
-"""From the registry to the serving folder: which version answers what share, who decided it, and the way back.
+"""Rolls versions out from the registry to the serving folder: promotion, experiments, rollback and the audit log.
 
-The registry holds what is meant: the champion's alias, and a plan of what is tried out beside it. The folder follows,
-so that any number of folders, each beside its servers, route alike. Every change is: bundle, registry, pointer, record;
-a process killed between two of these leaves a folder that serves, and the same command again completes it.
+The registry holds the desired state: the champion's alias, and a plan of the running experiment. Serving folders follow
+the registry, so any number of folders, each next to its servers, route alike. Every change has four steps: bundle,
+registry, routing file, audit log. If a process is killed between two steps, the folder still serves, and repeating the
+command completes the change.
 """
 
 import json
@@ -37,13 +38,13 @@ Item = TypeVar("Item")
 AUDIT = "audit.jsonl"
 WAIT_SECONDS = 60
 CHAMPION_CHANGES = ("champion", ROLLBACK := "rollback")
-"""What the record calls a change of champion."""
+"""Values of `what` in the audit log for a change of champion."""
 RENUMBERED = "number"
-"""What it calls another number for the same champion, as after the registry was lost."""
+"""Its value when the same champion gets another number, for example after the registry was lost."""
 
 
 class Plan(config_model.StrictModel):
-    """What is tried out beside a champion, as the registry keeps it; without a share it is a shadow."""
+    """An experiment alongside the champion, as stored in the registry; without a share it is a shadow."""
 
     champion: str
     version: str
@@ -55,24 +56,25 @@ class Plan(config_model.StrictModel):
 
     @property
     def kind(self) -> str:
-        """In words."""
+        """Kind of experiment: `shadow`, or `challenger` with its share."""
         return "shadow" if self.share is None else f"challenger {format_share(self.share)}"
 
 
 def start(
     registry: Registry, settings: Settings, number: str | None, share: float | None, why: str = "started"
 ) -> Routing:
-    """Try a version (the challenger, if none is named) out beside the champion; the same again changes nothing.
+    """Start an experiment with a version, by default the challenger; repeating the call has no further effect.
 
     Args:
-        share: part of the traffic that it answers, in (0, 1]; None: it is a shadow, asked and logged only. Another
-            share for a challenger that answers already keeps those it answers; all else is a new experiment.
-        why: kept on record.
+        share: part of the traffic that the version answers, in (0, 1]. None makes it a shadow, which is only scored
+            and logged. A new share for a running challenger keeps the entities it already answers; any other change
+            starts a new experiment.
+        why: reason for the audit log.
 
     Raises:
-        ProjectError: there is no champion or no such version, another one is being tried out, or this one cannot
-            answer what the champion can.
-        GateRefusal: a gate refused it.
+        ProjectError: there is no champion or no such version, another experiment is running, or the version is
+            incompatible with the champion.
+        GateRefusal: a gate refused the version.
     """
     folder = settings.serving_folder
     with _lock_rollout(folder):
@@ -82,8 +84,8 @@ def start(
         chosen = number or (running.version if running else _get_challenger(registry))
         if running and running.version != chosen:
             raise ProjectError(
-                f"version {running.version} is being tried out ({running.kind}) since {running.since}; "
-                "end that first: rollout abort, or rollout promote"
+                f"an experiment with version {running.version} ({running.kind}) is running since {running.since}; "
+                "end it first: rollout abort, or rollout promote"
             )
         if running is None or running.share != share:
             _check_candidate(registry, folder, champion, chosen)
@@ -104,7 +106,7 @@ def start(
 
 
 def abort(registry: Registry, settings: Settings, why: str = "aborted") -> Routing:
-    """End what is tried out: the champion answers everything; the same again changes nothing.
+    """End the experiment, so that the champion answers everything; repeating the call has no further effect.
 
     Raises:
         ProjectError: there is no champion.
@@ -119,16 +121,16 @@ def abort(registry: Registry, settings: Settings, why: str = "aborted") -> Routi
 def promote(
     registry: Registry, settings: Settings, number: str | None, override: str = "", why: str = "promoted"
 ) -> Version:
-    """Make a version (what is tried out, or the challenger, if none is named) champion, and serve it.
+    """Make a version champion and serve it: by default the version in the experiment, else the challenger.
 
     Raises:
-        ProjectError: there is no such version, a gate refused it, or somebody else promoted in the meantime.
+        ProjectError: there is no such version, a gate refused it, or someone else promoted in the meantime.
     """
     champion = registry.find_alias(CHAMPION)
     chosen = number or _choose_candidate(registry, champion, settings.serving_folder)
     expected = champion.number if champion else None
     with _lock_rollout(settings.serving_folder):
-        # The bundle before the alias: what cannot be had is no champion.
+        # Fetch the bundle before setting the alias: a version whose bundle is unavailable must not become champion.
         _fetch(registry, registry.get_promotable(chosen, override), settings.serving_folder)
         version = registry.promote(chosen, expected, override)
         _serve(registry, version, settings, override or why)
@@ -136,17 +138,18 @@ def promote(
 
 
 def rollback(registry: Registry, settings: Settings, why: str = "rolled back") -> Version:
-    """Serve the version that was champion before, and make it champion again; what is tried out ends.
+    """Make the previous champion champion again, and serve it; a running experiment ends.
 
-    The same again changes nothing: two people in a hurry do not roll forward. An older version is promoted by number.
+    A second rollback in a row has no effect, so that two people in a hurry do not roll forward. To return to an older
+    version, promote it by number.
 
     Raises:
-        ProjectError: the serving folder knows no version before this one.
+        ProjectError: the serving folder has no previous champion.
     """
     with _lock_rollout(settings.serving_folder):
         now = serving_folder.read_routing(settings.serving_folder)
         if now.previous is None or now.champion is None:
-            raise ProjectError("there is no version to roll back to; `rollout status` shows what there is")
+            raise ProjectError("there is no previous champion to roll back to; `rollout status` lists the versions")
         _record(settings.serving_folder, now)
         champion, last = registry.find_alias(CHAMPION), _find_champion_change(settings.serving_folder)
         if champion and champion.digest == now.champion.digest and last and last["what"] == ROLLBACK:
@@ -159,11 +162,11 @@ def rollback(registry: Registry, settings: Settings, why: str = "rolled back") -
 
 
 def sync(registry: Registry, settings: Settings, why: str) -> Routing:
-    """Make the serving folder hold what the registry calls for; safe to repeat, and after a crash.
+    """Bring the serving folder in line with the registry; safe to repeat, also after a crash.
 
     Raises:
         ProjectError: the registry has no champion.
-        IntegrityError: what the registry delivered is not what was registered.
+        IntegrityError: the downloaded bundle differs from the registered one.
     """
     with _lock_rollout(settings.serving_folder):
         champion = _get_champion(registry)
@@ -172,22 +175,22 @@ def sync(registry: Registry, settings: Settings, why: str) -> Routing:
 
 
 def prune(registry: Registry, settings: Settings) -> None:
-    """Remove what is left of old versions, as every change of the serving folder does."""
+    """Remove the bundles of old versions, as every change of the serving folder also does."""
     with _lock_rollout(settings.serving_folder):
         if (now := _read_routing(settings.serving_folder)) is not None:
             _prune(registry, settings, now)
 
 
 def recover(registry: Registry, settings: Settings) -> str:
-    """Where the registry was lost and a model of it still serves: register that one again, and make it champion.
+    """Register the served champion again if the registry was lost, and make it champion.
 
-    A new model is then compared with it, and not the first of an empty registry.
+    The next model is then compared with this champion instead of being the first in an empty registry.
 
     Returns:
-        What was done, in words; empty where there was nothing to do.
+        A sentence about what was done; empty if there was nothing to do.
 
     Raises:
-        ProjectError: what serves cannot be registered.
+        ProjectError: the served champion cannot be registered.
     """
     folder = settings.serving_folder
     if registry.find_alias(CHAMPION) or not (folder / serving_folder.ROUTING).is_file():
@@ -200,8 +203,8 @@ def recover(registry: Registry, settings: Settings) -> str:
             version = _register_again(registry, folder, now.champion, now.previous)
         except ProjectError as error:
             raise ProjectError(
-                f"the registry has no champion, and the one that serves cannot be registered again: {error}; "
-                f"restore the registry from a backup, or move '{folder}' away to begin without a champion"
+                f"the registry has no champion, and the served one cannot be registered again: {error}; "
+                f"restore the registry from a backup, or move '{folder}' away to start without a champion"
             ) from None
         registry.promote(version.number, None, override="it served when the registry was lost")
     return f"the registry was lost: version {now.champion.version} still serves, and is registered as {version.number}"
@@ -210,11 +213,11 @@ def recover(registry: Registry, settings: Settings) -> str:
 def sync_forever(
     connect: Callable[[], Registry], settings: Settings, seconds: float, log: Callable[[str], object]
 ) -> Never:
-    """Sync every so many seconds, for ever; whatever fails is told once, and tried again.
+    """Sync every `seconds` seconds, forever; a failure is logged once and retried.
 
     Args:
         connect: opens the registry; called until it succeeds.
-        log: called with a line whenever there is something new to say.
+        log: called with a line whenever the state changes.
     """
     registry, logged = None, ""
     while True:
@@ -222,8 +225,8 @@ def sync_forever(
             registry = registry or connect()
             found = f"the serving folder holds {describe_routing(sync(registry, settings, why='synced'))}"
         except Exception as error:
-            # A registry that is away, or wrong, is no reason to stop serving what is there.
-            found = f"the serving folder stays as it is: {describe_error(error, settings)}"
+            # An unavailable or inconsistent registry must not stop the current champion from serving.
+            found = f"the serving folder is unchanged: {describe_error(error, settings)}"
         if found != logged:
             log(found)
         logged = found
@@ -231,12 +234,12 @@ def sync_forever(
 
 
 def format_share(share: float) -> str:
-    """A share as people write it."""
+    """Format a share as a percentage."""
     return f"{100 * share:.4g}%"
 
 
 def describe_routing(now: Routing) -> str:
-    """What answers, in words."""
+    """Describe the versions that answer, in one line."""
     parts = []
     if now.challenger:
         parts.append(f"version {now.challenger.ref.version} for {format_share(now.challenger.share)} of the keys")
@@ -246,22 +249,22 @@ def describe_routing(now: Routing) -> str:
 
 
 def read_audit(folder: Path) -> list[dict[str, Any]]:
-    """Every change of the serving folder, oldest first: when, who, what, from, to, why."""
+    """Read every change of the serving folder, oldest first: when, who, what, from, to, why."""
     path = folder / AUDIT
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
-    # What a crash cut off is no record.
+    # A line that a crash cut off is skipped.
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
 def _lock_rollout(folder: Path) -> AbstractContextManager[None]:
-    """One process at a time changes the serving folder; the next one waits for it."""
+    """Lock the serving folder: one process changes it at a time, others wait."""
     return lock_project(folder, "rollout", wait_seconds=WAIT_SECONDS)
 
 
 def _register_again(registry: Registry, folder: Path, champion: BundleRef, previous: BundleRef | None) -> Version:
-    """The champion's version in a registry that has lost it; also registers the one before, to roll back to."""
+    """Register the champion, and the previous champion for rollback, in a registry that has lost them."""
     for ref in (previous, champion):
         if ref is None or (found := registry.find(ref.digest)):
             continue
@@ -284,11 +287,11 @@ def _register_again(registry: Registry, folder: Path, champion: BundleRef, previ
 
 
 def _find_registered(registry: Registry, ref: BundleRef) -> Version:
-    """The version that holds a bundle of the serving folder, whatever its number is by now."""
+    """Find the version of a bundle in the serving folder, even if its number has changed."""
     if found := registry.find(ref.digest):
         return found
     raise ProjectError(
-        f"the registry does not know version {ref.version} of the serving folder "
+        f"the registry has no version {ref.version}, which the serving folder holds "
         f"(sha256 {short_digest(ref.digest)}…); promote another version"
     )
 
@@ -316,36 +319,36 @@ def _get_challenger(registry: Registry) -> str:
 
 
 def _choose_candidate(registry: Registry, champion: Version | None, folder: Path) -> str:
-    """Whom a promotion means that names nobody."""
+    """Choose the version to promote if none was given."""
     if champion and (running := _read_plan(registry, champion)):
         return running.version
     if champion and registry.find_alias(CHALLENGER) is None:
         now, entries = _read_routing(folder), read_audit(folder)
         is_done = now and now.champion and now.champion.digest == champion.digest
         if not is_done or (now and entries and entries[-1]["at"] != now.updated_at):
-            return champion.number  # A promotion that a crash cut short.
+            return champion.number  # Complete a promotion that a crash interrupted.
     return _get_challenger(registry)
 
 
 def _read_plan(registry: Registry, champion: Version) -> Plan | None:
-    """What is tried out beside this champion; a plan for another one is void."""
+    """Read the plan for this champion; a plan made for another champion is ignored."""
     content = registry.get_plan()
     plan = config_model.parse(content, Plan, name="the registry's rollout plan") if content else None
     return plan if plan and plan.champion == champion.number else None
 
 
 def _check_candidate(registry: Registry, folder: Path, champion: Version, number: str) -> None:
-    """Refuse what could not answer, before anything changes."""
+    """Raise if the version cannot take part in an experiment, before anything changes."""
     version = registry.get(number)
     if version.number == champion.number:
-        raise ProjectError(f"version {number} is champion already; name another, or train one")
+        raise ProjectError(f"version {number} is already champion; give another version, or train one")
     if not version.passed:
-        raise GateRefusal(f"version {number} was refused ({version.refusal}); it cannot be tried out")
+        raise GateRefusal(f"version {number} was refused ({version.refusal}); it cannot be used in an experiment")
     paths = [serving_folder.bundle_folder(folder, _fetch(registry, one, folder)) for one in (champion, version)]
     if unfit := serving_folder.find_incompatibility(
         *(Contract.load(path / bundle.CONTRACT, accept_renamed=True) for path in paths)
     ):
-        raise ProjectError(f"version {number} cannot stand beside version {champion.number}: {unfit}")
+        raise ProjectError(f"version {number} cannot run alongside version {champion.number}: {unfit}")
 
 
 def _fetch(registry: Registry, version: Version, folder: Path) -> BundleRef:
@@ -360,7 +363,7 @@ def _fetch(registry: Registry, version: Version, folder: Path) -> BundleRef:
 def _serve(
     registry: Registry, version: Version, settings: Settings, why: str, what: str = CHAMPION_CHANGES[0]
 ) -> Routing:
-    """Have a version answer; another one than before answers alone."""
+    """Route all traffic to a version; if it is a new champion, a running experiment ends."""
     folder = settings.serving_folder
     ref = _fetch(registry, version, folder)
     before = _read_routing(folder)
@@ -369,7 +372,7 @@ def _serve(
         return before
     previous = before.champion if before else None
     if before and previous and previous.digest == ref.digest:
-        # The same model under another number: what it followed stays what a rollback returns to.
+        # The same model under another number: a rollback still returns to the same previous champion.
         what, previous = RENUMBERED, before.previous
     after = Routing(
         name=registry.name,
@@ -389,7 +392,7 @@ def _get_number(ref: BundleRef | None) -> str | None:
 
 
 def _apply_plan(registry: Registry, now: Routing, plan: Plan | None, settings: Settings, why: str) -> Routing:
-    """Have the plan's version stand beside the champion, or nothing."""
+    """Route traffic to the version of the plan alongside the champion; without a plan, to the champion alone."""
     folder = settings.serving_folder
     challenger: Challenger | None = None
     shadow: Shadow | None = None
@@ -414,7 +417,7 @@ def _apply_plan(registry: Registry, now: Routing, plan: Plan | None, settings: S
 
 
 def _write_routing(registry: Registry, settings: Settings, after: Routing) -> Routing:
-    # Bundle first, then the pointer to it, then the record: a crash in between leaves a folder that serves.
+    # Bundle first, then the routing file, then the audit log: after a crash in between, the folder still serves.
     serving_folder.write_routing(settings.serving_folder, after)
     _record(settings.serving_folder, after)
     _prune(registry, settings, after)
@@ -436,7 +439,7 @@ def _is_whole(path: Path, digest: str) -> bool:
 
 
 def _read_routing(folder: Path) -> Routing | None:
-    """What is there; nothing where it cannot be read, for then it is to be written anew."""
+    """Read the routing; None if it cannot be read, because it is then written again."""
     try:
         return serving_folder.read_routing(folder)
     except ProjectError:
@@ -448,7 +451,7 @@ def _now() -> str:
 
 
 def _record(folder: Path, now: Routing) -> None:
-    """Add the change that led to `now`, unless it is on record."""
+    """Append the change that led to `now` to the audit log, unless it is already there."""
     entries = read_audit(folder)
     if now.change is None or (entries and entries[-1]["at"] == now.updated_at):
         return
@@ -470,9 +473,9 @@ def _record(folder: Path, now: Routing) -> None:
 
 
 def _prune(registry: Registry, settings: Settings, now: Routing) -> None:
-    """Remove the bundles of old versions, here and in a local artifact store, until `keep_versions` are left in each.
+    """Remove the bundles of old versions from the folder and a local artifact store; `keep_versions` stay in each.
 
-    What is in use stays, and what the prediction log refers to; where the log cannot be read, everything does.
+    Bundles in use stay, and so do those that the prediction log refers to. If the log cannot be read, all stay.
     """
     tried = [one.ref for one in (now.challenger, now.shadow) if one]
     used = {ref.digest for ref in (now.champion, now.previous, *tried) if ref}
@@ -494,7 +497,7 @@ def _prune(registry: Registry, settings: Settings, now: Routing) -> None:
 def _find_removable(
     newest: Sequence[Item], model: Callable[[Item], tuple[str, str]], used: Collection[str], most: int, log: Reader
 ) -> list[Item]:
-    """Those that may go; `model` tells the version and the digest of each."""
+    """Find the items that may be removed; `model` returns the version and the digest of each."""
     free = [one for one in newest if model(one)[1] not in used]
     old = free[max(0, most - (len(newest) - len(free))) :]
     try:

@@ -1,4 +1,4 @@
-"""Who answers what share now, since when and how often, and whether a breaker is open."""
+"""Status of the rollout: the share, start and statistics of each variant, and the state of the circuit breaker."""
 
 import json
 import urllib.request
@@ -15,7 +15,7 @@ HASHED = "sha256:"
 
 
 class VariantStatus(NamedTuple):
-    """One variant: its model, its share of the keys (None: it answers nobody, or only in need), and what it did."""
+    """A variant: its model, its share of the keys (None if it answers no requests by default), and its statistics."""
 
     variant: str
     version: str
@@ -24,11 +24,11 @@ class VariantStatus(NamedTuple):
     since: str
     tally: VariantStats | None
     rows_without_digest: int = 0
-    """Rows of the tally that were logged before digests were, and are counted by their version."""
+    """Rows that were logged before digests existed and are matched by version only."""
 
 
 def list_variant_statuses(now: Routing, settings: Settings) -> list[VariantStatus]:
-    """All that answer or are asked now, and all that did since this experiment, or this champion, began."""
+    """List the current variants, and those logged since the current experiment, or else the champion, started."""
     began = [
         entry["at"]
         for entry in read_audit(settings.serving_folder)
@@ -57,7 +57,7 @@ def list_variant_statuses(now: Routing, settings: Settings) -> list[VariantStatu
 
 
 def _matches(one: VariantStatus, tally: VariantStats) -> bool:
-    """Whether a tally is of this variant's model: by its digest, and where it has none, by its version."""
+    """Whether a tally belongs to this variant's model: by digest, or by version if it has none."""
     known = tally.model_digest
     is_same = tally.model_version == one.version if known is None else known == one.digest
     return tally.variant == one.variant and is_same
@@ -68,7 +68,7 @@ def _get_identity(ref: BundleRef) -> tuple[str, str]:
 
 
 def describe_breaker(now: Routing, server: str, settings: Settings) -> str:
-    """What a running server says of the model beside its champion; empty where there is none."""
+    """Ask a running server for the circuit breaker of its experiment; empty if no experiment is running."""
     if now.challenger is None and now.shadow is None:
         return ""
     try:
@@ -77,7 +77,7 @@ def describe_breaker(now: Routing, server: str, settings: Settings) -> str:
         return f"unknown: {server} does not answer ({getattr(error, 'reason', error)})"
     experiment = model.get("challenger") or model.get("shadow")
     if not isinstance(experiment, dict):
-        return f"unknown: {server} knows of nobody beside version {model.get('version')} yet"
+        return f"unknown: {server} serves version {model.get('version')} without an experiment so far"
     states = {
         "running": "closed",
         "paused": f"OPEN since {experiment.get('paused_at')}",
@@ -94,7 +94,7 @@ def _fetch_model(server: str, settings: Settings) -> dict[str, Any]:
     with urllib.request.urlopen(request, timeout=SERVER_SECONDS) as response:
         content = json.load(response)
     if not isinstance(content, dict):
-        raise ValueError("it is no server of this project")
+        raise ValueError("it is not a server of this project")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Whether a run went all the way to its end, told without starting a server."""
+"""Detects whether the last run completed and nothing has changed since, without starting a server."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,15 +20,16 @@ STATE_FILE = FOLDER / "run.json"
 
 
 def record_run(project: Project, settings: Settings, params: Params, outcome: Mapping[str, Any]) -> None:
-    """Note that the present bundle, judged by the present gates, was taken to its end."""
+    """Record that the run of the current bundle and gates completed."""
     write_json(STATE_FILE, {**outcome, **_compute_state(project, settings, params)})
 
 
 def find_last_run(project: Project, settings: Settings, params: Params) -> Mapping[str, Any] | None:
-    """The outcome of the last run, if there is nothing for another one to do.
+    """Return the result of the last run if it is still up to date, else None.
 
-    That is so if bundle, gates, registry and serving folder still are what it left, or what promotions and rollbacks
-    have made of them; `role` is the version's present one, `champion` the champion's number.
+    It is up to date if bundle and gates are unchanged, and registry and serving folder agree on the champion.
+    Promotions and rollbacks may have happened since: `role` is the version's current role, `champion` the number of
+    the current champion.
     """
     try:
         found: Mapping[str, Any] = read_json(STATE_FILE)
@@ -53,7 +54,7 @@ def _read_registered_state(settings: Settings, number: str) -> State | None:
 
 
 def _find_served_champion(settings: Settings) -> tuple[str, str] | None:
-    """Number and digest of the champion that serves, whose bundle is whole; raises where there should be one."""
+    """Return number and digest of the champion that serves; raise if its bundle is missing or damaged."""
     if not (settings.serving_folder / serving_folder.ROUTING).is_file():
         return None
     champion = serving_folder.read_routing(settings.serving_folder).champion

@@ -1,4 +1,4 @@
-"""Batch scoring: a table in, a table with predictions out, in pieces, through the bundle that serves."""
+"""Batch scoring: reads a table in chunks, predicts with the champion, and writes a table with predictions."""
 
 import os
 import time
@@ -31,14 +31,14 @@ from flywheel_ml.utils.files import replacing
 PREDICTION, SCORE, PROBABILITIES, LOW, HIGH, VERSION = SCORE_COLUMNS
 _ROWS = "rows"
 MAX_THREADS = 8
-"""Each holds a piece of the table in memory."""
+"""Each thread holds one chunk of the table in memory."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class ScoringResult(NamedTuple):
-    """A finished job; `violations` says which rule of the contract how many rows broke."""
+    """A finished job; `violations` has the number of rows that break each rule of the contract."""
 
     job: str
     rows: int
@@ -48,10 +48,10 @@ class ScoringResult(NamedTuple):
 
 
 def open_champion(project: Project, settings: Settings) -> tuple[str, Bundle]:
-    """Version and verified bundle that the serving folder calls champion.
+    """Open the champion of the serving folder; return its version and verified bundle.
 
     Raises:
-        ProjectError: nothing is rolled out.
+        ProjectError: no version is rolled out.
     """
     now = serving_folder.read_routing(settings.serving_folder)
     if now.champion is None:
@@ -68,23 +68,23 @@ def score(
     params: ScoreParams,
     advance: Callable[[int], object] = int,
 ) -> ScoringResult:
-    """Score a table of any format that `adopt` reads into a Parquet file, whole or not at all; one log row records it.
+    """Score a table of any format that `adopt` reads, and write a Parquet file atomically; one log row records the job.
 
-    The output has the input's columns and `prediction`, `score` (see `Predictions`) and `model_version`; of more
-    than two classes also `probabilities`, of a number `low` and `high`. Memory does not grow with the rows. A row
-    gets the same bits as from the API. Rows whose values break the contract (out of range, unknown, missing) are
-    scored all the same, and counted, as are those of a file without a nullable column.
+    The output has the input's columns and `prediction`, `score` (see `Predictions`) and `model_version`; for more
+    than two classes also `probabilities`, for regression `low` and `high`. Memory use does not grow with the rows.
+    Each row gets exactly the same result as from the API. Rows that break the contract (out of range, unknown,
+    missing) are still scored, and counted; so are rows of a file that lacks a nullable column.
 
     Args:
-        advance: called with the number of rows after each piece.
+        advance: called with the number of rows after each chunk.
 
     Raises:
-        DataError: the input cannot be read, misses a column, or holds values of another type; or the output
-            cannot be written.
+        DataError: the input cannot be read, lacks a column, or has values of another type; or the output cannot be
+            written.
     """
     _check_output(source, output)
     version, opened = open_champion(project, settings)
-    # Opened first: a log that cannot be written is to be known before the work, not after it.
+    # Opened first, so that a log that cannot be written is reported before the work starts.
     with Writer(settings.prediction_log, "batch", settings.log_synchronous) as log:
         start = time.perf_counter()
         broken = engine.task("score", _score_to_file, source, output, opened, version, params.chunk_rows, advance)
@@ -97,7 +97,7 @@ def score(
 
 
 def count_violations(frame: pl.DataFrame, contract: Contract) -> dict[str, int]:
-    """For each rule on the input columns that a frame has, how many rows break it."""
+    """Count the rows that break each rule on the input columns that the frame has."""
     there = [column for column in contract.inputs if column.name in frame.columns]
     found = {f"{check.column.name}: {check.message}": check.broken.sum() for check in build_checks(there)}
     return frame.select(**found).to_dicts()[0]
@@ -113,7 +113,7 @@ def _check_output(source: Path, output: Path) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"OUTPUT: the folder '{output.parent}' cannot be made: {error.strerror}") from None
+        raise DataError(f"OUTPUT: the folder '{output.parent}' cannot be created: {error.strerror}") from None
     if not os.access(output.parent, os.W_OK | os.X_OK):
         raise DataError(f"OUTPUT: the folder '{output.parent}' is not writable")
 
@@ -121,11 +121,11 @@ def _check_output(source: Path, output: Path) -> None:
 def _score_to_file(
     source: Path, output: Path, opened: Bundle, version: str, chunk_rows: int, advance: Callable[[int], object]
 ) -> Counter[str]:
-    """Score all rows; returns their number under `_ROWS`, and by rule of the contract how many broke it."""
+    """Score all rows; return their number under `_ROWS`, and the number of violations of each rule."""
     found: Counter[str] = Counter()
     contract = opened.contract
 
-    def answer(frame: pl.DataFrame) -> tuple[pa.Table, dict[str, int]]:
+    def predict_chunk(frame: pl.DataFrame) -> tuple[pa.Table, dict[str, int]]:
         absent = [column for column in contract.inputs if column.name not in frame.columns]
         nothing = [pl.lit(None, dtype=tables.DTYPES[column.type]).alias(column.name) for column in absent]
         predictions = opened.predict(tables.to_columns(frame.with_columns(*nothing), contract.inputs))
@@ -140,8 +140,10 @@ def _score_to_file(
     with replacing(output) as part, ThreadPoolExecutor(threads) as pool:
         writer: pq.ParquetWriter | None = None
         try:
-            # This thread reads and writes, in order; each of the others answers a piece with the model, as one alone.
-            for table, broken in _map_in_order(pool, answer, _read_checked(source, opened, chunk_rows), threads + 1):
+            # This thread reads and writes in order; each worker thread scores one chunk at a time.
+            for table, broken in _map_in_order(
+                pool, predict_chunk, _read_checked(source, opened, chunk_rows), threads + 1
+            ):
                 writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
                 writer.write_table(table)
                 found.update({_ROWS: table.num_rows, **broken})
@@ -153,7 +155,7 @@ def _score_to_file(
 
 
 def add_predictions(frame: pl.DataFrame, predictions: Predictions, contract: Contract, version: str) -> pl.DataFrame:
-    """Rows with their predictions beside them."""
+    """Add the prediction columns to the rows."""
     kind = tables.DTYPES[contract.target.type] if contract.classes else None
     found = [pl.Series(PREDICTION, predictions.values, dtype=kind), pl.Series(SCORE, predictions.scores)]
     if contract.task == "multiclass":
@@ -171,7 +173,7 @@ def _read_checked(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[pl.
             if column.name not in chunk.columns:
                 raise DataError(f"{source} has no column '{column.name}'; {suggest(column.name, chunk.columns)}")
         if taken := [name for name in SCORE_COLUMNS if name in chunk.columns]:
-            raise DataError(f"{source} has a column '{taken[0]}' already, which scoring adds; rename it")
+            raise DataError(f"{source} already has a column '{taken[0]}', which scoring adds; rename it")
         for column in contract.columns:
             if column.name in chunk.columns and chunk.schema[column.name] != tables.DTYPES[column.type]:
                 raise DataError(f"{source}: {_describe_misfit(chunk[column.name], column, at)}")
@@ -182,7 +184,7 @@ def _read_checked(source: Path, opened: Bundle, chunk_rows: int) -> Iterator[pl.
 def _read_chunks(source: Path, contract: Contract, rows: int) -> Iterator[pl.DataFrame]:
     known = {column.name for column in contract.columns}
     for frame in tables.read_chunks(source, contract, rows):
-        # What `adopt` called otherwise is called so here too.
+        # Columns that `adopt` renamed get the same new names here.
         given = {old: new for old, new in columns.map_names(frame.columns).items() if new != old and new in known}
         yield tables.conform(frame.rename(given), contract) if given else frame
 
@@ -196,7 +198,7 @@ def _describe_misfit(series: pl.Series, column: Column, at: int) -> str:
 
 
 def _map_in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterator[T], ahead: int) -> Iterator[R]:
-    """What `function` makes of each item, in their order; the pool works on at most `ahead` items beyond."""
+    """Map `function` over the items in order; the pool works at most `ahead` items ahead."""
     waiting: deque[Future[R]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

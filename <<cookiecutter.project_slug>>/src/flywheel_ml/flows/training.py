@@ -1,4 +1,4 @@
-"""The steps of training: raw table → DVC's stages → gates → MLflow's registry → serving folder."""
+"""The training steps: raw table → DVC stages → gates → MLflow registry → serving folder."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from flywheel_ml.model.registration.registry import Registry, Version
     from flywheel_ml.model.training.tune import Trial
 
-# MLflow and scikit-learn are imported where they are needed: Prefect's server, which takes longest, starts first.
+# MLflow and scikit-learn are imported when needed: Prefect's server takes longest to start, so it starts first.
 
 NAME = "training"
 
 
 class TrainingResult(NamedTuple):
-    """What a training run ended with: a version, its role (see `model.roles`) and the gates' answers."""
+    """Result of a training run: a version, its role (see `model.roles`) and the checks of the gates."""
 
     version: str
     role: str
@@ -41,7 +41,7 @@ class TrainingResult(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What the steps of a training run share; `progress` shows a person where it is."""
+    """State that the steps of a training run share; `progress` prints each step."""
 
     project: Project
     settings: Settings
@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
     @classmethod
     def begin(cls, project: Project, settings: Settings, progress: Progress) -> Self:
-        """Read contract and parameters, open the registry, and remove what a killed run left half-written."""
+        """Read contract and parameters, open the registry, and remove incomplete files of a killed run."""
         contract, params = Contract.load(paths.CONTRACT), project.load_params()
         remove_leftovers(
             Path(), paths.TABLE.parent, *{path.parent for path in paths.SPLITS.values()}, paths.REPORTS, paths.PLOTS
@@ -61,16 +61,16 @@ class Run(NamedTuple):
 
 
 def run(project: Project, settings: Settings, progress: Progress) -> TrainingResult:
-    """Train under Prefect, with a server of this process's own unless one is configured.
+    """Train under Prefect, with a private server unless one is configured.
 
     Raises:
-        Busy: another run holds the project.
-        ProjectError: a stage refused to go on.
+        Busy: another run has locked the project.
+        ProjectError: a stage failed.
     """
     name = Contract.load(paths.CONTRACT).name
     with engine.lock_project(run_state.FOLDER, "run"), ExitStack() as stack:
         with progress.step("prepare", "flow server and model registry") as step:
-            # Opening the registry, mostly imports and migrations, overlaps with the server's start.
+            # Opening the registry (mostly imports and migrations) overlaps with the start of the server.
             abandoned = stack.enter_context(
                 engine.connect_api(run_state.FOLDER / "prefect", lambda: _open_registry(project, settings, name))
             )
@@ -82,21 +82,21 @@ def run(project: Project, settings: Settings, progress: Progress) -> TrainingRes
 
 
 def recover_registry(run: Run) -> None:
-    """Register the champion that serves, if the registry was lost."""
+    """Register the served champion again if the registry was lost."""
     if restored := engine.task("recover", _recover, run.registry, run.settings):
         with run.progress.step("registry", "lost") as step:
             step.note = restored
 
 
 def fetch_raw_data(run: Run) -> None:
-    """Have the raw table in place and on record with DVC."""
+    """Make sure that the raw table exists and is tracked by DVC."""
     path = run.params.data.raw
     with run.progress.step("raw data", str(path)) as step:
         step.note = engine.task("raw data", provide_raw_data, run.project, path)
 
 
 def run_stages(run: Run) -> None:
-    """Bring the stages of dvc.yaml up to date, one after the other."""
+    """Bring the stages of dvc.yaml up to date, in order."""
     for name, doing in dvc_stages.read_stages().items():
         with run.progress.step(name, doing) as step:
             step.idle = not engine.task(name, dvc_stages.reproduce, name)
@@ -107,7 +107,7 @@ def run_stages(run: Run) -> None:
 
 
 def check_gates(run: Run) -> list[Check]:
-    """Compare the bundle with the champion and ask every gate."""
+    """Compare the bundle with the champion and run every gate."""
     with run.progress.step("gates", "may it be promoted?") as step:
         candidate = engine.task("compare", compare_with_champion, run.project, run.registry, run.settings, run.contract)
         measured = engine.task("measure", measure_bundle, run.project, run.contract, run.params)
@@ -118,7 +118,7 @@ def check_gates(run: Run) -> list[Check]:
 
 
 def register_version(run: Run, checks: list[Check]) -> "Version":
-    """Log the run and register the bundle with the answers of the gates."""
+    """Log the run and register the bundle with the checks of the gates."""
     with run.progress.step("register", "log the run, register the bundle") as step:
         version = engine.task("register", register_bundle, run.registry, run.contract, run.params, checks)
         role = engine.task("decide", assign_role, run.registry, version, run.params)
@@ -127,7 +127,7 @@ def register_version(run: Run, checks: list[Check]) -> "Version":
 
 
 def roll_out(run: Run) -> None:
-    """Make the serving folder hold the champion."""
+    """Bring the serving folder in line with the champion."""
     with run.progress.step("roll out", "serving folder") as step:
         served = engine.task("roll out", _roll_out, run.registry, run.settings)
         step.note = f"the champion is version {served}" if served else "no champion to serve"
@@ -135,7 +135,7 @@ def roll_out(run: Run) -> None:
 
 
 def finish(run: Run, version: "Version", checks: list[Check]) -> TrainingResult:
-    """Record that the run went to its end, so that the next one has nothing to do unless something changes."""
+    """Record that the run completed, so that the next run does nothing unless something changes."""
     role = run.registry.get_state(version.number).role
     outcome = {"version": version.number, "role": role, "seconds": run.progress.seconds}
     run_state.record_run(run.project, run.settings, run.params, outcome)
@@ -143,7 +143,7 @@ def finish(run: Run, version: "Version", checks: list[Check]) -> TrainingResult:
 
 
 def provide_raw_data(project: Project, path: Path) -> str:
-    """Have the raw table in place and on record with DVC; says what that took."""
+    """Make sure that the raw table exists and is tracked by DVC; return a summary."""
     if path.is_file():
         return f"{path} changed: recorded with DVC" if dvc_stages.track(path) else f"{path} as recorded"
     tracked = dvc_stages.is_tracked(path)
@@ -152,17 +152,17 @@ def provide_raw_data(project: Project, path: Path) -> str:
     project.fetch(path)
     if not path.is_file():
         raise DataError(
-            f"{path} is not there after {project.source} fetched it; write the table to the path it is given"
+            f"{path} does not exist after {project.source} ran; make it write the table to the path it receives"
         )
     differs = dvc_stages.track(path)
     if not tracked:
         return f"{path} fetched and recorded with DVC"
-    comparison = "it differs from what was recorded" if differs else "it is the one that was recorded"
-    return f"{path} fetched anew, since DVC has no copy; {comparison}"
+    comparison = "it differs from the recorded version" if differs else "it equals the recorded version"
+    return f"{path} fetched again, because DVC has no copy; {comparison}"
 
 
 def compare_with_champion(project: Project, registry: "Registry", settings: Settings, contract: Contract) -> Candidate:
-    """The bundle that the stages left, and what the champion makes of the same test rows."""
+    """Collect the new bundle, and the score of the champion on the same test rows."""
     from flywheel_ml.data import tables
     from flywheel_ml.model.registration.registry import CHAMPION
 
@@ -181,7 +181,7 @@ def compare_with_champion(project: Project, registry: "Registry", settings: Sett
                     manifest, champion_problem=f"it needs the column '{missing[0]}', which the table no longer has"
                 )
             if (opened.manifest.target, opened.manifest.classes) != (manifest.target, manifest.classes):
-                return Candidate(manifest, champion_problem="it predicts another target or other classes")
+                return Candidate(manifest, champion_problem="it predicts a different target or different classes")
             answers = opened.predict(tables.to_columns(rows, opened.contract.inputs))
         except ProjectError as error:
             problem = str(error).replace(scratch, f"of version {champion.number}")
@@ -189,11 +189,11 @@ def compare_with_champion(project: Project, registry: "Registry", settings: Sett
     truth = tables.encode_target(rows, contract)
     decision = metrics.DecisionRule(opened.manifest.threshold) if opened.manifest.threshold is not None else None
     found = metrics.compute_metrics(contract.task, truth, answers.output, decision).get(metrics.HEADLINE[contract.task])
-    return Candidate(manifest, found, "" if found is not None else "the test rows hold one class only")
+    return Candidate(manifest, found, "" if found is not None else "the test rows contain only one class")
 
 
 def measure_bundle(project: Project, contract: Contract, params: Params) -> dict[str, Any]:
-    """What the gates ask of the bundle that its content does not tell, as fields of `Candidate`."""
+    """Measure what the gates need but the bundle does not contain, as fields of `Candidate`."""
     from flywheel_ml.data import tables
     from flywheel_ml.model.evaluation import speed
 
@@ -208,7 +208,7 @@ def measure_bundle(project: Project, contract: Contract, params: Params) -> dict
 
 
 def register_bundle(registry: "Registry", contract: Contract, params: Params, checks: list[Check]) -> "Version":
-    """Register the bundle with the gates' answers, once for each bundle and verdict."""
+    """Register the bundle with the checks of the gates, once per bundle and verdict."""
     from flywheel_ml.model.evaluation import figures
 
     passed = all(check.passed for check in checks)
@@ -230,7 +230,7 @@ def register_bundle(registry: "Registry", contract: Contract, params: Params, ch
 
 
 def read_trials() -> list["Trial"]:
-    """What the train stage tried, with the seconds where this machine knows them."""
+    """Read the tuning trials of the train stage, with their durations if this machine ran them."""
     report = read_json(paths.REPORTS / "tuning.json")
     if not report["trials"]:
         return []
@@ -244,9 +244,9 @@ def read_trials() -> list["Trial"]:
 
 
 def assign_role(registry: "Registry", version: "Version", params: Params) -> str:
-    """Give a version its role: the first that passes is champion, later ones challenge unless params say otherwise.
+    """Assign a role: the first version that passes becomes champion, later ones challenger unless params differ.
 
-    One that was rolled back stays so until a person promotes it.
+    A version that was rolled back keeps that role until a person promotes it.
     """
     from flywheel_ml.model.registration.registry import CHAMPION
 
@@ -260,7 +260,7 @@ def assign_role(registry: "Registry", version: "Version", params: Params) -> str
 
 
 def collect_lineage() -> dict[str, Any]:
-    """Where a bundle came from: what differs between two runs that made equal bundles."""
+    """Collect the origin of a bundle: facts that may differ between two runs with equal bundles."""
     return {
         "git_commit": git.get_commit(),
         "git_dirty": git.is_dirty(),
@@ -280,7 +280,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _summarize_stage(name: str, contract: Contract, params: Params) -> str:
-    """What a person wants to know at once of a stage that has run; empty where that is nothing."""
+    """Summarize a finished stage in one line; empty if there is nothing to report."""
     if name == "train" and (found := read_trials()):
         loss, spent = formatting.METRIC_NAMES[metrics.LOSS[contract.task]], sum(trial.seconds or 0.0 for trial in found)
         best = min(trial.loss for trial in found)
@@ -293,12 +293,14 @@ def _summarize_stage(name: str, contract: Contract, params: Params) -> str:
             [formatting.overlap(test["in_train"], test["rows"], contract.time is not None)] if test["in_train"] else []
         )
         if test["rows"] < (least := params.monitor.min_rows):
-            notes.append(f"{formatting.rows(test['rows'])} to test, too few to monitor by (monitor.min_rows: {least})")
+            notes.append(
+                f"{formatting.rows(test['rows'])} in the test split, too few for monitoring (monitor.min_rows: {least})"
+            )
         return "; ".join(notes)
     if name == "evaluate":
         headline = metrics.HEADLINE[contract.task]
         measured = read_json(paths.REPORTS / "metrics.json")
-        shown = {"test": "model", "sklearn_default": "scikit-learn's boosting by default", "linear": "linear"}
+        shown = {"test": "model", "sklearn_default": "scikit-learn's default boosting", "linear": "linear"}
         notes = [
             f"{label} {measured[part][headline]:.4f}"
             for part, label in shown.items()
@@ -309,7 +311,7 @@ def _summarize_stage(name: str, contract: Contract, params: Params) -> str:
 
 
 def _summarize_selection(contract: Contract) -> str:
-    """Which candidate was chosen, and how probabilities are calibrated."""
+    """Summarize which candidate was chosen, and how its probabilities are calibrated."""
     trained = read_json(paths.REPORTS / "train.json")
     found, measure = trained["selection"], "log loss" if contract.classes else "mean squared error"
     loss = {score["name"]: score["loss"] for score in found["candidates"]}
@@ -328,7 +330,7 @@ def _summarize_selection(contract: Contract) -> str:
 
 
 def describe_no_signal(checks: list[Check], contract: Contract) -> str:
-    """One line that says that the table holds no signal, with what was tried; empty where it holds some."""
+    """Describe in one line that the table has no signal, and what was tried; empty if it has some."""
     if all(check.passed for check in checks if check.gate == NO_SIGNAL):
         return ""
     trained = read_json(paths.REPORTS / "train.json")
@@ -342,7 +344,7 @@ def describe_no_signal(checks: list[Check], contract: Contract) -> str:
 
 
 def _collect_selection_metrics() -> dict[str, float]:
-    """For MLflow: each candidate's loss and seconds, and the comparison with prior and linear baseline."""
+    """Collect metrics for MLflow: loss and seconds of each candidate, comparison with prior and linear baseline."""
     trained = read_json(paths.REPORTS / "train.json")
     found = {}
     for score in trained["selection"]["candidates"]:

@@ -424,7 +424,9 @@ def test_edits_that_git_does_not_have_are_not_overwritten(
     project.commit(former, "Start")
     (former / "contract.yaml").write_text(f"{FORMER['contract.yaml']}# mine\n")
     monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought", "--yes"])
-    with pytest.raises(ConfigError, match=r"not in git would be lost: contract.yaml; commit them, or pass --force"):
+    with pytest.raises(
+        ConfigError, match=r"uncommitted edits would be lost: contract.yaml; commit them, or pass --force"
+    ):
         verbs.app(standalone_mode=False, obj=project.PROJECT)
     monkeypatch.setattr("sys.argv", ["x", "adopt", str(table), "--target", "bought", "--yes", "--force"])
     verbs.app(standalone_mode=False, obj=project.PROJECT)

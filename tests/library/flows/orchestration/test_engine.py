@@ -1,4 +1,4 @@
-"""Steps that touch the world are tried again and others are not; one process at a time; killed ones hold nothing."""
+"""Steps that use external systems are retried, others are not; one process at a time; a kill releases the lock."""
 
 import signal
 import subprocess
@@ -31,7 +31,7 @@ class Flaky:
 
 
 class Unreachable(ProjectError):
-    """A fault of the world that a person should see as one line."""
+    """A failure of an external system that a person should see as one line."""
 
     transient = True
 
@@ -77,14 +77,12 @@ with engine.lock_project(Path("var"), "run", doing="adopt"):
 """
 
 
-def test_a_second_process_is_told_who_is_at_work_and_a_killed_one_holds_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lock_names_its_holder_and_is_released_by_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with project.start(tmp_path, "-c", HOLD, stdin=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(Busy, match=rf"another `adopt` is at work in this project \(process {other.pid}\); wait"):
+        with pytest.raises(Busy, match=rf"another `adopt` is running in this project \(process {other.pid}\); wait"):
             engine.lock_project(Path("var"), "run").__enter__()
         other.send_signal(signal.SIGKILL)
         other.communicate()
@@ -128,7 +126,7 @@ sys.stdin.read()
 
 
 @pytest.mark.chaos
-def test_what_a_killed_process_started_ends_with_it_down_to_the_grandchildren(tmp_path: Path) -> None:
+def test_killed_process_takes_its_grandchildren_along(tmp_path: Path) -> None:
     with project.start(tmp_path, "-c", TREE, stdin=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())

@@ -17,9 +17,7 @@ from library.helpers.commands import send_request, wait_until
 DEPLOYMENTS = yaml.safe_load((project.ROOT / "prefect.yaml").read_text())["deployments"]
 
 
-def test_schedules_registers_every_deployment_runs_what_is_due_and_ends_on_an_interrupt(
-    trained_project: project.PipelineRuns, tmp_path: Path
-) -> None:
+def test_schedules_registers_runs_and_stops_on_interrupt(trained_project: project.PipelineRuns, tmp_path: Path) -> None:
     path = project.copy(trained_project.path, tmp_path / "project", history=True)
     wanted = {entry["name"]: entry["schedules"] for entry in DEPLOYMENTS}
     with project.start(path, "-m", project.PACKAGE, "schedules", stdin=subprocess.DEVNULL) as process:

@@ -12,7 +12,7 @@ from library.helpers.commands import send_request, wait_until
 def test_both_addresses_are_printed_and_answer(pages: Pages) -> None:
     assert "MLflow" in pages.lines[0]
     assert "Prefect" in pages.lines[1]
-    assert pages.lines[2] == "Ctrl-C ends both.\n"
+    assert pages.lines[2] == "Press Ctrl-C to stop both.\n"
     assert b"MLflow" in send_request(pages.mlflow)
     assert b"Prefect" in send_request(pages.prefect)
 
@@ -22,7 +22,7 @@ def test_mlflow_shows_the_registered_model(pages: Pages) -> None:
     assert found["registered_models"][0]["aliases"] == [{"alias": "champion", "version": "1"}]
 
 
-def test_prefect_shows_the_killed_run_as_crashed_and_the_next_as_completed(pages: Pages) -> None:
+def test_prefect_lists_killed_run_as_crashed_next_as_completed(pages: Pages) -> None:
     runs = json.loads(send_request(f"{pages.prefect}/api/flow_runs/filter", {}))
     assert sorted(run["state"]["type"] for run in runs) == ["COMPLETED", "CRASHED"]
     assert all(run["name"].startswith("training by process ") for run in runs)

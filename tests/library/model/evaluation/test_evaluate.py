@@ -1,4 +1,4 @@
-"""Evaluation judges the model beside its baselines, by slice, and trusts only the files that training wrote."""
+"""Evaluation compares the model with its baselines, by slice, and loads only the files that training wrote."""
 
 import re
 from pathlib import Path

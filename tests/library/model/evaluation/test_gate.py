@@ -132,7 +132,7 @@ def test_refusal_by_the_linear_baseline_names_its_estimator(manifest: bundle.Man
     assert f"`train.estimator: {LINEAR[task]}` in params.yaml would be better" in reason
 
 
-def test_a_model_worse_than_the_champion_beyond_the_margin_is_refused(manifest: bundle.Manifest) -> None:
+def test_model_below_champion_beyond_the_margin_is_refused(manifest: bundle.Manifest) -> None:
     assert list(refusals(Candidate(manifest, champion=0.7611))) == ["keeps up with the champion"]
 
 
@@ -152,7 +152,7 @@ def test_a_model_is_refused_where_the_champion_cannot_be_compared(manifest: bund
     assert found == {"keeps up with the champion": "the champion cannot be compared: its artifacts are gone"}
 
 
-def test_a_bundle_that_answers_otherwise_than_scikit_learn_is_refused(manifest: bundle.Manifest) -> None:
+def test_bundle_that_differs_from_scikit_learn_is_refused(manifest: bundle.Manifest) -> None:
     wrong = manifest.model_copy(update={"parity": 0.45})
     assert list(refusals(Candidate(wrong))) == ["same answers as scikit-learn"]
 
@@ -181,9 +181,7 @@ def test_what_was_not_measured_never_passes(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_champion_or_a_parity_that_is_no_number_never_lets_a_model_pass(
-    manifest: bundle.Manifest, value: float
-) -> None:
+def test_non_finite_champion_or_parity_never_passes(manifest: bundle.Manifest, value: float) -> None:
     wrong = manifest.model_copy(update={"parity": value})
     assert set(refusals(Candidate(wrong, champion=value))) == {
         "keeps up with the champion",
@@ -243,7 +241,7 @@ def test_a_slice_that_falls_behind_is_refused_and_named(manifest: bundle.Manifes
     assert "wanted 0.6500; 1 too small to judge" in found["no slice is left behind"]
 
 
-def test_what_a_small_slice_may_miss_by_chance_is_not_held_against_it(manifest: bundle.Manifest) -> None:
+def test_small_slice_has_a_tolerance_for_chance(manifest: bundle.Manifest) -> None:
     assert not refusals(sliced(manifest, part("Y", 40, roc_auc=0.55, prevalence=0.3)))
     good = answer("no slice is left behind", sliced(manifest, part("Y", 40, roc_auc=0.98, prevalence=0.3)))
     assert "by chance up to 1.0000" in good.reason, "no measure is more than perfect"
@@ -252,7 +250,7 @@ def test_what_a_small_slice_may_miss_by_chance_is_not_held_against_it(manifest: 
     assert "lists no column" in answer("no slice is left behind", sliced(manifest)).reason
 
 
-def test_a_slice_of_numbers_is_refused_when_it_is_badly_explained_and_far_off(manifest: bundle.Manifest) -> None:
+def test_regression_slice_with_low_r2_and_large_errors_is_refused(manifest: bundle.Manifest) -> None:
     flat, large = part("flat", 900, r2=-3.0, rmse=0.5), part("large", 900, r2=0.75, rmse=9.0)
     assert not refusals(of_numbers(manifest, flat, large, part("constant", 900, rmse=0.0)))
     assert list(refusals(of_numbers(manifest, flat, part("far off", 900, r2=-0.5, rmse=6.0)))) == [

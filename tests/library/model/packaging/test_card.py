@@ -17,9 +17,7 @@ def facts(bundle_path: Path) -> dict[str, Any]:
     return bundle.verify(bundle_path).model_dump()
 
 
-def test_the_card_shows_every_measure_of_the_model_beside_its_baselines(
-    facts: dict[str, Any], contract: Contract
-) -> None:
+def test_card_lists_every_measure_of_model_and_baselines(facts: dict[str, Any], contract: Contract) -> None:
     text = card.render_card(facts, contract, SPLIT)
     assert f"# Model card: {facts['name']}" in text
     assert f"`{contract.target.name}`" in text
@@ -29,9 +27,7 @@ def test_the_card_shows_every_measure_of_the_model_beside_its_baselines(
     assert "train: 1,234 rows, 2020-01-01 to 2020-02-01" in text
 
 
-def test_test_rows_that_training_has_seen_are_counted_where_there_are_any(
-    facts: dict[str, Any], contract: Contract
-) -> None:
+def test_card_counts_test_rows_that_training_has_seen(facts: dict[str, Any], contract: Contract) -> None:
     told = f"12 of 1,234 test rows equal a training row{' but for the time' if contract.time else ''}: "
     assert told in card.render_card(facts, contract, {**SPLIT, "test": {**SPLIT["test"], "in_train": 12}})
     assert "equal a training row" not in card.render_card(
@@ -39,12 +35,10 @@ def test_test_rows_that_training_has_seen_are_counted_where_there_are_any(
     )
 
 
-def test_a_threshold_that_no_row_could_tell_is_not_called_the_cheapest(
-    facts: dict[str, Any], contract: Contract
-) -> None:
+def test_card_names_costs_if_one_class_chose_the_threshold(facts: dict[str, Any], contract: Contract) -> None:
     assert "(cheapest on out-of-fold rows)" in card.render_card(facts, contract, SPLIT)
     facts["metrics"]["validation"]["prevalence"] = 0.0
-    assert "(by the costs alone where the rows that choose it are all of one class)" in card.render_card(
+    assert "(from the costs alone, because all rows that choose it have the same class)" in card.render_card(
         facts, contract, SPLIT
     )
 
@@ -64,18 +58,20 @@ def test_every_table_row_has_the_cells_of_its_header(facts: dict[str, Any], cont
         cells = found
 
 
-def test_the_card_says_which_rows_the_bundle_carries_and_that_they_hold_personal_data(
+def test_card_states_background_rows_and_personal_data(
     facts: dict[str, Any], contract: Contract, bundle_path: Path
 ) -> None:
-    assert "The bundle carries 50 training rows (`background.json`)" in (bundle_path / bundle.CARD).read_text()
+    assert "The bundle contains 50 training rows (`background.json`)" in (bundle_path / bundle.CARD).read_text()
     first = contract.inputs[0]
     columns = tuple(
         column.model_copy(update={"personal": True}) if column is first else column for column in contract.columns
     )
     told = card.render_card(facts, contract.model_copy(update={"columns": columns}), SPLIT, background=7)
-    assert "The bundle carries 7 training rows" in told
+    assert "The bundle contains 7 training rows" in told
     assert f"personal data: `{first.name}`" in told
-    assert "carries no row of data, and its predictions cannot be explained" in card.render_card(facts, contract, SPLIT)
+    assert "contains no rows of data, so its predictions cannot be explained" in card.render_card(
+        facts, contract, SPLIT
+    )
 
 
 def test_without_slices_the_card_says_where_to_list_them(facts: dict[str, Any], contract: Contract) -> None:

@@ -66,7 +66,7 @@ def test_an_estimator_learns_the_same_model_from_the_same_rows(name: str, task: 
     assert first.tobytes() == answers().tobytes()
 
 
-def test_an_estimator_of_another_task_is_refused_with_those_of_this_one(contract: Contract, params: Params) -> None:
+def test_estimator_of_another_task_is_rejected_with_choices(contract: Contract, params: Params) -> None:
     with pytest.raises(
         ConfigError,
         match=r"'ridge' is not for binary, .*choose from logistic_regression, spline_logistic_regression",
@@ -130,7 +130,7 @@ def test_columns_of_one_kind_alone_train_and_convert(kind: str, name: str, task:
 
 
 @pytest.mark.parametrize("task", get_args(Task))
-def test_a_split_between_two_neighbouring_floats_sends_both_where_scikit_learn_does(task: Task, params: Params) -> None:
+def test_split_between_neighbouring_floats_matches_scikit_learn(task: Task, params: Params) -> None:
     contract = contract_of(task, {"name": "x", "type": "float"})
     below = np.linspace(1, 9, 40, dtype=np.float32)
     pairs = np.stack((below, np.nextafter(below, np.float32(np.inf))), axis=1)

@@ -84,7 +84,7 @@ def opened(
     return Bundle.open(make_bundle(tmp_path / "bundle", table, contract, own(params))), table
 
 
-def test_any_text_is_answered_alike_alone_among_others_and_by_scikit_learn(
+def test_any_text_is_scored_alike_alone_in_batch_and_in_sklearn(
     opened: tuple[Bundle, pl.DataFrame],
 ) -> None:
     bundle, _ = opened
@@ -99,7 +99,7 @@ def test_any_text_is_answered_alike_alone_among_others_and_by_scikit_learn(
     assert len(bundle.profile.text()) < 50_000
 
 
-def test_many_rows_are_judged_by_some_and_learnt_from_all(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_decision_samples_rows_but_training_uses_all(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     contract, table = make("binary")
     chosen = own(params)
     parts = split(table, contract, chosen.split, None)
@@ -116,7 +116,7 @@ def test_many_rows_are_judged_by_some_and_learnt_from_all(params: Params, monkey
 
 @pytest.mark.parametrize("task", TARGETS)
 @pytest.mark.parametrize("estimator", ["hist_gradient_boosting", "linear"])
-def test_words_are_kept_where_they_help_and_left_out_where_they_do_not(
+def test_words_are_used_only_if_they_help(
     task: Task, estimator: str, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contract, table = make(task)
@@ -136,7 +136,7 @@ def test_words_are_kept_where_they_help_and_left_out_where_they_do_not(
     assert package.to_onnx(fitted.model, featurizer) == package.to_onnx(fitted.model, featurizer)
 
 
-def test_words_that_all_rows_have_are_learnt_by_several_threads_without_a_warning(params: Params) -> None:
+def test_words_in_all_rows_are_fitted_in_threads_without_warning(params: Params) -> None:
     columns = [{"name": f"note {at}", "type": "string", "free_text": True} for at in range(6)]
     target = {"name": "y", "role": "target", "type": "boolean"}
     contract = config_model.parse({"name": "notes", "columns": [*columns, target]}, Contract, "contract.yaml")
@@ -167,7 +167,7 @@ def test_no_row_s_own_target_reaches_its_mean() -> None:
     assert abs(np.corrcoef(learnt, target)[0, 1]) < 0.3
 
 
-def test_a_new_function_reaches_training_one_row_many_rows_and_the_drift_profile_at_once(
+def test_new_feature_reaches_training_scoring_and_drift_profile(
     tmp_path: Path, table: pl.DataFrame, contract: Contract, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = next((column for column in contract.inputs if column.type == "float"), None)
@@ -192,7 +192,7 @@ def test_a_new_function_reaches_training_one_row_many_rows_and_the_drift_profile
     assert np.array_equal(counted.columns["twice"].astype(np.float32), many, equal_nan=True)
 
 
-def test_a_table_of_texts_alone_keeps_its_words_whether_they_help_or_not(
+def test_table_of_texts_only_always_keeps_its_words(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contract, table = make("binary")

@@ -56,7 +56,7 @@ def test_the_stock_model_refuses_a_tampered_bundle(bundle_path: Path, tmp_path: 
         BundleModel().load_context(SimpleNamespace(artifacts={"bundle": str(copy)}))
 
 
-def test_model_of_another_version_of_the_library_is_loaded_with_a_warning(bundle_path: Path, tmp_path: Path) -> None:
+def test_model_of_other_library_version_loads_with_a_warning(bundle_path: Path, tmp_path: Path) -> None:
     """As MLflow lays a model out: artifacts/bundle and code/flywheel_ml."""
     bundle = Path(shutil.copytree(bundle_path, tmp_path / "artifacts" / "bundle"))
     shipped = tmp_path / "code" / LIBRARY.name

@@ -47,7 +47,7 @@ def test_four_processes_open_a_fresh_store_at_once_and_all_succeed(tmp_path: Pat
     assert run_at_once(tmp_path, "", "", "", "") == ["0"] * 4
 
 
-def test_a_registered_model_carries_its_run_metrics_gates_lineage_and_bundle(
+def test_register_stores_metrics_gates_lineage_and_bundle(
     registry: Registry, register: Register, bundle_path: Path, tmp_path: Path
 ) -> None:
     version = register(PASSED_CHECKS)
@@ -67,7 +67,7 @@ def test_a_registered_model_carries_its_run_metrics_gates_lineage_and_bundle(
     assert bundle.verify(tmp_path / "copy", version.digest) == manifest
 
 
-def test_a_refused_model_keeps_its_reasons_and_gets_no_alias_by_any_way(registry: Registry, register: Register) -> None:
+def test_refused_model_keeps_reasons_and_never_gets_an_alias(registry: Registry, register: Register) -> None:
     version = register(FAILED_CHECKS)
     assert version.refusal == "minimum score: ROC AUC 0.5, at least 0.6"
     with pytest.raises(GateRefusal, match=r"version 1 was refused .*ROC AUC 0.5.*OVERRIDE="):
@@ -78,9 +78,7 @@ def test_a_refused_model_keeps_its_reasons_and_gets_no_alias_by_any_way(registry
     assert registry.find_alias(CHALLENGER) is None
 
 
-def test_an_override_promotes_a_refused_model_and_is_kept_with_its_reason(
-    registry: Registry, register: Register
-) -> None:
+def test_override_promotes_refused_model_and_records_reason(registry: Registry, register: Register) -> None:
     register(FAILED_CHECKS)
     assert registry.promote("1", None, override="the floor is wrong").number == "1"
     champion = registry.find_alias(CHAMPION)
@@ -92,12 +90,12 @@ def test_an_override_promotes_a_refused_model_and_is_kept_with_its_reason(
 
 def test_a_version_that_no_gate_has_judged_cannot_be_promoted(registry: Registry, register: Register) -> None:
     MlflowClient().create_model_version(NAME, source=f"runs:/{register(PASSED_CHECKS).run_id}/model")
-    with pytest.raises(GateRefusal, match="no gate has judged it"):
+    with pytest.raises(GateRefusal, match="no gate has checked it"):
         registry.promote("2", None)
 
 
 @pytest.mark.chaos
-def test_of_two_processes_that_promote_at_once_one_wins_and_one_is_told(
+def test_concurrent_promotion_succeeds_once_and_conflicts_once(
     folder: Path, registry: Registry, register: Register
 ) -> None:
     for _ in range(2):
@@ -110,7 +108,7 @@ def test_of_two_processes_that_promote_at_once_one_wins_and_one_is_told(
         [
             f"promoted {winner.number}",
             f"PromotionConflict version {loser} was not promoted: the champion is version {winner.number}, "
-            "not none as expected; look at `rollout status` and decide anew",
+            "not none as expected; check `rollout status` and try again",
         ]
     )
 
@@ -145,14 +143,14 @@ def test_a_bundle_is_found_by_its_hash_and_verdict(registry: Registry, register:
     assert registry.find("0" * 64, passed=True) is None
 
 
-def test_an_unknown_version_is_named_beside_the_known_ones(registry: Registry, register: Register) -> None:
+def test_unknown_version_is_named_with_the_known_ones(registry: Registry, register: Register) -> None:
     register(PASSED_CHECKS)
     for number in ("9", "latest"):
         with pytest.raises(ProjectError, match=f"model '{NAME}' has no version '{number}'; known: 1"):
             registry.get(number)
 
 
-def test_after_the_folder_moved_the_champion_loads_here_and_in_stock_mlflow(
+def test_moved_store_loads_champion_here_and_in_plain_mlflow(
     register: Register,
     registry: Registry,
     folder: Path,
@@ -225,7 +223,7 @@ def test_migrations_below_a_folder_with_a_percent_sign_are_found(
     assert config.get_main_option("sqlalchemy.url") == "sqlite:///50% off"
 
 
-def test_a_store_that_others_share_is_not_bent_to_this_project(
+def test_shared_store_is_not_changed_for_this_project(
     registry: Registry, register: Register, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(PASSED_CHECKS)
@@ -238,12 +236,10 @@ def test_a_store_that_others_share_is_not_bent_to_this_project(
     assert not (other / "mlartifacts").exists()
 
 
-def test_artifacts_that_are_gone_are_said_in_one_line(registry: Registry, register: Register, folder: Path) -> None:
+def test_missing_artifacts_are_reported_in_one_line(registry: Registry, register: Register, folder: Path) -> None:
     version = register(PASSED_CHECKS)
     shutil.rmtree(folder / "mlartifacts")
-    with pytest.raises(
-        ProjectError, match=f"models:/{NAME}/1/.* cannot be downloaded: .*; bring its files back"
-    ) as told:
+    with pytest.raises(ProjectError, match=f"models:/{NAME}/1/.* cannot be downloaded: .*; restore its files") as told:
         registry.download(version, folder / "copy")
     assert "\n" not in str(told.value)
 
@@ -257,7 +253,7 @@ def test_artifacts_that_are_gone_are_said_in_one_line(registry: Registry, regist
         "nonsense://someone:secret@host",
     ],
 )
-def test_a_store_that_cannot_be_used_is_one_line_without_the_password(
+def test_unusable_store_is_one_line_without_the_password(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -269,7 +265,7 @@ def test_a_store_that_cannot_be_used_is_one_line_without_the_password(
     assert "\n" not in str(told.value)
 
 
-def test_a_registry_that_does_not_answer_is_not_one_without_a_champion(
+def test_unavailable_registry_differs_from_missing_champion(
     registry: Registry, register: Register, folder: Path
 ) -> None:
     register(PASSED_CHECKS)

@@ -15,7 +15,7 @@ from flywheel_ml.utils.files import sha256_file
 
 
 @pytest.mark.parametrize("label", [True, False])
-def test_rows_of_one_class_teach_nothing(table: pl.DataFrame, contract: Contract, params: Params, label: bool) -> None:
+def test_rows_of_one_class_are_rejected(table: pl.DataFrame, contract: Contract, params: Params, label: bool) -> None:
     target = contract.target.name
     with pytest.raises(DataError, match=f"none of the 50 training rows has the class {not label} of '{target}'"):
         train.train(table.head(50).with_columns(pl.lit(label).alias(target)), contract, params)
@@ -44,7 +44,7 @@ def test_the_order_of_columns_in_the_table_does_not_matter(
     assert first.tobytes() == again.tobytes()
 
 
-def test_columns_that_are_no_inputs_teach_nothing(table: pl.DataFrame, contract: Contract, params: Params) -> None:
+def test_columns_that_are_not_inputs_are_ignored(table: pl.DataFrame, contract: Contract, params: Params) -> None:
     rows = table.head(600)
     columns = tables.to_columns(rows, contract.inputs)
     first = evaluate.predict(train.train(rows, contract, params).model, columns, contract)

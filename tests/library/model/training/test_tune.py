@@ -66,9 +66,7 @@ def completed(path: Path) -> int:
 
 
 @pytest.mark.chaos
-def test_a_search_that_was_killed_goes_on_and_chooses_as_one_that_was_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_search_resumes_and_chooses_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[TrainParams] = []
 
     def counted(found: TrainParams) -> float:
@@ -96,7 +94,7 @@ def test_a_search_that_was_killed_goes_on_and_chooses_as_one_that_was_not(
 
 
 @pytest.mark.chaos
-def test_a_train_stage_that_was_killed_while_it_tuned_writes_the_same_bytes(
+def test_train_stage_killed_while_tuning_writes_same_bytes(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.set_params(finished, {"tune": {"trials": 5, "max_rows": 300}})
@@ -134,14 +132,14 @@ def test_more_trials_add_to_those_there_are(tuning: Path, params: Params) -> Non
     assert tune.run(loss, with_trials(params, 3), "k", print).trials == few.trials
 
 
-def test_the_first_trial_is_what_the_parameters_say_so_the_choice_is_never_worse(tuning: Path, params: Params) -> None:
+def test_first_trial_uses_the_parameters_of_params_yaml(tuning: Path, params: Params) -> None:
     found = tune.run(loss, with_trials(params, 5), "k", print)
     assert found.trials[0].parameters == {}
     assert tune.apply_parameters(params.train, {}) == params.train
     assert found.best.loss <= loss(params.train)
 
 
-def test_parameters_that_cannot_be_learnt_with_are_bad_ones(tuning: Path, params: Params) -> None:
+def test_parameters_that_fail_to_train_count_as_infinite_loss(tuning: Path, params: Params) -> None:
     def fragile(tried: TrainParams) -> float:
         if tried != params.train:
             raise ValueError("Solver produced non-finite parameter weights")

@@ -38,7 +38,7 @@ ROOM = 1000
 
 
 def validate_column(name: str, values: Any, room: int = ROOM) -> CheckedColumn:
-    """Values as the column of that name of tests/serving/test_schemas.py."""
+    """Validate values as the column of this name in `test_schemas.py`."""
     return build_column(next(column for column in COLUMNS if column.name == name), values, room)
 
 

@@ -174,7 +174,7 @@ def test_model_that_fails_on_a_typical_row_is_rejected(site: Site, bundle_path: 
     site.waits_for("answering")
     site.folder.point(site.folder.add("speechless", model=nowhere(Bundle.open(bundle_path))))
     wait_for(lambda: site.model()["refused"] is not None)
-    assert "no number" in site.model()["refused"]["reason"]
+    assert "NaN or infinity" in site.model()["refused"]["reason"]
     assert site.model()["version"] == "answering"
 
 

@@ -1,6 +1,6 @@
-"""Runs a Python module that ends with its parent, however that ends, and takes along all that it started.
+"""Runs a Python module that stops when its parent dies, together with all processes it started.
 
-The parent holds the other end of its standard input; when that closes, the whole process group is killed.
+The parent holds the other end of standard input; when it closes, the whole process group is killed.
 
 python -m flywheel_ml.flows.orchestration.die_with_parent mlflow server …
 """
@@ -13,13 +13,13 @@ import threading
 
 
 def watch_parent() -> None:
-    """Tie this process, and its process group, to standard input. It must lead a group of its own."""
+    """Kill this process and its group when standard input closes; the process must lead its own group."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()
-    # Not a polite signal: nothing may keep an orphan alive.
+    # SIGKILL cannot be ignored, so no orphan stays alive.
     os.killpg(0, signal.SIGKILL)
 
 

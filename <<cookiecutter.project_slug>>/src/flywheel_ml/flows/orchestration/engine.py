@@ -1,6 +1,6 @@
-"""Prefect, where a flow asks for it: an API that dies with its process, retries, and a lock on the project.
+"""Optional Prefect integration: a temporary API server, retries, and a lock on the project.
 
-A flow is a plain function that calls its steps through `task`. Run plainly, the steps are plain calls; under
+A flow is a plain function that calls its steps through `task`. Without Prefect, the steps are plain calls; under
 `run_flow` the function becomes a Prefect flow run and each step a task run. Prefect is imported only then.
 """
 
@@ -34,7 +34,7 @@ SERVER_LOG = "server.log"
 
 
 class RetryPolicy(NamedTuple):
-    """How often a step is tried again, and how long the first wait is, in seconds; each wait doubles."""
+    """Number of retries of a step, and the first delay in seconds; each delay is twice the previous one."""
 
     retries: int = 3
     first_delay: float = 1.0
@@ -44,7 +44,7 @@ retry_policy: ContextVar[RetryPolicy] = ContextVar("patience", default=RetryPoli
 
 _RUN_NAME = re.compile(r".+ by process (\d+) on (.+)")
 _PROGRAMMING_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError)
-"""Faults of a program, which trying again does not mend."""
+"""Programming errors, which a retry cannot fix."""
 
 _under_prefect: ContextVar[bool] = ContextVar("under_prefect", default=False)
 
@@ -53,7 +53,7 @@ def run_flow(name: str, body: Callable[[], R]) -> R:
     """Run `body` as a Prefect flow run; needs an API, see `connect_api`."""
     from prefect import flow
 
-    # Defined here: Prefect would send the arguments of a flow to its API, and ours hold secrets and open files.
+    # Defined here without arguments: Prefect sends arguments to its API, and ours contain secrets and open files.
     def run() -> R:
         return call_in_flow(body)
 
@@ -61,7 +61,7 @@ def run_flow(name: str, body: Callable[[], R]) -> R:
 
 
 def call_in_flow(body: Callable[[], R]) -> R:
-    """Call `body` from within a flow run, so that its steps become task runs."""
+    """Call `body` inside a flow run, so that its steps become task runs."""
     token = _under_prefect.set(True)
     try:
         return body()
@@ -70,9 +70,9 @@ def call_in_flow(body: Callable[[], R]) -> R:
 
 
 def task(name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a step that touches the world: tried again, later and later, unless it failed for a reason of its own.
+    """Call a step that uses external systems; retry it with growing delays, except after a permanent error.
 
-    How often and how late is what `retry_policy` says.
+    `retry_policy` sets the number of retries and the delay.
     """
     if not _under_prefect.get():
         return _call_with_retries(function, *args, **kwargs)
@@ -103,18 +103,18 @@ def has_api() -> bool:
 
 @contextmanager
 def connect_api(home: Path, meanwhile: Callable[[], object] = lambda: None, scheduling: bool = False) -> Iterator[int]:
-    """Make a Prefect API reachable, and mark the runs that killed processes left behind; yields how many.
+    """Connect to a Prefect API, and mark the runs of killed processes as crashed; yields their number.
 
-    The one that PREFECT_API_URL names is used if there is one. Otherwise a server of this process's own is
-    started on a free port, with its database in `home`; it ends with this process, however that ends.
+    PREFECT_API_URL selects the API. If it is not set, a private server starts on a free port, with its database in
+    `home`; it stops with this process, even if that is killed.
 
     Args:
         meanwhile: called while the server starts, which takes seconds.
-        scheduling: the server also runs schedules. One process at a time may ask for that.
+        scheduling: whether the server also runs schedules; only one process at a time may do that.
 
     Raises:
         ProjectError: the server does not start.
-        ConfigError: nothing answers at PREFECT_API_URL.
+        ConfigError: no server answers at PREFECT_API_URL.
     """
     os.environ.update(QUIET)
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -127,13 +127,13 @@ def connect_api(home: Path, meanwhile: Callable[[], object] = lambda: None, sche
         own = {"PREFECT_HOME": str(home.absolute()), "PREFECT_API_URL": url}
         os.environ.update(own)
         try:
-            import prefect  # noqa: F401  (its import overlaps with the server's start)
+            import prefect  # noqa: F401  (its import overlaps with the start of the server)
 
             meanwhile()
             wait_for_server(process, f"{url}/health", "Prefect", home / SERVER_LOG)
             yield _mark_abandoned_runs(scheduling)
         finally:
-            # After a failure too: Prefect would wait for them when the process ends, with no server to take them.
+            # Also after a failure: otherwise Prefect waits for its logs at exit, when no server can receive them.
             _send_logs()
             for name in own:
                 os.environ.pop(name, None)
@@ -141,15 +141,15 @@ def connect_api(home: Path, meanwhile: Callable[[], object] = lambda: None, sche
 
 @contextmanager
 def start_server(home: Path, whole: bool, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A Prefect server that is starting, and its API's address; it ends with the block or with this process.
+    """Start a Prefect server and yield it with the URL of its API; it stops with the block or with this process.
 
     Args:
-        home: where its database is.
-        whole: with pages, and with the services that start what is scheduled.
-        port: on 127.0.0.1; 0 takes a free one.
+        home: folder of its database.
+        whole: whether to include the web UI and the scheduler services.
+        port: port on 127.0.0.1; 0 selects a free one.
     """
     home.mkdir(parents=True, exist_ok=True)
-    # The socket is bound here and handed over, so that no other process can take the port in between.
+    # Bind the socket here and pass it on, so that no other process can take the port in between.
     with socket.create_server(("127.0.0.1", port)) as bound:
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/api"
         command = ["-m", f"{__package__}.prefect_server", str(bound.fileno()), str(int(whole))]
@@ -162,7 +162,7 @@ def start_server(home: Path, whole: bool, port: int = 0) -> Iterator[tuple[subpr
 def spawn(
     command: Sequence[str], log: Path, environ: Mapping[str, str], pass_fds: tuple[int, ...] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start Python on a command that is tied to its standard input, see `leash`."""
+    """Start Python with a command that stops when its standard input closes, see `die_with_parent`."""
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, *command],
@@ -177,7 +177,7 @@ def spawn(
 
 @contextmanager
 def stop_on_exit(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End a process of `spawn` with the block."""
+    """Stop a process of `spawn` at the end of the block."""
     try:
         yield
     finally:
@@ -187,10 +187,10 @@ def stop_on_exit(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def wait_for_server(process: subprocess.Popen[bytes], url: str, name: str, log: Path) -> None:
-    """Wait until an address answers.
+    """Wait until a server answers at a URL.
 
     Raises:
-        ProjectError: the process ended, or it took too long.
+        ProjectError: the process ended, or did not answer in time.
     """
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
@@ -207,11 +207,13 @@ def _check_api() -> None:
 
     with get_client(sync_client=True) as client:
         if fault := client.api_healthcheck():
-            raise ConfigError(f"PREFECT_API_URL: nothing answers at '{client.api_url}' ({fault}); unset it, or mend it")
+            raise ConfigError(
+                f"PREFECT_API_URL: no server answers at '{client.api_url}' ({fault}); unset it, or correct it"
+            )
 
 
 def _mark_abandoned_runs(scheduled: bool) -> int:
-    """Mark runs of this machine whose process is gone, and if `scheduled` what schedules began; returns how many."""
+    """Mark runs of dead local processes, and if `scheduled` unfinished scheduled runs; return their number."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import StateType
@@ -233,14 +235,14 @@ def _mark_abandoned_runs(scheduled: bool) -> int:
 
 @contextmanager
 def lock_project(folder: Path, name: str, wait_seconds: float = 0, doing: str | None = None) -> Iterator[None]:
-    """Hold the project for one process; the operating system frees it when the process dies.
+    """Lock the project for one process; the operating system releases the lock when the process dies.
 
     Args:
-        name: what is held; `run` is the project as a whole.
-        doing: the command that holds it, as others are told; by default the name.
+        name: name of the lock; `run` locks the whole project.
+        doing: the command that holds the lock, for the error message of others; by default the name.
 
     Raises:
-        Busy: another process holds it, after `wait_seconds` still.
+        Busy: another process still holds the lock after `wait_seconds`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / f".{name}.pid"
@@ -250,7 +252,7 @@ def lock_project(folder: Path, name: str, wait_seconds: float = 0, doing: str | 
     except filelock.Timeout:
         verb, _, pid = holder.read_text(encoding="utf-8").partition(" ") if holder.is_file() else (name, "", "")
         process = pid or "unknown"
-        raise Busy(f"another `{verb}` is at work in this project (process {process}); wait for it to end") from None
+        raise Busy(f"another `{verb}` is running in this project (process {process}); wait for it to end") from None
     try:
         holder.write_text(f"{doing or name} {os.getpid()}", encoding="utf-8")
         yield

@@ -1,4 +1,4 @@
-"""A Prefect API server that ends with the process that started it."""
+"""A Prefect API server that stops when the process that started it dies."""
 
 import socket
 import sys
@@ -7,7 +7,7 @@ from flywheel_ml.flows.orchestration import die_with_parent
 
 
 def main() -> None:
-    """Arguments: the number of the open socket to listen on; 1 for a whole server, 0 for flows only."""
+    """Run the server. Arguments: file descriptor of the open socket; 1 for a whole server, 0 for flows only."""
     die_with_parent.watch_parent()
 
     import uvicorn

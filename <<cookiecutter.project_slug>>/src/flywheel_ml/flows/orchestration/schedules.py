@@ -21,7 +21,7 @@ def serve_deployments(project: Project, path: Path) -> None:
     Raises:
         ConfigError: the file names a flow that does not exist.
     """
-    # Prefect's own, when it is told to stop.
+    # Prefect raises this warning itself when it is stopped.
     warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited", RuntimeWarning)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     flows = {name: one for name, one in import_reference(f"{project.flows}:__dict__").items() if isinstance(one, Flow)}
@@ -37,6 +37,6 @@ def _build_deployment(path: Path, entry: Mapping[str, Any], flows: Mapping[str, 
         schedules=[Cron(found["cron"], timezone=found.get("timezone")) for found in entry.get("schedules", [])],
         parameters=entry.get("parameters", {}),
         description=entry.get("description"),
-        # By the module's name: loaded from its file alone, its relative imports would fail.
+        # Load by module name: loading from the file alone would break relative imports.
         entrypoint_type=EntrypointType.MODULE_PATH,
     )

@@ -1,4 +1,4 @@
-"""MLflow's and Prefect's own pages, both with one command."""
+"""Serves the web UIs of MLflow and Prefect with one command."""
 
 import contextlib
 import errno
@@ -17,9 +17,9 @@ MLFLOW_PORT, PREFECT_PORT = 5000, 4200
 
 
 def serve_pages(settings: Settings, progress: Progress) -> None:
-    """Start both servers, print their addresses, and serve until Ctrl-C; they end with this process.
+    """Start both servers, print their addresses, and serve until Ctrl-C; they stop with this process.
 
-    Where MLflow has a server of its own already, only its address is printed.
+    If ML_TRACKING_URI names an MLflow server, only its address is printed.
 
     Raises:
         ProjectError: one of them does not start.
@@ -34,7 +34,7 @@ def serve_pages(settings: Settings, progress: Progress) -> None:
                 step.note = f"{settings.masked_tracking_uri} (ML_TRACKING_URI)"
         else:
             port, log = _find_free_port(MLFLOW_PORT), run_state.FOLDER / "mlflow-ui.log"
-            # Its job workers, nine processes for features that need a language model, stay away.
+            # Disable its nine job workers, which only serve features that need a language model.
             environ = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONPATH": _build_python_path()}
             mlflow = engine.spawn(_build_mlflow_command(settings, port), log, environ)
             stack.enter_context(engine.stop_on_exit(mlflow))
@@ -43,14 +43,14 @@ def serve_pages(settings: Settings, progress: Progress) -> None:
             with progress.step(name, "starting") as step:
                 engine.wait_for_server(server, address, name, output)
                 step.note = address
-        progress.print("Ctrl-C ends both." if len(servers) > 1 else "Ctrl-C ends it.")
-        # Not a wait that a library's signal handler, as Polars' is, would quietly go back to.
+        progress.print("Press Ctrl-C to stop both." if len(servers) > 1 else "Press Ctrl-C to stop it.")
+        # A plain wait would silently resume after the signal handler of a library, such as Polars.
         while True:
             signal.pause()
 
 
 def _build_python_path() -> str:
-    """Where Python finds what such a server runs first."""
+    """Build a PYTHONPATH with the start-up module of such a server."""
     return os.pathsep.join([str(Path(__file__).parent / "startup"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -75,7 +75,7 @@ def _build_mlflow_command(settings: Settings, port: int) -> list[str]:
 
 
 def _find_free_port(wanted: int) -> int:
-    """The port that is wanted, or another one where that is taken."""
+    """Find a free port: the wanted one, or another if it is in use."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

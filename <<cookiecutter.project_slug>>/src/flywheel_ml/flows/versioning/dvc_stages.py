@@ -1,4 +1,4 @@
-"""The stage graph, as DVC has it: what is out of date, and how to bring it up to date. The only dvc import."""
+"""The DVC stages: which are out of date, and how to run them. The only module that imports dvc."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ _RWLOCK = Path(".dvc/tmp/rwlock")
 
 
 def read_stages() -> dict[str, str]:
-    """Stage name → what it does, in the order of dvc.yaml.
+    """Read the stages of dvc.yaml in order: name → description.
 
     Raises:
-        ConfigError: the file is missing or is not what DVC reads.
+        ConfigError: the file is missing or invalid.
     """
     try:
         content = yaml.safe_load(GRAPH.read_text(encoding="utf-8"))
@@ -33,21 +33,21 @@ def read_stages() -> dict[str, str]:
 
 
 def is_outdated() -> bool:
-    """Whether anything that DVC watches has changed since the last run."""
+    """Whether anything that DVC tracks has changed since the last run."""
     with _open_repo() as repo:
         return bool(repo.status())
 
 
 def is_tracked(raw: Path) -> bool:
-    """Whether DVC has a record of the raw table."""
+    """Whether DVC tracks the raw table."""
     return _get_pointer(raw).is_file()
 
 
 def restore(raw: Path) -> bool:
-    """Bring the raw table back from the cache or the remote; False where neither has it."""
+    """Restore the raw table from the cache or the remote; return False if neither has it."""
     with _open_repo() as repo:
         for bring in (repo.checkout, repo.pull):
-            # Cloud libraries fail in ways of their own; whatever the reason, there is no copy to be had.
+            # Cloud libraries raise their own errors; any of them means that no copy is available.
             with contextlib.suppress(Exception):
                 bring(targets=[str(_get_pointer(raw))])
             if raw.is_file():
@@ -56,7 +56,7 @@ def restore(raw: Path) -> bool:
 
 
 def track(raw: Path) -> bool:
-    """Record the raw table as it now is; says whether it differs from what was recorded."""
+    """Track the current raw table with DVC; return whether it differs from the recorded version."""
     before = _get_pointer(raw).read_text(encoding="utf-8") if is_tracked(raw) else ""
     with _open_repo() as repo:
         if before and not repo.status(targets=[str(_get_pointer(raw))]):
@@ -66,25 +66,25 @@ def track(raw: Path) -> bool:
 
 
 def reproduce(stage: str) -> bool:
-    """Bring one stage up to date; says whether it had to run.
+    """Bring one stage up to date; return whether it had to run.
 
     Raises:
-        ProjectError: the stage failed; it has printed why.
+        ProjectError: the stage failed; it has printed the reason.
     """
     with _open_repo() as repo:
-        # With what it stands on, which is a matter of milliseconds where that is up to date already.
+        # Includes the stages it depends on, which takes milliseconds if they are up to date.
         return any(done.addressing == stage for done in repo.reproduce(targets=[stage]))
 
 
 def hash_lock() -> str:
-    """sha256 of dvc.lock: names the state of every input and output."""
+    """Return the sha256 of dvc.lock, which identifies the state of every input and output."""
     return sha256_file(LOCK) if LOCK.is_file() else ""
 
 
 @contextlib.contextmanager
 def _open_repo() -> Iterator[Any]:
     os.environ.update(QUIET)
-    # Stages are run as `python -m …`: by this Python, whichever comes first on the path otherwise.
+    # Stages run as `python -m …`, so put the current Python first on the path.
     here, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
     if path.split(os.pathsep)[0] != here:
         os.environ["PATH"] = here + os.pathsep + path
@@ -100,15 +100,15 @@ def _open_repo() -> Iterator[Any]:
             yield repo
     except ReproductionError as error:
         name = str(error).removeprefix("failed to reproduce ")
-        raise ProjectError(f"stage {name} failed; its message stands above") from None
+        raise ProjectError(f"stage {name} failed; its message is above") from None
     except LockError as error:
-        raise Busy(f"DVC is at work in this project ({str(error).splitlines()[0]}); wait for it to end") from None
+        raise Busy(f"DVC is running in this project ({str(error).splitlines()[0]}); wait for it to end") from None
     except DvcException as error:
         raise DataError(f"DVC: {' '.join(str(error).split())}") from None
 
 
 def _drop_broken_lock() -> None:
-    """A process killed while it wrote this file would stop DVC for ever."""
+    """Delete the lock file if a killed process left it incomplete; otherwise DVC would never run again."""
     from dvc.lock import make_lock
     from dvc.rwlock import RWLOCK_LOCK, SCHEMA
     from voluptuous import Invalid

@@ -1,30 +1,30 @@
-"""What git knows of this project. Without git, or outside a repository, it knows nothing."""
+"""Queries git about this project; without git or outside a repository, all results are empty."""
 
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 VERSIONED = ("params.yaml", "contract.yaml", "dvc.yaml", "dvc.lock", "data/*.dvc", "reports")
-"""What a run changes, or is changed by, and what a commit must hold for the run to be found again."""
+"""Files that a run reads or changes, and that a commit must contain to reproduce the run."""
 
 
 def get_commit() -> str:
-    """The present commit."""
+    """Return the hash of the current commit."""
     return _run_git("rev-parse", "HEAD").strip()
 
 
 def is_dirty() -> bool:
-    """Whether a versioned file differs from the present commit."""
+    """Whether a tracked file differs from the current commit."""
     return bool(_run_git("status", "--porcelain", "--untracked-files=no"))
 
 
 def list_uncommitted() -> list[str]:
-    """Those of `VERSIONED` that are not as in the present commit."""
+    """List the entries of `VERSIONED` that differ from the current commit."""
     return [name for name in VERSIONED if _run_git("status", "--porcelain", "--untracked-files=all", "--", name)]
 
 
 def list_edited(paths: Sequence[Path]) -> list[str]:
-    """Those of the files that git knows and that are not as in the present commit."""
+    """List the given files that git tracks and that differ from the current commit."""
     names = _run_git("diff", "--name-only", "--relative", "HEAD", "--", *map(str, paths))
     return names.splitlines()
 

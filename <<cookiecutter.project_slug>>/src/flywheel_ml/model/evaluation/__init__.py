@@ -1,1 +1,1 @@
-"""Measures on the test rows, and the gates."""
+"""Metrics on the test rows, and the gates."""

@@ -1,4 +1,4 @@
-"""Stage 5: what the model is worth on rows that it has not seen, overall and by slice, beside its baselines."""
+"""Stage 5: evaluates the model and its baselines on unseen rows, overall and by slice."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +23,11 @@ from flywheel_ml.utils.files import read_json, sha256_file, write_json
 
 IMPORTANCE_ROWS = 4_000
 MAX_CELLS = 4_000_000
-"""Rows × columns that are scored at once: with a thousand columns each call of a pipeline takes 30 ms."""
+"""Rows × columns scored per call: with a thousand columns each call of a pipeline takes 30 ms."""
 
 
 def predict(pipeline: Any, columns: Columns, contract: Contract, features: Sequence[Feature] = ()) -> np.ndarray:
-    """What a pipeline answers, float64: probabilities [n_rows, n_classes], or values [n_rows, 1]."""
+    """Predict with a pipeline; float64 probabilities [n_rows, n_classes], or values [n_rows, 1]."""
     return _predict(pipeline, columns, Featurizer(contract, features), contract)
 
 
@@ -44,9 +44,9 @@ def evaluate_slices(
     params: EvaluateParams,
     weights: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """A metric table per value of each column of `params.slices`, the largest slice first; small ones are marked.
+    """Compute metrics per value of each column of `params.slices`, largest slice first; small slices are marked.
 
-    Of more than two classes each is a slice as well: its accuracy is the recall of the class.
+    With more than two classes, each class is also a slice, whose accuracy is the recall of the class.
     """
     found = []
     for column in (*params.slices, *([contract.target.name] if contract.task == "multiclass" else [])):
@@ -81,7 +81,7 @@ def compute_importance(
     weights: np.ndarray | None = None,
     features: Sequence[Feature] = (),
 ) -> list[dict[str, Any]]:
-    """Permutation importance (Breiman, 2001): what shuffling one contract column adds to the loss, largest first.
+    """Compute permutation importance (Breiman, 2001): the loss added by shuffling each column, largest first.
 
     The loss is log loss for classes, root mean squared error for numbers.
     """
@@ -100,7 +100,7 @@ def compute_importance(
     at_once = max(1, MAX_CELLS // (n_rows * len(names)))
     for first in range(0, len(names), at_once):
         shuffled = names[first : first + at_once]
-        # A copy of the sample for each of these columns, one below the other, in which that column is shuffled.
+        # Stack one copy of the sample per column, in which that column is shuffled.
         stacked = {name: np.tile(values, len(shuffled)) for name, values in sample.items()}
         for at, name in enumerate(shuffled):
             stacked[name][at * n_rows : (at + 1) * n_rows] = sample[name][order]
@@ -119,13 +119,13 @@ def evaluate(
     out_of_fold: pl.DataFrame,
     features: Sequence[Feature] = (),
 ) -> dict[str, Any]:
-    """Threshold or interval, metrics of the model and its baselines, slices, curves and importance.
+    """Compute threshold or interval, metrics of model and baselines, slices, curves and importance.
 
     Args:
-        pipelines: `model` and `linear`, and `sklearn_default` where it is wanted; fitted.
-        parts: `validation` and `test`, on which everything is measured.
-        prior: shares of the classes or mean of the training rows, which the prior always answers.
-        out_of_fold: what chooses the threshold, or the width of intervals; see `train.build_out_of_fold_table`.
+        pipelines: fitted `model` and `linear`, and `sklearn_default` if requested.
+        parts: `validation` and `test` rows, on which everything is measured.
+        prior: class shares or mean of the training rows, which the prior baseline always predicts.
+        out_of_fold: rows that determine the threshold or the interval width; see `train.build_out_of_fold_table`.
         features: the project's own.
     """
     for column in params.evaluate.slices:
@@ -186,10 +186,10 @@ def add_interval(answers: np.ndarray, half_width: float | None) -> np.ndarray:
 
 
 def load_pipeline(path: Path, hashes: Mapping[str, str]) -> Any:
-    """A pipeline that the train stage wrote, unpickled only if its bytes are the ones it wrote.
+    """Load a pipeline of the train stage, after verifying its sha256.
 
     Raises:
-        IntegrityError: the bytes differ.
+        IntegrityError: the file differs from what the train stage wrote.
     """
     if sha256_file(path) != hashes[path.name]:
         raise IntegrityError(f"{path} is not the file that the train stage wrote; run `dvc repro --force train`")
@@ -197,7 +197,7 @@ def load_pipeline(path: Path, hashes: Mapping[str, str]) -> Any:
 
 
 def main(project: Project) -> None:
-    """Read models and parts, judge, write metrics, plots and the full evaluation."""
+    """Read models and splits, evaluate, and write metrics, plots and the full evaluation."""
     contract, params = Contract.load(paths.CONTRACT), project.load_params()
     split, trained = read_json(paths.REPORTS / "split.json"), read_json(paths.REPORTS / "train.json")
     pipelines = {

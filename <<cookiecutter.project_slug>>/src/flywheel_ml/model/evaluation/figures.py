@@ -1,4 +1,4 @@
-"""The evaluation as one picture, for MLflow and for people who would rather look than read."""
+"""Draws the evaluation as one figure for MLflow."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _BLUE, _GREY = "#2563eb", "#9ca3af"
 
 
 def draw_evaluation(path: Path, title: str, plots: Mapping[str, Points]) -> None:
-    """Write the curves that there are, and importance, as a PNG of two or four panels, atomically."""
+    """Write the available curves and the importance as a PNG of two or four panels, atomically."""
     curves = [name for name in _PANELS if plots.get(name)]
     figure = Figure(figsize=(11, 8.5 if len(curves) > 1 else 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -26,7 +26,7 @@ def draw_evaluation(path: Path, title: str, plots: Mapping[str, Points]) -> None
     importance = panels[len(curves)]
     top = list(plots["importance"])[:12][::-1]
     importance.barh(range(len(top)), [point["loss"] for point in top], color=_BLUE)
-    # Names are names: a dollar sign in them begins no formula.
+    # A dollar sign in a column name must not start a formula.
     importance.set_yticks(range(len(top)), [str(point["column"]) for point in top], parse_math=False)
     importance.set_title("Importance (what shuffling the column adds to the loss)", loc="left", fontsize=11)
     for panel in panels[: len(curves) + 1]:
@@ -34,7 +34,7 @@ def draw_evaluation(path: Path, title: str, plots: Mapping[str, Points]) -> None
     for panel in panels[len(curves) + 1 :]:
         panel.set_axis_off()
     with replacing(path) as part, warnings.catch_warnings():
-        # A character that matplotlib's own font lacks is drawn as an empty box.
+        # Characters missing from matplotlib's font are drawn as empty boxes.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
 
@@ -58,7 +58,7 @@ def _draw_predicted(panel: Axes, points: Points) -> None:
     panel.scatter(predicted, observed, s=12, color=_BLUE, alpha=0.6)
     ends = [min(*predicted, *observed), max(*predicted, *observed)]
     panel.plot(ends, ends, color=_GREY, linestyle=":", linewidth=1)
-    panel.set_title("What was predicted, and what turned out", loc="left", fontsize=11)
+    panel.set_title("Predicted and observed values", loc="left", fontsize=11)
     panel.set_xlabel("predicted")
     panel.set_ylabel("observed")
 

@@ -1,4 +1,4 @@
-"""What a model must meet before it may be promoted. A new gate is one function and one row in `GATES`."""
+"""The gates that a model must pass before promotion. A new gate is one function and one row in `GATES`."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,16 +11,16 @@ from flywheel_ml.core.params import GateParams
 from flywheel_ml.utils import formatting
 
 NOISE = 2.0
-"""Standard errors by which few rows may miss a limit: an honest model of a small table is not refused by chance."""
+"""Tolerance in standard errors, so that a good model of a small table is not refused by chance."""
 
 
 class Candidate(NamedTuple):
-    """What the gates look at.
+    """Measurements of a new model that the gates check.
 
     `champion` is the champion's headline measure (ROC AUC for classes, R² for numbers) on the candidate's own test
-    rows; None where there is no champion. Where there is one that cannot predict those rows, `champion_problem`
-    says why. `latency_ms` is the median time of a single row and `size_mb` that of all files, both measured by the
-    flow, for they are no part of the bundle's content; `interval_level` is what params.yaml promises of intervals.
+    rows; None if there is no champion. If the champion cannot predict those rows, `champion_problem` has the reason.
+    `latency_ms` is the median time of a single row and `size_mb` the size of all files; the flow measures both,
+    because they are not part of the bundle. `interval_level` is the nominal coverage from params.yaml.
     """
 
     manifest: Manifest
@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
 
 
 class Check(NamedTuple):
-    """The answer of one gate: whether it lets the model pass, and the figures that decided."""
+    """Result of one gate: whether the model passes, and the figures behind it."""
 
     gate: str
     passed: bool
@@ -40,7 +40,7 @@ class Check(NamedTuple):
 
 
 class MissingMeasure(Exception):
-    """A measure that a gate needs is absent or not finite; the gate then refuses."""
+    """A measure that a gate needs is missing or not finite; the gate then refuses the model."""
 
 
 Gate = Callable[[Candidate, Any], tuple[bool, str]]
@@ -112,7 +112,7 @@ def check_champion(candidate: Candidate, params: GateParams) -> tuple[bool, str]
 
 
 def check_parity(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """The bundle answers as scikit-learn does, on every test row."""
+    """The bundle gives the same predictions as scikit-learn on every test row."""
     found = _require_finite(candidate.manifest.parity, "parity")
     return found <= params.parity_tolerance, (
         f"largest difference to scikit-learn {found:.2g}, allowed {params.parity_tolerance:g}"
@@ -120,7 +120,7 @@ def check_parity(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
 
 
 def check_slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """Every slice that can be judged reaches a minimum, and does not lose too much against all test rows."""
+    """Every slice that is large enough reaches a minimum, and is not far below the score of all test rows."""
     name, whole = _get_headline(candidate, "test")
     target = candidate.manifest.target
     found = [part for part in candidate.manifest.slices if part.column != target]
@@ -151,7 +151,7 @@ def check_slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
 
 
 def check_class_recall(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """Of more than two classes, each with enough rows is found in a share of them."""
+    """With more than two classes, every class with enough rows reaches a minimum recall."""
     if candidate.manifest.task != "multiclass":
         return True, f"does not apply to {_TASKS[candidate.manifest.task]}"
     found = [part for part in candidate.manifest.slices if part.column == candidate.manifest.target]
@@ -173,9 +173,9 @@ def check_class_recall(candidate: Candidate, params: GateParams) -> tuple[bool, 
 
 
 def check_calibration(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """Predicted probabilities are close to observed shares, but for what binning so few rows adds by chance.
+    """Predicted probabilities are close to observed shares, with a tolerance for the noise of binning few rows.
 
-    Each bin of a perfectly calibrated model is off by a half-normal error, whose mean and spread are added.
+    Each bin of a perfectly calibrated model has a half-normal error; its mean and spread are the tolerance.
     """
     task = candidate.manifest.task
     if task == "regression":
@@ -194,7 +194,7 @@ def check_calibration(candidate: Candidate, params: GateParams) -> tuple[bool, s
 
 
 def check_coverage(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """Intervals hold the truth as often as they say; more often is no lie, and ties of errors bring it about."""
+    """Intervals contain the true value at least as often as stated; more often passes, as ties of errors cause it."""
     if candidate.manifest.task != "regression":
         return True, f"does not apply to {_TASKS[candidate.manifest.task]}"
     if candidate.interval_level is None:
@@ -209,7 +209,7 @@ def check_coverage(candidate: Candidate, params: GateParams) -> tuple[bool, str]
 
 
 def check_latency(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """A single row is answered in time."""
+    """A single row is predicted within the latency limit."""
     if candidate.latency_ms is None:
         raise MissingMeasure("the latency of single rows was not measured")
     found = _require_finite(candidate.latency_ms, "the latency of single rows")
@@ -217,7 +217,7 @@ def check_latency(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
 
 
 def check_size(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
-    """The bundle is small enough to be copied and held in memory."""
+    """The bundle is not larger than the size limit."""
     if candidate.size_mb is None:
         raise MissingMeasure("the bundle's size was not measured")
     found = _require_finite(candidate.size_mb, "the bundle's size")
@@ -225,7 +225,7 @@ def check_size(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
 
 
 NO_SIGNAL = "better than the class prior"
-"""The gate that refuses a model of a table without signal."""
+"""The gate that refuses a model if the table has no signal."""
 _LOSSES = {"binary": "log loss", "multiclass": "log loss", "regression": "mean squared error"}
 _TASKS = {"binary": "two classes", "multiclass": "classes", "regression": "numbers"}
 STANDARD_GATES: dict[str, Gate] = {
@@ -244,7 +244,7 @@ STANDARD_GATES: dict[str, Gate] = {
 
 
 def check_gates(candidate: Candidate, params: GateParams, gates: Mapping[str, Gate] = STANDARD_GATES) -> list[Check]:
-    """Every gate's answer, in their order. A measure that is absent or not finite never passes."""
+    """Run every gate in order. A missing or non-finite measure never passes."""
     return [_run_gate(name, gate, candidate, params) for name, gate in gates.items()]
 
 
@@ -274,16 +274,16 @@ def _format_p_value(value: float) -> str:
 
 
 def _get_headline(candidate: Candidate, part: str) -> tuple[str, float]:
-    """The headline measure of the task: its name in words, and its value."""
+    """Return the display name and value of the headline measure of the task."""
     name = HEADLINE[candidate.manifest.task]
     return formatting.METRIC_NAMES[name], get_measure(candidate, part, name)
 
 
 def _get_slice_score(candidate: Candidate, part: Slice) -> float | None:
-    """The headline measure of a slice; None where one class alone leaves it undefined.
+    """Return the headline measure of a slice; None if the slice has only one class.
 
-    R² goes by the slice's own spread or by that of all test rows, whichever is kinder: a slice whose numbers hardly
-    vary leaves nothing to explain, and one of large numbers has large errors.
+    R² is relative to the variance of the slice or of all test rows, whichever gives the higher score: a slice with
+    almost constant values has little to explain, and a slice with large values has large errors.
     """
     name, own = HEADLINE[candidate.manifest.task], part.metrics.get(HEADLINE[candidate.manifest.task])
     if own is not None:
@@ -300,7 +300,7 @@ def _get_slice_score(candidate: Candidate, part: Slice) -> float | None:
 
 
 def _compute_standard_error(manifest: Manifest, value: float, part: Slice) -> float:
-    """Standard error of a slice's headline measure, from above.
+    """Compute an upper bound of the standard error of a slice's headline measure.
 
     Of an area A it is at most √(A (1 − A) / rows of the rarer class) (Birnbaum & Klose 1957, "Bounds for the Variance
     of the Mann-Whitney Statistic"), more classes being taken as equally common; of R², for normal errors, about

@@ -1,4 +1,4 @@
-"""How long a bundle takes for a single row, and how large it is: what the flow measures when the gates are asked."""
+"""Measures the latency of single-row predictions and the size of a bundle, for the gates."""
 
 import statistics
 from pathlib import Path
@@ -12,11 +12,11 @@ ROUNDS = 3
 
 
 def measure_latency_ms(opened: Bundle, columns: Columns) -> float:
-    """Median milliseconds of `Bundle.predict` for one row, in the best of several rounds: others use the machine, too.
+    """Measure the median milliseconds of `Bundle.predict` for one row, in the best of several rounds to reduce noise.
 
     Args:
         opened: the bundle.
-        columns: its input columns, at least one row; up to 200 rows are asked one by one in each round.
+        columns: its input columns, at least one row; each round predicts up to 200 rows one by one.
     """
     n_rows = len(next(iter(columns.values())))
     single = [{name: values[at : at + 1] for name, values in columns.items()} for at in range(min(n_rows, ROWS))]
@@ -24,7 +24,7 @@ def measure_latency_ms(opened: Bundle, columns: Columns) -> float:
 
 
 def measure_size_mb(path: Path) -> float:
-    """Megabytes (10⁶ bytes) of a bundle's files."""
+    """Measure the size of a bundle's files in megabytes (10⁶ bytes)."""
     return sum((path / name).stat().st_size for name in (*HASHED, MANIFEST)) / 1e6
 
 

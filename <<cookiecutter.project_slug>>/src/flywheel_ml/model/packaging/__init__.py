@@ -1,1 +1,1 @@
-"""From a pipeline to a bundle."""
+"""Converts a fitted pipeline to a bundle."""

@@ -1,4 +1,4 @@
-"""The model card (Mitchell et al., 2019), written from what the run measured."""
+"""Renders the model card (Mitchell et al., 2019) from the results of the run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ _SLICE_MEASURES: dict[Task, tuple[str, ...]] = {
     "multiclass": ("accuracy", "log_loss", "calibration_error"),
     "regression": ("mae", "bias", "coverage"),
 }
-"""Measures of a slice."""
+"""Measures shown for a slice, by task."""
 _COLUMN_TITLES = {
     "test": "model",
     "sklearn_default": "gradient boosting by default",
@@ -34,14 +34,14 @@ def render_card(
     background: int = 0,
     templates: Path | None = None,
 ) -> str:
-    """The card as Markdown.
+    """Render the card as Markdown.
 
     Args:
         facts: the manifest's fields.
         split: rows and time span of each part, as the split stage reported them.
-        trained: what the train stage reported; of it, what the validation rows decided.
-        background: training rows that the bundle carries.
-        templates: folder with a `model_card.md.jinja` of the project's; the library's own if there is none.
+        trained: the report of the train stage.
+        background: number of training rows in the bundle.
+        templates: folder that may hold the project's `model_card.md.jinja`; otherwise the library's template is used.
     """
     decided = trained or {}
     target = contract.target
@@ -62,12 +62,12 @@ def render_card(
         + ("" if facts["classes"] else " standard deviations"),
     ]
     limits = [
-        f"- Meant for rows that keep `contract.yaml`; measured on the {split['test']['rows']:,} test rows only.",
-        "- Categories that training never saw are accepted and answered like an unknown one.",
-        "- Slices marked *too small* were not judged; nothing is claimed of them.",
+        f"- Intended for rows that satisfy `contract.yaml`; measured on the {split['test']['rows']:,} test rows only.",
+        "- Categories not seen in training are accepted and treated as unknown.",
+        "- Slices marked *too small* were not evaluated; no claim is made about them.",
         *_describe_duplicates(split["test"], contract),
         *_describe_background(background, contract),
-        "- What the data is and where it comes from: the data card.",
+        "- The data card describes the data and its source.",
     ]
     return render_template(
         CARD,
@@ -86,7 +86,7 @@ def _describe_duplicates(test: Mapping[str, Any], contract: Contract) -> list[st
     if not test.get("in_train"):
         return []
     note = overlap(test["in_train"], test["rows"], contract.time is not None)
-    return [f"- {note}: unless inputs are few and coarse, what is learnt by heart looks skilful there."]
+    return [f"- {note}: unless inputs are few and coarse, a model that memorises rows looks good on them."]
 
 
 def _describe_tuning(facts: Mapping[str, Any]) -> list[str]:
@@ -149,7 +149,7 @@ def _describe_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
 
 def _describe_threshold(facts: Mapping[str, Any]) -> str:
     if facts["metrics"]["validation"].get("prevalence") in (0.0, 1.0):
-        return "by the costs alone where the rows that choose it are all of one class"
+        return "from the costs alone, because all rows that choose it have the same class"
     return "cheapest on out-of-fold rows"
 
 
@@ -167,12 +167,12 @@ def _describe_decision(facts: Mapping[str, Any]) -> list[str]:
 
 def _describe_background(background: int, contract: Contract) -> list[str]:
     if not background:
-        return ["- The bundle carries no row of data, and its predictions cannot be explained."]
+        return ["- The bundle contains no rows of data, so its predictions cannot be explained."]
     personal = [f"`{column.name}`" for column in contract.inputs if column.personal]
     note = f" among these columns personal data: {', '.join(personal)}" if personal else " no column declared personal"
     return [
-        f"- The bundle carries {background} training rows (`background.json`), with which explanations compare a row:"
-        f" all inputs,{note}, and nothing else of them. Whoever has the bundle can read them."
+        f"- The bundle contains {background} training rows (`background.json`), which explanations compare a row with:"
+        f" all inputs,{note}, and no other columns. Anyone who has the bundle can read them."
     ]
 
 

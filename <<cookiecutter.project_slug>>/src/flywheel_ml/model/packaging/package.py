@@ -1,4 +1,4 @@
-"""Stage 6: the model as a bundle: ONNX in canonical bytes, checked against scikit-learn on every test row."""
+"""Stage 6: packages the model as a bundle: reproducible ONNX, compared with scikit-learn on every test row."""
 
 import copy
 import math
@@ -28,14 +28,14 @@ from flywheel_ml.utils.errors import IntegrityError
 from flywheel_ml.utils.files import canonical_json, read_json, replacing_folder
 
 BACKGROUND_CANDIDATES = 5000
-"""Training rows that those which the bundle carries are chosen from."""
+"""Number of training rows from which the background rows are chosen."""
 LIBRARIES = ("numpy", "onnxruntime", "polars", "scikit-learn", "skl2onnx")
 
 
 def to_onnx(model: FittedModel, featurizer: Featurizer) -> bytes:
-    """The fitted pipeline as ONNX: equal pipelines, equal bytes.
+    """Convert the fitted pipeline to ONNX; equal pipelines give equal bytes.
 
-    `num` and `cat` go in; probabilities as float32, not calibrated yet, or values as float64 come out.
+    The inputs are `num` and `cat`; the output is uncalibrated float32 probabilities, or float64 values.
     """
     from skl2onnx import to_onnx as convert
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType
@@ -72,9 +72,9 @@ def to_onnx(model: FittedModel, featurizer: Featurizer) -> bytes:
 
 
 def _keep_small_probabilities(graph: Any) -> None:
-    """Have a network of two classes answer by the softmax of [0, log odds], as `networks.Classifier` does.
+    """Make a binary network return the softmax of [0, log odds], as `networks.Classifier` does.
 
-    ONNX Runtime's Sigmoid is exact to 1e-7, which is nothing of a probability of 1e-6 that a calibrator enlarges.
+    ONNX Runtime's Sigmoid is exact to 1e-7, too coarse for a probability of 1e-6 that a calibrator enlarges.
     """
     from onnx import helper
 
@@ -93,7 +93,7 @@ def _keep_small_probabilities(graph: Any) -> None:
 
 
 def _add_center(graph: Any, center: float) -> None:
-    """Have the graph answer its value + `center` in float64, which tells more values apart than float32."""
+    """Make the graph return its value + `center` in float64, which resolves more values than float32."""
     from onnx import TensorProto, helper, numpy_helper
 
     (output,) = graph.output
@@ -105,7 +105,7 @@ def _add_center(graph: Any, center: float) -> None:
 
 
 def _to_single_precision(pipeline: Any) -> Any:
-    """A copy that answers float32 inputs alike, and whose trees lose nothing when their thresholds become float32.
+    """Copy the pipeline so that predictions for float32 inputs stay equal when tree thresholds become float32.
 
     Rounded up, a threshold between two neighbouring float32 numbers would send the upper one down the other branch.
     """
@@ -122,7 +122,7 @@ def _to_single_precision(pipeline: Any) -> Any:
 
 
 def find_min_batch(opened: bundle.Bundle, columns: Columns) -> int:
-    """The smallest batch whose rows get the same bits as in one large batch.
+    """Find the smallest batch whose rows get the same bits as in one large batch.
 
     It is 1 for trees, and 2 where a matrix product takes another path for a single row.
 
@@ -140,15 +140,15 @@ def find_min_batch(opened: bundle.Bundle, columns: Columns) -> int:
         ):
             return smallest
     raise IntegrityError(
-        "the bundle answers differently for one row and for many: a function of derived.py looks at other rows, "
-        "or the estimator of params.yaml does; change the one or the other"
+        "the bundle answers differently for one row and for many: a function in features.py, or the estimator in "
+        "params.yaml, uses other rows of the batch; change it so that each row is predicted on its own"
     )
 
 
 def measure_parity(opened: bundle.Bundle, pipeline: Any, rows: pl.DataFrame) -> float:
-    """Largest difference between the bundle and scikit-learn on n_rows.
+    """Measure the largest difference between the bundle and scikit-learn on n_rows.
 
-    In probability for classes; for numbers in standard deviations of the rows' own truth.
+    In probability for classes; for regression in standard deviations of the true values.
     """
     contract = opened.contract
     columns = tables.to_columns(rows, contract.inputs)
@@ -158,11 +158,11 @@ def measure_parity(opened: bundle.Bundle, pipeline: Any, rows: pl.DataFrame) -> 
 
 
 def choose_background(opened: bundle.Bundle, rows: pl.DataFrame, count: int, seed: int) -> list[dict[str, Any]]:
-    """So many of n_rows as the API takes them: input columns only, so none that names a row.
+    """Choose `count` of n_rows as background for explanations, with input columns only.
 
-    Candidates are drawn by the seed, put in the order of the model's answers and cut into equal parts, of which each
-    gives the row whose answer is nearest to the part's mean: so few rows then have nearly the mean score of all.
-    They come in an order of chance.
+    Candidates are drawn at random, sorted by prediction and divided into equal parts. Each part contributes the row
+    whose prediction is closest to the mean of the part, so the few rows have nearly the mean score of all rows. Their
+    order is random.
     """
     inputs, rng = opened.contract.inputs, np.random.default_rng(seed)
     candidates = rows[rng.choice(rows.height, min(BACKGROUND_CANDIDATES, rows.height), replace=False).tolist()]
@@ -182,7 +182,7 @@ def _to_json_value(value: Any) -> Any:
 
 
 def main(project: Project) -> None:
-    """Convert, compare, profile, describe, seal."""
+    """Convert, compare, profile and describe the model, and write the bundle."""
     params = project.load_params()
     split, trained = read_json(paths.REPORTS / "split.json"), read_json(paths.REPORTS / "train.json")
     evaluation = read_json(paths.REPORTS / "evaluation.json")
@@ -208,11 +208,11 @@ def pack(
     features: Sequence[Feature] = (),
     cards: Path | None = None,
 ) -> bundle.Manifest:
-    """Write the bundle of a fitted pipeline to `path`, whole or not at all.
+    """Write the bundle of a fitted pipeline to `path`, atomically.
 
     Args:
-        parts: `train`, the rows it was fitted on, and `test`, the rows that ONNX is compared and profiled on.
-        reports: what the stages `split`, `trained` and `evaluation` reported.
+        parts: `train`, the rows it was fitted on, and `test`, the rows for comparison and profile.
+        reports: the reports of the stages, as `split`, `trained` and `evaluation`.
         features: the project's own.
         cards: folder of the project's card templates.
     """

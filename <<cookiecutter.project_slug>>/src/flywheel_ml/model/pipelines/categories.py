@@ -1,8 +1,8 @@
 """Gradient boosting that splits listed categories into two sets, as scikit-learn does natively, in a graph for ONNX.
 
 A tree for ONNX compares one number with one threshold. A set becomes a chain of equalities whose members share the node
-that they lead to. ONNX Runtime makes one test of such a chain where its numbers are 1 to 32, so the graph counts the
-categories of each column anew in every block of 32.
+that they lead to. ONNX Runtime evaluates such a chain as one test if its numbers are 1 to 32, so the graph numbers the
+categories of each column from 1 again in every block of 32.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ BLOCK = 32
 
 
 class CategoryBlocks(NamedTuple):
-    """What trees of single categories look at, besides the columns that there were.
+    """Extra input columns for trees that test single categories.
 
     Block b holds the codes of the column `columns[b]`, less `offsets[b]`; `equalities` are the (tree, node) that ask
     for equality.
@@ -50,7 +50,7 @@ def rewrite_as_equalities(estimator: Any) -> CategoryBlocks | None:
 
 
 def attach_blocks(model: Any, blocks: CategoryBlocks) -> None:
-    """Have the trees of an ONNX model see the blocks, and ask for equality where they should."""
+    """Add the blocks to the inputs of an ONNX model's trees, and change their tests to equality."""
     from onnx import helper, numpy_helper
 
     graph = model.graph
@@ -76,7 +76,7 @@ def attach_blocks(model: Any, blocks: CategoryBlocks) -> None:
 
 
 def _rewrite(tree: Any, order: np.ndarray, codes: list[np.ndarray], firsts: np.ndarray) -> list[int]:
-    """Put chains of equalities in place of a tree's sets; returns where they are."""
+    """Replace the sets of a tree with chains of equality tests; return their nodes."""
     nodes = tree.nodes.copy()
     branches = nodes["is_leaf"] == 0
     sets = np.flatnonzero(branches & (nodes["is_categorical"] == 1)).tolist()

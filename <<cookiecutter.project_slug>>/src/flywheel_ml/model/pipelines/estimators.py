@@ -54,7 +54,7 @@ THREADED_CELLS = 2_000_000
 """Rows × columns from which boosting uses all cores. Below, waking threads costs more than they save: on two cores with
 passive waiting one thread is 3 to 10 times as fast at 10,000 rows, and as fast at 250,000 rows of 40 columns."""
 MISSING_VALUE = -1e30
-"""What a missing number is for a forest: less than any other, hence a value of its own."""
+"""Replacement for a missing number in a forest: lower than any real value, so that trees can separate it."""
 
 
 class Rows(NamedTuple):
@@ -69,10 +69,10 @@ class Rows(NamedTuple):
 
 
 def build(name: str, task: Task, params: TrainParams, featurizer: Featurizer, seed: int) -> Pipeline:
-    """An unfitted pipeline for the columns that `featurizer` makes.
+    """Build an unfitted pipeline for the columns of `featurizer`.
 
     Raises:
-        ConfigError: the estimator is none for this task.
+        ConfigError: the estimator does not support this task.
     """
     check_available(name, task, params.catalog)
     make = params.catalog[name].build
@@ -83,7 +83,7 @@ def build(name: str, task: Task, params: TrainParams, featurizer: Featurizer, se
 
 
 def check_available(name: str, task: Task, catalog: Mapping[str, Estimator], key: str = "train.estimator") -> None:
-    """Whether an estimator can be trained here; `key` is where params.yaml names it.
+    """Check that an estimator can be trained; `key` is its key in params.yaml.
 
     Raises:
         ConfigError: it does not fit the task, or needs a package that is not installed.
@@ -108,12 +108,11 @@ def fit(
     validation: Rows | None = None,
     weights: np.ndarray | None = None,
 ) -> Pipeline:
-    """Fit on all cores, small tables on one. The number of cores changes no result: only independent work is parallel.
+    """Fit on all cores, or on one for small tables. The number of cores does not change the result.
 
     Args:
         weights: float [n_rows], what each row counts; None if all count alike.
-        validation: where gradient boosting sees that it gains no more, if it is to stop early; without them it sets a
-            tenth of the rows aside for that, drawn at random.
+        validation: rows for early stopping of gradient boosting; without them it holds out a random tenth of the rows.
     """
     weighted = {} if weights is None else {f"{pipeline.steps[-1][0]}__sample_weight": weights}
     with (
@@ -121,7 +120,7 @@ def fit(
         parallel_config(backend="threading", n_jobs=-1),
         limit_threads(frame),
     ):
-        # How long it learns is a parameter; whether that was enough is for the gates to judge.
+        # The number of iterations is a parameter; the gates decide whether it was sufficient.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for expected in preprocessing.EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected, UserWarning)
@@ -138,7 +137,7 @@ def fit(
 def fit_model(
     pipeline: Pipeline, rows: Rows, task: Task, weights: np.ndarray | None = None, validation: Rows | None = None
 ) -> FittedModel:
-    """As `fit`; a number is learnt as its distance from its mean over these rows."""
+    """Fit as `fit` does; a regression target is centred on its mean over these rows."""
     center = float(np.average(rows.labels, weights=weights)) if task == "regression" else 0.0
     if center:
         rows = rows._replace(labels=rows.labels - center)
@@ -147,20 +146,20 @@ def fit_model(
 
 
 def pick_evenly_spaced(labels: np.ndarray, n_rows: int, task: Task) -> np.ndarray:
-    """Places of about `n_rows` rows, evenly spaced; the first of each class too, lest a rare one is left out."""
+    """Pick indices of about `n_rows` evenly spaced rows, plus the first row of each class to include rare ones."""
     chosen = np.linspace(0, len(labels) - 1, min(len(labels), n_rows)).astype(np.intp)
     return chosen if task == "regression" else np.union1d(chosen, np.unique(labels, return_index=True)[1])
 
 
 def predict(pipeline: Any, frame: pl.DataFrame, task: Task) -> np.ndarray:
-    """What a pipeline answers, float: probabilities [n_rows, n_classes], or values [n_rows, 1]."""
+    """Predict with a pipeline; float probabilities [n_rows, n_classes], or values [n_rows, 1]."""
     with limit_threads(frame):
         found: np.ndarray = pipeline.predict(frame)[:, None] if task == "regression" else pipeline.predict_proba(frame)
     return found
 
 
 def limit_threads(frame: pl.DataFrame) -> AbstractContextManager[Any]:
-    """One thread for BLAS, and for boosting on a small frame.
+    """Limit BLAS to one thread, and boosting too on a small frame.
 
     BLAS is slower on several threads for small matrices, and its sums differ in the last bits.
     """
@@ -171,14 +170,14 @@ def limit_threads(frame: pl.DataFrame) -> AbstractContextManager[Any]:
 
 @cache
 def _find_thread_pools() -> ThreadpoolController:
-    """The thread pools of the libraries loaded by now; looking for them takes milliseconds."""
+    """Find the thread pools of the loaded libraries; the search takes milliseconds."""
     return ThreadpoolController()
 
 
 def build_sklearn_default(task: Task, featurizer: Featurizer, seed: int) -> Pipeline:
-    """Scikit-learn's gradient boosting as it comes: default settings, and categories as categories.
+    """Build scikit-learn's gradient boosting with default settings and native categories.
 
-    It sees the columns that the model sees, but for free texts. It is never served: its categories do not convert to
+    It uses the inputs of the model except free text. It is never served, because its categories do not convert to
     ONNX.
     """
     numeric, listed, unlisted, _ = preprocessing.find_positions(featurizer)
@@ -195,7 +194,7 @@ def build_sklearn_default(task: Task, featurizer: Featurizer, seed: int) -> Pipe
 
 
 def to_frame(inputs: Inputs) -> pl.DataFrame:
-    """Model inputs as the frame a pipeline takes: float32 columns n0…, then string columns c0…."""
+    """Convert model inputs to the frame that a pipeline takes: float32 columns n0…, then string columns c0…."""
     numeric = {f"n{at}": np.ascontiguousarray(inputs.num[:, at]) for at in range(inputs.num.shape[1])}
     categorical = {f"c{at}": pl.Series(inputs.cat[:, at], dtype=pl.String) for at in range(inputs.cat.shape[1])}
     return pl.DataFrame({**numeric, **categorical})
@@ -214,7 +213,7 @@ def hist_gradient_boosting(
 
 
 def random_forest(task: Task, params: RandomForestParams, featurizer: Featurizer, seed: int) -> Pipeline:
-    """Forest; missing numbers are a value below all."""
+    """Random forest; missing numbers become a value below all others."""
     # No `n_jobs`: `fit` has all cores, and answers are summed by one thread, hence in one order.
     estimator = RandomForestRegressor if task == "regression" else RandomForestClassifier
     filled = SimpleImputer(strategy="constant", fill_value=MISSING_VALUE, keep_empty_features=True)
@@ -241,7 +240,7 @@ def regularized_boosting(task: Task, params: RegularizedBoostingParams, featuriz
 
 
 def count_linear_columns(featurizer: Featurizer) -> int:
-    """How many columns a linear model sees."""
+    """Count the columns that a linear model sees."""
     listed = sum(len(column.categories) + 1 for column in featurizer.categorical if column.categories is not None)
     texts = sum(column.free_text for column in featurizer.categorical)
     others = sum(column.categories is None and not column.free_text for column in featurizer.categorical)

@@ -1,4 +1,4 @@
-"""A fitted pipeline with what stands around it: the centre of a number, the calibration of probabilities."""
+"""A fitted pipeline with its target centre (regression) or probability calibration (classification)."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from flywheel_ml.core.calibration import Calibration
 
 
 class FittedModel:
-    """What the train stage hands to evaluation and packaging.
+    """The model that the train stage passes to evaluation and packaging.
 
     Attributes:
         pipeline: of a number, fitted on its distance from `center`: float32 graphs resolve a spread of 500 around
             0 a hundred times better than around 100,000.
         center: what is added to the pipeline's answer, in float64.
-        calibration: what becomes of the pipeline's probabilities.
+        calibration: how the pipeline's probabilities are calibrated.
     """
 
     def __init__(self, pipeline: Pipeline, center: float = 0.0, calibration: Calibration | None = None) -> None:

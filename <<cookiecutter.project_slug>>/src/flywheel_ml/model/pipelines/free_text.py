@@ -1,4 +1,4 @@
-"""Whether the words of free texts are worth having, decided on the validation rows."""
+"""Decides on the validation rows whether the words of free-text columns are used."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from flywheel_ml.model.pipelines.estimators import Rows
 
 _MIN_STANDARD_ERRORS = 2
 MAX_ROWS = 100_000
-"""Rows that the words are judged by: a column for each word makes gigabytes of a million."""
+"""Maximum rows for this decision: one column per word needs gigabytes for a million rows."""
 
 
 class TextSelection(NamedTuple):
@@ -23,12 +23,12 @@ class TextSelection(NamedTuple):
     without_text: float
 
     def apply(self, pipeline: Pipeline) -> Pipeline:
-        """An unfitted pipeline with or without words, as was decided."""
+        """Return the unfitted pipeline with or without words, as decided."""
         return pipeline if self.kept else preprocessing.drop_text(pipeline)
 
 
 def select_text_features(build: Callable[[], Pipeline], train: Rows, validation: Rows, task: Task) -> TextSelection:
-    """Whether words are worth having.
+    """Decide whether to use the words of free-text columns.
 
     Words stay if they lower the loss by more than `_MIN_STANDARD_ERRORS` standard errors: noise wins half the time.
 

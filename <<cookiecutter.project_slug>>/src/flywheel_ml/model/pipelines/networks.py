@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 
 class Classifier(MLPClassifier):  # type: ignore[misc]
-    """Learns from a number of batches (`max_steps`), however many rows there are."""
+    """Trains on a fixed number of batches (`max_steps`), independent of the number of rows."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Classifier(MLPClassifier):  # type: ignore[misc]
 
 
 class Regressor(MLPRegressor):  # type: ignore[misc]
-    """As `Classifier`; learns the target in standard deviations, and answers in its own unit."""
+    """Regression version of `Classifier`; standardizes the target for training and predicts in its original unit."""
 
     def __init__(
         self,
@@ -80,14 +80,14 @@ class Regressor(MLPRegressor):  # type: ignore[misc]
         mean, deviation = float(y.mean()), float(y.std()) or 1.0
         with threadpool_limits(1, user_api="blas"):
             super().fit(x, (y - mean) / deviation)
-        # The last layer is linear: it takes the unit upon itself.
+        # The last layer is linear, so its weights can include the scale of the target.
         self.coefs_[-1] = (self.coefs_[-1] * deviation).astype(self.coefs_[-1].dtype)
         self.intercepts_[-1] = (self.intercepts_[-1] * deviation + mean).astype(self.intercepts_[-1].dtype)
         return self
 
 
 def restore_sklearn_class(estimator: Any) -> Any:
-    """The estimator as scikit-learn's own class, which is what skl2onnx knows; any other as it is."""
+    """Set the estimator to scikit-learn's own class, which skl2onnx supports; leave others unchanged."""
     for known in (MLPClassifier, MLPRegressor):
         if isinstance(estimator, known):
             estimator.__class__ = known
@@ -95,6 +95,6 @@ def restore_sklearn_class(estimator: Any) -> Any:
 
 
 def _limit_steps(network: Any, n_rows: int) -> None:
-    """Set the epochs and the batch: a batch is no larger than the table."""
+    """Set epochs and batch size; a batch is not larger than the table."""
     network.batch_size = min(network.batch_size, n_rows)
     network.max_iter = max(1, round(network.max_steps / math.ceil(n_rows / network.batch_size)))

@@ -22,15 +22,17 @@ from flywheel_ml.core.features import Featurizer
 
 _TARGET_TYPES: dict[Task, str] = {"binary": "binary", "multiclass": "multiclass", "regression": "continuous"}
 MAX_TERMS = 128
-"""Words and pairs of words of a text column that a model sees."""
+"""Maximum words and word pairs of a text column that a model sees."""
 _WORDS = "words"
 MAX_SET_CATEGORIES = 255
-"""Scikit-learn's gradient boosting takes as many categories of a column."""
+"""Maximum categories per column of scikit-learn's gradient boosting."""
 _CANDIDATES, _CANDIDATE_ROWS = 20_000, 20_000
 EXPECTED_WARNINGS = ("The least populated class", "Features .* are constant")
-"""What scikit-learn says of data that these transformers bear: a class with fewer rows than folds is missing in some
-of them, and a word of every row tells nothing. Whoever fits ignores them, for columns are fitted by threads, and Python
-3.11 knows one list of ignored warnings for all of them.
+"""Warnings of scikit-learn about data that these transformers accept.
+
+A class with fewer rows than folds is missing in some folds, and a word in every row has no information. The warnings
+are ignored where pipelines are fitted: columns are fitted in threads, and Python 3.11 has one list of ignored warnings
+for all threads.
 """
 
 
@@ -89,7 +91,7 @@ class TopTermsTfidf(TfidfVectorizer):  # type: ignore[misc]
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without an address in memory that scikit-learn keeps, lest two runs pickle different bytes."""
+        """Omit a memory address that scikit-learn stores, so that two runs pickle equal bytes."""
         return {name: value for name, value in super().__getstate__().items() if name != "_stop_words_id"}
 
     def _set_vocabulary(self, terms: list[str] | None) -> None:
@@ -138,7 +140,7 @@ class LinearSplines(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def encode_for_trees(task: Task, featurizer: Featurizer, seed: int) -> ColumnTransformer:
-    """What trees see: numbers with gaps, a place for each listed category, means and words."""
+    """Build the tree preprocessing: numbers with gaps, ordinal categories, target means and words."""
     numeric, listed, _, _ = find_positions(featurizer)
     encoder = OrdinalEncoder(
         categories=_list_categories(featurizer.categorical),
@@ -157,7 +159,7 @@ def encode_for_trees(task: Task, featurizer: Featurizer, seed: int) -> ColumnTra
 
 
 def impute_and_scale(task: Task, featurizer: Featurizer, seed: int, n_knots: int = 0) -> ColumnTransformer:
-    """What a linear model sees: numbers without gaps, of mean 0 and deviation 1, and a column for each category.
+    """Build the linear preprocessing: imputed and standardized numbers, and one column per category.
 
     With `n_knots`, numbers as linear splines.
     """
@@ -194,7 +196,7 @@ def drop_text(pipeline: Pipeline) -> Pipeline:
 def _list_target_transformers(
     task: Task, featurizer: Featurizer, seed: int
 ) -> Iterator[tuple[str, Callable[[], Any], list[int] | int]]:
-    """Transformers that learn from the target: their name, how one is made, and the place of their columns."""
+    """List the transformers that use the target: name, factory and column positions."""
     _, _, unlisted, texts = find_positions(featurizer)
     if unlisted:
         folds = (KFold if task == "regression" else StratifiedKFold)(5, shuffle=True, random_state=seed)
@@ -235,7 +237,7 @@ def _list_categories(columns: Sequence[Column]) -> list[list[str]]:
 
 
 def register_converters() -> None:
-    """Teach skl2onnx this module's transformers."""
+    """Register converters for this module's transformers in skl2onnx."""
     from skl2onnx import update_registered_converter
 
     update_registered_converter(LinearSplines, "LinearSplines", _set_splines_shape, _convert_splines)

@@ -6,7 +6,7 @@ from alembic.config import Config
 
 
 def escape_percent() -> None:
-    """Have alembic take folders of migrations as they are written; may be called again."""
+    """Make alembic accept migration folders with a `%` in their path; may be called repeatedly."""
     set_main_option = Config.set_main_option
     if "%" not in __file__ or set_main_option.__module__ == __name__:
         return

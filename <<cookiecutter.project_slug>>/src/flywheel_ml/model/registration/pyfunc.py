@@ -29,10 +29,10 @@ _TYPES = {
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Loads the bundle beside it; its own code holds nothing to unpickle.
+    """MLflow model that loads the bundle stored next to it; it has no pickled state.
 
     Args:
-        features: those of the project that trained it.
+        features: the features of the project that trained it.
     """
 
     def __init__(self, features: Sequence[Feature] = ()) -> None:
@@ -44,7 +44,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         _warn_of_other_library(path.parents[1] / "code" / LIBRARY.name)
         self._bundle = Bundle.open(path, features=self._features)
 
-    # MLflow goes by these names.
+    # MLflow requires these names.
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:  # noqa: ARG002
         """Predict a frame of n_rows × contract columns.
 
@@ -53,16 +53,16 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             likeliest; for numbers the interval's `low` and `high`.
 
         Raises:
-            DataError: a column is missing, or a cell has no reading under the contract.
+            DataError: a column is missing, or a cell is invalid under the contract.
         """
         columns = _to_columns(model_input, self._bundle.contract)
         answer = self._bundle.predict(columns)
-        beside = (
+        extra = (
             {"low": answer.output[:, 1], "high": answer.output[:, 2]}
             if self._bundle.manifest.task == "regression"
             else {"probability": answer.scores}
         )
-        return pd.DataFrame({"prediction": answer.values, **beside}, index=model_input.index)
+        return pd.DataFrame({"prediction": answer.values, **extra}, index=model_input.index)
 
 
 def _warn_of_other_library(shipped: Path) -> None:
@@ -85,7 +85,7 @@ def _hash_code(package: Path) -> str:
 
 
 def _to_columns(model_input: pd.DataFrame, contract: Contract) -> Columns:
-    """The inputs of a pandas frame, read as the contract says."""
+    """Read the inputs from a pandas frame as the contract specifies."""
     frame = tables.conform(pl.from_pandas(model_input.reset_index(drop=True)), contract)
     for column in contract.inputs:
         if column.name not in frame.columns:
@@ -100,11 +100,11 @@ def _to_columns(model_input: pd.DataFrame, contract: Contract) -> Columns:
 
 
 def build_signature(contract: Contract) -> ModelSignature:
-    """The contract's input columns as MLflow's schema."""
+    """Build MLflow's schema from the input columns of the contract."""
     return ModelSignature(inputs=Schema([_to_column_spec(column) for column in contract.inputs]))
 
 
 def _to_column_spec(column: Column) -> ColSpec:
-    # A pandas column of integers with gaps is one of floats.
+    # pandas stores integers with gaps as floats.
     kind = DataType.double if column.type == "integer" and column.nullable else _TYPES[column.type]
     return ColSpec(kind, name=column.name, required=not column.nullable)

@@ -1,4 +1,4 @@
-"""What was tried, and which version is champion: MLflow, and the only place that writes to it."""
+"""The model registry in MLflow: runs, versions and aliases. The only module that writes to MLflow."""
 
 import json
 import os
@@ -45,10 +45,10 @@ CHAMPION, CHALLENGER = roles.CHAMPION, roles.CHALLENGER
 DIGEST, GATES, REFUSED, ROLLED_BACK = roles.DIGEST_TAG, roles.GATES_TAG, roles.REFUSED_TAG, roles.ROLLED_BACK_TAG
 OVERRIDE, PRUNED = "override", "pruned"
 PLAN = "rollout"
-"""Tag of the registered model that says what is tried out beside the champion."""
+"""Tag of the registered model that holds the running experiment."""
 MODEL = "model"
 BUNDLE = Path("artifacts", "bundle")
-"""Where a run keeps the model, and the model the bundle."""
+"""Path of the model in a run, and of the bundle in the model."""
 REQUIREMENTS = ("numpy", "onnxruntime", "pandas", "pydantic", "pydantic-settings", "pyyaml")
 
 
@@ -64,7 +64,7 @@ class Version(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether every gate let it pass."""
+        """Whether the version passed every gate."""
         return not self.refusal
 
 
@@ -79,12 +79,12 @@ class Registry:
 
     @classmethod
     def open(cls, settings: Settings, name: str, project: Project | None = None) -> Self:
-        """Connect; a local store is made, migrated, or mended after its folder moved, by one process at a time.
+        """Connect; a local store is created, migrated, or updated after its folder moved, by one process at a time.
 
         Args:
             settings: where the registry is.
             name: of the registered model.
-            project: whose features are shipped with what is registered.
+            project: the project whose features are stored with each model.
 
         Raises:
             ConfigError: the tracking URI cannot be used.
@@ -101,34 +101,34 @@ class Registry:
         return cls(client, name, settings, project)
 
     def find(self, digest: str, passed: bool | None = None) -> Version | None:
-        """The version that holds the bundle with this manifest hash, the newest if there are several.
+        """Find the newest version whose bundle has this manifest hash.
 
         Args:
-            passed: the verdict that it has; any if not given.
+            passed: required verdict of the gates; None accepts any.
         """
         found = [version for version in self.list_versions() if version.digest == digest]
         return next((version for version in found if passed is None or version.passed == passed), None)
 
     def list_versions(self) -> list[Version]:
-        """All versions, newest first."""
+        """List all versions, newest first."""
         found = self._client.search_model_versions(f"name = '{self.name}'")
         return [_to_version(version) for version in sorted(found, key=lambda version: -int(version.version))]
 
     def find_alias(self, alias: str) -> Version | None:
-        """The version that holds an alias."""
+        """Find the version that holds an alias."""
         try:
             return _to_version(self._client.get_model_version_by_alias(self.name, alias))
         except MlflowException as error:
-            # Only a clear no counts: a store that does not answer must not look like one without a champion.
+            # An unavailable store must not look like one without a champion.
             if not _is_absent(error):
                 raise
             return None
 
     def get(self, number: str) -> Version:
-        """One version.
+        """Return one version.
 
         Raises:
-            ProjectError: there is none of this number.
+            ProjectError: there is no version with this number.
         """
         try:
             return _to_version(self._client.get_model_version(self.name, number))
@@ -139,7 +139,7 @@ class Registry:
             raise ProjectError(f"model '{self.name}' has no version '{number}'; known: {known}") from None
 
     def get_state(self, number: str) -> State:
-        """What a version is now; raises as `get`."""
+        """Return the current state of a version; raises as `get` does."""
         version = self.get(number)
         holders = {alias: found for alias in (CHAMPION, CHALLENGER) if (found := self.find_alias(alias))}
         tags = self._client.get_model_version(self.name, number).tags
@@ -157,16 +157,16 @@ class Registry:
         trials: "Sequence[Trial]" = (),
         selection: Mapping[str, float] | None = None,
     ) -> Version:
-        """Log the run that made a bundle and register the bundle, with the gates' answers; it gets no alias here.
+        """Log the run of a bundle and register the bundle with the gates' results, without an alias.
 
-        A run that a crash left half-logged stays behind, marked as failed; the bundle is registered once.
+        A run that a crash left incomplete is marked as failed; the bundle is registered only once.
 
         Args:
             path: the bundle's folder.
             params: flat names and values, as logged.
-            lineage: where the bundle came from; written beside it as lineage.json and as tags.
-            reports: files and folders logged beside the model.
-            trials: what was tried before; each is a run nested in this one.
+            lineage: origin of the bundle; written next to it as lineage.json, and as tags.
+            reports: files and folders logged with the model.
+            trials: tuning trials; each becomes a nested run.
             selection: further metrics, of the candidates that competed.
         """
         manifest = bundle.verify(path)
@@ -215,7 +215,7 @@ class Registry:
         return _to_version(version)
 
     def prune(self, version: Version) -> None:
-        """Remove the files of a version from a local store; its record stays, and `mend` brings them back."""
+        """Remove the files of a version from a local store; `restore_files` brings them back."""
         files = self._find_local_files(version)
         if files is None or not files.parent.is_dir():
             return
@@ -225,7 +225,7 @@ class Registry:
             remove_folder(files)
 
     def restore_files(self, version: Version, path: Path, lineage: Mapping[str, Any]) -> None:
-        """Bring the files of a version back into a local store, where it has lost them: `path` is the same bundle."""
+        """Restore the files of a version in a local store from `path`, which holds the same bundle."""
         files = self._find_local_files(version)
         if files is None or _is_whole(files / BUNDLE, version.digest):
             return
@@ -236,7 +236,7 @@ class Registry:
         self._client.delete_model_version_tag(self.name, version.number, PRUNED)
 
     def get_promotable(self, number: str, override: str = "") -> Version:
-        """A version that may become champion: passed by its gates, champion already, or overridden with a reason.
+        """Return a version that may become champion: passed, already champion, or overridden with a reason.
 
         Raises:
             GateRefusal: a gate refused it.
@@ -250,15 +250,15 @@ class Registry:
         )
 
     def promote(self, number: str, expected: str | None, override: str = "", rolls_back: bool = False) -> Version:
-        """Make a version champion, if the champion still is `expected` (None: there is none).
+        """Make a version champion if the current champion is `expected` (None: there is none).
 
         Args:
-            override: why a version is promoted that a gate refused.
-            rolls_back: whether the former champion is not to come back by a run, but by a person alone.
+            override: reason to promote a version that a gate refused.
+            rolls_back: whether only a person, not a run, may promote the former champion again.
 
         Raises:
             GateRefusal: a gate refused the version, and no `override` reason is given.
-            PromotionConflict: somebody else promoted in the meantime.
+            PromotionConflict: someone else promoted in the meantime.
         """
         with store.lock("promotion", self._settings):
             version = self.get_promotable(number, override)
@@ -268,7 +268,7 @@ class Registry:
                 if found != expected:
                     raise PromotionConflict(
                         f"version {number} was not promoted: the champion is version {found or 'none'}, "
-                        f"not {expected or 'none'} as expected; look at `rollout status` and decide anew"
+                        f"not {expected or 'none'} as expected; check `rollout status` and try again"
                     )
                 if version.rolled_back:
                     self._client.delete_model_version_tag(self.name, number, ROLLED_BACK)
@@ -276,8 +276,8 @@ class Registry:
                     self._client.set_model_version_tag(self.name, found, ROLLED_BACK, f"{get_user_name()}: {override}")
                 if override and not version.passed:
                     self._client.set_model_version_tag(self.name, number, OVERRIDE, f"{get_user_name()}: {override}")
-                # What was tried out beside the old champion says nothing of the new one. It ends before, so that no
-                # crash leaves it to come back with a later rollback.
+                # An experiment with the old champion does not apply to the new one. End it first, so that a crash
+                # cannot leave it to resume with a later rollback.
                 self.set_plan(None)
                 self._client.set_registered_model_alias(self.name, CHAMPION, number)
             challenger = self.find_alias(CHALLENGER)
@@ -298,10 +298,10 @@ class Registry:
         return version
 
     def get_plan(self) -> Any:
-        """What is tried out beside the champion, as `set_plan` was given it; None for nothing.
+        """Return the plan of the running experiment as `set_plan` stored it; None if there is none.
 
         Raises:
-            ConfigError: somebody else wrote it.
+            ConfigError: the tag is not valid JSON.
         """
         text = self._client.get_registered_model(self.name).tags.get(PLAN)
         try:
@@ -310,7 +310,7 @@ class Registry:
             raise ConfigError(f"model '{self.name}': its tag '{PLAN}' is not JSON; `rollout abort` clears it") from None
 
     def set_plan(self, plan: Mapping[str, Any] | None) -> None:
-        """Keep what is tried out, for every serving folder to follow; None ends it."""
+        """Store the plan of an experiment for all serving folders; None ends the experiment."""
         self._client.set_registered_model_tag(self.name, PLAN, canonical_json(plan) if plan else "")
 
     def download(self, version: Version, path: Path) -> None:
@@ -333,7 +333,7 @@ class Registry:
             reason = " ".join(str(error).split())
             raise ProjectError(
                 f"{address} cannot be downloaded: {reason[:300]}; "
-                "bring its files back into the artifact store, or promote another version"
+                "restore its files in the artifact store, or promote another version"
             ) from None
 
     def _log_trial(self, experiment: str, parent: str, number: int, trial: "Trial", measure: str) -> None:
@@ -349,7 +349,7 @@ class Registry:
         self._client.set_terminated(run_id)
 
     def _find_local_files(self, version: Version) -> Path | None:
-        """Where a local store has what `_save_model` wrote; None for a store that others may share."""
+        """Find the files of a version in a local store; None if the store may be shared."""
         if (
             store.get_artifact_location(self._settings) is None
             or "://" in self._settings.artifact_root
@@ -371,7 +371,7 @@ class Registry:
             shutil.copytree(package, shipped, ignore=shutil.ignore_patterns("__pycache__"))
         manifest = bundle.verify(path)
         with warnings.catch_warnings():
-            # MLflow would rather infer the signature from an example; ours comes from the contract.
+            # MLflow recommends inferring the signature from an example; ours comes from the contract.
             warnings.simplefilter("ignore", UserWarning)
             mlflow.pyfunc.save_model(
                 scratch / MODEL,
@@ -397,7 +397,7 @@ class Registry:
 
 
 def build_load_script(project: Project | None) -> str:
-    """What MLflow runs to load a model; the library and the project's package are shipped with it."""
+    """Build the script that MLflow runs to load a model; library and project package are stored with it."""
     features = f"from {project.package}.features import FEATURES\n" if project else "\nFEATURES = ()"
     return (
         "import mlflow\n\n"
@@ -427,7 +427,7 @@ def _get_owner_tags() -> dict[str, str]:
 
 
 def _is_absent(error: MlflowException) -> bool:
-    """MLflow's two ways to say that something is not there; the second is that of aliases."""
+    """Whether MLflow reports that something does not exist; aliases have an error code of their own."""
     return error.error_code in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))
 
 

@@ -1,4 +1,4 @@
-"""What a registered version is now, told without MLflow, whose import takes seconds."""
+"""Reads the role of a registered version without importing MLflow, which takes seconds."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from flywheel_ml.core.settings import Settings
 
 CHAMPION, CHALLENGER, REFUSED, ROLLED_BACK, PASSED = "champion", "challenger", "refused", "rolled back", "passed"
-"""Roles: the first two are aliases of the registered model; the last one passed its gates and is none of the others."""
+"""Roles: the first two are aliases of the registered model; `passed` means passed without another role."""
 DIGEST_TAG, GATES_TAG, REFUSED_TAG, ROLLED_BACK_TAG = "bundle_sha256", "gates", "refused", "rolled_back"
 """Tags of a version."""
 
@@ -22,12 +22,12 @@ class State(NamedTuple):
 
 
 def get_refusal(tags: Mapping[str, str]) -> str:
-    """Why the gates refused a version; empty where they did not."""
-    return tags.get(REFUSED_TAG) or ("" if tags.get(GATES_TAG) == "passed" else "no gate has judged it")
+    """Return why the gates refused a version; empty if they passed it."""
+    return tags.get(REFUSED_TAG) or ("" if tags.get(GATES_TAG) == "passed" else "no gate has checked it")
 
 
 def get_role(number: str, tags: Mapping[str, str], aliases: Mapping[str, str]) -> str:
-    """The role of a version, by its tags and by the versions that hold the aliases."""
+    """Return the role of a version, from its tags and the versions that hold the aliases."""
     for alias in (CHAMPION, CHALLENGER):
         if aliases.get(alias) == number:
             return alias
@@ -37,9 +37,9 @@ def get_role(number: str, tags: Mapping[str, str], aliases: Mapping[str, str]) -
 
 
 def read_state(settings: Settings, name: str, number: str) -> State | None:
-    """The state of a version of the registered model `name`, read from MLflow's database itself.
+    """Read the state of a version of the registered model `name` directly from MLflow's database.
 
-    None where the registry is a server, does not have the version, or is none that is known here.
+    None if the registry is a server, lacks the version, or has an unknown schema.
     """
     if settings.has_tracking_server:
         return None

@@ -1,4 +1,4 @@
-"""MLflow's store: where runs and models are kept, made and mended where it is this project's own."""
+"""MLflow's store of runs and models; a local store is created, migrated and updated here."""
 
 import os
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ LOCK_SECONDS = 60
 CONNECTION_RETRIES, RETRY_BACKOFF = 2, 1
 _SQLITE = "sqlite:///"
 _DEFAULT_ROOT = "mlruns"
-"""Where MLflow keeps the files of experiments that say nothing else; of ours none does."""
+"""Default artifact folder of MLflow; our experiments always set their own."""
 _URI_CHARACTERS = set("%?#:'\"\\")
 _PATHS = {
     "experiments": ("artifact_location",),
@@ -37,18 +37,18 @@ _PATHS = {
 
 @contextmanager
 def open_store(settings: Settings) -> Iterator[MlflowClient]:
-    """A client of the store, while no other process of this project opens it.
+    """Open a client of the store while no other process of this project opens it.
 
-    A local one is made first, migrated, or mended after its folder moved.
+    A local store is created or migrated first, and its paths are updated after its folder moved.
 
     Raises:
         ConfigError: the tracking URI cannot be used.
     """
     uri = settings.tracking_uri
-    # Left alone, MLflow tries a server that is not there for minutes.
+    # By default, MLflow retries an unavailable server for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(CONNECTION_RETRIES))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", str(RETRY_BACKOFF))
-    # Read by everything in MLflow that resolves `models:/` and `runs:/` addresses.
+    # MLflow uses this URI to resolve `models:/` and `runs:/` addresses.
     mlflow.set_tracking_uri(uri)
     escape_percent()
     try:
@@ -68,12 +68,12 @@ def open_store(settings: Settings) -> Iterator[MlflowClient]:
 
 
 def get_artifact_location(settings: Settings) -> str | None:
-    """Where a new experiment's files go; None where the store decides that itself."""
+    """Return the artifact location of a new experiment; None if the store chooses it."""
     return to_location(settings.artifact_root) if settings.tracking_uri.startswith(_SQLITE) else None
 
 
 def to_location(root: str) -> str:
-    """A folder of artifacts as MLflow is to be told of it: it takes paths for URIs, but for the simplest of them."""
+    """Convert an artifact folder to a location for MLflow, which parses paths with special characters as URIs."""
     if "://" in root:
         return root
     path = Path(root).absolute()
@@ -81,20 +81,20 @@ def to_location(root: str) -> str:
 
 
 def _to_path(artifact_location: str) -> Path:
-    """The folder that `to_location` tells of."""
+    """Convert a location of `to_location` back to a path."""
     parts = urlsplit(artifact_location)
     return Path(unquote(parts.path)) if parts.scheme == "file" else Path(artifact_location)
 
 
 def lock(name: str, settings: Settings) -> filelock.BaseFileLock:
-    """What only one process of this project may do at a time."""
+    """Create a lock that one process of this project can hold at a time."""
     folder = settings.serving_folder.parent
     folder.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / f".{name}.lock", timeout=LOCK_SECONDS)
 
 
 def describe_error(error: BaseException, settings: Settings) -> str:
-    """What went wrong, in one line without a password; of a server that cannot be reached, what the system says."""
+    """Describe an error in one line without a password; for an unreachable server, use the system error."""
     root = error
     while (inner := root.__cause__ or root.__context__) is not None:
         root = inner
@@ -110,25 +110,25 @@ def describe_error(error: BaseException, settings: Settings) -> str:
 
 
 def _create_store(database: Path) -> None:
-    """A new store is built beside its place: a process killed amid MLflow's migrations would leave one of no use."""
+    """Create a store under a temporary name: a process killed during MLflow's migrations would leave it unusable."""
     if database.exists():
         return
 
-    def hasten(connection: Any, _: Any) -> None:
-        # Until it is in place, there is nothing to lose to a power cut.
+    def disable_sync(connection: Any, _: Any) -> None:
+        # Durability does not matter until the store is in place.
         connection.execute("PRAGMA synchronous=OFF")
 
     with replacing(database) as part:
-        sa.event.listen(sa.Engine, "connect", hasten)
+        sa.event.listen(sa.Engine, "connect", disable_sync)
         try:
-            # By its path from here: an address has other uses for a `?`, which the folders above may have.
+            # Use a relative path: parent folders may contain a `?`, which has a meaning in a URL.
             SqlAlchemyStore(f"{_SQLITE}{os.path.relpath(part)}", to_location(_DEFAULT_ROOT))
         finally:
-            sa.event.remove(sa.Engine, "connect", hasten)
+            sa.event.remove(sa.Engine, "connect", disable_sync)
 
 
 def _check_connection(uri: str) -> None:
-    """See once whether a database answers: MLflow would ask it for a minute and a half."""
+    """Check once whether a database answers: MLflow would retry for a minute and a half."""
     engine = sa.create_engine(uri)
     try:
         engine.connect().close()
@@ -137,11 +137,11 @@ def _check_connection(uri: str) -> None:
 
 
 def _update_moved_paths(uri: str, artifact_root: str) -> None:
-    """MLflow stores absolute paths; where the project folder moved, put the new ones in their place.
+    """Update the absolute paths that MLflow stores, after the project folder moved.
 
-    In a store outside the project, which others may share, only what is gone from its old place is touched.
+    In a store outside the project, which others may share, only paths that no longer exist are updated.
     """
-    own = Path(uri.removeprefix(_SQLITE)).resolve().is_relative_to(Path.cwd())
+    is_local = Path(uri.removeprefix(_SQLITE)).resolve().is_relative_to(Path.cwd())
     engine = sa.create_engine(uri)
     try:
         with engine.begin() as connection:
@@ -150,7 +150,7 @@ def _update_moved_paths(uri: str, artifact_root: str) -> None:
             )
             for old in connection.scalars(query).all():
                 moved = old and _to_path(old).name == _to_path(artifact_root).name and old != artifact_root
-                if moved and (own or not _to_path(old).exists()):
+                if moved and (is_local or not _to_path(old).exists()):
                     _replace_prefix(connection, old, artifact_root)
     finally:
         engine.dispose()

@@ -1,1 +1,1 @@
-"""Choosing, tuning, fitting and calibrating."""
+"""Selects, tunes, fits and calibrates the model."""

@@ -1,4 +1,4 @@
-"""Chooses how probabilities are calibrated, by out-of-fold rows."""
+"""Chooses and fits the calibration of probabilities on out-of-fold rows."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from flywheel_ml.model.training.selection import OutOfFold
 
 FOLDS = 5
 MIN_ROWS, MIN_CLASS_ROWS = 100, 20
-"""With fewer rows, or fewer rows of a class, nothing is calibrated."""
+"""Minimum rows, and minimum rows per class, for calibration."""
 MAX_KNOTS = 200
 MAX_SLOPE = 50.0
 """Of an isotonic curve: the float32 probabilities of ONNX differ from scikit-learn's by 1e-7, and what is made of them
@@ -36,7 +36,7 @@ class CalibrationResult(NamedTuple):
 
 
 def choose(rows: OutOfFold, asked: str = "auto", in_time: bool = False) -> CalibrationResult:
-    """The simplest method within one standard error of the best, as `selection.choose` has it.
+    """Choose the simplest method within one standard error of the best, as `selection.choose` does.
 
     Args:
         rows: out-of-fold probabilities of a classifier.
@@ -132,13 +132,13 @@ def _fit_sigmoid(probability: np.ndarray, positive: np.ndarray, weights: np.ndar
     slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     if slope > 0:
         return slope, intercept
-    # A falling line would turn the order of the scores around: noise.
+    # A negative slope would reverse the order of the scores; it is noise.
     share = float(np.clip(np.average(positive, weights=weights), MIN_PROBABILITY, 1 - MIN_PROBABILITY))
     return 0.0, float(np.log(share / (1 - share)))
 
 
 def _fit_isotonic(probability: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> Curve:
-    # Never certain: one wrong answer would cost more than all the others gain.
+    # Never predict certainty: one wrong prediction would cost more than all others gain.
     least = 1 / (len(positive) + 2)
     fitted = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
     fitted.fit(probability.astype(np.float64), positive.astype(np.float64), sample_weight=weights)

@@ -10,7 +10,7 @@ from flywheel_ml.model.training.selection import OutOfFold, compute_mean_and_err
 
 
 def compare(task: Task, rows: OutOfFold) -> dict[str, Any]:
-    """Mean losses of model, prior and linear baseline, and how far the model is ahead of each.
+    """Compare the mean losses of model, prior and linear baseline, and the gain of the model over each.
 
     `gain` is the mean of the paired differences of losses, `p_value` of `prior` that of the hypothesis that the model
     is no better than the prior, of `linear` that it is no worse than the linear baseline; both one-sided, by a t test

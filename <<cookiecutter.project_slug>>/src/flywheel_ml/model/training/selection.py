@@ -38,7 +38,7 @@ EPSILON = 1e-15
 
 
 class CandidateEstimator(NamedTuple):
-    """What competes: an estimator, and whether its trees split listed categories into sets."""
+    """A candidate: an estimator, and whether its trees split listed categories into sets."""
 
     estimator: str
     sets: bool = False
@@ -58,7 +58,7 @@ class CandidateEstimator(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How a candidate did. Losses are the mean log loss, or the mean squared error.
+    """Result of a candidate. Losses are the mean log loss, or the mean squared error.
 
     `difference` is its mean loss minus that of the best candidate on the same rows, `standard_error` that of this
     paired difference. `seconds` are for people: they decide nothing and are kept out of the bundle.
@@ -73,7 +73,7 @@ class Score(NamedTuple):
 
 
 def ignore_score(_: Score) -> None:
-    """Tell nobody of a score."""
+    """Ignore a score; the default callback."""
 
 
 class OutOfFold(NamedTuple):
@@ -84,7 +84,7 @@ class OutOfFold(NamedTuple):
         truth: float [n], see `Contract.encode_target`.
         weights: float [n].
         clusters: int [n]; rows that depend on each other share one.
-        chose: bool [n], whether a row had a say in which candidate predicts it.
+        chose: bool [n], whether a row helped to choose the candidate that predicts it.
         answers: float [n, n_classes] of probabilities, or [n, 1] of values.
         linear: as `answers`, of the linear baseline.
         prior: as `answers`, of always answering the class shares or the mean of the rows that the model was fitted on.
@@ -105,7 +105,7 @@ class OutOfFold(NamedTuple):
 
     @classmethod
     def join(cls, parts: Sequence["OutOfFold"]) -> "OutOfFold":
-        """All rows of the parts, whose clusters are none of each other's."""
+        """Concatenate the parts; their clusters stay separate."""
         first, moved = 0, []
         for part in parts:
             moved.append(part._replace(clusters=part.clusters + first))
@@ -125,7 +125,7 @@ class Selection(NamedTuple):
     """The winner, where it was fitted on all training rows already."""
 
     def report(self) -> dict[str, Any]:
-        """What does not differ between two runs: everything but the seconds."""
+        """Return the reproducible part of the result: everything except the seconds."""
         return {
             "method": self.method,
             "chosen": self.winner.name,
@@ -151,7 +151,7 @@ class Table(NamedTuple):
         weights: float [n_rows], 1 where the contract has no weights.
         groups: int [n_rows], rows that belong together; None where all are independent or in order of time.
         in_time: whether the rows are in order of time.
-        places: int [n_rows], where they stand in the part of the split that they are of.
+        places: int [n_rows], positions of the rows in their part of the split.
     """
 
     rows: Rows
@@ -167,7 +167,7 @@ class Table(NamedTuple):
 
     @property
     def clusters(self) -> np.ndarray:
-        """X of consecutive rows of a table in order of time, or the row alone."""
+        """Cluster of each row: a block of consecutive rows if ordered by time, its group, or the row alone."""
         if self.in_time:
             return np.arange(self.size) * TIME_BLOCKS // self.size
         return np.arange(self.size) if self.groups is None else self.groups
@@ -209,7 +209,7 @@ def read_sample_weights(frame: pl.DataFrame, contract: Contract) -> np.ndarray:
 
 
 def list_candidates(task: Task, params: TrainParams, featurizer: Featurizer) -> list[CandidateEstimator]:
-    """Everything that competes, the simplest first.
+    """List the candidates, simplest first.
 
     Raises:
         ConfigError: a candidate does not fit the task, or needs a package that is not installed.
@@ -293,7 +293,7 @@ def estimate_cost(
     """
     if (
         candidate.estimator not in STANDARD_ESTIMATORS
-    ):  # Of a project's own estimator nothing is known: as much as boosting.
+    ):  # The cost of a project's own estimator is unknown; assume that of boosting.
         candidate = CandidateEstimator("hist_gradient_boosting")
     width, columns = estimators.count_linear_columns(featurizer), len(featurizer.numeric) + len(featurizer.categorical)
     many_classes = 1 + max(0, n_classes - 8) / 36
@@ -323,12 +323,12 @@ def select(
     arrange: Callable[[Pipeline], Pipeline],
     on_score: Callable[[Score], None],
 ) -> Selection:
-    """Let candidates compete.
+    """Compare the candidates and select one.
 
     Args:
         table: training rows.
-        validation: rows that judge; None for cross-validation within the training rows.
-        arrange: what is done to each unfitted pipeline.
+        validation: rows to compare on; None for cross-validation within the training rows.
+        arrange: function applied to each unfitted pipeline.
         on_score: called with each candidate's score as it comes, without its paired difference.
     """
     task, n_rows = contract.task, len(table.rows.labels)
@@ -547,7 +547,7 @@ def _choose_by_other_folds(
 ) -> np.ndarray:
     """Place of a candidate for each row, int [n_rows]: the one that the other folds choose.
 
-    So no row has a say in which candidate its own prediction comes from.
+    So no row influences which candidate makes its own prediction.
     """
     chosen = np.zeros(len(clusters), dtype=np.intp)
     if len(losses) == 1:
@@ -562,7 +562,7 @@ def _choose_by_other_folds(
 
 
 def is_default_too_costly(table: Table, contract: Contract, featurizer: Featurizer) -> bool:
-    """Whether scikit-learn's default boosting, as a mere sklearn_default, would cost a small table its whole budget."""
+    """Whether scikit-learn's default boosting, only as a reference, would cost a small table its whole budget."""
     defaults = TrainParams(estimator="hist_gradient_boosting")
     price = estimate_cost(
         CandidateEstimator("hist_gradient_boosting"), table.size, len(contract.classes), featurizer, defaults

@@ -1,4 +1,4 @@
-"""Stage 4: fit the model, and the linear baseline that it has to beat."""
+"""Stage 4: selects and fits the model and its linear baseline."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,14 +27,14 @@ from flywheel_ml.utils.files import read_json, replacing_folder, sha256_file, wr
 
 
 class TrainedModels(NamedTuple):
-    """The model, its linear baseline, and what is answered without either: shares of the classes, or the mean.
+    """The model, its linear baseline, and the prior: class shares, or the mean.
 
     Attributes:
-        sklearn_default: scikit-learn's gradient boosting with default settings, where params.yaml wants it.
-        selection: how the candidates did.
+        sklearn_default: scikit-learn's gradient boosting with default settings, if params.yaml enables it.
+        selection: results of the candidates.
         calibrated: how probabilities are calibrated; None for numbers.
         out_of_fold: of training and validation rows, see `selection.OutOfFold`.
-        text: whether free texts were worth their words, where there are any.
+        text: whether free text is used, if there is any.
     """
 
     model: FittedModel
@@ -58,8 +58,8 @@ def train(
     """Choose and fit on n_rows × contract columns; the same rows and parameters give the same model, bit for bit.
 
     Args:
-        rows: what is learnt from.
-        contract: what a row is.
+        rows: training rows.
+        contract: contract of the rows.
         params: which estimators compete, with which parameters.
         validation: rows that judge candidates where training rows are many; those that judge nothing set the width of
             intervals. Without them the training rows do all of it.
@@ -156,31 +156,31 @@ def check_learnable(rows: pl.DataFrame, contract: Contract) -> None:
     if not contract.classes:
         if truth.min() == truth.max():
             raise DataError(
-                f"the {len(truth):,} training rows hold one value of '{target}' only; nothing can be learnt"
+                f"the {len(truth):,} training rows have only one value of '{target}'; add rows with other values"
             )
         return
     counts = np.bincount(truth.astype(np.intp), minlength=len(contract.classes))
     if absent := [label for label, count in zip(contract.classes, counts.tolist(), strict=True) if not count]:
         raise DataError(
             f"none of the {len(truth):,} training rows has the class {absent[0]!r} of '{target}', so it cannot be "
-            "learnt; add such rows, or drop the class from contract.yaml"
+            "predicted; add such rows, or drop the class from contract.yaml"
         )
 
 
 def read_split(name: str, report: Mapping[str, Any]) -> pl.DataFrame:
-    """One part of the split, if it still is what the split stage wrote."""
+    """Read one part of the split after verifying its sha256."""
     return tables.read_verified(paths.SPLITS[name], report[name]["sha256"])
 
 
 def main(project: Project) -> None:
-    """Read the training part, let the candidates compete, tune where that is wanted, fit, write the pipelines."""
+    """Read the training rows, tune if enabled, select and fit the candidates, and write the pipelines."""
     contract, params = Contract.load(paths.CONTRACT), project.load_params()
     split = read_json(paths.REPORTS / "split.json")
     rows, tuned = read_split("train", split), None
     validation = read_split("validation", split)
     report: dict[str, Any] = {"trials": []}
     if params.tune.trials:
-        check_learnable(rows, contract)  # What cannot be learnt is refused before, not after, the search.
+        check_learnable(rows, contract)  # Reject untrainable data before the search.
         hashes = {name: split[name]["sha256"] for name in ("train", "validation")}
         table = Table.encode(
             validation, contract, Featurizer(contract, project.features), params.split.by, params.split.group

@@ -32,7 +32,7 @@ PROGRESS_SECONDS = 2.0
 
 
 class Trial(NamedTuple):
-    """What was tried: parameters as recorded (none: those of params.yaml), loss on the validation rows, and seconds.
+    """A tuning trial: parameters as recorded (none: those of params.yaml), loss on the validation rows, and seconds.
 
     The seconds are not known where DVC restored what another machine tried.
     """
@@ -54,7 +54,7 @@ class Search(NamedTuple):
         return min(self.trials, key=lambda trial: trial.loss)
 
     def report(self) -> dict[str, Any]:
-        """What differs in no two searches: everything but the seconds."""
+        """Return the reproducible part of the result: everything except the seconds."""
         return {
             "key": self.key,
             "trials": [{"parameters": dict(t.parameters), "loss": t.loss} for t in self.trials],
@@ -105,7 +105,7 @@ def run(loss: Callable[[TrainParams], float], params: Params, key: str, log: Cal
     Raises:
         Busy: another process completes them.
     """
-    # Heavy, and not needed where nothing is tuned.
+    # A heavy import, needed only for tuning.
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -123,7 +123,7 @@ def run(loss: Callable[[TrainParams], float], params: Params, key: str, log: Cal
 
 
 def apply_parameters(params: TrainParams, parameters: Mapping[str, Any]) -> TrainParams:
-    """The training parameters with a trial's in the place of the estimator's own."""
+    """Replace the parameters of the estimator with those of a trial."""
     name = get_estimator_name(params)
     group = getattr(params, name)
     found = {key: _decode_value(params.catalog[name].search[key], value) for key, value in parameters.items()}
@@ -163,7 +163,7 @@ def _complete_trials(
             try:
                 value = loss(apply_parameters(params.train, tried))
             except (ValueError, FloatingPointError):
-                # Parameters that an estimator cannot learn with are bad ones; those of params.yaml must be good.
+                # A failure counts as an infinite loss; only the parameters of params.yaml must work.
                 value = math.inf
         else:
             tried, value = {}, loss(params.train)

@@ -61,8 +61,8 @@ class Labeller:
             outcome = Outcome(label["id"], timestamp_us, canonical_json(label["label"]))
             if asked.setdefault(outcome.prediction_id, outcome).label != outcome.label:
                 raise _build_conflict([outcome.prediction_id])
-        if (fault := self._log.unavailable_reason) is not None:
-            raise build_log_problem(Unavailable(fault), origin)
+        if (reason := self._log.unavailable_reason) is not None:
+            raise build_log_problem(Unavailable(reason), origin)
         stored = asyncio.get_running_loop().run_in_executor(self._pool, self._store, asked, origin)
         try:
             return await asyncio.wait_for(stored, LABEL_SECONDS)

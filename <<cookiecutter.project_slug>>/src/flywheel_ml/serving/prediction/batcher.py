@@ -124,9 +124,9 @@ class Batcher:
     @property
     def refusal(self) -> Problem | None:
         """The problem for callers while the log is unavailable; None if requests are accepted."""
-        if self._answers_unlogged or (fault := self._log.unavailable_reason) is None:
+        if self._answers_unlogged or (reason := self._log.unavailable_reason) is None:
             return None
-        return build_log_problem(Unavailable(fault))
+        return build_log_problem(Unavailable(reason))
 
     def close(self) -> None:
         """Stop the thread for large requests."""
@@ -135,8 +135,8 @@ class Batcher:
     def _next_batch(self) -> None:
         taken, self._waiting = self._waiting[:BATCH_REQUESTS], self._waiting[BATCH_REQUESTS:]
         shadowed = self._shadow_calls.drain() if self._shadow_calls.rows else []
-        if (fault := self._log.unavailable_reason) is not None:
-            self._answer_without_log(taken, Unavailable(fault))
+        if (reason := self._log.unavailable_reason) is not None:
+            self._answer_without_log(taken, Unavailable(reason))
             self._metrics.predictions.dropped.inc(len(shadowed))
             self._schedule_next()
             return

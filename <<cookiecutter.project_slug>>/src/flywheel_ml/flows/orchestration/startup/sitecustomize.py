@@ -1,4 +1,4 @@
-"""Runs before anything else in MLflow's server and the processes that it starts; see `model.alembic_paths`."""
+"""Runs first in MLflow's server and in the processes that it starts; see `model.alembic_paths`."""
 
 from flywheel_ml.model.registration.alembic_paths import escape_percent
 
