@@ -116,7 +116,7 @@ def test_a_reload_closes_idle_connections_and_answers_requests_in_flight(
     folder: ServingFolder, tmp_path: Path, example: Instance
 ) -> None:
     folder.roll_out("1")
-    with Server(tmp_path, "--workers", "2", ML_BODY_SECONDS="60") as server:
+    with Server(tmp_path, "--workers", "2", ML_BODY_TIMEOUT_SECONDS="60") as server:
         body = httpx.Request("POST", server.url, json={"instances": [example]}).content
         head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         address = server.url.removeprefix("http://").split(":")
@@ -185,7 +185,7 @@ def test_a_reload_that_cannot_be_done_keeps_the_workers_and_says_why(
         # Its model is gone for whoever starts now.
         folder.path.rename(tmp_path / "elsewhere")
         wait_for(lambda: not folder.path.exists())
-        fails_with("would not be ready", "no model can be served now")
+        fails_with("would not be ready", "no model is in service")
         assert all(is_alive(pid) for pid in before.values())
         (tmp_path / "elsewhere").rename(folder.path)
         assert reload(server)["event"] == "reload_finished"
