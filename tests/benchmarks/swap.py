@@ -69,7 +69,7 @@ class BenchServer(NamedTuple):
         """Return what the server says about its models."""
         answer: dict[str, Any] = json.load(urllib.request.urlopen(f"http://127.0.0.1:{self.server.port}/model"))
         tried = answer["challenger"]
-        self.seen.update([answer["version"], *([tried["version"]] if tried and tried["state"] != "refused" else [])])
+        self.seen.update([answer["version"], *([tried["version"]] if tried and tried["state"] != "rejected" else [])])
         return answer
 
 

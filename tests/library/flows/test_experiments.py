@@ -74,7 +74,7 @@ def test_new_share_keeps_entities_other_changes_reassign(two: Registry, settings
     assert small.salt == large.salt
     assert len({small.salt, shadow.salt, anew.salt}) == 3
     whats = [what for what, _, _ in changes(settings)]
-    assert whats == ["champion", "challenger 10%", "challenger 50%", "shadow", "trial", "challenger 10%"]
+    assert whats == ["champion", "challenger 10%", "challenger 50%", "shadow", "experiment", "challenger 10%"]
 
 
 def test_an_abort_leaves_the_champion_alone_and_may_be_repeated(two: Registry, settings: Settings) -> None:
@@ -83,7 +83,7 @@ def test_an_abort_leaves_the_champion_alone_and_may_be_repeated(two: Registry, s
         now = rollout.abort(two, settings, why="no good")
         assert (now.challenger, now.shadow, now.reason) == (None, None, "no good")
     assert two.get_plan() is None
-    assert changes(settings)[-2:] == [("shadow", None, "2"), ("trial", "2", None)]
+    assert changes(settings)[-2:] == [("shadow", None, "2"), ("experiment", "2", None)]
     challenger = two.find_alias(CHALLENGER)
     assert challenger is not None
     assert challenger.number == "2"
@@ -301,7 +301,7 @@ CUTS = [
 BEFORE, BESIDE, AFTER = "version 1", "version 1, version 2 for 10% of the keys", "version 2"
 ENDS: dict[Verb, tuple[str, str, str | None, list[str]]] = {
     start: (BESIDE, "1", "2", ["champion", "challenger 10%"]),
-    rollout.abort: (BEFORE, "1", None, ["champion", "challenger 10%", "trial"]),
+    rollout.abort: (BEFORE, "1", None, ["champion", "challenger 10%", "experiment"]),
     promote: (AFTER, "2", None, ["champion", "challenger 10%", "champion"]),
     rollout.rollback: (BEFORE, "1", None, ["champion", "champion", "rollback"]),
 }

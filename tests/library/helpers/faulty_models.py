@@ -7,8 +7,8 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from flywheel_ml.core.bundle import Bundle
 
-Fault = Literal["no number", "raised", "slow"]
-FAULTS: tuple[Fault, ...] = ("no number", "raised")
+Fault = Literal["not_finite", "raised", "slow"]
+FAULTS: tuple[Fault, ...] = ("not_finite", "raised")
 ALL_FAULTS: tuple[Fault, ...] = get_args(Fault)
 SAFE_ROWS = 2
 """A call with at most this many rows succeeds: 0.5 for each class. With more, the call or the later rows fail."""
@@ -50,7 +50,7 @@ def build_model(bundle: Bundle, fault: Fault, safe_rows: int = SAFE_ROWS, turns:
         node("GreaterOrEqual", ["places", "safe"], ["is late"]),
         node("Greater", ["rows", "safe"], ["are many"]),
     ]
-    if fault == "no number":
+    if fault == "not_finite":
         nodes.append(node("Where", ["is late", "nan", "half"], ["value"]))
     else:
         if fault == "raised":

@@ -57,7 +57,7 @@ def test_broken_champion_falls_back_to_the_previous_model(
     with InProcess(app) as caller:
         answer = caller.request("POST", "/predict", json={"instances": [example]}).json()
         assert (answer["model_version"], answer["variant"], answer["degraded"]) == ("1", "fallback", True)
-        assert f"{MODEL} is missing" in caller.request("GET", "/model").json()["refused"]["reason"]
+        assert f"{MODEL} is missing" in caller.request("GET", "/model").json()["rejected"]["reason"]
         assert "predictions_degraded_total 1.0" in caller.request("GET", "/metrics").text
     row = next(Reader(log).predictions()).prediction
     assert (row.variant, row.degraded) == ("fallback", True)
@@ -131,7 +131,7 @@ def test_rows_that_break_the_model_get_the_class_prior(
     assert given.get("variant", second["variant"]) == "fallback"
     assert list(given["probabilities"].values()) == pytest.approx(bundle.manifest.prior)
     assert list(first["predictions"][0]["probabilities"].values()) == [0.5, 0.5]
-    stood_in = 1 if fault == "no number" else faulty_models.SAFE_ROWS + 1
+    stood_in = 1 if fault == "not_finite" else faulty_models.SAFE_ROWS + 1
     assert f"predictions_degraded_total {2 * stood_in}.0" in metrics
     logged = [row.prediction for row in Reader(log).predictions()]
     assert sorted(row.variant for row in logged) == ["champion"] * (8 - 2 * stood_in) + ["fallback"] * 2 * stood_in
@@ -159,7 +159,7 @@ def test_class_prior_answers_until_a_model_is_loaded(
         prior = Bundle.open(bundle_path).manifest.prior
         assert list(answer["predictions"][0]["probabilities"].values()) == pytest.approx(prior)
         assert caller.request("POST", "/predict", json={"instances": [{}]}).status_code == 422
-        assert f"{MODEL} was changed" in caller.request("GET", "/model").json()["refused"]["reason"]
+        assert f"{MODEL} was changed" in caller.request("GET", "/model").json()["rejected"]["reason"]
         models[1].write_bytes(content)
         wait_for(lambda: ask()["degraded"] is False)
         assert ask()["predictions"][0]["probabilities"] != answer["predictions"][0]["probabilities"]

@@ -39,7 +39,7 @@ AUDIT = "audit.jsonl"
 WAIT_SECONDS = 60
 CHAMPION_CHANGES = ("champion", ROLLBACK := "rollback")
 """Values of `what` in the audit log for a change of champion."""
-RENUMBERED = "number"
+RENUMBERED = "renumbered"
 """Its value when the same champion gets another number, for example after the registry was lost."""
 
 
@@ -408,7 +408,7 @@ def _apply_plan(registry: Registry, now: Routing, plan: Plan | None, settings: S
     before = now.challenger or now.shadow
     change = Change(
         who=plan.who if plan else get_user_name(),
-        what=plan.kind if plan else "trial",
+        what=plan.kind if plan else "experiment",
         before=_get_number(before.ref if before else None),
         after=plan.version if plan else None,
     )

@@ -81,7 +81,7 @@ def describe_breaker(now: Routing, server: str, settings: Settings) -> str:
     states = {
         "running": "closed",
         "paused": f"OPEN since {experiment.get('paused_at')}",
-        "refused": "refused by the server",
+        "rejected": "rejected by the server",
     }
     reason = experiment.get("reason")
     return f"{states.get(str(experiment.get('state')), 'unknown')}{f': {reason}' if reason else ''}"

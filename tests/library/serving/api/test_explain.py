@@ -164,7 +164,7 @@ def test_changed_background_is_rejected_by_name(folder: ServingFolder, caller: I
     refused: dict[str, Any] = {}
 
     def is_refused() -> bool:
-        refused.update(caller.request("GET", "/model").json()["refused"] or {})
+        refused.update(caller.request("GET", "/model").json()["rejected"] or {})
         return bool(refused)
 
     wait_for(is_refused)

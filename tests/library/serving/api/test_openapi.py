@@ -124,7 +124,7 @@ def test_the_docs_page_serves_no_other_file(client: httpx.Client, name: str) -> 
 
 def test_model_route_describes_the_model(client: httpx.Client) -> None:
     found = ModelInfo.model_validate_json(client.get("/model").content)
-    assert (found.version, found.variant, found.degraded, found.refused) == ("1", "champion", False, None)
+    assert (found.version, found.variant, found.degraded, found.rejected) == ("1", "champion", False, None)
     assert found.classes == [False, True]
     assert found.champion is not None
     assert found.champion.digest == found.digest

@@ -124,7 +124,7 @@ def test_broken_file_keeps_former_keys_and_is_logged_once(followed: Followed, co
     assert not followed.accepts("other-secret")
     assert followed.count_rejections() == 1
     (line,) = followed.said()
-    assert line["event"] == "api_keys_refused"
+    assert line["event"] == "api_keys_rejected"
     assert "ML_API_KEYS_FILE" in line["reason"]
     assert not any(told in json.dumps(line) for told in ("secret", str(followed.path)))
     followed.path.write_text("shop:predict:second-secret\n")

@@ -153,7 +153,7 @@ def test_key_is_replaced_in_every_worker_without_restart(keyed_server: Server) -
     assert statuses("fresh") == {401}
     before, path = find_workers(keyed_server), keyed_server.home / "keys"
     path.write_text("")
-    wait_for(lambda: sum(line["event"] == "api_keys_refused" for line in keyed_server.log_lines()) == 2)
+    wait_for(lambda: sum(line["event"] == "api_keys_rejected" for line in keyed_server.log_lines()) == 2)
     assert statuses("rotated") == {200}
     (keyed_server.home / "new").write_text(build_key_file(*(KEYS.keys() - {"rotated"})))
     (keyed_server.home / "new").replace(path)

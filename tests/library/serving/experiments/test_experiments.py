@@ -322,7 +322,7 @@ def test_broken_challenger_is_paused_until_restarted(
         answer = site.ask(*many)
         assert model_of(answer, -1) == ("champion", "never")
         assert answer["degraded"] is False
-        if fault == "no number":
+        if fault == "not_finite":
             assert model_of(answer, 0) == ("challenger", "no-number")
         assert time.monotonic() - began < 10
         time.sleep(0.01)
@@ -334,7 +334,7 @@ def test_broken_challenger_is_paused_until_restarted(
     assert site.metric("challenger_rows_replaced_total") > replaced
     assert site.metric("experiments_paused_total") == paused + 1
     assert site.metric("experiment_running") == 0
-    lines = [line for line in site.server.log_lines() if line["event"] == "trial_paused"]
+    lines = [line for line in site.server.log_lines() if line["event"] == "experiment_paused"]
     assert (lines[-1]["level"], lines[-1]["version"]) == ("error", asked.ref.version)
     assert site.ask(example)["variant"] == "champion"
 
@@ -387,9 +387,9 @@ def test_incompatible_challenger_is_rejected(site: Site, example: Instance, cont
     }
     site.begin(challenger(site.folder.add("stranger", renamed, **layout)))
     told = site.model()
-    assert told["challenger"]["state"] == "refused"
-    assert told["challenger"]["reason"] == told["refused"]["reason"]
-    assert "needs the column 'other'" in told["refused"]["reason"]
+    assert told["challenger"]["state"] == "rejected"
+    assert told["challenger"]["reason"] == told["rejected"]["reason"]
+    assert "needs the column 'other'" in told["rejected"]["reason"]
     assert told["variant"] == "champion"
     assert site.ask(example)["variant"] == "champion"
 
@@ -401,14 +401,14 @@ def test_damaged_challenger_is_rejected_or_dropped(site: Site, example: Instance
     model.write_bytes(content[:-1])
     asked = challenger(ref)
     site.begin(asked)
-    assert site.model()["challenger"]["state"] == "refused"
-    assert f"{MODEL} was changed" in site.model()["refused"]["reason"]
+    assert site.model()["challenger"]["state"] == "rejected"
+    assert f"{MODEL} was changed" in site.model()["rejected"]["reason"]
     assert site.ask(example)["variant"] == "champion"
     model.write_bytes(content)
     wait_for(lambda: site.model()["challenger"]["state"] == "running")
     assert site.ask(example)["variant"] == "challenger"
     model.write_bytes(content[:-1])
-    wait_for(lambda: site.model()["challenger"]["state"] == "refused")
+    wait_for(lambda: site.model()["challenger"]["state"] == "rejected")
     assert site.ask(example)["variant"] == "champion"
 
 
@@ -501,8 +501,8 @@ def test_routing_with_a_duplicate_model_is_rejected(site: Site, example: Instanc
     content = json.loads(path.read_text())
     content["challenger"]["ref"] = content["champion"]
     path.write_text(json.dumps(content))
-    wait_for(lambda: site.model()["refused"] is not None)
-    assert "alongside itself" in site.model()["refused"]["reason"]
+    wait_for(lambda: site.model()["rejected"] is not None)
+    assert "alongside itself" in site.model()["rejected"]["reason"]
     assert site.ask(example)["variant"] == "challenger"
 
 

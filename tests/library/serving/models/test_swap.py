@@ -35,14 +35,14 @@ class Site:
         return found
 
     def waits_for(self, version: str) -> None:
-        wait_for(lambda: self.model()["version"] == version and self.model()["refused"] is None)
+        wait_for(lambda: self.model()["version"] == version and self.model()["rejected"] is None)
 
     def predict(self, instance: Instance) -> dict[str, Any]:
         answer: dict[str, Any] = self.client.post("/predict", json={"instances": [instance]}).json()
         return answer
 
     def refusals(self) -> list[dict[str, Any]]:
-        return [line for line in self.server.log_lines() if line["event"] == "bundle_refused"]
+        return [line for line in self.server.log_lines() if line["event"] == "bundle_rejected"]
 
     def refused_total(self) -> float:
         lines = self.client.get("/metrics").text.splitlines()
@@ -131,11 +131,11 @@ def test_tampered_new_bundle_is_rejected(site: Site, example: Instance) -> None:
     ref = site.folder.add("bad")
     content = damage(site.folder.bundle("bad") / MODEL)
     site.folder.point(ref)
-    wait_for(lambda: site.model()["refused"] is not None)
+    wait_for(lambda: site.model()["rejected"] is not None)
 
     model = site.model()
-    assert model["refused"]["version"] == "bad"
-    assert f"{MODEL} was changed" in model["refused"]["reason"]
+    assert model["rejected"]["version"] == "bad"
+    assert f"{MODEL} was changed" in model["rejected"]["reason"]
     assert str(site.folder.path) not in json.dumps(model)
     answer = site.predict(example)
     assert (answer["model_version"], answer["variant"], answer["degraded"]) == ("good", "fallback", True)
@@ -151,8 +151,8 @@ def test_tampering_with_the_live_bundle_is_reported(site: Site, example: Instanc
     site.folder.roll_out("live")
     site.waits_for("live")
     content = damage(site.folder.bundle("live") / CARD)
-    wait_for(lambda: site.model()["refused"] is not None)
-    assert f"{CARD} was changed" in site.model()["refused"]["reason"]
+    wait_for(lambda: site.model()["rejected"] is not None)
+    assert f"{CARD} was changed" in site.model()["rejected"]["reason"]
     answer = site.predict(example)
     assert (answer["model_version"], answer["variant"], answer["degraded"]) == ("live", "champion", False)
     (site.folder.bundle("live") / CARD).write_bytes(content)
@@ -164,8 +164,8 @@ def test_unregistered_bundle_is_rejected(site: Site) -> None:
     site.waits_for("registered")
     ref = site.folder.add("resealed")
     site.folder.point(ref.model_copy(update={"digest": "0" * 64}))
-    wait_for(lambda: site.model()["refused"] is not None)
-    assert "manifest.json was changed after it was registered" in site.model()["refused"]["reason"]
+    wait_for(lambda: site.model()["rejected"] is not None)
+    assert "manifest.json was changed after it was registered" in site.model()["rejected"]["reason"]
     assert site.model()["version"] == "registered"
 
 
@@ -173,8 +173,8 @@ def test_model_that_fails_on_a_typical_row_is_rejected(site: Site, bundle_path: 
     site.folder.roll_out("answering")
     site.waits_for("answering")
     site.folder.point(site.folder.add("speechless", model=nowhere(Bundle.open(bundle_path))))
-    wait_for(lambda: site.model()["refused"] is not None)
-    assert "NaN or infinity" in site.model()["refused"]["reason"]
+    wait_for(lambda: site.model()["rejected"] is not None)
+    assert "NaN or infinity" in site.model()["rejected"]["reason"]
     assert site.model()["version"] == "answering"
 
 
@@ -188,8 +188,8 @@ def test_broken_or_missing_routing_is_reported(site: Site, content: str | None) 
         path.unlink()
     else:
         path.write_text(content)
-    wait_for(lambda: site.model()["refused"] is not None)
-    assert "routing.json" in site.model()["refused"]["reason"]
+    wait_for(lambda: site.model()["rejected"] is not None)
+    assert "routing.json" in site.model()["rejected"]["reason"]
     assert site.model()["version"] == ref.version
 
 

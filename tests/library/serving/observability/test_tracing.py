@@ -278,12 +278,12 @@ def test_unavailable_collector_is_logged_once(
             return value(parse_metrics(client.get("/metrics").text), "trace_spans_dropped_total")
 
         wait_for(lambda: lost() > 5)
-        (line,) = events("traces_refused")
+        (line,) = events("traces_rejected")
         assert (line["level"], collector.spans) == ("warning", [])
         assert collector.url not in json.dumps(server.log_lines())
         collector.status = 200
         wait_for(lambda: ask() == 200 and bool(events("traces_accepted")))
-        assert len(events("traces_refused")) == 1
+        assert len(events("traces_rejected")) == 1
         assert collector.spans
 
 
@@ -302,7 +302,7 @@ def test_missing_collector_does_not_delay_the_stop(folder: ServingFolder, tmp_pa
         assert server.stop() == 0
         assert time.monotonic() - began < FLUSH_SECONDS + 5
         assert all(line["level"] in {"info", "warning"} for line in server.log_lines())
-        assert sum(line["event"] == "traces_refused" for line in server.log_lines()) <= 1
+        assert sum(line["event"] == "traces_rejected" for line in server.log_lines()) <= 1
 
 
 def test_traces_are_off_unless_a_collector_is_named() -> None:

@@ -253,7 +253,7 @@ def _build_developer_router(app: FastAPI, service: Service) -> APIRouter:
 
 
 def _build_model_info(deployment: Deployment, models: ModelManager) -> ModelInfo:
-    model, asked, refused = deployment.model, deployment.routing, models.refused
+    model, asked, rejection = deployment.model, deployment.routing, models.last_rejection
     manifest = model.bundle.manifest
     return ModelInfo.model_validate(
         {
@@ -274,7 +274,7 @@ def _build_model_info(deployment: Deployment, models: ModelManager) -> ModelInfo
             "challenger": asked.challenger and _describe_experiment(asked.challenger, deployment.challenger, models),
             "shadow": asked.shadow and _describe_experiment(asked.shadow, deployment.shadow, models),
             "rollout_reason": asked.reason,
-            "refused": refused and {"version": refused.version, "reason": refused.reason, "at": refused.at},
+            "rejected": rejection and {"version": rejection.version, "reason": rejection.reason, "at": rejection.at},
         }
     )
 
@@ -282,12 +282,12 @@ def _build_model_info(deployment: Deployment, models: ModelManager) -> ModelInfo
 def _describe_experiment(
     asked: Challenger | Shadow, running: RunningExperiment | None, models: ModelManager
 ) -> dict[str, Any]:
-    paused_at, reason, refused = None, None, models.refused
+    paused_at, reason, rejection = None, None, models.last_rejection
     if running is None:
-        is_told = refused is not None and refused.version == asked.ref.version
+        is_reported = rejection is not None and rejection.version == asked.ref.version
         reason = (
-            refused.reason
-            if refused and is_told
+            rejection.reason
+            if rejection and is_reported
             else "experiments run only alongside the champion, which is not in service"
         )
     elif running.paused:
@@ -296,7 +296,7 @@ def _describe_experiment(
         **asked.ref.model_dump(),
         "share": asked.share if isinstance(asked, Challenger) else None,
         "since": asked.since,
-        "state": "refused" if running is None else "paused" if running.paused else "running",
+        "state": "rejected" if running is None else "paused" if running.paused else "running",
         "paused_at": paused_at,
         "reason": reason,
     }

@@ -79,7 +79,7 @@ class Guard:
         self._seen = seen if seen == self._read_signature() else None
         if rejected_reason and rejected_reason != self._rejected_reason:
             self._metrics.http.key_files_rejected.inc()
-            self._log.error("api_keys_refused", reason=rejected_reason)
+            self._log.error("api_keys_rejected", reason=rejected_reason)
         self._rejected_reason = rejected_reason
 
     def require(self, request: Request) -> None:

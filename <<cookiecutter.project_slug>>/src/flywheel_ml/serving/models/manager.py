@@ -58,7 +58,7 @@ class ModelManager:
         features: Sequence[Feature] = (),
     ) -> None:
         self.deployment: Deployment | None = None
-        self.refused: Rejection | None = None
+        self.last_rejection: Rejection | None = None
         self._folder = folder
         self._max_instances = max_instances
         self._features = features
@@ -178,14 +178,14 @@ class ModelManager:
         except Exception as error:
             rejections.append(self._build_rejection(asked.ref, path, error))
             return None
-        self._log.info("trial_began", version=asked.ref.version, digest=asked.ref.digest, variant=variant)
+        self._log.info("experiment_started", version=asked.ref.version, digest=asked.ref.digest, variant=variant)
         model = ServedModel(bundle, asked.ref, champion.schema, variant, datetime.now(UTC))
         return RunningExperiment(model, asked, self._on_pause)
 
     def _on_pause(self, experiment: RunningExperiment, reason: str) -> None:
         model = experiment.model
         self._metrics.models.count_paused(model.ref.version, model.variant)
-        self._log.error("trial_paused", version=model.ref.version, variant=model.variant, reason=reason)
+        self._log.error("experiment_paused", version=model.ref.version, variant=model.variant, reason=reason)
 
     def _open_prior(self, ref: BundleRef | None) -> ServedModel | None:
         if ref is None:
@@ -229,15 +229,15 @@ class ModelManager:
         return ServedModel(bundle, ref, schema, variant, datetime.now(UTC))
 
     def _report(self, rejections: list[Rejection]) -> None:
-        known = (self.refused.version, self.refused.reason) if self.refused else None
+        known = (self.last_rejection.version, self.last_rejection.reason) if self.last_rejection else None
         for rejection in rejections:
             if (rejection.version, rejection.reason) != known:
                 self._metrics.models.rejected.inc()
-                self._log.error("bundle_refused", version=rejection.version, reason=rejection.reason)
+                self._log.error("bundle_rejected", version=rejection.version, reason=rejection.reason)
         if not rejections:
-            self.refused = None
+            self.last_rejection = None
         elif (rejections[0].version, rejections[0].reason) != known:
-            self.refused = rejections[0]
+            self.last_rejection = rejections[0]
 
     def _read_signature(self) -> Signature:
         folders = [serving_folder.bundle_folder(self._folder, ref) for ref in self._refs]

@@ -250,7 +250,7 @@ def _build_exporter(taken: Callable[[int], None], metrics: Metrics, log: structl
                 self._is_failing = has_failed
                 if has_failed:
                     log.warning(
-                        "traces_refused", reason="the collector does not accept spans; requests are still answered"
+                        "traces_rejected", reason="the collector does not accept spans; requests are still answered"
                     )
                 else:
                     log.info("traces_accepted")

@@ -19,7 +19,7 @@ from flywheel_ml.serving.prediction.batch import PendingRequest, call_in_loop
 from flywheel_ml.serving.prediction.pipeline import score_each
 from flywheel_ml.serving.prediction.requests import PredictRequest, RowPrediction
 
-SLOW, RAISED, NOT_FINITE, BUSY = "slow", "raised", "no number", "busy"
+SLOW, RAISED, NOT_FINITE, BUSY = "slow", "raised", "not_finite", "busy"
 """Reasons why other models answered a challenger's rows."""
 
 

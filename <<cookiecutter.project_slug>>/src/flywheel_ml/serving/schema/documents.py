@@ -58,7 +58,7 @@ class ModelRef(BaseModel):
     digest: str
 
 
-class Refused(BaseModel):
+class RejectedBundle(BaseModel):
     """Why the model in routing was rejected."""
 
     version: str | None
@@ -71,7 +71,7 @@ class Experiment(ModelRef):
 
     share: float | None
     since: str
-    state: Literal["running", "paused", "refused"]
+    state: Literal["running", "paused", "rejected"]
     paused_at: datetime | None
     reason: str | None
 
@@ -96,7 +96,7 @@ class ModelInfo(BaseModel):
     challenger: Experiment | None
     shadow: Experiment | None
     rollout_reason: str
-    refused: Refused | None
+    rejected: RejectedBundle | None
 
 
 class Health(BaseModel):
