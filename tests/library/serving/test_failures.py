@@ -17,7 +17,7 @@ from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.native import NATIVE
-from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
+from flywheel_ml.serving.prediction.batcher import MAX_INLINE_BODY_BYTES
 from flywheel_ml.serving.prediction.requests import PredictRequest
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import faulty_models, protocol_clients
@@ -69,9 +69,9 @@ def test_large_request_gets_the_same_answer_off_the_loop(
     folder.roll_out("1")
     app = create_app(Settings(_env_file=None, serving_folder=folder.path, prediction_log=str(tmp_path / "log")))
     with InProcess(app) as caller:
-        count = 2 * INLINE_BYTES // len(json.dumps(example))
+        count = 2 * MAX_INLINE_BODY_BYTES // len(json.dumps(example))
         body = {"instances": [example] * count}
-        assert len(json.dumps(body)) > INLINE_BYTES
+        assert len(json.dumps(body)) > MAX_INLINE_BODY_BYTES
         many = caller.request("POST", "/predict", json=body).json()["predictions"]
         one = caller.request("POST", "/predict", json={"instances": [example]}).json()["predictions"][0]
     assert len(many) == count

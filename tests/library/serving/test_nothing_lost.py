@@ -26,7 +26,7 @@ import sqlalchemy as sa
 
 from flywheel_ml.prediction_log import Prediction, Writer, new_id
 from flywheel_ml.serving.api.feedback import MAX_LISTED_IDS
-from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
+from flywheel_ml.serving.prediction.batcher import MAX_INLINE_BODY_BYTES
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers.postgresql import PostgreSQL
 from library.helpers.servers import Server, find_workers, run_threads, wait_for
@@ -266,7 +266,7 @@ def test_full_disk_rejects_requests_until_space_is_free(
             wait_for(lambda: len(seen.refused) >= 40)
             assert seen.has_only_outages()
             with server.client() as client:
-                large = {"instances": [example] * (2 * INLINE_BYTES // len(json.dumps(example)))}
+                large = {"instances": [example] * (2 * MAX_INLINE_BODY_BYTES // len(json.dumps(example)))}
                 for path, body in (
                     ("/predict", large),
                     ("/invocations", {"inputs": [example]}),
@@ -567,7 +567,7 @@ def test_unlogged_responses_are_marked_and_counted(folder: ServingFolder, tmp_pa
             assert "x-prediction-logged" not in logged.headers
             with closing(sqlite3.connect(file)) as other:
                 other.execute("ALTER TABLE predictions RENAME TO gone")
-            large = [example] * (2 * INLINE_BYTES // len(json.dumps(example)))
+            large = [example] * (2 * MAX_INLINE_BODY_BYTES // len(json.dumps(example)))
             for path, body in (
                 ("/predict", {"instances": [example]}),
                 ("/predict", {"instances": [example]}),

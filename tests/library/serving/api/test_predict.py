@@ -17,7 +17,7 @@ from flywheel_ml.core.contract import Contract, columns_from_rows
 from flywheel_ml.core.parsing.rules import REQUIRED
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.errors.problems import MEDIA_TYPE, ProblemDocument
-from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
+from flywheel_ml.serving.prediction.batcher import MAX_INLINE_BODY_BYTES
 from flywheel_ml.serving.prediction.pipeline import MIN_BLOCK_ROWS
 from flywheel_ml.serving.schema.documents import Answers
 from library.helpers.servers import Server, wait_for
@@ -94,7 +94,7 @@ class TestAnswers:
         self, server: Server, client: httpx.Client, instances: list[Instance], contract: Contract
     ) -> None:
         key = contract.id
-        times = 1 + 2 * INLINE_BYTES // len(json.dumps(instances))
+        times = 1 + 2 * MAX_INLINE_BODY_BYTES // len(json.dumps(instances))
         sent = [
             {**instance, **({key.name: str(at) if key.type == "string" else at} if key else {})}
             for at, instance in enumerate(instances * times)
@@ -116,7 +116,7 @@ class TestAnswers:
     def test_a_large_request_of_few_rows_is_logged_row_by_row(
         self, server: Server, client: httpx.Client, example: Instance
     ) -> None:
-        body = json.dumps({"instances": [example] * (MIN_BLOCK_ROWS - 1)}) + " " * INLINE_BYTES
+        body = json.dumps({"instances": [example] * (MIN_BLOCK_ROWS - 1)}) + " " * MAX_INLINE_BODY_BYTES
         answers = client.post("/predict", content=body, headers=JSON).json()["predictions"]
         with closing(sqlite3.connect(Path(server.log) / "serve-0.db")) as log:
             alone = {name for (name,) in log.execute("SELECT id FROM predictions")}

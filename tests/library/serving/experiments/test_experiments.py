@@ -27,8 +27,8 @@ from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.invocations import Invoked
 from flywheel_ml.serving.experiments.circuit_breaker import MAX_FAILURES
-from flywheel_ml.serving.experiments.runner import MAX_ROWS, NICE
-from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
+from flywheel_ml.serving.experiments.runner import MAX_QUEUED_ROWS, NICE
+from flywheel_ml.serving.prediction.batcher import MAX_INLINE_BODY_BYTES
 from flywheel_ml.serving.prediction.pipeline import derive_shadow_id
 from flywheel_ml.serving.schema.documents import Answers
 from flywheel_ml.testing.servers import ServingFolder
@@ -182,7 +182,7 @@ def test_id_column_takes_precedence_over_the_header(site: Site, example: Instanc
 def test_large_request_is_split_between_models(site: Site, example: Instance) -> None:
     asked = challenger(site.sound, 0.3)
     site.begin(asked)
-    count = 2 * INLINE_BYTES // len(json.dumps(example))
+    count = 2 * MAX_INLINE_BODY_BYTES // len(json.dumps(example))
     answer = site.ask(*[example] * count)
     variants = Counter(model_of(answer, place)[0] for place in range(count))
     assert variants.keys() == {"champion", "challenger"}
@@ -456,8 +456,8 @@ def test_rows_beyond_the_shadow_queue_are_dropped_and_counted(
     dropped = site.metric("shadow_rows_dropped_total")
     site.begin(beside=shadow(faulty["slow"]))
     for _ in range(4):
-        assert len(site.ask(*[example] * (MAX_ROWS // 2))["predictions"]) == MAX_ROWS // 2
-    assert site.metric("shadow_rows_dropped_total") >= dropped + MAX_ROWS // 2
+        assert len(site.ask(*[example] * (MAX_QUEUED_ROWS // 2))["predictions"]) == MAX_QUEUED_ROWS // 2
+    assert site.metric("shadow_rows_dropped_total") >= dropped + MAX_QUEUED_ROWS // 2
     site.begin()
 
 

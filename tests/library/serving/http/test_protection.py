@@ -18,7 +18,7 @@ import pytest
 
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.errors.problems import ProblemDocument
-from flywheel_ml.serving.prediction.batcher import INLINE_BYTES
+from flywheel_ml.serving.prediction.batcher import MAX_INLINE_BODY_BYTES
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers.protocol_clients import send_arrow, to_arrow_stream
 from library.helpers.servers import Server, connect, read_all, wait_for
@@ -227,7 +227,7 @@ def test_disconnected_clients_keep_slots_until_work_ends(
     guarded_server: Server, instances: list[Any], times: int
 ) -> None:
     request = request_for(*instances[:1] * times)
-    assert (len(request) > INLINE_BYTES) == (times > 1)
+    assert (len(request) > MAX_INLINE_BODY_BYTES) == (times > 1)
 
     def status() -> int:
         with guarded_server.client() as client:

@@ -147,7 +147,7 @@ def test_only_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch:
         (path / multiprocess.LOCK).touch()
         if path is not young:
             os.utime(path, (long_ago, long_ago))
-    with filelock.FileLock(living / multiprocess.LOCK), multiprocess.folder() as made:
+    with filelock.FileLock(living / multiprocess.LOCK), multiprocess.create_folder() as made:
         assert made.parent == tmp_path
         assert {left.exists(), living.exists(), young.exists(), strange.exists()} == {False, True}
         assert not left.exists()
@@ -161,13 +161,13 @@ def test_counts_use_temporary_files_without_free_memory(tmp_path: Path, monkeypa
     files.mkdir()
     monkeypatch.setattr(multiprocess, "MEMORY", memory)
     monkeypatch.setattr(tempfile, "tempdir", str(files))
-    with multiprocess.folder() as made:
+    with multiprocess.create_folder() as made:
         assert made.parent == memory
     monkeypatch.setattr(multiprocess, "ROOM", 2**80)
-    with multiprocess.folder() as made:
+    with multiprocess.create_folder() as made:
         assert made.parent == files
     monkeypatch.setattr(multiprocess, "MEMORY", tmp_path / "missing")
-    with multiprocess.folder() as made:
+    with multiprocess.create_folder() as made:
         assert made.parent == files
 
 

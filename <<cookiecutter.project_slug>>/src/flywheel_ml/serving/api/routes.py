@@ -75,8 +75,8 @@ class Service:
         if self.draining:
             raise Problem(503, "draining", "this server is shutting down", RETRY)
         assert self.deployment
-        if self.batcher.refusal is not None:
-            raise self.batcher.refusal
+        if self.batcher.outage_problem is not None:
+            raise self.batcher.outage_problem
 
     def parse_hints(self, headers: Mapping[bytes, bytes]) -> RoutingHints:
         """Parse the headers that influence which model answers."""
@@ -124,20 +124,20 @@ class BodyRoute:
     Args:
         service: the shared state.
         handler: returns the response to a body.
-        kinds: accepted media types of the body.
+        media_types: accepted media types of the body.
     """
 
-    def __init__(self, service: Service, handler: Handler, kinds: Sequence[str] = (JSON,)) -> None:
+    def __init__(self, service: Service, handler: Handler, media_types: Sequence[str] = (JSON,)) -> None:
         self._service = service
         self._handler = handler
-        self._kinds = kinds
+        self._media_types = media_types
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Authorise, admit and answer one request."""
         service, lifecycle = self._service, self._service.lifecycle
         lifecycle.authorise(scope["headers"], scope["path"])
         deployment = service.deployment
-        body = await lifecycle.admission.read_body(scope, receive, self._kinds)
+        body = await lifecycle.admission.read_body(scope, receive, self._media_types)
         with lifecycle.admit():
             content, kind, more = await self._handler(service, deployment, scope, body)
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(content)), *more]
@@ -253,7 +253,7 @@ def _build_developer_router(app: FastAPI, service: Service) -> APIRouter:
 
 
 def _build_model_info(deployment: Deployment, models: ModelManager) -> ModelInfo:
-    model, asked, rejection = deployment.model, deployment.routing, models.last_rejection
+    model, routing, rejection = deployment.model, deployment.routing, models.last_rejection
     manifest = model.bundle.manifest
     return ModelInfo.model_validate(
         {
@@ -269,22 +269,23 @@ def _build_model_info(deployment: Deployment, models: ModelManager) -> ModelInfo
             "estimator": manifest.estimator,
             "metrics": manifest.metrics,
             "loaded_at": model.loaded_at,
-            "champion": asked.champion and asked.champion.model_dump(),
-            "previous": asked.previous and asked.previous.model_dump(),
-            "challenger": asked.challenger and _describe_experiment(asked.challenger, deployment.challenger, models),
-            "shadow": asked.shadow and _describe_experiment(asked.shadow, deployment.shadow, models),
-            "rollout_reason": asked.reason,
+            "champion": routing.champion and routing.champion.model_dump(),
+            "previous": routing.previous and routing.previous.model_dump(),
+            "challenger": routing.challenger
+            and _describe_experiment(routing.challenger, deployment.challenger, models),
+            "shadow": routing.shadow and _describe_experiment(routing.shadow, deployment.shadow, models),
+            "rollout_reason": routing.reason,
             "rejected": rejection and {"version": rejection.version, "reason": rejection.reason, "at": rejection.at},
         }
     )
 
 
 def _describe_experiment(
-    asked: Challenger | Shadow, running: RunningExperiment | None, models: ModelManager
+    spec: Challenger | Shadow, running: RunningExperiment | None, models: ModelManager
 ) -> dict[str, Any]:
     paused_at, reason, rejection = None, None, models.last_rejection
     if running is None:
-        is_reported = rejection is not None and rejection.version == asked.ref.version
+        is_reported = rejection is not None and rejection.version == spec.ref.version
         reason = (
             rejection.reason
             if rejection and is_reported
@@ -293,9 +294,9 @@ def _describe_experiment(
     elif running.paused:
         paused_at, reason = running.paused
     return {
-        **asked.ref.model_dump(),
-        "share": asked.share if isinstance(asked, Challenger) else None,
-        "since": asked.since,
+        **spec.ref.model_dump(),
+        "share": spec.share if isinstance(spec, Challenger) else None,
+        "since": spec.since,
         "state": "rejected" if running is None else "paused" if running.paused else "running",
         "paused_at": paused_at,
         "reason": reason,

@@ -72,7 +72,7 @@ class Keyring:
         return hashlib.blake2b(digest, key=self._secret, digest_size=16).digest()
 
 
-def at_start(settings: Settings) -> Keyring:
+def load_keys(settings: Settings) -> Keyring:
     """Load the keys at start, from the setting and from the file.
 
     Raises:
@@ -132,16 +132,16 @@ def parse_key(text: str, place: str) -> Key:
     Raises:
         ConfigError: the text begins like a digest or a name with scopes, but is malformed.
     """
-    named = None if text.startswith(HASHED) else _NAMED.match(text)
-    if named is None:
+    match = None if text.startswith(HASHED) else _NAMED.match(text)
+    if match is None:
         return Key("", _to_digest(text, place), frozenset(SCOPES))
-    scopes = SCOPES if named["scopes"] is None else named["scopes"].split("+")
+    scopes = SCOPES if match["scopes"] is None else match["scopes"].split("+")
     if not set(scopes) <= set(SCOPES):
         raise ConfigError(
             f"{place}: unknown scope between the name and the key; use {', '.join(SCOPES)}, joined by '+', "
             f"or write a key that contains colons as '{HASHED}<its digest>'"
         )
-    return Key(named["name"], _to_digest(text[named.end() :], place), frozenset(scopes))
+    return Key(match["name"], _to_digest(text[match.end() :], place), frozenset(scopes))
 
 
 def list_names(keys: Sequence[Key]) -> list[str]:

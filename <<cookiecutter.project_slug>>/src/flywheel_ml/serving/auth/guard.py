@@ -47,7 +47,7 @@ class Guard:
         log: receives changes of the file, never a key.
 
     Raises:
-        ConfigError: as `api_keys.at_start`.
+        ConfigError: as `api_keys.load_keys`.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> None:
@@ -56,9 +56,9 @@ class Guard:
         self._log = log
         self._is_production = settings.environment == "production"
         self._limit = RateLimit(settings.rate_limit, settings.rate_burst) if settings.rate_limit else None
-        self._seen = self._read_signature()
+        self._last_signature = self._read_signature()
         self._rejected_reason = ""
-        self._keys = api_keys.at_start(settings) or None
+        self._keys = api_keys.load_keys(settings) or None
 
     async def poll(self) -> None:
         """Reload the key file whenever it changes, for ever."""
@@ -67,16 +67,16 @@ class Guard:
 
     def refresh(self) -> None:
         """Read the key file if it has changed; blocking. If it is invalid, the former keys stay active."""
-        seen = self._read_signature()
-        if seen == self._seen:
+        signature = self._read_signature()
+        if signature == self._last_signature:
             return
         rejected_reason = ""
         try:
-            self._replace()
+            self._reload_keys()
         except ConfigError as error:
             rejected_reason = str(error)
         # A change during the read is read at the next poll.
-        self._seen = seen if seen == self._read_signature() else None
+        self._last_signature = signature if signature == self._read_signature() else None
         if rejected_reason and rejected_reason != self._rejected_reason:
             self._metrics.http.key_files_rejected.inc()
             self._log.error("api_keys_rejected", reason=rejected_reason)
@@ -106,7 +106,7 @@ class Guard:
         keys, limit = self._keys, self._limit
         if keys is None:
             if limit is not None:
-                self._spend(limit, "", "anonymous")
+                self._enforce_rate_limit(limit, "", "anonymous")
             return
         scope = find_required_scope(path)
         key = keys.find(_extract_key(dict(headers)))
@@ -125,9 +125,9 @@ class Guard:
                 {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
             )
         if limit is not None:
-            self._spend(limit, key.name or key.digest, key.name or "unnamed")
+            self._enforce_rate_limit(limit, key.name or key.digest, key.name or "unnamed")
 
-    def _spend(self, limit: RateLimit, owner: str | bytes, label: str) -> None:
+    def _enforce_rate_limit(self, limit: RateLimit, owner: str | bytes, label: str) -> None:
         if seconds := limit.take_token(owner):
             self._metrics.http.count_rate_limited(label)
             raise Problem(
@@ -137,7 +137,7 @@ class Guard:
                 {"Retry-After": str(math.ceil(seconds))},
             )
 
-    def _replace(self) -> None:
+    def _reload_keys(self) -> None:
         listed = api_keys.read_file(self._settings)
         if not listed:
             raise ConfigError(f"{api_keys.FILE} contains no key; the former keys stay active until it has one")

@@ -116,10 +116,10 @@ def _complete(
     content = (
         blocks.pack_table(response)
         if wants_arrow
-        else NATIVE.encode(model, Results(ids, model.texts.write(predictions)))
+        else NATIVE.encode(model, Results(ids, model.formatter.write(predictions)))
     )
     marks.append(time.perf_counter())
-    return CompletedRequest([block], content, model.texts.name_classes(predictions))
+    return CompletedRequest([block], content, model.formatter.name_classes(predictions))
 
 
 def _build_response_table(
@@ -128,9 +128,9 @@ def _build_response_table(
     """Build the response as a `pyarrow.Table`; the schema's metadata names the model."""
     import pyarrow as pa
 
-    if model.texts.class_names:
+    if model.formatter.class_names:
         each = [to_arrow(probabilities) for probabilities in output.T]
-        details = {"probabilities": pa.StructArray.from_arrays(each, model.texts.class_names)}
+        details = {"probabilities": pa.StructArray.from_arrays(each, model.formatter.class_names)}
     else:
         details = {"interval": pa.FixedSizeListArray.from_arrays(to_arrow(output[:, 1:].ravel()), 2)}
     facts = {"model_version": model.ref.version, "variant": model.variant, "degraded": str(degraded).lower()}
@@ -155,7 +155,7 @@ class _RowCodec:
         predictions = from_json(f"[{','.join(results.outputs)}]")
         texts = isinstance(predictions[0]["prediction"], str)
         values = np.array([one["prediction"] for one in predictions], dtype=object if texts else None)
-        if model.texts.class_names:
+        if model.formatter.class_names:
             output = np.array([list(one["probabilities"].values()) for one in predictions])
         else:
             output = np.array([[one["prediction"], *one["interval"]] for one in predictions])

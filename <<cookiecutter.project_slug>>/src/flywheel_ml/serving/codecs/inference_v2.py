@@ -89,7 +89,7 @@ def build_metadata(model: ServedModel) -> ModelMetadata:
                 name=name,
                 datatype=datatype,
                 shape=[-1, *([width] if width else [])],
-                parameters={"classes": model.texts.class_names} if name == "probabilities" else None,
+                parameters={"classes": model.formatter.class_names} if name == "probabilities" else None,
             )
             for name, (datatype, width) in (_list_outputs(model) | _MODEL_OUTPUTS).items()
         ],

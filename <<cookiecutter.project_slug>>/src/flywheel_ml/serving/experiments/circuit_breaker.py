@@ -23,14 +23,14 @@ class CircuitBreaker:
         self._on_open = on_open
         self._calls: deque[bool] = deque(maxlen=WINDOW)
         self._lock = threading.Lock()
-        self._is_closed_for_good = False
+        self._is_retired = False
 
     def record(self, failure: str | None) -> None:
         """Record a call; `failure` is the reason why it failed, or None."""
         with self._lock:
             self._calls.append(failure is not None)
             failures = sum(self._calls)
-            if failure is None or self.opened or self._is_closed_for_good or failures < MAX_FAILURES:
+            if failure is None or self.opened or self._is_retired or failures < MAX_FAILURES:
                 return
             reason = f"{failures} of its last {len(self._calls)} calls failed, the last one: {failure}"
             self.opened = (datetime.now(UTC), reason)
@@ -39,4 +39,4 @@ class CircuitBreaker:
     def retire(self) -> None:
         """Keep the breaker closed from now on, because the experiment has ended."""
         with self._lock:
-            self._is_closed_for_good = True
+            self._is_retired = True

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-CHUNK = 500
+MAX_CALL_ROWS = 500
 """Maximum rows of one call, so that a large request does not delay small ones."""
-MAX_ROWS = 5000
+MAX_QUEUED_ROWS = 5000
 """Maximum rows that wait for one model."""
 NICE = 10
 """Niceness added to the experiment's thread, so that it never competes with the champion. At 0, on two busy cores, a
@@ -28,7 +28,7 @@ class Runner:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._rows = 0
+        self._queued_rows = 0
         self._lock = threading.Lock()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -46,12 +46,12 @@ class Runner:
                 done.set_exception(error)
             finally:
                 with self._lock:
-                    self._rows -= rows
+                    self._queued_rows -= rows
 
         with self._lock:
-            if self._closed or self._rows + rows > MAX_ROWS:
+            if self._closed or self._queued_rows + rows > MAX_QUEUED_ROWS:
                 return None
-            self._rows += rows
+            self._queued_rows += rows
             if self._thread is None:
                 # A daemon thread, so that a model that never returns cannot keep the server from stopping.
                 self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
@@ -60,8 +60,8 @@ class Runner:
         return done
 
     def timeout(self, seconds: float) -> float:
-        """Return how long to wait for the last submitted job; `seconds` is the time for each `CHUNK` of rows."""
-        return seconds * (1 + self._rows // CHUNK)
+        """Return how long to wait for the last submitted job; `seconds` is the time for `MAX_CALL_ROWS` rows."""
+        return seconds * (1 + self._queued_rows // MAX_CALL_ROWS)
 
     def close(self) -> None:
         """End the thread after the queued jobs; later jobs are rejected."""

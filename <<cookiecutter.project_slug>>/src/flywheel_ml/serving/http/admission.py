@@ -37,17 +37,17 @@ class Admission:
     Args:
         body_bytes: maximum bytes of a body.
         body_timeout_seconds: maximum time from the end of a request's head to the end of its body.
-        requests: maximum number of concurrent requests.
+        max_requests: maximum number of concurrent requests.
         metrics: counts rejected requests.
     """
 
-    def __init__(self, body_bytes: int, body_timeout_seconds: float, requests: int, metrics: Metrics) -> None:
+    def __init__(self, body_bytes: int, body_timeout_seconds: float, max_requests: int, metrics: Metrics) -> None:
         self._body_bytes = body_bytes
         self._body_seconds = body_timeout_seconds
-        self._max_requests = requests
+        self._max_requests = max_requests
         self._metrics = metrics
         self._requests = 0
-        self._held = 0
+        self._buffered_bytes = 0
 
     @contextmanager
     def hold_slot(self) -> Iterator[None]:
@@ -74,8 +74,8 @@ class Admission:
         """Release a slot that `acquire_slot` took."""
         self._requests -= 1
 
-    async def read_body(self, scope: Scope, receive: Receive, kinds: Sequence[str] = (JSON,)) -> bytes:
-        """Read the body of a request; `kinds` are the accepted media types, the first is the default.
+    async def read_body(self, scope: Scope, receive: Receive, media_types: Sequence[str] = (JSON,)) -> bytes:
+        """Read the body of a request; `media_types` are the accepted media types, the first is the default.
 
         Raises:
             Problem: 408, 413 or 415 for the body, 503 if other bodies use up the memory limit.
@@ -83,14 +83,14 @@ class Admission:
         """
         headers = dict(scope["headers"])
         _reject_encoded_body(headers)
-        if (parse_media_type(scope) or kinds[0]) not in kinds:
-            ways = " or ".join(f"'{kind}'" for kind in kinds)
+        if (parse_media_type(scope) or media_types[0]) not in media_types:
+            ways = " or ".join(f"'{media_type}'" for media_type in media_types)
             raise Problem(415, "unsupported-media-type", f"send a 'Content-Type' of {ways}")
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self._body_bytes:
             raise self._build_size_problem()
         chunks: list[bytes] = []
-        held = 0
+        buffered = 0
         try:
             async with asyncio.timeout(self._body_seconds):
                 more = True
@@ -99,17 +99,17 @@ class Admission:
                     if message["type"] == "http.disconnect":
                         raise ClientDisconnect
                     chunk, more = message.get("body", b""), message.get("more_body", False)
-                    held += len(chunk)
-                    self._held += len(chunk)
-                    if held > self._body_bytes:
+                    buffered += len(chunk)
+                    self._buffered_bytes += len(chunk)
+                    if buffered > self._body_bytes:
                         raise self._build_size_problem()
-                    if self._held > MAX_CONCURRENT_BODIES * self._body_bytes:
+                    if self._buffered_bytes > MAX_CONCURRENT_BODIES * self._body_bytes:
                         raise self.build_overload_problem()
                     chunks.append(chunk)
         except TimeoutError:
             raise self.build_timeout_problem() from None
         finally:
-            self._held -= held
+            self._buffered_bytes -= buffered
         return b"".join(chunks) if len(chunks) > 1 else chunks[0]
 
     def build_timeout_problem(self) -> Problem:

@@ -65,7 +65,7 @@ class ModelManager:
         self._metrics = metrics
         self._log = log
         self._refs: tuple[BundleRef, ...] = ()
-        self._seen: Signature | None = None
+        self._last_signature: Signature | None = None
         self._retired: list[weakref.ref[Bundle]] = []
         self._release_wait, self._release_at = POLL_SECONDS, 0.0
 
@@ -77,27 +77,27 @@ class ModelManager:
         """Load what changed; blocking. A bundle that fails verification is rejected; no error is raised."""
         # Taken before reading, so that a change during loading is seen at the next poll.
         signature = self._read_signature()
-        self._release()
-        if signature == self._seen:
+        self._release_memory()
+        if signature == self._last_signature:
             return
         try:
-            asked = serving_folder.read_routing(self._folder)
+            routing = serving_folder.read_routing(self._folder)
         except ProjectError as error:
             self._report([Rejection(None, str(error), datetime.now(UTC))])
         else:
-            experiments = (one.ref for one in (asked.challenger, asked.shadow) if one is not None)
-            self._refs = tuple(ref for ref in (asked.champion, asked.previous, *experiments) if ref is not None)
-            self._deploy(asked)
-        self._seen = signature if signature == self._read_signature() else None
+            experiments = (one.ref for one in (routing.challenger, routing.shadow) if one is not None)
+            self._refs = tuple(ref for ref in (routing.champion, routing.previous, *experiments) if ref is not None)
+            self._deploy(routing)
+        self._last_signature = signature if signature == self._read_signature() else None
 
     @property
     def _model(self) -> ServedModel | None:
         """The model in memory, unless it is only a class prior."""
         return None if self.deployment is None or self.deployment.model.is_prior else self.deployment.model
 
-    def _deploy(self, asked: Routing) -> None:
+    def _deploy(self, routing: Routing) -> None:
         rejections: list[Rejection] = []
-        before, found = self.deployment, self._build_deployment(asked, rejections)
+        before, found = self.deployment, self._build_deployment(routing, rejections)
         if found is not None and (before is None or before.model.bundle is not found.model.bundle):
             model = found.model
             self._metrics.models.loaded.inc()
@@ -122,19 +122,21 @@ class ModelManager:
         name = model.bundle.manifest.name
         self._metrics.models.set_serving(name, model.ref.version, model.ref.digest, model.variant, made_at.timestamp())
 
-    def _build_deployment(self, asked: Routing, rejections: list[Rejection]) -> Deployment | None:
-        found = self._try_load(asked.champion, "champion", rejections)
-        if found is None and self._model is not None and asked.champion is not None:
-            same = self._model.ref == asked.champion
+    def _build_deployment(self, routing: Routing, rejections: list[Rejection]) -> Deployment | None:
+        found = self._try_load(routing.champion, "champion", rejections)
+        if found is None and self._model is not None and routing.champion is not None:
+            same = self._model.ref == routing.champion
             found = replace(self._model, variant="champion" if same else "fallback")
-        found = found or self._try_load(asked.previous, "fallback", rejections)
-        found = found or self._open_prior(asked.champion) or self._open_prior(asked.previous)
+        found = found or self._try_load(routing.previous, "fallback", rejections)
+        found = found or self._open_prior(routing.champion) or self._open_prior(routing.previous)
         if found is None:
             return None
         if found.variant != "champion":  # No experiments run alongside a fallback.
-            return Deployment(found, asked)
-        challenger = self._start_experiment(found, asked.challenger, "challenger", rejections)
-        return Deployment(found, asked, challenger, self._start_experiment(found, asked.shadow, "shadow", rejections))
+            return Deployment(found, routing)
+        challenger = self._start_experiment(found, routing.challenger, "challenger", rejections)
+        return Deployment(
+            found, routing, challenger, self._start_experiment(found, routing.shadow, "shadow", rejections)
+        )
 
     def _retire(self, before: Deployment | None, found: Deployment | None) -> None:
         """Remember bundles that left service; requests that began with them still complete."""
@@ -144,7 +146,7 @@ class ModelManager:
             self._retired += map(weakref.ref, gone)
             self._release_wait, self._release_at = POLL_SECONDS, 0.0
 
-    def _release(self) -> None:
+    def _release_memory(self) -> None:
         """Return the memory of retired models to the system once nothing references them.
 
         The server collects garbage so rarely that a failed request could otherwise keep its model alive for days.
@@ -159,28 +161,28 @@ class ModelManager:
             self._release_at = time.monotonic() + self._release_wait
 
     def _start_experiment(
-        self, champion: ServedModel, asked: Challenger | Shadow | None, variant: Variant, rejections: list[Rejection]
+        self, champion: ServedModel, spec: Challenger | Shadow | None, variant: Variant, rejections: list[Rejection]
     ) -> RunningExperiment | None:
-        if asked is None:
+        if spec is None:
             return None
-        path = serving_folder.bundle_folder(self._folder, asked.ref)
-        running = [one for one in (self.deployment.experiments if self.deployment else []) if one.is_same(asked)]
+        path = serving_folder.bundle_folder(self._folder, spec.ref)
+        running = [one for one in (self.deployment.experiments if self.deployment else []) if one.is_same(spec)]
         try:
             if running:
-                verify(path, asked.ref.digest)
-                running[0].spec = asked
+                verify(path, spec.ref.digest)
+                running[0].spec = spec
                 return running[0]
-            bundle = Bundle.open(path, asked.ref.digest, self._features)
-            if unfit := serving_folder.find_incompatibility(champion.bundle.contract, bundle.contract):
-                raise ConfigError(f"version {asked.ref.version} cannot run alongside the champion: {unfit}")
+            bundle = Bundle.open(path, spec.ref.digest, self._features)
+            if incompatibility := serving_folder.find_incompatibility(champion.bundle.contract, bundle.contract):
+                raise ConfigError(f"version {spec.ref.version} cannot run alongside the champion: {incompatibility}")
             # Rows are validated by the champion's contract, so the model must answer that contract's typical row.
             bundle.predict(columns_from_rows(bundle.contract.inputs, [champion.schema.example]))
         except Exception as error:
-            rejections.append(self._build_rejection(asked.ref, path, error))
+            rejections.append(self._build_rejection(spec.ref, path, error))
             return None
-        self._log.info("experiment_started", version=asked.ref.version, digest=asked.ref.digest, variant=variant)
-        model = ServedModel(bundle, asked.ref, champion.schema, variant, datetime.now(UTC))
-        return RunningExperiment(model, asked, self._on_pause)
+        self._log.info("experiment_started", version=spec.ref.version, digest=spec.ref.digest, variant=variant)
+        model = ServedModel(bundle, spec.ref, champion.schema, variant, datetime.now(UTC))
+        return RunningExperiment(model, spec, self._on_pause)
 
     def _on_pause(self, experiment: RunningExperiment, reason: str) -> None:
         model = experiment.model

@@ -40,7 +40,7 @@ class ServedModel:
         return replace(self, bundle=self.bundle.prior, variant="fallback", is_prior=True)
 
     @cached_property
-    def texts(self) -> OutputTexts:
+    def formatter(self) -> OutputTexts:
         """The formatter of this model's predictions."""
         return OutputTexts(self.bundle.manifest.classes)
 
@@ -87,9 +87,9 @@ class RunningExperiment:
         """When and why the breaker opened."""
         return self.breaker.opened
 
-    def is_same(self, asked: Challenger | Shadow) -> bool:
+    def is_same(self, spec: Challenger | Shadow) -> bool:
         """Whether this is the experiment in routing, ignoring its share."""
-        return (type(self.spec), self.spec.ref, self.spec.salt) == (type(asked), asked.ref, asked.salt)
+        return (type(self.spec), self.spec.ref, self.spec.salt) == (type(spec), spec.ref, spec.salt)
 
     def close(self) -> None:
         """End the experiment after the queued calls."""

@@ -19,8 +19,8 @@ from flywheel_ml.serving.observability.metric_types import (
 )
 from flywheel_ml.serving.observability.phases import PHASES, Marks
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-PHASE_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, *SECONDS)
+DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+PHASE_DURATION_BUCKETS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, *DURATION_BUCKETS)
 COMMIT = PHASES.index("commit")
 MAX_KEY_NAMES = 100
 """Maximum number of keys with a separate series."""
@@ -34,7 +34,11 @@ class HttpMetrics:
             "http_requests", "Requests answered.", ["route", "method", "status"], registry=registry
         )
         self._seconds = Histogram(
-            "http_request_duration_seconds", "Time to answer, by route.", ["route"], buckets=SECONDS, registry=registry
+            "http_request_duration_seconds",
+            "Time to answer, by route.",
+            ["route"],
+            buckets=DURATION_BUCKETS,
+            registry=registry,
         )
         self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
         self.in_flight = build_sum_gauge("http_requests_in_flight", "Requests being answered.", registry)
@@ -95,14 +99,14 @@ class PredictionMetrics:
             "prediction_phase_duration_seconds",
             "Time of each phase of a batch; of `queue`, the longest wait in it.",
             ["phase"],
-            buckets=PHASE_SECONDS,
+            buckets=PHASE_DURATION_BUCKETS,
             registry=registry,
         )
         self._phases: list[BufferedHistogram] = [phases.labels(phase) for phase in PHASES]
         self._commit_seconds = BufferedHistogram(
             "prediction_log_commit_duration_seconds",
             "Time of a commit, from handing its rows over.",
-            buckets=SECONDS,
+            buckets=DURATION_BUCKETS,
             registry=registry,
         )
 
@@ -226,7 +230,7 @@ class Metrics:
     """The metrics of one server process; `collect` returns those of the whole server.
 
     Args:
-        counts: folder shared by several workers (call `multiprocess.join` before); None for a single process.
+        counts: folder shared by several workers (call `register_worker` before); None for a single process.
 
     Attributes:
         http: requests, connections and keys.

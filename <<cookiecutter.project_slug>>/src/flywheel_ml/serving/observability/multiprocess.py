@@ -32,7 +32,7 @@ WORKER = "worker_info"
 
 
 @contextmanager
-def folder() -> Iterator[Path]:
+def create_folder() -> Iterator[Path]:
     """Create a folder for the metrics of a server's workers, and remove the folders of killed servers.
 
     Raises:
@@ -48,7 +48,7 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def join(counts: Path, worker: int) -> None:
+def register_worker(counts: Path, worker: int) -> None:
     """Register this process as a worker; must be called before any metric is created."""
     use_own_memory()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counts)
@@ -62,7 +62,7 @@ def use_own_memory() -> None:
     values.ValueClass = values.MutexValue
 
 
-def forget(counts: Path, worker: int) -> None:
+def remove_worker(counts: Path, worker: int) -> None:
     """Remove the gauges of a dead worker; its counters stay."""
     mark_process_dead(worker, str(counts))
 

@@ -14,7 +14,7 @@ from flywheel_ml.serving.observability.phases import Marks
 from flywheel_ml.serving.prediction.pipeline import complete
 from flywheel_ml.serving.prediction.requests import CompletedRequest, PredictRequest
 
-Respond = Callable[[bytes | Exception], None]
+ResponseCallback = Callable[[bytes | Exception], None]
 
 
 class PendingRequest(NamedTuple):
@@ -22,7 +22,7 @@ class PendingRequest(NamedTuple):
 
     deployment: Deployment
     request: PredictRequest
-    callback: Respond
+    callback: ResponseCallback
 
     def respond(self, found: bytes | Exception) -> None:
         """Deliver the result; a failing callback must not affect the rest of the batch."""
@@ -37,48 +37,48 @@ class Batch(NamedTuple):
     """Completed requests of one deployment, and their rows for the prediction log."""
 
     deployment: Deployment
-    waiting: list[PendingRequest]
+    pending: list[PendingRequest]
     completed: list[CompletedRequest]
     rows: list[Row]
 
     def split(self) -> "list[Batch]":
         """Return one batch per request."""
-        pairs = zip(self.waiting, self.completed, strict=True)
-        return [Batch(self.deployment, [waiting], [completed], list(completed.rows)) for waiting, completed in pairs]
+        pairs = zip(self.pending, self.completed, strict=True)
+        return [Batch(self.deployment, [one], [completed], list(completed.rows)) for one, completed in pairs]
 
 
 def complete_batches(
-    waiting: Sequence[PendingRequest],
-    ready: Callable[[Deployment, list[PendingRequest]], list[PendingRequest]],
+    pending: Sequence[PendingRequest],
+    dispatch: Callable[[Deployment, list[PendingRequest]], list[PendingRequest]],
     marks: Marks,
 ) -> list[Batch]:
     """Complete requests, one batch for each run of requests with the same deployment.
 
     Args:
-        waiting: requests in order of arrival.
-        ready: selects the requests that can be answered now, if the deployment has a challenger.
+        pending: requests in order of arrival.
+        dispatch: selects the requests that can be answered now, if the deployment has a challenger.
         marks: gets the end of each phase.
     """
     batches = []
-    for deployment, group in groupby(waiting, key=attrgetter("deployment")):
+    for deployment, group in groupby(pending, key=attrgetter("deployment")):
         some = list(group)
         if deployment.challenger is not None:
-            some = ready(deployment, some)
+            some = dispatch(deployment, some)
         batches.append(_complete_batch(deployment, some, marks))
     return batches
 
 
-def _complete_batch(deployment: Deployment, waiting: list[PendingRequest], marks: Marks) -> Batch:
+def _complete_batch(deployment: Deployment, pending: list[PendingRequest], marks: Marks) -> Batch:
     """Complete requests of one deployment; invalid requests get their error immediately."""
     found: Sequence[CompletedRequest | Exception]
     try:
-        found = complete(deployment.model, [one.request for one in waiting], marks)
+        found = complete(deployment.model, [one.request for one in pending], marks)
     except Exception as error:
-        found = [error] * len(waiting)
+        found = [error] * len(pending)
     batch = Batch(deployment, [], [], [])
-    for one, result in zip(waiting, found, strict=True):
+    for one, result in zip(pending, found, strict=True):
         if isinstance(result, CompletedRequest):
-            batch.waiting.append(one)
+            batch.pending.append(one)
             batch.completed.append(result)
             batch.rows.extend(result.rows)
         else:

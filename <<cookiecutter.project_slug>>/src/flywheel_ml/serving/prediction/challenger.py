@@ -1,6 +1,6 @@
 """Calls of a challenger: assigns rows, applies the timeout, and falls back to the champion.
 
-A request with rows for the challenger is set aside until the challenger has scored them on its own thread, or has
+A request with rows for the challenger is deferred until the challenger has scored them on its own thread, or has
 failed. It then joins a later batch. Other requests do not wait.
 """
 
@@ -12,11 +12,11 @@ from functools import partial
 from flywheel_ml.core.serving_folder import Challenger
 from flywheel_ml.prediction_log import new_ids
 from flywheel_ml.serving.experiments.assignment import assign_rows
-from flywheel_ml.serving.experiments.runner import CHUNK
+from flywheel_ml.serving.experiments.runner import MAX_CALL_ROWS
 from flywheel_ml.serving.models.served_model import Deployment, RunningExperiment, ServedModel
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.prediction.batch import PendingRequest, call_in_loop
-from flywheel_ml.serving.prediction.pipeline import score_each
+from flywheel_ml.serving.prediction.pipeline import score_or_none
 from flywheel_ml.serving.prediction.requests import PredictRequest, RowPrediction
 
 SLOW, RAISED, NOT_FINITE, BUSY = "slow", "raised", "not_finite", "busy"
@@ -28,25 +28,27 @@ class ChallengerCalls:
 
     Args:
         metrics: counts rows that other models had to answer.
-        seconds: timeout for each `CHUNK` rows.
+        timeout_seconds: timeout for each `MAX_CALL_ROWS` rows.
         requeue: called in the event loop with requests that no longer wait for the challenger.
     """
 
-    def __init__(self, metrics: Metrics, seconds: float, requeue: Callable[[list[PendingRequest]], None]) -> None:
+    def __init__(
+        self, metrics: Metrics, timeout_seconds: float, requeue: Callable[[list[PendingRequest]], None]
+    ) -> None:
         self._metrics = metrics
-        self._seconds = seconds
+        self._timeout_seconds = timeout_seconds
         self._requeue = requeue
 
-    def split_ready(self, deployment: Deployment, waiting: list[PendingRequest]) -> list[PendingRequest]:
+    def dispatch(self, deployment: Deployment, pending: list[PendingRequest]) -> list[PendingRequest]:
         """Return the requests that can be answered now; the others are requeued when the challenger is done."""
         experiment = deployment.challenger
         if experiment is None or experiment.paused:
-            return waiting
-        now: list[PendingRequest] = []
-        aside: list[tuple[PendingRequest, list[int]]] = []
-        for one in waiting:
+            return pending
+        ready: list[PendingRequest] = []
+        deferred: list[tuple[PendingRequest, list[int]]] = []
+        for one in pending:
             if one.request.ids is not None:
-                now.append(one)  # It was requeued.
+                ready.append(one)  # It was requeued.
                 continue
             try:
                 request, chosen = _assign(deployment.model, experiment, one.request)
@@ -55,32 +57,32 @@ class ChallengerCalls:
                 continue
             one = one._replace(request=request)  # noqa: PLW2901
             if chosen and not experiment.is_overdue:
-                aside.append((one, chosen))
+                deferred.append((one, chosen))
             else:
                 self._metrics.predictions.replaced.labels(BUSY).inc(len(chosen))
-                now.append(one)
-        if aside:
-            experiment.pending += aside
+                ready.append(one)
+        if deferred:
+            experiment.pending += deferred
             if not experiment.has_call_in_flight:
                 self._submit(experiment)
-        return now
+        return ready
 
     def _submit(self, experiment: RunningExperiment) -> None:
         """Submit all pending rows in one call."""
-        aside: list[tuple[PendingRequest, list[int]]] = experiment.pending
+        deferred: list[tuple[PendingRequest, list[int]]] = experiment.pending
         experiment.pending = []
-        instances = [(one.request.instances or [])[at] for one, chosen in aside for at in chosen]
-        call = _Call(experiment, aside, len(instances))
-        asked = experiment.runner.submit(len(instances), lambda: score_each(experiment.model, instances))
-        if asked is None:
+        instances = [(one.request.instances or [])[at] for one, chosen in deferred for at in chosen]
+        call = _Call(experiment, deferred, len(instances))
+        future = experiment.runner.submit(len(instances), lambda: score_or_none(experiment.model, instances))
+        if future is None:
             self._record_failure(experiment, BUSY, call.rows)
             self._complete(call, [None] * call.rows)
             return
         experiment.has_call_in_flight = True
         loop = asyncio.get_running_loop()
-        seconds = experiment.runner.timeout(self._seconds)
+        seconds = experiment.runner.timeout(self._timeout_seconds)
         call.timer = loop.call_later(seconds, self._on_timeout, call, seconds)
-        asked.add_done_callback(partial(call_in_loop, loop, self._on_answered, call))
+        future.add_done_callback(partial(call_in_loop, loop, self._on_answered, call))
 
     def _on_timeout(self, call: "_Call", seconds: float) -> None:
         # A call that never returns is counted again after each timeout; otherwise the breaker would never open.
@@ -97,23 +99,23 @@ class ChallengerCalls:
             self._metrics.predictions.replaced.labels(BUSY).inc(others.rows)
             self._complete(others, [None] * others.rows)
 
-    def _on_answered(self, call: "_Call", asked: "Future[list[RowPrediction | None]]") -> None:
+    def _on_answered(self, call: "_Call", future: "Future[list[RowPrediction | None]]") -> None:
         if call.timer is not None:
             call.timer.cancel()
         call.experiment.is_overdue = call.experiment.has_call_in_flight = False
         if call.experiment.pending:
             self._submit(call.experiment)
         if not call.is_completed:
-            self._complete(call, self._record_result(call.experiment, asked, call.rows))
+            self._complete(call, self._record_result(call.experiment, future, call.rows))
 
     def _record_result(
-        self, experiment: RunningExperiment, asked: "Future[list[RowPrediction | None]]", rows: int
+        self, experiment: RunningExperiment, future: "Future[list[RowPrediction | None]]", rows: int
     ) -> Sequence[RowPrediction | None]:
         """Return the challenger's predictions and record the outcome in its breaker."""
-        if asked.exception() is not None:
+        if future.exception() is not None:
             self._record_failure(experiment, RAISED, rows)
             return [None] * rows
-        found = asked.result()
+        found = future.result()
         if lacking := found.count(None):
             self._record_failure(experiment, NOT_FINITE, lacking)
         else:
@@ -128,9 +130,9 @@ class ChallengerCalls:
         call.is_completed = True
         answers = iter(found)
         back = []
-        for one, chosen in call.aside:
-            answered = {at: (call.experiment.model, row) for at in chosen if (row := next(answers)) is not None}
-            back.append(one._replace(request=one.request._replace(answered=answered)))
+        for one, chosen in call.deferred:
+            predictions = {at: (call.experiment.model, row) for at in chosen if (row := next(answers)) is not None}
+            back.append(one._replace(request=one.request._replace(predictions_by_position=predictions)))
         self._requeue(back)
 
     def score_blocking(
@@ -138,34 +140,36 @@ class ChallengerCalls:
     ) -> PredictRequest:
         """Have the challenger score its rows of a large request, outside the event loop; blocking."""
         request, chosen = _assign(model, experiment, request)
-        answered: dict[int, tuple[ServedModel, RowPrediction]] = {}
+        predictions: dict[int, tuple[ServedModel, RowPrediction]] = {}
         instances = request.instances or []
-        for some in (chosen[at : at + CHUNK] for at in range(0, len(chosen), CHUNK)):
+        for some in (chosen[at : at + MAX_CALL_ROWS] for at in range(0, len(chosen), MAX_CALL_ROWS)):
             rows = [instances[at] for at in some]
             call = None
             if not (experiment.paused or experiment.is_overdue):
-                call = experiment.runner.submit(len(rows), partial(score_each, experiment.model, rows))
+                call = experiment.runner.submit(len(rows), partial(score_or_none, experiment.model, rows))
             if call is None:
                 self._metrics.predictions.replaced.labels(BUSY).inc(len(rows))
                 continue
             try:
-                call.exception(experiment.runner.timeout(self._seconds))
+                call.exception(experiment.runner.timeout(self._timeout_seconds))
             except TimeoutError:
                 self._record_failure(experiment, SLOW, len(rows))
                 experiment.is_overdue = True
                 call.add_done_callback(lambda _: setattr(experiment, "is_overdue", False))
                 continue
             found = self._record_result(experiment, call, len(rows))
-            answered |= {at: (experiment.model, row) for at, row in zip(some, found, strict=True) if row is not None}
-        return request._replace(answered=answered)
+            predictions |= {at: (experiment.model, row) for at, row in zip(some, found, strict=True) if row is not None}
+        return request._replace(predictions_by_position=predictions)
 
 
 class _Call:
     """A call of the challenger, and the requests that wait for it."""
 
-    def __init__(self, experiment: RunningExperiment, aside: list[tuple[PendingRequest, list[int]]], rows: int) -> None:
+    def __init__(
+        self, experiment: RunningExperiment, deferred: list[tuple[PendingRequest, list[int]]], rows: int
+    ) -> None:
         self.experiment = experiment
-        self.aside = aside
+        self.deferred = deferred
         self.rows = rows
         self.timer: asyncio.TimerHandle | None = None
         self.is_completed = False
@@ -177,6 +181,6 @@ def _assign(
     """Return the decoded request and the positions of the challenger's rows; raises like `Codec.decode`."""
     instances = request.decode(model)
     ids = new_ids(len(instances))
-    asked = experiment.spec
-    chosen = assign_rows(asked, model.id_column, instances, ids, request.hints) if isinstance(asked, Challenger) else []
+    spec = experiment.spec
+    chosen = assign_rows(spec, model.id_column, instances, ids, request.hints) if isinstance(spec, Challenger) else []
     return request._replace(instances=instances, ids=ids), chosen

@@ -30,8 +30,8 @@ def complete(
     """Complete requests with one call of the model; an invalid request gets its error instead."""
     marks = marks if marks is not None else []
     decoded: list[list[dict[str, Any]] | Problem] = []
-    own: list[list[dict[str, Any]]] = []
-    together: list[dict[str, Any]] = []
+    own_rows: list[list[dict[str, Any]]] = []
+    all_rows: list[dict[str, Any]] = []
     for request in requests:
         try:
             rows = request.instances
@@ -39,17 +39,17 @@ def complete(
                 rows = request.codec.decode(model, request.body)
         except Problem as problem:
             decoded.append(problem)
-            own.append([])
+            own_rows.append([])
             continue
         decoded.append(rows)
-        own.append(_select_unanswered(request, rows) if request.answered else rows)
-        together += own[-1]
+        own_rows.append(_select_unanswered(request, rows) if request.predictions_by_position else rows)
+        all_rows += own_rows[-1]
     marks.append(time.perf_counter())
     bundle = model.bundle
     try:
-        inputs = bundle.encode_rows(together)
-        many = len(together) >= parallel.MIN_ROWS
-        predictions = bundle.to_predictions(parallel.run(bundle, inputs) if many else bundle.run(inputs))
+        inputs = bundle.encode_rows(all_rows)
+        run_parallel = len(all_rows) >= parallel.MIN_ROWS
+        predictions = bundle.to_predictions(parallel.run(bundle, inputs) if run_parallel else bundle.run(inputs))
     except Exception as error:
         # One request whose prediction is not finite must not fail the others.
         if len(requests) > 1:
@@ -59,25 +59,30 @@ def complete(
         return complete(model, [_answer_by_prior(model, requests[0]._replace(instances=decoded[0]), error)])
     scored_at = time.perf_counter()
     marks.append(scored_at)
-    outputs, classes = model.texts.write(predictions), model.texts.name_classes(predictions)
+    outputs, classes = model.formatter.write(predictions), model.formatter.name_classes(predictions)
     scores = predictions.scores.tolist()
-    ids = new_ids(len(together))
+    ids = new_ids(len(all_rows))
     completed: list[CompletedRequest | Exception] = []
     at = 0
-    for request, instances, own_rows in zip(requests, decoded, own, strict=True):
+    for request, instances, rows in zip(requests, decoded, own_rows, strict=True):
         if isinstance(instances, Problem):
             completed.append(instances)
             continue
-        mine = slice(at, at := at + len(own_rows))
-        if request.answered:
-            predicted = [RowPrediction(*row) for row in zip(outputs[mine], classes[mine], scores[mine], strict=True)]
+        row_range = slice(at, at := at + len(rows))
+        if request.predictions_by_position:
+            predicted = [
+                RowPrediction(*row)
+                for row in zip(outputs[row_range], classes[row_range], scores[row_range], strict=True)
+            ]
             completed.append(_merge(model, request, instances, predicted))
             continue
-        names = request.ids or ids[mine]
+        prediction_ids = request.ids or ids[row_range]
         latency_us = round((scored_at - request.received_at) * 1e6)
-        logged = build_predictions(model.origin, names, instances, outputs[mine], scores[mine], latency_us)
-        content = request.codec.encode(model, Results(names, outputs[mine]))
-        completed.append(CompletedRequest(logged, content, classes[mine], instances))
+        logged = build_predictions(
+            model.origin, prediction_ids, instances, outputs[row_range], scores[row_range], latency_us
+        )
+        body = request.codec.encode(model, Results(prediction_ids, outputs[row_range]))
+        completed.append(CompletedRequest(logged, body, classes[row_range], instances))
     marks.append(time.perf_counter())
     return completed
 
@@ -97,12 +102,12 @@ def complete_block(model: ServedModel, request: PredictRequest, marks: Marks) ->
     except Exception:
         return request._replace(instances=instances)  # The model fails on some row, which the prior has to answer.
     marks.append(time.perf_counter())
-    ids, outputs = new_block_ids(len(instances)), model.texts.write(predictions)
+    ids, outputs = new_block_ids(len(instances)), model.formatter.write(predictions)
     packed = blocks.pack_outputs(outputs, format_numbers(predictions.scores))
     block = build_block(model.origin, ids, blocks.pack_inputs(instances), packed, request.measure_latency_us())
-    content = request.codec.encode(model, Results(ids, outputs))
+    body = request.codec.encode(model, Results(ids, outputs))
     marks.append(time.perf_counter())
-    return CompletedRequest([block], content, model.texts.name_classes(predictions))
+    return CompletedRequest([block], body, model.formatter.name_classes(predictions))
 
 
 def can_log_blocks(deployment: Deployment) -> bool:
@@ -110,12 +115,12 @@ def can_log_blocks(deployment: Deployment) -> bool:
     return not (deployment.routing.challenger or deployment.routing.shadow)
 
 
-def score_each(model: ServedModel, instances: Sequence[Instance]) -> list[RowPrediction | None]:
+def score_or_none(model: ServedModel, instances: Sequence[Instance]) -> list[RowPrediction | None]:
     """Score rows independently of each other; None where a prediction is not finite."""
     output = model.bundle.run(model.bundle.encode_rows(instances))
     finite = np.isfinite(output).all(axis=1)
     predictions = model.bundle.to_predictions(output[finite])
-    parts = (model.texts.write(predictions), model.texts.name_classes(predictions), predictions.scores.tolist())
+    parts = (model.formatter.write(predictions), model.formatter.name_classes(predictions), predictions.scores.tolist())
     found = map(RowPrediction, *parts)
     return [next(found) if is_finite else None for is_finite in finite.tolist()]
 
@@ -126,7 +131,7 @@ def build_shadow_rows(model: ServedModel, answered: Sequence[tuple[Instance, Pre
     `derive_shadow_id` derives the id of each from the answered row's id.
     """
     started = time.perf_counter()
-    found = score_each(model, [instance for instance, _ in answered])
+    found = score_or_none(model, [instance for instance, _ in answered])
     latency_us = round((time.perf_counter() - started) * 1e6)
     return [
         row._replace(
@@ -150,7 +155,7 @@ def derive_shadow_id(name: str) -> str:
 
 
 def _select_unanswered(request: PredictRequest, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [instance for at, instance in enumerate(instances) if at not in request.answered]
+    return [instance for at, instance in enumerate(instances) if at not in request.predictions_by_position]
 
 
 def _answer_by_prior(model: ServedModel, request: PredictRequest, error: Exception) -> PredictRequest:
@@ -159,45 +164,51 @@ def _answer_by_prior(model: ServedModel, request: PredictRequest, error: Excepti
         "the model failed, the class prior answers: %s", type(error).__name__, extra=request.context.fields
     )
     instances = request.instances or []
-    places = [at for at in range(len(instances)) if at not in request.answered]
-    mine = [instances[at] for at in places]
+    positions = [at for at in range(len(instances)) if at not in request.predictions_by_position]
+    unanswered_rows = [instances[at] for at in positions]
     try:
-        own = score_each(model, mine)
+        own_predictions = score_or_none(model, unanswered_rows)
     except Exception:
-        own = [None] * len(mine)
-    answered = {**request.answered}
-    for at, predicted, stand_in in zip(places, own, score_each(model.prior, mine), strict=True):
+        own_predictions = [None] * len(unanswered_rows)
+    predictions = {**request.predictions_by_position}
+    for at, predicted, stand_in in zip(
+        positions, own_predictions, score_or_none(model.prior, unanswered_rows), strict=True
+    ):
         if predicted is not None:
-            answered[at] = model, predicted
+            predictions[at] = model, predicted
         elif stand_in is not None:
-            answered[at] = model.prior, stand_in
-    return request._replace(answered=answered)
+            predictions[at] = model.prior, stand_in
+    return request._replace(predictions_by_position=predictions)
 
 
 def _merge(
-    model: ServedModel, request: PredictRequest, instances: Sequence[Instance], own: Sequence[RowPrediction]
+    model: ServedModel, request: PredictRequest, instances: Sequence[Instance], own_predictions: Sequence[RowPrediction]
 ) -> CompletedRequest:
-    """Complete a request whose rows several models answered; `own` are the rows of its own model, in order."""
-    remaining = iter(own)
-    by_row = [request.answered.get(at) or (model, next(remaining)) for at in range(len(instances))]
+    """Complete a request whose rows several models answered; `own_predictions` are its own model's, in order."""
+    remaining = iter(own_predictions)
+    by_row = [request.predictions_by_position.get(at) or (model, next(remaining)) for at in range(len(instances))]
     ids = request.ids or new_ids(len(instances))
     logged: dict[int, Prediction] = {}
     models = {id(by): by for by, _ in by_row}
     for by in models.values():
-        places = [at for at, (found, _) in enumerate(by_row) if found is by]
+        positions = [at for at, (found, _) in enumerate(by_row) if found is by]
         # The contract of the request's own model decoded the rows, so its column names apply.
         rows = build_predictions(
             by.origin._replace(entity_column=model.id_column, event_timestamp_column=model.time_column),
-            [ids[at] for at in places],
-            [instances[at] for at in places],
-            [by_row[at][1].output for at in places],
-            [by_row[at][1].score for at in places],
+            [ids[at] for at in positions],
+            [instances[at] for at in positions],
+            [by_row[at][1].output for at in positions],
+            [by_row[at][1].score for at in positions],
             request.measure_latency_us(),
         )
-        logged |= zip(places, rows, strict=True)
+        logged |= zip(positions, rows, strict=True)
     results = Results(ids, [predicted.output for _, predicted in by_row], [by for by, _ in by_row])
-    content = request.codec.encode(by_row[0][0] if len(models) == 1 else model, results)
+    body = request.codec.encode(by_row[0][0] if len(models) == 1 else model, results)
     in_order = [logged[at] for at in range(len(instances))]
     return CompletedRequest(
-        in_order, content, [one.class_name for one in own], instances, list(request.answered.values())
+        in_order,
+        body,
+        [one.class_name for one in own_predictions],
+        instances,
+        list(request.predictions_by_position.values()),
     )

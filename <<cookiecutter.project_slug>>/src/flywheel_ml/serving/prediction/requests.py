@@ -77,7 +77,7 @@ class PredictRequest(NamedTuple):
         context: identifies the request in log lines.
         instances: its rows, once decoded.
         ids: of the predictions, once rows are assigned to models.
-        answered: rows that another model has answered: position → model and prediction.
+        predictions_by_position: rows that another model has answered: position → model and prediction.
     """
 
     body: bytes
@@ -87,7 +87,7 @@ class PredictRequest(NamedTuple):
     context: RequestContext = NO_CONTEXT
     instances: list[dict[str, Any]] | None = None
     ids: Sequence[str] | None = None
-    answered: Mapping[int, tuple[ServedModel, RowPrediction]] = {}
+    predictions_by_position: Mapping[int, tuple[ServedModel, RowPrediction]] = {}
 
     def measure_latency_us(self) -> int:
         """Return the microseconds since the request was received."""
@@ -103,14 +103,14 @@ class CompletedRequest(NamedTuple):
 
     Attributes:
         rows: for the prediction log.
-        content: body of the response.
+        body: of the response.
         classes: predicted by the request's own model, as metrics name them.
         instances: its rows, if they are logged one by one.
-        others: predictions of other models.
+        other_predictions: predictions of other models.
     """
 
     rows: Sequence[Row]
-    content: bytes
+    body: bytes
     classes: list[str]
     instances: Sequence[Instance] = ()
-    others: Sequence[tuple[ServedModel, RowPrediction]] = ()
+    other_predictions: Sequence[tuple[ServedModel, RowPrediction]] = ()

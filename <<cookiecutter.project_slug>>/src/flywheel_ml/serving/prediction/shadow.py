@@ -7,7 +7,7 @@ from functools import partial
 from itertools import groupby
 
 from flywheel_ml.prediction_log import Prediction
-from flywheel_ml.serving.experiments.runner import CHUNK, MAX_ROWS
+from flywheel_ml.serving.experiments.runner import MAX_CALL_ROWS, MAX_QUEUED_ROWS
 from flywheel_ml.serving.models.served_model import RunningExperiment
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.prediction.batch import call_in_loop
@@ -45,27 +45,27 @@ class ShadowCalls:
             for instance, row in zip(one.instances, one.rows, strict=True)
             if isinstance(row, Prediction)
         ]
-        room = max(0, MAX_ROWS - len(experiment.pending))
+        room = max(0, MAX_QUEUED_ROWS - len(experiment.pending))
         experiment.pending += pairs[:room]
         self._metrics.predictions.dropped.inc(len(pairs[room:]))
         if not experiment.has_call_in_flight:
             self._submit_next(experiment)
 
     def _submit_next(self, experiment: RunningExperiment) -> None:
-        some, experiment.pending = experiment.pending[:CHUNK], experiment.pending[CHUNK:]
-        asked = experiment.runner.submit(len(some), partial(build_shadow_rows, experiment.model, some))
-        if asked is None:  # The shadow is no longer in service.
+        some, experiment.pending = experiment.pending[:MAX_CALL_ROWS], experiment.pending[MAX_CALL_ROWS:]
+        future = experiment.runner.submit(len(some), partial(build_shadow_rows, experiment.model, some))
+        if future is None:  # The shadow is no longer in service.
             self._drop(experiment, len(some))
             return
         experiment.has_call_in_flight = True
-        asked.add_done_callback(
+        future.add_done_callback(
             partial(call_in_loop, asyncio.get_running_loop(), self._on_scored, experiment, len(some))
         )
 
-    def _on_scored(self, experiment: RunningExperiment, rows: int, asked: "Future[list[Prediction]]") -> None:
+    def _on_scored(self, experiment: RunningExperiment, rows: int, future: "Future[list[Prediction]]") -> None:
         """Add the shadow's rows to the next transaction."""
-        found = [] if asked.exception() else asked.result()
-        experiment.breaker.record(None if len(found) == rows else RAISED if asked.exception() else NOT_FINITE)
+        found = [] if future.exception() else future.result()
+        experiment.breaker.record(None if len(found) == rows else RAISED if future.exception() else NOT_FINITE)
         self._metrics.predictions.dropped.inc(rows - len(found))
         experiment.has_call_in_flight = False
         if experiment.paused:

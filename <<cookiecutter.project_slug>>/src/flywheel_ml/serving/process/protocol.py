@@ -21,7 +21,7 @@ from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.experiments.assignment import NO_HINTS, RoutingHints
 from flywheel_ml.serving.http.lifecycle import CLIENT_LEFT, Exchange
 from flywheel_ml.serving.models.served_model import Deployment
-from flywheel_ml.serving.prediction.batcher import INLINE_BYTES, UNLOGGED_HEADER, UnloggedResponse
+from flywheel_ml.serving.prediction.batcher import MAX_INLINE_BODY_BYTES, UNLOGGED_HEADER, UnloggedResponse
 from flywheel_ml.serving.prediction.requests import PredictRequest
 from flywheel_ml.serving.process.connections import ConnectionLimit
 
@@ -275,7 +275,7 @@ class Protocol(HttpToolsProtocol):
         if (
             deployment is None
             or not length.isdigit()
-            or int(length) > min(INLINE_BYTES, self.service.settings.max_body_bytes)
+            or int(length) > min(MAX_INLINE_BODY_BYTES, self.service.settings.max_body_bytes)
         ):
             return False
         if headers.get(b"content-type", JSON) != JSON or not headers.keys().isdisjoint(UNUSUAL):

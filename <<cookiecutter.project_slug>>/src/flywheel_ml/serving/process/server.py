@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.serving.auth.api_keys import at_start
+from flywheel_ml.serving.auth.api_keys import load_keys
 from flywheel_ml.serving.observability import multiprocess
 from flywheel_ml.serving.observability.logs import unify_logging
 from flywheel_ml.serving.observability.tracing import is_configured
@@ -31,7 +31,7 @@ def run(project: Project, read_settings: Callable[[], Settings], host: str, port
         ServingError: the address is taken, or a worker cannot start.
     """
     settings = read_settings()
-    at_start(settings)
+    load_keys(settings)
     is_configured(os.environ)
     unify_logging()
     reloads = ReloadRequests()
@@ -44,6 +44,6 @@ def run(project: Project, read_settings: Callable[[], Settings], host: str, port
             from flywheel_ml.serving.process.spawning import WorkerConfig
             from flywheel_ml.serving.process.supervisor import Supervisor
 
-            with multiprocess.folder() as counts:
+            with multiprocess.create_folder() as counts:
                 config = WorkerConfig(project.reference, settings, listener, workers, counts)
                 Supervisor(config, read_settings, reloads).run()

@@ -243,7 +243,7 @@ def _work(config: WorkerConfig, number: int, control: socket.socket, inherited: 
     for ignored in (signal.SIGINT, signal.SIGHUP):  # A terminal sends them to the supervisor too, which decides.
         signal.signal(ignored, signal.SIG_IGN)
     unify_logging()
-    multiprocess.join(config.counts, number)
+    multiprocess.register_worker(config.counts, number)
     link = SupervisorLink(control)
     try:
         with inherited or bind_alongside(config.listener) as own:

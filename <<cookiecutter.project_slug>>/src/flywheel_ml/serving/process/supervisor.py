@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.serving.auth.api_keys import at_start
+from flywheel_ml.serving.auth.api_keys import load_keys
 from flywheel_ml.serving.observability import multiprocess
 from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.process.reload_requests import ReloadRequests
@@ -101,7 +101,7 @@ class Supervisor:
         for place, worker in enumerate(self._workers):
             if worker is self._replaced or worker.is_alive():
                 continue
-            multiprocess.forget(self._config.counts, worker.number)
+            multiprocess.remove_worker(self._config.counts, worker.number)
             if time.monotonic() - worker.started_at >= RESPAWN_SECONDS:
                 self._log_death(worker)
                 worker.close()
@@ -115,7 +115,7 @@ class Supervisor:
         self._log.info("reload_started")
         try:
             settings = self._read_settings()
-            at_start(settings)
+            load_keys(settings)
         except ProjectError as error:
             self._log.error("reload_failed", reason=str(error))
             return
@@ -165,7 +165,7 @@ class Supervisor:
             if time.monotonic() > deadline:
                 worker.kill("it did not stop in time")
             yield
-        multiprocess.forget(self._config.counts, worker.number)
+        multiprocess.remove_worker(self._config.counts, worker.number)
         worker.close()
 
     def _stop_deadline(self) -> float:
