@@ -15,7 +15,7 @@ from << cookiecutter.package_name >>.gates import GATES
 from << cookiecutter.package_name >>.project import PROJECT
 
 
-def judged(path: Path, columns: Columns, params: Params) -> dict[str, gate.Check]:
+def judged(path: Path, columns: Columns, params: Params) -> dict[str, gate.GateResult]:
     """The answer of every gate on a bundle, by name."""
     opened = bundle.Bundle.open(path, features=PROJECT.features)
     few = {name: values[:20] for name, values in columns.items()}

@@ -16,7 +16,7 @@ import numpy as np
 from flywheel_ml.core import profile
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.core.params import MonitorParams
-from flywheel_ml.monitoring.drift import compare
+from flywheel_ml.monitoring.drift import detect_drift
 
 COLUMNS = 20
 TRAINING = 70 / 15
@@ -78,7 +78,7 @@ def has_alarm(case: Case, seed: int) -> bool:
         after["text"][rng.random(case.window) < case.fresh] = "new"
     reference = profile.build(drawn, before, rng.random(case.reference), training=training)
     window = profile.count(reference, after, rng.random(case.window))
-    return compare(reference, window, MonitorParams()).verdict == "drift"
+    return detect_drift(reference, window, MonitorParams()).verdict == "drift"
 
 
 def main() -> None:

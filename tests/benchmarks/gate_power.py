@@ -19,7 +19,7 @@ from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import GateParams, TrainParams
 from flywheel_ml.model.training import comparison, selection
-from flywheel_ml.model.training.selection import Table
+from flywheel_ml.model.training.selection import TrainingTable
 from flywheel_ml.utils import config_model
 
 COLUMNS = "abcdef"
@@ -60,7 +60,7 @@ def is_rejected(case: Case, params: TrainParams, level: float, seed: int) -> tup
     """Whether the gate against the prior, and the one against the linear baseline, reject one drawn table."""
     contract, rows = draw(case, np.random.default_rng(seed))
     featurizer = Featurizer(contract)
-    table = Table.encode(rows, contract, featurizer, "hash", None)
+    table = TrainingTable.encode(rows, contract, featurizer, "hash", None)
     found = selection.select(table, None, contract, params, featurizer, seed, lambda one: one, selection.ignore_score)
     compared = comparison.compare(case.task, found.out_of_fold)
     return compared["prior"]["p_value"] >= level, compared["linear"]["p_value"] < level

@@ -39,7 +39,7 @@ from flywheel_ml.data.ingest import ingest
 from flywheel_ml.model.evaluation import evaluate
 from flywheel_ml.model.pipelines import estimators
 from flywheel_ml.model.training import train
-from flywheel_ml.model.training.selection import Table, compute_prior, compute_row_losses, predict
+from flywheel_ml.model.training.selection import TrainingTable, compute_prior, compute_row_losses, predict
 from public_tables import TABLES, PublicTable, write
 
 SPLITS, ORIGINS = 5, 3
@@ -103,7 +103,9 @@ def measure(parts: dict[str, pl.DataFrame], contract: Contract, params: Params) 
     fitted = train.train(parts["train"], contract, params, parts["validation"])
     seconds = time.perf_counter() - start
     by = params.split
-    table, test = (Table.encode(parts[name], contract, featurizer, by.by, by.group) for name in ("train", "test"))
+    table, test = (
+        TrainingTable.encode(parts[name], contract, featurizer, by.by, by.group) for name in ("train", "test")
+    )
 
     def loss(answers: np.ndarray) -> float:
         return float(compute_row_losses(task, test.rows.labels.astype(np.float64), answers).mean())

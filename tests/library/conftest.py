@@ -20,7 +20,7 @@ from flywheel_ml.core import paths  # noqa: E402
 from flywheel_ml.core.contract import Column, Columns, Contract  # noqa: E402
 from flywheel_ml.core.params import Params  # noqa: E402
 from flywheel_ml.data import tables  # noqa: E402
-from flywheel_ml.model.evaluation.gate import Check  # noqa: E402
+from flywheel_ml.model.evaluation.gate import GateResult  # noqa: E402
 from library.helpers import postgresql, project, rows, store  # noqa: E402
 from library.helpers.bundles import build_once  # noqa: E402
 from library.helpers.project import ROOT  # noqa: E402
@@ -109,10 +109,10 @@ def registry(folder: Path) -> "Registry":
 
 
 @pytest.fixture
-def register(registry: "Registry", bundle_path: Path) -> "Callable[[Sequence[Check]], Version]":
+def register(registry: "Registry", bundle_path: Path) -> "Callable[[Sequence[GateResult]], Version]":
     """A function that registers the small bundle with results of gates."""
 
-    def call(checks: Sequence[Check]) -> "Version":
+    def call(checks: Sequence[GateResult]) -> "Version":
         return registry.register(bundle_path, checks, {"seed": 1}, {"git_commit": "abc"}, [])
 
     return call

@@ -19,22 +19,22 @@ from prefect import flow
 from .project import PROJECT
 
 
-def train(run: steps.Run) -> steps.TrainingResult:
+def train(context: steps.TrainingContext) -> steps.TrainingResult:
     """Raw table → stages → gates → registry → serving folder. Every step is idempotent: a rerun completes a crash."""
-    steps.recover_registry(run)
-    steps.fetch_raw_data(run)
-    steps.run_stages(run)
-    checks = steps.check_gates(run)
-    version = steps.register_version(run, checks)
-    steps.roll_out(run)
-    return steps.finish(run, version, checks)
+    steps.recover_registry(context)
+    steps.fetch_raw_data(context)
+    steps.run_stages(context)
+    checks = steps.check_gates(context)
+    version = steps.register_version(context, checks)
+    steps.roll_out(context)
+    return steps.finish(context, version, checks)
 
 
 @flow(name="training")
 def training() -> str:
     """Train if anything changed; returns the role of the version."""
     with engine.lock_project(run_state.FOLDER, "run"):
-        return engine.call_in_flow(lambda: train(steps.Run.begin(PROJECT, Settings.read(), Progress()))).role
+        return engine.call_in_flow(lambda: train(steps.TrainingContext.begin(PROJECT, Settings.read(), Progress()))).role
 
 
 @flow(name="scoring")

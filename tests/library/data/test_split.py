@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import SplitParams
-from flywheel_ml.data.split import count_train_duplicates, split
+from flywheel_ml.data.split import count_test_rows_in_train, split
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, DataError
 from library.helpers.orders import SHOP
@@ -113,12 +113,12 @@ def test_a_gap_that_empties_the_validation_part_is_rejected(orders: pl.DataFrame
 
 def test_train_duplicates_are_counted_ignoring_time(orders: pl.DataFrame, shop: Contract) -> None:
     parts = split(orders, shop, DAYS, FIRST + timedelta(days=100))
-    assert count_train_duplicates(parts, shop) == 0
+    assert count_test_rows_in_train(parts, shop) == 0
     fresh = parts["test"].head(3)
     again = parts["train"].head(3).with_columns(fresh["order"], fresh["placed"], buyer=pl.lit("somebody else"))
-    assert count_train_duplicates({**parts, "test": pl.concat([parts["test"], again])}, shop) == 3
+    assert count_test_rows_in_train({**parts, "test": pl.concat([parts["test"], again])}, shop) == 3
     turned = again.with_columns(~pl.col("returned"))
-    assert count_train_duplicates({**parts, "test": pl.concat([parts["test"], turned])}, shop) == 0
+    assert count_test_rows_in_train({**parts, "test": pl.concat([parts["test"], turned])}, shop) == 0
 
 
 def test_a_contract_without_time_is_rejected(orders: pl.DataFrame) -> None:

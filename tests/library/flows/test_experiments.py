@@ -292,11 +292,22 @@ def promote(registry: Registry, settings: Settings) -> object:
 CUTS = [
     *(
         Cut(start, None, at)
-        for at in ("Registry.set_challenger", "Registry.set_plan", "serving_folder.write_routing", "rollout._record")
+        for at in (
+            "Registry.set_challenger",
+            "Registry.set_plan",
+            "serving_folder.write_routing",
+            "rollout._append_audit_entry",
+        )
     ),
-    *(Cut(rollout.abort, start, at) for at in ("Registry.set_plan", "serving_folder.write_routing", "rollout._record")),
-    *(Cut(promote, start, at) for at in ("Registry.set_plan", "serving_folder.write_routing", "rollout._record")),
-    *(Cut(rollout.rollback, promote, at) for at in ("serving_folder.write_routing", "rollout._record")),
+    *(
+        Cut(rollout.abort, start, at)
+        for at in ("Registry.set_plan", "serving_folder.write_routing", "rollout._append_audit_entry")
+    ),
+    *(
+        Cut(promote, start, at)
+        for at in ("Registry.set_plan", "serving_folder.write_routing", "rollout._append_audit_entry")
+    ),
+    *(Cut(rollout.rollback, promote, at) for at in ("serving_folder.write_routing", "rollout._append_audit_entry")),
 ]
 BEFORE, BESIDE, AFTER = "version 1", "version 1, version 2 for 10% of the keys", "version 2"
 ENDS: dict[Verb, tuple[str, str, str | None, list[str]]] = {
@@ -320,7 +331,7 @@ def test_interrupted_verb_keeps_serving_and_repeat_completes_it(
 
     def kill(*arguments: Any, **_: Any) -> None:
         # The record of an earlier change is no step of this one.
-        if name != "_record" or arguments[1].updated_at != pointer:
+        if name != "_append_audit_entry" or arguments[1].updated_at != pointer:
             raise Killed
 
     with monkeypatch.context() as patch:
@@ -329,7 +340,7 @@ def test_interrupted_verb_keeps_serving_and_repeat_completes_it(
             cut.verb(two, settings)
     after, champion_then, plan, whats = ENDS[cut.verb]
     assert rollout.describe_routing(serving_folder.read_routing(settings.serving_folder)) == (
-        after if name == "_record" else before
+        after if name == "_append_audit_entry" else before
     )
     assert serving(folder) in {"1", "2"}
 

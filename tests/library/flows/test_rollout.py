@@ -351,7 +351,7 @@ def test_second_rollout_waits_for_the_first(two: Registry, settings: Settings, f
 
 
 def test_an_audit_line_that_a_crash_cut_off_harms_no_other(two: Registry, settings: Settings) -> None:
-    with (settings.serving_folder / rollout.AUDIT).open("a") as stream:
+    with (settings.serving_folder / rollout.AUDIT_FILE).open("a") as stream:
         stream.write('{"at": "20')
     assert [entry["to"] for entry in rollout.read_audit(settings.serving_folder)] == ["1"]
     rollout.promote(two, settings, "2")
@@ -359,7 +359,7 @@ def test_an_audit_line_that_a_crash_cut_off_harms_no_other(two: Registry, settin
 
 
 def test_a_change_that_a_crash_left_without_a_record_gets_one(two: Registry, settings: Settings) -> None:
-    (settings.serving_folder / rollout.AUDIT).unlink()
+    (settings.serving_folder / rollout.AUDIT_FILE).unlink()
     rollout.sync(two, settings, why="synced")
     rollout.sync(two, settings, why="synced")
     assert [(entry["to"], entry["why"]) for entry in rollout.read_audit(settings.serving_folder)] == [

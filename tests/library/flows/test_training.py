@@ -13,7 +13,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.metrics import HEADLINE, LOSS
 from flywheel_ml.core.params import Params, RolloutParams
 from flywheel_ml.flows import rollout, training
-from flywheel_ml.model.evaluation.gate import Check
+from flywheel_ml.model.evaluation.gate import GateResult
 from flywheel_ml.model.registration.registry import Registry
 from flywheel_ml.utils.files import write_json
 from library.helpers import project, store
@@ -102,7 +102,7 @@ def packaged(registry: Registry, bundle_path: Path, folder: Path, trained_projec
 
 
 def test_a_bundle_is_registered_once_for_each_verdict(packaged: Registry, contract: Contract, params: Params) -> None:
-    def number(checks: list[Check]) -> str:
+    def number(checks: list[GateResult]) -> str:
         return training.register_bundle(packaged, contract, params, checks).number
 
     assert [number(checks) for checks in (store.PASSED_CHECKS, store.PASSED_CHECKS)] == ["1", "1"]
@@ -116,7 +116,7 @@ def test_a_bundle_is_registered_once_for_each_verdict(packaged: Registry, contra
 def test_the_first_to_pass_is_champion_and_later_ones_challenge(
     registry: Registry, bundle_path: Path, tmp_path: Path, params: Params
 ) -> None:
-    def role(name: str, checks: list[Check], chosen: Params = params) -> str:
+    def role(name: str, checks: list[GateResult], chosen: Params = params) -> str:
         version = registry.register(store.copy_with_new_card(bundle_path, tmp_path / name), checks, {}, {}, [])
         return training.assign_role(registry, version, chosen)
 
@@ -153,7 +153,7 @@ def test_unavailable_champion_is_a_reason_not_a_crash(finished: Path) -> None:
     registry = Registry.open(settings, contract.name)
     same = training.compare_with_champion(PROJECT, registry, settings, contract)
     # The stages judged scikit-learn's answers, which are of double precision where the target is a number.
-    assert same.champion == pytest.approx(same.manifest.metrics["test"][HEADLINE[contract.task]], rel=1e-6)
+    assert same.champion_score == pytest.approx(same.manifest.metrics["test"][HEADLINE[contract.task]], rel=1e-6)
     shutil.rmtree(settings.serving_folder)
     assert training.compare_with_champion(PROJECT, registry, settings, contract) == same, (
         "from the registry, where the served copy is lost"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flywheel_ml.core import bundle
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.model.evaluation.gate import Check
+from flywheel_ml.model.evaluation.gate import GateResult
 from library.helpers import project
 
 NAME = "small"
@@ -39,8 +39,8 @@ for process in processes:
     process.join()
 """
 """Starts a process for each argument: all open the store simultaneously and promote the given version, if any."""
-PASSED_CHECKS = [Check("minimum score", True, "ROC AUC 0.7, at least 0.6")]
-FAILED_CHECKS = [Check("minimum score", False, "ROC AUC 0.5, at least 0.6"), Check("same answers", True, "0")]
+PASSED_CHECKS = [GateResult("minimum score", True, "ROC AUC 0.7, at least 0.6")]
+FAILED_CHECKS = [GateResult("minimum score", False, "ROC AUC 0.5, at least 0.6"), GateResult("same answers", True, "0")]
 
 
 def open_store(path: Path) -> Path:

@@ -157,7 +157,7 @@ def test_changed_parameter_reruns_its_stages_and_can_be_undone(changed: Changed)
 def run(path: Path) -> TrainingResult:
     """The training flow, plainly."""
     outcome: TrainingResult = import_reference(f"{PROJECT.flows}:train")(
-        training.Run.begin(PROJECT, store.settings(path), Progress())
+        training.TrainingContext.begin(PROJECT, store.settings(path), Progress())
     )
     return outcome
 

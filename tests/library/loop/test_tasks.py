@@ -108,7 +108,7 @@ def test_the_model_beats_the_average_and_passes_every_gate(made: Made, params: P
 
 
 def test_a_champion_that_is_better_keeps_its_place(made: Made, params: Params) -> None:
-    beaten = candidate(made, params)._replace(champion=0.9999)
+    beaten = candidate(made, params)._replace(champion_score=0.9999)
     failed = {
         check.gate for check in gate.check_gates(beaten, adapted(params, made.contract).gates) if not check.passed
     }

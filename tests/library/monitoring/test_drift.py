@@ -22,7 +22,7 @@ def verdicts(windows: int, rows: tuple[int, int], shift: dict[str, float], seed:
     for _ in range(windows):
         reference = profile.build(CONTRACT, draw_columns(CONTRACT, rows[0], rng), rng.random(rows[0]))
         window = profile.count(reference, draw_columns(CONTRACT, rows[1], rng, shift), rng.random(rows[1]))
-        found.append(drift.compare(reference, window, PARAMS).verdict)
+        found.append(drift.detect_drift(reference, window, PARAMS).verdict)
     return found
 
 
@@ -32,7 +32,7 @@ def one(shift: dict[str, float] | None = None, rows: int = 2000, **changes: np.n
     reference = profile.build(CONTRACT, draw_columns(CONTRACT, 5000, rng), rng.random(5000))
     columns = {**draw_columns(CONTRACT, rows, rng, shift), **changes}
     prediction = columns.pop("prediction", rng.random(rows))
-    return drift.compare(reference, profile.count(reference, columns, prediction), PARAMS)
+    return drift.detect_drift(reference, profile.count(reference, columns, prediction), PARAMS)
 
 
 def test_windows_without_drift_are_ok() -> None:
@@ -100,7 +100,7 @@ def test_unseen_values_are_drift_only_if_they_increase(listed: int) -> None:
         reference = profile.build(contract, drawn["reference"], rng.random(450), training=drawn["training"])
         for name in found:
             window = profile.count(reference, drawn[name], rng.random(900))
-            found[name] += drift.compare(reference, window, PARAMS).verdict == "drift"
+            found[name] += drift.detect_drift(reference, window, PARAMS).verdict == "drift"
     # At a rate of 1%, more than 2 of 20 would come up in one of 1,000 seeds.
     assert found["clean"] <= 2
     assert found["fresh"] >= 19
@@ -124,8 +124,8 @@ def test_untested_columns_are_not_compared() -> None:
     rng = np.random.default_rng(0)
     reference = profile.build(CONTRACT, draw_columns(CONTRACT, 3000, rng), rng.random(3000))
     window = profile.count(reference, draw_columns(CONTRACT, 1000, rng, {"x0": 3.0}), rng.random(1000))
-    assert drift.compare(reference, window, PARAMS, untested=["x0"]).verdict == "ok"
-    assert drift.compare(reference, window, PARAMS).verdict == "drift"
+    assert drift.detect_drift(reference, window, PARAMS, excluded=["x0"]).verdict == "ok"
+    assert drift.detect_drift(reference, window, PARAMS).verdict == "drift"
 
 
 @pytest.mark.parametrize("rows", [0, 1, 199])
@@ -139,7 +139,7 @@ def test_reference_with_too_few_rows_is_insufficient_data() -> None:
     rng = np.random.default_rng(0)
     reference = profile.build(CONTRACT, draw_columns(CONTRACT, 100, rng), rng.random(100))
     window = profile.count(reference, draw_columns(CONTRACT, 1000, rng), rng.random(1000))
-    assert drift.compare(reference, window, PARAMS).verdict == "insufficient data"
+    assert drift.detect_drift(reference, window, PARAMS).verdict == "insufficient data"
 
 
 def test_holm_adjustment_matches_the_textbook() -> None:
@@ -171,4 +171,4 @@ def test_merged_profiles_give_the_result_of_the_whole() -> None:
     ]
     whole = profile.count(reference, columns, prediction)
     assert profile.merge(parts) == whole
-    assert drift.compare(reference, profile.merge(parts), PARAMS) == drift.compare(reference, whole, PARAMS)
+    assert drift.detect_drift(reference, profile.merge(parts), PARAMS) == drift.detect_drift(reference, whole, PARAMS)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flywheel_ml.core.serving_folder import Routing
     from flywheel_ml.data.adoption.adopt import Examination
     from flywheel_ml.flows.explaining import ExplainedPrediction
-    from flywheel_ml.model.evaluation.gate import Check
+    from flywheel_ml.model.evaluation.gate import GateResult
     from flywheel_ml.monitoring.run import MonitoringRun
 
 MAX_COLUMNS = 60
@@ -127,7 +127,7 @@ def show_window(found: "MonitoringRun") -> None:
     )
 
 
-def show_checks(checks: "list[Check]") -> None:
+def show_checks(checks: "list[GateResult]") -> None:
     """Print the result of each gate."""
     for check in checks:
         mark = "[green]passed [/]" if check.passed else "[red]REFUSED[/]"

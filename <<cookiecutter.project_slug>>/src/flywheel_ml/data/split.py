@@ -45,12 +45,12 @@ def split(
         ConfigError: the columns it needs are not in the contract.
         DataError: a part would be empty.
     """
-    places = (
+    part_index = (
         _split_by_time(table, contract, params, until)
         if params.by == "time"
         else _split_by_hash(table, contract, params)
     )
-    parts = {name: table.filter(places == at) for at, name in enumerate(("train", "validation", "test"))}
+    parts = {name: table.filter(part_index == at) for at, name in enumerate(("train", "validation", "test"))}
     for name, part in parts.items():
         if part.is_empty():
             kept = (
@@ -65,7 +65,7 @@ def split(
     return parts
 
 
-def count_train_duplicates(parts: dict[str, pl.DataFrame], contract: Contract) -> int:
+def count_test_rows_in_train(parts: dict[str, pl.DataFrame], contract: Contract) -> int:
     """Count the test rows that equal a training row in the target and all inputs except the time.
 
     A model that memorises scores well on them. With few and coarse inputs, most test rows are duplicates anyway.
@@ -108,15 +108,19 @@ def _split_by_time(table: pl.DataFrame, contract: Contract, params: SplitParams,
 
 def _split_by_hash(table: pl.DataFrame, contract: Contract, params: SplitParams) -> pl.Series:
     if params.group is not None:
-        drawn = draw(table[contract[params.group].name])
+        drawn = hash_to_unit_interval(table[contract[params.group].name])
     else:
-        drawn = draw(table[contract.id.name]) if contract.id else draw(_build_keys(table, contract), _hash_blake2)
+        drawn = (
+            hash_to_unit_interval(table[contract.id.name])
+            if contract.id
+            else hash_to_unit_interval(_build_keys(table, contract), _hash_blake2)
+        )
         if contract.classes:
             # The hash's rank within its class, in (0, 1]: each class is shared out alike, however rare it is.
             rank = (pl.col("drawn").rank("max") / pl.len()).over("class")
             drawn = pl.DataFrame({"drawn": drawn, "class": table[contract.target.name]}).select(rank).to_series()
-    edges = (1 - params.test_share - params.validation_share, 1 - params.test_share)
-    return (drawn > edges[0]).cast(pl.Int8) + (drawn > edges[1]).cast(pl.Int8)
+    thresholds = (1 - params.test_share - params.validation_share, 1 - params.test_share)
+    return (drawn > thresholds[0]).cast(pl.Int8) + (drawn > thresholds[1]).cast(pl.Int8)
 
 
 def _build_keys(table: pl.DataFrame, contract: Contract) -> pl.Series:
@@ -146,8 +150,8 @@ def _is_repeated_by_chance(rows: pl.DataFrame, is_class: bool) -> bool:
     return bool(mixed >= MIN_MIXED_SHARE * expected)
 
 
-def draw(keys: pl.Series, hashed: Callable[[bytes], int] = zlib.crc32) -> pl.Series:
-    """Draw a number in [0, 1) for each key, the same in every version of every library."""
+def hash_to_unit_interval(keys: pl.Series, hashed: Callable[[bytes], int] = zlib.crc32) -> pl.Series:
+    """Hash each key to a number in [0, 1), the same in every version of every library."""
     hashes = (hashed(_SALT + key.encode()) for key in keys.cast(pl.String).fill_null("").to_list())
     return pl.Series(np.fromiter(hashes, dtype=np.uint32, count=len(keys)) / 2**32)
 
@@ -174,5 +178,5 @@ def main(project: Project) -> None:
             "sha256": sha256_file(paths.SPLITS[name]),
             **describe_time_range(part, contract),
         }
-    report["test"]["in_train"] = count_train_duplicates(parts, contract)
+    report["test"]["in_train"] = count_test_rows_in_train(parts, contract)
     write_json(paths.REPORTS / "split.json", report)

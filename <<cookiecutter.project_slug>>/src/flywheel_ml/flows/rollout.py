@@ -23,7 +23,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.serving_folder import BundleRef, Challenger, Change, Routing, Shadow
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows.orchestration.engine import lock_project, task
-from flywheel_ml.model.evaluation.gate import Check
+from flywheel_ml.model.evaluation.gate import GateResult
 from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION, Registry, Version
 from flywheel_ml.model.registration.store import describe_error
 from flywheel_ml.prediction_log import Reader
@@ -35,15 +35,15 @@ from flywheel_ml.utils.process import get_user_name
 
 Item = TypeVar("Item")
 
-AUDIT = "audit.jsonl"
-WAIT_SECONDS = 60
+AUDIT_FILE = "audit.jsonl"
+LOCK_TIMEOUT_SECONDS = 60
 CHAMPION_CHANGES = ("champion", ROLLBACK := "rollback")
 """Values of `what` in the audit log for a change of champion."""
 RENUMBERED = "renumbered"
 """Its value when the same champion gets another number, for example after the registry was lost."""
 
 
-class Plan(config_model.StrictModel):
+class ExperimentPlan(config_model.StrictModel):
     """An experiment alongside the champion, as stored in the registry; without a share it is a shadow."""
 
     champion: str
@@ -79,7 +79,7 @@ def start(
     folder = settings.serving_folder
     with _lock_rollout(folder):
         champion = _get_champion(registry)
-        now = _serve(registry, champion, settings, why="synced")
+        routing = _set_serving_champion(registry, champion, settings, why="synced")
         running = _read_plan(registry, champion)
         chosen = number or (running.version if running else _get_challenger(registry))
         if running and running.version != chosen:
@@ -89,12 +89,12 @@ def start(
             )
         if running is None or running.share != share:
             _check_candidate(registry, folder, champion, chosen)
-            is_same = running is not None and running.share is not None and share is not None
-            plan = Plan(
+            keeps_salt = running is not None and running.share is not None and share is not None
+            plan = ExperimentPlan(
                 champion=champion.number,
                 version=chosen,
                 share=share,
-                salt=running.salt if running and is_same else secrets.token_hex(16),
+                salt=running.salt if running and keeps_salt else secrets.token_hex(16),
                 since=_now(),
                 who=get_user_name(),
                 why=why,
@@ -102,7 +102,7 @@ def start(
             registry.set_challenger(chosen)
             registry.set_plan(plan.model_dump(mode="json"))
             running = plan
-        return _apply_plan(registry, now, running, settings, why)
+        return _apply_plan(registry, routing, running, settings, why)
 
 
 def abort(registry: Registry, settings: Settings, why: str = "aborted") -> Routing:
@@ -114,8 +114,8 @@ def abort(registry: Registry, settings: Settings, why: str = "aborted") -> Routi
     with _lock_rollout(settings.serving_folder):
         champion = _get_champion(registry)
         registry.set_plan(None)
-        now = _serve(registry, champion, settings, why)
-        return _apply_plan(registry, now, None, settings, why)
+        routing = _set_serving_champion(registry, champion, settings, why)
+        return _apply_plan(registry, routing, None, settings, why)
 
 
 def promote(
@@ -133,7 +133,7 @@ def promote(
         # Fetch the bundle before setting the alias: a version whose bundle is unavailable must not become champion.
         _fetch(registry, registry.get_promotable(chosen, override), settings.serving_folder)
         version = registry.promote(chosen, expected, override)
-        _serve(registry, version, settings, override or why)
+        _set_serving_champion(registry, version, settings, override or why)
     return version
 
 
@@ -147,17 +147,17 @@ def rollback(registry: Registry, settings: Settings, why: str = "rolled back") -
         ProjectError: the serving folder has no previous champion.
     """
     with _lock_rollout(settings.serving_folder):
-        now = serving_folder.read_routing(settings.serving_folder)
-        if now.previous is None or now.champion is None:
+        routing = serving_folder.read_routing(settings.serving_folder)
+        if routing.previous is None or routing.champion is None:
             raise ProjectError("there is no previous champion to roll back to; `rollout status` lists the versions")
-        _record(settings.serving_folder, now)
+        _append_audit_entry(settings.serving_folder, routing)
         champion, last = registry.find_alias(CHAMPION), _find_champion_change(settings.serving_folder)
-        if champion and champion.digest == now.champion.digest and last and last["what"] == ROLLBACK:
+        if champion and champion.digest == routing.champion.digest and last and last["what"] == ROLLBACK:
             return champion
-        former = _find_registered(registry, now.previous)
+        former = _find_registered(registry, routing.previous)
         _fetch(registry, former, settings.serving_folder)
-        version = registry.promote(former.number, now.champion.version, override=why, rolls_back=True)
-        _serve(registry, version, settings, why, ROLLBACK)
+        version = registry.promote(former.number, routing.champion.version, override=why, rolls_back=True)
+        _set_serving_champion(registry, version, settings, why, ROLLBACK)
     return version
 
 
@@ -170,15 +170,15 @@ def sync(registry: Registry, settings: Settings, why: str) -> Routing:
     """
     with _lock_rollout(settings.serving_folder):
         champion = _get_champion(registry)
-        now = _serve(registry, champion, settings, why)
-        return _apply_plan(registry, now, _read_plan(registry, champion), settings, why)
+        routing = _set_serving_champion(registry, champion, settings, why)
+        return _apply_plan(registry, routing, _read_plan(registry, champion), settings, why)
 
 
 def prune(registry: Registry, settings: Settings) -> None:
     """Remove the bundles of old versions, as every change of the serving folder also does."""
     with _lock_rollout(settings.serving_folder):
-        if (now := _read_routing(settings.serving_folder)) is not None:
-            _prune(registry, settings, now)
+        if (routing := _read_routing(settings.serving_folder)) is not None:
+            _prune(registry, settings, routing)
 
 
 def recover(registry: Registry, settings: Settings) -> str:
@@ -197,17 +197,19 @@ def recover(registry: Registry, settings: Settings) -> str:
         return ""
     with _lock_rollout(folder):
         try:
-            now = serving_folder.read_routing(folder)
-            if now.champion is None or now.name != registry.name:
+            routing = serving_folder.read_routing(folder)
+            if routing.champion is None or routing.name != registry.name:
                 return ""
-            version = _register_again(registry, folder, now.champion, now.previous)
+            version = _register_again(registry, folder, routing.champion, routing.previous)
         except ProjectError as error:
             raise ProjectError(
                 f"the registry has no champion, and the served one cannot be registered again: {error}; "
                 f"restore the registry from a backup, or move '{folder}' away to start without a champion"
             ) from None
         registry.promote(version.number, None, override="it served when the registry was lost")
-    return f"the registry was lost: version {now.champion.version} still serves, and is registered as {version.number}"
+    return (
+        f"the registry was lost: version {routing.champion.version} still serves, and is registered as {version.number}"
+    )
 
 
 def sync_forever(
@@ -238,19 +240,21 @@ def format_share(share: float) -> str:
     return f"{100 * share:.4g}%"
 
 
-def describe_routing(now: Routing) -> str:
+def describe_routing(routing: Routing) -> str:
     """Describe the versions that answer, in one line."""
     parts = []
-    if now.challenger:
-        parts.append(f"version {now.challenger.ref.version} for {format_share(now.challenger.share)} of the keys")
-    if now.shadow:
-        parts.append(f"version {now.shadow.ref.version} as shadow")
-    return ", ".join([f"version {now.champion.version if now.champion else 'none'}", *parts])
+    if routing.challenger:
+        parts.append(
+            f"version {routing.challenger.ref.version} for {format_share(routing.challenger.share)} of the keys"
+        )
+    if routing.shadow:
+        parts.append(f"version {routing.shadow.ref.version} as shadow")
+    return ", ".join([f"version {routing.champion.version if routing.champion else 'none'}", *parts])
 
 
 def read_audit(folder: Path) -> list[dict[str, Any]]:
     """Read every change of the serving folder, oldest first: when, who, what, from, to, why."""
-    path = folder / AUDIT
+    path = folder / AUDIT_FILE
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -260,7 +264,7 @@ def read_audit(folder: Path) -> list[dict[str, Any]]:
 
 def _lock_rollout(folder: Path) -> AbstractContextManager[None]:
     """Lock the serving folder: one process changes it at a time, others wait."""
-    return lock_project(folder, "rollout", wait_seconds=WAIT_SECONDS)
+    return lock_project(folder, "rollout", wait_seconds=LOCK_TIMEOUT_SECONDS)
 
 
 def _register_again(registry: Registry, folder: Path, champion: BundleRef, previous: BundleRef | None) -> Version:
@@ -280,7 +284,7 @@ def _register_again(registry: Registry, folder: Path, champion: BundleRef, previ
             **(read_json(lineage_path) if lineage_path.is_file() else {}),
             "restored_from": f"serving folder, version {ref.version}",
         }
-        served = Check("restored", passed=True, reason=f"version {ref.version} served when the registry was lost")
+        served = GateResult("restored", passed=True, reason=f"version {ref.version} served when the registry was lost")
         found = registry.register(path, [served], {}, lineage, [])
     assert found is not None
     return found
@@ -323,17 +327,17 @@ def _choose_candidate(registry: Registry, champion: Version | None, folder: Path
     if champion and (running := _read_plan(registry, champion)):
         return running.version
     if champion and registry.find_alias(CHALLENGER) is None:
-        now, entries = _read_routing(folder), read_audit(folder)
-        is_done = now and now.champion and now.champion.digest == champion.digest
-        if not is_done or (now and entries and entries[-1]["at"] != now.updated_at):
+        routing, entries = _read_routing(folder), read_audit(folder)
+        serves_champion = routing and routing.champion and routing.champion.digest == champion.digest
+        if not serves_champion or (routing and entries and entries[-1]["at"] != routing.updated_at):
             return champion.number  # Complete a promotion that a crash interrupted.
     return _get_challenger(registry)
 
 
-def _read_plan(registry: Registry, champion: Version) -> Plan | None:
+def _read_plan(registry: Registry, champion: Version) -> ExperimentPlan | None:
     """Read the plan for this champion; a plan made for another champion is ignored."""
     content = registry.get_plan()
-    plan = config_model.parse(content, Plan, name="the registry's rollout plan") if content else None
+    plan = config_model.parse(content, ExperimentPlan, name="the registry's rollout plan") if content else None
     return plan if plan and plan.champion == champion.number else None
 
 
@@ -355,12 +359,12 @@ def _fetch(registry: Registry, version: Version, folder: Path) -> BundleRef:
     remove_leftovers(folder, folder / serving_folder.BUNDLES)
     ref = BundleRef(version=version.number, digest=version.digest)
     path = serving_folder.bundle_folder(folder, ref)
-    if not _is_whole(path, version.digest):
+    if not _is_intact(path, version.digest):
         task("fetch bundle", _download, registry, version, path)
     return ref
 
 
-def _serve(
+def _set_serving_champion(
     registry: Registry, version: Version, settings: Settings, why: str, what: str = CHAMPION_CHANGES[0]
 ) -> Routing:
     """Route all traffic to a version; if it is a new champion, a running experiment ends."""
@@ -368,7 +372,7 @@ def _serve(
     ref = _fetch(registry, version, folder)
     before = _read_routing(folder)
     if before and before.champion == ref:
-        _record(folder, before)
+        _append_audit_entry(folder, before)
         return before
     previous = before.champion if before else None
     if before and previous and previous.digest == ref.digest:
@@ -391,7 +395,9 @@ def _get_number(ref: BundleRef | None) -> str | None:
     return ref.version if ref else None
 
 
-def _apply_plan(registry: Registry, now: Routing, plan: Plan | None, settings: Settings, why: str) -> Routing:
+def _apply_plan(
+    registry: Registry, routing: Routing, plan: ExperimentPlan | None, settings: Settings, why: str
+) -> Routing:
     """Route traffic to the version of the plan alongside the champion; without a plan, to the champion alone."""
     folder = settings.serving_folder
     challenger: Challenger | None = None
@@ -402,10 +408,10 @@ def _apply_plan(registry: Registry, now: Routing, plan: Plan | None, settings: S
             shadow = Shadow(ref=ref, salt=plan.salt, since=plan.since)
         else:
             challenger = Challenger(ref=ref, share=plan.share, salt=plan.salt, since=plan.since)
-    if (now.challenger, now.shadow) == (challenger, shadow):
-        _record(folder, now)
-        return now
-    before = now.challenger or now.shadow
+    if (routing.challenger, routing.shadow) == (challenger, shadow):
+        _append_audit_entry(folder, routing)
+        return routing
+    before = routing.challenger or routing.shadow
     change = Change(
         who=plan.who if plan else get_user_name(),
         what=plan.kind if plan else "experiment",
@@ -413,13 +419,13 @@ def _apply_plan(registry: Registry, now: Routing, plan: Plan | None, settings: S
         after=plan.version if plan else None,
     )
     facts = {"challenger": challenger, "shadow": shadow, "updated_at": _now(), "change": change}
-    return _write_routing(registry, settings, now.model_copy(update={**facts, "reason": plan.why if plan else why}))
+    return _write_routing(registry, settings, routing.model_copy(update={**facts, "reason": plan.why if plan else why}))
 
 
 def _write_routing(registry: Registry, settings: Settings, after: Routing) -> Routing:
     # Bundle first, then the routing file, then the audit log: after a crash in between, the folder still serves.
     serving_folder.write_routing(settings.serving_folder, after)
-    _record(settings.serving_folder, after)
+    _append_audit_entry(settings.serving_folder, after)
     _prune(registry, settings, after)
     return after
 
@@ -430,7 +436,7 @@ def _download(registry: Registry, version: Version, path: Path) -> None:
         bundle.verify(part, version.digest)
 
 
-def _is_whole(path: Path, digest: str) -> bool:
+def _is_intact(path: Path, digest: str) -> bool:
     try:
         bundle.verify(path, digest)
     except IntegrityError:
@@ -450,35 +456,35 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def _record(folder: Path, now: Routing) -> None:
-    """Append the change that led to `now` to the audit log, unless it is already there."""
+def _append_audit_entry(folder: Path, routing: Routing) -> None:
+    """Append the change that led to `routing` to the audit log, unless it is already there."""
     entries = read_audit(folder)
-    if now.change is None or (entries and entries[-1]["at"] == now.updated_at):
+    if routing.change is None or (entries and entries[-1]["at"] == routing.updated_at):
         return
-    change = now.change
+    change = routing.change
     entry = {
-        "at": now.updated_at,
+        "at": routing.updated_at,
         "who": change.who,
         "what": change.what,
         "from": change.before,
         "to": change.after,
-        "why": now.reason,
+        "why": routing.reason,
     }
-    path = folder / AUDIT
-    torn = path.is_file() and not path.read_bytes().endswith(b"\n")
+    path = folder / AUDIT_FILE
+    ends_mid_line = path.is_file() and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as stream:
-        stream.write("\n" * torn + json.dumps(entry, ensure_ascii=False) + "\n")
+        stream.write("\n" * ends_mid_line + json.dumps(entry, ensure_ascii=False) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _prune(registry: Registry, settings: Settings, now: Routing) -> None:
+def _prune(registry: Registry, settings: Settings, routing: Routing) -> None:
     """Remove the bundles of old versions from the folder and a local artifact store; `keep_versions` stay in each.
 
     Bundles in use stay, and so do those that the prediction log refers to. If the log cannot be read, all stay.
     """
-    tried = [one.ref for one in (now.challenger, now.shadow) if one]
-    used = {ref.digest for ref in (now.champion, now.previous, *tried) if ref}
+    tried = [one.ref for one in (routing.challenger, routing.shadow) if one]
+    used = {ref.digest for ref in (routing.champion, routing.previous, *tried) if ref}
     used |= {found.digest for alias in (CHAMPION, CHALLENGER) if (found := registry.find_alias(alias))}
     log = Reader(settings.prediction_log)
     folders: dict[Path, tuple[str, str]] = {}
@@ -495,11 +501,15 @@ def _prune(registry: Registry, settings: Settings, now: Routing) -> None:
 
 
 def _find_removable(
-    newest: Sequence[Item], model: Callable[[Item], tuple[str, str]], used: Collection[str], most: int, log: Reader
+    newest: Sequence[Item],
+    model: Callable[[Item], tuple[str, str]],
+    used: Collection[str],
+    keep_versions: int,
+    log: Reader,
 ) -> list[Item]:
     """Find the items that may be removed; `model` returns the version and the digest of each."""
     free = [one for one in newest if model(one)[1] not in used]
-    old = free[max(0, most - (len(newest) - len(free))) :]
+    old = free[max(0, keep_versions - (len(newest) - len(free))) :]
     try:
         return [one for one in old if not log.refers_to(*model(one))]
     except ProjectError:

@@ -27,25 +27,25 @@ class VariantStatus(NamedTuple):
     """Rows that were logged before digests existed and are matched by version only."""
 
 
-def list_variant_statuses(now: Routing, settings: Settings) -> list[VariantStatus]:
+def list_variant_statuses(routing: Routing, settings: Settings) -> list[VariantStatus]:
     """List the current variants, and those logged since the current experiment, or else the champion, started."""
     began = [
         entry["at"]
         for entry in read_audit(settings.serving_folder)
         if entry.get("what", CHAMPION_CHANGES[0]) in CHAMPION_CHANGES
     ]
-    experiment = now.challenger or now.shadow
-    champion_since = began[-1] if began else now.updated_at
+    experiment = routing.challenger or routing.shadow
+    champion_since = began[-1] if began else routing.updated_at
     tallies = Reader(settings.prediction_log).compute_stats(_to_us(experiment.since if experiment else champion_since))
     asked: list[VariantStatus] = []
-    if now.champion:
-        share = 1 - now.challenger.share if now.challenger else 1.0
-        asked.append(VariantStatus("champion", *_get_identity(now.champion), share, champion_since, None))
-    if now.challenger:
-        one = now.challenger
+    if routing.champion:
+        share = 1 - routing.challenger.share if routing.challenger else 1.0
+        asked.append(VariantStatus("champion", *_get_identity(routing.champion), share, champion_since, None))
+    if routing.challenger:
+        one = routing.challenger
         asked.append(VariantStatus("challenger", *_get_identity(one.ref), one.share, one.since, None))
-    if now.shadow:
-        asked.append(VariantStatus("shadow", *_get_identity(now.shadow.ref), None, now.shadow.since, None))
+    if routing.shadow:
+        asked.append(VariantStatus("shadow", *_get_identity(routing.shadow.ref), None, routing.shadow.since, None))
     shown = []
     for each in asked:
         mine = [tally for tally in tallies if _matches(each, tally)]
@@ -67,9 +67,9 @@ def _get_identity(ref: BundleRef) -> tuple[str, str]:
     return ref.version, ref.digest
 
 
-def describe_breaker(now: Routing, server: str, settings: Settings) -> str:
+def describe_breaker(routing: Routing, server: str, settings: Settings) -> str:
     """Ask a running server for the circuit breaker of its experiment; empty if no experiment is running."""
-    if now.challenger is None and now.shadow is None:
+    if routing.challenger is None and routing.shadow is None:
         return ""
     try:
         model = _fetch_model(server, settings)

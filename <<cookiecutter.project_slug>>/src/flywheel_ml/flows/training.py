@@ -17,7 +17,7 @@ from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.versioning import dvc_stages, git
 from flywheel_ml.model.evaluation import gate
-from flywheel_ml.model.evaluation.gate import NO_SIGNAL, Candidate, Check
+from flywheel_ml.model.evaluation.gate import NO_SIGNAL, Candidate, GateResult
 from flywheel_ml.utils import formatting
 from flywheel_ml.utils.errors import DataError, ProjectError
 from flywheel_ml.utils.files import read_json, remove_leftovers, sha256_file
@@ -37,10 +37,10 @@ class TrainingResult(NamedTuple):
 
     version: str
     role: str
-    checks: list[Check]
+    checks: list[GateResult]
 
 
-class Run(NamedTuple):
+class TrainingContext(NamedTuple):
     """State that the steps of a training run share; `progress` prints each step."""
 
     project: Project
@@ -77,68 +77,72 @@ def run(project: Project, settings: Settings, progress: Progress) -> TrainingRes
             step.note = "flow server and model registry are ready"
             if abandoned:
                 step.note += f"; {abandoned} killed run(s) marked as crashed"
-        train: Callable[[Run], TrainingResult] = import_reference(f"{project.flows}:train")
-        return engine.run_flow(NAME, lambda: train(Run.begin(project, settings, progress)))
+        train: Callable[[TrainingContext], TrainingResult] = import_reference(f"{project.flows}:train")
+        return engine.run_flow(NAME, lambda: train(TrainingContext.begin(project, settings, progress)))
 
 
-def recover_registry(run: Run) -> None:
+def recover_registry(context: TrainingContext) -> None:
     """Register the served champion again if the registry was lost."""
-    if restored := engine.task("recover", _recover, run.registry, run.settings):
-        with run.progress.step("registry", "lost") as step:
+    if restored := engine.task("recover", _recover, context.registry, context.settings):
+        with context.progress.step("registry", "lost") as step:
             step.note = restored
 
 
-def fetch_raw_data(run: Run) -> None:
+def fetch_raw_data(context: TrainingContext) -> None:
     """Make sure that the raw table exists and is tracked by DVC."""
-    path = run.params.data.raw
-    with run.progress.step("raw data", str(path)) as step:
-        step.note = engine.task("raw data", provide_raw_data, run.project, path)
+    path = context.params.data.raw
+    with context.progress.step("raw data", str(path)) as step:
+        step.note = engine.task("raw data", provide_raw_data, context.project, path)
 
 
-def run_stages(run: Run) -> None:
+def run_stages(context: TrainingContext) -> None:
     """Bring the stages of dvc.yaml up to date, in order."""
-    for name, doing in dvc_stages.read_stages().items():
-        with run.progress.step(name, doing) as step:
+    for name, description in dvc_stages.read_stages().items():
+        with context.progress.step(name, description) as step:
             step.idle = not engine.task(name, dvc_stages.reproduce, name)
             if step.idle:
                 step.note = "unchanged"
-            elif note := _summarize_stage(name, run.contract, run.params):
+            elif note := _summarize_stage(name, context.contract, context.params):
                 step.note = note
 
 
-def check_gates(run: Run) -> list[Check]:
+def check_gates(context: TrainingContext) -> list[GateResult]:
     """Compare the bundle with the champion and run every gate."""
-    with run.progress.step("gates", "may it be promoted?") as step:
-        candidate = engine.task("compare", compare_with_champion, run.project, run.registry, run.settings, run.contract)
-        measured = engine.task("measure", measure_bundle, run.project, run.contract, run.params)
-        checks = gate.check_gates(candidate._replace(**measured), run.params.gates, import_reference(run.project.gates))
+    with context.progress.step("gates", "may it be promoted?") as step:
+        candidate = engine.task(
+            "compare", compare_with_champion, context.project, context.registry, context.settings, context.contract
+        )
+        measured = engine.task("measure", measure_bundle, context.project, context.contract, context.params)
+        checks = gate.check_gates(
+            candidate._replace(**measured), context.params.gates, import_reference(context.project.gates)
+        )
         failed = [check for check in checks if not check.passed]
         step.note = f"{len(checks) - len(failed)} of {len(checks)} passed"
     return checks
 
 
-def register_version(run: Run, checks: list[Check]) -> "Version":
+def register_version(context: TrainingContext, checks: list[GateResult]) -> "Version":
     """Log the run and register the bundle with the checks of the gates."""
-    with run.progress.step("register", "log the run, register the bundle") as step:
-        version = engine.task("register", register_bundle, run.registry, run.contract, run.params, checks)
-        role = engine.task("decide", assign_role, run.registry, version, run.params)
+    with context.progress.step("register", "log the run, register the bundle") as step:
+        version = engine.task("register", register_bundle, context.registry, context.contract, context.params, checks)
+        role = engine.task("decide", assign_role, context.registry, version, context.params)
         step.note = f"version {version.number}: {role}"
     return version
 
 
-def roll_out(run: Run) -> None:
+def roll_out(context: TrainingContext) -> None:
     """Bring the serving folder in line with the champion."""
-    with run.progress.step("roll out", "serving folder") as step:
-        served = engine.task("roll out", _roll_out, run.registry, run.settings)
+    with context.progress.step("roll out", "serving folder") as step:
+        served = engine.task("roll out", _roll_out, context.registry, context.settings)
         step.note = f"the champion is version {served}" if served else "no champion to serve"
         step.idle = not served
 
 
-def finish(run: Run, version: "Version", checks: list[Check]) -> TrainingResult:
+def finish(context: TrainingContext, version: "Version", checks: list[GateResult]) -> TrainingResult:
     """Record that the run completed, so that the next run does nothing unless something changes."""
-    role = run.registry.get_state(version.number).role
-    outcome = {"version": version.number, "role": role, "seconds": run.progress.seconds}
-    run_state.record_run(run.project, run.settings, run.params, outcome)
+    role = context.registry.get_state(version.number).role
+    outcome = {"version": version.number, "role": role, "seconds": context.progress.seconds}
+    run_state.record_run(context.project, context.settings, context.params, outcome)
     return TrainingResult(version.number, role, checks)
 
 
@@ -207,7 +211,7 @@ def measure_bundle(project: Project, contract: Contract, params: Params) -> dict
     }
 
 
-def register_bundle(registry: "Registry", contract: Contract, params: Params, checks: list[Check]) -> "Version":
+def register_bundle(registry: "Registry", contract: Contract, params: Params, checks: list[GateResult]) -> "Version":
     """Register the bundle with the checks of the gates, once per bundle and verdict."""
     from flywheel_ml.model.evaluation import figures
 
@@ -217,11 +221,11 @@ def register_bundle(registry: "Registry", contract: Contract, params: Params, ch
         return found
     plots = {path.stem: read_json(path) for path in paths.PLOTS.glob("*.json")}
     figures.draw_evaluation(paths.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
-    shaping = params.model_dump(mode="json", include=TRAINING_GROUPS)
+    training_params = params.model_dump(mode="json", include=TRAINING_GROUPS)
     return registry.register(
         paths.BUNDLE,
         checks,
-        flatten(shaping),
+        flatten(training_params),
         collect_lineage(),
         [paths.REPORTS],
         read_trials(),
@@ -329,7 +333,7 @@ def _summarize_selection(contract: Contract) -> str:
     return "; ".join(notes)
 
 
-def describe_no_signal(checks: list[Check], contract: Contract) -> str:
+def describe_no_signal(checks: list[GateResult], contract: Contract) -> str:
     """Describe in one line that the table has no signal, and what was tried; empty if it has some."""
     if all(check.passed for check in checks if check.gate == NO_SIGNAL):
         return ""

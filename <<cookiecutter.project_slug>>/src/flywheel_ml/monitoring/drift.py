@@ -1,8 +1,8 @@
 """Detects drift: compares the profile of a window with the profile of the reference rows.
 
 A column has drifted if the difference is both significant and large: its Holm-corrected p-value is at most
-significance_level and its effect reaches a minimum. docs/monitoring.md gives the reasons, the sources and the measured
-rates of false and missed alarms.
+significance_level and its effect reaches a minimum. docs/monitoring-methods.md has the reasons, the sources and
+the measured error rates.
 """
 
 from collections.abc import Collection, Iterator
@@ -21,7 +21,7 @@ MIN_PRESENT = 30
 """The values of a column are compared only if both sides have this many."""
 MIN_EXPECTED = 5
 """Smallest expected count of a chi-square cell (Cochran 1954, "Some Methods for Strengthening the Common χ² Tests")."""
-MAX_CATEGORIES = 3
+MAX_SHOWN_CATEGORIES = 3
 
 Aspect = Literal["values", "missing", "unseen"]
 Verdict = Literal["ok", "drift", "insufficient data"]
@@ -70,33 +70,33 @@ class Drift(config_model.StrictModel):
         return any(test.drifted for test in self.comparisons if test.column == PREDICTION)
 
 
-def compare(reference: Profile, window: Profile, params: MonitorParams, untested: Collection[str] = ()) -> Drift:
+def detect_drift(reference: Profile, window: Profile, params: MonitorParams, excluded: Collection[str] = ()) -> Drift:
     """Compare a window with its reference.
 
     Args:
         reference: profile of the reference rows.
         window: profile of the window, in the bins and categories of `reference`.
         params: significance level, minimum effects and the smallest number of rows.
-        untested: columns to skip because they always differ, such as dates.
+        excluded: columns to skip because they always differ, such as dates.
     """
     for name, profile in (("window", window), ("reference", reference)):
         if profile.rows < params.min_rows:
             reason = f"the {name} has {formatting.rows(profile.rows)}; {params.min_rows:,} are needed to compare"
             return Drift(verdict="insufficient data", reason=reason, significance_level=params.significance_level)
-    tests, skipped = [], []
+    tests, too_few_values = [], []
     for name, counts in reference.columns.items():
-        if name in window.columns and name not in untested:
+        if name in window.columns and name not in excluded:
             found = list(_compare_column(name, counts, window.columns[name], params))
             tests += found
             if not any(test.aspect == "values" for test in found) and not _is_constant(counts, window.columns[name]):
-                skipped.append(name)
+                too_few_values.append(name)
     if not tests:
         reason = "no column has enough values to compare"
         return Drift(
             verdict="insufficient data",
             reason=reason,
             significance_level=params.significance_level,
-            skipped=tuple(skipped),
+            skipped=tuple(too_few_values),
         )
     judged = sorted(
         _apply_holm(tests, params.significance_level),
@@ -107,7 +107,7 @@ def compare(reference: Profile, window: Profile, params: MonitorParams, untested
         reason="",
         significance_level=params.significance_level,
         comparisons=tuple(judged),
-        skipped=tuple(skipped),
+        skipped=tuple(too_few_values),
     )
     columns = [*drift.drifted, *(["the prediction"] if drift.prediction_drifted else [])]
     if not columns:
@@ -159,9 +159,9 @@ def _compare_categories(name: str, reference: Counts, window: Counts, min_effect
 def _compare_rates(
     name: str, aspect: Aspect, reference: tuple[int, int], window: tuple[int, int], min_effect: float
 ) -> Iterator[DriftTest]:
-    hits = reference[0] + window[0]
+    events = reference[0] + window[0]
     # A margin of zero can never be significant, so it is not tested and costs the others no power (Tarone 1990).
-    if hits in (0, reference[1] + window[1]) or not (reference[1] and window[1]):
+    if events in (0, reference[1] + window[1]) or not (reference[1] and window[1]):
         return
     before, after = reference[0] / reference[1], window[0] / window[1]
     table = np.array([[reference[0], reference[1] - reference[0]], [window[0], window[1] - window[0]]])
@@ -239,12 +239,12 @@ def compute_quartiles(counts: Counts) -> dict[str, float]:
 
 def compute_shares(counts: Counts) -> dict[str, float]:
     """Compute the share of every category among the rows with a value."""
-    return {name: times / max(1, counts.present) for name, times in zip(counts.categories, counts.counts, strict=True)}
+    return {name: count / max(1, counts.present) for name, count in zip(counts.categories, counts.counts, strict=True)}
 
 
 def _find_largest_changes(reference: Counts, window: Counts) -> tuple[dict[str, float], dict[str, float]]:
     before, after = compute_shares(reference), compute_shares(window)
-    moved = sorted(before, key=lambda name: (-abs(after[name] - before[name]), name))[:MAX_CATEGORIES]
+    moved = sorted(before, key=lambda name: (-abs(after[name] - before[name]), name))[:MAX_SHOWN_CATEGORIES]
     return {name: before[name] for name in moved}, {name: after[name] for name in moved}
 
 

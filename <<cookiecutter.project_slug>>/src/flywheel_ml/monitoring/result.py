@@ -10,7 +10,7 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.parsing.rules import REQUIRED, add_tolerance, build_rules
 from flywheel_ml.core.profile import PREDICTION
-from flywheel_ml.monitoring.drift import Drift, compare
+from flywheel_ml.monitoring.drift import Drift, detect_drift
 from flywheel_ml.monitoring.quality import Quality, assess
 from flywheel_ml.monitoring.window import Window
 from flywheel_ml.utils import config_model, formatting
@@ -101,7 +101,7 @@ def evaluate_window(window: Window, bundle: Bundle, params: Params, at: datetime
     contract, reference = bundle.contract, bundle.profile
     # A later date is always outside the reference; its hour of day is counted and compared separately.
     dates = [column.name for column in contract.inputs if column.type == "datetime"]
-    drift = compare(reference, window.profile, params.monitor, untested=dates)
+    drift = detect_drift(reference, window.profile, params.monitor, excluded=dates)
     quality = assess(window, bundle.manifest, params.monitor, params.evaluate)
     violations = tuple(_find_violations(window, bundle))
     verdict = _combine_verdicts(drift, quality)

@@ -236,7 +236,7 @@ def test_class_in_newest_rows_only_is_reported_and_split_by_hash(tmp_path: Path)
 
 def test_class_without_training_group_is_rejected(tmp_path: Path) -> None:
     customers = np.arange(ROWS) // 8
-    of_tests = next(one for one in range(50) if split.draw(pl.Series([one])).item() > 0.85)
+    of_tests = next(one for one in range(50) if split.hash_to_unit_interval(pl.Series([one])).item() > 0.85)
     table = make_shop_table(ROWS, customer_id=customers)
     labels = np.where(customers == of_tests, "odd", table["bought"].to_numpy())
     table = table.with_columns(bought=pl.Series(labels))

@@ -80,7 +80,7 @@ def refusals(candidate: Candidate) -> Mapping[str, str]:
 
 def test_a_good_model_passes_every_gate(manifest: bundle.Manifest) -> None:
     assert not refusals(Candidate(manifest))
-    assert not refusals(Candidate(manifest, champion=0.759))
+    assert not refusals(Candidate(manifest, champion_score=0.759))
     assert len(gate.check_gates(Candidate(manifest), PARAMS)) == len(gate.STANDARD_GATES)
 
 
@@ -118,7 +118,7 @@ def test_margins_on_the_test_rows_are_asked_where_params_say_so(manifest: bundle
     nothing = {"min_score": None, "min_skill_score": None, "min_gain_over_linear": None, "min_slice_score": None}
     lenient = PARAMS.model_copy(update={**nothing, "max_slice_drop": None})
     useless = poor.model_copy(update={"metrics": {"test": {**GOOD["test"], "roc_auc": 0.1, "log_loss": 9.0}}})
-    checks = gate.check_gates(measured(Candidate(useless, champion=0.1)), lenient)
+    checks = gate.check_gates(measured(Candidate(useless, champion_score=0.1)), lenient)
     assert [check for check in checks if not check.passed] == []
 
 
@@ -133,7 +133,7 @@ def test_refusal_by_the_linear_baseline_names_its_estimator(manifest: bundle.Man
 
 
 def test_model_below_champion_beyond_the_margin_is_refused(manifest: bundle.Manifest) -> None:
-    assert list(refusals(Candidate(manifest, champion=0.7611))) == ["keeps up with the champion"]
+    assert list(refusals(Candidate(manifest, champion_score=0.7611))) == ["keeps up with the champion"]
 
 
 def test_a_model_that_just_reaches_what_is_asked_passes(manifest: bundle.Manifest) -> None:
@@ -143,7 +143,7 @@ def test_a_model_that_just_reaches_what_is_asked_passes(manifest: bundle.Manifes
         "linear": {"roc_auc": 0.5},
         "prior": {"log_loss": 0.5},
     }
-    candidate = measured(Candidate(manifest.model_copy(update={"metrics": metrics}), champion=0.75))
+    candidate = measured(Candidate(manifest.model_copy(update={"metrics": metrics}), champion_score=0.75))
     assert [check for check in gate.check_gates(candidate, params) if not check.passed] == []
 
 
@@ -174,7 +174,7 @@ def test_bundle_that_differs_from_scikit_learn_is_refused(manifest: bundle.Manif
 def test_what_was_not_measured_never_passes(
     manifest: bundle.Manifest, part: str, name: str, gates: set[str], value: float | None
 ) -> None:
-    candidate = Candidate(with_metric(manifest, part, name, value), champion=0.7)
+    candidate = Candidate(with_metric(manifest, part, name, value), champion_score=0.7)
     found = refusals(candidate)
     assert set(found) == gates
     assert all(name in reason for reason in found.values())
@@ -183,7 +183,7 @@ def test_what_was_not_measured_never_passes(
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_non_finite_champion_or_parity_never_passes(manifest: bundle.Manifest, value: float) -> None:
     wrong = manifest.model_copy(update={"parity": value})
-    assert set(refusals(Candidate(wrong, champion=value))) == {
+    assert set(refusals(Candidate(wrong, champion_score=value))) == {
         "keeps up with the champion",
         "same answers as scikit-learn",
     }
@@ -210,7 +210,7 @@ def part(value: str, rows: int, enough: bool = True, column: str = "place", **me
     return Slice(column=column, value=value, rows=rows, enough=enough, metrics=metrics)
 
 
-def answer(name: str, candidate: Candidate) -> gate.Check:
+def answer(name: str, candidate: Candidate) -> gate.GateResult:
     (found,) = [check for check in gate.check_gates(measured(candidate), PARAMS) if check.gate == name]
     return found
 

@@ -20,7 +20,7 @@ from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.core.metrics import LOSS
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
-from flywheel_ml.model.evaluation.gate import Check
+from flywheel_ml.model.evaluation.gate import GateResult
 from flywheel_ml.model.registration import alembic_paths
 from flywheel_ml.model.registration.pyfunc import build_signature
 from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION, Registry, Version
@@ -30,7 +30,7 @@ from flywheel_ml.utils.files import sha256_file
 from library.helpers import project
 from library.helpers.store import FAILED_CHECKS, NAME, PASSED_CHECKS, run_at_once, settings
 
-Register = Callable[[Sequence[Check]], Version]
+Register = Callable[[Sequence[GateResult]], Version]
 
 STOCK = f"""
 import sys

@@ -12,7 +12,7 @@ from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import Params
 from flywheel_ml.model.pipelines import estimators
 from flywheel_ml.model.training import comparison, selection, train
-from flywheel_ml.model.training.selection import CandidateEstimator, OutOfFold, Table
+from flywheel_ml.model.training.selection import CandidateEstimator, OutOfFold, TrainingTable
 from flywheel_ml.utils.errors import ConfigError
 from library.model.pipelines.test_estimators import contract_of
 
@@ -132,7 +132,7 @@ def test_costly_candidates_are_dropped_by_size_and_reported(params: Params, monk
 
 def test_groups_stay_together_and_time_runs_forward(params: Params) -> None:
     contract, table = numbers("binary", 300)
-    encoded = Table.encode(table, contract, plain(contract), "hash", None)
+    encoded = TrainingTable.encode(table, contract, plain(contract), "hash", None)
     groups = np.arange(300) // 6
     for fold in selection.split_folds(encoded._replace(groups=groups), "binary", 0):
         assert not set(groups[fold.fit]) & set(groups[fold.predict])
@@ -230,7 +230,7 @@ def test_noise_is_refused_and_signal_passes(explained: float, passes: range, par
         contract = contract_of("regression", *({"name": name, "type": "float"} for name in "abcdef"))
         rows = pl.DataFrame({**dict(zip("abcdef", values, strict=True)), "target": target})
         featurizer = Featurizer(contract)
-        table = Table.encode(rows, contract, featurizer, "hash", None)
+        table = TrainingTable.encode(rows, contract, featurizer, "hash", None)
         one = selection.select(
             table, None, contract, chosen, featurizer, seed, lambda same: same, selection.ignore_score
         )

@@ -127,7 +127,7 @@ def faulty(site: Site, bundle_path: Path) -> dict[faulty_models.Fault, BundleRef
     """A bundle with each fault, at any row but the first of a call."""
     bundle = Bundle.open(bundle_path)
     return {
-        fault: site.folder.add(fault.replace(" ", "-"), model=faulty_models.build_model(bundle, fault))
+        fault: site.folder.add(fault, model=faulty_models.build_model(bundle, fault))
         for fault in faulty_models.ALL_FAULTS
     }
 
@@ -323,7 +323,7 @@ def test_broken_challenger_is_paused_until_restarted(
         assert model_of(answer, -1) == ("champion", "never")
         assert answer["degraded"] is False
         if fault == "not_finite":
-            assert model_of(answer, 0) == ("challenger", "no-number")
+            assert model_of(answer, 0) == ("challenger", "not_finite")
         assert time.monotonic() - began < 10
         time.sleep(0.01)
 

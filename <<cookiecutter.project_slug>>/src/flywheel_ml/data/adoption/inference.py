@@ -60,7 +60,7 @@ def propose(profile: TableProfile, target: str, overrides: Overrides, now: datet
     wanted = labels.infer_labels(profile.columns[target], overrides)
     found = roles.assign_roles(profile, target, overrides, now)
     outside = _find_classes_outside_training(profile, target, wanted.task, found, overrides)
-    if outside and found.by == "time" and overrides.split != "time":
+    if outside and found.split_method == "time" and overrides.split != "time":
         found = roles.assign_roles(profile, target, overrides._replace(split="hash"), now)
         outside += _find_classes_outside_training(profile, target, wanted.task, found, overrides)
     labelled = profile.sample.filter(pl.col(target).is_not_null())
@@ -97,7 +97,7 @@ def propose(profile: TableProfile, target: str, overrides: Overrides, now: datet
         _uses_early_stopping(profile, target, wanted.task),
         (
             Decision("", f"task: {wanted.task}", wanted.why),
-            Decision("", f"split: by {found.by}", why),
+            Decision("", f"split: by {found.split_method}", why),
             *(
                 Decision(named[name], given.role, _explain_role(name, given, profile))
                 for name, given in found.assigned.items()
@@ -111,9 +111,9 @@ def _find_classes_outside_training(
     profile: TableProfile, target: str, task: Task, found: Roles, overrides: Overrides
 ) -> tuple[Issue, ...]:
     """Find the classes that the split would keep out of training."""
-    if task == "regression" or not (found.by == "time" or found.group):
+    if task == "regression" or not (found.split_method == "time" or found.group):
         return ()
-    if found.by == "hash":
+    if found.split_method == "hash":
         return issues.find_grouped_classes(profile, target, found.group, TRAINING)
     late = issues.find_late_classes(profile, target, found.time, TRAINING)
     if overrides.split != "time":
@@ -141,8 +141,8 @@ def slugify(name: str) -> str:
 
 
 def _choose_split(found: Roles, profile: TableProfile, named: dict[str, str]) -> tuple[dict[str, Any], str]:
-    shares = {"by": found.by, "validation_share": VALIDATION, "test_share": TEST}
-    if found.by == "time":
+    shares = {"by": found.split_method, "validation_share": VALIDATION, "test_share": TEST}
+    if found.split_method == "time":
         return shares, f"the model is evaluated on later rows, by '{found.time}'"
     if found.group:
         rows = profile.rows / profile.columns[found.group].distinct

@@ -322,7 +322,7 @@ def find_late_classes(profile: TableProfile, target: str, time: str, training: f
 def find_grouped_classes(profile: TableProfile, target: str, group: str, training: float) -> tuple[Issue, ...]:
     """The classes of which no row is in the training part of a split by group."""
     rows = profile.sample.select(label=target, key=group).drop_nulls("label")
-    outside = _find_classes_outside(profile, target, rows, split.draw(rows["key"]) <= training)
+    outside = _find_classes_outside(profile, target, rows, split.hash_to_unit_interval(rows["key"]) <= training)
     return tuple(
         Issue(
             "class of few groups",

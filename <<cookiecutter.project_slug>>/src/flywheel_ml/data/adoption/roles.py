@@ -28,7 +28,7 @@ class Roles(NamedTuple):
     """The role of every column; `time` and `group` are empty where there is none."""
 
     assigned: dict[str, AssignedRole]
-    by: SplitMethod
+    split_method: SplitMethod
     time: str
     group: str
 
@@ -46,7 +46,7 @@ def assign_roles(profile: TableProfile, target: str, overrides: Overrides, now: 
     """
     _check_overrides(profile, overrides)
     time, why = _choose_time(profile, target, overrides, now)
-    said: dict[str, AssignedRole] = {
+    user_roles: dict[str, AssignedRole] = {
         **{name: AssignedRole("ignored", "you said so") for name in (*overrides.ignore, overrides.group) if name},
         **{name: AssignedRole("feature", "you said so") for name in overrides.feature},
         **({overrides.id: AssignedRole("id", "you said so")} if overrides.id else {}),
@@ -54,18 +54,18 @@ def assign_roles(profile: TableProfile, target: str, overrides: Overrides, now: 
         **({time: AssignedRole("time", why)} if time else {}),
         target: AssignedRole("target", "you said so"),
     }
-    by: SplitMethod = overrides.split or ("time" if time and not overrides.group else "hash")
-    if by == "time" and not time:
+    split_method: SplitMethod = overrides.split or ("time" if time and not overrides.group else "hash")
+    if split_method == "time" and not time:
         raise ConfigError("--split time: no column can be the time of a row; name one with --time COLUMN")
     group = overrides.group or next(
-        (n for n, c in profile.columns.items() if n not in said and _is_repeated_entity(c, profile)), ""
+        (n for n, c in profile.columns.items() if n not in user_roles and _is_repeated_entity(c, profile)), ""
     )
-    given = {name: said.get(name) or _choose_role(column, profile) for name, column in profile.columns.items()}
-    if by == "hash" and group and not overrides.group:
+    given = {name: user_roles.get(name) or _choose_role(column, profile) for name, column in profile.columns.items()}
+    if split_method == "hash" and group and not overrides.group:
         given[group] = AssignedRole("ignored", "identifies an entity with several rows: the split keeps them together")
     _keep_one(given, "id", overrides.id)
     _keep_one(given, "weight", overrides.weight)
-    return Roles(given, by, time, group if by == "hash" else "")
+    return Roles(given, split_method, time, group if split_method == "hash" else "")
 
 
 def _check_overrides(profile: TableProfile, overrides: Overrides) -> None:
@@ -162,13 +162,18 @@ def _can_weigh(column: ColumnProfile) -> bool:
 
 
 def _choose_integer_role(column: ColumnProfile, profile: TableProfile) -> AssignedRole | None:
-    named, rows = name_heuristics.is_identifier(column.name), profile.rows
-    counts = issues.is_row_counter(profile, column.name)
-    if column.unique and not column.missing and named and not (counts and name_heuristics.is_library_name(column.name)):
+    is_identifier, rows = name_heuristics.is_identifier(column.name), profile.rows
+    is_row_counter = issues.is_row_counter(profile, column.name)
+    if (
+        column.unique
+        and not column.missing
+        and is_identifier
+        and not (is_row_counter and name_heuristics.is_library_name(column.name))
+    ):
         return AssignedRole("id", "a whole number that names each row")
-    if counts:
+    if is_row_counter:
         return AssignedRole("ignored", "counts the rows: an id that looks like a number")
-    if named and column.distinct > max(MAX_CATEGORIES, 0.05 * (rows - column.missing)):
+    if is_identifier and column.distinct > max(MAX_CATEGORIES, 0.05 * (rows - column.missing)):
         return AssignedRole("ignored", f"an id that looks like a number: {_approximate(column.distinct)} distinct")
     return None
 
@@ -197,10 +202,10 @@ def _choose_text_role(column: ColumnProfile, profile: TableProfile) -> AssignedR
     )
 
 
-def _keep_one(given: dict[str, AssignedRole], role: Role, said: str) -> None:
+def _keep_one(given: dict[str, AssignedRole], role: Role, chosen: str) -> None:
     """Keep a role for one column only: the one that was named, or the first."""
     found = [name for name, one in given.items() if one.role == role]
-    kept = said or next(iter(found), "")
+    kept = chosen or next(iter(found), "")
     for name in found:
         if name != kept:
             given[name] = AssignedRole("ignored", f"is another {role} next to '{kept}'")

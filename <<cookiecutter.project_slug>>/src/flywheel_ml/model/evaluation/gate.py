@@ -1,4 +1,4 @@
-"""The gates that a model must pass before promotion. A new gate is one function and one row in `GATES`."""
+"""The gates that a model must pass before promotion. A new gate is one function and one row in `STANDARD_GATES`."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,28 +10,28 @@ from flywheel_ml.core.metrics import CALIBRATION_BINS, HEADLINE, LOSS
 from flywheel_ml.core.params import GateParams
 from flywheel_ml.utils import formatting
 
-NOISE = 2.0
+TOLERATED_STANDARD_ERRORS = 2.0
 """Tolerance in standard errors, so that a good model of a small table is not refused by chance."""
 
 
 class Candidate(NamedTuple):
     """Measurements of a new model that the gates check.
 
-    `champion` is the champion's headline measure (ROC AUC for classes, R² for numbers) on the candidate's own test
-    rows; None if there is no champion. If the champion cannot predict those rows, `champion_problem` has the reason.
-    `latency_ms` is the median time of a single row and `size_mb` the size of all files; the flow measures both,
+    `champion_score` is the champion's headline measure (ROC AUC for classes, R² for numbers) on the candidate's own
+    test rows; None if there is no champion. If the champion cannot predict those rows, `champion_problem` has the
+    reason. `latency_ms` is the median time of a single row and `size_mb` the size of all files; the flow measures both,
     because they are not part of the bundle. `interval_level` is the nominal coverage from params.yaml.
     """
 
     manifest: Manifest
-    champion: float | None = None
+    champion_score: float | None = None
     champion_problem: str = ""
     latency_ms: float | None = None
     size_mb: float | None = None
     interval_level: float | None = None
 
 
-class Check(NamedTuple):
+class GateResult(NamedTuple):
     """Result of one gate: whether the model passes, and the figures behind it."""
 
     gate: str
@@ -101,10 +101,10 @@ def check_champion(candidate: Candidate, params: GateParams) -> tuple[bool, str]
     """The headline measure is not below the champion's on the same rows, beyond a margin."""
     if candidate.champion_problem:
         return False, f"the champion cannot be compared: {candidate.champion_problem}"
-    if candidate.champion is None:
+    if candidate.champion_score is None:
         return True, "there is no champion yet"
     name, found = _get_headline(candidate, "test")
-    champion = _require_finite(candidate.champion, f"the champion's {name}")
+    champion = _require_finite(candidate.champion_score, f"the champion's {name}")
     return champion - found <= params.max_drop_from_champion, (
         f"{name} {found:.4f}, the champion's on the same rows {champion:.4f}, "
         f"allowed drop {params.max_drop_from_champion:g}"
@@ -140,7 +140,7 @@ def check_slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     asked = [params.min_slice_score, None if params.max_slice_drop is None else whole - params.max_slice_drop]
     limit = max((wanted for wanted in asked if wanted is not None), default=-math.inf)
     reach = [
-        (value + NOISE * _compute_standard_error(candidate.manifest, value, part), value, part)
+        (value + TOLERATED_STANDARD_ERRORS * _compute_standard_error(candidate.manifest, value, part), value, part)
         for value, part in judged
     ]
     best, value, worst = min(reach, key=lambda one: one[0])
@@ -163,7 +163,9 @@ def check_class_recall(candidate: Candidate, params: GateParams) -> tuple[bool, 
     wanted = params.min_class_recall
 
     def reach(part: Slice) -> float:
-        return _get_slice_measure(part, "accuracy") + NOISE * math.sqrt(wanted * (1 - wanted) / part.rows)
+        return _get_slice_measure(part, "accuracy") + TOLERATED_STANDARD_ERRORS * math.sqrt(
+            wanted * (1 - wanted) / part.rows
+        )
 
     worst = min(judged, key=reach)
     return reach(worst) >= wanted, (
@@ -186,7 +188,7 @@ def check_calibration(candidate: Candidate, params: GateParams) -> tuple[bool, s
     else:
         accuracy = get_measure(candidate, "test", "accuracy")
         variance = accuracy * (1 - accuracy)
-    bins = math.sqrt(2 * CALIBRATION_BINS / math.pi) + NOISE * math.sqrt(1 - 2 / math.pi)
+    bins = math.sqrt(2 * CALIBRATION_BINS / math.pi) + TOLERATED_STANDARD_ERRORS * math.sqrt(1 - 2 / math.pi)
     chance = bins * math.sqrt(variance / _get_row_count(candidate, "test"))
     return found <= params.max_calibration_error + chance, (
         f"calibration error {found:.4f}, allowed {params.max_calibration_error:g} and {chance:.4f} for chance"
@@ -201,7 +203,7 @@ def check_coverage(candidate: Candidate, params: GateParams) -> tuple[bool, str]
         raise MissingMeasure("the level of the intervals is not known")
     level, found = candidate.interval_level, get_measure(candidate, "test", "coverage")
     rows = sum(1 / _get_row_count(candidate, part) for part in ("validation", "test"))
-    chance = NOISE * math.sqrt(level * (1 - level) * rows)
+    chance = TOLERATED_STANDARD_ERRORS * math.sqrt(level * (1 - level) * rows)
     return found >= level - params.coverage_tolerance - chance, (
         f"intervals hold {found:.1%} of the truth, stated {level:.0%}, allowed {params.coverage_tolerance:g} less "
         f"and {chance:.4f} for chance"
@@ -243,7 +245,9 @@ STANDARD_GATES: dict[str, Gate] = {
 }
 
 
-def check_gates(candidate: Candidate, params: GateParams, gates: Mapping[str, Gate] = STANDARD_GATES) -> list[Check]:
+def check_gates(
+    candidate: Candidate, params: GateParams, gates: Mapping[str, Gate] = STANDARD_GATES
+) -> list[GateResult]:
     """Run every gate in order. A missing or non-finite measure never passes."""
     return [_run_gate(name, gate, candidate, params) for name, gate in gates.items()]
 
@@ -252,7 +256,7 @@ def get_measure(candidate: Candidate, part: str, name: str) -> float:
     """A finite measure of the evaluation, for example the `roc_auc` of `test`.
 
     Raises:
-        Unmeasured: there is none.
+        MissingMeasure: there is none.
     """
     found = candidate.manifest.metrics.get(part, {}).get(name)
     if found is None:
@@ -336,9 +340,9 @@ def _require_finite(found: float, name: str) -> float:
     return found
 
 
-def _run_gate(name: str, gate: Gate, candidate: Candidate, params: GateParams) -> Check:
+def _run_gate(name: str, gate: Gate, candidate: Candidate, params: GateParams) -> GateResult:
     try:
         passed, reason = gate(candidate, params)
     except MissingMeasure as unmeasured:
         passed, reason = False, str(unmeasured)
-    return Check(name, bool(passed), reason)
+    return GateResult(name, bool(passed), reason)

@@ -24,7 +24,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.metrics import HEADLINE, LOSS
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.model.evaluation.gate import Check
+from flywheel_ml.model.evaluation.gate import GateResult
 from flywheel_ml.model.registration import pyfunc, roles, store
 from flywheel_ml.model.registration.roles import State
 from flywheel_ml.utils.errors import ConfigError, GateRefusal, IntegrityError, ProjectError, PromotionConflict
@@ -150,7 +150,7 @@ class Registry:
     def register(
         self,
         path: Path,
-        checks: Sequence[Check],
+        checks: Sequence[GateResult],
         params: Mapping[str, Any],
         lineage: Mapping[str, Any],
         reports: Sequence[Path],

@@ -100,7 +100,7 @@ class OutOfFold(NamedTuple):
     prior: np.ndarray
 
     def take(self, wanted: np.ndarray) -> "OutOfFold":
-        """The rows at these places, or where this is true."""
+        """The rows at these positions, or where this is true."""
         return OutOfFold(*(values[wanted] for values in self))
 
     @classmethod
@@ -143,7 +143,7 @@ class Fold(NamedTuple):
     predict: np.ndarray
 
 
-class Table(NamedTuple):
+class TrainingTable(NamedTuple):
     """Encoded rows with all that selection asks of them.
 
     Attributes:
@@ -151,14 +151,14 @@ class Table(NamedTuple):
         weights: float [n_rows], 1 where the contract has no weights.
         groups: int [n_rows], rows that belong together; None where all are independent or in order of time.
         in_time: whether the rows are in order of time.
-        places: int [n_rows], positions of the rows in their part of the split.
+        row_indices: int [n_rows], positions of the rows in their part of the split.
     """
 
     rows: Rows
     weights: np.ndarray
     groups: np.ndarray | None
     in_time: bool
-    places: np.ndarray
+    row_indices: np.ndarray
 
     @property
     def size(self) -> int:
@@ -172,12 +172,14 @@ class Table(NamedTuple):
             return np.arange(self.size) * TIME_BLOCKS // self.size
         return np.arange(self.size) if self.groups is None else self.groups
 
-    def take(self, places: np.ndarray) -> "Table":
-        """The rows at these places, int [n]."""
-        groups = None if self.groups is None else self.groups[places]
-        return Table(self.rows.take(places), self.weights[places], groups, self.in_time, self.places[places])
+    def take(self, row_indices: np.ndarray) -> "TrainingTable":
+        """The rows at these positions, int [n]."""
+        groups = None if self.groups is None else self.groups[row_indices]
+        return TrainingTable(
+            self.rows.take(row_indices), self.weights[row_indices], groups, self.in_time, self.row_indices[row_indices]
+        )
 
-    def halves(self) -> tuple["Table", "Table"]:
+    def halves(self) -> tuple["TrainingTable", "TrainingTable"]:
         """The earlier half and the later, or where rows have no order whole groups by turns."""
         later = np.arange(self.size) * 2 >= self.size if self.in_time else self.clusters % 2 == 1
         return self.take(np.flatnonzero(~later)), self.take(np.flatnonzero(later))
@@ -185,7 +187,7 @@ class Table(NamedTuple):
     @classmethod
     def encode(
         cls, frame: pl.DataFrame, contract: Contract, featurizer: Featurizer, by: str, group: str | None
-    ) -> "Table":
+    ) -> "TrainingTable":
         """From n_rows × contract columns; `by` and `group` are those of the split."""
         from flywheel_ml.data import tables
 
@@ -247,8 +249,8 @@ def compute_mean_and_error(values: np.ndarray, weights: np.ndarray, clusters: np
     """
     total = weights.sum()
     mean = float((weights * values).sum() / total)
-    _, places = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(places, weights=weights * (values - mean))
+    _, cluster_index = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(cluster_index, weights=weights * (values - mean))
     count = len(sums)
     if count < 2:
         return mean, float("inf"), count
@@ -314,8 +316,8 @@ def estimate_cost(
 
 
 def select(
-    table: Table,
-    validation: Table | None,
+    table: TrainingTable,
+    validation: TrainingTable | None,
     contract: Contract,
     params: TrainParams,
     featurizer: Featurizer,
@@ -373,7 +375,7 @@ def select(
     unbiased = _choose_by_other_folds(losses, weights, clusters) if is_crossed else list(losses).index(winner)
     first = np.stack([result.answers[0][answered] for result in competing.values()])
     out = OutOfFold(
-        answered if is_crossed else judging.places[answered] + n_rows,
+        answered if is_crossed else judging.row_indices[answered] + n_rows,
         truth,
         weights,
         clusters,
@@ -392,7 +394,7 @@ def _cross_fit(
     winner: CandidateEstimator,
     linear: CandidateEstimator,
     build: Callable[[CandidateEstimator], Pipeline],
-    table: Table,
+    table: TrainingTable,
     task: Task,
     n_classes: int,
     seed: int,
@@ -439,7 +441,7 @@ def _select_affordable(
     return affordable, max(1, min(MAX_REPEATS, int(BUDGET / spent)))
 
 
-def split_folds(table: Table, task: Task, seed: int, count: int = FOLDS) -> Iterator[Fold]:
+def split_folds(table: TrainingTable, task: Task, seed: int, count: int = FOLDS) -> Iterator[Fold]:
     """Cross-validation within a table: by class where there are any, by group, or forward in time."""
     n_rows, labels = len(table.rows.labels), table.rows.labels
     if table.in_time:
@@ -464,7 +466,7 @@ def split_folds(table: Table, task: Task, seed: int, count: int = FOLDS) -> Iter
 def _cross_validate(
     one: CandidateEstimator,
     build: Callable[[CandidateEstimator], Pipeline],
-    table: Table,
+    table: TrainingTable,
     splits: list[list[Fold]],
     task: Task,
     n_classes: int,
@@ -491,8 +493,8 @@ def _cross_validate(
 def _fit_once(
     one: CandidateEstimator,
     build: Callable[[CandidateEstimator], Pipeline],
-    table: Table,
-    judging: Table,
+    table: TrainingTable,
+    judging: TrainingTable,
     params: TrainParams,
     task: Task,
     n_classes: int,
@@ -515,10 +517,12 @@ def _fit_once(
     return found
 
 
-def fit(pipeline: Pipeline, table: Table, places: np.ndarray, task: Task, stopping: Rows | None = None) -> FittedModel:
-    """The pipeline fitted on the rows at these places; `stopping` are those that stop boosting early."""
-    rows = table.rows.take(places)
-    weights = table.weights[places]
+def fit(
+    pipeline: Pipeline, table: TrainingTable, row_indices: np.ndarray, task: Task, stopping: Rows | None = None
+) -> FittedModel:
+    """The pipeline fitted on the rows at these positions; `stopping` are those that stop boosting early."""
+    rows = table.rows.take(row_indices)
+    weights = table.weights[row_indices]
     return estimators.fit_model(pipeline, rows, task, None if (weights == 1).all() else weights, stopping)
 
 
@@ -532,9 +536,9 @@ def predict(fitted: Any, frame: pl.DataFrame, task: Task, n_classes: int) -> np.
     return whole
 
 
-def compute_prior(table: Table, places: np.ndarray, task: Task, n_classes: int) -> np.ndarray:
+def compute_prior(table: TrainingTable, row_indices: np.ndarray, task: Task, n_classes: int) -> np.ndarray:
     """What is answered without a model: the mean of these rows [1], or the share of each class [n_classes]."""
-    labels, weights = table.rows.labels[places], table.weights[places]
+    labels, weights = table.rows.labels[row_indices], table.weights[row_indices]
     if task == "regression":
         return np.array([np.average(labels, weights=weights)])
     shares = np.bincount(labels, weights=weights, minlength=n_classes)
@@ -552,16 +556,16 @@ def _choose_by_other_folds(
     chosen = np.zeros(len(clusters), dtype=np.intp)
     if len(losses) == 1:
         return chosen
-    places = {one: at for at, one in enumerate(losses)}
+    positions = {one: at for at, one in enumerate(losses)}
     fold = clusters % FOLDS
     for at in np.unique(fold):
         others = fold != at
         winner, _ = choose({one: found[others] for one, found in losses.items()}, weights[others], clusters[others])
-        chosen[~others] = places[winner]
+        chosen[~others] = positions[winner]
     return chosen
 
 
-def is_default_too_costly(table: Table, contract: Contract, featurizer: Featurizer) -> bool:
+def is_default_too_costly(table: TrainingTable, contract: Contract, featurizer: Featurizer) -> bool:
     """Whether scikit-learn's default boosting, only as a reference, would cost a small table its whole budget."""
     defaults = TrainParams(estimator="hist_gradient_boosting")
     price = estimate_cost(

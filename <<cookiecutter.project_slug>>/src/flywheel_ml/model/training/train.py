@@ -20,7 +20,15 @@ from flywheel_ml.model.pipelines import estimators, free_text
 from flywheel_ml.model.pipelines.fitted import FittedModel
 from flywheel_ml.model.training import calibrate, comparison, selection, tune
 from flywheel_ml.model.training.calibrate import CalibrationResult
-from flywheel_ml.model.training.selection import SMALL_ROWS, OutOfFold, Score, Selection, Table, ignore_score, select
+from flywheel_ml.model.training.selection import (
+    SMALL_ROWS,
+    OutOfFold,
+    Score,
+    Selection,
+    TrainingTable,
+    ignore_score,
+    select,
+)
 from flywheel_ml.utils import formatting
 from flywheel_ml.utils.errors import DataError
 from flywheel_ml.utils.files import read_json, replacing_folder, sha256_file, write_json
@@ -32,7 +40,7 @@ class TrainedModels(NamedTuple):
     Attributes:
         sklearn_default: scikit-learn's gradient boosting with default settings, if params.yaml enables it.
         selection: results of the candidates.
-        calibrated: how probabilities are calibrated; None for numbers.
+        calibration_result: how probabilities are calibrated; None for numbers.
         out_of_fold: of training and validation rows, see `selection.OutOfFold`.
         text: whether free text is used, if there is any.
     """
@@ -42,7 +50,7 @@ class TrainedModels(NamedTuple):
     prior: tuple[float, ...]
     sklearn_default: Any
     selection: Selection
-    calibrated: CalibrationResult | None
+    calibration_result: CalibrationResult | None
     out_of_fold: OutOfFold
     text: free_text.TextSelection | None = None
 
@@ -71,38 +79,51 @@ def train(
         ConfigError: an estimator does not fit the task.
     """
     check_learnable(rows, contract)
-    task, featurizer, by = contract.task, Featurizer(contract, features), params.split
-    table = Table.encode(rows, contract, featurizer, by.by, by.group)
-    held_out = None if validation is None else Table.encode(validation, contract, featurizer, by.by, by.group)
+    task, featurizer, split_params = contract.task, Featurizer(contract, features), params.split
+    table = TrainingTable.encode(rows, contract, featurizer, split_params.by, split_params.group)
+    held_out = (
+        None
+        if validation is None
+        else TrainingTable.encode(validation, contract, featurizer, split_params.by, split_params.group)
+    )
     is_large = table.size > SMALL_ROWS and held_out is not None
-    judging, unused = held_out, None if is_large else held_out
+    validation_table, interval_rows = held_out, None if is_large else held_out
     if held_out is not None and task == "regression" and (is_large or params.tune.trials):
         # Rows that set the width of an interval choose nothing.
-        judging, unused = held_out.halves()
+        validation_table, interval_rows = held_out.halves()
     texts = sum(column.free_text for column in featurizer.categorical)
     # Without its words a table of texts alone has nothing left to learn from, and the sklearn_default reads none.
     texts_alone = texts == len(featurizer.numeric) + len(featurizer.categorical)
-    judged = None
+    text_selection = None
     if texts and not texts_alone:
-        judged = _select_text_features(table, judging if is_large else None, contract, params, featurizer)
+        text_selection = _select_text_features(
+            table, validation_table if is_large else None, contract, params, featurizer
+        )
 
-    def arrange(pipeline: Pipeline) -> Pipeline:
-        return judged.apply(pipeline) if judged else pipeline
+    def apply_text_selection(pipeline: Pipeline) -> Pipeline:
+        return text_selection.apply(pipeline) if text_selection else pipeline
 
     found = select(
-        table, judging if is_large else None, contract, params.train, featurizer, params.seed, arrange, on_score
+        table,
+        validation_table if is_large else None,
+        contract,
+        params.train,
+        featurizer,
+        params.seed,
+        apply_text_selection,
+        on_score,
     )
-    calibrated = (
+    calibration_result = (
         None if task == "regression" else calibrate.choose(found.out_of_fold, params.train.calibration, table.in_time)
     )
 
-    def fit(estimator: str, settings: TrainParams, places: np.ndarray) -> FittedModel:
-        pipeline = arrange(estimators.build(estimator, task, settings, featurizer, params.seed))
-        return selection.fit(pipeline, table, places, task, judging.rows if judging else None)
+    def fit(estimator: str, settings: TrainParams, row_indices: np.ndarray) -> FittedModel:
+        pipeline = apply_text_selection(estimators.build(estimator, task, settings, featurizer, params.seed))
+        return selection.fit(pipeline, table, row_indices, task, validation_table.rows if validation_table else None)
 
     model = found.fitted or fit(found.winner.estimator, found.winner.params(params.train), np.arange(rows.height))
-    if calibrated is not None:
-        model.calibration = calibrated.calibration
+    if calibration_result is not None:
+        model.calibration = calibration_result.calibration
     baseline = fit(
         LINEAR[task], params.train, estimators.pick_evenly_spaced(table.rows.labels, params.train.baseline_rows, task)
     )
@@ -115,31 +136,39 @@ def train(
     ):
         pipeline = estimators.build_sklearn_default(task, featurizer, params.seed)
         sklearn_default = estimators.fit(pipeline, table.rows.frame, table.rows.labels, weights=table.weights)
-    out = calibrated.out_of_fold if calibrated else found.out_of_fold
-    if unused is not None:
-        fresh = _predict(unused, model, baseline, prior, task)
+    out = calibration_result.out_of_fold if calibration_result else found.out_of_fold
+    if interval_rows is not None:
+        fresh = _predict(interval_rows, model, baseline, prior, task)
         out = OutOfFold.join([out, fresh._replace(rows=rows.height + fresh.rows)])
-    return TrainedModels(model, baseline, tuple(prior.tolist()), sklearn_default, found, calibrated, out, judged)
+    return TrainedModels(
+        model, baseline, tuple(prior.tolist()), sklearn_default, found, calibration_result, out, text_selection
+    )
 
 
 def _select_text_features(
-    table: Table, judging: Table | None, contract: Contract, params: Params, featurizer: Featurizer
+    table: TrainingTable,
+    validation_table: TrainingTable | None,
+    contract: Contract,
+    params: Params,
+    featurizer: Featurizer,
 ) -> free_text.TextSelection:
     """On one fold of the training rows, or on the validation rows where there are many training rows."""
     name = "regularized_boosting" if params.train.estimator == "auto" else params.train.estimator
     build = partial(estimators.build, name, contract.task, params.train, featurizer, params.seed)
-    if judging is not None:
-        return free_text.select_text_features(build, table.rows, judging.rows, contract.task)
+    if validation_table is not None:
+        return free_text.select_text_features(build, table.rows, validation_table.rows, contract.task)
     fold = next(selection.split_folds(table, contract.task, params.seed))
     return free_text.select_text_features(
         build, table.rows.take(fold.fit), table.rows.take(fold.predict), contract.task
     )
 
 
-def _predict(table: Table, model: FittedModel, baseline: FittedModel, prior: np.ndarray, task: Task) -> OutOfFold:
+def _predict(
+    table: TrainingTable, model: FittedModel, baseline: FittedModel, prior: np.ndarray, task: Task
+) -> OutOfFold:
     answers, linear = (selection.predict(one, table.rows.frame, task, len(prior)) for one in (model, baseline))
     return OutOfFold(
-        table.places,
+        table.row_indices,
         table.rows.labels.astype(np.float64),
         table.weights,
         table.clusters,
@@ -182,11 +211,11 @@ def main(project: Project) -> None:
     if params.tune.trials:
         check_learnable(rows, contract)  # Reject untrainable data before the search.
         hashes = {name: split[name]["sha256"] for name in ("train", "validation")}
-        table = Table.encode(
+        table = TrainingTable.encode(
             validation, contract, Featurizer(contract, project.features), params.split.by, params.split.group
         )
-        judging = validation if contract.classes else validation[table.halves()[0].places]
-        found = tune.search(rows, judging, contract, params, hashes, project.features)
+        validation_rows = validation if contract.classes else validation[table.halves()[0].row_indices]
+        found = tune.search(rows, validation_rows, contract, params, hashes, project.features)
         params = params.model_copy(update={"train": tune.apply_parameters(params.train, found.best.parameters)})
         report = found.report()
         tuned = {
@@ -212,7 +241,7 @@ def main(project: Project) -> None:
         tables.write(build_out_of_fold_table(fitted), folder / paths.OUT_OF_FOLD.name)
     write_json(paths.SELECTION_SECONDS, seconds)
     write_json(paths.REPORTS / "tuning.json", report)
-    calibrated = fitted.calibrated
+    calibration_result = fitted.calibration_result
     write_json(
         paths.REPORTS / "train.json",
         {
@@ -221,7 +250,7 @@ def main(project: Project) -> None:
             "prior": list(fitted.prior),
             "selection": fitted.selection.report(),
             "comparison": comparison.compare(contract.task, fitted.out_of_fold),
-            **({"calibration": calibrated.report()} if calibrated else {}),
+            **({"calibration": calibration_result.report()} if calibration_result else {}),
             **({"text": fitted.text._asdict()} if fitted.text else {}),
             "sha256": {path.name: sha256_file(path) for path in (*pipelines, paths.OUT_OF_FOLD)},
             "tuned": tuned,
