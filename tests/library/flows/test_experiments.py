@@ -166,7 +166,7 @@ def test_what_may_not_answer_is_refused_before_anything_changes(
 
     before = serving_folder.read_routing(settings.serving_folder)
     for number, error, told in (
-        ("1", ProjectError, "version 1 is champion already"),
+        ("1", ProjectError, "version 1 is already champion"),
         ("2", IntegrityError, "model.onnx was changed"),
         ("3", GateRefusal, "version 3 was refused"),
         ("4", ProjectError, "needs the column 'unheard of', which the champion's contract does not have"),
