@@ -108,7 +108,7 @@ def test_from_the_command_line_a_table_is_scored_and_judged(say: Say, finished: 
     told = say("score", str(project.RAW), "build/scored.parquet")
     assert told.status == 0, told.errors
     assert re.fullmatch(
-        r"2,000 rows in \d+\.\d s \([\d,]+ a second\) by version 1 → build/scored\.parquet",
+        r"2,000 rows in \d+\.\d s \([\d,]+ per second\) by version 1 → build/scored\.parquet",
         told.output.splitlines()[-1],
     )
     assert pl.read_parquet("build/scored.parquet").height == 2000
@@ -162,7 +162,7 @@ def test_versions_are_shown_and_an_unknown_one_is_refused_by_name(say: Say, fini
     assert "has no version '9'; known: 1" in unknown.errors
     for verb in ("promote", "start"):
         assert "there is no challenger: version 1 is champion; name a version" in say("rollout", verb).errors
-    assert "version 1 is champion already" in say("rollout", "start", "1").errors
+    assert "version 1 is already champion" in say("rollout", "start", "1").errors
     assert "--share is 2; give a number above 0" in say("rollout", "start", "--share", "2").errors
     assert "a shadow answers no requests" in say("rollout", "start", "--shadow", "--share", "0.1").errors
     assert say("rollout", "abort").output == "Serving: version 1 alone; servers follow within a second.\n"

@@ -145,7 +145,7 @@ def test_fallback_prediction_of_former_version_is_explained(two: Registry, setti
 
 
 def test_score_that_is_not_reproduced_is_not_explained(two: Registry, settings: Settings, log: Log) -> None:
-    with pytest.raises(IntegrityError, match=r"was logged with the score 0.99, and version 1 gives 0\.\d+ here"):
+    with pytest.raises(IntegrityError, match=r"was logged with the score 0.99, and version 1 returns 0\.\d+ here"):
         explain_logged(PROJECT, log("1", score=0.99), settings, never)
 
 

@@ -58,18 +58,8 @@ def _build_mlflow_command(settings: Settings, port: int) -> list[str]:
     from flywheel_ml.model.registration.store import to_location
 
     return [
-        *(
-            "-m",
-            f"{__package__}.leash",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--workers",
-            "1",
-        ),
+        *("-m", f"{__package__}.die_with_parent", "mlflow", "server"),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", settings.tracking_uri, "--default-artifact-root", to_location(settings.artifact_root)),
     ]
 
