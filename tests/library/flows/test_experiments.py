@@ -93,7 +93,7 @@ def test_a_promotion_takes_what_is_tried_out_and_ends_that(
     two: Registry, settings: Settings, folder: Path, bundle_path: Path, tmp_path: Path
 ) -> None:
     rollout.start(two, settings, None, 0.1)
-    # A later training makes another version challenger; what is meant is what answers.
+    # A later training makes another version challenger; the version in the experiment is promoted.
     two.set_challenger(third(two, bundle_path, tmp_path))
     assert rollout.promote(two, settings, None).number == "2"
     now = serving_folder.read_routing(settings.serving_folder)
@@ -330,7 +330,7 @@ def test_interrupted_verb_keeps_serving_and_repeat_completes_it(
     pointer = serving_folder.read_routing(settings.serving_folder).updated_at
 
     def kill(*arguments: Any, **_: Any) -> None:
-        # The record of an earlier change is no step of this one.
+        # The audit entry of an earlier change is not a step of this one.
         if name != "_append_audit_entry" or arguments[1].updated_at != pointer:
             raise Killed
 

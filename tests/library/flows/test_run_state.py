@@ -29,7 +29,7 @@ def last(**changes: Any) -> Any:
 def test_a_finished_run_is_known_with_its_outcome(finished: Path) -> None:
     found = last()
     assert (found["version"], found["role"]) == ("1", "champion")
-    assert last(monitor={"significance_level": 0.02}), "what only monitoring reads is no reason to train"
+    assert last(monitor={"significance_level": 0.02}), "parameters of monitoring alone are no reason to train"
 
 
 @pytest.mark.parametrize("changes", [{"gates": {"min_score": 0.55}}, {"rollout": {"auto_promote": True}}])

@@ -143,7 +143,7 @@ def test_each_of_many_classes_is_judged_by_itself(made: Made) -> None:
 
 
 class Served(NamedTuple):
-    """What the API told of 300 rows whose labels it then took, and where it kept both."""
+    """Predictions of the API for 300 rows whose labels it then received, and where both are stored."""
 
     told: list[dict[str, Any]]
     log: str
@@ -198,7 +198,7 @@ def test_mlflows_own_client_is_understood(made: Made, stocked: httpx.Client, mon
     speaker.ping()
     some = made.table.head(50).select(column.name for column in made.contract.inputs)
     wanted = protocol_clients.send_native(stocked, json_rows(some, made.contract)).predictions
-    # pandas' frame: NaN for what is missing, floats for integers with gaps, moments of its own.
+    # pandas' frame: NaN for what is missing, floats for integers with gaps, its own timestamps.
     frame = some.to_pandas()
     assert speaker.invoke(frame)["predictions"] == wanted
     assert speaker.invoke(json_rows(some, made.contract)).get_predictions()[0].tolist() == wanted

@@ -41,7 +41,7 @@ class Project:
 
     @property
     def reference(self) -> str:
-        """`module:attribute` of this object, for processes that import it anew."""
+        """`module:attribute` of this object, for processes that import it themselves."""
         return f"{self.package}.project:PROJECT"
 
     @property

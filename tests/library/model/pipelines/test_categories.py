@@ -45,7 +45,7 @@ def settings(params: Params, way: str) -> Params:
 
 
 def odd_or_even(contract: Contract, n_rows: int) -> pl.DataFrame:
-    """Rows whose target is told by whether the number in a category's name is odd, and by nothing else."""
+    """Rows whose target depends only on whether the number in a category's name is odd."""
     table = rows.make_table(contract, n_rows)
     odd = table["some"].str.slice(1).cast(pl.Int64, strict=False).fill_null(0) % 2 == 1
     classes = contract.classes
@@ -90,7 +90,7 @@ def test_onnx_matches_scikit_learn_on_all_kinds_of_categories(task: Task, params
 @pytest.mark.parametrize("task", get_args(Task))
 def test_sets_are_chosen_where_they_are_better(task: Task, params: Params) -> None:
     contract = contract_of(task, *COLUMNS)
-    # About 15 rows of a category: fewer than a leaf takes, so that places in an order cannot be told apart.
+    # About 15 rows of a category: fewer than a leaf takes, so positions in an order cannot be distinguished.
     table = odd_or_even(contract, 900)
     fitted = train.train(table[:600], contract, settings(params, "auto"), table[600:])
     assert fitted.selection.winner == CandidateEstimator("hist_gradient_boosting", sets=True)

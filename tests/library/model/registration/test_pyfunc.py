@@ -1,4 +1,4 @@
-"""The stock MLflow model answers with the bundle's own bits, gaps and moments included."""
+"""The stock MLflow model answers with the bundle's own bits, gaps and timestamps included."""
 
 import shutil
 from pathlib import Path

@@ -150,7 +150,7 @@ def test_every_log_line_about_a_request_has_its_id(
         unlogged = [ask(1), ask(1, chunked=True), ask(200), client.post("/feedback", json=label)]
         for answers, status, event in (
             (rescued, 200, "the model failed, the class prior answers: "),
-            (unlogged, 503, "request"),  # Why is told once, when the log goes out.
+            (unlogged, 503, "request"),  # The reason is logged once, when the log fails.
         ):
             for answer in answers:
                 assert answer.status_code == status
@@ -216,7 +216,7 @@ def test_each_request_is_exported_as_a_span(
     named = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_SERVICE_NAME": "delays",
-        "FASTAPI_OTEL_AUTO_CONFIGURE": "true",  # Nothing is told twice.
+        "FASTAPI_OTEL_AUTO_CONFIGURE": "true",  # Nothing is reported twice.
         "OTEL_BSP_SCHEDULE_DELAY": "100",
     }
     with Server(tmp_path, **named) as server, server.client() as client:

@@ -96,7 +96,7 @@ def test_a_reload_replaces_every_worker_and_fails_no_request(
                 assert are_gone(before)
                 assert len(ready_pids(server)) == 2 + 2 * rounds
         assert seen.failures == []
-        # Each connection is told to close with an answer, long before the worker closes those that are idle.
+        # Each connection is closed with a response, long before the worker closes idle ones.
         assert seen.retried == 0
         with server.client() as client:
             assert client.get("/readyz").status_code == httpx.codes.OK
@@ -198,7 +198,7 @@ def test_sighup_during_a_reload_asks_for_another(folder: ServingFolder, tmp_path
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2", ML_DRAIN_SECONDS="1") as server:
         with traffic(server, example, 0.01) as seen:
-            for _ in range(3):  # At one moment: one request.
+            for _ in range(3):  # Simultaneous signals: one reload.
                 server.process.send_signal(signal.SIGHUP)
             wait_for(lambda: bool(events(server, "reload_started")))
             server.process.send_signal(signal.SIGHUP)

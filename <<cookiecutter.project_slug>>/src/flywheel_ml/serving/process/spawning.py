@@ -1,7 +1,7 @@
-"""Workers as processes of their own: how a supervisor starts one, and what the two tell each other.
+"""Starts workers as processes, and defines the messages between a supervisor and a worker.
 
-They exchange datagrams, each a word and perhaps a text. The worker's come from a thread of its own every second, so a
-long call of the model is no silence, and each has the state of that moment, so none has to arrive.
+A message is a datagram: a word, optionally followed by text. A separate thread of the worker sends its current state
+every second, so a long call of the model does not look like a hung worker, and a lost message does no harm.
 """
 
 import multiprocessing
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from flywheel_ml.serving.process.worker import DrainingServer
 
 ALIVE_SECONDS = 1.0
-"""Between two messages of a worker."""
+"""Interval between two messages of a worker."""
 START_SECONDS = 120.0
-"""How long a process may take to say its first word, and a worker to replace another until it is ready."""
+"""Maximum time until a process sends its first message, and until a new worker of a reload is ready."""
 MAX_MESSAGE = 1000
 
 STARTING, READY, FAILED = b"starting", b"ready", b"failed"
-"""A worker's states; `READY` with why /readyz answers 503, `FAILED` with why the worker stops."""
+"""States of a worker; the text of `READY` is why /readyz returns 503, that of `FAILED` is why the worker stops."""
 LISTENER = b"listener"
-"""Asks a worker for its socket; its answer carries it."""
+"""Asks a worker for its socket; the reply contains it."""
 RETIRE = b"retire"
 """Asks a worker to leave new connections to its successor, and to stop."""
 
@@ -46,15 +46,15 @@ _context = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What all workers of a server have in common.
+    """Configuration that all workers of a server share.
 
     Attributes:
-        project: `module:attribute` of the project, which each worker imports anew.
-        settings: where things are, limits and keys.
-        listener: holds the address.
-        workers: how many serve at a time.
-        counts: the folder that they count in.
-        supervisor: process id.
+        project: `module:attribute` of the project, which each worker imports itself.
+        settings: paths, limits and keys.
+        listener: the socket that holds the address.
+        workers: number of workers.
+        counts: the folder for their metrics.
+        supervisor: process id of the supervisor.
     """
 
     project: str
@@ -66,18 +66,18 @@ class WorkerConfig:
 
 
 class WorkerProcess:
-    """A worker as its supervisor sees it, from its start on.
+    """A worker process, as its supervisor sees it; creating one starts the process.
 
     Args:
-        config: what all workers have in common.
-        number: its own.
-        inherited: the socket of the worker that it replaces; without one it makes its own.
+        config: configuration that all workers share.
+        number: number of this worker.
+        inherited: the socket of the worker that it replaces; if None, it creates its own.
 
     Attributes:
         started_at: `time.monotonic`.
         is_ready: whether it has answered requests.
-        refusal: why /readyz answers 503; empty if it does not, or if nobody knows yet.
-        listener: its socket, once it was asked for and came.
+        refusal: why /readyz returns 503; empty if it does not, or if this is not known yet.
+        listener: its socket, once it was requested and received.
     """
 
     def __init__(self, config: WorkerConfig, number: int, inherited: socket.socket | None = None) -> None:
@@ -102,23 +102,23 @@ class WorkerProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """As `multiprocessing` has it: negative for a signal, None while it runs."""
+        """Exit status as in `multiprocessing`: negative for a signal, None while it runs."""
         return self._process.exitcode
 
     @property
     def reason(self) -> str:
-        """Why it ended, as far as anybody knows."""
+        """Why it ended, as far as known."""
         return self._failure or f"exit status {self.exit_status}"
 
     def is_alive(self) -> bool:
-        """Whether the process runs; one that does not has nothing more to say."""
+        """Whether the process runs; if it has ended, its last messages are read first."""
         if self._process.is_alive():
             return True
         self.look()
         return False
 
     def look(self) -> None:
-        """Read what it has said since the last look."""
+        """Read the messages that it has sent since the last look."""
         if self._silent_looks is not None:
             self._silent_looks += 1
         with suppress(BlockingIOError):
@@ -138,16 +138,16 @@ class WorkerProcess:
             self._failure = text.decode(errors="replace")
 
     def is_hung(self, looks: float) -> bool:
-        """Whether it has said nothing at so many looks, or no first word in `START_SECONDS`.
+        """Whether it sent no message for more than `looks` looks, or no first message within `START_SECONDS`.
 
-        Looks are counted, not seconds: while the whole machine was asleep, the supervisor did not look either.
+        Looks are counted, not seconds: while the whole machine is asleep, the supervisor does not look either.
         """
         if self._silent_looks is None:
             return time.monotonic() - self.started_at > START_SECONDS
         return self._silent_looks > looks
 
     def ask_for_listener(self) -> None:
-        """Have it send its socket."""
+        """Ask it to send its socket."""
         self._ask(LISTENER)
 
     def forget_listener(self) -> None:
@@ -157,41 +157,41 @@ class WorkerProcess:
             self.listener = None
 
     def retire(self) -> None:
-        """Have it stop once its connections have ended; one that never answered stops at once."""
+        """Ask it to stop once its connections have ended; a worker that was never ready stops immediately."""
         if self.is_ready:
             self._ask(RETIRE)
         else:
             self.terminate()
 
     def _ask(self, word: bytes) -> None:
-        with suppress(OSError):  # It died, or is hung: both are seen elsewhere.
+        with suppress(OSError):  # It died or is hung; other checks detect both.
             self._control.send(word)
 
     def terminate(self) -> None:
-        """Have it drain and stop."""
+        """Ask it to drain and stop."""
         self._process.terminate()
 
     def kill(self, reason: str) -> None:
-        """End it at once."""
+        """Kill it."""
         self._failure = reason
         self._process.kill()
 
     def join(self, seconds: float) -> None:
-        """Wait until it has stopped, and no longer; kill it then."""
+        """Wait at most `seconds` until it has stopped, then kill it."""
         self._process.join(max(0.0, seconds))
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
 
     def close(self) -> None:
-        """Give back what it took here; it has stopped."""
+        """Release its resources in this process, after it has stopped."""
         self.forget_listener()
         self._control.close()
         self._process.close()
 
 
 class SupervisorLink:
-    """A worker's end: says what state the worker is in, and does what the supervisor asks."""
+    """The worker's end of the link: sends the worker's state, and follows the supervisor's requests."""
 
     def __init__(self, control: socket.socket) -> None:
         self.listener: socket.socket | None = None
@@ -206,12 +206,12 @@ class SupervisorLink:
         return self._server is not None
 
     def on_ready(self, server: "DrainingServer") -> None:
-        """Requests are answered from now on."""
+        """Report that requests are answered from now on."""
         self._server = server
         self._say(self._state())
 
     def on_failed(self, error: Exception) -> None:
-        """The worker cannot start."""
+        """Report that the worker cannot start."""
         reason = str(error)
         if not isinstance(error, ProjectError):
             own = [frame for frame in describe_error(error)["where"] if not frame.startswith("<")]
@@ -222,7 +222,7 @@ class SupervisorLink:
         return STARTING if self._server is None else f"{READY.decode()} {self._server.refusal}".encode()[:MAX_MESSAGE]
 
     def _say(self, message: bytes) -> None:
-        with suppress(OSError):  # The supervisor is gone, which the server notices, or does not read now.
+        with suppress(OSError):  # The supervisor has ended, which the server notices, or it is not reading.
             self._control.send(message)
 
     def _attend(self) -> None:

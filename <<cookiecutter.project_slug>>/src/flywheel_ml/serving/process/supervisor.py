@@ -1,8 +1,8 @@
-"""Keeps the workers of a server: starts dead ones again, replaces hung ones, and all of them for a reload.
+"""Keeps the workers of a server alive: restarts dead workers, replaces hung ones, and replaces all for a reload.
 
-uvicorn's `Multiprocess` waits for one worker at a time and answers no signal meanwhile: a stopped worker delayed
-SIGTERM by the whole health check (30 of 30 s), and a restart delays it until the old worker has drained. It knows no
-sockets, numbers or deadlines of workers either: a subclass would keep little but its signal queue and `terminate`.
+uvicorn's `Multiprocess` waits for one worker at a time and handles no signal meanwhile: a stopped worker delayed
+SIGTERM by the whole health check (30 of 30 s), and a restart delays it until the old worker has drained. It has no
+sockets, numbers or deadlines for workers either: a subclass would reuse little but its signal queue and `terminate`.
 """
 
 import signal
@@ -20,19 +20,19 @@ from flywheel_ml.serving.process.spawning import START_SECONDS, WorkerConfig, Wo
 from flywheel_ml.utils.errors import ProjectError, ServingError
 
 RESPAWN_SECONDS = 1.0
-"""Least time between two starts of one worker."""
+"""Minimum time between two starts of one worker."""
 LOOK_SECONDS = 0.2
 STOP_SECONDS = 20.0
-"""How long workers may take to stop after they drained."""
+"""Maximum time for workers to stop after they drained."""
 
 
 class Supervisor:
     """Keeps as many workers serving one address as the configuration says.
 
     Args:
-        config: what all workers have in common.
-        read_settings: returns the settings as they are now, for a reload.
-        reloads: says when one is asked for.
+        config: configuration that all workers share.
+        read_settings: returns the current settings, for a reload.
+        reloads: reports whether a reload was requested.
     """
 
     def __init__(self, config: WorkerConfig, read_settings: Callable[[], Settings], reloads: ReloadRequests) -> None:
@@ -42,16 +42,16 @@ class Supervisor:
         self._log = logger()
         self._workers: list[WorkerProcess] = []
         self._others: list[WorkerProcess] = []
-        """During a reload: the worker that starts, or the one that stops."""
+        """During a reload: the worker that is starting, or the one that is stopping."""
         self._replaced: WorkerProcess | None = None
         """The worker whose successor is being started."""
         self._is_stopping = False
 
     def run(self) -> None:
-        """Watch the workers until a signal comes; then let them drain.
+        """Watch the workers until a signal arrives; then let them drain.
 
         Raises:
-            ServingError: one stopped before all were ready.
+            ServingError: a worker stopped before all were ready.
         """
         for sent in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sent, self._stop)
@@ -111,7 +111,7 @@ class Supervisor:
         self._log.error("worker_died", worker=worker.number, status=worker.exit_status, reason=worker.reason)
 
     def _reload(self) -> Generator[None, None, None]:
-        """Replaces the workers one after the other, one step each time; stops at the first that cannot be replaced."""
+        """Replace the workers one by one, one step per iteration; stop at the first that cannot be replaced."""
         self._log.info("reload_started")
         try:
             settings = self._read_settings()
@@ -129,9 +129,9 @@ class Supervisor:
         self._log.info("reload_finished")
 
     def _replace(self, place: int, old: WorkerProcess, config: WorkerConfig) -> Generator[None, None, str]:
-        """Puts another worker in the place of one as soon as it answers; returns why it does not, or an empty text.
+        """Start a new worker and retire the old one once the new one is ready; returns why it failed, or "".
 
-        It inherits the old one's socket: closing that would reset the connections that wait there.
+        The new worker inherits the old one's socket: closing it would reset the connections in its queue.
         """
         old.ask_for_listener()
         while old.listener is None and old.is_alive():
@@ -181,7 +181,7 @@ class Supervisor:
 
 
 def _failure(new: WorkerProcess, old: WorkerProcess) -> str:
-    """Why a worker cannot replace another; empty if it can, or may still."""
+    """Return why a worker cannot replace another; empty if it can, or if this is not known yet."""
     if not new.is_alive():
         return f"the new worker stopped before it was ready: {new.reason}"
     if new.is_ready:
