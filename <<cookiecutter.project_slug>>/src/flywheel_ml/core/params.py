@@ -338,5 +338,5 @@ class Params(config_model.StrictModel):
 
     def training_fingerprint(self) -> str:
         """sha256 of the parameters that affect the bundle; thresholds of gates and monitoring do not."""
-        shaping = self.model_dump(mode="json", include=TRAINING_GROUPS)
-        return sha256_text(canonical_json(shaping))
+        training_params = self.model_dump(mode="json", include=TRAINING_GROUPS)
+        return sha256_text(canonical_json(training_params))

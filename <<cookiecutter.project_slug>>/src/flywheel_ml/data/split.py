@@ -73,8 +73,8 @@ def count_test_rows_in_train(parts: dict[str, pl.DataFrame], contract: Contract)
     names = [contract.target.name, *(column.name for column in contract.inputs if column.role != "time")]
     if len(names) == 1:
         return 0
-    seen, asked = (parts[name].select(names).hash_rows() for name in ("train", "test"))
-    return int(asked.is_in(seen.implode()).sum())
+    train_hashes, test_hashes = (parts[name].select(names).hash_rows() for name in ("train", "test"))
+    return int(test_hashes.is_in(train_hashes.implode()).sum())
 
 
 def describe_time_range(part: pl.DataFrame, contract: Contract) -> dict[str, str]:

@@ -349,10 +349,10 @@ def _check_candidate(registry: Registry, folder: Path, champion: Version, number
     if not version.passed:
         raise GateRefusal(f"version {number} was refused ({version.refusal}); it cannot be used in an experiment")
     paths = [serving_folder.bundle_folder(folder, _fetch(registry, one, folder)) for one in (champion, version)]
-    if unfit := serving_folder.find_incompatibility(
+    if incompatibility := serving_folder.find_incompatibility(
         *(Contract.load(path / bundle.CONTRACT, accept_renamed=True) for path in paths)
     ):
-        raise ProjectError(f"version {number} cannot run alongside version {champion.number}: {unfit}")
+        raise ProjectError(f"version {number} cannot run alongside version {champion.number}: {incompatibility}")
 
 
 def _fetch(registry: Registry, version: Version, folder: Path) -> BundleRef:

@@ -37,21 +37,23 @@ def list_variant_statuses(routing: Routing, settings: Settings) -> list[VariantS
     experiment = routing.challenger or routing.shadow
     champion_since = began[-1] if began else routing.updated_at
     tallies = Reader(settings.prediction_log).compute_stats(_to_us(experiment.since if experiment else champion_since))
-    asked: list[VariantStatus] = []
+    current: list[VariantStatus] = []
     if routing.champion:
         share = 1 - routing.challenger.share if routing.challenger else 1.0
-        asked.append(VariantStatus("champion", *_get_identity(routing.champion), share, champion_since, None))
+        current.append(VariantStatus("champion", *_get_identity(routing.champion), share, champion_since, None))
     if routing.challenger:
         one = routing.challenger
-        asked.append(VariantStatus("challenger", *_get_identity(one.ref), one.share, one.since, None))
+        current.append(VariantStatus("challenger", *_get_identity(one.ref), one.share, one.since, None))
     if routing.shadow:
-        asked.append(VariantStatus("shadow", *_get_identity(routing.shadow.ref), None, routing.shadow.since, None))
+        current.append(VariantStatus("shadow", *_get_identity(routing.shadow.ref), None, routing.shadow.since, None))
     shown = []
-    for each in asked:
-        mine = [tally for tally in tallies if _matches(each, tally)]
-        tallies = [tally for tally in tallies if tally not in mine]
-        rows_without_digest = sum(tally.rows for tally in mine if tally.model_digest is None)
-        shown.append(each._replace(tally=merge_stats(mine) if mine else None, rows_without_digest=rows_without_digest))
+    for each in current:
+        matching = [tally for tally in tallies if _matches(each, tally)]
+        tallies = [tally for tally in tallies if tally not in matching]
+        rows_without_digest = sum(tally.rows for tally in matching if tally.model_digest is None)
+        shown.append(
+            each._replace(tally=merge_stats(matching) if matching else None, rows_without_digest=rows_without_digest)
+        )
     others = [VariantStatus(one.variant, one.model_version, one.model_digest, None, "", one) for one in tallies]
     return [*shown, *others]
 

@@ -86,10 +86,12 @@ def _unpack_json(inputs: bytes, outputs: bytes) -> Iterable[UnpackedRow]:
 def _unpack_arrow(inputs: bytes, outputs: bytes) -> Iterator[UnpackedRow]:
     import pyarrow as pa
 
-    asked, told = (pa.ipc.open_stream(stream).read_all() for stream in (inputs, outputs))
-    for at in range(0, told.num_rows, ROWS_PER_SLICE):
+    input_table, output_table = (pa.ipc.open_stream(stream).read_all() for stream in (inputs, outputs))
+    for at in range(0, output_table.num_rows, ROWS_PER_SLICE):
         for row, output in zip(
-            to_json_rows(asked.slice(at, ROWS_PER_SLICE)), told.slice(at, ROWS_PER_SLICE).to_pylist(), strict=True
+            to_json_rows(input_table.slice(at, ROWS_PER_SLICE)),
+            output_table.slice(at, ROWS_PER_SLICE).to_pylist(),
+            strict=True,
         ):
             yield row, output, output.pop("score")
 

@@ -94,7 +94,7 @@ class Reader:
             ConfigError: the log holds Arrow blocks and pyarrow is not installed.
         """
 
-        def asked(table: sa.FromClause) -> sa.Select[Any]:
+        def build_query(table: sa.FromClause) -> sa.Select[Any]:
             query = sa.select(table).where(table.c.timestamp_us >= since_us).order_by(table.c.id)
             if until_us is not None:
                 query = query.where(table.c.timestamp_us < until_us)
@@ -105,8 +105,8 @@ class Reader:
             query = query.where(of_version)
             return query.where(table.c.variant != SHADOW if variant is None else table.c.variant == variant)
 
-        of_blocks = (one for row in self._rows(blocks, asked) for one in _unpack(Block._make(row)))
-        found = itertools.chain(map(Prediction._make, self._rows(predictions, asked)), of_blocks)
+        of_blocks = (one for row in self._rows(blocks, build_query) for one in _unpack(Block._make(row)))
+        found = itertools.chain(map(Prediction._make, self._rows(predictions, build_query)), of_blocks)
         while some := list(itertools.islice(found, MAX_VARIABLES)):
             outcomes = self.labels([prediction.id for prediction in some])
             yield from (LoggedPrediction(prediction, outcomes.get(prediction.id)) for prediction in some)
@@ -148,9 +148,9 @@ class Reader:
 
     def _find_in_blocks(self, ids: Sequence[str]) -> set[str]:
         first = {one: block_row_id(one, 0) for one in ids}
-        asked = _split_ids(sorted(set(first.values())))
+        chunks = _split_ids(sorted(set(first.values())))
         sizes = {
-            found: rows for some in asked for found, rows in self._select_by_key(blocks, "id", some, ("id", "rows"))
+            found: rows for some in chunks for found, rows in self._select_by_key(blocks, "id", some, ("id", "rows"))
         }
         return {one for one in ids if int(one[-BLOCK_DIGITS:], 16) < sizes.get(first[one], 0)}
 
@@ -161,11 +161,11 @@ class Reader:
     def refers_to(self, model_version: str, model_digest: str) -> bool:
         """Whether any row names a model by its digest or, if logged before schema 3, by its version."""
 
-        def asked(table: sa.FromClause) -> sa.Select[Any]:
+        def build_query(table: sa.FromClause) -> sa.Select[Any]:
             older = sa.and_(table.c.model_digest.is_(None), table.c.model_version == model_version)
             return sa.select(sa.literal(1)).where(sa.or_(table.c.model_digest == model_digest, older)).limit(1)
 
-        return any(next(self._rows(table, asked), None) for table in (predictions, blocks, jobs))
+        return any(next(self._rows(table, build_query), None) for table in (predictions, blocks, jobs))
 
     def _select_by_key(
         self, table: sa.Table, key: str, values: Sequence[str], names: Sequence[str] | None = None

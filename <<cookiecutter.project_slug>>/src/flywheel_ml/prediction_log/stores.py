@@ -490,9 +490,9 @@ class PostgresStore:
             raise Unavailable(str(cause).partition("\n")[0]) from error
 
 
-def _check_label_conflicts(connection: sa.Connection, asked: dict[str, str]) -> None:
-    query = sa.select(labels.c.prediction_id, labels.c.label).where(labels.c.prediction_id.in_(asked))
-    if others := [name for name, label in connection.execute(query) if label != asked[name]]:
+def _check_label_conflicts(connection: sa.Connection, label_of: dict[str, str]) -> None:
+    query = sa.select(labels.c.prediction_id, labels.c.label).where(labels.c.prediction_id.in_(label_of))
+    if others := [name for name, label in connection.execute(query) if label != label_of[name]]:
         raise LabelConflict(others)
 
 

@@ -60,14 +60,16 @@ def infer_labels(column: ColumnProfile, overrides: Overrides) -> Labels:
     return _choose_positive(found, column, overrides.positive)
 
 
-def _infer_from_numbers(column: ColumnProfile, asked: Task | None) -> Labels:
+def _infer_from_numbers(column: ColumnProfile, requested_task: Task | None) -> Labels:
     counts = column.values
-    if counts is None or asked == "regression" or not all(float(value).is_integer() for value in counts):
-        if asked in ("binary", "multiclass"):
-            raise ConfigError(f"--task {asked}: '{column.name}' has {column.distinct:,} distinct numbers, not classes")
-        return Labels("regression", None, "you said so" if asked else f"{column.distinct:,} distinct numbers")
+    if counts is None or requested_task == "regression" or not all(float(value).is_integer() for value in counts):
+        if requested_task in ("binary", "multiclass"):
+            raise ConfigError(
+                f"--task {requested_task}: '{column.name}' has {column.distinct:,} distinct numbers, not classes"
+            )
+        return Labels("regression", None, "you said so" if requested_task else f"{column.distinct:,} distinct numbers")
     few = len(counts) <= MAX_INTEGER_CLASSES and sum(counts.values()) >= MIN_ROWS_PER_CLASS * len(counts)
-    if not asked and not few and len(counts) > 2:
+    if not requested_task and not few and len(counts) > 2:
         why = (
             f"{len(counts)} distinct whole numbers, too many or too rare for classes (--task multiclass says otherwise)"
         )

@@ -151,9 +151,9 @@ def _choose_role(column: ColumnProfile, profile: TableProfile) -> AssignedRole:
         found = _choose_text_role(column, profile)
     elif column.parse.type == "integer":
         found = _choose_integer_role(column, profile)
-    asked = f"; --weight {column.name} if it says how much a row counts"
-    is_asked = _can_weigh(column) and name_heuristics.may_be_weight(column.name)
-    return found or AssignedRole("feature", column.parse.description + (asked if is_asked else ""))
+    hint = f"; --weight {column.name} if it says how much a row counts"
+    needs_hint = _can_weigh(column) and name_heuristics.may_be_weight(column.name)
+    return found or AssignedRole("feature", column.parse.description + (hint if needs_hint else ""))
 
 
 def _can_weigh(column: ColumnProfile) -> bool:

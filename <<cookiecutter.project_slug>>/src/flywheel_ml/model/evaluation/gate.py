@@ -137,8 +137,8 @@ def check_slices(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     reason = f"; {', '.join(aside)}" if aside else ""
     if not judged:
         return True, f"does not apply: none of {len(found)} slices can be judged{reason}"
-    asked = [params.min_slice_score, None if params.max_slice_drop is None else whole - params.max_slice_drop]
-    limit = max((wanted for wanted in asked if wanted is not None), default=-math.inf)
+    limits = [params.min_slice_score, None if params.max_slice_drop is None else whole - params.max_slice_drop]
+    limit = max((wanted for wanted in limits if wanted is not None), default=-math.inf)
     reach = [
         (value + TOLERATED_STANDARD_ERRORS * _compute_standard_error(candidate.manifest, value, part), value, part)
         for value, part in judged

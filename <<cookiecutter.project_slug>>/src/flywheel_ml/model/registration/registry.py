@@ -227,7 +227,7 @@ class Registry:
     def restore_files(self, version: Version, path: Path, lineage: Mapping[str, Any]) -> None:
         """Restore the files of a version in a local store from `path`, which holds the same bundle."""
         files = self._find_local_files(version)
-        if files is None or _is_whole(files / BUNDLE, version.digest):
+        if files is None or _is_intact(files / BUNDLE, version.digest):
             return
         facts = {**lineage, "run_id": version.run_id, "bundle_sha256": version.digest}
         with tempfile.TemporaryDirectory() as scratch, replacing_folder(files) as part:
@@ -414,7 +414,7 @@ def _to_version(found: ModelVersion) -> Version:
     return Version(str(found.version), digest, run_id, roles.get_refusal(tags), tags.get(ROLLED_BACK, ""), metrics)
 
 
-def _is_whole(path: Path, digest: str) -> bool:
+def _is_intact(path: Path, digest: str) -> bool:
     try:
         bundle.verify(path, digest)
     except IntegrityError:

@@ -35,18 +35,18 @@ class CalibrationResult(NamedTuple):
         return {**self.calibration.model_dump(mode="json"), "losses": self.losses}
 
 
-def choose(rows: OutOfFold, asked: str = "auto", in_time: bool = False) -> CalibrationResult:
+def choose(rows: OutOfFold, requested_method: str = "auto", in_time: bool = False) -> CalibrationResult:
     """Choose the simplest method within one standard error of the best, as `selection.choose` does.
 
     Args:
         rows: out-of-fold probabilities of a classifier.
-        asked: the only method that is considered, or "auto".
+        requested_method: the only method that is considered, or "auto".
         in_time: whether the rows are in order of time: a method is then fitted on what came before. The first of
             `FOLDS` parts is answered without, and says nothing of the methods.
     """
     truth = rows.truth.astype(np.intp)
     rarest = np.bincount(truth, minlength=rows.answers.shape[1]).min()
-    methods: tuple[Any, ...] = METHODS if asked == "auto" else (asked,)
+    methods: tuple[Any, ...] = METHODS if requested_method == "auto" else (requested_method,)
     if len(truth) < MIN_ROWS or rarest < MIN_CLASS_ROWS or methods == ("none",):
         return CalibrationResult(Calibration(method="none"), {}, rows)
     fold = np.arange(len(truth)) * FOLDS // len(truth) if in_time else rows.clusters % FOLDS

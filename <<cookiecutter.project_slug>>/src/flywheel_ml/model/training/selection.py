@@ -335,9 +335,9 @@ def select(
     """
     task, n_rows = contract.task, len(table.rows.labels)
     n_classes = max(1, len(contract.classes))
-    asked = list_candidates(task, params, featurizer)
+    candidates = list_candidates(task, params, featurizer)
     linear = CandidateEstimator(LINEAR[task])
-    all_candidates = asked if linear in asked else [linear, *asked]
+    all_candidates = candidates if linear in candidates else [linear, *candidates]
     prices = {one: estimate_cost(one, n_rows, n_classes, featurizer, params) for one in all_candidates}
 
     def build(one: CandidateEstimator) -> Pipeline:
@@ -345,7 +345,7 @@ def select(
 
     is_crossed = validation is None
     if validation is None:
-        affordable, repeats = _select_affordable(prices, asked, linear)
+        affordable, repeats = _select_affordable(prices, candidates, linear)
         splits = [list(split_folds(table, task, seed + repeat)) for repeat in range(1 if table.in_time else repeats)]
         method = f"{len(splits[0])}-fold cross-validation" + (" forward in time" if table.in_time else "")
         method += f", repeated {len(splits)} times" if len(splits) > 1 else ""
@@ -355,11 +355,11 @@ def select(
         limit = MAX_FULL_FIT * estimate_cost(
             CandidateEstimator("hist_gradient_boosting"), n_rows, n_classes, featurizer, params
         )
-        affordable = [one for one in all_candidates if len(asked) == 1 or one == linear or prices[one] <= limit]
+        affordable = [one for one in all_candidates if len(candidates) == 1 or one == linear or prices[one] <= limit]
         method = "validation rows"
         judging = validation.take(estimators.pick_evenly_spaced(validation.rows.labels, MAX_VALIDATION_ROWS, task))
         found = {one: _fit_once(one, build, table, judging, params, task, n_classes, on_score) for one in affordable}
-    competing = {one: found[one] for one in affordable if one in asked}
+    competing = {one: found[one] for one in affordable if one in candidates}
     answered = np.flatnonzero(~np.isnan(found[linear].answers[0][:, 0]))
     truth, weights = judging.rows.labels[answered].astype(np.float64), judging.weights[answered]
     clusters = judging.clusters[answered]
@@ -386,7 +386,7 @@ def select(
     )
     if not is_crossed:
         out = OutOfFold.join([_cross_fit(winner, linear, build, table, task, n_classes, seed), out])
-    dropped = tuple(one.name for one in asked if one not in competing)
+    dropped = tuple(one.name for one in candidates if one not in competing)
     return Selection(winner, scores, dropped, method, out, found[winner].fitted)
 
 
@@ -429,13 +429,13 @@ class _Result(NamedTuple):
 
 
 def _select_affordable(
-    prices: Mapping[CandidateEstimator, float], asked: Sequence[CandidateEstimator], linear: CandidateEstimator
+    prices: Mapping[CandidateEstimator, float], candidates: Sequence[CandidateEstimator], linear: CandidateEstimator
 ) -> tuple[list[CandidateEstimator], int]:
     """The candidates whose cross-validation fits the budget (the dearest go first), and how often it is repeated."""
     affordable = list(prices)
     while len(affordable) > 2 and FOLDS * sum(prices[one] for one in affordable) > BUDGET:
         affordable.remove(max((one for one in affordable if one != linear), key=lambda one: prices[one]))
-    if len(asked) == 1:
+    if len(candidates) == 1:
         return list(prices), 1
     spent = FOLDS * sum(prices[one] for one in affordable)
     return affordable, max(1, min(MAX_REPEATS, int(BUDGET / spent)))

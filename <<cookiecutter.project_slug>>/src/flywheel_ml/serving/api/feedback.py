@@ -55,15 +55,15 @@ class Labeller:
             Problem: 404 for unknown ids, 409 for a label that contradicts an earlier one, 503 if the log is
                 unavailable. In each case no label of the request is stored.
         """
-        now, asked = now_us(), dict[str, Outcome]()
+        now, outcomes = now_us(), dict[str, Outcome]()
         for label in labels:
             timestamp_us = _parse_timestamp_us(label["at"]) if "at" in label else now
             outcome = Outcome(label["id"], timestamp_us, canonical_json(label["label"]))
-            if asked.setdefault(outcome.prediction_id, outcome).label != outcome.label:
+            if outcomes.setdefault(outcome.prediction_id, outcome).label != outcome.label:
                 raise _build_conflict([outcome.prediction_id])
         if (reason := self._log.unavailable_reason) is not None:
             raise build_log_problem(Unavailable(reason), origin)
-        stored = asyncio.get_running_loop().run_in_executor(self._pool, self._store, asked, origin)
+        stored = asyncio.get_running_loop().run_in_executor(self._pool, self._store, outcomes, origin)
         try:
             return await asyncio.wait_for(stored, LABEL_SECONDS)
         except TimeoutError:
@@ -75,10 +75,10 @@ class Labeller:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._reader.close()
 
-    def _store(self, asked: Mapping[str, Outcome], origin: RequestContext) -> int:
+    def _store(self, outcomes: Mapping[str, Outcome], origin: RequestContext) -> int:
         try:
             with self._hold_lock():
-                self._append_new(asked)
+                self._append_new(outcomes)
         except Problem:
             raise
         except LabelConflict as error:  # Another server committed a different label in the meantime.
@@ -86,10 +86,10 @@ class Labeller:
         except Exception as error:
             self._metrics.log.failures.inc()
             raise build_log_problem(error, origin) from None
-        return len(asked)
+        return len(outcomes)
 
-    def _append_new(self, asked: Mapping[str, Outcome]) -> None:
-        ids = list(asked)
+    def _append_new(self, outcomes: Mapping[str, Outcome]) -> None:
+        ids = list(outcomes)
         known, stored = self._find_stored(ids)
         if unknown := [one for one in ids if one not in known]:
             raise Problem(
@@ -98,9 +98,9 @@ class Labeller:
                 f"{len(unknown)} of the ids are not ids of predictions",
                 ids=unknown[:MAX_LISTED_IDS],
             )
-        if contradicted := [one for one in ids if stored.get(one, asked[one].label) != asked[one].label]:
+        if contradicted := [one for one in ids if stored.get(one, outcomes[one].label) != outcomes[one].label]:
             raise _build_conflict(contradicted)
-        self._log.append([asked[one] for one in ids if one not in stored]).result()
+        self._log.append([outcomes[one] for one in ids if one not in stored]).result()
 
     def _find_stored(self, ids: Sequence[str]) -> tuple[set[str], dict[str, str]]:
         """Return the ids that belong to predictions, and the labels stored for them."""

@@ -111,8 +111,8 @@ def _complete(
     ids = new_block_ids(len(predictions.values))
     response = _build_response_table(model, ids, predictions.values, predictions.output, model.degraded)
     scored = response.drop_columns("id").append_column("score", to_arrow(predictions.scores))
-    asked, answered = (blocks.pack_table(part, blocks.COMPRESSION) for part in (table.inputs, scored))
-    block = build_block(model.origin, ids, asked, answered, request.measure_latency_us())
+    inputs, outputs = (blocks.pack_table(part, blocks.COMPRESSION) for part in (table.inputs, scored))
+    block = build_block(model.origin, ids, inputs, outputs, request.measure_latency_us())
     content = (
         blocks.pack_table(response)
         if wants_arrow

@@ -162,12 +162,12 @@ class InferenceCodec:
         kinds = _list_outputs(model) | _MODEL_OUTPUTS
         for name, is_binary in self._select_outputs(model, results.is_mixed).items():
             datatype, width = kinds[name]
-            told_of = {"name": name, "datatype": datatype, "shape": [len(results.ids), *([width] if width else [])]}
+            description = {"name": name, "datatype": datatype, "shape": [len(results.ids), *([width] if width else [])]}
             if is_binary:
                 buffers.append(_encode_binary(found[name], datatype))
-                outputs.append({**told_of, "parameters": {"binary_data_size": len(buffers[-1])}})
+                outputs.append({**description, "parameters": {"binary_data_size": len(buffers[-1])}})
             else:
-                outputs.append({**told_of, "data": found[name]})
+                outputs.append({**description, "data": found[name]})
         head = to_json(
             {
                 "model_name": model.bundle.manifest.name,

@@ -127,19 +127,19 @@ def is_configured(environ: Mapping[str, str]) -> bool:
     Raises:
         ConfigError: OpenTelemetry is not installed, or the protocol is not supported.
     """
-    named = next((name for name in ENDPOINTS if environ.get(name)), None)
-    if named is None or "none" in environ.get("OTEL_TRACES_EXPORTER", "") or is_true(environ, "OTEL_SDK_DISABLED"):
+    endpoint = next((name for name in ENDPOINTS if environ.get(name)), None)
+    if endpoint is None or "none" in environ.get("OTEL_TRACES_EXPORTER", "") or is_true(environ, "OTEL_SDK_DISABLED"):
         return False
-    asked = next((environ[name] for name in PROTOCOLS if environ.get(name)), PROTOCOL)
-    if asked != PROTOCOL:
-        raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL: unsupported protocol '{asked}'; use {PROTOCOL}")
+    protocol = next((environ[name] for name in PROTOCOLS if environ.get(name)), PROTOCOL)
+    if protocol != PROTOCOL:
+        raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL: unsupported protocol '{protocol}'; use {PROTOCOL}")
     try:
         found = find_spec("opentelemetry.exporter.otlp.proto.http") and find_spec("opentelemetry.sdk.trace")
     except ModuleNotFoundError:
         found = None
     if found is None:
         raise ConfigError(
-            f"{named} is set, but OpenTelemetry is not installed; install the extra 'otel', or unset the variable"
+            f"{endpoint} is set, but OpenTelemetry is not installed; install the extra 'otel', or unset the variable"
         )
     return True
 

@@ -229,13 +229,13 @@ class SupervisorLink:
         while True:
             self._say(self._state())
             try:
-                asked = self._control.recv(MAX_MESSAGE)
+                request = self._control.recv(MAX_MESSAGE)
             except TimeoutError:
                 continue
-            if asked == LISTENER and self.listener is not None:
+            if request == LISTENER and self.listener is not None:
                 with suppress(OSError):
                     socket.send_fds(self._control, [LISTENER], [self.listener.fileno()])
-            elif asked == RETIRE and self._server is not None:
+            elif request == RETIRE and self._server is not None:
                 self._server.retire()
 
 

@@ -126,19 +126,21 @@ class _ItemList:
         )
         self._any: TypeAdapter[Any] = TypeAdapter(_build_request("Any", name, any_item, most, fails_fast=True))
 
-    def read(self, asked: bytes | list[Any]) -> tuple[list[Any], bool]:
+    def read(self, content: bytes | list[Any]) -> tuple[list[Any], bool]:
         """Return the items of a body or list, and whether their values are validated; raises 400 or 422."""
         try:
-            return self._validate(self._described, asked), True
+            return self._validate(self._described, content), True
         except ValidationError:
             pass
         try:
-            return self._validate(self._any, asked), False
+            return self._validate(self._any, content), False
         except ValidationError as error:
             raise validation_errors.build_problem(error, self._members) from None
 
-    def _validate(self, form: TypeAdapter[Any], asked: bytes | list[Any]) -> list[Any]:
-        whole = form.validate_json(asked) if isinstance(asked, bytes) else form.validate_python({self._name: asked})
+    def _validate(self, form: TypeAdapter[Any], content: bytes | list[Any]) -> list[Any]:
+        whole = (
+            form.validate_json(content) if isinstance(content, bytes) else form.validate_python({self._name: content})
+        )
         items: list[Any] = whole[self._name]
         return items
 
