@@ -33,9 +33,7 @@ def test_every_flight_of_the_year_is_one_row_with_an_id_of_its_own(flights: pl.D
     assert flights["flight_id"].null_count() == 0
 
 
-def test_table_satisfies_the_contract_except_unknown_labels(
-    flights: pl.DataFrame, contract: Contract
-) -> None:
+def test_table_satisfies_the_contract_except_unknown_labels(flights: pl.DataFrame, contract: Contract) -> None:
     assert flights.columns == [column.name for column in contract.columns]
     labelled = tables.conform(flights, contract).drop_nulls(contract.target.name)
     assert find_violations(labelled, contract) == []

@@ -34,7 +34,9 @@ def train(context: steps.TrainingContext) -> steps.TrainingResult:
 def training() -> str:
     """Train if anything changed; returns the role of the version."""
     with engine.lock_project(run_state.FOLDER, "run"):
-        return engine.call_in_flow(lambda: train(steps.TrainingContext.begin(PROJECT, Settings.read(), Progress()))).role
+        return engine.call_in_flow(
+            lambda: train(steps.TrainingContext.begin(PROJECT, Settings.read(), Progress()))
+        ).role
 
 
 @flow(name="scoring")
