@@ -150,7 +150,7 @@ def _make_restart(site: BenchServer) -> Callable[[], None]:
         while True:
             salt, now = secrets.token_hex(16), datetime.now(UTC).isoformat()
             asked = Challenger(ref=site.refs["slow"], share=SHARE, salt=salt, since=now)
-            if asked.takes(THEIRS) and not asked.takes(MINE):
+            if asked.is_assigned(THEIRS) and not asked.is_assigned(MINE):
                 site.point("first", asked)
                 return
 

@@ -100,7 +100,7 @@ STAGE = '''"""How many rows each class has."""
 
 import polars as pl
 from flywheel_ml.core import paths
-from flywheel_ml.core.command import run_command
+from flywheel_ml.cli.command import run_command
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.utils.files import write_json
 

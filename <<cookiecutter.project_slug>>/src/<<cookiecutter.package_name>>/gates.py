@@ -1,6 +1,7 @@
 """What a model must pass before it may be promoted.
 
-A gate of your own is a function, its threshold in `GateParams`, and a row in `GATES`:
+The standard gates (bundle size, latency, slices and others, listed in docs/how-to.md) need only their threshold in
+params.yaml. A gate of your own is a function, its threshold in `GateParams`, and a row in `GATES`:
 
     def is_sharp(candidate: gate.Candidate, params: GateParams) -> tuple[bool, str]:
         found = gate.get_measure(candidate, "test", "brier")

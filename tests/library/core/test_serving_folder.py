@@ -22,7 +22,7 @@ def challenger(share: float, salt: str = "5a" * 16) -> Challenger:
 
 
 def taken(one: Challenger) -> set[bytes]:
-    return {key for key in KEYS if one.takes(key)}
+    return {key for key in KEYS if one.is_assigned(key)}
 
 
 def test_written_tables_can_be_read(tmp_path: Path) -> None:
@@ -94,5 +94,5 @@ def test_larger_share_keeps_its_keys_and_new_salt_redraws() -> None:
 
 
 def test_key_assignment_is_stable_across_machines() -> None:
-    sides = "".join("c" if challenger(0.5).takes(key) else "." for key in KEYS[:32])
+    sides = "".join("c" if challenger(0.5).is_assigned(key) else "." for key in KEYS[:32])
     assert sides == "c.ccc.c...ccc.cc.........c...c.."

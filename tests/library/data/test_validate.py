@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flywheel_ml.cli.command import run_command
 from flywheel_ml.core import paths
-from flywheel_ml.core.command import run_command
 from flywheel_ml.core.contract import MISSING, Contract
 from flywheel_ml.core.parsing.rules import REQUIRED, UNIQUE
 from flywheel_ml.core.project import Project

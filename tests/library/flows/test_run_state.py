@@ -37,6 +37,14 @@ def test_other_gates_or_another_way_to_promote_ask_for_a_run(finished: Path, cha
     assert last(**changes) is None
 
 
+@pytest.mark.parametrize("name", ["flows.py", "gates.py"])
+def test_changed_code_of_flows_or_gates_asks_for_a_run(finished: Path, name: str) -> None:
+    assert last()
+    with (project.PROJECT.folder / name).open("a") as stream:
+        stream.write("# A step more.\n")
+    assert last() is None
+
+
 def test_a_lost_store_bundle_or_record_asks_for_a_run(finished: Path) -> None:
     for path in (
         Path("mlflow.db"),

@@ -17,7 +17,7 @@ from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.core.metrics import HEADLINE
 from flywheel_ml.core.params import Params, ScoreParams
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.data import card, tables
+from flywheel_ml.data import data_card, tables
 from flywheel_ml.flows import scoring
 from flywheel_ml.model.evaluation import figures, gate, speed
 from flywheel_ml.monitoring import run
@@ -306,7 +306,7 @@ def test_cards_and_pictures_read_naturally(made: Made, tmp_path: Path, params: P
     for label in made.contract.classes:
         assert str(label) in text
     assert "None" not in text
-    told = card.render_card(made.table, made.contract, {"rows_after_until": 0, "rows_without_label": 0})
+    told = data_card.render_card(made.table, made.contract, {"rows_after_until": 0, "rows_without_label": 0})
     assert "None" not in told
     part = made.table.tail(400)
     answers = made.bundle.predict(tables.to_columns(part, made.contract.inputs)).output

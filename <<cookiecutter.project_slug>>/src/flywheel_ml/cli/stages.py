@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from flywheel_ml.core.command import run_command
+from flywheel_ml.cli.command import run_command
 from flywheel_ml.core.project import Project
 from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError

@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from flywheel_ml.cli import terminal
+from flywheel_ml.cli.command import run_command
 from flywheel_ml.cli.terminal import console
 from flywheel_ml.core import paths
-from flywheel_ml.core.command import run_command
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import QUIET, Settings

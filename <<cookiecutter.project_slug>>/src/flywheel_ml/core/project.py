@@ -24,7 +24,7 @@ class Project:
         features: features computed from the contract's columns, see `features.Featurizer`.
         source: function that writes the raw table to the path that it is given.
         params: class of params.yaml, with the parameters of the project's own estimators and gates.
-        gates: name → gate, see `model.gate`.
+        gates: name → gate, see `model.evaluation.gate`.
         alerts: rules that raise alerts from what monitoring found, see `monitoring.alerts`.
         flows: module with the Prefect flows; its `train` is what `run` runs.
         app: function that makes the FastAPI app from settings, metrics, spans and features.

@@ -38,7 +38,7 @@ class Challenger(config_model.StrictModel):
     salt: str = Field(pattern=r"^[0-9a-f]{32}$")
     since: str
 
-    def takes(self, key: bytes) -> bool:
+    def is_assigned(self, key: bytes) -> bool:
         """Whether it serves a key: its salted blake2b hash (RFC 7693) is below the share, on every machine alike."""
         place = blake2b(key, digest_size=8, salt=bytes.fromhex(self.salt)).digest()
         return int.from_bytes(place) < self.share * 2**64

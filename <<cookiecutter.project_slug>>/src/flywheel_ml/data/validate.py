@@ -10,7 +10,7 @@ from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.core.parsing.rules import add_tolerance
 from flywheel_ml.core.project import Project
-from flywheel_ml.data import card, tables
+from flywheel_ml.data import data_card, tables
 from flywheel_ml.data.checks import ColumnCheck, build_checks
 from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ContractViolation
@@ -71,7 +71,7 @@ def main(project: Project) -> None:
             f"({found[0].column}: {found[0].rule}); fix the data or the contract; "
             f"the full list is in {paths.REPORTS / 'validation.json'}, rows counted from 0"
         )
-    card.write_card(table, contract, ingested, project.folder / "cards")
+    data_card.write_card(table, contract, ingested, project.folder / "cards")
 
 
 def _find_column_violations(table: pl.DataFrame, contract: Contract) -> list[TableViolation]:

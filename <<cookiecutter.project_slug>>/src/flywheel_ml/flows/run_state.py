@@ -27,7 +27,7 @@ def record_run(project: Project, settings: Settings, params: Params, outcome: Ma
 def find_last_run(project: Project, settings: Settings, params: Params) -> Mapping[str, Any] | None:
     """Return the result of the last run if it is still up to date, else None.
 
-    It is up to date if bundle and gates are unchanged, and registry and serving folder agree on the champion.
+    It is up to date if bundle, gates and flows are unchanged, and registry and serving folder agree on the champion.
     Promotions and rollbacks may have happened since: `role` is the version's current role, `champion` the number of
     the current champion.
     """
@@ -66,8 +66,8 @@ def _find_served_champion(settings: Settings) -> tuple[str, str] | None:
 
 def _compute_state(project: Project, settings: Settings, params: Params) -> dict[str, str]:
     thresholds = params.model_dump(mode="json", include={"gates", "rollout"})
-    own = project.folder / "gates.py"
-    code = "".join(sha256_file(path) for path in (Path(gate.__file__), own) if path.is_file())
+    own = (project.folder / "gates.py", project.folder / "flows.py")
+    code = "".join(sha256_file(path) for path in (Path(gate.__file__), *own) if path.is_file())
     file = settings.tracking_uri.removeprefix("sqlite:///")
     is_gone = file != settings.tracking_uri and not Path(file).is_file()
     return {

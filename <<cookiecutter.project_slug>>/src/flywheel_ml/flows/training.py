@@ -33,7 +33,7 @@ NAME = "training"
 
 
 class TrainingResult(NamedTuple):
-    """Result of a training run: a version, its role (see `model.roles`) and the checks of the gates."""
+    """Result of a training run: a version, its role (see `model.registration.roles`) and the checks of the gates."""
 
     version: str
     role: str

@@ -1,8 +1,9 @@
 """The prediction log: predictions and their labels.
 
-A server may acknowledge a prediction once `Writer.try_commit` returned True or the future of `Writer.append` resolved.
-Its row is then committed and survives a `kill -9`. The writer groups commits: rows that queue up during one
-transaction form the next one. There is no timer, so a single request waits for its own commit only.
+A server (serving/prediction/batcher.py) may acknowledge a prediction once `Writer.try_commit` returned True or the
+future of `Writer.append` resolved. Its row is then committed and survives a `kill -9`. The writer groups commits: rows
+that queue up during one transaction form the next one. There is no timer, so a single request waits for its own commit
+only.
 
 In a folder, each process writes its own SQLite file, because SQLite before 3.51.3 can lose pages when two connections
 checkpoint one WAL. Readers open all files as one log. With a database URL, all processes write to that database.

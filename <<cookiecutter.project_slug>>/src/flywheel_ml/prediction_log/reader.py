@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 
-from flywheel_ml.prediction_log.engine import check_version, create_engine, translate_errors
+from flywheel_ml.prediction_log.database_engine import check_version, create_engine, translate_errors
 from flywheel_ml.prediction_log.migrations import select_as_current
 from flywheel_ml.prediction_log.rows import (
     BLOCK_DIGITS,

@@ -14,7 +14,7 @@ import filelock
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from flywheel_ml.prediction_log.engine import create_engine, ensure_schema, open_engine, translate_errors
+from flywheel_ml.prediction_log.database_engine import create_engine, ensure_schema, open_engine, translate_errors
 from flywheel_ml.prediction_log.query_timeout import QueryTimeout
 from flywheel_ml.prediction_log.rows import TABLES, Block, Outcome, Row, group_by_kind, labels, versions
 from flywheel_ml.utils.errors import ConfigError, ProjectError

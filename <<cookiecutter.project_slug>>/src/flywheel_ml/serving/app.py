@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from flywheel_ml.core.features import Feature
 from flywheel_ml.core.settings import Settings
@@ -58,7 +59,7 @@ def create_app(
     service = Service(settings, lifecycle, models, metrics)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with open_log(settings, metrics.log.backlog) as writer:
             metrics.log.set_log(writer)
             service.batcher = Batcher(
@@ -66,6 +67,8 @@ def create_app(
             )
             service.explainer = Explainer(admission.build_overload_problem)
             service.labeller = Labeller(settings.prediction_log, writer, metrics)
+            own_routes = {route.path for route in app.router.routes[n_library_routes:] if isinstance(route, Route)}
+            lifecycle.set_routes(library_paths | own_routes)
             await asyncio.to_thread(models.refresh)
             pollers = [asyncio.create_task(source.poll()) for source in (models, guard)]
             try:
@@ -92,7 +95,8 @@ def create_app(
     app.state.service = service
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)
-    lifecycle.set_routes(add_routes(app, service) | add_inference_routes(app, service))
+    library_paths = add_routes(app, service) | add_inference_routes(app, service)
+    n_library_routes = len(app.router.routes)
     app.add_middleware(LifecycleMiddleware, lifecycle=lifecycle, root_path=settings.root_path)
     app.middleware_stack = app.build_middleware_stack()
     return app

@@ -53,7 +53,7 @@ def keys(asked: Challenger, count: int, takes: bool) -> list[str]:
     found: list[str] = []
     number = 0
     while len(found) < count:
-        if asked.takes(str(number).encode()) is takes:
+        if asked.is_assigned(str(number).encode()) is takes:
             found.append(str(number))
         number += 1
     return found
@@ -136,7 +136,7 @@ def test_assignment_by_key_is_stable_and_logged(site: Site, example: Instance) -
     asked = challenger(site.sound, 0.4)
     site.begin(asked)
     for key in map(str, range(20)):
-        expected = ("challenger", "always") if asked.takes(key.encode()) else ("champion", "never")
+        expected = ("challenger", "always") if asked.is_assigned(key.encode()) else ("champion", "never")
         for _ in range(2):
             answer = site.request_with_key(key, example)
             assert (answer["variant"], answer["model_version"], answer["degraded"]) == (*expected, False)
@@ -154,7 +154,7 @@ def test_row_without_a_key_is_assigned_by_its_id(site: Site, example: Instance) 
     answer = site.ask(*[example] * 60)
     assert {model_of(answer, place)[0] for place in range(60)} == {"champion", "challenger"}
     for place, row in enumerate(answer["predictions"]):
-        assert (model_of(answer, place)[0] == "challenger") is asked.takes(row["id"].encode())
+        assert (model_of(answer, place)[0] == "challenger") is asked.is_assigned(row["id"].encode())
 
 
 def test_rows_of_several_models_name_their_model(site: Site, example: Instance) -> None:
@@ -491,7 +491,7 @@ def test_assignment_is_the_same_in_every_worker(folder: ServingFolder, tmp_path:
                 with server.client() as client:  # A connection of its own, which either worker may take.
                     headers = {"X-Routing-Key": key}
                     answer = client.post("/predict", json={"instances": [example]}, headers=headers).json()
-                assert (answer["variant"] == "challenger") is asked.takes(key.encode())
+                assert (answer["variant"] == "challenger") is asked.is_assigned(key.encode())
 
 
 def test_routing_with_a_duplicate_model_is_rejected(site: Site, example: Instance) -> None:

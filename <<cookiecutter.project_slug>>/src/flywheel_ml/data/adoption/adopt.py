@@ -15,7 +15,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.features import to_parameter_name
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.data import card, tables
+from flywheel_ml.data import data_card, tables
 from flywheel_ml.data.adoption import applying, inference, profiling, writing
 from flywheel_ml.data.adoption.detection.detected import read_columns
 from flywheel_ml.data.adoption.inference import Proposal
@@ -84,7 +84,7 @@ def adopt_table(found: Examination, settings: Settings, project: Project) -> Pat
     _stage_file(paths.DECISIONS, writing.render_decisions(found.proposal, _read_text(paths.DECISIONS)))
     # The new files must be readable by every command.
     contract, params = Contract.load(_find_current(paths.CONTRACT)), project.load_params(_find_current(paths.PARAMS))
-    record = config_model.load(_find_current(paths.DECISIONS), card.Record)
+    record = config_model.load(_find_current(paths.DECISIONS), data_card.Record)
     package = project.folder
     _stage_file(package / SOURCE, writing.SOURCE)
     _stage_file(
@@ -96,7 +96,7 @@ def adopt_table(found: Examination, settings: Settings, project: Project) -> Pat
         README, writing.render_readme(_read_text(README), contract, params.split.by, found.profile.rows, source, raw)
     )
     counts, cards = _count_ingested(found, contract), package / "cards"
-    _stage_file(card.PATH, card.render_card(_build_sample(found, contract), contract, counts, record, cards))
+    _stage_file(data_card.PATH, data_card.render_card(_build_sample(found, contract), contract, counts, record, cards))
     (applying.NEW / raw).parent.mkdir(parents=True, exist_ok=True)
     writing.write_parquet(found.rows, applying.NEW / raw)
     return applying.swap(_list_obsolete(settings, found.proposal.name))
@@ -136,7 +136,7 @@ def _build_sample(found: Examination, contract: Contract) -> pl.DataFrame:
 
 
 def _count_ingested(found: Examination, contract: Contract) -> dict[str, int]:
-    """Compute the counts that `ingest` would report, see `card.render_card`."""
+    """Compute the counts that `ingest` would report, see `data_card.render_card`."""
     unlabelled = found.profile.columns[found.proposal.sources[contract.target.name]].missing
     return {"rows": found.profile.rows - unlabelled, "rows_after_until": 0, "rows_without_label": unlabelled}
 

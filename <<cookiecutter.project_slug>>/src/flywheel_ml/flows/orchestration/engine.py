@@ -40,7 +40,7 @@ class RetryPolicy(NamedTuple):
     first_delay: float = 1.0
 
 
-retry_policy: ContextVar[RetryPolicy] = ContextVar("patience", default=RetryPolicy())  # noqa: B039 (a named tuple)
+retry_policy: ContextVar[RetryPolicy] = ContextVar("retry_policy", default=RetryPolicy())  # noqa: B039 (a named tuple)
 
 _RUN_NAME = re.compile(r".+ by process (\d+) on (.+)")
 _PROGRAMMING_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError)

@@ -6,7 +6,7 @@ from typing import Any
 
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.metrics import LOSS
-from flywheel_ml.data.cards import render_template
+from flywheel_ml.data.card_templates import render_template
 from flywheel_ml.utils.formatting import METRIC_NAMES, overlap
 
 CARD = Path(__file__).with_name("model_card.md.jinja")

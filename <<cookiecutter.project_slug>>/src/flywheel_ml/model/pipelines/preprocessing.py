@@ -218,7 +218,7 @@ def find_positions(featurizer: Featurizer) -> tuple[list[int], list[int], list[i
 
 
 def find_set_columns(featurizer: Featurizer) -> list[int]:
-    """Places, in what `coded` makes, of categories that scikit-learn can split into sets: more than two, few enough."""
+    """Columns of `encode_for_trees` whose categories scikit-learn can split into sets: more than two, few enough."""
     first = len(featurizer.numeric)
     sizes = [
         len(names) + column.nullable for column in featurizer.categorical if (names := column.categories) is not None

@@ -81,38 +81,23 @@ def train(
     check_learnable(rows, contract)
     task, featurizer, split_params = contract.task, Featurizer(contract, features), params.split
     table = TrainingTable.encode(rows, contract, featurizer, split_params.by, split_params.group)
-    held_out = (
-        None
-        if validation is None
-        else TrainingTable.encode(validation, contract, featurizer, split_params.by, split_params.group)
-    )
-    is_large = table.size > SMALL_ROWS and held_out is not None
-    validation_table, interval_rows = held_out, None if is_large else held_out
-    if held_out is not None and task == "regression" and (is_large or params.tune.trials):
-        # Rows that set the width of an interval choose nothing.
-        validation_table, interval_rows = held_out.halves()
+    validation_table, interval_rows = None, None
+    if validation is not None:
+        held_out = TrainingTable.encode(validation, contract, featurizer, split_params.by, split_params.group)
+        validation_table, interval_rows = _divide_validation(table, held_out, task, params)
+    # A small table judges its candidates by cross-validation.
+    judge = validation_table if table.size > SMALL_ROWS else None
     texts = sum(column.free_text for column in featurizer.categorical)
-    # Without its words a table of texts alone has nothing left to learn from, and the sklearn_default reads none.
+    # Without its words a table of texts alone has nothing left to learn from, and the default model reads no words.
     texts_alone = texts == len(featurizer.numeric) + len(featurizer.categorical)
     text_selection = None
     if texts and not texts_alone:
-        text_selection = _select_text_features(
-            table, validation_table if is_large else None, contract, params, featurizer
-        )
+        text_selection = _select_text_features(table, judge, contract, params, featurizer)
 
     def apply_text_selection(pipeline: Pipeline) -> Pipeline:
         return text_selection.apply(pipeline) if text_selection else pipeline
 
-    found = select(
-        table,
-        validation_table if is_large else None,
-        contract,
-        params.train,
-        featurizer,
-        params.seed,
-        apply_text_selection,
-        on_score,
-    )
+    found = select(table, judge, contract, params.train, featurizer, params.seed, apply_text_selection, on_score)
     calibration_result = (
         None if task == "regression" else calibrate.choose(found.out_of_fold, params.train.calibration, table.in_time)
     )
@@ -129,13 +114,8 @@ def train(
     )
     prior = selection.compute_prior(table, np.arange(rows.height), task, max(1, len(contract.classes)))
     sklearn_default = None
-    if (
-        params.train.sklearn_default
-        and not texts_alone
-        and not selection.is_default_too_costly(table, contract, featurizer)
-    ):
-        pipeline = estimators.build_sklearn_default(task, featurizer, params.seed)
-        sklearn_default = estimators.fit(pipeline, table.rows.frame, table.rows.labels, weights=table.weights)
+    if params.train.sklearn_default and not texts_alone:
+        sklearn_default = _fit_sklearn_default(table, contract, featurizer, params.seed)
     out = calibration_result.out_of_fold if calibration_result else found.out_of_fold
     if interval_rows is not None:
         fresh = _predict(interval_rows, model, baseline, prior, task)
@@ -143,6 +123,27 @@ def train(
     return TrainedModels(
         model, baseline, tuple(prior.tolist()), sklearn_default, found, calibration_result, out, text_selection
     )
+
+
+def _divide_validation(
+    table: TrainingTable, held_out: TrainingTable, task: Task, params: Params
+) -> tuple[TrainingTable, TrainingTable | None]:
+    """The validation rows that judge candidates or stop boosting, and those that set the width of intervals."""
+    is_large = table.size > SMALL_ROWS
+    if task == "regression" and (is_large or params.tune.trials):
+        # Rows that set the width of an interval choose nothing.
+        return held_out.halves()
+    return held_out, None if is_large else held_out
+
+
+def _fit_sklearn_default(
+    table: TrainingTable, contract: Contract, featurizer: Featurizer, seed: int
+) -> Pipeline | None:
+    """scikit-learn's default boosting, for comparison; None if it would cost too much."""
+    if selection.is_default_too_costly(table, contract, featurizer):
+        return None
+    pipeline = estimators.build_sklearn_default(contract.task, featurizer, seed)
+    return estimators.fit(pipeline, table.rows.frame, table.rows.labels, weights=table.weights)
 
 
 def _select_text_features(

@@ -43,6 +43,6 @@ def assign_rows(
     for at, instance in enumerate(instances):
         value = None if column is None else instance.get(column)
         key = str(value).encode() if value is not None else hints.key or ids[at].encode()
-        if challenger.takes(key):
+        if challenger.is_assigned(key):
             found.append(at)
     return found

@@ -4,8 +4,8 @@ Requests that arrive while a batch is in progress form the next batch. One call 
 transaction commits it. There is no timer, so a single request never waits for others. The steps before the commit are
 in pipeline.py.
 
-A request with rows for a challenger is set aside and joins a later batch (challenger.py). A shadow scores rows after
-their response was sent (shadow.py).
+A request with rows for a challenger is set aside and joins a later batch (challenger_calls.py). A shadow scores rows
+after their response was sent (shadow_calls.py).
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.observability.phases import Marks, compute_durations
 from flywheel_ml.serving.observability.tracing import NO_CONTEXT, RequestContext
 from flywheel_ml.serving.prediction.batch import Batch, PendingRequest, ResponseCallback, complete_batches
-from flywheel_ml.serving.prediction.challenger import ChallengerCalls
+from flywheel_ml.serving.prediction.challenger_calls import ChallengerCalls
 from flywheel_ml.serving.prediction.pipeline import can_log_blocks, complete, complete_block
 from flywheel_ml.serving.prediction.requests import CompletedRequest, PredictRequest
-from flywheel_ml.serving.prediction.shadow import ShadowCalls
+from flywheel_ml.serving.prediction.shadow_calls import ShadowCalls
 from flywheel_ml.utils.errors import ProjectError
 
 MAX_INLINE_BODY_BYTES = 32_768

@@ -9,7 +9,7 @@ from flywheel_ml.serving.auth.api_keys import load_keys
 from flywheel_ml.serving.observability import multiprocess
 from flywheel_ml.serving.observability.logs import unify_logging
 from flywheel_ml.serving.observability.tracing import is_configured
-from flywheel_ml.serving.process.reload_requests import ReloadRequests
+from flywheel_ml.serving.process.reload_signal import ReloadSignal
 from flywheel_ml.serving.process.sockets import announce, listen
 
 # `worker` is imported where it is used: a supervisor, or a start that is refused, needs none of its libraries.
@@ -34,7 +34,7 @@ def run(project: Project, read_settings: Callable[[], Settings], host: str, port
     load_keys(settings)
     is_configured(os.environ)
     unify_logging()
-    reloads = ReloadRequests()
+    reloads = ReloadSignal()
     with listen(host, port, several=workers > 1) as listener:
         if workers == 1:
             from flywheel_ml.serving.process.worker import serve

@@ -14,7 +14,7 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.auth.api_keys import load_keys
 from flywheel_ml.serving.observability import multiprocess
 from flywheel_ml.serving.observability.logs import logger
-from flywheel_ml.serving.process.reload_requests import ReloadRequests
+from flywheel_ml.serving.process.reload_signal import ReloadSignal
 from flywheel_ml.serving.process.sockets import announce
 from flywheel_ml.serving.process.spawning import START_SECONDS, WorkerConfig, WorkerProcess
 from flywheel_ml.utils.errors import ProjectError, ServingError
@@ -35,7 +35,7 @@ class Supervisor:
         reloads: reports whether a reload was requested.
     """
 
-    def __init__(self, config: WorkerConfig, read_settings: Callable[[], Settings], reloads: ReloadRequests) -> None:
+    def __init__(self, config: WorkerConfig, read_settings: Callable[[], Settings], reloads: ReloadSignal) -> None:
         self._config = config
         self._read_settings = read_settings
         self._reloads = reloads

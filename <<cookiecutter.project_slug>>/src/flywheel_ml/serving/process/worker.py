@@ -30,7 +30,7 @@ from flywheel_ml.serving.process.connections import (
     raise_descriptor_limit,
 )
 from flywheel_ml.serving.process.protocol import Protocol, build_protocol
-from flywheel_ml.serving.process.reload_requests import ReloadRequests
+from flywheel_ml.serving.process.reload_signal import ReloadSignal
 from flywheel_ml.utils.errors import ServingError
 
 LONGEST_REQUEST_SECONDS = 10
@@ -64,7 +64,7 @@ class DrainingServer(uvicorn.Server):
         limit: ConnectionLimit,
         on_ready: Callable[["DrainingServer"], None],
         parent: int | None,
-        reloads: ReloadRequests | None = None,
+        reloads: ReloadSignal | None = None,
     ) -> None:
         super().__init__(config)
         self._service = service
@@ -163,7 +163,7 @@ def serve(
     workers: int = 1,
     parent: int | None = None,
     counts: Path | None = None,
-    reloads: ReloadRequests | None = None,
+    reloads: ReloadSignal | None = None,
 ) -> None:
     """Serve on a bound socket until a signal; `counts` is the folder for metrics of several workers.
 

@@ -4,7 +4,7 @@ import os
 import signal
 
 
-class ReloadRequests:
+class ReloadSignal:
     """Notes each SIGHUP from now on; one that a closed terminal sends becomes SIGTERM, as it ends other programs."""
 
     def __init__(self) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from flywheel_ml.cli.command import run_command
 from flywheel_ml.core import paths
-from flywheel_ml.core.command import run_command
 from flywheel_ml.utils.errors import ConfigError, DataError, ProjectError
 
 

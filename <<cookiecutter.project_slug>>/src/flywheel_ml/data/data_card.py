@@ -9,7 +9,7 @@ import polars as pl
 from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.data import tables
-from flywheel_ml.data.cards import render_template
+from flywheel_ml.data.card_templates import render_template
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.files import replacing
 

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.data import card
+from flywheel_ml.data import data_card
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers.orders import SHOP
@@ -20,7 +20,7 @@ def row_of(text: str, name: str) -> list[str]:
 
 
 def test_card_counts_present_and_dropped_rows(orders: pl.DataFrame, shop: Contract) -> None:
-    text = card.render_card(orders, shop, COUNTS)
+    text = data_card.render_card(orders, shop, COUNTS)
     assert "# Data card: orders" in text
     assert "100 rows × 11 columns, 2020-01-01 00:00:00 to 2020-04-09 00:00:00" in text
     assert "1,200 rows later than `data.until`, 3 without a label" in text
@@ -29,7 +29,7 @@ def test_card_counts_present_and_dropped_rows(orders: pl.DataFrame, shop: Contra
 
 
 def test_each_column_has_a_row_with_what_was_allowed_and_found(orders: pl.DataFrame, shop: Contract) -> None:
-    text = card.render_card(orders, shop, COUNTS)
+    text = data_card.render_card(orders, shop, COUNTS)
     assert row_of(text, "items")[1:7] == ["feature", "integer", "–", "1 to 50", "1 … 25.5 … 50", "–"]
     assert row_of(text, "amount")[3:5] == ["EUR", "0 to 1000"]
     assert row_of(text, "amount")[6] == "10.0%"
@@ -43,7 +43,7 @@ def test_a_column_without_any_value_has_a_row_too(orders: pl.DataFrame, shop: Co
     empty = orders.with_columns(
         pl.lit(None, dtype=orders.schema[name]).alias(name) for name in ("amount", "gift", "channel")
     )
-    text = card.render_card(empty, shop, COUNTS)
+    text = data_card.render_card(empty, shop, COUNTS)
     assert row_of(text, "amount")[5:7] == ["–", "100.0%"]
     assert row_of(text, "gift")[5] == "–"
 
@@ -54,21 +54,21 @@ def test_bars_and_line_breaks_do_not_break_the_table(orders: pl.DataFrame) -> No
         for column in SHOP["columns"]
     ]
     contract = config_model.parse({**SHOP, "columns": columns}, Contract, "contract.yaml")
-    line = next(line for line in card.render_card(orders, contract, COUNTS).splitlines() if "`weight`" in line)
+    line = next(line for line in data_card.render_card(orders, contract, COUNTS).splitlines() if "`weight`" in line)
     assert line.replace(r"\|", "").count("|") == 9
     assert "one two" in line
 
 
 def test_equal_tables_give_equal_cards(orders: pl.DataFrame, shop: Contract) -> None:
-    assert card.render_card(orders, shop, COUNTS) == card.render_card(orders.clone(), shop, COUNTS)
+    assert data_card.render_card(orders, shop, COUNTS) == data_card.render_card(orders.clone(), shop, COUNTS)
 
 
 def test_template_of_the_project_rewords_the_card(orders: pl.DataFrame, shop: Contract, tmp_path: Path) -> None:
     template = tmp_path / "data_card.md.jinja"
     template.write_text('{% extends "library/data_card.md.jinja" %}{% block title %}# Orders{% endblock %}\n')
-    reworded = card.render_card(orders, shop, COUNTS, templates=tmp_path)
-    assert reworded.splitlines()[1:] == card.render_card(orders, shop, COUNTS).splitlines()[1:]
+    reworded = data_card.render_card(orders, shop, COUNTS, templates=tmp_path)
+    assert reworded.splitlines()[1:] == data_card.render_card(orders, shop, COUNTS).splitlines()[1:]
     assert reworded.startswith("# Orders\n")
     template.write_text("{% extends 'library/data_card.md.jinja' %}{% block title %}{{ nobody }}{% endblock %}")
     with pytest.raises(ConfigError, match=r"data_card.md.jinja: 'nobody' is undefined"):
-        card.render_card(orders, shop, COUNTS, templates=tmp_path)
+        data_card.render_card(orders, shop, COUNTS, templates=tmp_path)

@@ -11,7 +11,7 @@ from flywheel_ml.serving.experiments.runner import MAX_CALL_ROWS, MAX_QUEUED_ROW
 from flywheel_ml.serving.models.served_model import RunningExperiment
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.prediction.batch import call_in_loop
-from flywheel_ml.serving.prediction.challenger import NOT_FINITE, RAISED
+from flywheel_ml.serving.prediction.challenger_calls import NOT_FINITE, RAISED
 from flywheel_ml.serving.prediction.pipeline import build_shadow_rows
 from flywheel_ml.serving.prediction.requests import CompletedRequest
 
