@@ -20,7 +20,7 @@ from flywheel_ml.prediction_log import (
     Row,
     Spool,
     Writer,
-    engine,
+    database_engine,
     migrations,
     new_block_ids,
     new_id,
@@ -198,7 +198,7 @@ def test_read_only_old_file_is_rejected_by_name(tmp_path: Path) -> None:
     path = old_file(tmp_path / "serving-0.db", 2)
     url = sa.URL.create("sqlite", database=f"file:{path}", query={"mode": "ro", "uri": "true"})
     with pytest.raises(ConfigError, match=r"serving-0.db.* cannot be used: attempt to write a readonly database"):
-        engine.open_engine(url)
+        database_engine.open_engine(url)
     assert version_of(path) == 2
 
 

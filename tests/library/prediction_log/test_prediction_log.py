@@ -26,8 +26,8 @@ from flywheel_ml.prediction_log import (
     Reader,
     Writer,
     blocks,
+    database_engine,
     dumps,
-    engine,
     migrations,
     new_block_ids,
     new_id,
@@ -152,7 +152,7 @@ def test_writer_waits_for_a_file_in_recovery(folder: Path, monkeypatch: pytest.M
     other = sqlite3.connect(folder / "serving-0.db", isolation_level=None, check_same_thread=False)
 
     def opened_and_locked(url: Any) -> sa.Engine:
-        opened = engine.open_engine(url)
+        opened = database_engine.open_engine(url)
         opened.dispose()
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
         other.execute("BEGIN IMMEDIATE")
