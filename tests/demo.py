@@ -159,7 +159,7 @@ class Demo:
                 given = (answer["prediction"], score(answer))
                 check(given == expected, f"the API: {given}, batch scoring: {expected}")
             notes.append(
-                f"{len(answers)} answered and logged ({speed:,.0f} a second over one connection), "
+                f"{len(answers)} rows answered and logged ({speed:,.0f} a second over one connection), "
                 "each equal to batch scoring's to the last bit"
             )
         with self.step("POST /predict: malformed requests") as notes:
