@@ -37,9 +37,7 @@ def serve(home: Path, *options: str, **settings: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.chaos
-def test_a_killed_server_loses_no_acknowledged_prediction_or_label(
-    folder: ServingFolder, tmp_path: Path, example: Instance
-) -> None:
+def test_killed_server_loses_no_acknowledged_row(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     labelled: list[str] = []
     with Server(tmp_path) as server:
@@ -59,7 +57,7 @@ def test_a_killed_server_loses_no_acknowledged_prediction_or_label(
         assert reader.labels(labelled) == dict.fromkeys(labelled, "true")
 
 
-def test_a_stopping_server_says_so_first_and_fails_no_request(
+def test_stopping_server_drains_without_a_failed_request(
     folder: ServingFolder, tmp_path: Path, example: Instance
 ) -> None:
     folder.roll_out("1")
@@ -85,9 +83,7 @@ def test_a_stopping_server_says_so_first_and_fails_no_request(
         assert Reader(server.log).find_known(ids(crowd.answers)) == set(ids(crowd.answers))
 
 
-def test_a_request_in_flight_is_answered_before_the_server_stops(
-    folder: ServingFolder, tmp_path: Path, example: Instance
-) -> None:
+def test_stopping_server_finishes_requests_in_flight(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path) as server:
         body = httpx.Request("POST", server.url, json={"instances": [example]}).content
@@ -108,9 +104,7 @@ def test_a_request_in_flight_is_answered_before_the_server_stops(
 
 
 @pytest.mark.chaos
-def test_several_workers_share_the_socket_are_replaced_and_drain_together(
-    folder: ServingFolder, tmp_path: Path, example: Instance
-) -> None:
+def test_workers_share_the_address_and_are_restarted(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2") as server:
         first = find_workers(server)
@@ -129,7 +123,7 @@ def test_several_workers_share_the_socket_are_replaced_and_drain_together(
 
 @pytest.mark.chaos
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one socket is shared, as it comes")
-def test_a_crowd_that_connects_at_one_moment_is_shared_out_and_what_connects_after_a_death_goes_to_the_living(
+def test_connections_are_distributed_among_living_workers(
     folder: ServingFolder, tmp_path: Path, example: Instance
 ) -> None:
     folder.roll_out("1")
@@ -165,7 +159,7 @@ def test_a_crowd_that_connects_at_one_moment_is_shared_out_and_what_connects_aft
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one socket is shared, as it comes")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("given", [True, False])
-def test_an_address_is_its_servers_alone_before_its_workers_listen_and_after_they_died(host: str, given: bool) -> None:
+def test_address_stays_reserved_without_living_workers(host: str, given: bool) -> None:
     port = 0
     if given:
         with listen(host, 0) as free:
@@ -193,7 +187,7 @@ def test_an_address_is_its_servers_alone_before_its_workers_listen_and_after_the
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one socket is shared, as it comes")
-def test_connections_are_shared_out_before_anybody_wakes_to_take_them() -> None:
+def test_connections_are_distributed_before_they_are_accepted() -> None:
     with (
         listen("127.0.0.1", 0, several=True) as held,
         bind_alongside(held) as one,
@@ -226,7 +220,7 @@ def rows_in(file: Path) -> int:
 
 
 @pytest.mark.chaos
-def test_workers_go_when_their_supervisor_is_killed(folder: ServingFolder, tmp_path: Path) -> None:
+def test_workers_stop_when_their_supervisor_is_killed(folder: ServingFolder, tmp_path: Path) -> None:
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2") as server:
         server.process.kill()
@@ -248,7 +242,7 @@ def test_production_without_a_key_refuses_to_start(tmp_path: Path) -> None:
     assert "ML_API_KEYS" in result.stderr
 
 
-def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+def test_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = serve(tmp_path, "--port", str(port))
@@ -257,7 +251,7 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     assert f"127.0.0.1:{port}" in result.stderr
 
 
-def test_a_log_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
+def test_start_fails_without_a_usable_log(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where the folder should be")
     result = serve(tmp_path, "--port", "0", ML_PREDICTION_LOG="taken")
     assert result.returncode == 2

@@ -82,7 +82,7 @@ def add_route(source: Path, route: str) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("pause", [0.0, 0.3])
-def test_a_reload_replaces_every_worker_and_fails_no_request(
+def test_reload_replaces_all_workers_without_a_failed_request(
     folder: ServingFolder, tmp_path: Path, example: Instance, pause: float
 ) -> None:
     folder.roll_out("1")
@@ -112,7 +112,7 @@ def test_a_reload_replaces_every_worker_and_fails_no_request(
 
 
 @pytest.mark.chaos
-def test_a_reload_closes_idle_connections_and_answers_requests_in_flight(
+def test_reload_finishes_requests_and_closes_idle_connections(
     folder: ServingFolder, tmp_path: Path, example: Instance
 ) -> None:
     folder.roll_out("1")
@@ -136,7 +136,7 @@ def test_a_reload_closes_idle_connections_and_answers_requests_in_flight(
 
 
 @pytest.mark.chaos
-def test_a_reload_reads_settings_and_code_again(
+def test_reload_reads_settings_and_code_again(
     folder: ServingFolder, tmp_path: Path, source: Path, example: Instance
 ) -> None:
     folder.roll_out("1")
@@ -153,7 +153,7 @@ def test_a_reload_reads_settings_and_code_again(
 
 
 @pytest.mark.chaos
-def test_a_reload_that_cannot_be_done_keeps_the_workers_and_says_why(
+def test_failed_reload_keeps_the_workers_and_logs_the_reason(
     folder: ServingFolder, tmp_path: Path, source: Path, example: Instance
 ) -> None:
     folder.roll_out("1")
@@ -194,7 +194,7 @@ def test_a_reload_that_cannot_be_done_keeps_the_workers_and_says_why(
 
 
 @pytest.mark.chaos
-def test_sighup_during_a_reload_asks_for_another(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
+def test_sighup_during_a_reload_starts_another(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2", ML_DRAIN_SECONDS="1") as server:
         with traffic(server, example, 0.01) as seen:
@@ -230,7 +230,7 @@ def test_sigterm_during_a_reload_ends_all_workers(folder: ServingFolder, tmp_pat
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_reload_replaces_workers_that_die_or_hang_meanwhile(
+def test_reload_replaces_workers_that_die_or_hang_meanwhile(
     folder: ServingFolder, tmp_path: Path, sent: signal.Signals
 ) -> None:
     folder.roll_out("1")
@@ -248,7 +248,7 @@ def test_a_reload_replaces_workers_that_die_or_hang_meanwhile(
 
 
 @pytest.mark.chaos
-def test_workers_of_a_supervisor_killed_in_a_reload_go(folder: ServingFolder, tmp_path: Path) -> None:
+def test_workers_stop_when_the_supervisor_is_killed_in_a_reload(folder: ServingFolder, tmp_path: Path) -> None:
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2") as server:
         server.process.send_signal(signal.SIGHUP)
@@ -267,7 +267,7 @@ def started(server: Server) -> list[int]:
 
 
 @pytest.mark.chaos
-def test_a_worker_that_is_stopped_is_replaced(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
+def test_stopped_worker_is_replaced(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2", ML_WORKER_TIMEOUT_SECONDS="4") as server:
         first = find_workers(server)
@@ -285,7 +285,7 @@ def test_a_worker_that_is_stopped_is_replaced(folder: ServingFolder, tmp_path: P
 
 
 @pytest.mark.chaos
-def test_a_worker_that_computes_for_long_is_not_hung(folder: ServingFolder, tmp_path: Path, source: Path) -> None:
+def test_long_computation_does_not_count_as_hung(folder: ServingFolder, tmp_path: Path, source: Path) -> None:
     folder.roll_out("1")
     add_route(source, BLOCKING)
     options = {"ML_WORKER_TIMEOUT_SECONDS": "3", "PYTHONPATH": str(source)}
@@ -296,7 +296,7 @@ def test_a_worker_that_computes_for_long_is_not_hung(folder: ServingFolder, tmp_
 
 
 @pytest.mark.chaos
-def test_a_worker_that_is_stopped_delays_a_stop_by_no_more_than_its_time(folder: ServingFolder, tmp_path: Path) -> None:
+def test_stopped_worker_delays_shutdown_within_its_time_limit(folder: ServingFolder, tmp_path: Path) -> None:
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2") as server:
         pids = find_workers(server)
@@ -308,7 +308,7 @@ def test_a_worker_that_is_stopped_delays_a_stop_by_no_more_than_its_time(folder:
 
 
 @pytest.mark.chaos
-def test_a_worker_is_started_again_at_most_once_a_second(folder: ServingFolder, tmp_path: Path, source: Path) -> None:
+def test_worker_is_restarted_at_most_once_a_second(folder: ServingFolder, tmp_path: Path, source: Path) -> None:
     folder.roll_out("1")
     with Server(tmp_path, "--workers", "2", PYTHONPATH=str(source)) as server:
         features = source / PACKAGE / "features.py"
@@ -327,7 +327,7 @@ def test_a_worker_is_started_again_at_most_once_a_second(folder: ServingFolder, 
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2")])
-def test_a_server_whose_workers_cannot_start_says_why_in_one_line(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_failed_start_of_workers_is_reported_in_one_line(tmp_path: Path, options: tuple[str, ...]) -> None:
     (tmp_path / "taken").write_text("a file where the folder should be")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ML_")}
     result = subprocess.run(
@@ -346,9 +346,7 @@ def test_a_server_whose_workers_cannot_start_says_why_in_one_line(tmp_path: Path
     assert ("stopped before it was ready" in line) == bool(options)
 
 
-def test_a_server_of_one_process_says_that_it_cannot_reload(
-    folder: ServingFolder, tmp_path: Path, example: Instance
-) -> None:
+def test_single_process_reports_that_it_cannot_reload(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
     with Server(tmp_path) as server, server.client() as client:
         told = reload(server)
@@ -359,7 +357,7 @@ def test_a_server_of_one_process_says_that_it_cannot_reload(
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_a_server_stops_when_its_terminal_is_closed(folder: ServingFolder, tmp_path: Path, count: str) -> None:
+def test_server_stops_when_its_terminal_is_closed(folder: ServingFolder, tmp_path: Path, count: str) -> None:
     folder.roll_out("1")
     terminal, inside = pty.openpty()
 
@@ -372,5 +370,5 @@ def test_a_server_stops_when_its_terminal_is_closed(folder: ServingFolder, tmp_p
         assert are_gone(ready_pids(server))
 
 
-def test_a_project_is_found_anew_by_its_reference() -> None:
+def test_reference_of_a_project_imports_it() -> None:
     assert import_reference(PROJECT.reference) == PROJECT
