@@ -159,8 +159,8 @@ class Demo:
                 given = (answer["prediction"], score(answer))
                 check(given == expected, f"the API: {given}, batch scoring: {expected}")
             notes.append(
-                f"{len(answers)} rows answered and logged ({speed:,.0f} a second over one connection), each "
-                "equal to batch scoring's to the last bit"
+                f"{len(answers)} rows answered and logged ({speed:,.0f} a second over one "
+                "connection), each equal to batch scoring's to the last bit"
             )
         with self.step("POST /predict: malformed requests") as notes:
             for name, broken in make_malformed(sample["instances"][0], sample["columns"]).items():
