@@ -57,7 +57,7 @@ def params(contract: Contract) -> Params:
 @pytest.fixture(scope="session")
 def table(contract: Contract) -> pl.DataFrame:
     """2,000 rows that satisfy the contract, target included, in order of time."""
-    return rows.make(contract, 2000)
+    return rows.make_table(contract, 2000)
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def settings(home: Path) -> Iterator[Settings]:
 @pytest.fixture(scope="module")
 def served(client: httpx.Client, contract: Contract, params: Params, settings: Settings) -> Served:
     """New rows, predicted over HTTP and by batch scoring; their labels are sent to the server."""
-    table = rows.make(contract, N_ROWS, seed=1)
+    table = rows.make_table(contract, N_ROWS, seed=1)
     answer = checked(client.post("/predict", json={"instances": json_rows(table, contract)})).json()
     assert answer["degraded"] is False
     predictions = answer["predictions"]
