@@ -23,7 +23,6 @@ import polars as pl
 
 from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.features import Featurizer
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
@@ -64,7 +63,7 @@ def measure_batch() -> tuple[float, float]:
     _, opened = scoring.open_champion(PROJECT, settings)
     raw = tables.read(params.data.raw, Contract.load(paths.CONTRACT))
     rows = pl.concat([raw] * (ROWS // raw.height + 1)).head(ROWS)
-    inputs = Featurizer(opened.contract).encode(tables.to_columns(rows, opened.contract.inputs))
+    inputs = opened.encode(tables.to_columns(rows, opened.contract.inputs))
     size = params.score.chunk_rows
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "in.parquet", Path(folder) / "out.parquet"

@@ -45,7 +45,8 @@ def main() -> None:
         load = [str(options.connections), str(options.seconds), str(request)]
         record("flamegraph", OUTPUT / "flame.svg", load, Path(folder))
         figures = record("raw", OUTPUT / "stacks.txt", load, Path(folder))
-    places = count((OUTPUT / "stacks.txt").read_text(encoding="utf-8"))
+    # py-spy reads the memory of a running process, so that a name may be torn.
+    places = count((OUTPUT / "stacks.txt").read_text(encoding="utf-8", errors="replace"))
     if not places:
         sys.exit("error: py-spy took no samples of the server; increase --seconds")
     micro = 1e6 / figures["per_second"]

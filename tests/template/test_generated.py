@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
 import sqlite3
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import httpx
 import pytest
 
 import pre_gen_project
+from checkout import REPOSITORY
 from conftest import Bake
 from processes import (
     free_port,
@@ -31,6 +34,17 @@ from processes import (
 pytestmark = pytest.mark.slow
 
 KEEPS_RUNNING = re.compile(r"^make (serve|ui)\b", re.MULTILINE)
+
+
+BENCHMARKS = (
+    "bench",
+    "serving -- --rounds 1 --seconds 0.2",
+    "swap -- --rounds 1 --seconds 1",
+    "growth -- --most 4",
+    "flame -- --seconds 1",
+    "drift_power -- --windows 20",
+    "gate_power -- --repeats 2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +81,22 @@ def test_second_run_does_nothing(turned: Path) -> None:
     before = made(turned)
     make(turned, "run")
     assert made(turned) == before
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("command", BENCHMARKS, ids=lambda command: command.partition(" ")[0])
+def test_benchmarks_run(turned: Path, command: str) -> None:
+    script = REPOSITORY / "tests" / "benchmarks" / "run.py"
+    # Tools such as py-spy are next to the interpreter.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, str(script), "--project", str(turned), *command.split()],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_first_run_leaves_a_clean_git_status(turned: Path) -> None:

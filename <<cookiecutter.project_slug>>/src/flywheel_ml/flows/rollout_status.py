@@ -100,6 +100,6 @@ def _fetch_model(server: str, settings: Settings) -> dict[str, Any]:
     return content
 
 
-def _to_us(moment: str) -> int:
-    found = datetime.fromisoformat(moment)
-    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1e6)
+def _to_us(text: str) -> int:
+    timestamp = datetime.fromisoformat(text)
+    return int((timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)).timestamp() * 1e6)

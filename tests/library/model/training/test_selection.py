@@ -122,6 +122,17 @@ def test_candidate_whose_extra_is_missing_names_the_command(params: Params, monk
         train.train(table, contract, auto(params))
 
 
+def test_estimated_cost_grows_with_more_than_eight_classes(params: Params) -> None:
+    featurizer = plain(numbers("multiclass", 10)[0])
+    for name in ("mlp", "random_forest"):
+        few, eight, many = (
+            selection.estimate_cost(CandidateEstimator(name), 1000, n_classes, featurizer, params.train)
+            for n_classes in (2, 8, 32)
+        )
+        assert few == eight
+        assert many == pytest.approx(5 / 3 * few, rel=0.01)
+
+
 def test_costly_candidates_are_dropped_by_size_and_reported(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     contract, table = numbers("binary", 200)
     monkeypatch.setattr(selection, "BUDGET", 1.0)
