@@ -201,7 +201,7 @@ def test_explanations_beyond_the_queue_are_rejected(
     monkeypatch.setattr(explaining, "explain", wait_and_explain)
     with ThreadPoolExecutor(ROOM) as pool:
         waiting = [pool.submit(caller.request, "POST", "/explain", json=asked) for _ in range(ROOM)]
-        slots = vars(vars(vars(caller._app.state.service)["explainer"])["_slots"])
+        slots = vars(vars(vars(caller.app.state.service)["explainer"])["_slots"])
         wait_for(lambda: slots["_value"] == 0)
         refused = caller.request("POST", "/explain", json=asked)
         assert refused.status_code == httpx.codes.SERVICE_UNAVAILABLE

@@ -91,9 +91,9 @@ def test_production_without_a_key_is_rejected(tmp_path: Path) -> None:
         create_app(Settings(_env_file=None, environment="production", api_keys=" , "))
 
 
-def test_every_route_has_a_scope_or_is_listed_as_open() -> None:
-    app = create_app(Settings(_env_file=None))
-    paths = vars(app.state.service.lifecycle)["_routes"]
+def test_every_route_has_a_scope_or_is_listed_as_open(folder: ServingFolder, tmp_path: Path) -> None:
+    with client(folder, tmp_path) as caller:
+        paths = vars(caller.app.state.service.lifecycle)["_routes"]
     assert len(paths) >= 8
     roots = REQUIRED_SCOPES.keys() | guard.OPEN_ROUTES
     assert [path for path in paths if not any(path == root or path.startswith(f"{root}/") for root in roots)] == []
