@@ -14,4 +14,5 @@ BUNDLE = Path("bundle")
 REPORTS = Path("reports")
 PLOTS = REPORTS / "plots"
 TUNING = Path("var/tuning")
+OUTBOX = Path("var/alerts")
 TRACE = Path("var/last-error.txt")

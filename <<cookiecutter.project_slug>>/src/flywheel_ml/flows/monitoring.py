@@ -9,9 +9,11 @@ from flywheel_ml.core.params import Params
 from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data.window import check_span
+from flywheel_ml.flows.alerting import open_sinks
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.scoring import open_champion
-from flywheel_ml.monitoring import alerts, window
+from flywheel_ml.monitoring import window
+from flywheel_ml.monitoring.alerting.notify import LIVE, notify
 from flywheel_ml.monitoring.run import MonitoringRun, monitor
 from flywheel_ml.prediction_log import Reader, now_us
 from flywheel_ml.utils.errors import ConfigError
@@ -36,9 +38,10 @@ def monitor_window(
     Raises:
         ConfigError: the span is empty, starts in the future, or is combined with a scored file.
         DataError: the file cannot be read.
-        AlertError: the alerts were written to the file, but the webhook rejected them.
+        AlertError: a sink did not accept its alerts, which are kept.
     """
     _check_span(source, since, until)
+    sinks = open_sinks(project, settings)
     version, opened = open_champion(project, settings)
     slices: Sequence[str] = params.evaluate.slices
     if source is not None:
@@ -48,8 +51,9 @@ def monitor_window(
         rows = window.from_log(log, opened, slices, *span, version, opened.digest)
     found = engine.task("monitor", monitor, rows, opened, params, FOLDER, rules=import_reference(project.alerts))
     on_result(found)
-    if webhook := settings.alert_webhook.get_secret_value():
-        engine.task("alert", alerts.deliver, webhook, found.alerts)
+    # A file, or a span that has ended, says nothing about what is predicted now.
+    scope = LIVE if source is None and until is None else f"{source or 'log'} {since} {until}"
+    engine.task("alert", notify, found.result, found.alerts, sinks, settings, paths.OUTBOX, scope)
     return found
 
 

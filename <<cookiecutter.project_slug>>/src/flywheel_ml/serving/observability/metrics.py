@@ -18,6 +18,7 @@ from flywheel_ml.serving.observability.metric_types import (
     build_sum_gauge,
 )
 from flywheel_ml.serving.observability.phases import PHASES, Marks
+from flywheel_ml.serving.observability.textfile import TextfileReader
 
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 PHASE_DURATION_BUCKETS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, *DURATION_BUCKETS)
@@ -237,10 +238,12 @@ class Metrics:
         predictions: predictions and labels.
         log: the prediction log.
         models: models in service.
+        textfiles: metrics of other processes, such as monitoring; None if they are not read.
     """
 
     def __init__(self, counts: Path | None = None) -> None:
         self._counts = counts
+        self.textfiles: TextfileReader | None = None
         if counts is None:
             multiprocess.use_own_memory()
         self.registry = CollectorRegistry()
@@ -273,6 +276,8 @@ class Metrics:
             family.samples = [one._replace(value=_to_age(one.name, one.value)) for one in family.samples]
             family.samples = [one for one in family.samples if one.value != ABSENT]
             yield family
+        if self.textfiles is not None:
+            yield from self.textfiles.collect()
 
 
 def _to_age(name: str, value: float) -> float:
