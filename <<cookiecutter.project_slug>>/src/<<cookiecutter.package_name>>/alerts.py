@@ -18,6 +18,6 @@ A sink of your own is a function and an entry in `SINKS`; an exception means tha
 
 from flywheel_ml.monitoring import alerts
 
-ALERTS: tuple[alerts.Rule, ...] = (*alerts.STANDARD_RULES,)
-
 SINKS: tuple[alerts.SendFunction, ...] = ()
+
+ALERTS: tuple[alerts.Rule, ...] = (*alerts.STANDARD_RULES,)

@@ -52,6 +52,7 @@ def create_app(
     """
     metrics, log = metrics or Metrics(), logger()
     metrics.textfiles = TextfileReader(settings.serving_folder)
+    metrics.http.in_flight_limit.set(settings.max_concurrent_requests)
     guard = Guard(settings, metrics, log)
     admission = Admission(
         settings.max_body_bytes, settings.body_timeout_seconds, settings.max_concurrent_requests, metrics

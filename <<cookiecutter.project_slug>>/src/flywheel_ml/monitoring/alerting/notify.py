@@ -70,5 +70,5 @@ def _publish(write: Callable[[], None]) -> None:
     try:
         write()
     except OSError as error:
-        # In a container the serving folder is read-only. The alerts are delivered all the same.
+        # In a container the serving folder is read-only. The alerts are delivered anyway.
         logging.getLogger(__name__).warning("the metrics of monitoring were not written: %s", error)

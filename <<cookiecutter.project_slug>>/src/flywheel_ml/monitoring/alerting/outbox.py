@@ -40,11 +40,11 @@ CREATE UNIQUE INDEX IF NOT EXISTS open_incidents ON incidents (fingerprint) WHER
 CREATE TABLE IF NOT EXISTS deliveries (
     incident INTEGER NOT NULL REFERENCES incidents (id) ON DELETE CASCADE,
     sink TEXT NOT NULL,
-    told INTEGER NOT NULL,
+    state INTEGER NOT NULL,
     PRIMARY KEY (sink, incident)
 ) STRICT, WITHOUT ROWID;
 """
-DUE = "(d.told = 0 OR (d.told = 1 AND i.ended_at IS NOT NULL))"
+DUE = "(d.state = 0 OR (d.state = 1 AND i.ended_at IS NOT NULL))"
 
 
 class OutboxError(ProjectError):
@@ -136,19 +136,19 @@ class Outbox:
         """Return the next notifications for a sink, at most `BATCH`, oldest first."""
         with self._transaction() as connection:
             rows = connection.execute(
-                "SELECT i.id, i.started_at, i.ended_at, i.alert, d.told FROM deliveries d"  # noqa: S608
-                f" JOIN incidents i ON i.id = d.incident WHERE d.sink = ? AND {DUE} ORDER BY d.told DESC, i.id LIMIT ?",
+                "SELECT i.id, i.started_at, i.ended_at, i.alert, d.state FROM deliveries d"  # noqa: S608
+                f" JOIN incidents i ON i.id = d.incident WHERE d.sink = ? AND {DUE} ORDER BY d.state DESC, i.id LIMIT ?",
                 (sink, BATCH),
             ).fetchall()
         # A condition that began and ended while the sink was down is sent as firing first, then as resolved.
-        return [_build(number, started, ended if told else None, text) for number, started, ended, text, told in rows]
+        return [_build(number, started, ended if state else None, text) for number, started, ended, text, state in rows]
 
     def list_firing(self, sink: str) -> list[Notification]:
         """Return the open conditions that a sink was notified of, for one that must be reminded of them."""
         with self._transaction() as connection:
             rows = connection.execute(
                 "SELECT i.id, i.started_at, i.alert FROM deliveries d JOIN incidents i ON i.id = d.incident"
-                " WHERE d.sink = ? AND d.told = 1 AND i.ended_at IS NULL ORDER BY i.id",
+                " WHERE d.sink = ? AND d.state = 1 AND i.ended_at IS NULL ORDER BY i.id",
                 (sink,),
             ).fetchall()
         return [_build(number, started, None, text) for number, started, text in rows]
@@ -157,7 +157,7 @@ class Outbox:
         """Record that a sink accepted notifications."""
         with self._transaction() as connection:
             connection.executemany(
-                "UPDATE deliveries SET told = MAX(told, ?) WHERE sink = ? AND incident = ?",
+                "UPDATE deliveries SET state = MAX(state, ?) WHERE sink = ? AND incident = ?",
                 [(2 if one.status == "resolved" else 1, sink, int(one.incident)) for one in notifications],
             )
 
@@ -178,7 +178,7 @@ class Outbox:
                 "SELECT id, started_at, alert FROM incidents WHERE ended_at IS NULL ORDER BY id"
             ).fetchall()
             waiting = connection.execute(
-                "SELECT incident, sink FROM deliveries WHERE told = 0 ORDER BY sink"
+                "SELECT incident, sink FROM deliveries WHERE state = 0 ORDER BY sink"
             ).fetchall()
         return [
             OpenAlert(
@@ -227,7 +227,7 @@ class Outbox:
         connection.execute("DELETE FROM incidents WHERE COALESCE(ended_at, seen_at) < ?", (oldest,))
         connection.execute(
             "DELETE FROM incidents WHERE ended_at IS NOT NULL"
-            " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE incident = id AND told < 2)"
+            " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE incident = id AND state < 2)"
         )
 
     def _make_room(self, connection: sqlite3.Connection) -> bool:
@@ -244,14 +244,14 @@ class Outbox:
         ).lastrowid
         # A sink that has not been notified of the end of the last incident need not know that it was interrupted.
         connection.execute(
-            "UPDATE deliveries SET incident = ? WHERE told < 2 AND incident ="
+            "UPDATE deliveries SET incident = ? WHERE state < 2 AND incident ="
             " (SELECT MAX(id) FROM incidents WHERE fingerprint = ? AND id < ?)",
             (number, fingerprint, number),
         )
 
     def _add_deliveries(self, connection: sqlite3.Connection, sinks: Sequence[str]) -> None:
         connection.executemany(
-            "INSERT OR IGNORE INTO deliveries (incident, sink, told) SELECT id, ?, 0 FROM incidents"
+            "INSERT OR IGNORE INTO deliveries (incident, sink, state) SELECT id, ?, 0 FROM incidents"
             " WHERE ended_at IS NULL",
             [(sink,) for sink in sinks],
         )

@@ -43,6 +43,9 @@ class HttpMetrics:
         )
         self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
         self.in_flight = build_sum_gauge("http_requests_in_flight", "Requests being answered.", registry)
+        self.in_flight_limit = build_sum_gauge(
+            "http_requests_in_flight_limit", "Requests that may be answered at once.", registry
+        )
         self.connections = build_sum_gauge("http_connections", "Open connections.", registry)
         self.connections_closed = Counter(
             "http_connections_closed_idle", "Idle connections closed to make room.", registry=registry
@@ -194,6 +197,8 @@ class ModelMetrics:
         self._running = build_min_gauge(
             "experiment_running", "0 for a paused challenger or shadow.", registry, ["version", "variant"]
         )
+        self._share = build_min_gauge("experiment_share", "Share of the keys that the challenger answers.", registry)
+        self._share.set(ABSENT)
         self._known_experiments: set[tuple[str, str]] = set()
         self._paused = Counter(
             "experiments_paused", "Experiments whose breaker opened.", ["variant"], registry=registry
@@ -220,6 +225,10 @@ class ModelMetrics:
         for labels, is_paused in paused.items():
             self._running.labels(*labels).set(0 if is_paused else 1)
         self._known_experiments = set(paused)
+
+    def set_share(self, share: float | None) -> None:
+        """Set the share of the challenger; None without one."""
+        self._share.set(ABSENT if share is None else share)
 
     def count_paused(self, version: str, variant: str) -> None:
         """Count an experiment whose breaker opened."""
