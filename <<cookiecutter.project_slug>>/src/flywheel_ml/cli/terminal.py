@@ -135,7 +135,7 @@ def show_open_alerts(alerts: "Sequence[OpenAlert]") -> None:
     """Print the conditions that last, and the sinks that have not been notified yet."""
     for alert, started_at, waiting in alerts:
         waits = f" [yellow](waits for {', '.join(waiting)})[/]" if waiting else ""
-        facts = f"{alert.what}: {escape(alert.evidence)}, since {started_at:%F %T} UTC"
+        facts = escape(f"{alert.what}: {alert.evidence}; {alert.source}, since {started_at:%F %T} UTC")
         console.print(f"[bold]{alert.severity}[/]: {facts}{waits}", soft_wrap=True)
     if not alerts:
         console.print("No alert is open.")

@@ -346,6 +346,7 @@ def alerts(
     """List the open alerts, and deliver those that a sink has not accepted yet."""
     from flywheel_ml.flows import alerting
 
+    ctx.obj.load_params()  # Elsewhere than in a project, nothing is created.
     if test:
         alerting.send_test_alert(ctx.obj, Settings.read(), terminal.show_deliveries)
     else:

@@ -13,7 +13,8 @@ from flywheel_ml.flows.alerting import open_sinks
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.scoring import open_champion
 from flywheel_ml.monitoring import window
-from flywheel_ml.monitoring.alerting.notify import LIVE, notify
+from flywheel_ml.monitoring.alerting.notify import notify
+from flywheel_ml.monitoring.alerting.outbox import LIVE
 from flywheel_ml.monitoring.run import MonitoringRun, monitor
 from flywheel_ml.prediction_log import Reader, now_us
 from flywheel_ml.utils.errors import ConfigError

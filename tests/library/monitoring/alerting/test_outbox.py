@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flywheel_ml.monitoring.alerting.outbox import BATCH, FILE, KEEP, Changes, Outbox, OutboxError
+from flywheel_ml.monitoring.alerting.outbox import BATCH, FILE, KEEP, KEEP_OPEN, Changes, Outbox, OutboxError
 from flywheel_ml.monitoring.alerting.rules import Alert
 from library.helpers.sinks import NOW, make_alert
 
@@ -121,6 +121,14 @@ def test_run_that_cannot_judge_ends_nothing(outbox: Outbox) -> None:
 def test_run_of_another_scope_ends_nothing(outbox: Outbox) -> None:
     record(outbox, make_alert())
     assert record(outbox, scope="scored.parquet").resolved == 0
+
+
+def test_condition_of_a_scored_file_ends_after_a_day(outbox: Outbox) -> None:
+    record(outbox, make_alert("a"), scope="scored.parquet")
+    record(outbox, make_alert("b"))
+    assert record(outbox, make_alert("b"), now=NOW + KEEP_OPEN).resolved == 0
+    assert record(outbox, make_alert("b"), now=NOW + KEEP_OPEN * 2).resolved == 1
+    assert [one.alert.rule for one in outbox.list_open()] == ["b"]
 
 
 def test_new_model_ends_the_conditions_of_the_old_one(outbox: Outbox) -> None:

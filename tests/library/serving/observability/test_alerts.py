@@ -84,6 +84,10 @@ def test_every_alert_and_panel_describes_itself() -> None:
         titles = re.findall(r"^## (.*)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
         assert section in {title.lower().replace(" ", "-") for title in titles}
         assert f"| `{rule['alert']}` |" in documented
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
+    for key in ("id", "title"):
+        values = [panel[key] for panel in dashboard["panels"]]
+        assert len(set(values)) == len(values)
 
 
 @needs_prometheus

@@ -8,13 +8,10 @@ from pathlib import Path
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.monitoring.alerting import exposition
 from flywheel_ml.monitoring.alerting.delivery import Delivery, RetryPolicy, deliver, raise_faults
-from flywheel_ml.monitoring.alerting.outbox import Outbox
+from flywheel_ml.monitoring.alerting.outbox import LIVE, Outbox
 from flywheel_ml.monitoring.alerting.rules import Alert, can_end
 from flywheel_ml.monitoring.alerting.sinks import Sink
 from flywheel_ml.monitoring.result import Result
-
-LIVE = "live"
-"""Scope of the runs that evaluate what the server predicts now; they publish metrics."""
 
 
 def notify(

@@ -20,6 +20,10 @@ from flywheel_ml.monitoring.alerting.rules import Alert
 from flywheel_ml.utils.errors import ProjectError
 
 FILE = "outbox.db"
+LIVE = "live"
+"""Scope of the runs that evaluate what the server predicts now; they also publish metrics."""
+KEEP_OPEN = timedelta(days=1)
+"""A condition of another scope, such as a scored file, ends this long after it was evaluated last."""
 MAX_INCIDENTS = 1000
 KEEP = timedelta(days=30)
 """An incident that ended, or was not evaluated, this long ago is dropped even if a sink never accepted it."""
@@ -98,16 +102,17 @@ class Outbox:
 
         Args:
             alerts: what the run found.
-            scope: what was evaluated; only conditions of the same scope can end.
+            scope: what was evaluated, `LIVE` or any other text; only conditions of the same scope can end.
             digest: model of the run; conditions of another model in this scope end with it.
             can_end: whether the run could have found the condition of a rule.
             sinks: names of the sinks to notify.
             now: time of the run, aware.
         """
         at, by_fingerprint = now.astimezone(UTC).isoformat(), {alert.fingerprint: alert for alert in alerts}
-        fired = resolved = rejected = 0
+        fired = rejected = 0
         with self._transaction() as connection:
             self._drop_old(connection, now)
+            resolved = self._end_old(connection, now)
             known = connection.execute(
                 "SELECT id, fingerprint, scope, alert FROM incidents WHERE ended_at IS NULL"
             ).fetchall()
@@ -137,7 +142,8 @@ class Outbox:
         with self._transaction() as connection:
             rows = connection.execute(
                 "SELECT i.id, i.started_at, i.ended_at, i.alert, d.state FROM deliveries d"  # noqa: S608
-                f" JOIN incidents i ON i.id = d.incident WHERE d.sink = ? AND {DUE} ORDER BY d.state DESC, i.id LIMIT ?",
+                " JOIN incidents i ON i.id = d.incident"
+                f" WHERE d.sink = ? AND {DUE} ORDER BY d.state DESC, i.id LIMIT ?",
                 (sink, BATCH),
             ).fetchall()
         # A condition that began and ended while the sink was down is sent as firing first, then as resolved.
@@ -229,6 +235,12 @@ class Outbox:
             "DELETE FROM incidents WHERE ended_at IS NOT NULL"
             " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE incident = id AND state < 2)"
         )
+
+    def _end_old(self, connection: sqlite3.Connection, now: datetime) -> int:
+        values = (now.astimezone(UTC).isoformat(), LIVE, (now.astimezone(UTC) - KEEP_OPEN).isoformat())
+        return connection.execute(
+            "UPDATE incidents SET ended_at = ? WHERE ended_at IS NULL AND scope <> ? AND seen_at < ?", values
+        ).rowcount
 
     def _make_room(self, connection: sqlite3.Connection) -> bool:
         """Whether another incident fits; if not, the oldest one that ended is dropped for it."""
