@@ -5,12 +5,13 @@ import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from flywheel_ml.core import serving_folder
+from flywheel_ml.core import paths, serving_folder
 from flywheel_ml.core.bundle import MANIFEST, Bundle
 from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.core.params import Params, ScoreParams
@@ -20,13 +21,14 @@ from flywheel_ml.flows import alerting, monitoring, scoring
 from flywheel_ml.monitoring.alerting.delivery import AlertError, Delivery
 from flywheel_ml.monitoring.alerting.outbox import OpenAlert
 from flywheel_ml.monitoring.run import MonitoringRun
-from flywheel_ml.prediction_log import Outcome, Prediction, Writer, dumps, new_id, now_us
+from flywheel_ml.prediction_log import Outcome, Prediction, Writer, dumps, new_id, now_us, to_datetime
 from flywheel_ml.testing.rows import json_rows
-from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.errors import ConfigError, ProjectError
 from flywheel_ml.utils.files import sha256_file
 from library.helpers import rows
-from library.helpers.project import PROJECT
+from library.helpers.project import PROJECT, ROOT
 from library.helpers.sinks import Hook, serve
+from library.helpers.windows import HOUR_US, START_US, LoggedModel, write_log
 
 
 @pytest.fixture
@@ -201,3 +203,46 @@ def test_read_only_serving_folder_costs_only_the_metrics(
     monitoring.monitor_window(PROJECT, settings, params, scored, None, None)
     assert "metrics of monitoring were not written" in caplog.text
     assert Path("reports/monitoring/alerts.jsonl").exists()
+
+
+def test_past_window_leaves_the_latest_report_and_the_alerts(
+    settings: Settings, params: Params, contract: Contract, bundle_path: Path
+) -> None:
+    bundle, frame, start = Bundle.open(bundle_path), drifted(contract), now_us() - 5 * HOUR_US
+    write_log(settings.prediction_log, frame, bundle, LoggedModel("7", bundle.digest), [start] * frame.height)
+    current = monitoring.monitor_window(PROJECT, settings, params)
+    latest = Path("reports/monitoring/latest.json").read_bytes()
+    past = monitoring.monitor_window(PROJECT, settings, params, until=to_datetime(start + 1))
+    assert past.result.verdict == current.result.verdict == "drift"
+    assert current.alerts
+    assert past.alerts == ()
+    assert past.html.is_file()
+    opened: list[Sequence[OpenAlert]] = []
+    alerting.deliver_queued(PROJECT, settings, opened.append, list)
+    assert len(opened[0]) == len(current.alerts)
+    assert Path("reports/monitoring/latest.json").read_bytes() == latest
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"source": Path("scored.parquet"), "version": "1"}, "--version selects from the prediction log"),
+        ({"source": Path("scored.parquet"), "reference": "same-season"}, "is for windows of the log"),
+        ({"version": "99"}, "has no version '99'"),
+        ({"until": datetime(1999, 1, 1)}, "the prediction log is empty"),
+    ],
+)
+def test_impossible_window_is_refused(settings: Settings, params: Params, query: dict[str, Any], message: str) -> None:
+    shutil.copy(ROOT / paths.CONTRACT, paths.CONTRACT)
+    with pytest.raises(ProjectError, match=message):
+        monitoring.monitor_window(PROJECT, settings, params, **query)
+    assert not Path("reports").exists()
+
+
+def test_span_without_rows_names_the_span_of_the_log(
+    settings: Settings, params: Params, table: pl.DataFrame, bundle_path: Path
+) -> None:
+    bundle = Bundle.open(bundle_path)
+    write_log(settings.prediction_log, table.head(3), bundle, LoggedModel("7", bundle.digest), [START_US] * 3)
+    with pytest.raises(ConfigError, match=r"no row of version 7 from the start to 1999-01-01 00:00; it spans 2024-"):
+        monitoring.monitor_window(PROJECT, settings, params, until=datetime(1999, 1, 1))

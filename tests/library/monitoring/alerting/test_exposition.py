@@ -13,7 +13,7 @@ from flywheel_ml.monitoring.alerting import exposition
 from flywheel_ml.monitoring.alerting.outbox import Outbox
 from flywheel_ml.monitoring.result import Result
 from flywheel_ml.monitoring.run import monitor
-from flywheel_ml.monitoring.window import from_file
+from flywheel_ml.monitoring.sources.scored_file import from_file
 from flywheel_ml.serving.observability.textfile import parse
 from library.helpers.sinks import NOW, make_alert
 from library.helpers.windows import write_scored_file

@@ -12,7 +12,7 @@ from flywheel_ml.monitoring import alerts
 from flywheel_ml.monitoring.alerting.rules import MAX_TEXT, build_alerts, can_end
 from flywheel_ml.monitoring.result import Result
 from flywheel_ml.monitoring.run import monitor
-from flywheel_ml.monitoring.window import from_file
+from flywheel_ml.monitoring.sources.scored_file import from_file
 from library.helpers.sinks import make_alert
 from library.helpers.windows import write_scored_file
 

@@ -46,10 +46,11 @@ def test_rejection_is_permanent_for_client_errors(hook: Hook, status: int, perma
     assert error.unreadable == (status == 400)
 
 
-@pytest.mark.parametrize("text", ["7", format_datetime(datetime.now(UTC) + timedelta(seconds=7.9), usegmt=True)])
-def test_retry_after_is_read_as_seconds_or_date(hook: Hook, text: str) -> None:
-    hook.status, hook.headers = 429, {"Retry-After": text}
-    assert 5 < post(hook.url).retry_after <= 8
+def test_retry_after_is_read_as_seconds_or_date(hook: Hook) -> None:
+    hook.status, hook.headers = 429, {"Retry-After": "7"}
+    assert post(hook.url).retry_after == 7
+    hook.headers = {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)}
+    assert 80 < post(hook.url).retry_after <= 100
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-5", "1e9", "٣", "Mon, 99 Foo 2020"])

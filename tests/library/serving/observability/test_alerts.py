@@ -21,7 +21,7 @@ from flywheel_ml.monitoring.alerting.delivery import RetryPolicy, deliver
 from flywheel_ml.monitoring.alerting.outbox import Outbox
 from flywheel_ml.monitoring.result import Result
 from flywheel_ml.monitoring.run import monitor
-from flywheel_ml.monitoring.window import from_file
+from flywheel_ml.monitoring.sources.scored_file import from_file
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import prometheus
 from library.helpers.project import ROOT
