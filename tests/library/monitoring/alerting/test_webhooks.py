@@ -84,7 +84,9 @@ def test_answer_that_is_not_http_is_an_error(listener: socket.socket, answer: by
     def reply() -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.recv(65536)
+            request = b""
+            while not request.endswith(b"{}"):  # Closing with unread bytes would reset the connection.
+                request += connection.recv(65536)
             connection.sendall(answer)
 
     thread = threading.Thread(target=reply)
