@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,26 @@ def test_queued_alerts_are_delivered_without_a_monitoring_run(settings: Settings
         heard = settings.model_copy(update={"alert_webhook": SecretStr(hook.url)})
         alerting.deliver_queued(PROJECT, heard, opened.append, list)
     assert len(hook.list_statuses()) == len(opened[0])
+
+
+def test_project_has_sinks_of_its_own(
+    settings: Settings, params: Params, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_sinks.py").write_text(
+        "from pathlib import Path\n"
+        "def page(notifications):\n"
+        "    with Path('paged.txt').open('a') as file:\n"
+        "        file.writelines(one.line + '\\n' for one in notifications)\n"
+        "SINKS = (page,)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for _ in range(2):
+        found = monitoring.monitor_window(replace(PROJECT, sinks="own_sinks:SINKS"), settings, params, scored)
+    assert Path("paged.txt").read_text().count("\n") == len(found.alerts)
+    with pytest.raises(ConfigError, match=r"project\.py: 'own_sinks:NONE' cannot be imported"):
+        alerting.open_sinks(replace(PROJECT, sinks="own_sinks:NONE"), settings)
+    # A project that was made before there were sinks.
+    assert [sink.name for sink in alerting.open_sinks(replace(PROJECT, sinks=""), settings)] == ["log"]
 
 
 def test_test_alert_names_the_sinks_that_failed(settings: Settings) -> None:

@@ -67,7 +67,7 @@ def test_thousand_columns_give_few_series(tmp_path: Path, result: Result) -> Non
 
 def test_alerts_become_metrics(tmp_path: Path, outbox: Outbox) -> None:
     alerts = [make_alert(), make_alert("worse", severity="critical")]
-    outbox.record(alerts, "live", "d" * 64, lambda _: True, ["hook"], NOW)
+    outbox.record(alerts, "live", "d" * 64, lambda _: True, ["hook", "removed"], NOW)
     exposition.write_alerts(tmp_path, outbox, ["hook", "log"])
     found = read(tmp_path / ALERT_METRICS)
     opened = {one.labels["severity"]: one.value for one in found["monitoring_alerts_open"].samples}

@@ -28,7 +28,7 @@ def write_result(folder: Path, result: Result) -> None:
 
 
 def write_alerts(folder: Path, outbox: Outbox, sinks: Sequence[str]) -> None:
-    """Replace the metrics of the alerts: how many are open, and how many each sink still has to accept."""
+    """Replace the metrics of the alerts: how many are open, and how many each configured sink still has to accept."""
     found, waiting = outbox.list_open(), outbox.count_waiting()
     by_severity: list[tuple[dict[str, str], float]] = [
         ({"severity": name}, float(sum(one.alert.severity == name for one in found))) for name in SEVERITIES
@@ -38,7 +38,7 @@ def write_alerts(folder: Path, outbox: Outbox, sinks: Sequence[str]) -> None:
         _format(
             "monitoring_alerts_undelivered",
             "Alerts that a sink has not accepted yet.",
-            [({"sink": name}, float(waiting.get(name, 0))) for name in sorted({*sinks, *waiting})],
+            [({"sink": name}, float(waiting.get(name, 0))) for name in sinks],
         ),
     )
     _write(folder / ALERT_METRICS, "".join(texts))
