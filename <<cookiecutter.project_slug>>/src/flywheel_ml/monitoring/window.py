@@ -237,7 +237,7 @@ def _parse_label(text: str | None, contract: Contract) -> float:
 def _read_logged_output(rows: Sequence[LoggedPrediction], contract: Contract) -> np.ndarray:
     """Read the outputs [n_rows, k] of labelled rows; the others stay NaN."""
     output = np.full((len(rows), len(contract.classes) or 3), np.nan)
-    for at, (prediction, label) in enumerate(rows):
+    for at, (prediction, label, _) in enumerate(rows):
         if label is None:
             continue
         if contract.task == "binary":

@@ -13,6 +13,7 @@ from flywheel_ml.prediction_log.reader import LoggedPrediction, Reader, VariantS
 from flywheel_ml.prediction_log.rows import (
     SHADOW,
     Block,
+    EntityOutcome,
     Job,
     Origin,
     Outcome,
@@ -34,6 +35,7 @@ from flywheel_ml.prediction_log.writer import Writer
 __all__ = [
     "SHADOW",
     "Block",
+    "EntityOutcome",
     "Job",
     "LabelConflict",
     "LoggedPrediction",

@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +12,20 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 from flywheel_ml.prediction_log.database_engine import check_version, create_engine, translate_errors
+from flywheel_ml.prediction_log.labels import join
 from flywheel_ml.prediction_log.migrations import select_as_current
 from flywheel_ml.prediction_log.rows import (
     BLOCK_DIGITS,
     SCHEMA_VERSION,
     SHADOW,
     Block,
+    EntityOutcome,
     Job,
+    Outcome,
     Prediction,
     block_row_id,
     blocks,
+    entity_labels,
     jobs,
     labels,
     predictions,
@@ -49,10 +53,15 @@ class VariantStats(NamedTuple):
 
 
 class LoggedPrediction(NamedTuple):
-    """A prediction from the log, with its label (a JSON text) if one has arrived."""
+    """A prediction from the log, with its label (a JSON text) if one has arrived.
+
+    `label_row` is the row of the label: an `Outcome` if it was sent for the prediction's id, an `EntityOutcome` if it
+    was joined by entity and time (`labels/join.py`).
+    """
 
     prediction: Prediction
     label: str | None
+    label_row: Outcome | EntityOutcome | None = None
 
 
 class Reader:
@@ -61,13 +70,15 @@ class Reader:
     Args:
         target: a folder, or a database URL.
         keep_open: whether to keep database connections between queries, until `close`.
+        label_horizon_us: how much later than a prediction a label of its entity may be, to be joined; None: any time.
 
     Raises:
         ConfigError: a file was written by a newer version of this package.
     """
 
-    def __init__(self, target: str, keep_open: bool = False) -> None:
+    def __init__(self, target: str, keep_open: bool = False, label_horizon_us: int | None = None) -> None:
         self._target = target
+        self._label_horizon_us = label_horizon_us
         self._engine = create_engine(target, pings=True) if keep_open and "://" in target else None
         self._engine_version = 0
 
@@ -107,9 +118,48 @@ class Reader:
 
         of_blocks = (one for row in self._rows(blocks, build_query) for one in _unpack(Block._make(row)))
         found = itertools.chain(map(Prediction._make, self._rows(predictions, build_query)), of_blocks)
+        has_entity_labels = any(True for _ in self._rows(entity_labels, lambda table: sa.select(table).limit(1)))
         while some := list(itertools.islice(found, MAX_VARIABLES)):
-            outcomes = self.labels([prediction.id for prediction in some])
-            yield from (LoggedPrediction(prediction, outcomes.get(prediction.id)) for prediction in some)
+            yield from self._join_labels(some, has_entity_labels)
+
+    def _join_labels(self, some: Sequence[Prediction], has_entity_labels: bool) -> Iterator[LoggedPrediction]:
+        by_id = {
+            row.prediction_id: row
+            for row in map(Outcome._make, self._select_by_key(labels, "prediction_id", [one.id for one in some]))
+        }
+        entities = {one.entity_id for one in some if one.entity_id is not None and one.id not in by_id}
+        known = sorted(entities) if has_entity_labels else []
+        by_entity = join.group_by_entity(self.entity_labels(known, min(one.timestamp_us for one in some)))
+        for prediction in some:
+            row = join.find_label(prediction, by_id, by_entity, self._label_horizon_us)
+            yield LoggedPrediction(prediction, None if row is None else row.label, row)
+
+    def entity_labels(self, entities: Sequence[str], since_us: int | None = None) -> list[EntityOutcome]:
+        """Return the labels of entities, from a timestamp on; of several files, in no order."""
+
+        def build_query(some: Sequence[str], table: sa.FromClause) -> sa.Select[Any]:
+            query = sa.select(table).where(table.c.entity_id.in_(some))
+            return query if since_us is None else query.where(table.c.timestamp_us >= since_us)
+
+        return [
+            EntityOutcome._make(row)
+            for some in _split_ids(entities)
+            for row in self._rows(entity_labels, partial(build_query, some))
+        ]
+
+    def has_any_entity(self, entities: Collection[str]) -> bool:
+        """Whether any prediction in the log is about one of these entities; reads the log until it finds one."""
+        wanted = set(entities)
+
+        def build_query(some: Sequence[str], table: sa.FromClause) -> sa.Select[Any]:
+            return sa.select(sa.literal(1)).where(table.c.entity_id.in_(some)).limit(1)
+
+        if any(
+            next(self._rows(predictions, partial(build_query, some)), None) for some in _split_ids(sorted(wanted))
+        ):
+            return True
+        packed = self._rows(blocks, lambda table: sa.select(table).where(table.c.entity_column.is_not(None)))
+        return any(one.entity_id in wanted for row in packed for one in _unpack(Block._make(row)))
 
     def compute_stats(self, since_us: int = 0) -> list[VariantStats]:
         """Return statistics by variant, version and digest from a timestamp on, shadows included."""
