@@ -294,6 +294,12 @@ class MonitorParams(config_model.StrictModel):
     max_quality_drop: float = Field(default=0.03, gt=0, le=1)
     max_error_increase: float = Field(default=0.1, gt=0)
     confidence_level: float = Field(default=0.95, gt=0, lt=1)
+    label_horizon_days: float | None = Field(default=None, gt=0)
+
+    @property
+    def label_horizon_us(self) -> int | None:
+        """`label_horizon_days` in microseconds."""
+        return None if self.label_horizon_days is None else int(self.label_horizon_days * 86_400_000_000)
 
 
 TRAINING_GROUPS = {"seed", "data", "split", "train", "tune", "evaluate", "explain"}

@@ -44,7 +44,8 @@ def monitor_window(
     if source is not None:
         rows = window.from_file(source, opened, slices)
     else:
-        log, span = Reader(settings.prediction_log), (_to_us(since) if since else 0, _to_us(until) if until else None)
+        log = Reader(settings.prediction_log, label_horizon_us=params.monitor.label_horizon_us)
+        span = (_to_us(since) if since else 0, _to_us(until) if until else None)
         rows = window.from_log(log, opened, slices, *span, version, opened.digest)
     found = engine.task("monitor", monitor, rows, opened, params, FOLDER, rules=import_reference(project.alerts))
     on_result(found)

@@ -29,7 +29,7 @@ from flywheel_ml.utils.errors import DataError, ProjectError
 from flywheel_ml.utils.files import replacing
 
 PREDICTION, SCORE, PROBABILITIES, LOW, HIGH, VERSION = SCORE_COLUMNS
-_ROWS = "rows"
+ROWS = "rows"
 MAX_THREADS = 8
 """Each thread holds one chunk of the table in memory."""
 
@@ -87,9 +87,9 @@ def score(
     # Opened first, so that a log that cannot be written is reported before the work starts.
     with Writer(settings.prediction_log, "batch", settings.log_synchronous) as log:
         start = time.perf_counter()
-        broken = engine.task("score", _score_to_file, source, output, opened, version, params.chunk_rows, advance)
+        broken = engine.task("score", score_to_file, source, output, opened, version, params.chunk_rows, advance)
         seconds = time.perf_counter() - start
-        rows = broken.pop(_ROWS)
+        rows = broken.pop(ROWS)
         made = (prediction_log.new_id(), prediction_log.now_us(), version, opened.digest)
         job = Job(*made, str(source), str(output), rows, seconds)
         log.append([job]).result()
@@ -118,10 +118,10 @@ def _check_output(source: Path, output: Path) -> None:
         raise DataError(f"OUTPUT: the folder '{output.parent}' is not writable")
 
 
-def _score_to_file(
+def score_to_file(
     source: Path, output: Path, opened: Bundle, version: str, chunk_rows: int, advance: Callable[[int], object]
 ) -> Counter[str]:
-    """Score all rows; return their number under `_ROWS`, and the number of violations of each rule."""
+    """Score all rows of a file; return their number under `ROWS`, and the number of violations of each rule."""
     found: Counter[str] = Counter()
     contract = opened.contract
 
@@ -146,7 +146,7 @@ def _score_to_file(
             ):
                 writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
                 writer.write_table(table)
-                found.update({_ROWS: table.num_rows, **broken})
+                found.update({ROWS: table.num_rows, **broken})
                 advance(table.num_rows)
         finally:
             if writer is not None:

@@ -55,9 +55,9 @@ def select_as_current(version: int, table: sa.Table) -> sa.FromClause | None:
     names = _RENAMED[table.name] if version < 3 else {}
     then = sa.table(table.name, *(sa.column(names.get(c.name, c.name), c.type) for c in table.columns))
     columns = [
-        (
-            sa.cast(sa.null(), c.type) if version < _ADDED.get(c.name, 1) else then.c[names.get(c.name, c.name)]
-        ).label(c.name)
+        (sa.cast(sa.null(), c.type) if version < _ADDED.get(c.name, 1) else then.c[names.get(c.name, c.name)]).label(
+            c.name
+        )
         for c in table.columns
     ]
     return sa.select(*columns).select_from(then).subquery(table.name)

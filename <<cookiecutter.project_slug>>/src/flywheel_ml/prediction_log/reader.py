@@ -154,9 +154,7 @@ class Reader:
         def build_query(some: Sequence[str], table: sa.FromClause) -> sa.Select[Any]:
             return sa.select(sa.literal(1)).where(table.c.entity_id.in_(some)).limit(1)
 
-        if any(
-            next(self._rows(predictions, partial(build_query, some)), None) for some in _split_ids(sorted(wanted))
-        ):
+        if any(next(self._rows(predictions, partial(build_query, some)), None) for some in _split_ids(sorted(wanted))):
             return True
         packed = self._rows(blocks, lambda table: sa.select(table).where(table.c.entity_column.is_not(None)))
         return any(one.entity_id in wanted for row in packed for one in _unpack(Block._make(row)))

@@ -505,9 +505,8 @@ def _check_label_conflicts(connection: sa.Connection, rows: Sequence[Row]) -> No
     others = [name for name, label in connection.execute(query) if label != by_id[name]] if by_id else []
     by_key = {row.key: row.label for row in rows if isinstance(row, EntityOutcome)}
     found = sa.select(entity_labels).where(entity_labels.c.entity_id.in_({entity for entity, _ in by_key}))
-    for row in map(EntityOutcome._make, connection.execute(found) if by_key else ()):
-        if by_key.get(row.key, row.label) != row.label:
-            others.append(row.entity_id)
+    stored = map(EntityOutcome._make, connection.execute(found) if by_key else ())
+    others += [row.entity_id for row in stored if by_key.get(row.key, row.label) != row.label]
     if others:
         raise LabelConflict(others)
 

@@ -169,7 +169,7 @@ def _build_instance(reader: RowValidator, example: Mapping[str, Any]) -> Any:
 
 def _build_label(label: Any) -> Any:
     """Build the type of a label of a prediction, or of an entity at a time."""
-    when = {"format": "date-time"}
+    when: dict[str, Any] = {"format": "date-time"}
     at = Field(description="timestamp of the outcome; default: now", json_schema_extra=when)
     timestamp = Field(description="timestamp of the outcome; in UTC without an offset", json_schema_extra=when)
     of_prediction = {
