@@ -12,6 +12,7 @@ from flywheel_ml.data.window import check_span
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.scoring import open_champion
 from flywheel_ml.monitoring import alerts, window
+from flywheel_ml.monitoring.performance.variants import VariantQuality, measure_others
 from flywheel_ml.monitoring.run import MonitoringRun, monitor
 from flywheel_ml.prediction_log import Reader, now_us
 from flywheel_ml.utils.errors import ConfigError
@@ -41,13 +42,16 @@ def monitor_window(
     _check_span(source, since, until)
     version, opened = open_champion(project, settings)
     slices: Sequence[str] = params.evaluate.slices
+    others: list[VariantQuality] = []
     if source is not None:
         rows = window.from_file(source, opened, slices)
     else:
         log = Reader(settings.prediction_log, label_horizon_us=params.monitor.label_horizon_us)
         span = (_to_us(since) if since else 0, _to_us(until) if until else None)
         rows = window.from_log(log, opened, slices, *span, version, opened.digest)
-    found = engine.task("monitor", monitor, rows, opened, params, FOLDER, rules=import_reference(project.alerts))
+        others = measure_others(log, opened.contract, opened.digest, *span, params.monitor.confidence_level)
+    rules = import_reference(project.alerts)
+    found = engine.task("monitor", monitor, rows, opened, params, FOLDER, rules=rules, others=others)
     on_result(found)
     if webhook := settings.alert_webhook.get_secret_value():
         engine.task("alert", alerts.deliver, webhook, found.alerts)

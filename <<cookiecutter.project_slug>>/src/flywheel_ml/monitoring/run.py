@@ -8,6 +8,7 @@ from typing import NamedTuple
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import alerts, report
+from flywheel_ml.monitoring.performance.variants import VariantQuality
 from flywheel_ml.monitoring.result import Result, evaluate_window
 from flywheel_ml.monitoring.window import Window
 from flywheel_ml.utils.files import replacing
@@ -31,6 +32,7 @@ def monitor(
     out_dir: Path,
     now: datetime | None = None,
     rules: Sequence[alerts.Rule] = alerts.STANDARD_RULES,
+    others: Sequence[VariantQuality] = (),
 ) -> MonitoringRun:
     """Evaluate a window; write `<timestamp>.json` and `.html`, copies as `latest.*`, and append to `alerts.jsonl`.
 
@@ -43,9 +45,10 @@ def monitor(
         out_dir: folder of the reports, created if absent.
         now: current time, aware; taken from the clock by default.
         rules: rules that raise alerts.
+        others: what other models answered in the same span, for the report.
     """
     at = (now or datetime.now(UTC)).astimezone(UTC)
-    result = evaluate_window(window, bundle, params, at)
+    result = evaluate_window(window, bundle, params, at, others)
     texts = {"json": result.to_json(), "html": report.render_html(result, window, bundle)}
     stamp = f"{at:%Y%m%dT%H%M%S.%fZ}"
     for name in (stamp, "latest"):

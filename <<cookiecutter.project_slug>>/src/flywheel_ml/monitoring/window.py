@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Columns, Contract, columns_from_rows
 from flywheel_ml.core.parsing.rules import IS_BROKEN, build_rules
 from flywheel_ml.data import tables
-from flywheel_ml.prediction_log import LoggedPrediction, Reader
+from flywheel_ml.prediction_log import LoggedPrediction, Prediction, Reader
 from flywheel_ml.utils.errors import DataError
 
 CHUNK_ROWS = 20_000
@@ -36,7 +36,8 @@ class Chunk(NamedTuple):
 
     `truth` holds the labels as `Contract.encode_target` converts them, NaN if none has arrived. `output` [n_rows, k] is
     as in `metrics.compute_metrics` and needed for labelled rows only. `times` are datetime64[us] or None. `degraded`
-    marks rows that a fallback answered instead of the model. `rows_without_digest` is as in `Window`.
+    marks rows that a fallback answered instead of the model. `rows_without_digest` is as in `Window`. `variants` and
+    `delays` (seconds from a prediction to its label's arrival, NaN if unknown) are None for a scored file.
     """
 
     columns: Columns
@@ -47,6 +48,8 @@ class Chunk(NamedTuple):
     versions: np.ndarray
     degraded: np.ndarray
     rows_without_digest: int = 0
+    variants: np.ndarray | None = None
+    delays: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class Window:
         output, truth: float32 [n_labelled, k] and float64 [n_labelled], as in `metrics.compute_metrics`: the rows that
             the model scored and whose label is known.
         slices: column → values as str objects [n_labelled].
+        variants: variant → answered rows; empty for a scored file.
+        labelled_variants: str objects [n_labelled], "" for a scored file.
+        delays: float64 [n_labelled], seconds from a prediction to its label's arrival, NaN if unknown.
     """
 
     source: str
@@ -81,6 +87,9 @@ class Window:
     truth: np.ndarray
     slices: Columns
     rows_without_digest: int = 0
+    variants: Mapping[str, int] = field(default_factory=dict)
+    labelled_variants: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=object))
+    delays: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 def from_log(
@@ -145,6 +154,9 @@ def merge(windows: Iterable[Window]) -> Window:
         truth=np.concatenate([part.truth for part in parts]),
         slices={name: np.concatenate([part.slices[name] for part in parts]) for name in first.slices},
         rows_without_digest=sum(part.rows_without_digest for part in parts),
+        variants=_add_counts(part.variants for part in parts),
+        labelled_variants=np.concatenate([part.labelled_variants for part in parts]),
+        delays=np.concatenate([part.delays for part in parts]),
     )
 
 
@@ -154,6 +166,8 @@ def count_chunk(
     """Count one chunk."""
     answered = ~chunk.degraded
     labelled = answered & ~np.isnan(chunk.truth)
+    variants = np.full(len(chunk.truth), "", dtype=object) if chunk.variants is None else chunk.variants
+    delays = np.full(len(chunk.truth), np.nan) if chunk.delays is None else chunk.delays
     return Window(
         source=source,
         profile=profile.count(reference, chunk.columns, chunk.scores[answered].astype(np.float64)),
@@ -169,6 +183,9 @@ def count_chunk(
         truth=chunk.truth[labelled],
         slices={name: _name_slices(chunk.columns[name][labelled]) for name in slices},
         rows_without_digest=chunk.rows_without_digest,
+        variants={} if chunk.variants is None else dict(Counter(variants[answered].tolist())),
+        labelled_variants=variants[labelled],
+        delays=delays[labelled],
     )
 
 
@@ -216,15 +233,24 @@ def _read_logged(rows: Sequence[LoggedPrediction], bundle: Bundle) -> Chunk:
         columns=columns_from_rows(bundle.contract.inputs, [json.loads(p.inputs) for p in predictions]),
         scores=np.array([p.score for p in predictions], dtype=np.float32),
         output=_read_logged_output(rows, bundle.contract),
-        truth=np.array([_parse_label(row.label, bundle.contract) for row in rows], dtype=np.float64),
+        truth=np.array([parse_label(row.label, bundle.contract) for row in rows], dtype=np.float64),
         times=np.array([p.timestamp_us for p in predictions], dtype="datetime64[us]"),
         versions=np.array([p.model_version for p in predictions], dtype=object),
         degraded=np.array([p.degraded for p in predictions], dtype=bool),
         rows_without_digest=sum(p.model_digest is None for p in predictions),
+        variants=np.array([p.variant for p in predictions], dtype=object),
+        delays=np.array([_compute_delay(row) for row in rows], dtype=np.float64),
     )
 
 
-def _parse_label(text: str | None, contract: Contract) -> float:
+def _compute_delay(row: LoggedPrediction) -> float:
+    """Return the seconds from a prediction to its label's arrival; NaN if it has not arrived or its time is unknown."""
+    if row.label_row is None or row.label_row.arrived_us is None:
+        return math.nan
+    return (row.label_row.arrived_us - row.prediction.timestamp_us) / 1e6
+
+
+def parse_label(text: str | None, contract: Contract) -> float:
     """Convert a label as `Contract.encode_target` does; NaN if it is absent or not a value of the target."""
     if text is None:
         return math.nan
@@ -234,20 +260,23 @@ def _parse_label(text: str | None, contract: Contract) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
+def parse_output(prediction: Prediction, contract: Contract) -> Sequence[float]:
+    """Return the output [k] of a logged prediction, as in `metrics.compute_metrics`."""
+    if contract.task == "binary":
+        score = np.float32(prediction.score)
+        return 1 - score, score
+    answer = json.loads(prediction.output)
+    if contract.classes:
+        return list(answer["probabilities"].values())
+    return [answer["prediction"], *answer["interval"]]
+
+
 def _read_logged_output(rows: Sequence[LoggedPrediction], contract: Contract) -> np.ndarray:
     """Read the outputs [n_rows, k] of labelled rows; the others stay NaN."""
     output = np.full((len(rows), len(contract.classes) or 3), np.nan)
-    for at, (prediction, label, _) in enumerate(rows):
-        if label is None:
-            continue
-        if contract.task == "binary":
-            score = np.float32(prediction.score)
-            output[at] = 1 - score, score
-            continue
-        answer = json.loads(prediction.output)
-        output[at] = (
-            list(answer["probabilities"].values()) if contract.classes else [answer["prediction"], *answer["interval"]]
-        )
+    for at, row in enumerate(rows):
+        if row.label is not None:
+            output[at] = parse_output(row.prediction, contract)
     return output
 
 
