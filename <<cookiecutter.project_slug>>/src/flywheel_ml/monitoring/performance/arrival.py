@@ -46,8 +46,8 @@ class Arrival(config_model.StrictModel):
             return ""
         return (
             f"Labelled rows have other scores than the {formatting.rows(self.bias.unlabelled)} without a label "
-            f"(KS distance {self.bias.effect:.2f}, p {formatting.p_value(self.bias.p_value)}): the metrics describe the "
-            "labelled rows, not all. Compare them again when more labels have arrived."
+            f"(KS distance {self.bias.effect:.2f}, p {formatting.p_value(self.bias.p_value)}): the metrics describe "
+            "the labelled rows, not all. Compare them again when more labels have arrived."
         )
 
 

@@ -9,11 +9,14 @@ it is validated. The estimate is advisory and decides nothing: its assumption ca
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from flywheel_ml.core.bundle import Manifest
 from flywheel_ml.core.profile import Counts
 from flywheel_ml.utils import config_model
 
+GRID_CELLS = 4000
+"""Cells of [0, 1] that the scores are spread over."""
 ASSUMPTION = (
     "It assumes that the scores are calibrated on these rows and that the meaning of the inputs has not changed "
     "(no concept drift). It cannot see a change of what the inputs mean, and it never decides the verdict."
@@ -100,17 +103,23 @@ def compute_expected_metrics(scores: np.ndarray, weights: np.ndarray, threshold:
 def spread_bins(scores: Counts, threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return ascending probabilities and the number of rows with each, from counts in bins.
 
-    The rows of a bin lie at its middle; those of a bin that contains the threshold are divided in proportion. The bins
-    are quantiles of the reference, so the error of a metric is below one half of 1/256.
+    A bin of one repeated value stays a point. Between the others, the distribution function is a monotone cubic
+    (Fritsch & Carlson 1980, "Monotone Piecewise Cubic Interpolation"), because a window's scores may crowd at one side
+    of a wide bin of the reference. No cell of the result contains the threshold.
     """
-    inner = np.array(scores.edges, dtype=np.float64)
-    low = np.concatenate(([inner[0]], inner))
-    high = np.concatenate((inner, [inner[-1]]))
-    counts = np.array(scores.counts, dtype=np.float64)
-    if threshold is not None and (cut := np.flatnonzero((low < threshold) & (threshold < high))).size:
-        at = int(cut[0])
-        share = (threshold - low[at]) / (high[at] - low[at])
-        counts = np.concatenate((counts[:at], [counts[at] * share, counts[at] * (1 - share)], counts[at + 1 :]))
-        low, high = np.insert(low, at + 1, threshold), np.insert(high, at, threshold)
-    kept = counts > 0
-    return np.clip((low[kept] + high[kept]) / 2, 0.0, 1.0), counts[kept]
+    edges, counts = np.array(scores.edges, dtype=np.float64), np.array(scores.counts, dtype=np.float64)
+    is_point = np.zeros(len(counts), dtype=bool)
+    is_point[1:-1] = np.nextafter(edges[:-1], np.inf) == edges[1:]
+    points, spread = np.append(edges, 1.0)[is_point], np.where(is_point, 0.0, counts)
+    # Scores are float32, in which the two edges around a point are one.
+    ends = np.concatenate(([min(0.0, edges[0])], edges, [max(1.0, edges[-1])])).astype(np.float32)
+    knots, first = np.unique(ends.astype(np.float64), return_index=True)
+    cumulative = np.concatenate(([0.0], np.cumsum(spread)))[np.append(first[1:] - 1, len(spread))]
+    cumulative = np.concatenate(([0.0], cumulative[1:]))
+    grid = np.union1d(np.linspace(0, 1, GRID_CELLS + 1), [] if threshold is None else [threshold])
+    below = PchipInterpolator(knots, cumulative)(np.clip(grid, knots[0], knots[-1]))
+    values = np.concatenate(((grid[:-1] + grid[1:]) / 2, np.clip(points, 0.0, 1.0)))
+    weights = np.concatenate((np.clip(np.diff(below), 0.0, None), counts[is_point]))
+    order = np.argsort(values, kind="stable")
+    kept = order[weights[order] > 0]
+    return values[kept], weights[kept]
