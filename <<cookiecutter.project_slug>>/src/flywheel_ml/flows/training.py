@@ -12,7 +12,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import TRAINING_GROUPS, Params
 from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import run_state
+from flywheel_ml.flows import run_state, schema_changes
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.versioning import dvc_stages, git
@@ -104,6 +104,8 @@ def run_stages(context: TrainingContext) -> None:
                 step.note = "unchanged"
             elif note := _summarize_stage(name, context.contract, context.params):
                 step.note = note
+            if name == "ingest" and (changes := schema_changes.report_changes()):
+                step.note = f"the upstream schema changed: {changes}"
 
 
 def check_gates(context: TrainingContext) -> list[GateResult]:
@@ -142,6 +144,7 @@ def finish(context: TrainingContext, version: "Version", checks: list[GateResult
     """Record that the run completed, so that the next run does nothing unless something changes."""
     role = context.registry.get_state(version.number).role
     outcome = {"version": version.number, "role": role, "seconds": context.progress.seconds}
+    schema_changes.record_schema()
     run_state.record_run(context.project, context.settings, context.params, outcome)
     return TrainingResult(version.number, role, checks)
 
