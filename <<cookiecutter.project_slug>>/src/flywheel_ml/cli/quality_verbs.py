@@ -55,6 +55,30 @@ def skew(
     replay.raise_if_skewed(found)
 
 
+@app.command()
+def staleness(
+    ctx: typer.Context,
+    days: Annotated[int, typer.Option(min=1, help="Length of a window.")] = 30,
+    versions: Annotated[int, typer.Option(min=1, help="How many of the newest versions.")] = 10,
+) -> None:
+    """Measure registered versions on newer and newer labelled rows of the raw table, and plot their decay."""
+    from flywheel_ml.flows.staleness import FOLDER, measure_staleness
+
+    found = measure_staleness(ctx.obj, _open_registry(ctx), ctx.obj.load_params(), days, versions)
+    for name, why in found.skipped.items():
+        console.print(f"version {name} was skipped: {why}", markup=False, soft_wrap=True)
+    shown = formatting.METRIC_NAMES[found.metric]
+    for version in found.versions:
+        values = [(0.0, version.tested), *((window.age_days, window.value) for window in version.windows)]
+        texts = [
+            f"{formatting.metric_value(found.metric, value)} at {age:.0f} days"
+            for age, value in values
+            if value is not None
+        ]
+        console.print(f"version {version.version}: {shown} {', '.join(texts) or 'unknown'}", soft_wrap=True)
+    console.print(f"report: {FOLDER / 'latest.html'}", soft_wrap=True)
+
+
 def _open_registry(ctx: typer.Context) -> "Registry":
     from flywheel_ml.model.registration.registry import Registry
 

@@ -267,8 +267,14 @@ def assign_role(registry: "Registry", version: "Version", params: Params) -> str
 
 
 def collect_lineage() -> dict[str, Any]:
-    """Collect the origin of a bundle: facts that may differ between two runs with equal bundles."""
+    """Collect the origin of a bundle: facts that may differ between two runs with equal bundles.
+
+    `last_row_at` is the time of the newest row that it was trained or tested on, if rows have times.
+    """
+    split = read_json(paths.REPORTS / "split.json") if (paths.REPORTS / "split.json").is_file() else {}
+    last_row_at = max((part["last"] for part in split.values() if part.get("last")), default=None)
     return {
+        **({"last_row_at": last_row_at} if last_row_at else {}),
         "git_commit": git.get_commit(),
         "git_dirty": git.is_dirty(),
         "dvc_lock_sha256": dvc_stages.hash_lock(),
