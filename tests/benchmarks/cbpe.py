@@ -77,7 +77,10 @@ def estimate(reference: np.ndarray, chunks: list[np.ndarray]) -> dict[str, list[
 def make_environment(folder: Path) -> Path:
     """Install NannyML into a new environment; returns its Python. Exits if that is impossible."""
     python = folder / "bin" / "python"
-    for command in ([sys.executable, "-m", "venv", folder], [python, "-m", "pip", "install", "--quiet", *PACKAGES]):
+    for command in (
+        [sys.executable, "-m", "venv", str(folder)],
+        [str(python), "-m", "pip", "install", "--quiet", *PACKAGES],
+    ):
         if subprocess.run(command, check=False, capture_output=True).returncode:
             print(f"{PACKAGES[0]} cannot be installed; is a package index reachable?", file=sys.stderr)
             sys.exit(NOT_INSTALLED)

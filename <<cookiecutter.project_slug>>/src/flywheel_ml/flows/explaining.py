@@ -10,7 +10,7 @@ from flywheel_ml.core.contract import columns_from_rows
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.explanation.explanation import Explanation, explain
-from flywheel_ml.flows.logged_bundle import open_bundle_of
+from flywheel_ml.flows.bundles import open_bundle_of
 from flywheel_ml.prediction_log import Prediction, Reader, to_datetime
 from flywheel_ml.utils.errors import IntegrityError, NotExplainable, ProjectError
 

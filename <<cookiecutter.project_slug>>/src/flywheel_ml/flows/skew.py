@@ -19,7 +19,7 @@ from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
 from flywheel_ml.flows import scoring
-from flywheel_ml.flows.logged_bundle import open_bundle_of
+from flywheel_ml.flows.bundles import open_bundle_of
 from flywheel_ml.prediction_log import LoggedPrediction, Prediction, Reader
 from flywheel_ml.utils import formatting
 from flywheel_ml.utils.errors import ProjectError

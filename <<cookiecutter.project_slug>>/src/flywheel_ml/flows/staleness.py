@@ -92,7 +92,8 @@ def _open_versions(
     project: Project, registry: "Registry", scratch: Path, most: int, skipped: dict[str, str]
 ) -> list[tuple["Version", Bundle, datetime]]:
     """Download the newest versions, each bundle once, with the time of the newest row that it saw."""
-    opened, digests = [], set()
+    opened: list[tuple[Version, Bundle, datetime]] = []
+    digests: set[str] = set()
     for version in registry.list_versions():
         if len(opened) == most or version.digest in digests:
             continue

@@ -78,7 +78,6 @@ def build_slice_tables(found: tuple[SliceQuality, ...], judged: str) -> list[dic
     tables: dict[str, list[SliceRow]] = {}
     for part in found:
         area, before = part.metrics.get(judged), part.reference
-        is_known = area is not None and before is not None
         tables.setdefault(part.column, []).append(
             SliceRow(
                 value=part.value,
@@ -87,7 +86,7 @@ def build_slice_tables(found: tuple[SliceQuality, ...], judged: str) -> list[dic
                 area=_format_value(judged, area),
                 interval=_format_interval(judged, part.low, part.high),
                 reference=_format_value(judged, before),
-                change=formatting.metric_change(judged, before, area) if is_known else "–",
+                change="–" if area is None or before is None else formatting.metric_change(judged, before, area),
                 worse=part.worse,
             )
         )

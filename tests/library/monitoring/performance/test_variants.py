@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from flywheel_ml.core.bundle import Bundle
-from flywheel_ml.monitoring import window
 from flywheel_ml.monitoring.performance.variants import VariantQuality, measure_others, measure_window
+from flywheel_ml.monitoring.sources.log_window import Log, Span
+from flywheel_ml.monitoring.sources.logged_rows import from_log
+from flywheel_ml.monitoring.window import merge
 from flywheel_ml.prediction_log import SHADOW, EntityOutcome, Outcome, Prediction, Reader, Row, Writer
 
 START_US = 1_400_000_000_000_000
@@ -46,7 +48,7 @@ def reader(tmp_path: Path, bundle: Bundle) -> Reader:
 
 
 def test_other_variants_are_measured_by_their_own_rows(reader: Reader, bundle: Bundle) -> None:
-    challenger, shadow = measure_others(reader, bundle.contract, bundle.digest, 0, None, 0.95)
+    challenger, shadow = measure_others(Log(reader), bundle.contract, bundle.digest, Span(0, 2 * START_US), 0.95)
     assert (challenger.variant, challenger.model_version, challenger.rows, challenger.labelled) == (
         "challenger",
         "2",
@@ -63,19 +65,19 @@ def test_other_variants_are_measured_by_their_own_rows(reader: Reader, bundle: B
 
 
 def test_span_without_rows_has_no_variants(reader: Reader, bundle: Bundle) -> None:
-    assert measure_others(reader, bundle.contract, bundle.digest, START_US * 2, None, 0.95) == []
+    assert measure_others(Log(reader), bundle.contract, bundle.digest, Span(2 * START_US, 3 * START_US), 0.95) == []
 
 
 def test_window_has_the_variant_and_the_delays_of_its_own_model(reader: Reader, bundle: Bundle) -> None:
-    found = window.from_log(reader, bundle, model_version="1", model_digest=bundle.digest)
+    found = from_log(reader, bundle, model_version="1", model_digest=bundle.digest)
     (mine,) = measure_window(found, "binary", 0.95)
     assert isinstance(mine, VariantQuality)
     assert (mine.variant, mine.model_version, mine.rows, mine.labelled) == ("champion", "1", 196, 147)
     assert set(found.delays.tolist()) == {3600.0}
     parts = [
-        window.from_log(
+        from_log(
             reader, bundle, (), START_US + a * SECOND_US, START_US + b * SECOND_US, "1", model_digest=bundle.digest
         )
         for a, b in ((0, 60), (60, 10_000))
     ]
-    assert list(measure_window(window.merge(parts), "binary", 0.95)) == [mine]
+    assert list(measure_window(merge(parts), "binary", 0.95)) == [mine]
