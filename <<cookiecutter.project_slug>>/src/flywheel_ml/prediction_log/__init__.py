@@ -9,7 +9,7 @@ In a folder, each process writes its own SQLite file, because SQLite before 3.51
 checkpoint one WAL. Readers open all files as one log. With a database URL, all processes write to that database.
 """
 
-from flywheel_ml.prediction_log.reader import LoggedPrediction, Reader, VariantStats, merge_stats
+from flywheel_ml.prediction_log.reader import LoggedPrediction, Reader
 from flywheel_ml.prediction_log.rows import (
     SHADOW,
     Block,
@@ -30,6 +30,7 @@ from flywheel_ml.prediction_log.rows import (
 )
 from flywheel_ml.prediction_log.spool import Spool
 from flywheel_ml.prediction_log.stores import LabelConflict, Unavailable
+from flywheel_ml.prediction_log.variant_stats import VariantStats, merge_stats
 from flywheel_ml.prediction_log.writer import Writer
 
 __all__ = [

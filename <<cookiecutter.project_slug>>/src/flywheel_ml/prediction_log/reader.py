@@ -31,6 +31,7 @@ from flywheel_ml.prediction_log.rows import (
     labels,
     predictions,
 )
+from flywheel_ml.prediction_log.variant_stats import VariantStats, merge_stats, select_stats
 from flywheel_ml.utils.errors import ConfigError
 
 MAX_VARIABLES = 10_000
@@ -43,19 +44,6 @@ HOUR_US = 3_600_000_000
 
 _IN_BLOCK = re.compile(r"[0-9a-f]{32}")
 _READ_ONLY = {"mode": "ro", "uri": "true"}
-
-
-class VariantStats(NamedTuple):
-    """Statistics of one model in one variant. `mean_score` covers rows outside of blocks; NaN if there are none."""
-
-    variant: str
-    model_version: str
-    model_digest: str | None
-    rows: int
-    degraded: int
-    mean_score: float
-    mean_latency_us: float
-    last_us: int
 
 
 class LoggedPrediction(NamedTuple):
@@ -228,7 +216,7 @@ class Reader:
         """Return statistics by variant, version and digest for since ≤ time < until, shadows included."""
         found: dict[tuple[str, str, str], list[VariantStats]] = {}
         for table in (predictions, blocks):
-            for variant, version, digest, rows, *sums in self._rows(table, partial(_select_stats, since_us, until_us)):
+            for variant, version, digest, rows, *sums in self._rows(table, partial(select_stats, since_us, until_us)):
                 degraded, score, latency, last = sums
                 mean = math.nan if score is None else float(score)
                 model = (variant, version, digest)
@@ -360,39 +348,6 @@ def _select_hours(span: _Selection, table: sa.FromClause) -> sa.Select[Any]:
     begin = hours.c.hour * HOUR_US
     of_hour = sa.select(rows).select_from(table).where(time >= begin, time < begin + HOUR_US)
     return sa.select(hours.c.hour, of_hour.correlate(hours).scalar_subquery())
-
-
-def _select_stats(since_us: int, until_us: int | None, table: sa.FromClause) -> sa.Select[Any]:
-    is_block = "rows" in table.c
-    count: sa.ColumnElement[int] = table.c.rows if is_block else sa.literal(1)
-    by = (table.c.variant, table.c.model_version, table.c.model_digest)
-    return (
-        sa.select(
-            *by,
-            sa.func.sum(count),
-            sa.func.sum(sa.cast(table.c.degraded, sa.Integer) * count),
-            # The scores of a block are packed inside it and not counted here.
-            sa.null() if is_block else sa.func.avg(table.c.score),
-            sa.func.sum(table.c.latency_us * count),
-            sa.func.max(table.c.timestamp_us),
-        )
-        .where(table.c.timestamp_us >= since_us, sa.true() if until_us is None else table.c.timestamp_us < until_us)
-        .group_by(*by)
-    )
-
-
-def merge_stats(parts: Sequence[VariantStats]) -> VariantStats:
-    """Combine the statistics of several parts; variant and model are those of the first."""
-    rows = sum(part.rows for part in parts)
-    scored = [part for part in parts if not math.isnan(part.mean_score)]
-    weight = sum(part.rows for part in scored)
-    return parts[0]._replace(
-        rows=rows,
-        degraded=sum(part.degraded for part in parts),
-        mean_score=sum(part.mean_score * part.rows for part in scored) / weight if weight else math.nan,
-        mean_latency_us=sum(part.mean_latency_us * part.rows for part in parts) / rows,
-        last_us=max(part.last_us for part in parts),
-    )
 
 
 def _unpack(block: Block) -> Iterator[Prediction]:
