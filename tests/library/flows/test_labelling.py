@@ -173,3 +173,11 @@ def test_postgresql_keeps_the_first_label_of_an_entity(settings: Settings) -> No
         with pytest.raises(DataError, match="another label for '7'"):
             import_labels(write("entity,timestamp,label\n7,2026-03-01T12:30:00Z,false\n"), settings)
         assert joined(settings) == ["true", None, "false"]
+
+
+def test_label_that_is_not_a_number_counts_as_none(settings: Settings) -> None:
+    Path("contract.yaml").write_text(CONTRACT.replace("late, type: boolean", "late, type: float"))
+    frame = pl.DataFrame({"id": [f"{at:032d}" for at in range(3)], "label": [float("nan"), float("inf"), 1.5]})
+    frame.write_parquet("labels.parquet")
+    assert import_labels(Path("labels.parquet"), settings) == ImportedLabels(1, 1, 2)
+    assert joined(settings) == [None, None, "1.5"]

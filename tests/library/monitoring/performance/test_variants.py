@@ -9,6 +9,8 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.monitoring.performance.variants import VariantQuality, measure_others, measure_window
 from flywheel_ml.monitoring.sources.log_window import Log, Span
 from flywheel_ml.monitoring.sources.logged_rows import from_log
+from flywheel_ml.monitoring.sources.profile_store import ProfileStore
+from flywheel_ml.monitoring.sources.profiling import update_profiles
 from flywheel_ml.monitoring.window import merge
 from flywheel_ml.prediction_log import SHADOW, EntityOutcome, Outcome, Prediction, Reader, Row, Writer
 
@@ -81,3 +83,13 @@ def test_window_has_the_variant_and_the_delays_of_its_own_model(reader: Reader, 
         for a, b in ((0, 60), (60, 10_000))
     ]
     assert list(measure_window(merge(parts), "binary", 0.95)) == [mine]
+
+
+def test_rows_are_counted_alike_with_and_without_profiles(reader: Reader, bundle: Bundle, tmp_path: Path) -> None:
+    span = Span(START_US + 1, START_US + 7200 * SECOND_US)
+    expected = measure_others(Log(reader), bundle.contract, bundle.digest, span, 0.95)
+    assert [one.rows for one in expected] == [196, 196]
+    with ProfileStore(str(tmp_path)) as store:
+        update_profiles(reader, store, lambda _: None, START_US + 10 * 3600 * SECOND_US)
+        assert store.count_hours()
+        assert measure_others(Log(reader, store), bundle.contract, bundle.digest, span, 0.95) == expected

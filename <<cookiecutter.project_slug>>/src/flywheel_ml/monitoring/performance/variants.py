@@ -67,9 +67,9 @@ def _count_answers(log: Log, span: Span) -> Counter[tuple[str, str, str]]:
     hours = {hour for hour, rows in known.items() if first <= hour < end and rows >= logged.get(hour, 0)}
     found: Counter[tuple[str, str, str]] = Counter()
     if log.store and hours:
-        for entry in log.store.read(min(hours), max(hours)):
-            if entry.hour in hours and entry.model.digest is not None:
-                found[entry.variant, entry.model.version, entry.model.digest] += entry.rows - entry.degraded
+        for hour, variant, model, rows in log.store.count_answers(min(hours), max(hours)):
+            if hour in hours and model.digest is not None:
+                found[variant, model.version, model.digest] += rows
     for part, is_profiled in cut(span, logged.keys() | hours, hours):
         for stats in [] if is_profiled else log.reader.compute_stats(*part):
             if stats.model_digest is not None:
