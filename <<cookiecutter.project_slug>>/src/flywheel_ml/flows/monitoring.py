@@ -17,6 +17,7 @@ from flywheel_ml.flows.bundles import find_logged, open_champion, open_version
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.monitoring.alerting.notify import notify
 from flywheel_ml.monitoring.alerting.outbox import LIVE
+from flywheel_ml.monitoring.performance.variants import VariantQuality, measure_others
 from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.run import MonitoringRun, monitor
 from flywheel_ml.monitoring.sources.log_reference import read_reference
@@ -86,7 +87,7 @@ def monitor_window(
     number, opened = (
         open_champion(project, settings) if version is None else (version, open_version(project, settings, version))
     )
-    rows, compared = _read(project, settings, params, query, ModelKey(number, opened.digest), opened)
+    rows, compared, others = _read(project, settings, params, query, ModelKey(number, opened.digest), opened)
     rules = import_reference(project.alerts)
     found = engine.task(
         "monitor",
@@ -97,6 +98,7 @@ def monitor_window(
         FOLDER,
         rules=rules,
         reference=compared,
+        others=others,
         is_current=query.is_current,
     )
     on_result(found)
@@ -108,14 +110,14 @@ def monitor_window(
 
 def _read(
     project: Project, settings: Settings, params: Params, query: WindowQuery, model: ModelKey, bundle: Bundle
-) -> tuple[Window, Reference]:
+) -> tuple[Window, Reference, list[VariantQuality]]:
     slices = params.evaluate.slices
     name = query.reference or params.monitor.reference
     if query.scored is not None:
         if name != TEST_ROWS:
             raise ConfigError(f"reference '{name}' is for windows of the log; pass --reference {TEST_ROWS}")
-        return from_file(query.scored, bundle, slices), Reference.of_test_rows(bundle)
-    time_us, reader = now_us(), Reader(settings.prediction_log)
+        return from_file(query.scored, bundle, slices), Reference.of_test_rows(bundle), []
+    time_us, reader = now_us(), Reader(settings.prediction_log, label_horizon_us=params.monitor.label_horizon_us)
     hours = list(reader.count_hours())
     since_us = _to_us(query.since) if query.since else hours[0] * HOUR_US if hours else 0
     span = Span(since_us, _to_us(query.until) if query.until else time_us + 1)
@@ -130,7 +132,8 @@ def _read(
         window = read_window(log, bundle, model, span, slices)
         if not window.rows and not query.is_current:
             raise ConfigError(_describe_empty(hours, model, query.since, span))
-        return window, read_reference(name, params.monitor, log, bundle, span)
+        others = measure_others(log, bundle.contract, bundle.digest, span, params.monitor.confidence_level)
+        return window, read_reference(name, params.monitor, log, bundle, span), others
 
 
 def _describe_empty(hours: Sequence[int], model: ModelKey, since: datetime | None, span: Span) -> str:

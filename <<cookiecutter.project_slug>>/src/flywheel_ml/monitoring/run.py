@@ -9,6 +9,7 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import report
 from flywheel_ml.monitoring.alerting.rules import STANDARD_RULES, Alert, Rule, build_alerts
+from flywheel_ml.monitoring.performance.variants import VariantQuality
 from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.result import Result, evaluate_window
 from flywheel_ml.monitoring.window import Window
@@ -33,6 +34,7 @@ def monitor(
     rules: Sequence[Rule] = STANDARD_RULES,
     reference: Reference | None = None,
     is_current: bool = True,
+    others: Sequence[VariantQuality] = (),
 ) -> MonitoringRun:
     """Evaluate a window; write `<timestamp>.json` and `.html`, and copies as `latest.*`.
 
@@ -48,9 +50,10 @@ def monitor(
         rules: rules that raise alerts.
         reference: the rows to compare with; the test rows by default.
         is_current: whether the window shows the current state of the champion.
+        others: what other models answered in the same span, for the report.
     """
     at = (now or datetime.now(UTC)).astimezone(UTC)
-    result = evaluate_window(window, bundle, params, at, reference)
+    result = evaluate_window(window, bundle, params, at, reference, others)
     texts = {"json": result.to_json(), "html": report.render_html(result, window, bundle, reference)}
     stamp = f"{at:%Y%m%dT%H%M%S.%fZ}"
     for name in (stamp, "latest") if is_current else (stamp,):
