@@ -31,7 +31,7 @@ def main() -> int:
     options = parser.parse_args(words)
     for name in options.names:
         where, source = (
-            (HERE, LIBRARY) if name in LIBRARY_BENCHMARKS else find_sources(options.project or find_latest())
+            (Path.cwd(), LIBRARY) if name in LIBRARY_BENCHMARKS else find_sources(options.project or find_latest())
         )
         paths = os.pathsep.join(str(path) for path in (source, HERE, HERE.parent))
         command = [sys.executable, str(HERE / f"{name}.py"), *extra]
