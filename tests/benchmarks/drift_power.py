@@ -67,7 +67,8 @@ class Measured(NamedTuple):
         if self.case.target.is_met(self.found, self.windows):
             return ""
         chance = self.case.target.explain_by_chance(self.found, self.windows)
-        return f"{'missed' if self.is_missed else 'at the edge'}: p = {chance:.2g} if the rate equals the target"
+        verdict = "missed" if self.is_missed else "at the edge of the target"
+        return f"{verdict}; as many by chance with p = {chance:.2g} if the rate equals it"
 
 
 def main() -> int:
@@ -138,19 +139,15 @@ def examine(case: Case, seed: int) -> Examined:
 
 def print_group(measured: Sequence[Measured]) -> None:
     """Print the cases of one group."""
+    heads = (measured[0].case.kind, "rows", "target", "called drift", "seconds")
     rows = [
-        (
-            one.case.name,
-            describe_sizes(one.case),
-            str(one.case.target),
-            f"{one.rate:.1%}",
-            f"{one.seconds:.0f}",
-            one.note,
-        )
+        (one.case.name, describe_sizes(one.case), str(one.case.target), f"{one.rate:.1%}", f"{one.seconds:.0f}")
         for one in measured
     ]
-    heads = (measured[0].case.kind, "rows", "target", "called drift", "seconds", "")
     print_table(heads, rows, [one.is_missed for one in measured])
+    for one in measured:
+        if one.note:
+            console.print(f"[dim]{one.case.name}: {one.note}[/]")
 
 
 def describe_sizes(case: Case) -> str:
