@@ -28,7 +28,7 @@ from results import console, print_table, save
 
 CONFIDENCE = 0.95
 PROFILED_EVERY = 10
-"""One in so many windows is also read from hourly profiles."""
+"""Windows for each one that is also read from hourly profiles."""
 SEEDS = 1000
 """Seeds of each case, so that a window of a smaller study is one of the large study."""
 
@@ -194,7 +194,7 @@ def plot(measured: Iterable[Measured], windows: int) -> str:
         panels[one.case.target.bound].append(
             PlottedRate(one.case.kind, one.case.name, *interval, one.case.target.rate, one.is_missed)
         )
-    note = f"{windows:,} windows of each kind; 95% intervals; a mark at each target"
+    note = f"{windows:,} windows of each case; 95% intervals; a mark at each target"
     heads = {"No alarm wanted: called drift": panels["at most"], "Shifts to find: called drift": panels["at least"]}
     return draw_rates({head: rates for head, rates in heads.items() if rates}, note)
 

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import escape
 
 WIDTH = 400
-LEFT, RIGHT = 186, 14
+LEFT, RIGHT = 194, 20
 """Room for the names, and at the right edge."""
 ROW, HEAD = 18, 20
 STYLE = """
@@ -67,7 +67,7 @@ def draw_rates(panels: Mapping[str, Sequence[PlottedRate]], note: str) -> str:
         drawn, height = _draw_panel(head, rates, top)
         parts.append(drawn)
         top += height + 14
-    height = top + 10
+    height = top + 18
     title = escape("; ".join(f"{head}, {len(rates)} kinds" for head, rates in panels.items()))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img" '
@@ -100,7 +100,7 @@ def _choose_axis(rates: Sequence[PlottedRate]) -> Axis:
     """Begin at 0 or end at 1, whichever is near, and show all intervals; four steps."""
     is_low = max(one.target for one in rates) < 0.5
     span = max(one.high if is_low else 1 - one.low for one in rates)
-    step = next((step for step in (0.005, 0.01, 0.02, 0.05, 0.1) if 4 * step >= span), 0.25)
+    step = next((step for step in (0.005, 0.01, 0.02, 0.025, 0.05, 0.1) if 4 * step >= span), 0.25)
     steps = step * np.arange(5)
     ticks = tuple((steps if is_low else 1 - steps[::-1]).tolist())
     return Axis(ticks[0], ticks[-1], ticks)

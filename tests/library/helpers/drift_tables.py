@@ -109,7 +109,7 @@ def _draw_categories(
         is_changed = part == "window" and at == 0
         chosen = names[rng.choice(len(names), rows, p=weights)]
         if is_changed and moved:
-            # Of the rows that do not hold the second value, so many that its share grows by `moved`.
+            # This rate raises the share of the second value by `moved`.
             chosen[rng.random(rows) < moved / (1 - weights[1])] = names[1]
         if is_changed:
             chosen[rng.random(rows) < fresh] = "new"
@@ -118,7 +118,7 @@ def _draw_categories(
 
 
 def categories(levels: int, moved: float = 0.0, exponent: float = 1.0, count: int = COLUMNS) -> Group:
-    """Texts of so many values; in the window, the share of one value of the first column grows by `moved`.
+    """Texts of `levels` values; in the window, the share of one value of the first column grows by `moved`.
 
     Args:
         levels: number of values.
