@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy import stats
 
-from flywheel_ml.monitoring.quality import wilson_interval
 from flywheel_ml.utils.files import replacing
 from library.helpers.drift_cases import CASES, Case, compare_hours, compare_rows, draw
 from rate_plot import PlottedRate, draw_rates
@@ -54,6 +54,12 @@ class Measured(NamedTuple):
     @property
     def rate(self) -> float:
         return self.found / self.windows
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval of the rate."""
+        low, high = stats.binomtest(self.found, self.windows).proportion_ci(CONFIDENCE, method="wilson")
+        return float(low), float(high)
 
     @property
     def is_missed(self) -> bool:
@@ -157,7 +163,6 @@ def describe_sizes(case: Case) -> str:
 
 def describe(one: Measured) -> dict[str, object]:
     """Convert a result to JSON."""
-    low, high = wilson_interval(one.found, one.windows, CONFIDENCE)[1:]
     return {
         "kind": one.case.kind,
         "case": one.case.name,
@@ -166,7 +171,7 @@ def describe(one: Measured) -> dict[str, object]:
         "target": one.case.target._asdict(),
         "called_drift": one.found,
         "rate": one.rate,
-        "interval": [low, high],
+        "interval": list(one.interval),
         "missed": one.is_missed,
         "read_from_profiles": one.profiled,
         "differing": one.differing,
@@ -190,9 +195,8 @@ def plot(measured: Iterable[Measured], windows: int) -> str:
     """Draw the rates: false alarms in one panel, shifts that matter in the other."""
     panels: dict[str, list[PlottedRate]] = {"at most": [], "at least": []}
     for one in measured:
-        interval = wilson_interval(one.found, one.windows, CONFIDENCE)
         panels[one.case.target.bound].append(
-            PlottedRate(one.case.kind, one.case.name, *interval, one.case.target.rate, one.is_missed)
+            PlottedRate(one.case.kind, one.case.name, one.rate, *one.interval, one.case.target.rate, one.is_missed)
         )
     note = f"{windows:,} windows of each case; 95% intervals; a mark at each target"
     heads = {"No alarm wanted: called drift": panels["at most"], "Shifts to find: called drift": panels["at least"]}
