@@ -2,10 +2,12 @@
 
     python tests/benchmarks/run.py [--project FOLDER] bench serving swap
     python tests/benchmarks/run.py --project FOLDER growth -- --most 7
+    python tests/benchmarks/run.py --project FOLDER monitoring -- --rows 100000 --file-rows 1000000
     python tests/benchmarks/run.py gate_power -- --repeats 100
 
 A benchmark runs in the project's folder and imports its package, with the libraries of this environment. Without a
-folder it is the project of the last `make demo`. `cbpe`, `drift_power` and `gate_power` need no project.
+folder it is the project of the last `make demo`. `cbpe`, `drift_power` and `gate_power` need no project and run in the
+current folder.
 """
 
 import argparse
@@ -18,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DEMO = ROOT / "build" / "demo"
 LIBRARY = ROOT / "<<cookiecutter.project_slug>>" / "src"
-PROJECT_BENCHMARKS = ("bench", "serving", "swap", "growth", "flame")
+PROJECT_BENCHMARKS = ("bench", "serving", "swap", "growth", "flame", "monitoring")
 LIBRARY_BENCHMARKS = ("cbpe", "drift_power", "gate_power")
 
 
@@ -31,7 +33,7 @@ def main() -> int:
     options = parser.parse_args(words)
     for name in options.names:
         where, source = (
-            (HERE, LIBRARY) if name in LIBRARY_BENCHMARKS else find_sources(options.project or find_latest())
+            (Path.cwd(), LIBRARY) if name in LIBRARY_BENCHMARKS else find_sources(options.project or find_latest())
         )
         paths = os.pathsep.join(str(path) for path in (source, HERE, HERE.parent))
         command = [sys.executable, str(HERE / f"{name}.py"), *extra]

@@ -42,6 +42,7 @@ BENCHMARKS = (
     "swap -- --rounds 1 --seconds 1",
     "growth -- --most 4",
     "flame -- --seconds 1",
+    "monitoring -- --rows 2000 --file-rows 20000",
     "drift_power -- --windows 20",
     "gate_power -- --repeats 2",
 )

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from flywheel_ml.core import profile
 from flywheel_ml.core.contract import Column, Contract
@@ -172,3 +173,44 @@ def test_merged_profiles_give_the_result_of_the_whole() -> None:
     whole = profile.count(reference, columns, prediction)
     assert profile.merge(parts) == whole
     assert drift.detect_drift(reference, profile.merge(parts), PARAMS) == drift.detect_drift(reference, whole, PARAMS)
+
+
+def test_rates_of_few_events_have_the_exact_p_value() -> None:
+    for before, after in ((3, 2), (0, 3), (1, 4), (2, 0)):
+        (found,) = drift._compare_rates("x", "missing", (before, 900), (after, 300), 0.05)
+        chances = stats.hypergeom(1200, before + after, 300).pmf(np.arange(before + after + 1))
+        expected = chances[chances <= chances[after] * (1 + 1e-7)].sum()
+        assert found.p_value == pytest.approx(expected)
+
+
+def test_chi_square_of_rare_categories_keeps_its_level() -> None:
+    # Most of the 80 categories are expected less than once in the window.
+    rng = np.random.default_rng(0)
+    shares = 0.9 ** np.arange(80) / (0.9 ** np.arange(80)).sum()
+    names = tuple(map(str, range(80)))
+
+    def p_value() -> float:
+        reference, window = (
+            profile.Counts(kind="categorical", categories=names, counts=tuple(rng.multinomial(rows, shares).tolist()))
+            for rows in (1000, 300)
+        )
+        (found,) = drift._compare_categories("x", reference, window, 0.05)
+        return found.p_value
+
+    found = np.array([p_value() for _ in range(1500)])
+    # The 1e-5 quantiles of 1,500 tests at these levels.
+    assert 42 <= (found <= 0.05).sum() <= 114
+    assert (found <= 0.01).sum() <= 34
+
+
+def test_chi_square_of_rare_categories_matches_permutations() -> None:
+    rng = np.random.default_rng(1)
+    table = rng.multinomial(1300, [0.5, 0.3, 0.1, *[0.005] * 20])
+    window = stats.multivariate_hypergeom.rvs(table, 300, random_state=rng)
+    pooled = drift.pool_rare_columns(np.array([table - window, window]))
+    tables = stats.random_table(pooled.sum(axis=1), pooled.sum(axis=0)).rvs(5000, random_state=rng)
+    expected = pooled.sum(axis=0) * pooled.sum(axis=1, keepdims=True) / pooled.sum()
+    statistics = ((tables - expected) ** 2 / expected).sum(axis=(1, 2))
+    seen = ((pooled - expected) ** 2 / expected).sum()
+    found = stats.chi2_contingency(pooled, correction=False).pvalue
+    assert found == pytest.approx(np.mean(statistics >= seen - 1e-9), abs=0.03)

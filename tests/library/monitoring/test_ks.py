@@ -48,3 +48,22 @@ def test_ks_p_value_of_equal_and_disjoint_counts() -> None:
     assert ks.ks_p_value(counts, counts) == 1.0
     assert ks.ks_p_value(np.array([500, 0]), np.array([0, 500])) < 1e-12
     assert ks.ks_p_value(np.array([500, 0]), np.array([500, 0])) == 1.0
+
+
+@pytest.mark.parametrize(("a", "b"), [((600, 400), (130, 70)), ((2500, 2500), (540, 460)), ((30, 4970), (12, 988))])
+def test_ks_p_value_of_two_values_is_that_of_the_chi_square_test(a: tuple[int, int], b: tuple[int, int]) -> None:
+    expected = stats.chi2_contingency([a, b], correction=False).pvalue
+    assert ks.ks_p_value(np.array(a), np.array(b)) == pytest.approx(expected, rel=0.005)
+
+
+@pytest.mark.parametrize("shares", [[0.6, 0.1, 0.1, 0.1, 0.05, 0.05], [0.05] * 20, [0.02, 0.9, 0.04, 0.04]])
+@pytest.mark.parametrize("moved", [0.0, 0.03])
+def test_ks_p_value_of_tied_values_matches_permutations(shares: list[float], moved: float) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.multinomial(5000, shares)
+    b = rng.multinomial(1000, [shares[0] + moved, *shares[1:-1], shares[-1] - moved])
+    parts = stats.multivariate_hypergeom.rvs(a + b, int(b.sum()), size=20_000, random_state=rng)
+    distances = np.abs(np.cumsum(parts / b.sum() - (a + b - parts) / a.sum(), axis=1)).max(axis=1)
+    expected = np.mean(distances >= ks.ks_distance(a, b) - 1e-12)
+    # Four standard errors of the permutations; the asymptotic formula is off by the width of a step.
+    assert ks.ks_p_value(a, b) == pytest.approx(expected, abs=4 * np.sqrt(0.25 / 20_000) + 0.02)
