@@ -15,6 +15,8 @@ from flywheel_ml.utils import formatting
 if TYPE_CHECKING:
     from flywheel_ml.model.registration.registry import Registry
 
+MAX_SHOWN_WINDOWS = 10
+
 app = typer.Typer()
 
 
@@ -71,11 +73,13 @@ def staleness(
     for version in found.versions:
         values = [(0.0, version.tested), *((window.age_days, window.value) for window in version.windows)]
         texts = [
-            f"{formatting.metric_value(found.metric, value)} at {age:.0f} days"
-            for age, value in values
-            if value is not None
+            f"{age:.0f}: {formatting.metric_value(found.metric, value)}" for age, value in values if value is not None
         ]
-        console.print(f"version {version.version}: {shown} {', '.join(texts) or 'unknown'}", soft_wrap=True)
+        if len(texts) > MAX_SHOWN_WINDOWS:
+            texts = [*texts[: MAX_SHOWN_WINDOWS - 2], "…", texts[-1]]
+        console.print(
+            f"version {version.version}, {shown} by age in days: {', '.join(texts) or 'unknown'}", soft_wrap=True
+        )
     console.print(f"report: {FOLDER / 'latest.html'}", soft_wrap=True)
 
 
