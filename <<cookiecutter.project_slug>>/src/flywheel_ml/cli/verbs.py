@@ -351,6 +351,21 @@ def monitor(
 
 
 @app.command()
+def alerts(
+    ctx: typer.Context,
+    test: Annotated[bool, typer.Option("--test", help="Only send one test alert to each configured sink.")] = False,
+) -> None:
+    """List the open alerts, and deliver those that a sink has not accepted yet."""
+    from flywheel_ml.flows import alerting
+
+    ctx.obj.load_params()  # Elsewhere than in a project, nothing is created.
+    if test:
+        alerting.send_test_alert(ctx.obj, Settings.read(), terminal.show_deliveries)
+    else:
+        alerting.deliver_queued(ctx.obj, Settings.read(), terminal.show_open_alerts, terminal.show_deliveries)
+
+
+@app.command()
 def explain(
     ctx: typer.Context,
     id: Annotated[str, typer.Option("--id", metavar="ID", help="Id of the prediction, from its response.")],  # noqa: A002

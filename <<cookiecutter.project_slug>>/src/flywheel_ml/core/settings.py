@@ -73,6 +73,18 @@ class Settings(BaseSettings):
     log_spool_folder: Path = Path("var/spool")
     log_spool_max_bytes: int = Field(default=1_000_000_000, ge=1_000_000)
     alert_webhook: SecretStr = SecretStr("")
+    alert_slack_webhook: SecretStr = SecretStr("")
+    alert_teams_webhook: SecretStr = SecretStr("")
+    alert_alertmanager: SecretStr = SecretStr("")
+    alert_email_to: str = ""
+    alert_email_from: str = "monitoring@localhost"
+    alert_smtp_host: str = ""
+    alert_smtp_port: int = Field(default=587, gt=0, lt=65536)
+    alert_smtp_security: Literal["starttls", "ssl", "none"] = "starttls"
+    alert_smtp_user: str = ""
+    alert_smtp_password: SecretStr = SecretStr("")
+    alert_timeout_seconds: float = Field(default=5.0, gt=0, le=300)
+    alert_retries: int = Field(default=2, ge=0, le=10)
 
     @classmethod
     def read(cls) -> Self:

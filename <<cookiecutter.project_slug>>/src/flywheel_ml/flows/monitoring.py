@@ -12,9 +12,11 @@ from flywheel_ml.core.params import TEST_ROWS, Params
 from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data.window import check_span
+from flywheel_ml.flows.alerting import open_sinks
 from flywheel_ml.flows.bundles import find_logged, open_champion, open_version
 from flywheel_ml.flows.orchestration import engine
-from flywheel_ml.monitoring import alerts
+from flywheel_ml.monitoring.alerting.notify import notify
+from flywheel_ml.monitoring.alerting.outbox import LIVE
 from flywheel_ml.monitoring.performance.variants import VariantQuality, measure_others
 from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.run import MonitoringRun, monitor
@@ -77,10 +79,11 @@ def monitor_window(
         ConfigError: the span is empty, starts in the future, holds no row of the model, or does not go with a scored
             file; or the reference is unknown or has no rows.
         DataError: the file cannot be read.
-        AlertError: the alerts were written to the file, but the webhook rejected them.
+        AlertError: a sink did not accept its alerts, which are kept.
     """
     query = WindowQuery(source, since, until, version, reference)
     _check(query)
+    sinks = open_sinks(project, settings)
     number, opened = (
         open_champion(project, settings) if version is None else (version, open_version(project, settings, version))
     )
@@ -99,8 +102,9 @@ def monitor_window(
         is_current=query.is_current,
     )
     on_result(found)
-    if webhook := settings.alert_webhook.get_secret_value():
-        engine.task("alert", alerts.deliver, webhook, found.alerts)
+    if query.is_current:
+        scope = LIVE if source is None else f"file {source}"
+        engine.task("alert", notify, found.result, found.alerts, sinks, settings, paths.OUTBOX, scope)
     return found
 
 
