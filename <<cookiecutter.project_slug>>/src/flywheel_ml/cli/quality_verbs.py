@@ -28,7 +28,7 @@ def labels(
     ],
 ) -> None:
     """Import labels into the prediction log, next to a running server. Repeating an import has no effect."""
-    from flywheel_ml.flows.labelling import import_labels
+    from flywheel_ml.flows.quality.labelling import import_labels
 
     found = import_labels(source, Settings.read())
     skipped = f"; {formatting.rows(found.unlabelled)} without a label skipped" if found.unlabelled else ""
@@ -44,7 +44,7 @@ def skew(
     seed: Annotated[int, typer.Option(help="Seed of the random sample.")] = 0,
 ) -> None:
     """Replay logged requests through batch scoring and compare bit for bit. Exit status 1 if anything differs."""
-    from flywheel_ml.flows import skew as replay
+    from flywheel_ml.flows.quality import skew as replay
 
     since_us = int((to_naive_utc(since) - datetime(1970, 1, 1)).total_seconds() * 1e6) if since else 0
     found = replay.check_skew(ctx.obj, Settings.read(), lambda: _open_registry(ctx), rows, since_us, seed)
@@ -64,7 +64,7 @@ def staleness(
     versions: Annotated[int, typer.Option(min=1, help="How many of the newest versions.")] = 10,
 ) -> None:
     """Measure registered versions on newer and newer labelled rows of the raw table, and plot their decay."""
-    from flywheel_ml.flows.staleness import FOLDER, measure_staleness
+    from flywheel_ml.flows.quality.staleness import FOLDER, measure_staleness
 
     found = measure_staleness(ctx.obj, _open_registry(ctx), ctx.obj.load_params(), days, versions)
     for name, why in found.skipped.items():
