@@ -15,6 +15,8 @@ from flywheel_ml.utils import formatting
 if TYPE_CHECKING:
     from flywheel_ml.model.registration.registry import Registry
 
+MAX_SHOWN_WINDOWS = 10
+
 app = typer.Typer()
 
 
@@ -26,7 +28,7 @@ def labels(
     ],
 ) -> None:
     """Import labels into the prediction log, next to a running server. Repeating an import has no effect."""
-    from flywheel_ml.flows.labelling import import_labels
+    from flywheel_ml.flows.quality.labelling import import_labels
 
     found = import_labels(source, Settings.read())
     skipped = f"; {formatting.rows(found.unlabelled)} without a label skipped" if found.unlabelled else ""
@@ -42,7 +44,7 @@ def skew(
     seed: Annotated[int, typer.Option(help="Seed of the random sample.")] = 0,
 ) -> None:
     """Replay logged requests through batch scoring and compare bit for bit. Exit status 1 if anything differs."""
-    from flywheel_ml.flows import skew as replay
+    from flywheel_ml.flows.quality import skew as replay
 
     since_us = int((to_naive_utc(since) - datetime(1970, 1, 1)).total_seconds() * 1e6) if since else 0
     found = replay.check_skew(ctx.obj, Settings.read(), lambda: _open_registry(ctx), rows, since_us, seed)
@@ -62,7 +64,7 @@ def staleness(
     versions: Annotated[int, typer.Option(min=1, help="How many of the newest versions.")] = 10,
 ) -> None:
     """Measure registered versions on newer and newer labelled rows of the raw table, and plot their decay."""
-    from flywheel_ml.flows.staleness import FOLDER, measure_staleness
+    from flywheel_ml.flows.quality.staleness import FOLDER, measure_staleness
 
     found = measure_staleness(ctx.obj, _open_registry(ctx), ctx.obj.load_params(), days, versions)
     for name, why in found.skipped.items():
@@ -71,11 +73,13 @@ def staleness(
     for version in found.versions:
         values = [(0.0, version.tested), *((window.age_days, window.value) for window in version.windows)]
         texts = [
-            f"{formatting.metric_value(found.metric, value)} at {age:.0f} days"
-            for age, value in values
-            if value is not None
+            f"{age:.0f}: {formatting.metric_value(found.metric, value)}" for age, value in values if value is not None
         ]
-        console.print(f"version {version.version}: {shown} {', '.join(texts) or 'unknown'}", soft_wrap=True)
+        if len(texts) > MAX_SHOWN_WINDOWS:
+            texts = [*texts[: MAX_SHOWN_WINDOWS - 2], "…", texts[-1]]
+        console.print(
+            f"version {version.version}, {shown} by age in days: {', '.join(texts) or 'unknown'}", soft_wrap=True
+        )
     console.print(f"report: {FOLDER / 'latest.html'}", soft_wrap=True)
 
 

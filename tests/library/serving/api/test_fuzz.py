@@ -102,7 +102,7 @@ def faults(server: Server, examples: int, phases: tuple[str, ...]) -> list[str]:
         }
     )
     schemas = description["components"]["schemas"]
-    fields = {name for part in ("Instance", "Label") for name in schemas[part]["properties"]}
+    fields = {name for part in ("Instance", "Label", "EntityLabel") for name in schemas[part]["properties"]}
     found = []
     for event in from_schema(schemathesis.openapi.from_dict(description, config=config)).execute():
         if isinstance(event, events.NonFatalError | events.FatalError):

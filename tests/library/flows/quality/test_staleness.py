@@ -13,7 +13,7 @@ from flywheel_ml.core import bundle, paths
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
-from flywheel_ml.flows.staleness import FOLDER, measure_staleness
+from flywheel_ml.flows.quality.staleness import FOLDER, measure_staleness
 from flywheel_ml.model.registration.registry import Registry
 from flywheel_ml.utils.errors import ConfigError, DataError, ProjectError
 from flywheel_ml.utils.files import read_json

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows.labelling import ImportedLabels, import_labels
+from flywheel_ml.flows.quality.labelling import ImportedLabels, import_labels
 from flywheel_ml.prediction_log import Prediction, Reader, Writer
 from flywheel_ml.utils.errors import DataError, ProjectError
 from library.helpers import postgresql
@@ -135,7 +135,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import labelling
+from flywheel_ml.flows.quality import labelling
 from flywheel_ml.prediction_log.labels.store import LabelStore
 
 labelling.BATCH_ROWS = 100

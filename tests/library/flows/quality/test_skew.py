@@ -12,7 +12,7 @@ import pytest
 
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import skew
+from flywheel_ml.flows.quality import skew
 from flywheel_ml.model.registration.registry import Registry
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.testing.servers import ServingFolder

@@ -1,0 +1,1 @@
+"""Flows about the quality of models in service: labels, training/serving skew, staleness."""
