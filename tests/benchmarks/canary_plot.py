@@ -6,7 +6,10 @@ from pathlib import Path
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEGEND = 720, 330, 52, 16, 44, 268
 COLORS = ("#b45309", "#1d4ed8", "#0f766e", "#9ca3af", "#dc2626", "#7c3aed")
-STYLE = "text{font:13px system-ui,sans-serif;fill:#1f2937}polyline{fill:none;stroke-width:2}line{stroke:#d1d5db}"
+STYLE = (
+    "text{font:13px system-ui,sans-serif;fill:#1f2937}.last{font-weight:600}"
+    "polyline{fill:none;stroke-width:2}line{stroke:#d1d5db}"
+)
 
 
 def draw_curves(x: Sequence[float], curves: Mapping[str, Sequence[float]], path: Path) -> None:
@@ -32,7 +35,7 @@ def draw_curves(x: Sequence[float], curves: Mapping[str, Sequence[float]], path:
         parts.append(f'<polyline points="{points}" stroke="{color}"/>')
         parts.append(f'<rect x="{LEFT + width + 16}" y="{y - 9}" width="10" height="10" fill="{color}"/>')
         parts.append(f'<text x="{LEFT + width + 32}" y="{y}">{escape(name)}</text>')
-        parts.append(f'<text x="{LEFT + width + 32}" y="{y + 16}" font-weight="bold">{shares[-1]:.1%}</text>')
+        parts.append(f'<text x="{LEFT + width + 32}" y="{y + 16}" class="last">{shares[-1]:.1%}</text>')
     body = "\n".join(parts)
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">\n'

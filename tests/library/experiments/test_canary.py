@@ -175,6 +175,7 @@ def test_impossible_counts_are_a_hold(broken: Callable[[], StepEvidence], messag
         decision = decided(PAIRED, *steps)
         assert decision.action == "hold"
         assert message in decision.reason
+        assert decided(PAIRED, *steps, days=20).action == "expire"
 
 
 def test_decision_follows_from_the_counts_alone() -> None:

@@ -75,23 +75,21 @@ def decide(evidence: Sequence[StepEvidence], plan: CanaryPlan, elapsed_days: flo
         plan: of the canary.
         elapsed_days: since the canary started.
     """
-    if not evidence:
-        return _decide_without_guards("hold", "no step has started", "", plan)
-    current = evidence[-1]
-    for one in evidence:
-        if fault := find_fault(one, plan):
-            step = plan.steps[one.step].label if 0 <= one.step < len(plan.steps) else str(one.step)
-            return _decide_without_guards("hold", f"{fault}; nothing is decided until the counts are right", step, plan)
-    score = score_loss(evidence, plan)
-    alphas = (plan.budget.worse, plan.budget.promote)
-    interval = Interval(*(float(bound) for bound in compute_interval(score, alphas, plan.margin)))
-    found = tuple(list_guards(evidence, plan))
-    action, reason = _choose(evidence, plan, interval, found)
+    action: Action
+    score, interval = Score(), Interval(0.0, -math.inf, math.inf)
+    found: tuple[Guard, ...] = ()
+    fault, step = _check_evidence(evidence, plan)
+    if fault:
+        action, reason = "hold", fault
+    else:
+        score, found = score_loss(evidence, plan), tuple(list_guards(evidence, plan))
+        alphas = (plan.budget.worse, plan.budget.promote)
+        interval = Interval(*(float(bound) for bound in compute_interval(score, alphas, plan.margin)))
+        action, reason = _choose(evidence, plan, interval, found)
     if elapsed_days >= plan.deadline_days and action not in ("promote", "roll back"):
         shown = number(plan.deadline_days)
         action, reason = "expire", f"not decided within {shown} days, so not promoted: {reason}"
-    label = plan.steps[current.step].label
-    return Decision(action, reason, label, interval, float(score.information), found, plan.budget.total)
+    return Decision(action, reason, step, interval, float(score.information), found, plan.budget.total)
 
 
 def score_loss(evidence: Sequence[StepEvidence], plan: CanaryPlan) -> Score:
@@ -148,6 +146,15 @@ def list_guards(evidence: Sequence[StepEvidence], plan: CanaryPlan) -> Iterator[
         yield Guard("shadow", logged, -math.log(budget.shadow), detail)
 
 
+def _check_evidence(evidence: Sequence[StepEvidence], plan: CanaryPlan) -> tuple[str, str]:
+    """Return what makes the evidence unusable (empty if nothing does), and the name of its step."""
+    for one in evidence:
+        if fault := find_fault(one, plan):
+            step = plan.steps[one.step].label if 0 <= one.step < len(plan.steps) else str(one.step)
+            return f"{fault}; nothing is decided until the counts are right", step
+    return ("", plan.steps[evidence[-1].step].label) if evidence else ("no step has started", "")
+
+
 def _choose(
     evidence: Sequence[StepEvidence], plan: CanaryPlan, interval: Interval, found: Sequence[Guard]
 ) -> tuple[Action, str]:
@@ -184,11 +191,6 @@ def _complete_step(current: StepEvidence, plan: CanaryPlan, interval: Interval, 
     if is_last:
         return "promote", f"{shown}: it is worse by less than {limit}, and no guard objects"
     return "advance", f"step {plan.steps[current.step].label} is complete, and no guard objects; {shown}"
-
-
-def _decide_without_guards(action: Action, reason: str, step: str, plan: CanaryPlan) -> Decision:
-    unknown = Interval(0.0, -math.inf, math.inf)
-    return Decision(action, reason, step, unknown, 0.0, (), plan.budget.total)
 
 
 def _build_guard(
