@@ -59,7 +59,7 @@ def test_equal_paired_challenger_goes_through_the_ramp() -> None:
 
 
 def test_paired_challenger_does_not_leave_the_shadow_undecided() -> None:
-    decision = decided(PAIRED, shadow(300, 6, 6))
+    decision = decided(PAIRED, shadow(600, 12, 12))
     assert decision.action == "continue"
     assert "not yet proven" in decision.reason
 

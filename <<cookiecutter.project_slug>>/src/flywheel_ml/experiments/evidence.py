@@ -87,7 +87,7 @@ class CanaryPlan(config_model.StrictModel):
     max_error_ratio: float = Field(default=1.0, ge=1)
     deadline_days: float = Field(default=14.0, gt=0)
     budget: AlphaBudget = AlphaBudget()
-    steps: tuple[Step, ...] = (Step(), Step(share=0.05), Step(share=0.25), Step(share=0.5))
+    steps: tuple[Step, ...] = (Step(min_labels=500), Step(share=0.05), Step(share=0.25), Step(share=0.5))
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
