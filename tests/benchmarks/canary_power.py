@@ -218,7 +218,11 @@ def judge_sample_ratio(runs: int) -> Iterator[tuple[str, str, bool]]:
         yield target, f"{flags / runs:.2%} within {rows:,} rows", flags >= 0.99 * runs
     for planned in (0.5, 0.05):
         flags = count_sample_ratio_flags(planned, planned, 20_000, runs, seed=2)
-        yield f"{planned:.0%} as planned: at most 8 in 4,000 flagged", f"{flags} of {runs:,}", flags <= 8 * runs / 4000
+        yield (
+            f"{planned:.0%} as planned: at most 8 in 4,000 flagged",
+            f"{flags} of {runs:,}",
+            flags <= max(1, 8 * runs / 4000),
+        )
 
 
 def run_case(task: tuple[Case, str, int]) -> Outcome:

@@ -44,7 +44,7 @@ BENCHMARKS = (
     "flame -- --seconds 1",
     "drift_power -- --windows 20",
     "gate_power -- --repeats 2",
-    "canary_power -- --runs 200",
+    "canary_power -- --runs 100",
 )
 
 
