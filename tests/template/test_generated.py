@@ -45,6 +45,7 @@ BENCHMARKS = (
     "monitoring -- --rows 2000 --file-rows 20000",
     "drift_power -- --windows 20",
     "gate_power -- --repeats 2",
+    "canary_power -- --runs 100",
 )
 
 
