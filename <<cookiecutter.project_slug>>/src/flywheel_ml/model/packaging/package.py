@@ -261,6 +261,7 @@ def pack(
         compared = choose_background(opened, parts["train"], params.explain.background_rows, params.seed)
         (folder / bundle.BACKGROUND).write_text(canonical_json(compared, indent=1) + "\n", encoding="utf-8")
         training = tables.to_columns(parts["train"], contract.inputs)
+        training |= opened.drift_features(training)
         scores = opened.predict(test).scores.astype(np.float64)
         reference = profile.build(contract, test, scores, opened.drift_features(test), training, previous)
         (folder / bundle.PROFILE).write_text(reference.text(), encoding="utf-8")
