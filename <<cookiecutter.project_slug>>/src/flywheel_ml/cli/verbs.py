@@ -16,6 +16,7 @@ from rich.table import Table
 
 from flywheel_ml.cli import terminal
 from flywheel_ml.cli.command import run_command
+from flywheel_ml.cli.log import log_app
 from flywheel_ml.cli.terminal import console
 from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract, Task
@@ -45,6 +46,7 @@ rollout_app = typer.Typer(
     help="Choose which version serves which share of the traffic: start, status, promote, abort, rollback, sync.",
 )
 app.add_typer(rollout_app, name="rollout")
+app.add_typer(log_app, name="log")
 
 ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
 """Quiet tools; OpenMP threads that busy-wait would make a shared machine many times slower."""

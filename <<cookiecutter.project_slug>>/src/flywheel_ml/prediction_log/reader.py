@@ -105,7 +105,7 @@ class Reader:
             query = query.where(of_version)
             return query.where(table.c.variant != SHADOW if variant is None else table.c.variant == variant)
 
-        of_blocks = (one for row in self._rows(blocks, build_query) for one in _unpack(Block._make(row)))
+        of_blocks = (one for row in self._rows(blocks, build_query) for one in unpack_block(Block._make(row)))
         found = itertools.chain(map(Prediction._make, self._rows(predictions, build_query)), of_blocks)
         while some := list(itertools.islice(found, MAX_VARIABLES)):
             outcomes = self.labels([prediction.id for prediction in some])
@@ -144,7 +144,7 @@ class Reader:
         if found or not self._find_in_blocks([name] if _IN_BLOCK.fullmatch(name) else []):
             return Prediction._make(found[0]) if found else None
         (block,) = self._select_by_key(blocks, "id", [block_row_id(name, 0)])
-        return next(row for row in _unpack(Block._make(block)) if row.id == name)
+        return next(row for row in unpack_block(Block._make(block)) if row.id == name)
 
     def _find_in_blocks(self, ids: Sequence[str]) -> set[str]:
         first = {one: block_row_id(one, 0) for one in ids}
@@ -238,7 +238,8 @@ def merge_stats(parts: Sequence[VariantStats]) -> VariantStats:
     )
 
 
-def _unpack(block: Block) -> Iterator[Prediction]:
+def unpack_block(block: Block) -> Iterator[Prediction]:
+    """Yield the predictions of a block; raises `ConfigError` if it is in Arrow and pyarrow is not installed."""
     from flywheel_ml.prediction_log.blocks import unpack
 
     try:
