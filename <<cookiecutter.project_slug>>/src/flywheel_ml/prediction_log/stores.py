@@ -202,7 +202,8 @@ class SQLiteStore:
         Files of older versions of this package keep their unused pages for new rows.
         """
         with self.change() as connection:
-            connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+            for _ in range(pages):  # Python's driver ends this statement after one page, whatever its argument.
+                connection.execute("PRAGMA incremental_vacuum(1)")
             self._pages += pages
             ((unused,),) = connection.execute("PRAGMA freelist_count").fetchall()
             ((mode,),) = connection.execute("PRAGMA auto_vacuum").fetchall()

@@ -77,9 +77,8 @@ class Log(NamedTuple):
             size = database.measure_bytes(self.target)
             return size, size
         paths = [path for path in self.folder.iterdir() if path.is_file() and ".db" in path.name]
-        unused = sum(_count_unused(path) for path in paths if path.suffix == ".db") * PAGE_BYTES
-        size = sum(path.stat().st_size for path in paths)
-        return size, max(size - unused, 0)
+        used = [path.stat().st_size - _count_unused(path) * PAGE_BYTES for path in paths if path.suffix == ".db"]
+        return sum(path.stat().st_size for path in paths), sum(used)
 
     def measure_free(self) -> int | None:
         """Return the free bytes of the disk; None for a database on a server."""

@@ -108,6 +108,8 @@ def run(store: SQLiteStore, operation: Operation) -> Iterator[Counts]:
             break
     if operation.scrub:
         yield from _empty_journal(store)
+    else:
+        store.empty_journal()  # Returns space; unless a reader uses the journal.
 
 
 def _prune(store: SQLiteStore, name: str, until_us: int) -> Iterator[Counts]:

@@ -13,7 +13,7 @@ from flywheel_ml.prediction_log.retention.operations import Operation, run
 from flywheel_ml.prediction_log.stores import SQLiteStore, Unavailable
 from flywheel_ml.utils.errors import ProjectError
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
 PROGRESS_SECONDS = 2.0
 BUSY_PAUSE, IDLE_PAUSE = 20.0, 1.0
 """How long to pause after a step, in durations of the step: while others write to the file, and while nobody does."""
