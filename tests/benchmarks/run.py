@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DEMO = ROOT / "build" / "demo"
 LIBRARY = ROOT / "<<cookiecutter.project_slug>>" / "src"
-PROJECT_BENCHMARKS = ("bench", "serving", "swap", "growth", "flame")
+PROJECT_BENCHMARKS = ("bench", "serving", "swap", "growth", "flame", "retention")
 LIBRARY_BENCHMARKS = ("drift_power", "gate_power")
 
 

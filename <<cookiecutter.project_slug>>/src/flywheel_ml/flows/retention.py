@@ -47,6 +47,25 @@ def prune(settings: Settings, limits: Limits, force: bool = False, dry_run: bool
     return pruning.prune(Log.of_settings(settings), *limits, PROFILES, force, dry_run)
 
 
+def prune_to_limits(settings: Settings) -> int:
+    """Prune to the limits of the settings; returns the number of deleted rows, 0 if no limit is set.
+
+    Raises:
+        ProjectError: as `prune`, or a file could not be pruned.
+    """
+    log = Log.of_settings(settings)
+    if not settings.log_max_age and not settings.log_max_size:
+        return 0
+    limits = pruning.read_limits(settings)
+    if not log.is_database and not log.count_files():
+        return 0
+    done = prune(settings, limits)
+    if done.failures:
+        name, reason = next(iter(done.failures.items()))
+        raise ProjectError(f"not everything was pruned: {name}: {reason}")
+    return sum(done.counts.values())
+
+
 def export(
     settings: Settings,
     connect: "Callable[[], Registry]",
