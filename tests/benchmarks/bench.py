@@ -26,7 +26,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
-from flywheel_ml.flows import scoring
+from flywheel_ml.flows import bundles, scoring
 from results import console, print_table, run, save
 from target import PACKAGE, PROJECT
 
@@ -60,7 +60,7 @@ def main() -> None:
 def measure_batch() -> tuple[float, float]:
     """Return rows per second of scoring a Parquet file, and of the ONNX session on the same encoded rows."""
     settings, params = Settings(prediction_log=tempfile.mkdtemp()), Params.load(paths.PARAMS)
-    _, opened = scoring.open_champion(PROJECT, settings)
+    _, opened = bundles.open_champion(PROJECT, settings)
     raw = tables.read(params.data.raw, Contract.load(paths.CONTRACT))
     rows = pl.concat([raw] * (ROWS // raw.height + 1)).head(ROWS)
     inputs = opened.encode(tables.to_columns(rows, opened.contract.inputs))

@@ -57,4 +57,4 @@ def monitoring(days: float = 1.0) -> str:
 @flow(name="log-prune")
 def log_prune() -> int:
     """Prune the prediction log to ML_LOG_MAX_AGE and ML_LOG_MAX_SIZE, if they are set; returns the deleted rows."""
-    return engine.call_in_flow(lambda: retention.prune_to_limits(Settings.read()))
+    return engine.call_in_flow(lambda: retention.prune_to_limits(PROJECT, Settings.read()))

@@ -4,12 +4,13 @@ import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from flywheel_ml.core import serving_folder
+from flywheel_ml.core import paths, serving_folder
 from flywheel_ml.core.bundle import MANIFEST, Bundle
 from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.core.params import Params, ScoreParams
@@ -19,12 +20,13 @@ from flywheel_ml.flows import monitoring, scoring
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.monitoring.alerts import AlertError
 from flywheel_ml.monitoring.run import MonitoringRun
-from flywheel_ml.prediction_log import Outcome, Prediction, Writer, dumps, new_id, now_us
+from flywheel_ml.prediction_log import Outcome, Prediction, Writer, dumps, new_id, now_us, to_datetime
 from flywheel_ml.testing.rows import json_rows
-from flywheel_ml.utils.errors import ConfigError
+from flywheel_ml.utils.errors import ConfigError, ProjectError
 from flywheel_ml.utils.files import sha256_file
 from library.helpers import rows
-from library.helpers.project import PROJECT
+from library.helpers.project import PROJECT, ROOT
+from library.helpers.windows import HOUR_US, START_US, LoggedModel, write_log
 
 
 @pytest.fixture
@@ -138,3 +140,43 @@ def test_failed_webhook_keeps_alerts_and_reports_verdict_first(
     engine.retry_policy.reset(hasty)
     assert told[0].alerts
     assert Path("reports/monitoring/alerts.jsonl").read_text().count("\n") == len(told[0].alerts)
+
+
+def test_past_window_leaves_the_latest_report_and_the_alerts(
+    settings: Settings, params: Params, contract: Contract, bundle_path: Path
+) -> None:
+    bundle, frame, start = Bundle.open(bundle_path), drifted(contract), now_us() - 5 * HOUR_US
+    write_log(settings.prediction_log, frame, bundle, LoggedModel("7", bundle.digest), [start] * frame.height)
+    current = monitoring.monitor_window(PROJECT, settings, params)
+    latest = Path("reports/monitoring/latest.json").read_bytes()
+    past = monitoring.monitor_window(PROJECT, settings, params, until=to_datetime(start + 1))
+    assert past.result.verdict == current.result.verdict == "drift"
+    assert current.alerts
+    assert past.alerts == ()
+    assert past.html.is_file()
+    assert Path("reports/monitoring/latest.json").read_bytes() == latest
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"source": Path("scored.parquet"), "version": "1"}, "--version selects from the prediction log"),
+        ({"source": Path("scored.parquet"), "reference": "same-season"}, "is for windows of the log"),
+        ({"version": "99"}, "has no version '99'"),
+        ({"until": datetime(1999, 1, 1)}, "the prediction log is empty"),
+    ],
+)
+def test_impossible_window_is_refused(settings: Settings, params: Params, query: dict[str, Any], message: str) -> None:
+    shutil.copy(ROOT / paths.CONTRACT, paths.CONTRACT)
+    with pytest.raises(ProjectError, match=message):
+        monitoring.monitor_window(PROJECT, settings, params, **query)
+    assert not Path("reports").exists()
+
+
+def test_span_without_rows_names_the_span_of_the_log(
+    settings: Settings, params: Params, table: pl.DataFrame, bundle_path: Path
+) -> None:
+    bundle = Bundle.open(bundle_path)
+    write_log(settings.prediction_log, table.head(3), bundle, LoggedModel("7", bundle.digest), [START_US] * 3)
+    with pytest.raises(ConfigError, match=r"no row of version 7 from the start to 1999-01-01 00:00; it spans 2024-"):
+        monitoring.monitor_window(PROJECT, settings, params, until=datetime(1999, 1, 1))

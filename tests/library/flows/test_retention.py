@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
@@ -11,12 +12,15 @@ from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import retention
-from flywheel_ml.prediction_log import Job, Writer, dumps, new_id, now_us
+from flywheel_ml.monitoring.sources.profile_store import ProfileStore
+from flywheel_ml.prediction_log import Job, Reader, Writer, dumps, new_id, now_us
+from flywheel_ml.prediction_log.retention.prune import Limits
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ConfigError, ProjectError
 from flywheel_ml.utils.units import format_bytes, parse_age, parse_size
 from library.helpers import logs, project
+from library.helpers.project import PROJECT
 
 KEY = "customer-4711"
 
@@ -128,15 +132,27 @@ def test_unreadable_export_ends_with_an_error(home: Path) -> None:
 
 def test_schedule_prunes_to_the_limits_of_the_settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
-    assert retention.prune_to_limits(Settings(_env_file=None)) == 0
-    assert retention.prune_to_limits(Settings(_env_file=None, log_max_age="1d", prediction_log="none")) == 0
-    assert retention.prune_to_limits(Settings(_env_file=None, log_max_age="7d")) == 21
+    assert retention.prune_to_limits(PROJECT, Settings(_env_file=None)) == 0
+    assert retention.prune_to_limits(PROJECT, Settings(_env_file=None, log_max_age="1d", prediction_log="none")) == 0
+    assert retention.prune_to_limits(PROJECT, Settings(_env_file=None, log_max_age="7d")) == 21
     with pytest.raises(ConfigError, match="ML_LOG_MAX_SIZE"):
-        retention.prune_to_limits(Settings(_env_file=None, log_max_size="much"))
-    monkeypatch.setattr(retention, "PROFILES", lambda *_: 1)
-    logs.write(home / "var" / "log", [logs.make_prediction(1, 100)])
-    with pytest.raises(ProjectError, match="belong to hours without a profile"):
-        retention.prune_to_limits(Settings(_env_file=None, log_max_age="1h"))
+        retention.prune_to_limits(PROJECT, Settings(_env_file=None, log_max_size="much"))
+
+
+def test_prune_profiles_the_rows_first(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    log = home / "var" / "log"
+    hours = Reader(str(log)).count_hours()
+    # Nobody knows the model of this row, so it cannot be profiled.
+    logs.write(log, [logs.make_prediction(20, 100, model_digest="e" * 64)])
+    settings = Settings(_env_file=None)
+    with pytest.raises(ProjectError, match="1 rows belong to hours without a profile"):
+        retention.prune(PROJECT, settings, Limits(timedelta(days=7), None))
+    assert len(logs.read_ids(log)) == 22
+    done = retention.prune(PROJECT, settings, Limits(timedelta(days=7), None), force=True)
+    assert (done.counts["predictions"], done.unprofiled) == (21, 1)
+    with ProfileStore(str(log)) as store:
+        assert store.count_hours().items() >= hours.items()
 
 
 @pytest.mark.parametrize(("text", "hours"), [("36h", 36), ("90d", 2160), (" 2W ", 336), ("1y", 8760)])

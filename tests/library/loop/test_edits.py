@@ -21,7 +21,8 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
 from flywheel_ml.data.validate import find_violations
 from flywheel_ml.flows import scoring
-from flywheel_ml.monitoring import result, window
+from flywheel_ml.monitoring import result
+from flywheel_ml.monitoring.sources.scored_file import from_file
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.testing.bundles import make_bundle
 from flywheel_ml.testing.servers import ServingFolder
@@ -113,7 +114,7 @@ def turn(tmp_path_factory: pytest.TempPathFactory) -> Turn:
         tables.write(table, folder / "in.parquet")
         scored = scoring.score(PROJECT, folder / "in.parquet", folder / "out.parquet", settings, params.score)
         opened = Bundle.open(path)
-        found = window.from_file(folder / "out.parquet", opened, params.evaluate.slices)
+        found = from_file(folder / "out.parquet", opened, params.evaluate.slices)
         monitored = result.evaluate_window(found, opened, params, datetime(2024, 1, 1, tzinfo=UTC))
 
         def ask(*without: str, **changes: Any) -> tuple[int, dict[str, Any]]:
@@ -316,7 +317,7 @@ def test_the_level_of_the_intervals_is_that_of_the_file(turn: Turn) -> None:
 def test_the_floors_of_monitoring_are_those_of_the_file(before: Turned, edit: dict[str, int], verdict: str) -> None:
     monitor = before.params.monitor.model_copy(update=edit)
     params = before.params.model_copy(update={"monitor": monitor})
-    found = window.from_file(_scored(before), before.bundle, ())
+    found = from_file(_scored(before), before.bundle, ())
     judged = result.evaluate_window(found, before.bundle, params, before.monitored.at)
     assert judged.verdict == verdict
     assert (judged.quality.verdict == "insufficient data") == ("min_labels" in edit)

@@ -21,7 +21,9 @@ from flywheel_ml.data import data_card, tables
 from flywheel_ml.flows import scoring
 from flywheel_ml.model.evaluation import figures, gate, speed
 from flywheel_ml.monitoring import run
-from flywheel_ml.monitoring.window import Window, from_file, from_log
+from flywheel_ml.monitoring.sources.logged_rows import from_log
+from flywheel_ml.monitoring.sources.scored_file import from_file
+from flywheel_ml.monitoring.window import Window
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.testing.bundles import make_bundle

@@ -14,7 +14,7 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import alerts
 from flywheel_ml.monitoring.run import monitor
-from flywheel_ml.monitoring.window import from_file
+from flywheel_ml.monitoring.sources.scored_file import from_file
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers.windows import write_scored_file
 

@@ -10,7 +10,8 @@ from flywheel_ml.core import metrics
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import quality
-from flywheel_ml.monitoring.window import Window, from_file
+from flywheel_ml.monitoring.sources.scored_file import from_file
+from flywheel_ml.monitoring.window import Window
 from library.helpers.windows import write_scored_file
 
 ONE_ERROR = 0.682689492137086

@@ -15,7 +15,8 @@ from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import plots, report
 from flywheel_ml.monitoring.quality import Measure
 from flywheel_ml.monitoring.result import evaluate_window
-from flywheel_ml.monitoring.window import from_file, from_log
+from flywheel_ml.monitoring.sources.logged_rows import from_log
+from flywheel_ml.monitoring.sources.scored_file import from_file
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.utils import formatting
 from library.helpers.windows import write_scored_file

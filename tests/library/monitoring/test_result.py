@@ -14,7 +14,8 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring.result import EXIT_STATUS, Result, evaluate_window
-from flywheel_ml.monitoring.window import from_file, from_log
+from flywheel_ml.monitoring.sources.logged_rows import from_log
+from flywheel_ml.monitoring.sources.scored_file import from_file
 from flywheel_ml.prediction_log import Reader
 from library.helpers import rows
 from library.helpers.windows import write_scored_file

@@ -11,7 +11,8 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import report
 from flywheel_ml.monitoring.run import monitor
-from flywheel_ml.monitoring.window import Window, from_file
+from flywheel_ml.monitoring.sources.scored_file import from_file
+from flywheel_ml.monitoring.window import Window
 from library.helpers.windows import write_scored_file
 
 NOW = datetime(2020, 1, 1, 12, 30, tzinfo=UTC)

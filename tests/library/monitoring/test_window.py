@@ -12,7 +12,9 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
-from flywheel_ml.monitoring.window import Window, from_file, from_log, merge
+from flywheel_ml.monitoring.sources.logged_rows import from_log
+from flywheel_ml.monitoring.sources.scored_file import from_file
+from flywheel_ml.monitoring.window import Window, merge
 from flywheel_ml.prediction_log import Outcome, Prediction, Reader, Writer, dumps
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.utils.errors import DataError

@@ -53,6 +53,7 @@ def log_stats(as_json: JsonOption = False) -> None:
 
 @log_app.command("prune")
 def log_prune(
+    ctx: typer.Context,
     age: Annotated[str, typer.Option(help="Delete rows older than this, such as 90d. Default: ML_LOG_MAX_AGE.")] = "",
     size: Annotated[
         str, typer.Option(help="Delete the oldest rows down to this size, such as 10GB. Default: ML_LOG_MAX_SIZE.")
@@ -72,7 +73,7 @@ def log_prune(
     else:
         limits = read_limits(settings, age, size)
         retention.lower_priority()
-        done = retention.prune(settings, limits, force, dry_run)
+        done = retention.prune(ctx.obj, settings, limits, force, dry_run)
     first = "the log is empty" if done.first_us is None else f"the first row is of {_format_time(done.first_us)}"
     if not done.until_us:
         console.print(f"Nothing to prune: {first}.", soft_wrap=True)

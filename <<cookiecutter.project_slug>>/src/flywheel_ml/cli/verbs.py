@@ -22,6 +22,7 @@ from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import QUIET, Settings
+from flywheel_ml.utils.durations import parse_duration
 from flywheel_ml.utils.errors import ConfigError, GateRefusal
 
 if TYPE_CHECKING:
@@ -325,16 +326,26 @@ def monitor(
     ] = None,
     since: Annotated[datetime | None, typer.Option(help="Start of the span in the log, inclusive (UTC).")] = None,
     until: Annotated[datetime | None, typer.Option(help="End of the span in the log, exclusive (UTC).")] = None,
+    last: Annotated[str, typer.Option(metavar="SPAN", help="The latest part of the log, such as 24h, 7d or 4w.")] = "",
+    version: Annotated[str | None, typer.Option(help="Version of the model; default: the champion.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="What to compare with: test, same-season, or a span named in params.yaml.")
+    ] = None,
     prefect: Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow.")] = False,
 ) -> None:
     """Compare predictions with the reference. Exit status: 0 ok, 3 insufficient data, 4 drift, 5 degraded."""
     from flywheel_ml.flows.monitoring import monitor_window
     from flywheel_ml.monitoring.result import EXIT_STATUS
 
+    if last and (since or until):
+        raise ConfigError("--last goes with neither --since nor --until; give one or the other")
+    start = datetime.now(UTC) - parse_duration(last, "--last") if last else since
     settings, params = Settings.read(), ctx.obj.load_params()
     found = _run_flow(
         "monitoring",
-        lambda: monitor_window(ctx.obj, settings, params, source, since, until, terminal.show_window),
+        lambda: monitor_window(
+            ctx.obj, settings, params, source, start, until, terminal.show_window, version, reference
+        ),
         prefect,
     )
     raise typer.Exit(EXIT_STATUS[found.result.verdict])

@@ -12,6 +12,7 @@ Nothing is unpickled, and predicting needs only ONNX Runtime.
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Self
@@ -214,9 +215,9 @@ class Bundle:
             self.path, self.digest, manifest, self.contract, _PriorSession(manifest), features=self.features
         )
 
-    @property
+    @cached_property
     def profile(self) -> Profile:
-        """The reference profile, read from disk."""
+        """The reference profile, read from disk at the first use."""
         return Profile.load(self.path / PROFILE)
 
     def predict(self, columns: Columns) -> Predictions:

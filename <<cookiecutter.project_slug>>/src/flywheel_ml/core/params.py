@@ -1,7 +1,7 @@
 """Typed model of params.yaml: every parameter that changes a result."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -272,6 +272,28 @@ class ScoreParams(config_model.StrictModel):
     chunk_rows: int = Field(default=65_536, gt=0)
 
 
+TEST_ROWS, SAME_SEASON = "test", "same-season"
+"""References of monitoring that need no span: the rows that the model was tested on, and the log's earlier years."""
+
+
+class NamedSpan(config_model.StrictModel):
+    """An earlier span of the prediction log: since ≤ time < until, in UTC."""
+
+    since: datetime
+    until: datetime
+
+    @field_validator("since", "until")
+    @classmethod
+    def _to_utc(cls, time: datetime) -> datetime:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if self.since >= self.until:
+            raise ValueError("since must be earlier than until")
+        return self
+
+
 class MonitorParams(config_model.StrictModel):
     """When a window counts as drifted or degraded; the method is in docs/monitoring.md."""
 
@@ -294,6 +316,15 @@ class MonitorParams(config_model.StrictModel):
     max_quality_drop: float = Field(default=0.03, gt=0, le=1)
     max_error_increase: float = Field(default=0.1, gt=0)
     confidence_level: float = Field(default=0.95, gt=0, lt=1)
+    reference: str = TEST_ROWS
+    references: dict[str, NamedSpan] = Field(default_factory=dict)
+
+    @field_validator("references")
+    @classmethod
+    def _names_are_free(cls, references: dict[str, NamedSpan]) -> dict[str, NamedSpan]:
+        if taken := [name for name in (TEST_ROWS, SAME_SEASON) if name in references]:
+            raise ValueError(f"'{taken[0]}' is a reference of its own; rename the span")
+        return references
 
 
 TRAINING_GROUPS = {"seed", "data", "split", "train", "tune", "evaluate", "explain"}

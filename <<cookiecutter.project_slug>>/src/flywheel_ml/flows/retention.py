@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 from flywheel_ml.core import paths, serving_folder
 from flywheel_ml.core.bundle import BACKGROUND, CONTRACT
 from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
+from flywheel_ml.flows.bundles import find_logged
+from flywheel_ml.monitoring.sources.profile_store import ProfileStore, count_unprofiled
+from flywheel_ml.monitoring.sources.profiling import update_profiles
+from flywheel_ml.prediction_log import Reader, now_us
 from flywheel_ml.prediction_log.retention import erase as erasing
 from flywheel_ml.prediction_log.retention import export as exporting
 from flywheel_ml.prediction_log.retention import prune as pruning
@@ -21,7 +26,7 @@ from flywheel_ml.prediction_log.retention.erase import EraseResult
 from flywheel_ml.prediction_log.retention.export import ExportResult, parse_span
 from flywheel_ml.prediction_log.retention.jobs import LOWEST_PRIORITY
 from flywheel_ml.prediction_log.retention.log import Log
-from flywheel_ml.prediction_log.retention.prune import Limits, Profiles, PruneResult
+from flywheel_ml.prediction_log.retention.prune import Limits, PruneResult
 from flywheel_ml.prediction_log.retention.stats import LogStats, compute_stats
 from flywheel_ml.utils.errors import ProjectError, ServingError
 from flywheel_ml.utils.units import parse_size
@@ -29,8 +34,6 @@ from flywheel_ml.utils.units import parse_size
 if TYPE_CHECKING:
     from flywheel_ml.model.registration.registry import Registry
 
-PROFILES: Profiles | None = None
-"""Brings the log's profiles up to date before a prune; None if the log keeps none."""
 TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.5
 _STORES = (Path(".dvc/cache"), Path(".dvc-storage"))
@@ -42,13 +45,25 @@ def measure(settings: Settings) -> LogStats:
     return compute_stats(Log.of_settings(settings), limit)
 
 
-def prune(settings: Settings, limits: Limits, force: bool = False, dry_run: bool = False) -> PruneResult:
-    """Prune the log on this machine; running servers change their own files. Raises as `retention.prune.prune`."""
-    return pruning.prune(Log.of_settings(settings), *limits, PROFILES, force, dry_run)
+def prune(
+    project: Project, settings: Settings, limits: Limits, force: bool = False, dry_run: bool = False
+) -> PruneResult:
+    """Prune the log on this machine, after its profiles are up to date; running servers change their own files.
+
+    Raises:
+        ProjectError: as `retention.prune.prune`.
+    """
+
+    def profile(target: str, until_us: int) -> int:
+        with ProfileStore(target) as store:
+            update_profiles(Reader(target), store, lambda key: find_logged(project, settings, key), now_us())
+        return count_unprofiled(target, until_us)
+
+    return pruning.prune(Log.of_settings(settings), *limits, profile, force, dry_run)
 
 
-def prune_to_limits(settings: Settings) -> int:
-    """Prune to the limits of the settings; returns the number of deleted rows, 0 if no limit is set.
+def prune_to_limits(project: Project, settings: Settings) -> int:
+    """Prune to the limits of the settings; returns the number of deleted rows, 0 without a limit or a log.
 
     Raises:
         ProjectError: as `prune`, or a file could not be pruned.
@@ -59,7 +74,7 @@ def prune_to_limits(settings: Settings) -> int:
     limits = pruning.read_limits(settings)
     if not log.is_database and not log.count_files():
         return 0
-    done = prune(settings, limits)
+    done = prune(project, settings, limits)
     if done.failures:
         name, reason = next(iter(done.failures.items()))
         raise ProjectError(f"not everything was pruned: {name}: {reason}")

@@ -2,18 +2,17 @@
 
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flywheel_ml import prediction_log
-from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import Bundle, Predictions
 from flywheel_ml.core.contract import SCORE_COLUMNS, Column, Contract
 from flywheel_ml.core.params import ScoreParams
@@ -22,19 +21,16 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
 from flywheel_ml.data.adoption import columns
 from flywheel_ml.data.checks import build_checks
+from flywheel_ml.flows.bundles import open_champion
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.prediction_log import Job, Writer
 from flywheel_ml.utils.config_model import suggest
-from flywheel_ml.utils.errors import DataError, ProjectError
+from flywheel_ml.utils.errors import DataError
 from flywheel_ml.utils.files import replacing
+from flywheel_ml.utils.threads import count_threads, map_in_order
 
 PREDICTION, SCORE, PROBABILITIES, LOW, HIGH, VERSION = SCORE_COLUMNS
 _ROWS = "rows"
-MAX_THREADS = 8
-"""Each thread holds one chunk of the table in memory."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class ScoringResult(NamedTuple):
@@ -45,19 +41,6 @@ class ScoringResult(NamedTuple):
     seconds: float
     model_version: str
     violations: dict[str, int]
-
-
-def open_champion(project: Project, settings: Settings) -> tuple[str, Bundle]:
-    """Open the champion of the serving folder; return its version and verified bundle.
-
-    Raises:
-        ProjectError: no version is rolled out.
-    """
-    now = serving_folder.read_routing(settings.serving_folder)
-    if now.champion is None:
-        raise ProjectError("the serving folder has no champion; run the training flow first")
-    path = serving_folder.bundle_folder(settings.serving_folder, now.champion)
-    return now.champion.version, Bundle.open(path, now.champion.digest, project.features)
 
 
 def score(
@@ -136,12 +119,12 @@ def _score_to_file(
         }
         return add_predictions(frame, predictions, contract, version).to_arrow(), broken
 
-    threads = min(os.cpu_count() or 1, MAX_THREADS)
+    threads = count_threads()
     with replacing(output) as part, ThreadPoolExecutor(threads) as pool:
         writer: pq.ParquetWriter | None = None
         try:
             # This thread reads and writes in order; each worker thread scores one chunk at a time.
-            for table, broken in _map_in_order(
+            for table, broken in map_in_order(
                 pool, predict_chunk, _read_checked(source, opened, chunk_rows), threads + 1
             ):
                 writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
@@ -195,14 +178,3 @@ def _describe_misfit(series: pl.Series, column: Column, at: int) -> str:
     if series.dtype != pl.String:
         return f"column '{column.name}' has type {series.dtype}, the contract says {column.type}; a value {why}"
     return f"column '{column.name}', row {at + row:,}: {series[row]!r} {why}"
-
-
-def _map_in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterator[T], ahead: int) -> Iterator[R]:
-    """Map `function` over the items in order; the pool works at most `ahead` items ahead."""
-    waiting: deque[Future[R]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

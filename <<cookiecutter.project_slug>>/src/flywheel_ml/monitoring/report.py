@@ -9,10 +9,11 @@ from markupsafe import Markup
 
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.profile import PREDICTION
+from flywheel_ml.core.profile import PREDICTION, Profile
 from flywheel_ml.monitoring import plots
 from flywheel_ml.monitoring.drift import DriftTest
 from flywheel_ml.monitoring.quality import SliceQuality
+from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.result import Result, Volume
 from flywheel_ml.monitoring.window import Window
 from flywheel_ml.utils import formatting
@@ -70,13 +71,14 @@ class SliceRow(NamedTuple):
     worse: bool
 
 
-def render_html(result: Result, window: Window, bundle: Bundle) -> str:
+def render_html(result: Result, window: Window, bundle: Bundle, reference: Reference | None = None) -> str:
     """Render the page.
 
     Args:
         result: the result of monitoring.
         window: the window, for the plots.
-        bundle: the model, for the reference and the descriptions of columns.
+        bundle: the model, for the descriptions of columns.
+        reference: the rows that the window was compared with; the test rows by default.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -86,20 +88,20 @@ def render_html(result: Result, window: Window, bundle: Bundle) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": formatting.percent, "number": formatting.number, "minute": formatting.minute}
-    reference, contract = bundle.profile, bundle.contract
+    before, contract = (reference or Reference.of_test_rows(bundle)).profile, bundle.contract
     drifted, answer = [*result.drift.drifted][:MAX_PLOTS], _prediction_formatter(bundle.contract)
     return environment.get_template(TEMPLATE).render(
         result=result,
         title=f"{result.model.name}, model {result.model.version}",
         period=formatting.span(result.volume.first, result.volume.last),
         tiles=list(_build_tiles(result)),
-        cards=[_build_card(name, result, window, bundle) for name in drifted],
+        cards=[_build_card(name, result, window, before, contract) for name in drifted],
         more_cards=len(result.drift.drifted) - len(drifted),
         rows=[_build_test_row(comparison, contract) for comparison in result.drift.comparisons[:MAX_ROWS]],
         more_rows=max(0, len(result.drift.comparisons) - MAX_ROWS),
         prediction=plots.draw_both_widths(
             lambda width: plots.draw_distribution(
-                reference.columns[PREDICTION],
+                before.columns[PREDICTION],
                 window.profile.columns[PREDICTION],
                 "predicted probability" if bundle.contract.classes else "predicted value",
                 answer,
@@ -178,7 +180,11 @@ def _build_facts(result: Result, bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "Model versions", versions or "none"
     yield (
         "Compared with",
-        f"{result.model.reference_rows:,} reference rows of {result.model.name}, {result.model.estimator}",
+        f"{result.reference.rows:,} rows: {result.reference.description}",
+    )
+    yield (
+        "Model",
+        f"{result.model.name}, {result.model.estimator}, tested on {formatting.rows(result.model.reference_rows)}",
     )
     yield "Predicts", f"{result.model.target}: {bundle.contract.target.description or 'no description'}"
     if bundle.manifest.threshold is not None:
@@ -187,13 +193,11 @@ def _build_facts(result: Result, bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "Evaluated", f"{formatting.minute(result.at)} UTC"
 
 
-def _build_card(name: str, result: Result, window: Window, bundle: Bundle) -> Card:
-    unit, description = _describe_column(name, bundle.contract)
+def _build_card(name: str, result: Result, window: Window, before: Profile, contract: Contract) -> Card:
+    unit, description = _describe_column(name, contract)
     found = [c for c in result.drift.comparisons if c.column == name and c.drifted]
     write = _unit_formatter(unit)
-    plot = plots.draw_distribution(
-        bundle.profile.columns[name], window.profile.columns[name], _display_name(name), write
-    )
+    plot = plots.draw_distribution(before.columns[name], window.profile.columns[name], _display_name(name), write)
     return Card(_display_name(name), description, tuple(_describe_test(c, write) for c in found), plot)
 
 

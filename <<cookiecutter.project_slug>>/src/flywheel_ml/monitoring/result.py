@@ -12,6 +12,7 @@ from flywheel_ml.core.parsing.rules import REQUIRED, add_tolerance, build_rules
 from flywheel_ml.core.profile import PREDICTION
 from flywheel_ml.monitoring.drift import Drift, detect_drift
 from flywheel_ml.monitoring.quality import Quality, assess
+from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.window import Window
 from flywheel_ml.utils import config_model, formatting
 from flywheel_ml.utils.files import canonical_json
@@ -63,6 +64,14 @@ class Model(config_model.StrictModel):
     reference_rows: int
 
 
+class ReferenceRows(config_model.StrictModel):
+    """The rows that the window was compared with."""
+
+    name: str
+    description: str
+    rows: int
+
+
 class Result(config_model.StrictModel):
     """Everything that monitoring found about one window."""
 
@@ -74,6 +83,7 @@ class Result(config_model.StrictModel):
     source: str
     versions: dict[str, int]
     model: Model
+    reference: ReferenceRows
     volume: Volume
     violations: tuple[RuleViolation, ...]
     drift: Drift
@@ -89,26 +99,29 @@ class Result(config_model.StrictModel):
         return canonical_json(self.model_dump(mode="json"), indent=2) + "\n"
 
 
-def evaluate_window(window: Window, bundle: Bundle, params: Params, at: datetime) -> Result:
-    """Compare a window with the model's reference and decide the verdict.
+def evaluate_window(
+    window: Window, bundle: Bundle, params: Params, at: datetime, reference: Reference | None = None
+) -> Result:
+    """Compare a window with its reference, and its quality with that of the test rows; decide the verdict.
 
     Args:
         window: the rows, counted in the bins of this bundle's reference.
         bundle: the model.
         params: thresholds of `monitor`, costs and slices of `evaluate`.
         at: current time, aware.
+        reference: the rows to compare with, in the same bins; the test rows by default.
     """
-    contract, reference = bundle.contract, bundle.profile
+    contract, reference = bundle.contract, reference or Reference.of_test_rows(bundle)
     # A later date is always outside the reference; its hour of day is counted and compared separately.
     dates = [column.name for column in contract.inputs if column.type == "datetime"]
-    drift = detect_drift(reference, window.profile, params.monitor, excluded=dates)
+    drift = detect_drift(reference.profile, window.profile, params.monitor, excluded=dates)
     quality = assess(window, bundle.manifest, params.monitor, params.evaluate)
     violations = tuple(_find_violations(window, bundle))
     verdict = _combine_verdicts(drift, quality)
     return Result(
         at=at.astimezone(UTC),
         verdict=verdict,
-        headline=_write_headline(verdict, drift, quality),
+        headline=_write_headline(verdict, drift, quality, reference),
         sentences=tuple(_write_sentences(window, drift, quality, violations)),
         source=window.source,
         versions=dict(window.versions),
@@ -118,8 +131,9 @@ def evaluate_window(window: Window, bundle: Bundle, params: Params, at: datetime
             estimator=bundle.manifest.estimator,
             target=bundle.manifest.target,
             digest=bundle.digest,
-            reference_rows=reference.rows,
+            reference_rows=bundle.profile.rows,
         ),
+        reference=ReferenceRows(name=reference.name, description=reference.description, rows=reference.profile.rows),
         volume=_summarize_volume(window),
         violations=violations,
         drift=drift,
@@ -134,7 +148,7 @@ def _combine_verdicts(drift: Drift, quality: Quality) -> Verdict:
     return drift.verdict
 
 
-def _write_headline(verdict: Verdict, drift: Drift, quality: Quality) -> str:
+def _write_headline(verdict: Verdict, drift: Drift, quality: Quality, reference: Reference) -> str:
     if verdict == "degraded":
         judged, name = quality.measures[quality.judged], quality.judged
         assert judged.reference is not None
@@ -144,15 +158,15 @@ def _write_headline(verdict: Verdict, drift: Drift, quality: Quality) -> str:
         return f"Too little data for a verdict: {drift.reason}."
     if verdict == "ok":
         if quality.verdict == "ok":
-            return "All is well: the data look as they did when the model was tested, and quality has not dropped."
-        return "The data look as they did when the model was tested. Its quality is not known yet."
+            return f"All is well: the data look like {reference.description}, and quality has not dropped."
+        return f"The data look like {reference.description}. The model's quality is not known yet."
     changed = len(drift.drifted)
     if not changed:
-        return "The distribution of predictions has changed since the model was tested."
+        return f"The distribution of predictions has changed {reference.comparison}."
     inputs = sum(1 for name in {test.column for test in drift.comparisons} if name != PREDICTION)
     verb = "has" if changed == 1 else "have"
     predictions = ", and so have its predictions" if drift.prediction_drifted else ""
-    return f"{changed} of {inputs} inputs {verb} drifted since the model was tested{predictions}."
+    return f"{changed} of {inputs} inputs {verb} drifted {reference.comparison}{predictions}."
 
 
 def _write_sentences(

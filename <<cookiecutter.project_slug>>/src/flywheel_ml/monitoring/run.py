@@ -8,6 +8,7 @@ from typing import NamedTuple
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import alerts, report
+from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.result import Result, evaluate_window
 from flywheel_ml.monitoring.window import Window
 from flywheel_ml.utils.files import replacing
@@ -31,10 +32,13 @@ def monitor(
     out_dir: Path,
     now: datetime | None = None,
     rules: Sequence[alerts.Rule] = alerts.STANDARD_RULES,
+    reference: Reference | None = None,
+    is_current: bool = True,
 ) -> MonitoringRun:
     """Evaluate a window; write `<timestamp>.json` and `.html`, copies as `latest.*`, and append to `alerts.jsonl`.
 
-    Every file is written atomically. The caller delivers the alerts (`alerts.deliver`).
+    Every file is written atomically. The caller delivers the alerts (`alerts.deliver`). A window that does not show the
+    current state of the champion raises no alert and does not replace `latest.*`.
 
     Args:
         window: the rows, counted in the bins of this bundle's reference.
@@ -43,15 +47,17 @@ def monitor(
         out_dir: folder of the reports, created if absent.
         now: current time, aware; taken from the clock by default.
         rules: rules that raise alerts.
+        reference: the rows to compare with; the test rows by default.
+        is_current: whether the window shows the current state of the champion.
     """
     at = (now or datetime.now(UTC)).astimezone(UTC)
-    result = evaluate_window(window, bundle, params, at)
-    texts = {"json": result.to_json(), "html": report.render_html(result, window, bundle)}
+    result = evaluate_window(window, bundle, params, at, reference)
+    texts = {"json": result.to_json(), "html": report.render_html(result, window, bundle, reference)}
     stamp = f"{at:%Y%m%dT%H%M%S.%fZ}"
-    for name in (stamp, "latest"):
+    for name in (stamp, "latest") if is_current else (stamp,):
         for suffix, text in texts.items():
             with replacing(out_dir / f"{name}.{suffix}") as part:
                 part.write_text(text, encoding="utf-8")
-    raised = alerts.build_alerts(result, rules)
+    raised = alerts.build_alerts(result, rules) if is_current else ()
     alerts.append(out_dir / ALERTS, raised)
     return MonitoringRun(result, raised, out_dir / f"{stamp}.json", out_dir / f"{stamp}.html")

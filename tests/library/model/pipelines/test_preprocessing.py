@@ -20,7 +20,6 @@ from flywheel_ml.model.packaging import package
 from flywheel_ml.model.pipelines import estimators, free_text, preprocessing
 from flywheel_ml.model.pipelines.preprocessing import CrossFittedTargetEncoder, TopTermsTfidf
 from flywheel_ml.model.training import train
-from flywheel_ml.monitoring import window
 from flywheel_ml.testing.bundles import make_bundle
 from flywheel_ml.utils import config_model
 
@@ -187,9 +186,7 @@ def test_new_feature_reaches_training_scoring_and_drift_profile(
     one = bundle.encode({name: values[:1] for name, values in some.items()}).num[0, -1]
     assert np.array_equal(many, np.float32(2 * some[number.name]), equal_nan=True)
     assert np.array_equal(one, many[0], equal_nan=True)
-    chunk = window._empty_chunk(contract)._replace(columns=some)
-    counted = window._add_drift_features(chunk, bundle)
-    assert np.array_equal(counted.columns["twice"].astype(np.float32), many, equal_nan=True)
+    assert np.array_equal(bundle.drift_features(some)["twice"].astype(np.float32), many, equal_nan=True)
 
 
 def test_table_of_texts_only_always_keeps_its_words(

@@ -107,7 +107,9 @@ def test_jobs_reach_the_files_of_all_workers(keyed_server: Server, instances: li
     post(keyed_server, "/predict", {"instances": instances[:5]}, "shop")
     exported = call(keyed_server, "export", {})
     assert sum(exported["rows"].values()) == 406
-    pruned = call(keyed_server, "prune", {"age": "7d"})
+    with pytest.raises(ServingError, match="200 rows belong to hours without a profile"):
+        call(keyed_server, "prune", {"age": "7d"})
+    pruned = call(keyed_server, "prune", {"age": "7d", "force": True})
     assert pruned["counts"] == {"predictions": 200, "labels": 200}
     erased = call(keyed_server, "erase", {"key": KEY})
     assert erased["failures"] == []

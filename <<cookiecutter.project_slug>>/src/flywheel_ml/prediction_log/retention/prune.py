@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from flywheel_ml.core.settings import Settings
+from flywheel_ml.prediction_log.reader import HOUR_US
 from flywheel_ml.prediction_log.retention import requests
 from flywheel_ml.prediction_log.retention.log import Log
 from flywheel_ml.prediction_log.retention.operations import Operation, merge
-from flywheel_ml.prediction_log.retention.scan import HOUR_US, split
+from flywheel_ml.prediction_log.retention.scan import split
 from flywheel_ml.prediction_log.rows import blocks, now_us, predictions
 from flywheel_ml.utils.errors import ConfigError, ProjectError
 from flywheel_ml.utils.units import parse_age, parse_size
@@ -97,7 +98,7 @@ def prune(
     log.require()
     with requests.hold_job_lock(log.folder):
         first_us, before = find_first(log), log.measure()[1]
-        until_us = max(now_us() - age // timedelta(microseconds=1) if age else 0, find_cut(log, size) if size else 0)
+        until_us = max(_find_hour(age) if age else 0, find_cut(log, size) if size else 0)
         if first_us is None or until_us <= first_us:
             if not dry_run:
                 _delete_orphans(log, until_us)
@@ -106,7 +107,7 @@ def prune(
         if unprofiled and not force:
             raise ProjectError(
                 f"{unprofiled:,} rows belong to hours without a profile, and monitoring would lose them; "
-                "pass FORCE=1 (--force) to delete them anyway"
+                "run `make monitor`, or pass FORCE=1 (--force) to delete them anyway"
             )
         if dry_run:
             return PruneResult(until_us, first_us, _count_before(log, until_us), None, before, before, {})
@@ -114,6 +115,11 @@ def prune(
         more, failed = _delete_orphans(log, until_us)
         after = log.measure()[1]
         return PruneResult(until_us, first_us, merge(counts, more), unprofiled, before, after, {**failed, **failures})
+
+
+def _find_hour(age: timedelta) -> int:
+    """Return the full hour at which to cut, because profiles are of full hours."""
+    return (now_us() - age // timedelta(microseconds=1)) // HOUR_US * HOUR_US
 
 
 def find_first(log: Log) -> int | None:

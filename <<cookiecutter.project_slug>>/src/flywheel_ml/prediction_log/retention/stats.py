@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from flywheel_ml.prediction_log.reader import HOUR_US
 from flywheel_ml.prediction_log.retention.log import Log
 from flywheel_ml.prediction_log.retention.operations import RULES
-from flywheel_ml.prediction_log.retention.scan import HOUR_US
 from flywheel_ml.prediction_log.rows import blocks, now_us, predictions
 
 DAY_US = 24 * HOUR_US

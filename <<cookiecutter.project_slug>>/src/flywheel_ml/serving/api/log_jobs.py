@@ -24,8 +24,8 @@ from flywheel_ml.serving.http.lifecycle import RequestLifecycle
 from flywheel_ml.utils.errors import ConfigError
 
 PREFIX = "/log"
-PROFILES = ""
-"""`module:function` of the `Profiles` that a prune brings up to date; empty if the log keeps no profiles."""
+PROFILES = "flywheel_ml.monitoring.sources.profile_store:count_unprofiled"
+"""`module:function` of the `Profiles` that a prune asks. A server cannot build profiles, only count what lacks one."""
 MAX_KEY = 1000
 
 
