@@ -54,7 +54,7 @@ def monitoring(days: float = 1.0) -> str:
     return engine.call_in_flow(lambda: watch(PROJECT, Settings.read(), params, None, since, None)).result.verdict
 
 
-@flow(name="log-prune")
+@flow(name="log_prune")
 def log_prune() -> int:
     """Prune the prediction log to ML_LOG_MAX_AGE and ML_LOG_MAX_SIZE, if they are set; returns the deleted rows."""
     return engine.call_in_flow(lambda: retention.prune_to_limits(PROJECT, Settings.read()))

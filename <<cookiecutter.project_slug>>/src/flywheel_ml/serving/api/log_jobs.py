@@ -26,6 +26,7 @@ from flywheel_ml.utils.errors import ConfigError
 PREFIX = "/log"
 PROFILES = "flywheel_ml.monitoring.sources.profile_store:count_unprofiled"
 """`module:function` of the `Profiles` that a prune asks. A server cannot build profiles, only count what lacks one."""
+OVERLOAD = {503: "Too many requests are in progress; try again after `Retry-After` seconds."}
 MAX_KEY = 1000
 
 
@@ -167,7 +168,7 @@ def _add_job_route(router: APIRouter, kind: str, lifecycle: RequestLifecycle, lo
         f"/{kind}",
         status_code=202,
         summary=f"Start a job on the prediction log: {kind}",
-        responses=describe_problems(ANY_ERRORS | BODY_ERRORS),
+        responses=describe_problems(ANY_ERRORS | BODY_ERRORS | OVERLOAD),
         openapi_extra={"requestBody": {"content": {JSON: {"schema": REQUESTS[kind].model_json_schema()}}}},
     )
     async def start(request: Request, response: Response) -> JobState:
