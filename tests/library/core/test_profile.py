@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from flywheel_ml.core import profile
-from flywheel_ml.core.contract import Columns, Contract, columns_from_rows
+from flywheel_ml.core.contract import Column, Columns, Contract, columns_from_rows
 from flywheel_ml.core.profile import PREDICTION, Profile
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
@@ -255,3 +255,54 @@ def test_categories_are_known_from_the_training_rows() -> None:
     assert (colour.categories, colour.untrained, colour.known) == (("red", "blue"), ("red",), (15,))
     assert (colour.unseen, colour.unknown) == (15, 30)
     assert config_model.parse(json.loads(built.text()), Profile, "profile.json") == built
+
+
+def build_profile(values: np.ndarray, texts: list[str], previous: profile.Bins | None = None) -> profile.Profile:
+    """Profile a number and an unlisted text."""
+    columns = (
+        Column(name="x", type="float"),
+        Column(name="text", type="string"),
+        Column(name="y", type="boolean", role="target"),
+    )
+    inputs = {"x": values, "text": np.resize(np.array(texts, dtype=object), len(values))}
+    return profile.build(Contract(name="drawn", columns=columns), inputs, np.zeros(len(values)), previous=previous)
+
+
+def test_bins_are_kept_while_they_resolve_the_rows() -> None:
+    rng = np.random.default_rng(0)
+    first = build_profile(rng.normal(size=20_000), ["a", "b", "c"])
+    second = build_profile(rng.normal(0.1, 1, 20_000), ["a", "c"], first.bins)
+    assert second.bins == first.bins
+    assert second.columns["text"].untrained == ("b",)
+    assert second.columns["x"].present == 20_000
+    assert build_profile(rng.normal(size=20_000), ["a"]).bins.columns["x"] != first.bins.columns["x"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(1).normal(4, 1, 20_000),
+        np.random.default_rng(1).normal(0, 0.01, 20_000),
+        np.append(np.random.default_rng(1).normal(size=20_000), np.full(500, 0.1234)),
+    ],
+    ids=["moved", "narrower", "a repeated value"],
+)
+def test_bins_are_replaced_when_they_no_longer_resolve(values: np.ndarray) -> None:
+    first = build_profile(np.random.default_rng(0).normal(size=20_000), ["a"])
+    found = build_profile(values, ["a"], first.bins)
+    assert found == build_profile(values, ["a"])
+    assert found.bins.columns["text"] == first.bins.columns["text"]
+
+
+def test_new_category_replaces_the_categories() -> None:
+    values = np.random.default_rng(0).normal(size=1000)
+    first = build_profile(values, ["a", "b"])
+    assert build_profile(values, ["a", "new"], first.bins).columns["text"].categories == ("a", "new")
+
+
+def test_broken_bins_are_named_with_a_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "profile_bins.json"
+    for text in ("{", "[]", '{"format":1}'):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"profile_bins\.json"):
+            profile.Bins.load(path)

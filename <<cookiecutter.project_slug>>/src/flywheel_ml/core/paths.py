@@ -11,6 +11,7 @@ MODEL, BASELINE, SKLEARN_DEFAULT = (
 OUT_OF_FOLD = Path("model/out_of_fold.parquet")
 SELECTION_SECONDS = Path("var/selection.json")
 BUNDLE = Path("bundle")
+PROFILE_BINS = Path("profile_bins.json")
 REPORTS = Path("reports")
 PLOTS = REPORTS / "plots"
 TUNING = Path("var/tuning")

@@ -26,6 +26,8 @@ from flywheel_ml.utils.files import canonical_json, read_json
 BINS = 256
 MIN_OWN_BIN_SHARE = 0.001
 """Minimum share of the reference rows for a single value to get its own bin."""
+MAX_GAP_SHARE = 0.01
+"""Earlier bins are kept while no gap between two edges holds a larger share of the reference rows."""
 MAX_CATEGORIES = 1000
 PREDICTION = "prediction"
 """Name under which a profile counts the model's own output."""
@@ -79,6 +81,37 @@ class Counts(config_model.StrictModel):
         return self.model_copy(update={"edges": tuple(edges[kept].tolist()), "counts": tuple(counts.tolist())})
 
 
+class ColumnBins(config_model.StrictModel):
+    """The bins or categories of one column, as in `Counts`."""
+
+    kind: Literal["numeric", "categorical"]
+    edges: tuple[float, ...] = ()
+    categories: tuple[str, ...] = ()
+
+
+class Bins(config_model.StrictModel):
+    """The bins of every input column and derived feature. Versions with equal bins can share profiles."""
+
+    format: Literal[1] = 1
+    columns: dict[str, ColumnBins]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read profile_bins.json.
+
+        Raises:
+            ConfigError: it is not what `Profile.bins` wrote.
+        """
+        try:
+            return config_model.parse(read_json(path), cls, name=path.name)
+        except ValueError:
+            raise ConfigError(f"{path.name} is not valid JSON; delete it, and the bins are chosen anew") from None
+
+    def text(self) -> str:
+        """The bins as canonical JSON."""
+        return canonical_json(self.model_dump(mode="json")) + "\n"
+
+
 class Profile(config_model.StrictModel):
     """Counts of every input column, of derived features and, under `prediction`, of the model's output."""
 
@@ -95,6 +128,17 @@ class Profile(config_model.StrictModel):
         """The profile as canonical JSON."""
         return canonical_json(self.model_dump(mode="json")) + "\n"
 
+    @property
+    def bins(self) -> Bins:
+        """The bins of all columns but the prediction, which each model distributes in its own way."""
+        return Bins(
+            columns={
+                name: ColumnBins(kind=counts.kind, edges=counts.edges, categories=counts.categories)
+                for name, counts in self.columns.items()
+                if name != PREDICTION
+            }
+        )
+
 
 def build(
     contract: Contract,
@@ -102,6 +146,7 @@ def build(
     prediction: np.ndarray,
     drift_features: Mapping[str, np.ndarray] | None = None,
     training: Columns | None = None,
+    previous: Bins | None = None,
 ) -> Profile:
     """Profile of reference rows: chooses the bins and categories, and counts.
 
@@ -114,19 +159,17 @@ def build(
         prediction: float [n_rows], the model's output (a probability, or a value).
         drift_features: other features to count, see `Featurizer.drift_features`.
         training: the training rows; the reference rows themselves if not given.
+        previous: the bins of an earlier profile; a column keeps its bins while they resolve the reference rows.
     """
     seen = columns if training is None else training
     inputs = {column.name: columns[column.name] for column in contract.inputs}
-    counted = {
-        name: _count(_build_empty_numeric_counts(hours), hours) for name, hours in _compute_hours(inputs).items()
+    values = {**_compute_hours(inputs), **inputs, **(drift_features or {})}
+    fresh = {name: _build_empty_numeric_counts(one) for name, one in values.items() if name not in inputs}
+    fresh |= {
+        column.name: _build_empty_counts(column, inputs[column.name], seen[column.name]) for column in contract.inputs
     }
-    counted |= {
-        column.name: _count(_build_empty_counts(column, inputs[column.name], seen[column.name]), inputs[column.name])
-        for column in contract.inputs
-    }
-    counted |= {
-        name: _count(_build_empty_numeric_counts(values), values) for name, values in (drift_features or {}).items()
-    }
+    known = previous.columns if previous else {}
+    counted = {name: _count(_keep_bins(known.get(name), fresh[name], one), one) for name, one in values.items()}
     counted[PREDICTION] = _count(_build_empty_numeric_counts(prediction), prediction)
     return Profile(rows=len(prediction), columns=counted)
 
@@ -201,6 +244,33 @@ def _build_empty_numeric_counts(values: np.ndarray) -> Counts:
     repeated = np.intersect1d(quantiles, distinct[times > MIN_OWN_BIN_SHARE * len(values)])
     edges = np.union1d(quantiles, np.nextafter(repeated, -np.inf))
     return Counts(kind="numeric", edges=tuple(edges.tolist()), counts=(0,) * (len(edges) + 1))
+
+
+def _keep_bins(previous: ColumnBins | None, fresh: Counts, values: np.ndarray) -> Counts:
+    """Return empty counts in the previous bins if they resolve the values, in fresh bins otherwise."""
+    if previous is None or previous.kind != fresh.kind:
+        return fresh
+    if fresh.kind == "categorical":
+        if not set(fresh.categories) <= set(previous.categories):
+            return fresh
+        gone = tuple(name for name in previous.categories if name not in fresh.categories)
+        kept = Counts(
+            kind="categorical",
+            categories=previous.categories,
+            counts=(0,) * len(previous.categories),
+            untrained=(*fresh.untrained, *gone),
+        )
+        return kept if len(gone) < len(previous.categories) else fresh
+    if len(previous.edges) < 2:
+        return fresh
+    counted = _count(Counts(kind="numeric", edges=previous.edges, counts=(0,) * (len(previous.edges) + 1)), values)
+    edges = np.array(previous.edges)
+    # A bin between neighbouring floats holds a single value, so it may hold any share.
+    is_gap = np.concatenate(([True], np.nextafter(edges[:-1], np.inf) != edges[1:], [True]))
+    widest = np.max(np.array(counted.counts), where=is_gap, initial=0)
+    if widest > MAX_GAP_SHARE * counted.present:
+        return fresh
+    return counted.model_copy(update={"counts": (0,) * len(counted.counts), "missing": 0})
 
 
 def _count(frame: Counts, values: np.ndarray) -> Counts:

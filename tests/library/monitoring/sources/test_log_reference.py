@@ -3,6 +3,7 @@
 One year of the example cannot show a season, so the log of this test is synthetic.
 """
 
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -67,6 +68,38 @@ def test_rows_of_another_model_are_predicted_anew(tmp_path: Path, alike: pl.Data
     log_day(target, alike.head(900), bundle, START_US - 3 * WEEK_US)
     own = MonitorParams(references={"own": name_span(START_US - 3 * WEEK_US)})
     assert found == read_reference("own", own, Log(Reader(target)), bundle, DAY).profile
+
+
+@pytest.mark.parametrize("same_bins", [True, False])
+def test_profiles_of_another_model_replace_pruned_rows(
+    tmp_path: Path, alike: pl.DataFrame, bundle: Bundle, bundle_path: Path, same_bins: bool
+) -> None:
+    target, other = str(tmp_path), Bundle.open(bundle_path)
+    prediction = bundle.profile.columns["prediction"]
+    columns = {**bundle.profile.columns, "prediction": prediction.model_copy(update={"edges": prediction.edges[1:]})}
+    columns["prediction"] = columns["prediction"].model_copy(update={"counts": prediction.counts[1:]})
+    if not same_bins:
+        name, counts = next((n, c) for n, c in columns.items() if len(c.edges) > 2)
+        columns[name] = counts.model_copy(update={"edges": (*counts.edges[:-1], counts.edges[-1] + 1)})
+    other.profile = bundle.profile.model_copy(update={"columns": columns})
+    params = MonitorParams(references={"before": name_span(START_US - WEEK_US)})
+    log_day(target, alike.head(900), bundle, START_US - WEEK_US, digest="c" * 64)
+    expected = read_reference("before", params, Log(Reader(target)), bundle, DAY).profile
+    with ProfileStore(target) as store:
+        update_profiles(Reader(target), store, lambda _: other, START_US)
+        log = Log(Reader(target), store)
+        assert read_reference("before", params, log, bundle, DAY).profile == expected
+        with sqlite3.connect(tmp_path / "serve-0.db") as connection:
+            connection.execute("DELETE FROM predictions")
+        if not same_bins:
+            with pytest.raises(ConfigError, match="the log has no rows of reference 'before'"):
+                read_reference("before", params, log, bundle, DAY)
+            return
+        found = read_reference("before", params, log, bundle, DAY).profile
+    assert found.rows == 900
+    assert found.columns["prediction"].rows == 0
+    inputs = [name for name in expected.columns if name != "prediction"]
+    assert [found.columns[name] for name in inputs] == [expected.columns[name] for name in inputs]
 
 
 @pytest.mark.parametrize(

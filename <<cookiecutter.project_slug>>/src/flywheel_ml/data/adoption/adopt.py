@@ -153,6 +153,7 @@ def _list_obsolete(settings: Settings, name: str) -> list[Path]:
         *paths.SPLITS.values(),
         paths.MODEL.parent,
         paths.BUNDLE,
+        paths.PROFILE_BINS,
         # One by one, because the new data card is written to the same folder.
         *(paths.REPORTS.iterdir() if paths.REPORTS.is_dir() else ()),
         settings.serving_folder,

@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-VERSIONED = ("params.yaml", "contract.yaml", "dvc.yaml", "dvc.lock", "data/*.dvc", "reports")
+VERSIONED = ("params.yaml", "contract.yaml", "dvc.yaml", "dvc.lock", "profile_bins.json", "data/*.dvc", "reports")
 """Files that a run reads or changes, and that a commit must contain to reproduce the run."""
 
 

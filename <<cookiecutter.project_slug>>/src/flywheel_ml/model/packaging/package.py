@@ -25,7 +25,7 @@ from flywheel_ml.model.pipelines import categories, networks, preprocessing
 from flywheel_ml.model.pipelines.fitted import FittedModel
 from flywheel_ml.model.training.train import read_split
 from flywheel_ml.utils.errors import IntegrityError
-from flywheel_ml.utils.files import canonical_json, read_json, replacing_folder
+from flywheel_ml.utils.files import canonical_json, read_json, replacing, replacing_folder
 
 BACKGROUND_CANDIDATES = 5000
 """Number of training rows from which the background rows are chosen."""
@@ -195,6 +195,7 @@ def main(project: Project) -> None:
         {"split": split, "trained": trained, "evaluation": evaluation},
         project.features,
         project.folder / "cards",
+        paths.PROFILE_BINS,
     )
 
 
@@ -207,6 +208,7 @@ def pack(
     reports: dict[str, Any],
     features: Sequence[Feature] = (),
     cards: Path | None = None,
+    bins_path: Path | None = None,
 ) -> bundle.Manifest:
     """Write the bundle of a fitted pipeline to `path`, atomically.
 
@@ -215,8 +217,10 @@ def pack(
         reports: the reports of the stages, as `split`, `trained` and `evaluation`.
         features: the project's own.
         cards: folder of the project's card templates.
+        bins_path: file with the bins of the profile; earlier ones are kept while they suit, and written back.
     """
     contract = Contract.load(contract_path)
+    previous = profile.Bins.load(bins_path) if bins_path is not None and bins_path.is_file() else None
     featurizer = Featurizer(contract, features)
     test = tables.to_columns(parts["test"], contract.inputs)
     facts: dict[str, Any] = {
@@ -258,13 +262,17 @@ def pack(
         (folder / bundle.BACKGROUND).write_text(canonical_json(compared, indent=1) + "\n", encoding="utf-8")
         training = tables.to_columns(parts["train"], contract.inputs)
         scores = opened.predict(test).scores.astype(np.float64)
-        reference = profile.build(contract, test, scores, opened.drift_features(test), training)
+        reference = profile.build(contract, test, scores, opened.drift_features(test), training, previous)
         (folder / bundle.PROFILE).write_text(reference.text(), encoding="utf-8")
         (folder / bundle.CARD).write_text(
             card.render_card(facts, contract, reports["split"], reports["trained"], len(compared), cards),
             encoding="utf-8",
         )
-        return bundle.write_manifest(folder, facts)
+        manifest = bundle.write_manifest(folder, facts)
+    if bins_path is not None:
+        with replacing(bins_path) as part:
+            part.write_text(reference.bins.text(), encoding="utf-8")
+    return manifest
 
 
 def _slice_rows(columns: Columns, at: int, size: int) -> dict[str, np.ndarray]:

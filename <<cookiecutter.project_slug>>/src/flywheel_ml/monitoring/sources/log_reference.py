@@ -1,7 +1,7 @@
 """Reads a reference from the log: a named earlier span, or the same season of earlier years."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +14,7 @@ from flywheel_ml.core.profile import Profile
 from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.sources.log_window import Log, Span, cut, sum_profiles
 from flywheel_ml.monitoring.sources.logged_rows import CHUNK_ROWS, read_inputs
-from flywheel_ml.monitoring.sources.packing import hash_bins, unpack_profile
+from flywheel_ml.monitoring.sources.packing import hash_bins, have_equal_inputs, keep_inputs, unpack_profile
 from flywheel_ml.monitoring.sources.profile_store import HourlyProfile
 from flywheel_ml.prediction_log import Prediction, to_datetime
 from flywheel_ml.utils.config_model import suggest
@@ -30,7 +30,8 @@ def read_reference(name: str, params: MonitorParams, log: Log, bundle: Bundle, s
     """Read the reference with a name: `test`, `same-season`, or a span in `monitor.references` of params.yaml.
 
     The inputs of all models count, shadows excepted. The bundle predicts rows that another model answered, so the
-    distribution of its predictions is compared with its own.
+    distribution of its predictions is compared with its own. Of rows that were pruned, only the inputs are compared,
+    and only if the other model's profile has the same bins.
 
     Args:
         name: name of the reference.
@@ -83,13 +84,22 @@ def read_reference(name: str, params: MonitorParams, log: Log, bundle: Bundle, s
 def _profile_spans(log: Log, bundle: Bundle, spans: Sequence[Span]) -> Profile:
     bins = hash_bins(bundle.profile)
 
-    def is_usable(entry: HourlyProfile) -> bool:
-        return (entry.bins, entry.model.digest) == (bins, bundle.digest)
+    profiled = log.store.count_hours() if log.store else {}
 
     parts = [_count_none(bundle)]
     for span in spans:
         logged = log.reader.count_hours(*span)
-        known = sum_profiles(log.store, logged, span, None, is_usable)
+
+        def select(entry: HourlyProfile, logged: Mapping[int, int] = logged) -> HourlyProfile | None:
+            if (entry.bins, entry.model.digest) == (bins, bundle.digest):
+                return entry
+            # The rows tell more, because the bundle can predict them; but they may have been pruned.
+            is_pruned = logged.get(entry.hour, 0) < profiled[entry.hour]
+            if not (is_pruned and have_equal_inputs(entry.bins, bins)):
+                return None
+            return entry._replace(counts=keep_inputs(entry.counts, bundle.profile, bundle.contract))
+
+        known = sum_profiles(log.store, logged, span, None, select)
         if known.total is not None:
             parts.append(unpack_profile(known.total.counts, known.total.rows, bundle.profile))
         for part, is_profiled in cut(span, logged.keys() | known.hours, known.hours):

@@ -59,7 +59,7 @@ def read_window(log: Log, bundle: Bundle, model: ModelKey, span: Span, slices: S
     if span.since_us >= span.until_us:
         return nothing
     logged, bins = log.reader.count_hours(*span), hash_bins(bundle.profile)
-    known = sum_profiles(log.store, logged, span, model, lambda entry: entry.bins == bins)
+    known = sum_profiles(log.store, logged, span, model, lambda entry: entry if entry.bins == bins else None)
     parts = [nothing, *_build_window(known, bundle, nothing)]
     for part, is_profiled in cut(span, logged.keys() | known.hours, known.hours):
         if is_profiled:
@@ -76,18 +76,18 @@ def sum_profiles(
     logged: Mapping[int, int],
     span: Span,
     model: ModelKey | None,
-    is_usable: Callable[[HourlyProfile], bool],
+    select: Callable[[HourlyProfile], HourlyProfile | None],
 ) -> ProfiledHours:
     """Add the profiles of the full hours of a span, of one model or of all, without shadows.
 
-    An hour is used if the log has no more rows than were profiled, and all its profiles are usable.
+    An hour is used if the log has no more rows than were profiled, and each of its profiles can be used.
 
     Args:
         store: the profiles.
         logged: hour → rows that the log has.
         span: the time span.
         model: as in `ProfileStore.read`.
-        is_usable: whether a profile may be used.
+        select: returns the profile to add, or None if it cannot be used.
     """
     if store is None:
         return ProfiledHours()
@@ -99,11 +99,11 @@ def sum_profiles(
     rows, versions, without_digest = Counter[int](), Counter[str](), 0
     entries = store.read(min(hours), max(hours), model, excluded_variant=SHADOW)
     for hour, group in itertools.groupby(entries, key=lambda entry: entry.hour):
-        of_hour = list(group)
-        if not all(map(is_usable, of_hour)):
+        of_hour = list(map(select, group))
+        if None in of_hour:
             hours.discard(hour)
         elif hour in hours:
-            for entry in of_hour:
+            for entry in filter(None, of_hour):
                 total = entry if total is None else total.add(entry)
                 rows[hour] += entry.rows
                 versions[entry.model.version] += entry.rows
