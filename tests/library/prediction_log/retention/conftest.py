@@ -1,4 +1,4 @@
-"""Jobs that are killed."""
+"""Jobs in processes of their own."""
 
 import os
 import subprocess
@@ -9,7 +9,21 @@ from pathlib import Path
 
 import pytest
 
+RunScript = Callable[[str, str], str]
 StartAndKill = Callable[[str, str, float], None]
+
+
+@pytest.fixture
+def run_script() -> RunScript:
+    """Runs a script with an argument in a process of its own; returns what it printed."""
+
+    def call(script: str, argument: str) -> str:
+        done = subprocess.run(
+            _command(script, argument), env=_environment(), capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    return call
 
 
 @pytest.fixture
@@ -17,10 +31,18 @@ def start_and_kill() -> StartAndKill:
     """Runs a script with an argument in a process of its own, and kills it after some seconds."""
 
     def call(script: str, argument: str, seconds: float) -> None:
-        path = os.pathsep.join([*sys.path, str(Path(__file__).parents[3])])
-        process = subprocess.Popen([sys.executable, "-c", script, argument], env={**os.environ, "PYTHONPATH": path})
+        process = subprocess.Popen(_command(script, argument), env=_environment())
         time.sleep(seconds)
         process.kill()
         process.wait()
 
     return call
+
+
+def _command(script: str, argument: str) -> list[str]:
+    return [sys.executable, "-c", script, argument]
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parents[3])])
+    return {**os.environ, "PYTHONPATH": path}

@@ -10,11 +10,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from flywheel_ml.prediction_log import Block, Prediction, Reader
+from flywheel_ml.prediction_log import Block, Prediction, Reader, now_us
 from flywheel_ml.prediction_log.retention import requests
 from flywheel_ml.prediction_log.retention.erase import JOURNAL, erase, resume
 from flywheel_ml.prediction_log.retention.export import export
 from flywheel_ml.prediction_log.retention.log import Log
+from flywheel_ml.prediction_log.retention.operations import RULES
 from flywheel_ml.prediction_log.retention.prune import prune
 from flywheel_ml.prediction_log.spool import REJECTED_FILE
 from flywheel_ml.utils.errors import Busy, ConfigError
@@ -217,6 +218,17 @@ def test_request_of_a_killed_job_is_completed_by_the_next_owner(folder: Path) ->
             pass
     assert not set(ids[:10]) & logs.read_ids(folder)
     assert logs.find_bytes(folder, *ids[:10]) == ["request-1.json"] or erase(log, KEY).failures == []
+
+
+@pytest.mark.skipif("entity_labels" not in RULES, reason="labels by entity need a newer schema")
+def test_labels_by_entity_are_pruned_and_erased(folder: Path) -> None:
+    log, *_ = fill(folder)
+    with sqlite3.connect(folder / "serve-0.db") as file:
+        rows = [(entity, now_us() - days * logs.DAY_US, "1") for entity in (KEY, OTHER) for days in range(20)]
+        file.executemany("INSERT INTO entity_labels (entity_id, timestamp_us, label) VALUES (?, ?, ?)", rows)
+    assert prune(log, timedelta(days=10)).counts["entity_labels"] in range(16, 21)
+    assert erase(log, KEY).counts["entity_labels"] in range(9, 12)
+    assert logs.find_bytes(folder, KEY) == []
 
 
 KILLED = f"""

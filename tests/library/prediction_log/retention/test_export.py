@@ -1,12 +1,11 @@
 """An export has every prediction and label of a span, typed by the contract of its model, or does not exist."""
 
-import errno
 import json
+import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 
 from flywheel_ml.core.contract import Contract
@@ -16,7 +15,7 @@ from flywheel_ml.prediction_log.retention.export import MANIFEST, export, parse_
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.utils.errors import Busy, ConfigError, DataError, ProjectError
 from library.helpers import logs
-from library.prediction_log.retention.conftest import StartAndKill
+from library.prediction_log.retention.conftest import RunScript, StartAndKill
 
 
 @pytest.fixture
@@ -92,18 +91,29 @@ def test_span_without_rows_is_an_error_and_leaves_nothing(folder: Path) -> None:
     assert parse_span(datetime(1970, 1, 2), None)[0] == timedelta(days=1) // timedelta(microseconds=1)
 
 
-def test_full_disk_leaves_no_export(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = logs.write(folder, [logs.make_prediction(1)])
+LIMITED = """
+import resource
+import sys
+from pathlib import Path
+from flywheel_ml.prediction_log.retention.export import export
+from library.helpers import logs
 
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    export(logs.open_log(Path(sys.argv[1])), lambda *_: None)
+except OSError as error:
+    print(error.strerror or error)
+"""
+"""Its files may not grow, as on a full disk."""
 
-    with monkeypatch.context() as patch:
-        patch.setattr(pq.ParquetWriter, "write_table", fail)
-        with pytest.raises(OSError, match="No space left"):
-            export(log, lambda *_: None)
+
+def test_full_disk_leaves_no_export(folder: Path, run_script: RunScript) -> None:
+    rows = [logs.make_prediction(1, at, output=dumps({"prediction": secrets.token_hex(50)})) for at in range(3000)]
+    log = logs.write(folder, rows)
+    assert "too large" in run_script(LIMITED, str(folder)).lower()
     assert [path.name for path in log.exports.iterdir()] == [MANIFEST]
-    assert export(log, lambda *_: None).rows == {"untyped.parquet": 1}
+    assert read_manifest(log) == []
+    assert export(log, lambda *_: None).rows == {"untyped.parquet": 3000}
 
 
 def test_existing_folder_and_running_job_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Pruning deletes what is old with its labels, from files with and without an owner, and nothing else."""
 
+import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -166,6 +168,18 @@ def test_stats_report_rows_span_and_growth(folder: Path) -> None:
     # 42 of 104 rows came in the last week.
     assert 0.5 < found.growth * 7 / (found.used * 0.4) < 2
     assert found.days_left == pytest.approx((10_000_000 - found.used) / found.growth)
+
+
+def test_request_of_a_newer_version_is_answered_with_an_error(folder: Path) -> None:
+    fill(folder)
+    place = folder / requests.FOLDER
+    place.mkdir()
+    with held(folder):
+        (place / "request-1.json").write_text('{"kind": "compress"}')
+        result = place / "request-1.serve-0.json"
+        while not result.is_file():
+            time.sleep(0.05)
+        assert "kind" in json.loads(result.read_text())["error"]
 
 
 def test_every_table_of_the_log_has_a_rule() -> None:

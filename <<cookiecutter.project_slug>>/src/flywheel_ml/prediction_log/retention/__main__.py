@@ -21,7 +21,6 @@ def main() -> None:
     os.nice(LOWEST_PRIORITY)
     job = Job.model_validate_json(sys.stdin.read())
     log = Log(job.target, Path(job.spool), Path(job.exports))
-    write_state(log, job.id, {"state": "running", "kind": job.kind, "pid": os.getpid()})
     try:
         state = {"state": "succeeded", "kind": job.kind, "result": run(log, job)}
     except ProjectError as error:

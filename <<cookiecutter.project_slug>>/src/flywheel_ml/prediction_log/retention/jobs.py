@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -64,10 +63,10 @@ class Job(StrictModel):
 def start(log: Log, job: Job) -> "subprocess.Popen[bytes]":
     """Start a job in a process of its own, which survives this one; the caller waits for it."""
     _remove_old(log)
-    write_state(log, job.id, {"state": "running", "kind": job.kind, "pid": os.getpid()})
     command = [sys.executable, "-m", "flywheel_ml.prediction_log.retention"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     assert process.stdin is not None
+    write_state(log, job.id, {"state": "running", "kind": job.kind, "pid": process.pid})
     with process.stdin as stream:
         # The key is not an argument, which every user of the machine could read.
         stream.write(job.model_dump_json().encode())

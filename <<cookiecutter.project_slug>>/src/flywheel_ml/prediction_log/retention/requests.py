@@ -9,7 +9,6 @@ servers run or not, and whoever is killed.
 """
 
 import json
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
-from pydantic import ValidationError
 
 from flywheel_ml.prediction_log.retention.operations import Operation, merge, run
 from flywheel_ml.prediction_log.rows import new_id
@@ -117,13 +115,9 @@ def is_open(folder: Path, name: str) -> bool:
 
 
 def read_operation(folder: Path, name: str) -> Operation | None:
-    """Read a request; None if it was withdrawn, or if a newer version of this package made it."""
+    """Read a request; None if it was withdrawn. Raises `ValueError` if a newer version of this package made it."""
     content = _read(folder / FOLDER / f"{name}.json")
-    try:
-        return None if content is None else Operation.model_validate(content)
-    except ValidationError:
-        logging.getLogger(__name__).error("the request %s cannot be read; is a server older than the command?", name)
-        return None
+    return None if content is None else Operation.model_validate(content)
 
 
 def write_progress(folder: Path, name: str, stem: str) -> None:
