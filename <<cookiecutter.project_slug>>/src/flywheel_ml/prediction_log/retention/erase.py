@@ -18,7 +18,7 @@ from flywheel_ml.prediction_log.retention import copies, requests
 from flywheel_ml.prediction_log.retention.export import ENTITY, read_manifest
 from flywheel_ml.prediction_log.retention.log import Log
 from flywheel_ml.prediction_log.retention.operations import Operation, merge
-from flywheel_ml.prediction_log.retention.scan import BLOCKS_PER_CHUNK, ChunkReader
+from flywheel_ml.prediction_log.retention.scan import BLOCKS_PER_CHUNK, IDS_PER_REQUEST, ChunkReader, split
 from flywheel_ml.prediction_log.rows import Block, Prediction, blocks, new_id, predictions
 from flywheel_ml.prediction_log.spool import REJECTED_FILE
 from flywheel_ml.utils.config_model import StrictModel
@@ -127,15 +127,15 @@ def _read_journal(path: Path) -> Journal:
 
 def _run(log: Log, path: Path, journal: Journal) -> EraseResult:
     _save(path, journal)
-    failures = dict[str, str]()
+    failures, before = dict[str, str](), list(journal.ids)
     for _ in range(MAX_PASSES):
         if not _erase_rows(log, path, journal, failures):
             break
     else:
         failures["log"] = f"rows of this key still arrived in search {MAX_PASSES}; stop sending them, then repeat"
-    # Labels of an interrupted run, and of predictions in other files. The journals of the files are emptied.
-    final = Operation(kind="delete", ids={"labels": journal.ids}, entity=journal.key, scrub=True)
-    _change(log, final, journal, failures)
+    for some in split(before, IDS_PER_REQUEST):  # Labels of predictions that an interrupted run deleted.
+        _change(log, Operation(kind="delete", ids={"labels": list(some)}), journal, failures)
+    _change(log, Operation(kind="delete", entity=journal.key, scrub=True), journal, failures)
     outside = _remove_remains(log, journal, failures)
     for name, reason in _erase_copies(log, path, journal):
         failures[name] = reason
@@ -164,8 +164,9 @@ def _erase_rows(log: Log, path: Path, journal: Journal, failures: dict[str, str]
             found += len(ids)
             journal.ids.extend(set(ids).difference(journal.ids))
             _save(path, journal)
-            listed = {"predictions": ids, "labels": ids}
-            _change(log, Operation(kind="delete", ids=listed), journal, failures)
+            for some in split(ids, IDS_PER_REQUEST):
+                listed = {"predictions": list(some), "labels": list(some)}
+                _change(log, Operation(kind="delete", ids=listed), journal, failures)
         for block, rows in _find_blocks(reader, journal.key):
             ids = [row.id for row in rows if row.entity_id == journal.key]
             found += len(ids)

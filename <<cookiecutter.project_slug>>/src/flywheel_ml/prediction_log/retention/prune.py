@@ -11,12 +11,11 @@ from flywheel_ml.prediction_log.reader import HOUR_US
 from flywheel_ml.prediction_log.retention import requests
 from flywheel_ml.prediction_log.retention.log import Log
 from flywheel_ml.prediction_log.retention.operations import Operation, merge
-from flywheel_ml.prediction_log.retention.scan import split
+from flywheel_ml.prediction_log.retention.scan import IDS_PER_REQUEST, split
 from flywheel_ml.prediction_log.rows import blocks, now_us, predictions
 from flywheel_ml.utils.errors import ConfigError, ProjectError
 from flywheel_ml.utils.units import parse_age, parse_size
 
-IDS_PER_REQUEST = 20_000
 FILLED_SHARE = 0.95
 """Share of the wanted size to which a log is pruned: pages are not quite full afterwards."""
 

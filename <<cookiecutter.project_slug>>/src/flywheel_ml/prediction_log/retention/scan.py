@@ -11,6 +11,8 @@ from flywheel_ml.prediction_log.reader import HOUR_US, Reader, unpack_block
 from flywheel_ml.prediction_log.rows import Block, Prediction, blocks, labels, predictions
 
 ROWS_PER_CHUNK, BLOCKS_PER_CHUNK = 2000, 10
+IDS_PER_REQUEST = 5000
+"""Ids in one request. A server parses it while it serves; this many take some milliseconds."""
 
 Query = Callable[[sa.FromClause], sa.Select[Any]]
 
