@@ -28,7 +28,9 @@ def test_parameters_name_columns_of_the_contract(contract: Contract) -> None:
     assert named <= {column.name for column in contract.columns}
 
 
-@pytest.mark.parametrize("reference", [PROJECT.source, PROJECT.params, PROJECT.gates, PROJECT.alerts, PROJECT.app])
+@pytest.mark.parametrize(
+    "reference", [PROJECT.source, PROJECT.params, PROJECT.gates, PROJECT.alerts, PROJECT.sinks, PROJECT.app]
+)
 def test_part_that_the_project_names_is_importable(reference: str) -> None:
     assert import_reference(reference) is not None
 

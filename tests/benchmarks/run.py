@@ -5,7 +5,7 @@
     python tests/benchmarks/run.py gate_power -- --repeats 100
 
 A benchmark runs in the project's folder and imports its package, with the libraries of this environment. Without a
-folder it is the project of the last `make demo`. `drift_power` and `gate_power` need no project.
+folder it is the project of the last `make demo`. `cbpe`, `drift_power` and `gate_power` need no project.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ROOT = HERE.parents[1]
 DEMO = ROOT / "build" / "demo"
 LIBRARY = ROOT / "<<cookiecutter.project_slug>>" / "src"
 PROJECT_BENCHMARKS = ("bench", "serving", "swap", "growth", "flame", "retention")
-LIBRARY_BENCHMARKS = ("drift_power", "gate_power")
+LIBRARY_BENCHMARKS = ("cbpe", "drift_power", "gate_power")
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
-"""The alerts that monitoring raises.
+"""The alerts that monitoring raises, and the functions that receive them.
 
-They go to `reports/monitoring/alerts.jsonl`, and to the webhook that `ML_ALERT_WEBHOOK` names.
+Notifications go to `reports/monitoring/alerts.jsonl`, and to the sinks that the settings ML_ALERT_… name.
 
 A rule of your own is a function and an entry in `ALERTS`:
 
@@ -8,8 +8,16 @@ A rule of your own is a function and an entry in `ALERTS`:
         if result.volume.rows < 1000:
             seen, steps = f"{result.volume.rows} rows", ("Check that requests reach the server.",)
             yield alerts.Finding("warning", "fewer rows than usual", seen, steps, "insufficient-data")
+
+A sink of your own is a function and an entry in `SINKS`; an exception means that the alerts are sent again later:
+
+    def page(notifications: Sequence[alerts.Notification]) -> None:
+        for one in notifications:
+            pager.send(one.title, one.text)
 """
 
 from flywheel_ml.monitoring import alerts
+
+SINKS: tuple[alerts.SendFunction, ...] = ()
 
 ALERTS: tuple[alerts.Rule, ...] = (*alerts.STANDARD_RULES,)

@@ -11,6 +11,7 @@ PROJECT = Project(
     params=f"{__package__}.params:Params",
     gates=f"{__package__}.gates:GATES",
     alerts=f"{__package__}.alerts:ALERTS",
+    sinks=f"{__package__}.alerts:SINKS",
     flows=f"{__package__}.flows",
     app=f"{__package__}.app:create_app",
 )

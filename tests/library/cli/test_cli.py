@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from flywheel_ml.model.registration.registry import CHAMPION, Registry
 from flywheel_ml.monitoring.result import EXIT_STATUS
 from flywheel_ml.prediction_log import Prediction, Writer, dumps, new_id, now_us
 from library.helpers import project
+from library.helpers.sinks import Hook, serve
 
 
 class Said(NamedTuple):
@@ -93,7 +95,9 @@ def test_without_a_verb_the_help_is_shown_and_nothing_is_done(say: Say) -> None:
     assert "Usage" in told.output + told.errors
 
 
-@pytest.mark.parametrize("words", [["run"], ["rollout", "status"], ["monitor"], ["score", "a", "b"], ["window", "o"]])
+@pytest.mark.parametrize(
+    "words", [["run"], ["rollout", "status"], ["monitor"], ["alerts"], ["score", "a", "b"], ["window", "o"]]
+)
 def test_outside_a_project_every_verb_says_what_is_missing(
     say: Say, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +122,30 @@ def test_from_the_command_line_a_table_is_scored_and_judged(say: Say, finished: 
     assert judged.status == EXIT_STATUS[verdict]  # type: ignore[index]
     report = judged.output.splitlines()[-1].rpartition("report: ")[2]
     assert Path(report).read_text().startswith("<!doctype html>")
+
+
+def test_sink_that_never_answers_is_one_line_and_the_alert_is_kept(
+    say: Say, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "log (reports/monitoring/alerts.jsonl) 1 sent" in say("alerts", "--test").output
+    # An empty log is too little data to judge, which is an alert.
+    monkeypatch.setenv("ML_ALERT_TIMEOUT_SECONDS", "0.2")
+    monkeypatch.setenv("ML_ALERT_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("ML_ALERT_WEBHOOK", f"http://127.0.0.1:{silent.getsockname()[1]}/T0KEN")
+        commands = [("monitor", "--since", "2020-01-01"), ("alerts",), ("alerts", "--test")]
+        for words in commands:
+            found = say(*words)
+            assert found.status == 1
+            assert found.errors.count("\n") == 1
+            assert "webhook (ML_ALERT_WEBHOOK)" in found.errors
+            assert "T0KEN" not in found.output + found.errors
+    hook = Hook()
+    with serve(hook):
+        monkeypatch.setenv("ML_ALERT_WEBHOOK", hook.url)
+        assert "webhook (ML_ALERT_WEBHOOK) 1 sent" in say("alerts").output
+        assert say("alerts").output.startswith("info: too little data to judge: ")
+    assert hook.list_statuses() == [("insufficient-data", "firing")]
 
 
 def test_a_span_of_the_raw_table_is_cut_out(say: Say, finished: Path, contract: Contract) -> None:

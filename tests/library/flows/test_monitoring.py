@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.core.params import Params, ScoreParams
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
-from flywheel_ml.flows import monitoring, scoring
-from flywheel_ml.flows.orchestration import engine
-from flywheel_ml.monitoring.alerts import AlertError
+from flywheel_ml.flows import alerting, monitoring, scoring
+from flywheel_ml.monitoring.alerting.delivery import AlertError, Delivery
+from flywheel_ml.monitoring.alerting.outbox import OpenAlert
 from flywheel_ml.monitoring.run import MonitoringRun
 from flywheel_ml.prediction_log import Outcome, Prediction, Writer, dumps, new_id, now_us, to_datetime
 from flywheel_ml.testing.rows import json_rows
@@ -26,6 +28,7 @@ from flywheel_ml.utils.errors import ConfigError, ProjectError
 from flywheel_ml.utils.files import sha256_file
 from library.helpers import rows
 from library.helpers.project import PROJECT, ROOT
+from library.helpers.sinks import Hook, serve
 from library.helpers.windows import HOUR_US, START_US, LoggedModel, write_log
 
 
@@ -126,20 +129,101 @@ def test_logged_predictions_of_a_span_are_judged_with_their_labels(
     )
 
 
-def test_failed_webhook_keeps_alerts_and_reports_verdict_first(
-    settings: Settings, params: Params, contract: Contract
-) -> None:
-    hasty = engine.retry_policy.set(engine.RetryPolicy(retries=1, first_delay=0.01))
+@pytest.fixture
+def scored(settings: Settings, contract: Contract) -> Path:
+    """A scored file whose data drifted."""
     tables.write(drifted(contract), Path("in.parquet"))
     scoring.score(PROJECT, Path("in.parquet"), Path("out.parquet"), settings, ScoreParams())
+    return Path("out.parquet")
+
+
+def test_failed_webhook_keeps_alerts_and_reports_verdict_first(
+    settings: Settings, params: Params, scored: Path
+) -> None:
     # Nothing listens on the discard port of this machine.
-    deaf = settings.model_copy(update={"alert_webhook": SecretStr("http://127.0.0.1:9/hook")})
-    told: list[MonitoringRun] = []
-    with pytest.raises(AlertError, match="were not delivered"):
-        monitoring.monitor_window(PROJECT, deaf, params, Path("out.parquet"), None, None, told.append)
-    engine.retry_policy.reset(hasty)
-    assert told[0].alerts
-    assert Path("reports/monitoring/alerts.jsonl").read_text().count("\n") == len(told[0].alerts)
+    deaf = settings.model_copy(update={"alert_webhook": SecretStr("http://127.0.0.1:9/T0KEN"), "alert_retries": 0})
+    seen: list[MonitoringRun] = []
+    with pytest.raises(AlertError, match=r"were not delivered: webhook \(ML_ALERT_WEBHOOK\) is unreachable") as error:
+        monitoring.monitor_window(PROJECT, deaf, params, scored, None, None, seen.append)
+    assert "T0KEN" not in str(error.value)
+    assert seen[0].alerts
+    log = Path("reports/monitoring/alerts.jsonl")
+    assert log.read_text().count("\n") == len(seen[0].alerts)
+    hook = Hook()
+    with serve(hook):
+        heard = settings.model_copy(update={"alert_webhook": SecretStr(hook.url)})
+        for _ in range(2):
+            monitoring.monitor_window(PROJECT, heard, params, scored, None, None)
+    assert len(hook.list_statuses()) == len(seen[0].alerts)
+    assert log.read_text().count("\n") == len(seen[0].alerts)
+
+
+def test_queued_alerts_are_delivered_without_a_monitoring_run(settings: Settings, params: Params, scored: Path) -> None:
+    deaf = settings.model_copy(update={"alert_webhook": SecretStr("http://127.0.0.1:9/"), "alert_retries": 0})
+    with pytest.raises(AlertError):
+        monitoring.monitor_window(PROJECT, deaf, params, scored, None, None)
+    opened: list[Sequence[OpenAlert]] = []
+    with pytest.raises(AlertError):
+        alerting.deliver_queued(PROJECT, deaf, opened.append, list)
+    assert {one.waiting for one in opened[0]} == {("webhook",)}
+    hook = Hook()
+    with serve(hook):
+        heard = settings.model_copy(update={"alert_webhook": SecretStr(hook.url)})
+        alerting.deliver_queued(PROJECT, heard, opened.append, list)
+    assert len(hook.list_statuses()) == len(opened[0])
+
+
+def test_project_has_sinks_of_its_own(
+    settings: Settings, params: Params, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_sinks.py").write_text(
+        "from pathlib import Path\n"
+        "def page(notifications):\n"
+        "    with Path('paged.txt').open('a') as file:\n"
+        "        file.writelines(one.line + '\\n' for one in notifications)\n"
+        "SINKS = (page,)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for _ in range(2):
+        found = monitoring.monitor_window(replace(PROJECT, sinks="own_sinks:SINKS"), settings, params, scored)
+    assert Path("paged.txt").read_text().count("\n") == len(found.alerts)
+    with pytest.raises(ConfigError, match=r"project\.py: 'own_sinks:NONE' cannot be imported"):
+        alerting.open_sinks(replace(PROJECT, sinks="own_sinks:NONE"), settings)
+    # A project that was made before there were sinks.
+    assert [sink.name for sink in alerting.open_sinks(replace(PROJECT, sinks=""), settings)] == ["log"]
+
+
+def test_test_alert_names_the_sinks_that_failed(settings: Settings) -> None:
+    deaf = settings.model_copy(update={"alert_webhook": SecretStr("http://127.0.0.1:9/")})
+    seen: list[Sequence[Delivery]] = []
+    alerting.send_test_alert(PROJECT, settings, seen.append)
+    with pytest.raises(AlertError, match=r"not accepted by webhook \(ML_ALERT_WEBHOOK\);"):
+        alerting.send_test_alert(PROJECT, deaf, seen.append)
+    assert [[one.accepted for one in found] for found in seen] == [[1], [1, 0]]
+
+
+def test_invalid_sink_is_rejected_before_anything_is_written(settings: Settings, params: Params, scored: Path) -> None:
+    broken = settings.model_copy(update={"alert_webhook": SecretStr("T0KEN")})
+    with pytest.raises(ConfigError, match="ML_ALERT_WEBHOOK"):
+        monitoring.monitor_window(PROJECT, broken, params, scored, None, None)
+    assert not Path("reports").exists()
+
+
+def test_scored_file_publishes_no_metrics_of_a_window(settings: Settings, params: Params, scored: Path) -> None:
+    monitoring.monitor_window(PROJECT, settings, params, scored, None, None)
+    assert not (settings.serving_folder / serving_folder.MONITORING_METRICS).exists()
+    assert (settings.serving_folder / serving_folder.ALERT_METRICS).exists()
+    monitoring.monitor_window(PROJECT, settings, params, None, None, None)
+    assert (settings.serving_folder / serving_folder.MONITORING_METRICS).exists()
+
+
+def test_read_only_serving_folder_costs_only_the_metrics(
+    settings: Settings, params: Params, scored: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (settings.serving_folder / serving_folder.ALERT_METRICS).mkdir()
+    monitoring.monitor_window(PROJECT, settings, params, scored, None, None)
+    assert "metrics of monitoring were not written" in caplog.text
+    assert Path("reports/monitoring/alerts.jsonl").exists()
 
 
 def test_past_window_leaves_the_latest_report_and_the_alerts(
@@ -154,6 +238,9 @@ def test_past_window_leaves_the_latest_report_and_the_alerts(
     assert current.alerts
     assert past.alerts == ()
     assert past.html.is_file()
+    opened: list[Sequence[OpenAlert]] = []
+    alerting.deliver_queued(PROJECT, settings, opened.append, list)
+    assert len(opened[0]) == len(current.alerts)
     assert Path("reports/monitoring/latest.json").read_bytes() == latest
 
 

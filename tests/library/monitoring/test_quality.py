@@ -10,6 +10,7 @@ from flywheel_ml.core import metrics
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.monitoring import quality
+from flywheel_ml.monitoring.performance import intervals
 from flywheel_ml.monitoring.sources.scored_file import from_file
 from flywheel_ml.monitoring.window import Window
 from library.helpers.windows import write_scored_file
@@ -89,7 +90,7 @@ def test_roc_auc_interval_has_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     labels = rng.random((400, 400)) < 0.3
     scores = rng.normal(size=(400, 400)) + labels
-    found = [quality.delong_interval(y, s, 0.95) for y, s in zip(labels, scores, strict=True)]
+    found = [intervals.delong_interval(y, s, 0.95) for y, s in zip(labels, scores, strict=True)]
     # Normal scores one standard deviation apart: the area is Φ(1 / √2).
     covered = np.mean([interval.low <= 0.7602 <= interval.high for interval in found])
     assert 0.92 <= covered <= 0.98
@@ -99,16 +100,16 @@ def test_delong_agrees_with_bootstrap_and_scikit_learn() -> None:
     rng = np.random.default_rng(1)
     labels = rng.random(800) < 0.3
     scores = (1 / (1 + np.exp(-rng.normal(size=800) - labels))).round(2)
-    found = quality.delong_interval(labels, scores, ONE_ERROR)
+    found = intervals.delong_interval(labels, scores, ONE_ERROR)
     assert found.value == pytest.approx(metrics.compute_binary_metrics(labels, scores, 0.5)["roc_auc"])
     picks = rng.integers(0, 800, size=(300, 800))
-    again = [quality.delong_interval(labels[pick], scores[pick], ONE_ERROR).value for pick in picks]
+    again = [intervals.delong_interval(labels[pick], scores[pick], ONE_ERROR).value for pick in picks]
     assert (found.high - found.low) / 2 == pytest.approx(np.std(again), rel=0.15)
 
 
 def test_wilson_interval_matches_the_published_one() -> None:
     # Newcombe 1998, "Two-Sided Confidence Intervals for the Single Proportion", Table I: 81 of 263.
-    found = quality.wilson_interval(81, 263, 0.95)
+    found = intervals.wilson_interval(81, 263, 0.95)
     assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
-    assert quality.wilson_interval(0, 20, 0.95).low == 0.0
-    assert quality.wilson_interval(20, 20, 0.95).high == 1.0
+    assert intervals.wilson_interval(0, 20, 0.95).low == 0.0
+    assert intervals.wilson_interval(20, 20, 0.95).high == 1.0

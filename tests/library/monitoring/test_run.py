@@ -1,4 +1,4 @@
-"""A run writes its report, the latest report and the alerts atomically."""
+"""A run writes its report, and the latest report, atomically."""
 
 import json
 from datetime import UTC, datetime
@@ -31,8 +31,7 @@ def test_monitor_writes_its_report_and_the_latest(
     assert json.loads(done.json.read_text(encoding="utf-8"))["verdict"] == done.result.verdict
     for path in (done.json, done.html):
         assert path.read_bytes() == path.with_stem("latest").read_bytes()
-    lines = (tmp_path / "out" / "alerts.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == len(done.alerts) > 0
+    assert done.alerts
 
 
 def test_monitor_keeps_earlier_reports(tmp_path: Path, window: Window, bundle: Bundle, params: Params) -> None:

@@ -61,7 +61,7 @@ def assert_same(a: Window, b: Window) -> None:
             assert {name: v.tolist() for name, v in one.items()} == {name: v.tolist() for name, v in other.items()}
         elif isinstance(one, np.ndarray):
             assert one.dtype == other.dtype
-            assert one.tolist() == other.tolist()
+            np.testing.assert_array_equal(one, other)
         else:
             assert one == other, field.name
 

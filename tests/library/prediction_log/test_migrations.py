@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from flywheel_ml.prediction_log import (
     Block,
+    EntityOutcome,
     Job,
     Outcome,
     Prediction,
@@ -48,6 +49,25 @@ CREATE TABLE blocks (id VARCHAR(32) NOT NULL, at_us BIGINT NOT NULL, rows INTEGE
 CREATE INDEX ix_blocks_at_us ON blocks (at_us);
 """
 """What schema 2 added."""
+THIRD = """
+CREATE TABLE schema_version (version INTEGER PRIMARY KEY);
+CREATE TABLE predictions (id VARCHAR(32) NOT NULL, timestamp_us BIGINT NOT NULL, entity_id TEXT,
+    event_timestamp_us BIGINT, variant TEXT NOT NULL, model_version TEXT NOT NULL, model_digest VARCHAR(64),
+    inputs TEXT NOT NULL, output TEXT NOT NULL, score FLOAT NOT NULL, latency_us INTEGER NOT NULL,
+    degraded BOOLEAN NOT NULL, PRIMARY KEY (id));
+CREATE INDEX ix_predictions_timestamp_us ON predictions (timestamp_us);
+CREATE TABLE labels (prediction_id VARCHAR(32) NOT NULL, timestamp_us BIGINT NOT NULL, label TEXT NOT NULL,
+    PRIMARY KEY (prediction_id));
+CREATE TABLE jobs (id VARCHAR(32) NOT NULL, timestamp_us BIGINT NOT NULL, model_version TEXT NOT NULL,
+    model_digest VARCHAR(64), input TEXT NOT NULL, output TEXT NOT NULL, rows BIGINT NOT NULL, seconds FLOAT NOT NULL,
+    PRIMARY KEY (id));
+CREATE TABLE blocks (id VARCHAR(32) NOT NULL, timestamp_us BIGINT NOT NULL, rows INTEGER NOT NULL, entity_column TEXT,
+    event_timestamp_column TEXT, variant TEXT NOT NULL, model_version TEXT NOT NULL, model_digest VARCHAR(64),
+    inputs BLOB NOT NULL, outputs BLOB NOT NULL, latency_us INTEGER NOT NULL, degraded BOOLEAN NOT NULL,
+    PRIMARY KEY (id));
+CREATE INDEX ix_blocks_timestamp_us ON blocks (timestamp_us);
+"""
+"""What schema 3 had."""
 DIGEST = "d" * 64
 INPUTS, OUTPUTS = b'{"key":["b","c"]}', b'{"score":[0.5,0.5],"told":[{},{}]}'
 
@@ -55,7 +75,8 @@ ALONE = Prediction(new_id(), 10, "a", None, "champion", "1", None, '{"x":1}', "{
 BLOCK = Block(new_block_ids(1)[0], 20, 2, "key", None, "champion", "1", None, INPUTS, OUTPUTS, 800, False)
 LABEL = Outcome(ALONE.id, 30, "true")
 JOB = Job(new_id(), 40, "1", None, "in.csv", "out.parquet", 7, 1.5)
-NEW = ("event_timestamp_us", "event_timestamp_column", "model_digest")
+NEW = ("event_timestamp_us", "event_timestamp_column", "model_digest", "arrived_us")
+"""What schemas 1 and 2 lacked; schema 3 lacked only the last."""
 
 
 def old_rows(version: int) -> list[Row]:
@@ -64,14 +85,15 @@ def old_rows(version: int) -> list[Row]:
 
 def statements(version: int, blob: str = "BLOB") -> tuple[list[str], list[tuple[str, tuple[Any, ...]]]]:
     """What the package of this schema version ran: to make its tables, and to fill them."""
-    script = OLD + (BLOCKS.replace("BLOB", blob) if version > 1 else "")
+    script = THIRD if version == 3 else OLD + (BLOCKS if version > 1 else "")
+    lacking = NEW[-1:] if version == 3 else NEW
     made = [f"INSERT INTO schema_version VALUES ({found})" for found in range(1, version + 1)]
     names = {Prediction: "predictions", Block: "blocks", Outcome: "labels", Job: "jobs"}
     rows = [
-        (names[type(row)], tuple(value for name, value in row._asdict().items() if name not in NEW))
+        (names[type(row)], tuple(value for name, value in row._asdict().items() if name not in lacking))
         for row in old_rows(version)
     ]
-    return [*filter(str.strip, script.split(";")), *made], rows
+    return [*filter(str.strip, script.replace("BLOB", blob).split(";")), *made], rows
 
 
 def old_file(path: Path, version: int) -> Path:
@@ -110,7 +132,7 @@ def version_of(path: Path) -> int:
     return int(found)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_old_file_is_read_unmigrated_and_migrated_by_its_writer(tmp_path: Path, version: int) -> None:
     path = old_file(tmp_path / "serving-0.db", version)
     content = path.read_bytes()
@@ -126,9 +148,12 @@ def test_old_file_is_read_unmigrated_and_migrated_by_its_writer(tmp_path: Path, 
         assert version_of(path) == SCHEMA_VERSION
         assert logged(str(tmp_path)) == before
         writer.append([added, BLOCK._replace(id=new_block_ids(1)[0], model_digest=DIGEST)]).result(10)
+        writer.append([EntityOutcome("b", 25, "false", 26), Outcome(added.id, 27, "true", 28)]).result(10)
     assert added in [one.prediction for one in Reader(str(tmp_path)).predictions()]
+    labelled = {one.prediction.entity_id: one.label for one in Reader(str(tmp_path)).predictions()}
+    assert labelled == {"a": "true", "b": "false", "c": None}
     assert {one.model_digest: one.rows for one in Reader(str(tmp_path)).compute_stats()} == {
-        None: 2 * version - 1,
+        None: 3 if version > 1 else 1,
         DIGEST: 3,
     }
     with Writer(str(tmp_path), "serving"):
@@ -239,7 +264,7 @@ def old_database(postgres: postgresql.PostgreSQL, version: int) -> str:
     return url
 
 
-@pytest.mark.parametrize("version", [0, 1, 2])
+@pytest.mark.parametrize("version", [0, 1, 2, 3])
 def test_concurrent_processes_migrate_a_database_once(postgres: postgresql.PostgreSQL, version: int) -> None:
     url = old_database(postgres, version) if version else postgres.database()
     before = logged(url)

@@ -6,6 +6,7 @@ import pytest
 
 from flywheel_ml.prediction_log import (
     Block,
+    EntityOutcome,
     Origin,
     Outcome,
     Prediction,
@@ -78,3 +79,37 @@ def test_all_variants_are_read_without_labels(log: str) -> None:
     found = list(Reader(log).unlabelled())
     assert len(found) == 130
     assert {row.variant for row in found} == {"champion", "shadow"}
+
+
+@pytest.mark.parametrize("share", [0.0, 1e9])
+def test_labelled_rows_include_those_joined_by_entity(
+    tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MAX_LOOKED_UP_SHARE", share)
+    rows = [row._replace(entity_id=f"e{at % 10}") for at, row in enumerate(build_rows(40))]
+    late = EntityOutcome("e3", rows[23].timestamp_us, "true", rows[39].timestamp_us)
+    with Writer(str(tmp_path), "serve") as writer:
+        writer.append(rows).result()
+    with Writer(str(tmp_path), "labels") as writer:
+        writer.append([late, Outcome(rows[0].id, rows[0].timestamp_us, "false", rows[0].timestamp_us)]).result()
+    found = {
+        one.prediction.id: (one.label, one.label_row) for one in Reader(str(tmp_path)).labelled(model_digest=DIGEST)
+    }
+    assert {name: label for name, (label, _) in found.items()} == {
+        rows[0].id: "false",
+        rows[3].id: "true",
+        rows[13].id: "true",
+        rows[23].id: "true",
+    }
+    assert found[rows[3].id][1] == late
+
+
+def test_label_with_an_outcome_before_the_span_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_LOOKED_UP_SHARE", 1e9)
+    rows = build_rows(10)
+    arrived = rows[9].timestamp_us + 1
+    backdated = [Outcome(rows[8].id, 5, "true", arrived), Outcome(rows[7].id, 5, "true")]
+    with Writer(str(tmp_path), "serve") as writer:
+        writer.append([*rows, *backdated]).result()
+    found = Reader(str(tmp_path)).labelled(rows[5].timestamp_us, model_digest=DIGEST)
+    assert {one.prediction.id for one in found} == {rows[8].id, rows[7].id}

@@ -13,10 +13,14 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.utils import formatting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flywheel_ml.core.serving_folder import Routing
     from flywheel_ml.data.adoption.adopt import Examination
     from flywheel_ml.flows.explaining import ExplainedPrediction
     from flywheel_ml.model.evaluation.gate import GateResult
+    from flywheel_ml.monitoring.alerting.delivery import Delivery
+    from flywheel_ml.monitoring.alerting.outbox import OpenAlert
     from flywheel_ml.monitoring.run import MonitoringRun
 
 MAX_COLUMNS = 60
@@ -125,6 +129,23 @@ def show_window(found: "MonitoringRun") -> None:
         f"[bold]{found.result.verdict}[/]: {formatting.rows(found.result.volume.rows)}; report: {found.html}",
         soft_wrap=True,
     )
+
+
+def show_open_alerts(alerts: "Sequence[OpenAlert]") -> None:
+    """Print the conditions that last, and the sinks that have not been notified yet."""
+    for alert, started_at, waiting in alerts:
+        waits = f" [yellow](waits for {', '.join(waiting)})[/]" if waiting else ""
+        facts = escape(f"{alert.what}: {alert.evidence}; {alert.source}, since {started_at:%F %T} UTC")
+        console.print(f"[bold]{alert.severity}[/]: {facts}{waits}", soft_wrap=True)
+    if not alerts:
+        console.print("No alert is open.")
+
+
+def show_deliveries(deliveries: "Sequence[Delivery]") -> None:
+    """Print what each sink accepted, or why it failed."""
+    for sink, accepted, fault in deliveries:
+        outcome = f"[red]failed[/]: it {escape(fault)}" if fault else f"{accepted:,} sent"
+        console.print(f"  {sink.name} [dim]({escape(sink.setting)})[/] {outcome}", soft_wrap=True)
 
 
 def show_checks(checks: "list[GateResult]") -> None:

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flywheel_ml.cli import terminal
+from flywheel_ml.cli import quality_verbs, terminal
 from flywheel_ml.cli.command import run_command
 from flywheel_ml.cli.log import log_app
 from flywheel_ml.cli.terminal import console
@@ -47,6 +47,7 @@ rollout_app = typer.Typer(
     help="Choose which version serves which share of the traffic: start, status, promote, abort, rollback, sync.",
 )
 app.add_typer(rollout_app, name="rollout")
+app.add_typer(quality_verbs.app)
 app.add_typer(log_app, name="log")
 
 ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
@@ -349,6 +350,21 @@ def monitor(
         prefect,
     )
     raise typer.Exit(EXIT_STATUS[found.result.verdict])
+
+
+@app.command()
+def alerts(
+    ctx: typer.Context,
+    test: Annotated[bool, typer.Option("--test", help="Only send one test alert to each configured sink.")] = False,
+) -> None:
+    """List the open alerts, and deliver those that a sink has not accepted yet."""
+    from flywheel_ml.flows import alerting
+
+    ctx.obj.load_params()  # Elsewhere than in a project, nothing is created.
+    if test:
+        alerting.send_test_alert(ctx.obj, Settings.read(), terminal.show_deliveries)
+    else:
+        alerting.deliver_queued(ctx.obj, Settings.read(), terminal.show_open_alerts, terminal.show_deliveries)
 
 
 @app.command()

@@ -316,6 +316,7 @@ class MonitorParams(config_model.StrictModel):
     max_quality_drop: float = Field(default=0.03, gt=0, le=1)
     max_error_increase: float = Field(default=0.1, gt=0)
     confidence_level: float = Field(default=0.95, gt=0, lt=1)
+    label_horizon_days: float | None = Field(default=None, gt=0)
     reference: str = TEST_ROWS
     references: dict[str, NamedSpan] = Field(default_factory=dict)
 
@@ -325,6 +326,11 @@ class MonitorParams(config_model.StrictModel):
         if taken := [name for name in (TEST_ROWS, SAME_SEASON) if name in references]:
             raise ValueError(f"'{taken[0]}' is a reference of its own; rename the span")
         return references
+
+    @property
+    def label_horizon_us(self) -> int | None:
+        """`label_horizon_days` in microseconds."""
+        return None if self.label_horizon_days is None else int(self.label_horizon_days * 86_400_000_000)
 
 
 TRAINING_GROUPS = {"seed", "data", "split", "train", "tune", "evaluate", "explain"}

@@ -15,4 +15,5 @@ PROFILE_BINS = Path("profile_bins.json")
 REPORTS = Path("reports")
 PLOTS = REPORTS / "plots"
 TUNING = Path("var/tuning")
+OUTBOX = Path("var/alerts")
 TRACE = Path("var/last-error.txt")

@@ -26,6 +26,7 @@ class Project:
         params: class of params.yaml, with the parameters of the project's own estimators and gates.
         gates: name → gate, see `model.evaluation.gate`.
         alerts: rules that raise alerts from what monitoring found, see `monitoring.alerts`.
+        sinks: functions that receive notifications of alerts, in addition to the sinks of the settings.
         flows: module with the Prefect flows; its `train` is what `run` runs.
         app: function that makes the FastAPI app from settings, metrics, spans and features.
     """
@@ -36,6 +37,7 @@ class Project:
     params: str = "flywheel_ml.core.params:Params"
     gates: str = "flywheel_ml.model.evaluation.gate:STANDARD_GATES"
     alerts: str = "flywheel_ml.monitoring.alerts:STANDARD_RULES"
+    sinks: str = ""
     flows: str = ""
     app: str = "flywheel_ml.serving.app:create_app"
 

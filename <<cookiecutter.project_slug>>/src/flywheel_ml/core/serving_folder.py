@@ -2,8 +2,9 @@
 
     routing.json                      the `Routing`; replaced atomically
     bundles/<version>-<digest>/       one bundle each
+    monitoring.prom, alerts.prom      metrics that servers add to their own
 
-`rollout` writes the folder, servers only read it.
+`rollout` and `monitor` write the folder, servers only read it.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from flywheel_ml.utils.files import read_json, sha256_file, write_json
 from flywheel_ml.utils.formatting import short_digest
 
 ROUTING, BUNDLES = "routing.json", "bundles"
+MONITORING_METRICS, ALERT_METRICS = "monitoring.prom", "alerts.prom"
 
 
 class BundleRef(config_model.StrictModel):

@@ -77,6 +77,18 @@ class Settings(BaseSettings):
     log_key: SecretStr = SecretStr("")
     export_folder: Path = Path("var/exports")
     alert_webhook: SecretStr = SecretStr("")
+    alert_slack_webhook: SecretStr = SecretStr("")
+    alert_teams_webhook: SecretStr = SecretStr("")
+    alert_alertmanager: SecretStr = SecretStr("")
+    alert_email_to: str = ""
+    alert_email_from: str = "monitoring@localhost"
+    alert_smtp_host: str = ""
+    alert_smtp_port: int = Field(default=587, gt=0, lt=65536)
+    alert_smtp_security: Literal["starttls", "ssl", "none"] = "starttls"
+    alert_smtp_user: str = ""
+    alert_smtp_password: SecretStr = SecretStr("")
+    alert_timeout_seconds: float = Field(default=5.0, gt=0, le=300)
+    alert_retries: int = Field(default=2, ge=0, le=10)
 
     @classmethod
     def read(cls) -> Self:

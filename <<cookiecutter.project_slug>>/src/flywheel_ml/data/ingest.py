@@ -9,6 +9,7 @@ from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import tables
+from flywheel_ml.data.upstream_schema import read_schema
 from flywheel_ml.utils.errors import ConfigError, DataError
 from flywheel_ml.utils.files import sha256_file, write_json
 
@@ -57,6 +58,7 @@ def main(project: Project) -> None:
         paths.REPORTS / "ingest.json",
         {
             "rows": done.table.height,
+            "columns": dict(read_schema(params.data.raw)),
             "rows_after_until": done.later,
             "rows_without_label": done.unlabelled,
             "sha256": sha256_file(paths.TABLE),

@@ -12,9 +12,12 @@ from flywheel_ml.core.params import TEST_ROWS, Params
 from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data.window import check_span
+from flywheel_ml.flows.alerting import open_sinks
 from flywheel_ml.flows.bundles import find_logged, open_champion, open_version
 from flywheel_ml.flows.orchestration import engine
-from flywheel_ml.monitoring import alerts
+from flywheel_ml.monitoring.alerting.notify import notify
+from flywheel_ml.monitoring.alerting.outbox import LIVE
+from flywheel_ml.monitoring.performance.variants import VariantQuality, measure_others
 from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.run import MonitoringRun, monitor
 from flywheel_ml.monitoring.sources.log_reference import read_reference
@@ -76,14 +79,15 @@ def monitor_window(
         ConfigError: the span is empty, starts in the future, holds no row of the model, or does not go with a scored
             file; or the reference is unknown or has no rows.
         DataError: the file cannot be read.
-        AlertError: the alerts were written to the file, but the webhook rejected them.
+        AlertError: a sink did not accept its alerts, which are kept.
     """
     query = WindowQuery(source, since, until, version, reference)
     _check(query)
+    sinks = open_sinks(project, settings)
     number, opened = (
         open_champion(project, settings) if version is None else (version, open_version(project, settings, version))
     )
-    rows, compared = _read(project, settings, params, query, ModelKey(number, opened.digest), opened)
+    rows, compared, others = _read(project, settings, params, query, ModelKey(number, opened.digest), opened)
     rules = import_reference(project.alerts)
     found = engine.task(
         "monitor",
@@ -94,24 +98,26 @@ def monitor_window(
         FOLDER,
         rules=rules,
         reference=compared,
+        others=others,
         is_current=query.is_current,
     )
     on_result(found)
-    if webhook := settings.alert_webhook.get_secret_value():
-        engine.task("alert", alerts.deliver, webhook, found.alerts)
+    if query.is_current:
+        scope = LIVE if source is None else f"file {source}"
+        engine.task("alert", notify, found.result, found.alerts, sinks, settings, paths.OUTBOX, scope)
     return found
 
 
 def _read(
     project: Project, settings: Settings, params: Params, query: WindowQuery, model: ModelKey, bundle: Bundle
-) -> tuple[Window, Reference]:
+) -> tuple[Window, Reference, list[VariantQuality]]:
     slices = params.evaluate.slices
     name = query.reference or params.monitor.reference
     if query.scored is not None:
         if name != TEST_ROWS:
             raise ConfigError(f"reference '{name}' is for windows of the log; pass --reference {TEST_ROWS}")
-        return from_file(query.scored, bundle, slices), Reference.of_test_rows(bundle)
-    time_us, reader = now_us(), Reader(settings.prediction_log)
+        return from_file(query.scored, bundle, slices), Reference.of_test_rows(bundle), []
+    time_us, reader = now_us(), Reader(settings.prediction_log, label_horizon_us=params.monitor.label_horizon_us)
     hours = list(reader.count_hours())
     since_us = _to_us(query.since) if query.since else hours[0] * HOUR_US if hours else 0
     span = Span(since_us, _to_us(query.until) if query.until else time_us + 1)
@@ -126,7 +132,8 @@ def _read(
         window = read_window(log, bundle, model, span, slices)
         if not window.rows and not query.is_current:
             raise ConfigError(_describe_empty(hours, model, query.since, span))
-        return window, read_reference(name, params.monitor, log, bundle, span)
+        others = measure_others(log, bundle.contract, bundle.digest, span, params.monitor.confidence_level)
+        return window, read_reference(name, params.monitor, log, bundle, span), others
 
 
 def _describe_empty(hours: Sequence[int], model: ModelKey, since: datetime | None, span: Span) -> str:

@@ -30,7 +30,7 @@ from flywheel_ml.utils.files import replacing
 from flywheel_ml.utils.threads import count_threads, map_in_order
 
 PREDICTION, SCORE, PROBABILITIES, LOW, HIGH, VERSION = SCORE_COLUMNS
-_ROWS = "rows"
+ROWS = "rows"
 
 
 class ScoringResult(NamedTuple):
@@ -70,9 +70,9 @@ def score(
     # Opened first, so that a log that cannot be written is reported before the work starts.
     with Writer(settings.prediction_log, "batch", settings.log_synchronous) as log:
         start = time.perf_counter()
-        broken = engine.task("score", _score_to_file, source, output, opened, version, params.chunk_rows, advance)
+        broken = engine.task("score", score_to_file, source, output, opened, version, params.chunk_rows, advance)
         seconds = time.perf_counter() - start
-        rows = broken.pop(_ROWS)
+        rows = broken.pop(ROWS)
         made = (prediction_log.new_id(), prediction_log.now_us(), version, opened.digest)
         job = Job(*made, str(source), str(output), rows, seconds)
         log.append([job]).result()
@@ -101,10 +101,10 @@ def _check_output(source: Path, output: Path) -> None:
         raise DataError(f"OUTPUT: the folder '{output.parent}' is not writable")
 
 
-def _score_to_file(
+def score_to_file(
     source: Path, output: Path, opened: Bundle, version: str, chunk_rows: int, advance: Callable[[int], object]
 ) -> Counter[str]:
-    """Score all rows; return their number under `_ROWS`, and the number of violations of each rule."""
+    """Score all rows of a file; return their number under `ROWS`, and the number of violations of each rule."""
     found: Counter[str] = Counter()
     contract = opened.contract
 
@@ -129,7 +129,7 @@ def _score_to_file(
             ):
                 writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
                 writer.write_table(table)
-                found.update({_ROWS: table.num_rows, **broken})
+                found.update({ROWS: table.num_rows, **broken})
                 advance(table.num_rows)
         finally:
             if writer is not None:

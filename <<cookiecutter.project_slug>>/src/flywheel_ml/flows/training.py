@@ -12,7 +12,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import TRAINING_GROUPS, Params
 from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import run_state
+from flywheel_ml.flows import run_state, schema_changes
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.versioning import dvc_stages, git
@@ -104,6 +104,8 @@ def run_stages(context: TrainingContext) -> None:
                 step.note = "unchanged"
             elif note := _summarize_stage(name, context.contract, context.params):
                 step.note = note
+            if name == "ingest" and (changes := schema_changes.report_changes()):
+                step.note = f"the upstream schema changed: {changes}"
 
 
 def check_gates(context: TrainingContext) -> list[GateResult]:
@@ -142,6 +144,7 @@ def finish(context: TrainingContext, version: "Version", checks: list[GateResult
     """Record that the run completed, so that the next run does nothing unless something changes."""
     role = context.registry.get_state(version.number).role
     outcome = {"version": version.number, "role": role, "seconds": context.progress.seconds}
+    schema_changes.record_schema()
     run_state.record_run(context.project, context.settings, context.params, outcome)
     return TrainingResult(version.number, role, checks)
 
@@ -264,8 +267,14 @@ def assign_role(registry: "Registry", version: "Version", params: Params) -> str
 
 
 def collect_lineage() -> dict[str, Any]:
-    """Collect the origin of a bundle: facts that may differ between two runs with equal bundles."""
+    """Collect the origin of a bundle: facts that may differ between two runs with equal bundles.
+
+    `last_row_at` is the time of the newest row that it was trained or tested on, if rows have times.
+    """
+    split = read_json(paths.REPORTS / "split.json") if (paths.REPORTS / "split.json").is_file() else {}
+    last_row_at = max((part["last"] for part in split.values() if part.get("last")), default=None)
     return {
+        **({"last_row_at": last_row_at} if last_row_at else {}),
         "git_commit": git.get_commit(),
         "git_dirty": git.is_dirty(),
         "dvc_lock_sha256": dvc_stages.hash_lock(),

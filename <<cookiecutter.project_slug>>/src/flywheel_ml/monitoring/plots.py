@@ -4,12 +4,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from flywheel_ml.core.profile import Counts
 from flywheel_ml.monitoring.drift import compute_shares
 from flywheel_ml.monitoring.quality import Measure, is_error
 from flywheel_ml.monitoring.result import Volume
+from flywheel_ml.monitoring.svg import Frame
+from flywheel_ml.monitoring.svg import dot as _dot
+from flywheel_ml.monitoring.svg import line as _line
+from flywheel_ml.monitoring.svg import rect as _rect
+from flywheel_ml.monitoring.svg import svg as _svg
+from flywheel_ml.monitoring.svg import text as _text
 from flywheel_ml.utils.formatting import METRIC_NAMES, day, minute, number, percent
 from flywheel_ml.utils.formatting import metric_value as words_measure
 
@@ -25,23 +31,6 @@ MIN_SPIKE_SHARE = 0.01
 MIN_SHOWN_SHARE = 0.005
 MAX_CATEGORIES = 6
 MAX_LABEL = 16
-
-
-class Frame(NamedTuple):
-    """The drawing area inside a plot, in the plot's units."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-
-    def x(self, share: float) -> float:
-        """Return the position of a share of the width."""
-        return self.left + share * self.width
-
-    def y(self, share: float) -> float:
-        """Return the position of a share of the height, counted from the bottom."""
-        return self.top + (1 - share) * self.height
 
 
 def draw_distribution(
@@ -306,29 +295,3 @@ def _draw_outline(frame: Frame, heights: np.ndarray) -> Markup:
     corners.append((frame.x(1), frame.y(0)))
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
     return Markup('<polyline class="outline" points="{}"/>').format(path)
-
-
-def _svg(width: float, height: float, parts: Sequence[Markup], title: str, kind: str = "plot") -> Markup:
-    return Markup('<svg class="{}" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
-        kind, width, height, title, Markup("").join(parts)
-    )
-
-
-def _rect(x: float, y: float, width: float, height: float, kind: str) -> Markup:
-    return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
-        kind, x, y, max(0.0, width), max(0.0, height)
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(kind, x1, y1, x2, y2)
-
-
-def _dot(x: float, y: float, radius: float, kind: str) -> Markup:
-    return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{:g}"/>').format(kind, x, y, radius)
-
-
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> Markup:
-    return Markup('<text class="label {}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        kind, x, y, anchor, escape(text)
-    )

@@ -1,33 +1,32 @@
 """Measures a model on labelled rows, with confidence intervals, and compares it with its test metrics."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from flywheel_ml.core import metrics
 from flywheel_ml.core.bundle import Manifest
 from flywheel_ml.core.contract import Task
 from flywheel_ml.core.params import EvaluateParams, MonitorParams
+from flywheel_ml.core.profile import PREDICTION
+from flywheel_ml.monitoring.performance.arrival import Arrival, assess_arrival
+from flywheel_ml.monitoring.performance.estimation import Estimate, estimate_performance
+from flywheel_ml.monitoring.performance.intervals import (
+    MIN_ROWS_PER_CLASS,
+    Interval,
+    compute_deciding_interval,
+    compute_intervals,
+)
+from flywheel_ml.monitoring.performance.variants import VariantQuality, measure_window
 from flywheel_ml.monitoring.window import Window
 from flywheel_ml.utils import config_model, formatting
 
 DECIDING_METRIC: dict[Task, str] = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "mae"}
 """The metric that decides the verdict."""
-MIN_ROWS_PER_CLASS = 10
-"""With fewer rows of the rarer class, the interval of the ROC AUC is meaningless."""
 LOW_COVERAGE = 0.5
 MAX_SLICES = 40
-
-
-class Interval(NamedTuple):
-    """A value with its confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Measure(config_model.StrictModel):
@@ -42,7 +41,8 @@ class Measure(config_model.StrictModel):
 class SliceQuality(config_model.StrictModel):
     """All metrics of the labelled rows that share one value of one column.
 
-    `worse` is set if the whole interval of the deciding metric is beyond the slice's own limit.
+    `low` and `high` are the interval of the deciding metric, None if there are too few rows. `worse` is set if all of
+    it is beyond the slice's own limit.
     """
 
     column: str
@@ -52,13 +52,16 @@ class SliceQuality(config_model.StrictModel):
     worse: bool
     reference: float | None
     metrics: dict[str, float]
+    low: float | None = None
+    high: float | None = None
 
 
 class Quality(config_model.StrictModel):
     """Quality of the labelled rows.
 
     `judged` names the metric that decides. `limit` is its reference minus the tolerated drop; for an error, plus the
-    tolerated increase. The verdict is `degraded` if the whole interval is beyond the limit.
+    tolerated increase. The verdict is `degraded` if the whole interval is beyond the limit. `arrival`, `variants` and
+    `estimate` never decide it.
     """
 
     verdict: Literal["ok", "degraded", "insufficient data"]
@@ -72,9 +75,18 @@ class Quality(config_model.StrictModel):
     slices: tuple[SliceQuality, ...]
     curves: dict[str, metrics.Points]
     cautions: tuple[str, ...]
+    arrival: Arrival
+    variants: tuple[VariantQuality, ...]
+    estimate: Estimate
 
 
-def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate: EvaluateParams) -> Quality:
+def assess(
+    window: Window,
+    manifest: Manifest,
+    monitor: MonitorParams,
+    evaluate: EvaluateParams,
+    others: Sequence[VariantQuality] = (),
+) -> Quality:
     """Measure the labelled rows of a window and compare with the bundle's test metrics.
 
     Args:
@@ -82,6 +94,7 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
         manifest: the model's threshold and its test metrics.
         monitor: smallest number of labels, tolerated drop, confidence level.
         evaluate: costs and the smallest slice.
+        others: what other models answered in the same span, to report next to the window's variants.
     """
     task, reference = manifest.task, manifest.metrics.get("test", {})
     found = metrics.compute_metrics(task, window.truth, window.output, _build_decision(manifest, evaluate))
@@ -97,6 +110,7 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
     }
     limit = _compute_limit(task, reference.get(DECIDING_METRIC[task]), monitor)
     verdict, reason = _decide(window.truth, task, measures, limit, monitor)
+    arrival = assess_arrival(window, task, monitor)
     return Quality(
         verdict=verdict,
         reason=reason,
@@ -108,91 +122,16 @@ def assess(window: Window, manifest: Manifest, monitor: MonitorParams, evaluate:
         measures=measures,
         slices=tuple(_assess_slices(window, manifest, monitor, evaluate)),
         curves=metrics.compute_curves(task, window.truth, window.output),
-        cautions=tuple(_list_cautions(window, monitor)),
+        cautions=(*_list_cautions(window, monitor), *filter(None, [arrival.caution])),
+        arrival=arrival,
+        variants=(*measure_window(window, task, monitor.confidence_level), *others),
+        estimate=estimate_performance(window.profile.columns[PREDICTION], manifest, found),
     )
 
 
 def is_error(measure: str) -> bool:
     """Whether a lower value of a metric is better."""
     return measure == "mae"
-
-
-def compute_intervals(
-    manifest: Manifest, truth: np.ndarray, output: np.ndarray, confidence: float
-) -> dict[str, Interval]:
-    """Compute confidence intervals in closed form, in one pass and without a seed.
-
-    ROC AUC after DeLong et al. 1988, "Comparing the Areas under Two or More Correlated Receiver Operating
-    Characteristic Curves"; shares after Wilson 1927, "Probable Inference, the Law of Succession, and
-    Statistical Inference"; losses and errors, which are means over rows, by the central limit theorem.
-    """
-    if len(truth) < 2:
-        return {}
-    if manifest.task == "binary":
-        assert manifest.threshold is not None
-        return _compute_binary_intervals(truth == 1, output[:, -1], manifest.threshold, confidence)
-    if manifest.task == "multiclass":
-        place = truth.astype(np.intp)
-        likely = np.clip(output[np.arange(len(place)), place].astype(np.float64), np.finfo(np.float64).eps, None)
-        right = int((output.argmax(axis=1) == place).sum())
-        return {
-            "accuracy": wilson_interval(right, len(place), confidence),
-            "log_loss": _mean_interval(-np.log(likely), confidence),
-        }
-    held = int(((output[:, 1] <= truth) & (truth <= output[:, 2])).sum())
-    return {
-        "mae": _mean_interval(np.abs(output[:, 0] - truth), confidence),
-        "coverage": wilson_interval(held, len(truth), confidence),
-    }
-
-
-def _compute_binary_intervals(
-    labels: np.ndarray, scores: np.ndarray, threshold: float, confidence: float
-) -> dict[str, Interval]:
-    hits, alarms, _, rejected = (int(count) for count in metrics.count_confusion(labels, scores, threshold))
-    positives, called = int(labels.sum()), hits + alarms
-    truth = labels.astype(np.float64)
-    likely = np.clip(np.where(labels, scores, 1 - scores.astype(np.float64)), np.finfo(np.float64).eps, None)
-    found = {
-        "prevalence": wilson_interval(positives, len(labels), confidence),
-        "accuracy": wilson_interval(hits + rejected, len(labels), confidence),
-        "brier": _mean_interval((scores.astype(np.float64) - truth) ** 2, confidence),
-        "log_loss": _mean_interval(-np.log(likely), confidence),
-    }
-    if called:
-        found["precision"] = wilson_interval(hits, called, confidence)
-    if positives:
-        found["recall"] = wilson_interval(hits, positives, confidence)
-    if min(positives, len(labels) - positives) >= MIN_ROWS_PER_CLASS:
-        found["roc_auc"] = delong_interval(labels, scores, confidence)
-    return found
-
-
-def delong_interval(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Interval:
-    """Return the ROC AUC and its normal interval, clipped to [0, 1], by the midranks of Sun & Xu 2014 in O(n log n)."""
-    positive, negative = scores[labels], scores[~labels]
-    ranks = stats.rankdata(np.concatenate((positive, negative)).astype(np.float64))
-    above = (ranks[: len(positive)] - stats.rankdata(positive)) / len(negative)
-    below = 1 - (ranks[len(positive) :] - stats.rankdata(negative)) / len(positive)
-    error = float(np.sqrt(above.var(ddof=1) / len(positive) + below.var(ddof=1) / len(negative)))
-    area, half = float(above.mean()), _z_score(confidence) * error
-    return Interval(area, max(0.0, area - half), min(1.0, area + half))
-
-
-def wilson_interval(hits: int, rows: int, confidence: float) -> Interval:
-    """Return a share and its score interval."""
-    low, high = stats.binomtest(hits, rows).proportion_ci(confidence, method="wilson")
-    return Interval(hits / rows, float(low), float(high))
-
-
-def _mean_interval(values: np.ndarray, confidence: float) -> Interval:
-    # `stats.norm.interval` returns NaN if all values are equal.
-    mean, half = float(values.mean()), _z_score(confidence) * float(values.std(ddof=1)) / float(np.sqrt(len(values)))
-    return Interval(mean, max(0.0, mean - half), mean + half)
-
-
-def _z_score(confidence: float) -> float:
-    return float(stats.norm.ppf(0.5 + confidence / 2))
 
 
 def _build_decision(manifest: Manifest, evaluate: EvaluateParams) -> metrics.DecisionRule | None:
@@ -278,10 +217,7 @@ def _assess_slices(
             truth, output, value = window.truth[members[at]], window.output[members[at]], str(names[at])
             reference, enough = tested.get((column, value)), bool(counts[at] >= evaluate.min_slice_rows)
             limit = _compute_limit(task, reference, monitor)
-            can_judge = enough and limit is not None
-            found = (
-                compute_intervals(manifest, truth, output, monitor.confidence_level).get(name) if can_judge else None
-            )
+            found = compute_deciding_interval(task, truth, output, monitor.confidence_level) if enough else None
             yield SliceQuality(
                 column=column,
                 value=value,
@@ -290,4 +226,6 @@ def _assess_slices(
                 worse=bool(found and limit is not None and _is_beyond(name, found, limit)),
                 reference=reference,
                 metrics=metrics.compute_metrics(task, truth, output, _build_decision(manifest, evaluate)),
+                low=found and found.low,
+                high=found and found.high,
             )

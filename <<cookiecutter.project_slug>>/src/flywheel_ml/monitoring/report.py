@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -10,9 +10,8 @@ from markupsafe import Markup
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.profile import PREDICTION, Profile
-from flywheel_ml.monitoring import plots
+from flywheel_ml.monitoring import plots, report_quality
 from flywheel_ml.monitoring.drift import DriftTest
-from flywheel_ml.monitoring.quality import SliceQuality
 from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.result import Result, Volume
 from flywheel_ml.monitoring.window import Window
@@ -21,7 +20,6 @@ from flywheel_ml.utils import formatting
 TEMPLATE = "report.html.jinja"
 MAX_PLOTS = 24
 MAX_ROWS = 300
-MAX_SLICE_ROWS = 12
 
 Formatter = Callable[[float], str]
 """Formats a value of a column."""
@@ -47,28 +45,6 @@ class TestRow(NamedTuple):
     p: str
     drifted: bool
     meter: Markup
-
-
-class MetricRow(NamedTuple):
-    """One metric as a row of the table."""
-
-    name: str
-    value: str
-    interval: str
-    reference: str
-    change: str
-
-
-class SliceRow(NamedTuple):
-    """One slice as a row of the table."""
-
-    value: str
-    rows: str
-    enough: bool
-    area: str
-    reference: str
-    change: str
-    worse: bool
 
 
 def render_html(result: Result, window: Window, bundle: Bundle, reference: Reference | None = None) -> str:
@@ -118,7 +94,10 @@ def render_html(result: Result, window: Window, bundle: Bundle, reference: Refer
             ),
             "",
         ),
-        measures=[*_build_metric_rows(result)],
+        measures=[*report_quality.build_metric_rows(result.quality)],
+        arrival=[*report_quality.describe_arrival(result.quality)],
+        variants=[*report_quality.build_variant_rows(result.quality)],
+        estimates=[*report_quality.build_estimate_rows(result.quality)],
         interval=_draw_interval(result),
         roc=plots.draw_roc(result.quality.curves["roc"]) if result.quality.curves.get("roc") else "",
         calibration=plots.draw_calibration(
@@ -130,11 +109,11 @@ def render_html(result: Result, window: Window, bundle: Bundle, reference: Refer
         predicted=plots.draw_predictions(result.quality.curves["predicted"])
         if result.quality.curves.get("predicted")
         else "",
-        judged=_title_of_metric(result.quality.judged),
+        judged=report_quality.title_of_metric(result.quality.judged),
         answers="predicted probability of the class answered"
         if bundle.manifest.task == "multiclass"
         else f"predicted {'probability of ' if bundle.manifest.task == 'binary' else ''}{result.model.target}",
-        slices=_build_slice_tables(result.quality.slices, result.quality.judged),
+        slices=report_quality.build_slice_tables(result.quality.slices, result.quality.judged),
         volume=plots.draw_both_widths(lambda width: plots.draw_volume(result.volume, width))
         if result.volume.buckets
         else "",
@@ -162,9 +141,9 @@ def _build_tiles(result: Result) -> Iterator[tuple[str, str, str]]:
             if judged.reference is not None
             else "no reference"
         )
-        yield _title_of_metric(name), formatting.metric_value(name, judged.value), known
+        yield report_quality.title_of_metric(name), formatting.metric_value(name, judged.value), known
     else:
-        yield _title_of_metric(name), "–", "no labels yet"
+        yield report_quality.title_of_metric(name), "–", "no labels yet"
     yield "Labelled", formatting.percent(quality.coverage), f"{quality.labelled:,} rows"
     broken = len(result.violations)
     yield "Contract violations", str(broken) if broken else "none", "rules broken" if broken else "all rows conform"
@@ -278,53 +257,6 @@ def _describe_column(name: str, contract: Contract) -> tuple[str, str]:
         if f"{column.name}.hour" == name:
             return "h", f"{column.description}, hour of day" if column.description else "hour of day"
     return "", ""
-
-
-def _build_metric_rows(result: Result) -> Iterator[MetricRow]:
-    measures = result.quality.measures
-    for name, shown in formatting.METRIC_NAMES.items():
-        if name in measures:
-            found = measures[name]
-            interval = ""
-            if found.low is not None and found.high is not None:
-                interval = f"{formatting.metric_value(name, found.low)} – {formatting.metric_value(name, found.high)}"
-            yield MetricRow(
-                name=shown,
-                value=formatting.metric_value(name, found.value),
-                interval=interval,
-                reference=formatting.metric_value(name, found.reference) if found.reference is not None else "–",
-                change=formatting.metric_change(name, found.reference, found.value)
-                if found.reference is not None
-                else "–",
-            )
-
-
-def _title_of_metric(measure: str) -> str:
-    name = formatting.METRIC_NAMES[measure]
-    return name[0].upper() + name[1:]
-
-
-def _build_slice_tables(found: tuple[SliceQuality, ...], judged: str) -> list[dict[str, Any]]:
-    tables: dict[str, list[SliceRow]] = {}
-    for part in found:
-        area, before = part.metrics.get(judged), part.reference
-        tables.setdefault(part.column, []).append(
-            SliceRow(
-                value=part.value,
-                rows=f"{part.rows:,}",
-                enough=part.enough,
-                area=formatting.metric_value(judged, area) if area is not None else "–",
-                reference=formatting.metric_value(judged, before) if before is not None else "–",
-                change=formatting.metric_change(judged, before, area)
-                if area is not None and before is not None
-                else "–",
-                worse=part.worse,
-            )
-        )
-    return [
-        {"column": column, "rows": rows[:MAX_SLICE_ROWS], "more": max(0, len(rows) - MAX_SLICE_ROWS)}
-        for column, rows in tables.items()
-    ]
 
 
 def _name_bucket(volume: Volume) -> str:

@@ -1,6 +1,6 @@
 """The result of monitoring one window: verdict, evidence, their wording, JSON and exit status."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -11,6 +11,7 @@ from flywheel_ml.core.params import Params
 from flywheel_ml.core.parsing.rules import REQUIRED, add_tolerance, build_rules
 from flywheel_ml.core.profile import PREDICTION
 from flywheel_ml.monitoring.drift import Drift, detect_drift
+from flywheel_ml.monitoring.performance.variants import VariantQuality
 from flywheel_ml.monitoring.quality import Quality, assess
 from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.window import Window
@@ -100,7 +101,12 @@ class Result(config_model.StrictModel):
 
 
 def evaluate_window(
-    window: Window, bundle: Bundle, params: Params, at: datetime, reference: Reference | None = None
+    window: Window,
+    bundle: Bundle,
+    params: Params,
+    at: datetime,
+    reference: Reference | None = None,
+    others: Sequence[VariantQuality] = (),
 ) -> Result:
     """Compare a window with its reference, and its quality with that of the test rows; decide the verdict.
 
@@ -110,12 +116,13 @@ def evaluate_window(
         params: thresholds of `monitor`, costs and slices of `evaluate`.
         at: current time, aware.
         reference: the rows to compare with, in the same bins; the test rows by default.
+        others: what other models answered in the same span.
     """
     contract, reference = bundle.contract, reference or Reference.of_test_rows(bundle)
     # A later date is always outside the reference; its hour of day is counted and compared separately.
     dates = [column.name for column in contract.inputs if column.type == "datetime"]
     drift = detect_drift(reference.profile, window.profile, params.monitor, excluded=dates)
-    quality = assess(window, bundle.manifest, params.monitor, params.evaluate)
+    quality = assess(window, bundle.manifest, params.monitor, params.evaluate, others)
     violations = tuple(_find_violations(window, bundle))
     verdict = _combine_verdicts(drift, quality)
     return Result(

@@ -6,7 +6,7 @@ windows is exact: parts of a fleet's log can be counted separately and merged.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ class Chunk(NamedTuple):
 
     `truth` holds the labels as `Contract.encode_target` converts them, NaN if none has arrived. `output` [n_rows, k] is
     as in `metrics.compute_metrics` and needed for labelled rows only. `times` are datetime64[us] or None. `degraded`
-    marks rows that a fallback answered instead of the model. `rows_without_digest` is as in `Window`.
+    marks rows that a fallback answered instead of the model. `rows_without_digest` is as in `Window`. `variants` and
+    `delays` (seconds from a prediction to its label's arrival, NaN if unknown) are None for a scored file.
     """
 
     columns: Columns
@@ -38,6 +39,8 @@ class Chunk(NamedTuple):
     versions: np.ndarray
     degraded: np.ndarray
     rows_without_digest: int = 0
+    variants: np.ndarray | None = None
+    delays: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Window:
         output, truth: float32 [n_labelled, k] and float64 [n_labelled], as in `metrics.compute_metrics`: the rows that
             the model scored and whose label is known.
         slices: column → values as str objects [n_labelled].
+        variants: variant → answered rows; empty for a scored file.
+        labelled_variants: str objects [n_labelled], "" for a scored file.
+        delays: float64 [n_labelled], seconds from a prediction to its label's arrival, NaN if unknown.
     """
 
     source: str
@@ -72,6 +78,9 @@ class Window:
     truth: np.ndarray
     slices: Columns
     rows_without_digest: int = 0
+    variants: Mapping[str, int] = field(default_factory=dict)
+    labelled_variants: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=object))
+    delays: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 def merge(windows: Iterable[Window]) -> Window:
@@ -97,6 +106,9 @@ def merge(windows: Iterable[Window]) -> Window:
         truth=np.concatenate([part.truth for part in parts]),
         slices={name: np.concatenate([part.slices[name] for part in parts]) for name in first.slices},
         rows_without_digest=sum(part.rows_without_digest for part in parts),
+        variants=_add_counts(part.variants for part in parts),
+        labelled_variants=np.concatenate([part.labelled_variants for part in parts]),
+        delays=np.concatenate([part.delays for part in parts]),
     )
 
 
@@ -104,6 +116,8 @@ def count_chunk(chunk: Chunk, bundle: Bundle, slices: Sequence[str], source: str
     """Count one chunk in the bins of the bundle's reference."""
     answered = ~chunk.degraded
     labelled = answered & ~np.isnan(chunk.truth)
+    variants = np.full(len(chunk.truth), "", dtype=object) if chunk.variants is None else chunk.variants
+    delays = np.full(len(chunk.truth), np.nan) if chunk.delays is None else chunk.delays
     columns = {**chunk.columns, **bundle.drift_features(chunk.columns)}
     return Window(
         source=source,
@@ -120,6 +134,9 @@ def count_chunk(chunk: Chunk, bundle: Bundle, slices: Sequence[str], source: str
         truth=chunk.truth[labelled],
         slices={name: _name_values(chunk.columns[name][labelled]) for name in slices},
         rows_without_digest=chunk.rows_without_digest,
+        variants={} if chunk.variants is None else dict(Counter(variants[answered].tolist())),
+        labelled_variants=variants[labelled],
+        delays=delays[labelled],
     )
 
 

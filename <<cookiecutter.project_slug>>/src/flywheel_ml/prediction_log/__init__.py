@@ -9,10 +9,11 @@ In a folder, each process writes its own SQLite file, because SQLite before 3.51
 checkpoint one WAL. Readers open all files as one log. With a database URL, all processes write to that database.
 """
 
-from flywheel_ml.prediction_log.reader import LoggedPrediction, Reader, VariantStats, merge_stats
+from flywheel_ml.prediction_log.reader import LoggedPrediction, Reader
 from flywheel_ml.prediction_log.rows import (
     SHADOW,
     Block,
+    EntityOutcome,
     Job,
     Origin,
     Outcome,
@@ -29,11 +30,13 @@ from flywheel_ml.prediction_log.rows import (
 )
 from flywheel_ml.prediction_log.spool import Spool
 from flywheel_ml.prediction_log.stores import LabelConflict, Unavailable
+from flywheel_ml.prediction_log.variant_stats import VariantStats, merge_stats
 from flywheel_ml.prediction_log.writer import Writer
 
 __all__ = [
     "SHADOW",
     "Block",
+    "EntityOutcome",
     "Job",
     "LabelConflict",
     "LoggedPrediction",

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, TABLES, blocks, metadata, versions
+from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, TABLES, blocks, entity_labels, metadata, versions
 
 LOCK_SECONDS = 5
 """How long a migration waits for its lock on a PostgreSQL database. Meanwhile, new rows wait behind it."""
@@ -15,8 +15,10 @@ _RENAMED = {
     "jobs": _TIME,
 }
 """Columns with another name in schemas 1 and 2: table → current name → old name."""
-_ADDED = {"event_timestamp_us", "event_timestamp_column", "model_digest"}
-"""Columns that schemas 1 and 2 lack."""
+_ADDED = {"event_timestamp_us": 3, "event_timestamp_column": 3, "model_digest": 3, "arrived_us": 4}
+"""Column → the schema that added it."""
+_ADDED_TABLES = {blocks.name: 2, entity_labels.name: 4}
+"""Table → the schema that added it."""
 _LOCK = 0x666C7977686C6F67
 """Key of the advisory lock for migrations."""
 
@@ -48,12 +50,14 @@ def select_as_current(version: int, table: sa.Table) -> sa.FromClause | None:
     """Select a table of a database with this schema version under its current column names; None if it is absent."""
     if version >= SCHEMA_VERSION:
         return table
-    if version == 0 or (table is blocks and version == 1):
+    if version < _ADDED_TABLES.get(table.name, 1):
         return None
-    names = _RENAMED[table.name]
+    names = _RENAMED[table.name] if version < 3 else {}
     then = sa.table(table.name, *(sa.column(names.get(c.name, c.name), c.type) for c in table.columns))
     columns = [
-        (sa.cast(sa.null(), c.type) if c.name in _ADDED else then.c[names.get(c.name, c.name)]).label(c.name)
+        (sa.cast(sa.null(), c.type) if version < _ADDED.get(c.name, 1) else then.c[names.get(c.name, c.name)]).label(
+            c.name
+        )
         for c in table.columns
     ]
     return sa.select(*columns).select_from(then).subquery(table.name)
@@ -77,10 +81,10 @@ def _upgrade(connection: sa.Connection, table: sa.Table) -> None:
         return
     # Check the columns, not the version: before schema 3, a killed process could leave tables without a version.
     found = {column["name"] for column in inspector.get_columns(table.name)}
-    for name, then in _RENAMED[table.name].items():
+    for name, then in _RENAMED.get(table.name, {}).items():
         if then in found:
             connection.exec_driver_sql(f'ALTER TABLE {table.name} RENAME COLUMN "{then}" TO {name}')
     for column in table.columns:
-        if column.name in _ADDED - found:
+        if column.name in _ADDED.keys() - found:
             kind = column.type.compile(connection.dialect)
             connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")

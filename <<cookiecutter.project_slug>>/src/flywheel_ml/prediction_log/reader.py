@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,20 +13,25 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 from flywheel_ml.prediction_log.database_engine import check_version, create_engine, translate_errors
+from flywheel_ml.prediction_log.labels import join
 from flywheel_ml.prediction_log.migrations import select_as_current
 from flywheel_ml.prediction_log.rows import (
     BLOCK_DIGITS,
     SCHEMA_VERSION,
     SHADOW,
     Block,
+    EntityOutcome,
     Job,
+    Outcome,
     Prediction,
     block_row_id,
     blocks,
+    entity_labels,
     jobs,
     labels,
     predictions,
 )
+from flywheel_ml.prediction_log.variant_stats import VariantStats, merge_stats, select_stats
 from flywheel_ml.utils.errors import ConfigError
 
 MAX_VARIABLES = 10_000
@@ -41,24 +46,16 @@ _IN_BLOCK = re.compile(r"[0-9a-f]{32}")
 _READ_ONLY = {"mode": "ro", "uri": "true"}
 
 
-class VariantStats(NamedTuple):
-    """Statistics of one model in one variant. `mean_score` covers rows outside of blocks; NaN if there are none."""
-
-    variant: str
-    model_version: str
-    model_digest: str | None
-    rows: int
-    degraded: int
-    mean_score: float
-    mean_latency_us: float
-    last_us: int
-
-
 class LoggedPrediction(NamedTuple):
-    """A prediction from the log, with its label (a JSON text) if one has arrived."""
+    """A prediction from the log, with its label (a JSON text) if one has arrived.
+
+    `label_row` is the row of the label: an `Outcome` if it was sent for the prediction's id, an `EntityOutcome` if it
+    was joined by entity and time (`labels/join.py`).
+    """
 
     prediction: Prediction
     label: str | None
+    label_row: Outcome | EntityOutcome | None = None
 
 
 class Reader:
@@ -67,13 +64,15 @@ class Reader:
     Args:
         target: a folder, or a database URL.
         keep_open: whether to keep database connections between queries, until `close`.
+        label_horizon_us: how much later than a prediction a label of its entity may be, to be joined; None: any time.
 
     Raises:
         ConfigError: a file was written by a newer version of this package.
     """
 
-    def __init__(self, target: str, keep_open: bool = False) -> None:
+    def __init__(self, target: str, keep_open: bool = False, label_horizon_us: int | None = None) -> None:
         self._target = target
+        self._label_horizon_us = label_horizon_us
         self._engine = create_engine(target, pings=True) if keep_open and "://" in target else None
         self._engine_version = 0
 
@@ -108,20 +107,25 @@ class Reader:
         until_us: int | None = None,
         model_version: str | None = None,
         model_digest: str | None = None,
+        variant: str | None = None,
     ) -> Iterator[LoggedPrediction]:
         """Yield the predictions of one model that have a label, as `predictions` does.
 
-        With few labels, the reader looks up their predictions; otherwise it reads all predictions of the span.
+        With few labels, the reader looks up their predictions. Otherwise, or with labels of entities, which no index
+        of the predictions has, it reads all predictions of the span.
         """
-        selected = _Selection(since_us, until_us, model_version, model_digest)
+        selected = _Selection(since_us, until_us, model_version, model_digest, variant)
         count = self.count_labels(since_us)
-        if not count:
+        has_entity_labels = self._count(entity_labels, lambda table: table.c.timestamp_us >= since_us) > 0
+        if not count and not has_entity_labels:
             return
-        if count > MAX_LOOKED_UP_SHARE * sum(self.count_hours(since_us, until_us).values()):
+        if has_entity_labels or count > MAX_LOOKED_UP_SHARE * sum(self.count_hours(since_us, until_us).values()):
             found = self._join_labels(self._select(selected))
             yield from (one for one in found if one.label is not None)
             return
-        names = self._rows(labels, lambda table: sa.select(table.c.prediction_id).where(_arrived(table, since_us)))
+        names = self._rows(
+            labels, lambda table: sa.select(table.c.prediction_id).where(_may_have_arrived(table, since_us))
+        )
         while some := [name for (name,) in itertools.islice(names, MAX_VARIABLES)]:
             yield from self._join_labels(self._find_all(some, selected))
 
@@ -142,22 +146,60 @@ class Reader:
         return {hour: rows for hour, rows in sorted(found.items()) if rows}
 
     def count_labels(self, since_us: int = 0) -> int:
-        """Count the labels that arrived at or after a time."""
-        return sum(
-            rows
-            for (rows,) in self._rows(
-                labels, lambda table: sa.select(sa.func.count()).select_from(table).where(_arrived(table, since_us))
-            )
-        )
+        """Count the labels of predictions that may have arrived at or after a time; not those of entities."""
+        return self._count(labels, lambda table: _may_have_arrived(table, since_us))
+
+    def _count(
+        self, table: sa.Table, where: Callable[[sa.FromClause], sa.ColumnElement[bool]] = lambda _: sa.true()
+    ) -> int:
+        query = sa.select(sa.func.count())
+        return sum(rows for (rows,) in self._rows(table, lambda found: query.select_from(found).where(where(found))))
 
     def _select(self, selection: "_Selection") -> Iterator[Prediction]:
         of_blocks = (one for row in self._rows(blocks, selection.build_query) for one in unpack_block(Block._make(row)))
         return itertools.chain(map(Prediction._make, self._rows(predictions, selection.build_query)), of_blocks)
 
     def _join_labels(self, found: Iterator[Prediction]) -> Iterator[LoggedPrediction]:
+        has_entity_labels = self._count(entity_labels) > 0
         while some := list(itertools.islice(found, MAX_VARIABLES)):
-            outcomes = self.labels([prediction.id for prediction in some])
-            yield from (LoggedPrediction(prediction, outcomes.get(prediction.id)) for prediction in some)
+            yield from self._join_some(some, has_entity_labels)
+
+    def _join_some(self, some: Sequence[Prediction], has_entity_labels: bool) -> Iterator[LoggedPrediction]:
+        by_id = {
+            row.prediction_id: row
+            for row in map(Outcome._make, self._select_by_key(labels, "prediction_id", [one.id for one in some]))
+        }
+        entities = {one.entity_id for one in some if one.entity_id is not None and one.id not in by_id}
+        known = sorted(entities) if has_entity_labels else []
+        by_entity = join.group_by_entity(self.entity_labels(known, min(one.timestamp_us for one in some)))
+        for prediction in some:
+            row = join.find_label(prediction, by_id, by_entity, self._label_horizon_us)
+            yield LoggedPrediction(prediction, None if row is None else row.label, row)
+
+    def entity_labels(self, entities: Sequence[str], since_us: int | None = None) -> list[EntityOutcome]:
+        """Return the labels of entities, from a timestamp on; of several files, in no order."""
+
+        def build_query(some: Sequence[str], table: sa.FromClause) -> sa.Select[Any]:
+            query = sa.select(table).where(table.c.entity_id.in_(some))
+            return query if since_us is None else query.where(table.c.timestamp_us >= since_us)
+
+        return [
+            EntityOutcome._make(row)
+            for some in _split_ids(entities)
+            for row in self._rows(entity_labels, partial(build_query, some))
+        ]
+
+    def has_any_entity(self, entities: Collection[str]) -> bool:
+        """Whether any prediction in the log is about one of these entities; reads the log until it finds one."""
+        wanted = set(entities)
+
+        def build_query(some: Sequence[str], table: sa.FromClause) -> sa.Select[Any]:
+            return sa.select(sa.literal(1)).where(table.c.entity_id.in_(some)).limit(1)
+
+        if any(next(self._rows(predictions, partial(build_query, some)), None) for some in _split_ids(sorted(wanted))):
+            return True
+        packed = self._rows(blocks, lambda table: sa.select(table).where(table.c.entity_column.is_not(None)))
+        return any(one.entity_id in wanted for row in packed for one in unpack_block(Block._make(row)))
 
     def _find_all(self, ids: Sequence[str], selection: "_Selection") -> Iterator[Prediction]:
         """Find the selected ones of these predictions."""
@@ -170,11 +212,11 @@ class Reader:
         for row in self._rows(blocks, lambda table: selection.build_query(table).where(table.c.id.in_(first))):
             yield from (one for one in unpack_block(Block._make(row)) if one.id in wanted)
 
-    def compute_stats(self, since_us: int = 0) -> list[VariantStats]:
-        """Return statistics by variant, version and digest from a timestamp on, shadows included."""
+    def compute_stats(self, since_us: int = 0, until_us: int | None = None) -> list[VariantStats]:
+        """Return statistics by variant, version and digest for since ≤ time < until, shadows included."""
         found: dict[tuple[str, str, str], list[VariantStats]] = {}
         for table in (predictions, blocks):
-            for variant, version, digest, rows, *sums in self._rows(table, partial(_select_stats, since_us)):
+            for variant, version, digest, rows, *sums in self._rows(table, partial(select_stats, since_us, until_us)):
                 degraded, score, latency, last = sums
                 mean = math.nan if score is None else float(score)
                 model = (variant, version, digest)
@@ -289,8 +331,9 @@ class _Selection(NamedTuple):
         return after if self.until_us is None else sa.and_(after, table.c.timestamp_us < self.until_us)
 
 
-def _arrived(table: sa.FromClause, since_us: int) -> sa.ColumnElement[bool]:
-    return sa.true() if since_us == 0 else table.c.timestamp_us >= since_us
+def _may_have_arrived(table: sa.FromClause, since_us: int) -> sa.ColumnElement[bool]:
+    """Select the labels that arrived at or after a time, and those of schemas 1 to 3, whose arrival is unknown."""
+    return sa.true() if since_us == 0 else sa.or_(table.c.arrived_us.is_(None), table.c.arrived_us >= since_us)
 
 
 def _select_hours(span: _Selection, table: sa.FromClause) -> sa.Select[Any]:
@@ -305,39 +348,6 @@ def _select_hours(span: _Selection, table: sa.FromClause) -> sa.Select[Any]:
     begin = hours.c.hour * HOUR_US
     of_hour = sa.select(rows).select_from(table).where(time >= begin, time < begin + HOUR_US)
     return sa.select(hours.c.hour, of_hour.correlate(hours).scalar_subquery())
-
-
-def _select_stats(since_us: int, table: sa.FromClause) -> sa.Select[Any]:
-    is_block = "rows" in table.c
-    count: sa.ColumnElement[int] = table.c.rows if is_block else sa.literal(1)
-    by = (table.c.variant, table.c.model_version, table.c.model_digest)
-    return (
-        sa.select(
-            *by,
-            sa.func.sum(count),
-            sa.func.sum(sa.cast(table.c.degraded, sa.Integer) * count),
-            # The scores of a block are packed inside it and not counted here.
-            sa.null() if is_block else sa.func.avg(table.c.score),
-            sa.func.sum(table.c.latency_us * count),
-            sa.func.max(table.c.timestamp_us),
-        )
-        .where(table.c.timestamp_us >= since_us)
-        .group_by(*by)
-    )
-
-
-def merge_stats(parts: Sequence[VariantStats]) -> VariantStats:
-    """Combine the statistics of several parts; variant and model are those of the first."""
-    rows = sum(part.rows for part in parts)
-    scored = [part for part in parts if not math.isnan(part.mean_score)]
-    weight = sum(part.rows for part in scored)
-    return parts[0]._replace(
-        rows=rows,
-        degraded=sum(part.degraded for part in parts),
-        mean_score=sum(part.mean_score * part.rows for part in scored) / weight if weight else math.nan,
-        mean_latency_us=sum(part.mean_latency_us * part.rows for part in parts) / rows,
-        last_us=max(part.last_us for part in parts),
-    )
 
 
 def unpack_block(block: Block) -> Iterator[Prediction]:

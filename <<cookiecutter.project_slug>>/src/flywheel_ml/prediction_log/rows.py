@@ -11,8 +11,9 @@ from pydantic_core import to_json
 
 _EPOCH = datetime(1970, 1, 1)
 
-SCHEMA_VERSION = 3
-"""Version 2 added blocks; version 3 added digests and event times and renamed columns (migrations.py)."""
+SCHEMA_VERSION = 4
+"""Version 2 added blocks; version 3 digests and event times, and it renamed columns; version 4 labels by entity, and
+when a label arrived (migrations.py)."""
 SHADOW = "shadow"
 """Variant of rows that were logged alongside an answer but sent to no client."""
 BLOCK_DIGITS = 8
@@ -45,6 +46,16 @@ labels = sa.Table(
     sa.Column("prediction_id", sa.String(32), primary_key=True),
     sa.Column("timestamp_us", sa.BigInteger, nullable=False),
     sa.Column("label", sa.Text, nullable=False),
+    sa.Column("arrived_us", sa.BigInteger),
+)
+
+entity_labels = sa.Table(
+    "entity_labels",
+    metadata,
+    sa.Column("entity_id", sa.Text, primary_key=True),
+    sa.Column("timestamp_us", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("arrived_us", sa.BigInteger),
 )
 
 jobs = sa.Table(
@@ -139,11 +150,29 @@ class Origin(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The label of one prediction, as a JSON text."""
+    """The label of one prediction, as a JSON text.
+
+    `timestamp_us` is the time of the outcome. `arrived_us` is when the label was stored; None before schema 4.
+    """
 
     prediction_id: str
     timestamp_us: int
     label: str
+    arrived_us: int | None = None
+
+
+class EntityOutcome(NamedTuple):
+    """The label of an entity at a time, as a JSON text; `labels/join.py` finds its predictions."""
+
+    entity_id: str
+    timestamp_us: int
+    label: str
+    arrived_us: int | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Identifies the label: an entity has one label at a time."""
+        return self.entity_id, self.timestamp_us
 
 
 class Job(NamedTuple):
@@ -159,8 +188,14 @@ class Job(NamedTuple):
     seconds: float
 
 
-Row = Prediction | Block | Outcome | Job
-TABLES: dict[type, sa.Table] = {Prediction: predictions, Block: blocks, Outcome: labels, Job: jobs}
+Row = Prediction | Block | Outcome | EntityOutcome | Job
+TABLES: dict[type, sa.Table] = {
+    Prediction: predictions,
+    Block: blocks,
+    Outcome: labels,
+    EntityOutcome: entity_labels,
+    Job: jobs,
+}
 
 
 def build_predictions(

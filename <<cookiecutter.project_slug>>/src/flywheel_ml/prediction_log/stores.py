@@ -16,7 +16,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from flywheel_ml.prediction_log.database_engine import create_engine, ensure_schema, open_engine, translate_errors
 from flywheel_ml.prediction_log.query_timeout import QueryTimeout
-from flywheel_ml.prediction_log.rows import TABLES, Block, Outcome, Row, group_by_kind, labels, versions
+from flywheel_ml.prediction_log.rows import (
+    TABLES,
+    Block,
+    EntityOutcome,
+    Outcome,
+    Row,
+    entity_labels,
+    group_by_kind,
+    labels,
+    versions,
+)
 from flywheel_ml.utils.errors import ConfigError, ProjectError
 
 CHECKPOINT_PAGES = 1000
@@ -48,14 +58,14 @@ class FileLost(Unavailable):
 
 
 class LabelConflict(ProjectError):
-    """Predictions that already have a different label.
+    """Predictions, or entities at a time, that already have a different label.
 
     Args:
-        ids: ids of these predictions.
+        ids: ids of these predictions, or keys of these entities.
     """
 
     def __init__(self, ids: Sequence[str]) -> None:
-        super().__init__(f"{len(ids)} of the predictions already have another label")
+        super().__init__(f"{len(ids)} of the predictions or entities already have another label")
         self.ids = ids
 
 
@@ -173,10 +183,10 @@ class SQLiteStore:
         removed = 0
         with self._transaction(0):
             for kind, some in group_by_kind(rows):
-                (key,) = TABLES[kind].primary_key
+                keys = [column.name for column in TABLES[kind].primary_key]  # The first fields of a row.
                 removed += self._connection.executemany(
-                    f"DELETE FROM {TABLES[kind].name} WHERE {key.name} = ?",  # noqa: S608
-                    [(row[0],) for row in some],
+                    f"DELETE FROM {TABLES[kind].name} WHERE {' AND '.join(f'{key} = ?' for key in keys)}",  # noqa: S608
+                    [row[: len(keys)] for row in some],
                 ).rowcount
         self._pages += _PAGES_PER_COMMIT + len(rows)
         return removed
@@ -523,10 +533,8 @@ class PostgresStore:
             for kind, some in group_by_kind(rows):
                 insert = postgresql.insert(TABLES[kind]).on_conflict_do_nothing()
                 connection.execute(insert, [row._asdict() for row in some])
-                if kind is Outcome:
-                    _check_label_conflicts(
-                        connection, {row.prediction_id: row.label for row in some if isinstance(row, Outcome)}
-                    )
+                if kind in (Outcome, EntityOutcome):
+                    _check_label_conflicts(connection, some)
 
     @contextmanager
     def _classify_errors(self) -> Iterator[None]:
@@ -543,9 +551,16 @@ class PostgresStore:
             raise Unavailable(str(cause).partition("\n")[0]) from error
 
 
-def _check_label_conflicts(connection: sa.Connection, label_of: dict[str, str]) -> None:
-    query = sa.select(labels.c.prediction_id, labels.c.label).where(labels.c.prediction_id.in_(label_of))
-    if others := [name for name, label in connection.execute(query) if label != label_of[name]]:
+def _check_label_conflicts(connection: sa.Connection, rows: Sequence[Row]) -> None:
+    """Compare labels with those in the database, which keeps the first."""
+    by_id = {row.prediction_id: row.label for row in rows if isinstance(row, Outcome)}
+    query = sa.select(labels.c.prediction_id, labels.c.label).where(labels.c.prediction_id.in_(by_id))
+    others = [name for name, label in connection.execute(query) if label != by_id[name]] if by_id else []
+    by_key = {row.key: row.label for row in rows if isinstance(row, EntityOutcome)}
+    found = sa.select(entity_labels).where(entity_labels.c.entity_id.in_({entity for entity, _ in by_key}))
+    stored = map(EntityOutcome._make, connection.execute(found) if by_key else ())
+    others += [row.entity_id for row in stored if by_key.get(row.key, row.label) != row.label]
+    if others:
         raise LabelConflict(others)
 
 

@@ -26,6 +26,7 @@ from flywheel_ml.serving.observability.backlog import Backlog
 from flywheel_ml.serving.observability.instrumented_writer import InstrumentedWriter
 from flywheel_ml.serving.observability.logs import logger
 from flywheel_ml.serving.observability.metrics import Metrics
+from flywheel_ml.serving.observability.textfile import TextfileReader
 from flywheel_ml.serving.observability.tracing import Spans
 from flywheel_ml.serving.prediction.batcher import Batcher
 from flywheel_ml.utils.errors import ConfigError
@@ -51,6 +52,8 @@ def create_app(
         ConfigError: production mode without an API key.
     """
     metrics, log = metrics or Metrics(), logger()
+    metrics.textfiles = TextfileReader(settings.serving_folder)
+    metrics.http.in_flight_limit.set(settings.max_concurrent_requests)
     guard = Guard(settings, metrics, log)
     admission = Admission(
         settings.max_body_bytes, settings.body_timeout_seconds, settings.max_concurrent_requests, metrics

@@ -63,7 +63,7 @@ def assert_equal(one: Window, other: Window) -> None:
             assert {k: sorted(v.tolist()) for k, v in a.items()} == {k: sorted(v.tolist()) for k, v in b.items()}
         elif isinstance(a, np.ndarray):
             assert a.dtype == b.dtype
-            assert sorted(a.tolist()) == sorted(b.tolist())
+            np.testing.assert_array_equal(np.sort(a, axis=0), np.sort(b, axis=0))
         else:
             assert a == b, field.name
 

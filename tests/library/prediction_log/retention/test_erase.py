@@ -15,7 +15,6 @@ from flywheel_ml.prediction_log.retention import requests
 from flywheel_ml.prediction_log.retention.erase import JOURNAL, erase, resume
 from flywheel_ml.prediction_log.retention.export import export
 from flywheel_ml.prediction_log.retention.log import Log
-from flywheel_ml.prediction_log.retention.operations import RULES
 from flywheel_ml.prediction_log.retention.prune import prune
 from flywheel_ml.prediction_log.spool import REJECTED_FILE
 from flywheel_ml.utils.errors import Busy, ConfigError
@@ -220,7 +219,6 @@ def test_request_of_a_killed_job_is_completed_by_the_next_owner(folder: Path) ->
     assert logs.find_bytes(folder, *ids[:10]) == ["request-1.json"] or erase(log, KEY).failures == []
 
 
-@pytest.mark.skipif("entity_labels" not in RULES, reason="labels by entity need a newer schema")
 def test_labels_by_entity_are_pruned_and_erased(folder: Path) -> None:
     log, *_ = fill(folder)
     with sqlite3.connect(folder / "serve-0.db") as file:

@@ -12,6 +12,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.prediction_log import dumps, now_us
 from flywheel_ml.prediction_log.retention import requests
 from flywheel_ml.prediction_log.retention.export import MANIFEST, export, parse_span, read_manifest
+from flywheel_ml.prediction_log.rows import EntityOutcome
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.utils.errors import Busy, ConfigError, DataError, ProjectError
 from library.helpers import logs
@@ -70,6 +71,13 @@ def test_span_selects_rows_and_labels_of_blocks(folder: Path) -> None:
     assert found.height == 4
     assert found.filter(pl.col("log_id") == block.id)["label"].to_list() == ["true"]
     assert found["log_has_label"].sum() == 1
+
+
+def test_labels_of_entities_are_joined(folder: Path) -> None:
+    row = logs.make_prediction(1, 1, "e1")
+    outcome = EntityOutcome("e1", row.timestamp_us + logs.DAY_US // 24, "false", now_us())
+    done = export(logs.write(folder, [row], [outcome]), lambda *_: None)
+    assert pl.read_parquet(Path(done.folder) / "untyped.parquet")["label"].to_list() == ["false"]
 
 
 def test_many_rows_at_one_timestamp_are_exported_once(folder: Path) -> None:

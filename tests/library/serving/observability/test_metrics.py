@@ -24,6 +24,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.parser import text_string_to_metric_families
 
 from flywheel_ml.core.bundle import LINEAGE
+from flywheel_ml.core.serving_folder import Challenger
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.serving.app import create_app
@@ -235,6 +236,24 @@ def test_starting_worker_raises_no_alert() -> None:
     found = parse_metrics(generate_latest(Metrics()).decode())
     assert {name for name, _ in found}.isdisjoint({"prediction_log_up", "model_age_seconds", "experiment_running"})
     assert value(found, "prediction_log_lag_seconds") == 0
+
+
+def test_share_of_a_challenger_is_shown_while_it_runs(folder: ServingFolder) -> None:
+    ref, salt = folder.roll_out("1"), "0" * 32
+    since = "2020-01-01T00:00:00+00:00"
+    other = Challenger(ref=folder.add("2"), share=0.25, salt=salt, since=since)
+    folder.point(ref, challenger=other)
+    app = create_app(Settings(serving_folder=folder.path, prediction_log=str(folder.path.parent / "log")))
+    with InProcess(app) as server:
+
+        def read() -> dict[str, float]:
+            found = parse_metrics(server.request("GET", "/metrics").text)
+            names = ("experiment_share", "http_requests_in_flight_limit")
+            return {name: number for (name, _), number in found.items() if name in names}
+
+        assert read() == {"experiment_share": 0.25, "http_requests_in_flight_limit": 256}
+        folder.point(ref)
+        wait_for(lambda: "experiment_share" not in read())
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

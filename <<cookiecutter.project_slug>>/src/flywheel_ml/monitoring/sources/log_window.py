@@ -32,13 +32,15 @@ class Log(NamedTuple):
 class ProfiledHours(NamedTuple):
     """The hours of a span that profiles answer for.
 
-    `total` is the sum of their profiles, None if there are none. `rows` has hour → rows, `versions` version → rows.
+    `total` is the sum of their profiles, None if there are none. `rows` has hour → rows, `versions` version → rows,
+    `variants` variant → rows that the model answered.
     """
 
     hours: frozenset[int] = frozenset()
     total: HourlyProfile | None = None
     rows: Mapping[int, int] = {}
     versions: Mapping[str, int] = {}
+    variants: Mapping[str, int] = {}
     rows_without_digest: int = 0
 
 
@@ -96,7 +98,7 @@ def sum_profiles(
     if not hours:
         return ProfiledHours()
     total: HourlyProfile | None = None
-    rows, versions, without_digest = Counter[int](), Counter[str](), 0
+    rows, versions, variants, without_digest = Counter[int](), Counter[str](), Counter[str](), 0
     entries = store.read(min(hours), max(hours), model, excluded_variant=SHADOW)
     for hour, group in itertools.groupby(entries, key=lambda entry: entry.hour):
         of_hour = list(map(select, group))
@@ -107,8 +109,9 @@ def sum_profiles(
                 total = entry if total is None else total.add(entry)
                 rows[hour] += entry.rows
                 versions[entry.model.version] += entry.rows
+                variants[entry.variant] += entry.rows - entry.degraded
                 without_digest += entry.rows if entry.model.digest is None else 0
-    return ProfiledHours(frozenset(hours), total, rows, versions, without_digest)
+    return ProfiledHours(frozenset(hours), total, rows, versions, +variants, without_digest)
 
 
 def _build_window(known: ProfiledHours, bundle: Bundle, nothing: Window) -> Iterator[Window]:
@@ -119,6 +122,7 @@ def _build_window(known: ProfiledHours, bundle: Bundle, nothing: Window) -> Iter
             rows=total.rows,
             degraded=total.degraded,
             versions=known.versions,
+            variants=known.variants,
             out_of_range=unpack_out_of_range(total.counts, bundle.contract),
             hours=known.rows,
             first=to_datetime(total.first_us).replace(tzinfo=None),
@@ -128,7 +132,8 @@ def _build_window(known: ProfiledHours, bundle: Bundle, nothing: Window) -> Iter
 
 
 def _keep_labelled(window: Window, nothing: Window) -> Window:
-    return replace(nothing, output=window.output, truth=window.truth, slices=window.slices)
+    labelled = ("output", "truth", "slices", "labelled_variants", "delays")
+    return replace(nothing, **{name: getattr(window, name) for name in labelled})
 
 
 def cut(span: Span, hours: Collection[int], profiled: Collection[int]) -> Iterator[tuple[Span, bool]]:

@@ -72,11 +72,13 @@ def read_logged(rows: Sequence[LoggedPrediction], bundle: Bundle) -> Chunk:
         columns=read_inputs([p.inputs for p in predictions], contract.inputs),
         scores=np.array([p.score for p in predictions], dtype=np.float32),
         output=_read_output(rows, contract),
-        truth=np.array([_parse_label(row.label, contract) for row in rows], dtype=np.float64),
+        truth=np.array([parse_label(row.label, contract) for row in rows], dtype=np.float64),
         times=np.array([p.timestamp_us for p in predictions], dtype="datetime64[us]"),
         versions=np.array([p.model_version for p in predictions], dtype=object),
         degraded=np.array([p.degraded for p in predictions], dtype=bool),
         rows_without_digest=sum(p.model_digest is None for p in predictions),
+        variants=np.array([p.variant for p in predictions], dtype=object),
+        delays=np.array([_compute_delay(row) for row in rows], dtype=np.float64),
     )
 
 
@@ -107,7 +109,7 @@ def _to_array(series: pl.Series, column: Column) -> np.ndarray:
     return array
 
 
-def _parse_label(text: str | None, contract: Contract) -> float:
+def parse_label(text: str | None, contract: Contract) -> float:
     """Convert a label as `Contract.encode_target` does; NaN if it is absent or not a value of the target."""
     if text is None:
         return math.nan
@@ -117,6 +119,24 @@ def _parse_label(text: str | None, contract: Contract) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
+def parse_output(prediction: Prediction, contract: Contract) -> Sequence[float]:
+    """Return the output [k] of a logged prediction, as in `metrics.compute_metrics`."""
+    if contract.task == "binary":
+        score = np.float32(prediction.score)
+        return float(1 - score), float(score)
+    answer = json.loads(prediction.output)
+    if contract.classes:
+        return list(answer["probabilities"].values())
+    return [answer["prediction"], *answer["interval"]]
+
+
+def _compute_delay(row: LoggedPrediction) -> float:
+    """Return the seconds from a prediction to its label's arrival; NaN if it has not arrived or its time is unknown."""
+    if row.label_row is None or row.label_row.arrived_us is None:
+        return math.nan
+    return (row.label_row.arrived_us - row.prediction.timestamp_us) / 1e6
+
+
 def _read_output(rows: Sequence[LoggedPrediction], contract: Contract) -> np.ndarray:
     """Read the outputs [n_rows, k] of labelled rows; the others stay NaN."""
     output = np.full((len(rows), len(contract.classes) or 3), np.nan)
@@ -124,14 +144,9 @@ def _read_output(rows: Sequence[LoggedPrediction], contract: Contract) -> np.nda
         scores = np.array([row.prediction.score if row.label is not None else np.nan for row in rows], dtype=np.float32)
         output[:, 0], output[:, 1] = 1 - scores, scores
         return output
-    for at, (prediction, label) in enumerate(rows):
-        if label is not None:
-            answer = json.loads(prediction.output)
-            output[at] = (
-                list(answer["probabilities"].values())
-                if contract.classes
-                else [answer["prediction"], *answer["interval"]]
-            )
+    for at, row in enumerate(rows):
+        if row.label is not None:
+            output[at] = parse_output(row.prediction, contract)
     return output
 
 

@@ -188,6 +188,20 @@ class ProfileStore:
                     counts=np.frombuffer(zlib.decompress(row.counts), dtype="<i8"),
                 )
 
+    def count_answers(self, first_hour: int, last_hour: int) -> Iterator[tuple[int, str, ModelKey, int]]:
+        """Yield hour, variant, model and the rows that the model answered, without reading any counts."""
+        table = profiles
+        query = sa.select(
+            table.c.hour,
+            table.c.variant,
+            table.c.model_version,
+            table.c.model_digest,
+            table.c.rows - table.c.degraded,
+        ).where(table.c.hour.between(first_hour, last_hour))
+        with self._transaction() as connection:
+            for hour, variant, version, digest, rows in connection.execute(query):
+                yield hour, variant, ModelKey(version, digest or None), rows
+
     def find_uncounted(self) -> dict[ModelKey, list[int]]:
         """Return model → hours in which its rows were not counted, because its bundle was not available."""
         found: dict[ModelKey, list[int]] = {}

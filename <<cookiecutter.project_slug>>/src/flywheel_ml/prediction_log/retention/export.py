@@ -176,7 +176,7 @@ def _write_files(
     file_of: dict[tuple[str | None, str], _File] = {}
     try:
         for chunk in reader.read_predictions(since_us, until_us):
-            labels = reader.labels([row.id for row in chunk])
+            labels = reader.find_labels(chunk)
             by_model: dict[tuple[str | None, str], list[Prediction]] = {}
             for row in chunk:
                 # Rows of older schemas have no digest.

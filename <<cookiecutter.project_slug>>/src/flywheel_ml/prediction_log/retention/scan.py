@@ -57,6 +57,11 @@ class ChunkReader(Reader):
             for row in chunk:
                 yield list(unpack_block(Block._make(row)))
 
+    def find_labels(self, rows: Sequence[Prediction]) -> dict[str, str]:
+        """Return prediction id → label (a JSON text), joined by id or by entity and time."""
+        found = self._join_labels(iter(rows))
+        return {one.prediction.id: one.label for one in found if one.label is not None}
+
     def find_orphans(self, until_us: int) -> Iterator[list[str]]:
         """Yield the ids of labels whose prediction is no longer in the log, if either is older than a timestamp.
 

@@ -13,6 +13,9 @@ MAX_LISTED_ERRORS = 20
 MAX_NAME_CHARS = 100
 MAX_VALUE_CHARS = 80
 
+LABEL_TAGS = ("label of a prediction", "label of an entity")
+"""Tags of the two kinds of labels; pydantic adds them to the location of an error."""
+
 ErrorDetail = Mapping[str, Any]
 
 _RULES: dict[str, Callable[[ErrorDetail], str]] = {
@@ -69,7 +72,7 @@ def build_error_detail(field: str | None, rule: str, instance: int | None = None
 
 def _describe_error(details: Any, members: Sequence[str]) -> ErrorDetail:
     # `loc` is ("instances", 3, "label"), or shorter if the structure of the request is wrong.
-    kind, place = details["type"], details["loc"]
+    kind, place = details["type"], [part for part in details["loc"] if part not in LABEL_TAGS]
     index = place[1] if len(place) > 1 else None
     name = str(place[2] if len(place) > 2 else place[0]) if len(place) != 2 and place else None
     if kind == "extra_forbidden":

@@ -112,6 +112,7 @@ class ModelManager:
         self._metrics.models.set_experiments(
             {(one.model.ref.version, one.model.variant): one.paused is not None for one in kept}
         )
+        self._metrics.models.set_share(routing.challenger.share if routing.challenger else None)
         if found is None:
             self._metrics.models.clear_serving()
         else:

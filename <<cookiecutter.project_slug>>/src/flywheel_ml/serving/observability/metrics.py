@@ -18,6 +18,7 @@ from flywheel_ml.serving.observability.metric_types import (
     build_sum_gauge,
 )
 from flywheel_ml.serving.observability.phases import PHASES, Marks
+from flywheel_ml.serving.observability.textfile import TextfileReader
 
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 PHASE_DURATION_BUCKETS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, *DURATION_BUCKETS)
@@ -42,6 +43,9 @@ class HttpMetrics:
         )
         self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
         self.in_flight = build_sum_gauge("http_requests_in_flight", "Requests being answered.", registry)
+        self.in_flight_limit = build_sum_gauge(
+            "http_requests_in_flight_limit", "Requests that may be answered at once.", registry
+        )
         self.connections = build_sum_gauge("http_connections", "Open connections.", registry)
         self.connections_closed = Counter(
             "http_connections_closed_idle", "Idle connections closed to make room.", registry=registry
@@ -193,6 +197,8 @@ class ModelMetrics:
         self._running = build_min_gauge(
             "experiment_running", "0 for a paused challenger or shadow.", registry, ["version", "variant"]
         )
+        self._share = build_min_gauge("experiment_share", "Share of the keys that the challenger answers.", registry)
+        self._share.set(ABSENT)
         self._known_experiments: set[tuple[str, str]] = set()
         self._paused = Counter(
             "experiments_paused", "Experiments whose breaker opened.", ["variant"], registry=registry
@@ -220,6 +226,10 @@ class ModelMetrics:
             self._running.labels(*labels).set(0 if is_paused else 1)
         self._known_experiments = set(paused)
 
+    def set_share(self, share: float | None) -> None:
+        """Set the share of the challenger; None without one."""
+        self._share.set(ABSENT if share is None else share)
+
     def count_paused(self, version: str, variant: str) -> None:
         """Count an experiment whose breaker opened."""
         self._paused.labels(variant).inc()
@@ -237,10 +247,12 @@ class Metrics:
         predictions: predictions and labels.
         log: the prediction log.
         models: models in service.
+        textfiles: metrics of other processes, such as monitoring; None if they are not read.
     """
 
     def __init__(self, counts: Path | None = None) -> None:
         self._counts = counts
+        self.textfiles: TextfileReader | None = None
         if counts is None:
             multiprocess.use_own_memory()
         self.registry = CollectorRegistry()
@@ -273,6 +285,8 @@ class Metrics:
             family.samples = [one._replace(value=_to_age(one.name, one.value)) for one in family.samples]
             family.samples = [one for one in family.samples if one.value != ABSENT]
             yield family
+        if self.textfiles is not None:
+            yield from self.textfiles.collect()
 
 
 def _to_age(name: str, value: float) -> float:

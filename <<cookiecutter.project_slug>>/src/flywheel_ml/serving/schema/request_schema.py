@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Discriminator, FailFast, Field, Tag, TypeAdapter, ValidationError
 
 # Python 3.11's own TypedDict cannot carry the configuration that pydantic reads.
 from typing_extensions import TypedDict
@@ -20,6 +20,7 @@ from flywheel_ml.serving.schema.row_validator import RowValidator, build_cell_re
 from flywheel_ml.utils import timestamps
 
 MAX_LABELS = 10_000
+LABEL_FIELDS = ("id", "label", "at", "entity", "timestamp")
 MAX_CLOCK_SKEW = timedelta(minutes=1)
 """How far a client's clock may be ahead of this machine's."""
 EXAMPLE_DATETIME = "2013-06-15T08:30:00"
@@ -61,7 +62,7 @@ class Schema:
         self.feedback_request = _build_request("FeedbackRequest", "labels", label, MAX_LABELS)
         self._predict = _ItemList("instances", instance, Any, max_instances)
         self._explain = _ItemList("instances", instance, Any, 1)
-        self._feedback = _ItemList("labels", label, _build_label(Any), MAX_LABELS, ("id", "label", "at"))
+        self._feedback = _ItemList("labels", label, _build_label(Any), MAX_LABELS, LABEL_FIELDS)
 
     def parse_instances(self, body: bytes) -> list[dict[str, Any]]:
         """Return the instances of a /predict body.
@@ -84,7 +85,7 @@ class Schema:
         return row
 
     def parse_labels(self, body: bytes) -> list[dict[str, Any]]:
-        """Return the labels of a /feedback body, each with `id`, `label` and optionally `at`.
+        """Return the labels of a /feedback body: `id`, `label` and optionally `at`, or `entity`, `label`, `timestamp`.
 
         Raises like `parse_instances`.
         """
@@ -167,11 +168,27 @@ def _build_instance(reader: RowValidator, example: Mapping[str, Any]) -> Any:
 
 
 def _build_label(label: Any) -> Any:
-    field = Field(description="timestamp of the outcome; default: now", json_schema_extra={"format": "date-time"})
-    at = NotRequired[Annotated[str, AfterValidator(_check_past), field]]
-    return _build_typed_dict(
-        "Label", {"id": Annotated[str, Field(min_length=1, max_length=64)], "label": label, "at": at}
-    )
+    """Build the type of a label of a prediction, or of an entity at a time."""
+    when: dict[str, Any] = {"format": "date-time"}
+    at = Field(description="timestamp of the outcome; default: now", json_schema_extra=when)
+    timestamp = Field(description="timestamp of the outcome; in UTC without an offset", json_schema_extra=when)
+    of_prediction = {
+        "id": Annotated[str, Field(min_length=1, max_length=64)],
+        "label": label,
+        "at": NotRequired[Annotated[str, AfterValidator(_check_past), at]],
+    }
+    text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
+    of_entity = {
+        "entity": Annotated[text | int, Field(description="value of the contract's id column")],
+        "label": label,
+        "timestamp": Annotated[str, AfterValidator(_check_past), timestamp],
+    }
+    by_id, by_entity = validation_errors.LABEL_TAGS
+    return Annotated[
+        Annotated[_build_typed_dict("Label", of_prediction), Tag(by_id)]
+        | Annotated[_build_typed_dict("EntityLabel", of_entity), Tag(by_entity)],
+        Discriminator(lambda item: by_entity if isinstance(item, dict) and "entity" in item else by_id),
+    ]
 
 
 def _build_field(column: Column, optional: bool, example: Any = None) -> Any:

@@ -1,0 +1,85 @@
+"""Commands about the quality of models in service: labels, skew, staleness."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flywheel_ml.cli.terminal import console
+from flywheel_ml.core import paths
+from flywheel_ml.core.contract import Contract, to_naive_utc
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.utils import formatting
+
+if TYPE_CHECKING:
+    from flywheel_ml.model.registration.registry import Registry
+
+app = typer.Typer()
+
+
+@app.command()
+def labels(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Table with id and label, or entity, timestamp and label; any format."),
+    ],
+) -> None:
+    """Import labels into the prediction log, next to a running server. Repeating an import has no effect."""
+    from flywheel_ml.flows.labelling import import_labels
+
+    found = import_labels(source, Settings.read())
+    skipped = f"; {formatting.rows(found.unlabelled)} without a label skipped" if found.unlabelled else ""
+    stored = found.labels - found.new
+    console.print(f"{found.labels:,} labels: {found.new:,} new, {stored:,} stored before{skipped}")
+
+
+@app.command()
+def skew(
+    ctx: typer.Context,
+    rows: Annotated[int, typer.Option(min=1, help="Most predictions to replay.")] = 1000,
+    since: Annotated[datetime | None, typer.Option(help="Only predictions from this time on (UTC).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random sample.")] = 0,
+) -> None:
+    """Replay logged requests through batch scoring and compare bit for bit. Exit status 1 if anything differs."""
+    from flywheel_ml.flows import skew as replay
+
+    since_us = int((to_naive_utc(since) - datetime(1970, 1, 1)).total_seconds() * 1e6) if since else 0
+    found = replay.check_skew(ctx.obj, Settings.read(), lambda: _open_registry(ctx), rows, since_us, seed)
+    for line in replay.describe(found):
+        console.print(line, markup=False, soft_wrap=True)
+    for one in found.differences[: replay.MAX_LISTED]:
+        console.print(
+            f"  {one.id}: {one.column} {one.logged!r} in the log, {one.batch!r} in batch", markup=False, soft_wrap=True
+        )
+    replay.raise_if_skewed(found)
+
+
+@app.command()
+def staleness(
+    ctx: typer.Context,
+    days: Annotated[int, typer.Option(min=1, help="Length of a window.")] = 30,
+    versions: Annotated[int, typer.Option(min=1, help="How many of the newest versions.")] = 10,
+) -> None:
+    """Measure registered versions on newer and newer labelled rows of the raw table, and plot their decay."""
+    from flywheel_ml.flows.staleness import FOLDER, measure_staleness
+
+    found = measure_staleness(ctx.obj, _open_registry(ctx), ctx.obj.load_params(), days, versions)
+    for name, why in found.skipped.items():
+        console.print(f"version {name} was skipped: {why}", markup=False, soft_wrap=True)
+    shown = formatting.METRIC_NAMES[found.metric]
+    for version in found.versions:
+        values = [(0.0, version.tested), *((window.age_days, window.value) for window in version.windows)]
+        texts = [
+            f"{formatting.metric_value(found.metric, value)} at {age:.0f} days"
+            for age, value in values
+            if value is not None
+        ]
+        console.print(f"version {version.version}: {shown} {', '.join(texts) or 'unknown'}", soft_wrap=True)
+    console.print(f"report: {FOLDER / 'latest.html'}", soft_wrap=True)
+
+
+def _open_registry(ctx: typer.Context) -> "Registry":
+    from flywheel_ml.model.registration.registry import Registry
+
+    return Registry.open(Settings.read(), Contract.load(paths.CONTRACT).name, ctx.obj)

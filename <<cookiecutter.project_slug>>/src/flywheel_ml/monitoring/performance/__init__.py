@@ -1,0 +1,1 @@
+"""How well a model performs: intervals, label arrival, variants, estimates without labels, staleness."""

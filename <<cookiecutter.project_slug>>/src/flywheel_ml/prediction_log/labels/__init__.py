@@ -1,0 +1,1 @@
+"""Labels: how they are stored, and which prediction each belongs to."""
