@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DEMO = ROOT / "build" / "demo"
 LIBRARY = ROOT / "<<cookiecutter.project_slug>>" / "src"
-PROJECT_BENCHMARKS = ("bench", "serving", "swap", "growth", "flame", "monitoring")
+PROJECT_BENCHMARKS = ("bench", "serving", "swap", "growth", "flame", "monitoring", "retention")
 LIBRARY_BENCHMARKS = ("cbpe", "drift_power", "gate_power", "canary_power")
 
 

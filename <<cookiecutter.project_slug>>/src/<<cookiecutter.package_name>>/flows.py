@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import monitoring as monitor
-from flywheel_ml.flows import run_state
+from flywheel_ml.flows import retention, run_state
 from flywheel_ml.flows import scoring as batch
 from flywheel_ml.flows import training as steps
 from flywheel_ml.flows.orchestration import engine
@@ -52,3 +52,9 @@ def monitoring(days: float = 1.0) -> str:
     since, params = datetime.now(UTC) - timedelta(days=days), PROJECT.load_params()
     watch = monitor.monitor_window
     return engine.call_in_flow(lambda: watch(PROJECT, Settings.read(), params, None, since, None)).result.verdict
+
+
+@flow(name="log_prune")
+def log_prune() -> int:
+    """Prune the prediction log to ML_LOG_MAX_AGE and ML_LOG_MAX_SIZE, if they are set; returns the deleted rows."""
+    return engine.call_in_flow(lambda: retention.prune_to_limits(PROJECT, Settings.read()))

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from flywheel_ml.cli import quality_verbs, terminal
 from flywheel_ml.cli.command import run_command
+from flywheel_ml.cli.log import log_app
 from flywheel_ml.cli.terminal import console
 from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract, Task
@@ -47,6 +48,7 @@ rollout_app = typer.Typer(
 )
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(quality_verbs.app)
+app.add_typer(log_app, name="log")
 
 ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
 """Quiet tools; OpenMP threads that busy-wait would make a shared machine many times slower."""

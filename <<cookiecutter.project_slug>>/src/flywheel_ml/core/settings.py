@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     log_failure_policy: Literal["refuse", "spool", "unlogged"] = "refuse"
     log_spool_folder: Path = Path("var/spool")
     log_spool_max_bytes: int = Field(default=1_000_000_000, ge=1_000_000)
+    log_max_age: str = ""
+    log_max_size: str = ""
+    log_key: SecretStr = SecretStr("")
+    export_folder: Path = Path("var/exports")
     alert_webhook: SecretStr = SecretStr("")
     alert_slack_webhook: SecretStr = SecretStr("")
     alert_teams_webhook: SecretStr = SecretStr("")

@@ -1,5 +1,6 @@
 """Opens the database of a log: creates or checks its schema, and translates connection errors."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,9 +38,17 @@ def create_engine(address: str | sa.URL, pings: bool = False) -> sa.Engine:
 def open_engine(url: str | sa.URL) -> sa.Engine:
     """Create an engine whose tables have the current schema; raises `ConfigError` if a newer package made them."""
     engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _configure_file)
     with translate_errors(engine):
         ensure_schema(engine)
     return engine
+
+
+def _configure_file(connection: sqlite3.Connection, _: object) -> None:
+    # Applies to new files only: deleted pages can later be returned to the disk while the file is in use.
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    connection.execute("PRAGMA secure_delete=ON")
 
 
 def ensure_schema(engine: sa.Engine) -> None:

@@ -156,7 +156,7 @@ class Reader:
         return sum(rows for (rows,) in self._rows(table, lambda found: query.select_from(found).where(where(found))))
 
     def _select(self, selection: "_Selection") -> Iterator[Prediction]:
-        of_blocks = (one for row in self._rows(blocks, selection.build_query) for one in _unpack(Block._make(row)))
+        of_blocks = (one for row in self._rows(blocks, selection.build_query) for one in unpack_block(Block._make(row)))
         return itertools.chain(map(Prediction._make, self._rows(predictions, selection.build_query)), of_blocks)
 
     def _join_labels(self, found: Iterator[Prediction]) -> Iterator[LoggedPrediction]:
@@ -199,7 +199,7 @@ class Reader:
         if any(next(self._rows(predictions, partial(build_query, some)), None) for some in _split_ids(sorted(wanted))):
             return True
         packed = self._rows(blocks, lambda table: sa.select(table).where(table.c.entity_column.is_not(None)))
-        return any(one.entity_id in wanted for row in packed for one in _unpack(Block._make(row)))
+        return any(one.entity_id in wanted for row in packed for one in unpack_block(Block._make(row)))
 
     def _find_all(self, ids: Sequence[str], selection: "_Selection") -> Iterator[Prediction]:
         """Find the selected ones of these predictions."""
@@ -210,7 +210,7 @@ class Reader:
         wanted = {one for one in ids if _IN_BLOCK.fullmatch(one)}
         first = sorted({block_row_id(one, 0) for one in wanted})
         for row in self._rows(blocks, lambda table: selection.build_query(table).where(table.c.id.in_(first))):
-            yield from (one for one in _unpack(Block._make(row)) if one.id in wanted)
+            yield from (one for one in unpack_block(Block._make(row)) if one.id in wanted)
 
     def compute_stats(self, since_us: int = 0, until_us: int | None = None) -> list[VariantStats]:
         """Return statistics by variant, version and digest for since ≤ time < until, shadows included."""
@@ -245,7 +245,7 @@ class Reader:
         if found or not self._find_in_blocks([name] if _IN_BLOCK.fullmatch(name) else []):
             return Prediction._make(found[0]) if found else None
         (block,) = self._select_by_key(blocks, "id", [block_row_id(name, 0)])
-        return next(row for row in _unpack(Block._make(block)) if row.id == name)
+        return next(row for row in unpack_block(Block._make(block)) if row.id == name)
 
     def _find_in_blocks(self, ids: Sequence[str]) -> set[str]:
         first = {one: block_row_id(one, 0) for one in ids}
@@ -350,7 +350,8 @@ def _select_hours(span: _Selection, table: sa.FromClause) -> sa.Select[Any]:
     return sa.select(hours.c.hour, of_hour.correlate(hours).scalar_subquery())
 
 
-def _unpack(block: Block) -> Iterator[Prediction]:
+def unpack_block(block: Block) -> Iterator[Prediction]:
+    """Yield the predictions of a block; raises `ConfigError` if it is in Arrow and pyarrow is not installed."""
     from flywheel_ml.prediction_log.blocks import unpack
 
     try:

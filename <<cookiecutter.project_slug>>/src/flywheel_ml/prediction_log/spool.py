@@ -11,6 +11,7 @@ import filelock
 from pydantic_core import to_json
 
 from flywheel_ml.prediction_log.reader import Reader
+from flywheel_ml.prediction_log.retention.owner import RequestRunner
 from flywheel_ml.prediction_log.rows import EntityOutcome, Row
 from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedSQLiteStore, SQLiteStore, Unavailable
 from flywheel_ml.utils.errors import ProjectError
@@ -40,6 +41,7 @@ class Spool:
         self._lock = threading.Lock()
         self._reader = Reader(str(folder))
         self.rows = self._file.count()
+        self._requests = RequestRunner(self._file, lambda: self._lock, folder, self._recount)
 
     @property
     def lost_files(self) -> int:
@@ -100,8 +102,13 @@ class Spool:
 
     def close(self) -> None:
         """Close the file; its rows wait for the next process."""
+        self._requests.close()
         with self._lock:
             self._file.close()
+
+    def _recount(self) -> None:
+        with self._lock:
+            self.rows = self._file.count()
 
     def _commit_or_set_aside(self, rows: Sequence[Row], commit: Callable[[Sequence[Row]], None]) -> None:
         try:

@@ -97,7 +97,7 @@ class SQLiteStore:
         # A reader may be recovering the journal of a killed process. Wait for it here, not later.
         self._connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
         # A checkpoint waits for the disk, so the background thread does it.
-        pragmas = ["journal_mode=WAL", f"synchronous={self._synchronous}", "wal_autocheckpoint=0"]
+        pragmas = ["journal_mode=WAL", f"synchronous={self._synchronous}", "wal_autocheckpoint=0", "secure_delete=ON"]
         if self._max_bytes:
             pragmas.append(f"max_page_count={max(1, self._max_bytes // PAGE_BYTES)}")
         self.path, self._journal, self._index = (Path(f"{path}{ending}") for ending in ("", "-wal", "-shm"))
@@ -190,6 +190,59 @@ class SQLiteStore:
                 ).rowcount
         self._pages += _PAGES_PER_COMMIT + len(rows)
         return removed
+
+    @contextmanager
+    def change(self) -> Iterator[sqlite3.Connection]:
+        """Run statements in one transaction; raises as `commit`."""
+        if not self._is_in_place():
+            raise FileLost(self._loss)
+        before = self._connection.total_changes
+        with self._transaction(0):
+            yield self._connection
+        self._pages += _PAGES_PER_COMMIT + self._connection.total_changes - before
+
+    @property
+    def total_changes(self) -> int:
+        """Number of rows that this process has written to the file."""
+        return self._connection.total_changes
+
+    def release_pages(self, pages: int) -> int:
+        """Return some unused pages to the disk; returns how many pages are still unused.
+
+        Files of older versions of this package keep their unused pages for new rows.
+        """
+        with self.change() as connection:
+            for _ in range(pages):  # Python's driver ends this statement after one page, whatever its argument.
+                connection.execute("PRAGMA incremental_vacuum(1)")
+            self._pages += pages
+            ((unused,),) = connection.execute("PRAGMA freelist_count").fetchall()
+            ((mode,),) = connection.execute("PRAGMA auto_vacuum").fetchall()
+        return int(unused) if mode else 0
+
+    def unused_share(self) -> float:
+        """Return the share of the file's pages that are unused."""
+        ((unused,),) = self._connection.execute("PRAGMA freelist_count").fetchall()
+        ((pages,),) = self._connection.execute("PRAGMA page_count").fetchall()
+        return float(unused) / max(int(pages), 1)
+
+    def vacuum(self) -> None:
+        """Rebuild the file without unused pages. Takes seconds per gigabyte; nobody else may use the file."""
+        try:
+            self._connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            self._connection.execute("VACUUM")
+        except sqlite3.Error as error:
+            raise _classify_error(error) from None
+
+    def empty_journal(self) -> bool:
+        """Move the journal's content into the file and truncate the journal; returns False while a reader uses it."""
+        if not self._is_in_place():
+            raise FileLost(self._loss)
+        try:
+            ((busy, *_),) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            raise _classify_error(error) from None
+        self._pages, self._bytes = 0, self.path.stat().st_size
+        return not busy
 
     @property
     def wants_checkpoint(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from flywheel_ml.prediction_log.recovery import Recovery
+from flywheel_ml.prediction_log.retention.owner import RequestRunner
 from flywheel_ml.prediction_log.rows import Block, Row
 from flywheel_ml.prediction_log.spool import Spool
 from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedSQLiteStore, PostgresStore, Unavailable
@@ -73,6 +74,11 @@ class Writer:
         ]
         for thread in self._threads:
             thread.start()
+        self._requests = (
+            RequestRunner(self._store, lambda: self._lock, Path(target))
+            if isinstance(self._store, ClaimedSQLiteStore)
+            else None
+        )
         if spool is not None:
             self._recovery.start()
 
@@ -153,6 +159,8 @@ class Writer:
                 return
             self._closed = True
             self._queue.put(None)
+        if self._requests is not None:
+            self._requests.close()
         for thread in self._threads:
             thread.join()
         self._recovery.stop()

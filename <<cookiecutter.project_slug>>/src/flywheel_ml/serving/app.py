@@ -14,6 +14,7 @@ from flywheel_ml.prediction_log import Spool, Writer
 from flywheel_ml.serving.api.explaining import Explainer
 from flywheel_ml.serving.api.feedback import Labeller
 from flywheel_ml.serving.api.inference_routes import add_inference_routes
+from flywheel_ml.serving.api.log_jobs import LogJobs, add_log_routes
 from flywheel_ml.serving.api.routes import Service, add_routes
 from flywheel_ml.serving.auth.guard import Guard
 from flywheel_ml.serving.errors.problems import Problem, on_http_exception, on_problem
@@ -60,6 +61,7 @@ def create_app(
     lifecycle = RequestLifecycle(guard, admission, metrics, log, spans)
     models = ModelManager(settings.serving_folder, settings.max_instances, metrics, log, features)
     service = Service(settings, lifecycle, models, metrics)
+    log_jobs = LogJobs(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -73,6 +75,7 @@ def create_app(
             own_routes = {route.path for route in app.router.routes[n_library_routes:] if isinstance(route, Route)}
             lifecycle.set_routes(library_paths | own_routes)
             await asyncio.to_thread(models.refresh)
+            await asyncio.to_thread(log_jobs.resume)
             pollers = [asyncio.create_task(source.poll()) for source in (models, guard)]
             try:
                 yield
@@ -99,6 +102,7 @@ def create_app(
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)
     library_paths = add_routes(app, service) | add_inference_routes(app, service)
+    library_paths |= add_log_routes(app, lifecycle, log_jobs)
     n_library_routes = len(app.router.routes)
     app.add_middleware(LifecycleMiddleware, lifecycle=lifecycle, root_path=settings.root_path)
     app.middleware_stack = app.build_middleware_stack()

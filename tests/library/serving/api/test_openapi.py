@@ -90,7 +90,7 @@ def test_every_described_route_exists(client: httpx.Client) -> None:
     model = client.get("/model").json()
     for path, methods in client.get("/openapi.json").json()["paths"].items():
         for method in methods:
-            assert client.request(method, path.format(**model)).status_code not in (404, 405)
+            assert client.request(method, path.format(**model, job="0" * 32)).status_code not in (404, 405)
 
 
 def test_route_with_several_methods_lists_all(client: httpx.Client) -> None:
@@ -111,7 +111,7 @@ def test_the_docs_page_loads_nothing_from_elsewhere(client: httpx.Client) -> Non
 def test_every_error_is_described_with_its_headers(client: httpx.Client) -> None:
     for path, methods in client.get("/openapi.json").json()["paths"].items():
         for told in methods.values():
-            refusals = {status: one.get("headers", {}) for status, one in told["responses"].items() if status != "200"}
+            refusals = {status: one.get("headers", {}) for status, one in told["responses"].items() if status[0] != "2"}
             assert "431" in refusals, path
             assert all("X-Request-Id" in headers for headers in refusals.values()), path
             assert all(("Retry-After" in refusals[status]) == (status in ("429", "503")) for status in refusals), path

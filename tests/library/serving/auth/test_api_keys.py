@@ -10,7 +10,7 @@ import pytest
 
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.app import create_app
-from flywheel_ml.serving.auth.api_keys import SCOPES, Keyring, parse_key
+from flywheel_ml.serving.auth.api_keys import DEFAULT_SCOPES, Keyring, parse_key
 from flywheel_ml.serving.auth.guard import Guard
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import logger
@@ -18,7 +18,7 @@ from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.utils.errors import ConfigError
 
 DIGEST = hashlib.sha256(b"secret").hexdigest()
-ALL = frozenset(SCOPES)
+ALL = frozenset(DEFAULT_SCOPES)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ ALL = frozenset(SCOPES)
         (f"sha256:{DIGEST}", "", ALL),
         (f"shop:sha256:{DIGEST}", "shop", ALL),
         ("shop:predict:secret", "shop", {"predict"}),
+        (f"ops:log:sha256:{DIGEST}", "ops", {"log"}),
         (f"shop-2:predict+feedback:sha256:{DIGEST}", "shop-2", {"predict", "feedback"}),
         (f"x:predict+feedback+admin+metrics:sha256:{DIGEST.upper()}", "x", ALL),
     ],

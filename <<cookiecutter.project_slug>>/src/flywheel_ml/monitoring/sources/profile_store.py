@@ -14,6 +14,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from flywheel_ml.prediction_log.database_engine import create_engine
+from flywheel_ml.prediction_log.reader import Reader
 from flywheel_ml.utils.errors import ConfigError
 
 FILE = "profiles.sqlite"
@@ -225,6 +226,20 @@ class ProfileStore:
         except sa.exc.DBAPIError as error:
             remedy = "; delete the file to rebuild it from the rows" if "not a database" in str(error.orig) else ""
             raise ConfigError(f"profiles {self._name} cannot be used: {error.orig}{remedy}") from None
+
+
+def count_unprofiled(target: str, until_us: int) -> int:
+    """Return the rows of a log before a time whose hour has no profile, or none of their model.
+
+    A server calls this before a prune; it needs none of the libraries that build profiles.
+    """
+    logged = Reader(target).count_hours(until_us=until_us)
+    with ProfileStore(target) as store:
+        profiled = store.count_hours()
+        missing = {hour: rows for hour, rows in logged.items() if rows > profiled.get(hour, 0)}
+        for hours_of_model in store.find_uncounted().values():
+            missing |= {hour: logged[hour] for hour in hours_of_model if hour in logged}
+    return sum(missing.values())
 
 
 def _begin_explicitly(connection: Any, _: Any) -> None:

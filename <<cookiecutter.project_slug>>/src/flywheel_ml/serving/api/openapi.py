@@ -35,7 +35,7 @@ KEYS = [
 ]
 """Dependencies that document the API key of a route; `Guard` checks the key."""
 
-_BODY_ERRORS = {
+BODY_ERRORS = {
     400: "The body is not valid JSON.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
@@ -106,7 +106,7 @@ def describe_problems(statuses: Mapping[int, str]) -> dict[int | str, dict[str, 
 
 def _document_routes(schema: Schema | None) -> list[APIRoute]:
     """Build routes that are never called; they document the requests and responses of the ASGI routes."""
-    errors = ANY_ERRORS | _BODY_ERRORS | UNAVAILABLE
+    errors = ANY_ERRORS | BODY_ERRORS | UNAVAILABLE
     row = schema.example if schema else {}
     split = {"columns": list(row), "data": [list(row.values())]}
     tensors = [_build_tensor(name, value) for name, value in row.items() if value is not None]

@@ -2,8 +2,8 @@
 
 A key is written in one of these forms:
 
-    <key>                              all scopes
-    sha256:<64 hex digits>             all scopes; the digest of the key
+    <key>                              all scopes but `log`
+    sha256:<64 hex digits>             the same; the digest of the key
     <name>:sha256:<64 hex digits>      with a name for limits and metrics
     <name>:<scope>+<scope>:<key>       only these scopes; the key or its digest
 
@@ -21,8 +21,10 @@ from typing import NamedTuple
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.utils.errors import ConfigError
 
-PREDICT, FEEDBACK, ADMIN, METRICS = "predict", "feedback", "admin", "metrics"
-SCOPES = (PREDICT, FEEDBACK, ADMIN, METRICS)
+PREDICT, FEEDBACK, ADMIN, METRICS, LOG = "predict", "feedback", "admin", "metrics", "log"
+DEFAULT_SCOPES = (PREDICT, FEEDBACK, ADMIN, METRICS)
+SCOPES = (*DEFAULT_SCOPES, LOG)
+"""`log` deletes and exports predictions, so only keys that name it have it."""
 SETTING, FILE = "ML_API_KEYS", "ML_API_KEYS_FILE"
 HASHED = "sha256:"
 MAX_BYTES = 1_000_000
@@ -134,8 +136,8 @@ def parse_key(text: str, place: str) -> Key:
     """
     match = None if text.startswith(HASHED) else _NAMED.match(text)
     if match is None:
-        return Key("", _to_digest(text, place), frozenset(SCOPES))
-    scopes = SCOPES if match["scopes"] is None else match["scopes"].split("+")
+        return Key("", _to_digest(text, place), frozenset(DEFAULT_SCOPES))
+    scopes = DEFAULT_SCOPES if match["scopes"] is None else match["scopes"].split("+")
     if not set(scopes) <= set(SCOPES):
         raise ConfigError(
             f"{place}: unknown scope between the name and the key; use {', '.join(SCOPES)}, joined by '+', "

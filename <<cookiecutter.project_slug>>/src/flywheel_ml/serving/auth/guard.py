@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.serving.auth import api_keys
-from flywheel_ml.serving.auth.api_keys import ADMIN, FEEDBACK, METRICS, PREDICT, Keyring
+from flywheel_ml.serving.auth.api_keys import ADMIN, FEEDBACK, LOG, METRICS, PREDICT, Keyring
 from flywheel_ml.serving.auth.rate_limit import RateLimit
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.logs import describe_error
@@ -27,6 +27,7 @@ REQUIRED_SCOPES = {
     "/feedback": FEEDBACK,
     "/model": ADMIN,
     "/metrics": METRICS,
+    "/log": LOG,
 }
 """Route → the scope that a key needs for it and for the paths below it; open routes are not listed."""
 OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/ping", "/v2/health"})
@@ -94,7 +95,8 @@ class Guard:
     def authorise(self, headers: Iterable[tuple[bytes, bytes]], path: str) -> None:
         """Return if the request's key is active, has the scope that the path needs, and is within its rate.
 
-        If no key is configured, every request passes and all of them share one rate limit.
+        If no key is configured, every request passes and all of them share one rate limit; only the scope `log`
+        always needs a key.
 
         Args:
             headers: as ASGI gives them.
@@ -105,6 +107,10 @@ class Guard:
         """
         keys, limit = self._keys, self._limit
         if keys is None:
+            if find_required_scope(path) == LOG:
+                raise Problem(
+                    403, "missing-scope", f"this needs a key with the scope '{LOG}', and the server has no keys"
+                )
             if limit is not None:
                 self._enforce_rate_limit(limit, "", "anonymous")
             return
