@@ -267,28 +267,28 @@ def _keep_bins(previous: ColumnBins | None, fresh: Counts, values: np.ndarray) -
     if previous is None or previous.kind != fresh.kind:
         return fresh
     if fresh.kind == "categorical":
-        if not set(fresh.categories) <= set(previous.categories):
-            return fresh
-        gone = tuple(name for name in previous.categories if name not in fresh.categories)
-        kept = Counts(
-            kind="categorical",
-            categories=previous.categories,
-            counts=(0,) * len(previous.categories),
-            untrained=(*fresh.untrained, *gone),
-        )
-        return kept if len(gone) < len(previous.categories) else fresh
+        return _keep_categories(previous.categories, fresh)
     if len(previous.edges) < 2:
         return fresh
-    if values.dtype.kind == "M":  # Later dates are always outside of the bins, and are not compared.
-        return Counts(kind="numeric", edges=previous.edges, counts=(0,) * (len(previous.edges) + 1))
-    counted = _count(Counts(kind="numeric", edges=previous.edges, counts=(0,) * (len(previous.edges) + 1)), values)
-    edges = np.array(previous.edges)
+    kept = Counts(kind="numeric", edges=previous.edges, counts=(0,) * (len(previous.edges) + 1))
+    # Later dates are always outside of the bins, and are not compared.
+    return kept if values.dtype.kind == "M" or _find_widest_gap(kept, values) <= MAX_GAP_SHARE else fresh
+
+
+def _keep_categories(previous: tuple[str, ...], fresh: Counts) -> Counts:
+    gone = tuple(name for name in previous if name not in fresh.categories)
+    if not fresh.categories or not set(fresh.categories) <= set(previous):
+        return fresh
+    untrained = (*fresh.untrained, *gone)
+    return Counts(kind="categorical", categories=previous, counts=(0,) * len(previous), untrained=untrained)
+
+
+def _find_widest_gap(frame: Counts, values: np.ndarray) -> float:
+    """Return the largest share of the values that lies between two edges."""
+    counted, edges = _count(frame, values), np.array(frame.edges)
     # A bin between neighbouring floats holds a single value, so it may hold any share.
     is_gap = np.concatenate(([True], np.nextafter(edges[:-1], np.inf) != edges[1:], [True]))
-    widest = np.max(np.array(counted.counts), where=is_gap, initial=0)
-    if widest > MAX_GAP_SHARE * counted.present:
-        return fresh
-    return counted.model_copy(update={"counts": (0,) * len(counted.counts), "missing": 0})
+    return float(np.max(np.array(counted.counts), where=is_gap, initial=0)) / max(1, counted.present)
 
 
 def _count(frame: Counts, values: np.ndarray) -> Counts:
