@@ -18,7 +18,7 @@ from flywheel_ml.prediction_log.retention.prune import Limits
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.testing.servers import ServingFolder
 from flywheel_ml.utils.errors import ConfigError, ProjectError
-from flywheel_ml.utils.units import format_bytes, parse_age, parse_size
+from flywheel_ml.utils.units import format_bytes, parse_duration, parse_size
 from library.helpers import logs, project
 from library.helpers.project import PROJECT
 
@@ -79,7 +79,7 @@ def test_commands_show_prune_export_and_erase_a_log(home: Path, contract: Contra
 BAD = [
     (["erase", "nobody"], "nothing was found for the key 'nobody'"),
     (["prune"], "give AGE=90d or SIZE=10GB"),
-    (["prune", "--age", "-3d"], "AGE: '-3d' is not an age"),
+    (["prune", "--age", "-3d"], "AGE: '-3d' is not a duration"),
     (["prune", "--size", "10 potatoes"], "SIZE: '10 potatoes' is not a size"),
     (["export", "--to", "2001-01-01"], "no predictions until 2001-01-01"),
     (["export", "--from", "2002-01-01", "--to", "2001-01-01"], "is not before"),
@@ -157,13 +157,13 @@ def test_prune_profiles_the_rows_first(home: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("text", "hours"), [("36h", 36), ("90d", 2160), (" 2W ", 336), ("1y", 8760)])
 def test_age_is_parsed(text: str, hours: int) -> None:
-    assert parse_age(text).total_seconds() == hours * 3600
+    assert parse_duration(text).total_seconds() == hours * 3600
 
 
 @pytest.mark.parametrize("text", ["", "0d", "d", "90", "1.5d", "-1d", "101y", "90m", "1d2h"])
 def test_impossible_age_is_rejected(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not an age"):
-        parse_age(text)
+    with pytest.raises(ConfigError, match="is not a duration"):
+        parse_duration(text)
 
 
 @pytest.mark.parametrize(("text", "size"), [("10GB", 10**10), ("1.5 MB", 1_500_000), ("2tb", 2 * 10**12)])

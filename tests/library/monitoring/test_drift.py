@@ -10,7 +10,7 @@ from flywheel_ml.core import profile
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.core.params import MonitorParams
 from flywheel_ml.monitoring import drift
-from library.helpers.windows import draw_columns, make_contract
+from library.helpers.windows import build_reference, draw_columns, make_contract
 
 PARAMS = MonitorParams()
 CONTRACT = make_contract(7)
@@ -214,3 +214,10 @@ def test_chi_square_of_rare_categories_matches_permutations() -> None:
     seen = ((pooled - expected) ** 2 / expected).sum()
     found = stats.chi2_contingency(pooled, correction=False).pvalue
     assert found == pytest.approx(np.mean(statistics >= seen - 1e-9), abs=0.03)
+
+
+def test_quartile_of_a_repeated_value_is_that_value() -> None:
+    contract = make_contract(1)
+    columns = {"x0": np.append(np.zeros(900), np.arange(1.0, 101.0)), "kind": np.full(1000, "a", dtype=object)}
+    found = build_reference(contract, columns, np.zeros(1000))
+    assert drift.compute_quartiles(found.columns["x0"]) == {"lower quartile": 0, "median": 0, "upper quartile": 0}

@@ -22,8 +22,8 @@ from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import QUIET, Settings
-from flywheel_ml.utils.durations import parse_duration
 from flywheel_ml.utils.errors import ConfigError, GateRefusal
+from flywheel_ml.utils.units import parse_duration
 
 if TYPE_CHECKING:
     from flywheel_ml.model.registration.registry import Registry

@@ -27,7 +27,7 @@ from flywheel_ml.monitoring.sources.profiling import update_profiles
 from flywheel_ml.monitoring.sources.scored_file import from_file
 from flywheel_ml.monitoring.window import Window
 from flywheel_ml.prediction_log import Reader, now_us, to_datetime
-from flywheel_ml.prediction_log.reader import HOUR_US
+from flywheel_ml.prediction_log.selection import HOUR_US
 from flywheel_ml.utils.errors import ConfigError
 
 FOLDER = paths.REPORTS / "monitoring"

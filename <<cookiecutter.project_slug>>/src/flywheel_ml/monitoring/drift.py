@@ -233,7 +233,9 @@ def compute_quartiles(counts: Counts) -> dict[str, float]:
         return {}
     edges = np.array((counts.edges[0], *counts.edges, counts.edges[-1]))
     cumulative = np.concatenate(([0], np.cumsum(counts.counts))) / counts.present
-    low, median, high = np.interp([0.25, 0.5, 0.75], cumulative, edges)
+    found = np.interp([0.25, 0.5, 0.75], cumulative, edges)
+    # A repeated value has a bin of its own, which begins at the float below it.
+    low, median, high = np.where(np.isin(np.nextafter(found, np.inf), edges), np.nextafter(found, np.inf), found)
     return {"lower quartile": float(low), "median": float(median), "upper quartile": float(high)}
 
 

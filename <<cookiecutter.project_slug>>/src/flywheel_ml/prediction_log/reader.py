@@ -18,7 +18,6 @@ from flywheel_ml.prediction_log.migrations import select_as_current
 from flywheel_ml.prediction_log.rows import (
     BLOCK_DIGITS,
     SCHEMA_VERSION,
-    SHADOW,
     Block,
     EntityOutcome,
     Job,
@@ -31,6 +30,7 @@ from flywheel_ml.prediction_log.rows import (
     labels,
     predictions,
 )
+from flywheel_ml.prediction_log.selection import ALL_VARIANTS, Selection, may_have_arrived, select_hours
 from flywheel_ml.prediction_log.variant_stats import VariantStats, merge_stats, select_stats
 from flywheel_ml.utils.errors import ConfigError
 
@@ -39,8 +39,6 @@ MAX_VARIABLES = 10_000
 
 MAX_LOOKED_UP_SHARE = 0.2
 """With more labels for each row of a span, reading the span is faster than looking up labelled rows."""
-ALL_VARIANTS = "*"
-HOUR_US = 3_600_000_000
 
 _IN_BLOCK = re.compile(r"[0-9a-f]{32}")
 _READ_ONLY = {"mode": "ro", "uri": "true"}
@@ -98,7 +96,7 @@ class Reader:
         Raises:
             ConfigError: the log holds Arrow blocks and pyarrow is not installed.
         """
-        selected = _Selection(since_us, until_us, model_version, model_digest, variant)
+        selected = Selection(since_us, until_us, model_version, model_digest, variant)
         return self._join_labels(self._select(selected))
 
     def labelled(
@@ -114,7 +112,7 @@ class Reader:
         With few labels, the reader looks up their predictions. Otherwise, or with labels of entities, which no index
         of the predictions has, it reads all predictions of the span.
         """
-        selected = _Selection(since_us, until_us, model_version, model_digest, variant)
+        selected = Selection(since_us, until_us, model_version, model_digest, variant)
         count = self.count_labels(since_us)
         has_entity_labels = self._count(entity_labels, lambda table: table.c.timestamp_us >= since_us) > 0
         if not count and not has_entity_labels:
@@ -124,14 +122,14 @@ class Reader:
             yield from (one for one in found if one.label is not None)
             return
         names = self._rows(
-            labels, lambda table: sa.select(table.c.prediction_id).where(_may_have_arrived(table, since_us))
+            labels, lambda table: sa.select(table.c.prediction_id).where(may_have_arrived(table, since_us))
         )
         while some := [name for (name,) in itertools.islice(names, MAX_VARIABLES)]:
             yield from self._join_labels(self._find_all(some, selected))
 
     def unlabelled(self, since_us: int = 0, until_us: int | None = None) -> Iterator[Prediction]:
         """Yield the predictions of all models and variants, shadows included, without their labels."""
-        return self._select(_Selection(since_us, until_us, variant=ALL_VARIANTS))
+        return self._select(Selection(since_us, until_us, variant=ALL_VARIANTS))
 
     def count_hours(self, since_us: int = 0, until_us: int | None = None) -> dict[int, int]:
         """Count predictions of all models and variants: hour since 1970 → rows, in every hour that the span touches.
@@ -139,15 +137,15 @@ class Reader:
         This reads an index, not the rows.
         """
         found: Counter[int] = Counter()
-        span = _Selection(since_us, until_us, variant=ALL_VARIANTS)
+        span = Selection(since_us, until_us, variant=ALL_VARIANTS)
         for table in (predictions, blocks):
-            for hour, rows in self._rows(table, partial(_select_hours, span)):
+            for hour, rows in self._rows(table, partial(select_hours, span)):
                 found[hour] += int(rows or 0)
         return {hour: rows for hour, rows in sorted(found.items()) if rows}
 
     def count_labels(self, since_us: int = 0) -> int:
         """Count the labels of predictions that may have arrived at or after a time; not those of entities."""
-        return self._count(labels, lambda table: _may_have_arrived(table, since_us))
+        return self._count(labels, lambda table: may_have_arrived(table, since_us))
 
     def _count(
         self, table: sa.Table, where: Callable[[sa.FromClause], sa.ColumnElement[bool]] = lambda _: sa.true()
@@ -155,7 +153,7 @@ class Reader:
         query = sa.select(sa.func.count())
         return sum(rows for (rows,) in self._rows(table, lambda found: query.select_from(found).where(where(found))))
 
-    def _select(self, selection: "_Selection") -> Iterator[Prediction]:
+    def _select(self, selection: "Selection") -> Iterator[Prediction]:
         of_blocks = (one for row in self._rows(blocks, selection.build_query) for one in unpack_block(Block._make(row)))
         return itertools.chain(map(Prediction._make, self._rows(predictions, selection.build_query)), of_blocks)
 
@@ -201,7 +199,7 @@ class Reader:
         packed = self._rows(blocks, lambda table: sa.select(table).where(table.c.entity_column.is_not(None)))
         return any(one.entity_id in wanted for row in packed for one in unpack_block(Block._make(row)))
 
-    def _find_all(self, ids: Sequence[str], selection: "_Selection") -> Iterator[Prediction]:
+    def _find_all(self, ids: Sequence[str], selection: "Selection") -> Iterator[Prediction]:
         """Find the selected ones of these predictions."""
         yield from map(
             Prediction._make,
@@ -304,50 +302,6 @@ class Reader:
             paths = sorted(Path(self._target).glob("*.db"))
             urls = [sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query=_READ_ONLY) for path in paths]
         yield from map(create_engine, urls)
-
-
-class _Selection(NamedTuple):
-    """Which predictions to read; the fields are the arguments of `Reader.predictions`."""
-
-    since_us: int = 0
-    until_us: int | None = None
-    model_version: str | None = None
-    model_digest: str | None = None
-    variant: str | None = None
-
-    def build_query(self, table: sa.FromClause) -> sa.Select[Any]:
-        query = sa.select(table).where(self.is_in_span(table)).order_by(table.c.id)
-        of_version = sa.true() if self.model_version is None else table.c.model_version == self.model_version
-        if self.model_digest is not None:
-            digest = table.c.model_digest
-            of_version = sa.or_(digest == self.model_digest, sa.and_(digest.is_(None), of_version))
-        query = query.where(of_version)
-        if self.variant == ALL_VARIANTS:
-            return query
-        return query.where(table.c.variant != SHADOW if self.variant is None else table.c.variant == self.variant)
-
-    def is_in_span(self, table: sa.FromClause) -> sa.ColumnElement[bool]:
-        after = table.c.timestamp_us >= self.since_us
-        return after if self.until_us is None else sa.and_(after, table.c.timestamp_us < self.until_us)
-
-
-def _may_have_arrived(table: sa.FromClause, since_us: int) -> sa.ColumnElement[bool]:
-    """Select the labels that arrived at or after a time, and those of schemas 1 to 3, whose arrival is unknown."""
-    return sa.true() if since_us == 0 else sa.or_(table.c.arrived_us.is_(None), table.c.arrived_us >= since_us)
-
-
-def _select_hours(span: _Selection, table: sa.FromClause) -> sa.Select[Any]:
-    """Count each hour by a range of the index: a fifth of the time of a GROUP BY, which sorts all rows."""
-    time = table.c.timestamp_us
-    first, last = (
-        sa.select(of(time)).where(span.is_in_span(table)).scalar_subquery() for of in (sa.func.min, sa.func.max)
-    )
-    start = sa.select((first // HOUR_US).label("hour")).where(first.is_not(None)).cte("hours", recursive=True)
-    hours = start.union_all(sa.select(start.c.hour + 1).where(start.c.hour < last // HOUR_US))
-    rows = sa.func.sum(table.c.rows) if "rows" in table.c else sa.func.count()
-    begin = hours.c.hour * HOUR_US
-    of_hour = sa.select(rows).select_from(table).where(time >= begin, time < begin + HOUR_US)
-    return sa.select(hours.c.hour, of_hour.correlate(hours).scalar_subquery())
 
 
 def unpack_block(block: Block) -> Iterator[Prediction]:

@@ -1,4 +1,4 @@
-"""Parses ages and sizes, such as 90d and 10GB, and formats them."""
+"""Parses durations and sizes, such as 90d and 10GB, and formats them."""
 
 import re
 from datetime import timedelta
@@ -9,21 +9,21 @@ HOURS = {"h": 1, "d": 24, "w": 24 * 7, "y": 24 * 365}
 BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MAX_HOURS = 24 * 365 * 100
 
-_AGE = re.compile(r"([0-9]{1,9})\s*([hdwy])", re.IGNORECASE)
+_DURATION = re.compile(r"([0-9]{1,9})\s*([hdwy])", re.IGNORECASE)
 _SIZE = re.compile(r"([0-9]{1,9}(?:[.][0-9]{1,3})?)\s*([kmgt]?b)", re.IGNORECASE)
 _UNITS = {name.lower(): size for name, size in BYTES.items()}
 
 
-def parse_age(text: str, name: str = "AGE") -> timedelta:
-    """Parse an age such as 36h, 90d, 8w or 2y.
+def parse_duration(text: str, name: str = "AGE") -> timedelta:
+    """Parse a duration such as 36h, 90d, 8w or 2y.
 
     Raises:
-        ConfigError: it is not an age from one hour to a hundred years; the message begins with `name`.
+        ConfigError: it is not a duration from one hour to a hundred years; the message begins with `name`.
     """
-    found = _AGE.fullmatch(text.strip())
+    found = _DURATION.fullmatch(text.strip())
     hours = int(found[1]) * HOURS[found[2].lower()] if found else 0
     if not 0 < hours <= MAX_HOURS:
-        raise ConfigError(f"{name}: '{text}' is not an age; write a number and h, d, w or y, such as 90d")
+        raise ConfigError(f"{name}: '{text}' is not a duration; write a number and h, d, w or y, such as 90d")
     return timedelta(hours=hours)
 
 

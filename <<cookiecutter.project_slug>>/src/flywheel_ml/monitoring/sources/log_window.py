@@ -12,7 +12,7 @@ from flywheel_ml.monitoring.sources.packing import hash_bins, unpack_out_of_rang
 from flywheel_ml.monitoring.sources.profile_store import HourlyProfile, ModelKey, ProfileStore
 from flywheel_ml.monitoring.window import Window, count_nothing, merge, name_slices
 from flywheel_ml.prediction_log import SHADOW, Reader, to_datetime
-from flywheel_ml.prediction_log.reader import HOUR_US
+from flywheel_ml.prediction_log.selection import HOUR_US
 
 
 class Span(NamedTuple):

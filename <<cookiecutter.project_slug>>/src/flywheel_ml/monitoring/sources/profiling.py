@@ -18,7 +18,7 @@ from flywheel_ml.monitoring.sources.packing import hash_bins, pack
 from flywheel_ml.monitoring.sources.profile_store import HourlyProfile, ModelKey, ProfileStore
 from flywheel_ml.monitoring.window import count_chunk
 from flywheel_ml.prediction_log import Prediction, Reader
-from flywheel_ml.prediction_log.reader import HOUR_US
+from flywheel_ml.prediction_log.selection import HOUR_US
 from flywheel_ml.utils.threads import count_threads, map_in_order
 
 FindBundle = Callable[[ModelKey], Bundle | None]

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.prediction_log.reader import HOUR_US
 from flywheel_ml.prediction_log.retention import requests
 from flywheel_ml.prediction_log.retention.log import Log
 from flywheel_ml.prediction_log.retention.operations import Operation, merge
 from flywheel_ml.prediction_log.retention.scan import IDS_PER_REQUEST, split
 from flywheel_ml.prediction_log.rows import blocks, now_us, predictions
+from flywheel_ml.prediction_log.selection import HOUR_US
 from flywheel_ml.utils.errors import ConfigError, ProjectError
-from flywheel_ml.utils.units import parse_age, parse_size
+from flywheel_ml.utils.units import parse_duration, parse_size
 
 FILLED_SHARE = 0.95
 """Share of the wanted size to which a log is pruned: pages are not quite full afterwards."""
@@ -67,7 +67,7 @@ def read_limits(settings: Settings, age: str = "", size: str = "") -> Limits:
         age, size = settings.log_max_age, settings.log_max_size
     if not age and not size:
         raise ConfigError("give AGE=90d or SIZE=10GB, or set ML_LOG_MAX_AGE or ML_LOG_MAX_SIZE")
-    return Limits(parse_age(age, names[0]) if age else None, parse_size(size, names[1]) if size else None)
+    return Limits(parse_duration(age, names[0]) if age else None, parse_size(size, names[1]) if size else None)
 
 
 def prune(

@@ -7,8 +7,9 @@ import sqlalchemy as sa
 
 from flywheel_ml.prediction_log.database_engine import translate_errors
 from flywheel_ml.prediction_log.migrations import select_as_current
-from flywheel_ml.prediction_log.reader import HOUR_US, Reader, unpack_block
+from flywheel_ml.prediction_log.reader import Reader, unpack_block
 from flywheel_ml.prediction_log.rows import Block, Prediction, blocks, labels, predictions
+from flywheel_ml.prediction_log.selection import HOUR_US
 
 ROWS_PER_CHUNK, BLOCKS_PER_CHUNK = 2000, 10
 IDS_PER_REQUEST = 5000

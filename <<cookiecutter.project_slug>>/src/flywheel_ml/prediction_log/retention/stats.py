@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from flywheel_ml.prediction_log.reader import HOUR_US
 from flywheel_ml.prediction_log.retention.log import Log
 from flywheel_ml.prediction_log.retention.operations import RULES
 from flywheel_ml.prediction_log.rows import blocks, now_us, predictions
+from flywheel_ml.prediction_log.selection import HOUR_US
 
 DAY_US = 24 * HOUR_US
 RECENT_DAYS = 7
