@@ -306,3 +306,14 @@ def test_broken_bins_are_named_with_a_remedy(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"profile_bins\.json"):
             profile.Bins.load(path)
+
+
+def test_category_that_the_contract_dropped_counts_as_unseen() -> None:
+    def build(categories: tuple[str, ...], previous: profile.Bins | None = None) -> profile.Profile:
+        kind = Column(name="kind", type="string", categories=categories)
+        contract = Contract(name="t", columns=(kind, Column(name="y", type="boolean", role="target")))
+        values = np.array(["a", "b", "c"] * 100, dtype=object)
+        return profile.build(contract, {"kind": values}, np.zeros(300), previous=previous)
+
+    first = build(("a", "b", "c"))
+    assert build(("a", "b"), first.bins).columns["kind"].unseen == 100

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_ml.core import metrics
+from flywheel_ml.core import metrics, profile
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.catalog import LINEAR
 from flywheel_ml.core.contract import Column, Contract
@@ -277,6 +277,14 @@ def test_the_log_and_the_file_are_measured_alike(made: Made, scored: Path, serve
     one, other = (sorted(zip(map(tuple, found.output.tolist()), found.truth, strict=True)) for found in (logged, filed))
     assert one == other
     assert logged.profile == filed.profile
+
+
+def test_predictions_are_counted_as_in_the_reference(made: Made, scored: Path) -> None:
+    # A prediction that repeats has a bin of its own, which a rounded value would leave.
+    columns = tables.to_columns(made.table, made.contract.inputs)
+    scores = made.bundle.predict(columns).scores.astype(np.float64)
+    expected = profile.count(made.bundle.profile, columns, scores).columns[profile.PREDICTION]
+    assert from_file(scored, made.bundle).profile.columns[profile.PREDICTION] == expected
 
 
 def test_similar_rows_are_ok_and_shuffled_labels_degrade(

@@ -134,7 +134,7 @@ def log_erase(
         done = EraseResult(**_call(settings, server, "erase", {"key": key}))
         note = "tables and scored files of the project: run `make log-erase` without SERVER in its folder"
         done = done._replace(outside=[note, *done.outside])
-        if not done.found and not done.failures:
+        if not done.found and not done.failures and not done.resumed:
             raise ProjectError(f"nothing was found for the key '{key}' on {server}")
     else:
         retention.lower_priority()

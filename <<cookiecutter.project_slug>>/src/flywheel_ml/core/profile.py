@@ -176,7 +176,13 @@ def build(
     fresh |= {
         column.name: _build_empty_counts(column, inputs[column.name], seen[column.name]) for column in contract.inputs
     }
-    known = previous.columns if previous else {}
+    # A category that the contract no longer lists must count as unseen.
+    listed = {column.name for column in contract.inputs if column.categories is not None}
+    known = {
+        name: bins
+        for name, bins in (previous.columns if previous else {}).items()
+        if name not in listed or set(bins.categories) == set(fresh[name].categories)
+    }
     counted = {name: _count(_keep_bins(known.get(name), fresh[name], one), one) for name, one in values.items()}
     counted[PREDICTION] = _count(_build_empty_numeric_counts(prediction, prediction), prediction)
     return Profile(rows=len(prediction), columns=counted)

@@ -1,5 +1,6 @@
 """Retention of the prediction log: statistics, pruning, exports and erasures, here or through a server."""
 
+import http.client
 import json
 import os
 import time
@@ -16,6 +17,7 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows.bundles import find_logged
+from flywheel_ml.monitoring.alerting.webhooks import NoRedirects
 from flywheel_ml.monitoring.sources.profile_store import ProfileStore, count_unprofiled
 from flywheel_ml.monitoring.sources.profiling import update_profiles
 from flywheel_ml.prediction_log import Reader, now_us
@@ -152,13 +154,16 @@ def _request(url: str, key: str, body: dict[str, Any] | None = None) -> dict[str
     content = None if body is None else json.dumps(body).encode()
     try:
         request = urllib.request.Request(url, content, headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        # A redirect would pass the key to another host.
+        with urllib.request.build_opener(NoRedirects).open(request, timeout=TIMEOUT_SECONDS) as response:
             found: dict[str, Any] = json.load(response)
-            return found
+        if not isinstance(found, dict) or "job" not in found:
+            raise ValueError("this is no answer of a server of this project")
+        return found
     except urllib.error.HTTPError as error:
         raise ServingError(f"{url} answered {error.code}: {_read_detail(error)}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())
         raise ServingError(f"{url} does not answer ({reason}); check SERVER= and that the server runs") from None
 
 

@@ -56,8 +56,8 @@ class Window:
         out_of_range: column → rows beyond the contract's range.
         hours: hours since 1970 → rows, if the rows have timestamps; `first` and `last` are the extremes.
         clock: meaning of the timestamps.
-        output, truth: float32 [n_labelled, k] and float64 [n_labelled], as in `metrics.compute_metrics`: the rows that
-            the model scored and whose label is known.
+        output, truth: [n_labelled, k], float32 for classes and float64 for numbers, and float64 [n_labelled], as in
+            `metrics.compute_metrics`: the rows that the model scored and whose label is known.
         slices: column → values as str objects [n_labelled].
         variants: variant → answered rows; empty for a scored file.
         labelled_variants: str objects [n_labelled], "" for a scored file.
@@ -130,7 +130,7 @@ def count_chunk(chunk: Chunk, bundle: Bundle, slices: Sequence[str], source: str
         first=_find_extreme(np.min, chunk.times),
         last=_find_extreme(np.max, chunk.times),
         clock=clock,
-        output=chunk.output[labelled].astype(np.float32),
+        output=chunk.output[labelled].astype(np.float32 if bundle.contract.classes else np.float64),
         truth=chunk.truth[labelled],
         slices={name: _name_values(chunk.columns[name][labelled]) for name in slices},
         rows_without_digest=chunk.rows_without_digest,

@@ -53,7 +53,7 @@ entity_labels = sa.Table(
     "entity_labels",
     metadata,
     sa.Column("entity_id", sa.Text, primary_key=True),
-    sa.Column("timestamp_us", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("timestamp_us", sa.BigInteger, primary_key=True, autoincrement=False, index=True),
     sa.Column("label", sa.Text, nullable=False),
     sa.Column("arrived_us", sa.BigInteger),
 )

@@ -18,7 +18,7 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.monitoring.alerting.configured import build_sinks
 from flywheel_ml.monitoring.alerting.delivery import AlertError, Delivery, RetryPolicy, deliver, raise_faults, send_test
 from flywheel_ml.monitoring.alerting.notification import Notification
-from flywheel_ml.monitoring.alerting.outbox import Outbox
+from flywheel_ml.monitoring.alerting.outbox import BATCH, Outbox
 from flywheel_ml.monitoring.alerting.rules import Alert
 from flywheel_ml.monitoring.alerting.sinks import SendFunction, Sink, SinkError
 from flywheel_ml.utils.errors import ConfigError
@@ -242,3 +242,18 @@ def test_invalid_address_names_its_setting(tmp_path: Path, field: str) -> None:
     with pytest.raises(ConfigError, match=f"^ML_{field.upper()}: ") as error:
         build_sinks(settings, tmp_path / "log")
     assert "T0KEN" not in str(error.value)
+
+
+@pytest.mark.parametrize("unreadable", [1, BATCH, 2 * BATCH])
+def test_unreadable_notifications_do_not_hold_back_the_others(outbox: Outbox, unreadable: int) -> None:
+    accepted: list[str] = []
+
+    def send(notifications: Sequence[Notification]) -> None:
+        if any(int(one.alert.rule) < unreadable for one in notifications):
+            raise SinkError("answered 400", permanent=True, unreadable=True)
+        accepted.extend(one.alert.rule for one in notifications)
+
+    count = 2 * BATCH + 5
+    (done,) = run(outbox, [Sink("hook", "", send)], *(make_alert(rule=str(at)) for at in range(count)))
+    assert sorted(map(int, accepted)) == list(range(unreadable, count))
+    assert (done.accepted, done.fault) == (count - unreadable, "answered 400")

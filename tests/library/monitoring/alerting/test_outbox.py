@@ -200,3 +200,19 @@ def test_outbox_that_another_process_removed_fails_in_one_line(outbox: Outbox) -
         connection.execute("DROP TABLE deliveries")
     with pytest.raises(OutboxError, match="no such table"):
         outbox.list_due("hook")
+
+
+@pytest.mark.parametrize("marked_late", [False, True])
+def test_condition_that_returns_during_its_resolution_is_sent_again(outbox: Outbox, marked_late: bool) -> None:
+    record(outbox, make_alert())
+    send_all(outbox)
+    record(outbox)
+    due = outbox.list_due("hook")
+    outbox.mark_attempt("hook", due)
+    # The sink accepts it, but the process is killed, or slow to record it.
+    record(outbox, make_alert())
+    if marked_late:
+        outbox.mark_sent("hook", due)
+    assert send_all(outbox) == [("drift", "firing")]
+    record(outbox)
+    assert send_all(outbox) == [("drift", "resolved")]

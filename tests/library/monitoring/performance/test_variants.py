@@ -1,11 +1,13 @@
 """Every variant of an experiment is measured with its own model's rows, labels joined by id or by entity."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from flywheel_ml.core.bundle import Bundle
+from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.monitoring.performance.variants import VariantQuality, measure_others, measure_window
 from flywheel_ml.monitoring.sources.log_window import Log, Span
 from flywheel_ml.monitoring.sources.logged_rows import from_log
@@ -93,3 +95,26 @@ def test_rows_are_counted_alike_with_and_without_profiles(reader: Reader, bundle
         update_profiles(reader, store, lambda _: None, START_US + 10 * 3600 * SECOND_US)
         assert store.count_hours()
         assert measure_others(Log(reader, store), bundle.contract, bundle.digest, span, 0.95) == expected
+
+
+@pytest.mark.parametrize("kind", ["boolean", "float"])
+def test_variant_without_labels_has_rows_and_no_metric(tmp_path: Path, kind: Literal["boolean", "float"]) -> None:
+    columns = (Column(name="x", type="float"), Column(name="y", type=kind, role="target"))
+    with Writer(str(tmp_path), "serve") as writer:
+        rows = build_rows(OTHER, "challenger", 0, 0.1)
+        writer.append([row for row in rows if isinstance(row, Prediction)]).result(10)
+    log, contract = Log(Reader(str(tmp_path))), Contract(name="t", columns=columns)
+    (found,) = measure_others(log, contract, "f" * 64, Span(0, 2 * START_US), 0.95)
+    assert (found.rows, found.labelled) == (196, 0)
+
+
+def test_variant_of_another_task_or_without_digest_is_not_measured(tmp_path: Path) -> None:
+    columns = (Column(name="x", type="float"), Column(name="y", type="float", role="target"))
+    made = Prediction("1" * 32, START_US, None, None, "challenger", "2", OTHER, "{}", "{}", 0.5, 9, False)
+    with Writer(str(tmp_path), "serve") as writer:
+        writer.append([made, Outcome(made.id, START_US, "1.5", START_US)]).result(10)
+        unnamed = made._replace(id="2" * 32, model_digest=None)
+        writer.append([unnamed, Outcome(unnamed.id, START_US, "1.5", START_US)]).result(10)
+    log, contract = Log(Reader(str(tmp_path))), Contract(name="t", columns=columns)
+    (found,) = measure_others(log, contract, "f" * 64, Span(0, 2 * START_US), 0.95)
+    assert (found.rows, found.labelled) == (1, 0)

@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +20,7 @@ from flywheel_ml.monitoring.sources import profiling
 from flywheel_ml.monitoring.sources.log_window import Log, Span, read_window
 from flywheel_ml.monitoring.sources.profile_store import FILE, ModelKey, ProfileStore
 from flywheel_ml.monitoring.window import Window
-from flywheel_ml.prediction_log import Reader
+from flywheel_ml.prediction_log import Prediction, Reader
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers.postgresql import PostgreSQL
 from library.helpers.windows import HOUR_US, START_US, LoggedModel, write_log
@@ -194,7 +194,7 @@ from pathlib import Path
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.monitoring.sources import profiling
 from flywheel_ml.monitoring.sources.profile_store import ProfileStore
-from flywheel_ml.prediction_log import Reader
+from flywheel_ml.prediction_log import Prediction, Reader
 
 bundle, done = Bundle.open(Path(sys.argv[2])), []
 original = profiling._profile_rows
@@ -237,3 +237,39 @@ def test_newer_profiles_are_refused(tmp_path: Path) -> None:
         connection.execute("UPDATE profile_schema SET version = 99")
     with pytest.raises(ConfigError, match="schema version 99, this package knows 1; update the package"):
         ProfileStore(str(tmp_path))
+
+
+def test_prune_during_an_update_does_not_replace_a_complete_profile(
+    tmp_path: Path, alike: pl.DataFrame, bundle: Bundle
+) -> None:
+    target, model = str(tmp_path), LoggedModel(*MODEL)
+    write_log(target, alike.head(100), bundle, model, [START_US] * 100)
+
+    class PrunedReader(Reader):
+        def unlabelled(self, since_us: int = 0, until_us: int | None = None) -> Iterator[Prediction]:
+            with sqlite3.connect(tmp_path / "serve-0.db") as connection:
+                connection.execute("DELETE FROM predictions")
+            return super().unlabelled(since_us, until_us)
+
+    with ProfileStore(target) as store:
+        update(target, store, bundle, MODEL)
+        write_log(target, alike.head(1), bundle, model, [START_US], role="late")
+        profiling.update_profiles(PrunedReader(target), store, find(MODEL, bundle=bundle), NOW_US)
+        assert store.count_hours() == {START_US // HOUR_US: 100}
+
+
+def test_hour_that_another_process_profiles_meanwhile_is_no_error(
+    tmp_path: Path, alike: pl.DataFrame, bundle: Bundle
+) -> None:
+    target = str(tmp_path)
+    write_log(target, alike.head(10), bundle, LoggedModel(*MODEL), [START_US] * 10)
+
+    class OvertakenStore(ProfileStore):
+        def count_hours(self) -> dict[int, int]:
+            found = super().count_hours()
+            with ProfileStore(target) as other:
+                update(target, other, bundle)
+            return found
+
+    with OvertakenStore(target) as store:
+        assert update(target, store, bundle) == 1

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import filelock
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flywheel_ml.prediction_log import Block, Prediction, Reader, now_us
-from flywheel_ml.prediction_log.retention import requests
+from flywheel_ml.prediction_log.retention import copies, requests
 from flywheel_ml.prediction_log.retention.erase import JOURNAL, erase, resume
 from flywheel_ml.prediction_log.retention.export import export
 from flywheel_ml.prediction_log.retention.log import Log
@@ -256,3 +259,40 @@ def test_killed_erasure_is_completed_by_a_rerun(folder: Path, start_and_kill: St
     assert len(Reader(str(folder)).labels()) == 10_000
     assert logs.find_bytes(folder, KEY) == logs.find_bytes(log.exports, KEY) == []
     assert list((folder / requests.FOLDER).glob("*.json")) == []
+
+
+def test_failed_erase_is_completed_by_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "ANSWER_SECONDS", 0.3)
+    rows = [logs.make_prediction(1, at, KEY) for at in range(3)]
+    log = logs.write(folder, rows, [logs.label(row) for row in rows])
+    (other,) = (path for path in folder.glob("*.db") if not count_rows(path, "predictions"))
+    with filelock.FileLock(folder / f".{other.stem}.lock", thread_local=False):
+        assert erase(log, KEY).failures
+        assert count_rows(other, "labels") == 3
+    done = erase(log, KEY)
+    assert done.failures == []
+    assert count_rows(other, "labels") == 0
+
+
+def count_rows(path: Path, table: str) -> int:
+    with sqlite3.connect(path) as connection:
+        return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+
+def test_export_that_was_moved_is_reported(folder: Path) -> None:
+    log, _, _ = fill(folder)
+    moved = Path(export(log, lambda *_: None).folder)
+    moved.rename(folder.parent / "moved")
+    assert [one for one in erase(log, KEY).failures if str(moved) in one and "this export is gone; move it back" in one]
+
+
+@pytest.mark.parametrize("compression", ["NONE", "zstd"])
+def test_rewritten_copy_keeps_codec_and_mode(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"id": [KEY, OTHER, KEY], "x": [1, 2, 3]}), path, compression=compression)
+    path.chmod(0o600)
+    codec = pq.ParquetFile(path).metadata.row_group(0).column(0).compression
+    assert copies.delete_from_parquet(path, "id", KEY) == 2
+    assert pq.read_table(path)["id"].to_pylist() == [OTHER]
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == codec
+    assert path.stat().st_mode & 0o777 == 0o600

@@ -208,3 +208,12 @@ def test_killed_prune_is_completed_by_a_rerun(folder: Path, start_and_kill: Star
     prune(log, WEEK)
     assert logs.read_ids(folder) == {row.id for row in new}
     assert Reader(str(folder)).labels().keys() == {row.id for row in new}
+
+
+def test_old_entity_labels_are_found_by_an_index(tmp_path: Path) -> None:
+    logs.write(tmp_path / "log", [logs.make_prediction(1, 1, "a")])
+    (path,) = (tmp_path / "log").glob("*.db")
+    with sqlite3.connect(path) as connection:
+        query = "EXPLAIN QUERY PLAN SELECT rowid FROM entity_labels WHERE timestamp_us < 5 LIMIT 20"
+        ((*_, plan),) = connection.execute(query).fetchall()
+    assert plan.startswith("SEARCH")

@@ -88,7 +88,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterato
             description = client.get("/openapi.json").json()
             name = client.get("/model").json()["name"]
         examples = {
-            path: json.dumps(told["post"]["requestBody"]["content"]["application/json"]["schema"]["examples"][0])
+            path: json.dumps(
+                told["post"]["requestBody"]["content"]["application/json"]["schema"].get("examples", [{}])[0]
+            )
             for path, told in description["paths"].items()
             if path != "/feedback" and "post" in told and "requestBody" in told["post"]
         }

@@ -85,8 +85,15 @@ def read_labels(source: Path, contract: Contract) -> tuple[pl.DataFrame, int]:
     if contract.classes and (odd := sorted(set(label.drop_nulls().to_list()) - set(contract.classes))):
         raise DataError(f"{source}: the label {odd[0]!r} is not a class of '{target.name}'")
     columns = {_LABEL: texts}
-    if _ID in raw.columns:
-        columns[_ID] = raw[_ID].cast(pl.String)
+    # A contract may call its own id column `id`: with a time, such a file has entities, not ids of predictions.
+    is_own = contract.id is not None and _ID in (contract.id.name, contract.id.source)
+    times = {_TIMESTAMP, *((contract.time.name, contract.time.source) if contract.time else ())}
+    if _ID in raw.columns and not (is_own and times & set(raw.columns)):
+        try:
+            columns[_ID] = raw[_ID].cast(pl.String)
+        except pl.exceptions.PolarsError:
+            kind = raw[_ID].dtype
+            raise DataError(f"{source}: column '{_ID}' is {kind}; give ids of predictions as texts") from None
         needed = [_ID]
     else:
         entity = contract.id or Column(name=_ENTITY, type="string", role="id")

@@ -6,14 +6,13 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import filelock
 
 from flywheel_ml.monitoring.alerting.notification import Notification
-from flywheel_ml.monitoring.alerting.outbox import Outbox
+from flywheel_ml.monitoring.alerting.outbox import BATCH, Outbox
 from flywheel_ml.monitoring.alerting.sinks import Sink, SinkError
 from flywheel_ml.utils.errors import ProjectError
 
@@ -92,35 +91,40 @@ def _call_all(function: Callable[[Sink], Delivery], sinks: Sequence[Sink]) -> li
 def _deliver_to(outbox: Outbox, sink: Sink, policy: RetryPolicy) -> Delivery:
     # A process that holds the lock sends our notifications as well, unless it is about to end.
     wait = (policy.timeout + GRACE_SECONDS) * (policy.retries + 1) + MAX_DELAY
-    accepted = 0
+    accepted, skipped, fault = 0, set[int](), ""
     try:
         with filelock.FileLock(outbox.path.with_name(f".{sink.name}.lock"), timeout=wait):
-            if sink.is_reminded and (firing := outbox.list_firing(sink.name)):
-                _send(sink, firing, policy)
-            while due := outbox.list_due(sink.name):
-                accepted += _send_batch(outbox, sink, due, policy)
+            firing = outbox.list_firing(sink.name) if sink.is_reminded else []
+            for at in range(0, len(firing), BATCH):
+                _send(sink, firing[at : at + BATCH], policy)
+            while due := outbox.list_due(sink.name, skipped):
+                rejected = _send_batch(outbox, sink, due, policy)
+                accepted += len(due) - len(rejected)
+                skipped |= rejected.keys()
+                fault = next(iter(rejected.values()), fault)
     except filelock.Timeout:
         return Delivery(sink, accepted, "is in use by another process")
     except SinkError as error:
         return Delivery(sink, accepted, str(error))
-    return Delivery(sink, accepted)
+    return Delivery(sink, accepted, fault)
 
 
-def _send_batch(outbox: Outbox, sink: Sink, due: Sequence[Notification], policy: RetryPolicy) -> int:
-    """Send one batch and return its size; if the sink cannot read it, send its notifications one by one."""
+def _send_batch(outbox: Outbox, sink: Sink, due: Sequence[Notification], policy: RetryPolicy) -> dict[int, str]:
+    """Send one batch; if the sink cannot read it, send its notifications one by one.
+
+    Returns incident → error for those that the sink cannot read. They must not hold back the others.
+    """
+    outbox.mark_attempt(sink.name, due)
     try:
         _send(sink, due, policy)
     except SinkError as error:
-        if not error.unreadable or len(due) == 1:
+        if not error.unreadable:
             raise
-        for one in due:
-            # One notification that the sink cannot read must not hold back the others.
-            with suppress(SinkError):
-                _send(sink, [one], policy)
-                outbox.mark_sent(sink.name, [one])
-        raise
+        if len(due) == 1:
+            return {int(due[0].incident): str(error)}
+        return {incident: fault for one in due for incident, fault in _send_batch(outbox, sink, [one], policy).items()}
     outbox.mark_sent(sink.name, due)
-    return len(due)
+    return {}
 
 
 def _send(sink: Sink, notifications: Sequence[Notification], policy: RetryPolicy) -> None:

@@ -1,13 +1,13 @@
 """The outbox: open conditions, and what each sink still has to be notified of, in a SQLite file.
 
 A condition that begins is an incident. Each sink has one delivery per incident: 0 not notified, 1 notified that it
-fires, 2 notified that it ended. Sending brings each delivery up to its incident's state. So a condition that lasts is
-sent once, a sink that is down for N runs is sent each condition once when it is back, and a killed process loses
-nothing.
+fires, 2 notified that it ended, 3 perhaps notified that it ended. Sending brings each delivery up to its incident's
+state. So a condition that lasts is sent once, a sink that is down for N runs is sent each condition once when it is
+back, and a killed process loses nothing.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS deliveries (
     PRIMARY KEY (sink, incident)
 ) STRICT, WITHOUT ROWID;
 """
-DUE = "(d.state = 0 OR (d.state = 1 AND i.ended_at IS NOT NULL))"
+DUE = "(d.state = 0 OR (d.state IN (1, 3) AND i.ended_at IS NOT NULL))"
 
 
 class OutboxError(ProjectError):
@@ -137,13 +137,14 @@ class Outbox:
             self._add_deliveries(connection, sinks)
         return Changes(fired, resolved, rejected)
 
-    def list_due(self, sink: str) -> list[Notification]:
-        """Return the next notifications for a sink, at most `BATCH`, oldest first."""
+    def list_due(self, sink: str, skipped: Collection[int] = ()) -> list[Notification]:
+        """Return the next notifications for a sink, at most `BATCH`, oldest first, without some incidents."""
+        others = f"i.id NOT IN ({', '.join(map(str, skipped))})" if skipped else "1"
         with self._transaction() as connection:
             rows = connection.execute(
                 "SELECT i.id, i.started_at, i.ended_at, i.alert, d.state FROM deliveries d"  # noqa: S608
                 " JOIN incidents i ON i.id = d.incident"
-                f" WHERE d.sink = ? AND {DUE} ORDER BY d.state DESC, i.id LIMIT ?",
+                f" WHERE d.sink = ? AND {DUE} AND {others} ORDER BY d.state DESC, i.id LIMIT ?",
                 (sink, BATCH),
             ).fetchall()
         # A condition that began and ended while the sink was down is sent as firing first, then as resolved.
@@ -159,11 +160,19 @@ class Outbox:
             ).fetchall()
         return [_build(number, started, None, text) for number, started, text in rows]
 
+    def mark_attempt(self, sink: str, notifications: Sequence[Notification]) -> None:
+        """Record that a sink may learn the end of conditions; if one begins again meanwhile, it is sent again."""
+        with self._transaction() as connection:
+            connection.executemany(
+                "UPDATE deliveries SET state = 3 WHERE sink = ? AND incident = ? AND state = 1",
+                [(sink, int(one.incident)) for one in notifications if one.status == "resolved"],
+            )
+
     def mark_sent(self, sink: str, notifications: Sequence[Notification]) -> None:
         """Record that a sink accepted notifications."""
         with self._transaction() as connection:
             connection.executemany(
-                "UPDATE deliveries SET state = MAX(state, ?) WHERE sink = ? AND incident = ?",
+                "UPDATE deliveries SET state = ? WHERE sink = ? AND incident = ? AND state <> 2",
                 [(2 if one.status == "resolved" else 1, sink, int(one.incident)) for one in notifications],
             )
 
@@ -233,7 +242,7 @@ class Outbox:
         connection.execute("DELETE FROM incidents WHERE COALESCE(ended_at, seen_at) < ?", (oldest,))
         connection.execute(
             "DELETE FROM incidents WHERE ended_at IS NOT NULL"
-            " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE incident = id AND state < 2)"
+            " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE incident = id AND state <> 2)"
         )
 
     def _end_old(self, connection: sqlite3.Connection, now: datetime) -> int:
@@ -256,7 +265,7 @@ class Outbox:
         ).lastrowid
         # A sink that has not been notified of the end of the last incident need not know that it was interrupted.
         connection.execute(
-            "UPDATE deliveries SET incident = ? WHERE state < 2 AND incident ="
+            "UPDATE deliveries SET incident = ?, state = state % 3 WHERE state <> 2 AND incident ="
             " (SELECT MAX(id) FROM incidents WHERE fingerprint = ? AND id < ?)",
             (number, fingerprint, number),
         )

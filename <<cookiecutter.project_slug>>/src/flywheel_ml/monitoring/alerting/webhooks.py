@@ -43,11 +43,12 @@ class Address:
             self.headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
+class NoRedirects(urllib.request.HTTPRedirectHandler):
     """A redirected POST would become a GET without its body, or leak the alert to another host."""
 
     def redirect_request(self, *_: Any) -> None:
-        return None
+        """Follow no redirect."""
+        return
 
 
 def post_json(address: Address, content: Any, timeout: float) -> None:
@@ -64,7 +65,7 @@ def post_json(address: Address, content: Any, timeout: float) -> None:
     body = json.dumps(content, ensure_ascii=False).encode(errors="replace")
     request = urllib.request.Request(address.url, body, address.headers, method="POST")
     try:
-        with urllib.request.build_opener(_NoRedirects).open(request, timeout=timeout):
+        with urllib.request.build_opener(NoRedirects).open(request, timeout=timeout):
             return
     except urllib.error.HTTPError as error:
         code, after = error.code, error.headers.get("Retry-After", "")

@@ -51,10 +51,12 @@ def measure_others(log: Log, contract: Contract, digest: str, span: Span, confid
         truth, output = [], []
         for row in log.reader.labelled(*span, version, other, variant):
             value = parse_label(row.label, contract)
-            if not (row.prediction.degraded or np.isnan(value)):
+            if row.prediction.degraded or row.prediction.model_digest is None or np.isnan(value):
+                continue
+            if (answer := parse_output(row.prediction, contract)) is not None:
                 truth.append(value)
-                output.append(parse_output(row.prediction, contract))
-        arrays = np.array(truth), np.array(output, dtype=np.float32).reshape(len(truth), -1)
+                output.append(answer)
+        arrays = np.array(truth), np.array(output, dtype=np.float32).reshape(len(truth), len(contract.classes) or 3)
         found.append(_build(variant, version, max(rows, len(truth)), *arrays, contract.task, confidence))
     return found
 

@@ -94,7 +94,7 @@ def _profile_spans(log: Log, bundle: Bundle, spans: Sequence[Span]) -> Profile:
             if (entry.bins, entry.model.digest) == (bins, bundle.digest):
                 return entry
             # The rows tell more, because the bundle can predict them; but they may have been pruned.
-            is_pruned = logged.get(entry.hour, 0) < profiled[entry.hour]
+            is_pruned = logged.get(entry.hour, 0) < profiled.get(entry.hour, 0)
             if not (is_pruned and have_equal_inputs(entry.bins, bins)):
                 return None
             return entry._replace(counts=keep_inputs(entry.counts, bundle.profile, bundle.contract))
@@ -110,7 +110,10 @@ def _profile_spans(log: Log, bundle: Bundle, spans: Sequence[Span]) -> Profile:
 
 def _profile_rows(log: Log, bundle: Bundle, span: Span) -> list[Profile]:
     def count(rows: Sequence[Prediction]) -> Profile:
-        columns = read_inputs([row.inputs for row in rows], bundle.contract.inputs)
+        try:
+            columns = read_inputs([row.inputs for row in rows], bundle.contract.inputs)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the reference has rows of another contract ({error}); give a later span") from None
         answered = ~np.array([row.degraded for row in rows], dtype=bool)
         scores = bundle.predict(columns).scores[answered].astype(np.float64)
         return profile.count(bundle.profile, {**columns, **bundle.drift_features(columns)}, scores)

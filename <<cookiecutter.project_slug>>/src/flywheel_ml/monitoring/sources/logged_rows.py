@@ -70,7 +70,7 @@ def read_logged(rows: Sequence[LoggedPrediction], bundle: Bundle) -> Chunk:
     predictions, contract = [row.prediction for row in rows], bundle.contract
     return Chunk(
         columns=read_inputs([p.inputs for p in predictions], contract.inputs),
-        scores=np.array([p.score for p in predictions], dtype=np.float32),
+        scores=np.array([p.score for p in predictions], dtype=np.float64),
         output=_read_output(rows, contract),
         truth=np.array([parse_label(row.label, contract) for row in rows], dtype=np.float64),
         times=np.array([p.timestamp_us for p in predictions], dtype="datetime64[us]"),
@@ -119,15 +119,17 @@ def parse_label(text: str | None, contract: Contract) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def parse_output(prediction: Prediction, contract: Contract) -> Sequence[float]:
-    """Return the output [k] of a logged prediction, as in `metrics.compute_metrics`."""
+def parse_output(prediction: Prediction, contract: Contract) -> Sequence[float] | None:
+    """Return the output [k] of a logged prediction, as in `metrics.compute_metrics`; None if it is of another task."""
     if contract.task == "binary":
         score = np.float32(prediction.score)
         return float(1 - score), float(score)
     answer = json.loads(prediction.output)
-    if contract.classes:
-        return list(answer["probabilities"].values())
-    return [answer["prediction"], *answer["interval"]]
+    if not contract.classes:
+        return [answer["prediction"], *answer["interval"]] if "interval" in answer else None
+    found = answer.get("probabilities")
+    # Another model may have had other classes, or the same ones in another order.
+    return None if found is None else [found.get(str(name), 0.0) for name in contract.classes]
 
 
 def _compute_delay(row: LoggedPrediction) -> float:

@@ -1,7 +1,8 @@
 """Builds hourly profiles from the rows of the prediction log.
 
 Only full hours are profiled, so that a profile is final unless late rows arrive, for example from a spool. An hour is
-profiled again if the log holds more rows than were counted. If it holds fewer, they were pruned, and the profile stays.
+profiled again if the log holds more rows than were counted. If it holds fewer, they were pruned, and the profile stays:
+rows that arrive for an hour after it was pruned are not counted.
 """
 
 import itertools
@@ -45,14 +46,15 @@ def update_profiles(
     logged, profiled = reader.count_hours(until_us=_start_of_hour(now_us)), store.count_hours()
     outdated = {hour for hour, rows in logged.items() if rows > profiled.get(hour, 0)}
     for model, hours in store.find_uncounted().items():
-        complete = [hour for hour in hours if logged.get(hour) == profiled[hour]]
+        complete = [hour for hour in hours if hour in logged and logged[hour] == profiled.get(hour)]
         if complete and models.find(model) is not None:
             outdated.update(complete)
     threads = count_threads()
     with ThreadPoolExecutor(threads) as pool:
         found = map_in_order(pool, partial(_profile_hour, reader, models), sorted(outdated), threads)
         for hour, entries in zip(sorted(outdated), found, strict=True):
-            store.replace(hour, entries)
+            if sum(entry.rows for entry in entries) >= logged[hour]:  # Otherwise, a prune deleted rows meanwhile.
+                store.replace(hour, entries)
             advance(sum(entry.rows for entry in entries))
     return len(outdated)
 

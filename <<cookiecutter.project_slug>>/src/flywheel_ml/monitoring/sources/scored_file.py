@@ -57,7 +57,7 @@ def _read_scored(frame: pl.DataFrame, contract: Contract, path: Path) -> Chunk:
             raise DataError(
                 f"{path}: column '{column.name}' is {found} where the contract says {column.type}; score it again"
             )
-    scores = frame["score"].cast(pl.Float32, strict=False)
+    scores = frame["score"].cast(pl.Float32 if contract.classes else pl.Float64, strict=False)
     if contract.classes and not scores.is_between(0, 1).fill_null(value=False).all():
         raise DataError(f"{path}: column 'score' has values outside [0, 1]; score the table again")
     columns = tables.to_columns(frame, wanted)
@@ -86,7 +86,7 @@ def _read_scored_output(frame: pl.DataFrame, contract: Contract, path: Path) -> 
         if output.shape[1] != len(contract.classes):
             raise DataError(f"{path}: column 'probabilities' does not have one number per class; score the table again")
         return output
-    output = frame.select(pl.col(wanted[contract.task]).cast(pl.Float32)).to_numpy()
+    output = frame.select(pl.col(wanted[contract.task]).cast(pl.Float32 if contract.classes else pl.Float64)).to_numpy()
     return np.concatenate((1 - output, output), axis=1) if contract.task == "binary" else output
 
 

@@ -37,10 +37,13 @@ def delete_from_parquet(path: Path, column: str, key: str) -> int:
             if not found:
                 return 0
             at = file.schema_arrow.names.index(column)
-            options = {"compression": file.metadata.row_group(0).column(0).compression}
+            codec = file.metadata.row_group(0).column(0).compression
+            options = {"compression": "NONE" if codec == "UNCOMPRESSED" else codec}
+            mode = path.stat().st_mode & 0o777
             with replacing(path) as part, pq.ParquetWriter(part, file.schema_arrow, **options) as writer:
                 for batch in file.iter_batches(ROWS_PER_BATCH):
                     writer.write_batch(batch.filter(_mask(batch.column(at), key)[0]))
+            path.chmod(mode)
             return found
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]

@@ -15,6 +15,8 @@ from flywheel_ml.prediction_log.rows import block_row_id, labels, predictions
 
 ROWS, BLOCKS = 500, 10
 """Rows of one transaction."""
+ROW_BYTES = 150
+"""About how many bytes a row takes in addition to its values: headers, and its entries in the indexes."""
 PAUSE = 4.0
 """How long to pause after a transaction, in durations of the transaction."""
 STATEMENT_SECONDS = 60
@@ -44,16 +46,28 @@ def change_database(url: str, operation: Operation) -> Outcome:
         engine.dispose()
 
 
-def measure_bytes(url: str) -> int:
-    """Return the size of the log's tables and indexes."""
+def measure_bytes(url: str) -> tuple[int, int]:
+    """Return the size of the log's tables and indexes, and about how many of these bytes hold rows.
+
+    The size does not shrink after deletions, because PostgreSQL keeps the space for new rows.
+    """
     engine = create_engine(url)
     try:
         with translate_errors(engine), engine.connect() as connection:
             found = sa.inspect(connection)
-            names = [rule.table.name for rule in RULES.values() if found.has_table(rule.table.name)]
-            return sum(connection.scalar(sa.select(sa.func.pg_total_relation_size(name))) or 0 for name in names)
+            tables = [rule.table for rule in RULES.values() if found.has_table(rule.table.name)]
+            size = sum(connection.scalar(sa.select(sa.func.pg_total_relation_size(one.name))) or 0 for one in tables)
+            used = sum(int(connection.scalar(_select_used(one)) or 0) for one in tables)
+            return size, min(size, used)
     finally:
         engine.dispose()
+
+
+def _select_used(table: sa.Table) -> sa.Select[tuple[int]]:
+    size: sa.ColumnElement[int] = sa.literal(ROW_BYTES)
+    for column in table.columns:
+        size = size + sa.func.coalesce(sa.func.pg_column_size(column), 0)
+    return sa.select(sa.func.sum(size))
 
 
 @contextmanager

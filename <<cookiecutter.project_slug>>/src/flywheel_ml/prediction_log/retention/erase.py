@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from flywheel_ml.prediction_log.reader import unpack_block
 from flywheel_ml.prediction_log.retention import copies, requests
-from flywheel_ml.prediction_log.retention.export import ENTITY, read_manifest
+from flywheel_ml.prediction_log.retention.export import ENTITY, MANIFEST, read_manifest
 from flywheel_ml.prediction_log.retention.log import Log
 from flywheel_ml.prediction_log.retention.operations import Operation, merge
 from flywheel_ml.prediction_log.retention.scan import BLOCKS_PER_CHUNK, IDS_PER_REQUEST, ChunkReader, split
@@ -136,11 +136,13 @@ def _run(log: Log, path: Path, journal: Journal) -> EraseResult:
     for some in split(before, IDS_PER_REQUEST):  # Labels of predictions that an interrupted run deleted.
         _change(log, Operation(kind="delete", ids={"labels": list(some)}), journal, failures)
     _change(log, Operation(kind="delete", entity=journal.key, scrub=True), journal, failures)
+    is_complete = not failures
     outside = _remove_remains(log, journal, failures)
     for name, reason in _erase_copies(log, path, journal):
         failures[name] = reason
     _check_rejected(log, journal.key, failures)
-    path.unlink(missing_ok=True)
+    if is_complete:  # Otherwise the next erasure continues: the ids are the only link to what is left.
+        path.unlink(missing_ok=True)
     lines = [f"{name}: {reason}" for name, reason in failures.items()]
     return EraseResult(journal.counts, journal.files, lines, [*outside, BACKUPS])
 
@@ -244,6 +246,8 @@ def _erase_copies(log: Log, journal_path: Path, journal: Journal) -> Iterator[tu
     try:
         for one in read_manifest(log):
             folder = Path(one["folder"])
+            if not folder.is_dir():
+                yield str(folder), f"this export is gone; move it back, or remove it from {log.exports / MANIFEST}"
             found |= dict.fromkeys(sorted(folder.rglob("*.parquet")), ENTITY)
     except ProjectError as error:
         yield "the list of exports", str(error)

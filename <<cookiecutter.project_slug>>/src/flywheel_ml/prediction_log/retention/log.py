@@ -74,8 +74,7 @@ class Log(NamedTuple):
     def measure(self) -> tuple[int, int]:
         """Return the bytes that the log takes, and how many of them hold rows."""
         if self.is_database:
-            size = database.measure_bytes(self.target)
-            return size, size
+            return database.measure_bytes(self.target)
         paths = [path for path in self.folder.iterdir() if path.is_file() and ".db" in path.name]
         used = [path.stat().st_size - _count_unused(path) * PAGE_BYTES for path in paths if path.suffix == ".db"]
         return sum(path.stat().st_size for path in paths), sum(used)
