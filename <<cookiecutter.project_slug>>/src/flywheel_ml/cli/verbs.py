@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flywheel_ml.cli import terminal
+from flywheel_ml.cli import retraining, terminal
 from flywheel_ml.cli.command import run_command
 from flywheel_ml.cli.terminal import console
 from flywheel_ml.core import paths
@@ -46,6 +46,7 @@ rollout_app = typer.Typer(
     help="Choose which version serves which share of the traffic: start, status, promote, abort, rollback, sync.",
 )
 app.add_typer(rollout_app, name="rollout")
+retraining.add_commands(app)
 
 ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
 """Quiet tools; OpenMP threads that busy-wait would make a shared machine many times slower."""

@@ -81,6 +81,21 @@ def hash_lock() -> str:
     return sha256_file(LOCK) if LOCK.is_file() else ""
 
 
+def share_cache(folder: Path) -> None:
+    """Let the copy of this project in `folder` use the cache and the remotes of this one, by its .dvc/config.local."""
+    from configobj import ConfigObj
+
+    with _open_repo() as repo:
+        cache, remotes = repo.cache.local_cache_dir, repo.config["remote"]
+    content = ConfigObj(str(Path(".dvc/config.local").absolute()))
+    content.setdefault("cache", {})["dir"] = cache
+    for name, remote in remotes.items():
+        # DVC has resolved paths that were relative to the file they are in.
+        content.setdefault(f'remote "{name}"', {})["url"] = remote["url"]
+    content.filename = str(folder / ".dvc" / "config.local")
+    content.write()
+
+
 @contextlib.contextmanager
 def _open_repo() -> Iterator[Any]:
     os.environ.update(QUIET)
