@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import monitoring as monitor
-from flywheel_ml.flows import run_state
+from flywheel_ml.flows import policy, run_state
 from flywheel_ml.flows import scoring as batch
 from flywheel_ml.flows import training as steps
 from flywheel_ml.flows.orchestration import engine
@@ -69,7 +69,9 @@ def scoring(source: str, output: str) -> int:
 
 @flow(name="monitoring")
 def monitoring(days: float = 1.0) -> str:
-    """Monitor the predictions of the last days; returns the verdict."""
-    since, params = datetime.now(UTC) - timedelta(days=days), PROJECT.load_params()
+    """Monitor the predictions of the last days, and carry out the policy of params.yaml; returns the verdict."""
+    since, params, settings = datetime.now(UTC) - timedelta(days=days), PROJECT.load_params(), Settings.read()
     watch = monitor.monitor_window
-    return engine.call_in_flow(lambda: watch(PROJECT, Settings.read(), params, None, since, None)).result.verdict
+    result = engine.call_in_flow(lambda: watch(PROJECT, settings, params, None, since, None)).result
+    engine.call_in_flow(lambda: policy.apply_policy(PROJECT, settings, params, result))
+    return result.verdict

@@ -14,6 +14,7 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.data.window import check_span
 from flywheel_ml.flows.bundles import find_logged, open_champion, open_version
 from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.policy import silence
 from flywheel_ml.monitoring import alerts
 from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.run import MonitoringRun, monitor
@@ -84,7 +85,7 @@ def monitor_window(
         open_champion(project, settings) if version is None else (version, open_version(project, settings, version))
     )
     rows, compared = _read(project, settings, params, query, ModelKey(number, opened.digest), opened)
-    rules = import_reference(project.alerts)
+    rules = silence(import_reference(project.alerts), params.policy)
     found = engine.task(
         "monitor",
         monitor,

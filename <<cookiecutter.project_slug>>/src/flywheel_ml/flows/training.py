@@ -270,13 +270,15 @@ def read_trials() -> list["Trial"]:
 def assign_role(registry: "Registry", version: "Version", params: Params) -> str:
     """Assign a role: the first version that passes becomes champion, later ones challenger unless params differ.
 
-    A version that was rolled back keeps that role until a person promotes it.
+    A version that was rolled back keeps that role until a person promotes it. One that is older than the champion is
+    never promoted automatically: a run of an older commit would undo a retraining.
     """
     from flywheel_ml.model.registration.registry import CHAMPION
 
     champion = registry.find_alias(CHAMPION)
     is_free = version.passed and not version.rolled_back and (champion is None or champion.number != version.number)
-    if is_free and (champion is None or params.rollout.auto_promote):
+    is_newer = champion is None or int(version.number) > int(champion.number)
+    if is_free and is_newer and (champion is None or params.rollout.auto_promote):
         registry.promote(version.number, champion.number if champion else None)
     elif is_free:
         registry.set_challenger(version.number)

@@ -82,9 +82,19 @@ def build_environment(settings: Settings, folder: Path) -> dict[str, str]:
 
 def commit_result(request: Request, message: str) -> str:
     """Commit everything that the run changed in the clone, the current folder, and return the hash of the commit."""
+    _remove_locks(request)
     git.call_git("add", "--all", "--", ".")
     if git.call_git("diff", "--cached", "--name-only"):
         git.call_git("-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message)
     # The repository receives the commits and the branch in one step.
     git.call_git("push", "--quiet", "origin", f"HEAD:refs/heads/{request.branch}")
     return git.get_commit()
+
+
+def _remove_locks(request: Request) -> None:
+    """Remove the locks that a killed git left on the clone and on the branch, which belong to this retraining alone."""
+    own = Path(git.call_git("rev-parse", "--absolute-git-dir").strip())
+    origin = Path(git.call_git("remote", "get-url", "origin").strip())
+    shared = origin / git.call_git("rev-parse", "--git-common-dir", folder=origin).strip()
+    for path in (*own.rglob("*.lock"), shared / "refs" / "heads" / f"{request.branch}.lock"):
+        path.unlink(missing_ok=True)

@@ -79,7 +79,7 @@ def _collect_rows(context: "TrainingContext", champion: "Version", with_log: boo
         logged = read_labelled_rows(
             context.settings.prediction_log, contract, table, until and contract.to_time_zone(until)
         )
-        test = pl.concat([test, logged.select(test.columns).cast(dict(test.schema))])
+        test = pl.concat([test, logged.select(test.columns).cast(test.schema)])
     if contract.time is None:
         return test
     rows = test.sort(contract.time.name, maintain_order=True)

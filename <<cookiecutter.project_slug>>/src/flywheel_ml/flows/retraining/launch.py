@@ -58,12 +58,10 @@ def _run_worker(project: Project, settings: Settings, workspace: Workspace) -> R
     workspace.result.unlink(missing_ok=True)
     command = [sys.executable, *COMMAND, project.reference, str(workspace.folder), str(Path.cwd())]
     environment = clone.build_environment(settings, folder)
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.PIPE, start_new_session=True
-    ) as process:
-        # The worker ends with its standard input, so also when this process is killed.
-        with engine.stop_on_exit(process):
-            process.wait()
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+    # The worker ends with its standard input, so also when this process is killed.
+    with engine.stop_on_exit(process):
+        process.wait()
     if not workspace.result.is_file():
         raise Interrupted(
             f"the process of the retraining ended with status {process.returncode}; the same command completes it"

@@ -57,7 +57,7 @@ def _to_frame(logged: Iterable[LoggedPrediction], contract: Contract) -> pl.Data
 
 
 def _to_row(logged: LoggedPrediction, contract: Contract) -> Mapping[str, Any]:
-    row = json.loads(logged.prediction.inputs)
+    row: dict[str, Any] = json.loads(logged.prediction.inputs)
     row[contract.target.name] = json.loads(logged.label or "null")
     if contract.id is not None and row.get(contract.id.name) is None and contract.id.type == "string":
         row[contract.id.name] = logged.prediction.entity_id or logged.prediction.id

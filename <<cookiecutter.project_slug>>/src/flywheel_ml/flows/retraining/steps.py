@@ -41,8 +41,10 @@ class RetrainingResult(config_model.StrictModel):
 
     @property
     def refusal(self) -> str:
-        """Why the version was refused; empty if it passed."""
-        return "; ".join(f"{check.gate}: {check.reason}" for check in self.checks if not check.passed)
+        """Why the version was refused: the first gate, and how many more; empty if it passed."""
+        failed = [check for check in self.checks if not check.passed]
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        return f"{failed[0].gate}: {failed[0].reason}{more}" if failed else ""
 
 
 class RetrainingContext(NamedTuple):
@@ -58,7 +60,9 @@ class RetrainingContext(NamedTuple):
         return self.workspace.request
 
     @classmethod
-    def begin(cls, project: Project, settings: Settings, progress: Progress, workspace: Workspace, source: Path) -> Self:
+    def begin(
+        cls, project: Project, settings: Settings, progress: Progress, workspace: Workspace, source: Path
+    ) -> Self:
         """Set `data.until` in the clone's params.yaml, and begin training there."""
         if until := workspace.request.until:
             before = paths.PARAMS.read_text(encoding="utf-8")
@@ -79,7 +83,9 @@ def collect_data(context: RetrainingContext) -> None:
         found = {"logged_rows": rows, "sha256": sha256_file(raw) if raw.is_file() else ""}
         write_json(context.workspace.folder / DATA, found)
         until = f"rows before {context.request.until}" if context.request.until else "all rows"
-        step.note = until + (f"; {formatting.rows(rows)} of the prediction log added" if context.request.with_log else "")
+        step.note = until + (
+            f"; {formatting.rows(rows)} of the prediction log added" if context.request.with_log else ""
+        )
 
 
 def compare(context: RetrainingContext) -> list[GateResult]:
@@ -148,7 +154,9 @@ def _append_logged_rows(context: TrainingContext, raw: Path) -> int:
         return 0
     names = [name for name in rows.columns if name in table.columns]
     if wrong := [name for name in names if table.schema[name] != rows.schema[name]]:
-        raise DataError(f"{raw}: '{wrong[0]}' is {table.schema[wrong[0]]}, not as contract.yaml says; correct the table")
+        raise DataError(
+            f"{raw}: '{wrong[0]}' is {table.schema[wrong[0]]}, not as contract.yaml says; correct the table"
+        )
     tables.write(pl.concat([known, rows.select(names)], how="diagonal"), raw)
     return rows.height
 

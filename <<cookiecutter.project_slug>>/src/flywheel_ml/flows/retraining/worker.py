@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flywheel_ml.core.paths import TRACE
 from flywheel_ml.core.project import Project, import_reference
@@ -35,7 +36,7 @@ def main(reference: str, folder: Path, source: Path) -> None:
     workspace = Workspace(folder, config_model.load(folder / REQUEST, Request))
     try:
         found = _retrain(import_reference(reference), workspace, source)
-        content = {"result": found.model_dump(mode="json")}
+        content: dict[str, Any] = {"result": found.model_dump(mode="json")}
     except ProjectError as error:
         content = {"error": str(error), "exit_code": error.exit_code}
     except OSError as error:

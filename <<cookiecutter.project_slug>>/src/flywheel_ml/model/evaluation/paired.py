@@ -123,5 +123,5 @@ def check_kept_skill(task: Task, found: float | None, tested: float | None, para
         f"wanted {params.min_kept_skill:.0%}"
     )
     passed = kept >= params.min_kept_skill
-    advice = "" if passed else "; check the newest labels, or overrule if the world has changed"
+    advice = "" if passed else "; check the newest labels; if they are right, overrule with OVERRIDE="
     return GateResult(KEPT_SKILL, passed=passed, reason=reason + advice)
