@@ -67,5 +67,6 @@ def _to_row(logged: LoggedPrediction, contract: Contract) -> Mapping[str, Any]:
 
 
 def _to_series(values: np.ndarray, column: Column) -> pl.Series:
-    series = pl.Series(column.name, values, nan_to_null=True) if column.is_numeric else pl.Series(column.name, values)
-    return series.cast(tables.DTYPES[column.type])
+    if column.type == "string":
+        return pl.Series(column.name, values.tolist(), dtype=pl.String)
+    return pl.Series(column.name, values, nan_to_null=column.is_numeric).cast(tables.DTYPES[column.type])
