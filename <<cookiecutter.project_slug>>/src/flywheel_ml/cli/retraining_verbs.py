@@ -32,7 +32,7 @@ def retrain(
     terminal.show_checks(list(found.checks))
     console.print(f"[bold]Version {found.version}: {found.role}[/], on branch {found.branch}.", soft_wrap=True)
     if found.role == "refused":
-        raise GateRefusal(f"version {found.version} was refused and will not serve: {found.refusal}")
+        raise GateRefusal(f"version {found.version} was refused: {found.refusal}; see docs/runbook-training.md")
     terminal.print_next_step(found.role)
     console.print(f"Its code and data: `git merge {found.branch}` and `dvc checkout`.", soft_wrap=True)
 

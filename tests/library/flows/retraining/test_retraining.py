@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import polars as pl
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from flywheel_ml.core import bundle, paths
@@ -84,13 +85,16 @@ def test_version_names_the_commit_of_its_branch(retrained: Retrained) -> None:
 
 def test_refusal_is_one_line_with_the_remedy(retrained: Retrained, tmp_path: Path) -> None:
     path = project.copy(retrained.path, tmp_path / "project", history=True)
-    project.git(path, "checkout", "--quiet", "--force", "HEAD")
+    # The state of the branch again: no stage has to run.
+    project.git(path, "checkout", "--quiet", "--force", find_branch(path))
+    assert project.run(path, "-m", "dvc", "checkout", "--quiet", "--force").returncode == 0
     project.set_params(path, {"monitor": {"min_labels": 5000}})
     project.commit(path, "More labels")
-    done = project.cli(path, "retrain", "--as-of", "2013-08-20")
+    until = yaml.safe_load((path / paths.PARAMS).read_text())["data"]["until"]
+    done = project.cli(path, "retrain", "--as-of", until)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: version 3 was refused and will not serve: enough recent labels:")
+    assert line.startswith("error: version 3 was refused: enough recent labels:")
     assert "wanted 5,000 (monitor.min_labels); wait for more labels, or choose a later AS_OF" in line
     routing = json.loads((path / "var" / "serving" / "routing.json").read_text())
     assert routing["champion"]["version"] == "1"

@@ -41,10 +41,10 @@ class RetrainingResult(config_model.StrictModel):
 
     @property
     def refusal(self) -> str:
-        """Why the version was refused: the first gate, and how many more; empty if it passed."""
+        """Why the version was refused: the last check, which compares recent labels, and how many more failed."""
         failed = [check for check in self.checks if not check.passed]
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        return f"{failed[0].gate}: {failed[0].reason}{more}" if failed else ""
+        return f"{failed[-1].gate}: {failed[-1].reason}{more}" if failed else ""
 
 
 class RetrainingContext(NamedTuple):
