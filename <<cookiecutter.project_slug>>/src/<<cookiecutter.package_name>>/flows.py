@@ -9,12 +9,12 @@ from pathlib import Path
 
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import monitoring as monitor
-from flywheel_ml.flows import policy, run_state
+from flywheel_ml.flows import run_state
 from flywheel_ml.flows import scoring as batch
 from flywheel_ml.flows import training as steps
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
-from flywheel_ml.flows.retraining import launch
+from flywheel_ml.flows.retraining import launch, policy
 from flywheel_ml.flows.retraining import steps as again
 from prefect import flow
 

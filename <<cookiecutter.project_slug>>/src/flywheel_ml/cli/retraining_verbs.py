@@ -44,8 +44,8 @@ def decisions(
     every: Annotated[bool, typer.Option("--all", help="Also windows in which nothing was found.")] = False,
 ) -> None:
     """List what the policy of params.yaml decided about monitored windows, and how each action ended."""
-    from flywheel_ml.flows.policy import FILE
-    from flywheel_ml.monitoring.decisions import ACTING, read
+    from flywheel_ml.flows.retraining.policy import FILE
+    from flywheel_ml.monitoring.policy.decisions import ACTING, read
 
     ctx.obj.load_params()  # Elsewhere than in a project, this is an error.
     found = read(FILE)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flywheel_ml.core.serving_folder import Routing
     from flywheel_ml.data.adoption.adopt import Examination
     from flywheel_ml.flows.explaining import ExplainedPrediction
-    from flywheel_ml.flows.policy import Applied
+    from flywheel_ml.flows.retraining.policy import Applied
     from flywheel_ml.model.evaluation.gate import GateResult
     from flywheel_ml.monitoring.run import MonitoringRun
 

@@ -351,7 +351,7 @@ def monitor(
         prefect,
     )
     if act:
-        from flywheel_ml.flows.policy import apply_policy
+        from flywheel_ml.flows.retraining.policy import apply_policy
 
         terminal.show_applied(apply_policy(ctx.obj, settings, params, found.result))
     raise typer.Exit(EXIT_STATUS[found.result.verdict])

@@ -14,7 +14,7 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.data.window import check_span
 from flywheel_ml.flows.bundles import find_logged, open_champion, open_version
 from flywheel_ml.flows.orchestration import engine
-from flywheel_ml.flows.policy import silence
+from flywheel_ml.flows.retraining.policy import silence
 from flywheel_ml.monitoring import alerts
 from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.run import MonitoringRun, monitor

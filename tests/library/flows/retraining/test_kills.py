@@ -118,7 +118,7 @@ DRIFTED = f"""
 import sys
 from datetime import UTC, datetime
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import policy
+from flywheel_ml.flows.retraining import policy
 from flywheel_ml.flows.bundles import open_champion
 from flywheel_ml.monitoring.result import evaluate_window
 from flywheel_ml.monitoring.window import count_nothing

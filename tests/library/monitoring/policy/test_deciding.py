@@ -9,7 +9,7 @@ import pytest
 
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.retraining_params import ACTIONS, FINDINGS, Finding, PolicyParams
-from flywheel_ml.monitoring.policy import Decision, Observation, Record, State, decide
+from flywheel_ml.monitoring.policy.deciding import Decision, Observation, Record, State, decide
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
 from library.helpers import project

@@ -17,9 +17,10 @@ from flywheel_ml.flows import run_state
 from flywheel_ml.flows.orchestration.engine import lock_project
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.retraining.request import Interrupted
-from flywheel_ml.monitoring import alerts, decisions
-from flywheel_ml.monitoring.decisions import Attempt, Outcome, Pending
-from flywheel_ml.monitoring.policy import Record, decide, observe
+from flywheel_ml.monitoring import alerts
+from flywheel_ml.monitoring.policy import decisions
+from flywheel_ml.monitoring.policy.deciding import Record, decide, observe
+from flywheel_ml.monitoring.policy.decisions import Attempt, Outcome, Pending
 from flywheel_ml.monitoring.result import Result
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.files import read_json

@@ -14,11 +14,12 @@ from flywheel_ml.core.bundle import MANIFEST, Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.retraining_params import PolicyParams
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import policy, rollout
+from flywheel_ml.flows import rollout
+from flywheel_ml.flows.retraining import policy
 from flywheel_ml.model.registration.registry import Registry
-from flywheel_ml.monitoring import decisions
 from flywheel_ml.monitoring.alerts import Finding
-from flywheel_ml.monitoring.policy import decide
+from flywheel_ml.monitoring.policy import decisions
+from flywheel_ml.monitoring.policy.deciding import decide
 from flywheel_ml.monitoring.result import Result, evaluate_window
 from flywheel_ml.monitoring.window import count_nothing
 from flywheel_ml.utils.files import sha256_file
@@ -29,9 +30,9 @@ WRITER = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from flywheel_ml.flows import policy
+from flywheel_ml.flows.retraining import policy
 from flywheel_ml.flows.orchestration.engine import lock_project
-from flywheel_ml.monitoring import decisions
+from flywheel_ml.monitoring.policy import decisions
 at = 0
 while True:
     with lock_project(Path("var"), "decisions", wait_seconds=60):
@@ -43,10 +44,10 @@ while True:
 DECIDE = f"""
 import sys
 from pathlib import Path
-from flywheel_ml.flows import policy
+from flywheel_ml.flows.retraining import policy
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.monitoring.policy import decide
+from flywheel_ml.monitoring.policy.deciding import decide
 from flywheel_ml.monitoring.result import Result
 from {project.PACKAGE}.project import PROJECT
 result = Result.model_validate_json(Path("result.json").read_text())

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ValidationError
 
 from flywheel_ml.core.retraining_params import Action
-from flywheel_ml.monitoring.policy import Decision, Record
+from flywheel_ml.monitoring.policy.deciding import Decision, Record
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.files import canonical_json
 
