@@ -1,7 +1,7 @@
 """The flows of this project, step by step. A step of your own goes where it belongs.
 
 `engine.task("name", function, ...)` runs a function as a Prefect task, with retries. prefect.yaml says when the flows
-at the end of this file run; `make run`, `make score` and `make monitor` run the same steps by hand.
+at the end of this file run; `make run`, `make retrain`, `make score` and `make monitor` run the same steps by hand.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -14,6 +14,8 @@ from flywheel_ml.flows import scoring as batch
 from flywheel_ml.flows import training as steps
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
+from flywheel_ml.flows.retraining import launch, policy
+from flywheel_ml.flows.retraining import steps as again
 from prefect import flow
 
 from .project import PROJECT
@@ -30,6 +32,18 @@ def train(context: steps.TrainingContext) -> steps.TrainingResult:
     return steps.finish(context, version, checks)
 
 
+def retrain(context: again.RetrainingContext) -> again.RetrainingResult:
+    """In a copy of the project: newer rows → stages → gates, and the champion on recent rows → branch → registry."""
+    again.collect_data(context)
+    steps.fetch_raw_data(context.training)
+    steps.run_stages(context.training)
+    checks = [*steps.check_gates(context.training), *again.compare(context)]
+    again.commit_branch(context)
+    version = steps.register_version(context.training, checks)
+    steps.roll_out(context.training)
+    return again.finish(context, version, checks)
+
+
 @flow(name="training")
 def training() -> str:
     """Train if anything changed; returns the role of the version."""
@@ -37,6 +51,13 @@ def training() -> str:
         return engine.call_in_flow(
             lambda: train(steps.TrainingContext.begin(PROJECT, Settings.read(), Progress()))
         ).role
+
+
+@flow(name="retraining")
+def retraining(as_of: str = "", with_log: bool = False) -> str:
+    """Train the last commit on the rows before a date, by default on all; returns the role of the version."""
+    settings, progress = Settings.read(), Progress()
+    return engine.call_in_flow(lambda: launch.retrain(PROJECT, settings, progress, as_of, with_log)).role
 
 
 @flow(name="scoring")
@@ -48,10 +69,12 @@ def scoring(source: str, output: str) -> int:
 
 @flow(name="monitoring")
 def monitoring(days: float = 1.0) -> str:
-    """Monitor the predictions of the last days; returns the verdict."""
-    since, params = datetime.now(UTC) - timedelta(days=days), PROJECT.load_params()
+    """Monitor the predictions of the last days, and carry out the policy of params.yaml; returns the verdict."""
+    since, params, settings = datetime.now(UTC) - timedelta(days=days), PROJECT.load_params(), Settings.read()
     watch = monitor.monitor_window
-    return engine.call_in_flow(lambda: watch(PROJECT, Settings.read(), params, None, since, None)).result.verdict
+    result = engine.call_in_flow(lambda: watch(PROJECT, settings, params, None, since, None)).result
+    engine.call_in_flow(lambda: policy.apply_policy(PROJECT, settings, params, result))
+    return result.verdict
 
 
 @flow(name="log_prune")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flywheel_ml.core.serving_folder import Routing
     from flywheel_ml.data.adoption.adopt import Examination
     from flywheel_ml.flows.explaining import ExplainedPrediction
+    from flywheel_ml.flows.retraining.policy import Applied
     from flywheel_ml.model.evaluation.gate import GateResult
     from flywheel_ml.monitoring.alerting.delivery import Delivery
     from flywheel_ml.monitoring.alerting.outbox import OpenAlert
@@ -146,6 +147,15 @@ def show_deliveries(deliveries: "Sequence[Delivery]") -> None:
     for sink, accepted, fault in deliveries:
         outcome = f"[red]failed[/]: it {escape(fault)}" if fault else f"{accepted:,} sent"
         console.print(f"  {sink.name} [dim]({escape(sink.setting)})[/] {outcome}", soft_wrap=True)
+
+
+def show_applied(found: "Applied") -> None:
+    """Print what the policy decided about a window, and how each action ended."""
+    for decision in found.record.decisions:
+        console.print(f"[bold]{decision.action}[/]: {decision.finding}: {escape(decision.reason)}", soft_wrap=True)
+    for outcome in found.outcomes:
+        mark = "[green]done[/]" if outcome.succeeded else "[red]failed[/]"
+        console.print(f"  {mark} {outcome.action}: {escape(outcome.text)}", soft_wrap=True)
 
 
 def show_checks(checks: "list[GateResult]") -> None:

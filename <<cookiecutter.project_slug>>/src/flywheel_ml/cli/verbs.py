@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flywheel_ml.cli import quality_verbs, terminal
+from flywheel_ml.cli import quality_verbs, retraining_verbs, terminal
 from flywheel_ml.cli.command import run_command
 from flywheel_ml.cli.log import log_app
 from flywheel_ml.cli.terminal import console
@@ -49,6 +49,7 @@ rollout_app = typer.Typer(
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(quality_verbs.app)
 app.add_typer(log_app, name="log")
+app.add_typer(retraining_verbs.app)
 
 ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
 """Quiet tools; OpenMP threads that busy-wait would make a shared machine many times slower."""
@@ -332,6 +333,7 @@ def monitor(
     reference: Annotated[
         str | None, typer.Option(help="What to compare with: test, same-season, or a span named in params.yaml.")
     ] = None,
+    act: Annotated[bool, typer.Option("--act", help="Then carry out the policy of params.yaml.")] = False,
     prefect: Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow.")] = False,
 ) -> None:
     """Compare predictions with the reference. Exit status: 0 ok, 3 insufficient data, 4 drift, 5 degraded."""
@@ -340,6 +342,8 @@ def monitor(
 
     if last and (since or until):
         raise ConfigError("--last goes with neither --since nor --until; give one or the other")
+    if act and (source or until or version):
+        raise ConfigError("--act needs the champion's current window of the log; drop SCORED, --until and --version")
     start = datetime.now(UTC) - parse_duration(last, "--last") if last else since
     settings, params = Settings.read(), ctx.obj.load_params()
     found = _run_flow(
@@ -349,6 +353,10 @@ def monitor(
         ),
         prefect,
     )
+    if act:
+        from flywheel_ml.flows.retraining.policy import apply_policy
+
+        terminal.show_applied(apply_policy(ctx.obj, settings, params, found.result))
     raise typer.Exit(EXIT_STATUS[found.result.verdict])
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from flywheel_ml.core.catalog import STANDARD_ESTIMATORS, Estimator
+from flywheel_ml.core.retraining_params import PolicyParams, RetrainParams
 from flywheel_ml.utils import config_model, timestamps
 from flywheel_ml.utils.errors import ConfigError
 from flywheel_ml.utils.files import canonical_json, sha256_text
@@ -351,6 +352,8 @@ class Params(config_model.StrictModel):
     rollout: RolloutParams = RolloutParams()
     score: ScoreParams = ScoreParams()
     monitor: MonitorParams = MonitorParams()
+    retrain: RetrainParams = RetrainParams()
+    policy: PolicyParams = PolicyParams()
 
     @model_validator(mode="after")
     def _tunes_one_estimator(self) -> Self:

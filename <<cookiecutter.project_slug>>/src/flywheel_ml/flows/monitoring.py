@@ -15,6 +15,7 @@ from flywheel_ml.data.window import check_span
 from flywheel_ml.flows.alerting import open_sinks
 from flywheel_ml.flows.bundles import find_logged, open_champion, open_version
 from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.retraining.policy import silence
 from flywheel_ml.monitoring.alerting.notify import notify
 from flywheel_ml.monitoring.alerting.outbox import LIVE
 from flywheel_ml.monitoring.performance.variants import VariantQuality, measure_others
@@ -88,7 +89,7 @@ def monitor_window(
         open_champion(project, settings) if version is None else (version, open_version(project, settings, version))
     )
     rows, compared, others = _read(project, settings, params, query, ModelKey(number, opened.digest), opened)
-    rules = import_reference(project.alerts)
+    rules = silence(import_reference(project.alerts), params.policy)
     found = engine.task(
         "monitor",
         monitor,

@@ -181,7 +181,7 @@ def compare_with_champion(project: Project, registry: "Registry", settings: Sett
     rows = tables.read_verified(paths.SPLITS["test"], split["test"]["sha256"])
     with TemporaryDirectory() as scratch:
         try:
-            opened = _open_champion(project, registry, champion, settings, Path(scratch))
+            opened = open_registered(project, registry, champion, settings, Path(scratch))
             missing = [column.name for column in opened.contract.inputs if column.name not in rows.columns]
             if missing:
                 return Candidate(
@@ -197,6 +197,24 @@ def compare_with_champion(project: Project, registry: "Registry", settings: Sett
     decision = metrics.DecisionRule(opened.manifest.threshold) if opened.manifest.threshold is not None else None
     found = metrics.compute_metrics(contract.task, truth, answers.output, decision).get(metrics.HEADLINE[contract.task])
     return Candidate(manifest, found, "" if found is not None else "the test rows contain only one class")
+
+
+def open_registered(
+    project: Project, registry: "Registry", version: "Version", settings: Settings, scratch: Path
+) -> bundle.Bundle:
+    """Open the bundle of a version: from the serving folder, or downloaded to `scratch`.
+
+    Raises:
+        ProjectError: its files are lost or damaged.
+    """
+    served = serving_folder.bundle_folder(
+        settings.serving_folder, serving_folder.BundleRef(version=version.number, digest=version.digest)
+    )
+    try:
+        return bundle.Bundle.open(served, version.digest, project.features)
+    except ProjectError:
+        registry.download(version, scratch)
+        return bundle.Bundle.open(scratch, version.digest, project.features)
 
 
 def measure_bundle(project: Project, contract: Contract, params: Params) -> dict[str, Any]:
@@ -219,21 +237,23 @@ def register_bundle(registry: "Registry", contract: Contract, params: Params, ch
     from flywheel_ml.model.evaluation import figures
 
     passed = all(check.passed for check in checks)
-    if found := registry.find(sha256_file(paths.BUNDLE / bundle.MANIFEST), passed):
-        registry.restore_files(found, paths.BUNDLE, collect_lineage())
-        return found
     plots = {path.stem: read_json(path) for path in paths.PLOTS.glob("*.json")}
     figures.draw_evaluation(paths.REPORTS / "evaluation.png", f"{contract.name}: test rows", plots)
     training_params = params.model_dump(mode="json", include=TRAINING_GROUPS)
-    return registry.register(
-        paths.BUNDLE,
-        checks,
-        flatten(training_params),
-        collect_lineage(),
-        [paths.REPORTS],
-        read_trials(),
-        _collect_selection_metrics(),
-    )
+    # Two retrainings may have made equal bundles: one registers, the other finds it.
+    with registry.lock_registration():
+        if found := registry.find(sha256_file(paths.BUNDLE / bundle.MANIFEST), passed):
+            registry.restore_files(found, paths.BUNDLE, collect_lineage())
+            return found
+        return registry.register(
+            paths.BUNDLE,
+            checks,
+            flatten(training_params),
+            collect_lineage(),
+            [paths.REPORTS],
+            read_trials(),
+            _collect_selection_metrics(),
+        )
 
 
 def read_trials() -> list["Trial"]:
@@ -253,13 +273,15 @@ def read_trials() -> list["Trial"]:
 def assign_role(registry: "Registry", version: "Version", params: Params) -> str:
     """Assign a role: the first version that passes becomes champion, later ones challenger unless params differ.
 
-    A version that was rolled back keeps that role until a person promotes it.
+    A version that was rolled back keeps that role until a person promotes it. One that is older than the champion is
+    never promoted automatically: a run of an older commit would undo a retraining.
     """
     from flywheel_ml.model.registration.registry import CHAMPION
 
     champion = registry.find_alias(CHAMPION)
     is_free = version.passed and not version.rolled_back and (champion is None or champion.number != version.number)
-    if is_free and (champion is None or params.rollout.auto_promote):
+    is_newer = champion is None or int(version.number) > int(champion.number)
+    if is_free and is_newer and (champion is None or params.rollout.auto_promote):
         registry.promote(version.number, champion.number if champion else None)
     elif is_free:
         registry.set_challenger(version.number)
@@ -378,19 +400,6 @@ def _open_registry(project: Project, settings: Settings, name: str) -> "Registry
     from flywheel_ml.model.registration.registry import Registry
 
     return Registry.open(settings, name, project)
-
-
-def _open_champion(
-    project: Project, registry: "Registry", champion: "Version", settings: Settings, scratch: Path
-) -> bundle.Bundle:
-    served = serving_folder.bundle_folder(
-        settings.serving_folder, serving_folder.BundleRef(version=champion.number, digest=champion.digest)
-    )
-    try:
-        return bundle.Bundle.open(served, champion.digest, project.features)
-    except ProjectError:
-        registry.download(champion, scratch)
-        return bundle.Bundle.open(scratch, champion.digest, project.features)
 
 
 def _recover(registry: "Registry", settings: Settings) -> str:

@@ -172,6 +172,19 @@ def render_params(proposal: Proposal, before: str, raw: Path) -> str:
     return re.sub(r"(?<=[^\n]\n)(?=(?:train|evaluate):)", "\n", _dump(content))
 
 
+def render_until(before: str, until: str) -> str:
+    """Set `data.until` in params.yaml; everything else, including comments, stays.
+
+    Raises:
+        ConfigError: the current text is not a YAML mapping.
+    """
+    content = _build_yaml().load(before)
+    if not isinstance(content, CommentedMap):
+        raise ConfigError("params.yaml: expected keys and values; restore it from git")
+    _update_group(content, "data", {"until": until})
+    return _dump(content)
+
+
 def remove_example(pyproject: str) -> str:
     """Remove the example's dependencies from pyproject.toml."""
     kept = re.sub(r"^example = \[[^\]]*\]\n", "", pyproject, flags=re.MULTILINE)

@@ -18,7 +18,9 @@ def watch_parent() -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Without Python's buffer: its lock would abort a process that ends by itself while this thread reads.
+    while os.read(0, 65_536):
+        pass
     # SIGKILL cannot be ignored, so no orphan stays alive.
     os.killpg(0, signal.SIGKILL)
 

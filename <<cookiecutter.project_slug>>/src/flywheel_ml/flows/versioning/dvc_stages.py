@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from flywheel_ml.utils.files import sha256_file
 
 GRAPH, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 _RWLOCK = Path(".dvc/tmp/rwlock")
+_LOCAL_CONFIG = Path(".dvc/config.local")
 
 
 def read_stages() -> dict[str, str]:
@@ -81,8 +83,21 @@ def hash_lock() -> str:
     return sha256_file(LOCK) if LOCK.is_file() else ""
 
 
+def share_cache(folder: Path) -> None:
+    """Let the copy of this project in `folder` use the cache and the remotes of this one, by its .dvc/config.local."""
+    with _open_repo() as repo:
+        cache, remotes = repo.cache.local_cache_dir, repo.config["remote"]
+    if _LOCAL_CONFIG.is_file():
+        shutil.copyfile(_LOCAL_CONFIG, folder / _LOCAL_CONFIG)
+    with _open_repo(folder) as copy, copy.config.edit("local") as content:
+        content.setdefault("cache", {})["dir"] = cache
+        for name, remote in remotes.items():
+            # DVC has resolved paths that were relative to the file they are in.
+            content.setdefault("remote", {}).setdefault(name, {})["url"] = remote["url"]
+
+
 @contextlib.contextmanager
-def _open_repo() -> Iterator[Any]:
+def _open_repo(folder: Path = Path()) -> Iterator[Any]:
     os.environ.update(QUIET)
     # Stages run as `python -m …`, so put the current Python first on the path.
     here, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
@@ -96,7 +111,7 @@ def _open_repo() -> Iterator[Any]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         _drop_broken_lock()
-        with Repo() as repo:
+        with Repo(str(folder)) as repo:
             yield repo
     except ReproductionError as error:
         name = str(error).removeprefix("failed to reproduce ")

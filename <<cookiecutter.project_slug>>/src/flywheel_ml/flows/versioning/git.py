@@ -4,6 +4,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from flywheel_ml.utils.errors import ProjectError
+from flywheel_ml.utils.process import get_user_name
+
 VERSIONED = ("params.yaml", "contract.yaml", "dvc.yaml", "dvc.lock", "profile_bins.json", "data/*.dvc", "reports")
 """Files that a run reads or changes, and that a commit must contain to reproduce the run."""
 
@@ -27,6 +30,33 @@ def list_edited(paths: Sequence[Path]) -> list[str]:
     """List the given files that git tracks and that differ from the current commit."""
     names = _run_git("diff", "--name-only", "--relative", "HEAD", "--", *map(str, paths))
     return names.splitlines()
+
+
+def call_git(*words: str, folder: Path = Path()) -> str:
+    """Run git in a folder, without hooks and without touching the index of a status query; return its output.
+
+    Raises:
+        ProjectError: git is not installed, or the command failed.
+    """
+    command = ["git", "--no-optional-locks", "-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", *words]
+    try:
+        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ProjectError("git is not installed; install it to retrain") from None
+    if answer.returncode:
+        raise ProjectError(f"git {words[0]}: {' '.join(answer.stderr.split())[:300]}")
+    return answer.stdout
+
+
+def has_path(commit: str, path: str) -> bool:
+    """Whether a commit has a file or folder at this path, relative to the current folder."""
+    return bool(_run_git("ls-tree", commit, "--", path))
+
+
+def get_identity() -> tuple[str, str]:
+    """Return name and address for commits: as git is configured, or else the user's name on this machine."""
+    name, email = (_run_git("config", key).strip() for key in ("user.name", "user.email"))
+    return name or get_user_name(), email or f"{get_user_name()}@localhost"
 
 
 def _run_git(*words: str) -> str:

@@ -7,6 +7,7 @@ import socket
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -213,6 +214,17 @@ class Registry:
             description=f"Refused: {refused}" if refused else "Passed every gate.",
         )
         return _to_version(version)
+
+    def lock_registration(self) -> AbstractContextManager[object]:
+        """Lock the registry against other registrations of this project."""
+        return store.lock("registration", self._settings)
+
+    def read_report(self, version: Version, name: str) -> Any:
+        """Return the content of a JSON file in the reports of a version's run; None if it was not logged."""
+        try:
+            return mlflow.artifacts.load_dict(f"runs:/{version.run_id}/reports/{name}")
+        except (MlflowException, OSError, ValueError):
+            return None
 
     def prune(self, version: Version) -> None:
         """Remove the files of a version from a local store; `restore_files` brings them back."""

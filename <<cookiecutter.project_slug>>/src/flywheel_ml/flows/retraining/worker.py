@@ -1,0 +1,64 @@
+"""The process of a retraining: its current folder is the clone, and it imports the clone's code.
+
+python -m flywheel_ml.flows.orchestration.die_with_parent flywheel_ml.flows.retraining.worker PROJECT WORKSPACE SOURCE
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flywheel_ml.core.paths import TRACE
+from flywheel_ml.core.project import Project, import_reference
+from flywheel_ml.core.settings import QUIET, Settings
+from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.progress import Progress
+from flywheel_ml.flows.retraining.request import REQUEST, Request, Workspace
+from flywheel_ml.flows.retraining.steps import RetrainingContext, RetrainingResult
+from flywheel_ml.utils import config_model
+from flywheel_ml.utils.errors import ProjectError
+from flywheel_ml.utils.files import write_json
+
+NAME = "retraining"
+
+
+def main(reference: str, folder: Path, source: Path) -> None:
+    """Retrain, and write the result, or the error, into the workspace.
+
+    Args:
+        reference: the project, `module:attribute`.
+        folder: the workspace.
+        source: the project that was cloned.
+    """
+    os.environ.update(QUIET)
+    workspace = Workspace(folder, config_model.load(folder / REQUEST, Request))
+    try:
+        found = _retrain(import_reference(reference), workspace, source)
+        content: dict[str, Any] = {"result": found.model_dump(mode="json")}
+    except ProjectError as error:
+        content = {"error": str(error), "exit_code": error.exit_code}
+    except OSError as error:
+        content = {"error": f"{error.filename or 'retraining'}: {error.strerror or error}", "exit_code": 1}
+    except Exception as error:
+        trace = source / TRACE
+        trace.write_text(traceback.format_exc(), encoding="utf-8")
+        text = " ".join(str(error).split())[:300]
+        content = {
+            "error": f"unexpected {type(error).__name__}: {text}: a bug in this program (see {TRACE})",
+            "exit_code": 1,
+        }
+    write_json(workspace.result, content)
+
+
+def _retrain(project: Project, workspace: Workspace, source: Path) -> RetrainingResult:
+    retrain: Callable[[RetrainingContext], RetrainingResult] = import_reference(f"{project.flows}:retrain")
+    progress = Progress()
+    return engine.run_flow(
+        NAME, lambda: retrain(RetrainingContext.begin(project, Settings.read(), progress, workspace, source))
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

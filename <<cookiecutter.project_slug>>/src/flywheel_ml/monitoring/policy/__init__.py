@@ -1,0 +1,1 @@
+"""The policy: what findings lead to, and the file of decisions."""
