@@ -29,8 +29,8 @@ demo: install ## Bake a project, then train, serve and monitor a model, on the e
 	@$(RUN) python tests/demo.py $(if $(DATA),"$(DATA)") $(if $(TARGET),"$(TARGET)")
 
 test: install ## Run the tests of the library, the template and a baked project (about 15 minutes)
-	@$(RUN) $(PYTEST) -m "not chaos" tests/library
-	@$(RUN) $(PYTEST) -m chaos tests/library
+	@$(RUN) $(PYTEST) -m "not chaos and not full" tests/library
+	@$(RUN) $(PYTEST) -m "chaos and not full" tests/library
 	@$(RUN) pytest -m "not full" tests/template
 
 test-full: install ## Run every test, including the slow ones: 30 public tables, simulations (about two hours)

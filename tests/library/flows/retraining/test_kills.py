@@ -76,6 +76,7 @@ def list_versions(path: Path) -> list[tuple[int, str]]:
 
 
 @pytest.mark.chaos
+@pytest.mark.full
 def test_kills_at_every_point_leave_nothing_half_made(trained_project: project.PipelineRuns, tmp_path: Path) -> None:
     path = prepare(trained_project.path, tmp_path / "project")
     before = retraining.hash_untouched(path)
@@ -133,6 +134,7 @@ print([outcome.text for outcome in policy.apply_policy(PROJECT, settings, params
 
 
 @pytest.mark.chaos
+@pytest.mark.full
 def test_retraining_by_policy_is_completed_after_a_kill(trained_project: project.PipelineRuns, tmp_path: Path) -> None:
     path = prepare(trained_project.path, tmp_path / "project")
     project.set_params(path, {"policy": {"degraded_quality": "retrain", "windows": 1, "with_log": True}})
