@@ -217,7 +217,11 @@ class Bundle:
 
     @cached_property
     def profile(self) -> Profile:
-        """The reference profile, read from disk at the first use."""
+        """The reference profile, read from disk at the first use and kept."""
+        return self.read_profile()
+
+    def read_profile(self) -> Profile:
+        """Read the reference profile from disk. A server, which needs it once, does not keep it in memory."""
         return Profile.load(self.path / PROFILE)
 
     def predict(self, columns: Columns) -> Predictions:

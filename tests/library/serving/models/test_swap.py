@@ -243,7 +243,8 @@ def test_memory_does_not_grow_with_swaps(
             # Connections that stay open, on whatever they asked last; and requests that failed.
             for path, body in bodies:
                 clients.enter_context(server.client()).post(path, json=body)
-            if number == 3:
+            if number == 10:
                 time.sleep(1)
                 before = megabytes()
-        wait_for(lambda: megabytes() <= before + 10)
+        # It varies by about 10 MB from swap to swap; 20 retained models would be 100 MB.
+        wait_for(lambda: megabytes() <= before + 20)

@@ -199,7 +199,7 @@ class ModelManager:
         path = serving_folder.bundle_folder(self._folder, ref)
         try:
             bundle = Bundle.open_prior(path, ref.digest, self._features)
-            schema = Schema(bundle.contract, bundle.profile, self._max_instances, bundle.unused)
+            schema = Schema(bundle.contract, bundle.read_profile(), self._max_instances, bundle.unused)
         except Exception:  # The reason was already reported when the whole bundle was rejected.
             return None
         return ServedModel(bundle, ref, schema, "fallback", datetime.now(UTC), is_prior=True)
@@ -225,7 +225,7 @@ class ModelManager:
 
     def _load(self, path: Path, ref: BundleRef, variant: Variant) -> ServedModel:
         bundle = Bundle.open(path, ref.digest, self._features)
-        schema = Schema(bundle.contract, bundle.profile, self._max_instances, bundle.unused)
+        schema = Schema(bundle.contract, bundle.read_profile(), self._max_instances, bundle.unused)
         # A model that cannot answer a typical row is rejected here, not discovered by the first caller.
         bundle.predict(columns_from_rows(bundle.contract.inputs, [schema.example]))
         _give_back_memory()
