@@ -226,16 +226,20 @@ class SupervisorLink:
             self._control.send(message)
 
     def _attend(self) -> None:
+        is_listener_wanted = False
         while True:
             self._say(self._state())
             try:
                 request = self._control.recv(MAX_MESSAGE)
             except TimeoutError:
-                continue
-            if request == LISTENER and self.listener is not None:
+                request = b""
+            # A worker that is starting has no socket yet, and sends it as soon as it has one.
+            is_listener_wanted |= request == LISTENER
+            if is_listener_wanted and self.listener is not None:
+                is_listener_wanted = False
                 with suppress(OSError):
                     socket.send_fds(self._control, [LISTENER], [self.listener.fileno()])
-            elif request == RETIRE and self._server is not None:
+            if request == RETIRE and self._server is not None:
                 self._server.retire()
 
 
