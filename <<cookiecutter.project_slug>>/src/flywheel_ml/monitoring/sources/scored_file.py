@@ -14,7 +14,7 @@ from flywheel_ml.monitoring.window import Chunk, Window, collect, count_chunk, n
 from flywheel_ml.utils.errors import DataError
 from flywheel_ml.utils.threads import count_threads, map_in_order
 
-CHUNK_ROWS = 250_000
+CHUNK_ROWS = 150_000
 
 
 def from_file(path: Path, bundle: Bundle, slices: Sequence[str] = (), chunk_rows: int = CHUNK_ROWS) -> Window:
