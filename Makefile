@@ -28,7 +28,7 @@ help: ## List all commands
 demo: install ## Bake a project, then train, serve and monitor a model, on the example or your own table (DATA= TARGET=)
 	@$(RUN) python tests/demo.py $(if $(DATA),"$(DATA)") $(if $(TARGET),"$(TARGET)")
 
-test: install ## Run the tests of the library, the template and a baked project (about 15 minutes)
+test: install ## Run the tests of the library, the template and a baked project (about 25 minutes)
 	@$(RUN) $(PYTEST) -m "not chaos and not full" tests/library
 	@$(RUN) $(PYTEST) -m "chaos and not full" tests/library
 	@$(RUN) pytest -m "not full" tests/template
