@@ -68,6 +68,16 @@ CREATE TABLE blocks (id VARCHAR(32) NOT NULL, timestamp_us BIGINT NOT NULL, rows
 CREATE INDEX ix_blocks_timestamp_us ON blocks (timestamp_us);
 """
 """What schema 3 had."""
+FOURTH = (
+    THIRD
+    + """
+ALTER TABLE labels ADD COLUMN arrived_us BIGINT;
+CREATE TABLE entity_labels (entity_id TEXT NOT NULL, timestamp_us BIGINT NOT NULL, label TEXT NOT NULL,
+    arrived_us BIGINT, PRIMARY KEY (entity_id, timestamp_us));
+CREATE INDEX ix_entity_labels_timestamp_us ON entity_labels (timestamp_us);
+"""
+)
+"""What schema 4 had."""
 DIGEST = "d" * 64
 INPUTS, OUTPUTS = b'{"key":["b","c"]}', b'{"score":[0.5,0.5],"told":[{},{}]}'
 
@@ -75,8 +85,9 @@ ALONE = Prediction(new_id(), 10, "a", None, "champion", "1", None, '{"x":1}', "{
 BLOCK = Block(new_block_ids(1)[0], 20, 2, "key", None, "champion", "1", None, INPUTS, OUTPUTS, 800, False)
 LABEL = Outcome(ALONE.id, 30, "true")
 JOB = Job(new_id(), 40, "1", None, "in.csv", "out.parquet", 7, 1.5)
-NEW = ("event_timestamp_us", "event_timestamp_column", "model_digest", "arrived_us")
-"""What schemas 1 and 2 lacked; schema 3 lacked only the last."""
+NEW = ("event_timestamp_us", "event_timestamp_column", "model_digest", "arrived_us", "assigned_variant")
+LACKING = {1: NEW, 2: NEW, 3: NEW[-2:], 4: NEW[-1:]}
+"""Schema → the columns that it lacked."""
 
 
 def old_rows(version: int) -> list[Row]:
@@ -85,8 +96,8 @@ def old_rows(version: int) -> list[Row]:
 
 def statements(version: int, blob: str = "BLOB") -> tuple[list[str], list[tuple[str, tuple[Any, ...]]]]:
     """What the package of this schema version ran: to make its tables, and to fill them."""
-    script = THIRD if version == 3 else OLD + (BLOCKS if version > 1 else "")
-    lacking = NEW[-1:] if version == 3 else NEW
+    script = {1: OLD, 2: OLD + BLOCKS, 3: THIRD, 4: FOURTH}[version]
+    lacking = LACKING[version]
     made = [f"INSERT INTO schema_version VALUES ({found})" for found in range(1, version + 1)]
     names = {Prediction: "predictions", Block: "blocks", Outcome: "labels", Job: "jobs"}
     rows = [
@@ -132,7 +143,7 @@ def version_of(path: Path) -> int:
     return int(found)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_old_file_is_read_unmigrated_and_migrated_by_its_writer(tmp_path: Path, version: int) -> None:
     path = old_file(tmp_path / "serving-0.db", version)
     content = path.read_bytes()
@@ -143,7 +154,7 @@ def test_old_file_is_read_unmigrated_and_migrated_by_its_writer(tmp_path: Path, 
     assert [one.prediction.entity_id for one in others] == (["b", "c"] if version > 1 else [])
     assert before[3] == {ALONE.id, *([BLOCK.id] if version > 1 else [])}
     assert before[5] == [JOB]
-    added = ALONE._replace(id=new_id(), model_digest=DIGEST, event_timestamp_us=5)
+    added = ALONE._replace(id=new_id(), model_digest=DIGEST, event_timestamp_us=5, assigned_variant="challenger")
     with Writer(str(tmp_path), "serving") as writer:
         assert version_of(path) == SCHEMA_VERSION
         assert logged(str(tmp_path)) == before
@@ -264,7 +275,7 @@ def old_database(postgres: postgresql.PostgreSQL, version: int) -> str:
     return url
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4])
 def test_concurrent_processes_migrate_a_database_once(postgres: postgresql.PostgreSQL, version: int) -> None:
     url = old_database(postgres, version) if version else postgres.database()
     before = logged(url)

@@ -11,6 +11,7 @@ checkpoint one WAL. Readers open all files as one log. With a database URL, all 
 
 from flywheel_ml.prediction_log.reader import LoggedPrediction, Reader
 from flywheel_ml.prediction_log.rows import (
+    CHALLENGER,
     SHADOW,
     Block,
     EntityOutcome,
@@ -34,6 +35,7 @@ from flywheel_ml.prediction_log.variant_stats import VariantStats, merge_stats
 from flywheel_ml.prediction_log.writer import Writer
 
 __all__ = [
+    "CHALLENGER",
     "SHADOW",
     "Block",
     "EntityOutcome",

@@ -15,7 +15,13 @@ _RENAMED = {
     "jobs": _TIME,
 }
 """Columns with another name in schemas 1 and 2: table → current name → old name."""
-_ADDED = {"event_timestamp_us": 3, "event_timestamp_column": 3, "model_digest": 3, "arrived_us": 4}
+_ADDED = {
+    "event_timestamp_us": 3,
+    "event_timestamp_column": 3,
+    "model_digest": 3,
+    "arrived_us": 4,
+    "assigned_variant": 5,
+}
 """Column → the schema that added it."""
 _ADDED_TABLES = {blocks.name: 2, entity_labels.name: 4}
 """Table → the schema that added it."""

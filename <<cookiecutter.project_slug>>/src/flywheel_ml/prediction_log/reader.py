@@ -324,6 +324,7 @@ def unpack_block(block: Block) -> Iterator[Prediction]:
                 row.score,
                 block.latency_us,
                 block.degraded,
+                block.assigned_variant,
             )
     except ImportError:
         raise ConfigError(

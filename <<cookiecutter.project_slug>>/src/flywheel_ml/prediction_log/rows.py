@@ -11,11 +11,13 @@ from pydantic_core import to_json
 
 _EPOCH = datetime(1970, 1, 1)
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version 2 added blocks; version 3 digests and event times, and it renamed columns; version 4 labels by entity, and
-when a label arrived (migrations.py)."""
+when a label arrived; version 5 the variant that a row was assigned to (migrations.py)."""
 SHADOW = "shadow"
 """Variant of rows that were logged alongside an answer but sent to no client."""
+CHALLENGER = "challenger"
+"""Variant of rows that the model next to the champion answered."""
 BLOCK_DIGITS = 8
 """The last digits of an id in a block are the row's position."""
 
@@ -38,6 +40,7 @@ predictions = sa.Table(
     sa.Column("score", sa.Float, nullable=False),
     sa.Column("latency_us", sa.Integer, nullable=False),
     sa.Column("degraded", sa.Boolean, nullable=False),
+    sa.Column("assigned_variant", sa.Text),
 )
 
 labels = sa.Table(
@@ -87,6 +90,7 @@ blocks = sa.Table(
     sa.Column("outputs", sa.LargeBinary, nullable=False),
     sa.Column("latency_us", sa.Integer, nullable=False),
     sa.Column("degraded", sa.Boolean, nullable=False),
+    sa.Column("assigned_variant", sa.Text),
 )
 
 
@@ -95,7 +99,9 @@ class Prediction(NamedTuple):
 
     `timestamp_us` is the time of the prediction, in microseconds since 1970 UTC. `event_timestamp_us` is the value of
     the contract's time column: microseconds since 1970 on that column's own clock. `model_digest` is the sha256 of the
-    bundle's manifest; None in rows that were logged before schema 3.
+    bundle's manifest; None in rows that were logged before schema 3. `variant` is the one that answered;
+    `assigned_variant` is the one that was to answer and failed, or None if they are the same. A shadow's row is
+    `degraded` if the shadow failed, and then has the answer that was sent.
     """
 
     id: str
@@ -110,6 +116,7 @@ class Prediction(NamedTuple):
     score: float
     latency_us: int
     degraded: bool
+    assigned_variant: str | None = None
 
 
 class Block(NamedTuple):
@@ -131,6 +138,7 @@ class Block(NamedTuple):
     outputs: bytes
     latency_us: int
     degraded: bool
+    assigned_variant: str | None = None
 
     @property
     def pages(self) -> int:

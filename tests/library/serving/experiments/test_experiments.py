@@ -336,7 +336,17 @@ def test_broken_challenger_is_paused_until_restarted(
     assert site.metric("experiment_running") == 0
     lines = [line for line in site.server.log_lines() if line["event"] == "experiment_paused"]
     assert (lines[-1]["level"], lines[-1]["version"]) == ("error", asked.ref.version)
-    assert site.ask(example)["variant"] == "champion"
+    last = site.ask(example)
+    assert last["variant"] == "champion"
+
+    # A row counts as the challenger's although the champion answered, also while the challenger is paused.
+    def was_failed(identifier: str) -> bool:
+        row = site.logged()[identifier]
+        return (row.variant, row.assigned_variant, row.model_version) == ("champion", "challenger", "never")
+
+    assert was_failed(answer["predictions"][-1]["id"])
+    assert was_failed(last["predictions"][0]["id"])
+    assert site.metric('challenger_rows_replaced_total{reason="paused"}') > 0
 
     # Another share is the same experiment; another salt is a new one.
     site.folder.point(site.champion, challenger=asked.model_copy(update={"share": 0.9}))
@@ -433,7 +443,7 @@ def test_shadow_is_logged_but_never_answers(site: Site, example: Instance) -> No
 def test_broken_shadow_does_not_affect_responses(
     site: Site, faulty: dict[faulty_models.Fault, BundleRef], example: Instance, fault: faulty_models.Fault
 ) -> None:
-    dropped = site.metric("shadow_rows_dropped_total")
+    failed = site.metric("shadow_rows_failed_total")
     site.begin(beside=shadow(faulty[fault]))
 
     def is_paused() -> bool:
@@ -447,7 +457,10 @@ def test_broken_shadow_does_not_affect_responses(
         assert not any(is_paused() for _ in range(2 * MAX_FAILURES))
     else:
         wait_for(is_paused)
-        assert site.metric("shadow_rows_dropped_total") > dropped
+        assert site.metric("shadow_rows_failed_total") > failed
+        last = site.ask(example)["predictions"][0]["id"]
+        wait_for(lambda: derive_shadow_id(last) in site.logged(SHADOW))
+        assert site.logged(SHADOW)[derive_shadow_id(last)].degraded
 
 
 def test_rows_beyond_the_shadow_queue_are_dropped_and_counted(

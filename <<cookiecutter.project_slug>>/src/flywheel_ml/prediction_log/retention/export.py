@@ -230,6 +230,7 @@ def build_table(rows: Sequence[Prediction], labels: dict[str, str], contract: Co
         "score": pa.array([row.score for row in rows], pa.float64()),
         "latency_us": pa.array([row.latency_us for row in rows], pa.int64()),
         "degraded": pa.array([bool(row.degraded) for row in rows], pa.bool_()),
+        "assigned_variant": pa.array([row.assigned_variant for row in rows], pa.string()),
         "has_label": pa.array([one is not None for one in outcomes], pa.bool_()),
     }
     columns |= {PREFIX + key: values for key, values in known.items()}

@@ -96,6 +96,7 @@ class PredictionMetrics:
             "challenger_rows_replaced", "A challenger's rows that other models answered.", ["reason"], registry=registry
         )
         self.dropped = Counter("shadow_rows_dropped", "Rows that the shadow did not log.", registry=registry)
+        self.failed = Counter("shadow_rows_failed", "Rows that the shadow failed on.", registry=registry)
         self.unlogged = Counter("predictions_unlogged", "Predictions answered and not logged.", registry=registry)
         self.labels = Counter("labels_accepted", "Labels acknowledged.", registry=registry)
         self.queued = build_sum_gauge("prediction_queue_size", "Requests waiting to be scored or committed.", registry)

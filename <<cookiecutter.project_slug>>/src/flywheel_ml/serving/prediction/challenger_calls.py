@@ -19,7 +19,7 @@ from flywheel_ml.serving.prediction.batch import PendingRequest, call_in_loop
 from flywheel_ml.serving.prediction.pipeline import score_or_none
 from flywheel_ml.serving.prediction.requests import PredictRequest, RowPrediction
 
-SLOW, RAISED, NOT_FINITE, BUSY = "slow", "raised", "not_finite", "busy"
+SLOW, RAISED, NOT_FINITE, BUSY, PAUSED = "slow", "raised", "not_finite", "busy", "paused"
 """Reasons why other models answered a challenger's rows."""
 
 
@@ -42,7 +42,7 @@ class ChallengerCalls:
     def dispatch(self, deployment: Deployment, pending: list[PendingRequest]) -> list[PendingRequest]:
         """Return the requests that can be answered now; the others are requeued when the challenger is done."""
         experiment = deployment.challenger
-        if experiment is None or experiment.paused:
+        if experiment is None:
             return pending
         ready: list[PendingRequest] = []
         deferred: list[tuple[PendingRequest, list[int]]] = []
@@ -56,10 +56,10 @@ class ChallengerCalls:
                 one.respond(problem)
                 continue
             one = one._replace(request=request)  # noqa: PLW2901
-            if chosen and not experiment.is_overdue:
+            if chosen and not (experiment.paused or experiment.is_overdue):
                 deferred.append((one, chosen))
             else:
-                self._metrics.predictions.replaced.labels(BUSY).inc(len(chosen))
+                self._count_skipped(experiment, len(chosen))
                 ready.append(one)
         if deferred:
             experiment.pending += deferred
@@ -126,6 +126,10 @@ class ChallengerCalls:
         self._metrics.predictions.replaced.labels(reason).inc(rows)
         experiment.breaker.record(reason)
 
+    def _count_skipped(self, experiment: RunningExperiment, rows: int) -> None:
+        if rows:
+            self._metrics.predictions.replaced.labels(PAUSED if experiment.paused else BUSY).inc(rows)
+
     def _complete(self, call: "_Call", found: Sequence[RowPrediction | None]) -> None:
         call.is_completed = True
         answers = iter(found)
@@ -148,7 +152,7 @@ class ChallengerCalls:
             if not (experiment.paused or experiment.is_overdue):
                 call = experiment.runner.submit(len(rows), partial(score_or_none, experiment.model, rows))
             if call is None:
-                self._metrics.predictions.replaced.labels(BUSY).inc(len(rows))
+                self._count_skipped(experiment, len(rows))
                 continue
             try:
                 call.exception(experiment.runner.timeout(self._timeout_seconds))
@@ -183,4 +187,4 @@ def _assign(
     ids = new_ids(len(instances))
     spec = experiment.spec
     chosen = assign_rows(spec, model.id_column, instances, ids, request.hints) if isinstance(spec, Challenger) else []
-    return request._replace(instances=instances, ids=ids), chosen
+    return request._replace(instances=instances, ids=ids, assigned=chosen), chosen

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from flywheel_ml.prediction_log import Prediction, blocks, build_block, build_predictions, new_block_ids, new_ids
+from flywheel_ml.prediction_log import (
+    CHALLENGER,
+    Prediction,
+    blocks,
+    build_block,
+    build_predictions,
+    new_block_ids,
+    new_ids,
+)
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.models.output_texts import format_numbers
 from flywheel_ml.serving.models.served_model import Deployment, ServedModel
@@ -81,6 +89,7 @@ def complete(
         logged = build_predictions(
             model.origin, prediction_ids, instances, outputs[row_range], scores[row_range], latency_us
         )
+        logged = _mark_assigned(request, logged)
         body = request.codec.encode(model, Results(prediction_ids, outputs[row_range]))
         completed.append(CompletedRequest(logged, body, classes[row_range], instances))
     marks.append(time.perf_counter())
@@ -126,32 +135,45 @@ def score_or_none(model: ServedModel, instances: Sequence[Instance]) -> list[Row
 
 
 def build_shadow_rows(model: ServedModel, answered: Sequence[tuple[Instance, Prediction]]) -> list[Prediction]:
-    """Return a shadow's log rows for answered rows; rows without a finite prediction are left out.
+    """Return a shadow's log rows for answered rows; `build_failed_row` builds those without a finite prediction.
 
     `derive_shadow_id` derives the id of each from the answered row's id.
     """
     started = time.perf_counter()
     found = score_or_none(model, [instance for instance, _ in answered])
     latency_us = round((time.perf_counter() - started) * 1e6)
+    failed = [build_failed_row(model, row) for _, row in answered]
     return [
-        row._replace(
-            id=derive_shadow_id(row.id),
-            variant=model.variant,
-            model_version=model.ref.version,
-            model_digest=model.ref.digest,
-            output=predicted.output,
-            score=predicted.score,
-            latency_us=latency_us,
-            degraded=False,
-        )
-        for (_, row), predicted in zip(answered, found, strict=True)
-        if predicted is not None
+        row
+        if predicted is None
+        else row._replace(output=predicted.output, score=predicted.score, latency_us=latency_us, degraded=False)
+        for row, predicted in zip(failed, found, strict=True)
     ]
+
+
+def build_failed_row(model: ServedModel, row: Prediction) -> Prediction:
+    """Return a shadow's log row without a prediction of its own: it has the answer that was sent, and is degraded."""
+    return row._replace(
+        id=derive_shadow_id(row.id),
+        variant=model.variant,
+        model_version=model.ref.version,
+        model_digest=model.ref.digest,
+        degraded=True,
+        assigned_variant=None,
+    )
 
 
 def derive_shadow_id(name: str) -> str:
     """Return the id of a shadow's row for a prediction's id: the same time, other random digits."""
     return name[:12] + blake2b(name.encode(), digest_size=10).hexdigest()
+
+
+def _mark_assigned(request: PredictRequest, logged: list[Prediction]) -> list[Prediction]:
+    """Mark the rows that the challenger was to answer and did not."""
+    if not request.assigned:
+        return logged
+    failed = {at for at in request.assigned if logged[at].variant != CHALLENGER}
+    return [row._replace(assigned_variant=CHALLENGER) if at in failed else row for at, row in enumerate(logged)]
 
 
 def _select_unanswered(request: PredictRequest, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -204,7 +226,7 @@ def _merge(
         logged |= zip(positions, rows, strict=True)
     results = Results(ids, [predicted.output for _, predicted in by_row], [by for by, _ in by_row])
     body = request.codec.encode(by_row[0][0] if len(models) == 1 else model, results)
-    in_order = [logged[at] for at in range(len(instances))]
+    in_order = _mark_assigned(request, [logged[at] for at in range(len(instances))])
     return CompletedRequest(
         in_order,
         body,

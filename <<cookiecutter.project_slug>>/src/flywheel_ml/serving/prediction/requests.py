@@ -1,7 +1,7 @@
 """Prediction requests, their results, and the interface of codecs."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from flywheel_ml.prediction_log import Row
@@ -78,6 +78,7 @@ class PredictRequest(NamedTuple):
         instances: its rows, once decoded.
         ids: of the predictions, once rows are assigned to models.
         predictions_by_position: rows that another model has answered: position → model and prediction.
+        assigned: positions of the rows that the challenger was to answer.
     """
 
     body: bytes
@@ -88,6 +89,7 @@ class PredictRequest(NamedTuple):
     instances: list[dict[str, Any]] | None = None
     ids: Sequence[str] | None = None
     predictions_by_position: Mapping[int, tuple[ServedModel, RowPrediction]] = {}
+    assigned: Collection[int] = ()
 
     def measure_latency_us(self) -> int:
         """Return the microseconds since the request was received."""

@@ -1,4 +1,8 @@
-"""Calls of a shadow: scores rows after the response was sent, and logs them next to the champion's."""
+"""Calls of a shadow: scores rows after the response was sent, and logs them next to the champion's.
+
+A row that the shadow failed on, or that arrived while it was paused, is logged as degraded, so that a count of the log
+shows failures. Rows that do not fit into the queue are not logged: they say nothing about the model.
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,8 +16,8 @@ from flywheel_ml.serving.models.served_model import RunningExperiment
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.prediction.batch import call_in_loop
 from flywheel_ml.serving.prediction.challenger_calls import NOT_FINITE, RAISED
-from flywheel_ml.serving.prediction.pipeline import build_shadow_rows
-from flywheel_ml.serving.prediction.requests import CompletedRequest
+from flywheel_ml.serving.prediction.pipeline import build_failed_row, build_shadow_rows
+from flywheel_ml.serving.prediction.requests import CompletedRequest, Instance
 
 
 class ShadowCalls:
@@ -37,14 +41,15 @@ class ShadowCalls:
 
     def enqueue(self, experiment: RunningExperiment, completed: Sequence[CompletedRequest]) -> None:
         """Queue the rows of completed requests that were logged row by row."""
-        if experiment.paused:
-            return
         pairs = [
             (instance, row)
             for one in completed
             for instance, row in zip(one.instances, one.rows, strict=True)
             if isinstance(row, Prediction)
         ]
+        if experiment.paused:
+            self._log_failures(experiment, pairs)
+            return
         room = max(0, MAX_QUEUED_ROWS - len(experiment.pending))
         experiment.pending += pairs[:room]
         self._metrics.predictions.dropped.inc(len(pairs[room:]))
@@ -55,30 +60,38 @@ class ShadowCalls:
         some, experiment.pending = experiment.pending[:MAX_CALL_ROWS], experiment.pending[MAX_CALL_ROWS:]
         future = experiment.runner.submit(len(some), partial(build_shadow_rows, experiment.model, some))
         if future is None:  # The shadow is no longer in service.
-            self._drop(experiment, len(some))
+            self._metrics.predictions.dropped.inc(len(experiment.pending) + len(some))
+            experiment.pending = []
             return
         experiment.has_call_in_flight = True
-        future.add_done_callback(
-            partial(call_in_loop, asyncio.get_running_loop(), self._on_scored, experiment, len(some))
-        )
+        future.add_done_callback(partial(call_in_loop, asyncio.get_running_loop(), self._on_scored, experiment, some))
 
-    def _on_scored(self, experiment: RunningExperiment, rows: int, future: "Future[list[Prediction]]") -> None:
+    def _on_scored(
+        self,
+        experiment: RunningExperiment,
+        asked: Sequence[tuple[Instance, Prediction]],
+        future: "Future[list[Prediction]]",
+    ) -> None:
         """Add the shadow's rows to the next transaction."""
-        found = [] if future.exception() else future.result()
-        experiment.breaker.record(None if len(found) == rows else RAISED if future.exception() else NOT_FINITE)
-        self._metrics.predictions.dropped.inc(rows - len(found))
+        failed = future.exception() is not None
+        found = [build_failed_row(experiment.model, row) for _, row in asked] if failed else future.result()
+        is_whole = not any(row.degraded for row in found)
+        experiment.breaker.record(None if is_whole else RAISED if failed else NOT_FINITE)
         experiment.has_call_in_flight = False
+        self._add(found)
         if experiment.paused:
-            self._drop(experiment)
+            waiting, experiment.pending = experiment.pending, []
+            self._log_failures(experiment, waiting)
         if experiment.pending:
             self._submit_next(experiment)
+
+    def _log_failures(self, experiment: RunningExperiment, asked: Sequence[tuple[Instance, Prediction]]) -> None:
+        self._add([build_failed_row(experiment.model, row) for _, row in asked])
+
+    def _add(self, found: Sequence[Prediction]) -> None:
         self.rows += found
         if found:
             self._notify()
-
-    def _drop(self, experiment: RunningExperiment, more: int = 0) -> None:
-        self._metrics.predictions.dropped.inc(len(experiment.pending) + more)
-        experiment.pending = []
 
     def on_committed(self, rows: Sequence[Prediction], committed: "Future[None]") -> None:
         """Count drained rows as logged or dropped, depending on the commit."""
@@ -89,5 +102,7 @@ class ShadowCalls:
 
     def count(self, rows: Sequence[Prediction]) -> None:
         """Count drained rows as logged."""
-        for version, some in groupby(rows, key=lambda row: row.model_version):
+        self._metrics.predictions.failed.inc(sum(row.degraded for row in rows))
+        answered = (row for row in rows if not row.degraded)
+        for version, some in groupby(answered, key=lambda row: row.model_version):
             self._metrics.predictions.count_predictions(version, "shadow", ["" for _ in some], degraded=False)
