@@ -18,6 +18,10 @@ LATENCY_EDGES = tuple(1e-4 * LATENCY_RATIO**at for at in range(30))
 """Upper edges of the latency bins in seconds, from 0.1 ms to 12.8 s; slower rows are in one bin more."""
 
 
+Loss = Literal["log", "zero_one", "squared"]
+"""`log` and `zero_one` (wrong or not) are for classes, `squared` is for numbers."""
+
+
 class AlphaBudget(config_model.StrictModel):
     """Error probabilities of everything that a ramp decides; they add up to `MAX_ALPHA` at most.
 
@@ -73,18 +77,23 @@ class CanaryPlan(config_model.StrictModel):
 
     Attributes:
         margin: smallest increase of the mean loss that matters, in units of the loss.
+        loss: of one labelled row.
         comparison: `paired` if predictions cannot affect outcomes: rows that both models answered decide about the
             loss. `randomised` if they can: rows are compared that only one of the two answered.
         loss_scale: the largest change of loss that is usual in one row; 1 for a 0/1 loss.
         max_error_ratio: tolerated ratio of the challenger's error rate to the champion's.
+        min_latency_seconds: requests that are faster count as this fast. A challenger has a thread of its own, which
+            delays its rows by about a millisecond, whatever the model.
         deadline_days: after which an undecided challenger is not promoted.
         steps: the shadow step, then rising shares.
     """
 
     margin: float = Field(gt=0)
+    loss: Loss = "zero_one"
     comparison: Literal["paired", "randomised"] = "paired"
     loss_scale: float = Field(default=1.0, gt=0)
     max_error_ratio: float = Field(default=1.0, ge=1)
+    min_latency_seconds: float = Field(default=0.02, ge=0)
     deadline_days: float = Field(default=14.0, gt=0)
     budget: AlphaBudget = AlphaBudget()
     steps: tuple[Step, ...] = (Step(min_labels=500), Step(share=0.05), Step(share=0.25), Step(share=0.5))

@@ -125,7 +125,7 @@ class Reader:
             labels, lambda table: sa.select(table.c.prediction_id).where(may_have_arrived(table, since_us))
         )
         while some := [name for (name,) in itertools.islice(names, MAX_VARIABLES)]:
-            yield from self._join_labels(self._find_all(some, selected))
+            yield from self._join_labels(self._find_selected(some, selected))
 
     def unlabelled(self, since_us: int = 0, until_us: int | None = None) -> Iterator[Prediction]:
         """Yield the predictions of all models and variants, shadows included, without their labels."""
@@ -199,7 +199,7 @@ class Reader:
         packed = self._rows(blocks, lambda table: sa.select(table).where(table.c.entity_column.is_not(None)))
         return any(one.entity_id in wanted for row in packed for one in unpack_block(Block._make(row)))
 
-    def _find_all(self, ids: Sequence[str], selection: "Selection") -> Iterator[Prediction]:
+    def _find_selected(self, ids: Sequence[str], selection: "Selection") -> Iterator[Prediction]:
         """Find the selected ones of these predictions."""
         yield from map(
             Prediction._make,
@@ -244,6 +244,11 @@ class Reader:
             return Prediction._make(found[0]) if found else None
         (block,) = self._select_by_key(blocks, "id", [block_row_id(name, 0)])
         return next(row for row in unpack_block(Block._make(block)) if row.id == name)
+
+    def find_all(self, ids: Sequence[str]) -> Iterator[Prediction]:
+        """Yield the predictions outside of blocks with these ids, also a shadow's."""
+        for some in _split_ids(ids):
+            yield from map(Prediction._make, self._select_by_key(predictions, "id", some))
 
     def _find_in_blocks(self, ids: Sequence[str]) -> set[str]:
         first = {one: block_row_id(one, 0) for one in ids}

@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -290,6 +291,11 @@ def new_block_ids(count: int) -> list[str]:
 def block_row_id(name: str, at: int) -> str:
     """Return the id of another row of the same block, by its position."""
     return f"{name[:-BLOCK_DIGITS]}{at:0{BLOCK_DIGITS}x}"
+
+
+def derive_shadow_id(name: str) -> str:
+    """Return the id of a shadow's row for a prediction's id: the same time, other random digits."""
+    return name[:12] + blake2b(name.encode(), digest_size=10).hexdigest()
 
 
 def to_datetime(timestamp_us: int) -> datetime:

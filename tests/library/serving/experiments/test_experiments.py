@@ -22,14 +22,13 @@ from flywheel_ml.core.bundle import MODEL, Bundle
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.serving_folder import BundleRef, Challenger, Shadow
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.prediction_log import SHADOW, Prediction, Reader
+from flywheel_ml.prediction_log import SHADOW, Prediction, Reader, derive_shadow_id
 from flywheel_ml.serving.app import create_app
 from flywheel_ml.serving.codecs.arrow import ARROW
 from flywheel_ml.serving.codecs.invocations import Invoked
 from flywheel_ml.serving.experiments.circuit_breaker import MAX_FAILURES
 from flywheel_ml.serving.experiments.runner import MAX_QUEUED_ROWS, NICE
 from flywheel_ml.serving.prediction.batcher import MAX_INLINE_BODY_BYTES
-from flywheel_ml.serving.prediction.pipeline import derive_shadow_id
 from flywheel_ml.serving.schema.documents import Answers
 from flywheel_ml.testing.servers import ServingFolder
 from library.helpers import faulty_models, protocol_clients

@@ -8,9 +8,9 @@ import numpy as np
 from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.monitoring.performance.intervals import Interval, compute_deciding_interval, wilson_interval
 from flywheel_ml.monitoring.sources.log_window import Log, Span, cut
-from flywheel_ml.monitoring.sources.logged_rows import parse_label, parse_output
 from flywheel_ml.monitoring.window import Window
 from flywheel_ml.prediction_log.selection import HOUR_US
+from flywheel_ml.prediction_log.values import parse_label, parse_output
 from flywheel_ml.utils import config_model
 
 

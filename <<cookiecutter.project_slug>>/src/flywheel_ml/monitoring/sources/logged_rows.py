@@ -13,6 +13,7 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Column, Columns, Contract, columns_from_rows, to_array
 from flywheel_ml.monitoring.window import Chunk, Window, collect, count_chunk, name_slices
 from flywheel_ml.prediction_log import LoggedPrediction, Prediction, Reader
+from flywheel_ml.prediction_log.values import parse_label, parse_output
 from flywheel_ml.utils.threads import count_threads, map_in_order
 
 CHUNK_ROWS = 20_000
@@ -107,29 +108,6 @@ def _to_array(series: pl.Series, column: Column) -> np.ndarray:
     if len(unusual := (times.is_null() & series.is_not_null()).arg_true()):
         array[unusual.to_numpy()] = to_array(column, series.gather(unusual).to_list())
     return array
-
-
-def parse_label(text: str | None, contract: Contract) -> float:
-    """Convert a label as `Contract.encode_target` does; NaN if it is absent or not a value of the target."""
-    if text is None:
-        return math.nan
-    value = json.loads(text)
-    if contract.classes:
-        return float(contract.classes.index(value)) if value in contract.classes else math.nan
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def parse_output(prediction: Prediction, contract: Contract) -> Sequence[float] | None:
-    """Return the output [k] of a logged prediction, as in `metrics.compute_metrics`; None if it is of another task."""
-    if contract.task == "binary":
-        score = np.float32(prediction.score)
-        return float(1 - score), float(score)
-    answer = json.loads(prediction.output)
-    if not contract.classes:
-        return [answer["prediction"], *answer["interval"]] if "interval" in answer else None
-    found = answer.get("probabilities")
-    # Another model may have had other classes, or the same ones in another order.
-    return None if found is None else [found.get(str(name), 0.0) for name in contract.classes]
 
 
 def _compute_delay(row: LoggedPrediction) -> float:

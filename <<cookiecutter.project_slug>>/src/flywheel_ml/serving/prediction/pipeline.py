@@ -7,7 +7,6 @@ logs it as a block, because separate rows would cost as much as all other steps 
 import logging
 import time
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from flywheel_ml.prediction_log import (
     blocks,
     build_block,
     build_predictions,
+    derive_shadow_id,
     new_block_ids,
     new_ids,
 )
@@ -161,11 +161,6 @@ def build_failed_row(model: ServedModel, row: Prediction) -> Prediction:
         degraded=True,
         assigned_variant=None,
     )
-
-
-def derive_shadow_id(name: str) -> str:
-    """Return the id of a shadow's row for a prediction's id: the same time, other random digits."""
-    return name[:12] + blake2b(name.encode(), digest_size=10).hexdigest()
 
 
 def _mark_assigned(request: PredictRequest, logged: list[Prediction]) -> list[Prediction]:

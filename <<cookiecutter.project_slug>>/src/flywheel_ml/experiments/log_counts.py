@@ -1,0 +1,143 @@
+"""Counts the rows of each variant in a span of the prediction log; the database counts, so memory stays constant."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from flywheel_ml.experiments.evidence import LATENCY_EDGES
+from flywheel_ml.prediction_log import SHADOW, Reader
+from flywheel_ml.prediction_log.rows import predictions
+
+CHAMPION = "champion"
+FALLBACK = "fallback"
+MIN_UNIQUE_SHARE = 0.99
+"""With fewer different entities for each row, entities are counted instead of rows."""
+
+
+_Where = Callable[[sa.FromClause], sa.ColumnElement[bool]]
+
+
+class VariantCounts(NamedTuple):
+    """Counts of one variant.
+
+    Attributes:
+        rows: that the variant was assigned; of entities with several rows, the number of entities.
+        errors: those among them that it did not answer.
+        latencies: requests per bin of `LATENCY_EDGES`, and one more; all rows of a request have its latency.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    latencies: tuple[int, ...] = ()
+
+
+class ExperimentReader(Reader):
+    """Reads a log for experiments; rows outside of blocks only, because no row of an experiment is in a block."""
+
+    def has_repeated_entities(self, since_us: int, until_us: int) -> bool:
+        """Whether entities have several answered rows with since ≤ time < until; rows are then not independent."""
+
+        def build_query(table: sa.FromClause) -> Any:
+            of_entity = table.c.entity_id
+            counts = sa.select(sa.func.count(of_entity), sa.func.count(of_entity.distinct()))
+            return counts.where(_is_answered(table, since_us, until_us))
+
+        found = list(self._rows(predictions, build_query))
+        rows, entities = sum(one for one, _ in found), sum(one for _, one in found)
+        return bool(entities < MIN_UNIQUE_SHARE * rows)
+
+    def count_variants(
+        self, since_us: int, until_us: int, by_entity: bool, min_latency_us: int = 0
+    ) -> dict[str, VariantCounts]:
+        """Count answered rows with since ≤ time < until: assigned variant → counts.
+
+        A row that a fallback answered counts as the champion's, and as its error, unless it was assigned to another.
+
+        Args:
+            since_us, until_us: microseconds since 1970, UTC.
+            by_entity: count entities instead of rows; from `has_repeated_entities`.
+            min_latency_us: requests that are faster count as this fast.
+        """
+        where = partial(_is_answered, since_us=since_us, until_us=until_us)
+        rows = self._count_entities(where) if by_entity else self._count_rows(where)
+        latencies = self._count_latencies(where, min_latency_us)
+        return {
+            variant: VariantCounts(counts[False] + counts[True], counts[True], latencies.get(variant, ()))
+            for variant, counts in rows.items()
+        }
+
+    def count_shadow(self, since_us: int, until_us: int, model_digest: str) -> VariantCounts:
+        """Count the rows of a shadow with since ≤ time < until; those that it failed on are degraded."""
+
+        def build_query(table: sa.FromClause) -> Any:
+            is_mine = sa.and_(table.c.variant == SHADOW, table.c.model_digest == model_digest)
+            failed = sa.func.sum(sa.cast(table.c.degraded, sa.Integer))
+            return sa.select(sa.func.count(), failed).where(_is_in_span(table, since_us, until_us), is_mine)
+
+        found = list(self._rows(predictions, build_query))
+        return VariantCounts(sum(rows for rows, _ in found), sum(int(failed or 0) for _, failed in found))
+
+    def _count_rows(self, where: _Where) -> dict[str, Counter[bool]]:
+        def build_query(table: sa.FromClause) -> Any:
+            assigned, failed = _assigned(table).label("assigned"), _has_failed(table).label("failed")
+            query = sa.select(assigned, failed, sa.func.count()).where(where(table))
+            return query.group_by(sa.text("assigned"), sa.text("failed"))
+
+        found: dict[str, Counter[bool]] = {}
+        for variant, failed, rows in self._rows(predictions, build_query):
+            found.setdefault(variant, Counter())[bool(failed)] += rows
+        return found
+
+    def _count_entities(self, where: _Where) -> dict[str, Counter[bool]]:
+        """Count entities; the files of a log share some, so each is remembered, with whether it had an error."""
+
+        def build_query(table: sa.FromClause) -> Any:
+            entity = sa.func.coalesce(table.c.entity_id, table.c.id).label("entity")
+            query = sa.select(_assigned(table).label("assigned"), entity, sa.func.max(_has_failed(table)))
+            return query.where(where(table)).group_by(sa.text("assigned"), sa.text("entity"))
+
+        failed: dict[tuple[str, str], bool] = {}
+        for variant, entity, has_failed in self._rows(predictions, build_query):
+            failed[variant, entity] = failed.get((variant, entity), False) or bool(has_failed)
+        found: dict[str, Counter[bool]] = {}
+        for (variant, _), has_failed in failed.items():
+            found.setdefault(variant, Counter())[has_failed] += 1
+        return found
+
+    def _count_latencies(self, where: _Where, min_latency_us: int) -> dict[str, tuple[int, ...]]:
+        def build_query(table: sa.FromClause) -> Any:
+            # The rows of a request have one timestamp and one latency.
+            assigned, latency = _assigned(table).label("assigned"), table.c.latency_us
+            requests = sa.select(assigned, table.c.timestamp_us, latency).where(where(table)).distinct().subquery()
+            at = _find_bin(requests.c.latency_us, LATENCY_EDGES, min_latency_us).label("bin")
+            return sa.select(requests.c.assigned, at, sa.func.count()).group_by(requests.c.assigned, sa.text("bin"))
+
+        found: dict[str, list[int]] = {}
+        for variant, at, count in self._rows(predictions, build_query):
+            found.setdefault(variant, [0] * (len(LATENCY_EDGES) + 1))[at] += count
+        return {variant: tuple(counts) for variant, counts in found.items()}
+
+
+def _is_in_span(table: sa.FromClause, since_us: int, until_us: int) -> sa.ColumnElement[bool]:
+    return sa.and_(table.c.timestamp_us >= since_us, table.c.timestamp_us < until_us)
+
+
+def _is_answered(table: sa.FromClause, since_us: int, until_us: int) -> sa.ColumnElement[bool]:
+    return sa.and_(_is_in_span(table, since_us, until_us), table.c.variant != SHADOW)
+
+
+def _assigned(table: sa.FromClause) -> sa.ColumnElement[str]:
+    answered = sa.case((table.c.variant == FALLBACK, CHAMPION), else_=table.c.variant)
+    return sa.func.coalesce(table.c.assigned_variant, answered)
+
+
+def _has_failed(table: sa.FromClause) -> sa.ColumnElement[int]:
+    return sa.case((sa.or_(table.c.assigned_variant.is_not(None), table.c.degraded), 1), else_=0)
+
+
+def _find_bin(latency_us: sa.ColumnElement[int], edges: Sequence[float], floor_us: int) -> sa.ColumnElement[int]:
+    floored = sa.case((latency_us < floor_us, floor_us), else_=latency_us)
+    return sa.case(*((floored <= edge * 1e6, at) for at, edge in enumerate(edges)), else_=len(edges))
