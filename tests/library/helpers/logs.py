@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flywheel_ml.prediction_log import Block, Outcome, Prediction, Reader, Row, Writer, blocks, dumps, now_us
+from flywheel_ml.prediction_log import (
+    Block,
+    MetricValue,
+    Outcome,
+    Prediction,
+    Reader,
+    Row,
+    Writer,
+    blocks,
+    dumps,
+    now_us,
+)
 from flywheel_ml.prediction_log.retention.log import Log
 
 DAY_US = 86_400_000_000
@@ -58,6 +69,12 @@ def make_block(days_ago: float, entities: Sequence[str], number: int = 0) -> Blo
 def label(prediction: Prediction | str) -> Outcome:
     """Return a label of a prediction, which arrived now."""
     return Outcome(prediction if isinstance(prediction, str) else prediction.id, now_us(), "true")
+
+
+def value(prediction: Prediction | str, metric: str = "revenue", value: float = 12.5) -> MetricValue:
+    """The value of a business metric of a prediction, or of an id."""
+    name, at = (prediction, now_us()) if isinstance(prediction, str) else (prediction.id, prediction.timestamp_us)
+    return MetricValue(name, metric, at, value, at)
 
 
 def write(folder: Path, *files: Sequence[Row]) -> Log:

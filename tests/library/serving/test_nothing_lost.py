@@ -86,7 +86,8 @@ class Crowd:
             return
         (name,) = [one["id"] for one in told["predictions"]]
         self.predicted.append(name)
-        if self._ask(connection, "/feedback", json.dumps({"labels": [{"id": name, "label": True}]})) is not None:
+        labels = [{"id": name, "label": True}, {"id": name, "metric": "revenue", "value": 12.5}]
+        if self._ask(connection, "/feedback", json.dumps({"labels": labels})) is not None:
             self.labelled.append(name)
 
     def _ask(self, connection: http.client.HTTPConnection, path: str, body: str) -> Any:
@@ -111,6 +112,10 @@ def crowd(server: Server, instance: Instance, callers: int = 4) -> Iterator[Crow
         yield seen
 
 
+LABELLED = """
+SELECT labels.prediction_id FROM labels LEFT JOIN metric_values ON metric_values.prediction_id = labels.prediction_id
+WHERE metric_values.value = 12.5"""
+"""Both kinds of feedback are stored in one transaction, so a label without its value does not count."""
 Found = tuple[Counter[str], Counter[str]]
 
 
@@ -121,7 +126,7 @@ def in_files(folder: Path) -> Found:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as file:
             assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             predictions.update(name for (name,) in file.execute("SELECT id FROM predictions"))
-            labels.update(name for (name,) in file.execute("SELECT prediction_id FROM labels"))
+            labels.update(name for (name,) in file.execute(LABELLED))
     return predictions, labels
 
 
@@ -129,7 +134,7 @@ def in_database(url: str) -> Found:
     engine = sa.create_engine(url)
     with engine.connect() as connection:
         predictions = Counter(connection.scalars(sa.text("SELECT id FROM predictions")))
-        labels = Counter(connection.scalars(sa.text("SELECT prediction_id FROM labels")))
+        labels = Counter(connection.scalars(sa.text(LABELLED)))
     engine.dispose()
     return predictions, labels
 

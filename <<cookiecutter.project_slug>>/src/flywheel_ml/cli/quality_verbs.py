@@ -26,14 +26,18 @@ def labels(
         Path,
         typer.Argument(metavar="FILE", help="Table with id and label, or entity, timestamp and label; any format."),
     ],
+    metric: Annotated[
+        str, typer.Option(metavar="NAME", help="A business metric, such as revenue: the table has id and value.")
+    ] = "",
 ) -> None:
-    """Import labels into the prediction log, next to a running server. Repeating an import has no effect."""
+    """Import labels, or values of a business metric, next to a running server. A repeated import has no effect."""
     from flywheel_ml.flows.quality.labelling import import_labels
 
-    found = import_labels(source, Settings.read())
-    skipped = f"; {formatting.rows(found.unlabelled)} without a label skipped" if found.unlabelled else ""
+    found = import_labels(source, Settings.read(), metric)
+    kind = f"values of {metric}" if metric else "labels"
+    skipped = f"; {formatting.rows(found.unlabelled)} without one skipped" if found.unlabelled else ""
     stored = found.labels - found.new
-    console.print(f"{found.labels:,} labels: {found.new:,} new, {stored:,} stored before{skipped}")
+    console.print(f"{found.labels:,} {kind}: {found.new:,} new, {stored:,} stored before{skipped}")
 
 
 @app.command()

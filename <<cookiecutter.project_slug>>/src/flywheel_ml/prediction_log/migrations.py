@@ -2,7 +2,15 @@
 
 import sqlalchemy as sa
 
-from flywheel_ml.prediction_log.rows import SCHEMA_VERSION, TABLES, blocks, entity_labels, metadata, versions
+from flywheel_ml.prediction_log.rows import (
+    SCHEMA_VERSION,
+    TABLES,
+    blocks,
+    entity_labels,
+    metadata,
+    metric_values,
+    versions,
+)
 
 LOCK_SECONDS = 5
 """How long a migration waits for its lock on a PostgreSQL database. Meanwhile, new rows wait behind it."""
@@ -23,7 +31,7 @@ _ADDED = {
     "assigned_variant": 5,
 }
 """Column → the schema that added it."""
-_ADDED_TABLES = {blocks.name: 2, entity_labels.name: 4}
+_ADDED_TABLES = {blocks.name: 2, entity_labels.name: 4, metric_values.name: 5}
 """Table → the schema that added it."""
 _LOCK = 0x666C7977686C6F67
 """Key of the advisory lock for migrations."""

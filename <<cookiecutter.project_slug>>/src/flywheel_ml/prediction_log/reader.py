@@ -21,6 +21,7 @@ from flywheel_ml.prediction_log.rows import (
     Block,
     EntityOutcome,
     Job,
+    MetricValue,
     Outcome,
     Prediction,
     block_row_id,
@@ -28,6 +29,7 @@ from flywheel_ml.prediction_log.rows import (
     entity_labels,
     jobs,
     labels,
+    metric_values,
     predictions,
 )
 from flywheel_ml.prediction_log.selection import ALL_VARIANTS, Selection, may_have_arrived, select_hours
@@ -231,6 +233,24 @@ class Reader:
             for some in _split_ids(ids)
             for row in self._select_by_key(labels, "prediction_id", some, ("prediction_id", "label"))
         )
+
+    def metric_values(self, ids: Sequence[str], metric: str | None = None) -> list[MetricValue]:
+        """Return the values of business metrics, or of one, that are stored for these predictions."""
+        found = (
+            MetricValue._make(row)
+            for some in _split_ids(ids)
+            for row in self._select_by_key(metric_values, "prediction_id", some)
+        )
+        return [one for one in found if metric in (None, one.metric)]
+
+    def count_metrics(self) -> dict[str, int]:
+        """Count the values of each business metric."""
+        found: Counter[str] = Counter()
+        for name, count in self._rows(
+            metric_values, lambda table: sa.select(table.c.metric, sa.func.count()).group_by(table.c.metric)
+        ):
+            found[name] += count
+        return dict(sorted(found.items()))
 
     def find_known(self, ids: Sequence[str]) -> set[str]:
         """Return those ids that are predictions in the log."""

@@ -14,7 +14,7 @@ _EPOCH = datetime(1970, 1, 1)
 
 SCHEMA_VERSION = 5
 """Version 2 added blocks; version 3 digests and event times, and it renamed columns; version 4 labels by entity, and
-when a label arrived; version 5 the variant that a row was assigned to (migrations.py)."""
+when a label arrived; version 5 the variant that a row was assigned to, and values of metrics (migrations.py)."""
 SHADOW = "shadow"
 """Variant of rows that were logged alongside an answer but sent to no client."""
 CHALLENGER = "challenger"
@@ -62,6 +62,16 @@ entity_labels = sa.Table(
     sa.Column("arrived_us", sa.BigInteger),
 )
 
+metric_values = sa.Table(
+    "metric_values",
+    metadata,
+    sa.Column("prediction_id", sa.String(32), primary_key=True),
+    sa.Column("metric", sa.Text, primary_key=True),
+    sa.Column("timestamp_us", sa.BigInteger, nullable=False),
+    sa.Column("value", sa.Float, nullable=False),
+    sa.Column("arrived_us", sa.BigInteger),
+)
+
 jobs = sa.Table(
     "jobs",
     metadata,
@@ -101,8 +111,9 @@ class Prediction(NamedTuple):
     `timestamp_us` is the time of the prediction, in microseconds since 1970 UTC. `event_timestamp_us` is the value of
     the contract's time column: microseconds since 1970 on that column's own clock. `model_digest` is the sha256 of the
     bundle's manifest; None in rows that were logged before schema 3. `variant` is the one that answered;
-    `assigned_variant` is the one that was to answer and failed, or None if they are the same. A shadow's row is
-    `degraded` if the shadow failed, and then has the answer that was sent.
+    `assigned_variant` is the one that was to answer and failed, or None if they are the same; of several challengers it
+    is `challenger:` and the version. A shadow's row is `degraded` if the shadow failed, and then has the answer that
+    was sent.
     """
 
     id: str
@@ -169,6 +180,26 @@ class Outcome(NamedTuple):
     label: str
     arrived_us: int | None = None
 
+    @property
+    def key(self) -> tuple[str]:
+        """Identifies the label: a prediction has one."""
+        return (self.prediction_id,)
+
+
+class MetricValue(NamedTuple):
+    """The value of a business metric, such as revenue, that a prediction led to; the times are as of `Outcome`."""
+
+    prediction_id: str
+    metric: str
+    timestamp_us: int
+    value: float
+    arrived_us: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Identifies the value: a prediction has one value of a metric."""
+        return self.prediction_id, self.metric
+
 
 class EntityOutcome(NamedTuple):
     """The label of an entity at a time, as a JSON text; `labels/join.py` finds its predictions."""
@@ -197,12 +228,13 @@ class Job(NamedTuple):
     seconds: float
 
 
-Row = Prediction | Block | Outcome | EntityOutcome | Job
+Row = Prediction | Block | Outcome | EntityOutcome | MetricValue | Job
 TABLES: dict[type, sa.Table] = {
     Prediction: predictions,
     Block: blocks,
     Outcome: labels,
     EntityOutcome: entity_labels,
+    MetricValue: metric_values,
     Job: jobs,
 }
 

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from flywheel_ml.prediction_log.reader import Reader
 from flywheel_ml.prediction_log.retention.owner import RequestRunner
-from flywheel_ml.prediction_log.rows import EntityOutcome, Row
+from flywheel_ml.prediction_log.rows import EntityOutcome, MetricValue, Row
 from flywheel_ml.prediction_log.stores import BUSY_MS, ClaimedSQLiteStore, SQLiteStore, Unavailable
 from flywheel_ml.utils.errors import ProjectError
 
@@ -68,6 +68,10 @@ class Spool:
     def entity_labels(self, entities: Sequence[str]) -> list[EntityOutcome]:
         """Return the labels of entities that are in the spool."""
         return self._reader.entity_labels(entities)
+
+    def metric_values(self, ids: Sequence[str]) -> list[MetricValue]:
+        """Return the values of business metrics in the spool, of these predictions."""
+        return self._reader.metric_values(ids)
 
     def move(self, commit: Callable[[Sequence[Row]], None]) -> bool:
         """Commit some of the rows elsewhere, then delete them here; returns whether there were any.

@@ -20,11 +20,13 @@ from flywheel_ml.prediction_log.rows import (
     TABLES,
     Block,
     EntityOutcome,
+    MetricValue,
     Outcome,
     Row,
     entity_labels,
     group_by_kind,
     labels,
+    metric_values,
     versions,
 )
 from flywheel_ml.utils.errors import ConfigError, ProjectError
@@ -58,7 +60,7 @@ class FileLost(Unavailable):
 
 
 class LabelConflict(ProjectError):
-    """Predictions, or entities at a time, that already have a different label.
+    """Predictions, or entities at a time, that already have a different label or value of a metric.
 
     Args:
         ids: ids of these predictions, or keys of these entities.
@@ -534,7 +536,7 @@ class PostgresStore:
             for kind, some in group_by_kind(rows):
                 insert = postgresql.insert(TABLES[kind]).on_conflict_do_nothing()
                 connection.execute(insert, [row._asdict() for row in some])
-                if kind in (Outcome, EntityOutcome):
+                if kind in (Outcome, EntityOutcome, MetricValue):
                     _check_label_conflicts(connection, some)
 
     @contextmanager
@@ -561,6 +563,10 @@ def _check_label_conflicts(connection: sa.Connection, rows: Sequence[Row]) -> No
     found = sa.select(entity_labels).where(entity_labels.c.entity_id.in_({entity for entity, _ in by_key}))
     stored = map(EntityOutcome._make, connection.execute(found) if by_key else ())
     others += [row.entity_id for row in stored if by_key.get(row.key, row.label) != row.label]
+    by_metric = {row.key: row.value for row in rows if isinstance(row, MetricValue)}
+    known = sa.select(metric_values).where(metric_values.c.prediction_id.in_({name for name, _ in by_metric}))
+    values = map(MetricValue._make, connection.execute(known) if by_metric else ())
+    others += [row.prediction_id for row in values if by_metric.get(row.key, row.value) != row.value]
     if others:
         raise LabelConflict(others)
 

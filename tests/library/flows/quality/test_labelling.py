@@ -126,9 +126,47 @@ def test_wrong_file_is_rejected_in_one_line(settings: Settings, text: str, messa
 def test_conflict_with_a_stored_label_imports_nothing(settings: Settings) -> None:
     import_labels(write("entity,timestamp,label\n7,2026-03-01T13:00:00Z,true\n"), settings)
     source = write("entity,timestamp,label\n8,2026-03-01T13:00:00Z,true\n7,2026-03-01T13:00:00Z,false\n")
-    with pytest.raises(DataError, match="another label for '7', and the first label is kept; nothing was imported"):
+    with pytest.raises(DataError, match="another label or value for '7', and the first is kept; nothing was imported"):
         import_labels(source, settings)
     assert joined(settings) == ["true", "true", None]
+
+
+def read_values(settings: Settings) -> list[tuple[str, float]]:
+    found = Reader(settings.prediction_log).metric_values([f"{at:032d}" for at in range(3)])
+    return sorted((one.metric, one.value) for one in found)
+
+
+@pytest.mark.parametrize("column", ["value", "revenue"])
+def test_values_of_a_metric_are_imported_once(settings: Settings, column: str) -> None:
+    source = write(f"id,{column}\n{0:032d},12.5\n{1:032d},\n{2:032d},-3\n")
+    assert import_labels(source, settings, "revenue") == ImportedLabels(2, 2, 1)
+    assert import_labels(source, settings, "revenue") == ImportedLabels(2, 0, 1)
+    assert read_values(settings) == [("revenue", -3.0), ("revenue", 12.5)]
+    assert joined(settings) == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "message"),
+    [
+        ("revenue", "id,value\n{0},1\nnobody,1\n", "no logged prediction has the id 'nobody'; nothing was imported"),
+        ("revenue", "id,value\n{0},1\n{0},2\n", "has different values for the same id, 1 times"),
+        ("revenue", "id,value\n{0},much\n", "column 'value', row 0: 'much'"),
+        ("revenue", "id,value\n{0},1e13\n", "row 0: 1e\\+13 is beyond 1e\\+12"),
+        ("revenue", "id,amount\n{0},1\n", "has no column 'revenue' or 'value'; give id and value"),
+        ("revenue", "id,value\n", "has no rows"),
+        ("revenue", "id,value\n,5\n", "row 0 has a value and no id"),
+        ("Revenue", "id,value\n{0},1\n", "METRIC: 'Revenue' is not a name of a metric"),
+        ("loss", "id,value\n{0},1\n", "METRIC: 'loss' is the model's own loss"),
+    ],
+)
+def test_wrong_file_of_a_metric_is_rejected_in_one_line(
+    settings: Settings, metric: str, text: str, message: str
+) -> None:
+    source = write(text.replace("{0}", f"{0:032d}"))
+    with pytest.raises(ProjectError, match=message) as found:
+        import_labels(source, settings, metric)
+    assert "\n" not in str(found.value)
+    assert read_values(settings) == []
 
 
 KILLED = """
@@ -170,9 +208,14 @@ def test_postgresql_keeps_the_first_label_of_an_entity(settings: Settings) -> No
         assert import_labels(source, settings) == ImportedLabels(2, 2, 0)
         assert import_labels(source, settings) == ImportedLabels(2, 0, 0)
         assert joined(settings) == ["true", None, "false"]
-        with pytest.raises(DataError, match="another label for '7'"):
+        with pytest.raises(DataError, match="another label or value for '7'"):
             import_labels(write("entity,timestamp,label\n7,2026-03-01T12:30:00Z,false\n"), settings)
         assert joined(settings) == ["true", None, "false"]
+        values = write(f"id,value\n{0:032d},12.5\n")
+        assert [import_labels(values, settings, "revenue").new for _ in range(2)] == [1, 0]
+        with pytest.raises(DataError, match="another label or value for"):
+            import_labels(write(f"id,value\n{0:032d},13\n"), settings, "revenue")
+        assert read_values(settings) == [("revenue", 12.5)]
 
 
 def test_label_that_is_not_a_number_counts_as_none(settings: Settings) -> None:

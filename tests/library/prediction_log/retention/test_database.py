@@ -32,6 +32,7 @@ def log(postgres: PostgreSQL, tmp_path: Path) -> Log:
     with Writer(log.target, "serve") as writer:
         writer.append([*rows, logs.make_block(2, [OTHER, KEY, OTHER]), logs.make_block(20, [OTHER], 1)]).result(30)
         writer.append([logs.label(row) for row in rows]).result(30)
+        writer.append([logs.value(row) for row in rows[:100]]).result(30)
     return log
 
 
@@ -41,7 +42,10 @@ def read_entities(log: Log) -> list[str | None]:
 
 def test_database_is_pruned_in_batches(log: Log) -> None:
     done = prune(log, timedelta(days=7))
-    assert (done.counts, done.failures) == ({"predictions": 750, "blocks": 1, "labels": 750}, {})
+    assert (done.counts, done.failures) == (
+        {"predictions": 750, "blocks": 1, "labels": 750, "metric_values": 50},
+        {},
+    )
     assert len(read_entities(log)) == 750 + 3
     assert len(Reader(log.target).labels()) == 750
     assert prune(log, timedelta(days=7)).until_us == 0
@@ -55,7 +59,7 @@ def test_erase_covers_database_spool_and_exports(log: Log) -> None:
     assert spool.rows == 1
     spool.close()
     assert done.failures == []
-    assert done.counts == {"predictions": 301, "blocks": 1, "labels": 300}
+    assert done.counts == {"predictions": 301, "blocks": 1, "labels": 300, "metric_values": 20}
     assert KEY not in read_entities(log)
     assert len(read_entities(log)) == 1200 + 3
     assert logs.find_bytes(log.spool, KEY, spooled.id) == []

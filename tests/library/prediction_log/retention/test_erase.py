@@ -232,6 +232,18 @@ def test_labels_by_entity_are_pruned_and_erased(folder: Path) -> None:
     assert logs.find_bytes(folder, KEY) == []
 
 
+def test_values_of_metrics_leave_with_their_predictions(folder: Path) -> None:
+    _, rows, block = fill(folder)
+    of_block = [logs.value(block.id[:-1] + str(at)) for at in range(3)]
+    log = logs.write(folder, [*map(logs.value, rows), *of_block, *(logs.value(row, "margin", -2.0) for row in rows)])
+    old = [row.id for row in rows if row.timestamp_us < now_us() - 15 * logs.DAY_US]
+    assert prune(log, timedelta(days=15)).counts["metric_values"] > 2 * (len(old) - 3) > 0  # The cut is at a full hour.
+    assert erase(log, KEY).counts["metric_values"] > 0
+    left = Reader(str(folder)).metric_values([*(row.id for row in rows), *(one.prediction_id for one in of_block)])
+    assert {one.prediction_id for one in left} == logs.read_ids(folder)
+    assert logs.find_bytes(folder, KEY, *(row.id for row in rows if row.entity_id == KEY)) == []
+
+
 KILLED = f"""
 import sys
 from pathlib import Path

@@ -73,6 +73,16 @@ def test_span_selects_rows_and_labels_of_blocks(folder: Path) -> None:
     assert found["log_has_label"].sum() == 1
 
 
+def test_values_of_metrics_are_exported_as_json(folder: Path) -> None:
+    rows = [logs.make_prediction(1, at) for at in range(2)]
+    values = [logs.value(rows[0]), logs.value(rows[0], "margin", -2.0)]
+    found = pl.read_parquet(Path(export(logs.write(folder, rows, values), lambda *_: None).folder) / "untyped.parquet")
+    assert [text and json.loads(text) for text in found.sort("log_id")["log_metrics"]] == [
+        {"revenue": 12.5, "margin": -2.0},
+        None,
+    ]
+
+
 def test_labels_of_entities_are_joined(folder: Path) -> None:
     row = logs.make_prediction(1, 1, "e1")
     outcome = EntityOutcome("e1", row.timestamp_us + logs.DAY_US // 24, "false", now_us())

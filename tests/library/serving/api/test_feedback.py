@@ -85,3 +85,75 @@ def test_label_of_a_wrong_type_is_rejected(client: httpx.Client, prediction: str
     response = label(client, (prediction, value))
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"] == "label"
+
+
+def send(client: httpx.Client, *values: dict[str, Any]) -> httpx.Response:
+    return client.post("/feedback", json={"labels": list(values)})
+
+
+def test_value_of_a_metric_is_stored_once_it_is_acknowledged(
+    server: Server, client: httpx.Client, prediction: str
+) -> None:
+    revenue = {"id": prediction, "metric": "revenue", "value": 12.5}
+    margin = {"id": prediction, "metric": "margin", "value": -3, "at": "2013-06-15T10:30:00Z"}
+    for _ in range(2):
+        response = send(client, revenue, margin, {"id": prediction, "label": True})
+        assert (response.status_code, response.json()) == (200, {"accepted": 3})
+    found = {(one.metric, one.value) for one in Reader(server.log).metric_values([prediction])}
+    assert found == {("revenue", 12.5), ("margin", -3.0)}
+    assert Reader(server.log).labels([prediction]) == {prediction: "true"}
+
+
+def test_another_value_of_the_same_metric_is_a_conflict(server: Server, client: httpx.Client, prediction: str) -> None:
+    send(client, {"id": prediction, "metric": "revenue", "value": 12.5})
+    response = send(client, {"id": prediction, "metric": "revenue", "value": 13})
+    assert (response.status_code, response.json()["ids"]) == (409, [prediction])
+    twice = [{"id": prediction, "metric": "margin", "value": number} for number in (1, 2)]
+    assert send(client, *twice).status_code == 409
+    assert [one.value for one in Reader(server.log).metric_values([prediction])] == [12.5]
+
+
+def test_value_for_an_unknown_prediction_rejects_the_request(
+    server: Server, client: httpx.Client, prediction: str
+) -> None:
+    known = {"id": prediction, "metric": "revenue", "value": 1}
+    response = send(client, known, {**known, "id": "nobody"})
+    assert (response.status_code, response.json()["ids"]) == (404, ["nobody"])
+    assert Reader(server.log).metric_values([prediction]) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"value": "12.5"}, "value"),
+        ({"value": True}, "value"),
+        ({"value": None}, "value"),
+        ({"value": [1]}, "value"),
+        ({"value": 1e13}, "value"),
+        ({"value": -1e13}, "value"),
+        ({"value": 10**400}, "value"),
+        ({"metric": "Revenue"}, "metric"),
+        ({"metric": ""}, "metric"),
+        ({"metric": "a" * 64}, "metric"),
+        ({"metric": "order value"}, "metric"),
+        ({"metric": "loss"}, "metric"),
+        ({"metric": 7}, "metric"),
+        ({"unit": "EUR"}, "unit"),
+        ({"at": "2999-01-01"}, "at"),
+    ],
+)
+def test_wrong_value_of_a_metric_is_rejected_by_field(
+    server: Server, client: httpx.Client, prediction: str, changed: dict[str, Any], field: str
+) -> None:
+    response = send(client, {"id": prediction, "metric": "revenue", "value": 1, **changed})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == field
+    assert Reader(server.log).metric_values([prediction]) == []
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
+def test_value_that_is_not_finite_is_rejected(client: httpx.Client, prediction: str, text: str) -> None:
+    body = f'{{"labels": [{{"id": "{prediction}", "metric": "revenue", "value": {text}}}]}}'
+    response = client.post("/feedback", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["rule"] == "must be a finite number"

@@ -1,4 +1,4 @@
-"""Imports labels from a file into the prediction log, by prediction id or by entity and time."""
+"""Imports labels, or values of a business metric, from a file into the prediction log."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -8,15 +8,25 @@ from typing import NamedTuple
 import polars as pl
 
 from flywheel_ml.core import paths
+from flywheel_ml.core.business_metrics import MAX_VALUE, find_name_fault
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.core.parsing.series import parse_series
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
 from flywheel_ml.data.formats import reading
-from flywheel_ml.prediction_log import EntityOutcome, LabelConflict, Outcome, Reader, Writer, now_us, to_datetime
+from flywheel_ml.prediction_log import (
+    EntityOutcome,
+    LabelConflict,
+    MetricValue,
+    Outcome,
+    Reader,
+    Writer,
+    now_us,
+    to_datetime,
+)
 from flywheel_ml.prediction_log.labels.store import Label, LabelStore, UnknownPredictions
 from flywheel_ml.utils.config_model import suggest
-from flywheel_ml.utils.errors import DataError
+from flywheel_ml.utils.errors import ConfigError, DataError
 from flywheel_ml.utils.files import canonical_json
 
 ROLE = "labels"
@@ -24,7 +34,7 @@ ROLE = "labels"
 BATCH_ROWS = 10_000
 MAX_CLOCK_SKEW_US = 60_000_000
 LOCAL_ZONES = ("", "local")
-_ID, _ENTITY, _TIMESTAMP, _LABEL = "id", "entity", "timestamp", "label"
+_ID, _ENTITY, _TIMESTAMP, _LABEL, _METRIC, _VALUE = "id", "entity", "timestamp", "label", "metric", "value"
 
 
 class ImportedLabels(NamedTuple):
@@ -35,19 +45,27 @@ class ImportedLabels(NamedTuple):
     unlabelled: int
 
 
-def import_labels(source: Path, settings: Settings) -> ImportedLabels:
-    """Store the labels of a file; nothing is stored if one of them is wrong.
+def import_labels(source: Path, settings: Settings, metric: str = "") -> ImportedLabels:
+    """Store the labels of a file, or the values of a business metric; nothing is stored if one of them is wrong.
 
     The file has the columns `id` and `label`, or `entity`, `timestamp` and `label`. Where it lacks the last three, the
     contract's id, time and target columns are read instead, so that later rows of the user's own table are a valid
     file. Rows without a label are skipped. A repeated import has no effect, also after a killed one.
 
+    Args:
+        source: the file.
+        settings: the log.
+        metric: name of a business metric; the file then has the columns `id` and `value`, or one with this name.
+
     Raises:
+        ConfigError: it is not a name of a metric.
         DataError: the file cannot be read or lacks a column; a value is of a wrong type; a label contradicts another
             one, or is about an unknown prediction; or no prediction is about any of the entities.
     """
     contract = Contract.load(paths.CONTRACT)
-    frame, unlabelled = read_labels(source, contract)
+    if metric and (fault := find_name_fault(metric)):
+        raise ConfigError(f"METRIC: {fault}")
+    frame, unlabelled = read_metric(source, metric) if metric else read_labels(source, contract)
     now = now_us()
     with Writer(settings.prediction_log, ROLE, settings.log_synchronous) as log:
         store = LabelStore(settings.prediction_log, log)
@@ -108,6 +126,36 @@ def read_labels(source: Path, contract: Contract) -> tuple[pl.DataFrame, int]:
     return frame, raw.height - frame.height
 
 
+def read_metric(source: Path, metric: str) -> tuple[pl.DataFrame, int]:
+    """Read `id`, `metric` and `value`; and count the rows without a value.
+
+    Raises:
+        DataError: as `import_labels`.
+    """
+    with reading.open_table(str(source)) as found:
+        raw = pl.concat(list(found.batches(BATCH_ROWS)) or [pl.DataFrame()])
+    if raw.is_empty():
+        raise DataError(f"{source} has no rows; there is nothing to import")
+    name = _VALUE if _VALUE in raw.columns else metric
+    for column in (_ID, name):
+        if column not in raw.columns:
+            others = f" or '{_VALUE}'" if column == metric else ""
+            raise DataError(
+                f"{source} has no column '{column}'{others}; give id and value; {suggest(column, raw.columns)}"
+            )
+    values = _select(source, raw, name, Column(name=name, type="float"))
+    frame = pl.DataFrame({_ID: raw[_ID].cast(pl.String), _METRIC: metric, _VALUE: values}).with_row_index("row")
+    frame = frame.filter(pl.col(_VALUE).is_not_null() & pl.col(_VALUE).is_not_nan())
+    if (odd := frame.filter(pl.col(_VALUE).abs() > MAX_VALUE)).height:
+        raise DataError(
+            f"{source}: column '{name}', row {odd['row'][0]:,}: {odd[_VALUE][0]:g} is beyond {MAX_VALUE:g}; "
+            "give the metric in larger units"
+        )
+    if (absent := frame.filter(pl.col(_ID).is_null())).height:
+        raise DataError(f"{source}: row {absent['row'][0]:,} has a value and no {_ID}; rows count from 0")
+    return frame, raw.height - frame.height
+
+
 def _select(source: Path, raw: pl.DataFrame, name: str, column: Column) -> pl.Series:
     """Return the column `name` of a file, or the contract's column, in the contract's type."""
     found = next((one for one in (name, column.name, column.source) if one and one in raw.columns), None)
@@ -147,6 +195,10 @@ def _read_timestamps(source: Path, raw: pl.DataFrame, contract: Contract) -> pl.
 
 def _build_rows(frame: pl.DataFrame, now: int) -> Iterator[list[Label]]:
     for batch in frame.iter_slices(BATCH_ROWS):
+        if _METRIC in frame.columns:
+            values = zip(batch[_ID], batch[_METRIC], batch[_VALUE], strict=True)
+            yield [MetricValue(name, metric, now, value, now) for name, metric, value in values]
+            continue
         labels = batch[_LABEL]
         if _ID in frame.columns:
             yield [Outcome(name, now, label, now) for name, label in zip(batch[_ID], labels, strict=True)]
@@ -157,11 +209,13 @@ def _build_rows(frame: pl.DataFrame, now: int) -> Iterator[list[Label]]:
 
 def _check(source: Path, frame: pl.DataFrame, store: LabelStore, now: int) -> None:
     """Raise if a label of the file contradicts another of the file or of the log, or is about an unknown prediction."""
-    keys = [_ID] if _ID in frame.columns else [_ENTITY, "timestamp_us"]
-    twice = frame.group_by(keys, maintain_order=True).agg(pl.col(_LABEL).n_unique()).filter(pl.col(_LABEL) > 1)
+    keys, content = [_ID] if _ID in frame.columns else [_ENTITY, "timestamp_us"], _LABEL
+    if _VALUE in frame.columns:
+        content = _VALUE
+    twice = frame.group_by(keys, maintain_order=True).agg(pl.col(content).n_unique()).filter(pl.col(content) > 1)
     if twice.height:
         raise DataError(
-            f"{source} has different labels for the same {' and '.join(keys).removesuffix('_us')}, "
+            f"{source} has different {content}s for the same {' and '.join(keys).removesuffix('_us')}, "
             f"{twice.height:,} times, first for '{twice[keys[0]][0]}'; nothing was imported"
         )
     try:
@@ -187,5 +241,5 @@ def _describe(error: LabelConflict | UnknownPredictions) -> str:
     named = ", ".join(f"'{name}'" for name in error.ids[:3])
     more = f" and {len(error.ids) - 3:,} more" if len(error.ids) > 3 else ""
     if isinstance(error, LabelConflict):
-        return f"the log has another label for {named}{more}, and the first label is kept"
+        return f"the log has another label or value for {named}{more}, and the first is kept"
     return f"no logged prediction has the id {named}{more}"

@@ -1,4 +1,4 @@
-"""Stores labels once: of known predictions, or of entities, and none that contradicts an earlier label."""
+"""Stores labels and values of metrics once: of known predictions or entities, without contradicting earlier ones."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,13 +7,18 @@ from pathlib import Path
 import filelock
 
 from flywheel_ml.prediction_log.reader import Reader
-from flywheel_ml.prediction_log.rows import EntityOutcome, Outcome
+from flywheel_ml.prediction_log.rows import EntityOutcome, MetricValue, Outcome
+from flywheel_ml.prediction_log.spool import Spool
 from flywheel_ml.prediction_log.stores import LabelConflict, Unavailable
 from flywheel_ml.prediction_log.writer import Writer
 from flywheel_ml.utils.errors import ProjectError
 
 LOCK_SECONDS = 5.0
-Label = Outcome | EntityOutcome
+Label = Outcome | EntityOutcome | MetricValue
+Key = tuple[type | str | int, ...]
+"""Kind and key of a label."""
+Stored = dict[Key, str | float]
+"""Stored labels, as JSON texts, and values of metrics."""
 
 
 class UnknownPredictions(ProjectError):
@@ -59,53 +64,40 @@ class LabelStore:
 
     def find_new(self, rows: Sequence[Label]) -> list[Label]:
         """Return the labels that are not stored yet, each once; raises as `store`."""
-        by_id, by_key, conflicts = _index(rows)
-        known, texts = self._find_stored(list(by_id))
+        first, conflicts = _index(rows)
+        by_id = {row.prediction_id: None for row in first.values() if not isinstance(row, EntityOutcome)}
+        known, stored = self._look_up(list(by_id), list(first.values()))
         if unknown := [one for one in by_id if one not in known]:
             raise UnknownPredictions(unknown)
-        stored = self._find_stored_entities(list(by_key))
-        conflicts += [one for one, row in by_id.items() if texts.get(one, row.label) != row.label]
-        conflicts += [key[0] for key, row in by_key.items() if stored.get(key, row.label) != row.label]
+        conflicts += [row.key[0] for key, row in first.items() if stored.get(key, _content(row)) != _content(row)]
         if conflicts:
             raise LabelConflict(list(dict.fromkeys(conflicts)))
-        new_ids: list[Label] = [row for one, row in by_id.items() if one not in texts]
-        return new_ids + [row for key, row in by_key.items() if key not in stored]
+        return [row for key, row in first.items() if key not in stored]
 
     def close(self) -> None:
         """Close the connections; the writer stays open."""
         self._reader.close()
 
-    def _find_stored(self, ids: Sequence[str]) -> tuple[set[str], dict[str, str]]:
-        """Return the ids that belong to predictions, and the labels stored for them."""
-        if not ids:
-            return set(), {}
-        if (spool := self._log.spool) is None:
-            return self._reader.find_known(ids), self._reader.labels(ids)
+    def _look_up(self, ids: Sequence[str], rows: Sequence[Label]) -> tuple[set[str], Stored]:
+        """Return the ids that belong to predictions, and what is stored under the keys of the rows."""
+        known, stored, spool = set[str](), Stored(), self._log.spool
         # The spool first: rows move from the spool to the database, so this order misses none.
-        known, labels = spool.find_known(ids), spool.labels(ids)
+        if spool is not None:
+            known, stored = spool.find_known(ids) if ids else known, _read_stored(spool, rows)
         try:
             known |= self._reader.find_known([one for one in ids if one not in known])
-            labels |= self._reader.labels(ids)
+            stored |= _read_stored(self._reader, rows)
         except Exception:
-            # The database is unavailable. Rows that are still in the spool have no label there yet.
-            if not known.issuperset(ids):
-                if (outage := self._log.outage) is not None:
-                    raise Unavailable(outage) from None
-                raise
-        return known, labels
-
-    def _find_stored_entities(self, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], str]:
-        entities = sorted({entity for entity, _ in keys})
-        if not entities:
-            return {}
-        found = self._log.spool.entity_labels(entities) if self._log.spool else []
-        try:
-            found += self._reader.entity_labels(entities)
-        except Exception:
-            # A spooled label is compared again when the database is back.
-            if self._log.spool is None or self._log.outage is None:
-                raise
-        return {row.key: row.label for row in found}
+            # The database is unavailable. Predictions that are still in the spool have no label there yet, and the
+            # spooled label of an entity is compared again when the database is back.
+            outage = self._log.outage
+            if spool is not None and known.issuperset(ids):
+                if outage is not None or not any(isinstance(row, EntityOutcome) for row in rows):
+                    return known, stored
+            elif spool is not None and outage is not None:
+                raise Unavailable(outage) from None
+            raise
+        return known, stored
 
     @contextmanager
     def _hold_lock(self) -> Iterator[None]:
@@ -118,15 +110,27 @@ class LabelStore:
             yield
 
 
-def _index(rows: Sequence[Label]) -> tuple[dict[str, Outcome], dict[tuple[str, int], EntityOutcome], list[str]]:
-    """Return the first label of each id and of each key, and the ids and entities whose labels contradict it."""
-    by_id: dict[str, Outcome] = {}
-    by_key: dict[tuple[str, int], EntityOutcome] = {}
-    conflicts = []
+def _index(rows: Sequence[Label]) -> tuple[dict[Key, Label], list[str]]:
+    """Return the first row of each key, and the ids and entities of rows that contradict it."""
+    first: dict[Key, Label] = {}
     for row in rows:
-        if isinstance(row, Outcome):
-            if by_id.setdefault(row.prediction_id, row).label != row.label:
-                conflicts.append(row.prediction_id)
-        elif by_key.setdefault(row.key, row).label != row.label:
-            conflicts.append(row.entity_id)
-    return by_id, by_key, conflicts
+        first.setdefault((type(row), *row.key), row)
+    return first, [row.key[0] for row in rows if _content(first[type(row), *row.key]) != _content(row)]
+
+
+def _read_stored(source: Reader | Spool, rows: Sequence[Label]) -> Stored:
+    """Return what is stored under the keys of some rows."""
+    names: dict[type, dict[str, None]] = {Outcome: {}, EntityOutcome: {}, MetricValue: {}}
+    for row in rows:
+        names[type(row)][row.key[0]] = None
+    by_id, entities, valued = (list(some) for some in names.values())
+    found: Stored = {(Outcome, name): label for name, label in source.labels(by_id).items()} if by_id else {}
+    if entities:
+        found |= {(EntityOutcome, *row.key): row.label for row in source.entity_labels(sorted(entities))}
+    if valued:
+        found |= {(MetricValue, *row.key): row.value for row in source.metric_values(valued)}
+    return found
+
+
+def _content(row: Label) -> str | float:
+    return row.value if isinstance(row, MetricValue) else row.label

@@ -8,10 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from flywheel_ml.prediction_log.database_engine import create_engine, ensure_schema, translate_errors
-from flywheel_ml.prediction_log.retention.operations import PREDICTION_COLUMNS, RULES, Operation, merge
+from flywheel_ml.prediction_log.retention.operations import LABEL_TABLES, PREDICTION_COLUMNS, RULES, Operation, merge
 from flywheel_ml.prediction_log.retention.requests import Outcome
 from flywheel_ml.prediction_log.retention.scan import split
-from flywheel_ml.prediction_log.rows import block_row_id, labels, predictions
+from flywheel_ml.prediction_log.rows import block_row_id, predictions
 
 ROWS, BLOCKS = 500, 10
 """Rows of one transaction."""
@@ -93,18 +93,19 @@ def _prune(engine: sa.Engine, operation: Operation) -> Iterator[dict[str, int]]:
                 ids = [row[0] for row in connection.execute(deletion)]
                 gone = _delete_labels(connection, name, ids)
             deleted = len(ids)
-            yield {name: deleted, "labels": gone}
+            yield merge({name: deleted}, gone)
 
 
-def _delete_labels(connection: sa.Connection, name: str, ids: list[str]) -> int:
+def _delete_labels(connection: sa.Connection, name: str, ids: list[str]) -> dict[str, int]:
     if not ids or name not in ("predictions", "blocks"):
-        return 0
-    if name == "predictions":
-        which: sa.ColumnElement[bool] = labels.c.prediction_id.in_(ids)
-    else:
-        spans = ((block_row_id(one, 0), block_row_id(one, 0xFFFFFFFF)) for one in ids)
-        which = sa.or_(*(labels.c.prediction_id.between(first, last) for first, last in spans))
-    return connection.execute(sa.delete(labels).where(which)).rowcount
+        return {}
+    spans = [(block_row_id(one, 0), block_row_id(one, 0xFFFFFFFF)) for one in ids] if name == "blocks" else []
+    found = {}
+    for table in LABEL_TABLES:
+        owner = RULES[table].table.c.prediction_id
+        which = sa.or_(*(owner.between(*span) for span in spans)) if spans else owner.in_(ids)
+        found[table] = connection.execute(sa.delete(RULES[table].table).where(which)).rowcount
+    return found
 
 
 def _delete(engine: sa.Engine, operation: Operation) -> Iterator[dict[str, int]]:

@@ -17,7 +17,7 @@ from flywheel_ml.prediction_log.reader import unpack_block
 from flywheel_ml.prediction_log.retention import copies, requests
 from flywheel_ml.prediction_log.retention.export import ENTITY, MANIFEST, read_manifest
 from flywheel_ml.prediction_log.retention.log import Log
-from flywheel_ml.prediction_log.retention.operations import Operation, merge
+from flywheel_ml.prediction_log.retention.operations import LABEL_TABLES, Operation, merge
 from flywheel_ml.prediction_log.retention.scan import BLOCKS_PER_CHUNK, IDS_PER_REQUEST, ChunkReader, split
 from flywheel_ml.prediction_log.rows import Block, Prediction, blocks, new_id, predictions
 from flywheel_ml.prediction_log.spool import REJECTED_FILE
@@ -134,7 +134,7 @@ def _run(log: Log, path: Path, journal: Journal) -> EraseResult:
     else:
         failures["log"] = f"rows of this key still arrived in search {MAX_PASSES}; stop sending them, then repeat"
     for some in split(before, IDS_PER_REQUEST):  # Labels of predictions that an interrupted run deleted.
-        _change(log, Operation(kind="delete", ids={"labels": list(some)}), journal, failures)
+        _change(log, Operation(kind="delete", ids={table: list(some) for table in LABEL_TABLES}), journal, failures)
     _change(log, Operation(kind="delete", entity=journal.key, scrub=True), journal, failures)
     is_complete = not failures
     outside = _remove_remains(log, journal, failures)
@@ -167,7 +167,7 @@ def _erase_rows(log: Log, path: Path, journal: Journal, failures: dict[str, str]
             journal.ids.extend(set(ids).difference(journal.ids))
             _save(path, journal)
             for some in split(ids, IDS_PER_REQUEST):
-                listed = {"predictions": list(some), "labels": list(some)}
+                listed = {table: list(some) for table in ("predictions", *LABEL_TABLES)}
                 _change(log, Operation(kind="delete", ids=listed), journal, failures)
         for block, rows in _find_blocks(reader, journal.key):
             ids = [row.id for row in rows if row.entity_id == journal.key]
@@ -175,7 +175,7 @@ def _erase_rows(log: Log, path: Path, journal: Journal, failures: dict[str, str]
             journal.ids.extend(ids)
             _save(path, journal)
             kept = [list(row) for row in rows if row.entity_id != journal.key]
-            operation = Operation(kind="delete", ids={"labels": ids}, replacements={block: kept})
+            operation = Operation(kind="delete", ids=dict.fromkeys(LABEL_TABLES, ids), replacements={block: kept})
             _change(log, operation, journal, failures)
     return found
 

@@ -176,7 +176,7 @@ def _write_files(
     file_of: dict[tuple[str | None, str], _File] = {}
     try:
         for chunk in reader.read_predictions(since_us, until_us):
-            labels = reader.find_labels(chunk)
+            labels, values = reader.find_labels(chunk), reader.find_metrics(chunk)
             by_model: dict[tuple[str | None, str], list[Prediction]] = {}
             for row in chunk:
                 # Rows of older schemas have no digest.
@@ -185,7 +185,7 @@ def _write_files(
                 if model not in file_of:
                     found = _File(folder, find_contract(model[0], rows[0].model_version))
                     file_of[model] = files.setdefault(found.path.name, found)
-                file_of[model].add(build_table(rows, labels, file_of[model].contract))
+                file_of[model].add(build_table(rows, labels, values, file_of[model].contract))
     finally:
         for file in files.values():
             file.close()
@@ -193,12 +193,15 @@ def _write_files(
     return {name: file.rows for name, file in sorted(files.items())}, untyped
 
 
-def build_table(rows: Sequence[Prediction], labels: dict[str, str], contract: Contract | None) -> Any:
+def build_table(
+    rows: Sequence[Prediction], labels: dict[str, str], values: dict[str, dict[str, float]], contract: Contract | None
+) -> Any:
     """Build the `pyarrow.Table` of predictions: the contract's inputs, its target, and the columns of the log.
 
     Args:
         rows: n predictions.
         labels: prediction id → label as JSON.
+        values: prediction id → business metric → value.
         contract: types of inputs and target; without one, inputs and labels stay JSON texts.
     """
     import pyarrow as pa
@@ -231,6 +234,7 @@ def build_table(rows: Sequence[Prediction], labels: dict[str, str], contract: Co
         "latency_us": pa.array([row.latency_us for row in rows], pa.int64()),
         "degraded": pa.array([bool(row.degraded) for row in rows], pa.bool_()),
         "assigned_variant": pa.array([row.assigned_variant for row in rows], pa.string()),
+        "metrics": pa.array([json.dumps(values[row.id]) if row.id in values else None for row in rows], pa.string()),
         "has_label": pa.array([one is not None for one in outcomes], pa.bool_()),
     }
     columns |= {PREFIX + key: values for key, values in known.items()}

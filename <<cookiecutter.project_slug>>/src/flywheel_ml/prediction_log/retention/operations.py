@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import sqlalchemy as sa
 from pydantic import Field
 
-from flywheel_ml.prediction_log.rows import TABLES, block_row_id
+from flywheel_ml.prediction_log.rows import TABLES, block_row_id, labels, metric_values
 from flywheel_ml.prediction_log.stores import SQLiteStore
 from flywheel_ml.utils.config_model import StrictModel
 
@@ -36,7 +36,9 @@ class TableRule(NamedTuple):
     entity_column: str | None = None
 
 
-_SPECIAL = {"labels": {"is_timed": False}, "entity_labels": {"entity_column": "entity_id"}}
+LABEL_TABLES = (labels.name, metric_values.name)
+"""Rows that belong to a prediction by its id, and leave with it."""
+_SPECIAL = {"entity_labels": {"entity_column": "entity_id"}, **{name: {"is_timed": False} for name in LABEL_TABLES}}
 
 RULES: dict[str, TableRule] = {
     table.name: TableRule(table, **_SPECIAL.get(table.name, {}))  # type: ignore[arg-type]
@@ -125,24 +127,26 @@ def _prune(store: SQLiteStore, name: str, until_us: int) -> Iterator[Counts]:
                 f"RETURNING {key}",
                 (until_us,),
             ).fetchall()
-            labels = _delete_labels(connection, name, [one for (one,) in found])
-        yield Counter({name: len(found), "labels": labels})
+            gone = _delete_labels(connection, name, [one for (one,) in found])
+        yield Counter({name: len(found)}) + gone
         if len(found) < limit:
             return
         batch.adapt(time.perf_counter() - started)
 
 
-def _delete_labels(connection: Any, name: str, ids: Sequence[str]) -> int:
+def _delete_labels(connection: Any, name: str, ids: Sequence[str]) -> Counts:
     """Delete the labels of predictions or blocks that are in the same file; other files follow later."""
+    where = "prediction_id = ?" if name == "predictions" else "prediction_id BETWEEN ? AND ?"
+    keys: list[tuple[str, ...]] = []
     if name == "predictions":
-        found = connection.executemany("DELETE FROM labels WHERE prediction_id = ?", [(one,) for one in ids])
+        keys = [(one,) for one in ids]
     elif name == "blocks":
         # The ids of a block's rows share all digits but the last eight.
-        spans = [(block_row_id(one, 0), block_row_id(one, 0xFFFFFFFF)) for one in ids]
-        found = connection.executemany("DELETE FROM labels WHERE prediction_id BETWEEN ? AND ?", spans)
-    else:
-        return 0
-    return max(int(found.rowcount), 0)
+        keys = [(block_row_id(one, 0), block_row_id(one, 0xFFFFFFFF)) for one in ids]
+    found: Counts = Counter()
+    for table in LABEL_TABLES if keys else ():
+        found[table] += max(int(connection.executemany(f"DELETE FROM {table} WHERE {where}", keys).rowcount), 0)  # noqa: S608
+    return found
 
 
 def _delete(store: SQLiteStore, operation: Operation) -> Iterator[Counts]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log.retention import requests
 from flywheel_ml.prediction_log.retention.log import Log
-from flywheel_ml.prediction_log.retention.operations import Operation, merge
+from flywheel_ml.prediction_log.retention.operations import LABEL_TABLES, RULES, Operation, merge
 from flywheel_ml.prediction_log.retention.scan import IDS_PER_REQUEST, split
 from flywheel_ml.prediction_log.rows import blocks, now_us, predictions
 from flywheel_ml.prediction_log.selection import HOUR_US
@@ -154,12 +154,11 @@ def _delete_orphans(log: Log, until_us: int) -> tuple[dict[str, int], dict[str, 
     """Delete old labels whose predictions are gone; they may be in another file."""
     counts: dict[str, int] = {}
     failures: dict[str, str] = {}
-    found: list[str] = []
-    for orphans in log.readers()[0].find_orphans(until_us) if until_us else ():
-        found += orphans
-    for some in split(found, IDS_PER_REQUEST):
-        deleted, failed = log.change(Operation(kind="delete", ids={"labels": list(some)}))
-        counts, failures = merge(counts, deleted), {**failures, **failed}
+    for name in LABEL_TABLES if until_us else ():
+        found = [one for orphans in log.readers()[0].find_orphans(RULES[name].table, until_us) for one in orphans]
+        for some in split(found, IDS_PER_REQUEST):
+            deleted, failed = log.change(Operation(kind="delete", ids={name: list(some)}))
+            counts, failures = merge(counts, deleted), {**failures, **failed}
     return counts, failures
 
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from flywheel_ml.prediction_log.database_engine import translate_errors
 from flywheel_ml.prediction_log.migrations import select_as_current
 from flywheel_ml.prediction_log.reader import Reader, unpack_block
-from flywheel_ml.prediction_log.rows import Block, Prediction, blocks, labels, predictions
+from flywheel_ml.prediction_log.rows import Block, Prediction, blocks, predictions
 from flywheel_ml.prediction_log.selection import HOUR_US
 
 ROWS_PER_CHUNK, BLOCKS_PER_CHUNK = 2000, 10
@@ -63,19 +63,26 @@ class ChunkReader(Reader):
         found = self._join_labels(iter(rows))
         return {one.prediction.id: one.label for one in found if one.label is not None}
 
-    def find_orphans(self, until_us: int) -> Iterator[list[str]]:
-        """Yield the ids of labels whose prediction is no longer in the log, if either is older than a timestamp.
+    def find_metrics(self, rows: Sequence[Prediction]) -> dict[str, dict[str, float]]:
+        """Return prediction id → business metric → value, of the predictions that have any."""
+        found: dict[str, dict[str, float]] = {}
+        for one in self.metric_values([row.id for row in rows]):
+            found.setdefault(one.prediction_id, {})[one.metric] = one.value
+        return found
+
+    def find_orphans(self, table: sa.Table, until_us: int) -> Iterator[list[str]]:
+        """Yield the ids in a table of labels whose prediction is no longer in the log, if either is older than a time.
 
         Ids begin with 12 hex digits of milliseconds; the timestamp of the label decides about other ids.
         """
         bound = f"{until_us // 1000:012x}"
 
-        def query(table: sa.FromClause) -> sa.Select[Any]:
-            is_old = sa.or_(table.c.timestamp_us < until_us, table.c.prediction_id < bound)
-            return sa.select(table.c.prediction_id).where(is_old)
+        def query(found: sa.FromClause) -> sa.Select[Any]:
+            is_old = sa.or_(found.c.timestamp_us < until_us, found.c.prediction_id < bound)
+            return sa.select(found.c.prediction_id).where(is_old)
 
-        for chunk in self.scan(labels, "prediction_id", query, ""):
-            ids = [one for (one,) in chunk]
+        for chunk in self.scan(table, "prediction_id", query, ""):
+            ids = list(dict.fromkeys(one for (one,) in chunk))
             known = self.find_known(ids)
             if orphans := [one for one in ids if one not in known]:
                 yield orphans

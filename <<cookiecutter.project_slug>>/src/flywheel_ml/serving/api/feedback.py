@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from flywheel_ml.core.contract import parse_timestamp
-from flywheel_ml.prediction_log import EntityOutcome, LabelConflict, Outcome, Unavailable, Writer, now_us
+from flywheel_ml.prediction_log import EntityOutcome, LabelConflict, MetricValue, Outcome, Unavailable, Writer, now_us
 from flywheel_ml.prediction_log.labels.store import Label, LabelStore, UnknownPredictions
 from flywheel_ml.serving.errors.problems import Problem
 from flywheel_ml.serving.observability.metrics import Metrics
@@ -42,8 +42,8 @@ class Labeller:
 
         Args:
             labels: `id` of a prediction, its `label`, and optionally the timestamp of the outcome as `at` (default:
-                now); or an `entity`, its `label` and the `timestamp` of the outcome. Repeating a label is allowed and
-                has no effect.
+                now); or an `entity`, its `label` and the `timestamp` of the outcome; or `id`, name and `value` of a
+                business `metric`, and optionally `at`. Repeating a label is allowed and has no effect.
             origin: context of the request.
 
         Raises:
@@ -77,10 +77,13 @@ class Labeller:
         except Exception as error:
             self._metrics.log.failures.inc()
             raise build_log_problem(error, origin) from None
-        return len({row.key if isinstance(row, EntityOutcome) else row.prediction_id for row in rows})
+        return len({(type(row), row.key) for row in rows})
 
 
 def _build_row(label: Mapping[str, Any], now: int) -> Label:
+    if "metric" in label:
+        at = _parse_timestamp_us(label["at"]) if "at" in label else now
+        return MetricValue(label["id"], label["metric"], at, float(label["value"]), now)
     text = canonical_json(label["label"])
     if "entity" in label:
         return EntityOutcome(str(label["entity"]), _parse_timestamp_us(label["timestamp"]), text, now)
@@ -93,5 +96,5 @@ def _parse_timestamp_us(text: str) -> int:
 
 
 def _build_conflict(ids: Sequence[str]) -> Problem:
-    detail = f"{len(ids)} of the predictions or entities already have a different label; the first label is kept"
+    detail = f"{len(ids)} of the predictions or entities already have a different label or value; the first is kept"
     return Problem(409, "conflicting-label", detail, ids=list(ids[:MAX_LISTED_IDS]))

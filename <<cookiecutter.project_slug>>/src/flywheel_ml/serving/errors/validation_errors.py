@@ -13,8 +13,8 @@ MAX_LISTED_ERRORS = 20
 MAX_NAME_CHARS = 100
 MAX_VALUE_CHARS = 80
 
-LABEL_TAGS = ("label of a prediction", "label of an entity")
-"""Tags of the two kinds of labels; pydantic adds them to the location of an error."""
+LABEL_TAGS = ("label of a prediction", "label of an entity", "value of a metric")
+"""Tags of the kinds of labels; pydantic adds them to the location of an error."""
 
 ErrorDetail = Mapping[str, Any]
 
@@ -23,6 +23,11 @@ _RULES: dict[str, Callable[[ErrorDetail], str]] = {
     "string_type": lambda _: "must be a string",
     "string_too_short": lambda facts: f"must have at least {facts['min_length']} character",
     "string_too_long": lambda facts: f"must have at most {facts['max_length']} characters",
+    "string_pattern_mismatch": lambda facts: f"must match {facts['pattern']}",
+    "float_type": lambda _: "must be a number",
+    "finite_number": lambda _: "must be a finite number",
+    "greater_than_equal": lambda facts: f"must be at least {facts['ge']:g}",
+    "less_than_equal": lambda facts: f"must be at most {facts['le']:g}",
     "dict_type": lambda _: "must be an object",
     "list_type": lambda _: "must be an array",
     "too_short": lambda facts: f"must have at least {facts['min_length']} item",

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, FailFast, Field,
 # Python 3.11's own TypedDict cannot carry the configuration that pydantic reads.
 from typing_extensions import TypedDict
 
+from flywheel_ml.core.business_metrics import MAX_VALUE, METRIC_NAME, find_name_fault
 from flywheel_ml.core.contract import MISSING, Column, Contract, parse_timestamp, to_naive_utc
 from flywheel_ml.core.parsing import build_grammar
 from flywheel_ml.core.parsing.grammar import clean_text
@@ -20,7 +21,7 @@ from flywheel_ml.serving.schema.row_validator import RowValidator, build_cell_re
 from flywheel_ml.utils import timestamps
 
 MAX_LABELS = 10_000
-LABEL_FIELDS = ("id", "label", "at", "entity", "timestamp")
+LABEL_FIELDS = ("id", "label", "at", "entity", "timestamp", "metric", "value")
 MAX_CLOCK_SKEW = timedelta(minutes=1)
 """How far a client's clock may be ahead of this machine's."""
 EXAMPLE_DATETIME = "2013-06-15T08:30:00"
@@ -85,9 +86,10 @@ class Schema:
         return row
 
     def parse_labels(self, body: bytes) -> list[dict[str, Any]]:
-        """Return the labels of a /feedback body: `id`, `label` and optionally `at`, or `entity`, `label`, `timestamp`.
+        """Return the labels of a /feedback body.
 
-        Raises like `parse_instances`.
+        Each has `id`, `label` and optionally `at`; or `entity`, `label`, `timestamp`; or `id`, `metric`, `value` and
+        optionally `at`. Raises like `parse_instances`.
         """
         rows, is_checked = self._feedback.read(body)
         return rows if is_checked else self._read_labels(rows)
@@ -97,7 +99,7 @@ class Schema:
         read = []
         for at, row in enumerate(rows):
             try:
-                read.append({**row, "label": self._read_label(row["label"])})
+                read.append(row if "metric" in row else {**row, "label": self._read_label(row["label"])})
             except ValueError as error:
                 found.append(validation_errors.build_error_detail("label", str(error), at, value=row["label"]))
         if found:
@@ -168,14 +170,20 @@ def _build_instance(reader: RowValidator, example: Mapping[str, Any]) -> Any:
 
 
 def _build_label(label: Any) -> Any:
-    """Build the type of a label of a prediction, or of an entity at a time."""
+    """Build the type of a label: of a prediction, of an entity at a time, or the value of a business metric."""
     when: dict[str, Any] = {"format": "date-time"}
     at = Field(description="timestamp of the outcome; default: now", json_schema_extra=when)
     timestamp = Field(description="timestamp of the outcome; in UTC without an offset", json_schema_extra=when)
-    of_prediction = {
+    own = {
         "id": Annotated[str, Field(min_length=1, max_length=64)],
-        "label": label,
         "at": NotRequired[Annotated[str, AfterValidator(_check_past), at]],
+    }
+    name = Field(pattern=METRIC_NAME, description="name of a business metric, such as revenue")
+    number = Field(ge=-MAX_VALUE, le=MAX_VALUE, description="its value for this prediction")
+    of_metric = {
+        **own,
+        "metric": Annotated[str, name, AfterValidator(_check_metric)],
+        "value": Annotated[float, number],
     }
     text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
     of_entity = {
@@ -183,11 +191,18 @@ def _build_label(label: Any) -> Any:
         "label": label,
         "timestamp": Annotated[str, AfterValidator(_check_past), timestamp],
     }
-    by_id, by_entity = validation_errors.LABEL_TAGS
+    by_id, by_entity, by_metric = validation_errors.LABEL_TAGS
+
+    def choose(item: Any) -> str:
+        if not isinstance(item, dict):
+            return by_id
+        return by_metric if "metric" in item else by_entity if "entity" in item else by_id
+
     return Annotated[
-        Annotated[_build_typed_dict("Label", of_prediction), Tag(by_id)]
-        | Annotated[_build_typed_dict("EntityLabel", of_entity), Tag(by_entity)],
-        Discriminator(lambda item: by_entity if isinstance(item, dict) and "entity" in item else by_id),
+        Annotated[_build_typed_dict("Label", {**own, "label": label}), Tag(by_id)]
+        | Annotated[_build_typed_dict("EntityLabel", of_entity), Tag(by_entity)]
+        | Annotated[_build_typed_dict("MetricValue", of_metric), Tag(by_metric)],
+        Discriminator(choose),
     ]
 
 
@@ -266,6 +281,12 @@ def _check_plain_text(column: Column) -> AfterValidator:
         return text
 
     return AfterValidator(check)
+
+
+def _check_metric(name: str) -> str:
+    if fault := find_name_fault(name):
+        raise ValueError(fault)
+    return name
 
 
 def _check_past(text: str) -> str:
