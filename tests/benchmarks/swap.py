@@ -62,7 +62,10 @@ class BenchServer(NamedTuple):
         """Write the routing."""
         now, ref = datetime.now(UTC).isoformat(), self.refs[champion]
         serving_folder.write_routing(
-            self.folder, serving_folder.Routing(name="bench", champion=ref, challenger=challenger, updated_at=now)
+            self.folder,
+            serving_folder.Routing(
+                name="bench", champion=ref, challengers=(challenger,) if challenger else (), updated_at=now
+            ),
         )
 
     def model(self) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import json
 import math
+from collections import Counter
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
 
 from flywheel_ml.core import serving_folder
-from flywheel_ml.core.serving_folder import BundleRef, Challenger, Routing, Shadow
+from flywheel_ml.core.serving_folder import BundleRef, Challenger, KeySplit, Routing, Shadow
 from flywheel_ml.utils.errors import ConfigError, ServingError
 
 REF, OTHER, THIRD = (BundleRef(version=version, digest="a" * 64) for version in "345")
@@ -22,7 +24,8 @@ def challenger(share: float, salt: str = "5a" * 16) -> Challenger:
 
 
 def taken(one: Challenger) -> set[bytes]:
-    return {key for key in KEYS if one.is_assigned(key)}
+    split = KeySplit((one,))
+    return {key for key in KEYS if split.find(key) == 0}
 
 
 def test_written_tables_can_be_read(tmp_path: Path) -> None:
@@ -30,7 +33,7 @@ def test_written_tables_can_be_read(tmp_path: Path) -> None:
     written = Routing(
         name="flights",
         champion=REF,
-        challenger=challenger(0.25),
+        challengers=(challenger(0.25),),
         shadow=shadow,
         updated_at="2013-11-01",
         reason="promoted",
@@ -96,3 +99,66 @@ def test_larger_share_keeps_its_keys_and_new_salt_redraws() -> None:
 def test_key_assignment_is_stable_across_machines() -> None:
     sides = "".join("c" if challenger(0.5).is_assigned(key) else "." for key in KEYS[:32])
     assert sides == "c.ccc.c...ccc.cc.........c...c.."
+
+
+def arm(version: str, share: float, salt: str = SALT) -> Challenger:
+    return Challenger(ref=BundleRef(version=version, digest="a" * 64), share=share, salt=salt, since="2013-11-01")
+
+
+def routing(*challengers: Challenger, shadow: Shadow | None = None) -> Routing:
+    return Routing(name="f", champion=REF, challengers=challengers, shadow=shadow, updated_at="x")
+
+
+def test_challengers_have_disjoint_shares_of_the_keys() -> None:
+    split = KeySplit((arm("4", 0.2), arm("5", 0.05), arm("6", 0.5)))
+    counts = Counter(split.find(key) for key in KEYS)
+    for at, share in ((0, 0.2), (1, 0.05), (2, 0.5), (None, 0.25)):
+        deviation = math.sqrt(share * (1 - share) * len(KEYS))
+        assert abs(counts[at] - share * len(KEYS)) < 4 * deviation
+
+
+def test_shares_that_grow_alike_keep_every_key() -> None:
+    small = KeySplit((arm("4", 0.1), arm("5", 0.05)))
+    large = KeySplit((arm("4", 0.6), arm("5", 0.3)))
+    kept = [(small.find(key), large.find(key)) for key in KEYS]
+    assert all(before in (None, after) for before, after in kept)
+    assert {0, 1} <= {before for before, _ in kept}
+
+
+def test_all_keys_are_served_by_challengers_whose_shares_add_up_to_one() -> None:
+    split = KeySplit((arm("4", 0.1), arm("5", 0.2), arm("6", 0.7)))
+    assert {split.find(key) for key in KEYS} == {0, 1, 2}
+
+
+def test_one_challenger_keeps_the_keys_of_the_previous_format() -> None:
+    one = challenger(0.25)
+    places = {
+        key: int.from_bytes(blake2b(key, digest_size=8, salt=bytes.fromhex(one.salt)).digest()) / 2**64 for key in KEYS
+    }
+    assert taken(one) == {key for key, place in places.items() if place < 0.25}
+
+
+@pytest.mark.parametrize(
+    ("challengers", "message"),
+    [
+        ((arm("4", 0.6), arm("5", 0.5)), "add up to 1.1"),
+        ((arm("4", 0.1), arm("4", 0.2)), "version 4 is listed twice"),
+        ((arm("4", 0.1), arm("3", 0.2)), "version 3 is champion"),
+        ((arm("4", 0.1), arm("5", 0.2, "00" * 16)), "different salts"),
+    ],
+)
+def test_impossible_challengers_are_rejected(challengers: tuple[Challenger, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        routing(*challengers)
+
+
+def test_several_challengers_are_written_in_format_3_and_one_in_format_2(tmp_path: Path) -> None:
+    path = tmp_path / serving_folder.ROUTING
+    for asked, expected in ((routing(arm("4", 0.1)), 2), (routing(), 2), (routing(arm("4", 0.1), arm("5", 0.1)), 3)):
+        serving_folder.write_routing(tmp_path, asked)
+        assert json.loads(path.read_text())["format"] == expected
+        assert serving_folder.read_routing(tmp_path) == asked
+    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
+    with pytest.raises(ConfigError, match=r"routing.json: format") as error:
+        serving_folder.read_routing(tmp_path)
+    assert "\n" not in str(error.value)

@@ -77,6 +77,71 @@ def test_new_share_keeps_entities_other_changes_reassign(two: Registry, settings
     assert whats == ["champion", "challenger 10%", "challenger 50%", "shadow", "experiment", "challenger 10%"]
 
 
+SEVERAL = [("2", 0.2), ("3", 0.3)]
+
+
+def test_several_versions_share_the_traffic_of_one_experiment(
+    two: Registry, settings: Settings, bundle_path: Path, tmp_path: Path
+) -> None:
+    third(two, bundle_path, tmp_path)
+    now = rollout.start_arms(two, settings, SEVERAL)
+    assert [(one.ref.version, one.share) for one in now.challengers] == SEVERAL
+    assert len({one.salt for one in now.challengers}) == 1
+    assert rollout.start_arms(two, settings, [*reversed(SEVERAL)], why="again") == now
+    assert rollout.sync(two, settings, why="synced") == now
+    assert rollout.describe_routing(now) == "version 1, version 2 for 20% of the keys, version 3 for 30% of the keys"
+    told = [(one.variant, one.version, one.share) for one in rollout_status.list_variant_statuses(now, settings)]
+    assert told == [("champion", "1", 0.5), ("challenger", "2", 0.2), ("challenger", "3", 0.3)]
+    assert changes(settings)[-1] == ("challengers 20% + 30%", None, "2, 3")
+    assert rollout.abort(two, settings).challengers == ()
+    assert changes(settings)[-1] == ("experiment", "2, 3", None)
+
+
+def test_shares_that_change_alike_keep_keys_and_others_draw_anew(
+    two: Registry, settings: Settings, bundle_path: Path, tmp_path: Path
+) -> None:
+    third(two, bundle_path, tmp_path)
+    first = rollout.start_arms(two, settings, [("2", 0.1), ("3", 0.15)])
+    doubled = rollout.start_arms(two, settings, SEVERAL)
+    other = rollout.start_arms(two, settings, [("2", 0.3), ("3", 0.3)])
+    salts = [now.challengers[0].salt for now in (first, doubled, other)]
+    assert salts[0] == salts[1] != salts[2]
+
+
+def test_promotion_of_one_of_several_needs_its_number(
+    two: Registry, settings: Settings, bundle_path: Path, tmp_path: Path
+) -> None:
+    third(two, bundle_path, tmp_path)
+    rollout.start_arms(two, settings, SEVERAL)
+    with pytest.raises(ProjectError, match=r"versions 2, 3 is running; name the one to promote.*VERSION=2") as found:
+        rollout.promote(two, settings, None)
+    assert "\n" not in str(found.value)
+    assert rollout.promote(two, settings, "3").number == "3"
+    assert serving_folder.read_routing(settings.serving_folder).challengers == ()
+    assert two.get_plan() is None
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ([("2", 0.6), ("3", 0.5)], "add up to 110%; together they may be 100% at most"),
+        ([("2", 0.1), ("2", 0.2)], "version 2 is listed twice"),
+        ([("2", 0.1), ("1", 0.2)], "version 1 is already champion"),
+        ([("2", 0.1), ("9", 0.2)], "9"),
+        ([("2", 0.1), ("3", None)], "a shadow runs alone"),
+    ],
+)
+def test_impossible_arms_are_refused_before_anything_changes(
+    two: Registry, settings: Settings, bundle_path: Path, tmp_path: Path, arms: list[Any], message: str
+) -> None:
+    third(two, bundle_path, tmp_path)
+    with pytest.raises(ProjectError, match=message) as found:
+        rollout.start_arms(two, settings, arms)
+    assert "\n" not in str(found.value)
+    assert two.get_plan() is None
+    assert serving_folder.read_routing(settings.serving_folder).challengers == ()
+
+
 def test_an_abort_leaves_the_champion_alone_and_may_be_repeated(two: Registry, settings: Settings) -> None:
     rollout.start(two, settings, None, None)
     for _ in range(2):
@@ -264,7 +329,7 @@ def test_status_counts_each_variant_since_its_start(two: Registry, settings: Set
     assert told == [("champion", "1", 0.75, 2), ("challenger", "2", 0.25, 1), ("fallback", "1", None, 1)]
     assert found[0].tally is not None
     assert (found[0].tally.mean_score, found[0].tally.mean_latency_us) == (0.125, 1000)
-    assert rollout_status.describe_breaker(now, "http://127.0.0.1:1", settings).startswith(
+    assert rollout_status.describe_breakers(now, "http://127.0.0.1:1", settings)[0].startswith(
         "unknown: http://127.0.0.1:1 does not answer"
     )
 

@@ -57,7 +57,7 @@ def show_rollout_status(now: "Routing", server: str, settings: Settings) -> None
             f"{formatting.rows(rows_without_digest)} of these were logged before digests; counted by version alone",
             soft_wrap=True,
         )
-    if state := rollout_status.describe_breaker(now, server, settings):
+    for state in rollout_status.describe_breakers(now, server, settings):
         console.print(f"breaker: {escape(state)}", soft_wrap=True)
 
 

@@ -193,23 +193,34 @@ def window(
 @rollout_app.command("start")
 def rollout_start(
     ctx: typer.Context,
-    version: Annotated[str | None, typer.Argument(help="Version number; default: the challenger.")] = None,
+    versions: Annotated[
+        list[str] | None, typer.Argument(metavar="[VERSION]...", help="Version numbers; default: the challenger.")
+    ] = None,
     share: Annotated[
-        float | None, typer.Option(help="Share of the traffic that it answers, above 0 and at most 1; default: 0.1.")
+        list[float] | None,
+        typer.Option(help="Share of the traffic, above 0 and at most 1; once for each version. Default: 0.1."),
     ] = None,
     shadow: Annotated[
         bool, typer.Option("--shadow", help="Only score and log; the champion answers all requests.")
     ] = False,
     why: Annotated[str, typer.Option(metavar="REASON", help="Reason for the audit log.")] = "started",
 ) -> None:
-    """Start an experiment with a version: a share of the traffic, or a shadow. Repeat it to change the share."""
+    """Start an experiment with one version or several: shares of the traffic, or one shadow. Repeat to change them."""
     from flywheel_ml.flows import rollout
 
-    if shadow and share is not None:
+    if shadow and share:
         raise ConfigError("a shadow answers no requests and has no share; give either --share or --shadow")
-    if share is not None and not 0 < share <= 1:
-        raise ConfigError(f"--share is {share:g}; give a number above 0 and at most 1")
-    now = rollout.start(_open_registry(ctx), Settings.read(), version, None if shadow else share or DEFAULT_SHARE, why)
+    numbers: list[str | None] = [*versions] if versions else [None]
+    shares: list[float | None] = [*share] if share else [None if shadow else DEFAULT_SHARE] * len(numbers)
+    if len(shares) != len(numbers):
+        raise ConfigError(
+            f"{len(numbers)} versions and {len(shares)} shares; give one --share for each version, or none for "
+            f"{DEFAULT_SHARE:g} each"
+        )
+    for one in shares:
+        if one is not None and not 0 < one <= 1:
+            raise ConfigError(f"--share is {one:g}; give a number above 0 and at most 1")
+    now = rollout.start_arms(_open_registry(ctx), Settings.read(), list(zip(numbers, shares, strict=True)), why)
     console.print(f"Serving: {rollout.describe_routing(now)}; servers follow within a second.")
 
 

@@ -1,4 +1,4 @@
-"""The serving folder: the bundle that serves predictions, and its challenger or shadow.
+"""The serving folder: the bundle that serves predictions, and its challengers or shadow.
 
     routing.json                      the `Routing`; replaced atomically
     bundles/<version>-<digest>/       one bundle each
@@ -7,8 +7,10 @@
 `rollout` and `monitor` write the folder, servers only read it.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,6 +25,9 @@ from flywheel_ml.utils.formatting import short_digest
 
 ROUTING, BUNDLES = "routing.json", "bundles"
 MONITORING_METRICS, ALERT_METRICS = "monitoring.prom", "alerts.prom"
+HASHES = 2**64
+SHARE_TOLERANCE = 1e-9
+"""By how much shares may add up to more than 1, because 0.1 + 0.2 + 0.7 does."""
 
 
 class BundleRef(config_model.StrictModel):
@@ -41,9 +46,35 @@ class Challenger(config_model.StrictModel):
     since: str
 
     def is_assigned(self, key: bytes) -> bool:
-        """Whether it serves a key: its salted blake2b hash (RFC 7693) is below the share, on every machine alike."""
-        place = blake2b(key, digest_size=8, salt=bytes.fromhex(self.salt)).digest()
-        return int.from_bytes(place) < self.share * 2**64
+        """Whether it serves a key if it is the only challenger."""
+        return KeySplit((self,)).find(key) == 0
+
+
+class KeySplit:
+    """Divides keys among the challengers of one experiment, on every machine alike; the champion has the rest.
+
+    A key's salted blake2b hash (RFC 7693) is its place between 0 and 1. The places are divided in proportion to the
+    shares, and each challenger has the first part of its division. So if all shares grow alike, each challenger keeps
+    its keys.
+
+    Args:
+        challengers: at least one; they have the same salt, and their shares add up to 1 at most.
+    """
+
+    def __init__(self, challengers: Sequence[Challenger]) -> None:
+        shares = [one.share for one in challengers]
+        total = math.fsum(shares)
+        starts = [start / total for start in accumulate(shares[:-1], initial=0.0)]
+        self._salt = bytes.fromhex(challengers[0].salt)
+        self._parts = [(start * HASHES, (start + share) * HASHES) for start, share in zip(starts, shares, strict=True)]
+
+    def find(self, key: bytes) -> int | None:
+        """Return the position of the challenger that serves a key; None if the champion does."""
+        place = int.from_bytes(blake2b(key, digest_size=8, salt=self._salt).digest())
+        for at, (low, high) in enumerate(self._parts):
+            if low <= place < high:
+                return at
+        return None
 
 
 class Shadow(config_model.StrictModel):
@@ -66,23 +97,43 @@ class Change(config_model.StrictModel):
 class Routing(config_model.StrictModel):
     """The whole of routing.json."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     name: str = Field(min_length=1)
     champion: BundleRef | None = None
     previous: BundleRef | None = None
-    challenger: Challenger | None = None
+    challengers: tuple[Challenger, ...] = ()
     shadow: Shadow | None = None
     updated_at: str
     reason: str = ""
     change: Change | None = None
 
+    @property
+    def challenger(self) -> Challenger | None:
+        """The first challenger; None without one."""
+        return self.challengers[0] if self.challengers else None
+
+    @property
+    def experiments(self) -> list[Challenger | Shadow]:
+        """The challengers and the shadow."""
+        return [*self.challengers, *([self.shadow] if self.shadow else [])]
+
     @model_validator(mode="after")
     def _models_differ(self) -> Self:
-        beside = [one.ref.version for one in (self.challenger, self.shadow) if one is not None]
+        beside = [one.ref.version for one in self.experiments]
         if self.champion is None and beside:
             raise ValueError("a challenger or a shadow needs a champion")
         if self.champion is not None and self.champion.version in beside:
             raise ValueError(f"version {self.champion.version} is champion and cannot run alongside itself")
+        if twice := [version for version in beside if beside.count(version) > 1]:
+            raise ValueError(f"version {twice[0]} is listed twice; each version has one share")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if (total := math.fsum(one.share for one in self.challengers)) > 1 + SHARE_TOLERANCE:
+            raise ValueError(f"the challengers' shares add up to {total:.4g}; together they may be 1 at most")
+        if len({one.salt for one in self.challengers}) > 1:
+            raise ValueError("the challengers have different salts; one experiment has one salt")
         return self
 
 
@@ -115,14 +166,20 @@ def read_routing(folder: Path) -> Routing:
         raise ServingError(f"{ROUTING} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise ServingError(f"{ROUTING} is not valid JSON; roll a model out again") from None
-    if isinstance(content, dict) and content.get("format") == 1:
-        content = _upgrade(content)
-    return config_model.parse(content, Routing, name=ROUTING)
+    return config_model.parse(_upgrade(content) if isinstance(content, dict) else content, Routing, name=ROUTING)
 
 
 def write_routing(folder: Path, routing: Routing) -> None:
-    """Replace routing.json atomically; its bundles must be in place already."""
-    write_json(folder / ROUTING, routing.model_dump(mode="json"))
+    """Replace routing.json atomically; its bundles must be in place already.
+
+    With one challenger or none it is written in format 2, so that servers of the previous version of this package
+    follow too. They reject format 3 and keep serving what they have.
+    """
+    content = routing.model_dump(mode="json")
+    if len(routing.challengers) <= 1:
+        found = content.pop("challengers")
+        content |= {"format": 2, "challenger": found[0] if found else None}
+    write_json(folder / ROUTING, content)
 
 
 def find_incompatibility(champion: Contract, other: Contract) -> str:
@@ -142,6 +199,11 @@ def find_incompatibility(champion: Contract, other: Contract) -> str:
 
 
 def _upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert format 1, whose keys for experiments were never used."""
-    gone = {"challenger", "share", "shadow"}
-    return {**{key: value for key, value in content.items() if key not in gone}, "format": 2}
+    """Convert formats 1, whose keys for experiments were never used, and 2, which has one challenger."""
+    found = dict(content)
+    if found.get("format") == 1:
+        found = {key: value for key, value in found.items() if key not in {"challenger", "share", "shadow"}}
+    if found.get("format", 2) in (1, 2):
+        one = found.pop("challenger", None)
+        found |= {"format": 3, "challengers": [] if one is None else [one]}
+    return found

@@ -118,7 +118,7 @@ def _find_served(folder: Path, version: str, digest: str | None) -> tuple[Path |
         return serving_folder.find_bundle(folder, digest), digest
     try:
         now = serving_folder.read_routing(folder)
-        experiments = [variant.ref for variant in (now.challenger, now.shadow) if variant]
+        experiments = [one.ref for one in now.experiments]
     except ProjectError:
         refs = []
     else:

@@ -7,6 +7,7 @@ command completes the change.
 """
 
 import json
+import math
 import os
 import secrets
 import time
@@ -14,9 +15,9 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Never, TypeVar
+from typing import Any, Never, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.contract import Contract
@@ -28,7 +29,7 @@ from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION, Regist
 from flywheel_ml.model.registration.store import describe_error
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.utils import config_model
-from flywheel_ml.utils.errors import GateRefusal, IntegrityError, ProjectError
+from flywheel_ml.utils.errors import ConfigError, GateRefusal, IntegrityError, ProjectError
 from flywheel_ml.utils.files import read_json, remove_folder, remove_leftovers, replacing_folder, sha256_file
 from flywheel_ml.utils.formatting import short_digest
 from flywheel_ml.utils.process import get_user_name
@@ -43,21 +44,63 @@ RENUMBERED = "renumbered"
 """Its value when the same champion gets another number, for example after the registry was lost."""
 
 
-class ExperimentPlan(config_model.StrictModel):
-    """An experiment alongside the champion, as stored in the registry; without a share it is a shadow."""
+class Arm(config_model.StrictModel):
+    """A version in an experiment, and its share of the keys; without a share it is a shadow."""
 
-    champion: str
     version: str
     share: float | None = Field(default=None, gt=0, le=1)
+
+
+class ExperimentPlan(config_model.StrictModel):
+    """An experiment alongside the champion, as stored in the registry: one shadow, or challengers with their shares."""
+
+    champion: str
+    arms: tuple[Arm, ...] = Field(min_length=1)
     salt: str
     since: str
     who: str
     why: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, content: Any) -> Any:
+        """Accept a plan with one arm, as `dump` writes it."""
+        if not isinstance(content, dict):
+            return content
+        if "version" in content:
+            arm = {"version": content["version"], "share": content.get("share")}
+            return {**{key: value for key, value in content.items() if key not in arm}, "arms": (arm,)}
+        arms = content.get("arms")
+        return {**content, "arms": tuple(arms)} if isinstance(arms, list) else content
+
+    def dump(self) -> dict[str, Any]:
+        """Return the content for the registry; one arm as older versions of this package read it."""
+        content = self.model_dump(mode="json")
+        return {**content, **content.pop("arms")[0]} if len(self.arms) == 1 else content
+
+    @property
+    def versions(self) -> str:
+        """The versions, separated by commas."""
+        return ", ".join(arm.version for arm in self.arms)
+
+    @property
+    def is_shadow(self) -> bool:
+        """Whether it is a shadow."""
+        return self.arms[0].share is None
+
     @property
     def kind(self) -> str:
-        """Kind of experiment: `shadow`, or `challenger` with its share."""
-        return "shadow" if self.share is None else f"challenger {format_share(self.share)}"
+        """Kind of experiment: `shadow`, or the challengers with their shares."""
+        shares = " + ".join(format_share(arm.share) for arm in self.arms if arm.share is not None)
+        return "shadow" if self.is_shadow else f"challenger{'s' * (len(self.arms) > 1)} {shares}"
+
+    def keeps_keys_of(self, other: Self) -> bool:
+        """Whether each version keeps the keys that it had: all shares have grown or shrunk alike."""
+        if [arm.version for arm in self.arms] != [arm.version for arm in other.arms]:
+            return False
+        pairs = [(arm.share, before.share) for arm, before in zip(self.arms, other.arms, strict=True)]
+        ratios = [new / old for new, old in pairs if new is not None and old is not None]
+        return len(ratios) == len(pairs) and math.isclose(min(ratios), max(ratios))
 
 
 def start(
@@ -76,31 +119,57 @@ def start(
             incompatible with the champion.
         GateRefusal: a gate refused the version.
     """
+    return start_arms(registry, settings, [(number, share)], why)
+
+
+def start_arms(
+    registry: Registry,
+    settings: Settings,
+    arms: Sequence[tuple[str | None, float | None]],
+    why: str = "started",
+) -> Routing:
+    """Start an experiment with several versions at once; repeating the call has no further effect.
+
+    Args:
+        arms: version and share of each, as for `start`; one of several has a number and a share. If all shares change
+            by the same factor, each version keeps the keys it had; any other change starts a new experiment.
+        why: reason for the audit log.
+
+    Raises:
+        ConfigError: a version is listed twice, or shares add up to more than 1.
+        ProjectError: as `start`.
+        GateRefusal: as `start`.
+    """
     folder = settings.serving_folder
     with _lock_rollout(folder):
         champion = _get_champion(registry)
         routing = _set_serving_champion(registry, champion, settings, why="synced")
         running = _read_plan(registry, champion)
-        chosen = number or (running.version if running else _get_challenger(registry))
-        if running and running.version != chosen:
+        plan = ExperimentPlan(
+            champion=champion.number,
+            arms=_order_arms(
+                [Arm(version=one or _choose_version(registry, running), share=share) for one, share in arms], running
+            ),
+            salt=secrets.token_hex(16),
+            since=_now(),
+            who=get_user_name(),
+            why=why,
+        )
+        _check_arms(plan)
+        if running and {arm.version for arm in running.arms} != {arm.version for arm in plan.arms}:
+            several = len(running.arms) > 1
             raise ProjectError(
-                f"an experiment with version {running.version} ({running.kind}) is running since {running.since}; "
-                "end it first: rollout abort, or rollout promote"
+                f"an experiment with version{'s' * several} {running.versions} ({running.kind}) is running since "
+                f"{running.since}; end it first: rollout abort, or rollout promote"
             )
-        if running is None or running.share != share:
-            _check_candidate(registry, folder, champion, chosen)
-            keeps_salt = running is not None and running.share is not None and share is not None
-            plan = ExperimentPlan(
-                champion=champion.number,
-                version=chosen,
-                share=share,
-                salt=running.salt if running and keeps_salt else secrets.token_hex(16),
-                since=_now(),
-                who=get_user_name(),
-                why=why,
-            )
-            registry.set_challenger(chosen)
-            registry.set_plan(plan.model_dump(mode="json"))
+        if running is None or running.arms != plan.arms:
+            for arm in plan.arms:
+                _check_candidate(registry, folder, champion, arm.version)
+            if running and plan.keeps_keys_of(running):
+                plan = plan.model_copy(update={"salt": running.salt})
+            if len(plan.arms) == 1:
+                registry.set_challenger(plan.arms[0].version)
+            registry.set_plan(plan.dump())
             running = plan
         return _apply_plan(registry, routing, running, settings, why)
 
@@ -242,11 +311,7 @@ def format_share(share: float) -> str:
 
 def describe_routing(routing: Routing) -> str:
     """Describe the versions that answer, in one line."""
-    parts = []
-    if routing.challenger:
-        parts.append(
-            f"version {routing.challenger.ref.version} for {format_share(routing.challenger.share)} of the keys"
-        )
+    parts = [f"version {one.ref.version} for {format_share(one.share)} of the keys" for one in routing.challengers]
     if routing.shadow:
         parts.append(f"version {routing.shadow.ref.version} as shadow")
     return ", ".join([f"version {routing.champion.version if routing.champion else 'none'}", *parts])
@@ -325,13 +390,39 @@ def _get_challenger(registry: Registry) -> str:
 def _choose_candidate(registry: Registry, champion: Version | None, folder: Path) -> str:
     """Choose the version to promote if none was given."""
     if champion and (running := _read_plan(registry, champion)):
-        return running.version
+        if len(running.arms) > 1:
+            raise ProjectError(
+                f"an experiment with versions {running.versions} is running; name the one to promote, such as "
+                f"`rollout promote {running.arms[0].version}` (make: VERSION={running.arms[0].version})"
+            )
+        return running.arms[0].version
     if champion and registry.find_alias(CHALLENGER) is None:
         routing, entries = _read_routing(folder), read_audit(folder)
         serves_champion = routing and routing.champion and routing.champion.digest == champion.digest
         if not serves_champion or (routing and entries and entries[-1]["at"] != routing.updated_at):
             return champion.number  # Complete a promotion that a crash interrupted.
     return _get_challenger(registry)
+
+
+def _choose_version(registry: Registry, running: ExperimentPlan | None) -> str:
+    """Choose the version of an experiment with one version if none was given."""
+    return running.arms[0].version if running and len(running.arms) == 1 else _get_challenger(registry)
+
+
+def _order_arms(arms: Sequence[Arm], running: ExperimentPlan | None) -> tuple[Arm, ...]:
+    """Return the arms in the order of the running experiment, on which the assignment of keys depends."""
+    places = {arm.version: at for at, arm in enumerate(running.arms)} if running else {}
+    return tuple(sorted(arms, key=lambda arm: places.get(arm.version, len(places))))
+
+
+def _check_arms(plan: ExperimentPlan) -> None:
+    versions = [arm.version for arm in plan.arms]
+    if twice := [version for version in versions if versions.count(version) > 1]:
+        raise ConfigError(f"version {twice[0]} is listed twice; each version of an experiment has one share")
+    if len(plan.arms) > 1 and any(arm.share is None for arm in plan.arms):
+        raise ConfigError("a shadow runs alone; give each of several versions a share of the traffic")
+    if (total := math.fsum(arm.share or 0.0 for arm in plan.arms)) > 1 + serving_folder.SHARE_TOLERANCE:
+        raise ConfigError(f"the shares add up to {format_share(total)}; together they may be 100% at most")
 
 
 def _read_plan(registry: Registry, champion: Version) -> ExperimentPlan | None:
@@ -398,27 +489,25 @@ def _get_number(ref: BundleRef | None) -> str | None:
 def _apply_plan(
     registry: Registry, routing: Routing, plan: ExperimentPlan | None, settings: Settings, why: str
 ) -> Routing:
-    """Route traffic to the version of the plan alongside the champion; without a plan, to the champion alone."""
-    folder = settings.serving_folder
-    challenger: Challenger | None = None
-    shadow: Shadow | None = None
-    if plan is not None:
-        ref = _fetch(registry, registry.get(plan.version), folder)
-        if plan.share is None:
+    """Route traffic to the versions of the plan alongside the champion; without a plan, to the champion alone."""
+    challengers, shadow = [], None
+    for arm in plan.arms if plan else ():
+        assert plan is not None
+        ref = _fetch(registry, registry.get(arm.version), settings.serving_folder)
+        if arm.share is None:
             shadow = Shadow(ref=ref, salt=plan.salt, since=plan.since)
         else:
-            challenger = Challenger(ref=ref, share=plan.share, salt=plan.salt, since=plan.since)
-    if (routing.challenger, routing.shadow) == (challenger, shadow):
-        _append_audit_entry(folder, routing)
+            challengers.append(Challenger(ref=ref, share=arm.share, salt=plan.salt, since=plan.since))
+    if (routing.challengers, routing.shadow) == (tuple(challengers), shadow):
+        _append_audit_entry(settings.serving_folder, routing)
         return routing
-    before = routing.challenger or routing.shadow
     change = Change(
         who=plan.who if plan else get_user_name(),
         what=plan.kind if plan else "experiment",
-        before=_get_number(before.ref if before else None),
-        after=plan.version if plan else None,
+        before=", ".join(one.ref.version for one in routing.experiments) or None,
+        after=plan.versions if plan else None,
     )
-    facts = {"challenger": challenger, "shadow": shadow, "updated_at": _now(), "change": change}
+    facts = {"challengers": tuple(challengers), "shadow": shadow, "updated_at": _now(), "change": change}
     return _write_routing(registry, settings, routing.model_copy(update={**facts, "reason": plan.why if plan else why}))
 
 
@@ -483,7 +572,7 @@ def _prune(registry: Registry, settings: Settings, routing: Routing) -> None:
 
     Bundles in use stay, and so do those that the prediction log refers to. If the log cannot be read, all stay.
     """
-    tried = [one.ref for one in (routing.challenger, routing.shadow) if one]
+    tried = [one.ref for one in routing.experiments]
     used = {ref.digest for ref in (routing.champion, routing.previous, *tried) if ref}
     used |= {found.digest for alias in (CHAMPION, CHALLENGER) if (found := registry.find_alias(alias))}
     log = Reader(settings.prediction_log)

@@ -1,7 +1,9 @@
 """Status of the rollout: the share, start and statistics of each variant, and the state of the circuit breaker."""
 
 import json
+import math
 import urllib.request
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -34,16 +36,16 @@ def list_variant_statuses(routing: Routing, settings: Settings) -> list[VariantS
         for entry in read_audit(settings.serving_folder)
         if entry.get("what", CHAMPION_CHANGES[0]) in CHAMPION_CHANGES
     ]
-    experiment = routing.challenger or routing.shadow
+    experiment = next(iter(routing.experiments), None)
     champion_since = began[-1] if began else routing.updated_at
     tallies = Reader(settings.prediction_log).compute_stats(_to_us(experiment.since if experiment else champion_since))
     current: list[VariantStatus] = []
     if routing.champion:
-        share = 1 - routing.challenger.share if routing.challenger else 1.0
+        share = max(0.0, 1 - math.fsum(one.share for one in routing.challengers))
         current.append(VariantStatus("champion", *_get_identity(routing.champion), share, champion_since, None))
-    if routing.challenger:
-        one = routing.challenger
-        current.append(VariantStatus("challenger", *_get_identity(one.ref), one.share, one.since, None))
+    current += [
+        VariantStatus("challenger", *_get_identity(one.ref), one.share, one.since, None) for one in routing.challengers
+    ]
     if routing.shadow:
         current.append(VariantStatus("shadow", *_get_identity(routing.shadow.ref), None, routing.shadow.since, None))
     shown = []
@@ -69,17 +71,23 @@ def _get_identity(ref: BundleRef) -> tuple[str, str]:
     return ref.version, ref.digest
 
 
-def describe_breaker(routing: Routing, server: str, settings: Settings) -> str:
-    """Ask a running server for the circuit breaker of its experiment; empty if no experiment is running."""
-    if routing.challenger is None and routing.shadow is None:
-        return ""
+def describe_breakers(routing: Routing, server: str, settings: Settings) -> list[str]:
+    """Ask a running server for the circuit breaker of each experiment; one line for each."""
+    if not routing.experiments:
+        return []
     try:
         model = _fetch_model(server, settings)
     except (OSError, ValueError) as error:
-        return f"unknown: {server} does not answer ({getattr(error, 'reason', error)})"
-    experiment = model.get("challenger") or model.get("shadow")
-    if not isinstance(experiment, dict):
-        return f"unknown: {server} serves version {model.get('version')} without an experiment so far"
+        return [f"unknown: {server} does not answer ({getattr(error, 'reason', error)})"]
+    # Servers of older versions of this package have one challenger.
+    found = model.get("challengers") or [model.get("challenger")]
+    running = [one for one in [*found, model.get("shadow")] if isinstance(one, dict)]
+    if not running:
+        return [f"unknown: {server} serves version {model.get('version')} without an experiment so far"]
+    return [(f"version {one.get('version')} " if len(running) > 1 else "") + _describe_state(one) for one in running]
+
+
+def _describe_state(experiment: Mapping[str, Any]) -> str:
     states = {
         "running": "closed",
         "paused": f"OPEN since {experiment.get('paused_at')}",

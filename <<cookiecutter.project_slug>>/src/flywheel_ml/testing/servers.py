@@ -58,7 +58,7 @@ class ServingFolder:
         self,
         champion: serving_folder.BundleRef | None,
         previous: serving_folder.BundleRef | None = None,
-        challenger: serving_folder.Challenger | None = None,
+        challenger: serving_folder.Challenger | Sequence[serving_folder.Challenger] = (),
         shadow: serving_folder.Shadow | None = None,
     ) -> None:
         """Write the routing."""
@@ -66,7 +66,7 @@ class ServingFolder:
             name="flights",
             champion=champion,
             previous=previous,
-            challenger=challenger,
+            challengers=(challenger,) if isinstance(challenger, serving_folder.Challenger) else tuple(challenger),
             shadow=shadow,
             updated_at="2013-11-01T00:00:00+00:00",
         )

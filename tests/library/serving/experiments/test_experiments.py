@@ -20,7 +20,7 @@ import yaml
 from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import MODEL, Bundle
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.core.serving_folder import BundleRef, Challenger, Shadow
+from flywheel_ml.core.serving_folder import BundleRef, Challenger, KeySplit, Shadow
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.prediction_log import SHADOW, Prediction, Reader, derive_shadow_id
 from flywheel_ml.serving.app import create_app
@@ -76,7 +76,7 @@ class Site:
 
     def begin(self, asked: Challenger | None = None, beside: Shadow | None = None) -> None:
         """Start an experiment, and wait until the server has it."""
-        self.folder.point(self.champion, challenger=asked, shadow=beside)
+        self.folder.point(self.champion, challenger=asked or (), shadow=beside)
         one = asked or beside
         wait_for(lambda: self.since() == (one.since if one else None))
 
@@ -129,6 +129,12 @@ def faulty(site: Site, bundle_path: Path) -> dict[faulty_models.Fault, BundleRef
         fault: site.folder.add(fault, model=faulty_models.build_model(bundle, fault))
         for fault in faulty_models.ALL_FAULTS
     }
+
+
+@pytest.fixture(scope="module")
+def other(site: Site) -> BundleRef:
+    """A second sound challenger."""
+    return site.folder.add("other", threshold=0.0)
 
 
 def test_assignment_by_key_is_stable_and_logged(site: Site, example: Instance) -> None:
@@ -214,6 +220,72 @@ def test_every_protocol_is_split_alike(
     logged = site.logged()
     for one, prediction in zip(told.ids, told.predictions, strict=False):
         assert prediction is (logged[one].variant == "challenger")
+
+
+def arms(*refs: BundleRef, share: float) -> list[Challenger]:
+    """A new experiment with several challengers."""
+    first = challenger(refs[0], share)
+    return [first.model_copy(update={"ref": ref}) for ref in refs]
+
+
+def begin_arms(site: Site, asked: list[Challenger]) -> None:
+    site.folder.point(site.champion, challenger=asked)
+    wait_for(lambda: site.since() == asked[0].since and len(site.model()["challengers"]) == len(asked))
+
+
+def test_several_challengers_share_one_request(site: Site, example: Instance, other: BundleRef) -> None:
+    asked = arms(site.sound, other, share=0.3)
+    begin_arms(site, asked)
+    split = KeySplit(asked)
+    for count in (60, 2 * MAX_INLINE_BODY_BYTES // len(json.dumps(example))):
+        answer = site.ask(*[example] * count)
+        logged = site.logged()
+        for place, row in enumerate(answer["predictions"]):
+            arm = split.find(row["id"].encode())
+            expected = ("champion", "never") if arm is None else ("challenger", asked[arm].ref.version)
+            assert model_of(answer, place) == expected
+            assert (logged[row["id"]].variant, logged[row["id"]].model_version) == expected
+            assert logged[row["id"]].assigned_variant is None
+        assert len({model_of(answer, place) for place in range(count)}) == 3
+
+
+def test_request_of_two_challengers_names_the_model_of_each_row(
+    site: Site, example: Instance, other: BundleRef
+) -> None:
+    begin_arms(site, arms(site.sound, other, share=0.5))
+    answer = site.ask(*[example] * 40)
+    assert {model_of(answer, place)[1] for place in range(40)} == {"always", "other"}
+    assert all(row["variant"] == "challenger" for row in answer["predictions"])
+
+
+def test_tester_chooses_one_of_several_challengers(site: Site, example: Instance, other: BundleRef) -> None:
+    begin_arms(site, arms(site.sound, other, share=0.01))
+    for header, version in (("challenger", "always"), ("Other", "other"), ("champion", "never"), ("never", "never")):
+        assert site.ask(example, **{"X-Variant": header})["model_version"] == version
+
+
+def test_failing_challenger_pauses_alone(
+    site: Site, example: Instance, faulty: dict[faulty_models.Fault, BundleRef]
+) -> None:
+    begin_arms(site, arms(faulty["raised"], site.sound, share=0.5))
+    for _ in range(MAX_FAILURES):
+        assert site.ask(*[example] * 4, **{"X-Variant": "raised"})["model_version"] == "never"
+    states = {one["version"]: one["state"] for one in site.model()["challengers"]}
+    assert states == {"raised": "paused", "always": "running"}
+    answer = site.ask(*[example] * 40)
+    assert {model_of(answer, place)[1] for place in range(40)} == {"never", "always"}
+    assigned = {site.logged()[row["id"]].assigned_variant for row in answer["predictions"]}
+    assert assigned == {None, "challenger:raised"}
+
+
+def test_rejected_challenger_leaves_its_rows_to_the_champion(site: Site, example: Instance) -> None:
+    missing = BundleRef(version="missing", digest="0" * 64)
+    begin_arms(site, arms(missing, site.sound, share=0.5))
+    told = {one["version"]: one for one in site.model()["challengers"]}
+    assert (told["missing"]["state"], told["always"]["state"]) == ("rejected", "running")
+    assert told["missing"]["reason"] != told["always"]["reason"]
+    answer = site.ask(*[example] * 40)
+    assert {model_of(answer, place)[1] for place in range(40)} == {"never", "always"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there have threads a priority of their own")

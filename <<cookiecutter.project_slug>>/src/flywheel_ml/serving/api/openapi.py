@@ -42,14 +42,18 @@ BODY_ERRORS = {
     415: "The media type of the body is not supported.",
     422: "The body breaks the contract; `errors` lists fields and rules.",
 }
-_FEEDBACK_ERRORS = {404: "Some ids are not ids of predictions.", 409: "A prediction already has a different label."}
+_FEEDBACK_ERRORS = {
+    404: "Some ids are not ids of predictions.",
+    409: "A prediction already has a different label or value.",
+}
 _EXPLAIN_ERRORS = {
     409: "The model cannot be explained: only a class prior answers, or its bundle has no background rows.",
     503: "There is no model, or too many explanations are in progress; try again after `Retry-After` seconds.",
 }
 _KEY = "For rows without an id: during an experiment, one model answers all rows with the same key."
 _VARIANT = (
-    "`challenger` or `champion`: the model to answer. For testers; ignored unless the server's settings allow it."
+    "`champion`, `challenger` or a version: the model to answer. For testers; ignored unless the server's settings "
+    "allow it."
 )
 _TEXT = {"description": "id of the request in logs and traces", "required": True, "schema": {"type": "string"}}
 _REQUEST_ID = {"X-Request-Id": _TEXT}
@@ -127,7 +131,13 @@ def _document_routes(schema: Schema | None) -> list[APIRoute]:
             errors | _EXPLAIN_ERRORS,
             {"instances": [row]},
         ),
-        _document_route("/feedback", "Send actual outcomes as labels", labels, Accepted, errors | _FEEDBACK_ERRORS),
+        _document_route(
+            "/feedback",
+            "Send actual outcomes as labels, and values of business metrics",
+            labels,
+            Accepted,
+            errors | _FEEDBACK_ERRORS,
+        ),
         _document_route(
             "/invocations",
             "The same predictions in MLflow's and SageMaker's protocol",

@@ -36,7 +36,7 @@ from flywheel_ml.serving.experiments.assignment import RoutingHints, parse_routi
 from flywheel_ml.serving.http.admission import JSON, RETRY, parse_media_type
 from flywheel_ml.serving.http.lifecycle import RequestLifecycle
 from flywheel_ml.serving.models.manager import ModelManager
-from flywheel_ml.serving.models.served_model import Deployment, RunningExperiment
+from flywheel_ml.serving.models.served_model import Deployment
 from flywheel_ml.serving.observability.metrics import Metrics
 from flywheel_ml.serving.prediction.batcher import UNLOGGED_HEADER, Batcher, UnloggedResponse
 from flywheel_ml.serving.prediction.requests import Codec, PredictRequest
@@ -271,26 +271,20 @@ def _build_model_info(deployment: Deployment, models: ModelManager) -> ModelInfo
             "loaded_at": model.loaded_at,
             "champion": routing.champion and routing.champion.model_dump(),
             "previous": routing.previous and routing.previous.model_dump(),
-            "challenger": routing.challenger
-            and _describe_experiment(routing.challenger, deployment.challenger, models),
-            "shadow": routing.shadow and _describe_experiment(routing.shadow, deployment.shadow, models),
+            "challengers": (tried := [_describe_experiment(one, deployment, models) for one in routing.challengers]),
+            "challenger": tried[0] if tried else None,
+            "shadow": routing.shadow and _describe_experiment(routing.shadow, deployment, models),
             "rollout_reason": routing.reason,
             "rejected": rejection and {"version": rejection.version, "reason": rejection.reason, "at": rejection.at},
         }
     )
 
 
-def _describe_experiment(
-    spec: Challenger | Shadow, running: RunningExperiment | None, models: ModelManager
-) -> dict[str, Any]:
-    paused_at, reason, rejection = None, None, models.last_rejection
-    if running is None:
-        is_reported = rejection is not None and rejection.version == spec.ref.version
-        reason = (
-            rejection.reason
-            if rejection and is_reported
-            else "experiments run only alongside the champion, which is not in service"
-        )
+def _describe_experiment(spec: Challenger | Shadow, deployment: Deployment, models: ModelManager) -> dict[str, Any]:
+    paused_at, reason = None, None
+    if (running := deployment.find_experiment(spec)) is None:
+        rejected = (one.reason for one in models.rejections if one.version == spec.ref.version)
+        reason = next(rejected, "experiments run only alongside the champion, which is not in service")
     elif running.paused:
         paused_at, reason = running.paused
     return {

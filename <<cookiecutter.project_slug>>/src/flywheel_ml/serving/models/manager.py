@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 import os
 import time
 import weakref
@@ -47,6 +48,10 @@ class ModelManager:
     If the champion is rejected, the model in memory stays in service. Without one, the previous model answers as
     fallback, then the class prior of either. If none can be loaded, `deployment` is None until the folder is valid.
     A rejected challenger or shadow does not affect the champion.
+
+    Attributes:
+        deployment: what is in service.
+        rejections: why parts of the serving folder were rejected; `last_rejection` is the first of them.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class ModelManager:
     ) -> None:
         self.deployment: Deployment | None = None
         self.last_rejection: Rejection | None = None
+        self.rejections: tuple[Rejection, ...] = ()
         self._folder = folder
         self._max_instances = max_instances
         self._features = features
@@ -85,7 +91,7 @@ class ModelManager:
         except ProjectError as error:
             self._report([Rejection(None, str(error), datetime.now(UTC))])
         else:
-            experiments = (one.ref for one in (routing.challenger, routing.shadow) if one is not None)
+            experiments = (one.ref for one in routing.experiments)
             self._refs = tuple(ref for ref in (routing.champion, routing.previous, *experiments) if ref is not None)
             self._deploy(routing)
         self._last_signature = signature if signature == self._read_signature() else None
@@ -112,7 +118,7 @@ class ModelManager:
         self._metrics.models.set_experiments(
             {(one.model.ref.version, one.model.variant): one.paused is not None for one in kept}
         )
-        self._metrics.models.set_share(routing.challenger.share if routing.challenger else None)
+        self._metrics.models.set_share(math.fsum(one.share for one in routing.challengers) or None)
         if found is None:
             self._metrics.models.clear_serving()
         else:
@@ -134,10 +140,9 @@ class ModelManager:
             return None
         if found.variant != "champion":  # No experiments run alongside a fallback.
             return Deployment(found, routing)
-        challenger = self._start_experiment(found, routing.challenger, "challenger", rejections)
-        return Deployment(
-            found, routing, challenger, self._start_experiment(found, routing.shadow, "shadow", rejections)
-        )
+        started = [self._start_experiment(found, one, "challenger", rejections) for one in routing.challengers]
+        shadow = self._start_experiment(found, routing.shadow, "shadow", rejections) if routing.shadow else None
+        return Deployment(found, routing, tuple(one for one in started if one is not None), shadow)
 
     def _retire(self, before: Deployment | None, found: Deployment | None) -> None:
         """Remember bundles that left service; requests that began with them still complete."""
@@ -162,10 +167,8 @@ class ModelManager:
             self._release_at = time.monotonic() + self._release_wait
 
     def _start_experiment(
-        self, champion: ServedModel, spec: Challenger | Shadow | None, variant: Variant, rejections: list[Rejection]
+        self, champion: ServedModel, spec: Challenger | Shadow, variant: Variant, rejections: list[Rejection]
     ) -> RunningExperiment | None:
-        if spec is None:
-            return None
         path = serving_folder.bundle_folder(self._folder, spec.ref)
         running = [one for one in (self.deployment.experiments if self.deployment else []) if one.is_same(spec)]
         try:
@@ -232,15 +235,14 @@ class ModelManager:
         return ServedModel(bundle, ref, schema, variant, datetime.now(UTC))
 
     def _report(self, rejections: list[Rejection]) -> None:
-        known = (self.last_rejection.version, self.last_rejection.reason) if self.last_rejection else None
+        known = {(one.version, one.reason): one for one in self.rejections}
         for rejection in rejections:
-            if (rejection.version, rejection.reason) != known:
+            if (rejection.version, rejection.reason) not in known:
                 self._metrics.models.rejected.inc()
                 self._log.error("bundle_rejected", version=rejection.version, reason=rejection.reason)
-        if not rejections:
-            self.last_rejection = None
-        elif (rejections[0].version, rejections[0].reason) != known:
-            self.last_rejection = rejections[0]
+        # A repeated rejection keeps its time.
+        self.rejections = tuple(known.get((one.version, one.reason), one) for one in rejections)
+        self.last_rejection = self.rejections[0] if self.rejections else None
 
     def _read_signature(self) -> Signature:
         folders = [serving_folder.bundle_folder(self._folder, ref) for ref in self._refs]

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.serving_folder import BundleRef, Challenger, Routing, Shadow
-from flywheel_ml.prediction_log import Origin
+from flywheel_ml.prediction_log import CHALLENGER, Origin
+from flywheel_ml.serving.experiments.assignment import RowAssigner
 from flywheel_ml.serving.experiments.circuit_breaker import CircuitBreaker
 from flywheel_ml.serving.experiments.runner import Runner
 from flywheel_ml.serving.models.output_texts import OutputTexts
@@ -103,10 +104,31 @@ class Deployment:
 
     model: ServedModel
     routing: Routing
-    challenger: RunningExperiment | None = None
+    challengers: tuple[RunningExperiment, ...] = ()
     shadow: RunningExperiment | None = None
 
     @property
     def experiments(self) -> list[RunningExperiment]:
         """The experiments that run alongside the model."""
-        return [one for one in (self.challenger, self.shadow) if one is not None]
+        return [*self.challengers, *([self.shadow] if self.shadow else [])]
+
+    @cached_property
+    def arms(self) -> list[RunningExperiment | None]:
+        """The challengers in the order of the routing; None for one that was rejected."""
+        running = {one.model.ref: one for one in self.challengers}
+        return [running.get(one.ref) for one in self.routing.challengers]
+
+    @cached_property
+    def arm_names(self) -> list[str]:
+        """Names of the challengers in the log's `assigned_variant`; with several, each has its version."""
+        versions = [one.ref.version for one in self.routing.challengers]
+        return [f"{CHALLENGER}:{version}" for version in versions] if len(versions) > 1 else [CHALLENGER]
+
+    @cached_property
+    def assigner(self) -> RowAssigner:
+        """Assigns rows to the challengers; only with a challenger."""
+        return RowAssigner(self.routing, self.model.id_column)
+
+    def find_experiment(self, spec: Challenger | Shadow) -> RunningExperiment | None:
+        """Return the experiment that runs for an entry in routing; None if it was rejected."""
+        return next((one for one in self.experiments if one.is_same(spec)), None)

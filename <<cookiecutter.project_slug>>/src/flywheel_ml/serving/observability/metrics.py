@@ -198,7 +198,7 @@ class ModelMetrics:
         self._running = build_min_gauge(
             "experiment_running", "0 for a paused challenger or shadow.", registry, ["version", "variant"]
         )
-        self._share = build_min_gauge("experiment_share", "Share of the keys that the challenger answers.", registry)
+        self._share = build_min_gauge("experiment_share", "Share of the keys that challengers answer.", registry)
         self._share.set(ABSENT)
         self._known_experiments: set[tuple[str, str]] = set()
         self._paused = Counter(
@@ -228,7 +228,7 @@ class ModelMetrics:
         self._known_experiments = set(paused)
 
     def set_share(self, share: float | None) -> None:
-        """Set the share of the challenger; None without one."""
+        """Set the share of all challengers together; None without one."""
         self._share.set(ABSENT if share is None else share)
 
     def count_paused(self, version: str, variant: str) -> None:

@@ -62,7 +62,7 @@ def complete_batches(
     batches = []
     for deployment, group in groupby(pending, key=attrgetter("deployment")):
         some = list(group)
-        if deployment.challenger is not None:
+        if deployment.challengers:
             some = dispatch(deployment, some)
         batches.append(_complete_batch(deployment, some, marks))
     return batches

@@ -264,8 +264,8 @@ class Batcher:
             self._metrics.predictions.count_predictions(version, variant, class_names, degraded)
 
     def _complete_large(self, deployment: Deployment, request: PredictRequest, marks: Marks) -> CompletedRequest:
-        if deployment.challenger is not None:
-            request = self._challenger_calls.score_blocking(deployment.model, deployment.challenger, request)
+        if deployment.challengers:
+            request = self._challenger_calls.score_blocking(deployment, request)
         elif can_log_blocks(deployment):
             found = complete_block(deployment.model, request, marks)
             if isinstance(found, CompletedRequest):

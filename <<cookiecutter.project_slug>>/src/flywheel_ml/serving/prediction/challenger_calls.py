@@ -1,6 +1,6 @@
-"""Calls of a challenger: assigns rows, applies the timeout, and falls back to the champion.
+"""Calls of challengers: assigns rows, applies the timeout, and falls back to the champion.
 
-A request with rows for the challenger is deferred until the challenger has scored them on its own thread, or has
+A request with rows for challengers is deferred until each of them has scored its rows on a thread of its own, or has
 failed. It then joins a later batch. Other requests do not wait.
 """
 
@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from flywheel_ml.core.serving_folder import Challenger
 from flywheel_ml.prediction_log import new_ids
-from flywheel_ml.serving.experiments.assignment import assign_rows
 from flywheel_ml.serving.experiments.runner import MAX_CALL_ROWS
 from flywheel_ml.serving.models.served_model import Deployment, RunningExperiment, ServedModel
 from flywheel_ml.serving.observability.metrics import Metrics
@@ -21,6 +19,9 @@ from flywheel_ml.serving.prediction.requests import PredictRequest, RowPredictio
 
 SLOW, RAISED, NOT_FINITE, BUSY, PAUSED = "slow", "raised", "not_finite", "busy", "paused"
 """Reasons why other models answered a challenger's rows."""
+
+Predictions = dict[int, tuple[ServedModel, RowPrediction]]
+"""Position of a row in its request → the challenger that answered it, and its prediction."""
 
 
 class ChallengerCalls:
@@ -40,38 +41,39 @@ class ChallengerCalls:
         self._requeue = requeue
 
     def dispatch(self, deployment: Deployment, pending: list[PendingRequest]) -> list[PendingRequest]:
-        """Return the requests that can be answered now; the others are requeued when the challenger is done."""
-        experiment = deployment.challenger
-        if experiment is None:
-            return pending
+        """Return the requests that can be answered now; the others are requeued when their challengers are done."""
         ready: list[PendingRequest] = []
-        deferred: list[tuple[PendingRequest, list[int]]] = []
+        asked: dict[RunningExperiment, None] = {}
         for one in pending:
             if one.request.ids is not None:
                 ready.append(one)  # It was requeued.
                 continue
             try:
-                request, chosen = _assign(deployment.model, experiment, one.request)
+                request, rows_by_arm = _assign(deployment, one.request)
             except Exception as problem:
                 one.respond(problem)
                 continue
-            one = one._replace(request=request)  # noqa: PLW2901
-            if chosen and not (experiment.paused or experiment.is_overdue):
-                deferred.append((one, chosen))
-            else:
-                self._count_skipped(experiment, len(chosen))
-                ready.append(one)
-        if deferred:
-            experiment.pending += deferred
+            waiting = _WaitingRequest(one._replace(request=request))
+            for arm, chosen in rows_by_arm.items():
+                experiment = deployment.arms[arm]
+                if experiment is None or experiment.paused or experiment.is_overdue:
+                    self._count_skipped(experiment, len(chosen))
+                    continue
+                waiting.calls += 1
+                experiment.pending.append((waiting, chosen))
+                asked[experiment] = None
+            if not waiting.calls:
+                ready.append(waiting.pending)
+        for experiment in asked:
             if not experiment.has_call_in_flight:
                 self._submit(experiment)
         return ready
 
     def _submit(self, experiment: RunningExperiment) -> None:
         """Submit all pending rows in one call."""
-        deferred: list[tuple[PendingRequest, list[int]]] = experiment.pending
+        deferred: list[Deferred] = experiment.pending
         experiment.pending = []
-        instances = [(one.request.instances or [])[at] for one, chosen in deferred for at in chosen]
+        instances = [(one.pending.request.instances or [])[at] for one, chosen in deferred for at in chosen]
         call = _Call(experiment, deferred, len(instances))
         future = experiment.runner.submit(len(instances), lambda: score_or_none(experiment.model, instances))
         if future is None:
@@ -126,52 +128,71 @@ class ChallengerCalls:
         self._metrics.predictions.replaced.labels(reason).inc(rows)
         experiment.breaker.record(reason)
 
-    def _count_skipped(self, experiment: RunningExperiment, rows: int) -> None:
-        if rows:
-            self._metrics.predictions.replaced.labels(PAUSED if experiment.paused else BUSY).inc(rows)
+    def _count_skipped(self, experiment: RunningExperiment | None, rows: int) -> None:
+        reason = PAUSED if experiment is None or experiment.paused else BUSY
+        self._metrics.predictions.replaced.labels(reason).inc(rows)
 
     def _complete(self, call: "_Call", found: Sequence[RowPrediction | None]) -> None:
         call.is_completed = True
         answers = iter(found)
         back = []
         for one, chosen in call.deferred:
-            predictions = {at: (call.experiment.model, row) for at in chosen if (row := next(answers)) is not None}
-            back.append(one._replace(request=one.request._replace(predictions_by_position=predictions)))
-        self._requeue(back)
+            one.predictions |= {at: (call.experiment.model, row) for at in chosen if (row := next(answers)) is not None}
+            one.calls -= 1
+            if not one.calls:
+                request = one.pending.request._replace(predictions_by_position=one.predictions)
+                back.append(one.pending._replace(request=request))
+        if back:
+            self._requeue(back)
 
-    def score_blocking(
-        self, model: ServedModel, experiment: RunningExperiment, request: PredictRequest
-    ) -> PredictRequest:
-        """Have the challenger score its rows of a large request, outside the event loop; blocking."""
-        request, chosen = _assign(model, experiment, request)
-        predictions: dict[int, tuple[ServedModel, RowPrediction]] = {}
-        instances = request.instances or []
-        for some in (chosen[at : at + MAX_CALL_ROWS] for at in range(0, len(chosen), MAX_CALL_ROWS)):
-            rows = [instances[at] for at in some]
-            call = None
-            if not (experiment.paused or experiment.is_overdue):
-                call = experiment.runner.submit(len(rows), partial(score_or_none, experiment.model, rows))
-            if call is None:
-                self._count_skipped(experiment, len(rows))
-                continue
-            try:
-                call.exception(experiment.runner.timeout(self._timeout_seconds))
-            except TimeoutError:
-                self._record_failure(experiment, SLOW, len(rows))
-                experiment.is_overdue = True
-                call.add_done_callback(lambda _: setattr(experiment, "is_overdue", False))
-                continue
-            found = self._record_result(experiment, call, len(rows))
-            predictions |= {at: (experiment.model, row) for at, row in zip(some, found, strict=True) if row is not None}
+    def score_blocking(self, deployment: Deployment, request: PredictRequest) -> PredictRequest:
+        """Have the challengers score their rows of a large request, outside the event loop; blocking."""
+        request, rows_by_arm = _assign(deployment, request)
+        predictions: Predictions = {}
+        for arm, chosen in rows_by_arm.items():
+            for at in range(0, len(chosen), MAX_CALL_ROWS):
+                self._score_some(deployment.arms[arm], request, chosen[at : at + MAX_CALL_ROWS], predictions)
         return request._replace(predictions_by_position=predictions)
+
+    def _score_some(
+        self, experiment: RunningExperiment | None, request: PredictRequest, some: list[int], predictions: Predictions
+    ) -> None:
+        """Have a challenger score some rows of a request, and add its predictions."""
+        rows = [(request.instances or [])[at] for at in some]
+        call = None
+        if experiment is not None and not (experiment.paused or experiment.is_overdue):
+            call = experiment.runner.submit(len(rows), partial(score_or_none, experiment.model, rows))
+        if experiment is None or call is None:
+            self._count_skipped(experiment, len(rows))
+            return
+        try:
+            call.exception(experiment.runner.timeout(self._timeout_seconds))
+        except TimeoutError:
+            self._record_failure(experiment, SLOW, len(rows))
+            experiment.is_overdue = True
+            call.add_done_callback(lambda _: setattr(experiment, "is_overdue", False))
+            return
+        found = self._record_result(experiment, call, len(rows))
+        predictions |= {at: (experiment.model, row) for at, row in zip(some, found, strict=True) if row is not None}
+
+
+class _WaitingRequest:
+    """A request that waits for one call of each challenger that has rows of it."""
+
+    def __init__(self, pending: PendingRequest) -> None:
+        self.pending = pending
+        self.calls = 0
+        self.predictions: Predictions = {}
+
+
+Deferred = tuple[_WaitingRequest, list[int]]
+"""A request, and the positions of a challenger's rows in it."""
 
 
 class _Call:
-    """A call of the challenger, and the requests that wait for it."""
+    """A call of a challenger, and the requests that wait for it."""
 
-    def __init__(
-        self, experiment: RunningExperiment, deferred: list[tuple[PendingRequest, list[int]]], rows: int
-    ) -> None:
+    def __init__(self, experiment: RunningExperiment, deferred: list[Deferred], rows: int) -> None:
         self.experiment = experiment
         self.deferred = deferred
         self.rows = rows
@@ -179,12 +200,13 @@ class _Call:
         self.is_completed = False
 
 
-def _assign(
-    model: ServedModel, experiment: RunningExperiment, request: PredictRequest
-) -> tuple[PredictRequest, list[int]]:
-    """Return the decoded request and the positions of the challenger's rows; raises like `Codec.decode`."""
-    instances = request.decode(model)
+def _assign(deployment: Deployment, request: PredictRequest) -> tuple[PredictRequest, dict[int, list[int]]]:
+    """Return the decoded request and the rows of each challenger; raises like `Codec.decode`."""
+    instances = request.decode(deployment.model)
     ids = new_ids(len(instances))
-    spec = experiment.spec
-    chosen = assign_rows(spec, model.id_column, instances, ids, request.hints) if isinstance(spec, Challenger) else []
-    return request._replace(instances=instances, ids=ids, assigned=chosen), chosen
+    arms = deployment.assigner.assign(instances, ids, request.hints)
+    rows_by_arm: dict[int, list[int]] = {}
+    for at, arm in arms.items():
+        rows_by_arm.setdefault(arm, []).append(at)
+    assigned = {at: deployment.arm_names[arm] for at, arm in arms.items()}
+    return request._replace(instances=instances, ids=ids, assigned=assigned), rows_by_arm

@@ -121,7 +121,7 @@ def complete_block(model: ServedModel, request: PredictRequest, marks: Marks) ->
 
 def can_log_blocks(deployment: Deployment) -> bool:
     """Whether rows may be logged in blocks; during an experiment they are logged one by one."""
-    return not (deployment.routing.challenger or deployment.routing.shadow)
+    return not deployment.routing.experiments
 
 
 def score_or_none(model: ServedModel, instances: Sequence[Instance]) -> list[RowPrediction | None]:
@@ -164,11 +164,11 @@ def build_failed_row(model: ServedModel, row: Prediction) -> Prediction:
 
 
 def _mark_assigned(request: PredictRequest, logged: list[Prediction]) -> list[Prediction]:
-    """Mark the rows that the challenger was to answer and did not."""
+    """Mark the rows that a challenger was to answer and did not."""
     if not request.assigned:
         return logged
-    failed = {at for at in request.assigned if logged[at].variant != CHALLENGER}
-    return [row._replace(assigned_variant=CHALLENGER) if at in failed else row for at, row in enumerate(logged)]
+    failed = {at: name for at, name in request.assigned.items() if logged[at].variant != CHALLENGER}
+    return [row._replace(assigned_variant=failed[at]) if at in failed else row for at, row in enumerate(logged)]
 
 
 def _select_unanswered(request: PredictRequest, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Prediction requests, their results, and the interface of codecs."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from flywheel_ml.prediction_log import Row
@@ -27,8 +27,8 @@ class Results(NamedTuple):
 
     @property
     def is_mixed(self) -> bool:
-        """Whether models of different variants predicted the rows."""
-        return any(model.variant != self.models[0].variant for model in self.models)
+        """Whether models of different variants or versions predicted the rows."""
+        return len({(model.variant, model.ref.version) for model in self.models}) > 1
 
     def list_models(self, model: ServedModel) -> Sequence[ServedModel]:
         """Return the model of each row; `model` is the request's own."""
@@ -78,7 +78,7 @@ class PredictRequest(NamedTuple):
         instances: its rows, once decoded.
         ids: of the predictions, once rows are assigned to models.
         predictions_by_position: rows that another model has answered: position → model and prediction.
-        assigned: positions of the rows that the challenger was to answer.
+        assigned: rows that challengers were to answer: position → name of the challenger in the log.
     """
 
     body: bytes
@@ -89,7 +89,7 @@ class PredictRequest(NamedTuple):
     instances: list[dict[str, Any]] | None = None
     ids: Sequence[str] | None = None
     predictions_by_position: Mapping[int, tuple[ServedModel, RowPrediction]] = {}
-    assigned: Collection[int] = ()
+    assigned: Mapping[int, str] = {}
 
     def measure_latency_us(self) -> int:
         """Return the microseconds since the request was received."""

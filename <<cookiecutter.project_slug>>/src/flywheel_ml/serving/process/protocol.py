@@ -290,7 +290,7 @@ class Protocol(HttpToolsProtocol):
             refused = problem
         keep_alive = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
         # Without a challenger the hints have no effect.
-        hints = NO_HINTS if deployment.challenger is None else self.service.parse_hints(headers)
+        hints = self.service.parse_hints(headers) if deployment.challengers else NO_HINTS
         fast = _FastRequest(self, deployment, exchange, keep_alive, hints)
         self.cycle = fast  # type: ignore[assignment]
         if refused is not None:

@@ -77,7 +77,7 @@ class Experiment(ModelRef):
 
 
 class ModelInfo(BaseModel):
-    """The model in service."""
+    """The model in service; `challenger` is the first of `challengers`."""
 
     name: str
     version: str
@@ -93,6 +93,7 @@ class ModelInfo(BaseModel):
     loaded_at: datetime
     champion: ModelRef | None
     previous: ModelRef | None
+    challengers: list[Experiment]
     challenger: Experiment | None
     shadow: Experiment | None
     rollout_reason: str
