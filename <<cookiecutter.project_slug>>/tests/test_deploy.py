@@ -22,11 +22,12 @@ def test_the_example_of_env_lists_every_setting_with_its_default() -> None:
 
 def test_the_image_takes_no_training_library_and_no_root() -> None:
     text = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
-    syncs = re.findall(r"uv sync .*", text)
-    assert syncs
-    assert all("--locked --no-default-groups" in command for command in syncs)
-    assert re.search(r"^USER \d+:\d+$", text, re.MULTILINE)
-    assert re.findall(r"ML_[A-Z_]+", text)
+    stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM|\Z)", text, re.MULTILINE | re.DOTALL))
+    assert "install-libraries --no-default-groups" in stages["serve-libraries"]
+    assert list(stages)[-1] == "serve", "the server is what `docker build` builds without a target"
+    for stage in ("serve", "train"):
+        assert re.search(r"^USER \d+:\d+$", stages[stage], re.MULTILINE)
+    assert "VOLUME" not in text
     assert {
         name.removeprefix(PREFIX).lower() for name in re.findall(r"ML_[A-Z_]+", text)
     } <= Settings.model_fields.keys()

@@ -1,6 +1,7 @@
 """Every stage or command ends with one line for the user and an exit status for scripts."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,15 @@ def test_bug_in_the_program_is_one_line_and_saves_a_traceback(ended: Ended) -> N
 def test_a_traceback_that_cannot_be_kept_does_not_hide_the_error(ended: Ended, tmp_path: Path) -> None:
     (tmp_path / "var").touch()
     assert ended(failing(ValueError("x"))) == (1, "error: unexpected ValueError: x: a bug in this program\n")
+
+
+def test_a_library_that_the_serving_image_lacks_is_named(ended: Ended) -> None:
+    status, text = ended(lambda: print(import_module("no_such_library")))
+    assert status == 2
+    assert text == (
+        "error: this command needs the library 'no_such_library', which is not installed here; run it in the "
+        "project after `make install`, or in the image for training\n"
+    )
 
 
 def test_interrupted_stage_exits_with_status_130(ended: Ended) -> None:

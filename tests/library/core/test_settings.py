@@ -36,6 +36,29 @@ def test_a_misspelt_variable_is_rejected_with_the_nearest_name(monkeypatch: pyte
         Settings.read()
 
 
+def test_a_setting_comes_from_the_file_that_its_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mounted secret does; the file wins over the copied line of .env.example."""
+    Path("secret").write_text("from-secret\n")
+    Path("other").write_text("3")
+    Path(".env").write_text("ML_LOG_KEY=\nML_LOG_KEY_FILE=secret\nML_KEEP_VERSIONS_FILE=other\n")
+    settings = Settings.read()
+    assert (settings.log_key.get_secret_value(), settings.keep_versions) == ("from-secret", 3)
+    monkeypatch.setenv("ML_LOG_KEY_FILE", "other")
+    assert Settings.read().log_key.get_secret_value() == "3"
+
+
+def test_the_file_of_further_keys_stays_a_setting_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_API_KEYS_FILE", "keys.txt")
+    settings = Settings.read()
+    assert (settings.api_keys_file, settings.keys) == ("keys.txt", ())
+
+
+def test_a_missing_file_of_a_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_ALERT_SMTP_PASSWORD_FILE", "none")
+    with pytest.raises(ConfigError, match=r"ML_ALERT_SMTP_PASSWORD_FILE: 'none' cannot be read: No such file"):
+        Settings.read()
+
+
 def test_settings_name_the_new_name_of_a_renamed_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_HEAD_SECONDS", "3")
     with pytest.raises(ConfigError, match="'ML_HEAD_SECONDS' was renamed to 'ML_HEADER_TIMEOUT_SECONDS'; rename it"):

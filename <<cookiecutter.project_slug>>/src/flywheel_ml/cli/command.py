@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from flywheel_ml.core.paths import TRACE
 from flywheel_ml.core.settings import QUIET
-from flywheel_ml.utils.errors import ProjectError
+from flywheel_ml.utils.errors import ConfigError, ProjectError
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
@@ -22,6 +22,14 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        # The image of the server has only what `serve` needs.
+        _exit_with_error(
+            ConfigError(
+                f"this command needs the library '{error.name}', which is not installed here; run it in the project "
+                "after `make install`, or in the image for training"
+            )
+        )
     except OSError as error:
         # A full disk, a missing permission, a stage run before its predecessor: not a bug of this program.
         name = f"{error.filename}: " if error.filename else ""

@@ -12,6 +12,8 @@ from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ConfigError
 
 PREFIX = "ML_"
+FILE_SUFFIX = "_FILE"
+"""ML_<NAME>_FILE names a file that holds the setting ML_<NAME>, as Docker and Kubernetes mount secrets."""
 
 RENAMED = {
     "ML_LOG_UNAVAILABLE": "ML_LOG_FAILURE_POLICY",
@@ -40,8 +42,23 @@ QUIET = {
 """Environment variables that disable telemetry and noisy output of the tools."""
 
 
+def list_file_variables(settings: type[BaseSettings]) -> dict[str, str]:
+    """Return the variables that name a file with a setting → that setting."""
+    fields = settings.model_fields
+    # ML_API_KEYS_FILE is a setting itself: it holds further keys, one a line.
+    return {f"{PREFIX}{name.upper()}{FILE_SUFFIX}": name for name in fields if f"{name}_file" not in fields}
+
+
+def _read_setting(variable: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{variable}: '{path}' cannot be read: {reason}") from None
+
+
 class Settings(BaseSettings):
-    """All settings; each is the environment variable ML_<NAME> or a line of .env."""
+    """All settings; each is the environment variable ML_<NAME> or a line of .env, or in the file ML_<NAME>_FILE."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", frozen=True, extra="ignore")
 
@@ -97,15 +114,19 @@ class Settings(BaseSettings):
         Raises:
             ConfigError: a value is invalid, or a variable starts with ML_ and is not a setting.
         """
-        names = [PREFIX + name.upper() for name in cls.model_fields]
-        for place, variables in (("environment", list(os.environ)), (".env", list(dotenv_values(".env")))):
-            for variable in variables:
+        files = list_file_variables(cls)
+        names = [*(PREFIX + name.upper() for name in cls.model_fields), *files]
+        paths: dict[str, str] = {}
+        for place, variables in ((".env", dotenv_values(".env")), ("environment", dict(os.environ))):
+            for variable, value in variables.items():
                 if new := RENAMED.get(variable.upper()):
                     raise ConfigError(f"{place}: '{variable}' was renamed to '{new}'; rename it")
                 if variable.upper().startswith(PREFIX) and variable.upper() not in names:
                     raise ConfigError(f"{place}: '{variable}' is not a setting; {suggest(variable.upper(), names)}")
+                if variable.upper() in files and value:
+                    paths[variable.upper()] = value
         try:
-            return cls()
+            return cls(**{files[variable]: _read_setting(variable, path) for variable, path in paths.items()})  # type: ignore[arg-type]
         except ValidationError as error:
             fault = error.errors(include_input=False)[0]
             name = PREFIX + str(fault["loc"][0]).upper()
