@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from flywheel_ml.core.canary_params import CanaryParams
 from flywheel_ml.core.catalog import STANDARD_ESTIMATORS, Estimator
 from flywheel_ml.core.retraining_params import PolicyParams, RetrainParams
 from flywheel_ml.utils import config_model, timestamps
@@ -354,6 +355,7 @@ class Params(config_model.StrictModel):
     monitor: MonitorParams = MonitorParams()
     retrain: RetrainParams = RetrainParams()
     policy: PolicyParams = PolicyParams()
+    canary: CanaryParams = CanaryParams()
 
     @model_validator(mode="after")
     def _tunes_one_estimator(self) -> Self:

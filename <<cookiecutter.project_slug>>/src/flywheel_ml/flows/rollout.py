@@ -23,13 +23,14 @@ from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.serving_folder import BundleRef, Challenger, Change, Routing, Shadow
 from flywheel_ml.core.settings import Settings
+from flywheel_ml.experiments.ramp import Ramp
 from flywheel_ml.flows.orchestration.engine import lock_project, task
 from flywheel_ml.model.evaluation.gate import GateResult
 from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION, Registry, Version
 from flywheel_ml.model.registration.store import describe_error
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.utils import config_model
-from flywheel_ml.utils.errors import ConfigError, GateRefusal, IntegrityError, ProjectError
+from flywheel_ml.utils.errors import ConfigError, GateRefusal, IntegrityError, ProjectError, PromotionConflict
 from flywheel_ml.utils.files import read_json, remove_folder, remove_leftovers, replacing_folder, sha256_file
 from flywheel_ml.utils.formatting import short_digest
 from flywheel_ml.utils.process import get_user_name
@@ -52,7 +53,10 @@ class Arm(config_model.StrictModel):
 
 
 class ExperimentPlan(config_model.StrictModel):
-    """An experiment alongside the champion, as stored in the registry: one shadow, or challengers with their shares."""
+    """An experiment alongside the champion, as stored in the registry: one shadow, or challengers with their shares.
+
+    With a ramp, it has one arm, whose share the canary controller changes. Plans of older versions have none.
+    """
 
     champion: str
     arms: tuple[Arm, ...] = Field(min_length=1)
@@ -60,6 +64,7 @@ class ExperimentPlan(config_model.StrictModel):
     since: str
     who: str
     why: str
+    ramp: Ramp | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -67,6 +72,9 @@ class ExperimentPlan(config_model.StrictModel):
         """Accept a plan with one arm, as `dump` writes it."""
         if not isinstance(content, dict):
             return content
+        if isinstance(content.get("ramp"), dict):
+            # As JSON, where lists may become tuples and texts times; after this validator they may not.
+            content = {**content, "ramp": Ramp.model_validate_json(json.dumps(content["ramp"]))}
         if "version" in content:
             arm = {"version": content["version"], "share": content.get("share")}
             return {**{key: value for key, value in content.items() if key not in arm}, "arms": (arm,)}
@@ -75,7 +83,7 @@ class ExperimentPlan(config_model.StrictModel):
 
     def dump(self) -> dict[str, Any]:
         """Return the content for the registry; one arm as older versions of this package read it."""
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json", exclude=set() if self.ramp else {"ramp"})
         return {**content, **content.pop("arms")[0]} if len(self.arms) == 1 else content
 
     @property
@@ -172,6 +180,64 @@ def start_arms(
             registry.set_plan(plan.dump())
             running = plan
         return _apply_plan(registry, routing, running, settings, why)
+
+
+def read_plan(registry: Registry) -> ExperimentPlan | None:
+    """Read the plan of the running experiment; None if there is none."""
+    champion = registry.find_alias(CHAMPION)
+    return _read_plan(registry, champion) if champion else None
+
+
+def start_ramp(registry: Registry, settings: Settings, number: str | None, ramp: Ramp) -> Routing:
+    """Start a ramp with a version, by default the challenger.
+
+    Raises:
+        ProjectError, GateRefusal: as `start`; also if any experiment is running.
+    """
+    folder, share = settings.serving_folder, ramp.current.share
+    with _lock_rollout(folder):
+        champion = _get_champion(registry)
+        routing = _set_serving_champion(registry, champion, settings, why="synced")
+        if running := _read_plan(registry, champion):
+            raise ProjectError(
+                f"an experiment with version {running.versions} ({running.kind}) is running since {running.since}; "
+                "end it first: make abort, or make promote"
+            )
+        chosen = number or _get_challenger(registry)
+        _check_candidate(registry, folder, champion, chosen)
+        plan = ExperimentPlan(
+            champion=champion.number,
+            arms=(Arm(version=chosen, share=share),),
+            salt=secrets.token_hex(16),
+            since=_now(),
+            who=get_user_name(),
+            why="canary",
+            ramp=ramp,
+        )
+        registry.set_challenger(chosen)
+        registry.set_plan(plan.dump())
+        return _apply_plan(registry, routing, plan, settings, plan.why)
+
+
+def advance_ramp(registry: Registry, settings: Settings, plan: ExperimentPlan, ramp: Ramp, why: str) -> Routing:
+    """Change the share of a running experiment to that of its ramp's step.
+
+    Raises:
+        PromotionConflict: the registry's plan is no longer `plan`.
+    """
+    with _lock_rollout(settings.serving_folder):
+        champion = _get_champion(registry)
+        routing = _set_serving_champion(registry, champion, settings, why="synced")
+        # A shadow's breaker may have opened; the first share begins with a new one.
+        salt = secrets.token_hex(16) if plan.is_shadow else plan.salt
+        arms = (plan.arms[0].model_copy(update={"share": ramp.current.share}),)
+        changes = {"arms": arms, "salt": salt, "since": _now(), "who": get_user_name(), "why": why}
+        after = plan.model_copy(update={**changes, "ramp": ramp})
+        with registry.hold_lock():
+            if _read_plan(registry, champion) != plan:
+                raise PromotionConflict("the plan of the experiment was changed in the meantime; look again")
+            registry.set_plan(after.dump())
+        return _apply_plan(registry, routing, after, settings, why)
 
 
 def abort(registry: Registry, settings: Settings, why: str = "aborted") -> Routing:

@@ -325,6 +325,17 @@ class Registry:
         """Store the plan of an experiment for all serving folders; None ends the experiment."""
         self._client.set_registered_model_tag(self.name, PLAN, canonical_json(plan) if plan else "")
 
+    def hold_lock(self) -> AbstractContextManager[object]:
+        """Return the lock that `promote` takes, to read and change the plan in one step."""
+        return store.lock("promotion", self._settings)
+
+    def reject(self, number: str, reason: str) -> None:
+        """Mark a version as rolled back, so that only a person uses it again; it is no longer challenger."""
+        self._client.set_model_version_tag(self.name, number, ROLLED_BACK, f"{get_user_name()}: {reason}")
+        challenger = self.find_alias(CHALLENGER)
+        if challenger and challenger.number == number:
+            self._client.delete_registered_model_alias(self.name, CHALLENGER)
+
     def download(self, version: Version, path: Path) -> None:
         """Copy a version's bundle and its lineage.json into the folder `path`.
 

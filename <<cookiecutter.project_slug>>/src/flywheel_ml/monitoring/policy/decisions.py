@@ -1,4 +1,4 @@
-"""The decisions file: one JSON line for each window, each attempt to carry a decision out, and each outcome."""
+"""The decisions file: one JSON line for each window or look at a canary, each attempt, and each outcome."""
 
 import json
 import os
@@ -18,6 +18,48 @@ ACTING: tuple[Action, ...] = ("retrain", "roll back")
 """Actions that have an outcome."""
 
 
+CanaryAction = Literal["advance", "promote", "roll back", "expire", "continue", "hold"]
+CANARY_ACTING: tuple[CanaryAction, ...] = ("advance", "promote", "roll back", "expire")
+"""Actions of a canary that have an outcome."""
+
+
+class CanaryRecord(config_model.StrictModel):
+    """One look at a canary: what was decided, and the evidence.
+
+    Attributes:
+        ramp: id of the ramp.
+        begun: how many of its steps had begun.
+        step: label of the running step.
+        champion, version: of the champion and of the challenger.
+        waits: whether the action waits for a person.
+        interval: of the difference in mean loss: estimate, low and high end; None if it is not known.
+        guards: name → log evidence, and the threshold at which it trips.
+        evidence: of each step, as in `StepEvidence`.
+    """
+
+    kind: Literal["canary"] = "canary"
+    id: str
+    at: datetime
+    ramp: str
+    begun: int
+    step: str
+    champion: str
+    version: str
+    action: CanaryAction
+    waits: bool
+    reason: str
+    alpha: float
+    interval: tuple[float, float, float] | None
+    guards: dict[str, tuple[float, float]]
+    evidence: tuple[dict[str, Any], ...]
+    process: str
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the action is to be carried out."""
+        return self.action in CANARY_ACTING and not self.waits
+
+
 class Attempt(config_model.StrictModel):
     """Another process, `pid@host`, carries a decision out, after the one before it was killed."""
 
@@ -33,7 +75,7 @@ class Outcome(config_model.StrictModel):
 
     kind: Literal["outcome"] = "outcome"
     record: str
-    action: Action
+    action: Action | CanaryAction
     at: datetime
     succeeded: bool
     text: str
@@ -53,8 +95,9 @@ class Decisions(NamedTuple):
     records: list[Record]
     attempts: list[Attempt]
     outcomes: list[Outcome]
+    canaries: list[CanaryRecord]
 
-    def find_outcome(self, record: Record, action: Action) -> Outcome | None:
+    def find_outcome(self, record: Record | CanaryRecord, action: Action | CanaryAction) -> Outcome | None:
         """Find the outcome of a record's action."""
         return next((one for one in self.outcomes if (one.record, one.action) == (record.id, action)), None)
 
@@ -66,20 +109,31 @@ class Decisions(NamedTuple):
                     tried = [one for one in self.attempts if (one.record, one.action) == (record.id, decision.action)]
                     yield Pending(record, decision, tried[-1].process if tried else record.process)
 
+    def find_pending_canary(self) -> CanaryRecord | None:
+        """Find the last look whose action is due and has no outcome."""
+        due = (one for one in reversed(self.canaries) if one.is_due)
+        last = next(due, None)
+        return last if last and self.find_outcome(last, last.action) is None else None
+
 
 def read(path: Path) -> Decisions:
     """Read the file; lines that a crash cut off are skipped."""
-    found = Decisions([], [], [])
+    found = Decisions([], [], [], [])
     if not path.is_file():
         return found
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        for model, part in ((Record, found.records), (Attempt, found.attempts), (Outcome, found.outcomes)):
+        for model, part in (
+            (Record, found.records),
+            (Attempt, found.attempts),
+            (Outcome, found.outcomes),
+            (CanaryRecord, found.canaries),
+        ):
             if (entry := _parse(line, model)) is not None:
                 part.append(entry)
     return found
 
 
-def append(path: Path, *entries: Record | Attempt | Outcome) -> None:
+def append(path: Path, *entries: Record | CanaryRecord | Attempt | Outcome) -> None:
     """Append one line for each entry in a single write, synced to the disk; the caller holds the lock of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(canonical_json(entry.model_dump(mode="json")) + "\n" for entry in entries).encode()
