@@ -31,12 +31,12 @@ demo: install ## Bake a project, then train, serve and monitor a model, on the e
 test: install ## Run the tests of the library, the template and a baked project (about 25 minutes)
 	@$(RUN) $(PYTEST) -m "not chaos and not full" tests/library
 	@$(RUN) $(PYTEST) -m "chaos and not full" tests/library
-	@$(RUN) pytest -m "not full" tests/template
+	@$(RUN) $(PYTEST) -m "not full" tests/template
 
 test-full: install ## Run every test, including the slow ones: 30 public tables, simulations (about two hours)
 	@$(RUN) $(PYTEST) -m "not chaos" tests/library
 	@$(RUN) $(PYTEST) -m chaos tests/library
-	@$(RUN) pytest tests/template
+	@$(RUN) $(PYTEST) tests/template
 
 test-library: install ## Run the library's tests in place (ARGS= for pytest, for example a path)
 	@$(RUN) $(PYTEST) $(or $(ARGS),-m "not chaos" tests/library)

@@ -160,6 +160,7 @@ def test_missing_registry_is_named_quickly(tmp_path: Path, monkeypatch: pytest.M
     assert str(refused.value) == told
 
 
+@pytest.mark.full
 def test_ui_shows_address_of_remote_registry(tmp_path: Path) -> None:
     (tmp_path / "remote").mkdir()
     remote, path = Remote(tmp_path / "remote"), project.make(tmp_path / "project", 100)

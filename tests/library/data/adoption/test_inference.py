@@ -519,6 +519,7 @@ def test_table_that_cannot_be_learned_from_is_rejected(
 
 
 @pytest.mark.chaos
+@pytest.mark.full
 def test_ten_thousand_columns_take_seconds(tmp_path: Path) -> None:
     table = pl.DataFrame(RNG.normal(size=(100, 10_000)), schema=[f"x{at}" for at in range(10_000)])
     found = propose(table.with_columns(y=pl.Series([0, 1] * 50)), "y", tmp_path)

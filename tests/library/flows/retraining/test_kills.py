@@ -99,6 +99,7 @@ def test_kills_at_every_point_leave_nothing_half_made(trained_project: project.P
 
 
 @pytest.mark.chaos
+@pytest.mark.full
 def test_two_retrainings_at_once_both_complete(trained_project: project.PipelineRuns, tmp_path: Path) -> None:
     path = prepare(trained_project.path, tmp_path / "project")
     before = retraining.hash_untouched(path)

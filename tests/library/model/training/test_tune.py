@@ -66,6 +66,7 @@ def completed(path: Path) -> int:
 
 
 @pytest.mark.chaos
+@pytest.mark.full
 def test_killed_search_resumes_and_chooses_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[TrainParams] = []
 
@@ -94,6 +95,7 @@ def test_killed_search_resumes_and_chooses_the_same(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.chaos
+@pytest.mark.full
 def test_train_stage_killed_while_tuning_writes_same_bytes(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

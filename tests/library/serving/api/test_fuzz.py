@@ -149,5 +149,6 @@ def test_responses_match_the_description(site: Server) -> None:
 
 
 @pytest.mark.chaos
+@pytest.mark.full
 def test_responses_match_the_description_in_a_long_search(site: Server) -> None:
     assert faults(site, 50, ("examples", "coverage", "fuzzing")) == []

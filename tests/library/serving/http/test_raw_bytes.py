@@ -261,5 +261,6 @@ def test_no_bytes_break_the_server(site: Site) -> None:
 
 
 @pytest.mark.chaos
+@pytest.mark.full
 def test_no_bytes_of_a_long_attack_break_the_server(site: Site) -> None:
     attack(site, 800)

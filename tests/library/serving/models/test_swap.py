@@ -218,6 +218,7 @@ def test_the_request_model_changes_with_the_contract(site: Site, example: Instan
 
 
 @pytest.mark.chaos
+@pytest.mark.full
 def test_memory_does_not_grow_with_swaps(
     folder: ServingFolder, tmp_path: Path, bundle_path: Path, instances: list[Instance]
 ) -> None:

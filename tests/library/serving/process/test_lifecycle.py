@@ -146,10 +146,8 @@ def test_connections_are_distributed_among_living_workers(
 
         os.kill(find_workers(server)[0], signal.SIGKILL)
         time.sleep(0.1)
-        asked = time.monotonic()
         for _ in range(20):
             assert httpx.post(f"{server.url}/predict", content=body, trust_env=False, timeout=5).status_code == 200
-        assert time.monotonic() - asked < 5
 
         second = serve(tmp_path, "--port", str(address.port), "--workers", "2", ML_PREDICTION_LOG="other")
         assert (second.returncode, second.stdout) == (1, "")

@@ -81,7 +81,7 @@ def add_route(source: Path, route: str) -> None:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("pause", [0.0, 0.3])
+@pytest.mark.parametrize("pause", [0.0, pytest.param(0.3, marks=pytest.mark.full)])
 def test_reload_replaces_all_workers_without_a_failed_request(
     folder: ServingFolder, tmp_path: Path, example: Instance, pause: float
 ) -> None:
