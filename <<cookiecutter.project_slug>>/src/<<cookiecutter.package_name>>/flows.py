@@ -12,6 +12,7 @@ from flywheel_ml.flows import monitoring as monitor
 from flywheel_ml.flows import retention, run_state
 from flywheel_ml.flows import scoring as batch
 from flywheel_ml.flows import training as steps
+from flywheel_ml.flows.canary import scheduled
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.retraining import launch, policy
@@ -75,6 +76,13 @@ def monitoring(days: float = 1.0) -> str:
     result = engine.call_in_flow(lambda: watch(PROJECT, settings, params, None, since, None)).result
     engine.call_in_flow(lambda: policy.apply_policy(PROJECT, settings, params, result))
     return result.verdict
+
+
+@flow(name="canary")
+def canary() -> str:
+    """Look at the running canary, and carry out what is decided; returns the action."""
+    settings, params = Settings.read(), PROJECT.load_params()
+    return engine.call_in_flow(lambda: scheduled.look_or_start(PROJECT, settings, params)).action
 
 
 @flow(name="log_prune")

@@ -1,6 +1,6 @@
 """Commands of automatic operation: retrain, decisions."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -10,6 +10,12 @@ from flywheel_ml.cli import terminal
 from flywheel_ml.cli.terminal import console
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.utils.errors import GateRefusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flywheel_ml.monitoring.policy.deciding import Record
+    from flywheel_ml.monitoring.policy.decisions import CanaryRecord, Decisions, Outcome
 
 app = typer.Typer()
 
@@ -43,22 +49,40 @@ def decisions(
     last: Annotated[int, typer.Option(min=1, help="How many windows.")] = 20,
     every: Annotated[bool, typer.Option("--all", help="Also windows in which nothing was found.")] = False,
 ) -> None:
-    """List what the policy of params.yaml decided about monitored windows, and how each action ended."""
+    """List what was decided about monitored windows and canaries, and how each action ended."""
     from flywheel_ml.flows.retraining.policy import FILE
-    from flywheel_ml.monitoring.policy.decisions import ACTING, read
+    from flywheel_ml.monitoring.policy.decisions import CanaryRecord, read
 
     ctx.obj.load_params()  # Elsewhere than in a project, this is an error.
     found = read(FILE)
-    records = [record for record in found.records if every or record.decisions][-last:]
+    entries: list[Record | CanaryRecord] = [record for record in found.records if every or record.decisions]
+    entries = sorted([*entries, *found.canaries], key=lambda one: one.at)[-last:]
     table = Table("time (UTC)", "model", "finding", "decision", "why", "outcome", box=None, header_style="bold")
-    for record in records:
-        for decision in record.decisions:
-            outcome = found.find_outcome(record, decision.action) if decision.action in ACTING else None
-            ended = "" if outcome is None else f"{'done' if outcome.succeeded else 'failed'}: {outcome.text}"
-            waits = "not completed" if outcome is None and decision.action in ACTING else ended
-            evidence = next(one.evidence for one in record.observations if one.finding == decision.finding)
-            cells = (decision.finding, decision.action, f"{decision.reason}; {evidence}", waits)
-            table.add_row(f"{record.at:%F %T}", *map(escape, (record.model, *cells)))
-        if not record.decisions:
-            table.add_row(f"{record.at:%F %T}", escape(record.model), "none", "", "", "")
-    console.print(table if records else "No decision yet: `make monitor ACT=1`, or `make schedules`.")
+    for entry in entries:
+        for cells in _describe_canary(entry, found) if isinstance(entry, CanaryRecord) else _describe(entry, found):
+            table.add_row(f"{entry.at:%F %T}", *map(escape, cells))
+    console.print(table if entries else "No decision yet: `make monitor ACT=1`, `make canary`, or `make schedules`.")
+
+
+def _describe(record: "Record", found: "Decisions") -> "Iterator[tuple[str, ...]]":
+    """Yield a line for each decision about a window."""
+    from flywheel_ml.monitoring.policy.decisions import ACTING
+
+    for decision in record.decisions:
+        outcome = found.find_outcome(record, decision.action) if decision.action in ACTING else None
+        ended = _describe_outcome(outcome) if outcome or decision.action in ACTING else ""
+        evidence = next(one.evidence for one in record.observations if one.finding == decision.finding)
+        yield record.model, decision.finding, decision.action, f"{decision.reason}; {evidence}", ended
+    if not record.decisions:
+        yield record.model, "none", "", "", ""
+
+
+def _describe_canary(record: "CanaryRecord", found: "Decisions") -> "Iterator[tuple[str, ...]]":
+    """Yield the line of a look at a canary."""
+    ended = _describe_outcome(found.find_outcome(record, record.action)) if record.is_due else ""
+    waits = "waits for `make canary-approve`" if record.waits else ended
+    yield f"version {record.version}", f"canary, step {record.step}", record.action, record.reason, waits
+
+
+def _describe_outcome(outcome: "Outcome | None") -> str:
+    return "not completed" if outcome is None else f"{'done' if outcome.succeeded else 'failed'}: {outcome.text}"

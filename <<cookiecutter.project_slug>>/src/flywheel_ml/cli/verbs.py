@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flywheel_ml.cli import quality_verbs, retraining_verbs, terminal
+from flywheel_ml.cli import canary_verbs, quality_verbs, retraining_verbs, terminal
 from flywheel_ml.cli.command import run_command
 from flywheel_ml.cli.log import log_app
 from flywheel_ml.cli.terminal import console
@@ -47,6 +47,7 @@ rollout_app = typer.Typer(
     help="Choose which version serves which share of the traffic: start, status, promote, abort, rollback, sync.",
 )
 app.add_typer(rollout_app, name="rollout")
+app.add_typer(canary_verbs.app, name="canary")
 app.add_typer(quality_verbs.app)
 app.add_typer(log_app, name="log")
 app.add_typer(retraining_verbs.app)

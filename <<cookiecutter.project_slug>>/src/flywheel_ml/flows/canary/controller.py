@@ -33,6 +33,7 @@ from flywheel_ml.monitoring.policy import decisions
 from flywheel_ml.monitoring.policy.decisions import CanaryAction, CanaryRecord, Outcome
 from flywheel_ml.utils.errors import Busy, ProjectError
 
+NOTHING = "no canary is running"
 OVER = ("promote", "roll back", "expire")
 """Actions that end a ramp."""
 
@@ -57,9 +58,14 @@ class Look(NamedTuple):
     outcome: Outcome | None = None
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no experiment is running; false if that is not known."""
+        return self.plan is None and self.outcome is None and self.reason == NOTHING
+
+    @property
     def is_over(self) -> bool:
         """Whether no ramp is running after this look."""
-        return self.plan is None or (self.action in OVER and self.outcome is not None and self.outcome.succeeded)
+        return self.is_idle or (self.action in OVER and self.outcome is not None and self.outcome.succeeded)
 
 
 def look(
@@ -200,7 +206,7 @@ class _Controller:
 
 
 def _describe_nothing(plan: ExperimentPlan | None, approve: bool) -> Look:
-    reason = "no canary is running"
+    reason = NOTHING
     if plan is not None:
         reason = f"an experiment with version {plan.versions} ({plan.kind}) is running, and it is no canary"
     if approve:
