@@ -173,7 +173,12 @@ def render_params(proposal: Proposal, before: str, raw: Path) -> str:
 
 
 def render_until(before: str, until: str) -> str:
-    """Set `data.until` in params.yaml; everything else, including comments, stays.
+    """Set `data.until` in params.yaml, see `render_values`."""
+    return render_values(before, {"data": {"until": until}})
+
+
+def render_values(before: str, values: Mapping[str, Mapping[str, Any]]) -> str:
+    """Set values in params.yaml, group by group; everything else, including comments, stays.
 
     Raises:
         ConfigError: the current text is not a YAML mapping.
@@ -181,7 +186,8 @@ def render_until(before: str, until: str) -> str:
     content = _build_yaml().load(before)
     if not isinstance(content, CommentedMap):
         raise ConfigError("params.yaml: expected keys and values; restore it from git")
-    _update_group(content, "data", {"until": until})
+    for group, named in values.items():
+        _update_group(content, group, dict(named))
     return _dump(content)
 
 
