@@ -1,0 +1,1 @@
+"""The result of a replay, its summary, page and picture; pure."""
