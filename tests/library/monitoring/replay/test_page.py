@@ -65,6 +65,13 @@ def test_page_shows_quality_findings_decisions_versions_and_seconds() -> None:
     assert "http://" not in text.replace("http://www.w3.org", "")
 
 
+def test_rows_that_the_api_rejected_are_shown_with_the_reason() -> None:
+    result = make_result((Month(),), None)
+    period = result.periods[0].model_copy(update={"rejected": 12, "rejection": "distance must be between 10 and 6000"})
+    text = page.render_page(result.model_copy(update={"periods": (period,)}))
+    assert "12 rejected by the API: distance must be between 10 and 6000" in text
+
+
 def test_period_without_rows_or_labels_is_shown() -> None:
     text = page.render_page(make_result((Month(), Month(rows=0, drifted=())), None))
     assert "no rows" in text

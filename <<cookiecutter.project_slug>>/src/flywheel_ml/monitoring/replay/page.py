@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
     label: str
     versions: str
-    rows: str
+    rows: tuple[str, str]
     frozen: tuple[str, str]
     live: tuple[str, str]
     difference: tuple[str, str]
@@ -100,11 +100,11 @@ def _build_tiles(result: ReplayResult) -> Iterator[tuple[str, str, str]]:
 def _build_row(period: PeriodResult, result: ReplayResult) -> Row:
     found = period.difference
     tone = "" if found is None or found.low is None or found.high is None else _tone(found)
-    rejected = f", {period.rejected:,} rejected" if period.rejected else ""
+    rejected = f"{period.rejected:,} rejected by the API: {period.rejection}" if period.rejected else ""
     return Row(
         label=period.label,
         versions=" → ".join(f"v{version}" for version in period.versions) or "–",
-        rows=f"{period.rows:,}{rejected}",
+        rows=(f"{period.rows:,}", rejected),
         frozen=_show(period.frozen, result.metric),
         live=_show(period.live, result.metric) if found is not None else ("same model", ""),
         difference=_show_difference(found),

@@ -67,7 +67,7 @@ class PeriodResult(config_model.StrictModel):
         label: name of the period.
         start, end: its span, on the clock of the time column.
         rows, labelled: rows that batch scoring predicted, and those with a label.
-        api_rows, rejected: rows sent through the API, and those that it rejected.
+        api_rows, rejected: rows sent through the API, and those that it rejected, for instance for `rejection`.
         versions: versions that were champion, in order.
         frozen, live: quality of the first model and of the one in service, on the same rows.
         difference: of their losses; None while both are the same model.
@@ -86,6 +86,7 @@ class PeriodResult(config_model.StrictModel):
     labelled: int
     api_rows: int
     rejected: int
+    rejection: str = ""
     versions: tuple[str, ...]
     frozen: Measured | None
     live: Measured | None

@@ -1,0 +1,1 @@
+"""A replay: the project lives through the past of its own table, in a folder of its own."""

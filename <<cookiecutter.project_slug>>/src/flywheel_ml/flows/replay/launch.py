@@ -1,0 +1,111 @@
+"""Starts a replay in a copy of the project, waits for it, and puts its pages into reports/replay."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from flywheel_ml.core import paths
+from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.project import Project
+from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.progress import Progress
+from flywheel_ml.flows.replay.params import ReplayParams
+from flywheel_ml.flows.replay.timeline.table import check_can_replay
+from flywheel_ml.flows.replay.workspace import Workspace, build_environment, make_clone, make_request, open_workspace
+from flywheel_ml.flows.versioning import git
+from flywheel_ml.monitoring.replay.result import ReplayResult
+from flywheel_ml.utils import config_model
+from flywheel_ml.utils.errors import DataError, ProjectError
+from flywheel_ml.utils.files import read_json, replacing
+
+REPORTS = paths.REPORTS / "replay"
+PAGES = ("latest.html", "latest.json", "latest.svg")
+COMMAND = ("-m", "flywheel_ml.flows.orchestration.die_with_parent", "flywheel_ml.flows.replay.worker")
+
+
+class AdoptedTable(NamedTuple):
+    """A table to adopt in the copy: file or address, target, and the time of each row; empty: detected."""
+
+    source: str
+    target: str
+    time: str = ""
+
+
+def replay(
+    project: Project, params: ReplayParams, progress: Progress, adopted: AdoptedTable | None = None
+) -> ReplayResult:
+    """Replay the project's own table, or another one, with the code of the last commit.
+
+    Nothing but reports/replay changes in the project. The folder of the replay stays until the next one.
+
+    Args:
+        project: the project.
+        params: how time is compressed.
+        progress: prints a line for each step.
+        adopted: a table to adopt first.
+
+    Raises:
+        Busy: another replay is running.
+        ConfigError: rows have no time, or there is no commit.
+        ProjectError: a step failed.
+    """
+    with open_workspace(make_request(params)) as workspace:
+        with progress.step("prepare", "copy of the project") as step:
+            folder = make_clone(workspace)
+            if adopted is None:
+                check_can_replay(Contract.load(folder / paths.CONTRACT))
+            step.note = f"copy of commit {workspace.request.commit[:8]}"
+            if workspace.request.has_edits:
+                step.note += "; uncommitted edits take no part"
+        if adopted is not None:
+            with progress.step("adopt", adopted.source) as step:
+                _adopt(project, folder, adopted)
+                step.note = f"{adopted.source}, to predict '{adopted.target}'"
+        return _run_worker(project, workspace, folder)
+
+
+def _adopt(project: Project, folder: Path, table: AdoptedTable) -> None:
+    """Adopt a table in the copy and commit the result, because retrainings start from a commit."""
+    source = table.source if "://" in table.source else str(Path(table.source).absolute())
+    command = [sys.executable, "-m", project.package, "adopt", source, "--target", table.target, "--yes", "--force"]
+    done = subprocess.run(
+        [*command, *(["--time", table.time] if table.time else [])],
+        cwd=folder,
+        env=build_environment(folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["adopt failed"]
+        raise DataError(f"DATA: {lines[-1].removeprefix('error: ')}")
+    check_can_replay(Contract.load(folder / paths.CONTRACT))
+    git.call_git("add", "--all", "--", ".", folder=folder)
+    command = ["-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message"]
+    git.call_git(*command, "chore: adopt the table to replay", folder=folder)
+
+
+def _run_worker(project: Project, workspace: Workspace, folder: Path) -> ReplayResult:
+    command = [sys.executable, *COMMAND, project.reference, str(workspace.folder)]
+    process = subprocess.Popen(
+        command, cwd=folder, env=build_environment(folder), stdin=subprocess.PIPE, start_new_session=True
+    )
+    # The worker ends with its standard input, so also when this process is killed; the server ends with the worker.
+    with engine.stop_on_exit(process):
+        process.wait()
+    if not workspace.answer.is_file():
+        raise ProjectError(
+            f"the replay's process ended with status {process.returncode}; its folder is {workspace.folder}"
+        )
+    answer = read_json(workspace.answer)
+    if "error" in answer:
+        error = ProjectError(answer["error"])
+        error.exit_code = answer["exit_code"]
+        raise error
+    for name in PAGES:
+        with replacing(REPORTS / name) as part:
+            shutil.copyfile(workspace.folder / name, part)
+    return config_model.parse(read_json(REPORTS / "latest.json"), ReplayResult, name="latest.json")

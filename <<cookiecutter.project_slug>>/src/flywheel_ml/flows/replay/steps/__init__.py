@@ -1,0 +1,1 @@
+"""The steps of a period: send, measure, decide, learn, promote."""

@@ -1,0 +1,1 @@
+"""The time of a table: periods, their parts, and what was known when."""
