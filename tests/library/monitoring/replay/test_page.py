@@ -29,7 +29,8 @@ UNFINISHED = (Month(), Month(retrained="2"))
         (
             PROMOTED,
             EQUAL,
-            "Retraining did not measurably help: from Aug 2013 the log loss of both models differs by less than 0.1%.",
+            "Retraining did not measurably help: from Aug 2013 the live model’s log loss was less than 0.1% below "
+            "the frozen one’s, which may be chance.",
         ),
         (
             REFUSED,

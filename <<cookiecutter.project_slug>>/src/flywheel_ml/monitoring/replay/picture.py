@@ -141,7 +141,7 @@ def _draw_training(axis: Axis, result: ReplayResult, is_narrow: bool) -> Iterato
     y = axis.y(tested)
     yield line(axis.x(0), y, axis.frame.x(1), y, "tested")
     yield dot(axis.x(0), y, 4.5, "frozen")
-    yield text(axis.x(0), y - 9, "test" if is_narrow else "when tested", "middle")
+    yield text(axis.x(0), y + 18, "test" if is_narrow else "when tested", "middle")
 
 
 def _draw_promotions(axis: Axis, periods: Sequence[PeriodResult]) -> Iterator[Markup]:
@@ -150,7 +150,7 @@ def _draw_promotions(axis: Axis, periods: Sequence[PeriodResult]) -> Iterator[Ma
         if period.promoted and at + 1 < len(periods):
             x = (axis.x(at + 1) + axis.x(at + 2)) / 2
             yield line(x, axis.frame.top, x, axis.frame.y(0), "promoted")
-            yield text(x, axis.frame.top + 10, f"v{period.promoted}", "middle", "live")
+            yield text(x + 4, axis.frame.top + 26, f"v{period.promoted}", "start", "live")
 
 
 def _draw_line(axis: Axis, points: Sequence[tuple[int, Measured | None]], kind: str, shift: float) -> Iterator[Markup]:

@@ -26,14 +26,13 @@ def write_headline(result: ReplayResult) -> str:
     if finding == "was never in service" or found is None:
         return f"Retraining changed nothing: {_explain_frozen(result)}."
     size, months = _describe_relative(found), _count_periods(result)
+    side = "below" if found.value < 0 else "above"
+    fact = f"from {months} the live model’s {found.loss} was {size} {side} the frozen one’s"
     if finding == "helped":
-        return f"Retraining helped: from {months} the live model’s {found.loss} was {size} below the frozen one’s."
+        return f"Retraining helped: {fact}."
     if finding == "made it worse":
-        return (
-            f"Retraining made the model worse: from {months} the live model’s {found.loss} was {size} above the "
-            "frozen one’s."
-        )
-    return f"Retraining did not measurably help: from {months} the {found.loss} of both models differs by {size}."
+        return f"Retraining made the model worse: {fact}."
+    return f"Retraining did not measurably help: {fact}, which may be chance."
 
 
 def write_sentences(result: ReplayResult) -> Iterator[str]:
