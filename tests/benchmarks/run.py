@@ -6,8 +6,8 @@
     python tests/benchmarks/run.py gate_power -- --repeats 100
 
 A benchmark runs in the project's folder and imports its package, with the libraries of this environment. Without a
-folder it is the project of the last `make demo`. `cbpe`, `drift_power`, `gate_power` and `canary_power` need no project
-and run in the current folder.
+folder it is the project of the last `make demo`. `cbpe`, `drift_power`, `gate_power`, `canary_power` and `abn_power`
+need no project and run in the current folder.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROOT = HERE.parents[1]
 DEMO = ROOT / "build" / "demo"
 LIBRARY = ROOT / "<<cookiecutter.project_slug>>" / "src"
 PROJECT_BENCHMARKS = ("bench", "serving", "swap", "growth", "flame", "monitoring", "retention")
-LIBRARY_BENCHMARKS = ("cbpe", "drift_power", "gate_power", "canary_power")
+LIBRARY_BENCHMARKS = ("cbpe", "drift_power", "gate_power", "canary_power", "abn_power")
 
 
 def main() -> int:

@@ -61,7 +61,7 @@ class Interval(NamedTuple):
     high: Number
 
 
-def score_paired(differences: LossSums, min_variance: float = 0.0) -> Score:
+def score_paired(differences: LossSums, min_variance: Number = 0.0) -> Score:
     """Return the evidence of rows that both models answered.
 
     Args:
@@ -72,7 +72,7 @@ def score_paired(differences: LossSums, min_variance: float = 0.0) -> Score:
     return _score(_mean(differences), variance / _at_least_one(differences.rows), np.asarray(differences.rows))
 
 
-def score_unpaired(champion: LossSums, challenger: LossSums, min_variance: float = 0.0) -> Score:
+def score_unpaired(champion: LossSums, challenger: LossSums, min_variance: Number = 0.0) -> Score:
     """Return the evidence of one stratum in which each row was answered by one of the two.
 
     The challenger has few rows at first, and its variance is underestimated whenever its mean is. So the variance is at
@@ -98,7 +98,7 @@ def combine_strata(strata: Iterable[Score]) -> Score:
     return Score(score, information)
 
 
-def compute_boundary(information: Number, alpha: float, effect: float) -> np.ndarray:
+def compute_boundary(information: Number, alpha: float, effect: Number) -> np.ndarray:
     """Return the score that, at a difference of zero or less, is ever reached with probability of at most `alpha`.
 
     Args:
@@ -109,7 +109,7 @@ def compute_boundary(information: Number, alpha: float, effect: float) -> np.nda
     return compute_mixture_boundary(information, alpha, effect, EFFECT_PRECISION / effect**2)
 
 
-def compute_mixture_boundary(information: Number, alpha: float, mean: float, precision: float) -> np.ndarray:
+def compute_mixture_boundary(information: Number, alpha: float, mean: Number, precision: Number) -> np.ndarray:
     """Return u(I) above for a mixture with this mean and precision (1 / variance)."""
     total = np.asarray(information, dtype=np.float64) + precision
     height = precision * mean**2 + np.log(total / precision) - 2 * np.log(alpha)
@@ -126,7 +126,7 @@ def compute_log_evidence(evidence: Score, effect: float) -> np.ndarray:
     return found
 
 
-def compute_interval(evidence: Score, alphas: tuple[float, float], effect: float) -> Interval:
+def compute_interval(evidence: Score, alphas: tuple[float, float], effect: Number) -> Interval:
     """Return the confidence sequence at this look: both bounds hold at all looks, each with its own probability.
 
     Args:
