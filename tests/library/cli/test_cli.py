@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from flywheel_ml.model.registration.registry import CHAMPION, Registry
 from flywheel_ml.monitoring.result import EXIT_STATUS
 from flywheel_ml.prediction_log import Prediction, Writer, dumps, new_id, now_us
 from library.helpers import project
+from library.helpers.experiments import Experiment, Version
 from library.helpers.sinks import Hook, serve
 
 
@@ -77,6 +79,8 @@ def test_help_names_every_verb_with_a_line_and_make_has_each(say: Say) -> None:
         (["window", "o.parquet", "--since", "yesterday"], "'yesterday' does not match the formats"),
         (["explain"], "Missing option '--id'"),
         (["rollout", "forward"], "No such command 'forward'"),
+        (["experiment", "plan"], "Missing option '--effect'"),
+        (["experiment", "report", "--better", "sideways"], "'sideways' is not one of"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line_that_names_it(say: Say, words: list[str], said: str) -> None:
@@ -96,7 +100,17 @@ def test_without_a_verb_the_help_is_shown_and_nothing_is_done(say: Say) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["run"], ["rollout", "status"], ["monitor"], ["alerts"], ["score", "a", "b"], ["window", "o"]]
+    "words",
+    [
+        ["run"],
+        ["rollout", "status"],
+        ["monitor"],
+        ["alerts"],
+        ["score", "a", "b"],
+        ["window", "o"],
+        ["experiment", "report"],
+        ["experiment", "plan", "--effect", "1"],
+    ],
 )
 def test_outside_a_project_every_verb_says_what_is_missing(
     say: Say, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +244,27 @@ def test_a_logged_prediction_is_explained_in_a_table_and_in_json(say: Say, finis
     unknown = say("explain", "--id", "nobody")
     assert (unknown.status, unknown.errors.count("\n")) == (1, 1)
     assert "the prediction log has no prediction 'nobody'" in unknown.errors
+
+
+def test_experiment_is_planned_and_reported(say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ML_PREDICTION_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("ML_SERVING_FOLDER", str(tmp_path / "serving"))
+    shutil.copyfile(project.ROOT / "params.yaml", "params.yaml")
+    arms = {"2": Version(0.3, revenue=20.0), "3": Version(0.3)}
+    Experiment.create(tmp_path).log(Version(None), arms, count=2000)
+    told = say("experiment", "plan", "--effect", "0.5", "--metric", "revenue", "--share", "0.3")
+    assert (told.status, told.errors) == (0, "")
+    assert re.search(r"one look at the end +[0-9,]+ +[0-9.]+", told.output), told.output
+    told = say("experiment", "report", "--metric", "revenue")
+    assert told.output.startswith("Version 2 is better than the champion; nothing can be concluded about version 3")
+    assert re.search(r"\n 2 +30\.0% +605 +0 +605 +19\.7 +\+9\.64 ", told.output), told.output
+    assert told.output.rstrip().endswith("report: reports/experiments/revenue.html")
+    found = json.loads(say("experiment", "report", "--json").output)
+    assert [arm["version"] for arm in found["arms"]] == ["2", "3"]
+    told = say("experiment", "report", "--metric", "revenues")
+    assert (told.status, told.errors.count("\n")) == (2, 1)
+    assert "did you mean 'revenue'" in told.errors
 
 
 def test_lost_serving_folder_is_restored_from_the_registry(say: Say, finished: Path) -> None:

@@ -239,6 +239,8 @@ def test_what_may_not_answer_is_refused_before_anything_changes(
     ):
         with pytest.raises(error, match=told):
             rollout.start(two, settings, number, 0.1)
+        with pytest.raises(error, match=told):
+            rollout.start_arms(two, settings, [(number, 0.1), ("8", 0.1)])
         assert (serving_folder.read_routing(settings.serving_folder), two.get_plan()) == (before, None)
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from flywheel_ml.cli import canary_verbs, quality_verbs, replay_verbs, retraining_verbs, terminal
 from flywheel_ml.cli.command import run_command
+from flywheel_ml.cli.experiment_verbs import experiment_app
 from flywheel_ml.cli.log import log_app
 from flywheel_ml.cli.terminal import console
 from flywheel_ml.core import paths
@@ -52,6 +53,7 @@ app.add_typer(quality_verbs.app)
 app.add_typer(log_app, name="log")
 app.add_typer(retraining_verbs.app)
 app.add_typer(replay_verbs.app)
+app.add_typer(experiment_app, name="experiment")
 
 ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
 """Quiet tools; OpenMP threads that busy-wait would make a shared machine many times slower."""
@@ -216,8 +218,8 @@ def rollout_start(
     shares: list[float | None] = [*share] if share else [None if shadow else DEFAULT_SHARE] * len(numbers)
     if len(shares) != len(numbers):
         raise ConfigError(
-            f"{len(numbers)} versions and {len(shares)} shares; give one --share for each version, or none for "
-            f"{DEFAULT_SHARE:g} each"
+            f"{len(numbers)} versions and {len(shares)} share{'s' * (len(shares) != 1)}; give one --share for each "
+            f"version, or none for {DEFAULT_SHARE:g} each"
         )
     for one in shares:
         if one is not None and not 0 < one <= 1:

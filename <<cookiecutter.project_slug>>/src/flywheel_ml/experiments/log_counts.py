@@ -1,23 +1,26 @@
 """Counts the rows of each variant in a span of the prediction log; the database counts, so memory stays constant."""
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from flywheel_ml.experiments.evidence import LATENCY_EDGES
-from flywheel_ml.prediction_log import SHADOW, Reader
-from flywheel_ml.prediction_log.rows import predictions
+from flywheel_ml.prediction_log import CHALLENGER, SHADOW, Prediction, Reader
+from flywheel_ml.prediction_log.reader import MAX_VARIABLES
+from flywheel_ml.prediction_log.rows import metric_values, predictions
+from flywheel_ml.prediction_log.selection import may_have_arrived
 
 CHAMPION = "champion"
 FALLBACK = "fallback"
 MIN_UNIQUE_SHARE = 0.99
 """With fewer different entities for each row, entities are counted instead of rows."""
 
-
 _Where = Callable[[sa.FromClause], sa.ColumnElement[bool]]
+_Assign = Callable[[sa.FromClause], sa.ColumnElement[str]]
 
 
 class VariantCounts(NamedTuple):
@@ -50,7 +53,7 @@ class ExperimentReader(Reader):
         return bool(entities < MIN_UNIQUE_SHARE * rows)
 
     def count_variants(
-        self, since_us: int, until_us: int, by_entity: bool, min_latency_us: int = 0
+        self, since_us: int, until_us: int, by_entity: bool, min_latency_us: int = 0, by_version: bool = False
     ) -> dict[str, VariantCounts]:
         """Count answered rows with since ≤ time < until: assigned variant → counts.
 
@@ -60,10 +63,12 @@ class ExperimentReader(Reader):
             since_us, until_us: microseconds since 1970, UTC.
             by_entity: count entities instead of rows; from `has_repeated_entities`.
             min_latency_us: requests that are faster count as this fast.
+            by_version: tell several challengers apart: `challenger:` and the version, as their failed rows are marked.
         """
         where = partial(_is_answered, since_us=since_us, until_us=until_us)
-        rows = self._count_entities(where) if by_entity else self._count_rows(where)
-        latencies = self._count_latencies(where, min_latency_us)
+        assign = partial(_assigned, by_version=by_version)
+        rows = self._count_entities(where, assign) if by_entity else self._count_rows(where, assign)
+        latencies = self._count_latencies(where, assign, min_latency_us)
         return {
             variant: VariantCounts(counts[False] + counts[True], counts[True], latencies.get(variant, ()))
             for variant, counts in rows.items()
@@ -80,9 +85,39 @@ class ExperimentReader(Reader):
         found = list(self._rows(predictions, build_query))
         return VariantCounts(sum(rows for rows, _ in found), sum(int(failed or 0) for _, failed in found))
 
-    def _count_rows(self, where: _Where) -> dict[str, Counter[bool]]:
+    def count_answers(
+        self, since_us: int, until_us: int, origin_us: int, width_us: int
+    ) -> dict[tuple[str, str, int], int]:
+        """Count the rows that models answered as assigned: (variant, digest, widths since the origin) → rows."""
+
         def build_query(table: sa.FromClause) -> Any:
-            assigned, failed = _assigned(table).label("assigned"), _has_failed(table).label("failed")
+            part = ((table.c.timestamp_us - origin_us) // width_us).label("part")
+            by = (table.c.variant, table.c.model_digest)
+            is_mine = sa.and_(_is_answered(table, since_us, until_us), _has_failed(table) == 0)
+            return sa.select(*by, part, sa.func.count()).where(is_mine).group_by(*by, sa.text("part"))
+
+        found: Counter[tuple[str, str, int]] = Counter()
+        for variant, digest, part, rows in self._rows(predictions, build_query):
+            found[variant, digest or "", int(part)] += rows
+        return found
+
+    def read_values(self, metric: str, since_us: int, until_us: int) -> Iterator[tuple[Prediction, float]]:
+        """Yield the rows that models answered as assigned, each with its value of a business metric."""
+
+        def build_query(table: sa.FromClause) -> Any:
+            is_asked = sa.and_(table.c.metric == metric, may_have_arrived(table, since_us))
+            return sa.select(table.c.prediction_id, table.c.value).where(is_asked)
+
+        values = self._rows(metric_values, build_query)
+        while some := dict(itertools.islice(values, MAX_VARIABLES)):
+            for row in self.find_all(list(some)):
+                is_answered = row.variant != SHADOW and not row.degraded and row.assigned_variant is None
+                if is_answered and since_us <= row.timestamp_us < until_us:
+                    yield row, some[row.id]
+
+    def _count_rows(self, where: _Where, assign: _Assign) -> dict[str, Counter[bool]]:
+        def build_query(table: sa.FromClause) -> Any:
+            assigned, failed = assign(table).label("assigned"), _has_failed(table).label("failed")
             query = sa.select(assigned, failed, sa.func.count()).where(where(table))
             return query.group_by(sa.text("assigned"), sa.text("failed"))
 
@@ -91,12 +126,12 @@ class ExperimentReader(Reader):
             found.setdefault(variant, Counter())[bool(failed)] += rows
         return found
 
-    def _count_entities(self, where: _Where) -> dict[str, Counter[bool]]:
+    def _count_entities(self, where: _Where, assign: _Assign) -> dict[str, Counter[bool]]:
         """Count entities; the files of a log share some, so each is remembered, with whether it had an error."""
 
         def build_query(table: sa.FromClause) -> Any:
             entity = sa.func.coalesce(table.c.entity_id, table.c.id).label("entity")
-            query = sa.select(_assigned(table).label("assigned"), entity, sa.func.max(_has_failed(table)))
+            query = sa.select(assign(table).label("assigned"), entity, sa.func.max(_has_failed(table)))
             return query.where(where(table)).group_by(sa.text("assigned"), sa.text("entity"))
 
         failed: dict[tuple[str, str], bool] = {}
@@ -107,10 +142,10 @@ class ExperimentReader(Reader):
             found.setdefault(variant, Counter())[has_failed] += 1
         return found
 
-    def _count_latencies(self, where: _Where, min_latency_us: int) -> dict[str, tuple[int, ...]]:
+    def _count_latencies(self, where: _Where, assign: _Assign, min_latency_us: int) -> dict[str, tuple[int, ...]]:
         def build_query(table: sa.FromClause) -> Any:
             # The rows of a request have one timestamp and one latency.
-            assigned, latency = _assigned(table).label("assigned"), table.c.latency_us
+            assigned, latency = assign(table).label("assigned"), table.c.latency_us
             requests = sa.select(assigned, table.c.timestamp_us, latency).where(where(table)).distinct().subquery()
             at = _find_bin(requests.c.latency_us, LATENCY_EDGES, min_latency_us).label("bin")
             return sa.select(requests.c.assigned, at, sa.func.count()).group_by(requests.c.assigned, sa.text("bin"))
@@ -129,8 +164,12 @@ def _is_answered(table: sa.FromClause, since_us: int, until_us: int) -> sa.Colum
     return sa.and_(_is_in_span(table, since_us, until_us), table.c.variant != SHADOW)
 
 
-def _assigned(table: sa.FromClause) -> sa.ColumnElement[str]:
-    answered = sa.case((table.c.variant == FALLBACK, CHAMPION), else_=table.c.variant)
+def _assigned(table: sa.FromClause, by_version: bool) -> sa.ColumnElement[str]:
+    own: sa.ColumnElement[str] = table.c.variant
+    if by_version:
+        named = sa.literal(f"{CHALLENGER}:") + table.c.model_version
+        own = sa.case((table.c.variant == CHALLENGER, named), else_=table.c.variant)
+    answered = sa.case((table.c.variant == FALLBACK, CHAMPION), else_=own)
     return sa.func.coalesce(table.c.assigned_variant, answered)
 
 

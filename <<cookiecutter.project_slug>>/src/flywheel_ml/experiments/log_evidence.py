@@ -49,15 +49,38 @@ def read_evidence(
 
 
 def read_losses(
-    reader: ExperimentReader, span: StepSpan, model_digest: str, variant: str, contract: Contract, loss: Loss
+    reader: ExperimentReader,
+    span: StepSpan,
+    model_digest: str | None,
+    variant: str | None,
+    contract: Contract,
+    loss: Loss,
 ) -> Iterator[tuple[LoggedPrediction, float]]:
-    """Yield the labelled rows that a model was assigned and answered in a variant, each with its loss."""
+    """Yield the labelled rows that a model was assigned and answered in a variant, each with its loss.
+
+    None selects every model, or every variant but the shadow.
+    """
     for row in reader.labelled(span.since_us, span.until_us, model_digest=model_digest, variant=variant):
         made = row.prediction
         if made.degraded or made.assigned_variant is not None or row.label is None:
             continue
         if (found := compute_loss(loss, made, row.label, contract)) is not None:
             yield row, found
+
+
+def read_pairs(
+    reader: ExperimentReader, span: StepSpan, models: Models, loss: Loss
+) -> Iterator[tuple[Prediction, float, float]]:
+    """Yield the champion's labelled rows that the shadow answered too, each with both losses, the champion's first."""
+    answered = read_losses(reader, span, models.champion, CHAMPION, models.contract, loss)
+    while some := list(itertools.islice(answered, CHUNK_ROWS)):
+        shadows = _find_shadows(reader, [row.prediction.id for row, _ in some], models.challenger)
+        for row, of_champion in some:
+            other = shadows.get(derive_shadow_id(row.prediction.id))
+            if other is None or row.label is None:
+                continue
+            if (of_shadow := compute_loss(loss, other, row.label, models.contract)) is not None:
+                yield row.prediction, of_champion, of_shadow
 
 
 def _read_share(reader: ExperimentReader, span: StepSpan, models: Models, plan: CanaryPlan) -> StepEvidence:
@@ -84,15 +107,8 @@ def _read_shadow(reader: ExperimentReader, span: StepSpan, models: Models, plan:
     champion = VariantEvidence(*counts.get(CHAMPION, VariantCounts())[:2])
     challenger = VariantEvidence(shadow.rows, shadow.errors)
     losses = LossAccumulator(by_entity)
-    answered = read_losses(reader, span, models.champion, CHAMPION, models.contract, plan.loss)
-    while some := list(itertools.islice(answered, CHUNK_ROWS)):
-        shadows = _find_shadows(reader, [row.prediction.id for row, _ in some], models.challenger)
-        for row, of_champion in some:
-            other = shadows.get(derive_shadow_id(row.prediction.id))
-            if other is None or row.label is None:
-                continue
-            if (ours := compute_loss(plan.loss, other, row.label, models.contract)) is not None:
-                losses.add(row.prediction.entity_id, ours - of_champion)
+    for row, of_champion, of_shadow in read_pairs(reader, span, models, plan.loss):
+        losses.add(row.entity_id, of_shadow - of_champion)
     return StepEvidence(span.step, champion, challenger, losses.sum_up())
 
 

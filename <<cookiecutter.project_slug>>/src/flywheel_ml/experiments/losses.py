@@ -3,14 +3,33 @@
 import json
 import math
 
-from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.canary_params import CanaryParams
+from flywheel_ml.core.contract import Contract, Task
 from flywheel_ml.experiments.evidence import Loss
 from flywheel_ml.experiments.sequential import LossSums
 from flywheel_ml.prediction_log import Prediction
 from flywheel_ml.prediction_log.values import parse_label, parse_output
+from flywheel_ml.utils.errors import ConfigError
 
 MIN_PROBABILITY = 1e-3
 """Of the true class in a log loss, which is therefore 6.9 at most: its variance must be finite."""
+
+
+def choose_loss(task: Task, params: CanaryParams) -> Loss:
+    """Return the loss of params.yaml for a task.
+
+    Raises:
+        ConfigError: the task does not have it.
+    """
+    is_number = task == "regression"
+    if params.loss == "auto":
+        return "squared" if is_number else "log"
+    if is_number != (params.loss == "squared"):
+        fitting = "squared" if is_number else "log or zero_one"
+        raise ConfigError(
+            f"params.yaml: canary.loss is {params.loss}, and the target is for {fitting}; change it, or write auto"
+        )
+    return params.loss
 
 
 def compute_loss(loss: Loss, prediction: Prediction, label: str, contract: Contract) -> float | None:

@@ -43,6 +43,8 @@ CHAMPION_CHANGES = ("champion", ROLLBACK := "rollback")
 """Values of `what` in the audit log for a change of champion."""
 RENUMBERED = "renumbered"
 """Its value when the same champion gets another number, for example after the registry was lost."""
+EXPERIMENT = "experiment"
+"""Key of an entry of the audit log with the champion and the versions alongside it, if there are any."""
 
 
 class Arm(config_model.StrictModel):
@@ -617,7 +619,7 @@ def _append_audit_entry(folder: Path, routing: Routing) -> None:
     if routing.change is None or (entries and entries[-1]["at"] == routing.updated_at):
         return
     change = routing.change
-    entry = {
+    entry: dict[str, Any] = {
         "at": routing.updated_at,
         "who": change.who,
         "what": change.what,
@@ -625,6 +627,11 @@ def _append_audit_entry(folder: Path, routing: Routing) -> None:
         "to": change.after,
         "why": routing.reason,
     }
+    if routing.champion and routing.experiments:
+        entry[EXPERIMENT] = {
+            "champion": routing.champion.model_dump(),
+            "arms": [{**one.ref.model_dump(), "share": getattr(one, "share", None)} for one in routing.experiments],
+        }
     path = folder / AUDIT_FILE
     ends_mid_line = path.is_file() and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as stream:

@@ -12,11 +12,11 @@ from flywheel_ml.core.project import Project
 from flywheel_ml.core.serving_folder import Routing
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.experiments.evidence import CanaryPlan, Loss, Step
+from flywheel_ml.experiments.losses import choose_loss
 from flywheel_ml.experiments.ramp import Ramp
 from flywheel_ml.flows import rollout
 from flywheel_ml.flows.bundles import open_champion
 from flywheel_ml.model.registration.registry import Registry
-from flywheel_ml.utils.errors import ConfigError
 
 
 def start(project: Project, settings: Settings, params: Params, number: str | None = None) -> Routing:
@@ -36,7 +36,7 @@ def start(project: Project, settings: Settings, params: Params, number: str | No
 
 def make_plan(champion: Bundle, params: CanaryParams) -> CanaryPlan:
     """Plan a canary: the margin is a share of the champion's mean loss on its test rows."""
-    loss = _choose_loss(champion, params)
+    loss = choose_loss(champion.contract.task, params)
     tested = _find_test_loss(champion, loss)
     return CanaryPlan(
         margin=params.max_loss_increase * tested,
@@ -51,18 +51,6 @@ def make_plan(champion: Bundle, params: CanaryParams) -> CanaryPlan:
             *(Step(share=share, min_rows=params.min_rows, min_labels=params.min_labels) for share in params.shares),
         ),
     )
-
-
-def _choose_loss(champion: Bundle, params: CanaryParams) -> Loss:
-    is_number = champion.contract.task == "regression"
-    if params.loss == "auto":
-        return "squared" if is_number else "log"
-    if is_number != (params.loss == "squared"):
-        fitting = "squared" if is_number else "log or zero_one"
-        raise ConfigError(
-            f"params.yaml: canary.loss is {params.loss}, and the target is for {fitting}; change it, or write auto"
-        )
-    return params.loss
 
 
 def _find_test_loss(champion: Bundle, loss: Loss) -> float:
