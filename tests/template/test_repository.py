@@ -96,8 +96,14 @@ def test_help_lists_every_command_once() -> None:
 
 
 def test_workflows_pin_actions_and_minimal_permissions() -> None:
-    for folder in (REPOSITORY, REPOSITORY / "<<cookiecutter.project_slug>>"):
-        text = (folder / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    files = [
+        path
+        for folder in (REPOSITORY, REPOSITORY / "<<cookiecutter.project_slug>>")
+        for path in (folder / ".github" / "workflows").glob("*.yml")
+    ]
+    assert {path.name for path in files} == {"ci.yml", "release.yml"}
+    for path in files:
+        text = path.read_text(encoding="utf-8")
         used = re.findall(r"uses: (\S+)(.*)", text)
         assert used
         for action, comment in used:
@@ -110,8 +116,9 @@ def test_workflows_pin_actions_and_minimal_permissions() -> None:
 def test_workflows_pass_their_linters(baked: Path, command: list[str]) -> None:
     program = Path(sys.executable).with_name(command[0])
     for folder in (REPOSITORY, baked):
+        workflows = sorted((folder / ".github" / "workflows").glob("*.yml"))
         done = subprocess.run(
-            [str(program), *command[1:], ".github/workflows/ci.yml"],
+            [str(program), *command[1:], *map(str, workflows)],
             cwd=folder,
             capture_output=True,
             text=True,
