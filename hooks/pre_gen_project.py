@@ -29,7 +29,7 @@ TAKEN = frozenset(
     aiosqlite alembic amplitude amplitude_analytics amqp annotated_doc annotated_types
     antlr4 antlr4_python3_runtime anyio appdirs apprise argcomplete asgi_lifespan
     ast_serialize async_timeout asyncpg asyncssh atpublic attr attrs azure azure_core
-    azure_identity azure_storage_blob battenberg beartype billiard blinker botocore
+    azure_identity azure_storage_blob battenberg beartype billiard blinker boto3 botocore
     brotli burner_redis cachetools celery certifi cffi charset_normalizer click
     click_didyoumean click_plugins click_repl cloudpickle colorama colorlog configobj
     contourpy cookiecutter coolname coverage cronsim cryptography cycler cyclopts
@@ -65,7 +65,7 @@ TAKEN = frozenset(
     python_dotenv python_json_logger python_rapidjson python_slugify pythonjsonlogger
     pytz pywin32 pyyaml rapidjson ray readchar redis referencing regex requests
     requests_oauthlib rfc3339_validator rich rich_rst rpds rpds_py ruamel ruamel_yaml
-    ruamel_yaml_clib ruff s3fs schemathesis scikit_learn scipy scmrepo semver setuptools
+    ruamel_yaml_clib ruff s3fs s3transfer schemathesis scikit_learn scipy scmrepo semver setuptools
     shellingham shortuuid shtab six skl2onnx sklearn skops slugify smmap sniffio
     sortedcontainers sqlalchemy sqlparse sqltrie starlette structlog tabulate
     text_unidecode threadpoolctl toml tomlkit tqdm tritonclient typeguard typer

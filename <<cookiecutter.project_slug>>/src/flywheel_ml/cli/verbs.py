@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flywheel_ml.cli import canary_verbs, quality_verbs, replay_verbs, retraining_verbs, terminal
+from flywheel_ml.cli import canary_verbs, quality_verbs, replay_verbs, retraining_verbs, stack_verbs, terminal
 from flywheel_ml.cli.command import run_command
 from flywheel_ml.cli.experiment_verbs import experiment_app
 from flywheel_ml.cli.log import log_app
@@ -54,6 +54,7 @@ app.add_typer(log_app, name="log")
 app.add_typer(retraining_verbs.app)
 app.add_typer(replay_verbs.app)
 app.add_typer(experiment_app, name="experiment")
+app.add_typer(stack_verbs.app)
 
 ENVIRONMENT = {**QUIET, "OMP_WAIT_POLICY": "PASSIVE"}
 """Quiet tools; OpenMP threads that busy-wait would make a shared machine many times slower."""
