@@ -5,6 +5,7 @@ at the end of this file run; `make run`, `make retrain`, `make score` and `make 
 """
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from flywheel_ml.core.settings import Settings
@@ -72,10 +73,8 @@ def scoring(source: str, output: str) -> int:
 def monitoring(days: float = 1.0) -> str:
     """Monitor the predictions of the last days, and carry out the policy of params.yaml; returns the verdict."""
     since, params, settings = datetime.now(UTC) - timedelta(days=days), PROJECT.load_params(), Settings.read()
-    watch = monitor.monitor_window
-    result = engine.call_in_flow(lambda: watch(PROJECT, settings, params, None, since, None)).result
-    engine.call_in_flow(lambda: policy.apply_policy(PROJECT, settings, params, result))
-    return result.verdict
+    watch = partial(monitor.monitor_window, PROJECT, settings, params, None, since, None)
+    return engine.call_in_flow(lambda: policy.act_on(PROJECT, settings, params, watch)).result.verdict
 
 
 @flow(name="canary")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
 
@@ -28,6 +29,7 @@ from flywheel_ml.utils.units import parse_duration
 
 if TYPE_CHECKING:
     from flywheel_ml.model.registration.registry import Registry
+    from flywheel_ml.monitoring.run import MonitoringRun
 
 R = TypeVar("R")
 SplitMode = Literal["time", "hash"]
@@ -362,17 +364,21 @@ def monitor(
         raise ConfigError("--act needs the champion's current window of the log; drop SCORED, --until and --version")
     start = datetime.now(UTC) - parse_duration(last, "--last") if last else since
     settings, params = Settings.read(), ctx.obj.load_params()
-    found = _run_flow(
-        "monitoring",
-        lambda: monitor_window(
-            ctx.obj, settings, params, source, start, until, terminal.show_window, version, reference
-        ),
-        prefect,
-    )
-    if act:
-        from flywheel_ml.flows.retraining.policy import apply_policy
 
-        terminal.show_applied(apply_policy(ctx.obj, settings, params, found.result))
+    def watch(report: "Callable[[MonitoringRun], object]" = id) -> "MonitoringRun":
+        def show(run: "MonitoringRun") -> None:
+            terminal.show_window(run)
+            report(run)
+
+        window = partial(monitor_window, ctx.obj, settings, params, source, start, until, show, version, reference)
+        return _run_flow("monitoring", window, prefect)
+
+    if act:
+        from flywheel_ml.flows.retraining.policy import act_on
+
+        found = act_on(ctx.obj, settings, params, watch, terminal.show_applied)
+    else:
+        found = watch()
     raise typer.Exit(EXIT_STATUS[found.result.verdict])
 
 

@@ -11,7 +11,8 @@ from flywheel_ml.utils import config_model, formatting
 
 State = Literal["present", "absent", "unknown"]
 IMMEDIATE: tuple[Finding, ...] = ("canary_errors",)
-"""Findings that lead to their action in the first window: a canary that raises errors costs answers."""
+"""Findings that lead to their action in the first window, and again in each later one: a canary that raises errors
+costs answers. Their rollback ends the canary, and the champion stays, so it does not count for its cool-down."""
 
 
 class Observation(config_model.StrictModel):
@@ -47,15 +48,19 @@ class Record(config_model.StrictModel):
     decisions: tuple[Decision, ...]
 
 
-def observe(result: Result, params: Params, age: timedelta | None) -> tuple[Observation, ...]:
+def observe(
+    result: Result, params: Params, age: timedelta | None, canary_errors: str | None = ""
+) -> tuple[Observation, ...]:
     """List what a window shows about each finding.
 
     Args:
         result: what monitoring found.
         params: the largest age of a model.
         age: time since the model was trained, if it is known.
+        canary_errors: evidence that an experiment raises errors; empty without, None if it is not known.
     """
-    return tuple(_observe(result, params.policy, age))
+    canary = _make("canary_errors", bool(canary_errors), canary_errors is not None, canary_errors or "")
+    return canary, *_observe(result, params.policy, age)
 
 
 def _observe(result: Result, policy: PolicyParams, age: timedelta | None) -> Iterator[Observation]:
@@ -87,7 +92,7 @@ def decide(
 
     `retrain` and `roll back` wait for the finding in `policy.windows` consecutive windows of the same model, and are
     decided once: again only after a window without the finding, or another model, and after the cool-down. Windows
-    that cannot say count neither way. Meanwhile the finding leads to an alert.
+    that cannot say count neither way. Meanwhile the finding leads to an alert. Findings of `IMMEDIATE` never wait.
 
     Args:
         observations: what the window shows.
@@ -120,15 +125,21 @@ def _find_reason_to_wait(
     finding: Finding, action: Action, history: Sequence[Record], policy: PolicyParams, now: datetime, digest: str
 ) -> str:
     """Return why an action is not due yet; empty if it is."""
+    if finding in IMMEDIATE:
+        return ""
     if _is_decided(finding, action, history, digest):
         return f"{action} was decided; the next one needs a window without the finding first"
     cool_down = timedelta(days=policy.cool_down_days)
-    last = max((one.at for one in history if any(made.action == action for made in one.decisions)), default=None)
+    last = max((one.at for one in history if any(_counts(made, action) for made in one.decisions)), default=None)
     if last is not None and now - last < cool_down:
         return f"{action} was decided on {last:%F %R} UTC; the cool-down ends {last + cool_down:%F %R}"
     seen = 1 + _count_consecutive(finding, history, digest)
     needed = _needed(finding, policy)
     return f"window {seen} of {needed} in a row before {action}" if seen < needed else ""
+
+
+def _counts(made: Decision, action: Action) -> bool:
+    return made.action == action and made.finding not in IMMEDIATE
 
 
 def _is_decided(finding: Finding, action: Action, history: Sequence[Record], digest: str) -> bool:
