@@ -8,6 +8,8 @@ was killed is completed by the next one, with the same decision.
 import os
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -36,6 +38,12 @@ from flywheel_ml.utils.errors import Busy, ProjectError
 NOTHING = "no canary is running"
 OVER = ("promote", "roll back", "expire")
 """Actions that end a ramp."""
+
+
+class RegistryAwayError(ProjectError):
+    """The registry cannot be read or written now."""
+
+    transient = True
 
 
 class Look(NamedTuple):
@@ -81,18 +89,23 @@ def look(
         now: the current time, aware.
 
     Raises:
-        ProjectError: nothing waits for the approval.
+        ProjectError: nothing waits for the approval, or another process looks.
     """
     try:
         with lock_project(run_state.FOLDER, "canary"):
             return _Controller(project, settings, params, now or datetime.now(UTC)).look(approve)
-    except Busy as error:
+    except (Busy, RegistryAwayError) as error:
+        if approve:
+            raise
         return Look("hold", str(error))
 
 
 def inspect(project: Project, settings: Settings, params: Params, now: datetime | None = None) -> Look:
     """Count and decide like `look`, but change and store nothing."""
-    return _Controller(project, settings, params, now or datetime.now(UTC)).inspect()
+    try:
+        return _Controller(project, settings, params, now or datetime.now(UTC)).inspect()
+    except RegistryAwayError as error:
+        return Look("hold", str(error))
 
 
 class _Controller:
@@ -100,19 +113,14 @@ class _Controller:
         self._project, self._settings, self._params, self._now = project, settings, params, now
 
     def look(self, approve: bool) -> Look:
-        try:
-            registry = self._open_registry()
-            champion, plan = registry.find_alias(CHAMPION), rollout.read_plan(registry)
+        with self._reporting_outage():
+            registry, champion, plan = self._read()
             if left := decisions.read(FILE).find_pending_canary():
                 return self._carry_out(registry, plan, left)
             if champion is None or plan is None or plan.ramp is None:
                 return _describe_nothing(plan, approve)
             routing = rollout.sync(registry, self._settings, why="synced")
             models = self._find_models(registry, champion, plan, routing)
-        except ProjectError:
-            raise
-        except Exception as error:
-            return Look("hold", self._describe_outage(error))
         decided = self._decide(models, plan, plan.ramp, routing)
         if approve and not decided.waits:
             raise ProjectError(f"nothing waits for an approval: {decided.action}: {decided.reason}")
@@ -120,30 +128,36 @@ class _Controller:
         self._store(record)
         if not record.is_due:
             return Look(record.action, record.reason, record, plan, record.waits)
-        try:
+        with self._reporting_outage():
             return self._carry_out(registry, plan, record)
-        except ProjectError:
-            raise
-        except Exception as error:
-            return Look("hold", self._describe_outage(error), record, plan)
 
     def inspect(self) -> Look:
-        try:
-            registry = self._open_registry()
-            champion, plan = registry.find_alias(CHAMPION), rollout.read_plan(registry)
+        with self._reporting_outage():
+            registry, champion, plan = self._read()
             if champion is None or plan is None or plan.ramp is None:
                 return _describe_nothing(plan, approve=False)
             routing = serving_folder.read_routing(self._settings.serving_folder)
             models = self._find_models(registry, champion, plan, routing)
-        except ProjectError:
-            raise
-        except Exception as error:
-            return Look("hold", self._describe_outage(error))
         record = self._decide(models, plan, plan.ramp, routing)
         return Look(record.action, record.reason, record, plan, record.waits)
 
-    def _open_registry(self) -> Registry:
-        return Registry.open(self._settings, Contract.load(paths.CONTRACT).name, self._project)
+    def _read(self) -> tuple[Registry, Version | None, ExperimentPlan | None]:
+        name = Contract.load(paths.CONTRACT).name
+        try:
+            registry = Registry.open(self._settings, name, self._project)
+        except Exception as error:
+            raise RegistryAwayError(self._describe_outage(error)) from error
+        return registry, registry.find_alias(CHAMPION), rollout.read_plan(registry)
+
+    @contextmanager
+    def _reporting_outage(self) -> Iterator[None]:
+        """Translate errors of the registry's store; those that a user can act on pass."""
+        try:
+            yield
+        except ProjectError:
+            raise
+        except Exception as error:
+            raise RegistryAwayError(self._describe_outage(error)) from error
 
     def _describe_outage(self, error: Exception) -> str:
         reason = describe_error(error, self._settings)
