@@ -127,3 +127,22 @@ def test_latency_up_to_the_tolerance_keeps_its_level() -> None:
     counts = np.stack([rng.multinomial(200 - ours, shares[0]), rng.multinomial(ours, shares[1])], axis=2)
     evidence = guards.log_latency(counts.cumsum(axis=1), 0.25)
     assert int((evidence >= np.log(1 / 0.05)).any(axis=1).sum()) <= stats.binom.ppf(0.9999, runs, 0.05)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.2])
+@pytest.mark.parametrize("rows", [1, 50, 400])
+def test_mean_evidence_at_a_tolerated_error_rate_is_one_at_most(rate: float, rows: int) -> None:
+    events = np.arange(rows + 1)
+    found = guards.log_excess(events, np.full(rows + 1, rows), rate)
+    assert np.exp(stats.binom.logpmf(events, rows, rate) + found).sum() == pytest.approx(1.0)
+    assert np.exp(stats.binom.logpmf(events, rows, rate / 2) + found).sum() <= 1.0
+
+
+def test_tolerated_errors_are_no_evidence_and_more_are() -> None:
+    """Five late rows of 300 may be a busy machine, nobody else fails; a model that always fails needs three rows."""
+    limit = LIMIT["errors"]
+    assert guards.log_errors(np.array((0, 5)), np.array((5700, 300)), 0.05, 1.0, rate=0.0) > limit
+    assert guards.log_errors(np.array((0, 5)), np.array((5700, 300)), 0.05, 1.0, rate=0.01) < limit
+    assert guards.log_errors(np.array((0, 3)), np.array((57, 3)), 0.05, 1.0, rate=0.01) > limit
+    assert guards.log_errors(np.array((95, 5)), np.array((95, 5)), 0.05, 1.0, rate=0.01) < limit
+    assert guards.log_errors(np.array((0, 30)), np.array((5000, 300)), 0.05, 1.0, rate=0.01) > limit

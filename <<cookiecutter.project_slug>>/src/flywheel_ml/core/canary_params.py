@@ -20,6 +20,7 @@ class CanaryParams(config_model.StrictModel):
         shares: of the traffic, one for each step after the shadow.
         min_rows, min_labels: of the challenger, before a step may end; `min_shadow_labels` of the shadow step.
         deadline_days: an undecided challenger is not promoted.
+        max_error_rate: tolerated share of the challenger's rows that fail or are too slow.
         min_latency_ms: faster requests count as this fast.
         settle_seconds: how long after a change of routing rows do not count, because servers still follow.
         promotion, rollback: whether they are carried out at once, or after `canary approve`.
@@ -34,7 +35,8 @@ class CanaryParams(config_model.StrictModel):
     min_labels: int = Field(default=100, ge=0)
     min_shadow_labels: int = Field(default=500, ge=1)
     deadline_days: float = Field(default=14.0, gt=0)
-    min_latency_ms: float = Field(default=20.0, ge=0)
+    max_error_rate: float = Field(default=0.01, ge=0, lt=1)
+    min_latency_ms: float = Field(default=100.0, ge=0)
     settle_seconds: float = Field(default=10.0, ge=0)
     promotion: Approval = "approve"
     rollback: Approval = "approve"

@@ -111,7 +111,7 @@ def list_guards(evidence: Sequence[StepEvidence], plan: CanaryPlan) -> Iterator[
     assigned = [np.array((one.champion.rows, one.challenger.rows)) for one in evidence]
     failed = [np.array((one.champion.errors, one.challenger.errors)) for one in evidence]
     logs = [
-        guards.log_attribution(errors, of, share, plan.max_error_ratio)
+        guards.log_errors(errors, of, share, plan.max_error_ratio, plan.max_error_rate)
         for errors, of, share in zip(failed, assigned, shares, strict=True)
     ]
     details = [

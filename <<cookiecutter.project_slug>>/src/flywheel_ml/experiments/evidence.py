@@ -82,6 +82,7 @@ class CanaryPlan(config_model.StrictModel):
             loss. `randomised` if they can: rows are compared that only one of the two answered.
         loss_scale: the largest change of loss that is usual in one row; 1 for a 0/1 loss.
         max_error_ratio: tolerated ratio of the challenger's error rate to the champion's.
+        max_error_rate: tolerated error rate of the challenger, whatever the champion's is.
         min_latency_seconds: requests that are faster count as this fast. A challenger has a thread of its own, which
             delays its rows by about a millisecond, whatever the model.
         deadline_days: after which an undecided challenger is not promoted.
@@ -93,6 +94,7 @@ class CanaryPlan(config_model.StrictModel):
     comparison: Literal["paired", "randomised"] = "paired"
     loss_scale: float = Field(default=1.0, gt=0)
     max_error_ratio: float = Field(default=1.0, ge=1)
+    max_error_rate: float = Field(default=0.0, ge=0, lt=1)
     min_latency_seconds: float = Field(default=0.02, ge=0)
     deadline_days: float = Field(default=14.0, gt=0)
     budget: AlphaBudget = AlphaBudget()

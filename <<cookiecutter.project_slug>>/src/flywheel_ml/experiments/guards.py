@@ -43,6 +43,41 @@ def log_attribution(events: np.ndarray, rows: np.ndarray, share: float, ratio: f
     return found
 
 
+def log_excess(events: np.ndarray, rows: np.ndarray, rate: float) -> np.ndarray:
+    """Return the log evidence that events happen at more than a tolerated rate.
+
+    The e-process is a likelihood ratio: a uniform mixture over all higher rates, against the rate itself. It has a mean
+    of at most 1 at every lower rate too, because the ratio grows with the number of events.
+
+    Args:
+        events: [...], of the challenger.
+        rows: [...], likewise.
+        rate: below 1; at 0, the first event is infinite evidence.
+    """
+    events, rest = np.asarray(events, dtype=np.float64), np.asarray(rows, dtype=np.float64) - events
+    with np.errstate(divide="ignore"):
+        mixture = special.betaln(events + 1, rest + 1) + np.log(special.betaincc(events + 1, rest + 1, rate))
+        likelihood = special.xlogy(events, rate) + special.xlog1py(rest, -rate)
+        found: np.ndarray = mixture - np.log1p(-rate) - likelihood
+    return found
+
+
+def log_errors(errors: np.ndarray, rows: np.ndarray, share: float, ratio: float, rate: float) -> np.ndarray:
+    """Return the log evidence that the challenger fails more often than the champion, and than a tolerated rate.
+
+    The smaller of two e-processes is one for "at most one of both".
+
+    Args:
+        errors: [..., 2], of the champion and of the challenger.
+        rows: [..., 2], likewise.
+        share: as in `log_attribution`, as is `ratio`.
+        ratio: tolerated ratio of the error rates.
+        rate: tolerated error rate of the challenger.
+    """
+    compared = log_attribution(errors, rows, share, ratio)
+    return np.minimum(compared, log_excess(errors[..., 1], rows[..., 1], rate)) if rate else compared
+
+
 def log_latency(counts: np.ndarray, share: float) -> np.ndarray:
     """Return the log evidence that the challenger is slower by more than one bin of the histograms.
 

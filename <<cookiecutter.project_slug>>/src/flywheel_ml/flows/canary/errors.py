@@ -10,7 +10,7 @@ from flywheel_ml.core import serving_folder
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.experiments.evidence import AlphaBudget
-from flywheel_ml.experiments.guards import log_attribution
+from flywheel_ml.experiments.guards import log_errors
 from flywheel_ml.experiments.log_counts import CHAMPION, ExperimentReader
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.formatting import rows as format_rows
@@ -41,7 +41,7 @@ def find_errors(settings: Settings, params: Params, now: datetime) -> str | None
     rows = np.array((theirs.rows if theirs else 0, ours["rows"]))
     errors = np.array((theirs.errors if theirs else 0, ours["errors"]))
     share = min(sum(one.share for one in routing.challengers) or SHADOW_SHARE, 0.999)
-    evidence = float(log_attribution(errors, rows, share))
+    evidence = float(log_errors(errors, rows, share, ratio=1.0, rate=params.canary.max_error_rate))
     if evidence < -math.log(AlphaBudget().errors):
         return ""
     return (

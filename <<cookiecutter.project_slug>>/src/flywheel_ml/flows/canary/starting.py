@@ -44,6 +44,7 @@ def make_plan(champion: Bundle, params: CanaryParams) -> CanaryPlan:
         comparison=params.comparison,
         # A row's log loss seldom changes by more than 1, a squared error by more than the mean one.
         loss_scale=tested if loss == "squared" else 1.0,
+        max_error_rate=params.max_error_rate,
         min_latency_seconds=params.min_latency_ms / 1000,
         deadline_days=params.deadline_days,
         steps=(
