@@ -44,6 +44,7 @@ def test_periods_of_other_spans_are_twelve_equal_parts(days: int) -> None:
     found = cut_periods(START, last)
     assert len(found) == 12
     assert found[0].start == START
+    assert found[0].label == ("15 Jan 2020 00:00" if days == 2 else "15 Jan 2020")
     assert all(one.end == after.start for one, after in pairwise(found))
     assert found[-1].start < last < found[-1].end
 

@@ -141,7 +141,8 @@ def _draw_training(axis: Axis, result: ReplayResult, is_narrow: bool) -> Iterato
     y = axis.y(tested)
     yield line(axis.x(0), y, axis.frame.x(1), y, "tested")
     yield dot(axis.x(0), y, 4.5, "frozen")
-    yield text(axis.x(0), y + 18, "test" if is_narrow else "when tested", "middle")
+    is_high = tested > (axis.low + axis.high) / 2
+    yield text(axis.x(0), y + (18 if is_high else -9), "test" if is_narrow else "when tested", "middle")
 
 
 def _draw_promotions(axis: Axis, periods: Sequence[PeriodResult]) -> Iterator[Markup]:
@@ -163,12 +164,18 @@ def _draw_line(axis: Axis, points: Sequence[tuple[int, Measured | None]], kind: 
         yield dot(x, axis.y(one.value), 4.2, kind)
 
 
+def _shorten(label: str) -> str:
+    """`Jul 2013` → `Jul`, `1 Jul 2013` → `1 Jul`, for a phone."""
+    words = label.split(" ")
+    return " ".join(words[:2]) if words[0].isdigit() else words[0]
+
+
 def _draw_lanes(axis: Axis, periods: Sequence[PeriodResult], is_narrow: bool) -> tuple[list[Markup], float]:
     """Draw the name of each period, and below it whether data drifted and what came of a retraining."""
     base = axis.frame.y(0)
     parts = [text(axis.x(0), base + 18, "trained", "middle")]
     for at, period in enumerate(periods):
-        x, name = axis.x(at + 1), period.label.split(" ")[0] if is_narrow else period.label
+        x, name = axis.x(at + 1), _shorten(period.label) if is_narrow else period.label
         parts.append(text(x, base + 18, name, "middle", "strong"))
         if period.verdict in ("drift", "degraded"):
             count = len(period.drifted)

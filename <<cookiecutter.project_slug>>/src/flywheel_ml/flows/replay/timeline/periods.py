@@ -1,7 +1,7 @@
 """Divides the time of a table into periods, and each period into parts; pure."""
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import polars as pl
@@ -13,7 +13,7 @@ EQUAL_PERIODS = 12
 
 
 class Period(NamedTuple):
-    """A span of a table's time, start ≤ time < end."""
+    """A span of a table's time, start ≤ time < end; the label names the month, or the start."""
 
     label: str
     start: datetime
@@ -34,7 +34,8 @@ def cut_periods(first: datetime, last: datetime) -> list[Period]:
     edges = [first + at * step for at in range(EQUAL_PERIODS)]
     # The last row lies in the last period, which is open at its end.
     ends = [*edges[1:], pl.Series([last]).dt.offset_by("1us")[0]]
-    return [Period(formatting.span(start, end), start, end) for start, end in zip(edges, ends, strict=True)]
+    label = formatting.day if step >= timedelta(days=1) else formatting.minute
+    return [Period(label(start), start, end) for start, end in zip(edges, ends, strict=True)]
 
 
 def cut_parts(periods: Sequence[Period], parts: int) -> list[datetime]:
