@@ -101,6 +101,19 @@ def test_benchmarks_run(turned: Path, command: str) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+@pytest.mark.full
+def test_example_is_replayed_and_stays_untouched(turned: Path) -> None:
+    before = made(turned)
+    text = make(turned, "replay")
+    found = json.loads((turned / "reports/replay/latest.json").read_text(encoding="utf-8"))
+    labels = [period["label"] for period in found["periods"]]
+    assert labels == [f"{month} 2013" for month in ("Jul", "Aug", "Sep", "Oct", "Nov", "Dec")]
+    assert found["agreed"] == found["compared"] > 10_000
+    assert any(period["retrained"] for period in found["periods"])
+    assert "Retraining " in text
+    assert made(turned) == before
+
+
 def test_first_run_leaves_a_clean_git_status(turned: Path) -> None:
     command = ["git", "status", "--porcelain"]
     done = subprocess.run(command, cwd=turned, check=True, capture_output=True, text=True)
