@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import httpx
@@ -33,6 +34,21 @@ def test_the_image_takes_no_training_library_and_no_root() -> None:
     } <= Settings.model_fields.keys()
 
 
+def test_the_stack_is_named_after_the_project_and_limits_each_container() -> None:
+    stack = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+    assert stack["name"] == tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    for name, service in stack["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["mem_limit"], name
+        assert service["logging"]["options"]["max-size"], name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+    served = stack["services"]["serve"]
+    assert served["env_file"] == [{"path": "../.env", "required": False}]
+    assert {
+        name.removeprefix(PREFIX).lower() for name in served["environment"] if name.startswith(PREFIX)
+    } <= Settings.model_fields.keys()
+
+
 def test_every_alert_asks_for_series_that_there_are(client: httpx.Client) -> None:
     told = set(re.findall(r"^# TYPE (\S+)", client.get("/metrics").text, re.MULTILINE)) | {"up"}
     groups = yaml.safe_load((ROOT / "deploy" / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
@@ -55,6 +71,7 @@ def test_every_alert_asks_for_series_that_there_are(client: httpx.Client) -> Non
     "asked",
     [
         ("promtool", "check", "config", "deploy/prometheus.yaml"),
+        ("promtool", "check", "config", "--syntax-only", "deploy/stack/prometheus.yaml"),
         ("promtool", "test", "rules", "tests/alerts_test.yaml"),
         ("amtool", "check-config", "deploy/alertmanager.yaml"),
     ],

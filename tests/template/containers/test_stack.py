@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 USER = 10001
 PATIENCE_S = 600.0
+MAX_ROWS = 300
 PORTS = ("SERVE_PORT", "MLFLOW_PORT", "PREFECT_PORT", "PROMETHEUS_PORT", "ALERTMANAGER_PORT")
 QUICKER = {
     'until: "2013-10-01"': 'until: "2013-04-01"',
@@ -69,6 +70,9 @@ def stack(engine: Engine, trained: Path) -> Iterator[dict[str, int]]:
             patch.setenv(name, str(port))
         if os.geteuid() == 0:
             subprocess.run(["chown", "--recursive", f"{USER}:{USER}", str(trained)], check=True)
+        (trained / ".env").write_text(
+            f"ML_MAX_INSTANCES={MAX_ROWS}\nML_SERVING_FOLDER=var/serving\n"
+        )
         try:
             make(trained, "stack", f"ARGS={build_options()}")
             yield ports
@@ -107,8 +111,10 @@ def test_stack_closes_the_loop(stack: dict[str, int], trained: Path) -> None:
         wait_until(lambda: serve.get("/readyz").status_code == 200, "the server is ready")
         assert serve.get("/model").json()["version"] == "1"
         body = example_request(serve.get("/openapi.json").json())
-        ids = predict_and_label(serve, body["instances"][0], 300)
-        assert len(set(ids)) == 300
+        ids = predict_and_label(serve, body["instances"][0], MAX_ROWS)
+        assert len(set(ids)) == MAX_ROWS
+        more = {"instances": body["instances"][:1] * (MAX_ROWS + 1)}
+        assert serve.post("/predict", json=more).status_code == 422, "it does not read .env"
 
         verdict = run_deployment(stack, "monitoring/hourly")
         assert verdict["state_type"] == "COMPLETED", verdict
