@@ -65,6 +65,11 @@ def test_links_of_the_pages_resolve() -> None:
     assert broken == []
 
 
+def test_both_pictures_of_the_replay_are_the_same() -> None:
+    pictures = [folder / "docs/replay.svg" for folder in (REPOSITORY, PROJECT)]
+    assert len({picture.read_bytes() for picture in pictures}) == 1
+
+
 def test_practices_name_tests_and_modules_that_exist() -> None:
     page = (REPOSITORY / "docs" / "best-practices.md").read_text(encoding="utf-8")
     library = PROJECT / "src" / "flywheel_ml"

@@ -61,7 +61,7 @@ def test_page_shows_quality_findings_decisions_versions_and_seconds() -> None:
     text = page.render_page(make_result((*PROMOTED, *REFUSED), BETTER))
     for shown in ("0.660", "0.652 to 0.668", "temp, dewp", "v2 became champion", "retrained: v3 refused", "221 s"):
         assert shown in text
-    assert "minimum score: ROC AUC 0.5" in text
+    assert "refused by the gate ‘minimum score’: ROC AUC 0.5" in text
     assert "<script" not in text
     assert "http://" not in text.replace("http://www.w3.org", "")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jinja2
 
 from flywheel_ml.monitoring.replay import picture, summary
-from flywheel_ml.monitoring.replay.result import Difference, Measured, PeriodResult, ReplayResult
+from flywheel_ml.monitoring.replay.result import Difference, Measured, PeriodResult, ReplayResult, Retrained
 from flywheel_ml.utils import formatting
 
 TEMPLATE = "replay.html.jinja"
@@ -70,7 +70,11 @@ def render_page(result: ReplayResult) -> str:
             (kind, picture.draw(result, width)) for kind, width in (("desk", picture.WIDE), ("phone", picture.NARROW))
         ],
         rows=[_build_row(period, result) for period in result.periods],
-        retrainings=[(period.label, period.retrained) for period in result.periods if period.retrained],
+        retrainings=[
+            (period.label, period.retrained, _describe_outcome(period.retrained))
+            for period in result.periods
+            if period.retrained
+        ],
         looks=[(period.label, one) for period in result.periods for one in period.canary],
         costs=list(_build_costs(result)),
         facts=list(_build_facts(result)),
@@ -145,6 +149,11 @@ def _list_drifted(period: PeriodResult) -> str:
     shown = ", ".join(period.drifted[: summary.MAX_NAMES])
     more = len(period.drifted) - summary.MAX_NAMES
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _describe_outcome(retrained: Retrained) -> str:
+    gate, _, reason = retrained.refusal.partition(": ")
+    return f"refused by the gate ‘{gate}’: {reason}" if reason else retrained.role
 
 
 def _explain_waiting(period: PeriodResult) -> str:
