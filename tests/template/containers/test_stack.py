@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import os
 import shutil
 import subprocess
@@ -103,6 +104,17 @@ def test_bundle_of_the_training_image_equals_the_hosts(
     assert sorted(path.name for path in (copy / "bundle").iterdir()) == names
     _, differ, errors = filecmp.cmpfiles(trained / "bundle", copy / "bundle", names, shallow=False)
     assert (differ, errors) == ([], [])
+
+
+def test_audit_lists_the_libraries_of_the_image(trained: Path) -> None:
+    make(trained, "audit")
+    components = json.loads((trained / "build" / "sbom.json").read_text())["components"]
+    names = {component["name"].lower() for component in components}
+    assert {"fastapi", "onnxruntime"} <= names
+    assert names & {"mlflow", "polars", "prefect"} == set()
+    licences = (trained / "build" / "licences.csv").read_text().splitlines()
+    assert licences[0] == "library,version,licence"
+    assert len(licences) == len(components) + 1
 
 
 def test_stack_closes_the_loop(stack: dict[str, int], trained: Path) -> None:
