@@ -50,7 +50,7 @@ def stack(
     for variable, port in ports.items():
         table.add_row(f"http://127.0.0.1:{port}", SERVICES[variable])
     console.print(table)
-    console.print("The key for requests is in var/stack/api_key. Remove the stack with `make unstack`.")
+    console.print("The key for requests is in var/stack/api_key. Remove the stack with `make unstack`.", soft_wrap=True)
 
 
 @app.command()
