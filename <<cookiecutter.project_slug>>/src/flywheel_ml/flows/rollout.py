@@ -216,6 +216,7 @@ def start_ramp(registry: Registry, settings: Settings, number: str | None, ramp:
             why="canary",
             ramp=ramp,
         )
+        registry.readmit(chosen)
         registry.set_challenger(chosen)
         registry.set_plan(plan.dump())
         return _apply_plan(registry, routing, plan, settings, plan.why)

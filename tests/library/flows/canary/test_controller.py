@@ -100,6 +100,17 @@ def test_bad_step_is_rolled_back(canary: Canary, traffic: dict[str, Any], findin
     assert describe(canary) == "version 1"
 
 
+def test_version_that_went_back_may_be_tried_again(canary: Canary) -> None:
+    canary.with_canary(shares=(0.5,)).start().send(failed=20)
+    assert canary.look().action == "roll back"
+    starting.start(PROJECT, canary.settings, canary.params, "2")
+    canary.send()
+    assert canary.look().action == "advance"
+    canary.send(rows=2000)
+    assert canary.look().is_over
+    assert get_champion(canary) == "2"
+
+
 def test_wrong_share_is_rolled_back(canary: Canary) -> None:
     canary.start().send()
     canary.look()

@@ -336,6 +336,11 @@ class Registry:
         if challenger and challenger.number == number:
             self._client.delete_registered_model_alias(self.name, CHALLENGER)
 
+    def readmit(self, number: str) -> None:
+        """Undo `reject`, because a person uses the version again."""
+        if self.get(number).rolled_back:
+            self._client.delete_model_version_tag(self.name, number, ROLLED_BACK)
+
     def download(self, version: Version, path: Path) -> None:
         """Copy a version's bundle and its lineage.json into the folder `path`.
 
