@@ -109,7 +109,9 @@ def test_example_is_replayed_and_stays_untouched(turned: Path) -> None:
     labels = [period["label"] for period in found["periods"]]
     assert labels == [f"{month} 2013" for month in ("Jul", "Aug", "Sep", "Oct", "Nov", "Dec")]
     assert found["agreed"] == found["compared"] > 10_000
-    assert any(period["retrained"] for period in found["periods"])
+    roles = [period["retrained"]["role"] for period in found["periods"] if period["retrained"]]
+    assert "challenger" in roles
+    assert any(period["promoted"] for period in found["periods"])
     assert "Retraining " in text
     assert made(turned) == before
 

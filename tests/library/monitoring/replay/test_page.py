@@ -73,6 +73,12 @@ def test_rows_that_the_api_rejected_are_shown_with_the_reason() -> None:
     assert "12 rejected by the API: distance must be between 10 and 6000" in text
 
 
+def test_retraining_that_failed_is_shown_with_the_error() -> None:
+    result = make_result((Month(),), None)
+    period = result.periods[0].model_copy(update={"retraining_error": "stage train failed"})
+    assert "failed: stage train failed" in page.render_page(result.model_copy(update={"periods": (period,)}))
+
+
 def test_period_without_rows_or_labels_is_shown() -> None:
     text = page.render_page(make_result((Month(), Month(rows=0, drifted=())), None))
     assert "no rows" in text

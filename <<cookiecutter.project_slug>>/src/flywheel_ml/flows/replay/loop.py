@@ -96,7 +96,7 @@ class Player:
                 is_last = at == context.timeline.replayed[-1]
                 retrain = None if is_last else lambda: self._retrain(now, stopwatch)
                 carried = apply_policy(period.label, params, watched.result, retrain)
-            self._promoter.begin(carried.retrained, stopwatch)
+            error = carried.error or self._promoter.begin(carried.retrained, stopwatch)
             found = PeriodResult(
                 label=period.label,
                 start=period.start,
@@ -110,7 +110,7 @@ class Player:
                     Decided(finding=one.finding, action=one.action, reason=one.reason) for one in carried.decisions
                 ),
                 retrained=carried.retrained,
-                retraining_error=carried.error,
+                retraining_error=error,
                 canary=canary,
                 promoted=promoted,
                 seconds=_subtract(stopwatch),

@@ -73,7 +73,7 @@ class PeriodResult(config_model.StrictModel):
         difference: of their losses; None while both are the same model.
         verdict, headline, drifted: what monitoring found.
         decided: what the policy decided.
-        retrained, retraining_error: the retraining that it led to, or why there is none.
+        retrained, retraining_error: the retraining that it led to, and why it failed or its canary did not start.
         canary: looks at the canary, in order.
         promoted: version that became champion in this period.
         seconds: step → seconds.

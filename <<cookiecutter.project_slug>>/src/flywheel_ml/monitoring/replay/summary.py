@@ -83,7 +83,7 @@ def describe_action(found: PeriodResult) -> str:
         one = found.retrained
         parts.append(f"retrained: version {one.version} is {one.role}" + (f" ({one.refusal})" if one.refusal else ""))
     if found.retraining_error:
-        parts.append(f"retraining failed: {found.retraining_error}")
+        parts.append(f"failed: {found.retraining_error}")
     if found.canary:
         last = found.canary[-1]
         parts.append(f"canary of version {last.version}: {last.action}")
@@ -106,7 +106,7 @@ def list_events(found: PeriodResult) -> Iterator[tuple[str, bool]]:
             else (f"retrained: v{found.retrained.version}", False)
         )
     if found.retraining_error:
-        yield f"retraining failed: {found.retraining_error}", True
+        yield f"failed: {found.retraining_error}", True
 
 
 def sum_seconds(periods: Sequence[PeriodResult]) -> dict[str, float]:

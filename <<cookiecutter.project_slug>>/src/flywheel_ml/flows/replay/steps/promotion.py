@@ -6,6 +6,7 @@ from flywheel_ml.flows.canary import controller, starting
 from flywheel_ml.flows.replay.context import ReplayContext, Stopwatch
 from flywheel_ml.flows.replay.steps.server import Client
 from flywheel_ml.monitoring.replay.result import CanaryEvent, Retrained
+from flywheel_ml.utils.errors import ProjectError
 
 
 class Promoter:
@@ -26,15 +27,19 @@ class Promoter:
         self._events: list[CanaryEvent] = []
         self._promoted: str | None = None
 
-    def begin(self, found: Retrained | None, stopwatch: Stopwatch) -> None:
-        """Start the canary of a retrained version that passed its gates and the comparison with the champion."""
+    def begin(self, found: Retrained | None, stopwatch: Stopwatch) -> str:
+        """Start the canary of a version that passed its gates and the comparison; return why it cannot start."""
         if found is None or found.role != "challenger":
-            return
+            return ""
         context = self._context
         with stopwatch.time("canary"):
-            starting.start(context.project, context.settings, context.params, found.version)
+            try:
+                starting.start(context.project, context.settings, context.params, found.version)
+            except ProjectError as error:
+                return str(error)
             self._client.follow(context.settings)
         self.is_running = True
+        return ""
 
     def look(self, stopwatch: Stopwatch) -> None:
         """Look at the running canary; the server follows what is decided before the next part is sent."""
@@ -44,9 +49,9 @@ class Promoter:
         with stopwatch.time("canary"):
             look = controller.look(context.project, context.settings, context.params)
             self._client.follow(context.settings)
-        self.is_running = not look.is_over
-        if look.record is None:
+        if look.record is None:  # Nothing could be counted; the next look tries again.
             return
+        self.is_running = not look.is_over
         version = look.record.version
         self._events.append(CanaryEvent(version=version, step=look.record.step, action=look.action, reason=look.reason))
         if look.action == "promote" and look.is_over:
