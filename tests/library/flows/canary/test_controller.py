@@ -101,8 +101,8 @@ def test_bad_step_is_rolled_back(canary: Canary, traffic: dict[str, Any], findin
 
 
 def test_version_that_went_back_may_be_tried_again(canary: Canary) -> None:
-    canary.with_canary(shares=(0.5,)).start().send(failed=20)
-    assert canary.look().action == "roll back"
+    canary.with_canary(shares=(0.5,))
+    canary.registry.reject("2", "canary: roll back: errors")
     starting.start(PROJECT, canary.settings, canary.params, "2")
     canary.send()
     assert canary.look().action == "advance"
