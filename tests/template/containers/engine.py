@@ -17,8 +17,8 @@ from typing import Any
 
 START_S = 30.0
 COMMAND_S = 900.0
-SCRATCH_BYTES = 5_000_000_000
-"""Room for base images, images and the cache of builds, of the stack too."""
+SCRATCH_BYTES = 10_000_000_000
+"""Room for base images, images and the cache of builds; those of the stack take most of it."""
 
 
 class NoEngineError(Exception):
@@ -106,7 +106,7 @@ def find_scratch() -> Path | None:
     if not memory.is_dir() or shutil.disk_usage(memory).free < SCRATCH_BYTES:
         return None
     available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
-    enough = available is not None and int(available[1]) * 1024 > 2 * SCRATCH_BYTES
+    enough = available is not None and int(available[1]) * 1024 > 1.5 * SCRATCH_BYTES
     return memory if enough else None
 
 
