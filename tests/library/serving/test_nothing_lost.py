@@ -24,7 +24,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from flywheel_ml.prediction_log import Prediction, Writer, new_id
+from flywheel_ml.prediction_log import Prediction, Reader, Writer, new_id
 from flywheel_ml.serving.api.feedback import MAX_LISTED_IDS
 from flywheel_ml.serving.prediction.batcher import MAX_INLINE_BODY_BYTES
 from flywheel_ml.testing.servers import ServingFolder
@@ -49,7 +49,8 @@ class Refused(NamedTuple):
 class Crowd:
     """Clients that request predictions and send labels in a loop, and the responses that they got."""
 
-    def __init__(self) -> None:
+    def __init__(self, sends_values: bool = False) -> None:
+        self._sends_values = sends_values
         self.predicted: list[str] = []
         self.labelled: list[str] = []
         self.refused: list[Refused] = []
@@ -86,7 +87,9 @@ class Crowd:
             return
         (name,) = [one["id"] for one in told["predictions"]]
         self.predicted.append(name)
-        labels = [{"id": name, "label": True}, {"id": name, "metric": "revenue", "value": 12.5}]
+        labels: list[dict[str, Any]] = [{"id": name, "label": True}]
+        if self._sends_values:
+            labels.append({"id": name, "metric": "revenue", "value": 12.5})
         if self._ask(connection, "/feedback", json.dumps({"labels": labels})) is not None:
             self.labelled.append(name)
 
@@ -106,16 +109,12 @@ class Crowd:
 
 
 @contextmanager
-def crowd(server: Server, instance: Instance, callers: int = 4) -> Iterator[Crowd]:
-    seen, ended = Crowd(), threading.Event()
+def crowd(server: Server, instance: Instance, callers: int = 4, sends_values: bool = False) -> Iterator[Crowd]:
+    seen, ended = Crowd(sends_values), threading.Event()
     with run_threads(callers, partial(seen.work, server.url, instance, ended), ended):
         yield seen
 
 
-LABELLED = """
-SELECT labels.prediction_id FROM labels LEFT JOIN metric_values ON metric_values.prediction_id = labels.prediction_id
-WHERE metric_values.value = 12.5"""
-"""Both kinds of feedback are stored in one transaction, so a label without its value does not count."""
 Found = tuple[Counter[str], Counter[str]]
 
 
@@ -126,7 +125,7 @@ def in_files(folder: Path) -> Found:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as file:
             assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             predictions.update(name for (name,) in file.execute("SELECT id FROM predictions"))
-            labels.update(name for (name,) in file.execute(LABELLED))
+            labels.update(name for (name,) in file.execute("SELECT prediction_id FROM labels"))
     return predictions, labels
 
 
@@ -134,7 +133,7 @@ def in_database(url: str) -> Found:
     engine = sa.create_engine(url)
     with engine.connect() as connection:
         predictions = Counter(connection.scalars(sa.text("SELECT id FROM predictions")))
-        labels = Counter(connection.scalars(sa.text(LABELLED)))
+        labels = Counter(connection.scalars(sa.text("SELECT prediction_id FROM labels")))
     engine.dispose()
     return predictions, labels
 
@@ -146,6 +145,12 @@ def assert_nothing_lost(seen: Crowd, found: Found) -> None:
     assert [name for name in seen.labelled if labels[name] != 1] == []
     assert [name for name, times in (predictions + labels).items() if times > 2] == []
     assert max(predictions.values()) == max(labels.values()) == 1
+
+
+def assert_no_value_lost(seen: Crowd, log: str) -> None:
+    """Each label was sent with a value of a metric, in one request."""
+    found = Counter(one.prediction_id for one in Reader(log).metric_values(seen.labelled))
+    assert [name for name in seen.labelled if found[name] != 1] == []
 
 
 def metric(server: Server, name: str) -> float:
@@ -167,7 +172,7 @@ def is_ready(server: Server) -> bool:
 
 def test_kills_under_load_lose_and_repeat_nothing(folder: ServingFolder, tmp_path: Path, example: Instance) -> None:
     folder.roll_out("1")
-    with Server(tmp_path, "--workers", "2") as server, crowd(server, example, callers=16) as seen:
+    with Server(tmp_path, "--workers", "2") as server, crowd(server, example, 16, sends_values=True) as seen:
         seen.wait_for_answers(50)
         for turn in range(20):
             pids = find_workers(server)
@@ -181,6 +186,7 @@ def test_kills_under_load_lose_and_repeat_nothing(folder: ServingFolder, tmp_pat
     assert seen.broken >= 20
     assert seen.refused == []
     assert_nothing_lost(seen, in_files(Path(server.log)))
+    assert_no_value_lost(seen, server.log)
     # The files of the dead were taken over, not left behind one by one.
     assert sorted(path.name for path in Path(server.log).glob("*.db")) == [f"serve-{at}.db" for at in range(2)]
 
