@@ -14,8 +14,9 @@ from flywheel_ml.experiments.log_evidence import Models, StepSpan, read_evidence
 from flywheel_ml.experiments.losses import MIN_PROBABILITY, compute_loss
 from flywheel_ml.experiments.sequential import LossSums
 from flywheel_ml.prediction_log import Prediction, Row, Writer
-from library.helpers import postgresql
+from library.helpers import experiments, postgresql
 from library.helpers.canaries import SECOND_US, Traffic
+from library.helpers.experiments import Version
 
 START_US = 1_400_000_000 * SECOND_US
 LATER_US = START_US + 100 * SECOND_US
@@ -119,6 +120,26 @@ def test_database_and_files_give_the_same_evidence(database: str, tmp_path: Path
         writer.append(rows).result(30)
     found = read_evidence(ExperimentReader(database), SPANS, models, RANDOMISED)
     assert found == read_evidence(write(tmp_path, rows), SPANS, models, RANDOMISED)
+
+
+def test_several_challengers_are_counted_alike_in_database_and_files(database: str, tmp_path: Path) -> None:
+    arms = {"2": Version(0.3, failing=0.2), "3": Version(0.2)}
+    start = 1_600_000_000_000_000
+    rows = experiments.draw_rows(Version(None), arms, 400, 1, start)
+    with Writer(database, "serve") as writer:
+        writer.append(rows).result(30)
+    logs, end = (ExperimentReader(database), write(tmp_path, rows)), start + experiments.HOUR_US
+    counts, other = (log.count_variants(start, end, by_entity=False, by_version=True) for log in logs)
+    assert counts == other
+    assert counts.keys() == {"champion", "challenger:2", "challenger:3"}
+    assert sum(one.rows for one in counts.values()) == 400
+    assert (counts["challenger:2"].errors > 10, counts["challenger:3"].errors) == (True, 0)
+    parts, others = (log.count_answers(start, end, start, experiments.HOUR_US // 4) for log in logs)
+    assert parts == others
+    assert {part for _, _, part in parts} == {0, 1, 2, 3}
+    values, same = (sorted((row.id, value) for row, value in log.read_values("revenue", start, end)) for log in logs)
+    assert values == same
+    assert len(values) == sum(parts.values())
 
 
 def test_log_loss_is_finite(models: Models) -> None:

@@ -125,12 +125,30 @@ def test_periods_are_strata_that_are_never_pooled(experiment: Experiment, params
     assert "more with a value are needed" in arm(found, "2").reason or "by now" in arm(found, "2").reason
 
 
+def test_canary_is_one_experiment_from_its_shadow_to_its_last_share(experiment: Experiment, params: Params) -> None:
+    now = now_us()
+    steps = [(now - (3 - at) * HOUR_US, share) for at, share in enumerate((None, 0.05, 0.5))]
+    experiments.write_audit(experiment.settings.serving_folder, [(start, {"2": share}) for start, share in steps])
+    for at, (start, share) in enumerate(steps):
+        arms = {"2": Version(share, wrong=0.05)}
+        experiment.write(experiments.draw_rows(Version(None), arms, 1500, at, start + 60_000_000))
+    found = report(experiment, params)
+    assert (found.periods, arm(found, "2").share, arm(found, "2").verdict) == (3, 0.5, "better")
+    # Both answered the rows of the shadow; the last minute of a step falls into the next one.
+    assert found.champion_rows + arm(found, "2").rows == pytest.approx(4500 + 1500, abs=100)
+    assert any("row by row" in note for note in found.notes)
+    money = report(experiment, params, metric="revenue")
+    assert arm(money, "2").labelled < arm(money, "2").rows
+    assert arm(money, "2").verdict == "undecided"
+
+
 def test_experiment_without_rows_says_so(experiment: Experiment, params: Params) -> None:
     experiments.write_audit(experiment.settings.serving_folder, [(now_us() - HOUR_US, {"2": 0.5, "3": 0.2})])
     found = report(experiment, params)
     assert [one.verdict for one in found.arms] == ["no data", "no data"]
     assert "no rows reached version 2; check that servers use this serving folder" in found.arms[0].reason
     assert text.summarise(found) == "Nothing can be concluded yet"
+    assert {guard.state for guard in (*found.guards, *found.arms[0].guards)} == {"not measured"}
     assert (FOLDER / "loss.html").is_file()
 
 

@@ -37,7 +37,7 @@ def guard_arm(evidence: Sequence[PeriodEvidence], name: str, arms: int) -> Itera
         if share is not None and theirs.latencies and ours.latencies
     ]
     measured = [(theirs, ours) for _, theirs, ours in pairs if theirs.latencies and ours.latencies]
-    detail = "not measured"
+    detail = ""
     if timed:
         detail = _describe_latency(
             *(np.sum([one.latencies for one in side], axis=0) for side in zip(*measured, strict=True))
@@ -49,15 +49,15 @@ def guard_split(evidence: Sequence[PeriodEvidence]) -> Iterator[GuardResult]:
     """Yield the guards of the whole experiment: whether rows, and labelled rows, are divided by the shares."""
     split = [one for one in evidence if not one.period.is_shadow and min(one.period.shares) > 0]
     for name, count in (("sample ratio", _count_rows), ("labelled rows", _count_labelled)):
-        counted = [(np.array(count(one)), one.period.shares) for one in split]
-        logs = [guards.log_sample_ratio(found, shares) for found, shares in counted if found.sum()]
+        counted = [(np.array(count(one)), one.period.shares) for one in split if sum(count(one))]
+        logs = [guards.log_sample_ratio(found, shares) for found, shares in counted]
         details = [
             f"{', '.join(f'{number:,.0f}' for number in found)} rows of champion and challengers, "
             f"planned {', '.join(percent(share) for share in shares)}"
             for found, shares in counted
         ]
         worst = max(range(len(logs)), key=lambda at: float(logs[at]), default=None)
-        yield _build(name, logs, "not measured" if worst is None else details[worst], ALPHAS[name])
+        yield _build(name, logs, "" if worst is None else details[worst], ALPHAS[name])
 
 
 def _count_rows(one: PeriodEvidence) -> list[float]:
@@ -94,4 +94,11 @@ def _find_quantile(counts: np.ndarray) -> str:
 
 def _build(name: str, logs: Sequence[np.ndarray], detail: str, alpha: float) -> GuardResult:
     evidence, threshold = float(guards.combine_strata(logs)), -math.log(alpha)
-    return GuardResult(name=name, tripped=evidence >= threshold, detail=detail, evidence=evidence, threshold=threshold)
+    return GuardResult(
+        name=name,
+        measured=bool(logs),
+        tripped=evidence >= threshold,
+        detail=detail if logs else "no rows of both",
+        evidence=evidence,
+        threshold=threshold,
+    )

@@ -39,10 +39,16 @@ class GuardResult(config_model.StrictModel):
     """A guard: whether it tripped, and what it saw. Its evidence is a logarithm; it trips at the threshold."""
 
     name: str
+    measured: bool
     tripped: bool
     detail: str
     evidence: float
     threshold: float
+
+    @property
+    def state(self) -> str:
+        """One word or two for tables."""
+        return "tripped" if self.tripped else "passed" if self.measured else "not measured"
 
 
 class ArmResult(config_model.StrictModel):

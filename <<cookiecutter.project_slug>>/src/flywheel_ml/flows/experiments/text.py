@@ -157,7 +157,7 @@ def render_markdown(found: ExperimentReport) -> str:
         "| version | guard | state | what it saw |",
         "| --- | --- | --- | --- |",
         *(
-            f"| {name} | {guard.name} | {'**tripped**' if guard.tripped else 'passed'} | {guard.detail} |"
+            f"| {name} | {guard.name} | {f'**{guard.state}**' if guard.tripped else guard.state} | {guard.detail} |"
             for name, guards in (("all", found.guards), *((arm.version, arm.guards) for arm in found.arms))
             for guard in guards
         ),
