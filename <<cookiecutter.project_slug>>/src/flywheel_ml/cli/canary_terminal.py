@@ -46,8 +46,8 @@ def _show_evidence(record: "CanaryRecord", plan: "ExperimentPlan") -> None:
         low, high = (number(bound) if math.isfinite(bound) else "?" for bound in record.interval[1:])
         margin = number(canary.margin)
         console.print(f"{unit}: {number(record.interval[0])} ({low} to {high}), margin {margin}", soft_wrap=True)
-    guards = ", ".join(f"{name} {found:.1f} of {limit:.1f}" for name, (found, limit) in record.guards.items())
-    console.print(f"guards trip at their limit: {guards}", soft_wrap=True)
+    guards = ", ".join(f"{name} {max(found, 0) / limit:.0%}" for name, (found, limit) in record.guards.items())
+    console.print(f"guards, as a share of the evidence that trips them: {guards}", soft_wrap=True)
 
 
 def _build_row(one: dict[str, Any], label: str) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from flywheel_ml.model.registration.store import describe_error
 from flywheel_ml.monitoring.policy import decisions
 from flywheel_ml.monitoring.policy.decisions import CanaryAction, CanaryRecord, Outcome
 from flywheel_ml.utils.errors import Busy, ProjectError
+from flywheel_ml.utils.formatting import number
 
 NOTHING = "no canary is running"
 OVER = ("promote", "roll back", "expire")
@@ -176,6 +177,9 @@ class _Controller:
         spans = list(ramp.list_spans(datetime.fromisoformat(routing.updated_at), self._now))
         evidence = read_evidence(reader, spans, models, ramp.plan)
         decision = decide(evidence, ramp.plan, ramp.measure_days(self._now))
+        if decision.action == "hold" and spans[-1].until_us <= spans[-1].since_us:
+            reason = f"step {decision.step} has just begun; its rows count after {number(ramp.settle_seconds)} s"
+            decision = decision._replace(action="continue", reason=reason)
         return self._build_record(plan, ramp, decision, evidence)
 
     def _build_record(
