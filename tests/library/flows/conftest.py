@@ -41,7 +41,7 @@ def pages(trained_project: project.PipelineRuns, tmp_path_factory: pytest.TempPa
         process.communicate(timeout=30)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def rolled_out(fresh_store: Path, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose registry has two versions that passed; the first is champion and serves, the second challenges."""
     from flywheel_ml.flows import rollout

@@ -49,7 +49,7 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch, Callable[..., Any]], None]] = {
     "done": lambda patch, kill: patch.setattr(controller, "Outcome", kill),
 }
 """Just before each write of a look: nothing after it happens."""
-QUICK = ("decided", "planned", "routed", "done")
+QUICK = ("decided", "planned", "done")
 
 
 def begin(canary: Canary, scenario: Scenario) -> None:
