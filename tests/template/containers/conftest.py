@@ -12,16 +12,17 @@ import pytest
 
 from conftest import Bake
 from containers import base_images
-from containers.engine import Engine, NoEngineError, use_engine
+from containers.engine import IMAGE_BYTES, STACK_BYTES, Engine, NoEngineError, use_engine
 
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 PACKAGE = "flight_delays"
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    whole = any(item.get_closest_marker("full") for item in request.session.items)
     try:
-        with use_engine() as engine:
+        with use_engine(STACK_BYTES if whole else IMAGE_BYTES) as engine:
             yield engine
     except NoEngineError as reason:
         pytest.skip(str(reason))

@@ -17,8 +17,8 @@ from typing import Any
 
 START_S = 30.0
 COMMAND_S = 900.0
-SCRATCH_BYTES = 10_000_000_000
-"""Room for base images, images and the cache of builds; those of the stack take most of it."""
+IMAGE_BYTES, STACK_BYTES = 4_000_000_000, 10_000_000_000
+"""Room for base images, images and the cache of builds, without those of the stack and with them."""
 
 
 class NoEngineError(Exception):
@@ -81,8 +81,11 @@ def find_client() -> str:
 
 
 @contextmanager
-def use_engine() -> Iterator[Engine]:
+def use_engine(needed_bytes: int) -> Iterator[Engine]:
     """Use the engine that answers; otherwise start one, and end it with everything it made.
+
+    Args:
+        needed_bytes: room for the data of an engine that is started.
 
     Raises:
         NoEngineError: there is none, and none can be started here.
@@ -91,7 +94,7 @@ def use_engine() -> Iterator[Engine]:
     if engine.answers():
         yield engine
         return
-    home = Path(tempfile.mkdtemp(prefix="engine-", dir=find_scratch()))
+    home = Path(tempfile.mkdtemp(prefix="engine-", dir=find_scratch(needed_bytes)))
     try:
         with start_engine(home) as own:
             yield own
@@ -100,13 +103,13 @@ def use_engine() -> Iterator[Engine]:
         subprocess.run(["rm", "--recursive", "--force", str(home)], check=False)
 
 
-def find_scratch() -> Path | None:
+def find_scratch(needed_bytes: int) -> Path | None:
     """Return the folder of shared memory if it has room: a busy disk deletes layers slowly."""
     memory = Path("/dev/shm")  # noqa: S108
-    if not memory.is_dir() or shutil.disk_usage(memory).free < SCRATCH_BYTES:
+    if not memory.is_dir() or shutil.disk_usage(memory).free < needed_bytes:
         return None
     available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
-    enough = available is not None and int(available[1]) * 1024 > 1.5 * SCRATCH_BYTES
+    enough = available is not None and int(available[1]) * 1024 > 1.5 * needed_bytes
     return memory if enough else None
 
 
