@@ -201,7 +201,9 @@ def predict_and_label(serve: httpx.Client, instance: dict[str, Any], count: int)
 def run_deployment(stack: dict[str, int], name: str) -> dict[str, Any]:
     """Run a deployment of Prefect and return the run once it ended."""
     with open_client(stack["PREFECT_PORT"]) as prefect:
-        deployment = prefect.get(f"/api/deployments/name/{name}").json()["id"]
+        page = f"/api/deployments/name/{name}"
+        wait_until(lambda: prefect.get(page).status_code == 200, f"the worker offers {name}")
+        deployment = prefect.get(page).json()["id"]
         created = prefect.post(f"/api/deployments/{deployment}/create_flow_run", json={}).json()
 
         def read() -> dict[str, Any]:
