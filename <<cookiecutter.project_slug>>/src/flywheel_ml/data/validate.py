@@ -10,7 +10,7 @@ from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Column, Contract
 from flywheel_ml.core.parsing.rules import add_tolerance
 from flywheel_ml.core.project import Project
-from flywheel_ml.data import data_card, tables
+from flywheel_ml.data import data_card, privacy, tables
 from flywheel_ml.data.checks import ColumnCheck, build_checks
 from flywheel_ml.utils.config_model import suggest
 from flywheel_ml.utils.errors import ContractViolation
@@ -63,6 +63,11 @@ def main(project: Project) -> None:
         "violations": [violation.model_dump(mode="json") for violation in found],
     }
     write_json(paths.REPORTS / "validation.json", report)
+    scanned = privacy.report_table(table, contract, ingested["sha256"])
+    write_json(paths.PRIVACY, scanned)
+    for name in scanned["undeclared"]:
+        kinds = ", ".join(scanned["columns"][name])
+        print(f"  ! {name}: {kinds} found; declare the column `personal: true` in contract.yaml", file=sys.stderr)
     if found:
         for violation in found:
             print(f"  ✗ {violation}", file=sys.stderr)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from pydantic import Field, ValidationError
 
 from flywheel_ml.prediction_log.reader import unpack_block
-from flywheel_ml.prediction_log.retention import copies, requests
+from flywheel_ml.prediction_log.retention import copies, requests, tombstones
 from flywheel_ml.prediction_log.retention.export import ENTITY, MANIFEST, read_manifest
 from flywheel_ml.prediction_log.retention.log import Log
 from flywheel_ml.prediction_log.retention.operations import LABEL_TABLES, Operation, merge
@@ -137,6 +137,7 @@ def _run(log: Log, path: Path, journal: Journal) -> EraseResult:
         _change(log, Operation(kind="delete", ids={table: list(some) for table in LABEL_TABLES}), journal, failures)
     _change(log, Operation(kind="delete", entity=journal.key, scrub=True), journal, failures)
     is_complete = not failures
+    tombstones.add(log.folder, journal.key)
     outside = _remove_remains(log, journal, failures)
     for name, reason in _erase_copies(log, path, journal):
         failures[name] = reason
