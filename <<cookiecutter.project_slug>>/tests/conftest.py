@@ -16,6 +16,7 @@ from flywheel_ml.core.params import Params
 from flywheel_ml.data import tables
 from flywheel_ml.testing import rows
 from flywheel_ml.testing.bundles import make_bundle
+from flywheel_ml.testing.evidence import EvidenceRecorder
 from flywheel_ml.testing.servers import Server, ServingFolder
 
 from << cookiecutter.package_name >>.project import PROJECT
@@ -25,9 +26,10 @@ DAYS = 20
 """Validation days and test days of the synthetic rows."""
 
 
-def pytest_configure() -> None:
-    """Run in the environment of the command line: no telemetry, no network."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Run in the environment of the command line (no telemetry, no network), and record which attacks passed."""
     os.environ.update(ENVIRONMENT)
+    config.pluginmanager.register(EvidenceRecorder(ROOT))
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -20,6 +22,7 @@ from flywheel_ml.data import tables
 from flywheel_ml.data.validate import find_violations
 from flywheel_ml.flows import monitoring, scoring
 from flywheel_ml.flows.explaining import explain_logged
+from flywheel_ml.flows.quality import skew
 from flywheel_ml.prediction_log import Reader
 from flywheel_ml.testing import rows
 from flywheel_ml.testing.rows import json_rows
@@ -129,10 +132,12 @@ def test_synthetic_rows_satisfy_the_contract(table: pl.DataFrame, contract: Cont
     assert find_violations(table, contract) == []
 
 
+@pytest.mark.attack("whole loop")
 def test_model_learns_a_signal(bundle: Bundle) -> None:
     assert bundle.manifest.metrics["test"][HEADLINE[bundle.contract.task]] > 0.3
 
 
+@pytest.mark.attack("whole loop")
 def test_api_answers_with_what_the_bundle_predicts(served: Served, bundle: Bundle, contract: Contract) -> None:
     expected = bundle.predict(tables.to_columns(served.table, contract.inputs))
     assert [one["prediction"] for one in served.predictions] == expected.values.tolist()
@@ -155,12 +160,14 @@ def test_row_with_an_invalid_value_is_rejected_by_name(
     assert "no such column" in answer.text
 
 
+@pytest.mark.attack("whole loop")
 def test_batch_scoring_gives_the_same_predictions(served: Served) -> None:
     scored = pl.read_parquet(served.scored)
     assert scored.select(served.table.columns).equals(served.table)
     assert scored["prediction"].to_list() == [one["prediction"] for one in served.predictions]
 
 
+@pytest.mark.attack("whole loop")
 def test_log_holds_every_prediction_and_label(served: Served, server: Server) -> None:
     logged = {one.prediction.id for one in Reader(server.log).predictions()}
     assert all(one["id"] in logged for one in served.predictions)
@@ -188,12 +195,52 @@ def test_monitoring_reports_drift_of_the_inputs(
     assert found.alerts
 
 
+@pytest.mark.attack("whole loop")
 def test_monitoring_reads_predictions_and_labels_from_the_log(
     served: Served, params: Params, settings: Settings
 ) -> None:
     found = monitoring.monitor_window(PROJECT, settings, params, None, None, None)
     assert found.result.volume.rows >= N_ROWS
     assert found.result.quality.labelled == N_ROWS
+
+
+@pytest.mark.attack("cents instead of dollars")
+def test_monitoring_reports_another_unit(
+    served: Served, contract: Contract, params: Params, settings: Settings
+) -> None:
+    """A caller sends a hundred times the value of a number, or where there is none, another spelling of a category."""
+    numbers = [column for column in contract.inputs if column.type in {"float", "integer"}]
+    column = next(one for one in [*numbers, *contract.inputs] if one.is_numeric or one.type == "string")
+    changed = pl.col(column.name) * 100 if column in numbers else pl.lit("another spelling")
+    dtype = served.table.schema[column.name]
+    tables.write(served.table.with_columns(changed.cast(dtype).alias(column.name)), Path("cents.parquet"))
+    scoring.score(PROJECT, Path("cents.parquet"), Path("scored_cents.parquet"), settings, params.score)
+    found = monitoring.monitor_window(PROJECT, settings, params, Path("scored_cents.parquet"), None, None).result
+    assert column.name in found.drift.drifted
+
+
+@pytest.mark.attack("degraded quality")
+def test_monitoring_reports_that_quality_dropped(
+    served: Served, contract: Contract, params: Params, settings: Settings
+) -> None:
+    """The outcomes no longer depend on the inputs."""
+    scored, target = pl.read_parquet(served.scored), contract.target.name
+    order = np.random.default_rng(0).permutation(scored.height)
+    tables.write(scored.with_columns(scored[target][order].alias(target)), Path("changed.parquet"))
+    found = monitoring.monitor_window(PROJECT, settings, params, Path("changed.parquet"), None, None)
+    assert found.result.verdict == "degraded"
+
+
+@pytest.mark.attack("skew")
+def test_logged_requests_replay_to_the_last_bit(served: Served, bundle: Bundle, settings: Settings) -> None:
+    """A log that differs from the batch path in one value is noticed."""
+    found = skew.check_skew(PROJECT, settings, lambda: pytest.fail("the bundle is served"), rows=200)
+    assert sum(found.compared.values()) == 200
+    assert found.differences == ()
+    (one,) = (one.prediction for one in itertools.islice(Reader(settings.prediction_log).predictions(), 1))
+    changed = one._replace(score=one.score + 1e-6)
+    replayed = skew.replay([changed], bundle)
+    assert [each.column for each in skew.compare([changed], replayed, bundle.contract)] == [scoring.SCORE]
 
 
 def test_contributions_add_up_to_the_score(served: Served, client: httpx.Client, contract: Contract) -> None:
@@ -204,6 +251,7 @@ def test_contributions_add_up_to_the_score(served: Served, client: httpx.Client,
     assert total == pytest.approx(found["score"], abs=1e-9 * max(1.0, abs(found["score"])))
 
 
+@pytest.mark.attack("unexplained prediction")
 def test_logged_prediction_is_explained(served: Served, settings: Settings) -> None:
     found = explain_logged(PROJECT, served.predictions[0]["id"], settings, lambda: pytest.fail("the bundle is served"))
     assert found.explanation.prediction == served.predictions[0]["prediction"]

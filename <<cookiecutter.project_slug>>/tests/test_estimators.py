@@ -1,5 +1,6 @@
 """Every estimator that params.yaml can name trains on this contract, and its ONNX model predicts as it does."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -14,9 +15,15 @@ from << cookiecutter.package_name >>.estimators import ESTIMATORS
 from << cookiecutter.package_name >>.project import PROJECT
 
 
+@pytest.mark.attack("estimator")
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimator_trains_and_converts_to_onnx(
-    name: str, tmp_path: Path, table: pl.DataFrame, contract: Contract, params: Params
+    name: str,
+    tmp_path: Path,
+    table: pl.DataFrame,
+    contract: Contract,
+    params: Params,
+    record_property: Callable[[str, object], None],
 ) -> None:
     if name not in list_estimators(ESTIMATORS, contract.task):
         pytest.skip(f"not for {contract.task}")
@@ -25,3 +32,4 @@ def test_estimator_trains_and_converts_to_onnx(
     manifest = bundle.verify(path)
     assert manifest.estimator == name
     assert manifest.parity <= params.gates.parity_tolerance
+    record_property(f"estimator {name}", manifest.parity)

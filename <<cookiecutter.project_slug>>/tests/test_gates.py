@@ -8,7 +8,8 @@ import pytest
 from flywheel_ml.core import bundle
 from flywheel_ml.core.contract import Columns, Contract
 from flywheel_ml.core.params import Params
-from flywheel_ml.model.evaluation import gate, speed
+from flywheel_ml.model.evaluation import gate
+from flywheel_ml.model.evaluation.measure import measure_candidate
 from flywheel_ml.testing.bundles import make_bundle
 
 from << cookiecutter.package_name >>.gates import GATES
@@ -19,12 +20,7 @@ def judged(path: Path, columns: Columns, params: Params) -> dict[str, gate.GateR
     """The answer of every gate on a bundle, by name."""
     opened = bundle.Bundle.open(path, features=PROJECT.features)
     few = {name: values[:20] for name, values in columns.items()}
-    candidate = gate.Candidate(
-        opened.manifest,
-        latency_ms=speed.measure_latency_ms(opened, few),
-        size_mb=speed.measure_size_mb(path),
-        interval_level=params.evaluate.interval_level,
-    )
+    candidate = gate.Candidate(opened.manifest, **measure_candidate(opened, few, params.evaluate))
     return {check.gate: check for check in gate.check_gates(candidate, params.gates, GATES)}
 
 
@@ -41,6 +37,7 @@ def test_model_that_learned_beats_the_class_prior(bundle_path: Path, columns: Co
     assert check.passed, check.reason
 
 
+@pytest.mark.attack("nothing to learn")
 def test_model_that_learned_nothing_is_refused(
     tmp_path: Path, table: pl.DataFrame, columns: Columns, contract: Contract, params: Params
 ) -> None:
@@ -52,9 +49,21 @@ def test_model_that_learned_nothing_is_refused(
     assert not judged(path, columns, params)["better than the class prior"].passed
 
 
+@pytest.mark.attack("forbidden column")
+def test_model_with_a_forbidden_column_is_refused(
+    bundle_path: Path, columns: Columns, params: Params, contract: Contract
+) -> None:
+    assert judged(bundle_path, columns, params)["only permitted columns"].passed
+    forbidding = params.gates.model_copy(update={"forbidden_columns": (contract.inputs[0].name,)})
+    strict = params.model_copy(update={"gates": forbidding})
+    assert not judged(bundle_path, columns, strict)["only permitted columns"].passed
+
+
+@pytest.mark.attack("gate")
 @pytest.mark.parametrize(
     ("threshold", "value", "gate_name"),
     [
+        pytest.param("max_feature_us", 0.0, "cost of every feature", marks=pytest.mark.attack("slow feature")),
         ("max_latency_ms", 0.0, "single-row latency"),
         ("max_size_mb", 0.0, "bundle size"),
         ("parity_tolerance", -1.0, "same answers as scikit-learn"),

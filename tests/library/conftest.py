@@ -52,7 +52,7 @@ def params() -> Params:
     return params.model_copy(
         update={
             "train": params.train.model_copy(update={"hist_gradient_boosting": small, "baseline_rows": 500}),
-            "evaluate": params.evaluate.model_copy(update={"min_slice_rows": 20}),
+            "evaluate": params.evaluate.model_copy(update={"min_slice_rows": 20, "groups": ()}),
             "split": params.split.model_copy(update={"group": None}),
         }
     )

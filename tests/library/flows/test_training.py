@@ -75,7 +75,9 @@ def test_a_second_run_does_nothing_and_says_what_is_not_in_git(trained_project: 
     assert trained_project.again.returncode == 0
     assert "nothing changed since the last run" in lines[0]
     assert lines[1].startswith("Up to date: version 1, champion.")
-    assert lines[2].endswith("git add dvc.lock profile_bins.json 'data/*.dvc' reports && git commit")
+    assert lines[2].endswith(
+        "git add dvc.lock profile_bins.json compute_baseline.json 'data/*.dvc' reports && git commit"
+    )
     assert len(lines) == 3
 
 

@@ -19,7 +19,8 @@ from flywheel_ml.core.params import Params, ScoreParams
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import data_card, tables
 from flywheel_ml.flows import scoring
-from flywheel_ml.model.evaluation import figures, gate, speed
+from flywheel_ml.model.evaluation import figures, gate
+from flywheel_ml.model.evaluation.measure import measure_candidate
 from flywheel_ml.monitoring import run
 from flywheel_ml.monitoring.sources.logged_rows import from_log
 from flywheel_ml.monitoring.sources.scored_file import from_file
@@ -97,10 +98,7 @@ def adapted(params: Params, contract: Contract) -> Params:
 
 def candidate(made: Made, params: Params) -> gate.Candidate:
     found = tables.to_columns(made.table.head(20), made.contract.inputs)
-    latency, size = speed.measure_latency_ms(made.bundle, found), speed.measure_size_mb(made.path)
-    return gate.Candidate(
-        made.bundle.manifest, latency_ms=latency, size_mb=size, interval_level=params.evaluate.interval_level
-    )
+    return gate.Candidate(made.bundle.manifest, **measure_candidate(made.bundle, found, params.evaluate))
 
 
 def test_the_model_beats_the_average_and_passes_every_gate(made: Made, params: Params) -> None:

@@ -15,7 +15,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flywheel_ml.cli import canary_verbs, quality_verbs, replay_verbs, retraining_verbs, stack_verbs, terminal
+from flywheel_ml.cli import (
+    canary_verbs,
+    quality_verbs,
+    replay_verbs,
+    retraining_verbs,
+    score_verb,
+    stack_verbs,
+    terminal,
+)
 from flywheel_ml.cli.command import run_command
 from flywheel_ml.cli.experiment_verbs import experiment_app
 from flywheel_ml.cli.log import log_app
@@ -55,6 +63,7 @@ app.add_typer(quality_verbs.app)
 app.add_typer(log_app, name="log")
 app.add_typer(retraining_verbs.app)
 app.add_typer(replay_verbs.app)
+app.add_typer(score_verb.app)
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(stack_verbs.app)
 

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from flywheel_ml.core.calibration import Calibration
 from flywheel_ml.core.contract import Columns, Contract, Label, Task, columns_from_rows
-from flywheel_ml.core.features import Feature, Featurizer, Inputs, hash_definition
+from flywheel_ml.core.features import Feature, FeatureFunction, Featurizer, Inputs, hash_definition
 from flywheel_ml.core.profile import Profile
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError, IntegrityError
@@ -244,6 +244,11 @@ class Bundle:
     def unused(self) -> frozenset[str]:
         """Names of input columns that no feature is made from, see `Featurizer.unused`."""
         return self._featurizer.unused
+
+    @property
+    def derived(self) -> dict[str, FeatureFunction]:
+        """Functions of the derived features by name, see `Featurizer.derived`."""
+        return self._featurizer.derived
 
     def drift_features(self, columns: Columns) -> dict[str, np.ndarray]:
         """Features that the profile counts besides the columns, see `Featurizer.drift_features`."""

@@ -175,6 +175,12 @@ class Featurizer:
         """Derived feature → sha256 of what it computes, see `hash_definition`."""
         return {_feature_name(function): hash_definition(function) for function, _ in self._derived}
 
+    @property
+    def derived(self) -> dict[str, FeatureFunction]:
+        """Derived feature → its function of columns."""
+        makers = self._makers[len(self._datetimes) :]
+        return {_feature_name(function): make for (function, _), make in zip(self._derived, makers, strict=True)}
+
     def encode(self, columns: Columns) -> Inputs:
         """Encode n_rows; each row is encoded independently.
 

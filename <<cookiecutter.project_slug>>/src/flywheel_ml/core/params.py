@@ -211,11 +211,16 @@ class CostParams(config_model.StrictModel):
 
 
 class EvaluateParams(config_model.StrictModel):
-    """How the trained model is evaluated; `costs` apply to binary tasks, `interval_level` to regression."""
+    """How the trained model is evaluated; `costs` apply to binary tasks, `interval_level` to regression.
+
+    `slices` and `groups` are columns whose values are measured separately; `gates.max_group_gap` limits how far the
+    values of a group column may be apart.
+    """
 
     costs: CostParams = CostParams()
     interval_level: float = Field(default=0.9, gt=0, lt=1)
     slices: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     min_slice_rows: int = Field(default=200, gt=0)
 
 
@@ -258,6 +263,9 @@ class GateParams(config_model.StrictModel):
     min_class_recall: float = Field(default=0.0, ge=0, le=1)
     max_calibration_error: float = Field(default=0.15, gt=0, le=1)
     coverage_tolerance: float = Field(default=0.1, ge=0, le=1)
+    max_group_gap: float | None = Field(default=None, ge=0, le=1)
+    forbidden_columns: tuple[str, ...] = ()
+    max_feature_us: float = Field(default=200.0, gt=0)
     max_latency_ms: float = Field(default=20.0, gt=0)
     max_size_mb: float = Field(default=200.0, gt=0)
 
@@ -318,6 +326,7 @@ class MonitorParams(config_model.StrictModel):
     max_quality_drop: float = Field(default=0.03, gt=0, le=1)
     max_error_increase: float = Field(default=0.1, gt=0)
     confidence_level: float = Field(default=0.95, gt=0, lt=1)
+    max_compute_increase: float = Field(default=1.0, gt=0)
     label_horizon_days: float | None = Field(default=None, gt=0)
     reference: str = TEST_ROWS
     references: dict[str, NamedSpan] = Field(default_factory=dict)

@@ -13,6 +13,7 @@ from flywheel_ml.core.params import TRAINING_GROUPS, Params
 from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import run_state, schema_changes
+from flywheel_ml.flows.compute import record_measurements
 from flywheel_ml.flows.orchestration import engine
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.versioning import dvc_stages, git
@@ -115,9 +116,9 @@ def check_gates(context: TrainingContext) -> list[GateResult]:
             "compare", compare_with_champion, context.project, context.registry, context.settings, context.contract
         )
         measured = engine.task("measure", measure_bundle, context.project, context.contract, context.params)
-        checks = gate.check_gates(
-            candidate._replace(**measured), context.params.gates, import_reference(context.project.gates)
-        )
+        candidate = candidate._replace(**measured)
+        record_measurements(candidate, context.contract, context.progress)
+        checks = gate.check_gates(candidate, context.params.gates, import_reference(context.project.gates))
         failed = [check for check in checks if not check.passed]
         step.note = f"{len(checks) - len(failed)} of {len(checks)} passed"
     return checks
@@ -221,15 +222,12 @@ def measure_bundle(project: Project, contract: Contract, params: Params) -> dict
     """Measure what the gates need but the bundle does not contain, as fields of `Candidate`."""
     from flywheel_ml.data import tables
     from flywheel_ml.model.evaluation import speed
+    from flywheel_ml.model.evaluation.measure import measure_candidate
 
     split = read_json(paths.REPORTS / "split.json")
     rows = tables.read_verified(paths.SPLITS["test"], split["test"]["sha256"]).head(speed.ROWS)
     opened = bundle.Bundle.open(paths.BUNDLE, features=project.features)
-    return {
-        "latency_ms": speed.measure_latency_ms(opened, tables.to_columns(rows, contract.inputs)),
-        "size_mb": speed.measure_size_mb(paths.BUNDLE),
-        "interval_level": params.evaluate.interval_level,
-    }
+    return measure_candidate(opened, tables.to_columns(rows, contract.inputs), params.evaluate)
 
 
 def register_bundle(registry: "Registry", contract: Contract, params: Params, checks: list[GateResult]) -> "Version":

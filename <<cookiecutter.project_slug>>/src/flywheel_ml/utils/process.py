@@ -1,7 +1,9 @@
-"""The current user, and whether a process is alive."""
+"""The current user, whether a process is alive, and what ended child processes cost."""
 
 import getpass
 import os
+import resource
+import sys
 
 
 def get_user_name() -> str:
@@ -21,3 +23,15 @@ def is_alive(pid: int) -> bool:
     except (OSError, OverflowError):
         return False
     return True
+
+
+def get_children_cpu_seconds() -> float:
+    """Return the processor seconds of this process's ended children."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def get_children_peak_mb() -> float:
+    """Return the most megabytes (10⁶ bytes) of memory that one of this process's ended children had."""
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6

@@ -87,7 +87,7 @@ FORMER = {
     "mlflow.db": "registry",
 }
 KEPT = ("tests/data/test_card.py", "mlflow.db")
-PROPOSAL = Proposal("any", "binary", (), {}, {}, (), 20, False, (), ())
+PROPOSAL = Proposal("any", "binary", (), {}, {}, (), (), 20, False, (), ())
 
 
 @pytest.fixture
@@ -355,11 +355,11 @@ def test_params_keep_comments_and_other_values(tmp_path: Path) -> None:
         "split:\n  by: hash\n  validation_share: 0.15\n  test_share: 0.15\n\n"
         "train:\n  estimator: auto\n\n  candidates: [logistic_regression, spline_logistic_regression, "
         "regularized_boosting, random_forest, hist_gradient_boosting,\n    mlp]\n  calibration: auto\n\n"
-        "evaluate:\n  slices: [shelf]\n  min_slice_rows: 20\n\n"
+        "evaluate:\n  groups: [shelf]\n  slices: [shelf]\n  min_slice_rows: 20\n\n"
         "gates:\n  own: 1\n  significance_level: 0.05\n  min_score: null\n  min_skill_score: null\n"
         "  min_gain_over_linear: null\n  max_drop_from_champion: 0.01\n  parity_tolerance: 0.00001\n"
         "  min_slice_score: null\n  max_slice_drop: null\n  min_class_recall: 0.0\n  max_calibration_error: 0.15\n"
-        "  coverage_tolerance: 0.1\n"
+        "  coverage_tolerance: 0.1\n  max_group_gap: null\n  forbidden_columns: []\n  max_feature_us: 1000.0\n"
         "  max_latency_ms: 20.0\n  max_size_mb: 200.0\n"
     )
 

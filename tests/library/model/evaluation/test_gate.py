@@ -31,7 +31,14 @@ PARAMS = GateParams(
     max_latency_ms=10.0,
     max_size_mb=5.0,
 )
-MEASURED: dict[str, Any] = {"latency_ms": 0.2, "size_mb": 0.5, "interval_level": 0.9}
+MEASURED: dict[str, Any] = {
+    "latency_ms": 0.2,
+    "size_mb": 0.5,
+    "interval_level": 0.9,
+    "input_columns": ("x",),
+    "feature_us": {"x": 0.1},
+    "unstable": (),
+}
 ROWS = {"train": 30_000, "validation": 10_000, "test": 10_000}
 GOOD = {
     "test": {"roc_auc": 0.75, "log_loss": 0.5, "brier": 0.15, "calibration_error": 0.02},
@@ -291,7 +298,8 @@ def test_a_slow_or_large_bundle_is_refused(manifest: bundle.Manifest) -> None:
     assert list(refusals(Candidate(manifest, latency_ms=10.1))) == ["single-row latency"]
     assert list(refusals(Candidate(manifest, size_mb=5.1))) == ["bundle size"]
     failed = [check.gate for check in gate.check_gates(Candidate(manifest), PARAMS) if not check.passed]
-    assert failed == ["single-row latency", "bundle size"], "what nobody measured never passes"
+    unmeasured = ["only permitted columns", "cost of every feature", "numerically stable", "single-row latency"]
+    assert failed == [*unmeasured, "bundle size"], "what nobody measured never passes"
 
 
 def test_speed_and_size_are_measured_of_the_bundle_itself(

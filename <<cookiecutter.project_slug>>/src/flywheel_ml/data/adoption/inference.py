@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from flywheel_ml.data.adoption import columns, issues, labels, roles
+from flywheel_ml.data.adoption import columns, issues, labels, name_heuristics, roles
 from flywheel_ml.data.adoption.columns import Entry
 from flywheel_ml.data.adoption.issues import Issue
 from flywheel_ml.data.adoption.overrides import Overrides, Task
@@ -43,6 +43,7 @@ class Proposal(NamedTuple):
     sources: dict[str, str]
     split: dict[str, Any]
     slices: tuple[str, ...]
+    groups: tuple[str, ...]
     min_slice_rows: int
     early_stopping: bool
     decisions: tuple[Decision, ...]
@@ -93,6 +94,7 @@ def propose(profile: TableProfile, target: str, overrides: Overrides, now: datet
         {new: old for old, new in named.items()},
         split,
         _choose_slices(entries),
+        _choose_groups(entries),
         max(20, min(200, profile.rows // 100)),
         _uses_early_stopping(profile, target, wanted.task),
         (
@@ -155,13 +157,25 @@ def _choose_split(found: Roles, profile: TableProfile, named: dict[str, str]) ->
     return shares, "no column says when a row happened"
 
 
+def _choose_groups(entries: tuple[Entry, ...]) -> tuple[str, ...]:
+    """Choose the columns whose names suggest groups of people; without any, the slice with the fewest categories."""
+    counts = _count_categories(entries)
+    named = tuple(name for name in counts if name_heuristics.is_group(name))[:MAX_SLICES]
+    return named or tuple(sorted(_choose_slices(entries), key=lambda name: counts[name])[:1])
+
+
 def _choose_slices(entries: tuple[Entry, ...]) -> tuple[str, ...]:
     """Choose the features with the fewest categories, in the table's order."""
+    counts = _count_categories(entries)
+    chosen = sorted(counts, key=lambda name: counts[name])[:MAX_SLICES]
+    return tuple(name for name in counts if name in chosen)
+
+
+def _count_categories(entries: tuple[Entry, ...]) -> dict[str, int]:
+    """Count the categories of each feature that has few, in the table's order."""
     counts = {
         entry["name"]: 2 if entry["type"] == "boolean" else len(entry.get("categories", ()))
         for entry in entries
         if entry.get("role", "feature") == "feature"
     }
-    fitting = [name for name, count in counts.items() if 2 <= count <= MAX_SLICE_VALUES]
-    chosen = sorted(fitting, key=lambda name: counts[name])[:MAX_SLICES]
-    return tuple(name for name in fitting if name in chosen)
+    return {name: count for name, count in counts.items() if 2 <= count <= MAX_SLICE_VALUES}

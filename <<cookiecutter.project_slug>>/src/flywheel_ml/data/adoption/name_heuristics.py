@@ -24,6 +24,10 @@ PERSONAL_WORDS = frozenset(
     ("email", "mail", "phone", "telephone", "mobile", "ssn", "passport", "surname", "firstname", "lastname", "iban",
      "address", "street", "birthdate", "dob", "birthday")
 )  # fmt: skip
+GROUP_WORDS = frozenset(
+    ("sex", "gender", "race", "ethnicity", "ethnic", "religion", "nationality", "citizenship", "disability", "marital",
+     "married", "language", "minority", "origin", "region", "country")
+)  # fmt: skip
 
 
 _UNNAMED_PATTERN = re.compile(
@@ -80,6 +84,11 @@ def is_entity(name: str) -> bool:
 def is_personal(name: str) -> bool:
     """Whether a name suggests personal data."""
     return bool(PERSONAL_WORDS & set(split_words(name)))
+
+
+def is_group(name: str) -> bool:
+    """Whether a name suggests groups of people that a model must treat alike."""
+    return bool(GROUP_WORDS & set(split_words(name)))
 
 
 def is_other_time(name: str) -> bool:

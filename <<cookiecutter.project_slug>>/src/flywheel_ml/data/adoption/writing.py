@@ -38,6 +38,9 @@ max_slice_drop: null
 min_class_recall: 0.0
 max_calibration_error: 0.15
 coverage_tolerance: 0.1
+max_group_gap: null
+forbidden_columns: []
+max_feature_us: 1000.0
 max_latency_ms: 20.0
 max_size_mb: 200.0
 """
@@ -162,9 +165,14 @@ def render_params(proposal: Proposal, before: str, raw: Path) -> str:
         _update_group(content["train"], "hist_gradient_boosting", boosting)
     if "mlp" in content["train"]:
         _update_group(content["train"], "mlp", NETWORK)
-    slices = CommentedSeq([_quote_if_needed(name) for name in proposal.slices])
-    slices.fa.set_flow_style()
-    _update_group(content, "evaluate", {"slices": slices, "min_slice_rows": proposal.min_slice_rows})
+    slices, groups = (
+        CommentedSeq([_quote_if_needed(name) for name in names]) for names in (proposal.slices, proposal.groups)
+    )
+    for names in (slices, groups):
+        names.fa.set_flow_style()
+    if "groups" not in content["evaluate"]:  # Appended, it would follow the blank line after the last key.
+        content["evaluate"].insert(0, "groups", groups)
+    _update_group(content, "evaluate", {"slices": slices, "groups": groups, "min_slice_rows": proposal.min_slice_rows})
     if "costs" in content["evaluate"]:
         _update_group(content["evaluate"], "costs", {"false_positive": 1.0, "false_negative": 1.0})
     _update_group(content, "gates", _build_yaml().load(GATES))

@@ -40,6 +40,22 @@ def is_outdated() -> bool:
         return bool(repo.status())
 
 
+def list_outdated() -> dict[str, str]:
+    """List the stages that would run again, and tracked files that changed: name → the first reason."""
+    with _open_repo() as repo:
+        status = repo.status()
+    return {name: _describe_change(changes) for name, changes in status.items()}
+
+
+def _describe_change(changes: Any) -> str:
+    """Describe the first change of `Repo.status`, such as `modified reports/metrics.json`."""
+    for change in changes if isinstance(changes, list) else []:
+        for what, items in change.items() if isinstance(change, dict) else []:
+            for path, state in items.items() if isinstance(items, dict) else []:
+                return f"{what.removeprefix('changed ')}: {path} {state}"
+    return "it would run again"
+
+
 def is_tracked(raw: Path) -> bool:
     """Whether DVC tracks the raw table."""
     return _get_pointer(raw).is_file()

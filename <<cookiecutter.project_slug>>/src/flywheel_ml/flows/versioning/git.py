@@ -2,12 +2,23 @@
 
 import subprocess
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.process import get_user_name
 
-VERSIONED = ("params.yaml", "contract.yaml", "dvc.yaml", "dvc.lock", "profile_bins.json", "data/*.dvc", "reports")
+VERSIONED = (
+    "params.yaml",
+    "contract.yaml",
+    "dvc.yaml",
+    "dvc.lock",
+    "profile_bins.json",
+    "compute_baseline.json",
+    "data/*.dvc",
+    "reports",
+)
 """Files that a run reads or changes, and that a commit must contain to reproduce the run."""
 
 
@@ -30,6 +41,33 @@ def list_edited(paths: Sequence[Path]) -> list[str]:
     """List the given files that git tracks and that differ from the current commit."""
     names = _run_git("diff", "--name-only", "--relative", "HEAD", "--", *map(str, paths))
     return names.splitlines()
+
+
+class LastChange(NamedTuple):
+    """The last commit that changed some files: its hash, time, author's address, and who reviewed it.
+
+    Reviewers are named by the trailers `Reviewed-by:` and `Approved-by:` of its message; the author does not count.
+    """
+
+    commit: str
+    at: datetime
+    reviewers: tuple[str, ...]
+
+
+def find_last_change(*paths: str) -> LastChange | None:
+    """Find the last commit that changed one of these files or folders; None if they were never committed."""
+    trailers = "".join(f"%(trailers:key={key},valueonly,separator=%x1e)%x1e" for key in ("Reviewed-by", "Approved-by"))
+    found = _run_git("log", "-1", f"--format=%H%x1f%cI%x1f%ae%x1f{trailers}", "--", *paths).strip("\n")
+    if not found:
+        return None
+    commit, at, author, reviewers = found.split("\x1f")
+    others = [one.strip() for one in reviewers.split("\x1e") if one.strip() and author not in one]
+    return LastChange(commit, datetime.fromisoformat(at), tuple(others))
+
+
+def list_changed(*paths: str) -> list[str]:
+    """List the files at these paths that differ from the current commit, new ones included."""
+    return [line[3:] for line in _run_git("status", "--porcelain", "--untracked-files=all", "--", *paths).splitlines()]
 
 
 def call_git(*words: str, folder: Path = Path()) -> str:

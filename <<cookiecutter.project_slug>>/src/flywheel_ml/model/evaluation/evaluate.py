@@ -15,13 +15,16 @@ from flywheel_ml.core.metrics import DecisionRule
 from flywheel_ml.core.params import EvaluateParams, Params
 from flywheel_ml.core.project import Project
 from flywheel_ml.data import tables
+from flywheel_ml.model.evaluation.ablation import measure_ablation
 from flywheel_ml.model.pipelines import estimators
+from flywheel_ml.model.training import tune
 from flywheel_ml.model.training.selection import read_sample_weights
 from flywheel_ml.model.training.train import read_split
 from flywheel_ml.utils.errors import ConfigError, IntegrityError
 from flywheel_ml.utils.files import read_json, sha256_file, write_json
 
 IMPORTANCE_ROWS = 4_000
+AGING_SPANS = 8
 MAX_CELLS = 4_000_000
 """Rows × columns scored per call: with a thousand columns each call of a pipeline takes 30 ms."""
 
@@ -44,12 +47,15 @@ def evaluate_slices(
     params: EvaluateParams,
     weights: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """Compute metrics per value of each column of `params.slices`, largest slice first; small slices are marked.
+    """Compute metrics per value of each column of `params.slices` and `params.groups`, largest slice first.
+
+    Small slices are marked.
 
     With more than two classes, each class is also a slice, whose accuracy is the recall of the class.
     """
     found = []
-    for column in (*params.slices, *([contract.target.name] if contract.task == "multiclass" else [])):
+    classes = [contract.target.name] if contract.task == "multiclass" else []
+    for column in dict.fromkeys((*params.slices, *params.groups, *classes)):
         values = rows[column].cast(pl.String).fill_null("(missing)").to_numpy()
         names, counts = np.unique(values.astype(str), return_counts=True)
         for at in np.argsort(-counts, kind="stable"):
@@ -128,10 +134,13 @@ def evaluate(
         out_of_fold: rows that determine the threshold or the interval width; see `train.build_out_of_fold_table`.
         features: the project's own.
     """
-    for column in params.evaluate.slices:
+    for key, column in (
+        *(("slices", name) for name in params.evaluate.slices),
+        *(("groups", name) for name in params.evaluate.groups),
+    ):
         if contract[column].type not in ("string", "boolean"):
             raise ConfigError(
-                f"params.yaml: evaluate.slices: '{column}' is {contract[column].type}; slices need string or boolean"
+                f"params.yaml: evaluate.{key}: '{column}' is {contract[column].type}; {key} need string or boolean"
             )
     task, costs = contract.task, params.evaluate.costs
     columns = {name: tables.to_columns(part, contract.inputs) for name, part in parts.items()}
@@ -170,11 +179,53 @@ def evaluate(
         "slices": evaluate_slices(
             parts["test"], contract, truth["test"], output, decision, params.evaluate, weights["test"]
         ),
+        "aging": measure_aging(parts, contract, truth, answers, half_width, decision),
         "curves": metrics.compute_curves(task, truth["test"], output),
         "importance": compute_importance(
             pipelines["model"], columns["test"], truth["test"], contract, params.seed, weights["test"], features
         ),
     }
+
+
+def measure_aging(
+    parts: Mapping[str, pl.DataFrame],
+    contract: Contract,
+    truth: Mapping[str, np.ndarray],
+    answers: Mapping[str, np.ndarray],
+    half_width: float | None,
+    decision: DecisionRule | None,
+) -> list[dict[str, Any]]:
+    """Measure how quality changes with the age of the model: the headline measure in equal spans after training.
+
+    Args:
+        parts: validation and test rows, all newer than the training rows where the split is by time.
+
+    Returns:
+        One record a span, with its days since the first validation row; none if rows have no times.
+    """
+    if contract.time is None:
+        return []
+    times = np.concatenate([parts[name][contract.time.name].to_numpy() for name in answers])
+    days = (times - times.min()) / np.timedelta64(1, "D")
+    edges = np.linspace(0, days.max(), AGING_SPANS + 1)
+    span = np.clip(np.searchsorted(edges, days, side="right") - 1, 0, AGING_SPANS - 1)
+    all_truth = np.concatenate([truth[name] for name in answers])
+    output = add_interval(np.concatenate(list(answers.values())), half_width)
+    headline = metrics.HEADLINE[contract.task]
+    found = []
+    for at in range(AGING_SPANS):
+        member = span == at
+        measured = metrics.compute_metrics(contract.task, all_truth[member], output[member], decision)
+        if headline in measured:
+            found.append(
+                {
+                    "from_days": round(float(edges[at]), 3),
+                    "until_days": round(float(edges[at + 1]), 3),
+                    "rows": int(member.sum()),
+                    headline: measured[headline],
+                }
+            )
+    return found
 
 
 def add_interval(answers: np.ndarray, half_width: float | None) -> np.ndarray:
@@ -209,7 +260,20 @@ def main(project: Project) -> None:
     parts = {name: read_split(name, split) for name in ("validation", "test")}
     out_of_fold = tables.read_verified(paths.OUT_OF_FOLD, trained["sha256"][paths.OUT_OF_FOLD.name])
     found = evaluate(pipelines, parts, contract, params, trained["prior"], out_of_fold, project.features)
-    for name, points in (*found.pop("curves").items(), ("importance", found.pop("importance"))):
+    importance = found.pop("importance")
+    chosen = params.train.model_copy(update={"estimator": trained["estimator"]})
+    if trained["tuned"]:
+        chosen = tune.apply_parameters(chosen, trained["tuned"]["parameters"])
+    ablation = measure_ablation(
+        read_split("train", split),
+        parts["validation"],
+        contract,
+        params.model_copy(update={"train": chosen}),
+        importance,
+        project.features,
+    )
+    write_json(paths.ABLATION, ablation.model_dump(mode="json"))
+    for name, points in (*found.pop("curves").items(), ("importance", importance)):
         write_json(paths.PLOTS / f"{name}.json", points)
     write_json(paths.REPORTS / "metrics.json", found["metrics"])
     write_json(paths.REPORTS / "evaluation.json", found)

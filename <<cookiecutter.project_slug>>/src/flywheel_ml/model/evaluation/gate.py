@@ -1,50 +1,26 @@
 """The gates that a model must pass before promotion. A new gate is one function and one row in `STANDARD_GATES`."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
 from flywheel_ml.core.bundle import BaselineComparison, Manifest, Slice
 from flywheel_ml.core.catalog import LINEAR
 from flywheel_ml.core.metrics import CALIBRATION_BINS, HEADLINE, LOSS
 from flywheel_ml.core.params import GateParams
+from flywheel_ml.model.evaluation import feature_rules, inclusion, stability
+from flywheel_ml.model.evaluation.candidate import (
+    TOLERATED_STANDARD_ERRORS,
+    Candidate,
+    Gate,
+    GateResult,
+    MissingMeasure,
+    get_measure,
+    get_slice_measure,
+    require_finite,
+)
 from flywheel_ml.utils import formatting
 
-TOLERATED_STANDARD_ERRORS = 2.0
-"""Tolerance in standard errors, so that a good model of a small table is not refused by chance."""
-
-
-class Candidate(NamedTuple):
-    """Measurements of a new model that the gates check.
-
-    `champion_score` is the champion's headline measure (ROC AUC for classes, R² for numbers) on the candidate's own
-    test rows; None if there is no champion. If the champion cannot predict those rows, `champion_problem` has the
-    reason. `latency_ms` is the median time of a single row and `size_mb` the size of all files; the flow measures both,
-    because they are not part of the bundle. `interval_level` is the nominal coverage from params.yaml.
-    """
-
-    manifest: Manifest
-    champion_score: float | None = None
-    champion_problem: str = ""
-    latency_ms: float | None = None
-    size_mb: float | None = None
-    interval_level: float | None = None
-
-
-class GateResult(NamedTuple):
-    """Result of one gate: whether the model passes, and the figures behind it."""
-
-    gate: str
-    passed: bool
-    reason: str
-
-
-class MissingMeasure(Exception):
-    """A measure that a gate needs is missing or not finite; the gate then refuses the model."""
-
-
-Gate = Callable[[Candidate, Any], tuple[bool, str]]
-"""Whether a candidate passes under the thresholds of params.yaml (`GateParams`, or the project's own), and why."""
+__all__ = ["STANDARD_GATES", "Candidate", "Gate", "GateResult", "MissingMeasure", "check_gates", "get_measure"]
 
 
 def check_minimum_score(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
@@ -104,7 +80,7 @@ def check_champion(candidate: Candidate, params: GateParams) -> tuple[bool, str]
     if candidate.champion_score is None:
         return True, "there is no champion yet"
     name, found = _get_headline(candidate, "test")
-    champion = _require_finite(candidate.champion_score, f"the champion's {name}")
+    champion = require_finite(candidate.champion_score, f"the champion's {name}")
     return champion - found <= params.max_drop_from_champion, (
         f"{name} {found:.4f}, the champion's on the same rows {champion:.4f}, "
         f"allowed drop {params.max_drop_from_champion:g}"
@@ -113,7 +89,7 @@ def check_champion(candidate: Candidate, params: GateParams) -> tuple[bool, str]
 
 def check_parity(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """The bundle gives the same predictions as scikit-learn on every test row."""
-    found = _require_finite(candidate.manifest.parity, "parity")
+    found = require_finite(candidate.manifest.parity, "parity")
     return found <= params.parity_tolerance, (
         f"largest difference to scikit-learn {found:.2g}, allowed {params.parity_tolerance:g}"
     )
@@ -163,14 +139,14 @@ def check_class_recall(candidate: Candidate, params: GateParams) -> tuple[bool, 
     wanted = params.min_class_recall
 
     def reach(part: Slice) -> float:
-        return _get_slice_measure(part, "accuracy") + TOLERATED_STANDARD_ERRORS * math.sqrt(
+        return get_slice_measure(part, "accuracy") + TOLERATED_STANDARD_ERRORS * math.sqrt(
             wanted * (1 - wanted) / part.rows
         )
 
     worst = min(judged, key=reach)
     return reach(worst) >= wanted, (
         f"the worst of {len(judged)} classes is '{worst.value}' ({worst.rows:,} rows): recall "
-        f"{_get_slice_measure(worst, 'accuracy'):.4f}, wanted {wanted:g}{reason}"
+        f"{get_slice_measure(worst, 'accuracy'):.4f}, wanted {wanted:g}{reason}"
     )
 
 
@@ -214,7 +190,7 @@ def check_latency(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """A single row is predicted within the latency limit."""
     if candidate.latency_ms is None:
         raise MissingMeasure("the latency of single rows was not measured")
-    found = _require_finite(candidate.latency_ms, "the latency of single rows")
+    found = require_finite(candidate.latency_ms, "the latency of single rows")
     return found <= params.max_latency_ms, f"median of single rows {found:.2g} ms, allowed {params.max_latency_ms:g} ms"
 
 
@@ -222,7 +198,7 @@ def check_size(candidate: Candidate, params: GateParams) -> tuple[bool, str]:
     """The bundle is not larger than the size limit."""
     if candidate.size_mb is None:
         raise MissingMeasure("the bundle's size was not measured")
-    found = _require_finite(candidate.size_mb, "the bundle's size")
+    found = require_finite(candidate.size_mb, "the bundle's size")
     return found <= params.max_size_mb, f"{found:.2f} MB, allowed {params.max_size_mb:g} MB"
 
 
@@ -238,8 +214,12 @@ STANDARD_GATES: dict[str, Gate] = {
     "same answers as scikit-learn": check_parity,
     "no slice is left behind": check_slices,
     "recall of every class": check_class_recall,
+    "equal quality across groups": inclusion.check_groups,
     "calibrated probabilities": check_calibration,
     "honest intervals": check_coverage,
+    "only permitted columns": feature_rules.check_permitted,
+    "cost of every feature": feature_rules.check_cost,
+    "numerically stable": stability.check_stability,
     "single-row latency": check_latency,
     "bundle size": check_size,
 }
@@ -252,24 +232,12 @@ def check_gates(
     return [_run_gate(name, gate, candidate, params) for name, gate in gates.items()]
 
 
-def get_measure(candidate: Candidate, part: str, name: str) -> float:
-    """A finite measure of the evaluation, for example the `roc_auc` of `test`.
-
-    Raises:
-        MissingMeasure: there is none.
-    """
-    found = candidate.manifest.metrics.get(part, {}).get(name)
-    if found is None:
-        raise MissingMeasure(f"the evaluation has no {part} {name}")
-    return _require_finite(found, f"{part} {name}")
-
-
 def _get_comparison(candidate: Candidate) -> BaselineComparison:
     found = candidate.manifest.comparison
     if found is None:
         raise MissingMeasure("the bundle has no comparison on out-of-fold rows; train again")
-    _require_finite(found.prior.p_value, "the p-value against the prior")
-    _require_finite(found.linear.p_value, "the p-value against the linear baseline")
+    require_finite(found.prior.p_value, "the p-value against the prior")
+    require_finite(found.linear.p_value, "the p-value against the linear baseline")
     return found
 
 
@@ -291,14 +259,14 @@ def _get_slice_score(candidate: Candidate, part: Slice) -> float | None:
     """
     name, own = HEADLINE[candidate.manifest.task], part.metrics.get(HEADLINE[candidate.manifest.task])
     if own is not None:
-        own = _require_finite(own, f"{name} of {part.column} '{part.value}'")
+        own = require_finite(own, f"{name} of {part.column} '{part.value}'")
     if candidate.manifest.task != "regression":
         return own
     error, unexplained = get_measure(candidate, "test", "rmse"), 1 - get_measure(candidate, "test", "r2")
     beside = (
-        1 - unexplained * (_get_slice_measure(part, "rmse") / error) ** 2
+        1 - unexplained * (get_slice_measure(part, "rmse") / error) ** 2
         if error
-        else 1.0 - (_get_slice_measure(part, "rmse") > 0)
+        else 1.0 - (get_slice_measure(part, "rmse") > 0)
     )
     return beside if own is None else max(own, beside)
 
@@ -313,30 +281,17 @@ def _compute_standard_error(manifest: Manifest, value: float, part: Slice) -> fl
     if manifest.task == "regression":
         return 2 * (1 - value) / math.sqrt(part.rows)
     if manifest.task == "binary":
-        positive = _get_slice_measure(part, "prevalence")
+        positive = get_slice_measure(part, "prevalence")
         rarer = part.rows * min(positive, 1 - positive)
     else:
         rarer = part.rows / len(manifest.classes)
     return math.sqrt(value * (1 - value) / max(rarer, 1.0))
 
 
-def _get_slice_measure(part: Slice, name: str) -> float:
-    found = part.metrics.get(name)
-    if found is None:
-        raise MissingMeasure(f"the evaluation has no {name} of {part.column} '{part.value}'")
-    return _require_finite(found, f"{name} of {part.column} '{part.value}'")
-
-
 def _get_row_count(candidate: Candidate, part: str) -> int:
     found = candidate.manifest.rows.get(part, 0)
     if found < 1:
         raise MissingMeasure(f"the evaluation has no {part} rows")
-    return found
-
-
-def _require_finite(found: float, name: str) -> float:
-    if not math.isfinite(found):
-        raise MissingMeasure(f"{name} is {found}")
     return found
 
 
