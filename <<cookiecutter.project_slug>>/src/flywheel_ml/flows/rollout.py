@@ -166,11 +166,11 @@ def start_arms(
             why=why,
         )
         _check_arms(plan)
-        if running and {arm.version for arm in running.arms} != {arm.version for arm in plan.arms}:
-            several = len(running.arms) > 1
+        if running and _is_other_experiment(running, plan):
+            kind = "a canary" if running.ramp else "an experiment"
             raise ProjectError(
-                f"an experiment with version{'s' * several} {running.versions} ({running.kind}) is running since "
-                f"{running.since}; end it first: rollout abort, or rollout promote"
+                f"{kind} with version{'s' * (len(running.arms) > 1)} {running.versions} ({running.kind}) is running "
+                f"since {running.since}; end it first: rollout abort, or rollout promote"
             )
         if running is None or running.arms != plan.arms:
             for arm in plan.arms:
@@ -482,6 +482,13 @@ def _order_arms(arms: Sequence[Arm], running: ExperimentPlan | None) -> tuple[Ar
     """Return the arms in the order of the running experiment, on which the assignment of keys depends."""
     places = {arm.version: at for at, arm in enumerate(running.arms)} if running else {}
     return tuple(sorted(arms, key=lambda arm: places.get(arm.version, len(places))))
+
+
+def _is_other_experiment(running: ExperimentPlan, asked: ExperimentPlan) -> bool:
+    """Whether the running experiment has other versions, or is a canary, which sets its shares itself."""
+    if running.ramp is not None:
+        return running.arms != asked.arms
+    return {arm.version for arm in running.arms} != {arm.version for arm in asked.arms}
 
 
 def _check_arms(plan: ExperimentPlan) -> None:

@@ -186,6 +186,15 @@ def test_experiment_without_a_ramp_is_left_alone(canary: Canary) -> None:
     assert rollout.sync(canary.registry, canary.settings, why="synced").challengers
 
 
+def test_share_of_a_canary_is_not_set_by_hand(canary: Canary) -> None:
+    canary.start()
+    before = canary.registry.get_plan()
+    for arms in ([("2", 0.5)], [("2", 0.2), ("9", 0.2)]):
+        with pytest.raises(ProjectError, match=r"a canary with version 2 \(shadow\) is running since .*rollout abort"):
+            rollout.start_arms(canary.registry, canary.settings, arms)
+    assert canary.registry.get_plan() == before
+
+
 def test_inspection_changes_nothing(canary: Canary) -> None:
     canary.start().send()
     found = controller.inspect(PROJECT, canary.settings, canary.params, canary.now)
