@@ -15,6 +15,7 @@ MIN_TRIALS = 10
 MIN_PROBED_SHARE, MIN_PROBED_ROWS = 0.1, 10_000
 """Refits with other hyperparameters count if they saw this share of the training rows, or this many."""
 MIN_SPANS = 4
+_TIME_HINT = "`make run`; if rows have a time, give its column the role `time` in contract.yaml"
 MAX_SLICE_DROP, MAX_GROUP_GAP = 0.25, 0.3
 """Limits of these tests if the gates of params.yaml have none, as for a table that was just adopted."""
 
@@ -143,7 +144,7 @@ def _list_checks() -> Iterator[Check]:
     yield Check(
         "model.staleness",
         "The effect of a model's age is known",
-        (stage_report("evaluate", "reports/evaluation.json", _check_aging),),
+        (stage_report("evaluate", "reports/evaluation.json", _check_aging, _TIME_HINT),),
     )
     yield Check(
         "model.simpler",
