@@ -18,7 +18,7 @@ from typing import Any
 START_S = 30.0
 COMMAND_S = 900.0
 IMAGE_BYTES, STACK_BYTES = 4_000_000_000, 10_000_000_000
-"""Room for base images, images and the cache of builds, without those of the stack and with them."""
+"""Room for base images, images and build cache, without those of the stack and with them."""
 
 
 class NoEngineError(Exception):

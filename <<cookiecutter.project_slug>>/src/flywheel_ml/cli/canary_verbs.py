@@ -39,9 +39,7 @@ def start(
             console.print("Next: `make canary-step` looks once, `make schedules` every five minutes.")
     else:
         if version and found.plan is not None and found.plan.versions != version:
-            raise ProjectError(
-                f"an experiment with version {found.plan.versions} is running; end it first: make abort"
-            )
+            raise ProjectError(f"an experiment with version {found.plan.versions} is running; end it first: make abort")
         canary_terminal.show_look(found)
     if watch:
         _watch(ctx, every)

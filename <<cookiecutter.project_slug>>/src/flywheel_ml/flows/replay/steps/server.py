@@ -26,7 +26,7 @@ Instance = dict[str, Any]
 
 
 class Answered(NamedTuple):
-    """The answers to some rows: position of the row → its prediction; rejected rows are absent, the first has `reason`."""
+    """The answers to some rows: position of the row → its prediction. Rejected rows are absent; `reason` is the first's."""
 
     predictions: dict[int, dict[str, Any]]
     reason: str = ""
