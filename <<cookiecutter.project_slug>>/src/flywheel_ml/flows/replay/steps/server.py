@@ -26,7 +26,10 @@ Instance = dict[str, Any]
 
 
 class Answered(NamedTuple):
-    """The answers to some rows: position of the row → its prediction. Rejected rows are absent; `reason` is the first's."""
+    """The answers to some rows: position of the row → its prediction.
+
+    Rejected rows are absent; `reason` is that of the first.
+    """
 
     predictions: dict[int, dict[str, Any]]
     reason: str = ""
