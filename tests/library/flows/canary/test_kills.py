@@ -169,6 +169,37 @@ def test_promotion_that_a_person_rolled_back_is_not_repeated(canary: Canary, mon
     assert find_champion(canary) == "1"
 
 
+@pytest.mark.parametrize(
+    "is_killed",
+    [
+        pytest.param(False, id="ended by a person"),
+        pytest.param(True, id="killed between its writes", marks=pytest.mark.full),
+    ],
+)
+def test_promotion_without_a_plan(canary: Canary, monkeypatch: pytest.MonkeyPatch, is_killed: bool) -> None:
+    """A promotion clears the plan before it sets the alias, and so does a person who ends the experiment."""
+    begin(canary, SCENARIOS["promote"])
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if is_killed:
+            patch.setattr("mlflow.MlflowClient.set_registered_model_alias", kill)
+        else:
+            patch.setattr(acting, "act", kill)
+        with pytest.raises(Killed):
+            canary.look()
+    if not is_killed:
+        rollout.abort(canary.registry, canary.settings)
+    assert canary.plan is None
+    outcome = canary.look().outcome
+    assert outcome is not None
+    expected = "version 2 is champion" if is_killed else "the experiment was ended in the meantime; nothing was done"
+    assert (outcome.succeeded, outcome.text) == (is_killed, expected)
+    assert find_champion(canary) == ("2" if is_killed else "1")
+
+
 def test_registry_that_is_away_holds_and_serving_continues(canary: Canary) -> None:
     canary.start().send()
     before = serving_folder.read_routing(canary.settings.serving_folder)

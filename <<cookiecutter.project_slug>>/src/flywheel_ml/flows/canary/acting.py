@@ -32,7 +32,7 @@ def act(
     if record.action == "advance":
         return _advance(registry, settings, plan, record, now)
     if record.action == "promote":
-        return _promote(registry, settings, record)
+        return _promote(registry, settings, plan, record)
     return _end(registry, settings, record, rejects=record.action == "roll back")
 
 
@@ -50,13 +50,18 @@ def _advance(
     return f"version {record.version} answers {format_share(sum(one.share for one in routing.challengers))}"
 
 
-def _promote(registry: Registry, settings: Settings, record: CanaryRecord) -> str:
+def _promote(registry: Registry, settings: Settings, plan: ExperimentPlan | None, record: CanaryRecord) -> str:
     champion, version = registry.find_alias(CHAMPION), registry.get(record.version)
     if version.rolled_back:
         raise ProjectError(f"version {version.number} was rolled back in the meantime; nothing was done")
     if champion is None or champion.number not in (record.champion, record.version):
         found = champion.number if champion else "none"
         raise ProjectError(f"version {found} became champion in the meantime; nothing was done")
+    if plan is None and champion.number == record.champion:
+        # A promotion ends the plan first. If it was killed then, the folder still has the experiment.
+        tried = serving_folder.read_routing(settings.serving_folder).experiments
+        if record.version not in [one.ref.version for one in tried]:
+            raise ProjectError("the experiment was ended in the meantime; nothing was done")
     rollout.promote(registry, settings, record.version, why=_explain(record))
     return f"version {record.version} is champion"
 
