@@ -35,6 +35,14 @@ def test_expired_challenger_is_not_started_again(canary: Canary) -> None:
     assert canary.plan is None
 
 
+def test_schedule_does_not_start_again_what_a_person_ended(canary: Canary) -> None:
+    canary.with_canary(auto_start=True)
+    look_or_start(canary)
+    rollout.abort(canary.registry, canary.settings)
+    assert look_or_start(canary).is_idle
+    assert canary.plan is None
+
+
 def test_schedule_leaves_a_manual_experiment_alone(canary: Canary) -> None:
     canary.with_canary(auto_start=True)
     rollout.start(canary.registry, canary.settings, "2", 0.1)

@@ -8,25 +8,25 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
+from flywheel_ml.flows import rollout
 from flywheel_ml.flows.canary import starting
 from flywheel_ml.flows.canary.controller import Look, look
-from flywheel_ml.flows.retraining.policy import FILE
 from flywheel_ml.model.registration.registry import CHALLENGER, Registry
-from flywheel_ml.monitoring.policy import decisions
 
 
 def look_or_start(project: Project, settings: Settings, params: Params) -> Look:
     """Look at the running ramp; without an experiment, start one for a new challenger if `canary.auto_start` is true.
 
-    A challenger whose ramp has expired is not new.
+    A challenger that was in an experiment before is not new: a person ended it, or it has expired.
     """
     found = look(project, settings, params)
     if not (params.canary.auto_start and found.is_idle):
         return found
     registry = Registry.open(settings, Contract.load(paths.CONTRACT).name, project)
     challenger = registry.find_alias(CHALLENGER)
-    expired = {one.version for one in decisions.read(FILE).canaries if one.action == "expire"}
-    if challenger is None or challenger.number in expired:
+    facts = [entry.get(rollout.EXPERIMENT) for entry in rollout.read_audit(settings.serving_folder)]
+    tried = {arm["digest"] for one in facts if one for arm in one["arms"]}
+    if challenger is None or challenger.digest in tried:
         return found
     starting.start(project, settings, params, challenger.number)
     return Look("continue", f"a canary of version {challenger.number} was started")
