@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from flywheel_ml.core.contract import Contract
-from flywheel_ml.experiments.evidence import LATENCY_EDGES, CanaryPlan
+from flywheel_ml.experiments.canary import decide
+from flywheel_ml.experiments.evidence import LATENCY_EDGES, CanaryPlan, Step
 from flywheel_ml.experiments.log_counts import ExperimentReader
 from flywheel_ml.experiments.log_evidence import Models, StepSpan, read_evidence
 from flywheel_ml.experiments.losses import MIN_PROBABILITY, compute_loss
@@ -91,6 +92,34 @@ def test_entities_with_many_rows_count_once(tmp_path: Path, models: Models) -> N
     assert share.champion.rows + share.challenger.rows <= 80
     assert share.challenger.losses.rows <= 40
     assert share.challenger.errors <= 40
+
+
+def test_one_failed_row_of_many_is_not_a_failed_entity(tmp_path: Path, models: Models) -> None:
+    """A challenger that fails in fewer rows than is tolerated is not rolled back because its entities return."""
+    rows: list[Row] = []
+    for at, row in enumerate(traffic(LATER_US, rows=10_000, entities=1000, labelled=False).share(0)):
+        assert isinstance(row, Prediction)
+        if at % 400 == 1:
+            row = row._replace(assigned_variant="challenger")
+        elif at % 2:
+            row = row._replace(variant="challenger", model_digest=CHALLENGER)
+        rows.append(row)
+    plan = CanaryPlan(margin=0.02, max_error_rate=0.01, steps=(Step(), Step(share=0.5)))
+    found = read_evidence(write(tmp_path, rows), SPANS[1:], models, plan)
+    # 25 rows of 5,000 failed, each of another entity.
+    assert (found[0].challenger.rows, found[0].challenger.errors) == (500, 2)
+    assert decide(found, plan).action != "roll back"
+
+
+def test_entities_that_return_in_another_file_are_found(tmp_path: Path) -> None:
+    """A server that starts again, or has several workers, writes several files."""
+    files = [
+        [row._replace(entity_id=f"e{at}") for at, row in enumerate(day.share(0)) if isinstance(row, Prediction)]
+        for day in (traffic(START_US + at * SECOND_US, rows=20, labelled=False) for at in range(3))
+    ]
+    reader = write(tmp_path, *(list[Row](rows) for rows in files))
+    assert not reader.has_repeated_entities(START_US, START_US + SECOND_US)
+    assert reader.has_repeated_entities(START_US, LATER_US)
 
 
 def test_fallback_counts_as_an_error_of_the_champion(tmp_path: Path, models: Models) -> None:

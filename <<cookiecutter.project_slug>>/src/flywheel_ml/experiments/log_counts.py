@@ -28,7 +28,7 @@ class VariantCounts(NamedTuple):
 
     Attributes:
         rows: that the variant was assigned; of entities with several rows, the number of entities.
-        errors: those among them that it did not answer.
+        errors: those among them that it did not answer; of entities, the sum of the shares of their rows, rounded.
         latencies: requests per bin of `LATENCY_EDGES`, and one more; all rows of a request have its latency.
     """
 
@@ -41,15 +41,20 @@ class ExperimentReader(Reader):
     """Reads a log for experiments; rows outside of blocks only, because no row of an experiment is in a block."""
 
     def has_repeated_entities(self, since_us: int, until_us: int) -> bool:
-        """Whether entities have several answered rows with since ≤ time < until; rows are then not independent."""
+        """Whether entities have several answered rows with since ≤ time < until; rows are then not independent.
+
+        An entity may have one row in each of several files, so their different entities are then counted together.
+        """
 
         def build_query(table: sa.FromClause) -> Any:
             of_entity = table.c.entity_id
             counts = sa.select(sa.func.count(of_entity), sa.func.count(of_entity.distinct()))
             return counts.where(_is_answered(table, since_us, until_us))
 
-        found = list(self._rows(predictions, build_query))
+        found = [counts for counts in self._rows(predictions, build_query) if counts[0]]
         rows, entities = sum(one for one, _ in found), sum(one for _, one in found)
+        if len(found) > 1 and entities >= MIN_UNIQUE_SHARE * rows:
+            entities = self._count_different_entities(since_us, until_us)
         return bool(entities < MIN_UNIQUE_SHARE * rows)
 
     def count_variants(
@@ -69,10 +74,7 @@ class ExperimentReader(Reader):
         assign = partial(_assigned, by_version=by_version)
         rows = self._count_entities(where, assign) if by_entity else self._count_rows(where, assign)
         latencies = self._count_latencies(where, assign, min_latency_us)
-        return {
-            variant: VariantCounts(counts[False] + counts[True], counts[True], latencies.get(variant, ()))
-            for variant, counts in rows.items()
-        }
+        return {variant: VariantCounts(*counts, latencies.get(variant, ())) for variant, counts in rows.items()}
 
     def count_shadow(self, since_us: int, until_us: int, model_digest: str) -> VariantCounts:
         """Count the rows of a shadow with since ≤ time < until; those that it failed on are degraded."""
@@ -115,32 +117,47 @@ class ExperimentReader(Reader):
                 if is_answered and since_us <= row.timestamp_us < until_us:
                     yield row, some[row.id]
 
-    def _count_rows(self, where: _Where, assign: _Assign) -> dict[str, Counter[bool]]:
+    def _count_different_entities(self, since_us: int, until_us: int) -> int:
         def build_query(table: sa.FromClause) -> Any:
-            assigned, failed = assign(table).label("assigned"), _has_failed(table).label("failed")
-            query = sa.select(assigned, failed, sa.func.count()).where(where(table))
-            return query.group_by(sa.text("assigned"), sa.text("failed"))
+            entity = table.c.entity_id
+            is_mine = sa.and_(_is_answered(table, since_us, until_us), entity.is_not(None))
+            return sa.select(entity).distinct().where(is_mine)
 
-        found: dict[str, Counter[bool]] = {}
-        for variant, failed, rows in self._rows(predictions, build_query):
-            found.setdefault(variant, Counter())[bool(failed)] += rows
+        return len({hash(entity) for (entity,) in self._rows(predictions, build_query)})
+
+    def _count_rows(self, where: _Where, assign: _Assign) -> dict[str, tuple[int, int]]:
+        def build_query(table: sa.FromClause) -> Any:
+            assigned = assign(table).label("assigned")
+            query = sa.select(assigned, sa.func.count(), sa.func.sum(_has_failed(table))).where(where(table))
+            return query.group_by(sa.text("assigned"))
+
+        found: dict[str, tuple[int, int]] = {}
+        for variant, rows, failed in self._rows(predictions, build_query):
+            known = found.get(variant, (0, 0))
+            found[variant] = known[0] + rows, known[1] + int(failed)
         return found
 
-    def _count_entities(self, where: _Where, assign: _Assign) -> dict[str, Counter[bool]]:
-        """Count entities; the files of a log share some, so each is remembered, with whether it had an error."""
+    def _count_entities(self, where: _Where, assign: _Assign) -> dict[str, tuple[int, int]]:
+        """Count entities, and the share of each one's rows that failed: one failed row of many is not a failed entity.
+
+        The files of a log share some entities, so each is remembered.
+        """
 
         def build_query(table: sa.FromClause) -> Any:
             entity = sa.func.coalesce(table.c.entity_id, table.c.id).label("entity")
-            query = sa.select(assign(table).label("assigned"), entity, sa.func.max(_has_failed(table)))
-            return query.where(where(table)).group_by(sa.text("assigned"), sa.text("entity"))
+            counts = (sa.func.count(), sa.func.sum(_has_failed(table)))
+            query = sa.select(assign(table).label("assigned"), entity, *counts).where(where(table))
+            return query.group_by(sa.text("assigned"), sa.text("entity"))
 
-        failed: dict[tuple[str, str], bool] = {}
-        for variant, entity, has_failed in self._rows(predictions, build_query):
-            failed[variant, entity] = failed.get((variant, entity), False) or bool(has_failed)
-        found: dict[str, Counter[bool]] = {}
-        for (variant, _), has_failed in failed.items():
-            found.setdefault(variant, Counter())[has_failed] += 1
-        return found
+        counted: dict[tuple[str, str], tuple[int, int]] = {}
+        for variant, entity, rows, failed in self._rows(predictions, build_query):
+            known = counted.get((variant, entity), (0, 0))
+            counted[variant, entity] = known[0] + rows, known[1] + int(failed)
+        entities, errors = Counter[str](), dict[str, float]()
+        for (variant, _), (rows, failed) in counted.items():
+            entities[variant] += 1
+            errors[variant] = errors.get(variant, 0.0) + failed / rows
+        return {variant: (count, round(errors[variant])) for variant, count in entities.items()}
 
     def _count_latencies(self, where: _Where, assign: _Assign, min_latency_us: int) -> dict[str, tuple[int, ...]]:
         def build_query(table: sa.FromClause) -> Any:
