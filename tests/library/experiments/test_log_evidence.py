@@ -99,11 +99,9 @@ def test_one_failed_row_of_many_is_not_a_failed_entity(tmp_path: Path, models: M
     rows: list[Row] = []
     for at, row in enumerate(traffic(LATER_US, rows=10_000, entities=1000, labelled=False).share(0)):
         assert isinstance(row, Prediction)
-        if at % 400 == 1:
-            row = row._replace(assigned_variant="challenger")
-        elif at % 2:
-            row = row._replace(variant="challenger", model_digest=CHALLENGER)
-        rows.append(row)
+        failed = row._replace(assigned_variant="challenger")
+        answered = row._replace(variant="challenger", model_digest=CHALLENGER)
+        rows.append(failed if at % 400 == 1 else answered if at % 2 else row)
     plan = CanaryPlan(margin=0.02, max_error_rate=0.01, steps=(Step(), Step(share=0.5)))
     found = read_evidence(write(tmp_path, rows), SPANS[1:], models, plan)
     # 25 rows of 5,000 failed, each of another entity.

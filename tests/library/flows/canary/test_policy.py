@@ -1,10 +1,12 @@
 """Errors of an experiment are a finding of the hourly policy, and the policy is reached although alerts are not."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.retraining_params import PolicyParams
@@ -17,10 +19,11 @@ from flywheel_ml.monitoring.policy import decisions
 from flywheel_ml.monitoring.policy.deciding import Record, decide, observe
 from flywheel_ml.monitoring.result import Result, evaluate_window
 from flywheel_ml.monitoring.window import count_nothing
-from flywheel_ml.prediction_log import Writer
+from flywheel_ml.prediction_log import Prediction, Writer
 from flywheel_ml.utils import config_model
 from flywheel_ml.utils.errors import ConfigError
 from library.flows.canary.conftest import Canary
+from library.helpers import store
 from library.helpers.canaries import Traffic
 from library.helpers.project import PROJECT
 
@@ -48,16 +51,43 @@ def test_errors_of_an_experiment_end_it_in_the_first_window(canary: Canary, resu
     rollout.start(canary.registry, canary.settings, "2", 0.5)
     send_past(canary, failed=0)
     assert find_errors(canary.settings, canary.params, now + timedelta(minutes=1)) == ""
-    send_past(canary, failed=20)
+    send_past(canary, failed=20)  # 40 rows; their entities have another row, which was answered.
     found = policy.apply_policy(PROJECT, canary.settings, canary.params, result)
     assert [(one.finding, one.action) for one in found.record.decisions] == [("canary_errors", "roll back")]
     assert [(one.succeeded, one.text) for one in found.outcomes] == [(True, "the experiment with version 2 was ended")]
     audit = rollout.read_audit(canary.settings.serving_folder)[-1]
     assert audit["why"].startswith("policy: canary_errors: ")
-    assert "40 of the experiment's 200 rows failed, 0 of the champion's 200" in audit["why"]
+    assert "20 of the 200 rows of version 2 failed, 0 of the champion's 200" in audit["why"]
     assert canary.registry.find_alias(CHALLENGER) is None
     again = policy.apply_policy(PROJECT, canary.settings, canary.params, result)
     assert not again.record.decisions
+
+
+def test_only_the_version_that_fails_is_rejected(
+    canary: Canary, result: Result, bundle_path: Path, tmp_path: Path
+) -> None:
+    """A/B/n: version 3 fails on a tenth of its few rows, and version 2, which has many more, on none."""
+    path = store.copy_with_new_card(bundle_path, tmp_path / "third")
+    canary.registry.register(path, store.PASSED_CHECKS, {}, {}, [])
+    rollout.start_arms(canary.registry, canary.settings, [("2", 0.6), ("3", 0.1)])
+    routing = serving_folder.read_routing(canary.settings.serving_folder)
+    since = int(datetime.fromisoformat(routing.updated_at).timestamp() * 1e6)
+    rows: list[Prediction] = []
+    for at, row in enumerate(Traffic(canary.registry.get("1").digest, "", 0, rows=3000, labelled=False).share(0)):
+        assert isinstance(row, Prediction)
+        by = ["1", "1", "1", "3", "2", "2", "2", "2", "2", "2"][at % 10]
+        if at % 100 == 3:
+            facts = {"assigned_variant": "challenger:3"}
+        else:
+            facts = {} if by == "1" else {"variant": "challenger", "model_version": by}
+        rows.append(Prediction(**{**row._asdict(), "timestamp_us": since + at, **facts}))
+    with Writer(canary.settings.prediction_log, "serve") as writer:
+        writer.append(rows).result(30)
+    found = policy.apply_policy(PROJECT, canary.settings, canary.params, result)
+    assert [one.text for one in found.outcomes] == ["the experiment with version 2, 3 was ended"]
+    why = rollout.read_audit(canary.settings.serving_folder)[-1]["why"]
+    assert why.endswith("30 of the 300 rows of version 3 failed, 0 of the champion's 900")
+    assert (canary.registry.get("2").rolled_back, bool(canary.registry.get("3").rolled_back)) == ("", True)
 
 
 def test_errors_of_a_canary_never_wait_and_stop_no_later_rollback(params: Params, result: Result) -> None:

@@ -1,50 +1,70 @@
 """Finds out whether the models next to the champion fail more often than it; any experiment counts, not only a ramp."""
 
 import math
-from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import numpy as np
 
 from flywheel_ml.core import serving_folder
 from flywheel_ml.core.params import Params
+from flywheel_ml.core.serving_folder import Routing
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.experiments.evidence import AlphaBudget
 from flywheel_ml.experiments.guards import log_errors
-from flywheel_ml.experiments.log_counts import CHAMPION, ExperimentReader
+from flywheel_ml.experiments.log_counts import CHAMPION, ExperimentReader, VariantCounts
+from flywheel_ml.prediction_log import CHALLENGER
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.formatting import rows as format_rows
 
-SHADOW_SHARE = 0.5
+SHADOW_SHARE, MAX_SHARE = 0.5, 0.999
 
 
 def find_errors(settings: Settings, params: Params, now: datetime) -> str | None:
-    """Describe the errors of a running experiment, if they are too many; empty if not, None if it cannot be said.
+    """Describe the errors of a running experiment, if they are too many; empty if not, None if it cannot be said."""
+    found = find_failing(settings, params, now)
+    return None if found is None else "; ".join(found.values())
 
-    The test is the guard of a canary, with its α, over the rows since the last change of routing.
+
+def find_failing(settings: Settings, params: Params, now: datetime) -> dict[str, str] | None:
+    """Find the versions of a running experiment that fail too often: version → evidence; None if it cannot be said.
+
+    The test is the guard of a canary, over the rows since the last change of routing. Its α is divided equally among
+    the versions.
     """
     try:
         routing = serving_folder.read_routing(settings.serving_folder)
         if not routing.experiments:
-            return ""
+            return {}
         since = datetime.fromisoformat(routing.updated_at) + timedelta(seconds=params.canary.settle_seconds)
         span = (int(since.timestamp() * 1e6), int(now.timestamp() * 1e6))
-        reader = ExperimentReader(settings.prediction_log)
-        counts = reader.count_variants(*span, by_entity=reader.has_repeated_entities(*span))
-        theirs = counts.pop(CHAMPION, None)
-        ours = Counter(rows=0, errors=0)
-        found = counts.values() if routing.shadow is None else [reader.count_shadow(*span, routing.shadow.ref.digest)]
+        counted = list(_count(ExperimentReader(settings.prediction_log), routing, span))
     except ProjectError:
         return None
-    for one in found:
-        ours.update(rows=one.rows, errors=one.errors)
-    rows = np.array((theirs.rows if theirs else 0, ours["rows"]))
-    errors = np.array((theirs.errors if theirs else 0, ours["errors"]))
-    share = min(sum(one.share for one in routing.challengers) or SHADOW_SHARE, 0.999)
-    evidence = float(log_errors(errors, rows, share, ratio=1.0, rate=params.canary.max_error_rate))
-    if evidence < -math.log(AlphaBudget().errors):
-        return ""
-    return (
-        f"{errors[1]:,} of the experiment's {format_rows(int(rows[1]))} failed, "
-        f"{errors[0]:,} of the champion's {int(rows[0]):,}"
-    )
+    threshold = math.log(len(counted) / AlphaBudget().errors)
+    found = {}
+    for version, theirs, ours, share in counted:
+        errors, rows = np.array((theirs.errors, ours.errors)), np.array((theirs.rows, ours.rows))
+        if log_errors(errors, rows, share, ratio=1.0, rate=params.canary.max_error_rate) >= threshold:
+            found[version] = (
+                f"{ours.errors:,} of the {format_rows(ours.rows)} of version {version} failed, "
+                f"{theirs.errors:,} of the champion's {theirs.rows:,}"
+            )
+    return found
+
+
+def _count(
+    reader: ExperimentReader, routing: Routing, span: tuple[int, int]
+) -> Iterator[tuple[str, VariantCounts, VariantCounts, float]]:
+    """Yield version, counts of the champion, its own counts, and its share among the rows of both."""
+    if routing.shadow is not None:
+        champion = reader.count_variants(*span, by_entity=False).get(CHAMPION, VariantCounts())
+        yield routing.shadow.ref.version, champion, reader.count_shadow(*span, routing.shadow.ref.digest), SHADOW_SHARE
+        return
+    several = len(routing.challengers) > 1
+    counts = reader.count_variants(*span, by_entity=reader.has_repeated_entities(*span), by_version=several)
+    rest = 1 - math.fsum(one.share for one in routing.challengers)
+    for one in routing.challengers:
+        name = f"{CHALLENGER}:{one.ref.version}" if several else CHALLENGER
+        share = min(one.share / max(one.share + rest, one.share), MAX_SHARE)
+        yield one.ref.version, counts.get(CHAMPION, VariantCounts()), counts.get(name, VariantCounts()), share

@@ -14,7 +14,7 @@ from flywheel_ml.core.project import Project
 from flywheel_ml.core.retraining_params import Action, Finding, PolicyParams
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import run_state
-from flywheel_ml.flows.canary.errors import find_errors
+from flywheel_ml.flows.canary.errors import find_errors, find_failing
 from flywheel_ml.flows.orchestration.engine import lock_project
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.retraining.request import Interrupted
@@ -186,11 +186,12 @@ def _end_experiment(registry: "Registry", settings: Settings, params: Params, on
 
     plan = rollout.read_plan(registry)
     # If a killed process left this, another experiment may run by now.
-    if plan is None or not find_errors(settings, params, _now()):
+    if plan is None or not (failing := find_failing(settings, params, _now())):
         return "the experiment is over; nothing was rolled back"
     why = f"policy: {one.decision.finding}: {_get_evidence(one)}"
     for arm in plan.arms:
-        registry.reject(arm.version, why)
+        if arm.version in failing:
+            registry.reject(arm.version, why)
     rollout.abort(registry, settings, why)
     return f"the experiment with version {plan.versions} was ended"
 
