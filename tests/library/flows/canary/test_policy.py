@@ -11,10 +11,11 @@ from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.retraining_params import PolicyParams
 from flywheel_ml.flows import rollout
-from flywheel_ml.flows.canary.errors import find_errors
+from flywheel_ml.flows.canary.errors import build_rule, find_errors
 from flywheel_ml.flows.retraining import policy
 from flywheel_ml.model.registration.registry import CHALLENGER
 from flywheel_ml.monitoring.alerting.delivery import AlertError
+from flywheel_ml.monitoring.alerting.rules import build_alerts, can_end
 from flywheel_ml.monitoring.policy import decisions
 from flywheel_ml.monitoring.policy.deciding import Record, decide, observe
 from flywheel_ml.monitoring.result import Result, evaluate_window
@@ -124,3 +125,22 @@ def test_policy_is_carried_out_although_a_sink_fails(canary: Canary, result: Res
         policy.act_on(PROJECT, canary.settings, canary.params, watch)
     assert rollout.read_plan(canary.registry) is None
     assert decisions.read(policy.FILE).outcomes[0].succeeded
+
+
+def test_errors_of_an_experiment_raise_an_alert_until_it_is_over(canary: Canary, result: Result) -> None:
+    rollout.start(canary.registry, canary.settings, "2", 0.5)
+    send_past(canary, failed=20)
+
+    def raised(action: str) -> list[tuple[str, str]]:
+        actions = PolicyParams.model_validate({"canary_errors": action})
+        rules = policy.silence((build_rule(canary.settings, canary.params),), actions)
+        now = result.model_copy(update={"at": datetime.now(UTC)})
+        return [(one.rule, one.evidence) for one in build_alerts(now, rules)]
+
+    evidence = "40 of the 200 rows of version 2 failed, 0 of the champion's 200"
+    assert raised("alert") == raised("roll back") == [("experiment-errors", evidence)]
+    assert raised("none") == []
+    rollout.abort(canary.registry, canary.settings, "over")
+    assert raised("alert") == []
+    assert result.verdict == "insufficient data"
+    assert can_end(result, "experiment-errors")

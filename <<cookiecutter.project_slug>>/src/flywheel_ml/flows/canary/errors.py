@@ -13,11 +13,14 @@ from flywheel_ml.core.settings import Settings
 from flywheel_ml.experiments.evidence import AlphaBudget
 from flywheel_ml.experiments.guards import log_errors
 from flywheel_ml.experiments.log_counts import CHAMPION, ExperimentReader, VariantCounts
+from flywheel_ml.monitoring.alerting.rules import EXPERIMENT_ERRORS, Finding, Rule
+from flywheel_ml.monitoring.result import Result
 from flywheel_ml.prediction_log import CHALLENGER
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.formatting import rows as format_rows
 
 SHADOW_SHARE, MAX_SHARE = 0.5, 0.999
+ERRORS_ANCHOR = "a-paused-challenger"
 
 
 def find_errors(settings: Settings, params: Params, now: datetime) -> str | None:
@@ -51,6 +54,23 @@ def find_failing(settings: Settings, params: Params, now: datetime) -> dict[str,
                 f"{theirs.errors:,} of the champion's {theirs.rows:,}"
             )
     return found
+
+
+def build_rule(settings: Settings, params: Params) -> Rule:
+    """Build the alert rule for these errors, as they are at the time of the result."""
+
+    def check(result: Result) -> Iterator[Finding]:
+        if evidence := find_errors(settings, params, result.at):
+            yield Finding(
+                "critical",
+                "an experiment fails more often than the champion",
+                evidence,
+                ("See the server's log for why the model failed.", "End it with `make abort` if it still runs."),
+                ERRORS_ANCHOR,
+                EXPERIMENT_ERRORS,
+            )
+
+    return check
 
 
 def _count(

@@ -14,7 +14,7 @@ from flywheel_ml.core.project import Project
 from flywheel_ml.core.retraining_params import Action, Finding, PolicyParams
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import run_state
-from flywheel_ml.flows.canary.errors import find_errors, find_failing
+from flywheel_ml.flows.canary.errors import ERRORS_ANCHOR, find_errors, find_failing
 from flywheel_ml.flows.orchestration.engine import lock_project
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.retraining.request import Interrupted
@@ -38,6 +38,7 @@ _ANCHORS: dict[str, tuple[Finding, ...]] = {
     "drift": ("drift", "prediction_drift"),
     "degraded-quality": ("degraded_quality",),
     "contract-violations": ("contract_violations",),
+    ERRORS_ANCHOR: ("canary_errors",),
 }
 """Section of the runbook that an alert names → the findings that it is about."""
 
