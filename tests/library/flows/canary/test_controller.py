@@ -157,6 +157,21 @@ def test_promotion_and_rollback_wait_for_approval(canary: Canary) -> None:
     assert [(one.action, one.waits) for one in records] == [("advance", False), ("promote", True), ("promote", False)]
 
 
+def test_approval_is_for_the_decision_that_was_seen(canary: Canary) -> None:
+    policy = canary.params.policy.model_copy(update={"canary_errors": "alert"})
+    canary.params = canary.params.model_copy(update={"policy": policy})
+    canary.with_canary(promotion="approve", rollback="approve", shares=(0.5,)).start().send()
+    canary.look()
+    canary.send(rows=2000)
+    assert canary.look().action == "promote"
+    canary.send(failed=50)
+    with pytest.raises(ProjectError, match=r"that waited was promote, and by now it is roll back: errors: .* again"):
+        canary.look(approve=True)
+    assert describe(canary) == "version 1, version 2 for 50% of the keys"
+    assert canary.look(approve=True).action == "roll back"
+    assert describe(canary) == "version 1"
+
+
 def test_errors_are_rolled_back_unless_the_policy_says_otherwise(canary: Canary) -> None:
     canary.with_canary(rollback="approve").start().send(failed=10)
     policy = canary.params.policy.model_copy(update={"canary_errors": "alert"})

@@ -123,8 +123,8 @@ class _Controller:
             routing = rollout.sync(registry, self._settings, why="synced")
             models = self._find_models(registry, champion, plan, routing)
         decided = self._decide(models, plan, plan.ramp, routing)
-        if approve and not decided.waits:
-            raise ProjectError(f"nothing waits for an approval: {decided.action}: {decided.reason}")
+        if approve:
+            self._check_approval(decided)
         record = decided if not approve else decided.model_copy(update={"waits": False})
         self._store(record)
         if not record.is_due:
@@ -204,6 +204,18 @@ class _Controller:
             evidence=tuple(_to_json(one) for one in evidence),
             process=f"{os.getpid()}@{socket.gethostname()}",
         )
+
+    def _check_approval(self, decided: CanaryRecord) -> None:
+        """Raise unless the decision waits, and is the one that a person has seen; a new one is stored to be seen."""
+        if not decided.waits:
+            raise ProjectError(f"nothing waits for an approval: {decided.action}: {decided.reason}")
+        last = next((one for one in reversed(decisions.read(FILE).canaries) if one.ramp == decided.ramp), None)
+        if last is not None and last.waits and last.action != decided.action:
+            self._store(decided)
+            raise ProjectError(
+                f"the decision that waited was {last.action}, and by now it is {decided.action}: {decided.reason}; "
+                "nothing was done, approve again if you agree"
+            )
 
     def _store(self, record: CanaryRecord) -> None:
         """Store a decision; one that repeats what the last look found, and leads to nothing, is not news."""
