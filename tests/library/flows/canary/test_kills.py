@@ -18,6 +18,7 @@ from flywheel_ml.monitoring.policy import decisions
 from flywheel_ml.utils.errors import ProjectError
 from library.flows.canary.conftest import Canary
 from library.helpers import project
+from library.helpers.project import PROJECT
 
 
 class Killed(BaseException):
@@ -211,6 +212,22 @@ def test_registry_that_is_away_holds_and_serving_continues(canary: Canary) -> No
     assert found.reason.startswith("the registry is unavailable, servers continue unchanged, the next look continues: ")
     assert "\n" not in found.reason
     assert serving_folder.read_routing(there.serving_folder) == before
+    canary.settings = there
+    assert canary.look().action == "advance"
+
+
+def test_log_that_is_away_holds(canary: Canary) -> None:
+    canary.start().send()
+    there = canary.settings
+    canary.settings = there.model_copy(update={"prediction_log": "postgresql://me:secret@127.0.0.1:9/log"})
+    found = canary.look()
+    assert (found.action, found.is_over) == ("hold", False)
+    assert found.reason.startswith("the prediction log is unavailable, the next look continues: ")
+    assert "\n" not in found.reason
+    assert "secret" not in found.reason
+    assert controller.inspect(PROJECT, canary.settings, canary.params).reason == found.reason
+    with pytest.raises(ProjectError, match="the prediction log is unavailable"):
+        canary.look(approve=True)
     canary.settings = there
     assert canary.look().action == "advance"
 

@@ -33,7 +33,7 @@ from flywheel_ml.model.registration.registry import CHAMPION, Registry, Version
 from flywheel_ml.model.registration.store import describe_error
 from flywheel_ml.monitoring.policy import decisions
 from flywheel_ml.monitoring.policy.decisions import CanaryAction, CanaryRecord, Outcome
-from flywheel_ml.utils.errors import Busy, ProjectError
+from flywheel_ml.utils.errors import Busy, ConfigError, ProjectError
 from flywheel_ml.utils.formatting import number
 
 NOTHING = "no canary is running"
@@ -41,8 +41,8 @@ OVER = ("promote", "roll back", "expire")
 """Actions that end a ramp."""
 
 
-class RegistryAwayError(ProjectError):
-    """The registry cannot be read or written now."""
+class StoreAwayError(ProjectError):
+    """The registry or the prediction log cannot be used now."""
 
     transient = True
 
@@ -80,7 +80,7 @@ class Look(NamedTuple):
 def look(
     project: Project, settings: Settings, params: Params, approve: bool = False, now: datetime | None = None
 ) -> Look:
-    """Look at the running ramp once, and carry out what is decided; never raises because of a registry that is away.
+    """Look at the running ramp once, and carry out what is decided; holds if the registry or the log is away.
 
     Args:
         project: the project.
@@ -95,7 +95,7 @@ def look(
     try:
         with lock_project(run_state.FOLDER, "canary"):
             return _Controller(project, settings, params, now or datetime.now(UTC)).look(approve)
-    except (Busy, RegistryAwayError) as error:
+    except (Busy, StoreAwayError) as error:
         if approve:
             raise
         return Look("hold", str(error))
@@ -105,7 +105,7 @@ def inspect(project: Project, settings: Settings, params: Params, now: datetime 
     """Count and decide like `look`, but change and store nothing."""
     try:
         return _Controller(project, settings, params, now or datetime.now(UTC)).inspect()
-    except RegistryAwayError as error:
+    except StoreAwayError as error:
         return Look("hold", str(error))
 
 
@@ -147,7 +147,7 @@ class _Controller:
         try:
             registry = Registry.open(self._settings, name, self._project)
         except Exception as error:
-            raise RegistryAwayError(self._describe_outage(error)) from error
+            raise StoreAwayError(self._describe_outage(error)) from error
         return registry, registry.find_alias(CHAMPION), rollout.read_plan(registry)
 
     @contextmanager
@@ -158,7 +158,7 @@ class _Controller:
         except ProjectError:
             raise
         except Exception as error:
-            raise RegistryAwayError(self._describe_outage(error)) from error
+            raise StoreAwayError(self._describe_outage(error)) from error
 
     def _describe_outage(self, error: Exception) -> str:
         reason = describe_error(error, self._settings)
@@ -175,7 +175,11 @@ class _Controller:
         horizon_us = self._params.monitor.label_horizon_us
         reader = ExperimentReader(self._settings.prediction_log, label_horizon_us=horizon_us)
         spans = list(ramp.list_spans(datetime.fromisoformat(routing.updated_at), self._now))
-        evidence = read_evidence(reader, spans, models, ramp.plan)
+        try:
+            evidence = read_evidence(reader, spans, models, ramp.plan)
+        except ConfigError as error:
+            reason = " ".join(str(error).split())
+            raise StoreAwayError(f"the prediction log is unavailable, the next look continues: {reason}") from None
         decision = decide(evidence, ramp.plan, ramp.measure_days(self._now))
         if decision.action == "hold" and spans[-1].until_us <= spans[-1].since_us:
             reason = f"step {decision.step} has just begun; its rows count after {number(ramp.settle_seconds)} s"
