@@ -106,6 +106,24 @@ def test_errors_of_a_canary_never_wait_and_stop_no_later_rollback(params: Params
     assert decide(degraded, [record], policy_params, at, digest)[0].action == "roll back"
 
 
+def test_errors_of_a_canary_lead_to_one_retraining(params: Params, result: Result) -> None:
+    policy_params = PolicyParams(canary_errors="retrain", windows=2)
+    seen, history = observe(result, params, None, "9 of 9 failed"), list[Record]()
+    for hour in range(6):
+        at = result.at + timedelta(hours=hour)
+        found = decide(seen, history, policy_params, at, result.model.digest)
+        facts = {
+            "id": str(hour),
+            "at": at,
+            "model": "m",
+            "digest": result.model.digest,
+            "source": "s",
+            "process": "1@h",
+        }
+        history.append(Record(**facts, observations=seen, decisions=found))
+    assert [one.decisions[0].action for one in history] == ["alert", "retrain", *["alert"] * 4]
+
+
 def test_unknown_action_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"policy: canary_errors: no such action; did you mean 'roll back'\?"):
         config_model.parse({"canary_errors": "rollback"}, PolicyParams, name="policy")

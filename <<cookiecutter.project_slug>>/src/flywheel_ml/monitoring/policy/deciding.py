@@ -11,8 +11,8 @@ from flywheel_ml.utils import config_model, formatting
 
 State = Literal["present", "absent", "unknown"]
 IMMEDIATE: tuple[Finding, ...] = ("canary_errors",)
-"""Findings that lead to their action in the first window, and again in each later one: a canary that raises errors
-costs answers. Their rollback ends the canary, and the champion stays, so it does not count for its cool-down."""
+"""Findings that are rolled back in the first window, and again in each later one: a canary that raises errors costs
+answers. Their rollback ends the canary, and the champion stays, so it does not count for its cool-down."""
 
 
 class Observation(config_model.StrictModel):
@@ -92,7 +92,8 @@ def decide(
 
     `retrain` and `roll back` wait for the finding in `policy.windows` consecutive windows of the same model, and are
     decided once: again only after a window without the finding, or another model, and after the cool-down. Windows
-    that cannot say count neither way. Meanwhile the finding leads to an alert. Findings of `IMMEDIATE` never wait.
+    that cannot say count neither way. Meanwhile the finding leads to an alert. A rollback for a finding of `IMMEDIATE`
+    never waits.
 
     Args:
         observations: what the window shows.
@@ -112,20 +113,24 @@ def decide(
         wait = _find_reason_to_wait(one.finding, action, history, policy, now, digest)
         if same := [other.finding for other in found if other.action == action]:
             wait = f"{action} was decided for {same[0]}"
-        reason = wait or f"present in {_needed(one.finding, policy)} window(s) in a row"
+        reason = wait or f"present in {_needed(one.finding, action, policy)} window(s) in a row"
         found.append(Decision(finding=one.finding, action="alert" if wait else action, reason=reason))
     return tuple(found)
 
 
-def _needed(finding: Finding, policy: PolicyParams) -> int:
-    return 1 if finding in IMMEDIATE else policy.windows
+def _is_immediate(finding: Finding, action: Action) -> bool:
+    return finding in IMMEDIATE and action == "roll back"
+
+
+def _needed(finding: Finding, action: Action, policy: PolicyParams) -> int:
+    return 1 if _is_immediate(finding, action) else policy.windows
 
 
 def _find_reason_to_wait(
     finding: Finding, action: Action, history: Sequence[Record], policy: PolicyParams, now: datetime, digest: str
 ) -> str:
     """Return why an action is not due yet; empty if it is."""
-    if finding in IMMEDIATE:
+    if _is_immediate(finding, action):
         return ""
     if _is_decided(finding, action, history, digest):
         return f"{action} was decided; the next one needs a window without the finding first"
@@ -134,12 +139,12 @@ def _find_reason_to_wait(
     if last is not None and now - last < cool_down:
         return f"{action} was decided on {last:%F %R} UTC; the cool-down ends {last + cool_down:%F %R}"
     seen = 1 + _count_consecutive(finding, history, digest)
-    needed = _needed(finding, policy)
+    needed = _needed(finding, action, policy)
     return f"window {seen} of {needed} in a row before {action}" if seen < needed else ""
 
 
 def _counts(made: Decision, action: Action) -> bool:
-    return made.action == action and made.finding not in IMMEDIATE
+    return made.action == action and not _is_immediate(made.finding, made.action)
 
 
 def _is_decided(finding: Finding, action: Action, history: Sequence[Record], digest: str) -> bool:
