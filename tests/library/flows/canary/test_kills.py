@@ -1,5 +1,6 @@
 """A controller that is killed anywhere is completed by the next look, with the same decision; two at once are one."""
 
+import errno
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,20 @@ def test_registry_that_is_away_holds_and_serving_continues(canary: Canary) -> No
     assert "\n" not in found.reason
     assert serving_folder.read_routing(there.serving_folder) == before
     canary.settings = there
+    assert canary.look().action == "advance"
+
+
+def test_full_disk_holds_and_is_named(canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary.start().send()
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "routing.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(serving_folder, "write_routing", fail)
+        found = canary.look()
+    assert (found.action, found.is_over) == ("hold", False)
+    assert found.reason == "'routing.json' cannot be used, the next look continues: No space left on device"
     assert canary.look().action == "advance"
 
 

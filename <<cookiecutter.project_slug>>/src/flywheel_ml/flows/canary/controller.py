@@ -161,6 +161,8 @@ class _Controller:
             raise StoreAwayError(self._describe_outage(error)) from error
 
     def _describe_outage(self, error: Exception) -> str:
+        if isinstance(error, OSError) and error.filename:  # Not of a connection.
+            return f"'{error.filename}' cannot be used, the next look continues: {error.strerror}"
         reason = describe_error(error, self._settings)
         return f"the registry is unavailable, servers continue unchanged, the next look continues: {reason}"
 
