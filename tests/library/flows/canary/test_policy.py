@@ -112,15 +112,17 @@ def test_errors_of_a_canary_lead_to_one_retraining(params: Params, result: Resul
     for hour in range(6):
         at = result.at + timedelta(hours=hour)
         found = decide(seen, history, policy_params, at, result.model.digest)
-        facts = {
-            "id": str(hour),
-            "at": at,
-            "model": "m",
-            "digest": result.model.digest,
-            "source": "s",
-            "process": "1@h",
-        }
-        history.append(Record(**facts, observations=seen, decisions=found))
+        about = Record(
+            id="1",
+            at=at,
+            model="m",
+            digest=result.model.digest,
+            source="s",
+            process="1@h",
+            observations=seen,
+            decisions=found,
+        )
+        history.append(about)
     assert [one.decisions[0].action for one in history] == ["alert", "retrain", *["alert"] * 4]
 
 
