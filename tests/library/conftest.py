@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,19 @@ if TYPE_CHECKING:
 def pytest_configure() -> None:
     """Set the environment variables that the command line sets."""
     os.environ.update(ENVIRONMENT)
+
+
+@pytest.fixture(autouse=True)
+def close_stores() -> Iterator[None]:
+    """Close MLflow's connections after each test.
+
+    MLflow keeps them by address, and that of a local store is relative: a test in another folder would get this one's.
+    """
+    yield
+    for name in ("tracking", "model_registry"):
+        if module := sys.modules.get(f"mlflow.store.{name}.sqlalchemy_store"):
+            for engine in module.SqlAlchemyStore._engine_map.values():
+                engine.dispose()
 
 
 @pytest.fixture(scope="session")
