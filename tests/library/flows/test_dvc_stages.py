@@ -43,7 +43,9 @@ def test_parameters_that_reach_no_stage_rerun_none(finished: Path) -> None:
     ("module", "stages"),
     [
         (f"{project.PACKAGE}/features.py", ["train", "evaluate", "package"]),
-        ("flywheel_ml/model/training/selection.py", ["train", "evaluate", "package"]),
+        pytest.param(
+            "flywheel_ml/model/training/selection.py", ["train", "evaluate", "package"], marks=pytest.mark.full
+        ),
         (f"{project.PACKAGE}/gates.py", []),
         ("flywheel_ml/serving/app.py", []),
     ],

@@ -41,6 +41,8 @@ REAL: dict[str, tuple[Any, str, str]] = {
     "breast cancer": (datasets.load_breast_cancer, "binary", "class"),
     "diabetes": (datasets.load_diabetes, "regression", "progress (after a year)"),
 }
+IN_FULL = ("breast cancer", "diabetes")
+"""Other tests adopt a table of two classes, and one of numbers, too."""
 
 
 @pytest.fixture
@@ -64,7 +66,9 @@ def real(name: str, path: Path) -> tuple[str, str]:
     return task, target
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in IN_FULL else name for name in REAL]
+)
 def test_it_is_trained_served_and_monitored(name: str, here: Path) -> None:
     table = here.parent / f"{name}.csv"
     task, target = real(name, table)

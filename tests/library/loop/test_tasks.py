@@ -45,7 +45,8 @@ TARGETS: dict[str, dict[str, Any]] = {
     "visits": {"type": "integer"},
 }
 
-
+IN_FULL = ("three", "visits")
+"""Others of their tasks run in every suite."""
 STOCKED = ("yes or no", "digits", "price")
 """The targets that are served to stock clients too: two classes, more of them, a number."""
 
@@ -60,7 +61,10 @@ class Made(NamedTuple):
     bundle: Bundle
 
 
-@pytest.fixture(scope="module", params=TARGETS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.full) if name in IN_FULL else name for name in TARGETS],
+)
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, contract: Contract, params: Params
 ) -> Made:

@@ -83,6 +83,7 @@ def test_version_names_the_commit_of_its_branch(retrained: Retrained) -> None:
     assert (int(newest.version), tags["git_commit"], tags["git_dirty"]) == (2, commit, "False")
 
 
+@pytest.mark.full
 def test_refusal_is_one_line_with_the_remedy(retrained: Retrained, tmp_path: Path) -> None:
     path = project.copy(retrained.path, tmp_path / "project", history=True)
     # The state of the branch again: no stage has to run.
