@@ -116,8 +116,8 @@ LOOK = f"""
 import sys
 from datetime import datetime
 from pathlib import Path
-from flywheel_ml.core.canary_params import CanaryParams
-from flywheel_ml.flows.canary import acting, controller
+from flywheel_ml.core.settings import Settings
+from flywheel_ml.flows.canary import controller
 from {project.PACKAGE}.project import PROJECT
 params = PROJECT.load_params(Path(sys.argv[2]))
 found = controller.look(PROJECT, Settings.read(), params, now=datetime.fromisoformat(sys.argv[1]))

@@ -271,7 +271,7 @@ def test_overload_is_rejected_immediately_and_recovers(guarded_server: Server, e
     assert all(head.startswith(b"http/1.1 503") and b"\r\nretry-after: 1\r\n" in head for head, _ in refused)
     assert max(seconds for _, seconds in answers) < SOON
     # The last hundredth belongs to whatever else runs here, the crowd itself among it.
-    assert sorted(seconds for _, seconds in refused)[len(refused) * 99 // 100] < 0.05
+    assert sorted(seconds for _, seconds in refused)[len(refused) * 99 // 100] < 0.2
     left = time.monotonic()
     with guarded_server.client() as client:
         assert client.post("/predict", json={"instances": [example]}).status_code == httpx.codes.OK
