@@ -95,6 +95,29 @@ def test_model_with_nan_is_unstable(bundle_path: Path, tmp_path: Path, few: dict
     assert found[0] == "ordinary rows: NaN or infinity as prediction"
 
 
+class OffsetBundle(Bundle):
+    """A bundle whose probabilities of two classes are moved apart."""
+
+    offset = 0.0
+
+    def run(self, inputs: Any) -> np.ndarray:
+        """Run the model and move its probabilities beyond 0 and 1."""
+        is_first = np.arange(len(super().run(inputs))) % 2 == 0
+        return np.stack(
+            [np.where(is_first, 1 + self.offset, -self.offset), np.where(is_first, -self.offset, 1)], axis=1
+        )
+
+
+@pytest.mark.parametrize(("offset", "is_stable"), [(1e-7, True), (0.01, False)])
+def test_probability_outside_its_range_is_unstable_beyond_rounding(
+    bundle_path: Path, few: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch, offset: float, is_stable: bool
+) -> None:
+    """Forests add up probabilities in float32."""
+    monkeypatch.setattr(OffsetBundle, "offset", offset)
+    found = stability.find_unstable(OffsetBundle.open(bundle_path), few)
+    assert ("ordinary rows: a probability outside 0 to 1" not in found) is is_stable
+
+
 def test_model_with_a_missing_operator_does_not_open(bundle_path: Path, tmp_path: Path) -> None:
     folder = ServingFolder(tmp_path, bundle_path)
     folder.add("broken", model=break_model((bundle_path / bundle.MODEL).read_bytes(), "missing operator"))

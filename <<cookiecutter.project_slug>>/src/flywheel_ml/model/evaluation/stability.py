@@ -12,7 +12,8 @@ from flywheel_ml.core.params import GateParams
 from flywheel_ml.model.evaluation.candidate import Candidate, MissingMeasure
 
 ROWS = 20
-SUM_TOLERANCE = 1e-4
+PROBABILITY_TOLERANCE = 1e-4
+"""Forests add up probabilities in float32, which gives 1.0000001 or -1e-8."""
 
 
 def find_unstable(opened: Bundle, columns: Columns) -> tuple[str, ...]:
@@ -72,9 +73,9 @@ def _check(opened: Bundle, columns: Columns, what: str) -> Iterator[str]:
     output = opened.run(opened.encode(columns)).astype(np.float64)
     if not np.isfinite(output).all():
         yield f"{what}: NaN or infinity as prediction"
-    elif opened.manifest.classes and ((output < 0) | (output > 1)).any():
+    elif opened.manifest.classes and ((output < -PROBABILITY_TOLERANCE) | (output > 1 + PROBABILITY_TOLERANCE)).any():
         yield f"{what}: a probability outside 0 to 1"
-    elif opened.manifest.classes and np.abs(output.sum(axis=1) - 1).max() > SUM_TOLERANCE:
+    elif opened.manifest.classes and np.abs(output.sum(axis=1) - 1).max() > PROBABILITY_TOLERANCE:
         yield f"{what}: probabilities that do not add up to 1"
 
 
