@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from flywheel_ml.model.registration.registry import Registry, Version
 
 
+STORES = (
+    ("tracking", "_tracking_service", "TrackingStoreRegistry"),
+    ("model_registry", "_model_registry", "ModelRegistryStoreRegistry"),
+)
+"""Packages of MLflow's two stores, and of the classes that keep them."""
+
+
 def pytest_configure() -> None:
     """Set the environment variables that the command line sets."""
     os.environ.update(ENVIRONMENT)
@@ -38,15 +45,19 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def close_stores() -> Iterator[None]:
-    """Close MLflow's connections after each test.
+    """Let the next test open its own MLflow store.
 
-    MLflow keeps them by address, and that of a local store is relative: a test in another folder would get this one's.
+    MLflow keeps stores by address, that of a local store is relative, and SQLAlchemy makes it absolute only once. So a
+    test in another folder would get the store of the first one.
     """
     yield
-    for name in ("tracking", "model_registry"):
-        if module := sys.modules.get(f"mlflow.store.{name}.sqlalchemy_store"):
+    for store_module, cache_module, cache in STORES:
+        if module := sys.modules.get(f"mlflow.store.{store_module}.sqlalchemy_store"):
             for engine in module.SqlAlchemyStore._engine_map.values():
                 engine.dispose()
+            module.SqlAlchemyStore._engine_map.clear()
+        if module := sys.modules.get(f"mlflow.tracking.{cache_module}.registry"):
+            getattr(module, cache)._get_store_with_resolved_uri.cache_clear()
 
 
 @pytest.fixture(scope="session")
