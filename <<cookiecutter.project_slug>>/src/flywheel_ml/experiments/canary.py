@@ -118,7 +118,7 @@ def list_guards(evidence: Sequence[StepEvidence], plan: CanaryPlan) -> Iterator[
         f"{errors[1]:,} of its {rows(of[1])} failed, {errors[0]:,} of the champion's {of[0]:,}"
         for errors, of in zip(failed, assigned, strict=True)
     ]
-    yield _build_guard("errors", steps, logs, details, budget.errors)
+    yield _build_guard("errors", steps, logs, details, budget.look_errors)
     timed = [at for at, one in enumerate(evidence) if one.champion.latencies and one.challenger.latencies]
     logs = [
         guards.log_latency(np.array((evidence[at].champion.latencies, evidence[at].challenger.latencies)), shares[at])

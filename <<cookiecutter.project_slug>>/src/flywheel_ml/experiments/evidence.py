@@ -29,7 +29,8 @@ class AlphaBudget(config_model.StrictModel):
         worse: to roll back for its loss a challenger that is as good as the champion.
         promote: to promote a challenger whose loss is worse by the margin.
         shadow: to roll back such a good challenger in the shadow step of a randomised comparison.
-        errors: to roll back for errors a challenger that has as many as the champion.
+        errors: to roll back for errors a challenger that has as many as the champion: `look_errors` in the looks at the
+            ramp, and `hourly_errors` in the check of every experiment, which looks at each step for itself.
         latency: to roll back for latency a challenger that is at most 1.5 times slower.
         sample_ratio: to roll back for its number of rows a challenger that is assigned as planned.
     """
@@ -40,6 +41,16 @@ class AlphaBudget(config_model.StrictModel):
     errors: float = Field(default=0.003, gt=0, lt=1)
     latency: float = Field(default=0.003, gt=0, lt=1)
     sample_ratio: float = Field(default=0.001, gt=0, lt=1)
+
+    @property
+    def look_errors(self) -> float:
+        """Part of `errors` that the looks at the ramp may spend."""
+        return self.errors * 2 / 3
+
+    @property
+    def hourly_errors(self) -> float:
+        """Part of `errors` that the hourly check may spend, over all steps."""
+        return self.errors / 3
 
     @property
     def total(self) -> float:

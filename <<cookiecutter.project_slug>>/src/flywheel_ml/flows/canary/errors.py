@@ -33,7 +33,7 @@ def find_failing(settings: Settings, params: Params, now: datetime) -> dict[str,
     """Find the versions of a running experiment that fail too often: version → evidence; None if it cannot be said.
 
     The test is the guard of a canary, over the rows since the last change of routing. Its α is divided equally among
-    the versions.
+    the steps that a canary has, and among the versions.
     """
     try:
         routing = serving_folder.read_routing(settings.serving_folder)
@@ -44,7 +44,8 @@ def find_failing(settings: Settings, params: Params, now: datetime) -> dict[str,
         counted = list(_count(ExperimentReader(settings.prediction_log), routing, span))
     except ProjectError:
         return None
-    threshold = math.log(len(counted) / AlphaBudget().errors)
+    steps = len(params.canary.shares) + 1
+    threshold = math.log(steps * len(counted) / AlphaBudget().hourly_errors) if counted else math.inf
     found = {}
     for version, theirs, ours, share in counted:
         errors, rows = np.array((theirs.errors, ours.errors)), np.array((theirs.rows, ours.rows))
