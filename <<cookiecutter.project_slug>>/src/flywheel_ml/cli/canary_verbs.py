@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from flywheel_ml.cli import canary_terminal
 from flywheel_ml.cli.terminal import console
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.utils.errors import ProjectError
+
+if TYPE_CHECKING:
+    from flywheel_ml.flows.canary.controller import Look
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,7 +43,7 @@ def start(
     else:
         if version and found.plan is not None and found.plan.versions != version:
             raise ProjectError(f"an experiment with version {found.plan.versions} is running; end it first: make abort")
-        canary_terminal.show_look(found)
+        _show(found)
     if watch:
         _watch(ctx, every)
 
@@ -50,7 +53,7 @@ def status(ctx: typer.Context) -> None:
     """Show the running canary, its evidence, and what the next look would decide."""
     from flywheel_ml.flows.canary.controller import inspect
 
-    canary_terminal.show_look(inspect(ctx.obj, Settings.read(), ctx.obj.load_params()))
+    _show(inspect(ctx.obj, Settings.read(), ctx.obj.load_params()))
 
 
 @app.command()
@@ -66,7 +69,7 @@ def step(
         _watch(ctx, every)
         return
     found = look(ctx.obj, Settings.read(), ctx.obj.load_params())
-    canary_terminal.show_look(found)
+    _show(found)
     if found.outcome is not None and not found.outcome.succeeded:
         raise ProjectError(f"canary: {found.action}: {found.outcome.text}")
 
@@ -82,6 +85,13 @@ def approve(ctx: typer.Context) -> None:
         raise ProjectError(f"nothing was approved: {found.reason}")
     if not found.outcome.succeeded:
         raise ProjectError(f"canary: {found.action}: {found.outcome.text}")
+
+
+def _show(found: "Look") -> None:
+    """Show a look; one that found nothing out is an error."""
+    if found.is_unknown:
+        raise ProjectError(found.reason)
+    canary_terminal.show_look(found)
 
 
 def _watch(ctx: typer.Context, seconds: float) -> None:

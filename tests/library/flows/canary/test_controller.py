@@ -1,7 +1,9 @@
 """A ramp goes through all steps or back, and a challenger of any kind ends where it belongs."""
 
+import itertools
 import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,9 @@ from flywheel_ml.flows.canary import controller, starting
 from flywheel_ml.flows.retraining.policy import FILE
 from flywheel_ml.model.registration.registry import CHALLENGER, CHAMPION
 from flywheel_ml.monitoring.policy import decisions
+from flywheel_ml.prediction_log import Reader
+from flywheel_ml.prediction_log.retention.log import Log
+from flywheel_ml.prediction_log.retention.operations import Operation
 from flywheel_ml.utils.errors import ProjectError
 from library.flows.canary.conftest import Canary
 from library.helpers.project import PROJECT
@@ -170,6 +175,38 @@ def test_approval_is_for_the_decision_that_was_seen(canary: Canary) -> None:
     assert describe(canary) == "version 1, version 2 for 50% of the keys"
     assert canary.look(approve=True).action == "roll back"
     assert describe(canary) == "version 1"
+
+
+def test_rollback_that_waits_stays_decided(canary: Canary) -> None:
+    """Later rows that make up for earlier ones would move the test past its first crossing."""
+    canary.with_canary(rollback="approve").start().send(worse=40, better=0)
+    seen = canary.look()
+    assert (seen.action, seen.waits) == ("roll back", True)
+    canary.send(rows=20_000)
+    found = canary.look()
+    assert (found.action, found.waits, found.reason) == ("roll back", True, seen.reason)
+    assert canary.look(approve=True).is_over
+    assert (get_champion(canary), describe(canary)) == ("1", "version 1")
+
+
+def test_rows_that_were_pruned_during_a_canary_hold_it(canary: Canary) -> None:
+    canary.start().send()
+    assert canary.look().action == "advance"
+    ended = canary.ramp.steps[0].until
+    assert ended is not None
+    canary.send(rows=4000)
+    log = Log(canary.settings.prediction_log, Path("spool"), Path("exports"))
+    erased = [row.prediction.id for row in itertools.islice(Reader(log.target).predictions(), 10)]
+    log.change(Operation(kind="delete", ids={"predictions": erased}))
+    assert controller.inspect(PROJECT, canary.settings, canary.params, canary.now).action == "advance"
+    log.change(Operation(kind="prune", until_us=int(ended.timestamp() * 1e6)))
+    found = canary.look()
+    assert (found.action, found.reason) == (
+        "hold",
+        "of the 2,000 rows that an earlier look counted in step shadow, the log has 0 left; "
+        "nothing is decided until the counts are right",
+    )
+    assert describe(canary) == "version 1, version 2 for 5% of the keys"
 
 
 def test_errors_are_rolled_back_unless_the_policy_says_otherwise(canary: Canary) -> None:

@@ -8,7 +8,7 @@ was killed is completed by the next one, with the same decision.
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from flywheel_ml.core.project import Project
 from flywheel_ml.core.serving_folder import Routing
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.experiments.canary import Decision, decide
-from flywheel_ml.experiments.evidence import StepEvidence
+from flywheel_ml.experiments.evidence import CanaryPlan, StepEvidence
 from flywheel_ml.experiments.log_counts import ExperimentReader
 from flywheel_ml.experiments.log_evidence import Models, read_evidence
 from flywheel_ml.experiments.ramp import Ramp
@@ -34,9 +34,11 @@ from flywheel_ml.model.registration.store import describe_error
 from flywheel_ml.monitoring.policy import decisions
 from flywheel_ml.monitoring.policy.decisions import CanaryAction, CanaryRecord, Outcome
 from flywheel_ml.utils.errors import Busy, ConfigError, ProjectError
-from flywheel_ml.utils.formatting import number
+from flywheel_ml.utils.formatting import number, rows
 
 NOTHING = "no canary is running"
+MIN_KEPT_ROWS = 0.99
+"""Share of the counted rows that the log must still have; the rows of a few people may have been erased."""
 OVER = ("promote", "roll back", "expire")
 """Actions that end a ramp."""
 
@@ -70,6 +72,11 @@ class Look(NamedTuple):
     def is_idle(self) -> bool:
         """Whether no experiment is running; false if that is not known."""
         return self.plan is None and self.outcome is None and self.reason == NOTHING
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing could be found out: the registry or the log is away, or another process looks."""
+        return self.plan is None and self.outcome is None and not self.is_idle
 
     @property
     def is_over(self) -> bool:
@@ -183,6 +190,9 @@ class _Controller:
             reason = " ".join(str(error).split())
             raise StoreAwayError(f"the prediction log is unavailable, the next look continues: {reason}") from None
         decision = decide(evidence, ramp.plan, ramp.measure_days(self._now))
+        last = decisions.read(FILE).find_last_canary(ramp.id)
+        if last is not None:
+            decision = _hold_to(last, decision, evidence, ramp.plan)
         if decision.action == "hold" and spans[-1].until_us <= spans[-1].since_us:
             reason = f"step {decision.step} has just begun; its rows count after {number(ramp.settle_seconds)} s"
             decision = decision._replace(action="continue", reason=reason)
@@ -215,7 +225,7 @@ class _Controller:
         """Raise unless the decision waits, and is the one that a person has seen; a new one is stored to be seen."""
         if not decided.waits:
             raise ProjectError(f"nothing waits for an approval: {decided.action}: {decided.reason}")
-        last = next((one for one in reversed(decisions.read(FILE).canaries) if one.ramp == decided.ramp), None)
+        last = decisions.read(FILE).find_last_canary(decided.ramp)
         if last is not None and last.waits and last.action != decided.action:
             self._store(decided)
             raise ProjectError(
@@ -226,7 +236,7 @@ class _Controller:
     def _store(self, record: CanaryRecord) -> None:
         """Store a decision; one that repeats what the last look found, and leads to nothing, is not news."""
         with lock_project(run_state.FOLDER, "decisions", wait_seconds=LOCK_SECONDS):
-            last = next(reversed(decisions.read(FILE).canaries), None)
+            last = decisions.read(FILE).find_last_canary()
             if record.is_due or last is None or _summarise(last) != _summarise(record):
                 decisions.append(FILE, record)
 
@@ -239,6 +249,28 @@ class _Controller:
         with lock_project(run_state.FOLDER, "decisions", wait_seconds=LOCK_SECONDS):
             decisions.append(FILE, outcome)
         return Look(record.action, record.reason, record, plan, outcome=outcome)
+
+
+def _hold_to(last: CanaryRecord, decision: Decision, evidence: Sequence[StepEvidence], plan: CanaryPlan) -> Decision:
+    """Return the decision, unless the last look at the ramp rules it out.
+
+    A rollback that waits for a person stays decided: an anytime-valid test ends when it first rejects. If rows are gone
+    since then, the rest would decide by another sample.
+    """
+    if last.waits and last.action == "roll back":
+        return decision._replace(action="roll back", reason=last.reason)
+    for at, (known, now) in enumerate(zip(last.evidence, evidence, strict=False)):
+        step = plan.steps[now.step]
+        if at == len(evidence) - 1 and step.share is not None:
+            break  # Entities are counted instead of rows as soon as some have come twice.
+        before = int(known["champion"]["rows"] + known["challenger"]["rows"])
+        after = now.champion.rows + now.challenger.rows
+        if after < before * MIN_KEPT_ROWS and decision.action != "expire":
+            gone = (
+                f"of the {rows(before)} that an earlier look counted in step {step.label}, the log has {after:,} left"
+            )
+            return decision._replace(action="hold", reason=f"{gone}; nothing is decided until the counts are right")
+    return decision
 
 
 def _describe_nothing(plan: ExperimentPlan | None, approve: bool) -> Look:

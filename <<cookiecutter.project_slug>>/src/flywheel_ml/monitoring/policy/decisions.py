@@ -109,6 +109,10 @@ class Decisions(NamedTuple):
                     tried = [one for one in self.attempts if (one.record, one.action) == (record.id, decision.action)]
                     yield Pending(record, decision, tried[-1].process if tried else record.process)
 
+    def find_last_canary(self, ramp: str | None = None) -> CanaryRecord | None:
+        """Find the last look, by default at any ramp."""
+        return next((one for one in reversed(self.canaries) if ramp in (None, one.ramp)), None)
+
     def find_pending_canary(self) -> CanaryRecord | None:
         """Find the last look whose action is due and has no outcome."""
         due = (one for one in reversed(self.canaries) if one.is_due)
