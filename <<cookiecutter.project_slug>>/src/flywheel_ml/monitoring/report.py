@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 from markupsafe import Markup
 
 from flywheel_ml.core.bundle import Bundle
@@ -16,6 +15,7 @@ from flywheel_ml.monitoring.reference import Reference
 from flywheel_ml.monitoring.result import Result, Volume
 from flywheel_ml.monitoring.window import Window
 from flywheel_ml.utils import formatting
+from flywheel_ml.utils.html import open_templates
 
 TEMPLATE = "report.html.jinja"
 MAX_PLOTS = 24
@@ -56,13 +56,7 @@ def render_html(result: Result, window: Window, bundle: Bundle, reference: Refer
         bundle: the model, for the descriptions of columns.
         reference: the rows that the window was compared with; the test rows by default.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates(Path(__file__).parent)
     environment.filters |= {"percent": formatting.percent, "number": formatting.number, "minute": formatting.minute}
     before, contract = (reference or Reference.of_test_rows(bundle)).profile, bundle.contract
     drifted, answer = [*result.drift.drifted][:MAX_PLOTS], _prediction_formatter(bundle.contract)

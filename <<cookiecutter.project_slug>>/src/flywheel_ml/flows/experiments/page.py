@@ -5,7 +5,6 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from flywheel_ml.flows.experiments import text
@@ -13,6 +12,7 @@ from flywheel_ml.flows.experiments.result import ArmResult, ExperimentReport
 from flywheel_ml.monitoring import svg
 from flywheel_ml.monitoring.plots import draw_both_widths
 from flywheel_ml.utils import formatting
+from flywheel_ml.utils.html import open_templates
 
 TEMPLATE = "experiment.html.jinja"
 ROW = 46
@@ -22,36 +22,35 @@ FILLED_SHARE = 0.7
 
 def render_page(found: ExperimentReport) -> str:
     """Render the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     known = [arm for arm in found.arms if arm.difference.low is not None]
-    return environment.get_template(TEMPLATE).render(
-        found=found,
-        metric=text.name_metric(found),
-        summary=text.summarise(found),
-        rows=list(text.build_rows(found)),
-        method=text.describe_method(found),
-        slices_note=text.describe_slices(found),
-        forest=draw_both_widths(partial(draw_differences, known, found)) if known else "",
-        histories=[(arm, draw_both_widths(partial(draw_history, arm))) for arm in known if len(_list_known(arm)) > 1],
-        signed=text.signed,
-        interval=text.format_interval,
-        percent=formatting.percent,
-        span=formatting.span,
-        minute=formatting.minute,
-        short=formatting.short_digest,
-        tone={
-            "better": "ok",
-            "worse": "degraded",
-            "not valid": "degraded",
-            "undecided": "drift",
-            "no data": "insufficient",
-        },
+    return (
+        open_templates(Path(__file__).parent)
+        .get_template(TEMPLATE)
+        .render(
+            found=found,
+            metric=text.name_metric(found),
+            summary=text.summarise(found),
+            rows=list(text.build_rows(found)),
+            method=text.describe_method(found),
+            slices_note=text.describe_slices(found),
+            forest=draw_both_widths(partial(draw_differences, known, found)) if known else "",
+            histories=[
+                (arm, draw_both_widths(partial(draw_history, arm))) for arm in known if len(_list_known(arm)) > 1
+            ],
+            signed=text.signed,
+            interval=text.format_interval,
+            percent=formatting.percent,
+            span=formatting.span,
+            minute=formatting.minute,
+            short=formatting.short_digest,
+            tone={
+                "better": "ok",
+                "worse": "degraded",
+                "not valid": "degraded",
+                "undecided": "drift",
+                "no data": "insufficient",
+            },
+        )
     )
 
 

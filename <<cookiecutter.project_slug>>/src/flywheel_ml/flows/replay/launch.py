@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.project import Project
-from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.orchestration import worker
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.replay.params import ReplayParams
 from flywheel_ml.flows.replay.timeline.table import check_can_replay
@@ -22,7 +22,7 @@ from flywheel_ml.utils.files import read_json, replacing
 
 REPORTS = paths.REPORTS / "replay"
 PAGES = ("latest.html", "latest.json", "latest.svg")
-COMMAND = ("-m", "flywheel_ml.flows.orchestration.die_with_parent", "flywheel_ml.flows.replay.worker")
+WORKER = "flywheel_ml.flows.replay.worker"
 
 
 class AdoptedTable(NamedTuple):
@@ -89,22 +89,11 @@ def _adopt(project: Project, folder: Path, table: AdoptedTable) -> None:
 
 
 def _run_worker(project: Project, workspace: Workspace, folder: Path) -> ReplayResult:
-    command = [sys.executable, *COMMAND, project.reference, str(workspace.folder)]
-    process = subprocess.Popen(
-        command, cwd=folder, env=build_environment(folder), stdin=subprocess.PIPE, start_new_session=True
-    )
-    # The worker ends with its standard input, so also when this process is killed; the server ends with the worker.
-    with engine.stop_on_exit(process):
-        process.wait()
+    arguments = (project.reference, str(workspace.folder))
+    status = worker.run_worker(WORKER, arguments, folder, build_environment(folder))
     if not workspace.answer.is_file():
-        raise ProjectError(
-            f"the replay's process ended with status {process.returncode}; its folder is {workspace.folder}"
-        )
-    answer = read_json(workspace.answer)
-    if "error" in answer:
-        error = ProjectError(answer["error"])
-        error.exit_code = answer["exit_code"]
-        raise error
+        raise ProjectError(f"the replay's process ended with status {status}; its folder is {workspace.folder}")
+    worker.read_answer(workspace.answer)
     for name in PAGES:
         with replacing(REPORTS / name) as part:
             shutil.copyfile(workspace.folder / name, part)

@@ -5,8 +5,7 @@ python -m flywheel_ml.flows.orchestration.die_with_parent flywheel_ml.flows.repl
 
 import os
 import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ from rich.console import Console
 
 from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import QUIET, Settings
+from flywheel_ml.flows.orchestration.worker import write_answer
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.replay.workspace import OUTPUT, REQUEST, ReplayRequest, Workspace
 from flywheel_ml.monitoring.replay import page, picture
 from flywheel_ml.monitoring.replay.result import ReplayResult
 from flywheel_ml.utils import config_model
-from flywheel_ml.utils.errors import ProjectError
-from flywheel_ml.utils.files import write_json
 
 
 def main(reference: str, folder: Path) -> None:
@@ -33,24 +31,14 @@ def main(reference: str, folder: Path) -> None:
     """
     os.environ.update(QUIET)
     workspace = Workspace(folder, config_model.load(folder / REQUEST, ReplayRequest))
-    try:
+
+    def work() -> Mapping[str, Any]:
         with _keep_output(folder / OUTPUT) as console:
             result = _replay(import_reference(reference), workspace, Progress(console))
         _write(folder, result)
-        answer: dict[str, Any] = {"done": True}
-    except ProjectError as error:
-        answer = {"error": str(error), "exit_code": error.exit_code}
-    except OSError as error:
-        answer = {"error": f"{error.filename or 'replay'}: {error.strerror or error}", "exit_code": 1}
-    except Exception as error:
-        trace = folder / "last-error.txt"
-        trace.write_text(traceback.format_exc(), encoding="utf-8")
-        text = " ".join(str(error).split())[:300]
-        answer = {
-            "error": f"unexpected {type(error).__name__}: {text}: a bug in this program (see {trace})",
-            "exit_code": 1,
-        }
-    write_json(workspace.answer, answer)
+        return {"done": True}
+
+    write_answer(workspace.answer, "replay", folder / "last-error.txt", work)
 
 
 def _replay(project: Project, workspace: Workspace, progress: Progress) -> ReplayResult:

@@ -67,13 +67,7 @@ def make_request(params: ReplayParams) -> ReplayRequest:
     Raises:
         ConfigError: there is no commit, or its library cannot replay.
     """
-    commit = git.get_commit()
-    if not commit:
-        raise ConfigError(
-            "a replay starts from a commit, and this folder has none; run git init, git add --all and git commit"
-        )
-    if not git.has_path(commit, LIBRARY):
-        raise ConfigError(f"the last commit has no {LIBRARY}; commit the updated library, then replay")
+    commit = git.require_commit("a replay", LIBRARY)
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     return ReplayRequest(id=name, commit=commit, has_edits=git.is_dirty(), params=params)
 
@@ -114,8 +108,7 @@ def make_clone(workspace: Workspace) -> Path:
     git.call_git(*share, "--bare", top, str(origin))
     git.call_git(*share, "--no-checkout", str(origin), str(workspace.clone))
     git.call_git("checkout", "--quiet", "-b", "replay", workspace.request.commit, folder=workspace.clone)
-    for key, value in zip(("user.name", "user.email"), git.get_identity(), strict=True):
-        git.call_git("config", key, value, folder=workspace.clone)
+    git.copy_identity(workspace.clone)
     # Bins of a later model would be knowledge of the future.
     (folder / paths.PROFILE_BINS).unlink(missing_ok=True)
     raw = _find_raw(folder)

@@ -10,26 +10,7 @@ from flywheel_ml.core import paths
 from flywheel_ml.core.settings import PREFIX, Settings
 from flywheel_ml.flows.retraining.request import Request, Workspace
 from flywheel_ml.flows.versioning import dvc_stages, git
-from flywheel_ml.utils.errors import ConfigError
 from flywheel_ml.utils.files import replacing_folder
-
-LIBRARY = "src/flywheel_ml/flows/retraining"
-
-
-def find_commit() -> str:
-    """Return the hash of the current commit, which a retraining starts from.
-
-    Raises:
-        ConfigError: there is no commit, or its library cannot retrain.
-    """
-    commit = git.get_commit()
-    if not commit:
-        raise ConfigError(
-            "retraining starts from a commit, and this folder has none; run git init, git add --all and git commit"
-        )
-    if not git.has_path(commit, LIBRARY):
-        raise ConfigError(f"the last commit has no {LIBRARY}; commit the updated library, then retrain")
-    return commit
 
 
 def make_clone(workspace: Workspace) -> Path:
@@ -46,8 +27,7 @@ def make_clone(workspace: Workspace) -> Path:
         branch, commit = workspace.request.branch, workspace.request.commit
         git.call_git("checkout", "--quiet", "-b", branch, commit, folder=part)
         project = part / inside.strip()
-        for key, value in zip(("user.name", "user.email"), git.get_identity(), strict=True):
-            git.call_git("config", key, value, folder=part)
+        git.copy_identity(part)
         dvc_stages.share_cache(project)
         if paths.PROFILE_BINS.is_file() and not (project / paths.PROFILE_BINS).is_file():
             # Versions with equal bins can be compared by their profiles.

@@ -1,7 +1,5 @@
 """Starts a retraining in a copy of the project, and waits for its result."""
 
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,16 +8,16 @@ from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import run_state
-from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.orchestration import engine, worker
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.retraining import clone
 from flywheel_ml.flows.retraining.request import Interrupted, Request, Workspace, open_workspace
 from flywheel_ml.flows.retraining.steps import RetrainingResult
+from flywheel_ml.flows.versioning import git
 from flywheel_ml.utils import config_model
-from flywheel_ml.utils.errors import ProjectError
-from flywheel_ml.utils.files import read_json
 
-COMMAND = ("-m", "flywheel_ml.flows.orchestration.die_with_parent", "flywheel_ml.flows.retraining.worker")
+LIBRARY = "src/flywheel_ml/flows/retraining"
+WORKER = "flywheel_ml.flows.retraining.worker"
 
 
 def retrain(
@@ -42,7 +40,7 @@ def retrain(
         ProjectError: a step failed.
         Interrupted: the process of the retraining was killed.
     """
-    commit = clone.find_commit()
+    commit = git.require_commit("retraining", LIBRARY)
     asked = Request.make(commit, Contract.load(paths.CONTRACT), as_of, with_log)
     with open_workspace(asked) as workspace, ExitStack() as stack:
         with progress.step("prepare", "flow server and copy of the project") as step:
@@ -56,19 +54,9 @@ def retrain(
 def _run_worker(project: Project, settings: Settings, workspace: Workspace) -> RetrainingResult:
     folder = clone.make_clone(workspace)
     workspace.result.unlink(missing_ok=True)
-    command = [sys.executable, *COMMAND, project.reference, str(workspace.folder), str(Path.cwd())]
-    environment = clone.build_environment(settings, folder)
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE, start_new_session=True)
-    # The worker ends with its standard input, so also when this process is killed.
-    with engine.stop_on_exit(process):
-        process.wait()
+    arguments = (project.reference, str(workspace.folder), str(Path.cwd()))
+    status = worker.run_worker(WORKER, arguments, folder, clone.build_environment(settings, folder))
     if not workspace.result.is_file():
-        raise Interrupted(
-            f"the process of the retraining ended with status {process.returncode}; the same command completes it"
-        )
-    found = read_json(workspace.result)
-    if "error" in found:
-        error = ProjectError(found["error"])
-        error.exit_code = found["exit_code"]
-        raise error
+        raise Interrupted(f"the process of the retraining ended with status {status}; the same command completes it")
+    found = worker.read_answer(workspace.result)
     return config_model.parse(found["result"], RetrainingResult, name=workspace.result.name)

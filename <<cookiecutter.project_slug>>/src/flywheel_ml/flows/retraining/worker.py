@@ -5,8 +5,7 @@ python -m flywheel_ml.flows.orchestration.die_with_parent flywheel_ml.flows.retr
 
 import os
 import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ from flywheel_ml.core.paths import TRACE
 from flywheel_ml.core.project import Project, import_reference
 from flywheel_ml.core.settings import QUIET, Settings
 from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.orchestration.worker import write_answer
 from flywheel_ml.flows.progress import Progress
 from flywheel_ml.flows.retraining.request import REQUEST, Request, Workspace
 from flywheel_ml.flows.retraining.steps import RetrainingContext, RetrainingResult
 from flywheel_ml.utils import config_model
-from flywheel_ml.utils.errors import ProjectError
-from flywheel_ml.utils.files import write_json
 
 NAME = "retraining"
 
@@ -34,22 +32,11 @@ def main(reference: str, folder: Path, source: Path) -> None:
     """
     os.environ.update(QUIET)
     workspace = Workspace(folder, config_model.load(folder / REQUEST, Request))
-    try:
-        found = _retrain(import_reference(reference), workspace, source)
-        content: dict[str, Any] = {"result": found.model_dump(mode="json")}
-    except ProjectError as error:
-        content = {"error": str(error), "exit_code": error.exit_code}
-    except OSError as error:
-        content = {"error": f"{error.filename or 'retraining'}: {error.strerror or error}", "exit_code": 1}
-    except Exception as error:
-        trace = source / TRACE
-        trace.write_text(traceback.format_exc(), encoding="utf-8")
-        text = " ".join(str(error).split())[:300]
-        content = {
-            "error": f"unexpected {type(error).__name__}: {text}: a bug in this program (see {TRACE})",
-            "exit_code": 1,
-        }
-    write_json(workspace.result, content)
+
+    def work() -> Mapping[str, Any]:
+        return {"result": _retrain(import_reference(reference), workspace, source).model_dump(mode="json")}
+
+    write_answer(workspace.result, NAME, source / TRACE, work)
 
 
 def _retrain(project: Project, workspace: Workspace, source: Path) -> RetrainingResult:

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from flywheel_ml.utils.errors import ProjectError
+from flywheel_ml.utils.errors import ConfigError, ProjectError
 from flywheel_ml.utils.process import get_user_name
 
 VERSIONED = (
@@ -25,6 +25,26 @@ VERSIONED = (
 def get_commit() -> str:
     """Return the hash of the current commit."""
     return _run_git("rev-parse", "HEAD").strip()
+
+
+def require_commit(work: str, library: str) -> str:
+    """Return the hash of the current commit, for work in a copy of it.
+
+    Args:
+        work: its name, for errors.
+        library: path of its code, which the copy runs.
+
+    Raises:
+        ConfigError: there is no commit, or it lacks the code.
+    """
+    commit = get_commit()
+    if not commit:
+        raise ConfigError(
+            f"{work} starts from a commit, and this folder has none; run git init, git add --all and git commit"
+        )
+    if not has_path(commit, library):
+        raise ConfigError(f"the last commit has no {library}; commit the updated library, then run it again")
+    return commit
 
 
 def is_dirty() -> bool:
@@ -95,6 +115,12 @@ def get_identity() -> tuple[str, str]:
     """Return name and address for commits: as git is configured, or else the user's name on this machine."""
     name, email = (_run_git("config", key).strip() for key in ("user.name", "user.email"))
     return name or get_user_name(), email or f"{get_user_name()}@localhost"
+
+
+def copy_identity(folder: Path) -> None:
+    """Let commits in another repository have the name and the address of this one's."""
+    for key, value in zip(("user.name", "user.email"), get_identity(), strict=True):
+        call_git("config", key, value, folder=folder)
 
 
 def _run_git(*words: str) -> str:

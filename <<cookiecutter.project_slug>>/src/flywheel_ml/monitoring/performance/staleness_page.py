@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from flywheel_ml.monitoring.performance.staleness import AgedVersion, Staleness
 from flywheel_ml.monitoring.svg import Frame, dot, line, svg, text
 from flywheel_ml.utils import formatting
+from flywheel_ml.utils.html import open_templates
 
 TEMPLATE = "staleness.html.jinja"
 WIDE, NARROW = 920, 340
@@ -18,23 +18,20 @@ MAX_LINES = 6
 
 def render_page(found: Staleness) -> str:
     """Render the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn = [version for version in found.versions if any(w.value is not None for w in version.windows)][:MAX_LINES]
     metric = formatting.METRIC_NAMES[found.metric]
-    return environment.get_template(TEMPLATE).render(
-        found=found,
-        metric=metric,
-        drawn=[(at, version) for at, version in enumerate(drawn)],
-        plots=[(kind, _draw(drawn, found.metric, width)) for kind, width in (("desk", WIDE), ("phone", NARROW))],
-        write=lambda value: "–" if value is None else formatting.metric_value(found.metric, value),
-        day=formatting.day,
-        minute=formatting.minute,
+    return (
+        open_templates(Path(__file__).parent)
+        .get_template(TEMPLATE)
+        .render(
+            found=found,
+            metric=metric,
+            drawn=[(at, version) for at, version in enumerate(drawn)],
+            plots=[(kind, _draw(drawn, found.metric, width)) for kind, width in (("desk", WIDE), ("phone", NARROW))],
+            write=lambda value: "–" if value is None else formatting.metric_value(found.metric, value),
+            day=formatting.day,
+            minute=formatting.minute,
+        )
     )
 
 

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
-
 from flywheel_ml.monitoring.replay import picture, summary
 from flywheel_ml.monitoring.replay.result import Difference, Measured, PeriodResult, ReplayResult, Retrained
 from flywheel_ml.utils import formatting
+from flywheel_ml.utils.html import open_templates
 
 TEMPLATE = "replay.html.jinja"
 TONES = {"helped": "ok", "did not help": "drift", "made it worse": "degraded", "was never in service": "insufficient"}
@@ -49,36 +48,34 @@ class Cost(NamedTuple):
 
 def render_page(result: ReplayResult) -> str:
     """Render the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     finding = summary.judge(result)
-    return environment.get_template(TEMPLATE).render(
-        result=result,
-        metric=formatting.METRIC_NAMES[result.metric],
-        headline=summary.write_headline(result),
-        sentences=list(summary.write_sentences(result)),
-        finding=finding,
-        tone=TONES[finding],
-        tiles=list(_build_tiles(result)),
-        style=picture.read_style(),
-        plots=[
-            (kind, picture.draw(result, width)) for kind, width in (("desk", picture.WIDE), ("phone", picture.NARROW))
-        ],
-        rows=[_build_row(period, result) for period in result.periods],
-        retrainings=[
-            (period.label, period.retrained, _describe_outcome(period.retrained))
-            for period in result.periods
-            if period.retrained
-        ],
-        looks=[(period.label, one) for period in result.periods for one in period.canary],
-        costs=list(_build_costs(result)),
-        facts=list(_build_facts(result)),
-        loss=result.difference.loss if result.difference else "loss",
+    return (
+        open_templates(Path(__file__).parent)
+        .get_template(TEMPLATE)
+        .render(
+            result=result,
+            metric=formatting.METRIC_NAMES[result.metric],
+            headline=summary.write_headline(result),
+            sentences=list(summary.write_sentences(result)),
+            finding=finding,
+            tone=TONES[finding],
+            tiles=list(_build_tiles(result)),
+            style=picture.read_style(),
+            plots=[
+                (kind, picture.draw(result, width))
+                for kind, width in (("desk", picture.WIDE), ("phone", picture.NARROW))
+            ],
+            rows=[_build_row(period, result) for period in result.periods],
+            retrainings=[
+                (period.label, period.retrained, _describe_outcome(period.retrained))
+                for period in result.periods
+                if period.retrained
+            ],
+            looks=[(period.label, one) for period in result.periods for one in period.canary],
+            costs=list(_build_costs(result)),
+            facts=list(_build_facts(result)),
+            loss=result.difference.loss if result.difference else "loss",
+        )
     )
 
 
