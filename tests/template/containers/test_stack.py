@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from containers import base_images, stack_images
 from containers.conftest import CERTIFICATES, build
@@ -63,22 +65,26 @@ def trained(
 @pytest.fixture(scope="module")
 def stack(engine: Engine, trained: Path) -> Iterator[dict[str, int]]:
     """The running stack; returns the port of each service."""
+    with running_stack(engine, trained) as ports:
+        yield ports
+
+
+@contextmanager
+def running_stack(engine: Engine, project: Path) -> Iterator[dict[str, int]]:
+    ports = {name: free_port() for name in PORTS}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in engine.environment.items():
-            patch.setenv(name, value)
-        ports = {name: free_port() for name in PORTS}
-        for name, port in ports.items():
-            patch.setenv(name, str(port))
+        for name, value in {**engine.environment, **ports}.items():
+            patch.setenv(name, str(value))
         if os.geteuid() == 0:
-            subprocess.run(["chown", "--recursive", f"{USER}:{USER}", str(trained)], check=True)
-        (trained / ".env").write_text(
+            subprocess.run(["chown", "--recursive", f"{USER}:{USER}", str(project)], check=True)
+        (project / ".env").write_text(
             f"ML_MAX_INSTANCES={MAX_ROWS}\nML_SERVING_FOLDER=var/serving\n"
         )
         try:
-            make(trained, "stack", f"ARGS={build_options()}")
+            make(project, "stack", f"ARGS={build_options()}")
             yield ports
         finally:
-            make(trained, "unstack", "VOLUMES=1")
+            make(project, "unstack", "VOLUMES=1")
 
 
 def build_options() -> str:
@@ -165,21 +171,44 @@ def test_containers_of_the_stack_are_unprivileged(
         assert host["LogConfig"]["Config"]["max-size"] == "10m"
 
 
-def test_second_stack_shares_nothing_with_the_first(
-    stack: dict[str, int], engine: Engine, trained: Path
+def test_second_project_runs_next_to_the_first(
+    stack: dict[str, int], engine: Engine, trained: Path, tmp_path: Path
 ) -> None:
-    """PostgreSQL of another stack starts next to it, with data of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPOSE_PROJECT_NAME", "another")
-        try:
-            compose(trained, "up", "--detach", "--no-build", "--wait", "postgres")
-            second = {mount["Name"] for mount in volumes_of(engine, compose(trained, "ps", "-q"))}
-        finally:
-            compose(trained, "down", "--volumes")
-    first = {mount["Name"] for mount in volumes_of(engine, compose(trained, "ps", "-q"))}
-    assert second
-    assert first
-    assert second & first == set()
+    """All services of both run at once, and the end of the second one leaves the first alone."""
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    for secret in (other / "var" / "stack").iterdir():
+        secret.unlink()
+    name = read_stack_name(trained)
+    edit(other / "deploy" / "compose.yaml", {f"name: {name}\n": "name: other\n"})
+    before = count_logged(trained)
+    with running_stack(engine, other) as ports:
+        assert set(ports.values()) & set(stack.values()) == set()
+        key = (other / "var" / "stack" / "api_key").read_text()
+        assert key != (trained / "var" / "stack" / "api_key").read_text()
+        with open_client(ports["SERVE_PORT"], key) as serve:
+            wait_until(lambda: serve.get("/readyz").status_code == 200, "the second server serves")
+            body = example_request(serve.get("/openapi.json").json())
+            predict_and_label(serve, body["instances"][0], 10)
+        wait_until(lambda: count_logged(other) == 10, "the second log has the rows")
+        services, seconds = (compose(one, "ps", "--services").split() for one in (trained, other))
+        assert sorted(services) == sorted(seconds)
+        first, second = (volumes_of(engine, compose(one, "ps", "-q")) for one in (trained, other))
+        assert {one["Name"] for one in first} & {one["Name"] for one in second} == set()
+    assert count_logged(trained) == before
+    with open_client(stack["SERVE_PORT"]) as serve:
+        assert serve.get("/readyz").status_code == 200
+
+
+def read_stack_name(project: Path) -> str:
+    content = yaml.safe_load((project / "deploy" / "compose.yaml").read_text())
+    return str(content["name"])
+
+
+def count_logged(project: Path) -> int:
+    query = "select count(*) from predictions"
+    words = ("psql", "--username", "log", "--dbname", "log", "--tuples-only", "--command", query)
+    return int(compose(project, "exec", "-T", "postgres", *words))
 
 
 def volumes_of(engine: Engine, names: str) -> list[dict[str, Any]]:

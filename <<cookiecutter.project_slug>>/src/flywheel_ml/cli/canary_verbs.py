@@ -76,7 +76,7 @@ def step(
 
 @app.command()
 def approve(ctx: typer.Context) -> None:
-    """Carry out the promotion or rollback that waits for a person; it is decided anew first."""
+    """Carry out the promotion or rollback that waits for a person; it is decided again first."""
     from flywheel_ml.flows.canary.controller import look
 
     found = look(ctx.obj, Settings.read(), ctx.obj.load_params(), approve=True)

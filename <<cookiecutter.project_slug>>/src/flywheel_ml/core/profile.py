@@ -108,7 +108,7 @@ class Bins(config_model.StrictModel):
         try:
             return config_model.parse(read_json(path), cls, name=path.name)
         except ValueError:
-            raise ConfigError(f"{path.name} is not valid JSON; delete it, and the bins are chosen anew") from None
+            raise ConfigError(f"{path.name} is not valid JSON; delete it, and new bins are chosen") from None
 
     def text(self) -> str:
         """The bins as canonical JSON."""

@@ -66,7 +66,7 @@ def _check_tuning(facts: Facts, report: Any) -> str:
 
 def _check_aging(_: Facts, report: Any) -> str:
     spans = report["aging"]
-    return "" if len(spans) >= MIN_SPANS else "rows have no times, so the age of a model cannot be told"
+    return "" if len(spans) >= MIN_SPANS else "rows have no times, so the age of a model is unknown"
 
 
 def _pass_gate(name: str, check: Gate) -> Evidence:

@@ -1,7 +1,7 @@
 """Looks at a ramp: counts, decides, stores the decision, carries it out.
 
 The state is in three places. The registry holds the plan and which steps have begun. The prediction log holds the rows,
-which are counted anew at each look. The decisions file holds what is to be done before it is done, so that a look that
+which each look counts again. The decisions file holds what is to be done before it is done, so that a look that
 was killed is completed by the next one, with the same decision.
 """
 
