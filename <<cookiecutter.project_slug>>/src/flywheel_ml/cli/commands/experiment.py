@@ -13,16 +13,14 @@ from flywheel_ml.core.business_metrics import MODEL_LOSS
 from flywheel_ml.core.contract import to_naive_utc
 from flywheel_ml.core.settings import Settings
 
-experiment_app = typer.Typer(
-    no_args_is_help=True, help="Plan an experiment, and report what it shows so far: plan, report."
-)
+app = typer.Typer(no_args_is_help=True, help="Plan an experiment, and report what it shows so far: plan, report.")
 MetricOption = Annotated[
     str, typer.Option(metavar="NAME", help="`loss`, the model's own, or a business metric such as revenue.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-@experiment_app.command("report")
+@app.command("report")
 def experiment_report(
     ctx: typer.Context,
     metric: MetricOption = MODEL_LOSS,
@@ -67,7 +65,7 @@ def experiment_report(
     console.print(f"report: {reporting.FOLDER / found.metric}.html", soft_wrap=True)
 
 
-@experiment_app.command("plan")
+@app.command("plan")
 def experiment_plan(
     ctx: typer.Context,
     effect: Annotated[float, typer.Option(help="Smallest difference that matters, in units of the metric.")],

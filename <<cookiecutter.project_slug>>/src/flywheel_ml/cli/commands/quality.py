@@ -2,18 +2,15 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from flywheel_ml.cli.context import open_registry
 from flywheel_ml.cli.terminal import console
-from flywheel_ml.core import paths
-from flywheel_ml.core.contract import Contract, to_naive_utc
+from flywheel_ml.core.contract import to_naive_utc
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.utils import formatting
-
-if TYPE_CHECKING:
-    from flywheel_ml.model.registration.registry import Registry
 
 MAX_SHOWN_WINDOWS = 10
 
@@ -51,7 +48,7 @@ def skew(
     from flywheel_ml.flows.quality import skew as replay
 
     since_us = int((to_naive_utc(since) - datetime(1970, 1, 1)).total_seconds() * 1e6) if since else 0
-    found = replay.check_skew(ctx.obj, Settings.read(), lambda: _open_registry(ctx), rows, since_us, seed)
+    found = replay.check_skew(ctx.obj, Settings.read(), lambda: open_registry(ctx), rows, since_us, seed)
     for line in replay.describe(found):
         console.print(line, markup=False, soft_wrap=True)
     for one in found.differences[: replay.MAX_LISTED]:
@@ -70,7 +67,7 @@ def staleness(
     """Measure registered versions on newer and newer labelled rows of the raw table, and plot their decay."""
     from flywheel_ml.flows.quality.staleness import FOLDER, measure_staleness
 
-    found = measure_staleness(ctx.obj, _open_registry(ctx), ctx.obj.load_params(), days, versions)
+    found = measure_staleness(ctx.obj, open_registry(ctx), ctx.obj.load_params(), days, versions)
     for name, why in found.skipped.items():
         console.print(f"version {name} was skipped: {why}", markup=False, soft_wrap=True)
     shown = formatting.METRIC_NAMES[found.metric]
@@ -85,9 +82,3 @@ def staleness(
             f"version {version.version}, {shown} by age in days: {', '.join(texts) or 'unknown'}", soft_wrap=True
         )
     console.print(f"report: {FOLDER / 'latest.html'}", soft_wrap=True)
-
-
-def _open_registry(ctx: typer.Context) -> "Registry":
-    from flywheel_ml.model.registration.registry import Registry
-
-    return Registry.open(Settings.read(), Contract.load(paths.CONTRACT).name, ctx.obj)

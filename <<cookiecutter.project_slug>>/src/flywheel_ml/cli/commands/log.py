@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from flywheel_ml.cli.context import open_registry
 from flywheel_ml.cli.terminal import console
-from flywheel_ml.core import paths
-from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.utils import formatting
 from flywheel_ml.utils.errors import ConfigError, ProjectError
 from flywheel_ml.utils.units import format_bytes
 
 if TYPE_CHECKING:
-    from flywheel_ml.model.registration.registry import Registry
     from flywheel_ml.prediction_log.retention.erase import EraseResult
 
-log_app = typer.Typer(no_args_is_help=True, help="Keep the prediction log in bounds: stats, prune, export, erase.")
+app = typer.Typer(no_args_is_help=True, help="Keep the prediction log in bounds: stats, prune, export, erase.")
 
 ServerOption = Annotated[
     str, typer.Option(metavar="URL", help="Server that does the job; needs ML_LOG_KEY. Default: this machine's log.")
@@ -28,7 +26,7 @@ ServerOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-@log_app.command("stats")
+@app.command("stats")
 def log_stats(as_json: JsonOption = False) -> None:
     """Show files, rows, span, bytes, growth per day, and the days until the disk or the limit is full."""
     from flywheel_ml.flows import retention
@@ -51,7 +49,7 @@ def log_stats(as_json: JsonOption = False) -> None:
         console.print(f"[bold]{name:7}[/] {escape(text)}", soft_wrap=True)
 
 
-@log_app.command("prune")
+@app.command("prune")
 def log_prune(
     ctx: typer.Context,
     age: Annotated[str, typer.Option(help="Delete rows older than this, such as 90d. Default: ML_LOG_MAX_AGE.")] = "",
@@ -90,7 +88,7 @@ def log_prune(
     _raise_for([f"{name}: {reason}" for name, reason in done.failures.items()], "pruned")
 
 
-@log_app.command("export")
+@app.command("export")
 def log_export(
     ctx: typer.Context,
     since: Annotated[datetime | None, typer.Option("--from", help="Start of the span, inclusive (UTC).")] = None,
@@ -110,7 +108,7 @@ def log_export(
         done = ExportResult(**_call(settings, server, "export", span))
     else:
         retention.lower_priority()
-        done = retention.export(settings, lambda: _open_registry(ctx, settings), since, until, output)
+        done = retention.export(settings, lambda: open_registry(ctx), since, until, output)
     for name, rows in done.rows.items():
         console.print(f"{formatting.rows(rows)} → {escape(done.folder)}/{escape(name)}", soft_wrap=True)
     if done.untyped:
@@ -120,7 +118,7 @@ def log_export(
         )
 
 
-@log_app.command("erase")
+@app.command("erase")
 def log_erase(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Value of the contract's id column.")],
     server: ServerOption = "",
@@ -166,12 +164,6 @@ def _call(settings: Settings, server: str, kind: str, body: dict[str, Any]) -> A
 
     with console.status(f"{kind} on {server}") as status:
         return call_server(server, settings.log_key.get_secret_value(), kind, body, status.update)
-
-
-def _open_registry(ctx: typer.Context, settings: Settings) -> "Registry":
-    from flywheel_ml.model.registration.registry import Registry
-
-    return Registry.open(settings, Contract.load(paths.CONTRACT).name, ctx.obj)
 
 
 def _format_counts(counts: dict[str, int]) -> str:
