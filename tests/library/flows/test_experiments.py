@@ -14,7 +14,8 @@ import yaml
 from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows import rollout, rollout_status
+from flywheel_ml.flows import rollout
+from flywheel_ml.flows.rollout import audit, status
 from flywheel_ml.model.registration.registry import CHALLENGER, Registry
 from flywheel_ml.prediction_log import Prediction, Writer, new_id, now_us
 from flywheel_ml.utils.errors import GateRefusal, IntegrityError, ProjectError
@@ -90,7 +91,7 @@ def test_several_versions_share_the_traffic_of_one_experiment(
     assert rollout.start_arms(two, settings, [*reversed(SEVERAL)], why="again") == now
     assert rollout.sync(two, settings, why="synced") == now
     assert rollout.describe_routing(now) == "version 1, version 2 for 20% of the keys, version 3 for 30% of the keys"
-    told = [(one.variant, one.version, one.share) for one in rollout_status.list_variant_statuses(now, settings)]
+    told = [(one.variant, one.version, one.share) for one in status.list_variant_statuses(now, settings)]
     assert told == [("champion", "1", 0.5), ("challenger", "2", 0.2), ("challenger", "3", 0.3)]
     assert changes(settings)[-1] == ("challengers 20% + 30%", None, "2, 3")
     assert rollout.abort(two, settings).challengers == ()
@@ -326,12 +327,12 @@ def test_status_counts_each_variant_since_its_start(two: Registry, settings: Set
                 for number, (variant, version) in enumerate(answered)
             ]
         ).result()
-    found = rollout_status.list_variant_statuses(now, settings)
+    found = status.list_variant_statuses(now, settings)
     told = [(one.variant, one.version, one.share, one.tally.rows if one.tally else 0) for one in found]
     assert told == [("champion", "1", 0.75, 2), ("challenger", "2", 0.25, 1), ("fallback", "1", None, 1)]
     assert found[0].tally is not None
     assert (found[0].tally.mean_score, found[0].tally.mean_latency_us) == (0.125, 1000)
-    assert rollout_status.describe_breakers(now, "http://127.0.0.1:1", settings)[0].startswith(
+    assert status.describe_breakers(now, "http://127.0.0.1:1", settings)[0].startswith(
         "unknown: http://127.0.0.1:1 does not answer"
     )
 
@@ -363,18 +364,15 @@ CUTS = [
             "Registry.set_challenger",
             "Registry.set_plan",
             "serving_folder.write_routing",
-            "rollout._append_audit_entry",
+            "audit.append_entry",
         )
     ),
     *(
         Cut(rollout.abort, start, at)
-        for at in ("Registry.set_plan", "serving_folder.write_routing", "rollout._append_audit_entry")
+        for at in ("Registry.set_plan", "serving_folder.write_routing", "audit.append_entry")
     ),
-    *(
-        Cut(promote, start, at)
-        for at in ("Registry.set_plan", "serving_folder.write_routing", "rollout._append_audit_entry")
-    ),
-    *(Cut(rollout.rollback, promote, at) for at in ("serving_folder.write_routing", "rollout._append_audit_entry")),
+    *(Cut(promote, start, at) for at in ("Registry.set_plan", "serving_folder.write_routing", "audit.append_entry")),
+    *(Cut(rollout.rollback, promote, at) for at in ("serving_folder.write_routing", "audit.append_entry")),
 ]
 BEFORE, BESIDE, AFTER = "version 1", "version 1, version 2 for 10% of the keys", "version 2"
 ENDS: dict[Verb, tuple[str, str, str | None, list[str]]] = {
@@ -398,16 +396,16 @@ def test_interrupted_verb_keeps_serving_and_repeat_completes_it(
 
     def kill(*arguments: Any, **_: Any) -> None:
         # The audit entry of an earlier change is not a step of this one.
-        if name != "_append_audit_entry" or arguments[1].updated_at != pointer:
+        if name != "append_entry" or arguments[1].updated_at != pointer:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr({"Registry": Registry, "serving_folder": serving_folder, "rollout": rollout}[owner], name, kill)
+        patch.setattr({"Registry": Registry, "serving_folder": serving_folder, "audit": audit}[owner], name, kill)
         with pytest.raises(Killed):
             cut.verb(two, settings)
     after, champion_then, plan, whats = ENDS[cut.verb]
     assert rollout.describe_routing(serving_folder.read_routing(settings.serving_folder)) == (
-        after if name == "_append_audit_entry" else before
+        after if name == "append_entry" else before
     )
     assert serving(folder) in {"1", "2"}
 

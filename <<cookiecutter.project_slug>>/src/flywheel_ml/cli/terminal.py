@@ -33,11 +33,12 @@ console = Console(highlight=False)
 
 def show_rollout_status(now: "Routing", server: str, settings: Settings) -> None:
     """Print share and statistics of each variant, and the state of the circuit breaker."""
-    from flywheel_ml.flows import rollout, rollout_status
+    from flywheel_ml.flows import rollout
+    from flywheel_ml.flows.rollout import status
 
     table = Table("variant", "version", "digest", "share", "since (UTC)", "rows", "mean score", "ms", "last row")
     table.box, table.header_style = None, "bold"
-    found = rollout_status.list_variant_statuses(now, settings)
+    found = status.list_variant_statuses(now, settings)
     for one in found:
         tally, cells = one.tally, ["0", "", "", ""]
         if tally:
@@ -57,7 +58,7 @@ def show_rollout_status(now: "Routing", server: str, settings: Settings) -> None
             f"{formatting.rows(rows_without_digest)} of these were logged before digests; counted by version alone",
             soft_wrap=True,
         )
-    for state in rollout_status.describe_breakers(now, server, settings):
+    for state in status.describe_breakers(now, server, settings):
         console.print(f"breaker: {escape(state)}", soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from flywheel_ml.flows import rollout
 from flywheel_ml.flows.canary import acting, controller
 from flywheel_ml.flows.orchestration.engine import lock_project
 from flywheel_ml.flows.retraining.policy import FILE
+from flywheel_ml.flows.rollout import changes, serving
 from flywheel_ml.flows.run_state import FOLDER
 from flywheel_ml.model.registration.registry import CHAMPION, Registry
 from flywheel_ml.monitoring.policy import decisions
@@ -45,9 +46,9 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch, Callable[..., Any]], None]] = {
     "decided": lambda patch, kill: patch.setattr(acting, "act", kill),
     "rejected": lambda patch, kill: patch.setattr(rollout, "abort", kill),
     "planned": lambda patch, kill: patch.setattr(Registry, "set_plan", kill),
-    "alias": lambda patch, kill: patch.setattr(rollout, "_set_serving_champion", kill),
+    "alias": lambda patch, kill: patch.setattr(changes, "serve_champion", kill),
     "routed": lambda patch, kill: patch.setattr(serving_folder, "write_routing", kill),
-    "audited": lambda patch, kill: patch.setattr(rollout, "_prune", kill),
+    "audited": lambda patch, kill: patch.setattr(serving, "prune_bundles", kill),
     "done": lambda patch, kill: patch.setattr(controller, "Outcome", kill),
 }
 """Just before each write of a look: nothing after it happens."""
