@@ -211,14 +211,11 @@ def test_versions_are_shown_and_an_unknown_one_is_refused_by_name(say: Say, fini
     assert say("rollout", "rollback").errors.startswith("error: ")
 
 
-@pytest.mark.parametrize("verb", ["start", "status", "step", "approve"])
-def test_canary_without_its_registry_is_an_error(
-    say: Say, finished: Path, monkeypatch: pytest.MonkeyPatch, verb: str
-) -> None:
-    monkeypatch.setenv("ML_TRACKING_URI", "http://127.0.0.1:9")
-    told = say("canary", verb)
-    assert (told.status, told.output, told.errors.count("\n")) == (1, "", 1)
-    assert told.errors.startswith("error: the registry is unavailable, servers continue unchanged")
+@pytest.mark.parametrize("verb", ["start", "step"])
+def test_canary_without_its_registry_is_an_error(finished: Path, verb: str) -> None:
+    done = project.cli(finished, "canary", verb, ML_TRACKING_URI="http://127.0.0.1:9")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("error: the registry is unavailable, servers continue unchanged")
 
 
 def test_a_logged_prediction_is_explained_in_a_table_and_in_json(say: Say, finished: Path, contract: Contract) -> None:

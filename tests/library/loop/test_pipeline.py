@@ -55,6 +55,7 @@ def test_a_run_elsewhere_in_another_world_gives_every_byte_again(
     assert_same_results(trained_project.path, other)
 
 
+@pytest.mark.full
 def test_a_linear_model_too_is_equal_in_every_byte(finished: Path, tmp_path: Path) -> None:
     linear = LINEAR[Contract.load(paths.CONTRACT).task]
     project.set_params(finished, {"train": {"estimator": linear}})
