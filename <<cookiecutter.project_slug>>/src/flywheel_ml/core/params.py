@@ -204,7 +204,7 @@ class TuneParams(config_model.StrictModel):
 
 
 class CostParams(config_model.StrictModel):
-    """Cost of each kind of error; the decision threshold minimises the total on the validation rows."""
+    """Cost of each kind of error; the decision threshold minimises the total on out-of-fold rows."""
 
     false_positive: float = Field(default=1.0, gt=0)
     false_negative: float = Field(default=1.0, gt=0)

@@ -16,6 +16,7 @@ from flywheel_ml.flows.alerting import open_sinks
 from flywheel_ml.flows.bundles import find_logged, open_champion, open_version
 from flywheel_ml.flows.canary.errors import build_rule
 from flywheel_ml.flows.orchestration import engine
+from flywheel_ml.flows.retraining.age import build_age_rule
 from flywheel_ml.flows.retraining.policy import silence
 from flywheel_ml.monitoring.alerting.notify import notify
 from flywheel_ml.monitoring.alerting.outbox import LIVE
@@ -90,8 +91,8 @@ def monitor_window(
         open_champion(project, settings) if version is None else (version, open_version(project, settings, version))
     )
     rows, compared, others = _read(project, settings, params, query, ModelKey(number, opened.digest), opened)
-    errors = (build_rule(settings, params),) if source is None else ()
-    rules = silence((*import_reference(project.alerts), *errors), params.policy)
+    own = (build_rule(settings, params), build_age_rule(settings, params)) if source is None else ()
+    rules = silence((*import_reference(project.alerts), *own), params.policy)
     found = engine.task(
         "monitor",
         monitor,

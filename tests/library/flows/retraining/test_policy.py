@@ -12,11 +12,12 @@ import pytest
 from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import MANIFEST, Bundle
 from flywheel_ml.core.params import Params
-from flywheel_ml.core.retraining_params import PolicyParams
+from flywheel_ml.core.retraining_params import Action, PolicyParams
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.flows import rollout
-from flywheel_ml.flows.retraining import policy
+from flywheel_ml.flows.retraining import age, policy
 from flywheel_ml.model.registration.registry import Registry
+from flywheel_ml.monitoring.alerting.rules import build_alerts, can_end
 from flywheel_ml.monitoring.alerts import Finding
 from flywheel_ml.monitoring.policy import decisions
 from flywheel_ml.monitoring.policy.deciding import decide
@@ -164,7 +165,7 @@ def test_age_of_the_served_champion_makes_it_stale(
     tmp_path: Path, bundle_path: Path, params: Params, result: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert policy.find_age(Settings(), result.at) is None
+    assert age.find_age(Settings(), result.at) is None
     ref = serving_folder.BundleRef(version="7", digest=sha256_file(bundle_path / MANIFEST))
     folder = serving_folder.bundle_folder(Settings().serving_folder, ref)
     shutil.copytree(bundle_path, folder)
@@ -172,11 +173,20 @@ def test_age_of_the_served_champion_makes_it_stale(
     (folder / "lineage.json").write_text(f'{{"trained_at": "{trained}"}}')
     now = serving_folder.Routing(name="small", champion=ref, updated_at=trained)
     serving_folder.write_routing(Settings().serving_folder, now)
-    assert policy.find_age(Settings(), result.at) == timedelta(days=40)
+    assert age.find_age(Settings(), result.at) == timedelta(days=40)
     limited = with_policy(params, PolicyParams(max_model_age_days=30.0))
     record = policy.apply_policy(PROJECT, Settings(), limited, result).record
     stale = next(one for one in record.observations if one.finding == "stale_model")
     assert (stale.state, stale.evidence) == ("present", "trained 40.0 days ago, at most 30")
+
+    def raised(action: Action, days: float) -> list[tuple[str, str]]:
+        chosen = PolicyParams(stale_model=action, max_model_age_days=days)
+        own = age.build_age_rule(Settings(), with_policy(params, chosen))
+        return [(one.rule, one.evidence) for one in build_alerts(result, policy.silence((own,), chosen))]
+
+    assert raised("alert", 30.0) == raised("retrain", 30.0) == [("model-age", stale.evidence)]
+    assert raised("none", 30.0) == raised("alert", 41.0) == []
+    assert can_end(result, "model-age")
 
 
 def test_finding_that_is_mapped_to_none_raises_no_alert(result: Result) -> None:

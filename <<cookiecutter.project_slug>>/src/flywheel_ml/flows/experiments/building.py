@@ -284,6 +284,8 @@ def _list_notes(timeline: Timeline, evidence: Sequence[PeriodEvidence], question
         yield "Entities have several rows, so each entity counts once in each period, with the mean of its rows."
     if any(one.period.is_shadow for one in evidence) and question.metric == MODEL_LOSS:
         yield "A shadow is compared row by row, on the labelled rows that both models answered."
+        if not all(one.period.is_shadow for one in evidence):
+            yield "A canary with the comparison `paired` decides by its shadow alone; here, later shares count too."
     if question.missing_as_zero:
         yield f"A row without a value of {question.metric} counts as 0, also if its value has not arrived yet."
     elif question.metric != MODEL_LOSS:

@@ -4,10 +4,10 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from flywheel_ml.core import bundle, paths, serving_folder
+from flywheel_ml.core import paths
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.project import Project
@@ -17,6 +17,7 @@ from flywheel_ml.flows import run_state
 from flywheel_ml.flows.canary.errors import ERRORS_ANCHOR, find_errors, find_failing
 from flywheel_ml.flows.orchestration.engine import lock_project
 from flywheel_ml.flows.progress import Progress
+from flywheel_ml.flows.retraining.age import AGE_ANCHOR, find_age
 from flywheel_ml.flows.retraining.request import Interrupted
 from flywheel_ml.monitoring import alerts
 from flywheel_ml.monitoring.alerting.delivery import AlertError
@@ -26,7 +27,6 @@ from flywheel_ml.monitoring.policy.decisions import Attempt, Outcome, Pending
 from flywheel_ml.monitoring.result import Result
 from flywheel_ml.monitoring.run import MonitoringRun
 from flywheel_ml.utils.errors import ProjectError
-from flywheel_ml.utils.files import read_json
 from flywheel_ml.utils.process import is_alive
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _ANCHORS: dict[str, tuple[Finding, ...]] = {
     "degraded-quality": ("degraded_quality",),
     "contract-violations": ("contract_violations",),
     ERRORS_ANCHOR: ("canary_errors",),
+    AGE_ANCHOR: ("stale_model",),
 }
 """Section of the runbook that an alert names → the findings that it is about."""
 
@@ -125,18 +126,6 @@ def silence(rules: Sequence[alerts.Rule], policy: PolicyParams) -> tuple[alerts.
         return bool(about) and all(policy.get_action(finding) == "none" for finding in about)
 
     return tuple(map(wrap, rules))
-
-
-def find_age(settings: Settings, now: datetime) -> timedelta | None:
-    """Find the time since the served champion was trained; None if it is not known."""
-    try:
-        champion = serving_folder.read_routing(settings.serving_folder).champion
-        if champion is None:
-            return None
-        lineage = serving_folder.bundle_folder(settings.serving_folder, champion) / bundle.LINEAGE
-        return now - datetime.fromisoformat(read_json(lineage)["trained_at"])
-    except (ProjectError, OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _carry_out(project: Project, settings: Settings, params: Params, due: Sequence[Pending]) -> Iterator[Outcome]:

@@ -12,7 +12,9 @@ Severity = Literal["critical", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")
 MAX_TEXT = 2000
 """Maximum number of characters of a text in an alert."""
-INSUFFICIENT, QUALITY, EXPERIMENT_ERRORS = "insufficient-data", "degraded-quality", "experiment-errors"
+INSUFFICIENT, QUALITY = "insufficient-data", "degraded-quality"
+EXPERIMENT_ERRORS, MODEL_AGE = "experiment-errors", "model-age"
+"""Rules that do not depend on the rows of the window."""
 
 
 class Alert(config_model.StrictModel):
@@ -95,10 +97,10 @@ def build_alerts(result: Result, rules: Sequence[Rule]) -> tuple[Alert, ...]:
 def can_end(result: Result, rule: str) -> bool:
     """Whether the absence of a finding in this result means that the rule's condition ended.
 
-    A window with too few rows ends nothing but the alert about too few rows, and that about an experiment, which does
-    not depend on the window. A window with too few labels says nothing about quality.
+    A window with too few rows ends nothing but the alert about too few rows, and those that do not depend on the
+    window. A window with too few labels says nothing about quality.
     """
-    if rule in (INSUFFICIENT, EXPERIMENT_ERRORS):
+    if rule in (INSUFFICIENT, EXPERIMENT_ERRORS, MODEL_AGE):
         return True
     if rule == QUALITY and result.quality.verdict == "insufficient data":
         return False

@@ -72,12 +72,15 @@ def _observe(result: Result, policy: PolicyParams, age: timedelta | None) -> Ite
     yield _make("degraded_quality", quality.verdict == "degraded", is_judged, quality.reason)
     broken = ", ".join(f"{one.column}: {formatting.rows(one.rows)} {one.rule}" for one in result.violations[:5])
     yield _make("contract_violations", bool(result.violations), result.volume.rows > 0, broken)
-    limit = policy.max_model_age_days
-    if limit is not None and age is not None:
-        days = age / timedelta(days=1)
-        yield _make("stale_model", days > limit, True, f"trained {days:.1f} days ago, at most {limit:g}")
-    else:
-        yield _make("stale_model", False, False, "")
+    is_known = age is not None and policy.max_model_age_days is not None
+    too_old = "" if age is None else describe_age(age, policy)
+    yield _make("stale_model", bool(too_old), is_known, too_old)
+
+
+def describe_age(age: timedelta, policy: PolicyParams) -> str:
+    """Describe the age of a model that is older than the policy allows; empty if it is not."""
+    limit, days = policy.max_model_age_days, age / timedelta(days=1)
+    return f"trained {days:.1f} days ago, at most {limit:g}" if limit is not None and days > limit else ""
 
 
 def _make(finding: Finding, is_present: bool, is_known: bool, evidence: str) -> Observation:
