@@ -126,6 +126,9 @@ def test_an_edited_raw_table_is_recorded_and_said(finished: Path) -> None:
     assert training.provide_raw_data(PROJECT, project.RAW) == "data/raw/table.parquet changed: recorded with DVC"
     assert pointer.read_text() != before
     assert dvc_stages.is_outdated()
+    outdated = dvc_stages.list_outdated()
+    assert {*dvc_stages.read_stages()} <= {*outdated}, "reports of later stages are about the former rows"
+    assert outdated["evaluate"].endswith(" would run again")
 
 
 def test_a_deleted_raw_table_is_restored_as_it_was(finished: Path) -> None:

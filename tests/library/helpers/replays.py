@@ -26,6 +26,7 @@ class Month(NamedTuple):
     version: str = "1"
     retrained: str = ""
     refusal: str = ""
+    error: str = ""
     promoted: str = ""
     rows: int = 28_000
     drifted: tuple[str, ...] = ("temp", "dewp")
@@ -93,6 +94,7 @@ def _make_period(at: int, month: Month) -> PeriodResult:
         drifted=month.drifted,
         decided=tuple(Decided(finding="drift", action="retrain", reason="present") for _ in month.drifted[:1]),
         retrained=retrained,
+        retraining_error=month.error,
         canary=tuple(looks if month.promoted else ()),
         promoted=month.promoted or None,
         seconds={**SECONDS, **({"retrain": 24.0} if month.retrained else {})},

@@ -19,6 +19,8 @@ def _verify_schema(facts: Facts) -> Finding:
     report, ingested = facts.pipeline.reports.get(path), facts.pipeline.reports.get("reports/ingest.json")
     if report is None or ingested is None:
         return Finding(False, f"{path} is missing or damaged", path)
+    if outdated := facts.pipeline.outdated.get("ingest"):
+        return Finding(False, f"stage ingest is out of date ({outdated})", path, report.at)
     if report.content.get("columns") != ingested.content.get("columns"):
         return Finding(False, "the upstream schema was not compared since the last ingest", path, report.at)
     changed = [name for kind in ("added", "removed", "retyped") for name in report.content.get(kind) or ()]

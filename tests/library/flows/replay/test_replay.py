@@ -203,11 +203,21 @@ def test_adopted_table_is_replayed(refused: Replayed, tmp_path: Path) -> None:
     project.commit(path, "Files that adopting changes")
     before = hash_project(path)
     generator_rows = rows.make_table(Contract.load(path / paths.CONTRACT), 2400)
+    sold_at = pl.col("scheduled_departure")
+    is_last = sold_at > sold_at.quantile(0.9)
     generator_rows.select(
-        pl.col("scheduled_departure").alias("sold_at"), pl.col("distance").alias("price"), "carrier", "late"
+        sold_at.alias("sold_at"),
+        pl.when(is_last).then(1e6).otherwise(pl.col("distance")).alias("price"),
+        pl.when(is_last).then(pl.lit("NEW")).otherwise(pl.col("carrier")).alias("carrier"),
+        "late",
     ).write_csv(shop)
     done = run(path, "--data", str(shop), "--target", "late")
     assert done.returncode == 0, done.stderr + done.stdout
     found = read_json(path / launch.REPORTS / "latest.json")
     assert (found["name"], len(found["periods"])) == ("shop", 3)
     assert hash_project(path) == before
+    (contract,) = (path / workspace.FOLDER).glob(f"*/{workspace.CLONE}/{paths.CONTRACT}")
+    assert "NEW" not in contract.read_text(), "the first model's contract knows the last months"
+    last = found["periods"][2]
+    assert last["rejected"] > found["periods"][0]["rejected"]
+    assert "price" in last["rejection"]

@@ -11,6 +11,8 @@ BETTER, WORSE, EQUAL = (-0.004, -0.006, -0.002), (0.004, 0.002, 0.006), (-0.0001
 PROMOTED = (Month(retrained="2", promoted="2"), Month(0.66, 0.67, "2"))
 REFUSED = (Month(retrained="2", refusal="minimum score: ROC AUC 0.5"), Month(retrained="3", refusal="worse"))
 UNFINISHED = (Month(), Month(retrained="2"))
+FAILED = (Month(error="stage train failed"), Month(error="stage train failed"))
+UNLABELLED = (Month(retrained="2", promoted="2"), Month(version="2"))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,13 @@ UNFINISHED = (Month(), Month(retrained="2"))
             "Retraining changed nothing: the retrained version did not get into service before the end.",
         ),
         (
+            FAILED,
+            None,
+            "Retraining changed nothing: all 2 retrainings failed, and the first model served throughout: stage train "
+            "failed.",
+        ),
+        (UNLABELLED, None, "A retrained version served, but too few labelled rows show what it changed."),
+        (
             (Month(drifted=()), Month(drifted=())),
             None,
             "Retraining changed nothing: no finding led to a retraining, and the first model served throughout.",
@@ -55,6 +64,14 @@ def test_headline_says_plainly_what_retraining_did(
     result = make_result(months, difference)
     assert summary.write_headline(result) == headline
     assert headline in page.render_page(result)
+
+
+def test_frozen_model_without_any_loss_has_a_page() -> None:
+    """Nothing can be a share of a loss of zero."""
+    result = make_result(PROMOTED, WORSE)
+    assert result.difference is not None
+    result = result.model_copy(update={"difference": result.difference.model_copy(update={"frozen": 0.0})})
+    assert "Retraining made the model worse" in page.render_page(result)
 
 
 def test_page_shows_quality_findings_decisions_versions_and_seconds() -> None:

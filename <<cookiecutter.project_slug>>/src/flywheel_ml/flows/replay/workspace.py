@@ -111,7 +111,7 @@ def make_clone(workspace: Workspace) -> Path:
     git.copy_identity(workspace.clone)
     # Bins of a later model would be knowledge of the future.
     (folder / paths.PROFILE_BINS).unlink(missing_ok=True)
-    raw = _find_raw(folder)
+    raw = find_raw(folder)
     if raw.is_file():
         (folder / raw).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(raw, folder / raw)
@@ -120,7 +120,7 @@ def make_clone(workspace: Workspace) -> Path:
     return folder
 
 
-def _find_raw(folder: Path) -> Path:
+def find_raw(folder: Path) -> Path:
     """Find the path of the raw table; without the project's own classes, which edits may have broken."""
     try:
         content = yaml.safe_load((folder / paths.PARAMS).read_text(encoding="utf-8"))["data"]

@@ -41,10 +41,21 @@ def is_outdated() -> bool:
 
 
 def list_outdated() -> dict[str, str]:
-    """List the stages that would run again, and tracked files that changed: name → the first reason."""
+    """List the stages that would run again, and tracked files that changed: name → the first reason.
+
+    A stage after one of them would run again too, although its own inputs have not changed yet.
+    """
     with _open_repo() as repo:
-        status = repo.status()
-    return {name: _describe_change(changes) for name, changes in status.items()}
+        found = {name: _describe_change(changes) for name, changes in repo.status().items()}
+        graph = repo.index.graph  # From each stage to those that it depends on.
+        waiting = [stage for stage in graph if stage.addressing in found]
+        while waiting:
+            stage = waiting.pop()
+            for later in graph.predecessors(stage):
+                if later.addressing not in found:
+                    found[later.addressing] = f"{stage.addressing} would run again"
+                    waiting.append(later)
+    return found
 
 
 def _describe_change(changes: Any) -> str:

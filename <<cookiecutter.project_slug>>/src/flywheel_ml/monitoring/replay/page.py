@@ -10,7 +10,13 @@ from flywheel_ml.utils import formatting
 from flywheel_ml.utils.html import open_templates
 
 TEMPLATE = "replay.html.jinja"
-TONES = {"helped": "ok", "did not help": "drift", "made it worse": "degraded", "was never in service": "insufficient"}
+TONES = {
+    "helped": "ok",
+    "did not help": "drift",
+    "made it worse": "degraded",
+    "was never in service": "insufficient",
+    "was not measured": "insufficient",
+}
 STEPS = {
     "batch": "batch scoring, by both models",
     "API": "requests to the API",

@@ -6,7 +6,7 @@ from typing import Literal
 from flywheel_ml.monitoring.replay.result import Difference, PeriodResult, ReplayResult
 from flywheel_ml.utils import formatting
 
-Finding = Literal["helped", "did not help", "made it worse", "was never in service"]
+Finding = Literal["helped", "did not help", "made it worse", "was never in service", "was not measured"]
 MAX_NAMES = 3
 
 
@@ -14,7 +14,7 @@ def judge(result: ReplayResult) -> Finding:
     """Judge retraining by the interval of the difference in loss over all rows that a retrained model predicted."""
     found = result.difference
     if found is None or found.low is None or found.high is None:
-        return "was never in service"
+        return "was not measured" if result.promoted else "was never in service"
     if found.high < 0:
         return "helped"
     return "made it worse" if found.low > 0 else "did not help"
@@ -23,6 +23,8 @@ def judge(result: ReplayResult) -> Finding:
 def write_headline(result: ReplayResult) -> str:
     """Write the one sentence that matters."""
     finding, found = judge(result), result.difference
+    if finding == "was not measured":
+        return "A retrained version served, but too few labelled rows show what it changed."
     if finding == "was never in service" or found is None:
         return f"Retraining changed nothing: {_explain_frozen(result)}."
     size, months = _describe_relative(found), _count_periods(result)
@@ -37,7 +39,8 @@ def write_headline(result: ReplayResult) -> str:
 
 def write_sentences(result: ReplayResult) -> Iterator[str]:
     """Write the evidence behind the headline, and what it cost."""
-    if (found := result.difference) is not None and found.low is not None and found.high is not None:
+    found = result.difference
+    if found is not None and found.low is not None and found.high is not None and found.frozen:
         level = f"{100 * result.confidence:.0f}%"
         yield (
             f"The {level} interval of the difference is {signed_percent(found.low / found.frozen)} to "
@@ -120,6 +123,10 @@ def sum_seconds(periods: Sequence[PeriodResult]) -> dict[str, float]:
 
 def _explain_frozen(result: ReplayResult) -> str:
     tried = [period.retrained for period in result.periods if period.retrained]
+    failed = [period.retraining_error for period in result.periods if period.retraining_error]
+    if not tried and failed:
+        many = "the retraining failed" if len(failed) == 1 else f"all {len(failed)} retrainings failed"
+        return f"{many}, and the first model served throughout: {failed[0]}"
     if not tried:
         return "no finding led to a retraining, and the first model served throughout"
     refused = sum(one.role == "refused" for one in tried)

@@ -1,5 +1,6 @@
 """Divides the time of a table into periods, and each period into parts; pure."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -27,7 +28,7 @@ def cut_periods(first: datetime, last: datetime) -> list[Period]:
         first: time of the first row.
         last: time of the last row, later than the first.
     """
-    months = list(_list_months(first, last))
+    months = list(itertools.islice(_list_months(first, last), MAX_MONTHS + 1))
     if MIN_MONTHS <= len(months) <= MAX_MONTHS:
         return months
     step = (last - first) / EQUAL_PERIODS
