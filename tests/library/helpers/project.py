@@ -127,7 +127,7 @@ def start(path: Path, *words: str, stdin: int = subprocess.DEVNULL, **more: str)
 def run(path: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """As `start`, but wait for the end."""
     process = start(path, *words, stdin=subprocess.DEVNULL, **more)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=600)
     return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 

@@ -98,6 +98,7 @@ def test_auto_chooses_boosting_where_columns_interact(params: Params) -> None:
     assert fitted.selection.winner == BOOSTING
 
 
+@pytest.mark.full
 def test_choice_repeats_bit_for_bit(params: Params) -> None:
     contract, table = numbers("multiclass", 300)
     chosen = auto(params, candidates=("logistic_regression", "random_forest"))
