@@ -71,7 +71,7 @@ def produce(stages: Sequence[str], places: Mapping[Path, dict[str, str]]) -> Non
     code = start + "".join(f"import_module({STAGES[name]!r}).main(PROJECT)\n" for name in stages)
     runs = [project.start(place, "-c", code, stdin=subprocess.DEVNULL, **world) for place, world in places.items()]
     for process in runs:
-        errors = process.communicate(timeout=120)[1]
+        errors = process.communicate(timeout=600)[1]
         assert process.returncode == 0, errors
 
 

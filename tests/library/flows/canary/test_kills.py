@@ -254,7 +254,7 @@ def test_processes_killed_and_at_once_act_once(canary: Canary, folder: Path) -> 
     killed = project.run(folder, *words, PYTHONPATH=str(project.AUDIT_HOOK), AUDIT_KILL=r"os.rename:routing\.json")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     looks = [project.start(folder, *words) for _ in range(2)]
-    texts = [one.communicate(timeout=120)[0] for one in looks]
+    texts = [one.communicate(timeout=600)[0] for one in looks]
     assert any(text.startswith("advance version 2 answers 5%") for text in texts), texts
     assert len([one for one in decisions.read(FILE).canaries if one.is_due]) == 1
     now = serving_folder.read_routing(canary.settings.serving_folder)

@@ -61,7 +61,7 @@ def kill_after(path: Path, step: str, kills_worker: bool) -> None:
             os.kill(find_worker(process.pid), signal.SIGKILL)
         else:
             process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
         assert process.returncode != 0
         wait_until(lambda: not any(map(is_alive, started)), 20)
 

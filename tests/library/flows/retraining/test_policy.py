@@ -156,7 +156,7 @@ def test_processes_at_once_decide_one_retraining(folder: Path, result: Result) -
     Path("result.json").write_text(result.to_json())
     processes = [project.start(folder, "-c", DECIDE, stdin=subprocess.DEVNULL) for _ in range(4)]
     for process in processes:
-        assert process.communicate(timeout=120)[1] == ""
+        assert process.communicate(timeout=600)[1] == ""
     made = [one.action for record in decisions.read(policy.FILE).records for one in record.decisions]
     assert sorted(made) == ["alert", "alert", "alert", "retrain"]
 
