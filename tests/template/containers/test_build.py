@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from containers.conftest import PACKAGE, build
@@ -93,11 +94,11 @@ def small_disk(place: Path, size: str) -> Iterator[Path]:
 def test_libraries_come_from_the_index_that_is_given(
     engine: Engine, project: Path, base: bool
 ) -> None:
-    """With the hashes of uv.lock, which was made with another index."""
+    """With the hashes of uv.lock, made with another index; this one names no upload times."""
     lock = (project / "uv.lock").read_text()
     found = re.search(r'registry = "(https[^"]+)"', lock)
     assert found
-    with redirecting_index(found[1]) as (address, asked):
+    with index_without_times(found[1]) as (address, asked):
         build(
             engine, project, "flight-delays:index", "--no-cache", "--build-arg", f"INDEX={address}"
         )
@@ -105,22 +106,27 @@ def test_libraries_come_from_the_index_that_is_given(
 
 
 @contextmanager
-def redirecting_index(upstream: str) -> Iterator[tuple[str, set[str]]]:
-    """Serve an index that sends each request on to another; yields its address and its packages."""
+def index_without_times(upstream: str) -> Iterator[tuple[str, set[str]]]:
+    """Serve the HTML pages of an index; yields its address and the packages asked for."""
     asked: set[str] = set()
 
-    class Redirect(BaseHTTPRequestHandler):
+    class Pages(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             name = self.path.strip("/")
             asked.add(name)
-            self.send_response(302)
-            self.send_header("Location", f"{upstream.rstrip('/')}/{name}/")
+            page = f"{upstream.rstrip('/')}/{name}/"
+            answer = httpx.get(
+                page, headers={"Accept": "text/html"}, follow_redirects=True, timeout=60
+            )
+            self.send_response(answer.status_code)
+            self.send_header("Content-Type", "text/html")
             self.end_headers()
+            self.wfile.write(f'<base href="{page}">'.encode() + answer.content)
 
         def log_message(self, *_: object) -> None:
             """Print nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirect)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
