@@ -35,6 +35,11 @@ REPORTS = [
         "failed to do request: Head https://registry: dial tcp: no such host",
         "name a registry that this machine reaches",
     ),
+    (
+        "Err:1 http://deb.debian.org/debian bookworm InRelease\n  Temporary failure resolving 'deb.debian.org'",
+        "name a mirror that this machine reaches: ARGS='--build-arg DEBIAN_MIRROR=…'",
+    ),
+    ("E: Unable to locate package git", "name a mirror that this machine reaches"),
     ("step 1\nsomething else broke", "`docker build` failed: something else broke (see "),
 ]
 """What Docker prints → what a user reads."""

@@ -44,6 +44,11 @@ FAULTS = (
         "a certificate is not trusted; pass your company's: ARGS='--secret id=ca,src=company-ca.pem'",
     ),
     (
+        r"Temporary failure resolving|Unable to locate package",
+        "the packages of Debian cannot be had; name a mirror that this machine reaches: "
+        "ARGS='--build-arg DEBIAN_MIRROR=…'",
+    ),
+    (
         r"(?:pull access denied|failed to resolve|failed to do request|dial tcp|manifest unknown)[^\n]*",
         "a base image cannot be pulled; name a registry that this machine reaches: "
         "ARGS='--build-arg PYTHON_REGISTRY=… --build-arg UV_REGISTRY=…'",
