@@ -69,6 +69,55 @@ def make_docker(tmp_path: Path) -> Callable[[str, int], Docker]:
     return make
 
 
+class StandIn:
+    """A Docker whose commands print the text of the first pattern that they contain, and are listed.
+
+    Args:
+        folder: where its commands are.
+        answers: words of a command → what it prints.
+    """
+
+    def __init__(self, folder: Path, answers: dict[str, str]) -> None:
+        given = {"version --short": "2.29.1", "image inspect": "1000", **answers}
+        self._calls = folder / "calls"
+        program = folder / "bin" / "docker"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(
+            f"#!{sys.executable}\n"
+            "import pathlib, sys\n"
+            f"command, path = ' '.join(sys.argv[1:]), pathlib.Path({str(self._calls)!r})\n"
+            "path.open('a').write(command + '\\n')\n"
+            f"print(next((text for words, text in {given!r}.items() if words in command), ''))\n"
+        )
+        program.chmod(0o755)
+        environment = {"PATH": str(program.parent), "STACK_USER": "{}:{}".format(*OWNER)}
+        self.docker = Docker({**environment, **{name: str(free_port()) for name in stack.PORTS}}, folder / "log")
+
+    def list_calls(self) -> list[str]:
+        """Return the commands that were run."""
+        return self._calls.read_text().splitlines()
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def start_stack(project: Path) -> Callable[[dict[str, str]], list[str]]:
+    """Return a function that starts the stack with a stand-in for Docker, and returns the commands."""
+
+    def start(answers: dict[str, str]) -> list[str]:
+        stand_in = StandIn(project, answers)
+        stack.start(stand_in.docker, Settings.read(), "", "")
+        return stand_in.list_calls()
+
+    return start
+
+
 @pytest.mark.parametrize(("printed", "line"), REPORTS, ids=[line.split(";")[0][:30] for _, line in REPORTS])
 def test_failure_of_docker_is_one_line(
     make_docker: Callable[[str, int], Docker], tmp_path: Path, printed: str, line: str
@@ -95,6 +144,59 @@ def test_missing_compose_is_named(make_docker: Callable[[str, int], Docker]) -> 
         make_docker("docker: 'compose' is not a docker command.", 1).find_compose()
 
 
+@pytest.mark.parametrize("version", ["1.29.2", "2.23.3", "v2.3.4"])
+def test_old_compose_is_refused(make_docker: Callable[[str, int], Docker], version: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Compose 2\.24 or newer is needed, and {version} is installed; install"):
+        make_docker(version, 0).find_compose()
+
+
+@pytest.mark.parametrize("version", ["2.24.0", "v2.40.3", "2.26.1-4", "5.6.1", "dev"])
+def test_new_compose_is_found(make_docker: Callable[[str, int], Docker], version: str) -> None:
+    assert make_docker(version, 0).find_compose() == ("docker", "compose")
+
+
+def test_rootless_engine_is_refused(start_stack: Callable[[dict[str, str]], list[str]]) -> None:
+    with pytest.raises(ConfigError, match="needs a Docker engine that runs as root, and this one is rootless"):
+        start_stack({"info": "[name=seccomp,profile=builtin name=rootless name=cgroupns]"})
+
+
+def test_stack_of_another_folder_is_refused(project: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "deploy").mkdir(parents=True)
+    stand_in = StandIn(project, {"ps --all --filter label=com.docker.compose.project=flights": f"{other}/deploy"})
+    line = f"the stack 'flights' belongs to {other}; set COMPOSE_PROJECT_NAME, or run make unstack there"
+    with pytest.raises(ConfigError) as caught:
+        stack.start(stand_in.docker, Settings.read(), "", "")
+    assert str(caught.value) == line
+    with pytest.raises(ConfigError) as caught:
+        stack.remove(stand_in.docker, volumes=True)
+    assert str(caught.value) == line
+    assert not any(word in call for call in stand_in.list_calls() for word in (" up ", " down ", "build"))
+    stand_in.docker.environment["COMPOSE_PROJECT_NAME"] = "second"
+    stack.start(stand_in.docker, Settings.read(), "", "")
+
+
+@pytest.mark.parametrize("folder", ["deploy", "moved/deploy"])
+def test_stack_of_this_folder_or_of_none_starts(
+    project: Path, start_stack: Callable[[dict[str, str]], list[str]], folder: str
+) -> None:
+    start_stack({"ps --all": str(project / folder)})
+
+
+def test_data_without_their_secrets_are_refused(
+    project: Path, start_stack: Callable[[dict[str, str]], list[str]]
+) -> None:
+    answers = {"volume ls": "other_postgres\nflights_postgres\n"}
+    with pytest.raises(ConfigError, match="the data of an earlier stack 'flights' need its secrets; restore var/stack"):
+        start_stack(answers)
+    assert not (project / "var/stack").exists()
+    stand_in = StandIn(project, answers)
+    stack.remove(stand_in.docker, volumes=True)
+    assert stand_in.list_calls()[-1].endswith("down --remove-orphans --volumes")
+    write_secrets(project / "var/stack", OWNER)
+    start_stack(answers)
+
+
 def test_stack_before_the_first_run_is_refused(project: Path) -> None:
     (project / "var/serving/routing.json").unlink()
     with pytest.raises(ConfigError, match="no model has been trained yet; run `make run`, then `make stack`"):
@@ -119,6 +221,12 @@ def test_taken_port_is_named_with_its_variable() -> None:
 def test_port_that_is_no_number_is_named() -> None:
     with pytest.raises(ConfigError, match="MLFLOW_PORT is 'x'; give the number of a port"):
         stack.read_ports(stack.PORTS, {"MLFLOW_PORT": "x"})
+
+
+@pytest.mark.parametrize("port", ["0", "80000"])
+def test_port_out_of_range_is_named(port: str) -> None:
+    with pytest.raises(ConfigError, match=f"SERVE_PORT is '{port}'; give the number of a port, from 1 to 65535"):
+        stack.check_ports(stack.PORTS, {"SERVE_PORT": port})
 
 
 def test_containers_run_as_the_owner_of_the_folder(tmp_path: Path) -> None:

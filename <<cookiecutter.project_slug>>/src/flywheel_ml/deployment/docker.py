@@ -11,6 +11,11 @@ from flywheel_ml.utils.errors import ConfigError, ProjectError
 
 NO_DOCKER = "Docker is not installed; install Docker Engine 23 or newer with Compose (https://docs.docker.com/engine/)"
 NO_COMPOSE = "Docker Compose is not installed; install the package docker-compose-plugin"
+OLD_COMPOSE = "Docker Compose 2.24 or newer is needed, and {0} is installed; install docker-compose-plugin"
+MIN_COMPOSE = (2, 24)
+ROOTLESS = (
+    "the stack needs a Docker engine that runs as root, and this one is rootless; `docker context ls` lists others"
+)
 
 FAULTS = (
     (r"no space left on device", "the Docker engine's disk is full; free it with `docker system prune`, then repeat"),
@@ -20,7 +25,7 @@ FAULTS = (
     ),
     (
         r"permission denied while trying to connect|permission denied.*docker\.sock",
-        "this user may not use the Docker engine; add it to the group `docker`, or use rootless Docker",
+        "this user may not use the Docker engine; add it to the group `docker`, and log in again",
     ),
     (
         r"Cannot connect to the Docker daemon|error during connect|docker daemon is not running",
@@ -84,18 +89,48 @@ class Docker:
             raise ConfigError(NO_DOCKER)
         self.run("docker", "version", "--format", "{{.Server.Version}}")
 
+    def check_rootful(self) -> None:
+        """Check that the engine may run containers as any user of this machine.
+
+        Raises:
+            ConfigError: it is rootless.
+            DockerFailure: the engine does not answer.
+        """
+        if "name=rootless" in self.run("docker", "info", "--format", "{{.SecurityOptions}}"):
+            raise ConfigError(ROOTLESS)
+
     def find_compose(self) -> tuple[str, ...]:
         """Return the command of Compose.
 
         Raises:
-            ConfigError: Compose is not installed.
+            ConfigError: Compose is not installed, or is too old.
         """
+        old = []
         for command in (("docker", "compose"), ("docker-compose",)):
-            if shutil.which(command[0], path=self.environment.get("PATH")):
-                done = subprocess.run([*command, "version"], env=self.environment, capture_output=True, check=False)
-                if done.returncode == 0:
-                    return command
-        raise ConfigError(NO_COMPOSE)
+            if (version := self._read_version(command)) is None:
+                continue
+            numbers = re.search(r"(\d+)\.(\d+)", version)
+            if numbers is None or tuple(map(int, numbers.groups())) >= MIN_COMPOSE:
+                return command
+            old.append(version)
+        raise ConfigError(OLD_COMPOSE.format(old[0]) if old else NO_COMPOSE)
+
+    def _read_version(self, compose: Sequence[str]) -> str | None:
+        if shutil.which(compose[0], path=self.environment.get("PATH")) is None:
+            return None
+        command = [*compose, "version", "--short"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def list_folders(self, stack: str) -> set[Path]:
+        """Return the folders of the compose files that the containers of a stack were made from."""
+        label = "com.docker.compose.project"
+        given = ["--all", "--filter", f"label={label}={stack}", "--format", f'{{{{.Label "{label}.working_dir"}}}}']
+        return {Path(line) for line in self.run("docker", "ps", *given).splitlines() if line.strip()}
+
+    def has_volume(self, name: str) -> bool:
+        """Return whether the engine holds a volume."""
+        return name in self.run("docker", "volume", "ls", "--quiet").split()
 
     def run(self, *command: str) -> str:
         """Run a command to its end; returns what it printed.

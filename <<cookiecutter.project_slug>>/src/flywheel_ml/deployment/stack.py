@@ -12,7 +12,7 @@ from dotenv import dotenv_values
 from flywheel_ml.core import serving_folder
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.deployment.docker import Docker, read_environment
-from flywheel_ml.deployment.stack_secrets import write_secrets
+from flywheel_ml.deployment.stack_secrets import has_passwords, write_secrets
 from flywheel_ml.utils.errors import ConfigError
 
 COMPOSE_FILE = Path("deploy/compose.yaml")
@@ -29,6 +29,7 @@ PORTS = {
 GRAFANA_PORT = {"GRAFANA_PORT": 3000}
 EXTRAS = "--extra postgresql"
 """What the server of the stack needs beyond its dependencies, unless EXTRAS names more."""
+MAX_PORT = 65535
 WAIT_SECONDS = 1800
 
 
@@ -58,7 +59,7 @@ def open_docker() -> Docker:
 
 
 def read_name() -> str:
-    """Return the name of the project's images, which is that of its stack.
+    """Return the name of the project's images, and of its stack unless COMPOSE_PROJECT_NAME is set.
 
     Raises:
         ConfigError: the compose file does not exist.
@@ -68,6 +69,11 @@ def read_name() -> str:
     except FileNotFoundError:
         raise ConfigError(f"{COMPOSE_FILE} does not exist; run this in the project's folder") from None
     return name
+
+
+def find_stack(docker: Docker, name: str) -> str:
+    """Return the name of the stack, as Compose finds it."""
+    return docker.environment.get("COMPOSE_PROJECT_NAME") or name
 
 
 def build_image(docker: Docker, name: str, target: str = "serve", options: str = "") -> Image:
@@ -138,9 +144,49 @@ def check_ports(ports: Mapping[str, int], environment: Mapping[str, str]) -> dic
 def read_ports(ports: Mapping[str, int], environment: Mapping[str, str]) -> dict[str, int]:
     """Return the ports that the variables choose."""
     for name in ports:
-        if not environment.get(name, "1").isdecimal():
-            raise ConfigError(f"{name} is '{environment[name]}'; give the number of a port")
+        given = environment.get(name, "1")
+        if not given.isdecimal() or not 1 <= int(given) <= MAX_PORT:
+            raise ConfigError(f"{name} is '{given}'; give the number of a port, from 1 to {MAX_PORT}")
     return {name: int(environment.get(name, port)) for name, port in ports.items()}
+
+
+def check_folder(docker: Docker, stack: str) -> None:
+    """Check that no containers of another folder have the name of this stack.
+
+    Raises:
+        ConfigError: they have.
+        ProjectError: Docker failed.
+    """
+    for folder in sorted(docker.list_folders(stack)):
+        if folder.resolve() != COMPOSE_FILE.parent.resolve() and exists(folder):
+            raise ConfigError(
+                f"the stack '{stack}' belongs to {folder.parent}; set COMPOSE_PROJECT_NAME, or run make unstack there"
+            )
+
+
+def exists(folder: Path) -> bool:
+    """Return whether a folder exists, or may not be looked into."""
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def check_passwords(docker: Docker, stack: str) -> None:
+    """Check that the passwords of a database that exists are known.
+
+    Raises:
+        ConfigError: they are not.
+        ProjectError: Docker failed.
+    """
+    if not has_passwords(FOLDER) and docker.has_volume(f"{stack}_postgres"):
+        raise ConfigError(
+            f"the data of an earlier stack '{stack}' need its secrets; "
+            f"restore {FOLDER}, or remove the data with `make unstack VOLUMES=1`"
+        )
 
 
 def start(docker: Docker, settings: Settings, options: str, profile: str) -> dict[str, int]:
@@ -153,7 +199,8 @@ def start(docker: Docker, settings: Settings, options: str, profile: str) -> dic
         profile: a profile of the compose file, such as `grafana`.
 
     Raises:
-        ConfigError: no model has been trained, a port is taken, or the folder belongs to root.
+        ConfigError: no model has been trained, a port is taken, the folder belongs to root, the engine is
+            rootless, Compose is too old, or the name of the stack is another's.
         ProjectError: Docker failed.
     """
     check_project(settings)
@@ -161,9 +208,13 @@ def start(docker: Docker, settings: Settings, options: str, profile: str) -> dic
     owner = find_owner(docker.environment)
     docker.environment["STACK_USER"] = f"{owner[0]}:{owner[1]}"
     compose = [*docker.find_compose(), "--file", str(COMPOSE_FILE), *(["--profile", profile] if profile else [])]
+    docker.check_rootful()
+    stack = find_stack(docker, name)
+    check_folder(docker, stack)
+    check_passwords(docker, stack)
     ports = {**PORTS, **(GRAFANA_PORT if profile else {})}
-    running = docker.run(*compose, "ps", "--quiet")
-    chosen = read_ports(ports, docker.environment) if running.strip() else check_ports(ports, docker.environment)
+    running = docker.run(*compose, "ps", "--services").split()
+    chosen = read_ports(ports, docker.environment) if running else check_ports(ports, docker.environment)
     write_secrets(FOLDER, owner)
     extras = docker.environment.get("EXTRAS", EXTRAS)
     build_image(docker, name, options=f"--build-arg EXTRAS='{extras}' {options}")
@@ -180,8 +231,10 @@ def remove(docker: Docker, volumes: bool) -> None:
         volumes: remove its data too.
 
     Raises:
+        ConfigError: the containers of that name belong to another folder.
         ProjectError: Docker failed.
     """
     docker.environment.setdefault("STACK_USER", "1000:1000")
     compose = [*docker.find_compose(), "--file", str(COMPOSE_FILE), "--profile", "*"]
+    check_folder(docker, find_stack(docker, read_name()))
     docker.run(*compose, "down", "--remove-orphans", *(["--volumes"] if volumes else []))

@@ -31,6 +31,11 @@ def write_secrets(folder: Path, owner: tuple[int, int]) -> bool:
     return bool(missing)
 
 
+def has_passwords(folder: Path) -> bool:
+    """Return whether the passwords of the databases are there."""
+    return all((folder / f"pgpass_{name}").exists() for name in DATABASES)
+
+
 def generate_secrets(folder: Path) -> dict[str, str]:
     """Return a new text for each secret; those that name another secret name the one that exists."""
     keys = {name: read_or_generate(folder / name) for name in ("api_key", "metrics_key", "s3_key")}
