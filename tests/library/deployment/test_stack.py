@@ -160,6 +160,20 @@ def test_rootless_engine_is_refused(start_stack: Callable[[dict[str, str]], list
         start_stack({"info": "[name=seccomp,profile=builtin name=rootless name=cgroupns]"})
 
 
+def test_repeated_start_restarts_what_reads_mounted_files(
+    start_stack: Callable[[dict[str, str]], list[str]],
+) -> None:
+    running = "mlflow\nserve\nsync\nworker\nprometheus\nalertmanager\n"
+    *_, up, restart = start_stack({"ps --services": running})
+    assert " up --detach" in up
+    assert restart.endswith("restart sync worker prometheus alertmanager")
+
+
+@pytest.mark.parametrize("printed", ["", 'level=warning msg="the worker is old"'])
+def test_first_start_restarts_nothing(start_stack: Callable[[dict[str, str]], list[str]], printed: str) -> None:
+    assert " up --detach" in start_stack({"ps --services": printed})[-1]
+
+
 def test_stack_of_another_folder_is_refused(project: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     (other / "deploy").mkdir(parents=True)

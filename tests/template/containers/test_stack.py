@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -169,6 +170,34 @@ def test_containers_of_the_stack_are_unprivileged(
         assert host["ReadonlyRootfs"]
         assert host["Memory"] > 0
         assert host["LogConfig"]["Config"]["max-size"] == "10m"
+
+
+def test_secrets_of_the_stack_are_hidden_in_the_project(
+    stack: dict[str, int], trained: Path
+) -> None:
+    """In containers that mount the project, an empty folder is in the place of var/stack."""
+    assert len(list((trained / "var" / "stack").iterdir())) > 9
+    for service in ("sync", "worker"):
+        listing = "ls -A /project/var/stack || true"  # some versions of runc let nobody list it
+        assert compose(trained, "exec", "-T", service, "sh", "-c", listing) == ""
+
+
+def test_repeated_stack_reads_changed_rules(stack: dict[str, int], trained: Path) -> None:
+    rules = trained / "deploy" / "alerts.yaml"
+    before = rules.read_text()
+    name = re.findall(r"alert: (\w+)", before)[0]
+    changed = rules.with_name("changed.yaml")
+    changed.write_text(before.replace(f"alert: {name}\n", "alert: RenamedByATest\n"))
+    changed.replace(
+        rules
+    )  # as git and most editors do: a new file, which a bind mount does not see
+    make(trained, "stack", f"ARGS={build_options()}")
+    with open_client(stack["PROMETHEUS_PORT"]) as prometheus:
+        wait_until(
+            lambda: "RenamedByATest" in prometheus.get("/api/v1/rules").text,
+            "Prometheus evaluates the changed rules",
+        )
+    rules.write_text(before)
 
 
 def test_second_project_runs_next_to_the_first(

@@ -1,5 +1,6 @@
 """Builds the images, and starts and removes the stack of deploy/compose.yaml."""
 
+import re
 import shlex
 import socket
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ EXTRAS = "--extra postgresql"
 """What the server of the stack needs beyond its dependencies, unless EXTRAS names more."""
 MAX_PORT = 65535
 WAIT_SECONDS = 1800
+RESTARTED = ("sync", "worker", "prometheus", "alertmanager", "grafana")
+"""Services that read mounted files when they start: Compose does not see that those changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +216,16 @@ def start(docker: Docker, settings: Settings, options: str, profile: str) -> dic
     check_folder(docker, stack)
     check_passwords(docker, stack)
     ports = {**PORTS, **(GRAFANA_PORT if profile else {})}
-    running = docker.run(*compose, "ps", "--services").split()
+    # A line of several words is a warning.
+    running = re.findall(r"^[\w.-]+$", docker.run(*compose, "ps", "--services"), re.MULTILINE)
     chosen = read_ports(ports, docker.environment) if running else check_ports(ports, docker.environment)
     write_secrets(FOLDER, owner)
     extras = docker.environment.get("EXTRAS", EXTRAS)
     build_image(docker, name, options=f"--build-arg EXTRAS='{extras}' {options}")
     build_image(docker, f"{name}-train", "train", options)
     docker.run(*compose, "up", "--detach", "--no-build", "--wait", "--wait-timeout", str(WAIT_SECONDS))
+    if old := [service for service in RESTARTED if service in running]:
+        docker.run(*compose, "restart", *old)
     return chosen
 
 
