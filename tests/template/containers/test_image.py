@@ -166,7 +166,7 @@ def test_every_protocol_is_answered(server: Container, request_body: dict[str, A
 
 
 def test_monitor_in_the_image_says_what_it_lacks(engine: Engine, image: str) -> None:
-    done = engine.call("run", "--rm", image, "monitor")
+    done = engine.call("run", "--rm", "--network", "none", image, "monitor")
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "which is not installed here; run it in the project after `make install`" in line
