@@ -59,7 +59,8 @@ def test_a_scored_file_is_judged_and_reported(settings: Settings, params: Params
     found = monitoring.monitor_window(PROJECT, settings, params, Path("out.parquet"), None, None)
     assert found.result.verdict in ("drift", "degraded")
     assert found.result.volume.rows == 1500
-    assert json.loads(Path("reports/monitoring/latest.json").read_text())["verdict"] == found.result.verdict
+    assert json.loads(Path("reports/monitoring/latest-file.json").read_text())["verdict"] == found.result.verdict
+    assert not Path("reports/monitoring/latest.json").exists(), "it shows the log"
 
 
 @pytest.mark.parametrize(

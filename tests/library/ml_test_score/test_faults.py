@@ -15,12 +15,15 @@ import pytest
 from flywheel_ml.core import bundle, paths, serving_folder
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.contract import Contract
+from flywheel_ml.core.params import ScoreParams
 from flywheel_ml.core.settings import Settings
 from flywheel_ml.data import tables
-from flywheel_ml.flows import compute, monitoring, retention
+from flywheel_ml.flows import compute, monitoring, retention, scoring
 from flywheel_ml.ml_test_score import attacks, facts
 from flywheel_ml.ml_test_score.score import evaluate
+from flywheel_ml.ml_test_score.traffic import LATEST
 from flywheel_ml.model.evaluation import stability
+from flywheel_ml.monitoring.run import MonitoringRun
 from flywheel_ml.testing.faulty_models import break_model
 from flywheel_ml.testing.rows import json_rows
 from flywheel_ml.testing.servers import Server
@@ -63,9 +66,24 @@ def log_rows(path: Path, change: pl.Expr | None = None) -> None:
 
 @pytest.fixture(scope="module")
 def scored_project(scored_project: ScoredProject) -> ScoredProject:
-    """The project after its server answered rows like those of training."""
+    """The project after its server answered rows like those of training, and the log was monitored."""
     log_rows(scored_project.path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(scored_project.path)
+        for name, value in project.environment(scored_project.path.parent).items():
+            patch.setenv(name, value)
+        monitor_log()
     return scored_project
+
+
+def monitor_log(source: Path | None = None) -> MonitoringRun:
+    """Monitor the log of the current folder, or a scored file."""
+    return monitoring.monitor_window(project.PROJECT, settings(), project.PROJECT.load_params(), source)
+
+
+def get_hint(scored: ScoredProject, check: str) -> str:
+    """Score again and return the hint of a check; empty if it has its point."""
+    return next(one.hint for one in scored.score().checks if one.id == check)
 
 
 def settings() -> Settings:
@@ -96,8 +114,41 @@ def test_project_with_traffic_has_all_points(lost_points: Lost) -> None:
 def test_cents_instead_of_dollars_in_serving(scored: ScoredProject, lost_points: Lost) -> None:
     shutil.rmtree(scored.path / "var/log")
     log_rows(scored.path, pl.col("humid") / 100)
-    monitoring.monitor_window(project.PROJECT, settings(), project.PROJECT.load_params())
+    assert monitor_log().result.drift.drifted
     assert "monitoring.invariants" in lost_points()
+    assert get_hint(scored, "monitoring.invariants").startswith("'humid' has drifted: `make monitor`; if")
+
+
+@pytest.mark.parametrize("check", ["monitoring.invariants", "monitoring.quality"])
+def test_log_without_a_valid_result_costs_the_points(scored: ScoredProject, check: str) -> None:
+    """It may be missing, damaged, old, of a file or of another model."""
+    known = read_json(LATEST)
+    LATEST.unlink()
+    assert get_hint(scored, check).startswith("the log has rows and was not monitored: `make monitor`")
+    for content in ("", "[]", "{}", json.dumps({**known, "drift": {}})):
+        LATEST.write_text(content)
+        assert get_hint(scored, check).startswith("reports/monitoring/latest.json ")
+    write_json(LATEST, {**known, "source": "scored file catalog.parquet"})
+    assert "is about a scored file catalog.parquet, not the log: `make monitor`" in get_hint(scored, check)
+    write_json(LATEST, {**known, "model": {**known["model"], "digest": "0" * 64}})
+    assert get_hint(scored, check).startswith("the log was monitored for another model, version 1 is champion: ")
+    old = datetime.fromisoformat(known["at"]) - timedelta(days=8)
+    write_json(LATEST, {**known, "at": old.isoformat()})
+    assert get_hint(scored, check).startswith("the log was monitored 8 days ago, allowed 7: `make monitor`")
+    write_json(LATEST, known)
+    assert get_hint(scored, check) == ""
+
+
+def test_degraded_log_costs_the_point_and_a_scored_file_does_not_hide_it(
+    scored: ScoredProject, lost_points: Lost
+) -> None:
+    write_json(LATEST, {**read_json(LATEST), "verdict": "degraded", "headline": "The model has become worse."})
+    assert lost_points() == ["monitoring.quality"]
+    table = tables.read(paths.SPLITS["test"], Contract.load(paths.CONTRACT))
+    tables.write(table, Path("in.parquet"))
+    scoring.score(project.PROJECT, Path("in.parquet"), Path("catalog.parquet"), settings(), ScoreParams())
+    assert monitor_log(Path("catalog.parquet")).result.verdict == "ok"
+    assert lost_points() == ["monitoring.quality"]
 
 
 def test_forbidden_column(scored: ScoredProject, lost_points: Lost) -> None:

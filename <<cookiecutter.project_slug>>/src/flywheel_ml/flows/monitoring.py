@@ -34,6 +34,8 @@ from flywheel_ml.prediction_log.selection import HOUR_US
 from flywheel_ml.utils.errors import ConfigError
 
 FOLDER = paths.REPORTS / "monitoring"
+LATEST, LATEST_FILE = "latest", "latest-file"
+"""Names of the latest reports: of the log, and of a scored file, which must not hide the state of the log."""
 
 
 class WindowQuery(NamedTuple):
@@ -104,6 +106,7 @@ def monitor_window(
         reference=compared,
         others=others,
         is_current=query.is_current,
+        latest=LATEST if source is None else LATEST_FILE,
     )
     on_result(found)
     if query.is_current:

@@ -9,9 +9,12 @@ from flywheel_ml.ml_test_score.evidence import Check, Evidence, Finding, attack
 from flywheel_ml.ml_test_score.facts import Facts
 from flywheel_ml.ml_test_score.traffic import LATEST
 from flywheel_ml.model.evaluation.compute import find_regressions
+from flywheel_ml.monitoring.result import Result
 
 DEFAULT_MAX_AGE_DAYS = 90.0
 """Limit of a model's age if `policy.max_model_age_days` sets none."""
+MAX_MONITORING_AGE = timedelta(days=7)
+"""How old the latest monitoring of the log may be."""
 
 
 def _verify_schema(facts: Facts) -> Finding:
@@ -40,16 +43,18 @@ def _verify_libraries(facts: Facts) -> Finding:
 
 
 def _verify_inputs(facts: Facts) -> Finding | None:
-    found = facts.traffic.monitored
-    if found is None:
+    if not facts.traffic.rows:
         return None
-    broken, drifted = found["violations"], found["drift"]["drifted"]
+    found = _find_result(facts)
+    if isinstance(found, Finding):
+        return found
+    broken, drifted = found.violations, found.drift.drifted
     text = "the inputs in the log satisfy the contract and have not drifted"
     if broken:
-        text = f"'{broken[0]['column']}' breaks the contract ({broken[0]['rule']})"
+        text = f"'{broken[0].column}' breaks the contract ({broken[0].rule})"
     elif drifted:
         text = f"'{drifted[0]}' has drifted"
-    return Finding(not broken and not drifted, text, LATEST.as_posix(), facts.traffic.monitored_at)
+    return Finding(not broken and not drifted, text, LATEST.as_posix(), found.at)
 
 
 def _verify_skew(facts: Facts) -> Finding | None:
@@ -95,10 +100,26 @@ def _verify_compute(facts: Facts) -> Finding:
 
 
 def _verify_quality(facts: Facts) -> Finding | None:
-    found = facts.traffic.monitored
-    if found is None:
+    if not facts.traffic.rows:
         return None
-    return Finding(found["verdict"] != "degraded", found["headline"], LATEST.as_posix(), facts.traffic.monitored_at)
+    found = _find_result(facts)
+    if isinstance(found, Finding):
+        return found
+    return Finding(found.verdict != "degraded", found.headline, LATEST.as_posix(), found.at)
+
+
+def _find_result(facts: Facts) -> Result | Finding:
+    """The latest monitoring of the log, if it is about the champion and recent; else why it does not count."""
+    found, champion, path = facts.traffic.monitored, facts.model.champion, LATEST.as_posix()
+    if found is None:
+        return Finding(False, f"{facts.traffic.monitored_problem}", path)
+    if champion is None or found.model.digest != champion.digest:
+        served = f"version {champion.version} is champion" if champion else "no version is served"
+        return Finding(False, f"the log was monitored for another model, {served}", path, found.at)
+    if facts.now - found.at > MAX_MONITORING_AGE:
+        text = f"the log was monitored {(facts.now - found.at).days} days ago, allowed {MAX_MONITORING_AGE.days}"
+        return Finding(False, f"{text}", path, found.at)
+    return found
 
 
 def _list_checks() -> Iterator[Check]:
@@ -116,7 +137,11 @@ def _list_checks() -> Iterator[Check]:
         "Invariants of the data hold for served inputs",
         (
             attack("cents instead of dollars"),
-            Evidence("inputs in the log", _verify_inputs, "fix the caller, then `make monitor`"),
+            Evidence(
+                "inputs in the log",
+                _verify_inputs,
+                "`make monitor`; if inputs broke the contract or drifted, fix the caller first",
+            ),
         ),
     )
     yield Check(
@@ -147,7 +172,11 @@ def _list_checks() -> Iterator[Check]:
         "Prediction quality has not become worse",
         (
             attack("degraded quality"),
-            Evidence("quality in the log", _verify_quality, "`make retrain` or `make rollback`"),
+            Evidence(
+                "quality in the log",
+                _verify_quality,
+                "`make monitor`; if quality dropped, `make retrain` or `make rollback`",
+            ),
         ),
     )
 

@@ -1,27 +1,29 @@
 """What live traffic shows, where there is some: skew, quality, and whether offline metrics predict online ones."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
 from flywheel_ml.core import bundle, serving_folder
 from flywheel_ml.core.contract import Contract
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.project import Project
 from flywheel_ml.core.settings import Settings
-from flywheel_ml.flows.monitoring import FOLDER
+from flywheel_ml.flows import monitoring
 from flywheel_ml.flows.quality.skew import Skew, check_skew
 from flywheel_ml.monitoring.performance.variants import measure_others
 from flywheel_ml.monitoring.quality import DECIDING_METRIC, is_error
+from flywheel_ml.monitoring.result import Result
 from flywheel_ml.monitoring.sources.log_window import Log, Span
+from flywheel_ml.monitoring.sources.logged_rows import SOURCE
 from flywheel_ml.prediction_log import Reader, now_us
 from flywheel_ml.utils.errors import ProjectError
 from flywheel_ml.utils.files import read_json
 
-LATEST = FOLDER / "latest.json"
+LATEST = monitoring.FOLDER / f"{monitoring.LATEST}.json"
 REPLAYED_ROWS = 200
 MIN_VERSIONS = 3
 MIN_CORRELATION = 0.5
@@ -50,15 +52,15 @@ class Traffic(NamedTuple):
     Attributes:
         rows: in the prediction log.
         skew: difference between logged and replayed predictions; `skew_problem` if nothing could be replayed.
-        monitored: the latest monitoring result of the log.
+        monitored: the latest monitoring result of the log; `monitored_problem` if there is none.
         agreement: of at least three versions.
     """
 
     rows: int = 0
     skew: Skew | None = None
     skew_problem: str = ""
-    monitored: Mapping[str, Any] | None = None
-    monitored_at: datetime | None = None
+    monitored: Result | None = None
+    monitored_problem: str = ""
     agreement: Agreement | None = None
 
 
@@ -73,11 +75,8 @@ def examine(project: Project, settings: Settings, contract: Contract, params: Pa
         found = check_skew(project, settings, lambda: _open_registry(project, settings, contract), REPLAYED_ROWS)
     except ProjectError as error:
         problem = str(error)
-    monitored = _read(LATEST)
-    is_log = monitored is not None and "log" in str(monitored.get("source", ""))
-    at = datetime.fromisoformat(monitored["at"]) if monitored and is_log else None
     agreement = measure_agreement(settings, contract, params)
-    return Traffic(rows, found, problem, monitored if is_log else None, at, agreement)
+    return Traffic(rows, found, problem, *_read_result(), agreement)
 
 
 def measure_agreement(settings: Settings, contract: Contract, params: Params) -> Agreement | None:
@@ -110,9 +109,16 @@ def _open_registry(project: Project, settings: Settings, contract: Contract) -> 
     return Registry.open(settings, contract.name, project)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read_result() -> tuple[Result | None, str]:
     try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        found = Result.model_validate(read_json(LATEST), strict=False)
+    except FileNotFoundError:
+        return None, "the log has rows and was not monitored"
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        return None, f"{LATEST} is not a monitoring result: {place}: {error.errors()[0]['msg']}"
+    except (OSError, ValueError) as error:
+        return None, f"{LATEST} cannot be read: {error}"
+    if found.source != SOURCE:
+        return None, f"{LATEST} is about a {found.source}, not the log"
+    return found, ""

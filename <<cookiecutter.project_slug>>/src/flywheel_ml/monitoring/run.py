@@ -35,11 +35,12 @@ def monitor(
     reference: Reference | None = None,
     is_current: bool = True,
     others: Sequence[VariantQuality] = (),
+    latest: str = "latest",
 ) -> MonitoringRun:
-    """Evaluate a window; write `<timestamp>.json` and `.html`, and copies as `latest.*`.
+    """Evaluate a window; write `<timestamp>.json` and `.html`, and copies as `<latest>.*`.
 
     Every file is written atomically. The caller notifies the sinks of the alerts (`alerting.notify`). A window that
-    does not show the current state of the champion raises no alert and does not replace `latest.*`.
+    does not show the current state of the champion raises no alert and does not replace `<latest>.*`.
 
     Args:
         window: the rows, counted in the bins of this bundle's reference.
@@ -51,12 +52,13 @@ def monitor(
         reference: the rows to compare with; the test rows by default.
         is_current: whether the window shows the current state of the champion.
         others: what other models answered in the same span, for the report.
+        latest: name of the copies, without suffix.
     """
     at = (now or datetime.now(UTC)).astimezone(UTC)
     result = evaluate_window(window, bundle, params, at, reference, others)
     texts = {"json": result.to_json(), "html": report.render_html(result, window, bundle, reference)}
     stamp = f"{at:%Y%m%dT%H%M%S.%fZ}"
-    for name in (stamp, "latest") if is_current else (stamp,):
+    for name in (stamp, latest) if is_current else (stamp,):
         for suffix, text in texts.items():
             with replacing(out_dir / f"{name}.{suffix}") as part:
                 part.write_text(text, encoding="utf-8")
