@@ -1,5 +1,6 @@
 """Queries git about this project; without git or outside a repository, all results are empty."""
 
+import re
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,6 +21,7 @@ VERSIONED = (
     "reports",
 )
 """Files that a run reads or changes, and that a commit must contain to reproduce the run."""
+_REVIEWER = re.compile(r"([^<>]+)<([^<>\s@]+@[^<>\s@]+)>")
 
 
 def get_commit() -> str:
@@ -66,7 +68,8 @@ def list_edited(paths: Sequence[Path]) -> list[str]:
 class LastChange(NamedTuple):
     """The last commit that changed some files: its hash, time, author's address, and who reviewed it.
 
-    Reviewers are named by the trailers `Reviewed-by:` and `Approved-by:` of its message; the author does not count.
+    Reviewers are named by the trailers `Reviewed-by: Name <address>` and `Approved-by:` of its message. Who has the
+    name or the address of the author does not count, nor who has no address.
     """
 
     commit: str
@@ -77,11 +80,16 @@ class LastChange(NamedTuple):
 def find_last_change(*paths: str) -> LastChange | None:
     """Find the last commit that changed one of these files or folders; None if they were never committed."""
     trailers = "".join(f"%(trailers:key={key},valueonly,separator=%x1e)%x1e" for key in ("Reviewed-by", "Approved-by"))
-    found = _run_git("log", "-1", f"--format=%H%x1f%cI%x1f%ae%x1f{trailers}", "--", *paths).strip("\n")
+    found = _run_git("log", "-1", f"--format=%H%x1f%cI%x1f%an%x1f%ae%x1f{trailers}", "--", *paths).strip("\n")
     if not found:
         return None
-    commit, at, author, reviewers = found.split("\x1f")
-    others = [one.strip() for one in reviewers.split("\x1e") if one.strip() and author not in one]
+    commit, at, *author, reviewers = found.split("\x1f")
+    own = {one.strip().casefold() for one in author}
+    others = []
+    for one in reviewers.split("\x1e"):
+        match = _REVIEWER.fullmatch(one.strip())
+        if match and not own & {part.strip().casefold() for part in match.groups()}:
+            others.append(one.strip())
     return LastChange(commit, datetime.fromisoformat(at), tuple(others))
 
 
