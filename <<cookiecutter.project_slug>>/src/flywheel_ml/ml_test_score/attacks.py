@@ -72,15 +72,12 @@ def read_results(root: Path = Path()) -> dict[str, TestResult]:
 
 
 def write_results(root: Path, results: dict[str, TestResult]) -> None:
-    """Write the results; those of tests that ran on other code are dropped."""
-    newest = max((one.at for one in results.values()), default=None)
-    code = next((one.code for one in results.values() if one.at == newest), "")
-    kept = {name: one.model_dump(mode="json") for name, one in sorted(results.items()) if one.code == code}
-    write_json(root / FILE, kept)
+    """Write the results; those on other code stay, as a list of tests that must run again."""
+    write_json(root / FILE, {name: one.model_dump(mode="json") for name, one in sorted(results.items())})
 
 
 def judge_attack(name: str, results: dict[str, TestResult], code: str, now: datetime) -> AttackResult:
-    """Judge one attack by the results of its tests: at least one passed on this code, and none failed."""
+    """Judge one attack by the results of its tests: all ran on this code, at least one passed, none failed."""
     mine = {test: one for test, one in results.items() if name in one.attacks}
     if not mine:
         return AttackResult(f"no test of the attack '{name}' has run")
@@ -88,8 +85,11 @@ def judge_attack(name: str, results: dict[str, TestResult], code: str, now: date
     figures = {key: value for one in mine.values() for key, value in one.properties.items()}
     if failed := [test for test, one in mine.items() if one.outcome == "failed"]:
         return AttackResult(f"{failed[0]} failed", tests, oldest, figures)
-    if any(one.code != code for one in mine.values()):
-        return AttackResult("code, tests or configuration changed since the tests ran", tests, oldest, figures)
+    if stale := [test for test, one in mine.items() if one.code != code]:
+        problem = "code, tests or configuration changed since the tests ran"
+        if len(stale) < len(mine):
+            problem = f"{stale[0]} has not run on this code"
+        return AttackResult(problem, tests, oldest, figures)
     if now - oldest > MAX_AGE:
         return AttackResult(f"the tests ran {(now - oldest).days} days ago", tests, oldest, figures)
     if all(one.outcome == "skipped" for one in mine.values()):

@@ -25,6 +25,8 @@ class EvidenceRecorder:
         self._root = root
         self._code = ""
         self._results: dict[str, TestResult] = {}
+        self._collected: set[str] = set()
+        self._lacks_tests = self._is_whole = False
 
     def pytest_configure(self, config: pytest.Config) -> None:
         """Register the mark."""
@@ -33,6 +35,22 @@ class EvidenceRecorder:
     def pytest_sessionstart(self) -> None:
         """Hash what is about to be tested."""
         self._code = hash_code(self._root)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Remember which tests exist; a session is whole if no option or error selected some of them."""
+        config = session.config
+        self._collected = {item.nodeid for item in session.items}
+        has_ignored = config.getoption("ignore", None) or config.getoption("ignore_glob", None)
+        is_default = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+        self._is_whole = is_default and not has_ignored and not self._lacks_tests
+
+    def pytest_deselected(self) -> None:
+        """Remember that tests were deselected."""
+        self._lacks_tests = True
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Remember that tests of a file are not known."""
+        self._lacks_tests |= not report.passed
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Let the report of a test carry the names of its attacks."""
@@ -60,6 +78,10 @@ class EvidenceRecorder:
         )
 
     def pytest_sessionfinish(self) -> None:
-        """Write the results; tests that did not run keep their last result."""
-        if self._results:
-            write_results(self._root, {**read_results(self._root), **self._results})
+        """Write the results; tests that did not run keep their last result, unless they no longer exist."""
+        if not self._results:
+            return
+        known = read_results(self._root)
+        if self._is_whole:
+            known = {name: one for name, one in known.items() if name in self._collected}
+        write_results(self._root, {**known, **self._results})
