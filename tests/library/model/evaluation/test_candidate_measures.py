@@ -140,6 +140,45 @@ def test_difference_of_small_groups_may_be_chance(manifest: Manifest) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("positives", "limit", "most"),
+    [((500, 10), 0.0, 0.05), ((10,) * 20, 0.0, 0.05), ((10,) * 20, 0.3, 0.001)],
+)
+@pytest.mark.parametrize("recall", [0.6, 0.95])
+def test_equal_groups_are_rarely_refused(
+    manifest: Manifest, positives: tuple[int, ...], limit: float, most: float, recall: float
+) -> None:
+    """At most 5% of 500 simulated models without a difference, and none beyond the default limit."""
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(500):
+        found = [
+            group(str(at), rows=2 * count, recall=rng.binomial(count, recall) / count)
+            for at, count in enumerate(positives)
+        ]
+        (gap,) = inclusion.compute_gaps(manifest.model_copy(update={"slices": tuple(found)}), ["origin"])
+        refused += gap.beyond_chance > limit
+    assert refused / 500 <= most
+
+
+def test_group_with_few_positives_is_not_judged(manifest: Manifest) -> None:
+    groups = (group("EWR", recall=0.8), group("JFK", rows=18, recall=0.0))
+    assert check(manifest, *groups)[1].startswith("does not apply")
+    assert not check(manifest, groups[0], group("JFK", rows=20, recall=0.0))[0]
+
+
+def test_group_without_any_hit_has_an_error(manifest: Manifest) -> None:
+    """The plain standard error of a share of 0 or 1 is 0."""
+    groups = (group("EWR", rows=20, recall=1.0), group("JFK", rows=20, recall=0.0))
+    (gap,) = inclusion.compute_gaps(manifest.model_copy(update={"slices": groups}), ["origin"])
+    assert gap.difference == 1.0
+    assert gap.beyond_chance < 0.5
+
+
+def test_groups_share_the_level_of_error() -> None:
+    assert inclusion.compute_width(2) == pytest.approx(2.0)
+    assert inclusion.compute_width(20) > inclusion.compute_width(3) > 2.3
+
+
 def test_groups_without_limit_or_partner_pass(manifest: Manifest) -> None:
     assert check(manifest, group("EWR", recall=0.8), group("JFK", recall=0.1), max_group_gap=None)[0]
     assert check(manifest, group("EWR", recall=0.8))[1].startswith("does not apply")
