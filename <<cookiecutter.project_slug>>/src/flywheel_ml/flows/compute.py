@@ -19,7 +19,12 @@ Model = TypeVar("Model", bound=StrictModel)
 
 
 class Measurements(StrictModel):
-    """What was measured of a bundle, outside of it; see `Candidate`. `digest` is the sha256 of its manifest."""
+    """What was measured of a bundle, outside of it; see `Candidate`.
+
+    Attributes:
+        digest: sha256 of its manifest.
+        model_sha256: that of its model; while it is the same, so is the training.
+    """
 
     at: datetime
     digest: str
@@ -28,13 +33,15 @@ class Measurements(StrictModel):
     feature_us: dict[str, float]
     unstable: tuple[str, ...]
     compute: ComputeFigures
+    model_sha256: str = ""
 
 
 def record_measurements(candidate: Candidate, contract: Contract, progress: Progress) -> Measurements:
     """Write var/measured.json, and the baseline if there is none of this table and estimator."""
     digest = sha256_file(paths.BUNDLE / bundle.MANIFEST)
     before = read_measurements()
-    known = before.compute if before and before.digest == digest else None
+    model = candidate.manifest.files[bundle.MODEL]
+    known = before.compute if before and (before.digest == digest or before.model_sha256 == model) else None
     trained = progress.cpu_seconds.get("train", 0.0)
     rows = candidate.manifest.rows["train"]
     figures = ComputeFigures(
@@ -52,6 +59,7 @@ def record_measurements(candidate: Candidate, contract: Contract, progress: Prog
         feature_us=dict(candidate.feature_us or {}),
         unstable=candidate.unstable or (),
         compute=figures,
+        model_sha256=model,
     )
     write_json(paths.MEASURED, found.model_dump(mode="json"))
     baseline = read_baseline()

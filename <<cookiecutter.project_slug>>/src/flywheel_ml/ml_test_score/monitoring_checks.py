@@ -88,12 +88,18 @@ def _verify_stability(facts: Facts) -> Finding:
 
 
 def _verify_compute(facts: Facts) -> Finding:
-    baseline, current = facts.model.baseline, facts.model.current
+    baseline, current, measured = facts.model.baseline, facts.model.current, facts.model.measured
     path = paths.COMPUTE_BASELINE.as_posix()
+    if measured is None or measured.digest != facts.model.digest:
+        return Finding(False, "computing performance of this model was not measured", paths.MEASURED.as_posix())
     if baseline is None or current is None:
         return Finding(False, "there is no baseline, or nothing to compare with it", path)
     if baseline.key != current.key:
         return Finding(False, f"the baseline is of '{baseline.key}', the model of '{current.key}'", path)
+    for name, figures in (("this run", current), ("the baseline", baseline)):
+        if not figures.train_cpu_us or not figures.peak_mb:
+            text = f"training time or memory of {name} is unknown, because stage train did not run"
+            return Finding(False, text, path)
     worse = list(find_regressions(baseline, current, facts.params.monitor.max_compute_increase))
     text = worse[0] if worse else "latency, training and memory are within the limits of the baseline"
     return Finding(not worse, text, path)
