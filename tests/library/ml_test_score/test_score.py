@@ -137,6 +137,48 @@ def test_change_of_code_makes_all_attacks_stale(scored: ScoredProject) -> None:
     assert problems == {"code, tests or configuration changed since the tests ran"}
 
 
+def test_erasures_that_cannot_be_searched_cost_the_point(facts: Facts) -> None:
+    card = evaluate(facts._replace(personal=facts.personal._replace(erased_problem="erased.json is damaged")))
+    lost = {one.id: one.hint for one in card.checks if one.points < 1}
+    assert lost.keys() == {"data.privacy"}
+    assert lost["data.privacy"].startswith("erased.json is damaged: ")
+
+
+@pytest.mark.parametrize("lacking", ["digest", "train_cpu_us", "peak_mb", "baseline"])
+def test_compute_without_figures_of_this_training_costs_the_point(facts: Facts, lacking: str) -> None:
+    model = facts.model
+    assert model.measured is not None
+    assert model.current is not None
+    assert model.baseline is not None
+    if lacking == "digest":
+        # Nor does what else was measured of the other bundle count.
+        changed = model._replace(measured=model.measured.model_copy(update={"digest": "0" * 64}))
+    elif lacking == "baseline":
+        changed = model._replace(baseline=model.baseline.model_copy(update={"train_cpu_us": None}))
+    else:
+        changed = model._replace(current=model.current.model_copy(update={lacking: None}))
+    lost = {one.id: one.hint for one in evaluate(facts._replace(model=changed)).checks if one.points < 1}
+    assert "was not measured" in lost["monitoring.compute"] or "is unknown" in lost["monitoring.compute"]
+    assert len(lost) == 1 or lacking == "digest"
+
+
+def test_version_that_a_gate_refused_and_a_person_promoted_costs_the_point(scored: ScoredProject) -> None:
+    from mlflow import MlflowClient
+
+    from flywheel_ml.core.settings import Settings
+    from flywheel_ml.model.registration.registry import Registry
+
+    settings = Settings(_env_file=None)
+    registry = Registry.open(settings, "flights")
+    MlflowClient().set_model_version_tag("flights", "1", "refused", "minimum score: ROC AUC 0.5, at least 0.6")
+    MlflowClient().delete_registered_model_alias("flights", "champion")
+    registry.promote("1", None, override="the floor is wrong")
+    (lost,) = [one for one in scored.score().checks if one.points < 1]
+    assert lost.id == "infrastructure.validated"
+    assert lost.hint.startswith("version 1: a gate refused it (minimum score: ROC AUC 0.5, at least 0.6), and it was")
+    assert registry.get_state("1").refusal
+
+
 def test_commit_without_a_review_counts_half(scored: ScoredProject) -> None:
     (scored.path / "params.yaml").write_text((scored.path / "params.yaml").read_text() + "\n")
     assert points_of(scored, "model.reviewed") == 0

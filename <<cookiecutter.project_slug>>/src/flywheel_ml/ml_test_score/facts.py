@@ -236,7 +236,9 @@ def _read_champion(project: Project, settings: Settings, contract: Contract) -> 
         state = roles.read_state(settings, contract.name, ref.version)
     refusal = "the registry does not know it"
     if state is not None:
-        refusal = f"its role is '{state.role}'" if state.champion != (ref.version, ref.digest) else ""
+        refusal = f"a gate refused it ({state.refusal}), and it was promoted all the same" if state.refusal else ""
+        if state.champion != (ref.version, ref.digest):
+            refusal = f"its role is '{state.role}'"
     return Champion(ref.version, ref.digest, lineage, refusal, problem)
 
 

@@ -146,7 +146,8 @@ class Registry:
         tags = self._client.get_model_version(self.name, number).tags
         champion = holders.get(CHAMPION)
         role = roles.get_role(number, tags, {alias: found.number for alias, found in holders.items()})
-        return State(version.digest, role, (champion.number, champion.digest) if champion else None)
+        leading = (champion.number, champion.digest) if champion else None
+        return State(version.digest, role, leading, roles.get_refusal(tags))
 
     def register(
         self,

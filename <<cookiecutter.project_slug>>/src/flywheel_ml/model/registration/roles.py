@@ -14,11 +14,12 @@ DIGEST_TAG, GATES_TAG, REFUSED_TAG, ROLLED_BACK_TAG = "bundle_sha256", "gates", 
 
 
 class State(NamedTuple):
-    """A version's digest and role, and the champion's number and digest."""
+    """A version's digest and role, the champion's number and digest, and why the gates refused the version, if so."""
 
     digest: str
     role: str
     champion: tuple[str, str] | None
+    refusal: str = ""
 
 
 def get_refusal(tags: Mapping[str, str]) -> str:
@@ -63,4 +64,5 @@ def read_state(settings: Settings, name: str, number: str) -> State | None:
         return None
     champion = holders.get(CHAMPION)
     leading = (champion, found.get(champion, {}).get(DIGEST_TAG, "")) if champion else None
-    return State(found[number].get(DIGEST_TAG, ""), get_role(number, found[number], holders), leading)
+    tags_of = found[number]
+    return State(tags_of.get(DIGEST_TAG, ""), get_role(number, tags_of, holders), leading, get_refusal(tags_of))
