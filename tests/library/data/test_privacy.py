@@ -1,5 +1,7 @@
 """Personal data is found by its form, and by the values of columns that are declared personal."""
 
+import html
+import json
 from pathlib import Path
 
 import polars as pl
@@ -69,9 +71,33 @@ def test_undeclared_column_is_reported_and_a_declared_one_is_not() -> None:
 
 
 def test_values_of_personal_columns_are_found_in_files(tmp_path: Path) -> None:
-    values = privacy.collect_values(TABLE, CONTRACT)
+    values, left_out = privacy.collect_values(TABLE, CONTRACT)
+    assert left_out == 0
     assert values == ["Okonkwo", "Lindqvist"]  # Two letters occur everywhere.
     clean, leaky = tmp_path / "clean.txt", tmp_path / "leaky.log"
     clean.write_text("nothing")
     leaky.write_text("failed for Lindqvist (j@example.org)")
     assert privacy.scan_files([clean, leaky], values) == {leaky: {"e-mail address": 1, "value of a personal column": 1}}
+
+
+def test_every_personal_column_is_searched_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privacy, "MAX_VALUES", 100)
+    address = Column(name="address", type="string", role="ignored", personal=True)
+    contract = CONTRACT.model_copy(update={"columns": (*CONTRACT.columns, address)})
+    names = [f"person {number}" for number in range(300)]
+    table = pl.DataFrame({"surname": names, "address": [f"{number} Elm Street" for number in range(30)] * 10})
+    values, left_out = privacy.collect_values(table, contract)
+    assert sum("Elm" in value for value in values) == 30
+    assert (len(values), left_out) == (80, 250)
+
+
+@pytest.mark.parametrize("value", ["Sean O'Brien", 'Joe "Jo" Ray', "Tom & Ann Ltd", "Jörg Müller"])
+def test_escaped_values_are_found(tmp_path: Path, value: str) -> None:
+    from jinja2 import Environment
+
+    page = Environment(autoescape=True).from_string("<td>{{ value }}</td>").render(value=value)
+    texts = (value, page, html.escape(value), json.dumps([value]), json.dumps([value], ensure_ascii=False))
+    paths = [tmp_path / f"{number}.txt" for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text, encoding="utf-8")
+    assert privacy.scan_files(paths, [value]) == {path: {"value of a personal column": 1} for path in paths}

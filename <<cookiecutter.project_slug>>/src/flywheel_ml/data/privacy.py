@@ -4,9 +4,11 @@ Patterns find what has a form: addresses, international phone numbers, card and 
 digit, US social security numbers. Names and postal addresses have none; the contract must declare their columns.
 """
 
+import html
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +94,38 @@ def report_table(table: pl.DataFrame, contract: Contract, digest: str) -> dict[s
     }
 
 
-def collect_values(table: pl.DataFrame, contract: Contract) -> list[str]:
-    """Distinct values of the text columns that are declared personal, at most `MAX_VALUES`."""
+def collect_values(table: pl.DataFrame, contract: Contract) -> tuple[list[str], int]:
+    """Distinct values of the text columns that are declared personal, and how many are left out.
+
+    There are at most `MAX_VALUES`, of each column the same number.
+    """
     names = [column.name for column in contract.columns if column.personal and column.type == "string"]
     found = [table[name].drop_nulls().unique(maintain_order=True) for name in names if name in table.columns]
-    values = pl.concat(found).head(MAX_VALUES) if found else pl.Series([], dtype=pl.String)
-    return values.filter(values.str.len_chars() >= MIN_VALUE_LENGTH).to_list()
+    found = [values.filter(values.str.len_chars() >= MIN_VALUE_LENGTH) for values in found]
+    limit = MAX_VALUES // max(len(found), 1)
+    values = [value for one in found for value in one.head(limit).to_list()]
+    return values, sum(map(len, found)) - len(values)
 
 
 def scan_files(paths: Collection[Path], values: Collection[str]) -> Mapping[Path, Counter[str]]:
     """Count in text files what looks like personal data, and the values of personal columns."""
     found = {}
+    wanted = sorted({form for value in values for form in _list_forms(value)})
     for path in paths:
         text = path.read_text(encoding="utf-8", errors="replace")
         counts = find_patterns(text)
-        if values and (hits := pl.Series([text]).str.extract_many(list(values))[0]) is not None and len(hits):
+        if wanted and (hits := pl.Series([text]).str.extract_many(wanted)[0]) is not None and len(hits):
             counts["value of a personal column"] = len(hits)
         if counts:
             found[path] = counts
     return found
+
+
+def _list_forms(value: str) -> Iterator[str]:
+    """Yield a value as text, HTML (of the standard library, and of Jinja) and JSON have it."""
+    escaped = html.escape(value)
+    yield value
+    yield escaped
+    yield escaped.replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
+    yield json.dumps(value, ensure_ascii=False)[1:-1]
+    yield json.dumps(value)[1:-1]

@@ -65,16 +65,22 @@ def _verify_files(facts: Facts) -> Finding:
     if facts.personal.found:
         path, counts = next(iter(facts.personal.found.items()))
         return Finding(False, f"{path} holds personal data: {', '.join(counts)}", path)
-    return Finding(
-        True, f"{facts.personal.files} reports, logs and texts hold no personal data", "reports/, bundle/, var/"
-    )
+    text = f"{facts.personal.files} reports, logs and texts hold no personal data"
+    if facts.personal.unsearched:
+        text += f"; {facts.personal.unsearched} values of personal columns, beyond the limit, were not searched for"
+    return Finding(True, text, "reports/, bundle/, var/")
 
 
 def _verify_erased(facts: Facts) -> Finding:
+    if facts.personal.erased_problem:
+        return Finding(False, facts.personal.erased_problem, "data/")
     if facts.personal.returned:
         path, rows = next(iter(facts.personal.returned.items()))
         return Finding(False, f"{path} holds {rows} rows of erased entities", path)
-    return Finding(True, f"none of {facts.personal.erased} erased entities is in the tables", "data/")
+    if not facts.personal.erased:
+        return Finding(True, "no entity was erased", "data/")
+    text = f"none of {facts.personal.erased} erased entities is in {facts.personal.tables} tables"
+    return Finding(True, text, "data/")
 
 
 def _check_tested_features(facts: Facts, figures: Mapping[str, str | float]) -> str:

@@ -27,28 +27,42 @@ class PersonalData(NamedTuple):
         found: file → kind → how often.
         erased: number of remembered erasures.
         returned: table → rows of erased entities that are in it again.
+        tables: number of tables that were searched for them.
+        erased_problem: why they cannot be searched for, if so.
+        unsearched: number of personal values beyond the limit, which were not searched for in the files.
     """
 
     files: int
     found: Mapping[str, Counter[str]]
     erased: int
     returned: Mapping[str, int]
+    tables: int = 0
+    erased_problem: str = ""
+    unsearched: int = 0
 
 
 def search(settings: Settings, contract: Contract, params: Params) -> PersonalData:
     """Search reports, `var/` and the bundle's texts; and the tables, if anyone was erased."""
     files = list(_list_files())
-    values: list[str] = []
+    values, unsearched = list[str](), 0
     if any(column.personal for column in contract.columns) and paths.TABLE.is_file():
-        values = privacy.collect_values(tables.read(paths.TABLE, contract), contract)
+        values, unsearched = privacy.collect_values(tables.read(paths.TABLE, contract), contract)
     found = {path.as_posix(): counts for path, counts in privacy.scan_files(files, values).items()}
-    stones = tombstones.read(Log.of_settings(settings).folder)
-    returned = {}
-    if stones.keys and contract.id is not None:
-        for path in (params.data.raw, paths.TABLE, *paths.SPLITS.values()):
-            if path.is_file() and (rows := stones.count(_read_keys(path, contract))):
-                returned[path.as_posix()] = rows
-    return PersonalData(len(files), found, len(stones.keys), returned)
+    try:
+        stones = tombstones.read(Log.of_settings(settings).folder)
+    except ValueError as error:
+        problem = f"{tombstones.FILE} of the log is damaged ({type(error).__name__})"
+        return PersonalData(len(files), found, 0, {}, erased_problem=problem, unsearched=unsearched)
+    searched: list[Path] = []
+    returned, problem = {}, ""
+    if stones.keys and contract.id is None:
+        problem = f"the contract has no column with role id, so {len(stones.keys)} erased entities cannot be searched"
+    elif stones.keys:
+        searched = [path for path in (params.data.raw, paths.TABLE, *paths.SPLITS.values()) if path.is_file()]
+        counts = {path.as_posix(): stones.count(_read_keys(path, contract)) for path in searched}
+        returned = {path: rows for path, rows in counts.items() if rows}
+        problem = "" if searched else f"there is no table to search for {len(stones.keys)} erased entities"
+    return PersonalData(len(files), found, len(stones.keys), returned, len(searched), problem, unsearched)
 
 
 def _list_files() -> Iterator[Path]:
