@@ -82,7 +82,7 @@ def examine(project: Project, settings: Settings, contract: Contract, params: Pa
 def measure_agreement(settings: Settings, contract: Contract, params: Params) -> Agreement | None:
     """Compare the offline and the online metric of the versions in the log with enough labels.
 
-    None if fewer than three versions have them.
+    None if fewer than three versions have them; versions with a damaged bundle do not count.
     """
     metric = DECIDING_METRIC[contract.task]
     sign = -1.0 if is_error(metric) else 1.0
@@ -92,7 +92,10 @@ def measure_agreement(settings: Settings, contract: Contract, params: Params) ->
         path = _find_bundle(settings, found.model_version)
         if path is None or found.metric is None or found.labelled < params.monitor.min_labels:
             continue
-        tested = bundle.verify(path).metrics["test"].get(metric)
+        try:
+            tested = bundle.verify(path).metrics["test"].get(metric)
+        except ProjectError:  # `infrastructure.validated` names a damaged champion.
+            continue
         if tested is not None:
             offline[found.model_version], online[found.model_version] = sign * tested, sign * found.metric[0]
     return Agreement(metric, offline, online) if len(offline) >= MIN_VERSIONS else None
