@@ -139,6 +139,15 @@ def test_log_without_a_valid_result_costs_the_points(scored: ScoredProject, chec
     assert get_hint(scored, check) == ""
 
 
+def test_too_little_traffic_is_not_called_free_of_drift(scored: ScoredProject) -> None:
+    known = read_json(LATEST)
+    drift = {**known["drift"], "verdict": "insufficient data", "reason": "9 rows"}
+    write_json(LATEST, {**known, "drift": drift})
+    (check,) = [one for one in scored.score().checks if one.id == "monitoring.invariants"]
+    assert check.points == 1
+    assert check.evidence[1].text.endswith("satisfy the contract; drift is not known: 9 rows")
+
+
 def test_degraded_log_costs_the_point_and_a_scored_file_does_not_hide_it(
     scored: ScoredProject, lost_points: Lost
 ) -> None:

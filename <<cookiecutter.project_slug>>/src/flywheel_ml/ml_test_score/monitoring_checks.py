@@ -50,6 +50,8 @@ def _verify_inputs(facts: Facts) -> Finding | None:
         return found
     broken, drifted = found.violations, found.drift.drifted
     text = "the inputs in the log satisfy the contract and have not drifted"
+    if found.drift.verdict == "insufficient data":
+        text = f"the inputs in the log satisfy the contract; drift is not known: {found.drift.reason}"
     if broken:
         text = f"'{broken[0].column}' breaks the contract ({broken[0].rule})"
     elif drifted:
