@@ -205,7 +205,7 @@ def test_second_project_runs_next_to_the_first(
 ) -> None:
     """All services of both run at once, and the end of the second one leaves the first alone."""
     other = tmp_path / "other"
-    shutil.copytree(trained, other)
+    shutil.copytree(trained, other, ignore=shutil.ignore_patterns(".venv", "build"))
     for secret in (other / "var" / "stack").iterdir():
         secret.unlink()
     name = read_stack_name(trained)
@@ -236,7 +236,8 @@ def read_stack_name(project: Path) -> str:
 
 def count_logged(project: Path) -> int:
     query = "select count(*) from predictions"
-    words = ("psql", "--username", "log", "--dbname", "log", "--tuples-only", "--command", query)
+    where = ("--host", "/run/postgresql", "--username", "log", "--dbname", "log")
+    words = ("psql", *where, "--tuples-only", "--command", query)
     return int(compose(project, "exec", "-T", "postgres", *words))
 
 
