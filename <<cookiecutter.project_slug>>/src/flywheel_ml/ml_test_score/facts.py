@@ -33,6 +33,9 @@ REPORTS = (
 
 LOCKS = (dvc_stages.LOCK, Path("uv.lock"))
 
+TRIES = 3
+"""How often the latency is measured next to the calibration loop."""
+
 
 class Report(NamedTuple):
     """Content of a JSON file, and when it was written."""
@@ -191,14 +194,17 @@ def _measure_now(opened: Bundle, measured: Measurements | None) -> ComputeFigure
     if measured is None or not paths.SPLITS["test"].is_file():
         return None
     rows = tables.read(paths.SPLITS["test"], opened.contract).head(speed.ROWS)
-    calibration = run_calibration_loop()
     columns = tables.to_columns(rows, opened.contract.inputs)
-    scale = calibration / measured.compute.calibration_ms
-    trained = measured.compute.train_cpu_us
     try:
-        latency = speed.measure_latency_ms(opened, columns, time.thread_time)
+        # Other processes slow the one or the other down; the best pair shows the code.
+        pairs = [
+            (run_calibration_loop(), speed.measure_latency_ms(opened, columns, time.thread_time)) for _ in range(TRIES)
+        ]
     except ProjectError:
         return None
+    calibration, latency = min(pairs, key=lambda pair: pair[1] / pair[0])
+    scale = calibration / measured.compute.calibration_ms
+    trained = measured.compute.train_cpu_us
     return measured.compute.model_copy(
         update={
             "calibration_ms": calibration,

@@ -43,12 +43,15 @@ def is_outdated() -> bool:
 def list_outdated() -> dict[str, str]:
     """List the stages that would run again, and tracked files that changed: name → the first reason.
 
-    A stage after one of them would run again too, although its own inputs have not changed yet.
+    A stage after one of them would run again too, although its own inputs have not changed yet; not after one whose
+    outputs alone were changed, because it makes the same ones again.
     """
     with _open_repo() as repo:
-        found = {name: _describe_change(changes) for name, changes in repo.status().items()}
+        status = repo.status()
+        found = {name: _describe_change(changes) for name, changes in status.items()}
+        rerun = {name for name, changes in status.items() if any(set(one) != {"changed outs"} for one in changes)}
         graph = repo.index.graph  # From each stage to those that it depends on.
-        waiting = [stage for stage in graph if stage.addressing in found]
+        waiting = [stage for stage in graph if stage.addressing in rerun]
         while waiting:
             stage = waiting.pop()
             for later in graph.predecessors(stage):
