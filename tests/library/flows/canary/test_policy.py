@@ -1,15 +1,19 @@
 """Errors of an experiment are a finding of the hourly policy, and the policy is reached although alerts are not."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flywheel_ml.core import serving_folder
 from flywheel_ml.core.bundle import Bundle
 from flywheel_ml.core.params import Params
 from flywheel_ml.core.retraining_params import PolicyParams
+from flywheel_ml.experiments.evidence import AlphaBudget
+from flywheel_ml.experiments.guards import log_errors
 from flywheel_ml.flows import rollout
 from flywheel_ml.flows.canary.errors import build_rule, find_errors
 from flywheel_ml.flows.retraining import policy
@@ -145,6 +149,18 @@ def test_policy_is_carried_out_although_a_sink_fails(canary: Canary, result: Res
         policy.act_on(PROJECT, canary.settings, canary.params, watch)
     assert rollout.read_plan(canary.registry) is None
     assert decisions.read(policy.FILE).outcomes[0].succeeded
+
+
+def test_hourly_check_spends_its_part_of_the_error_budget(canary: Canary) -> None:
+    """12 of 200 failed rows are enough for the whole budget of errors, but not for a quarter of a third of it."""
+    rollout.start(canary.registry, canary.settings, "2", 0.5)
+    send_past(canary, failed=6)
+    evidence = float(log_errors(np.array((0, 12)), np.array((200, 200)), 0.5, ratio=1.0, rate=0.01))
+    budget = AlphaBudget()
+    assert -math.log(budget.errors) < evidence < -math.log(budget.hourly_errors / 4)
+    assert budget.look_errors + budget.hourly_errors == pytest.approx(budget.errors)
+    now = datetime.now(UTC) + timedelta(minutes=1)
+    assert find_errors(canary.settings, canary.params, now) == ""
 
 
 def test_errors_of_an_experiment_raise_an_alert_until_it_is_over(canary: Canary, result: Result) -> None:
